@@ -1,0 +1,185 @@
+"""The transformer: a small FluxTransformer2DModel trained by flow matching on latents, and the folder it is shipped in."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.garments.catalogue import Facts
+from models.garments.prompts import training_prompt
+from models.garments.text import CLIP_WIDTH, T5_WIDTH, TextSide
+from models.garments.vae import LATENT_CHANNELS
+
+MAX_TOKENS: Final = 32
+# Lengths T5 is padded to in training, with their odds: any max_sequence_length of 16 to 32 then works.
+_LENGTHS: Final = (16, 24, 32)
+_LENGTH_ODDS: Final = (0.35, 0.35, 0.3)
+_EMPTY_SHARE: Final = 0.1
+_EMA: Final = 0.999
+
+CARD: Final[dict[str, Any]] = {
+    "name": "garments",
+    "architecture": "flux",
+    "license": "Apache-2.0",
+    "native_size": 64,
+    "max_size": 64,
+    "size_multiple": 16,
+    "max_sequence_length": MAX_TOKENS,
+    "steps": {"default": 12, "min": 1, "max": 50},
+    "guidance": {"scale_default": 1.0, "embedded": False, "true_cfg_scale": 2.0, "negative_prompt": ""},
+    "lora": {"target_modules": ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]},
+    "dtype": "float32",
+}
+
+
+def make_transformer(width: int = 192, double: int = 2, single: int = 4, head: int = 32) -> FluxTransformer2DModel:
+    """A fresh transformer whose blocks all begin as the identity (adaLN-zero, Peebles and Xie 2023)."""
+    model = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4 * LATENT_CHANNELS,
+        num_layers=double,
+        num_single_layers=single,
+        attention_head_dim=head,
+        num_attention_heads=width // head,
+        joint_attention_dim=T5_WIDTH,
+        pooled_projection_dim=CLIP_WIDTH,
+        axes_dims_rope=(head // 4, head // 8 * 3, head // 8 * 3),
+        guidance_embeds=False,
+    )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and ".norm" in f".{name}" and name.endswith("linear"):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.zeros_(model.proj_out.weight)
+    nn.init.zeros_(model.proj_out.bias)
+    return model
+
+
+class FlowTrainer:
+    """Velocity matching (Lipman et al. 2023) with logit-normal times (Esser et al. 2024) and an averaged copy."""
+
+    def __init__(self, model: FluxTransformer2DModel, side: TextSide, latents: Tensor, facts: Sequence[Facts], seed: int, lr: float) -> None:
+        """Latents are (n, 16, h, w), already shifted and scaled as the pipeline expects them; facts name each."""
+        self.model = model
+        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self._side, self._latents, self._facts, self._lr = side, latents, facts, lr
+        self._rng = np.random.default_rng(seed)
+        self._noise = torch.Generator().manual_seed(seed)
+        self._steps = 0
+        self._optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+
+    def rate(self, progress: float) -> float:
+        """Learning rate: warm-up by steps, flat for three tenths of the stage, then a cosine down to 2 %."""
+        warm = min(1.0, (self._steps + 1) / 100)
+        fall = 1.0 if progress < 0.3 else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (progress - 0.3) / 0.7))
+        return self._lr * warm * fall
+
+    def step(self, progress: float, batch: int) -> float:
+        """One step; returns the loss."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.rate(progress)
+        pick: NDArray[np.int64] = self._rng.integers(0, len(self._latents), batch)
+        clean = self._latents[torch.from_numpy(pick)].float()
+        prompts = ["" if self._rng.random() < _EMPTY_SHARE else training_prompt(self._facts[i], self._rng)[0] for i in pick]
+        length = int(self._rng.choice(_LENGTHS, p=_LENGTH_ODDS))
+        pooled, sequence = self._side.encode(prompts, length)
+        noise = torch.randn(clean.shape, generator=self._noise)
+        t = torch.sigmoid(torch.randn(batch, generator=self._noise))
+        mix = t.view(-1, 1, 1, 1)
+        _, c, h, w = clean.shape
+        out = self.model(
+            hidden_states=_pack((1 - mix) * clean + mix * noise),
+            timestep=t,
+            pooled_projections=pooled,
+            encoder_hidden_states=sequence,
+            txt_ids=torch.zeros(length, 3),
+            img_ids=FluxPipeline._prepare_latent_image_ids(batch, h // 2, w // 2, "cpu", torch.float32),
+            return_dict=False,
+        )[0]
+        loss = F.mse_loss(out, _pack(noise - clean))
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._optimiser.step()
+        self._follow()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        # A young average forgets faster, or it would carry its random start for thousands of steps.
+        keep = min(_EMA, (1 + self._steps) / (10 + self._steps))
+        live = self.model.state_dict()
+        torch._foreach_lerp_([self.average[k] for k in live], list(live.values()), 1 - keep)
+        self._steps += 1
+
+    def averaged(self) -> FluxTransformer2DModel:
+        """A copy of the model with the averaged weights, for sampling and shipping."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.average)
+        return model.eval()
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed stage needs."""
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimiser": self._optimiser.state_dict(),
+            "rng": self._rng.bit_generator.state,
+            "noise": self._noise.get_state(),
+            "steps": self._steps,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of state()."""
+        self.model.load_state_dict(state["model"])
+        self.average = state["average"]
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._rng.bit_generator.state = state["rng"]
+        self._noise.set_state(state["noise"])
+        self._steps = state["steps"]
+
+
+def _pack(latents: Tensor) -> Tensor:
+    n, c, h, w = latents.shape
+    packed: Tensor = FluxPipeline._pack_latents(latents, n, c, h, w)
+    return packed
+
+
+def export(folder: Path, transformer: FluxTransformer2DModel, vae: AutoencoderKL, side: TextSide, size: int) -> None:
+    """Write a FluxPipeline folder in half precision with the model's card file, and put it in place at once.
+
+    A reader of `folder` sees the old one or the new one, never half of either.
+    """
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
+        vae=copy.deepcopy(vae).to(memory_format=torch.contiguous_format).half(),
+        text_encoder=copy.deepcopy(side.text_encoder).half(),
+        tokenizer=side.tokenizer,
+        text_encoder_2=copy.deepcopy(side.text_encoder_2).half(),
+        tokenizer_2=side.tokenizer_2,
+        transformer=copy.deepcopy(transformer).half(),
+    )
+    pipeline.save_pretrained(fresh, safe_serialization=True)
+    card = {**CARD, "native_size": size, "max_size": size}
+    (fresh / "atelier.json").write_text(json.dumps(card, indent=2) + "\n")
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
