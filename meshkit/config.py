@@ -1,0 +1,107 @@
+"""Settings that every service shares, validated once at start.
+
+Values come from the environment (`ATELIER_NATS_URL`); any of them may come from a file instead, named by the same
+variable with `_FILE` (`ATELIER_AUTH_SECRET_FILE`), which is how Kubernetes hands over secrets.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+PREFIX = "ATELIER_"
+MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: an HS256 key is at least as long as its hash
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+# A list as people write it in an environment: `a,b`.
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+class FileSource(PydanticBaseSettingsSource):
+    """Reads a setting from the file that its variable with `_FILE` names."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 -- their shape
+        """Returns the file's text without its line end, or None where no file is named."""
+        path = os.environ.get(f"{PREFIX}{field_name.upper()}_FILE")
+        if not path:
+            return None, field_name, False
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n"), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """All settings that have a file."""
+        values = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class MeshSettings(BaseSettings):
+    """What every service may be told. Each service's `config.py` adds its own fields to a subclass."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore")
+
+    listen: str = Field("127.0.0.1:0", description="Address to serve on; port 0 lets the system choose.")
+    port_file: Path | None = Field(None, description="The bound address is written here once the service is ready.")
+    log_level: str = Field("info", description="debug, info, warning or error.")
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="Port of the Prometheus page; none without.")
+    metrics_host: str = Field("127.0.0.1", description="Address of the Prometheus page.")
+    shutdown_grace_seconds: float = Field(20.0, ge=0, description="How long calls in flight may take at a stop.")
+    max_message_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest gRPC message, either way.")
+
+    database_url: SecretStr = Field(SecretStr(""), description="postgresql://user:password@host:port/name")
+    database_min_connections: int = Field(1, ge=0)
+    database_max_connections: int = Field(10, ge=1)
+    database_statement_timeout_seconds: float = Field(30.0, ge=0, description="0 for none.")
+
+    nats_url: SecretStr = Field(SecretStr(""), description="nats://user:password@host:port; none runs without news.")
+
+    s3_endpoint: str = Field("", description="host:port of the object store.")
+    s3_access_key: str = ""
+    s3_secret_key: SecretStr = SecretStr("")
+    s3_bucket: str = Field("atelier", min_length=3, max_length=63)
+    s3_secure: bool = False
+    s3_region: str = "us-east-1"
+
+    auth_secret: SecretStr | None = Field(None, description="Key of HS256 tokens, which services sign theirs with.")
+    auth_jwks_url: str | None = Field(None, description="Keys of RS256, ES256 and EdDSA tokens, by http(s).")
+    auth_jwks_file: Path | None = Field(None, description="The same from a file, read again when it changes.")
+    auth_issuer: str | None = Field(None, description="`iss` that tokens must carry, where set.")
+    auth_audience: str | None = Field(None, description="`aud` that tokens must carry, where set.")
+    auth_revoked_file: Path | None = Field(None, description="Revoked `jti`s, one a line, read again on change.")
+
+    fetch_allow_private: CommaSeparated = Field(
+        (), description="host:port or CIDR that the fetcher may reach although it is private, separated by commas."
+    )
+
+    @field_validator("auth_secret")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
+            raise ValueError(f"must have at least {MIN_SECRET_BYTES} bytes")
+        return value
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.lower() not in {"debug", "info", "warning", "error"}:
+            raise ValueError("must be debug, info, warning or error")
+        return value.lower()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- no file of settings is read behind one's back
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments win over the environment, the environment over files."""
+        return init_settings, env_settings, FileSource(settings_cls)

@@ -1,0 +1,138 @@
+"""The one kind of error that crosses the mesh.
+
+A service raises `MeshError`; `meshkit.status` carries it through gRPC unchanged and the gateway turns it into HTTP.
+Its message is written for the caller: no driver's or library's text belongs in it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+class Kind(enum.StrEnum):
+    """What went wrong, in terms that a caller can act on."""
+
+    INVALID = "INVALID"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    FORBIDDEN = "FORBIDDEN"
+    NOT_FOUND = "NOT_FOUND"
+    CONFLICT = "CONFLICT"
+    TOO_LARGE = "TOO_LARGE"
+    EXHAUSTED = "EXHAUSTED"
+    UNAVAILABLE = "UNAVAILABLE"
+    DEADLINE = "DEADLINE"
+    UNIMPLEMENTED = "UNIMPLEMENTED"
+    ABORTED = "ABORTED"
+    INTERNAL = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One member of a request that does not hold.
+
+    Attributes:
+        path: Dotted path of the member in the request message; elements of lists as `[0]`, of maps as `["key"]`.
+        message: What is wrong, for the caller.
+        type: Machine-readable name of the rule, e.g. `missing`, `greater_than_equal`, `value_error`.
+    """
+
+    path: str
+    message: str
+    type: str = "value_error"
+
+
+class MeshError(Exception):
+    """An error meant for the caller.
+
+    Args:
+        kind: What went wrong.
+        message: A sentence for the caller.
+        reason: Stable UPPER_SNAKE name of the cause; the kind's name where absent.
+        violations: Members of the request that do not hold, for `Kind.INVALID`.
+        metadata: Further facts that a program may use, e.g. the identifier that was not found.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        message: str,
+        *,
+        reason: str = "",
+        violations: Sequence[FieldViolation] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.reason = reason or kind.value
+        self.violations: tuple[FieldViolation, ...] = tuple(violations)
+        self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata or {}))
+
+    def __eq__(self, other: object) -> bool:
+        """Equal where every part is; identity of the traceback does not count."""
+        if not isinstance(other, MeshError):
+            return NotImplemented
+        return self._parts() == other._parts()
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.message, self.reason, self.violations))
+
+    def __repr__(self) -> str:
+        return f"MeshError({self.kind.value}, {self.message!r}, reason={self.reason!r})"
+
+    def _parts(self) -> tuple[object, ...]:
+        return (self.kind, self.message, self.reason, self.violations, dict(self.metadata))
+
+
+def invalid(path: str, message: str, type: str = "value_error") -> MeshError:  # noqa: A002 -- the JSON member's name
+    """A request with one member that does not hold.
+
+    Args:
+        path: Dotted path of the member in the request message.
+        message: What is wrong with it.
+        type: Machine-readable name of the rule.
+    """
+    return MeshError(Kind.INVALID, message, violations=(FieldViolation(path, message, type),))
+
+
+def not_found(what: str, ident: str) -> MeshError:
+    """Nothing of this identifier exists for this caller; what another tenant owns is not found either."""
+    return MeshError(
+        Kind.NOT_FOUND,
+        f"{what} {ident} not found",
+        reason=f"{what.upper().replace(' ', '_')}_NOT_FOUND",
+        metadata={"id": ident},
+    )
+
+
+def conflict(message: str, reason: str = "CONFLICT") -> MeshError:
+    """The request cannot be done in the present state."""
+    return MeshError(Kind.CONFLICT, message, reason=reason)
+
+
+def forbidden(message: str, reason: str = "FORBIDDEN") -> MeshError:
+    """The caller is known and may not do this."""
+    return MeshError(Kind.FORBIDDEN, message, reason=reason)
+
+
+def unauthenticated(message: str, reason: str = "UNAUTHENTICATED") -> MeshError:
+    """The caller is not known."""
+    return MeshError(Kind.UNAUTHENTICATED, message, reason=reason)
+
+
+def too_large(message: str, reason: str = "TOO_LARGE") -> MeshError:
+    """The request or its answer passes a size limit."""
+    return MeshError(Kind.TOO_LARGE, message, reason=reason)
+
+
+def exhausted(message: str, reason: str = "EXHAUSTED") -> MeshError:
+    """A quota or a capacity is used up; later may succeed."""
+    return MeshError(Kind.EXHAUSTED, message, reason=reason)
+
+
+def unavailable(message: str, reason: str = "UNAVAILABLE") -> MeshError:
+    """A part of the mesh does not answer; later may succeed."""
+    return MeshError(Kind.UNAVAILABLE, message, reason=reason)

@@ -1,0 +1,133 @@
+"""Structured logs: one JSON object a line on standard error, with the trace at hand and without secrets."""
+
+from __future__ import annotations
+
+import logging as stdlib
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, cast
+
+import orjson
+import structlog
+
+from meshkit import tracing
+
+REDACTED = "[redacted]"
+
+_SECRET_KEY = re.compile(
+    r"(?i)(^|[_\-.])(token|authorization|secret|password|passwd|pwd|api[_-]?key|private[_-]?key|secret[_-]?key|cookie"
+    r"|credentials?|dsn|signature)s?$"
+)
+_SECRET_TEXT = re.compile(
+    r"(?i)\b(?P<scheme>bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}"
+    r"|\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"
+    r"|(?P<user>\b[a-z][a-z0-9+.-]*://[^\s/:@]*):[^\s/@]+@"
+    r"|(?P<key>\b(?:password|passwd|secret|token|x-amz-signature|x-amz-credential)=)[^\s&'\"]+"
+)
+_MAX_DEPTH = 6
+
+
+def redact(value: object, depth: int = 0) -> object:
+    """Returns the value without what must not be written down: known keys, bearer tokens, passwords in URLs."""
+    if isinstance(value, str):
+        return _SECRET_TEXT.sub(_cover, value)
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if depth >= _MAX_DEPTH:
+        return value if isinstance(value, int | float | bool | None) else "..."
+    if isinstance(value, Mapping):
+        return {
+            str(key): REDACTED if _SECRET_KEY.search(str(key)) else redact(item, depth + 1)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [redact(item, depth + 1) for item in value]
+    return value
+
+
+def configure(service: str, level: str = "info") -> None:
+    """Sets up logging for the process, once at its start.
+
+    Libraries that log through the standard library are written in the same form, from WARNING on.
+
+    Args:
+        service: Name of the service, a member of every line.
+        level: Least level that is written: debug, info, warning or error.
+    """
+    threshold = stdlib.getLevelNamesMapping()[level.upper()]
+    shared: list[structlog.types.Processor] = [
+        structlog.stdlib.add_log_level,
+        _add_origin(service),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _redact_event,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.processors.JSONRenderer(serializer=_dump)],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+        cache_logger_on_first_use=True,
+    )
+    handler = stdlib.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(serializer=_dump_text),
+            ],
+        )
+    )
+    root = stdlib.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(threshold, stdlib.WARNING))
+
+
+def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
+    """A logger whose lines name the module they come from.
+
+    Args:
+        name: The module's `__name__`.
+    """
+    return cast("structlog.typing.FilteringBoundLogger", structlog.get_logger(module=name))
+
+
+def _cover(match: re.Match[str]) -> str:
+    if match["scheme"]:
+        return f"{match['scheme']} {REDACTED}"
+    if match["user"]:
+        return f"{match['user']}:{REDACTED}@"
+    if match["key"]:
+        return f"{match['key']}{REDACTED}"
+    return REDACTED
+
+
+def _add_origin(service: str) -> structlog.types.Processor:
+    def add(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event["service"] = service
+        trace = tracing.current()
+        if trace is not None:
+            event.setdefault("trace_id", trace.trace_id)
+            event.setdefault("request_id", trace.request_id)
+            if trace.tenant:
+                event.setdefault("tenant", trace.tenant)
+        return event
+
+    return add
+
+
+def _redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    # ProcessorFormatter keeps its own objects under these names until it removes them.
+    kept = {key: event.pop(key) for key in ("_record", "_from_structlog") if key in event}
+    clean = cast("dict[str, Any]", redact(event))
+    clean.update(kept)
+    return clean
+
+
+def _dump(event: object, **_options: object) -> bytes:
+    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _dump_text(event: object, **options: object) -> str:
+    return _dump(event, **options).decode()

@@ -1,0 +1,85 @@
+"""Prometheus metrics: one registry a process, and a page that serves it.
+
+A metric is declared where it is used; declaring it again gives the same one, so that tests may build a thing twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.metrics import MetricWrapperBase
+
+# Seconds: from a lookup in memory to a call that waits for a long poll.
+LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+_lock = threading.Lock()
+_declared: dict[str, MetricWrapperBase] = {}
+_Metric = TypeVar("_Metric", bound=MetricWrapperBase)
+
+
+def counter(name: str, documentation: str, labels: Sequence[str] = ()) -> Counter:
+    """A figure that only grows.
+
+    Args:
+        name: Name with the unit, without `_total`; `atelier_` stands before it.
+        documentation: What is counted.
+        labels: Names of its labels, whose values must be few.
+    """
+    return _declare(name, Counter, lambda full: Counter(full, documentation, labels))
+
+
+def gauge(name: str, documentation: str, labels: Sequence[str] = ()) -> Gauge:
+    """A figure that rises and falls; arguments as for `counter`."""
+    return _declare(name, Gauge, lambda full: Gauge(full, documentation, labels))
+
+
+def histogram(
+    name: str, documentation: str, labels: Sequence[str] = (), buckets: Sequence[float] = LATENCY_BUCKETS
+) -> Histogram:
+    """A distribution; arguments as for `counter`, with the upper bounds of its buckets."""
+    return _declare(name, Histogram, lambda full: Histogram(full, documentation, labels, buckets=buckets))
+
+
+class MetricsServer:
+    """The Prometheus page on a thread of its own, so that a busy event loop still answers."""
+
+    def __init__(self, port: int, host: str) -> None:
+        self._server, self._thread = start_http_server(port, addr=host, registry=REGISTRY)
+
+    @property
+    def port(self) -> int:
+        """The port in use."""
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        """Stops serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5)
+
+
+def serve_metrics(port: int | None, host: str = "127.0.0.1") -> MetricsServer | None:
+    """Serves `/metrics`.
+
+    Args:
+        port: Port to serve on, 0 for one that the system chooses; None serves nothing.
+        host: Address to serve on.
+
+    Returns:
+        The running page, or None.
+    """
+    return None if port is None else MetricsServer(port, host)
+
+
+def _declare(name: str, kind: type[_Metric], make: Callable[[str], _Metric]) -> _Metric:
+    full = name if name.startswith("atelier_") else f"atelier_{name}"
+    with _lock:
+        known = _declared.get(full)
+        if known is None:
+            known = _declared[full] = make(full)
+        if not isinstance(known, kind):
+            raise TypeError(f"{full} is declared as {type(known).__name__}")
+        return cast("_Metric", known)

@@ -1,0 +1,148 @@
+"""Domain errors as gRPC status and back, in one table.
+
+A `MeshError` travels as `google.rpc.Status` with `ErrorInfo` (always) and `BadRequest` (with violations) in the
+trailing metadata `grpc-status-details-bin`, so that Go, Java or any other client can read it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from meshkit.errors import FieldViolation, Kind, MeshError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DOMAIN = "atelier"
+DETAILS_KEY = "grpc-status-details-bin"
+
+# A client that was not told otherwise takes 8 KiB of metadata; what is longer would lose the whole status.
+_MAX_DETAIL_BYTES = 6000
+_MAX_MESSAGE_CHARS = 1000
+
+CODE_OF_KIND: Mapping[Kind, grpc.StatusCode] = MappingProxyType(
+    {
+        Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+        Kind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+        Kind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+        Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+        Kind.CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,
+        Kind.TOO_LARGE: grpc.StatusCode.OUT_OF_RANGE,
+        Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        Kind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+        Kind.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
+        Kind.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
+        Kind.ABORTED: grpc.StatusCode.ABORTED,
+        Kind.INTERNAL: grpc.StatusCode.INTERNAL,
+    }
+)
+
+# Codes that the mesh does not raise itself but that gRPC or a foreign server may.
+KIND_OF_CODE: Mapping[grpc.StatusCode, Kind] = MappingProxyType(
+    {code: kind for kind, code in CODE_OF_KIND.items()}
+    | {
+        grpc.StatusCode.CANCELLED: Kind.ABORTED,
+        grpc.StatusCode.UNKNOWN: Kind.INTERNAL,
+        grpc.StatusCode.ALREADY_EXISTS: Kind.CONFLICT,
+        grpc.StatusCode.DATA_LOSS: Kind.INTERNAL,
+        grpc.StatusCode.OK: Kind.INTERNAL,  # an error that says OK is a fault of its sender
+    }
+)
+
+# What a caller is told where only gRPC's own text exists, which names addresses and internals.
+_PLAIN_MESSAGES: Mapping[Kind, str] = MappingProxyType(
+    {
+        Kind.UNAVAILABLE: "The service is not reachable",
+        Kind.DEADLINE: "The service did not answer in time",
+        Kind.ABORTED: "The call was cancelled",
+        Kind.INTERNAL: "Internal error",
+        Kind.UNIMPLEMENTED: "The service does not know this method",
+        Kind.TOO_LARGE: "The message is larger than the service accepts",
+    }
+)
+
+
+def to_status(error: MeshError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
+    """Renders an error for `context.abort`.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Code, details text and trailing metadata.
+    """
+    code = CODE_OF_KIND[error.kind]
+    message = error.message[:_MAX_MESSAGE_CHARS]
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata))
+    status = status_pb2.Status(code=code.value[0], message=message)
+    status.details.add().Pack(info)
+    if error.violations:
+        room = _MAX_DETAIL_BYTES - status.ByteSize()
+        status.details.add().Pack(_bad_request(error.violations, room))
+    return code, message, ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
+    """Reads the error back on the client's side; `from_rpc_error` of what `to_status` wrote is the same error."""
+    details = _details(error)
+    if details is None:
+        return _plain(error)
+    info, violations = details
+    return MeshError(
+        KIND_OF_CODE[error.code()],
+        error.details() or "",
+        reason=info.reason,
+        violations=violations,
+        metadata=dict(info.metadata),
+    )
+
+
+def _bad_request(violations: Sequence[FieldViolation], room: int) -> error_details_pb2.BadRequest:
+    request = error_details_pb2.BadRequest()
+    for violation in violations:
+        entry = error_details_pb2.BadRequest.FieldViolation(
+            field=violation.path, description=violation.message, reason=violation.type
+        )
+        room -= entry.ByteSize() + 4
+        # The first one is always told, however long: cut rather than silent.
+        if room < 0 and request.field_violations:
+            break
+        if room < 0:
+            entry.field, entry.description = entry.field[:1000], entry.description[:1000]
+        request.field_violations.append(entry)
+    return request
+
+
+def _details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, list[FieldViolation]] | None:
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            return _parse(value)
+    return None
+
+
+def _parse(payload: bytes) -> tuple[error_details_pb2.ErrorInfo, list[FieldViolation]] | None:
+    try:
+        status = status_pb2.Status.FromString(payload)
+    except ValueError:  # protobuf's DecodeError is one
+        return None
+    info = error_details_pb2.ErrorInfo()
+    request = error_details_pb2.BadRequest()
+    for detail in status.details:
+        if not detail.Unpack(info):
+            detail.Unpack(request)
+    if info.domain != DOMAIN:
+        return None
+    return info, [FieldViolation(v.field, v.description, v.reason) for v in request.field_violations]
+
+
+def _plain(error: grpc.aio.AioRpcError) -> MeshError:
+    kind = KIND_OF_CODE[error.code()]
+    details = error.details() or ""
+    if kind is Kind.EXHAUSTED and "larger than max" in details:  # gRPC's own limit, by its wording
+        kind = Kind.TOO_LARGE
+    return MeshError(kind, _PLAIN_MESSAGES.get(kind, details))

@@ -1,0 +1,291 @@
+"""Rules of the contract, applied to requests: defaults first, then validation.
+
+Both come from the descriptors: `(atelier.options.v1.field).default_value` and `buf.validate`. What a message type needs is
+worked out once, on its first use.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import protovalidate
+from google.protobuf import json_format, message_factory, struct_pb2
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from atelier.options.v1 import options_pb2
+from meshkit.errors import FieldViolation, Kind, MeshError
+
+_STRUCT = struct_pb2.Struct.DESCRIPTOR.full_name
+_VALUE = struct_pb2.Value.DESCRIPTOR.full_name
+_LIST_VALUE = struct_pb2.ListValue.DESCRIPTOR.full_name
+
+# protovalidate names the rule (`int32.gte_lte`), callers of the JSON API expect the names that such APIs use.
+_TYPE_OF_RULE = {
+    "required": "missing",
+    "gte": "greater_than_equal",
+    "gt": "greater_than",
+    "lte": "less_than_equal",
+    "lt": "less_than",
+    "min_len": "string_too_short",
+    "max_len": "string_too_long",
+    "pattern": "string_pattern_mismatch",
+    "uuid": "uuid_parsing",
+    "uuid_empty": "uuid_parsing",
+    "uri": "url_parsing",
+    "uri_empty": "url_parsing",
+    "min_items": "too_short",
+    "max_items": "too_long",
+    "min_pairs": "too_short",
+    "max_pairs": "too_long",
+    "defined_only": "enum",
+    "in": "enum",
+}
+
+_Setter = Callable[[Message], None]
+
+
+def check(message: Message) -> None:
+    """Holds a message to the rules of its contract.
+
+    Args:
+        message: A request, its defaults applied.
+
+    Raises:
+        MeshError: `INVALID` with one violation for each member that does not hold.
+    """
+    violations = [_violation(found.proto) for found in protovalidate.collect_violations(message)]
+    violations.extend(
+        FieldViolation(path, "must not contain NUL characters", "string_contains_nul") for path in _nul_paths(message, "")
+    )
+    if violations:
+        first = violations[0]
+        text = f"{first.path}: {first.message}" if first.path else first.message
+        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+        raise MeshError(Kind.INVALID, f"{text}{more}", reason="VALIDATION", violations=violations)
+
+
+def apply_defaults(message: Message) -> None:
+    """Fills absent fields, in the message and the messages it holds, with the defaults of the contract.
+
+    A member of a oneof is never chosen by its default, and an absent message stays absent unless it has a default itself.
+
+    Args:
+        message: A request; changed in place.
+    """
+    plan = _plan(message.DESCRIPTOR)
+    for setter in plan.setters:
+        setter(message)
+    for walk in plan.walks:
+        walk(message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    setters: tuple[_Setter, ...]
+    walks: tuple[_Setter, ...]
+
+
+_plans: dict[str, _Plan] = {}
+_plans_lock = threading.Lock()
+
+
+def _plan(descriptor: Descriptor) -> _Plan:
+    plan = _plans.get(descriptor.full_name)
+    if plan is None:
+        with _plans_lock:
+            plan = _plans[descriptor.full_name] = _build(descriptor)
+    return plan
+
+
+def _build(descriptor: Descriptor) -> _Plan:
+    setters = tuple(setter for field in descriptor.fields for setter in _default_setters(field))
+    walks = tuple(_walk(field) for field in descriptor.fields if _may_hold_defaults(field))
+    return _Plan(setters, walks)
+
+
+def _default_setters(field: FieldDescriptor) -> Iterator[_Setter]:
+    text = field.GetOptions().Extensions[options_pb2.field].default_value
+    if not text or _in_real_oneof(field):
+        return
+    value = json.loads(text)
+    if value in ([], {}) and field.is_repeated:
+        return
+    yield _setter(field, value)
+
+
+def _setter(field: FieldDescriptor, value: Any) -> _Setter:
+    name = field.name
+    if field.is_repeated or field.message_type is not None:
+        template = json_format.ParseDict({name: value}, message_factory.GetMessageClass(field.containing_type)())
+
+        def set_message(message: Message) -> None:
+            absent = not getattr(message, name) if field.is_repeated else not message.HasField(name)
+            if absent:
+                message.MergeFrom(template)
+
+        return set_message
+    scalar = enum_number(field.enum_type, value) if field.enum_type is not None else value
+    if field.has_presence:
+
+        def set_scalar(message: Message) -> None:
+            if not message.HasField(name):
+                setattr(message, name, scalar)
+
+        return set_scalar
+
+    def set_zero(message: Message) -> None:
+        if not getattr(message, name):
+            setattr(message, name, scalar)
+
+    return set_zero
+
+
+def enum_number(enum: EnumDescriptor, spelling: str) -> int:
+    """Number of the enum value that is spelled so in JSON, by the enum's options.
+
+    Args:
+        enum: The enum.
+        spelling: Its JSON spelling, or the value's full name.
+
+    Raises:
+        KeyError: No value is spelled so.
+    """
+    for value in enum.values:
+        if spelling in (value.name, enum_spelling(enum, value.number)):
+            return int(value.number)
+    raise KeyError(spelling)
+
+
+def enum_spelling(enum: EnumDescriptor, number: int) -> str:
+    """JSON spelling of an enum value: its own where it has one, else its name without the enum's prefix.
+
+    Args:
+        enum: The enum.
+        number: Number of the value.
+
+    Raises:
+        KeyError: The enum has no such number.
+    """
+    value = enum.values_by_number[number]
+    own = str(value.GetOptions().Extensions[options_pb2.value].name)
+    if own:
+        return own
+    prefix = "".join(f"_{c}" if c.isupper() and i and not enum.name[i - 1].isupper() else c for i, c in enumerate(enum.name))
+    name = str(value.name).removeprefix(f"{prefix.upper()}_")
+    return name.lower() if enum.GetOptions().Extensions[options_pb2.enum].lower else name
+
+
+def _walk(field: FieldDescriptor) -> _Setter:
+    name = field.name
+    if _is_map(field):
+
+        def walk_map(message: Message) -> None:
+            for item in getattr(message, name).values():
+                apply_defaults(item)
+
+        return walk_map
+    if field.is_repeated:
+
+        def walk_list(message: Message) -> None:
+            for item in getattr(message, name):
+                apply_defaults(item)
+
+        return walk_list
+
+    def walk_one(message: Message) -> None:
+        if message.HasField(name):
+            apply_defaults(getattr(message, name))
+
+    return walk_one
+
+
+def _may_hold_defaults(field: FieldDescriptor) -> bool:
+    inner = _message_of(field)
+    return inner is not None and _reaches_default(inner, set())
+
+
+def _reaches_default(descriptor: Descriptor, seen: set[str]) -> bool:
+    if descriptor.full_name in seen or descriptor.full_name.startswith("google.protobuf."):
+        return False
+    seen.add(descriptor.full_name)
+    return any(
+        field.GetOptions().Extensions[options_pb2.field].default_value
+        or ((inner := _message_of(field)) is not None and _reaches_default(inner, seen))
+        for field in descriptor.fields
+    )
+
+
+def _message_of(field: FieldDescriptor) -> Descriptor | None:
+    if _is_map(field):
+        return field.message_type.fields_by_name["value"].message_type
+    return field.message_type
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+def _in_real_oneof(field: FieldDescriptor) -> bool:
+    # A proto3 `optional` is held in a oneof of its own, by convention named with a leading underscore.
+    return field.containing_oneof is not None and not field.containing_oneof.name.startswith("_")
+
+
+def _nul_paths(message: Message, prefix: str) -> Iterator[str]:
+    for field, value in message.ListFields():
+        path = f"{prefix}{field.name}"
+        if field.type == FieldDescriptor.TYPE_STRING:
+            yield from _nul_in_strings(value, path) if field.is_repeated else ([path] if "\0" in value else ())
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            yield from _nul_in_message(field, value, path)
+
+
+def _nul_in_strings(values: list[str], path: str) -> Iterator[str]:
+    return (f"{path}[{index}]" for index, value in enumerate(values) if "\0" in value)
+
+
+def _nul_in_message(field: FieldDescriptor, value: Any, path: str) -> Iterator[str]:
+    if _is_map(field):
+        for key, item in value.items():
+            place = f'{path}["{key}"]'
+            if isinstance(key, str) and "\0" in key:
+                yield path
+            elif isinstance(item, Message):
+                yield from _nul_inside(item, place)
+            elif isinstance(item, str) and "\0" in item:
+                yield place
+    elif field.is_repeated:
+        for index, item in enumerate(value):
+            yield from _nul_inside(item, f"{path}[{index}]")
+    else:
+        yield from _nul_inside(value, path)
+
+
+def _nul_inside(message: Message, path: str) -> Iterator[str]:
+    if message.DESCRIPTOR.full_name in (_STRUCT, _VALUE, _LIST_VALUE):
+        # Its inner layout is not the caller's: report the JSON member that holds the character.
+        if any(True for _ in _nul_paths(message, "")):
+            yield path
+        return
+    yield from _nul_paths(message, f"{path}.")
+
+
+def _violation(proto: Any) -> FieldViolation:
+    path = "".join(_path_parts(proto.field.elements)) if proto.field is not None else ""
+    rule = proto.rule_id.rsplit(".", 1)[-1]
+    # `gte_lte` covers two bounds; the name of the first stands for both.
+    kind = _TYPE_OF_RULE.get(rule) or _TYPE_OF_RULE.get(rule.split("_", 1)[0], "value_error")
+    message = proto.message or "is not valid"
+    return FieldViolation(path, "Field required" if kind == "missing" else message, kind)
+
+
+def _path_parts(elements: Any) -> Iterator[str]:
+    for index, element in enumerate(elements):
+        yield element.field_name if not index else f".{element.field_name}"
+        subscript = element.subscript
+        if subscript is not None:
+            yield f"[{json.dumps(subscript.value) if isinstance(subscript.value, str) else subscript.value}]"
