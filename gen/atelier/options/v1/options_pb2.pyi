@@ -3,9 +3,11 @@
 isort:skip_file
 Custom options that let the gateway speak the documented JSON without a line of code per field."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pb2 as _descriptor_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf.internal import extension_dict as _extension_dict
 import builtins as _builtins
@@ -120,6 +122,8 @@ class FieldJson(_message.Message):
     UPLOAD_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
     FREE_FORM_FIELD_NUMBER: _builtins.int
+    NOT_NULL_FIELD_NUMBER: _builtins.int
+    SHOWN_AS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Member name, where it is not the field's own."""
     default_value: _builtins.str
@@ -138,6 +142,12 @@ class FieldJson(_message.Message):
     """Known only to the service: printed in answers, ignored in requests."""
     free_form: _builtins.bool
     """Holds any JSON value as an object whose schema the document does not fix."""
+    not_null: _builtins.bool
+    """May be left out of a request, and is still never null in the document."""
+    @_builtins.property
+    def shown_as(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the messages of its package that the document shows in this field's place, any of them."""
+
     def __init__(
         self,
         *,
@@ -150,10 +160,12 @@ class FieldJson(_message.Message):
         upload: _builtins.bool = ...,
         read_only: _builtins.bool = ...,
         free_form: _builtins.bool = ...,
+        not_null: _builtins.bool = ...,
+        shown_as: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_value", b"default_value", "discriminator_from", b"discriminator_from", "empty", b"empty", "free_form", b"free_form", "hidden", b"hidden", "name", b"name", "read_only", b"read_only", "upload", b"upload", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_value", b"default_value", "discriminator_from", b"discriminator_from", "empty", b"empty", "free_form", b"free_form", "hidden", b"hidden", "name", b"name", "not_null", b"not_null", "read_only", b"read_only", "shown_as", b"shown_as", "upload", b"upload", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

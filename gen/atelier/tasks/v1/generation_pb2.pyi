@@ -3,8 +3,12 @@
 isort:skip_file
 """
 
+from atelier.tasks.v1 import enums_pb2 as _enums_pb2
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -321,3 +325,68 @@ class GenerationTaskPublic(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__workflow_id) -> _WhichOneofReturnType__workflow_id | None: ...
 
 Global___GenerationTaskPublic: _TypeAlias = GenerationTaskPublic  # noqa: Y015
+
+@_typing.final
+class GenerationTaskPublicUpdate(_message.Message):
+    """Members of a GENERATION task that `PUT /api/v1/tasks/{task_id}` documents; `TaskUpdate` carries them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    EXECUTOR_TYPE_FIELD_NUMBER: _builtins.int
+    EXECUTOR_INSTANCE_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    status: _enums_pb2.TaskStatus.ValueType
+    """Only CANCELLED is taken from a caller without `operator`."""
+    priority: _builtins.int
+    """Order within the tenant."""
+    executor_type: _builtins.str
+    """Kind of worker."""
+    executor_instance: _builtins.str
+    """Session of the worker."""
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What went wrong."""
+
+    @_builtins.property
+    def config(self) -> _struct_pb2.Struct:
+        """Free storage of the caller."""
+
+    def __init__(
+        self,
+        *,
+        status: _enums_pb2.TaskStatus.ValueType | None = ...,
+        priority: _builtins.int | None = ...,
+        executor_type: _builtins.str | None = ...,
+        executor_instance: _builtins.str | None = ...,
+        errors: _abc.Iterable[_builtins.str] | None = ...,
+        config: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_priority", b"_priority", "_status", b"_status", "config", b"config", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "priority", b"priority", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_priority", b"_priority", "_status", b"_status", "config", b"config", "errors", b"errors", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "priority", b"priority", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
+    _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
+    _WhichOneofReturnType__executor_instance: _TypeAlias = _typing.Literal["executor_instance"]  # noqa: Y015
+    _WhichOneofArgType__executor_instance: _TypeAlias = _typing.Literal["_executor_instance", b"_executor_instance"]  # noqa: Y015
+    _WhichOneofReturnType__executor_type: _TypeAlias = _typing.Literal["executor_type"]  # noqa: Y015
+    _WhichOneofArgType__executor_type: _TypeAlias = _typing.Literal["_executor_type", b"_executor_type"]  # noqa: Y015
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    _WhichOneofReturnType__status: _TypeAlias = _typing.Literal["status"]  # noqa: Y015
+    _WhichOneofArgType__status: _TypeAlias = _typing.Literal["_status", b"_status"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__config) -> _WhichOneofReturnType__config | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__executor_instance) -> _WhichOneofReturnType__executor_instance | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__executor_type) -> _WhichOneofReturnType__executor_type | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__status) -> _WhichOneofReturnType__status | None: ...
+
+Global___GenerationTaskPublicUpdate: _TypeAlias = GenerationTaskPublicUpdate  # noqa: Y015

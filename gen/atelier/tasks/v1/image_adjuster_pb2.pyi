@@ -3,8 +3,12 @@
 isort:skip_file
 """
 
+from atelier.tasks.v1 import enums_pb2 as _enums_pb2
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -27,6 +31,15 @@ class CreateImageAdjusterTask(_message.Message):
     ASPECT_RATIO_FIELD_NUMBER: _builtins.int
     TARGET_WIDTH_FIELD_NUMBER: _builtins.int
     TARGET_HEIGHT_FIELD_NUMBER: _builtins.int
+    MARGIN_TOP_FIELD_NUMBER: _builtins.int
+    MARGIN_BOTTOM_FIELD_NUMBER: _builtins.int
+    MARGIN_LEFT_FIELD_NUMBER: _builtins.int
+    MARGIN_RIGHT_FIELD_NUMBER: _builtins.int
+    REFERENCE_IMAGE_FIELD_NUMBER: _builtins.int
+    CROPPING_POSITION_FIELD_NUMBER: _builtins.int
+    RESAMPLING_FIELD_NUMBER: _builtins.int
+    SCALING_PROPORTIONS_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
     input_image: _builtins.str
     """Image to adjust: base64, data URL, http(s) address or path in storage."""
     mode: _builtins.str
@@ -34,9 +47,27 @@ class CreateImageAdjusterTask(_message.Message):
     aspect_ratio: _builtins.float
     """Width divided by height; this or both target sides."""
     target_width: _builtins.int
-    """Target width in pixels."""
+    """Target width in pixels; with `target_height`."""
     target_height: _builtins.int
-    """Target height in pixels."""
+    """Target height in pixels; with `target_width`."""
+    margin_top: _builtins.float
+    """Least top margin as a share of the final height, 0 to 1; the subject is detected."""
+    margin_bottom: _builtins.float
+    """Least bottom margin as a share of the final height, 0 to 1; the subject is detected."""
+    margin_left: _builtins.float
+    """Least left margin as a share of the final width, 0 to 1; the subject is detected."""
+    margin_right: _builtins.float
+    """Least right margin as a share of the final width, 0 to 1; the subject is detected."""
+    reference_image: _builtins.str
+    """Image whose subject's margins are taken over: base64, data URL, http(s) address or path in storage."""
+    cropping_position: _builtins.str
+    """What `crop` keeps; the centre where absent."""
+    resampling: _builtins.str
+    """Filter of resizing; `lanczos` where absent."""
+    scaling_proportions: _builtins.str
+    """Which margins `scale` matches exactly: `height` the vertical ones, and may crop across; `width` the horizontal ones."""
+    tolerance: _builtins.float
+    """Share by which the image may miss its target and stay as it is, 0 to 1; 0 is exact to the pixel."""
     def __init__(
         self,
         *,
@@ -45,31 +76,76 @@ class CreateImageAdjusterTask(_message.Message):
         aspect_ratio: _builtins.float | None = ...,
         target_width: _builtins.int | None = ...,
         target_height: _builtins.int | None = ...,
+        margin_top: _builtins.float | None = ...,
+        margin_bottom: _builtins.float | None = ...,
+        margin_left: _builtins.float | None = ...,
+        margin_right: _builtins.float | None = ...,
+        reference_image: _builtins.str | None = ...,
+        cropping_position: _builtins.str | None = ...,
+        resampling: _builtins.str | None = ...,
+        scaling_proportions: _builtins.str | None = ...,
+        tolerance: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_aspect_ratio", b"_aspect_ratio", "_input_image", b"_input_image", "_mode", b"_mode", "_target_height", b"_target_height", "_target_width", b"_target_width", "aspect_ratio", b"aspect_ratio", "input_image", b"input_image", "mode", b"mode", "target_height", b"target_height", "target_width", b"target_width"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_aspect_ratio", b"_aspect_ratio", "_cropping_position", b"_cropping_position", "_input_image", b"_input_image", "_margin_bottom", b"_margin_bottom", "_margin_left", b"_margin_left", "_margin_right", b"_margin_right", "_margin_top", b"_margin_top", "_mode", b"_mode", "_reference_image", b"_reference_image", "_resampling", b"_resampling", "_scaling_proportions", b"_scaling_proportions", "_target_height", b"_target_height", "_target_width", b"_target_width", "_tolerance", b"_tolerance", "aspect_ratio", b"aspect_ratio", "cropping_position", b"cropping_position", "input_image", b"input_image", "margin_bottom", b"margin_bottom", "margin_left", b"margin_left", "margin_right", b"margin_right", "margin_top", b"margin_top", "mode", b"mode", "reference_image", b"reference_image", "resampling", b"resampling", "scaling_proportions", b"scaling_proportions", "target_height", b"target_height", "target_width", b"target_width", "tolerance", b"tolerance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_aspect_ratio", b"_aspect_ratio", "_input_image", b"_input_image", "_mode", b"_mode", "_target_height", b"_target_height", "_target_width", b"_target_width", "aspect_ratio", b"aspect_ratio", "input_image", b"input_image", "mode", b"mode", "target_height", b"target_height", "target_width", b"target_width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_aspect_ratio", b"_aspect_ratio", "_cropping_position", b"_cropping_position", "_input_image", b"_input_image", "_margin_bottom", b"_margin_bottom", "_margin_left", b"_margin_left", "_margin_right", b"_margin_right", "_margin_top", b"_margin_top", "_mode", b"_mode", "_reference_image", b"_reference_image", "_resampling", b"_resampling", "_scaling_proportions", b"_scaling_proportions", "_target_height", b"_target_height", "_target_width", b"_target_width", "_tolerance", b"_tolerance", "aspect_ratio", b"aspect_ratio", "cropping_position", b"cropping_position", "input_image", b"input_image", "margin_bottom", b"margin_bottom", "margin_left", b"margin_left", "margin_right", b"margin_right", "margin_top", b"margin_top", "mode", b"mode", "reference_image", b"reference_image", "resampling", b"resampling", "scaling_proportions", b"scaling_proportions", "target_height", b"target_height", "target_width", b"target_width", "tolerance", b"tolerance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__aspect_ratio: _TypeAlias = _typing.Literal["aspect_ratio"]  # noqa: Y015
     _WhichOneofArgType__aspect_ratio: _TypeAlias = _typing.Literal["_aspect_ratio", b"_aspect_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__cropping_position: _TypeAlias = _typing.Literal["cropping_position"]  # noqa: Y015
+    _WhichOneofArgType__cropping_position: _TypeAlias = _typing.Literal["_cropping_position", b"_cropping_position"]  # noqa: Y015
     _WhichOneofReturnType__input_image: _TypeAlias = _typing.Literal["input_image"]  # noqa: Y015
     _WhichOneofArgType__input_image: _TypeAlias = _typing.Literal["_input_image", b"_input_image"]  # noqa: Y015
+    _WhichOneofReturnType__margin_bottom: _TypeAlias = _typing.Literal["margin_bottom"]  # noqa: Y015
+    _WhichOneofArgType__margin_bottom: _TypeAlias = _typing.Literal["_margin_bottom", b"_margin_bottom"]  # noqa: Y015
+    _WhichOneofReturnType__margin_left: _TypeAlias = _typing.Literal["margin_left"]  # noqa: Y015
+    _WhichOneofArgType__margin_left: _TypeAlias = _typing.Literal["_margin_left", b"_margin_left"]  # noqa: Y015
+    _WhichOneofReturnType__margin_right: _TypeAlias = _typing.Literal["margin_right"]  # noqa: Y015
+    _WhichOneofArgType__margin_right: _TypeAlias = _typing.Literal["_margin_right", b"_margin_right"]  # noqa: Y015
+    _WhichOneofReturnType__margin_top: _TypeAlias = _typing.Literal["margin_top"]  # noqa: Y015
+    _WhichOneofArgType__margin_top: _TypeAlias = _typing.Literal["_margin_top", b"_margin_top"]  # noqa: Y015
     _WhichOneofReturnType__mode: _TypeAlias = _typing.Literal["mode"]  # noqa: Y015
     _WhichOneofArgType__mode: _TypeAlias = _typing.Literal["_mode", b"_mode"]  # noqa: Y015
+    _WhichOneofReturnType__reference_image: _TypeAlias = _typing.Literal["reference_image"]  # noqa: Y015
+    _WhichOneofArgType__reference_image: _TypeAlias = _typing.Literal["_reference_image", b"_reference_image"]  # noqa: Y015
+    _WhichOneofReturnType__resampling: _TypeAlias = _typing.Literal["resampling"]  # noqa: Y015
+    _WhichOneofArgType__resampling: _TypeAlias = _typing.Literal["_resampling", b"_resampling"]  # noqa: Y015
+    _WhichOneofReturnType__scaling_proportions: _TypeAlias = _typing.Literal["scaling_proportions"]  # noqa: Y015
+    _WhichOneofArgType__scaling_proportions: _TypeAlias = _typing.Literal["_scaling_proportions", b"_scaling_proportions"]  # noqa: Y015
     _WhichOneofReturnType__target_height: _TypeAlias = _typing.Literal["target_height"]  # noqa: Y015
     _WhichOneofArgType__target_height: _TypeAlias = _typing.Literal["_target_height", b"_target_height"]  # noqa: Y015
     _WhichOneofReturnType__target_width: _TypeAlias = _typing.Literal["target_width"]  # noqa: Y015
     _WhichOneofArgType__target_width: _TypeAlias = _typing.Literal["_target_width", b"_target_width"]  # noqa: Y015
+    _WhichOneofReturnType__tolerance: _TypeAlias = _typing.Literal["tolerance"]  # noqa: Y015
+    _WhichOneofArgType__tolerance: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__aspect_ratio) -> _WhichOneofReturnType__aspect_ratio | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cropping_position) -> _WhichOneofReturnType__cropping_position | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__input_image) -> _WhichOneofReturnType__input_image | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin_bottom) -> _WhichOneofReturnType__margin_bottom | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin_left) -> _WhichOneofReturnType__margin_left | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin_right) -> _WhichOneofReturnType__margin_right | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin_top) -> _WhichOneofReturnType__margin_top | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mode) -> _WhichOneofReturnType__mode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reference_image) -> _WhichOneofReturnType__reference_image | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resampling) -> _WhichOneofReturnType__resampling | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scaling_proportions) -> _WhichOneofReturnType__scaling_proportions | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_height) -> _WhichOneofReturnType__target_height | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_width) -> _WhichOneofReturnType__target_width | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tolerance) -> _WhichOneofReturnType__tolerance | None: ...
 
 Global___CreateImageAdjusterTask: _TypeAlias = CreateImageAdjusterTask  # noqa: Y015
 
@@ -81,27 +157,188 @@ class ImageAdjusterTaskPublic(_message.Message):
 
     INPUT_IMAGE_PATH_FIELD_NUMBER: _builtins.int
     RESULT_IMAGE_PATH_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    ASPECT_RATIO_FIELD_NUMBER: _builtins.int
+    TARGET_WIDTH_FIELD_NUMBER: _builtins.int
+    TARGET_HEIGHT_FIELD_NUMBER: _builtins.int
+    MARGIN_TOP_FIELD_NUMBER: _builtins.int
+    MARGIN_BOTTOM_FIELD_NUMBER: _builtins.int
+    MARGIN_LEFT_FIELD_NUMBER: _builtins.int
+    MARGIN_RIGHT_FIELD_NUMBER: _builtins.int
+    REFERENCE_IMAGE_PATH_FIELD_NUMBER: _builtins.int
+    CROPPING_POSITION_FIELD_NUMBER: _builtins.int
+    RESAMPLING_FIELD_NUMBER: _builtins.int
+    SCALING_PROPORTIONS_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
     input_image_path: _builtins.str
     """Image to adjust."""
     result_image_path: _builtins.str
     """Path of the adjusted image, once made."""
+    mode: _builtins.str
+    """How it is adjusted."""
+    aspect_ratio: _builtins.float
+    """Width divided by height."""
+    target_width: _builtins.int
+    """Target width in pixels."""
+    target_height: _builtins.int
+    """Target height in pixels."""
+    margin_top: _builtins.float
+    """Least top margin."""
+    margin_bottom: _builtins.float
+    """Least bottom margin."""
+    margin_left: _builtins.float
+    """Least left margin."""
+    margin_right: _builtins.float
+    """Least right margin."""
+    reference_image_path: _builtins.str
+    """Image whose subject's margins are taken over."""
+    cropping_position: _builtins.str
+    """What `crop` keeps."""
+    resampling: _builtins.str
+    """Filter of resizing."""
+    scaling_proportions: _builtins.str
+    """Which margins `scale` matches exactly."""
+    tolerance: _builtins.float
+    """Share by which the image may miss its target."""
     def __init__(
         self,
         *,
-        input_image_path: _builtins.str | None = ...,
+        input_image_path: _builtins.str = ...,
         result_image_path: _builtins.str | None = ...,
+        mode: _builtins.str = ...,
+        aspect_ratio: _builtins.float | None = ...,
+        target_width: _builtins.int | None = ...,
+        target_height: _builtins.int | None = ...,
+        margin_top: _builtins.float | None = ...,
+        margin_bottom: _builtins.float | None = ...,
+        margin_left: _builtins.float | None = ...,
+        margin_right: _builtins.float | None = ...,
+        reference_image_path: _builtins.str | None = ...,
+        cropping_position: _builtins.str | None = ...,
+        resampling: _builtins.str | None = ...,
+        scaling_proportions: _builtins.str | None = ...,
+        tolerance: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_input_image_path", b"_input_image_path", "_result_image_path", b"_result_image_path", "input_image_path", b"input_image_path", "result_image_path", b"result_image_path"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_aspect_ratio", b"_aspect_ratio", "_cropping_position", b"_cropping_position", "_margin_bottom", b"_margin_bottom", "_margin_left", b"_margin_left", "_margin_right", b"_margin_right", "_margin_top", b"_margin_top", "_reference_image_path", b"_reference_image_path", "_resampling", b"_resampling", "_result_image_path", b"_result_image_path", "_scaling_proportions", b"_scaling_proportions", "_target_height", b"_target_height", "_target_width", b"_target_width", "_tolerance", b"_tolerance", "aspect_ratio", b"aspect_ratio", "cropping_position", b"cropping_position", "margin_bottom", b"margin_bottom", "margin_left", b"margin_left", "margin_right", b"margin_right", "margin_top", b"margin_top", "reference_image_path", b"reference_image_path", "resampling", b"resampling", "result_image_path", b"result_image_path", "scaling_proportions", b"scaling_proportions", "target_height", b"target_height", "target_width", b"target_width", "tolerance", b"tolerance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_image_path", b"_input_image_path", "_result_image_path", b"_result_image_path", "input_image_path", b"input_image_path", "result_image_path", b"result_image_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_aspect_ratio", b"_aspect_ratio", "_cropping_position", b"_cropping_position", "_margin_bottom", b"_margin_bottom", "_margin_left", b"_margin_left", "_margin_right", b"_margin_right", "_margin_top", b"_margin_top", "_reference_image_path", b"_reference_image_path", "_resampling", b"_resampling", "_result_image_path", b"_result_image_path", "_scaling_proportions", b"_scaling_proportions", "_target_height", b"_target_height", "_target_width", b"_target_width", "_tolerance", b"_tolerance", "aspect_ratio", b"aspect_ratio", "cropping_position", b"cropping_position", "input_image_path", b"input_image_path", "margin_bottom", b"margin_bottom", "margin_left", b"margin_left", "margin_right", b"margin_right", "margin_top", b"margin_top", "mode", b"mode", "reference_image_path", b"reference_image_path", "resampling", b"resampling", "result_image_path", b"result_image_path", "scaling_proportions", b"scaling_proportions", "target_height", b"target_height", "target_width", b"target_width", "tolerance", b"tolerance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__input_image_path: _TypeAlias = _typing.Literal["input_image_path"]  # noqa: Y015
-    _WhichOneofArgType__input_image_path: _TypeAlias = _typing.Literal["_input_image_path", b"_input_image_path"]  # noqa: Y015
+    _WhichOneofReturnType__aspect_ratio: _TypeAlias = _typing.Literal["aspect_ratio"]  # noqa: Y015
+    _WhichOneofArgType__aspect_ratio: _TypeAlias = _typing.Literal["_aspect_ratio", b"_aspect_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__cropping_position: _TypeAlias = _typing.Literal["cropping_position"]  # noqa: Y015
+    _WhichOneofArgType__cropping_position: _TypeAlias = _typing.Literal["_cropping_position", b"_cropping_position"]  # noqa: Y015
+    _WhichOneofReturnType__margin_bottom: _TypeAlias = _typing.Literal["margin_bottom"]  # noqa: Y015
+    _WhichOneofArgType__margin_bottom: _TypeAlias = _typing.Literal["_margin_bottom", b"_margin_bottom"]  # noqa: Y015
+    _WhichOneofReturnType__margin_left: _TypeAlias = _typing.Literal["margin_left"]  # noqa: Y015
+    _WhichOneofArgType__margin_left: _TypeAlias = _typing.Literal["_margin_left", b"_margin_left"]  # noqa: Y015
+    _WhichOneofReturnType__margin_right: _TypeAlias = _typing.Literal["margin_right"]  # noqa: Y015
+    _WhichOneofArgType__margin_right: _TypeAlias = _typing.Literal["_margin_right", b"_margin_right"]  # noqa: Y015
+    _WhichOneofReturnType__margin_top: _TypeAlias = _typing.Literal["margin_top"]  # noqa: Y015
+    _WhichOneofArgType__margin_top: _TypeAlias = _typing.Literal["_margin_top", b"_margin_top"]  # noqa: Y015
+    _WhichOneofReturnType__reference_image_path: _TypeAlias = _typing.Literal["reference_image_path"]  # noqa: Y015
+    _WhichOneofArgType__reference_image_path: _TypeAlias = _typing.Literal["_reference_image_path", b"_reference_image_path"]  # noqa: Y015
+    _WhichOneofReturnType__resampling: _TypeAlias = _typing.Literal["resampling"]  # noqa: Y015
+    _WhichOneofArgType__resampling: _TypeAlias = _typing.Literal["_resampling", b"_resampling"]  # noqa: Y015
     _WhichOneofReturnType__result_image_path: _TypeAlias = _typing.Literal["result_image_path"]  # noqa: Y015
     _WhichOneofArgType__result_image_path: _TypeAlias = _typing.Literal["_result_image_path", b"_result_image_path"]  # noqa: Y015
+    _WhichOneofReturnType__scaling_proportions: _TypeAlias = _typing.Literal["scaling_proportions"]  # noqa: Y015
+    _WhichOneofArgType__scaling_proportions: _TypeAlias = _typing.Literal["_scaling_proportions", b"_scaling_proportions"]  # noqa: Y015
+    _WhichOneofReturnType__target_height: _TypeAlias = _typing.Literal["target_height"]  # noqa: Y015
+    _WhichOneofArgType__target_height: _TypeAlias = _typing.Literal["_target_height", b"_target_height"]  # noqa: Y015
+    _WhichOneofReturnType__target_width: _TypeAlias = _typing.Literal["target_width"]  # noqa: Y015
+    _WhichOneofArgType__target_width: _TypeAlias = _typing.Literal["_target_width", b"_target_width"]  # noqa: Y015
+    _WhichOneofReturnType__tolerance: _TypeAlias = _typing.Literal["tolerance"]  # noqa: Y015
+    _WhichOneofArgType__tolerance: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance"]  # noqa: Y015
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__input_image_path) -> _WhichOneofReturnType__input_image_path | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__aspect_ratio) -> _WhichOneofReturnType__aspect_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cropping_position) -> _WhichOneofReturnType__cropping_position | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin_bottom) -> _WhichOneofReturnType__margin_bottom | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin_left) -> _WhichOneofReturnType__margin_left | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin_right) -> _WhichOneofReturnType__margin_right | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin_top) -> _WhichOneofReturnType__margin_top | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reference_image_path) -> _WhichOneofReturnType__reference_image_path | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resampling) -> _WhichOneofReturnType__resampling | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__result_image_path) -> _WhichOneofReturnType__result_image_path | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scaling_proportions) -> _WhichOneofReturnType__scaling_proportions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_height) -> _WhichOneofReturnType__target_height | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_width) -> _WhichOneofReturnType__target_width | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tolerance) -> _WhichOneofReturnType__tolerance | None: ...
 
 Global___ImageAdjusterTaskPublic: _TypeAlias = ImageAdjusterTaskPublic  # noqa: Y015
+
+@_typing.final
+class ImageAdjusterTaskPublicUpdate(_message.Message):
+    """Members of an IMAGE_ADJUSTER task that `PUT /api/v1/tasks/{task_id}` documents; `TaskUpdate` carries them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    EXECUTOR_TYPE_FIELD_NUMBER: _builtins.int
+    EXECUTOR_INSTANCE_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    status: _enums_pb2.TaskStatus.ValueType
+    """Only CANCELLED is taken from a caller without `operator`."""
+    priority: _builtins.int
+    """Order within the tenant."""
+    executor_type: _builtins.str
+    """Kind of worker."""
+    executor_instance: _builtins.str
+    """Session of the worker."""
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What went wrong."""
+
+    @_builtins.property
+    def config(self) -> _struct_pb2.Struct:
+        """Free storage of the caller."""
+
+    def __init__(
+        self,
+        *,
+        status: _enums_pb2.TaskStatus.ValueType | None = ...,
+        priority: _builtins.int | None = ...,
+        executor_type: _builtins.str | None = ...,
+        executor_instance: _builtins.str | None = ...,
+        errors: _abc.Iterable[_builtins.str] | None = ...,
+        config: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_priority", b"_priority", "_status", b"_status", "config", b"config", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "priority", b"priority", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_priority", b"_priority", "_status", b"_status", "config", b"config", "errors", b"errors", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "priority", b"priority", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
+    _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
+    _WhichOneofReturnType__executor_instance: _TypeAlias = _typing.Literal["executor_instance"]  # noqa: Y015
+    _WhichOneofArgType__executor_instance: _TypeAlias = _typing.Literal["_executor_instance", b"_executor_instance"]  # noqa: Y015
+    _WhichOneofReturnType__executor_type: _TypeAlias = _typing.Literal["executor_type"]  # noqa: Y015
+    _WhichOneofArgType__executor_type: _TypeAlias = _typing.Literal["_executor_type", b"_executor_type"]  # noqa: Y015
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    _WhichOneofReturnType__status: _TypeAlias = _typing.Literal["status"]  # noqa: Y015
+    _WhichOneofArgType__status: _TypeAlias = _typing.Literal["_status", b"_status"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__config) -> _WhichOneofReturnType__config | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__executor_instance) -> _WhichOneofReturnType__executor_instance | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__executor_type) -> _WhichOneofReturnType__executor_type | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__status) -> _WhichOneofReturnType__status | None: ...
+
+Global___ImageAdjusterTaskPublicUpdate: _TypeAlias = ImageAdjusterTaskPublicUpdate  # noqa: Y015

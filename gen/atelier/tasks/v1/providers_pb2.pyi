@@ -10,10 +10,10 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -25,6 +25,17 @@ class ProviderConfig(_message.Message):
 
     LOCAL_FIELD_NUMBER: _builtins.int
     FAL_STANDARD_FIELD_NUMBER: _builtins.int
+    FAL_SHOOTIFY_REFINER_FIELD_NUMBER: _builtins.int
+    FAL_GARMENT_FIXER_FIELD_NUMBER: _builtins.int
+    FASHN_STANDARD_FIELD_NUMBER: _builtins.int
+    FREEPIK_MAGNIFIC_FIELD_NUMBER: _builtins.int
+    FREEPIK_MAGNIFIC_PRECISION_FIELD_NUMBER: _builtins.int
+    VERTEX_FIELD_NUMBER: _builtins.int
+    AI_CORE_FIELD_NUMBER: _builtins.int
+    NANO_BANANA_UPSCALER_FIELD_NUMBER: _builtins.int
+    SARTIQ_ULTIMATE_REFINER_FIELD_NUMBER: _builtins.int
+    SARTIQ_ULTIMATE_GARMENT_FIXER_FIELD_NUMBER: _builtins.int
+    SARTIQ_ULTIMATE_FACE_FIXER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def local(self) -> Global___LocalProviderConfig:
         """Settings of a local worker."""
@@ -33,17 +44,72 @@ class ProviderConfig(_message.Message):
     def fal_standard(self) -> Global___FalStandardConfig:
         """Settings of a fal application."""
 
+    @_builtins.property
+    def fal_shootify_refiner(self) -> Global___FalShootifyRefinerConfig:
+        """Settings of the refiner at fal."""
+
+    @_builtins.property
+    def fal_garment_fixer(self) -> Global___FalGarmentFixerConfig:
+        """Settings of the garment fixer at fal."""
+
+    @_builtins.property
+    def fashn_standard(self) -> Global___FashnStandardConfig:
+        """Settings of FASHN."""
+
+    @_builtins.property
+    def freepik_magnific(self) -> Global___FreepikMagnificConfig:
+        """Settings of Freepik's creative upscaler."""
+
+    @_builtins.property
+    def freepik_magnific_precision(self) -> Global___FreepikMagnificPrecisionConfig:
+        """Settings of Freepik's precise upscaler."""
+
+    @_builtins.property
+    def vertex(self) -> Global___VertexConfig:
+        """Settings of Gemini on Vertex."""
+
+    @_builtins.property
+    def ai_core(self) -> Global___AiCoreProviderConfig:
+        """Settings of a language model."""
+
+    @_builtins.property
+    def nano_banana_upscaler(self) -> Global___NanoBananaUpscalerConfig:
+        """Settings of upscaling by Gemini."""
+
+    @_builtins.property
+    def sartiq_ultimate_refiner(self) -> Global___SartiqUltimateRefinerConfig:
+        """Settings of tiled refining."""
+
+    @_builtins.property
+    def sartiq_ultimate_garment_fixer(self) -> Global___SartiqUltimateGarmentFixerConfig:
+        """Settings of garment fixing."""
+
+    @_builtins.property
+    def sartiq_ultimate_face_fixer(self) -> Global___SartiqUltimateFaceFixerConfig:
+        """Settings of face fixing."""
+
     def __init__(
         self,
         *,
         local: Global___LocalProviderConfig | None = ...,
         fal_standard: Global___FalStandardConfig | None = ...,
+        fal_shootify_refiner: Global___FalShootifyRefinerConfig | None = ...,
+        fal_garment_fixer: Global___FalGarmentFixerConfig | None = ...,
+        fashn_standard: Global___FashnStandardConfig | None = ...,
+        freepik_magnific: Global___FreepikMagnificConfig | None = ...,
+        freepik_magnific_precision: Global___FreepikMagnificPrecisionConfig | None = ...,
+        vertex: Global___VertexConfig | None = ...,
+        ai_core: Global___AiCoreProviderConfig | None = ...,
+        nano_banana_upscaler: Global___NanoBananaUpscalerConfig | None = ...,
+        sartiq_ultimate_refiner: Global___SartiqUltimateRefinerConfig | None = ...,
+        sartiq_ultimate_garment_fixer: Global___SartiqUltimateGarmentFixerConfig | None = ...,
+        sartiq_ultimate_face_fixer: Global___SartiqUltimateFaceFixerConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "fal_standard", b"fal_standard", "local", b"local"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ai_core", b"ai_core", "config", b"config", "fal_garment_fixer", b"fal_garment_fixer", "fal_shootify_refiner", b"fal_shootify_refiner", "fal_standard", b"fal_standard", "fashn_standard", b"fashn_standard", "freepik_magnific", b"freepik_magnific", "freepik_magnific_precision", b"freepik_magnific_precision", "local", b"local", "nano_banana_upscaler", b"nano_banana_upscaler", "sartiq_ultimate_face_fixer", b"sartiq_ultimate_face_fixer", "sartiq_ultimate_garment_fixer", b"sartiq_ultimate_garment_fixer", "sartiq_ultimate_refiner", b"sartiq_ultimate_refiner", "vertex", b"vertex"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "fal_standard", b"fal_standard", "local", b"local"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ai_core", b"ai_core", "config", b"config", "fal_garment_fixer", b"fal_garment_fixer", "fal_shootify_refiner", b"fal_shootify_refiner", "fal_standard", b"fal_standard", "fashn_standard", b"fashn_standard", "freepik_magnific", b"freepik_magnific", "freepik_magnific_precision", b"freepik_magnific_precision", "local", b"local", "nano_banana_upscaler", b"nano_banana_upscaler", "sartiq_ultimate_face_fixer", b"sartiq_ultimate_face_fixer", "sartiq_ultimate_garment_fixer", b"sartiq_ultimate_garment_fixer", "sartiq_ultimate_refiner", b"sartiq_ultimate_refiner", "vertex", b"vertex"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "fal_standard"]  # noqa: Y015
+    _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "fal_standard", "fal_shootify_refiner", "fal_garment_fixer", "fashn_standard", "freepik_magnific", "freepik_magnific_precision", "vertex", "ai_core", "nano_banana_upscaler", "sartiq_ultimate_refiner", "sartiq_ultimate_garment_fixer", "sartiq_ultimate_face_fixer"]  # noqa: Y015
     _WhichOneofArgType_config: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_config) -> _WhichOneofReturnType_config | None: ...
 
@@ -97,9 +163,46 @@ class FalStandardConfig(_message.Message):
         fal_request_id: _builtins.str | None = ...,
         additional_static_params: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fal_app_id", b"_fal_app_id", "_fal_request_id", b"_fal_request_id", "additional_static_params", b"additional_static_params", "fal_app_id", b"fal_app_id", "fal_request_id", b"fal_request_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_additional_static_params", b"_additional_static_params", "_fal_app_id", b"_fal_app_id", "_fal_request_id", b"_fal_request_id", "additional_static_params", b"additional_static_params", "fal_app_id", b"fal_app_id", "fal_request_id", b"fal_request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fal_app_id", b"_fal_app_id", "_fal_request_id", b"_fal_request_id", "additional_static_params", b"additional_static_params", "fal_app_id", b"fal_app_id", "fal_request_id", b"fal_request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_additional_static_params", b"_additional_static_params", "_fal_app_id", b"_fal_app_id", "_fal_request_id", b"_fal_request_id", "additional_static_params", b"additional_static_params", "fal_app_id", b"fal_app_id", "fal_request_id", b"fal_request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__additional_static_params: _TypeAlias = _typing.Literal["additional_static_params"]  # noqa: Y015
+    _WhichOneofArgType__additional_static_params: _TypeAlias = _typing.Literal["_additional_static_params", b"_additional_static_params"]  # noqa: Y015
+    _WhichOneofReturnType__fal_app_id: _TypeAlias = _typing.Literal["fal_app_id"]  # noqa: Y015
+    _WhichOneofArgType__fal_app_id: _TypeAlias = _typing.Literal["_fal_app_id", b"_fal_app_id"]  # noqa: Y015
+    _WhichOneofReturnType__fal_request_id: _TypeAlias = _typing.Literal["fal_request_id"]  # noqa: Y015
+    _WhichOneofArgType__fal_request_id: _TypeAlias = _typing.Literal["_fal_request_id", b"_fal_request_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__additional_static_params) -> _WhichOneofReturnType__additional_static_params | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fal_app_id) -> _WhichOneofReturnType__fal_app_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fal_request_id) -> _WhichOneofReturnType__fal_request_id | None: ...
+
+Global___FalStandardConfig: _TypeAlias = FalStandardConfig  # noqa: Y015
+
+@_typing.final
+class FalShootifyRefinerConfig(_message.Message):
+    """Settings of the refiner at fal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAL_APP_ID_FIELD_NUMBER: _builtins.int
+    FAL_REQUEST_ID_FIELD_NUMBER: _builtins.int
+    fal_app_id: _builtins.str
+    """Application that refines."""
+    fal_request_id: _builtins.str
+    """Request at fal, once made."""
+    def __init__(
+        self,
+        *,
+        fal_app_id: _builtins.str | None = ...,
+        fal_request_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fal_app_id", b"_fal_app_id", "_fal_request_id", b"_fal_request_id", "fal_app_id", b"fal_app_id", "fal_request_id", b"fal_request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fal_app_id", b"_fal_app_id", "_fal_request_id", b"_fal_request_id", "fal_app_id", b"fal_app_id", "fal_request_id", b"fal_request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fal_app_id: _TypeAlias = _typing.Literal["fal_app_id"]  # noqa: Y015
     _WhichOneofArgType__fal_app_id: _TypeAlias = _typing.Literal["_fal_app_id", b"_fal_app_id"]  # noqa: Y015
@@ -110,4 +213,606 @@ class FalStandardConfig(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fal_request_id) -> _WhichOneofReturnType__fal_request_id | None: ...
 
-Global___FalStandardConfig: _TypeAlias = FalStandardConfig  # noqa: Y015
+Global___FalShootifyRefinerConfig: _TypeAlias = FalShootifyRefinerConfig  # noqa: Y015
+
+@_typing.final
+class FalGarmentFixerConfig(_message.Message):
+    """Settings of the garment fixer at fal: none beside its name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FalGarmentFixerConfig: _TypeAlias = FalGarmentFixerConfig  # noqa: Y015
+
+@_typing.final
+class FashnStandardConfig(_message.Message):
+    """Settings of FASHN."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FASHN_TASK_ID_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_HEIGHT_FIELD_NUMBER: _builtins.int
+    POLL_INTERVAL_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    fashn_task_id: _builtins.str
+    """Prediction at FASHN, once made; polled again after a restart."""
+    max_image_height: _builtins.int
+    """Images are reduced to this height in pixels before they are sent."""
+    poll_interval: _builtins.int
+    """Seconds between two looks at the prediction."""
+    max_wait_seconds: _builtins.int
+    """Seconds to wait at most; the time limit of editing where absent."""
+    def __init__(
+        self,
+        *,
+        fashn_task_id: _builtins.str | None = ...,
+        max_image_height: _builtins.int | None = ...,
+        poll_interval: _builtins.int | None = ...,
+        max_wait_seconds: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fashn_task_id", b"_fashn_task_id", "_max_image_height", b"_max_image_height", "_max_wait_seconds", b"_max_wait_seconds", "_poll_interval", b"_poll_interval", "fashn_task_id", b"fashn_task_id", "max_image_height", b"max_image_height", "max_wait_seconds", b"max_wait_seconds", "poll_interval", b"poll_interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fashn_task_id", b"_fashn_task_id", "_max_image_height", b"_max_image_height", "_max_wait_seconds", b"_max_wait_seconds", "_poll_interval", b"_poll_interval", "fashn_task_id", b"fashn_task_id", "max_image_height", b"max_image_height", "max_wait_seconds", b"max_wait_seconds", "poll_interval", b"poll_interval"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fashn_task_id: _TypeAlias = _typing.Literal["fashn_task_id"]  # noqa: Y015
+    _WhichOneofArgType__fashn_task_id: _TypeAlias = _typing.Literal["_fashn_task_id", b"_fashn_task_id"]  # noqa: Y015
+    _WhichOneofReturnType__max_image_height: _TypeAlias = _typing.Literal["max_image_height"]  # noqa: Y015
+    _WhichOneofArgType__max_image_height: _TypeAlias = _typing.Literal["_max_image_height", b"_max_image_height"]  # noqa: Y015
+    _WhichOneofReturnType__max_wait_seconds: _TypeAlias = _typing.Literal["max_wait_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_wait_seconds: _TypeAlias = _typing.Literal["_max_wait_seconds", b"_max_wait_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__poll_interval: _TypeAlias = _typing.Literal["poll_interval"]  # noqa: Y015
+    _WhichOneofArgType__poll_interval: _TypeAlias = _typing.Literal["_poll_interval", b"_poll_interval"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fashn_task_id) -> _WhichOneofReturnType__fashn_task_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_image_height) -> _WhichOneofReturnType__max_image_height | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_wait_seconds) -> _WhichOneofReturnType__max_wait_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__poll_interval) -> _WhichOneofReturnType__poll_interval | None: ...
+
+Global___FashnStandardConfig: _TypeAlias = FashnStandardConfig  # noqa: Y015
+
+@_typing.final
+class FreepikMagnificConfig(_message.Message):
+    """Settings of Freepik's creative upscaler."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATIVITY_FIELD_NUMBER: _builtins.int
+    HDR_FIELD_NUMBER: _builtins.int
+    RESEMBLANCE_FIELD_NUMBER: _builtins.int
+    FRACTALITY_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    OPTIMIZED_FOR_FIELD_NUMBER: _builtins.int
+    DEFAULT_PROMPT_FIELD_NUMBER: _builtins.int
+    creativity: _builtins.int
+    """Freedom to invent, -10 to 10."""
+    hdr: _builtins.int
+    """Definition and detail, -10 to 10."""
+    resemblance: _builtins.int
+    """Closeness to the original, -10 to 10."""
+    fractality: _builtins.int
+    """Intricacy per pixel, -10 to 10."""
+    engine: _builtins.str
+    """Engine that enlarges."""
+    optimized_for: _builtins.str
+    """Subject it is tuned for."""
+    default_prompt: _builtins.str
+    """Prompt where the task has none."""
+    def __init__(
+        self,
+        *,
+        creativity: _builtins.int | None = ...,
+        hdr: _builtins.int | None = ...,
+        resemblance: _builtins.int | None = ...,
+        fractality: _builtins.int | None = ...,
+        engine: _builtins.str | None = ...,
+        optimized_for: _builtins.str | None = ...,
+        default_prompt: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_creativity", b"_creativity", "_default_prompt", b"_default_prompt", "_engine", b"_engine", "_fractality", b"_fractality", "_hdr", b"_hdr", "_optimized_for", b"_optimized_for", "_resemblance", b"_resemblance", "creativity", b"creativity", "default_prompt", b"default_prompt", "engine", b"engine", "fractality", b"fractality", "hdr", b"hdr", "optimized_for", b"optimized_for", "resemblance", b"resemblance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_creativity", b"_creativity", "_default_prompt", b"_default_prompt", "_engine", b"_engine", "_fractality", b"_fractality", "_hdr", b"_hdr", "_optimized_for", b"_optimized_for", "_resemblance", b"_resemblance", "creativity", b"creativity", "default_prompt", b"default_prompt", "engine", b"engine", "fractality", b"fractality", "hdr", b"hdr", "optimized_for", b"optimized_for", "resemblance", b"resemblance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__creativity: _TypeAlias = _typing.Literal["creativity"]  # noqa: Y015
+    _WhichOneofArgType__creativity: _TypeAlias = _typing.Literal["_creativity", b"_creativity"]  # noqa: Y015
+    _WhichOneofReturnType__default_prompt: _TypeAlias = _typing.Literal["default_prompt"]  # noqa: Y015
+    _WhichOneofArgType__default_prompt: _TypeAlias = _typing.Literal["_default_prompt", b"_default_prompt"]  # noqa: Y015
+    _WhichOneofReturnType__engine: _TypeAlias = _typing.Literal["engine"]  # noqa: Y015
+    _WhichOneofArgType__engine: _TypeAlias = _typing.Literal["_engine", b"_engine"]  # noqa: Y015
+    _WhichOneofReturnType__fractality: _TypeAlias = _typing.Literal["fractality"]  # noqa: Y015
+    _WhichOneofArgType__fractality: _TypeAlias = _typing.Literal["_fractality", b"_fractality"]  # noqa: Y015
+    _WhichOneofReturnType__hdr: _TypeAlias = _typing.Literal["hdr"]  # noqa: Y015
+    _WhichOneofArgType__hdr: _TypeAlias = _typing.Literal["_hdr", b"_hdr"]  # noqa: Y015
+    _WhichOneofReturnType__optimized_for: _TypeAlias = _typing.Literal["optimized_for"]  # noqa: Y015
+    _WhichOneofArgType__optimized_for: _TypeAlias = _typing.Literal["_optimized_for", b"_optimized_for"]  # noqa: Y015
+    _WhichOneofReturnType__resemblance: _TypeAlias = _typing.Literal["resemblance"]  # noqa: Y015
+    _WhichOneofArgType__resemblance: _TypeAlias = _typing.Literal["_resemblance", b"_resemblance"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__creativity) -> _WhichOneofReturnType__creativity | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__default_prompt) -> _WhichOneofReturnType__default_prompt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__engine) -> _WhichOneofReturnType__engine | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fractality) -> _WhichOneofReturnType__fractality | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hdr) -> _WhichOneofReturnType__hdr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__optimized_for) -> _WhichOneofReturnType__optimized_for | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resemblance) -> _WhichOneofReturnType__resemblance | None: ...
+
+Global___FreepikMagnificConfig: _TypeAlias = FreepikMagnificConfig  # noqa: Y015
+
+@_typing.final
+class FreepikMagnificPrecisionConfig(_message.Message):
+    """Settings of Freepik's precise upscaler."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARPEN_FIELD_NUMBER: _builtins.int
+    SMART_GRAIN_FIELD_NUMBER: _builtins.int
+    ULTRA_DETAIL_FIELD_NUMBER: _builtins.int
+    DEFAULT_PROMPT_FIELD_NUMBER: _builtins.int
+    sharpen: _builtins.int
+    """Sharpening, 0 to 100."""
+    smart_grain: _builtins.int
+    """Grain, 0 to 100."""
+    ultra_detail: _builtins.int
+    """Detail, 0 to 100."""
+    default_prompt: _builtins.str
+    """Prompt where the task has none."""
+    def __init__(
+        self,
+        *,
+        sharpen: _builtins.int | None = ...,
+        smart_grain: _builtins.int | None = ...,
+        ultra_detail: _builtins.int | None = ...,
+        default_prompt: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_default_prompt", b"_default_prompt", "_sharpen", b"_sharpen", "_smart_grain", b"_smart_grain", "_ultra_detail", b"_ultra_detail", "default_prompt", b"default_prompt", "sharpen", b"sharpen", "smart_grain", b"smart_grain", "ultra_detail", b"ultra_detail"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_default_prompt", b"_default_prompt", "_sharpen", b"_sharpen", "_smart_grain", b"_smart_grain", "_ultra_detail", b"_ultra_detail", "default_prompt", b"default_prompt", "sharpen", b"sharpen", "smart_grain", b"smart_grain", "ultra_detail", b"ultra_detail"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__default_prompt: _TypeAlias = _typing.Literal["default_prompt"]  # noqa: Y015
+    _WhichOneofArgType__default_prompt: _TypeAlias = _typing.Literal["_default_prompt", b"_default_prompt"]  # noqa: Y015
+    _WhichOneofReturnType__sharpen: _TypeAlias = _typing.Literal["sharpen"]  # noqa: Y015
+    _WhichOneofArgType__sharpen: _TypeAlias = _typing.Literal["_sharpen", b"_sharpen"]  # noqa: Y015
+    _WhichOneofReturnType__smart_grain: _TypeAlias = _typing.Literal["smart_grain"]  # noqa: Y015
+    _WhichOneofArgType__smart_grain: _TypeAlias = _typing.Literal["_smart_grain", b"_smart_grain"]  # noqa: Y015
+    _WhichOneofReturnType__ultra_detail: _TypeAlias = _typing.Literal["ultra_detail"]  # noqa: Y015
+    _WhichOneofArgType__ultra_detail: _TypeAlias = _typing.Literal["_ultra_detail", b"_ultra_detail"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__default_prompt) -> _WhichOneofReturnType__default_prompt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sharpen) -> _WhichOneofReturnType__sharpen | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__smart_grain) -> _WhichOneofReturnType__smart_grain | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ultra_detail) -> _WhichOneofReturnType__ultra_detail | None: ...
+
+Global___FreepikMagnificPrecisionConfig: _TypeAlias = FreepikMagnificPrecisionConfig  # noqa: Y015
+
+@_typing.final
+class VertexConfig(_message.Message):
+    """Settings of Gemini on Vertex."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASPECT_RATIO_FIELD_NUMBER: _builtins.int
+    IMAGE_SIZE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SYSTEM_INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    aspect_ratio: _builtins.str
+    """Aspect ratio of the picture; follows from the task's width and height where absent."""
+    image_size: _builtins.str
+    """Size of the picture."""
+    model: _builtins.str
+    """Model, where not the provider's own choice."""
+    system_instructions: _builtins.str
+    """What the model is told to be; a fashion specialist where absent."""
+    temperature: _builtins.float
+    """Sampling temperature, 0 to 2; higher is freer."""
+    top_p: _builtins.float
+    """Share of probability that is sampled from, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        aspect_ratio: _builtins.str | None = ...,
+        image_size: _builtins.str | None = ...,
+        model: _builtins.str | None = ...,
+        system_instructions: _builtins.str | None = ...,
+        temperature: _builtins.float | None = ...,
+        top_p: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_aspect_ratio", b"_aspect_ratio", "_image_size", b"_image_size", "_model", b"_model", "_system_instructions", b"_system_instructions", "_temperature", b"_temperature", "_top_p", b"_top_p", "aspect_ratio", b"aspect_ratio", "image_size", b"image_size", "model", b"model", "system_instructions", b"system_instructions", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_aspect_ratio", b"_aspect_ratio", "_image_size", b"_image_size", "_model", b"_model", "_system_instructions", b"_system_instructions", "_temperature", b"_temperature", "_top_p", b"_top_p", "aspect_ratio", b"aspect_ratio", "image_size", b"image_size", "model", b"model", "system_instructions", b"system_instructions", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__aspect_ratio: _TypeAlias = _typing.Literal["aspect_ratio"]  # noqa: Y015
+    _WhichOneofArgType__aspect_ratio: _TypeAlias = _typing.Literal["_aspect_ratio", b"_aspect_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__image_size: _TypeAlias = _typing.Literal["image_size"]  # noqa: Y015
+    _WhichOneofArgType__image_size: _TypeAlias = _typing.Literal["_image_size", b"_image_size"]  # noqa: Y015
+    _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
+    _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
+    _WhichOneofReturnType__system_instructions: _TypeAlias = _typing.Literal["system_instructions"]  # noqa: Y015
+    _WhichOneofArgType__system_instructions: _TypeAlias = _typing.Literal["_system_instructions", b"_system_instructions"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__aspect_ratio) -> _WhichOneofReturnType__aspect_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__image_size) -> _WhichOneofReturnType__image_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__system_instructions) -> _WhichOneofReturnType__system_instructions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+
+Global___VertexConfig: _TypeAlias = VertexConfig  # noqa: Y015
+
+@_typing.final
+class AiCoreProviderConfig(_message.Message):
+    """Settings of a language model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AI_PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    ai_provider: _builtins.str
+    """Whose model."""
+    model: _builtins.str
+    """Name of the model."""
+    temperature: _builtins.float
+    """Sampling temperature; higher is freer."""
+    max_tokens: _builtins.int
+    """Tokens to write at most; the provider's own limit where absent."""
+    def __init__(
+        self,
+        *,
+        ai_provider: _builtins.str | None = ...,
+        model: _builtins.str | None = ...,
+        temperature: _builtins.float | None = ...,
+        max_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ai_provider", b"_ai_provider", "_max_tokens", b"_max_tokens", "_model", b"_model", "_temperature", b"_temperature", "ai_provider", b"ai_provider", "max_tokens", b"max_tokens", "model", b"model", "temperature", b"temperature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ai_provider", b"_ai_provider", "_max_tokens", b"_max_tokens", "_model", b"_model", "_temperature", b"_temperature", "ai_provider", b"ai_provider", "max_tokens", b"max_tokens", "model", b"model", "temperature", b"temperature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ai_provider: _TypeAlias = _typing.Literal["ai_provider"]  # noqa: Y015
+    _WhichOneofArgType__ai_provider: _TypeAlias = _typing.Literal["_ai_provider", b"_ai_provider"]  # noqa: Y015
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
+    _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ai_provider) -> _WhichOneofReturnType__ai_provider | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+
+Global___AiCoreProviderConfig: _TypeAlias = AiCoreProviderConfig  # noqa: Y015
+
+@_typing.final
+class NanoBananaUpscalerConfig(_message.Message):
+    """Settings of upscaling by Gemini."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEFAULT_PROMPT_FIELD_NUMBER: _builtins.int
+    MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    SSIM_THRESHOLD_FIELD_NUMBER: _builtins.int
+    default_prompt: _builtins.str
+    """Prompt of the upscaling; the provider's own where absent."""
+    max_retries: _builtins.int
+    """Calls made again at most for results that fail the check."""
+    ssim_threshold: _builtins.float
+    """Least structural similarity to the original; 0 switches the check off."""
+    def __init__(
+        self,
+        *,
+        default_prompt: _builtins.str | None = ...,
+        max_retries: _builtins.int | None = ...,
+        ssim_threshold: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_default_prompt", b"_default_prompt", "_max_retries", b"_max_retries", "_ssim_threshold", b"_ssim_threshold", "default_prompt", b"default_prompt", "max_retries", b"max_retries", "ssim_threshold", b"ssim_threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_default_prompt", b"_default_prompt", "_max_retries", b"_max_retries", "_ssim_threshold", b"_ssim_threshold", "default_prompt", b"default_prompt", "max_retries", b"max_retries", "ssim_threshold", b"ssim_threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__default_prompt: _TypeAlias = _typing.Literal["default_prompt"]  # noqa: Y015
+    _WhichOneofArgType__default_prompt: _TypeAlias = _typing.Literal["_default_prompt", b"_default_prompt"]  # noqa: Y015
+    _WhichOneofReturnType__max_retries: _TypeAlias = _typing.Literal["max_retries"]  # noqa: Y015
+    _WhichOneofArgType__max_retries: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries"]  # noqa: Y015
+    _WhichOneofReturnType__ssim_threshold: _TypeAlias = _typing.Literal["ssim_threshold"]  # noqa: Y015
+    _WhichOneofArgType__ssim_threshold: _TypeAlias = _typing.Literal["_ssim_threshold", b"_ssim_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__default_prompt) -> _WhichOneofReturnType__default_prompt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_retries) -> _WhichOneofReturnType__max_retries | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ssim_threshold) -> _WhichOneofReturnType__ssim_threshold | None: ...
+
+Global___NanoBananaUpscalerConfig: _TypeAlias = NanoBananaUpscalerConfig  # noqa: Y015
+
+@_typing.final
+class SartiqUltimateRefinerConfig(_message.Message):
+    """Settings of tiled refining."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    NUM_TILES_FIELD_NUMBER: _builtins.int
+    MAX_WORKERS_FIELD_NUMBER: _builtins.int
+    MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    SSIM_THRESHOLD_FIELD_NUMBER: _builtins.int
+    LPIPS_THRESHOLD_FIELD_NUMBER: _builtins.int
+    DISTS_THRESHOLD_FIELD_NUMBER: _builtins.int
+    FEATHER_PX_FIELD_NUMBER: _builtins.int
+    FACE_EXPAND_PERCENT_FIELD_NUMBER: _builtins.int
+    SAVE_DEBUG_TILES_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """`1` detects faces, matches colour in Lab and adapts resolution; `2` matches histograms, is always 4K and leaves faces be."""
+    num_tiles: _builtins.int
+    """Tiles to aim for; their grid follows the picture's aspect."""
+    max_workers: _builtins.int
+    """Tiles at once at most; all where absent."""
+    max_retries: _builtins.int
+    """Calls made again at most for a tile that fails the checks."""
+    ssim_threshold: _builtins.float
+    """Least structural similarity; 0 switches the check off."""
+    lpips_threshold: _builtins.float
+    """Greatest LPIPS distance; 0 switches the check off and saves the network's memory."""
+    dists_threshold: _builtins.float
+    """Greatest DISTS distance; 0 switches the check off and saves the network's memory."""
+    feather_px: _builtins.int
+    """Width in pixels over which tiles blend; 0 is a hard edge."""
+    face_expand_percent: _builtins.float
+    """Share by which a face's box grows (0.5 is half as large again); version 1 only."""
+    save_debug_tiles: _builtins.bool
+    """Whether to keep the tiles for inspection."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str | None = ...,
+        num_tiles: _builtins.int | None = ...,
+        max_workers: _builtins.int | None = ...,
+        max_retries: _builtins.int | None = ...,
+        ssim_threshold: _builtins.float | None = ...,
+        lpips_threshold: _builtins.float | None = ...,
+        dists_threshold: _builtins.float | None = ...,
+        feather_px: _builtins.int | None = ...,
+        face_expand_percent: _builtins.float | None = ...,
+        save_debug_tiles: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dists_threshold", b"_dists_threshold", "_face_expand_percent", b"_face_expand_percent", "_feather_px", b"_feather_px", "_lpips_threshold", b"_lpips_threshold", "_max_retries", b"_max_retries", "_max_workers", b"_max_workers", "_num_tiles", b"_num_tiles", "_save_debug_tiles", b"_save_debug_tiles", "_ssim_threshold", b"_ssim_threshold", "_version", b"_version", "dists_threshold", b"dists_threshold", "face_expand_percent", b"face_expand_percent", "feather_px", b"feather_px", "lpips_threshold", b"lpips_threshold", "max_retries", b"max_retries", "max_workers", b"max_workers", "num_tiles", b"num_tiles", "save_debug_tiles", b"save_debug_tiles", "ssim_threshold", b"ssim_threshold", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dists_threshold", b"_dists_threshold", "_face_expand_percent", b"_face_expand_percent", "_feather_px", b"_feather_px", "_lpips_threshold", b"_lpips_threshold", "_max_retries", b"_max_retries", "_max_workers", b"_max_workers", "_num_tiles", b"_num_tiles", "_save_debug_tiles", b"_save_debug_tiles", "_ssim_threshold", b"_ssim_threshold", "_version", b"_version", "dists_threshold", b"dists_threshold", "face_expand_percent", b"face_expand_percent", "feather_px", b"feather_px", "lpips_threshold", b"lpips_threshold", "max_retries", b"max_retries", "max_workers", b"max_workers", "num_tiles", b"num_tiles", "save_debug_tiles", b"save_debug_tiles", "ssim_threshold", b"ssim_threshold", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dists_threshold: _TypeAlias = _typing.Literal["dists_threshold"]  # noqa: Y015
+    _WhichOneofArgType__dists_threshold: _TypeAlias = _typing.Literal["_dists_threshold", b"_dists_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__face_expand_percent: _TypeAlias = _typing.Literal["face_expand_percent"]  # noqa: Y015
+    _WhichOneofArgType__face_expand_percent: _TypeAlias = _typing.Literal["_face_expand_percent", b"_face_expand_percent"]  # noqa: Y015
+    _WhichOneofReturnType__feather_px: _TypeAlias = _typing.Literal["feather_px"]  # noqa: Y015
+    _WhichOneofArgType__feather_px: _TypeAlias = _typing.Literal["_feather_px", b"_feather_px"]  # noqa: Y015
+    _WhichOneofReturnType__lpips_threshold: _TypeAlias = _typing.Literal["lpips_threshold"]  # noqa: Y015
+    _WhichOneofArgType__lpips_threshold: _TypeAlias = _typing.Literal["_lpips_threshold", b"_lpips_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__max_retries: _TypeAlias = _typing.Literal["max_retries"]  # noqa: Y015
+    _WhichOneofArgType__max_retries: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries"]  # noqa: Y015
+    _WhichOneofReturnType__max_workers: _TypeAlias = _typing.Literal["max_workers"]  # noqa: Y015
+    _WhichOneofArgType__max_workers: _TypeAlias = _typing.Literal["_max_workers", b"_max_workers"]  # noqa: Y015
+    _WhichOneofReturnType__num_tiles: _TypeAlias = _typing.Literal["num_tiles"]  # noqa: Y015
+    _WhichOneofArgType__num_tiles: _TypeAlias = _typing.Literal["_num_tiles", b"_num_tiles"]  # noqa: Y015
+    _WhichOneofReturnType__save_debug_tiles: _TypeAlias = _typing.Literal["save_debug_tiles"]  # noqa: Y015
+    _WhichOneofArgType__save_debug_tiles: _TypeAlias = _typing.Literal["_save_debug_tiles", b"_save_debug_tiles"]  # noqa: Y015
+    _WhichOneofReturnType__ssim_threshold: _TypeAlias = _typing.Literal["ssim_threshold"]  # noqa: Y015
+    _WhichOneofArgType__ssim_threshold: _TypeAlias = _typing.Literal["_ssim_threshold", b"_ssim_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dists_threshold) -> _WhichOneofReturnType__dists_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__face_expand_percent) -> _WhichOneofReturnType__face_expand_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__feather_px) -> _WhichOneofReturnType__feather_px | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lpips_threshold) -> _WhichOneofReturnType__lpips_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_retries) -> _WhichOneofReturnType__max_retries | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_workers) -> _WhichOneofReturnType__max_workers | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_tiles) -> _WhichOneofReturnType__num_tiles | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__save_debug_tiles) -> _WhichOneofReturnType__save_debug_tiles | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ssim_threshold) -> _WhichOneofReturnType__ssim_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
+
+Global___SartiqUltimateRefinerConfig: _TypeAlias = SartiqUltimateRefinerConfig  # noqa: Y015
+
+@_typing.final
+class SartiqUltimateGarmentFixerConfig(_message.Message):
+    """Settings of garment fixing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BBOX_EXPAND_PERCENT_FIELD_NUMBER: _builtins.int
+    SPLIT_THRESHOLD_FIELD_NUMBER: _builtins.int
+    MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    SSIM_THRESHOLD_FIELD_NUMBER: _builtins.int
+    LPIPS_THRESHOLD_FIELD_NUMBER: _builtins.int
+    DISTS_THRESHOLD_FIELD_NUMBER: _builtins.int
+    FEATHER_PX_FIELD_NUMBER: _builtins.int
+    SAVE_DEBUG_IMAGES_FIELD_NUMBER: _builtins.int
+    bbox_expand_percent: _builtins.float
+    """Share by which a garment's box grows (0.05 is a twentieth larger)."""
+    split_threshold: _builtins.float
+    """Aspect from which an elongated box is split into two tiles."""
+    max_retries: _builtins.int
+    """Calls made again at most for a tile that fails the checks."""
+    ssim_threshold: _builtins.float
+    """Least structural similarity; 0 switches the check off."""
+    lpips_threshold: _builtins.float
+    """Greatest LPIPS distance; 0 switches the check off and saves the network's memory."""
+    dists_threshold: _builtins.float
+    """Greatest DISTS distance; 0 switches the check off and saves the network's memory."""
+    feather_px: _builtins.int
+    """Width in pixels over which a garment's tile blends; 0 is a hard edge."""
+    save_debug_images: _builtins.bool
+    """Whether to keep intermediate images for inspection."""
+    def __init__(
+        self,
+        *,
+        bbox_expand_percent: _builtins.float | None = ...,
+        split_threshold: _builtins.float | None = ...,
+        max_retries: _builtins.int | None = ...,
+        ssim_threshold: _builtins.float | None = ...,
+        lpips_threshold: _builtins.float | None = ...,
+        dists_threshold: _builtins.float | None = ...,
+        feather_px: _builtins.int | None = ...,
+        save_debug_images: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bbox_expand_percent", b"_bbox_expand_percent", "_dists_threshold", b"_dists_threshold", "_feather_px", b"_feather_px", "_lpips_threshold", b"_lpips_threshold", "_max_retries", b"_max_retries", "_save_debug_images", b"_save_debug_images", "_split_threshold", b"_split_threshold", "_ssim_threshold", b"_ssim_threshold", "bbox_expand_percent", b"bbox_expand_percent", "dists_threshold", b"dists_threshold", "feather_px", b"feather_px", "lpips_threshold", b"lpips_threshold", "max_retries", b"max_retries", "save_debug_images", b"save_debug_images", "split_threshold", b"split_threshold", "ssim_threshold", b"ssim_threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bbox_expand_percent", b"_bbox_expand_percent", "_dists_threshold", b"_dists_threshold", "_feather_px", b"_feather_px", "_lpips_threshold", b"_lpips_threshold", "_max_retries", b"_max_retries", "_save_debug_images", b"_save_debug_images", "_split_threshold", b"_split_threshold", "_ssim_threshold", b"_ssim_threshold", "bbox_expand_percent", b"bbox_expand_percent", "dists_threshold", b"dists_threshold", "feather_px", b"feather_px", "lpips_threshold", b"lpips_threshold", "max_retries", b"max_retries", "save_debug_images", b"save_debug_images", "split_threshold", b"split_threshold", "ssim_threshold", b"ssim_threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bbox_expand_percent: _TypeAlias = _typing.Literal["bbox_expand_percent"]  # noqa: Y015
+    _WhichOneofArgType__bbox_expand_percent: _TypeAlias = _typing.Literal["_bbox_expand_percent", b"_bbox_expand_percent"]  # noqa: Y015
+    _WhichOneofReturnType__dists_threshold: _TypeAlias = _typing.Literal["dists_threshold"]  # noqa: Y015
+    _WhichOneofArgType__dists_threshold: _TypeAlias = _typing.Literal["_dists_threshold", b"_dists_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__feather_px: _TypeAlias = _typing.Literal["feather_px"]  # noqa: Y015
+    _WhichOneofArgType__feather_px: _TypeAlias = _typing.Literal["_feather_px", b"_feather_px"]  # noqa: Y015
+    _WhichOneofReturnType__lpips_threshold: _TypeAlias = _typing.Literal["lpips_threshold"]  # noqa: Y015
+    _WhichOneofArgType__lpips_threshold: _TypeAlias = _typing.Literal["_lpips_threshold", b"_lpips_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__max_retries: _TypeAlias = _typing.Literal["max_retries"]  # noqa: Y015
+    _WhichOneofArgType__max_retries: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries"]  # noqa: Y015
+    _WhichOneofReturnType__save_debug_images: _TypeAlias = _typing.Literal["save_debug_images"]  # noqa: Y015
+    _WhichOneofArgType__save_debug_images: _TypeAlias = _typing.Literal["_save_debug_images", b"_save_debug_images"]  # noqa: Y015
+    _WhichOneofReturnType__split_threshold: _TypeAlias = _typing.Literal["split_threshold"]  # noqa: Y015
+    _WhichOneofArgType__split_threshold: _TypeAlias = _typing.Literal["_split_threshold", b"_split_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__ssim_threshold: _TypeAlias = _typing.Literal["ssim_threshold"]  # noqa: Y015
+    _WhichOneofArgType__ssim_threshold: _TypeAlias = _typing.Literal["_ssim_threshold", b"_ssim_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bbox_expand_percent) -> _WhichOneofReturnType__bbox_expand_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dists_threshold) -> _WhichOneofReturnType__dists_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__feather_px) -> _WhichOneofReturnType__feather_px | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lpips_threshold) -> _WhichOneofReturnType__lpips_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_retries) -> _WhichOneofReturnType__max_retries | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__save_debug_images) -> _WhichOneofReturnType__save_debug_images | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__split_threshold) -> _WhichOneofReturnType__split_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ssim_threshold) -> _WhichOneofReturnType__ssim_threshold | None: ...
+
+Global___SartiqUltimateGarmentFixerConfig: _TypeAlias = SartiqUltimateGarmentFixerConfig  # noqa: Y015
+
+@_typing.final
+class SartiqUltimateFaceFixerConfig(_message.Message):
+    """Settings of face fixing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPAND_PERCENT_FIELD_NUMBER: _builtins.int
+    FACE_PROMPT_FIELD_NUMBER: _builtins.int
+    MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    SSIM_THRESHOLD_FIELD_NUMBER: _builtins.int
+    LPIPS_THRESHOLD_FIELD_NUMBER: _builtins.int
+    DISTS_THRESHOLD_FIELD_NUMBER: _builtins.int
+    FEATHER_PX_FIELD_NUMBER: _builtins.int
+    SAVE_DEBUG_IMAGES_FIELD_NUMBER: _builtins.int
+    expand_percent: _builtins.float
+    """Share by which a face's box grows (0.5 is half as large again)."""
+    face_prompt: _builtins.str
+    """What a face is found by; the provider's own words where absent."""
+    max_retries: _builtins.int
+    """Calls made again at most for results that fail the checks."""
+    ssim_threshold: _builtins.float
+    """Least structural similarity; 0 switches the check off."""
+    lpips_threshold: _builtins.float
+    """Greatest LPIPS distance; 0 switches the check off and saves the network's memory."""
+    dists_threshold: _builtins.float
+    """Greatest DISTS distance; 0 switches the check off and saves the network's memory."""
+    feather_px: _builtins.int
+    """Width in pixels over which the face blends."""
+    save_debug_images: _builtins.bool
+    """Whether to keep intermediate images for inspection."""
+    def __init__(
+        self,
+        *,
+        expand_percent: _builtins.float | None = ...,
+        face_prompt: _builtins.str | None = ...,
+        max_retries: _builtins.int | None = ...,
+        ssim_threshold: _builtins.float | None = ...,
+        lpips_threshold: _builtins.float | None = ...,
+        dists_threshold: _builtins.float | None = ...,
+        feather_px: _builtins.int | None = ...,
+        save_debug_images: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dists_threshold", b"_dists_threshold", "_expand_percent", b"_expand_percent", "_face_prompt", b"_face_prompt", "_feather_px", b"_feather_px", "_lpips_threshold", b"_lpips_threshold", "_max_retries", b"_max_retries", "_save_debug_images", b"_save_debug_images", "_ssim_threshold", b"_ssim_threshold", "dists_threshold", b"dists_threshold", "expand_percent", b"expand_percent", "face_prompt", b"face_prompt", "feather_px", b"feather_px", "lpips_threshold", b"lpips_threshold", "max_retries", b"max_retries", "save_debug_images", b"save_debug_images", "ssim_threshold", b"ssim_threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dists_threshold", b"_dists_threshold", "_expand_percent", b"_expand_percent", "_face_prompt", b"_face_prompt", "_feather_px", b"_feather_px", "_lpips_threshold", b"_lpips_threshold", "_max_retries", b"_max_retries", "_save_debug_images", b"_save_debug_images", "_ssim_threshold", b"_ssim_threshold", "dists_threshold", b"dists_threshold", "expand_percent", b"expand_percent", "face_prompt", b"face_prompt", "feather_px", b"feather_px", "lpips_threshold", b"lpips_threshold", "max_retries", b"max_retries", "save_debug_images", b"save_debug_images", "ssim_threshold", b"ssim_threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dists_threshold: _TypeAlias = _typing.Literal["dists_threshold"]  # noqa: Y015
+    _WhichOneofArgType__dists_threshold: _TypeAlias = _typing.Literal["_dists_threshold", b"_dists_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__expand_percent: _TypeAlias = _typing.Literal["expand_percent"]  # noqa: Y015
+    _WhichOneofArgType__expand_percent: _TypeAlias = _typing.Literal["_expand_percent", b"_expand_percent"]  # noqa: Y015
+    _WhichOneofReturnType__face_prompt: _TypeAlias = _typing.Literal["face_prompt"]  # noqa: Y015
+    _WhichOneofArgType__face_prompt: _TypeAlias = _typing.Literal["_face_prompt", b"_face_prompt"]  # noqa: Y015
+    _WhichOneofReturnType__feather_px: _TypeAlias = _typing.Literal["feather_px"]  # noqa: Y015
+    _WhichOneofArgType__feather_px: _TypeAlias = _typing.Literal["_feather_px", b"_feather_px"]  # noqa: Y015
+    _WhichOneofReturnType__lpips_threshold: _TypeAlias = _typing.Literal["lpips_threshold"]  # noqa: Y015
+    _WhichOneofArgType__lpips_threshold: _TypeAlias = _typing.Literal["_lpips_threshold", b"_lpips_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__max_retries: _TypeAlias = _typing.Literal["max_retries"]  # noqa: Y015
+    _WhichOneofArgType__max_retries: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries"]  # noqa: Y015
+    _WhichOneofReturnType__save_debug_images: _TypeAlias = _typing.Literal["save_debug_images"]  # noqa: Y015
+    _WhichOneofArgType__save_debug_images: _TypeAlias = _typing.Literal["_save_debug_images", b"_save_debug_images"]  # noqa: Y015
+    _WhichOneofReturnType__ssim_threshold: _TypeAlias = _typing.Literal["ssim_threshold"]  # noqa: Y015
+    _WhichOneofArgType__ssim_threshold: _TypeAlias = _typing.Literal["_ssim_threshold", b"_ssim_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dists_threshold) -> _WhichOneofReturnType__dists_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expand_percent) -> _WhichOneofReturnType__expand_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__face_prompt) -> _WhichOneofReturnType__face_prompt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__feather_px) -> _WhichOneofReturnType__feather_px | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lpips_threshold) -> _WhichOneofReturnType__lpips_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_retries) -> _WhichOneofReturnType__max_retries | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__save_debug_images) -> _WhichOneofReturnType__save_debug_images | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ssim_threshold) -> _WhichOneofReturnType__ssim_threshold | None: ...
+
+Global___SartiqUltimateFaceFixerConfig: _TypeAlias = SartiqUltimateFaceFixerConfig  # noqa: Y015

@@ -3,11 +3,20 @@
 isort:skip_file
 """
 
+from atelier.tasks.v1 import background_fix_pb2 as _background_fix_pb2
+from atelier.tasks.v1 import background_removal_pb2 as _background_removal_pb2
+from atelier.tasks.v1 import detail_enhancer_pb2 as _detail_enhancer_pb2
+from atelier.tasks.v1 import editing_pb2 as _editing_pb2
 from atelier.tasks.v1 import enums_pb2 as _enums_pb2
+from atelier.tasks.v1 import experimental_fal_pb2 as _experimental_fal_pb2
+from atelier.tasks.v1 import face_enhancer_pb2 as _face_enhancer_pb2
 from atelier.tasks.v1 import generation_pb2 as _generation_pb2
 from atelier.tasks.v1 import image_adjuster_pb2 as _image_adjuster_pb2
+from atelier.tasks.v1 import llm_interaction_pb2 as _llm_interaction_pb2
 from atelier.tasks.v1 import noop_pb2 as _noop_pb2
 from atelier.tasks.v1 import providers_pb2 as _providers_pb2
+from atelier.tasks.v1 import refine_pb2 as _refine_pb2
+from atelier.tasks.v1 import video_generation_pb2 as _video_generation_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -46,7 +55,16 @@ class CreateTask(_message.Message):
     QUEUE_NAME_FIELD_NUMBER: _builtins.int
     WEBHOOK_URL_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    EDITING_FIELD_NUMBER: _builtins.int
+    REFINE_FIELD_NUMBER: _builtins.int
+    VIDEO_GENERATION_FIELD_NUMBER: _builtins.int
+    LLM_INTERACTION_FIELD_NUMBER: _builtins.int
+    BACKGROUND_REMOVE_FIELD_NUMBER: _builtins.int
+    DETAIL_ENHANCER_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIX_FIELD_NUMBER: _builtins.int
     IMAGE_ADJUSTER_FIELD_NUMBER: _builtins.int
+    FACE_ENHANCER_FIELD_NUMBER: _builtins.int
+    EXPERIMENTAL_FAL_FIELD_NUMBER: _builtins.int
     NOOP_FIELD_NUMBER: _builtins.int
     priority: _builtins.int
     """Order within the tenant; higher runs first. 0 low, 1 normal, 2 high, 3 urgent; any 32-bit integer is taken."""
@@ -91,8 +109,44 @@ class CreateTask(_message.Message):
         """GENERATION."""
 
     @_builtins.property
+    def editing(self) -> _editing_pb2.CreateEditingTask:
+        """EDITING."""
+
+    @_builtins.property
+    def refine(self) -> _refine_pb2.CreateRefineTask:
+        """REFINE."""
+
+    @_builtins.property
+    def video_generation(self) -> _video_generation_pb2.CreateVideoGenerationTask:
+        """VIDEO_GENERATION."""
+
+    @_builtins.property
+    def llm_interaction(self) -> _llm_interaction_pb2.CreateLLMInteractionTask:
+        """LLM_INTERACTION."""
+
+    @_builtins.property
+    def background_remove(self) -> _background_removal_pb2.CreateBackgroundRemovalTask:
+        """BACKGROUND_REMOVE."""
+
+    @_builtins.property
+    def detail_enhancer(self) -> _detail_enhancer_pb2.CreateDetailEnhancerTask:
+        """DETAIL_ENHANCER."""
+
+    @_builtins.property
+    def background_fix(self) -> _background_fix_pb2.CreateBackgroundFixTask:
+        """BACKGROUND_FIX."""
+
+    @_builtins.property
     def image_adjuster(self) -> _image_adjuster_pb2.CreateImageAdjusterTask:
         """IMAGE_ADJUSTER."""
+
+    @_builtins.property
+    def face_enhancer(self) -> _face_enhancer_pb2.CreateFaceEnhancerTask:
+        """FACE_ENHANCER."""
+
+    @_builtins.property
+    def experimental_fal(self) -> _experimental_fal_pb2.CreateExperimentalFalTask:
+        """EXPERIMENTAL_FAL."""
 
     @_builtins.property
     def noop(self) -> _noop_pb2.CreateNoopTask:
@@ -116,13 +170,24 @@ class CreateTask(_message.Message):
         queue_name: _builtins.str | None = ...,
         webhook_url: _builtins.str | None = ...,
         generation: _generation_pb2.CreateGenerationTask | None = ...,
+        editing: _editing_pb2.CreateEditingTask | None = ...,
+        refine: _refine_pb2.CreateRefineTask | None = ...,
+        video_generation: _video_generation_pb2.CreateVideoGenerationTask | None = ...,
+        llm_interaction: _llm_interaction_pb2.CreateLLMInteractionTask | None = ...,
+        background_remove: _background_removal_pb2.CreateBackgroundRemovalTask | None = ...,
+        detail_enhancer: _detail_enhancer_pb2.CreateDetailEnhancerTask | None = ...,
+        background_fix: _background_fix_pb2.CreateBackgroundFixTask | None = ...,
         image_adjuster: _image_adjuster_pb2.CreateImageAdjusterTask | None = ...,
+        face_enhancer: _face_enhancer_pb2.CreateFaceEnhancerTask | None = ...,
+        experimental_fal: _experimental_fal_pb2.CreateExperimentalFalTask | None = ...,
         noop: _noop_pb2.CreateNoopTask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_origin_instance", b"_origin_instance", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_priority", b"_priority", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_queue_name", b"_queue_name", "_webhook_url", b"_webhook_url", "config", b"config", "detail", b"detail", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "webhook_url", b"webhook_url"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_origin_instance", b"_origin_instance", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_priority", b"_priority", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_queue_name", b"_queue_name", "_webhook_url", b"_webhook_url", "background_fix", b"background_fix", "background_remove", b"background_remove", "config", b"config", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "refine", b"refine", "video_generation", b"video_generation", "webhook_url", b"webhook_url"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_origin_instance", b"_origin_instance", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_priority", b"_priority", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_queue_name", b"_queue_name", "_webhook_url", b"_webhook_url", "active_provider_capabilities", b"active_provider_capabilities", "config", b"config", "detail", b"detail", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "webhook_url", b"webhook_url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_origin_instance", b"_origin_instance", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_priority", b"_priority", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_queue_name", b"_queue_name", "_webhook_url", b"_webhook_url", "active_provider_capabilities", b"active_provider_capabilities", "background_fix", b"background_fix", "background_remove", b"background_remove", "config", b"config", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "refine", b"refine", "video_generation", b"video_generation", "webhook_url", b"webhook_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
+    _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
     _WhichOneofReturnType__fallback_provider_config: _TypeAlias = _typing.Literal["fallback_provider_config"]  # noqa: Y015
     _WhichOneofArgType__fallback_provider_config: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config"]  # noqa: Y015
     _WhichOneofReturnType__fallback_provider_type: _TypeAlias = _typing.Literal["fallback_provider_type"]  # noqa: Y015
@@ -145,8 +210,10 @@ class CreateTask(_message.Message):
     _WhichOneofArgType__queue_name: _TypeAlias = _typing.Literal["_queue_name", b"_queue_name"]  # noqa: Y015
     _WhichOneofReturnType__webhook_url: _TypeAlias = _typing.Literal["webhook_url"]  # noqa: Y015
     _WhichOneofArgType__webhook_url: _TypeAlias = _typing.Literal["_webhook_url", b"_webhook_url"]  # noqa: Y015
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "image_adjuster", "noop"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "editing", "refine", "video_generation", "llm_interaction", "background_remove", "detail_enhancer", "background_fix", "image_adjuster", "face_enhancer", "experimental_fal", "noop"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__config) -> _WhichOneofReturnType__config | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fallback_provider_config) -> _WhichOneofReturnType__fallback_provider_config | None: ...
     @_typing.overload
@@ -216,7 +283,16 @@ class Task(_message.Message):
     RESUME_ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     LAST_RESUME_ATTEMPT_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    EDITING_FIELD_NUMBER: _builtins.int
+    REFINE_FIELD_NUMBER: _builtins.int
+    VIDEO_GENERATION_FIELD_NUMBER: _builtins.int
+    LLM_INTERACTION_FIELD_NUMBER: _builtins.int
+    BACKGROUND_REMOVE_FIELD_NUMBER: _builtins.int
+    DETAIL_ENHANCER_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIX_FIELD_NUMBER: _builtins.int
     IMAGE_ADJUSTER_FIELD_NUMBER: _builtins.int
+    FACE_ENHANCER_FIELD_NUMBER: _builtins.int
+    EXPERIMENTAL_FAL_FIELD_NUMBER: _builtins.int
     NOOP_FIELD_NUMBER: _builtins.int
     priority: _builtins.int
     """Order within the tenant; higher runs first."""
@@ -317,8 +393,44 @@ class Task(_message.Message):
         """GENERATION."""
 
     @_builtins.property
+    def editing(self) -> _editing_pb2.EditingTaskPublic:
+        """EDITING."""
+
+    @_builtins.property
+    def refine(self) -> _refine_pb2.RefineTaskPublic:
+        """REFINE."""
+
+    @_builtins.property
+    def video_generation(self) -> _video_generation_pb2.VideoGenerationTaskPublic:
+        """VIDEO_GENERATION."""
+
+    @_builtins.property
+    def llm_interaction(self) -> _llm_interaction_pb2.LLMInteractionTaskPublic:
+        """LLM_INTERACTION."""
+
+    @_builtins.property
+    def background_remove(self) -> _background_removal_pb2.BackgroundRemovalTaskPublic:
+        """BACKGROUND_REMOVE."""
+
+    @_builtins.property
+    def detail_enhancer(self) -> _detail_enhancer_pb2.DetailEnhancerTaskPublic:
+        """DETAIL_ENHANCER."""
+
+    @_builtins.property
+    def background_fix(self) -> _background_fix_pb2.BackgroundFixTaskPublic:
+        """BACKGROUND_FIX."""
+
+    @_builtins.property
     def image_adjuster(self) -> _image_adjuster_pb2.ImageAdjusterTaskPublic:
         """IMAGE_ADJUSTER."""
+
+    @_builtins.property
+    def face_enhancer(self) -> _face_enhancer_pb2.FaceEnhancerTaskPublic:
+        """FACE_ENHANCER."""
+
+    @_builtins.property
+    def experimental_fal(self) -> _experimental_fal_pb2.ExperimentalFalTaskPublic:
+        """EXPERIMENTAL_FAL."""
 
     @_builtins.property
     def noop(self) -> _noop_pb2.NoopTaskPublic:
@@ -363,17 +475,28 @@ class Task(_message.Message):
         resume_attempt_count: _builtins.int = ...,
         last_resume_attempt: _timestamp_pb2.Timestamp | None = ...,
         generation: _generation_pb2.GenerationTaskPublic | None = ...,
+        editing: _editing_pb2.EditingTaskPublic | None = ...,
+        refine: _refine_pb2.RefineTaskPublic | None = ...,
+        video_generation: _video_generation_pb2.VideoGenerationTaskPublic | None = ...,
+        llm_interaction: _llm_interaction_pb2.LLMInteractionTaskPublic | None = ...,
+        background_remove: _background_removal_pb2.BackgroundRemovalTaskPublic | None = ...,
+        detail_enhancer: _detail_enhancer_pb2.DetailEnhancerTaskPublic | None = ...,
+        background_fix: _background_fix_pb2.BackgroundFixTaskPublic | None = ...,
         image_adjuster: _image_adjuster_pb2.ImageAdjusterTaskPublic | None = ...,
+        face_enhancer: _face_enhancer_pb2.FaceEnhancerTaskPublic | None = ...,
+        experimental_fal: _experimental_fal_pb2.ExperimentalFalTaskPublic | None = ...,
         noop: _noop_pb2.NoopTaskPublic | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "error_category", b"error_category", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "last_resume_attempt", b"last_resume_attempt", "noop", b"noop", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "provider_config", b"provider_config", "provider_type", b"provider_type", "service_task_id", b"service_task_id", "started_at", b"started_at", "updated_at", b"updated_at", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "background_fix", b"background_fix", "background_remove", b"background_remove", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "error_category", b"error_category", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "last_resume_attempt", b"last_resume_attempt", "llm_interaction", b"llm_interaction", "noop", b"noop", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "provider_config", b"provider_config", "provider_type", b"provider_type", "refine", b"refine", "service_task_id", b"service_task_id", "started_at", b"started_at", "updated_at", b"updated_at", "video_generation", b"video_generation", "workflow_id", b"workflow_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "active_provider_capabilities", b"active_provider_capabilities", "attempt", b"attempt", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "error_category", b"error_category", "errors", b"errors", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "id", b"id", "image_adjuster", b"image_adjuster", "is_deleted", b"is_deleted", "is_resumed", b"is_resumed", "last_resume_attempt", b"last_resume_attempt", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "progress", b"progress", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "resume_attempt_count", b"resume_attempt_count", "retry_count", b"retry_count", "service_task_id", b"service_task_id", "started_at", b"started_at", "status", b"status", "updated_at", b"updated_at", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "active_provider_capabilities", b"active_provider_capabilities", "attempt", b"attempt", "background_fix", b"background_fix", "background_remove", b"background_remove", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "error_category", b"error_category", "errors", b"errors", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "id", b"id", "image_adjuster", b"image_adjuster", "is_deleted", b"is_deleted", "is_resumed", b"is_resumed", "last_resume_attempt", b"last_resume_attempt", "llm_interaction", b"llm_interaction", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "progress", b"progress", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "refine", b"refine", "resume_attempt_count", b"resume_attempt_count", "retry_count", b"retry_count", "service_task_id", b"service_task_id", "started_at", b"started_at", "status", b"status", "updated_at", b"updated_at", "version", b"version", "video_generation", b"video_generation", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__celery_task_id: _TypeAlias = _typing.Literal["celery_task_id"]  # noqa: Y015
     _WhichOneofArgType__celery_task_id: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id"]  # noqa: Y015
     _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
     _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
+    _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
+    _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
     _WhichOneofReturnType__deleted_at: _TypeAlias = _typing.Literal["deleted_at"]  # noqa: Y015
     _WhichOneofArgType__deleted_at: _TypeAlias = _typing.Literal["_deleted_at", b"_deleted_at"]  # noqa: Y015
     _WhichOneofReturnType__error_category: _TypeAlias = _typing.Literal["error_category"]  # noqa: Y015
@@ -404,12 +527,14 @@ class Task(_message.Message):
     _WhichOneofArgType__started_at: _TypeAlias = _typing.Literal["_started_at", b"_started_at"]  # noqa: Y015
     _WhichOneofReturnType__workflow_id: _TypeAlias = _typing.Literal["workflow_id"]  # noqa: Y015
     _WhichOneofArgType__workflow_id: _TypeAlias = _typing.Literal["_workflow_id", b"_workflow_id"]  # noqa: Y015
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "image_adjuster", "noop"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "editing", "refine", "video_generation", "llm_interaction", "background_remove", "detail_enhancer", "background_fix", "image_adjuster", "face_enhancer", "experimental_fal", "noop"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__celery_task_id) -> _WhichOneofReturnType__celery_task_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__completed_at) -> _WhichOneofReturnType__completed_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__config) -> _WhichOneofReturnType__config | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deleted_at) -> _WhichOneofReturnType__deleted_at | None: ...
     @_typing.overload
@@ -452,15 +577,60 @@ class TaskResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GENERATION_FIELD_NUMBER: _builtins.int
+    EDITING_FIELD_NUMBER: _builtins.int
+    REFINE_FIELD_NUMBER: _builtins.int
+    VIDEO_GENERATION_FIELD_NUMBER: _builtins.int
+    LLM_INTERACTION_FIELD_NUMBER: _builtins.int
+    BACKGROUND_REMOVE_FIELD_NUMBER: _builtins.int
+    DETAIL_ENHANCER_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIX_FIELD_NUMBER: _builtins.int
     IMAGE_ADJUSTER_FIELD_NUMBER: _builtins.int
+    FACE_ENHANCER_FIELD_NUMBER: _builtins.int
+    EXPERIMENTAL_FAL_FIELD_NUMBER: _builtins.int
     NOOP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def generation(self) -> _generation_pb2.GenerationTaskPublic:
         """GENERATION."""
 
     @_builtins.property
+    def editing(self) -> _editing_pb2.EditingTaskPublic:
+        """EDITING."""
+
+    @_builtins.property
+    def refine(self) -> _refine_pb2.RefineTaskPublic:
+        """REFINE."""
+
+    @_builtins.property
+    def video_generation(self) -> _video_generation_pb2.VideoGenerationTaskPublic:
+        """VIDEO_GENERATION."""
+
+    @_builtins.property
+    def llm_interaction(self) -> _llm_interaction_pb2.LLMInteractionTaskPublic:
+        """LLM_INTERACTION."""
+
+    @_builtins.property
+    def background_remove(self) -> _background_removal_pb2.BackgroundRemovalTaskPublic:
+        """BACKGROUND_REMOVE."""
+
+    @_builtins.property
+    def detail_enhancer(self) -> _detail_enhancer_pb2.DetailEnhancerTaskPublic:
+        """DETAIL_ENHANCER."""
+
+    @_builtins.property
+    def background_fix(self) -> _background_fix_pb2.BackgroundFixTaskPublic:
+        """BACKGROUND_FIX."""
+
+    @_builtins.property
     def image_adjuster(self) -> _image_adjuster_pb2.ImageAdjusterTaskPublic:
         """IMAGE_ADJUSTER."""
+
+    @_builtins.property
+    def face_enhancer(self) -> _face_enhancer_pb2.FaceEnhancerTaskPublic:
+        """FACE_ENHANCER."""
+
+    @_builtins.property
+    def experimental_fal(self) -> _experimental_fal_pb2.ExperimentalFalTaskPublic:
+        """EXPERIMENTAL_FAL."""
 
     @_builtins.property
     def noop(self) -> _noop_pb2.NoopTaskPublic:
@@ -470,14 +640,23 @@ class TaskResult(_message.Message):
         self,
         *,
         generation: _generation_pb2.GenerationTaskPublic | None = ...,
+        editing: _editing_pb2.EditingTaskPublic | None = ...,
+        refine: _refine_pb2.RefineTaskPublic | None = ...,
+        video_generation: _video_generation_pb2.VideoGenerationTaskPublic | None = ...,
+        llm_interaction: _llm_interaction_pb2.LLMInteractionTaskPublic | None = ...,
+        background_remove: _background_removal_pb2.BackgroundRemovalTaskPublic | None = ...,
+        detail_enhancer: _detail_enhancer_pb2.DetailEnhancerTaskPublic | None = ...,
+        background_fix: _background_fix_pb2.BackgroundFixTaskPublic | None = ...,
         image_adjuster: _image_adjuster_pb2.ImageAdjusterTaskPublic | None = ...,
+        face_enhancer: _face_enhancer_pb2.FaceEnhancerTaskPublic | None = ...,
+        experimental_fal: _experimental_fal_pb2.ExperimentalFalTaskPublic | None = ...,
         noop: _noop_pb2.NoopTaskPublic | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "generation", b"generation", "image_adjuster", b"image_adjuster", "noop", b"noop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["background_fix", b"background_fix", "background_remove", b"background_remove", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "refine", b"refine", "video_generation", b"video_generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "generation", b"generation", "image_adjuster", b"image_adjuster", "noop", b"noop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background_fix", b"background_fix", "background_remove", b"background_remove", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "refine", b"refine", "video_generation", b"video_generation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "image_adjuster", "noop"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "editing", "refine", "video_generation", "llm_interaction", "background_remove", "detail_enhancer", "background_fix", "image_adjuster", "face_enhancer", "experimental_fal", "noop"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_detail) -> _WhichOneofReturnType_detail | None: ...
 
@@ -693,14 +872,16 @@ class TaskUpdate(_message.Message):
         result_image_path: _builtins.str | None = ...,
         fal_parameters: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_created_at", b"_created_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fal_app_id", b"_fal_app_id", "_fal_request_id", b"_fal_request_id", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_is_resumed", b"_is_resumed", "_last_resume_attempt", b"_last_resume_attempt", "_origin_instance", b"_origin_instance", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_priority", b"_priority", "_product2_lora_weight", b"_product2_lora_weight", "_product2_model_path", b"_product2_model_path", "_product_lora_weight", b"_product_lora_weight", "_product_model_path", b"_product_model_path", "_progress", b"_progress", "_provider_type", b"_provider_type", "_queue_name", b"_queue_name", "_reference_image_path", b"_reference_image_path", "_reference_image_strength", b"_reference_image_strength", "_result_image_path", b"_result_image_path", "_resume_attempt_count", b"_resume_attempt_count", "_retry_count", b"_retry_count", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_status", b"_status", "_style_lora_weight", b"_style_lora_weight", "_style_model_path", b"_style_model_path", "_subject_lora_weight", b"_subject_lora_weight", "_subject_model_path", b"_subject_model_path", "_task_type", b"_task_type", "_updated_at", b"_updated_at", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "error_category", b"error_category", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "fal_app_id", b"fal_app_id", "fal_parameters", b"fal_parameters", "fal_request_id", b"fal_request_id", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "is_resumed", b"is_resumed", "last_resume_attempt", b"last_resume_attempt", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "product2_lora_weight", b"product2_lora_weight", "product2_model_path", b"product2_model_path", "product_lora_weight", b"product_lora_weight", "product_model_path", b"product_model_path", "progress", b"progress", "provider_type", b"provider_type", "queue_name", b"queue_name", "reference_image_path", b"reference_image_path", "reference_image_strength", b"reference_image_strength", "result_image_path", b"result_image_path", "resume_attempt_count", b"resume_attempt_count", "retry_count", b"retry_count", "service_task_id", b"service_task_id", "started_at", b"started_at", "status", b"status", "style_lora_weight", b"style_lora_weight", "style_model_path", b"style_model_path", "subject_lora_weight", b"subject_lora_weight", "subject_model_path", b"subject_model_path", "task_type", b"task_type", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_created_at", b"_created_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fal_app_id", b"_fal_app_id", "_fal_parameters", b"_fal_parameters", "_fal_request_id", b"_fal_request_id", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_is_resumed", b"_is_resumed", "_last_resume_attempt", b"_last_resume_attempt", "_origin_instance", b"_origin_instance", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_priority", b"_priority", "_product2_lora_weight", b"_product2_lora_weight", "_product2_model_path", b"_product2_model_path", "_product_lora_weight", b"_product_lora_weight", "_product_model_path", b"_product_model_path", "_progress", b"_progress", "_provider_type", b"_provider_type", "_queue_name", b"_queue_name", "_reference_image_path", b"_reference_image_path", "_reference_image_strength", b"_reference_image_strength", "_result_image_path", b"_result_image_path", "_resume_attempt_count", b"_resume_attempt_count", "_retry_count", b"_retry_count", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_status", b"_status", "_style_lora_weight", b"_style_lora_weight", "_style_model_path", b"_style_model_path", "_subject_lora_weight", b"_subject_lora_weight", "_subject_model_path", b"_subject_model_path", "_task_type", b"_task_type", "_updated_at", b"_updated_at", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "error_category", b"error_category", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "fal_app_id", b"fal_app_id", "fal_parameters", b"fal_parameters", "fal_request_id", b"fal_request_id", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "is_resumed", b"is_resumed", "last_resume_attempt", b"last_resume_attempt", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "product2_lora_weight", b"product2_lora_weight", "product2_model_path", b"product2_model_path", "product_lora_weight", b"product_lora_weight", "product_model_path", b"product_model_path", "progress", b"progress", "provider_type", b"provider_type", "queue_name", b"queue_name", "reference_image_path", b"reference_image_path", "reference_image_strength", b"reference_image_strength", "result_image_path", b"result_image_path", "resume_attempt_count", b"resume_attempt_count", "retry_count", b"retry_count", "service_task_id", b"service_task_id", "started_at", b"started_at", "status", b"status", "style_lora_weight", b"style_lora_weight", "style_model_path", b"style_model_path", "subject_lora_weight", b"subject_lora_weight", "subject_model_path", b"subject_model_path", "task_type", b"task_type", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_created_at", b"_created_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fal_app_id", b"_fal_app_id", "_fal_request_id", b"_fal_request_id", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_is_resumed", b"_is_resumed", "_last_resume_attempt", b"_last_resume_attempt", "_origin_instance", b"_origin_instance", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_priority", b"_priority", "_product2_lora_weight", b"_product2_lora_weight", "_product2_model_path", b"_product2_model_path", "_product_lora_weight", b"_product_lora_weight", "_product_model_path", b"_product_model_path", "_progress", b"_progress", "_provider_type", b"_provider_type", "_queue_name", b"_queue_name", "_reference_image_path", b"_reference_image_path", "_reference_image_strength", b"_reference_image_strength", "_result_image_path", b"_result_image_path", "_resume_attempt_count", b"_resume_attempt_count", "_retry_count", b"_retry_count", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_status", b"_status", "_style_lora_weight", b"_style_lora_weight", "_style_model_path", b"_style_model_path", "_subject_lora_weight", b"_subject_lora_weight", "_subject_model_path", b"_subject_model_path", "_task_type", b"_task_type", "_updated_at", b"_updated_at", "active_provider_capabilities", b"active_provider_capabilities", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "error_category", b"error_category", "errors", b"errors", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "fal_app_id", b"fal_app_id", "fal_parameters", b"fal_parameters", "fal_request_id", b"fal_request_id", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "is_resumed", b"is_resumed", "last_resume_attempt", b"last_resume_attempt", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "product2_lora_weight", b"product2_lora_weight", "product2_model_path", b"product2_model_path", "product_lora_weight", b"product_lora_weight", "product_model_path", b"product_model_path", "progress", b"progress", "provider_type", b"provider_type", "queue_name", b"queue_name", "reference_image_path", b"reference_image_path", "reference_image_strength", b"reference_image_strength", "result_image_path", b"result_image_path", "resume_attempt_count", b"resume_attempt_count", "retry_count", b"retry_count", "service_requests", b"service_requests", "service_task_id", b"service_task_id", "started_at", b"started_at", "status", b"status", "style_lora_weight", b"style_lora_weight", "style_model_path", b"style_model_path", "subject_lora_weight", b"subject_lora_weight", "subject_model_path", b"subject_model_path", "task_type", b"task_type", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_created_at", b"_created_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fal_app_id", b"_fal_app_id", "_fal_parameters", b"_fal_parameters", "_fal_request_id", b"_fal_request_id", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_is_resumed", b"_is_resumed", "_last_resume_attempt", b"_last_resume_attempt", "_origin_instance", b"_origin_instance", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_priority", b"_priority", "_product2_lora_weight", b"_product2_lora_weight", "_product2_model_path", b"_product2_model_path", "_product_lora_weight", b"_product_lora_weight", "_product_model_path", b"_product_model_path", "_progress", b"_progress", "_provider_type", b"_provider_type", "_queue_name", b"_queue_name", "_reference_image_path", b"_reference_image_path", "_reference_image_strength", b"_reference_image_strength", "_result_image_path", b"_result_image_path", "_resume_attempt_count", b"_resume_attempt_count", "_retry_count", b"_retry_count", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_status", b"_status", "_style_lora_weight", b"_style_lora_weight", "_style_model_path", b"_style_model_path", "_subject_lora_weight", b"_subject_lora_weight", "_subject_model_path", b"_subject_model_path", "_task_type", b"_task_type", "_updated_at", b"_updated_at", "active_provider_capabilities", b"active_provider_capabilities", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "error_category", b"error_category", "errors", b"errors", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "fal_app_id", b"fal_app_id", "fal_parameters", b"fal_parameters", "fal_request_id", b"fal_request_id", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "is_resumed", b"is_resumed", "last_resume_attempt", b"last_resume_attempt", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "product2_lora_weight", b"product2_lora_weight", "product2_model_path", b"product2_model_path", "product_lora_weight", b"product_lora_weight", "product_model_path", b"product_model_path", "progress", b"progress", "provider_type", b"provider_type", "queue_name", b"queue_name", "reference_image_path", b"reference_image_path", "reference_image_strength", b"reference_image_strength", "result_image_path", b"result_image_path", "resume_attempt_count", b"resume_attempt_count", "retry_count", b"retry_count", "service_requests", b"service_requests", "service_task_id", b"service_task_id", "started_at", b"started_at", "status", b"status", "style_lora_weight", b"style_lora_weight", "style_model_path", b"style_model_path", "subject_lora_weight", b"subject_lora_weight", "subject_model_path", b"subject_model_path", "task_type", b"task_type", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__celery_task_id: _TypeAlias = _typing.Literal["celery_task_id"]  # noqa: Y015
     _WhichOneofArgType__celery_task_id: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id"]  # noqa: Y015
     _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
     _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
+    _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
+    _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
     _WhichOneofReturnType__created_at: _TypeAlias = _typing.Literal["created_at"]  # noqa: Y015
     _WhichOneofArgType__created_at: _TypeAlias = _typing.Literal["_created_at", b"_created_at"]  # noqa: Y015
     _WhichOneofReturnType__error_category: _TypeAlias = _typing.Literal["error_category"]  # noqa: Y015
@@ -711,6 +892,8 @@ class TaskUpdate(_message.Message):
     _WhichOneofArgType__executor_type: _TypeAlias = _typing.Literal["_executor_type", b"_executor_type"]  # noqa: Y015
     _WhichOneofReturnType__fal_app_id: _TypeAlias = _typing.Literal["fal_app_id"]  # noqa: Y015
     _WhichOneofArgType__fal_app_id: _TypeAlias = _typing.Literal["_fal_app_id", b"_fal_app_id"]  # noqa: Y015
+    _WhichOneofReturnType__fal_parameters: _TypeAlias = _typing.Literal["fal_parameters"]  # noqa: Y015
+    _WhichOneofArgType__fal_parameters: _TypeAlias = _typing.Literal["_fal_parameters", b"_fal_parameters"]  # noqa: Y015
     _WhichOneofReturnType__fal_request_id: _TypeAlias = _typing.Literal["fal_request_id"]  # noqa: Y015
     _WhichOneofArgType__fal_request_id: _TypeAlias = _typing.Literal["_fal_request_id", b"_fal_request_id"]  # noqa: Y015
     _WhichOneofReturnType__fallback_provider_config: _TypeAlias = _typing.Literal["fallback_provider_config"]  # noqa: Y015
@@ -778,6 +961,8 @@ class TaskUpdate(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__completed_at) -> _WhichOneofReturnType__completed_at | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__config) -> _WhichOneofReturnType__config | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__created_at) -> _WhichOneofReturnType__created_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__error_category) -> _WhichOneofReturnType__error_category | None: ...
@@ -787,6 +972,8 @@ class TaskUpdate(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__executor_type) -> _WhichOneofReturnType__executor_type | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fal_app_id) -> _WhichOneofReturnType__fal_app_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fal_parameters) -> _WhichOneofReturnType__fal_parameters | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fal_request_id) -> _WhichOneofReturnType__fal_request_id | None: ...
     @_typing.overload
