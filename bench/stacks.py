@@ -1,0 +1,175 @@
+"""The two stacks that are measured side by side: the mesh, and FastAPI with Celery, on one PostgreSQL with fsync on."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from atelier_cli.embedded.postgres import PostgresServer
+from atelier_cli.embedded.process import Running, free_ports, stop
+
+ROOT = Path(__file__).resolve().parent.parent
+PEER_FOLDER = ROOT / "bench" / "peer"
+PEER_VENV = ROOT / ".cache" / "peer"
+ATELIER = Path(sysconfig.get_path("scripts")) / "atelier"
+READY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running system that takes creates over HTTP.
+
+    Attributes:
+        name: How it is called in the figures.
+        url: Where a create is posted.
+        body: A create of one no-op task.
+        headers: Sent with every create.
+        dsn: Its database.
+        table: The table of tasks, with `created_at`, `started_at`, `completed_at` and `status`.
+        folder: Its data folder.
+    """
+
+    name: str
+    url: str
+    body: str
+    headers: dict[str, str]
+    dsn: str
+    table: str
+    folder: Path
+
+    def completed(self, connection: psycopg.Connection[tuple[int]]) -> int:
+        """How many tasks have ended well."""
+        row = connection.execute(f"SELECT count(*) FROM {self.table} WHERE status = 'COMPLETED'").fetchone()  # noqa: S608 - a constant of this module
+        assert row is not None
+        return row[0]
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[PostgresServer]:
+    """A PostgreSQL of its own that both stacks share, durable as in production."""
+    folder.chmod(0o711)
+    server = PostgresServer(
+        folder / "postgres", free_ports(1)[0], secrets.token_urlsafe(12), folder / "postgres.log", durable=True
+    )
+    running = Running(server)
+    running.start()
+    try:
+        yield server
+    finally:
+        running.stop()
+
+
+def create_database(server: PostgresServer, name: str) -> str:
+    """Make an empty database and return its DSN."""
+    with psycopg.connect(server.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return server.dsn(name)
+
+
+def wait_http(url: str, seconds: float = READY_SECONDS) -> None:
+    """Wait until an address answers 200.
+
+    Raises:
+        TimeoutError: it did not in time.
+    """
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - loopback addresses of this module
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.05)
+    message = f"{url} did not answer within {seconds:.0f} s"
+    raise TimeoutError(message)
+
+
+@contextmanager
+def mesh(
+    folder: Path, dsn: str | None, environment: dict[str, str] | None = None, body: dict[str, object] | None = None
+) -> Iterator[Stack]:
+    """The mesh as `atelier up` starts it; its worker serves no-op tasks alone unless `environment` says else."""
+    data = folder / "mesh"
+    port = free_ports(1)[0]
+    settings = {"ATELIER_ENABLE_NOOP": "true", "ATELIER_WORKER_TASK_TYPES": "NOOP", "ATELIER_WORKER_SLOTS": "16"}
+    if dsn is not None:
+        settings["ATELIER_DATABASE_URL"] = dsn
+    env = {**os.environ, **settings, **(environment or {})}
+    subprocess.run([ATELIER, "up", "--data", data, "--port", str(port), "--detach"], env=env, check=True)
+    try:
+        token = subprocess.run(
+            [ATELIER, "token", "--data", data], env=env, check=True, capture_output=True, text=True
+        ).stdout.strip()
+        yield Stack(
+            name="atelier",
+            url=f"http://127.0.0.1:{port}/api/v1/tasks/",
+            body=json.dumps(body or {"task_type": "NOOP", "origin_instance": "bench"}),
+            headers={"Authorization": f"Bearer {token}"},
+            dsn=dsn or "",
+            table="tasks.tasks",
+            folder=data,
+        )
+    finally:
+        subprocess.run([ATELIER, "down", "--data", data], env=env, check=True)
+
+
+@contextmanager
+def peer(folder: Path, dsn: str) -> Iterator[Stack]:
+    """FastAPI (two processes), Celery (two and their parent) and Redis: at least as many processes as the mesh."""
+    redis_port, port = free_ports(2)
+    env = {
+        **os.environ,
+        "PEER_DATABASE_URL": dsn,
+        "PEER_BROKER_URL": f"redis://127.0.0.1:{redis_port}/0",
+        "C_FORCE_ROOT": "1",
+    }
+    scripts = PEER_VENV / "bin"
+    commands: dict[str, list[str | Path]] = {
+        "redis": ["redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", "--appendonly", "yes"],
+        "api": [scripts / "uvicorn", "app:app", "--port", str(port), "--workers", "2", "--no-access-log"],
+        "worker": [scripts / "celery", "-A", "app:queue", "worker", "--concurrency", "2", "--loglevel", "WARNING"],
+    }
+    source = (PEER_FOLDER / "app.py").read_text()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(source.split('TABLE = """')[1].split('"""')[0])
+    with ExitStack() as stack:
+        for name, command in commands.items():
+            cwd = folder / "redis" if name == "redis" else PEER_FOLDER
+            cwd.mkdir(exist_ok=True)
+            log = stack.enter_context((folder / f"peer-{name}.log").open("wb"))
+            process = subprocess.Popen([str(part) for part in command], cwd=cwd, env=env, stdout=log, stderr=log)
+            stack.callback(stop, process, signal.SIGTERM)
+        wait_http(f"http://127.0.0.1:{port}/openapi.json")
+        yield Stack(
+            name="celery",
+            url=f"http://127.0.0.1:{port}/tasks/",
+            body=json.dumps({"origin_instance": "bench"}),
+            headers={},
+            dsn=dsn,
+            table="peer_tasks",
+            folder=folder,
+        )
+
+
+def load(stack: Stack, *, count: int, clients: int) -> dict[str, float]:
+    """Post `count` creates from a process of its own and return its figures."""
+    command = [sys.executable, "-m", "bench.load", stack.url, "--count", str(count), "--clients", str(clients)]
+    command += ["--body", stack.body]
+    for name, value in stack.headers.items():
+        command += ["--header", f"{name}:{value}"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures

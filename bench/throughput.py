@@ -1,0 +1,119 @@
+"""Creates a second and tasks a second end to end, and how long an idle mesh takes to begin a task."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from bench import stacks
+from bench.stacks import Stack
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Figures of one round on one stack: per second, and milliseconds."""
+
+    creates: float
+    tasks: float
+    create_p50_ms: float
+
+
+def measure(stack: Stack, *, count: int, clients: int) -> Round:
+    """Post `count` creates and wait until every task has completed.
+
+    Raises:
+        TimeoutError: the tasks did not complete within five minutes.
+    """
+    with psycopg.connect(stack.dsn, autocommit=True) as connection:
+        before = stack.completed(connection)
+        begun = time.perf_counter()
+        figures = stacks.load(stack, count=count, clients=clients)
+        while stack.completed(connection) < before + count:
+            if time.perf_counter() - begun > 300:
+                message = f"{stack.name} completed {stack.completed(connection) - before} of {count} tasks"
+                raise TimeoutError(message)
+            time.sleep(0.02)
+        # The time of the row that ended last, so that the poll's own grain does not count.
+        row = connection.execute(
+            f"SELECT extract(epoch FROM max(completed_at) - min(created_at)) FROM"  # noqa: S608 - constants
+            f" (SELECT * FROM {stack.table} ORDER BY created_at DESC LIMIT {count}) AS latest"
+        ).fetchone()
+    assert row is not None
+    return Round(creates=figures["per_second"], tasks=count / float(row[0]), create_p50_ms=figures["p50_ms"])
+
+
+def dispatch(stack: Stack, *, count: int) -> tuple[float, float]:
+    """Create tasks one by one on an idle stack.
+
+    Returns:
+        Median milliseconds from the row's creation to its start, and to its completion, by the database's clock.
+    """
+    with psycopg.connect(stack.dsn, autocommit=True) as connection:
+        for _ in range(count):
+            before = stack.completed(connection)
+            stacks.load(stack, count=2, clients=1)
+            while stack.completed(connection) < before + 2:
+                time.sleep(0.005)
+            time.sleep(0.05)
+        rows = connection.execute(
+            f"SELECT extract(epoch FROM started_at - created_at), extract(epoch FROM completed_at - created_at)"  # noqa: S608 - constants
+            f" FROM {stack.table} ORDER BY created_at DESC LIMIT {count * 2}"
+        ).fetchall()
+    return (
+        statistics.median(float(row[0]) for row in rows) * 1e3,
+        statistics.median(float(row[1]) for row in rows) * 1e3,
+    )
+
+
+def _print_table(rounds: dict[str, list[Round]], idle: dict[str, tuple[float, float]]) -> None:
+    ours, theirs = rounds["atelier"], rounds["celery"]
+    print("| figure | atelier | FastAPI + Celery | ratio |")
+    print("|---|---|---|---|")
+    for title, pick in (("creates/s", "creates"), ("tasks/s end to end", "tasks"), ("create p50, ms", "create_p50_ms")):
+        mine = statistics.median(getattr(item, pick) for item in ours)
+        other = statistics.median(getattr(item, pick) for item in theirs)
+        pairs = statistics.median(getattr(a, pick) / getattr(b, pick) for a, b in zip(ours, theirs, strict=True))
+        print(f"| {title} | {mine:.1f} | {other:.1f} | {pairs:.2f} |")
+    for index, title in enumerate(("idle, created to started p50, ms", "idle, created to completed p50, ms")):
+        mine, other = idle["atelier"][index], idle["celery"][index]
+        print(f"| {title} | {mine:.1f} | {other:.1f} | {mine / other:.2f} |")
+
+
+def main() -> int:
+    """Run both stacks in turn on one PostgreSQL and print their medians."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=2000, help="tasks a round")
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--idle", type=int, default=20, help="tasks created one by one")
+    given = parser.parse_args()
+    rounds: dict[str, list[Round]] = {"atelier": [], "celery": []}
+    idle: dict[str, tuple[float, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="atelier-bench-") as scratch:
+        folder = Path(scratch)
+        with (
+            stacks.postgres(folder) as server,
+            stacks.mesh(folder, stacks.create_database(server, "mesh")) as ours,
+            stacks.peer(folder, stacks.create_database(server, "peer")) as theirs,
+        ):
+            for stack in (ours, theirs):
+                measure(stack, count=200, clients=given.clients)
+                idle[stack.name] = dispatch(stack, count=given.idle)
+            for number in range(given.rounds):
+                for stack in (ours, theirs):
+                    done = measure(stack, count=given.count, clients=given.clients)
+                    rounds[stack.name].append(done)
+                    print(f"round {number + 1} {stack.name}: {done.creates:.0f} creates/s, {done.tasks:.0f} tasks/s")
+            _print_table(rounds, idle)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
