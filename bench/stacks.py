@@ -128,7 +128,10 @@ def mesh(
 
 @contextmanager
 def peer(folder: Path, dsn: str) -> Iterator[Stack]:
-    """FastAPI (two processes), Celery (two and their parent) and Redis: at least as many processes as the mesh."""
+    """FastAPI, Celery (two processes and their parent) and Redis.
+
+    Process for process what the mesh runs: gateway, tasks, worker and its child, and NATS.
+    """
     redis_port, port = free_ports(2)
     env = {
         **os.environ,
@@ -139,7 +142,7 @@ def peer(folder: Path, dsn: str) -> Iterator[Stack]:
     scripts = PEER_VENV / "bin"
     commands: dict[str, list[str | Path]] = {
         "redis": ["redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", "--appendonly", "yes"],
-        "api": [scripts / "uvicorn", "app:app", "--port", str(port), "--workers", "2", "--no-access-log"],
+        "api": [scripts / "uvicorn", "app:app", "--port", str(port), "--no-access-log"],
         "worker": [scripts / "celery", "-A", "app:queue", "worker", "--concurrency", "2", "--loglevel", "WARNING"],
     }
     source = (PEER_FOLDER / "app.py").read_text()
