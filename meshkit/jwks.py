@@ -22,7 +22,11 @@ FETCH_TIMEOUT_SECONDS = 5.0
 MAX_BYTES = 1024 * 1024
 
 # The one algorithm that a key is good for, by its type and curve. Symmetric keys have no place in a public document.
-_ALGORITHMS: Mapping[tuple[str, str], str] = {("RSA", ""): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
+_ALGORITHMS: Mapping[tuple[str, str], str] = {
+    ("RSA", ""): "RS256",
+    ("EC", "P-256"): "ES256",
+    ("OKP", "Ed25519"): "EdDSA",
+}
 
 
 class KeysUnavailable(Exception):

@@ -60,7 +60,8 @@ def check(message: Message) -> None:
     """
     violations = [_violation(found.proto) for found in protovalidate.collect_violations(message)]
     violations.extend(
-        FieldViolation(path, "must not contain NUL characters", "string_contains_nul") for path in _nul_paths(message, "")
+        FieldViolation(path, "must not contain NUL characters", "string_contains_nul")
+        for path in _nul_paths(message, "")
     )
     if violations:
         first = violations[0]
@@ -175,7 +176,9 @@ def enum_spelling(enum: EnumDescriptor, number: int) -> str:
     own = str(value.GetOptions().Extensions[options_pb2.value].name)
     if own:
         return own
-    prefix = "".join(f"_{c}" if c.isupper() and i and not enum.name[i - 1].isupper() else c for i, c in enumerate(enum.name))
+    prefix = "".join(
+        f"_{c}" if c.isupper() and i and not enum.name[i - 1].isupper() else c for i, c in enumerate(enum.name)
+    )
     name = str(value.name).removeprefix(f"{prefix.upper()}_")
     return name.lower() if enum.GetOptions().Extensions[options_pb2.enum].lower else name
 

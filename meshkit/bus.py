@@ -1,0 +1,376 @@
+"""News over NATS: JetStream for events, core NATS for wake-ups and progress.
+
+PostgreSQL is the truth; nothing is lost when NATS is down, restarted or emptied, it only comes later. So a `Bus` never
+fails to start, goes on reconnecting for ever, and makes the stream and its consumers again when they are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from nats import errors as nats_errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext, api
+from nats.js import errors as js_errors
+
+from meshkit.errors import unavailable
+from meshkit.logging import get_logger
+
+_log = get_logger(__name__)
+
+STREAM = "ATELIER_EVENTS"
+SUBJECTS = ("atelier.*.v1.>",)
+PUBLISH_TIMEOUT_SECONDS = 2.0
+RETENTION_SECONDS = 7 * 24 * 3600.0
+DUPLICATE_WINDOW_SECONDS = 600.0
+MAX_STREAM_BYTES = 2 * 1024**3
+
+_CONNECT_TIMEOUT_SECONDS = 2.0
+_FETCH_TIMEOUT_SECONDS = 5.0
+_NAK_DELAY_SECONDS = 2.0
+_ACK_WAIT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as a consumer sees it.
+
+    Attributes:
+        subject: Subject it was published to.
+        data: Its payload.
+        headers: Its headers; the event's id is `Nats-Msg-Id`.
+        deliveries: How often it was handed out, this time included; 1 for core NATS.
+    """
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    deliveries: int = 1
+
+
+Handler = Callable[[Message], Awaitable[None]]
+
+
+class Bus:
+    """The connection to NATS.
+
+    Args:
+        url: `nats://user:password@host:port`; several separated by commas; empty for a mesh without news.
+        name: What the server calls the connection.
+        stream: Name of the stream of events.
+        subjects: Its subjects.
+        replicas: Copies that the NATS cluster keeps.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "atelier",
+        stream: str = STREAM,
+        subjects: Sequence[str] = SUBJECTS,
+        replicas: int = 1,
+    ) -> None:
+        self._servers = [part.strip() for part in url.split(",") if part.strip()]
+        self._name = name
+        self._stream = stream
+        self._subjects = list(subjects)
+        self._replicas = replicas
+        self._client: Client | None = None
+        self._js: JetStreamContext | None = None
+        self._connector: asyncio.Task[None] | None = None
+        self._consumers: list[asyncio.Task[None]] = []
+        self._pending: list[tuple[str, Handler, str, BusSubscription]] = []
+        self._connected = asyncio.Event()
+        self._ensure_lock = asyncio.Lock()
+        self._notifications: set[asyncio.Future[None]] = set()
+        self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether NATS answers right now."""
+        return self._client is not None and self._client.is_connected
+
+    async def connect(self, wait_seconds: float = 2.0) -> None:
+        """Begins to connect, and goes on in the background until `close`.
+
+        Args:
+            wait_seconds: How long to wait for the first connection before going on without.
+        """
+        if self._connector is not None or not self._servers:
+            return
+        self._connector = asyncio.create_task(self._connect_for_ever(), name="bus-connect")
+        try:
+            await asyncio.wait_for(self._connected.wait(), wait_seconds)
+        except TimeoutError:
+            _log.warning("NATS is not reachable, going on without")
+
+    async def close(self) -> None:
+        """Ends consumers and the connection."""
+        self._closed = True
+        tasks = [*self._consumers, *([self._connector] if self._connector else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._client is not None:
+            try:
+                await asyncio.wait_for(self._client.close(), 2.0)
+            except (nats_errors.Error, TimeoutError, OSError) as error:
+                _log.info("NATS connection did not close cleanly", cause=type(error).__name__)
+
+    async def publish(
+        self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None, msg_id: str | None = None
+    ) -> None:
+        """Publishes an event and waits until the stream has it.
+
+        Args:
+            subject: Subject within the stream's.
+            payload: The event.
+            headers: Further headers.
+            msg_id: The event's id; the stream drops a second message of the same id.
+
+        Raises:
+            MeshError: `UNAVAILABLE` where it was not acknowledged in time.
+        """
+        if self._js is None or not self.connected:
+            raise unavailable("NATS is not reachable", reason="BUS_UNAVAILABLE")
+        all_headers = dict(headers or {})
+        if msg_id:
+            all_headers["Nats-Msg-Id"] = msg_id
+        try:
+            await self._publish(subject, payload, all_headers)
+        except js_errors.NoStreamResponseError:
+            await self._ensure_and_publish(subject, payload, all_headers)
+        except (nats_errors.Error, js_errors.Error, TimeoutError, OSError) as error:
+            raise unavailable("The event was not acknowledged", reason="BUS_UNAVAILABLE") from error
+
+    def notify(self, subject: str, payload: bytes = b"") -> None:
+        """Sends a core NATS message and forgets it; never raises, never waits.
+
+        Args:
+            subject: Subject, outside of the stream's.
+            payload: The message.
+        """
+        client = self._client
+        if client is None or not client.is_connected:
+            return
+        task = asyncio.ensure_future(self._notify(client, subject, payload))
+        self._notifications.add(task)
+        task.add_done_callback(self._notifications.discard)
+
+    async def subscribe(self, subject: str, callback: Handler, queue: str = "") -> BusSubscription:
+        """Listens on core NATS, for as long as the bus lives, across reconnects.
+
+        Args:
+            subject: Subject, wildcards allowed.
+            callback: Called for each message, one after the other; what it raises is logged.
+            queue: Members of the same queue share the messages.
+
+        Returns:
+            The subscription, which may be ended.
+        """
+        handle = BusSubscription()
+        self._pending.append((subject, callback, queue, handle))
+        if self._client is not None:
+            await self._attach(self._client)
+        return handle
+
+    async def consume(self, durable: str, subjects: Sequence[str], handler: Handler) -> asyncio.Task[None]:
+        """Consumes events durably, in a task of its own, until the bus closes or the task is cancelled.
+
+        An event is acknowledged once the handler returned; what it raises is logged and the event comes again. The
+        consumer is made again when it or the stream is lost.
+
+        Args:
+            durable: Name of the consumer, which keeps the place; processes of one name share the events.
+            subjects: Subjects to consume.
+            handler: Called for each event, one after the other.
+        """
+        task = asyncio.create_task(self._consume_for_ever(durable, list(subjects), handler), name=f"consume-{durable}")
+        self._consumers.append(task)
+        return task
+
+    async def _connect_for_ever(self) -> None:
+        pause = 0.2
+        while not self._closed:
+            client = Client()
+            try:
+                await client.connect(
+                    servers=list(self._servers),
+                    name=self._name,
+                    connect_timeout=int(_CONNECT_TIMEOUT_SECONDS),
+                    allow_reconnect=True,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=1,
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    pending_size=8 * 1024 * 1024,
+                    error_cb=self._on_error,
+                    disconnected_cb=self._on_disconnect,
+                    reconnected_cb=self._on_reconnect,
+                )
+            except (nats_errors.Error, OSError, TimeoutError) as error:
+                _log.debug("NATS connection failed", cause=type(error).__name__)
+                await client.close()
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret
+                pause = min(pause * 2, 5.0)
+                continue
+            self._client = client
+            self._js = client.jetstream(timeout=PUBLISH_TIMEOUT_SECONDS)
+            await self._ensure_quietly()
+            await self._attach(client)
+            self._connected.set()
+            return
+
+    async def _attach(self, client: Client) -> None:
+        while self._pending:
+            subject, callback, queue, handle = self._pending.pop(0)
+            if not handle.ended:
+                # nats-py keeps the subscription across its own reconnects.
+                handle.bind(await client.subscribe(subject, queue=queue, cb=_core_callback(callback)))
+
+    async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
+        if self._js is None:
+            raise nats_errors.ConnectionClosedError
+        await self._js.publish(subject, payload, timeout=PUBLISH_TIMEOUT_SECONDS, stream=self._stream, headers=headers)
+
+    async def _ensure_and_publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
+        try:
+            await self.ensure_stream()
+            await self._publish(subject, payload, headers)
+        except (nats_errors.Error, js_errors.Error, TimeoutError, OSError) as error:
+            raise unavailable("The event was not acknowledged", reason="BUS_UNAVAILABLE") from error
+
+    async def ensure_stream(self) -> None:
+        """Makes the stream of events where it is missing, and gives it the present configuration where it is not."""
+        if self._js is None:
+            raise nats_errors.ConnectionClosedError
+        config = api.StreamConfig(
+            name=self._stream,
+            subjects=self._subjects,
+            retention=api.RetentionPolicy.LIMITS,
+            discard=api.DiscardPolicy.OLD,
+            max_age=RETENTION_SECONDS,
+            max_bytes=MAX_STREAM_BYTES,
+            duplicate_window=DUPLICATE_WINDOW_SECONDS,
+            num_replicas=self._replicas,
+            storage=api.StorageType.FILE,
+        )
+        async with self._ensure_lock:
+            try:
+                await self._js.add_stream(config)
+            except js_errors.BadRequestError:
+                await self._js.update_stream(config)
+
+    async def _ensure_quietly(self) -> None:
+        try:
+            await self.ensure_stream()
+        except (nats_errors.Error, js_errors.Error, TimeoutError, OSError) as error:
+            _log.warning("stream of events was not made yet", cause=type(error).__name__)
+
+    async def _consume_for_ever(self, durable: str, subjects: list[str], handler: Handler) -> None:
+        while not self._closed:
+            await self._connected.wait()
+            try:
+                await self._consume(durable, subjects, handler)
+            except (nats_errors.Error, js_errors.Error, TimeoutError, OSError) as error:
+                _log.info("consumer is made again", durable=durable, cause=type(error).__name__)
+                await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 -- jitter, not a secret
+
+    async def _consume(self, durable: str, subjects: list[str], handler: Handler) -> None:
+        if self._js is None:
+            raise nats_errors.ConnectionClosedError
+        await self.ensure_stream()
+        config = api.ConsumerConfig(
+            durable_name=durable,
+            filter_subjects=subjects,
+            ack_policy=api.AckPolicy.EXPLICIT,
+            ack_wait=_ACK_WAIT_SECONDS,
+            max_ack_pending=256,
+            deliver_policy=api.DeliverPolicy.ALL,
+        )
+        await self._js.add_consumer(self._stream, config)
+        subscription = await self._js.pull_subscribe_bind(durable, self._stream)
+        try:
+            while True:
+                await self._consume_batch(subscription, handler)
+        finally:
+            try:
+                await subscription.unsubscribe()
+            except (nats_errors.Error, OSError):
+                _log.debug("subscription was gone already", durable=durable)
+
+    async def _consume_batch(self, subscription: JetStreamContext.PullSubscription, handler: Handler) -> None:
+        try:
+            messages = await subscription.fetch(64, timeout=_FETCH_TIMEOUT_SECONDS)
+        except nats_errors.TimeoutError:
+            # Nothing new, or the consumer is gone with the server's disk: asking tells the two apart.
+            await subscription.consumer_info()
+            return
+        for message in messages:
+            await _handle(message, handler)
+
+    async def _notify(self, client: Client, subject: str, payload: bytes) -> None:
+        try:
+            await client.publish(subject, payload)
+        except (nats_errors.Error, OSError) as error:
+            _log.debug("notification was not sent", subject=subject, cause=type(error).__name__)
+
+    async def _on_error(self, error: Exception) -> None:
+        _log.debug("NATS reports", cause=type(error).__name__)
+
+    async def _on_disconnect(self) -> None:
+        if not self._closed:
+            _log.warning("NATS connection lost")
+
+    async def _on_reconnect(self) -> None:
+        _log.info("NATS connection is back")
+        await self._ensure_quietly()
+
+
+class BusSubscription:
+    """A subscription on core NATS, which may be asked for before the first connection."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._subscription: Subscription | None = None
+
+    def bind(self, subscription: Subscription) -> None:
+        """Takes the live subscription, once there is one."""
+        self._subscription = subscription
+
+    async def unsubscribe(self) -> None:
+        """Ends it; safe to call twice and without a connection."""
+        self.ended = True
+        if self._subscription is not None:
+            try:
+                await self._subscription.unsubscribe()
+            except (nats_errors.Error, OSError) as error:
+                _log.debug("subscription was gone already", cause=type(error).__name__)
+            self._subscription = None
+
+
+def _core_callback(callback: Handler) -> Callable[[Msg], Awaitable[None]]:
+    async def receive(message: Msg) -> None:
+        try:
+            await callback(Message(message.subject, message.data, message.headers or {}))
+        except Exception:
+            _log.exception("handler of a notification failed", subject=message.subject)
+
+    return receive
+
+
+async def _handle(message: Msg, handler: Handler) -> None:
+    metadata = message.metadata
+    try:
+        await handler(Message(message.subject, message.data, message.headers or {}, metadata.num_delivered))
+    except Exception:
+        _log.exception("handler of an event failed", subject=message.subject)
+        await message.nak(delay=_NAK_DELAY_SECONDS)
+    else:
+        await message.ack()

@@ -1,0 +1,257 @@
+"""PostgreSQL: a pool of connections, transactions, retries and migrations.
+
+Every service has a schema of its own, which is the whole search path of its connections. A broken connection is thrown
+away by the pool; work that was under way on it is repeated by `Database.retrying`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+from psycopg import errors as pg_errors
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from meshkit.errors import Kind, MeshError
+from meshkit.logging import get_logger
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql.elements import ClauseElement
+
+    from meshkit.config import MeshSettings
+
+_log = get_logger(__name__)
+_T = TypeVar("_T")
+
+Connection = psycopg.AsyncConnection[Any]
+
+_RETRYABLE = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected, pg_errors.LockNotAvailable)
+# The server is shutting down, was killed, or is starting: what follows on a new connection may well work.
+_LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
+_ATTEMPTS = 6
+_FIRST_PAUSE_SECONDS = 0.02
+_LOST_PAUSE_SECONDS = 0.25
+
+
+class DatabaseUnavailable(MeshError):
+    """The database did not answer, or the connection to it was lost."""
+
+    def __init__(self) -> None:
+        super().__init__(Kind.UNAVAILABLE, "The database is not reachable", reason="DATABASE_UNAVAILABLE")
+
+
+class Database:
+    """A service's own schema in PostgreSQL.
+
+    Args:
+        dsn: `postgresql://` address.
+        schema: The service's schema; its connections see nothing else.
+        min_size: Connections kept open.
+        max_size: Connections at most.
+        statement_timeout_seconds: How long one statement may take; 0 for no limit.
+        acquire_timeout_seconds: How long to wait for a free connection.
+        application_name: What the server's own views call the connections.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        schema: str,
+        min_size: int = 1,
+        max_size: int = 10,
+        statement_timeout_seconds: float = 30.0,
+        acquire_timeout_seconds: float = 10.0,
+        application_name: str = "atelier",
+    ) -> None:
+        self.dsn = dsn
+        self.schema = schema
+        self._kwargs = connection_options(schema, statement_timeout_seconds, application_name)
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            dsn,
+            kwargs=self._kwargs,
+            min_size=min_size,
+            max_size=max_size,
+            timeout=acquire_timeout_seconds,
+            max_idle=300.0,
+            reconnect_timeout=30.0,
+            open=False,
+            name=schema,
+        )
+        self._checking: asyncio.Task[None] | None = None
+
+    @classmethod
+    def from_settings(cls, settings: MeshSettings, *, schema: str) -> Database:
+        """Builds the pool that the settings describe.
+
+        Args:
+            settings: Settings with `database_url`.
+            schema: The service's schema.
+        """
+        return cls(
+            settings.database_url.get_secret_value(),
+            schema=schema,
+            min_size=settings.database_min_connections,
+            max_size=settings.database_max_connections,
+            statement_timeout_seconds=settings.database_statement_timeout_seconds,
+            application_name=f"atelier-{schema}",
+        )
+
+    async def open(self, timeout_seconds: float = 30.0) -> None:
+        """Opens the pool and waits for its first connections.
+
+        Args:
+            timeout_seconds: How long to wait for the server.
+
+        Raises:
+            DatabaseUnavailable: The server did not answer in time.
+        """
+        await self._pool.open()
+        try:
+            await self._pool.wait(timeout_seconds)
+        except PoolTimeout:
+            raise DatabaseUnavailable from None
+
+    async def close(self) -> None:
+        """Closes the pool's connections."""
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection with a transaction that is committed at the end of the block, rolled back on an exception.
+
+        Yields:
+            The connection; its rows are tuples unless the cursor is asked for another row factory.
+
+        Raises:
+            DatabaseUnavailable: No connection could be had, or it was lost; whether a commit took place is then unknown.
+        """
+        async with self._acquired() as conn, conn.transaction():
+            yield conn
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection for reading single statements; what is written in the block is committed at its end."""
+        async with self._acquired() as conn:
+            yield conn
+
+    async def dedicated(self) -> Connection:
+        """Opens a connection outside of the pool, in autocommit, for locks of a session; the caller closes it.
+
+        Raises:
+            DatabaseUnavailable: The server did not answer.
+        """
+        try:
+            return await psycopg.AsyncConnection.connect(self.dsn, **{**self._kwargs, "autocommit": True})
+        except psycopg.OperationalError:
+            raise DatabaseUnavailable from None
+
+    async def retrying(self, body: Callable[[], Awaitable[_T]], attempts: int = _ATTEMPTS) -> _T:
+        """Runs work again that failed by a deadlock, a serialization failure or a lost connection.
+
+        The work must open its transaction itself and must be repeatable: a connection lost during the commit leaves
+        unknown whether it took place.
+
+        Args:
+            body: The work, without arguments.
+            attempts: How often to try in all.
+
+        Returns:
+            What the work returned.
+        """
+        for attempt in range(1, attempts):
+            try:
+                return await body()
+            except _RETRYABLE as error:
+                _log.info("transaction repeated", cause=type(error).__name__, attempt=attempt)
+                pause = _FIRST_PAUSE_SECONDS * 2**attempt
+            except DatabaseUnavailable:
+                _log.warning("database connection lost", attempt=attempt)
+                pause = _LOST_PAUSE_SECONDS * 2**attempt
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret
+        return await body()
+
+    @asynccontextmanager
+    async def _acquired(self) -> AsyncIterator[Connection]:
+        try:
+            async with self._pool.connection() as conn:
+                yield conn
+        except (PoolTimeout, PoolClosed) as error:
+            raise DatabaseUnavailable from error
+        except psycopg.OperationalError as error:
+            if not _is_lost(error):
+                raise
+            # The others in the pool most likely died with it: have them tested before they are handed out.
+            self._test_idle_connections()
+            raise DatabaseUnavailable from error
+
+    def _test_idle_connections(self) -> None:
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._check_pool())
+
+    async def _check_pool(self) -> None:
+        try:
+            await self._pool.check()
+        except (psycopg.Error, PoolTimeout, PoolClosed) as error:
+            _log.info("pool check failed", cause=type(error).__name__)
+
+
+def connection_options(schema: str, statement_timeout_seconds: float, application_name: str) -> dict[str, Any]:
+    """Arguments of a connection that sees one schema alone.
+
+    Args:
+        schema: The schema.
+        statement_timeout_seconds: How long one statement may take; 0 for no limit.
+        application_name: What the server's own views call the connection.
+    """
+    return {
+        "options": f"-c search_path={schema} -c statement_timeout={int(statement_timeout_seconds * 1000)} "
+        # A client that died in the middle of a transaction must not hold its locks for ever.
+        "-c idle_in_transaction_session_timeout=60000 -c timezone=UTC",
+        "application_name": application_name,
+        "autocommit": False,
+        "prepare_threshold": 2,
+        "connect_timeout": 5,
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20000,
+    }
+
+
+def compile(statement: ClauseElement) -> tuple[str, dict[str, Any]]:  # noqa: A001 -- the name that SQLAlchemy gives it
+    """Renders a SQLAlchemy Core statement for psycopg.
+
+    Args:
+        statement: The statement, with its values bound.
+
+    Returns:
+        The SQL with `%(name)s` placeholders, and the values.
+    """
+    from meshkit.migration import render  # noqa: PLC0415 -- SQLAlchemy, only where it is used
+
+    return render(statement)
+
+
+async def migrate(dsn: str, schema: str, script_package: str) -> None:
+    """Brings a schema up to date, creating it where it is missing.
+
+    Several processes may do so at once: one works, the others wait for it.
+
+    Args:
+        dsn: `postgresql://` address.
+        schema: The service's schema.
+        script_package: Package with `env.py` and `versions/`, e.g. `services.tasks.migrations`.
+    """
+    from meshkit.migration import upgrade  # noqa: PLC0415 -- SQLAlchemy and Alembic, only where they are used
+
+    await asyncio.to_thread(upgrade, dsn, schema, script_package)
+
+
+def _is_lost(error: psycopg.OperationalError) -> bool:
+    state = error.sqlstate
+    return state is None or state.startswith("08") or state in _LOST_STATES
