@@ -1,6 +1,8 @@
 """Generate `gen/` from `proto/`: messages, stubs, type stubs and the descriptor image with its comments.
 
 Runs offline. `--check` generates into a scratch folder and fails where `gen/` is not what the contracts say.
+`--baseline`, at a release, makes the contracts as they stand the ones that later changes may not break:
+`buf breaking proto --against proto/baseline.binpb` needs neither a network nor a history.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 IMAGE = "descriptors.binpb"
+BASELINE = "baseline.binpb"
 
 
 def generate(out: Path) -> None:
@@ -41,10 +44,16 @@ def generate(out: Path) -> None:
     # The image carries comments, which Python's descriptors drop: they are the OpenAPI document's descriptions.
     image = [f"--descriptor_set_out={out / 'atelier' / IMAGE}", "--include_imports", "--include_source_info"]
     subprocess.run([*protoc, *image, *ours], check=True)
-    for folder in {path.parent for path in out.rglob("*.py")}:
-        while folder != out:
-            (folder / "__init__.py").touch()
-            folder = folder.parent
+    for module in list(out.rglob("*.py")):
+        for folder in module.relative_to(out).parents[:-1]:
+            (out / folder / "__init__.py").touch()
+
+
+def freeze() -> None:
+    """Write the image that `buf breaking` compares with."""
+    proto = ROOT / "proto"
+    image = ["-o", str(proto / BASELINE), "--exclude-source-info"]
+    subprocess.run([SCRIPTS / "buf", "build", str(proto), *image], check=True, cwd=ROOT)
 
 
 def _differences(left: Path, right: Path) -> list[str]:
@@ -63,7 +72,11 @@ def main() -> int:
     """Generate, or compare; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail where gen/ is not current")
-    check = parser.parse_args().check
+    parser.add_argument(
+        "--baseline", action="store_true", help="a release: later changes may not break these contracts"
+    )
+    arguments = parser.parse_args()
+    check = arguments.check
     with tempfile.TemporaryDirectory() as scratch:
         fresh = Path(scratch) / "gen"
         generate(fresh)
@@ -74,6 +87,8 @@ def main() -> int:
             return 1 if stale else 0
         shutil.rmtree(ROOT / "gen", ignore_errors=True)
         shutil.copytree(fresh, ROOT / "gen")
+    if arguments.baseline:
+        freeze()
     return 0
 
 
