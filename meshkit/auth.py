@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import jwt
 
 from meshkit.errors import forbidden, unauthenticated, unavailable
-from meshkit.jwks import Jwks, KeysUnavailable
+from meshkit.jwks import Jwks, KeysUnavailableError
 
 if TYPE_CHECKING:
     from meshkit.config import MeshSettings
@@ -283,7 +283,7 @@ class TokenVerifier:
             raise jwt.InvalidAlgorithmError("no key for this algorithm")
         try:
             key = await self._jwks.find(header.get("kid"), str(algorithm))
-        except KeysUnavailable:
+        except KeysUnavailableError:
             raise unavailable("The keys that tokens are checked with are not reachable") from None
         if key is None:
             raise unauthenticated("The token is signed with an unknown key", reason="TOKEN_KEY_UNKNOWN")

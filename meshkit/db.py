@@ -37,7 +37,7 @@ _FIRST_PAUSE_SECONDS = 0.02
 _LOST_PAUSE_SECONDS = 0.25
 
 
-class DatabaseUnavailable(MeshError):
+class DatabaseUnavailableError(MeshError):
     """The database did not answer, or the connection to it was lost."""
 
     def __init__(self) -> None:
@@ -108,13 +108,13 @@ class Database:
             timeout_seconds: How long to wait for the server.
 
         Raises:
-            DatabaseUnavailable: The server did not answer in time.
+            DatabaseUnavailableError: The server did not answer in time.
         """
         await self._pool.open()
         try:
             await self._pool.wait(timeout_seconds)
         except PoolTimeout:
-            raise DatabaseUnavailable from None
+            raise DatabaseUnavailableError from None
 
     async def close(self) -> None:
         """Closes the pool's connections."""
@@ -128,7 +128,7 @@ class Database:
             The connection; its rows are tuples unless the cursor is asked for another row factory.
 
         Raises:
-            DatabaseUnavailable: No connection could be had, or it was lost; whether a commit took place is then unknown.
+            DatabaseUnavailableError: No connection could be had, or it was lost; whether a commit took place is then unknown.
         """
         async with self._acquired() as conn, conn.transaction():
             yield conn
@@ -143,12 +143,12 @@ class Database:
         """Opens a connection outside of the pool, in autocommit, for locks of a session; the caller closes it.
 
         Raises:
-            DatabaseUnavailable: The server did not answer.
+            DatabaseUnavailableError: The server did not answer.
         """
         try:
             return await psycopg.AsyncConnection.connect(self.dsn, **{**self._kwargs, "autocommit": True})
         except psycopg.OperationalError:
-            raise DatabaseUnavailable from None
+            raise DatabaseUnavailableError from None
 
     async def retrying(self, body: Callable[[], Awaitable[_T]], attempts: int = _ATTEMPTS) -> _T:
         """Runs work again that failed by a deadlock, a serialization failure or a lost connection.
@@ -169,7 +169,7 @@ class Database:
             except _RETRYABLE as error:
                 _log.info("transaction repeated", cause=type(error).__name__, attempt=attempt)
                 pause = _FIRST_PAUSE_SECONDS * 2**attempt
-            except DatabaseUnavailable:
+            except DatabaseUnavailableError:
                 _log.warning("database connection lost", attempt=attempt)
                 pause = _LOST_PAUSE_SECONDS * 2**attempt
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret
@@ -181,13 +181,13 @@ class Database:
             async with self._pool.connection() as conn:
                 yield conn
         except (PoolTimeout, PoolClosed) as error:
-            raise DatabaseUnavailable from error
+            raise DatabaseUnavailableError from error
         except psycopg.OperationalError as error:
             if not _is_lost(error):
                 raise
             # The others in the pool most likely died with it: have them tested before they are handed out.
             self._test_idle_connections()
-            raise DatabaseUnavailable from error
+            raise DatabaseUnavailableError from error
 
     def _test_idle_connections(self) -> None:
         if self._checking is None or self._checking.done():

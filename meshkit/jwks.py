@@ -29,7 +29,7 @@ _ALGORITHMS: Mapping[tuple[str, str], str] = {
 }
 
 
-class KeysUnavailable(Exception):
+class KeysUnavailableError(Exception):
     """The keys could not be had, now or before."""
 
 
@@ -75,7 +75,7 @@ class Jwks:
             The key, or None where no key of this id is good for this algorithm.
 
         Raises:
-            KeysUnavailable: No document could be had yet.
+            KeysUnavailableError: No document could be had yet.
         """
         now = self._clock()
         if self._path is not None or now >= self._fresh_until:
@@ -85,7 +85,7 @@ class Jwks:
             await self._renew(self._last_attempt)
             found = self._pick(kid, algorithm)
         if found is None and not self._loaded:
-            raise KeysUnavailable
+            raise KeysUnavailableError
         return found
 
     def _pick(self, kid: str | None, algorithm: str) -> PublicKey | None:

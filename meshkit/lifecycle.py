@@ -1,0 +1,79 @@
+"""The life of a service process: start, signals, orderly end, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import NoReturn
+
+import uvloop
+
+from meshkit.config import PREFIX
+from meshkit.errors import MeshError
+from meshkit.logging import configure, get_logger
+
+_log = get_logger(__name__)
+
+Main = Callable[[AsyncExitStack, asyncio.Event], Awaitable[None]]
+
+
+def run(main: Main, *, service: str, log_level: str | None = None) -> NoReturn:
+    """Runs a service until SIGTERM or SIGINT, then leaves the process.
+
+    What `main` put on the exit stack is closed in reverse order, whatever ended it. A second signal ends the process at
+    once.
+
+    Args:
+        main: Wires the service and waits for the event, which a signal sets.
+        service: Name of the service in its logs.
+        log_level: Least level that is written; `ATELIER_LOG_LEVEL`, else info, where absent.
+    """
+    level = (log_level or os.environ.get(f"{PREFIX}LOG_LEVEL") or "info").lower()
+    configure(service, level if level in {"debug", "info", "warning", "error"} else "info")
+    sys.exit(uvloop.run(_supervise(main, service)))
+
+
+def announce(address: str, path: Path | None = None) -> None:
+    """Writes the bound address to the file that `ATELIER_PORT_FILE` names, whole or not at all; nothing without.
+
+    Args:
+        address: `host:port`.
+        path: The file, where it is known already.
+    """
+    named = path or (Path(value) if (value := os.environ.get(f"{PREFIX}PORT_FILE")) else None)
+    if named is None:
+        return
+    scratch = named.with_name(f".{named.name}.{os.getpid()}")
+    scratch.write_text(f"{address}\n", encoding="ascii")
+    scratch.replace(named)
+
+
+async def _supervise(main: Main, service: str) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            _log.warning("second signal, leaving at once", signal=number.name)
+            os._exit(128 + number)
+        _log.info("stopping", signal=number.name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        async with AsyncExitStack() as stack:
+            await main(stack, stop)
+    except MeshError as error:
+        _log.error("service ended", error=error.message, reason=error.reason)
+        return 1
+    except Exception:
+        _log.exception("service ended")
+        return 1
+    _log.info("stopped", service=service)
+    return 0

@@ -1,0 +1,150 @@
+"""Named background work: a body that is run again and again, and must never take its service down.
+
+A body can be called by a test; the loop around it adds interval, jitter, back-off and a metric.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Self
+
+from meshkit import metrics, tracing
+from meshkit.logging import get_logger
+
+_log = get_logger(__name__)
+
+_RUNS = metrics.counter("loop_runs", "Runs of a background loop by outcome", ("loop", "outcome"))
+_SECONDS = metrics.histogram("loop_run_seconds", "Duration of a loop's run", ("loop",))
+_LAST = metrics.gauge("loop_last_success_timestamp_seconds", "When a loop's body last ended well", ("loop",))
+
+_MAX_BACKOFF_SECONDS = 60.0
+
+
+class Loop:
+    """Runs a body, then waits for the interval or for a wake-up.
+
+    Args:
+        name: Name of the loop in logs and metrics.
+        body: One run. Returning True means that there is more to do at once.
+        interval_seconds: Pause between two runs.
+        jitter: Share of the interval by which it varies either way, so that replicas do not run in step.
+        wake: Ends a pause early; cleared before a run, so that a wake-up during it is not lost.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        body: Callable[[], Awaitable[object]],
+        interval_seconds: float,
+        jitter: float = 0.1,
+        wake: asyncio.Event | None = None,
+    ) -> None:
+        self.name = name
+        self.interval_seconds = interval_seconds
+        self.failures = 0
+        self.last_success: float | None = None
+        self._body = body
+        self._jitter = jitter
+        self._wake = wake or asyncio.Event()
+
+    def wake(self) -> None:
+        """Ends the pause; call from the loop's own thread."""
+        self._wake.set()
+
+    async def run_for_ever(self) -> None:
+        """Runs until cancelled."""
+        # Replicas that start together spread their first runs.
+        await self._pause(random.uniform(0, min(self.interval_seconds, 1.0)))  # noqa: S311
+        while True:
+            self._wake.clear()
+            more = await self.run_once()
+            if more:
+                await asyncio.sleep(0)
+                continue
+            await self._pause(self._pause_seconds())
+
+    async def run_once(self) -> bool:
+        """One run of the body; what it raises is logged and counted.
+
+        Returns:
+            Whether the body asks to be run again at once.
+        """
+        begun = time.perf_counter()
+        try:
+            with tracing.activated(tracing.new()):
+                more = await self._body() is True
+        except Exception:
+            self.failures += 1
+            _RUNS.labels(self.name, "failed").inc()
+            _log.exception("loop failed", loop=self.name, failures=self.failures)
+            return False
+        finally:
+            _SECONDS.labels(self.name).observe(time.perf_counter() - begun)
+        self.failures = 0
+        self.last_success = time.time()
+        _LAST.labels(self.name).set(self.last_success)
+        _RUNS.labels(self.name, "done").inc()
+        return more
+
+    def _pause_seconds(self) -> float:
+        spread = random.uniform(1 - self._jitter, 1 + self._jitter)  # noqa: S311 -- jitter, not a secret
+        if not self.failures:
+            return self.interval_seconds * spread
+        return min(max(self.interval_seconds, 0.1) * 2.0 ** min(self.failures, 10), _MAX_BACKOFF_SECONDS) * spread
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._wake.wait(), seconds)
+        except TimeoutError:
+            return
+        if self.failures:
+            # A wake-up must not turn a failing body into a busy loop.
+            await asyncio.sleep(min(0.1 * 2.0**self.failures, 5.0))
+
+
+class Loops:
+    """A service's loops, started and stopped together; an async context manager.
+
+    Args:
+        loops: The loops.
+    """
+
+    def __init__(self, *loops: Loop) -> None:
+        self.loops: list[Loop] = list(loops)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def add(self, loop: Loop) -> Loop:
+        """Adds a loop; where the others run already, it is started.
+
+        Returns:
+            The loop.
+        """
+        self.loops.append(loop)
+        if self._tasks:
+            self._tasks.append(self._spawn(loop))
+        return loop
+
+    def start(self) -> None:
+        """Starts all loops."""
+        self._tasks = [self._spawn(loop) for loop in self.loops]
+
+    async def stop(self) -> None:
+        """Cancels all loops and waits for their end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.stop()
+
+    @staticmethod
+    def _spawn(loop: Loop) -> asyncio.Task[None]:
+        return asyncio.create_task(loop.run_for_ever(), name=f"loop-{loop.name}")

@@ -1,0 +1,530 @@
+"""The object store, and the only place that knows it: S3 through the `minio` client.
+
+Callers speak of a tenant and a path; the key `tenants/{tenant}/{path}` never leaves this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from meshkit.auth import valid_tenant
+from meshkit.errors import MeshError, forbidden, invalid, not_found, unavailable
+from meshkit.logging import get_logger
+
+if TYPE_CHECKING:
+    from meshkit.config import MeshSettings
+
+_log = get_logger(__name__)
+_T = TypeVar("_T")
+
+MAX_PATH_CHARS = 1024
+_THREADS = 16
+_CHUNK_BYTES = 256 * 1024
+_PART_BYTES = 16 * 1024 * 1024
+_QUEUE_CHUNKS = 8
+_MISSING = frozenset({"NoSuchKey", "NoSuchObject", "NotFound", "NoSuchVersion"})
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What the store knows of an object.
+
+    Attributes:
+        path: The object's path within its tenant.
+        size: Bytes.
+        etag: Changes with the content; without quotes.
+        content_type: Media type, empty where a listing does not tell.
+        modified: When it was written, UTC.
+    """
+
+    path: str
+    size: int
+    etag: str
+    content_type: str
+    modified: datetime
+
+
+def normalise_path(path: str) -> str:
+    """Brings a caller's path into its one form and refuses what could lead elsewhere.
+
+    Args:
+        path: Path with `/` between its parts.
+
+    Returns:
+        The path without empty parts, `.` and a trailing slash.
+
+    Raises:
+        MeshError: `INVALID` for `..`, NUL and other control characters, a backslash, an absolute, empty or long path.
+    """
+    if len(path) > MAX_PATH_CHARS or len(path.encode("utf-8", "surrogatepass")) > MAX_PATH_CHARS:
+        raise invalid("path", f"must have at most {MAX_PATH_CHARS} characters", "string_too_long")
+    if path.startswith("/"):
+        raise invalid("path", "must not be absolute", "path_absolute")
+    if "\\" in path:
+        raise invalid("path", "must not contain a backslash", "path_backslash")
+    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in path):
+        raise invalid("path", "must not contain control characters", "path_control")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise invalid("path", "must not contain '..'", "path_traversal")
+    if not parts:
+        raise invalid("path", "must not be empty", "path_empty")
+    return "/".join(parts)
+
+
+class ObjectStore:
+    """Objects of tenants in one bucket.
+
+    Args:
+        endpoint: `host:port`.
+        access_key: Access key.
+        secret_key: Secret key.
+        bucket: The bucket.
+        secure: Whether to use TLS.
+        region: The region that requests are signed for.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        access_key: str,
+        secret_key: str,
+        *,
+        bucket: str = "atelier",
+        secure: bool = False,
+        region: str = "us-east-1",
+    ) -> None:
+        self._endpoint = endpoint
+        self._access_key = access_key
+        self._secret_key = secret_key
+        self._bucket = bucket
+        self._secure = secure
+        self._region = region
+        self._client: Any = None
+        self._client_lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="objects")
+
+    @classmethod
+    def from_settings(cls, settings: MeshSettings) -> ObjectStore:
+        """Builds the store that the settings describe."""
+        return cls(
+            settings.s3_endpoint,
+            settings.s3_access_key,
+            settings.s3_secret_key.get_secret_value(),
+            bucket=settings.s3_bucket,
+            secure=settings.s3_secure,
+            region=settings.s3_region,
+        )
+
+    async def close(self) -> None:
+        """Ends the store's threads."""
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+
+    async def ensure_bucket(self) -> None:
+        """Makes the bucket where it is missing."""
+
+        def ensure(client: Any) -> None:
+            if not client.bucket_exists(self._bucket):
+                try:
+                    client.make_bucket(self._bucket)
+                except _s3_error() as error:
+                    # Another process was faster.
+                    if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                        raise
+
+        await self._run(ensure)
+
+    async def put(
+        self, tenant: str, path: str, data: bytes | Path, content_type: str = "application/octet-stream"
+    ) -> ObjectInfo:
+        """Writes an object, whole or not at all.
+
+        Args:
+            tenant: Tenant it belongs to.
+            path: Its path.
+            data: Its bytes, or a local file that holds them.
+            content_type: Its media type.
+
+        Returns:
+            What was written.
+        """
+        path = normalise_path(path)
+        key = _key(tenant, path)
+
+        def put(client: Any) -> ObjectInfo:
+            if isinstance(data, bytes):
+                size = len(data)
+                result = client.put_object(self._bucket, key, io.BytesIO(data), size, content_type, part_size=_PART_BYTES)
+            else:
+                size = data.stat().st_size
+                result = client.fput_object(self._bucket, key, str(data), content_type, part_size=_PART_BYTES)
+            return ObjectInfo(path, size, _bare(result.etag), content_type, datetime.now(UTC))
+
+        return await self._run(put)
+
+    async def put_stream(
+        self,
+        tenant: str,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        size: int = -1,
+        content_type: str = "application/octet-stream",
+    ) -> ObjectInfo:
+        """Writes an object from chunks as they come, without holding it in memory.
+
+        Args:
+            tenant: Tenant it belongs to.
+            path: Its path.
+            chunks: Its bytes; what the iterator raises aborts the write and is raised here.
+            size: Its size where known, else -1.
+            content_type: Its media type.
+
+        Returns:
+            What was written.
+        """
+        path = normalise_path(path)
+        key = _key(tenant, path)
+        reader = _ChunkReader(asyncio.get_running_loop(), chunks)
+
+        def put(client: Any) -> ObjectInfo:
+            result = client.put_object(self._bucket, key, reader, size, content_type, part_size=_PART_BYTES)
+            return ObjectInfo(path, reader.count, _bare(result.etag), content_type, datetime.now(UTC))
+
+        try:
+            return await self._run(put)
+        except Exception:
+            if reader.failure is not None:
+                raise reader.failure from None
+            raise
+        finally:
+            reader.close()
+
+    async def get(self, tenant: str, path: str) -> bytes:
+        """Reads an object into memory.
+
+        Raises:
+            MeshError: `NOT_FOUND` where there is none.
+        """
+        path = normalise_path(path)
+        key = _key(tenant, path)
+
+        def get(client: Any) -> bytes:
+            response = client.get_object(self._bucket, key)
+            try:
+                return bytes(response.read())
+            finally:
+                response.close()
+                response.release_conn()
+
+        return await self._run(get, path)
+
+    async def download(self, tenant: str, path: str, dest: Path) -> ObjectInfo:
+        """Reads an object into a local file, which appears only once it is whole.
+
+        Args:
+            tenant: Tenant it belongs to.
+            path: Its path.
+            dest: The file.
+
+        Returns:
+            What was read.
+
+        Raises:
+            MeshError: `NOT_FOUND` where there is none.
+        """
+        path = normalise_path(path)
+        key = _key(tenant, path)
+        stat = await self._run(lambda client: client.fget_object(self._bucket, key, str(dest)), path)
+        return _info(path, stat)
+
+    async def stream(self, tenant: str, path: str, offset: int = 0, length: int = 0) -> AsyncIterator[bytes]:
+        """Reads an object in chunks; the store is read no faster than the caller takes.
+
+        Args:
+            tenant: Tenant it belongs to.
+            path: Its path.
+            offset: First byte.
+            length: Bytes to read, 0 for all that follow.
+
+        Yields:
+            Chunks of up to 256 KiB.
+
+        Raises:
+            MeshError: `NOT_FOUND` where there is none.
+        """
+        path = normalise_path(path)
+        key = _key(tenant, path)
+        response = await self._run(
+            lambda client: client.get_object(self._bucket, key, offset=offset, length=length), path
+        )
+        # One thread reads ahead by a bounded number of chunks.
+        queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
+        room = threading.Semaphore(_QUEUE_CHUNKS)
+        stopped = threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def pump() -> None:
+            end: Exception | None = None
+            try:
+                for chunk in response.stream(_CHUNK_BYTES):
+                    room.acquire()
+                    if stopped.is_set():
+                        break
+                    loop.call_soon_threadsafe(queue.put_nowait, chunk)
+            except Exception as error:  # noqa: BLE001 -- carried over to the reader
+                end = error
+            finally:
+                response.close()
+                response.release_conn()
+                with suppress(RuntimeError):  # the loop is gone with its process
+                    loop.call_soon_threadsafe(queue.put_nowait, end)
+
+        pumping = loop.run_in_executor(self._threads, pump)
+        try:
+            while (item := await queue.get()) is not None:
+                if isinstance(item, Exception):
+                    raise unavailable("The object store broke off", reason="OBJECTS_UNAVAILABLE") from item
+                room.release()
+                yield item
+        finally:
+            stopped.set()
+            room.release()
+            await asyncio.shield(pumping)
+
+    async def stat(self, tenant: str, path: str) -> ObjectInfo | None:
+        """What the store knows of an object; None where there is none."""
+        path = normalise_path(path)
+        key = _key(tenant, path)
+        try:
+            return _info(path, await self._run(lambda client: client.stat_object(self._bucket, key), path))
+        except MeshError as error:
+            if error.reason == "OBJECT_NOT_FOUND":
+                return None
+            raise
+
+    async def list(
+        self, tenant: str, prefix: str = "", limit: int = 1000, start_after: str = ""
+    ) -> list[ObjectInfo]:
+        """Lists objects in the order of their paths.
+
+        Args:
+            tenant: Tenant they belong to.
+            prefix: Beginning of their paths; empty for all.
+            limit: How many at most.
+            start_after: Only paths after this one.
+        """
+        root = _root(tenant)
+        full = root + _prefix(prefix)
+
+        def list_(client: Any) -> list[ObjectInfo]:
+            after = root + normalise_path(start_after) if start_after else None
+            return list(_take(limit, client.list_objects(self._bucket, full, recursive=True, start_after=after), root))
+
+        return await self._run(list_)
+
+    async def delete(self, tenant: str, path: str) -> None:
+        """Deletes an object; one that is gone already is no error."""
+        key = _key(tenant, normalise_path(path))
+        await self._run(lambda client: client.remove_object(self._bucket, key))
+
+    async def delete_prefix(self, tenant: str, prefix: str) -> Sequence[str]:
+        """Deletes all objects below a folder.
+
+        Args:
+            tenant: Tenant they belong to.
+            prefix: The folder; `a/b` does not touch `a/bc`.
+
+        Returns:
+            The paths that were deleted.
+        """
+        root = _root(tenant)
+        folder = f"{root}{normalise_path(prefix)}/"
+
+        def delete(client: Any) -> list[str]:
+            from minio.deleteobjects import DeleteObject  # noqa: PLC0415 -- loaded with the client
+
+            names = [str(item.object_name) for item in client.list_objects(self._bucket, folder, recursive=True)]
+            errors = list(client.remove_objects(self._bucket, [DeleteObject(name) for name in names]))
+            if errors:
+                _log.warning("objects were not deleted", count=len(errors), code=errors[0].code)
+                raise unavailable("Some objects could not be deleted", reason="OBJECTS_UNAVAILABLE")
+            return [name.removeprefix(root) for name in names]
+
+        return await self._run(delete)
+
+    async def copy(self, tenant: str, source: str, dest: str) -> ObjectInfo:
+        """Copies an object within its tenant, inside the store.
+
+        Raises:
+            MeshError: `NOT_FOUND` where there is no source.
+        """
+        source, dest = normalise_path(source), normalise_path(dest)
+        from_key, to_key = _key(tenant, source), _key(tenant, dest)
+
+        def copy(client: Any) -> ObjectInfo:
+            from minio.commonconfig import CopySource  # noqa: PLC0415 -- loaded with the client
+
+            client.copy_object(self._bucket, to_key, CopySource(self._bucket, from_key))
+            return _info(dest, client.stat_object(self._bucket, to_key))
+
+        return await self._run(copy, source)
+
+    async def presign(self, tenant: str, path: str, expires_seconds: float) -> str:
+        """A signed address that anyone may read the object by, for a while.
+
+        Args:
+            tenant: Tenant it belongs to.
+            path: Its path.
+            expires_seconds: How long the address is good for, 7 days at most.
+        """
+        key = _key(tenant, normalise_path(path))
+        lifetime = timedelta(seconds=max(1, int(expires_seconds)))
+        return str(await self._run(lambda client: client.presigned_get_object(self._bucket, key, expires=lifetime)))
+
+    async def _run(self, work: Callable[[Any], _T], path: str = "") -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, work, path)
+
+    def _guarded(self, work: Callable[[Any], _T], path: str) -> _T:
+        from urllib3.exceptions import HTTPError  # noqa: PLC0415 -- loaded with the client
+
+        try:
+            return work(self._connected())
+        except MeshError:
+            raise
+        except _s3_error() as error:
+            if error.code in _MISSING:
+                raise MeshError(not_found("Object", path).kind, f"Object {path} not found", reason="OBJECT_NOT_FOUND") from None
+            if error.code in {"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId"}:
+                _log.error("object store refuses the mesh's key", code=error.code)
+                raise forbidden("The object store refuses this", reason="OBJECTS_FORBIDDEN") from error
+            if error.code == "InvalidRange":
+                raise invalid("range", "lies outside of the object", "range") from None
+            _log.warning("object store failed", code=error.code)
+            raise unavailable("The object store does not work right now", reason="OBJECTS_UNAVAILABLE") from error
+        except (HTTPError, OSError) as error:
+            if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+                raise  # a local file of the caller's
+            _log.warning("object store is not reachable", cause=type(error).__name__)
+            raise unavailable("The object store is not reachable", reason="OBJECTS_UNAVAILABLE") from error
+
+    def _connected(self) -> Any:
+        with self._client_lock:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client
+
+    def _connect(self) -> Any:
+        # Half a second of imports that most calls of a process never need at its start.
+        import urllib3  # noqa: PLC0415
+        from minio import Minio  # noqa: PLC0415
+
+        pool = urllib3.PoolManager(
+            maxsize=_THREADS,
+            block=False,
+            timeout=urllib3.Timeout(connect=3, read=30),
+            retries=urllib3.Retry(total=3, backoff_factor=0.1, status_forcelist=(500, 502, 503, 504)),
+        )
+        return Minio(
+            self._endpoint,
+            access_key=self._access_key,
+            secret_key=self._secret_key,
+            secure=self._secure,
+            region=self._region,
+            http_client=pool,
+        )
+
+
+class _ChunkReader:
+    """An async iterator of chunks as the file that the S3 client reads in its thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, chunks: AsyncIterator[bytes]) -> None:
+        self._loop = loop
+        self._chunks = chunks
+        self._rest = b""
+        self._ended = False
+        self.count = 0
+        self.failure: Exception | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        parts: list[bytes] = []
+        wanted = size
+        while not self._ended and (size < 0 or wanted > 0):
+            if not self._rest:
+                self._rest = self._next()
+                continue
+            part = self._rest if size < 0 else self._rest[:wanted]
+            self._rest = self._rest[len(part) :]
+            wanted -= len(part)
+            parts.append(part)
+        data = b"".join(parts)
+        self.count += len(data)
+        return data
+
+    def close(self) -> None:
+        self._ended = True
+
+    def _next(self) -> bytes:
+        future = asyncio.run_coroutine_threadsafe(self._pull(), self._loop)
+        try:
+            chunk = future.result()
+        except Exception as error:
+            self.failure = error
+            self._ended = True
+            raise
+        if chunk is None:
+            self._ended = True
+            return b""
+        return chunk
+
+    async def _pull(self) -> bytes | None:
+        async for chunk in self._chunks:
+            if chunk:
+                return chunk
+        return None
+
+
+def _key(tenant: str, path: str) -> str:
+    return _root(tenant) + path
+
+
+def _root(tenant: str) -> str:
+    if not valid_tenant(tenant):
+        raise forbidden("The tenant's name is malformed", reason="BAD_TENANT")
+    return f"tenants/{tenant}/"
+
+
+def _prefix(prefix: str) -> str:
+    if not prefix:
+        return ""
+    return normalise_path(prefix) + ("/" if prefix.endswith("/") else "")
+
+
+def _take(limit: int, items: Iterator[Any], root: str) -> Iterator[ObjectInfo]:
+    for count, item in enumerate(items):
+        if count >= limit:
+            return
+        yield _info(str(item.object_name).removeprefix(root), item)
+
+
+def _info(path: str, item: Any) -> ObjectInfo:
+    modified = item.last_modified or datetime.now(UTC)
+    return ObjectInfo(path, int(item.size or 0), _bare(item.etag), str(item.content_type or ""), modified)
+
+
+def _bare(etag: str | None) -> str:
+    return (etag or "").strip('"')
+
+
+def _s3_error() -> type[Any]:
+    from minio.error import S3Error  # noqa: PLC0415 -- loaded with the client
+
+    return S3Error
