@@ -22,11 +22,13 @@ from services.gateway.transcoding.options import (
     is_map,
     is_repeated,
     json_name,
+    nested,
     plain_fields,
     prints_null,
+    prints_when_unset,
 )
 from services.gateway.transcoding.scalars import (
-    BadValue,
+    BadValueError,
     Convert,
     Fill,
     Json,
@@ -83,7 +85,7 @@ class Decoding:
         """Record a violation."""
         self.violations.append(Violation(loc, message, kind))
 
-    def bad(self, loc: Loc, bad: BadValue) -> None:
+    def bad(self, loc: Loc, bad: BadValueError) -> None:
         """Record a value that its field cannot hold."""
         self.violations.append(Violation((*loc, *bad.path), bad.message, bad.kind))
 
@@ -100,7 +102,7 @@ def _scalar_setter(name: str, member: str, convert: Convert) -> _Set:
     def set_(message: Any, value: Json, loc: Loc, decoding: Decoding, _: dict[str, Json]) -> None:
         try:
             setattr(message, name, convert(value))
-        except BadValue as bad:
+        except BadValueError as bad:
             decoding.bad((*loc, member), bad)
 
     return set_
@@ -122,7 +124,7 @@ def _fill_setter(name: str, member: str, fill: Fill) -> _Set:
     def set_(message: Any, value: Json, loc: Loc, decoding: Decoding, _: dict[str, Json]) -> None:
         try:
             fill(getattr(message, name), value)
-        except BadValue as bad:
+        except BadValueError as bad:
             decoding.bad((*loc, member), bad)
 
     return set_
@@ -138,7 +140,7 @@ def _list_setter(name: str, member: str, add: Callable[[Any, Json, Loc, Decoding
         for index, item in enumerate(value):
             try:
                 add(target, item, (*here, index), decoding, index)
-            except BadValue as bad:
+            except BadValueError as bad:
                 decoding.bad((*here, index), bad)
 
     return set_
@@ -154,7 +156,7 @@ def _map_setter(name: str, member: str, key: Convert, put: Callable[[Any, Any, J
         for text, item in value.items():
             try:
                 put(target, key(text), item, (*here, text), decoding)
-            except BadValue as bad:
+            except BadValueError as bad:
                 decoding.bad((*here, text), bad)
 
     return set_
@@ -187,10 +189,10 @@ class MessageCodec:
 
     def _compile_variants(self, flat: Flattened) -> None:
         for value, variant in flat.variants.items():
-            nested = variant.message_type
-            if flattened(nested) is not None:
-                raise ContractError(f"{nested.full_name}: a flattened variant contains another flattened oneof")
-            inner = self._codecs.of(nested)
+            detail = nested(variant)
+            if flattened(detail) is not None:
+                raise ContractError(f"{detail.full_name}: a flattened variant contains another flattened oneof")
+            inner = self._codecs.of(detail)
             inner.ensure()
             clash = {flat.discriminator, *self._setters} & set(inner._setters)  # noqa: SLF001 - same class
             if clash or flat.discriminator in self._setters:
@@ -257,19 +259,14 @@ class MessageCodec:
 
     def paths(self, data: Mapping[str, Json]) -> list[str]:
         """Return the field mask of an update: the proto paths of the members present, null ones included."""
-        table, prefix = self._setters, ""
-        if self._flat is not None:
-            value = data.get(self._flat.discriminator)
-            if type(value) is str and value in self._tables:
-                name, table = self._tables[value]
-                prefix = f"{name}."
         names = self._codecs.field_names(self.descriptor)
-        detail = self._codecs.field_names(self._flat.variants[value].message_type) if prefix and self._flat else names
-        return [
-            prefix + detail[key] if entry[1] else names[key]
-            for key in data
-            if (entry := table.get(key)) is not None and entry[0] is not None
-        ]
+        flat = self._flat
+        value = data.get(flat.discriminator) if flat is not None else None
+        if flat is not None and type(value) is str and value in flat.variants:
+            variant = flat.variants[value]
+            inner = self._codecs.field_names(nested(variant))
+            names = names | {member: f"{variant.name}.{name}" for member, name in inner.items()}
+        return [names[key] for key in data if key in names]
 
     def _setter(self, one: FieldDescriptor) -> _Set | None:
         """Return what sets a field; None for a member that requests may name and that is ignored there."""
@@ -284,13 +281,13 @@ class MessageCodec:
         if one.message_type is None:
             make = _upload_setter if options.upload else _scalar_setter
             return make(name, member, converter(one))
-        known = well_known(one.message_type)
+        known = well_known(nested(one))
         if known is not None:
             return _fill_setter(name, member, known[0])
         return self._nested(one, name, member, options.discriminator_from)
 
     def _nested(self, one: FieldDescriptor, name: str, member: str, discriminator_from: str) -> _Set:
-        decode = self._codecs.of(one.message_type).decode
+        decode = self._codecs.of(nested(one)).decode
 
         def set_(message: Any, value: Json, loc: Loc, decoding: Decoding, siblings: dict[str, Json]) -> None:
             fallback = siblings.get(discriminator_from) if discriminator_from else None
@@ -318,7 +315,7 @@ class MessageCodec:
                 fill(target.add(), item)
 
             return _list_setter(name, member, add_known)
-        decode = self._codecs.of(one.message_type).decode
+        decode = self._codecs.of(nested(one)).decode
 
         def add_message(target: Any, item: Json, loc: Loc, decoding: Decoding, _index: int) -> None:
             decode(target.add(), item, loc, decoding)
@@ -327,7 +324,7 @@ class MessageCodec:
 
     def _map(self, one: FieldDescriptor, name: str, member: str) -> _Set:
         key = self._codecs.map_key(one)
-        value_field = one.message_type.fields_by_name["value"]
+        value_field = nested(one).fields_by_name["value"]
         if value_field.message_type is None:
             convert = converter(value_field)
 
@@ -375,7 +372,7 @@ class MessageCodec:
         if is_map(one) or is_repeated(one):
             return self._codecs.container_reader(one)
         print_ = self._codecs.value_printer(one)
-        if not one.has_presence:
+        if not one.has_presence or (one.message_type is not None and prints_when_unset(one)):
             read = operator.attrgetter(name)
             return read if print_ is None else lambda message: print_(read(message))
         if print_ is None:
@@ -403,13 +400,13 @@ class Codecs:
 
     @staticmethod
     def field_names(descriptor: Descriptor) -> dict[str, str]:
-        """Return proto field names by JSON member."""
-        return {json_name(one): one.name for one in plain_fields(descriptor)}
+        """Return proto field names by JSON member, of members that a request may set."""
+        return {json_name(one): one.name for one in plain_fields(descriptor) if not field_json(one).read_only}
 
     @staticmethod
     def map_key(one: FieldDescriptor) -> Convert:
         """Return what turns an object's key into a key of a map field."""
-        return text_converter(one.message_type.fields_by_name["key"])
+        return text_converter(nested(one).fields_by_name["key"])
 
     def value_printer(self, one: FieldDescriptor) -> Encode | None:
         """Return what prints one value of a field, None where the value is JSON already."""
@@ -422,7 +419,7 @@ class Codecs:
         """Return what reads a list or a map of a message as JSON."""
         name, empty_null = one.name, prints_null(one)
         if is_map(one):
-            print_ = self.value_printer(one.message_type.fields_by_name["value"])
+            print_ = self.value_printer(nested(one).fields_by_name["value"])
 
             def read_map(message: Any) -> Json:
                 items = getattr(message, name)

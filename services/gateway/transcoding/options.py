@@ -21,7 +21,9 @@ from google.protobuf.descriptor import (
     MethodDescriptor,
     OneofDescriptor,
 )
-from google.protobuf.descriptor_pb2 import FieldDescriptorProto
+
+
+_FREE_FORM = frozenset({"google.protobuf.Struct", "google.protobuf.ListValue"})
 
 
 class ContractError(Exception):
@@ -106,9 +108,20 @@ def is_map(field: FieldDescriptor) -> bool:
 
 def is_optional(field: FieldDescriptor) -> bool:
     """Tell whether a field is declared `optional`, which for a message is what makes it nullable in the document."""
-    proto = FieldDescriptorProto()
-    field.CopyToProto(proto)
-    return proto.proto3_optional
+    # The compiler puts such a field into a oneof of its own, named after it.
+    oneof = field.containing_oneof
+    return oneof is not None and oneof.name == f"_{field.name}" and len(oneof.fields) == 1
+
+
+def prints_when_unset(field: FieldDescriptor) -> bool:
+    """Tell whether an unset field prints its empty value: free-form ones do that are not declared `optional`."""
+    return nested(field).full_name in _FREE_FORM and not is_optional(field)
+
+
+def nested(field: FieldDescriptor) -> Descriptor:
+    """Return the message type of a field that has one."""
+    assert field.message_type is not None, f"{field.full_name} is no message"
+    return field.message_type
 
 
 def prints_null(field: FieldDescriptor) -> bool:
@@ -176,7 +189,9 @@ def _variants(oneof: OneofDescriptor) -> dict[str, FieldDescriptor]:
     for field in oneof.fields:
         value = field_json(field).variant
         if not value or field.message_type is None or value in variants:
-            raise ContractError(f"{field.full_name}: a member of a flattened oneof is a message with a variant of its own")
+            raise ContractError(
+                f"{field.full_name}: a member of a flattened oneof is a message with a variant of its own"
+            )
         variants[value] = field
     return variants
 

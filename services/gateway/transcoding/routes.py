@@ -18,7 +18,7 @@ from google.api.http_pb2 import HttpRule
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodDescriptorProto
 
-from services.gateway.transcoding.options import ContractError, field_json, flattened, json_name, method_rule
+from services.gateway.transcoding.options import ContractError, field_json, flattened, json_name, method_rule, nested
 
 _TOKEN = re.compile(r"\{([a-z][a-z0-9_.]*)(?:=([^{}]+))?\}|([^{}/]+)")
 _PATTERNS = ("get", "put", "post", "delete", "patch")
@@ -294,40 +294,43 @@ class RouteTable:
             if candidate in self._verbs:
                 raw, verb = [*raw[:-1], last], candidate
         segments = [unquote(one) if "%" in one else one for one in raw]
-        allowed: set[str] = set()
-        route = self._find(self._root, segments, 0, method, verb, allowed)
+        search = _Search(method, verb, segments)
+        route = search.find(self._root, 0)
         if route is not None:
-            values = tuple(
-                "/".join(segments[one.start : one.end]) for one in route.template.variables
-            )
-            return Match(route, values)
-        return WrongMethod(tuple(sorted(allowed))) if allowed else None
+            return Match(route, tuple("/".join(segments[one.start : one.end]) for one in route.template.variables))
+        return WrongMethod(tuple(sorted(search.allowed))) if search.allowed else None
 
-    def _find(
-        self, node: _Node, segments: list[str], at: int, method: str, verb: str, allowed: set[str]
-    ) -> Route | None:
-        if at == len(segments):
-            return self._pick(node.ends, method, verb, allowed)
-        literal = node.literals.get(segments[at])
-        if literal is not None:
-            found = self._find(literal, segments, at + 1, method, verb, allowed)
-            if found is not None:
-                return found
-        if node.any is not None and segments[at]:
-            found = self._find(node.any, segments, at + 1, method, verb, allowed)
-            if found is not None:
-                return found
-        return self._pick(node.rests, method, verb, allowed) if node.rests and any(segments[at:]) else None
 
-    @staticmethod
-    def _pick(place: Mapping[str, dict[str, Route]], method: str, verb: str, allowed: set[str]) -> Route | None:
-        methods = place.get(verb, {})
-        found = methods.get(method)
-        if found is None and method == "HEAD":
+@dataclass(slots=True)
+class _Search:
+    """One walk through the table; `allowed` gathers what the path has where the method asked is not among it."""
+
+    method: str
+    verb: str
+    segments: list[str]
+    allowed: set[str] = field(default_factory=set)
+
+    def find(self, node: _Node, at: int) -> Route | None:
+        if at == len(self.segments):
+            return self._pick(node.ends)
+        segment = self.segments[at]
+        literal = node.literals.get(segment)
+        found = self.find(literal, at + 1) if literal is not None else None
+        if found is None and node.any is not None and segment:
+            found = self.find(node.any, at + 1)
+        if found is None and node.rests and any(self.segments[at:]):
+            found = self._pick(node.rests)
+        return found
+
+    def _pick(self, place: Mapping[str, dict[str, Route]]) -> Route | None:
+        methods = place.get(self.verb, {})
+        found = methods.get(self.method)
+        if found is None and self.method == "HEAD":
+            # GET without its content, except where that never ends.
             found = methods.get("GET")
             found = None if found is None or found.streaming else found
         if found is None:
-            allowed.update(methods)
+            self.allowed.update(methods)
         return found
 
 
@@ -343,7 +346,7 @@ def loc_of(route: Route, path: str) -> tuple[str | int, ...]:
     if head in {one.name for one in route.path_fields}:
         return ("path", *_members(route.request, elements))
     if route.body is not None and head == route.body.name:
-        return ("body", *_members(route.body.message_type, elements[1:]))
+        return ("body", *_members(nested(route.body), elements[1:]))
     if (route.has_body and route.body is None) or not elements:
         return ("body" if route.has_body else "query", *_members(route.request, elements))
     return ("query", *_members(route.request, elements))

@@ -1,6 +1,6 @@
 """JSON values to and from protobuf scalars and the well-known types.
 
-Converters raise `BadValue` and know nothing of where the value stood; the codec adds the location.
+Converters raise `BadValueError` and know nothing of where the value stood; the codec adds the location.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 _TRUTH = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
 
 
-class BadValue(Exception):
+class BadValueError(Exception):
     """A JSON value that its field cannot hold.
 
     Attributes:
@@ -80,7 +80,7 @@ def listed(names: Sequence[str]) -> str:
 def converter(field: FieldDescriptor) -> Convert:
     """Return what turns a JSON value into a value of a scalar or enum field.
 
-    The returned function raises `BadValue`.
+    The returned function raises `BadValueError`.
     """
     kind = field.cpp_type
     if kind in _RANGES:
@@ -89,7 +89,7 @@ def converter(field: FieldDescriptor) -> Convert:
         return _single if kind == _F.CPPTYPE_FLOAT else _double
     if kind == _F.CPPTYPE_BOOL:
         return _boolean
-    if kind == _F.CPPTYPE_ENUM:
+    if field.enum_type is not None:
         return _enum(field.enum_type)
     return _bytes if field.type == _F.TYPE_BYTES else _string
 
@@ -124,9 +124,9 @@ def _integer(low: int, high: int) -> Convert:
         if type(value) is float and value.is_integer():
             value = int(value)
         if type(value) is not int:
-            raise BadValue("Input should be a valid integer", "int_type")
+            raise BadValueError("Input should be a valid integer", "int_type")
         if not low <= value <= high:
-            raise BadValue(f"Input should be an integer from {low} to {high}", "int_out_of_range")
+            raise BadValueError(f"Input should be an integer from {low} to {high}", "int_out_of_range")
         return value
 
     return convert
@@ -134,10 +134,10 @@ def _integer(low: int, high: int) -> Convert:
 
 def _double(value: Json) -> float:
     if type(value) is not float and type(value) is not int:
-        raise BadValue("Input should be a valid number", "float_type")
+        raise BadValueError("Input should be a valid number", "float_type")
     number = float(value)
     if not math.isfinite(number):
-        raise BadValue("Input should be a finite number", "finite_number")
+        raise BadValueError("Input should be a finite number", "finite_number")
     return number
 
 
@@ -146,19 +146,19 @@ def _single(value: Json) -> float:
     try:
         struct.pack("f", number)
     except OverflowError:
-        raise BadValue("Input should fit a 32-bit float", "float_out_of_range") from None
+        raise BadValueError("Input should fit a 32-bit float", "float_out_of_range") from None
     return number
 
 
 def _boolean(value: Json) -> bool:
     if value is True or value is False:
         return bool(value)
-    raise BadValue("Input should be a valid boolean", "bool_type")
+    raise BadValueError("Input should be a valid boolean", "bool_type")
 
 
 def _string(value: Json) -> str:
     if type(value) is not str:
-        raise BadValue("Input should be a valid string", "string_type")
+        raise BadValueError("Input should be a valid string", "string_type")
     return value
 
 
@@ -167,7 +167,7 @@ def _bytes(value: Json) -> bytes:
     try:
         return base64.b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise BadValue("Input should be valid base64", "base64") from None
+        raise BadValueError("Input should be valid base64", "base64") from None
 
 
 def _enum(enum: EnumDescriptor) -> Convert:
@@ -177,7 +177,7 @@ def _enum(enum: EnumDescriptor) -> Convert:
     def convert(value: Json) -> int:
         number = names.by_name.get(value) if type(value) is str else None
         if number is None:
-            raise BadValue(expected, "enum")
+            raise BadValueError(expected, "enum")
         return number
 
     return convert
@@ -185,7 +185,7 @@ def _enum(enum: EnumDescriptor) -> Convert:
 
 def printer(field: FieldDescriptor) -> Print | None:
     """Return what turns a value of a scalar or enum field into JSON; None where it already is JSON."""
-    if field.cpp_type == _F.CPPTYPE_ENUM:
+    if field.enum_type is not None:
         # A value this build does not know prints null rather than a number that no schema allows.
         return dict(enum_names(field.enum_type).by_number).get
     if field.type == _F.TYPE_BYTES:
@@ -213,7 +213,7 @@ def _print_single(value: float) -> float | None:
 def _fill_timestamp(target: Any, value: Json) -> None:
     match = _TIMESTAMP.fullmatch(value) if type(value) is str else None
     if match is None:
-        raise BadValue("Input should be a valid datetime, such as 2026-01-31T12:00:00Z", "datetime_parsing")
+        raise BadValueError("Input should be a valid datetime, such as 2026-01-31T12:00:00Z", "datetime_parsing")
     day, clock, fraction, offset = match.groups()
     # A time without an offset is UTC, as every time that is printed.
     zone = "+00:00" if offset is None or offset in "Zz" else offset
@@ -221,10 +221,12 @@ def _fill_timestamp(target: Any, value: Json) -> None:
         moment = datetime.fromisoformat(f"{day}T{clock}{zone}")
         since = moment - _EPOCH
     except (ValueError, OverflowError):
-        raise BadValue("Input should be a valid datetime, such as 2026-01-31T12:00:00Z", "datetime_parsing") from None
+        raise BadValueError(
+            "Input should be a valid datetime, such as 2026-01-31T12:00:00Z", "datetime_parsing"
+        ) from None
     seconds = since.days * 86400 + since.seconds
     if not _MIN_TIMESTAMP_SECONDS <= seconds <= _MAX_TIMESTAMP_SECONDS:
-        raise BadValue("Input should be a datetime from year 1 to 9999", "datetime_parsing")
+        raise BadValueError("Input should be a datetime from year 1 to 9999", "datetime_parsing")
     target.SetInParent()
     target.seconds = seconds
     target.nanos = int((fraction or "0").ljust(9, "0"))
@@ -238,7 +240,7 @@ def _print_timestamp(value: Any) -> str:
 def _fill_duration(target: Any, value: Json) -> None:
     match = _DURATION.fullmatch(value) if type(value) is str else None
     if match is None or int(match[2]) > _MAX_DURATION_SECONDS:
-        raise BadValue("Input should be a duration in seconds, such as 1.5s", "time_delta_parsing")
+        raise BadValueError("Input should be a duration in seconds, such as 1.5s", "time_delta_parsing")
     sign = -1 if match[1] else 1
     target.SetInParent()
     target.seconds = sign * int(match[2])
@@ -254,7 +256,7 @@ def _print_duration(value: Any) -> str:
 
 def _fill_struct(target: Any, value: Json, depth: int = 0) -> None:
     if type(value) is not dict:
-        raise BadValue("Input should be a valid dictionary", "dict_type")
+        raise BadValueError("Input should be a valid dictionary", "dict_type")
     target.SetInParent()
     fields = target.fields
     for key, item in value.items():
@@ -263,7 +265,7 @@ def _fill_struct(target: Any, value: Json, depth: int = 0) -> None:
 
 def _fill_list(target: Any, value: Json, depth: int = 0) -> None:
     if type(value) is not list:
-        raise BadValue("Input should be a valid list", "list_type")
+        raise BadValueError("Input should be a valid list", "list_type")
     target.SetInParent()
     for index, item in enumerate(value):
         _within(index, target.values.add(), item, depth)
@@ -272,13 +274,13 @@ def _fill_list(target: Any, value: Json, depth: int = 0) -> None:
 def _within(key: str | int, target: Any, item: Json, depth: int) -> None:
     try:
         _fill_value(target, item, depth + 1)
-    except BadValue as bad:
-        raise BadValue(bad.message, bad.kind, (key, *bad.path)) from None
+    except BadValueError as bad:
+        raise BadValueError(bad.message, bad.kind, (key, *bad.path)) from None
 
 
 def _fill_value(target: Any, value: Json, depth: int = 0) -> None:
     if depth > MAX_FREE_FORM_DEPTH:
-        raise BadValue(f"Input should be nested at most {MAX_FREE_FORM_DEPTH} levels deep", "too_deep")
+        raise BadValueError(f"Input should be nested at most {MAX_FREE_FORM_DEPTH} levels deep", "too_deep")
     if value is None:
         target.null_value = 0
     elif value is True or value is False:
@@ -324,7 +326,7 @@ def _print_number(number: float) -> float | int | None:
 
 def _fill_mask(target: Any, value: Json) -> None:
     if type(value) is not str:
-        raise BadValue("Input should be a comma-separated list of members", "string_type")
+        raise BadValueError("Input should be a comma-separated list of members", "string_type")
     target.SetInParent()
     target.paths.extend(part.strip() for part in value.split(",") if part.strip())
 
@@ -335,7 +337,7 @@ def _print_mask(value: Any) -> str:
 
 def _fill_empty(target: Any, value: Json) -> None:
     if type(value) is not dict:
-        raise BadValue("Input should be a valid dictionary", "dict_type")
+        raise BadValueError("Input should be a valid dictionary", "dict_type")
     target.SetInParent()
 
 

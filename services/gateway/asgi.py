@@ -1,0 +1,98 @@
+"""Small tools over ASGI: headers of a request, and answers that are complete when they begin."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from services.gateway.transcoding.errors import HttpError
+
+# Above this, compressing would hold the event loop for milliseconds.
+_GZIP_IN_THREAD_BYTES = 128 * 1024
+_GZIP_LEVEL = 4
+
+JSON = b"application/json"
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """Return a request header, empty where there is none; repeated ones are joined by commas."""
+    values = [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+    return ", ".join(values)
+
+
+def strict(scope: Scope) -> bool:
+    """Tell whether the caller asks that unknown members be refused (RFC 7240: `Prefer: handling=strict`)."""
+    preferences = header(scope, b"prefer").lower().replace(" ", "").replace('"', "")
+    return "handling=strict" in preferences.replace(";", ",").split(",")
+
+
+def _accepts_gzip(scope: Scope) -> bool:
+    for one in header(scope, b"accept-encoding").lower().split(","):
+        coding, _, quality = one.partition(";")
+        if coding.strip() in {"gzip", "*"}:
+            return quality.strip().replace(" ", "") not in {"q=0", "q=0.0", "q=0.00", "q=0.000"}
+    return False
+
+
+async def send_content(
+    scope: Scope,
+    send: Send,
+    content: bytes,
+    *,
+    status: int = 200,
+    content_type: bytes = JSON,
+    headers: Mapping[str, str] | None = None,
+    gzip_min_bytes: int = 1024,
+) -> None:
+    """Send a complete answer, compressed where that pays and the caller takes it."""
+    fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
+    if len(content) > gzip_min_bytes:
+        fields.append((b"vary", b"accept-encoding"))
+        if _accepts_gzip(scope):
+            fields.append((b"content-encoding", b"gzip"))
+            if len(content) > _GZIP_IN_THREAD_BYTES:
+                content = await asyncio.to_thread(gzip.compress, content, _GZIP_LEVEL, mtime=0)
+            else:
+                content = gzip.compress(content, _GZIP_LEVEL, mtime=0)
+    fields += [(b"content-type", content_type), (b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
+
+
+async def send_json(
+    scope: Scope, send: Send, value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> None:
+    """Send a JSON answer."""
+    await send_content(scope, send, orjson.dumps(value), status=status, headers=headers)
+
+
+async def send_error(scope: Scope, send: Send, error: HttpError) -> None:
+    """Send an error."""
+    await send_json(scope, send, error.body, status=error.status, headers=error.headers)
+
+
+async def read_body(receive: Receive) -> bytes:
+    """Read the whole content of a request; the limit is kept by what wraps `receive`.
+
+    Raises:
+        ClientGoneError: the caller left before it was complete.
+    """
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        return bytes(message.get("body", b""))
+    chunks = []
+    while message["type"] == "http.request":
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+        message = await receive()
+    raise ClientGoneError
+
+
+class ClientGoneError(Exception):
+    """The caller left; there is nobody to answer."""

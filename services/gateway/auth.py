@@ -1,0 +1,90 @@
+"""The door: who is calling, and whether they may.
+
+Tokens are checked here so that a bad one costs no RPC, and again by the service that the token is forwarded to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from meshkit import auth, tracing
+from meshkit.auth import Principal
+from meshkit.errors import Kind, MeshError, forbidden, unauthenticated
+
+
+class Verifier(Protocol):
+    """What turns a token into a caller."""
+
+    async def verify(self, token: str) -> Principal:
+        """Return the caller; raises `MeshError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A caller whose token holds.
+
+    Attributes:
+        principal: Who it is.
+        token: The token as it came, to be forwarded.
+    """
+
+    principal: Principal
+    token: str
+
+    @property
+    def tenant(self) -> str:
+        """The caller's tenant.
+
+        Raises:
+            MeshError: `FORBIDDEN` where the token names none.
+        """
+        if not self.principal.tenant:
+            raise forbidden("The token names no tenant", reason="NO_TENANT")
+        return self.principal.tenant
+
+
+class Guard:
+    """Checks the `Authorization` header of requests."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._verifier = verifier
+
+    async def admit(self, authorization: str, scope: str) -> Caller:
+        """Admit a caller.
+
+        Args:
+            authorization: Value of the `Authorization` header, empty where there is none.
+            scope: Scope that the route asks for; empty for any authenticated caller.
+
+        Raises:
+            MeshError: `UNAUTHENTICATED`, or `FORBIDDEN` with the scope that is missing.
+        """
+        scheme, _, token = authorization.partition(" ")
+        token = token.strip()
+        if not authorization:
+            raise unauthenticated("A bearer token is required: send `Authorization: Bearer <token>`", "TOKEN_MISSING")
+        if scheme.lower() != "bearer" or not token:
+            raise unauthenticated("The Authorization header must be `Bearer <token>`", "TOKEN_MALFORMED")
+        principal = await self._verifier.verify(token)
+        tracing.assign_tenant(principal.tenant)
+        if scope and not principal.has(scope):
+            raise MeshError(
+                Kind.FORBIDDEN,
+                f"The token lacks the scope '{scope}'",
+                reason="SCOPE_MISSING",
+                metadata={"scope": scope},
+            )
+        return Caller(principal, token)
+
+
+SCOPE_NAMES = {
+    0: "",
+    1: auth.READ,
+    2: auth.WRITE,
+    3: auth.ADMIN,
+    4: auth.OPERATOR,
+    5: auth.SUPPORT,
+    6: auth.WORKER,
+    7: auth.MESH,
+}
