@@ -1,0 +1,200 @@
+"""The gateway's JSON API, as the commands use it.
+
+Requests survive a gateway that is being started again: reads are repeated, creates are too because they carry an
+`Idempotency-Key`, and a watched stream goes on behind the last event that came.
+"""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+
+from atelier_cli.errors import CliError, ExitCode
+from atelier_cli.folder import DataFolder
+from atelier_cli.tokens import DEFAULT_TENANT, issue
+
+_TOKEN_SECONDS: Final = 24 * 3600.0
+_PATIENCE_SECONDS: Final = 30.0
+_PAUSE_SECONDS: Final = 0.5
+# The gateway sends a comment more often than this on a silent stream.
+_STREAM_SILENCE_SECONDS: Final = 60.0
+_PASSING: Final = frozenset({502, 503, 504})
+ENDED: Final = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One event of a watched task.
+
+    Attributes:
+        task: The task as it stood.
+        step: Steps done, where the worker tells.
+        total_steps: Steps in all.
+    """
+
+    task: Mapping[str, Any]
+    step: int | None
+    total_steps: int | None
+
+
+class Gateway:
+    """A client of one gateway.
+
+    Args:
+        url: Its address.
+        token: A callable that gives the bearer token.
+        transport: Replaces the network, for tests.
+        patience_seconds: How long to go on trying while it cannot be reached.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: Callable[[], str],
+        *,
+        transport: httpx.BaseTransport | None = None,
+        patience_seconds: float = _PATIENCE_SECONDS,
+    ) -> None:
+        self._url = url
+        self._token = token
+        self._patience = patience_seconds
+        self._http = httpx.Client(base_url=url, timeout=30.0, follow_redirects=True, transport=transport)
+
+    @classmethod
+    def of(cls, folder: DataFolder, tenant: str = DEFAULT_TENANT) -> "Gateway":
+        """The gateway of the mesh on a folder, or $ATELIER_URL with $ATELIER_TOKEN."""
+        url = os.environ.get("ATELIER_URL") or folder.running().gateway_url
+        given = os.environ.get("ATELIER_TOKEN")
+        text = given or issue(folder, tenant=tenant, scopes=("read", "write"), ttl_seconds=_TOKEN_SECONDS)
+        return cls(url, lambda: text)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def create(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        """Creates a task; once, however often the request has to be sent."""
+        answer = self._send("POST", "/api/v1/tasks/", json=task, headers={"idempotency-key": str(uuid.uuid4())})
+        return dict(answer.json())
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        """One task."""
+        return dict(self._send("GET", f"/api/v1/tasks/{task_id}").json())
+
+    def tasks(self, **filters: str | int | None) -> list[dict[str, Any]]:
+        """Tasks, newest first."""
+        chosen = {name: value for name, value in filters.items() if value is not None}
+        return list(self._send("GET", "/api/v1/tasks/", params=chosen).json())
+
+    def cancel(self, task_id: str) -> dict[str, Any]:
+        """Cancels a task."""
+        return dict(self._send("POST", f"/api/v1/tasks/{task_id}/cancel").json())
+
+    def download(self, path: str, to: Path) -> None:
+        """Saves a stored file, whole or not at all."""
+        answer = self._send("GET", f"/api/v1/storage/images/{path}")
+        draft = to.with_name(f".{to.name}.{os.getpid()}")
+        try:
+            draft.write_bytes(answer.content)
+            draft.replace(to)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise CliError(f"{to} cannot be written: {error.strerror}.") from error
+
+    def watch(self, task_id: str) -> Iterator[Progress]:
+        """Follows a task until it has ended, over as many connections as that takes.
+
+        Raises:
+            CliError: The gateway refused, or could not be reached for too long.
+        """
+        seen: str | None = None
+        silent_since = time.monotonic()
+        while True:
+            headers = self._headers() | ({"last-event-id": seen} if seen else {}) | {"accept": "text/event-stream"}
+            try:
+                with self._http.stream(
+                    "GET",
+                    f"/api/v1/tasks/{task_id}/events",
+                    headers=headers,
+                    timeout=httpx.Timeout(10.0, read=_STREAM_SILENCE_SECONDS),
+                ) as answer:
+                    if answer.status_code not in _PASSING:
+                        if answer.is_error:
+                            answer.read()
+                        _refuse(answer)
+                        for identity, data in events(answer.iter_lines()):
+                            seen = identity or seen
+                            silent_since = time.monotonic()
+                            event = json.loads(data)
+                            yield Progress(event["task"], event.get("step"), event.get("total_steps"))
+                            if event.get("final") or event["task"]["status"] in ENDED:
+                                return
+            except httpx.TransportError:
+                pass
+            if time.monotonic() - silent_since > self._patience:
+                raise self._unreachable()
+            time.sleep(_PAUSE_SECONDS)
+
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        headers = self._headers() | arguments.pop("headers", {})
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                answer = self._http.request(method, path, headers=headers, **arguments)
+            except httpx.TransportError as error:
+                if time.monotonic() > deadline:
+                    raise self._unreachable() from error
+            else:
+                if answer.status_code not in _PASSING or time.monotonic() > deadline:
+                    _refuse(answer)
+                    return answer
+            time.sleep(_PAUSE_SECONDS)
+
+    def _headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self._token()}"}
+
+    def _unreachable(self) -> CliError:
+        return CliError(f"The gateway at {self._url} cannot be reached.", ExitCode.NOT_RUNNING)
+
+
+def events(lines: Iterator[str]) -> Iterator[tuple[str | None, str]]:
+    """Server-sent events as (id, data); comments and fields that are not used here are passed over."""
+    identity: str | None = None
+    data: list[str] = []
+    for line in lines:
+        if not line:
+            if data:
+                yield identity, "\n".join(data)
+            identity, data = None, []
+            continue
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            data.append(value)
+        elif name == "id":
+            identity = value
+
+
+def _refuse(answer: httpx.Response) -> None:
+    """Turns an error status into a sentence."""
+    if not answer.is_error:
+        return
+    try:
+        detail = answer.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        detail = answer.reason_phrase
+    if isinstance(detail, list):
+        detail = "; ".join(f"{'.'.join(str(part) for part in each['loc'][1:])}: {each['msg']}" for each in detail)
+    code = ExitCode.NOT_ALLOWED if answer.status_code in {401, 403} else ExitCode.FAILED
+    raise CliError(f"The mesh answered {answer.status_code}: {detail}", code)

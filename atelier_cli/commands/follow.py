@@ -1,0 +1,70 @@
+"""Follows a task on the terminal."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from atelier_cli.client import Gateway
+from atelier_cli.errors import CliError
+from atelier_cli.terminal import err
+
+
+def follow(gateway: Gateway, task_id: str, title: str) -> dict[str, Any]:
+    """Shows a live bar until the task has ended, and gives the ended task."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[state]}", markup=False),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+    )
+    with bar:
+        row = bar.add_task(title, total=100, state="waiting")
+        last: dict[str, Any] = {}
+        for event in gateway.watch(task_id):
+            last = dict(event.task)
+            state = str(last["status"]).lower()
+            if event.step is not None and event.total_steps:
+                bar.update(row, total=event.total_steps, completed=event.step)
+                state = f"step {event.step} of {event.total_steps}"
+            elif last.get("progress"):
+                bar.update(row, total=100, completed=last["progress"])
+            bar.update(row, state=state)
+    return last
+
+
+def require_completed(task: dict[str, Any]) -> None:
+    """Raises where a task has ended otherwise.
+
+    Raises:
+        CliError: It failed or was cancelled.
+    """
+    if task["status"] == "COMPLETED":
+        return
+    reasons = "; ".join(task.get("errors") or ()) or "no reason was given"
+    what = "was cancelled" if task["status"] == "CANCELLED" else f"failed: {reasons}"
+    raise CliError(f"Task {task['id']} {what}.")
+
+
+@contextmanager
+def cancelled_on_interrupt(gateway: Gateway, task_id: str) -> Iterator[None]:
+    """Ctrl-C (or SIGTERM) in the block cancels the task: nobody waits for it any more."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -- the shape of a handler
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        gateway.cancel(task_id)
+        err.print(f"Task {task_id} was cancelled.")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

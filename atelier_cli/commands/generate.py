@@ -1,0 +1,93 @@
+"""`atelier generate`: a picture from a prompt."""
+
+import base64
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from atelier_cli.client import Gateway
+from atelier_cli.commands.follow import cancelled_on_interrupt, follow, require_completed
+from atelier_cli.commands.mesh import Data
+from atelier_cli.errors import CliError, ExitCode
+from atelier_cli.folder import DataFolder
+from atelier_cli.terminal import out
+from atelier_cli.tokens import DEFAULT_TENANT
+
+# The slot that a LoRA of each library folder is for; a second product has a slot of its own.
+_SLOTS: Final = {"identities": ("subject",), "product": ("product", "product2"), "styles": ("style",)}
+_ALL_SLOTS: Final = ("style", "product", "subject", "product2")
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to save; named after the prompt where absent.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA by its path in the library, with a weight: styles/ink.safetensors:0.8. Up to four."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same picture.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the model's own where absent.")] = None,
+    reference: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Picture to start from.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(min=0, max=100, help="How much of the reference is kept, in percent.")
+    ] = None,
+    tenant: Annotated[str, typer.Option(help="Tenant to act for.")] = DEFAULT_TENANT,
+    data: Data = None,
+) -> None:
+    """Make a picture, with a live progress bar; Ctrl-C cancels it."""
+    body: dict[str, Any] = {
+        "task_type": "GENERATION",
+        "origin_instance": socket.gethostname()[:255],
+        "prompt": prompt,
+        "seed": seed,
+        "width": width,
+        "height": height,
+        "reference_image_strength": strength,
+        **lora_fields(lora or []),
+    }
+    if steps is not None:
+        body["config"] = {"steps": steps}
+    if reference is not None:
+        body["reference_image_data"] = base64.b64encode(reference.read_bytes()).decode()
+    target = output or Path(f"{re.sub('[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60] or 'picture'}.png")
+    if not target.absolute().parent.is_dir():
+        raise CliError(f"There is no folder {target.parent} to save into.", ExitCode.USAGE)
+    with Gateway.of(DataFolder.choose(data), tenant) as gateway:
+        task = gateway.create({name: value for name, value in body.items() if value is not None})
+        with cancelled_on_interrupt(gateway, task["id"]):
+            ended = follow(gateway, task["id"], prompt)
+        require_completed(ended)
+        gateway.download(ended["result_image_path"], target)
+    out.print(f"{target}  (seed {ended['seed']}, {ended['width']}x{ended['height']})", markup=False)
+
+
+def lora_fields(loras: list[str]) -> dict[str, Any]:
+    """Puts each `PATH[:weight]` into the slot of its library folder, or into the next free one.
+
+    Raises:
+        CliError: There are too many, or a weight is no number.
+    """
+    fields: dict[str, Any] = {}
+    for text in loras:
+        path, colon, weight = text.rpartition(":")
+        if not colon:
+            path, weight = text, "1"
+        try:
+            value = float(weight)
+        except ValueError:
+            raise CliError(f"{weight!r} in --lora {text} is not a weight.", ExitCode.USAGE) from None
+        wanted = _SLOTS.get(path.partition("/")[0], _ALL_SLOTS)
+        free = [slot for slot in wanted if f"{slot}_model_path" not in fields]
+        if not free:
+            raise CliError(f"There is no free slot for the LoRA {path}.", ExitCode.USAGE)
+        fields[f"{free[0]}_model_path"] = path
+        fields[f"{free[0]}_lora_weight"] = value
+    return fields

@@ -1,0 +1,156 @@
+"""`atelier up`, `down`, `status`: a mesh on this machine."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.table import Table
+
+from atelier_cli.embedded.process import Server, log_tail
+from atelier_cli.errors import CliError
+from atelier_cli.folder import DataFolder, MeshRecord
+from atelier_cli.mesh import choose_ports, plan
+from atelier_cli.supervisor import Supervisor
+from atelier_cli.terminal import err, out
+
+_DETACHED_START_SECONDS: Final = 180.0
+_STOP_SECONDS: Final = 120.0
+
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder of the mesh; $ATELIER_DATA, or ./.data.", show_default=False)
+]
+
+
+def up(
+    data: Data = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of the gateway; the last one, or 9000.", show_default=False),
+    ] = None,
+    *,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once the mesh is ready.")] = False,
+) -> None:
+    """Start a mesh: its servers, and all services. Ctrl-C stops it in order; a restart keeps everything."""
+    folder = DataFolder.choose(data)
+    folder.make()
+    if detach:
+        _start_detached(folder, port)
+        return
+    with folder.held():
+        gateway_port, ports = choose_ports(port, folder.record())
+        mesh = plan(folder, folder.credentials(), gateway_port, ports)
+
+        def changed(state: str) -> None:
+            record = MeshRecord(os.getpid(), state, mesh.gateway_port, dict(mesh.ports), supervisor.records())
+            folder.write_record(record)
+            if state == "ready" and not told:
+                told.append(state)
+                _tell_ready(folder, record)
+
+        told: list[str] = []
+        supervisor = Supervisor(mesh.stages, changed, err.print)
+        err.print(f"Starting a mesh on [bold]{folder}[/bold].")
+        supervisor.run()
+
+
+def down(data: Data = None) -> None:
+    """Stop the mesh in order. What it holds stays."""
+    folder = DataFolder.choose(data)
+    if not folder.is_running():
+        err.print(f"No mesh runs on {folder}.")
+        return
+    record = folder.running()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(record.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while folder.is_running():
+        if time.monotonic() > deadline:
+            raise CliError(f"The mesh on {folder} (process {record.pid}) did not stop within {_STOP_SECONDS:.0f} s.")
+        time.sleep(0.05)
+    err.print(f"The mesh on {folder} has stopped.")
+
+
+def status(data: Data = None, *, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show the processes of the mesh and whether they answer."""
+    folder = DataFolder.choose(data)
+    try:
+        record = folder.running()
+    except CliError:
+        if as_json:
+            sys.stdout.write(json.dumps({"processes": []}) + "\n")
+        raise
+    rows = _health(folder, record)
+    if as_json:
+        sys.stdout.write(json.dumps({"processes": rows, "state": record.state, "gateway": record.gateway_url}) + "\n")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "role", "pid", "health", "restarts"):
+        table.add_column(title, justify="right" if title in {"pid", "restarts"} else "left")
+    for row, process in zip(rows, record.processes, strict=True):
+        colour = "green" if row["health"] == "healthy" else "red"
+        health = f"[{colour}]{row['health']}[/{colour}]"
+        table.add_row(row["name"], row["role"], str(row["pid"] or "-"), health, str(process.restarts))
+    out.print(f"{folder}: {record.state}, gateway at {record.gateway_url}")
+    out.print(table)
+
+
+def _health(folder: DataFolder, record: MeshRecord) -> list[dict[str, Any]]:
+    """Asks every process at once."""
+    servers = plan(folder, folder.existing_credentials(), record.gateway_port, record.ports).servers
+
+    def ask(server: Server | None, pid: int | None) -> str:
+        if pid is None:
+            return "stopped"
+        return "healthy" if server is not None and server.ready() else "unhealthy"
+
+    with ThreadPoolExecutor(len(record.processes) or 1) as pool:
+        answers = list(pool.map(lambda each: ask(servers.get(each.name), each.pid), record.processes))
+    return [
+        {"name": each.name, "pid": each.pid, "role": each.role, "health": health}
+        for each, health in zip(record.processes, answers, strict=True)
+    ]
+
+
+def _start_detached(folder: DataFolder, port: int | None) -> None:
+    """Starts `atelier up` in a session of its own and waits until it is ready."""
+    with folder.held():
+        choose_ports(port, folder.record())  # said here, not in a log
+    log = folder.log("atelier")
+    arguments = ["--data", str(folder.path), *(["--port", str(port)] if port else [])]
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "atelier_cli", "up", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _DETACHED_START_SECONDS
+    while True:
+        record = folder.record()
+        if record is not None and record.pid == process.pid and record.state == "ready":
+            break
+        if process.poll() is not None:
+            raise CliError(f"The mesh did not start. The end of {log}:\n{log_tail(log)}")
+        if time.monotonic() > deadline:
+            process.terminate()
+            raise CliError(f"The mesh was not ready after {_DETACHED_START_SECONDS:.0f} s; see {log}.")
+        time.sleep(0.05)
+    # It is not ours to wait for: without this, the interpreter would warn at exit that it still runs.
+    process.returncode = 0
+    _tell_ready(folder, record)
+
+
+def _tell_ready(folder: DataFolder, record: MeshRecord) -> None:
+    named = f" --data {folder}" if folder.path != DataFolder.choose(None).path else ""
+    err.print(f"Gateway  {record.gateway_url}/docs")
+    err.print(f"Logs     {folder / 'logs'}")
+    err.print(f'Try      atelier generate "a red dress" -o dress.png{named}')

@@ -1,0 +1,39 @@
+"""Whether a process answers."""
+
+from pathlib import Path
+from typing import Final
+
+import grpc
+import httpx
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_TIMEOUT_SECONDS: Final = 2.0
+
+
+def grpc_serves(address: str) -> bool:
+    """Whether the gRPC server there says SERVING."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_SECONDS
+            )
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def reported_grpc_serves(file: Path) -> bool:
+    """The same for a server that wrote its address into a file, when it is ready."""
+    try:
+        address = file.read_text().strip()
+    except FileNotFoundError:
+        return False
+    return bool(address) and grpc_serves(address)
+
+
+def http_serves(url: str) -> bool:
+    """Whether a GET there is answered with 200."""
+    try:
+        return httpx.get(url, timeout=_TIMEOUT_SECONDS).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,183 @@
+"""Which processes make a mesh, and the environment that joins them.
+
+An embedded server is left out where the environment names another: ATELIER_DATABASE_URL, ATELIER_NATS_URL,
+ATELIER_S3_ENDPOINT (with ATELIER_S3_ACCESS_KEY and ATELIER_S3_SECRET_KEY).
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from atelier_cli import health
+from atelier_cli.embedded.nats import NatsServer
+from atelier_cli.embedded.postgres import PostgresServer
+from atelier_cli.embedded.process import Launch, Server, free_ports, is_free
+from atelier_cli.embedded.s3 import S3Ports, S3Server
+from atelier_cli.errors import CliError, ExitCode
+from atelier_cli.folder import Credentials, DataFolder, MeshRecord
+
+DEFAULT_GATEWAY_PORT: Final = 9000
+_BUCKET: Final = "atelier"
+_S3_PARTS: Final = tuple(S3Ports.__dataclass_fields__)
+_PORT_NAMES: Final = ("nats", "postgres", "tasks", *(f"s3_{part}" for part in _S3_PARTS))
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One service of the mesh, run as `python -m module`."""
+
+    name: str
+    module: str
+    log: Path
+    environment: Mapping[str, str]
+    folder: Path
+    serves: Callable[[], bool]
+    port_file: Path
+
+    def prepare(self) -> Launch:
+        """Forgets the address of an earlier run and says how to start."""
+        self.port_file.unlink(missing_ok=True)
+        return Launch(argv=(sys.executable, "-m", self.module), log=self.log, env=self.environment, cwd=self.folder)
+
+    def ready(self) -> bool:
+        """Whether it answers; before it reported its address it is not asked."""
+        return self.port_file.exists() and self.serves()
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """The processes in the order of their start: those of a stage start together, and stop in reverse.
+
+    Attributes:
+        gateway_port: Where the gateway listens.
+        ports: Every other port, by name.
+        stages: The processes.
+    """
+
+    gateway_port: int
+    ports: Mapping[str, int]
+    stages: tuple[tuple[Server, ...], ...]
+
+    @property
+    def servers(self) -> dict[str, Server]:
+        """All processes by name."""
+        return {server.name: server for stage in self.stages for server in stage}
+
+
+def choose_ports(wanted: int | None, last: MeshRecord | None) -> tuple[int, dict[str, int]]:
+    """The gateway's port, and those of the rest: as at the last start where they are free, else new ones.
+
+    Raises:
+        CliError: The gateway's port is taken.
+    """
+    gateway = wanted or (last.gateway_port if last else DEFAULT_GATEWAY_PORT)
+    if not is_free(gateway):
+        raise CliError(f"Port {gateway} is taken by another program; choose one with --port.")
+    kept = {name: port for name, port in (last.ports if last else {}).items() if name in _PORT_NAMES and is_free(port)}
+    missing = [name for name in _PORT_NAMES if name not in kept]
+    taken = {gateway, *kept.values()}
+    # Some too many, because one of them may be a port that is kept.
+    new = [port for port in free_ports(len(missing) + len(taken)) if port not in taken]
+    return gateway, kept | dict(zip(missing, new, strict=False))
+
+
+def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports: Mapping[str, int]) -> Mesh:
+    """Lays out a mesh on a folder.
+
+    Raises:
+        CliError: The environment names an S3 store without its keys.
+    """
+    environment, embedded = _backends(folder, credentials, ports)
+    environment |= {
+        "ATELIER_S3_BUCKET": os.environ.get("ATELIER_S3_BUCKET", _BUCKET),
+        "ATELIER_AUTH_SECRET": os.environ.get("ATELIER_AUTH_SECRET", credentials.auth_secret),
+        "ATELIER_TASKS_ADDRESS": f"127.0.0.1:{ports['tasks']}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if model := os.environ.get("ATELIER_MODEL"):
+        # A path is meant from where the user stands; a model hub's name is passed on as it is.
+        environment["ATELIER_MODEL"] = str(Path(model).absolute()) if Path(model).exists() else model
+
+    def service(name: str, module: str, listen: str, serves: Callable[[], bool], **more: str) -> Service:
+        port_file = folder.run(f"{name}.address")
+        return Service(
+            name=name,
+            module=module,
+            log=folder.log(name),
+            environment={
+                **environment,
+                "ATELIER_LISTEN": listen,
+                "ATELIER_PORT_FILE": str(port_file),
+                **more,
+            },
+            folder=folder.path,
+            serves=serves,
+            port_file=port_file,
+        )
+
+    tasks_address = f"127.0.0.1:{ports['tasks']}"
+    worker_file = folder.run("worker.address")
+    services = (
+        service("tasks", "services.tasks", tasks_address, lambda: health.grpc_serves(tasks_address)),
+        service(
+            "worker",
+            "services.inference",
+            "127.0.0.1:0",
+            lambda: health.reported_grpc_serves(worker_file),
+            ATELIER_WORKER_NAME=os.environ.get("ATELIER_WORKER_NAME", "worker"),
+        ),
+        service(
+            "gateway",
+            "services.gateway",
+            f"127.0.0.1:{gateway_port}",
+            lambda: health.http_serves(f"http://127.0.0.1:{gateway_port}/health"),
+            ATELIER_PUBLIC_URL=os.environ.get("ATELIER_PUBLIC_URL", f"http://127.0.0.1:{gateway_port}"),
+        ),
+    )
+    return Mesh(gateway_port, ports, (embedded, services) if embedded else (services,))
+
+
+def _backends(
+    folder: DataFolder, credentials: Credentials, ports: Mapping[str, int]
+) -> tuple[dict[str, str], tuple[Server, ...]]:
+    """Environment of database, news and objects, and the embedded servers that it takes."""
+    environment: dict[str, str] = {}
+    embedded: list[Server] = []
+    if url := os.environ.get("ATELIER_DATABASE_URL"):
+        environment["ATELIER_DATABASE_URL"] = url
+    else:
+        postgres = PostgresServer(
+            folder / "postgres", ports["postgres"], credentials.postgres_password, folder.log("postgres")
+        )
+        environment["ATELIER_DATABASE_URL"] = postgres.dsn()
+        embedded.append(postgres)
+    if url := os.environ.get("ATELIER_NATS_URL"):
+        environment["ATELIER_NATS_URL"] = url
+    else:
+        nats = NatsServer(folder / "nats", ports["nats"], credentials.nats_password, folder.log("nats"))
+        environment["ATELIER_NATS_URL"] = nats.url
+        embedded.append(nats)
+    if endpoint := os.environ.get("ATELIER_S3_ENDPOINT"):
+        environment["ATELIER_S3_ENDPOINT"] = endpoint
+        for name in ("ATELIER_S3_ACCESS_KEY", "ATELIER_S3_SECRET_KEY"):
+            if not (os.environ.get(name) or os.environ.get(f"{name}_FILE")):
+                raise CliError(f"ATELIER_S3_ENDPOINT is set, so {name} has to be set too.", ExitCode.USAGE)
+    else:
+        s3 = S3Server(
+            folder / "s3",
+            S3Ports(**{part: ports[f"s3_{part}"] for part in _S3_PARTS}),
+            credentials.s3_access_key,
+            credentials.s3_secret_key,
+            folder.log("s3"),
+            bucket=os.environ.get("ATELIER_S3_BUCKET", _BUCKET),
+        )
+        environment |= {
+            "ATELIER_S3_ENDPOINT": s3.endpoint,
+            "ATELIER_S3_ACCESS_KEY": s3.access_key,
+            "ATELIER_S3_SECRET_KEY": s3.secret_key,
+        }
+        embedded.append(s3)
+    return environment, tuple(embedded)

@@ -1,0 +1,192 @@
+"""Keeps the processes of one mesh running.
+
+One thread does everything: it starts processes (which die with this thread, see `embedded.process`), looks after them
+ten times a second, starts again what died, and stops them in the reverse of the order they started in.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from subprocess import Popen
+from types import FrameType
+from typing import Final
+
+from atelier_cli.embedded.process import Launch, Server, StartError, log_tail, spawn
+from atelier_cli.errors import CliError
+from atelier_cli.folder import ProcessRecord
+
+_TICK_SECONDS: Final = 0.1
+FIRST_BACKOFF_SECONDS: Final = 0.5
+LAST_BACKOFF_SECONDS: Final = 30.0
+# One that ran this long did not die of its start: its next back-off is the first again.
+_SETTLED_SECONDS: Final = 60.0
+_READY_TIMEOUT_SECONDS: Final = 120.0
+_STOP_TIMEOUT_SECONDS: Final = 30.0
+# While the mesh starts, one that keeps dying ends the start; later it is tried again for ever.
+_DEATHS_AT_START: Final = 4
+
+
+@dataclass(slots=True)
+class Managed:
+    """One process under supervision."""
+
+    server: Server
+    process: Popen[bytes] | None = None
+    launch: Launch | None = None
+    ready: bool = False
+    restarts: int = 0
+    started_at: float = 0.0
+    next_start_at: float = 0.0
+    backoff_seconds: float = FIRST_BACKOFF_SECONDS
+    announced: bool = False
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None while it is down."""
+        return self.process.pid if self.process else None
+
+    def record(self) -> ProcessRecord:
+        """What `mesh.json` tells of it."""
+        return ProcessRecord(self.server.name, self.server.name, self.pid, self.restarts)
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Runs stages of processes until it is asked to stop.
+
+    Attributes:
+        stages: The processes; those of one stage start together, once the stage before is ready.
+        changed: Called with the state's name whenever `mesh.json` has to tell something new.
+        say: Shows one line to the user.
+        clock: Seconds, monotonic.
+    """
+
+    stages: Sequence[Sequence[Server]]
+    changed: Callable[[str], None]
+    say: Callable[[str], None]
+    clock: Callable[[], float] = time.monotonic
+    _managed: list[Managed] = field(default_factory=list)
+    _signals: int = 0
+
+    def records(self) -> tuple[ProcessRecord, ...]:
+        """All processes that were started."""
+        return tuple(each.record() for each in self._managed)
+
+    def run(self) -> None:
+        """Starts everything, looks after it until SIGTERM or SIGINT, and stops everything.
+
+        Raises:
+            CliError: Something did not become ready at the start.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        try:
+            began = self.clock()
+            if all(self._start_stage(stage) for stage in self.stages):
+                self.say(f"[bold]The mesh is ready[/bold] after {self.clock() - began:.1f} s.")
+                self.changed("ready")
+            while not self._signals:
+                self.look_after("ready")
+                time.sleep(_TICK_SECONDS)
+        except StartError as error:
+            raise CliError(str(error)) from error
+        finally:
+            self._stop_all()
+
+    def look_after(self, state: str) -> None:
+        """One round: starts again what died, notices what became ready."""
+        for each in self._managed:
+            if each.process is None:
+                if self.clock() >= each.next_start_at:
+                    self._start(each)
+                    self.changed(state)
+            elif each.process.poll() is not None:
+                self._note_death(each)
+                self.changed(state)
+            elif not each.ready and each.server.ready():
+                each.ready = True
+                took = self.clock() - each.started_at
+                again = "again " if each.announced else ""
+                each.announced = True
+                self.say(f"[green]●[/green] {each.server.name:9s} {again}ready in {took:.1f} s")
+                self.changed(state)
+
+    def _start_stage(self, stage: Sequence[Server]) -> bool:
+        """Starts a stage and waits until it is ready; False where a signal came first."""
+        began = self.clock()
+        new = [Managed(server) for server in stage]
+        self._managed += new
+        for each in new:
+            self._start(each)
+        self.changed("starting")
+        while not all(each.ready for each in new):
+            if self._signals:
+                return False
+            self.look_after("starting")
+            for each in new:
+                if each.restarts > _DEATHS_AT_START:
+                    raise _not_started(each, f"ended {each.restarts} times while it started")
+                if not each.ready and self.clock() - began > _READY_TIMEOUT_SECONDS:
+                    raise _not_started(each, f"is not ready after {_READY_TIMEOUT_SECONDS:.0f} s")
+            time.sleep(_TICK_SECONDS / 2)
+        return True
+
+    def _start(self, each: Managed) -> None:
+        each.launch = each.server.prepare()
+        each.process = spawn(each.launch)
+        each.ready = False
+        each.started_at = self.clock()
+
+    def _note_death(self, each: Managed) -> None:
+        """Plans the next start of a process that ended."""
+        assert each.process is not None
+        now = self.clock()
+        if now - each.started_at > _SETTLED_SECONDS:
+            each.backoff_seconds = FIRST_BACKOFF_SECONDS
+        code = each.process.returncode
+        cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        self.say(
+            f"[yellow]●[/yellow] {each.server.name:9s} {cause}; starts again in {each.backoff_seconds:g} s"
+            + (f", see {each.launch.log}" if each.launch else "")
+        )
+        each.process = None
+        each.ready = False
+        each.restarts += 1
+        each.next_start_at = now + each.backoff_seconds
+        each.backoff_seconds = min(each.backoff_seconds * 2, LAST_BACKOFF_SECONDS)
+
+    def _stop_all(self) -> None:
+        """Stops all in reverse: no new requests, then no work, then what they stood on."""
+        self.say("Stopping.")
+        self.changed("stopping")
+        patience = self._signals
+        for each in reversed(self._managed):
+            self._stop(each, patience)
+        self.changed("stopped")
+
+    def _stop(self, each: Managed, patience: int) -> None:
+        if each.process is None or each.launch is None:
+            return
+        deadline = self.clock() + _STOP_TIMEOUT_SECONDS
+        each.process.send_signal(each.launch.stop_signal)
+        while each.process.poll() is None:
+            # A second Ctrl-C means now.
+            if self.clock() > deadline or self._signals > max(patience, 1):
+                self.say(f"[red]●[/red] {each.server.name:9s} did not stop and is killed")
+                each.process.kill()
+                each.process.wait()
+                break
+            time.sleep(_TICK_SECONDS / 4)
+        else:
+            self.say(f"○ {each.server.name:9s} stopped")
+        each.process = None
+        each.ready = False
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 -- the shape of a handler
+        self._signals += 1
+
+
+def _not_started(each: Managed, what: str) -> StartError:
+    log = each.launch.log if each.launch else None
+    return StartError(f"{each.server.name} {what}." + (f" The end of {log}:\n{log_tail(log)}" if log else ""))

@@ -1,0 +1,24 @@
+"""Tokens signed with the mesh's secret."""
+
+import os
+from collections.abc import Iterable
+from typing import Final
+
+from atelier_cli.folder import DataFolder
+from meshkit.auth import TokenIssuer
+
+DEFAULT_TENANT: Final = "default"
+
+
+def issue(folder: DataFolder, *, tenant: str, scopes: Iterable[str], ttl_seconds: float) -> str:
+    """A token for the mesh on this folder.
+
+    Raises:
+        CliError: No mesh was ever started on the folder.
+        ValueError: The tenant or a scope is none.
+    """
+    secret = os.environ.get("ATELIER_AUTH_SECRET") or folder.existing_credentials().auth_secret
+    issuer = TokenIssuer(
+        secret, os.environ.get("ATELIER_AUTH_ISSUER"), audience=os.environ.get("ATELIER_AUTH_AUDIENCE")
+    )
+    return issuer.issue("cli", tenant, scopes, ttl_seconds)
