@@ -65,7 +65,9 @@ class CreateImageAdjusterTask(_message.Message):
     resampling: _builtins.str
     """Filter of resizing; `lanczos` where absent."""
     scaling_proportions: _builtins.str
-    """Which margins `scale` matches exactly: `height` the vertical ones, and may crop across; `width` the horizontal ones."""
+    """How `scale` meets its target: `fit` (where absent) keeps all of the image, `fill` covers the target, `stretch` gives up
+    the proportions; `height` matches the vertical margins exactly and may crop across, `width` the horizontal ones.
+    """
     tolerance: _builtins.float
     """Share by which the image may miss its target and stay as it is, 0 to 1; 0 is exact to the pixel."""
     def __init__(
@@ -197,7 +199,7 @@ class ImageAdjusterTaskPublic(_message.Message):
     resampling: _builtins.str
     """Filter of resizing."""
     scaling_proportions: _builtins.str
-    """Which margins `scale` matches exactly."""
+    """How `scale` meets its target."""
     tolerance: _builtins.float
     """Share by which the image may miss its target."""
     def __init__(
