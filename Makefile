@@ -1,0 +1,80 @@
+# `make demo` and `make test` set up what they need; everything lands in .venv, nothing outside of this folder.
+# On Debian, under root, the package python3-venv is installed where it is missing.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+# The first Python of 3.11 or later.
+PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(shell \
+	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+PACKAGES := atelier_cli meshkit modelkit models services gen
+TESTS ?= tests
+# The short form of the tests; `make e2e-long` runs the rest.
+MARKS ?= not long and not bench
+
+.PHONY: help setup up demo test check lint format proto bench e2e-long clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: $(STAMP) ## Make .venv with everything that the mesh and its tests need.
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed, and there is none." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+				"$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"; \
+		else echo "Python's venv is missing: install the package python3-venv." >&2; exit 1; fi; }
+	@echo "Setting up $(VENV); the first time takes some minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^uv==' requirements.lock)"
+	# torch first and by pip: pip takes the build that the configured index offers for this machine, and what is
+	# installed then satisfies the lock.
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	# Bytecode now, because some environments forbid to write it later, and every start would compile anew.
+	$(BIN)/python -m compileall -q -j 0 $(PACKAGES) "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+		-x '/tests?/|/testing/|/lib2to3/' >/dev/null || true
+	@touch $@
+
+up: setup ## Start a mesh on .data, gateway at port 9000; Ctrl-C stops it.
+	@$(BIN)/atelier up
+
+demo: setup ## Start a mesh, make four pictures into demo/, stop it.
+	@$(BIN)/python -m atelier_cli.demo
+
+test: setup ## Run the tests, without the long ones.
+	@$(BIN)/python -m pytest -q -m "$(MARKS)" $(TESTS)
+
+check: setup ## The inner loop: format, lint, types, unit tests; under two minutes.
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary $(filter-out gen,$(PACKAGES)) scripts tests
+	@$(BIN)/python -m pytest -q tests/unit
+
+lint: setup ## All linters, contracts and the secret scan included.
+	@scripts/lint.sh
+
+format: setup ## Put the code into its form.
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+proto: setup ## Make gen/ from proto/.
+	@$(BIN)/python scripts/generate_protos.py
+
+bench: setup ## Measure the mesh beside its peer; writes figures as bench/README.md says.
+	@$(BIN)/python -m bench
+
+e2e-long: setup ## Run the long tests too.
+	@$(BIN)/python -m pytest -q -m "long" --timeout 1800 $(TESTS)
+
+clean: ## Remove what was made here, but no data folder of a mesh.
+	rm -rf $(VENV) demo build .mypy_cache .ruff_cache .pytest_cache
