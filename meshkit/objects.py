@@ -163,7 +163,9 @@ class ObjectStore:
         def put(client: Any) -> ObjectInfo:
             if isinstance(data, bytes):
                 size = len(data)
-                result = client.put_object(self._bucket, key, io.BytesIO(data), size, content_type, part_size=_PART_BYTES)
+                result = client.put_object(
+                    self._bucket, key, io.BytesIO(data), size, content_type, part_size=_PART_BYTES
+                )
             else:
                 size = data.stat().st_size
                 result = client.fput_object(self._bucket, key, str(data), content_type, part_size=_PART_BYTES)
@@ -280,7 +282,7 @@ class ObjectStore:
                     if stopped.is_set():
                         break
                     loop.call_soon_threadsafe(queue.put_nowait, chunk)
-            except Exception as error:  # noqa: BLE001 -- carried over to the reader
+            except Exception as error:
                 end = error
             finally:
                 response.close()
@@ -311,9 +313,7 @@ class ObjectStore:
                 return None
             raise
 
-    async def list(
-        self, tenant: str, prefix: str = "", limit: int = 1000, start_after: str = ""
-    ) -> list[ObjectInfo]:
+    async def list(self, tenant: str, prefix: str = "", limit: int = 1000, start_after: str = "") -> list[ObjectInfo]:
         """Lists objects in the order of their paths.
 
         Args:
@@ -402,7 +402,9 @@ class ObjectStore:
             raise
         except _s3_error() as error:
             if error.code in _MISSING:
-                raise MeshError(not_found("Object", path).kind, f"Object {path} not found", reason="OBJECT_NOT_FOUND") from None
+                raise MeshError(
+                    not_found("Object", path).kind, f"Object {path} not found", reason="OBJECT_NOT_FOUND"
+                ) from None
             if error.code in {"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId"}:
                 _log.error("object store refuses the mesh's key", code=error.code)
                 raise forbidden("The object store refuses this", reason="OBJECTS_FORBIDDEN") from error

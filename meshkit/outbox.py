@@ -11,7 +11,6 @@ import uuid
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import orjson
@@ -39,8 +38,6 @@ _BATCH = 200
 _KEEP_HOURS = 24
 _PRUNE_BATCH = 5000
 
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-
 
 @dataclass(frozen=True, slots=True)
 class OutboxEvent:
@@ -55,7 +52,7 @@ class OutboxEvent:
 
     subject: str
     payload: bytes
-    headers: Mapping[str, str] = _NO_HEADERS
+    headers: Mapping[str, str] = field(default_factory=dict)
     event_id: uuid.UUID = field(default_factory=uuid.uuid4)
 
 
@@ -122,6 +119,7 @@ class Relay:
         self._bus = bus
         self._batch = batch
         self._leader: Connection | None = None
+        self._holds = False
         self._wake = asyncio.Event()
         self._lock_key = zlib.crc32(db.schema.encode()) - 2**31
         self.loop = Loop(f"outbox-{db.schema}", self.run_once, interval_seconds, wake=self._wake)
@@ -170,7 +168,7 @@ class Relay:
 
     async def close(self) -> None:
         """Gives the lock back."""
-        leader, self._leader = self._leader, None
+        leader, self._leader, self._holds = self._leader, None, False
         if leader is not None:
             await leader.close()
 
@@ -179,18 +177,15 @@ class Relay:
         try:
             if self._leader is None:
                 self._leader = await self._db.dedicated()
-            cursor = await self._leader.execute(
-                # Held already, it is not taken twice: locks of a session would count.
-                "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "
-                "AND classid = %(space)s AND objid = (%(key)s::bigint & 4294967295)::oid AND granted) "
-                "OR pg_try_advisory_lock(%(space)s, %(key)s)",
-                {"space": _LOCK_SPACE, "key": self._lock_key},
-            )
+            # A lock of a session counts how often it was taken: ask for it once, then only whether the session lives.
+            question = "SELECT true" if self._holds else "SELECT pg_try_advisory_lock(%s, %s)"
+            cursor = await self._leader.execute(question, None if self._holds else (_LOCK_SPACE, self._lock_key))
             row = await cursor.fetchone()
         except psycopg.OperationalError as error:
             await self.close()
             raise DatabaseUnavailableError from error
-        return bool(row and row[0])
+        self._holds = bool(row and row[0])
+        return self._holds
 
     async def _claim(self) -> list[tuple[int, uuid.UUID, str, bytes, dict[str, str], float]]:
         async with self._db.connection() as conn:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import protovalidate
+from atelier.options.v1 import options_pb2
 from google.protobuf import json_format, message_factory, struct_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from atelier.options.v1 import options_pb2
 from meshkit.errors import FieldViolation, Kind, MeshError
 
 _STRUCT = struct_pb2.Struct.DESCRIPTOR.full_name

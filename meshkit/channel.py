@@ -1,0 +1,287 @@
+"""A channel to a service of the mesh: round robin, retries, deadlines, the caller's token, errors as `MeshError`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Generic, Self, TypeVar, cast
+
+import grpc
+from atelier.options.v1 import options_pb2
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
+
+from meshkit import auth, idempotency, tracing
+from meshkit.errors import Kind, unavailable
+from meshkit.status import from_rpc_error
+
+_Stub = TypeVar("_Stub")
+_Response = TypeVar("_Response")
+Metadata = tuple[tuple[str, str], ...]
+
+DEFAULT_DEADLINE_SECONDS = 30.0
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+SERVICES = (
+    "atelier.tasks.v1.TasksService",
+    "atelier.tasks.v1.WorkerService",
+    "atelier.inference.v1.InferenceService",
+)
+
+# gRPC itself repeats what only reads; a create is repeated below, where the call is known to carry a key.
+_RETRY_POLICY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "2s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+_KEYED_ATTEMPTS = 4
+_KEYED_PAUSE_SECONDS = 0.1
+_READING = frozenset({options_pb2.SCOPE_READ, options_pb2.SCOPE_SUPPORT})
+
+
+def call_metadata(
+    *,
+    token: str | None = None,
+    idempotency_key: str | None = None,
+    tenant: str | None = None,
+    request_id: str | None = None,
+    traceparent: str | None = None,
+) -> Metadata:
+    """Metadata of a call.
+
+    Args:
+        token: Bearer token to use in place of the channel's.
+        idempotency_key: Makes a create safe to repeat; such calls are retried.
+        tenant: Tenant that a service acts for; ignored from any other caller.
+        request_id: What the caller calls the request.
+        traceparent: W3C trace context in place of the current one.
+    """
+    pairs = (
+        ("authorization", f"Bearer {token}" if token else None),
+        (idempotency.METADATA_KEY, idempotency_key),
+        (auth.TENANT_KEY, tenant),
+        ("x-request-id", request_id),
+        ("traceparent", traceparent),
+    )
+    return tuple((key, value) for key, value in pairs if value)
+
+
+class MeshChannel:
+    """A channel to one service of the mesh; an async context manager.
+
+    Args:
+        target: `host:port`, or `dns:///name:port` to spread calls over all addresses of a name.
+        tokens: Gives the bearer token, asked anew for each call so that it can be renewed; None sends none.
+        default_deadline_seconds: Deadline of unary calls that name none; streams have none.
+        max_message_bytes: Largest message, either way.
+        wait_for_ready: Whether calls wait for a connection, within their deadline, in place of failing at once.
+        services: Full names of services whose reading methods are retried.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        tokens: Callable[[], str] | None = None,
+        *,
+        default_deadline_seconds: float = DEFAULT_DEADLINE_SECONDS,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        wait_for_ready: bool = False,
+        services: Sequence[str] = SERVICES,
+    ) -> None:
+        self.target = target
+        self._tokens = tokens
+        self._deadline = default_deadline_seconds
+        self._wait_for_ready = wait_for_ready
+        self._channel = grpc.aio.insecure_channel(target, options=_channel_options(max_message_bytes, services))
+
+    def stub(self, stub: Callable[[Any], _Stub]) -> _Stub:
+        """A generated stub on this channel.
+
+        Its unary methods return the response and raise `MeshError`; its streaming methods return a `MeshStream`.
+
+        Args:
+            stub: The generated class, e.g. `TasksServiceStub`.
+        """
+        return stub(_Facade(self))
+
+    async def ready(self, timeout_seconds: float) -> None:
+        """Waits until the service is connected.
+
+        Args:
+            timeout_seconds: How long at most.
+
+        Raises:
+            MeshError: `UNAVAILABLE` after that time.
+        """
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), timeout_seconds)
+        except TimeoutError:
+            raise unavailable("The service is not reachable") from None
+
+    async def close(self, grace: float | None = None) -> None:
+        """Closes the channel.
+
+        Args:
+            grace: Seconds that calls in flight may take.
+        """
+        await self._channel.close(grace)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close()
+
+    def _metadata(self, given: Iterable[tuple[str, str | bytes]] | None) -> tuple[tuple[str, str | bytes], ...]:
+        pairs = tuple(given or ())
+        names = {key for key, _ in pairs}
+        if self._tokens is not None and "authorization" not in names:
+            pairs += (("authorization", f"Bearer {self._tokens()}"),)
+        trace = tracing.current()
+        if trace is not None:
+            if "traceparent" not in names:
+                pairs += (("traceparent", trace.traceparent),)
+            if "x-request-id" not in names:
+                pairs += (("x-request-id", trace.request_id),)
+        return pairs
+
+
+class MeshStream(Generic[_Response]):
+    """The responses of a streaming call; iterate over it, or `cancel` it."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> _Response:
+        try:
+            response = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        if response is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return cast("_Response", response)
+
+    def cancel(self) -> None:
+        """Ends the call; the server notices."""
+        self._call.cancel()
+
+    async def aclose(self) -> None:
+        """Ends the call, as `contextlib.aclosing` does."""
+        self._call.cancel()
+
+
+class _Facade:
+    """What a generated stub takes for its channel: gives callables that do what `MeshChannel` promises.
+
+    gRPC's own interceptors would do the same with two more tasks for each call.
+    """
+
+    def __init__(self, owner: MeshChannel) -> None:
+        self._owner = owner
+
+    def unary_unary(self, path: str, **options: Any) -> Callable[..., Awaitable[Any]]:
+        """Part of what generated code calls."""
+        owner = self._owner
+        inner = owner._channel.unary_unary(path, **options)  # noqa: SLF001 -- two halves of one thing
+        creates = _honours_keys(path)
+
+        async def call(
+            request: Any,
+            *,
+            timeout: float | None = None,  # noqa: ASYNC109 -- gRPC's own parameter, sent to the server as the deadline
+            metadata: Iterable[tuple[str, str | bytes]] | None = None,
+            wait_for_ready: bool | None = None,
+        ) -> Any:
+            pairs = owner._metadata(metadata)  # noqa: SLF001
+            deadline = time.monotonic() + (owner._deadline if timeout is None else timeout)  # noqa: SLF001
+            attempts = _KEYED_ATTEMPTS if creates and any(key == idempotency.METADATA_KEY for key, _ in pairs) else 1
+            made = 0
+            ready = owner._wait_for_ready if wait_for_ready is None else wait_for_ready  # noqa: SLF001
+            while True:
+                left = max(0.0, deadline - time.monotonic())
+                try:
+                    return await inner(request, timeout=left, metadata=pairs, wait_for_ready=ready)
+                except grpc.aio.AioRpcError as error:
+                    mapped = from_rpc_error(error)
+                made += 1
+                pause = _KEYED_PAUSE_SECONDS * 2.0 ** (made - 1) * random.uniform(0.5, 1)  # noqa: S311
+                if made >= attempts or mapped.kind is not Kind.UNAVAILABLE or time.monotonic() + pause >= deadline:
+                    raise mapped
+                await asyncio.sleep(pause)
+
+        return call
+
+    def unary_stream(self, path: str, **options: Any) -> Callable[..., MeshStream[Any]]:
+        """Part of what generated code calls."""
+        owner = self._owner
+        inner = owner._channel.unary_stream(path, **options)  # noqa: SLF001
+
+        def call(
+            request: Any,
+            *,
+            timeout: float | None = None,
+            metadata: Iterable[tuple[str, str | bytes]] | None = None,
+            wait_for_ready: bool | None = None,
+        ) -> MeshStream[Any]:
+            pairs = owner._metadata(metadata)  # noqa: SLF001
+            ready = owner._wait_for_ready if wait_for_ready is None else wait_for_ready  # noqa: SLF001
+            return MeshStream(inner(request, timeout=timeout, metadata=pairs, wait_for_ready=ready))
+
+        return call
+
+
+def _channel_options(max_message_bytes: int, services: Sequence[str]) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.service_config", json.dumps(_service_config(services))),
+        ("grpc.enable_retries", 1),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_metadata_size", 32 * 1024),
+        ("grpc.absolute_max_metadata_size", 64 * 1024),
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 0),
+        # A service that was restarted is found again within two seconds, not within gRPC's two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.dns_min_time_between_resolutions_ms", 5000),
+        # Channels of one process to one address would share a connection, and its death.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def _service_config(services: Sequence[str]) -> dict[str, Any]:
+    retried = [
+        {"service": service, "method": method.name}
+        for service in services
+        for method in _methods(service)
+        if method.GetOptions().Extensions[options_pb2.method].scope in _READING
+    ]
+    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if retried:
+        config["methodConfig"] = [{"name": retried, "retryPolicy": _RETRY_POLICY}]
+    return config
+
+
+def _methods(service: str) -> Sequence[MethodDescriptor]:
+    try:
+        return cast("Sequence[MethodDescriptor]", descriptor_pool.Default().FindServiceByName(service).methods)
+    except KeyError:  # its generated code is not loaded, so this process does not call it
+        return ()
+
+
+def _honours_keys(path: str) -> bool:
+    service, _, name = path.strip("/").rpartition("/")
+    try:
+        method = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
+    except KeyError:
+        return False
+    return bool(method.GetOptions().Extensions[options_pb2.method].idempotent)

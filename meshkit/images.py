@@ -1,0 +1,205 @@
+"""The one door for images that nobody vouches for.
+
+Sizes are judged by the header, before a single pixel is decoded; then the whole file must decode. torch-free.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from meshkit.errors import MeshError, invalid, too_large
+
+MAX_PIXELS = 64_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_DATA_URL = re.compile(r"data:(?P<type>[a-z0-9.+/-]*)(?P<options>(?:;[a-z0-9=._-]+)*?);base64,", re.IGNORECASE)
+_MAX_FIELD = "image"
+
+# Process-wide settings of Pillow; set here because this is the only module that opens what others sent.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What an image may be.
+
+    Attributes:
+        max_bytes: Bytes of the file.
+        max_pixels: Pixels of one frame.
+        max_side: Pixels of one side.
+        max_frames: Frames of an animation, pages of a TIFF.
+        formats: Names of formats as Pillow calls them.
+    """
+
+    max_bytes: int = 32 * 1024 * 1024
+    max_pixels: int = MAX_PIXELS
+    max_side: int = 32_768
+    max_frames: int = 200
+    formats: tuple[str, ...] = FORMATS
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What an image is.
+
+    Attributes:
+        format: Name of its format as Pillow calls it.
+        width: Pixels.
+        height: Pixels.
+        frames: Frames or pages; 1 for a still picture.
+    """
+
+    format: str
+    width: int
+    height: int
+    frames: int
+
+    @property
+    def content_type(self) -> str:
+        """Its media type."""
+        return f"image/{self.format.lower()}"
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def decode_data(text: str, *, path: str = _MAX_FIELD, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> bytes:
+    """Decodes base64, plain or as a data URL, strictly.
+
+    Args:
+        text: The text.
+        path: Path of the request's member, for the error.
+        max_bytes: Bytes at most.
+
+    Raises:
+        MeshError: `INVALID` for broken base64 or an empty text, `TOO_LARGE` for too many bytes.
+    """
+    match = _DATA_URL.match(text)
+    if match is None and text[:5].lower() == "data:":
+        raise invalid(path, "must be a data URL with base64", "data_url")
+    body = text[match.end() :] if match else text
+    # Line breaks are what encoders put in; any other stray character is a broken text.
+    body = body.replace("\r", "").replace("\n", "")
+    if len(body) // 4 * 3 > max_bytes + 3:
+        raise too_large(f"{path} has more than {max_bytes} bytes")
+    try:
+        data = base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise invalid(path, "is not valid base64", "base64") from None
+    if not data:
+        raise invalid(path, "must not be empty", "base64")
+    if len(data) > max_bytes:
+        raise too_large(f"{path} has more than {max_bytes} bytes")
+    return data
+
+
+def inspect(data: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, *, path: str = _MAX_FIELD) -> ImageInfo:
+    """Judges an image: format, size, frames, and that all of it decodes.
+
+    Args:
+        data: The file's bytes, or a local file.
+        limits: What is allowed.
+        path: Path of the request's member, for the error.
+
+    Raises:
+        MeshError: `INVALID` with what is wrong, `TOO_LARGE` for too many bytes.
+    """
+    with _opened(data, limits, path) as image:
+        frames = int(getattr(image, "n_frames", 1))
+        if frames > limits.max_frames:
+            raise invalid(path, f"has {frames} frames, at most {limits.max_frames} are allowed", "image_frames")
+        info = ImageInfo(str(image.format), image.width, image.height, frames)
+        _decode_all(image, frames, limits, path)
+        return info
+
+
+def open_rgb(data: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, *, path: str = _MAX_FIELD) -> Image.Image:
+    """Opens an image as RGB, the way it is meant to be seen: turned by its EXIF, transparency over white.
+
+    Args:
+        data: The file's bytes, or a local file.
+        limits: What is allowed.
+        path: Path of the request's member, for the error.
+
+    Returns:
+        The first frame, held in memory.
+
+    Raises:
+        MeshError: As for `inspect`.
+    """
+    with _opened(data, limits, path) as image:
+        _decode_all(image, 1, limits, path)
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+            layer = upright.convert("RGBA")
+            base = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+            return Image.alpha_composite(base, layer).convert("RGB")
+        return upright.convert("RGB")
+
+
+def _opened(data: bytes | Path, limits: ImageLimits, path: str) -> Image.Image:
+    size = len(data) if isinstance(data, bytes) else data.stat().st_size
+    if size > limits.max_bytes:
+        raise too_large(f"{path} has {size} bytes, at most {limits.max_bytes} are allowed")
+    source = io.BytesIO(data) if isinstance(data, bytes) else data
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(source, formats=limits.formats)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise _too_many_pixels(limits, path) from None
+    except UnidentifiedImageError:
+        allowed = ", ".join(limits.formats)
+        raise invalid(path, f"is not an image of a known format ({allowed})", "image_format") from None
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, MemoryError):
+        raise _broken(path) from None
+    _check_size(image, limits, path)
+    return image
+
+
+def _check_size(image: Image.Image, limits: ImageLimits, path: str) -> None:
+    if image.width < 1 or image.height < 1:
+        raise invalid(path, "has no pixels", "image_size")
+    if max(image.size) > limits.max_side:
+        raise invalid(path, f"has a side of {max(image.size)}, at most {limits.max_side} are allowed", "image_size")
+    if image.width * image.height > limits.max_pixels:
+        raise _too_many_pixels(limits, path)
+
+
+def _decode_all(image: Image.Image, frames: int, limits: ImageLimits, path: str) -> None:
+    # Pillow's decoders raise nearly anything on hostile input; none of it is the caller's business.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            for number in range(frames):
+                if number:
+                    image.seek(number)
+                # A page of a TIFF may be larger than the first one.
+                _check_size(image, limits, path)
+                image.load()
+            if frames > 1:
+                image.seek(0)
+    except MeshError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise _too_many_pixels(limits, path) from None
+    except Exception:
+        raise _broken(path) from None
+
+
+def _too_many_pixels(limits: ImageLimits, path: str) -> MeshError:
+    return invalid(path, f"has more than {limits.max_pixels} pixels", "image_size")
+
+
+def _broken(path: str) -> MeshError:
+    return invalid(path, "is damaged: it cannot be decoded", "image_broken")
