@@ -1,0 +1,373 @@
+"""The one door for addresses that callers name.
+
+An address is parsed once, its name resolved once, every resolved address judged, and the connection made to exactly the
+address that was judged: there is no second look-up that could answer differently. Redirects pass the same gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+from meshkit.errors import invalid, too_large, unavailable
+from meshkit.logging import get_logger
+
+if TYPE_CHECKING:
+    import httpcore
+    import httpx
+
+    from meshkit.config import MeshSettings
+
+_log = get_logger(__name__)
+
+MAX_REDIRECTS = 3
+MAX_URL_CHARS = 4096
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
+
+# What `ipaddress` counts as global and yet leads inside: translation prefixes that carry an IPv4 address.
+_NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+_REFUSED = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",  # carrier-grade NAT; some clouds keep metadata there
+        "127.0.0.0/8",
+        "169.254.0.0/16",  # link-local; 169.254.169.254 is the clouds' metadata
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        "::/127",
+        "100::/64",
+        "2001::/23",
+        "2001:db8::/32",
+        "3fff::/20",
+        "5f00::/16",
+        "fc00::/7",
+        "fe80::/10",
+        "fec0::/10",
+        "ff00::/8",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What was fetched.
+
+    Attributes:
+        data: The body.
+        content_type: Media type as the server names it, lower case, without parameters.
+        url: Address it came from, after redirects.
+    """
+
+    data: bytes
+    content_type: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An address that passed the static checks."""
+
+    url: str
+    host: str
+    port: int
+
+
+def check_url(url: str, *, path: str = "url") -> Target:
+    """Judges an address without resolving its name.
+
+    Args:
+        url: The address.
+        path: Path of the request's member, for the error.
+
+    Returns:
+        Its parts.
+
+    Raises:
+        MeshError: `INVALID` for another scheme than http and https, credentials, a malformed or inner host.
+    """
+    if len(url) > MAX_URL_CHARS:
+        raise invalid(path, f"must have at most {MAX_URL_CHARS} characters", "url_too_long")
+    # Parsers disagree on these, which is how an address passes one of them and reaches another host by the next.
+    if any(ord(c) <= 32 or ord(c) == 127 or c in '\\"<>^`{|}' for c in url):
+        raise invalid(path, "is not a valid URL", "url_parsing")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise invalid(path, "is not a valid URL", "url_parsing") from None
+    if parts.scheme.lower() not in _DEFAULT_PORTS:
+        raise invalid(path, "must be http or https", "url_scheme")
+    if parts.username is not None or parts.password is not None:
+        raise invalid(path, "must not contain credentials", "url_credentials")
+    if not host or port == 0:
+        raise invalid(path, "is not a valid URL", "url_parsing")
+    return Target(url, _ascii_host(host, path), port or _DEFAULT_PORTS[parts.scheme.lower()])
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address belongs to the public Internet.
+
+    Args:
+        address: The address; IPv4 within IPv6 (mapped, NAT64, 6to4, Teredo) is judged by the address it carries.
+    """
+    return all(_is_plainly_public(inner) for inner in _carried(address))
+
+
+class Fetcher:
+    """Fetches what callers name.
+
+    Args:
+        allow_private: `host:port` or CIDR that may be reached although it is private.
+        resolver: Gives the addresses of a name; the system's where absent.
+    """
+
+    def __init__(self, allow_private: Iterable[str] = (), *, resolver: Resolver | None = None) -> None:
+        self._allowed_hosts: set[tuple[str, int]] = set()
+        self._allowed_networks: list[Network] = []
+        for entry in allow_private:
+            host, _, port = entry.rpartition(":")
+            if "/" not in entry and port.isdigit() and host:
+                self._allowed_hosts.add((host.strip("[]").lower(), int(port)))
+            else:
+                self._allowed_networks.append(ipaddress.ip_network(entry, strict=False))
+        self._resolve = resolver or _resolve
+
+    @classmethod
+    def from_settings(cls, settings: MeshSettings) -> Fetcher:
+        """Builds the fetcher that the settings describe."""
+        return cls(settings.fetch_allow_private)
+
+    async def fetch(
+        self,
+        url: str,
+        max_bytes: int,
+        timeout: float,  # noqa: ASYNC109 -- covers resolving, redirects and body together
+        *,
+        content_types: Sequence[str] = (),
+        path: str = "url",
+    ) -> bytes:
+        """Fetches an address's body.
+
+        Args:
+            url: The address.
+            max_bytes: Bytes at most, after decompression.
+            timeout: Seconds in all, redirects included.
+            content_types: Beginnings of the media types that are accepted (`image/`); any where absent.
+            path: Path of the request's member, for the error.
+
+        Raises:
+            MeshError: `INVALID` for an address that may not be fetched or a wrong media type, `TOO_LARGE`, `UNAVAILABLE`
+                where the other side does not deliver.
+        """
+        return (await self.fetch_full(url, max_bytes, timeout, content_types=content_types, path=path)).data
+
+    async def fetch_full(
+        self,
+        url: str,
+        max_bytes: int,
+        timeout: float,  # noqa: ASYNC109
+        *,
+        content_types: Sequence[str] = (),
+        path: str = "url",
+    ) -> Fetched:
+        """As `fetch`, with the media type and the address after redirects."""
+        import httpx  # noqa: PLC0415 -- a fifth of a second that most processes never need
+
+        try:
+            async with asyncio.timeout(timeout):
+                for _ in range(MAX_REDIRECTS + 1):
+                    outcome = await self._fetch_once(url, max_bytes, timeout, content_types, path)
+                    if isinstance(outcome, Fetched):
+                        return outcome
+                    url = outcome
+        except TimeoutError:
+            raise unavailable(f"{path} was not delivered in time", reason="FETCH_TIMEOUT") from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            _log.info("fetch failed", cause=type(error).__name__)
+            raise unavailable(f"{path} could not be fetched", reason="FETCH_FAILED") from None
+        raise invalid(path, f"redirects more than {MAX_REDIRECTS} times", "url_redirects")
+
+    async def addresses(self, target: Target, *, path: str = "url") -> list[str]:
+        """Resolves a target and judges every address; all must be public, or a name could answer with a mixture.
+
+        Args:
+            target: What `check_url` gave.
+            path: Path of the request's member, for the error.
+
+        Returns:
+            The addresses that may be connected to.
+
+        Raises:
+            MeshError: `INVALID` where one is not public, or the name does not exist.
+        """
+        found = await self._resolve(target.host, target.port)
+        if not found:
+            raise invalid(path, "names a host that does not exist", "url_host")
+        if (target.host, target.port) not in self._allowed_hosts:
+            for text in found:
+                if not self._may_reach(ipaddress.ip_address(text.partition("%")[0]), target.port):
+                    raise invalid(path, "leads to an address that may not be fetched", "url_private")
+        return list(found)
+
+    def _may_reach(self, address: Address, port: int) -> bool:
+        return (
+            is_public(address)
+            or (str(address), port) in self._allowed_hosts
+            or any(address in network for network in self._allowed_networks)
+        )
+
+    async def _fetch_once(
+        self, url: str, max_bytes: int, timeout: float, content_types: Sequence[str], path: str
+    ) -> Fetched | str:
+        import httpx  # noqa: PLC0415
+
+        target = check_url(url, path=path)
+        addresses = await self.addresses(target, path=path)
+        async with (
+            httpx.AsyncClient(
+                transport=_pinned_transport(addresses), follow_redirects=False, trust_env=False, timeout=timeout
+            ) as client,
+            client.stream("GET", url, headers={"accept": "*/*", "user-agent": "atelier"}) as response,
+        ):
+            if response.status_code in _REDIRECTS and "location" in response.headers:
+                return urljoin(url, response.headers["location"])
+            if response.status_code != 200:
+                raise invalid(path, f"answers with status {response.status_code}", "url_status")
+            content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if content_types and not content_type.startswith(tuple(content_types)):
+                raise invalid(path, "is of a media type that is not accepted here", "url_content_type")
+            return Fetched(await _body(response, max_bytes, path), content_type, url)
+
+
+async def _body(response: httpx.Response, max_bytes: int, path: str) -> bytes:
+    too_many = too_large(f"{path} has more than {max_bytes} bytes")
+    declared = response.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise too_many
+    parts: list[bytes] = []
+    size = 0
+    # Decoded in bounded pieces: a compressed bomb ends at the limit.
+    async for chunk in response.aiter_bytes(65536):
+        size += len(chunk)
+        if size > max_bytes:
+            raise too_many
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _pinned_transport(addresses: Sequence[str]) -> httpx.AsyncBaseTransport:
+    import httpcore  # noqa: PLC0415
+    import httpx  # noqa: PLC0415
+
+    class PinnedBackend(httpcore.AsyncNetworkBackend):
+        """Connects to judged addresses, whatever the name resolves to by now; Host and SNI stay the name's."""
+
+        def __init__(self) -> None:
+            self._inner = httpcore.AnyIOBackend()
+
+        async def connect_tcp(
+            self,
+            host: str,  # noqa: ARG002 -- the point: the name is not resolved again
+            port: int,
+            timeout: float | None = None,  # noqa: ASYNC109
+            local_address: str | None = None,
+            socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+        ) -> httpcore.AsyncNetworkStream:
+            failure: Exception | None = None
+            for address in addresses:
+                try:
+                    return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
+                except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                    failure = error
+            raise failure or httpcore.ConnectError("no address")
+
+        async def connect_unix_socket(self, *_args: Any, **_kwargs: Any) -> httpcore.AsyncNetworkStream:
+            raise httpcore.ConnectError("not allowed")
+
+        async def sleep(self, seconds: float) -> None:
+            await self._inner.sleep(seconds)
+
+    transport = httpx.AsyncHTTPTransport(trust_env=False, retries=0)
+    # httpx has no argument for the backend; its pool is the documented class of httpcore, made the same way.
+    transport._pool = httpcore.AsyncConnectionPool(  # noqa: SLF001
+        ssl_context=httpx.create_ssl_context(trust_env=False), network_backend=PinnedBackend(), max_connections=1
+    )
+    return transport
+
+
+def _ascii_host(host: str, path: str) -> str:
+    if host.startswith("[") or ":" in host:
+        return host
+    try:
+        ascii_host = host.encode("idna").decode("ascii").lower() if not host.isascii() else host.lower()
+    except UnicodeError:
+        raise invalid(path, "is not a valid URL", "url_parsing") from None
+    # `2130706433`, `0x7f.1` and `127.1` are addresses to the system's resolver and to nobody else.
+    last = ascii_host.rstrip(".").rpartition(".")[2]
+    if (last.isdigit() or last.startswith("0x")) and not _is_dotted_quad(ascii_host):
+        raise invalid(path, "is not a valid URL", "url_parsing")
+    return ascii_host
+
+
+def _is_dotted_quad(host: str) -> bool:
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _carried(address: Address) -> Iterable[Address]:
+    yield address
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            yield address.ipv4_mapped
+        if address.sixtofour is not None:
+            yield address.sixtofour
+        if address.teredo is not None:
+            yield from address.teredo
+        if any(address in network for network in _NAT64) or int(address) >> 32 == 0:
+            yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+
+
+def _is_plainly_public(address: Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return True  # judged by what it carries
+    if any(address in network for network in _REFUSED if network.version == address.version):
+        return False
+    return not (
+        address.is_private
+        or address.is_loopback
+        or address.is_link_local
+        or address.is_multicast
+        or address.is_reserved
+        or address.is_unspecified
+    ) or any(address in network for network in _NAT64 if network.version == address.version)
+
+
+async def _resolve(host: str, port: int) -> Sequence[str]:
+    try:
+        infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError):
+        return []
+    return list(dict.fromkeys(str(info[4][0]) for info in infos))
