@@ -25,6 +25,9 @@ help: ## Show this list.
 
 setup: $(STAMP) ## Make .venv with everything that the mesh and its tests need.
 
+# torch comes first and by pip: pip takes the build that the configured index offers for this machine, and what is
+# installed then satisfies the lock. Bytecode is made now, because some environments forbid to write it later, and every
+# start would compile anew; some packages carry a file or two that no Python 3 compiles.
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed, and there is none." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
@@ -35,12 +38,9 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "Setting up $(VENV); the first time takes some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^uv==' requirements.lock)"
-	# torch first and by pip: pip takes the build that the configured index offers for this machine, and what is
-	# installed then satisfies the lock.
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	# Bytecode now, because some environments forbid to write it later, and every start would compile anew.
 	$(BIN)/python -m compileall -q -j 0 $(PACKAGES) "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 		-x '/tests?/|/testing/|/lib2to3/' >/dev/null || true
 	@touch $@

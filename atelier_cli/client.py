@@ -121,30 +121,35 @@ class Gateway:
         seen: str | None = None
         silent_since = time.monotonic()
         while True:
-            headers = self._headers() | ({"last-event-id": seen} if seen else {}) | {"accept": "text/event-stream"}
             try:
-                with self._http.stream(
-                    "GET",
-                    f"/api/v1/tasks/{task_id}/events",
-                    headers=headers,
-                    timeout=httpx.Timeout(10.0, read=_STREAM_SILENCE_SECONDS),
-                ) as answer:
-                    if answer.status_code not in _PASSING:
-                        if answer.is_error:
-                            answer.read()
-                        _refuse(answer)
-                        for identity, data in events(answer.iter_lines()):
-                            seen = identity or seen
-                            silent_since = time.monotonic()
-                            event = json.loads(data)
-                            yield Progress(event["task"], event.get("step"), event.get("total_steps"))
-                            if event.get("final") or event["task"]["status"] in ENDED:
-                                return
+                for identity, name, data in self._stream(f"/api/v1/tasks/{task_id}/events", seen):
+                    event = json.loads(data)
+                    if name == "error":
+                        if event["status"] not in _PASSING:
+                            raise _refusal(event["status"], event["detail"])
+                        break
+                    seen = identity or seen
+                    silent_since = time.monotonic()
+                    yield Progress(event["task"], event.get("step"), event.get("total_steps"))
+                    if event.get("final") or event["task"]["status"] in ENDED:
+                        return
             except httpx.TransportError:
                 pass
             if time.monotonic() - silent_since > self._patience:
                 raise self._unreachable()
             time.sleep(_PAUSE_SECONDS)
+
+    def _stream(self, path: str, seen: str | None) -> Iterator[tuple[str | None, str, str]]:
+        """The events of one connection, those after `seen`; none where the gateway or a service is away."""
+        headers = self._headers() | {"accept": "text/event-stream"} | ({"last-event-id": seen} if seen else {})
+        timeout = httpx.Timeout(10.0, read=_STREAM_SILENCE_SECONDS)
+        with self._http.stream("GET", path, headers=headers, timeout=timeout) as answer:
+            if answer.status_code in _PASSING:
+                return
+            if answer.is_error:
+                answer.read()
+                _refuse(answer)
+            yield from events(answer.iter_lines())
 
     def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         headers = self._headers() | arguments.pop("headers", {})
@@ -168,15 +173,16 @@ class Gateway:
         return CliError(f"The gateway at {self._url} cannot be reached.", ExitCode.NOT_RUNNING)
 
 
-def events(lines: Iterator[str]) -> Iterator[tuple[str | None, str]]:
-    """Server-sent events as (id, data); comments and fields that are not used here are passed over."""
+def events(lines: Iterator[str]) -> Iterator[tuple[str | None, str, str]]:
+    """Server-sent events as (id, name, data); comments and fields that are not used here are passed over."""
     identity: str | None = None
+    event = "message"
     data: list[str] = []
     for line in lines:
         if not line:
             if data:
-                yield identity, "\n".join(data)
-            identity, data = None, []
+                yield identity, event, "\n".join(data)
+            identity, event, data = None, "message", []
             continue
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
@@ -184,6 +190,8 @@ def events(lines: Iterator[str]) -> Iterator[tuple[str | None, str]]:
             data.append(value)
         elif name == "id":
             identity = value
+        elif name == "event":
+            event = value
 
 
 def _refuse(answer: httpx.Response) -> None:
@@ -194,7 +202,11 @@ def _refuse(answer: httpx.Response) -> None:
         detail = answer.json()["detail"]
     except (ValueError, KeyError, TypeError):
         detail = answer.reason_phrase
+    raise _refusal(answer.status_code, detail)
+
+
+def _refusal(status: int, detail: Any) -> CliError:
     if isinstance(detail, list):
         detail = "; ".join(f"{'.'.join(str(part) for part in each['loc'][1:])}: {each['msg']}" for each in detail)
-    code = ExitCode.NOT_ALLOWED if answer.status_code in {401, 403} else ExitCode.FAILED
-    raise CliError(f"The mesh answered {answer.status_code}: {detail}", code)
+    code = ExitCode.NOT_ALLOWED if status in {401, 403} else ExitCode.FAILED
+    return CliError(f"The mesh answered {status}: {detail}", code)

@@ -1,0 +1,119 @@
+"""The supervisor starts again what dies, later each time, and stops in reverse."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from atelier_cli.embedded.process import Launch
+from atelier_cli.errors import CliError
+from atelier_cli.supervisor import LAST_BACKOFF_SECONDS, Managed, Supervisor
+
+_SLEEPER = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit()); time.sleep(600)"
+
+
+@dataclass
+class Program:
+    """A process that runs a line of Python."""
+
+    name: str
+    folder: Path
+    program: str = _SLEEPER
+    answers: bool = True
+    starts: int = 0
+
+    def prepare(self) -> Launch:
+        self.starts += 1
+        return Launch(argv=(sys.executable, "-c", self.program), log=self.folder / f"{self.name}.log")
+
+    def ready(self) -> bool:
+        return self.answers
+
+
+@dataclass
+class Bench:
+    """A supervisor whose clock a test turns."""
+
+    stages: Sequence[Sequence[Program]]
+    now: float = 0.0
+    said: list[str] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.supervisor = Supervisor(self.stages, self.states.append, self.said.append, clock=lambda: self.now)
+
+    def die(self) -> None:
+        """Waits until the one process has ended, and lets the supervisor see it."""
+        process = self.supervisor._managed[0].process
+        assert process is not None
+        process.wait()
+        self.supervisor.look_after("ready")
+
+
+def test_pause_before_a_new_start_doubles_up_to_its_bound(tmp_path: Path) -> None:
+    program = Program("p", tmp_path, "raise SystemExit(3)", answers=False)
+    bench = Bench([[program]])
+    bench.supervisor._managed = [Managed(program)]
+    bench.supervisor.look_after("ready")
+    pauses = []
+    for _ in range(8):
+        bench.die()
+        managed = bench.supervisor._managed[0]
+        pauses.append(managed.next_start_at - bench.now)
+        bench.now = managed.next_start_at - 0.01
+        bench.supervisor.look_after("ready")
+        assert managed.process is None, "it started before its pause was over"
+        bench.now = managed.next_start_at
+        bench.supervisor.look_after("ready")
+    assert pauses == [0.5, 1, 2, 4, 8, 16, LAST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS]
+    assert "ended with code 3" in bench.said[0]
+    bench.die()
+
+
+def test_one_that_ran_long_starts_again_soon(tmp_path: Path) -> None:
+    program = Program("p", tmp_path, "raise SystemExit(3)", answers=False)
+    bench = Bench([[program]])
+    managed = Managed(program)
+    managed.backoff_seconds = 16.0
+    bench.supervisor._managed = [managed]
+    bench.supervisor.look_after("ready")
+    bench.now = 61.0
+    bench.die()
+    assert managed.next_start_at == pytest.approx(61.5)
+
+
+def test_stops_in_the_reverse_of_its_start_and_tells_every_state(tmp_path: Path) -> None:
+    stages = [[Program("database", tmp_path)], [Program("service", tmp_path), Program("door", tmp_path)]]
+    said: list[str] = []
+    states: list[str] = []
+
+    def changed(state: str) -> None:
+        states.append(state)
+        if state == "ready":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        Supervisor(stages, changed, said.append).run()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert [line.split()[1] for line in said if "stopped" in line] == ["door", "service", "database"]
+    assert states[-2:] == ["stopping", "stopped"]
+
+
+def test_start_that_fails_again_and_again_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atelier_cli.supervisor.FIRST_BACKOFF_SECONDS", 0.01)
+    program = Program("p", tmp_path, "print('no such port'); raise SystemExit(1)", answers=False)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    clock = iter(range(0, 10_000, 5))
+    try:
+        with pytest.raises(CliError, match=r"(?s)p ended \d times while it started.*no such port"):
+            Supervisor([[program]], lambda _: None, lambda _: None, clock=lambda: float(next(clock))).run()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
