@@ -1,7 +1,7 @@
 """Who is calling, what they may do, and tokens for the services themselves.
 
-Tokens are JWTs. HS256 ones are signed with the mesh's own secret; RS256, ES256 and EdDSA ones are checked against a JWKS.
-The algorithm is chosen by the key, never by the token: a token that names another one is refused.
+Tokens are JWTs. HS256 ones are signed with the mesh's own secret; RS256, ES256 and EdDSA ones are checked against a
+JWKS. The algorithm is chosen by the key, never by the token: a token that names another one is refused.
 """
 
 from __future__ import annotations

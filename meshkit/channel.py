@@ -21,6 +21,7 @@ from meshkit.status import from_rpc_error
 _Stub = TypeVar("_Stub")
 _Response = TypeVar("_Response")
 Metadata = tuple[tuple[str, str], ...]
+Pairs = tuple[tuple[str, str | bytes], ...]
 
 DEFAULT_DEADLINE_SECONDS = 30.0
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -98,15 +99,16 @@ class MeshChannel:
         self._wait_for_ready = wait_for_ready
         self._channel = grpc.aio.insecure_channel(target, options=_channel_options(max_message_bytes, services))
 
-    def stub(self, stub: Callable[[Any], _Stub]) -> _Stub:
+    def stub(self, stub: Callable[[grpc.aio.Channel], _Stub]) -> _Stub:
         """A generated stub on this channel.
 
         Its unary methods return the response and raise `MeshError`; its streaming methods return a `MeshStream`.
+        A unary method's `trailing` is called with the trailing metadata of an answer.
 
         Args:
             stub: The generated class, e.g. `TasksServiceStub`.
         """
-        return stub(_Facade(self))
+        return stub(cast("grpc.aio.Channel", _Facade(self)))
 
     async def ready(self, timeout_seconds: float) -> None:
         """Waits until the service is connected.
@@ -136,7 +138,7 @@ class MeshChannel:
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
 
-    def _metadata(self, given: Iterable[tuple[str, str | bytes]] | None) -> tuple[tuple[str, str | bytes], ...]:
+    def _metadata(self, given: Iterable[tuple[str, str | bytes]] | None) -> Pairs:
         pairs = tuple(given or ())
         names = {key for key, _ in pairs}
         if self._tokens is not None and "authorization" not in names:
@@ -198,6 +200,7 @@ class _Facade:
             timeout: float | None = None,  # noqa: ASYNC109 -- gRPC's own parameter, sent to the server as the deadline
             metadata: Iterable[tuple[str, str | bytes]] | None = None,
             wait_for_ready: bool | None = None,
+            trailing: Callable[[Pairs], None] | None = None,
         ) -> Any:
             pairs = owner._metadata(metadata)  # noqa: SLF001
             deadline = time.monotonic() + (owner._deadline if timeout is None else timeout)  # noqa: SLF001
@@ -207,7 +210,11 @@ class _Facade:
             while True:
                 left = max(0.0, deadline - time.monotonic())
                 try:
-                    return await inner(request, timeout=left, metadata=pairs, wait_for_ready=ready)
+                    running = inner(request, timeout=left, metadata=pairs, wait_for_ready=ready)
+                    response = await running
+                    if trailing is not None:
+                        trailing(tuple(await running.trailing_metadata() or ()))
+                    return response
                 except grpc.aio.AioRpcError as error:
                     mapped = from_rpc_error(error)
                 made += 1
@@ -273,7 +280,7 @@ def _service_config(services: Sequence[str]) -> dict[str, Any]:
 
 def _methods(service: str) -> Sequence[MethodDescriptor]:
     try:
-        return cast("Sequence[MethodDescriptor]", descriptor_pool.Default().FindServiceByName(service).methods)
+        return descriptor_pool.Default().FindServiceByName(service).methods
     except KeyError:  # its generated code is not loaded, so this process does not call it
         return ()
 

@@ -1,7 +1,7 @@
 """Typed clients of the mesh's gRPC services.
 
-What every service and every internal caller uses. A `MeshChannel` brings round robin, retries, a deadline for every call,
-the caller's token, the trace, and errors as `MeshError`; a client turns its methods into plain functions.
+What every service and every internal caller uses. A `MeshChannel` brings round robin, retries, a deadline for every
+call, the caller's token, the trace, and errors as `MeshError`; a client turns its methods into plain functions.
 
     tokens = ServiceTokens(TokenIssuer(secret), "nightly-report", scopes=("read",), tenant="acme")
     async with MeshChannel("dns:///tasks:9101", tokens.token) as channel:
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import Protocol, TypeVar
 
@@ -132,7 +132,9 @@ class TasksClient:
         request = tasks.ListTaskAttemptsRequest(task_id=task_id)
         return (await self._stub.ListTaskAttempts(request, metadata=self._metadata)).attempts
 
-    async def watch(self, task_id: str, after_version: int | None = None) -> AsyncIterator[tasks.WatchTaskResponse]:
+    async def watch(
+        self, task_id: str, after_version: int | None = None
+    ) -> AsyncGenerator[tasks.WatchTaskResponse, None]:
         """Follows a task until it ends; a broken stream is taken up again where it broke off.
 
         Args:
@@ -144,16 +146,18 @@ class TasksClient:
         """
         while True:
             request = tasks.WatchTaskRequest(task_id=task_id, after_version=after_version)
+            responses = self._stub.WatchTask(request, metadata=self._metadata)
             try:
-                async with aclosing(self._stub.WatchTask(request, metadata=self._metadata)) as responses:
-                    async for response in responses:
-                        after_version = response.task.version or after_version
-                        yield response
-                        if response.final:
-                            return
+                async for response in responses:
+                    after_version = response.task.version or after_version
+                    yield response
+                    if response.final:
+                        return
             except MeshError as error:
                 if error.kind is not Kind.UNAVAILABLE:
                     raise
+            finally:
+                responses.cancel()
             await asyncio.sleep(_REWATCH_PAUSE_SECONDS)
 
     async def wait(self, task_id: str, timeout_seconds: float | None = None) -> task_pb2.Task:

@@ -128,7 +128,8 @@ class Database:
             The connection; its rows are tuples unless the cursor is asked for another row factory.
 
         Raises:
-            DatabaseUnavailableError: No connection could be had, or it was lost; whether a commit took place is then unknown.
+            DatabaseUnavailableError: No connection could be had, or it was lost; whether a commit took place is then
+                unknown.
         """
         async with self._acquired() as conn, conn.transaction():
             yield conn

@@ -176,8 +176,8 @@ class Fetcher:
             path: Path of the request's member, for the error.
 
         Raises:
-            MeshError: `INVALID` for an address that may not be fetched or a wrong media type, `TOO_LARGE`, `UNAVAILABLE`
-                where the other side does not deliver.
+            MeshError: `INVALID` for an address that may not be fetched or a wrong media type, `TOO_LARGE`,
+                `UNAVAILABLE` where the other side does not deliver.
         """
         return (await self.fetch_full(url, max_bytes, timeout, content_types=content_types, path=path)).data
 
@@ -237,7 +237,7 @@ class Fetcher:
         )
 
     async def _fetch_once(
-        self, url: str, max_bytes: int, timeout: float, content_types: Sequence[str], path: str
+        self, url: str, max_bytes: int, seconds: float, content_types: Sequence[str], path: str
     ) -> Fetched | str:
         import httpx  # noqa: PLC0415
 
@@ -245,12 +245,14 @@ class Fetcher:
         addresses = await self.addresses(target, path=path)
         async with (
             httpx.AsyncClient(
-                transport=_pinned_transport(addresses), follow_redirects=False, trust_env=False, timeout=timeout
+                transport=_pinned_transport(addresses), follow_redirects=False, trust_env=False, timeout=seconds
             ) as client,
             client.stream("GET", url, headers={"accept": "*/*", "user-agent": "atelier"}) as response,
         ):
             if response.status_code in _REDIRECTS and "location" in response.headers:
                 return urljoin(url, response.headers["location"])
+            if response.status_code >= 500 or response.status_code == 429:
+                raise unavailable(f"{path} is not delivered right now", reason="FETCH_FAILED")
             if response.status_code != 200:
                 raise invalid(path, f"answers with status {response.status_code}", "url_status")
             content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.metrics import MetricWrapperBase
@@ -82,4 +82,4 @@ def _declare(name: str, kind: type[_Metric], make: Callable[[str], _Metric]) -> 
             known = _declared[full] = make(full)
         if not isinstance(known, kind):
             raise TypeError(f"{full} is declared as {type(known).__name__}")
-        return cast("_Metric", known)
+        return known

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
     from sqlalchemy.sql.elements import ClauseElement
 
-_DIALECT = PGDialect_psycopg(dbapi=psycopg)
+_DIALECT = PGDialect_psycopg(dbapi=psycopg)  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
 _LOCK_SPACE = 0x61746C  # "atl": keeps these advisory locks apart from others in the same database
 
 

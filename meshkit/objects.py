@@ -402,9 +402,7 @@ class ObjectStore:
             raise
         except _s3_error() as error:
             if error.code in _MISSING:
-                raise MeshError(
-                    not_found("Object", path).kind, f"Object {path} not found", reason="OBJECT_NOT_FOUND"
-                ) from None
+                raise not_found("Object", path) from None
             if error.code in {"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId"}:
                 _log.error("object store refuses the mesh's key", code=error.code)
                 raise forbidden("The object store refuses this", reason="OBJECTS_FORBIDDEN") from error

@@ -1,7 +1,7 @@
 """A service's gRPC server: everything between the wire and a servicer, in one place.
 
-A call passes, in this order: trace, token, scope of its method, defaults, validation, the servicer. A `MeshError` becomes
-its status; any other error becomes INTERNAL with an identifier, under which the log has the trace.
+A call passes, in this order: trace, token, scope of its method, defaults, validation, the servicer. A `MeshError`
+becomes its status; any other error becomes INTERNAL with an identifier, under which the log has the trace.
 
 Handlers are wrapped once, when their servicer is added, and not by gRPC interceptors, which would be asked again for
 every call.
@@ -24,7 +24,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from meshkit import auth, idempotency, metrics, tracing
-from meshkit.errors import Kind, MeshError, forbidden, unauthenticated
+from meshkit.errors import Kind, MeshError, unauthenticated
 from meshkit.logging import get_logger
 from meshkit.status import to_status
 from meshkit.validation import apply_defaults, check
@@ -228,7 +228,12 @@ class MeshServer:
         tracing.assign_tenant(metadata.get(auth.TENANT_KEY, "") if principal.has(auth.MESH) else principal.tenant)
         idempotency.enter(metadata.get(idempotency.METADATA_KEY, ""))
         if method.scope and not principal.has(method.scope):
-            raise forbidden(f"The token lacks the scope {method.scope}", reason="SCOPE_MISSING")
+            raise MeshError(
+                Kind.FORBIDDEN,
+                f"The token lacks the scope {method.scope}",
+                reason="SCOPE_MISSING",
+                metadata={"scope": method.scope},
+            )
 
     def _observe(self, method: _Method, code: grpc.StatusCode, begun: float) -> None:
         _IN_FLIGHT.dec()
@@ -265,7 +270,7 @@ class _Recorder:
         self._owner = owner
         self._services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
 
-    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler[Any, Any]]) -> None:
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Part of what generated code calls; what it registers comes by name below."""
 
     def add_registered_method_handlers(
@@ -280,7 +285,7 @@ class _Recorder:
         """Hands the wrapped handlers to the real server."""
         for service, handlers in self._services.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-            server.add_registered_method_handlers(service, handlers)  # type: ignore[attr-defined] # absent in the stubs
+            server.add_registered_method_handlers(service, handlers)
 
 
 _HANDLER_MAKERS: Mapping[tuple[bool, bool], Callable[..., Any]] = {
@@ -332,6 +337,8 @@ def _as_mesh_error(error: Exception, method: _Method) -> MeshError:
                 "call failed", method=method.name, kind=error.kind.value, reason=error.reason, error=error.message
             )
         return error
+    if isinstance(error, NotImplementedError):  # what generated servicers raise
+        return MeshError(Kind.UNIMPLEMENTED, f"{method.name} is not served here")
     ident = secrets.token_hex(8)
     _log.error("unexpected error", method=method.name, error_id=ident, exc_info=error)
     return MeshError(Kind.INTERNAL, f"Internal error {ident}", metadata={"error_id": ident})

@@ -1,7 +1,7 @@
 """Rules of the contract, applied to requests: defaults first, then validation.
 
-Both come from the descriptors: `(atelier.options.v1.field).default_value` and `buf.validate`. What a message type needs is
-worked out once, on its first use.
+Both come from the descriptors: `(atelier.options.v1.field).default_value` and `buf.validate`. What a message type needs
+is worked out once, on its first use.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import protovalidate
 from atelier.options.v1 import options_pb2
@@ -73,12 +73,12 @@ def check(message: Message) -> None:
 def apply_defaults(message: Message) -> None:
     """Fills absent fields, in the message and the messages it holds, with the defaults of the contract.
 
-    A member of a oneof is never chosen by its default, and an absent message stays absent unless it has a default itself.
+    A member of a oneof is never chosen by its default; an absent message stays absent unless it has a default itself.
 
     Args:
         message: A request; changed in place.
     """
-    plan = _plan(message.DESCRIPTOR)
+    plan = _plan(cast("Descriptor", message.DESCRIPTOR))
     for setter in plan.setters:
         setter(message)
     for walk in plan.walks:
@@ -122,7 +122,9 @@ def _default_setters(field: FieldDescriptor) -> Iterator[_Setter]:
 def _setter(field: FieldDescriptor, value: Any) -> _Setter:
     name = field.name
     if field.is_repeated or field.message_type is not None:
-        template = json_format.ParseDict({name: value}, message_factory.GetMessageClass(field.containing_type)())
+        template = json_format.ParseDict(
+            {name: value}, message_factory.GetMessageClass(cast("Descriptor", field.containing_type))()
+        )
 
         def set_message(message: Message) -> None:
             absent = not getattr(message, name) if field.is_repeated else not message.HasField(name)
@@ -224,9 +226,8 @@ def _reaches_default(descriptor: Descriptor, seen: set[str]) -> bool:
 
 
 def _message_of(field: FieldDescriptor) -> Descriptor | None:
-    if _is_map(field):
-        return field.message_type.fields_by_name["value"].message_type
-    return field.message_type
+    inner = field.message_type
+    return inner.fields_by_name["value"].message_type if inner is not None and _is_map(field) else inner
 
 
 def _is_map(field: FieldDescriptor) -> bool:
