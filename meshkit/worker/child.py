@@ -1,0 +1,196 @@
+"""The child's side of a worker: a process that owns the device, runs jobs on threads and dies with its parent.
+
+The main thread is the control thread: it only reads frames, so a cancel is seen while a job computes. Jobs run on as
+many threads as the worker has slots; work on one device is serialised by the models' own locks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from atelier.inference.v1.child_pb2 import (
+    ChildBatch,
+    ChildDone,
+    ChildHello,
+    ChildJob,
+    ChildProgress,
+    ChildResident,
+    FromChild,
+    ToChild,
+)
+from atelier.tasks.v1.task_pb2 import CreateTask, Task
+
+from meshkit.worker.wire import BlockingPipe
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PROGRESS_INTERVAL_SECONDS = 0.05
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends; leave at once if it has already.
+
+    Without the second look a parent that dies between fork and prctl would leave an orphan that holds the device.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+class JobContext:
+    """One attempt inside the child; what a task's handler is given.
+
+    Attributes:
+        job_id: Identifier of the task.
+        spec: The task as accepted.
+        task: The task as it stands; `task.attempt` is the number of this attempt.
+        folder: Folder of the attempt.
+        inputs: Local files of the inputs, by name.
+        traceparent: W3C trace context.
+    """
+
+    __slots__ = (
+        "_cancelled",
+        "_number",
+        "_reported",
+        "_send",
+        "folder",
+        "inputs",
+        "job_id",
+        "spec",
+        "task",
+        "traceparent",
+    )
+
+    def __init__(self, job: ChildJob, send: Callable[[FromChild], None]) -> None:
+        self.job_id: str = job.job_id
+        self.spec: CreateTask = job.spec
+        self.task: Task = job.task
+        self.folder = Path(job.folder)
+        self.inputs: Mapping[str, Path] = {name: Path(path) for name, path in job.inputs.items()}
+        self.traceparent = job.traceparent
+        self._number = job.number
+        self._send = send
+        self._cancelled = False
+        self._reported = -1.0
+
+    @property
+    def number(self) -> int:
+        """Number that names the attempt to the supervisor."""
+        return self._number
+
+    def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
+        """Tell the supervisor that `step` of `total` is done; also feeds the step deadline.
+
+        Steps that come faster than twenty a second are thinned out; the last one and previews are always told.
+        """
+        now = time.monotonic()
+        if preview is None and step < total and now - self._reported < _PROGRESS_INTERVAL_SECONDS:
+            return
+        self._reported = now
+        self._send(
+            FromChild(progress=ChildProgress(number=self._number, step=step, total=total, preview=preview or b""))
+        )
+
+    def cancelled(self) -> bool:
+        """Tell whether the attempt is to stop; read between steps."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Ask the attempt to stop; called by the control thread."""
+        self._cancelled = True
+
+
+Execute = Callable[[Sequence[JobContext]], Sequence[ChildDone]]
+"""Runs one batch to its end; one `ChildDone` a job, in order, and no exception."""
+
+Resident = Callable[[], ChildResident | None]
+"""What is in memory, or None where that cannot change."""
+
+
+class ChildRuntime:
+    """Reads frames, runs batches on threads, answers.
+
+    Args:
+        sock: The child's end of the socketpair.
+        execute: Runs one batch.
+        resident: Tells what is in memory after a batch.
+        threads: Batches that run at once.
+    """
+
+    def __init__(self, sock: socket.socket, *, execute: Execute, resident: Resident, threads: int) -> None:
+        self._pipe = BlockingPipe(sock, ToChild)
+        self._execute = execute
+        self._resident = resident
+        self._threads = threads
+        self._batches: queue.SimpleQueue[list[JobContext] | None] = queue.SimpleQueue()
+        self._jobs: dict[
+            int, JobContext
+        ] = {}  # written by the control thread, emptied by job threads; dict ops are atomic
+        self._told: bytes | None = None
+
+    def serve(self, hello: ChildHello) -> int:
+        """Say hello and work until told to stop; returns the exit status."""
+        workers = [
+            threading.Thread(target=self._work, name=f"job-{index}", daemon=True) for index in range(self._threads)
+        ]
+        for worker in workers:
+            worker.start()
+        self._send(FromChild(hello=hello))
+        while (frames := self._pipe.receive()) is not None:
+            for frame in frames:
+                kind = frame.WhichOneof("frame")
+                if kind == "run":
+                    self._accept(frame.run)
+                elif kind == "cancel":
+                    if (job := self._jobs.get(frame.cancel.number)) is not None:
+                        job.cancel()
+                elif kind == "stop":
+                    for _ in workers:
+                        self._batches.put(None)
+                    for worker in workers:
+                        worker.join()
+                    return 0
+        # The parent is gone: nothing that still runs has anyone to answer to, and it may hold the device for minutes.
+        os._exit(1)
+
+    def _accept(self, batch: ChildBatch) -> None:
+        contexts = [JobContext(job, self._send) for job in batch.jobs]
+        for context in contexts:
+            self._jobs[context.number] = context
+        self._batches.put(contexts)
+
+    def _work(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            done = self._execute(batch)
+            for context, outcome in zip(batch, done, strict=True):
+                self._jobs.pop(context.number, None)
+                outcome.number = context.number
+                self._send(FromChild(done=outcome))
+            self._tell_resident()
+
+    def _tell_resident(self) -> None:
+        resident = self._resident()
+        if resident is None:
+            return
+        now = resident.SerializeToString(deterministic=True)
+        if now != self._told:
+            self._told = now
+            self._send(FromChild(resident=resident))
+
+    def _send(self, frame: FromChild) -> None:
+        try:
+            self._pipe.send(frame)
+        except OSError:
+            os._exit(1)  # as for the end of file: the parent is gone

@@ -1,0 +1,424 @@
+"""The parent's side of a worker's child: start it, feed it, watch it, kill it, start the next one.
+
+One `Supervisor` keeps one child alive. A child that passes its memory budget or a deadline is killed, and what ran in
+it ends with `ChildLost`; whoever waits in the parent does not notice more than a delay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import psutil
+from atelier.inference.v1.child_pb2 import (
+    ChildBatch,
+    ChildCancel,
+    ChildDone,
+    ChildHello,
+    ChildProgress,
+    ChildResident,
+    ChildStop,
+    FromChild,
+    ToChild,
+)
+from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_TIMEOUT, ErrorCategory
+
+from meshkit.logging import get_logger
+from meshkit.worker.wire import FrameDecoder, WireError, pack
+
+_log = get_logger(__name__)
+
+_FIRST_BACKOFF_SECONDS = 0.2
+_LAST_BACKOFF_SECONDS = 30.0
+_UNHEALTHY_AFTER = 3  # starts in a row that came to nothing
+
+
+class ChildLost(Exception):  # noqa: N818 - an outcome of a batch, told apart by its category
+    """The child died, or was killed, while a batch ran in it.
+
+    Args:
+        message: One sentence for the caller of the task.
+        category: RESOURCE for a death or a passed memory budget, TIMEOUT for a passed deadline.
+        innocent: Whether another batch is known to be the cause.
+    """
+
+    def __init__(self, message: str, category: ErrorCategory.ValueType, *, innocent: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.category = category
+        self.innocent = innocent
+
+
+@dataclass(frozen=True, slots=True)
+class ChildLimits:
+    """What a child may take.
+
+    Attributes:
+        memory_bytes: Resident memory of its process tree; below the container's limit, which kills everything.
+        step_seconds: Longest silence between two steps of a batch, and longest way from a cancel to its end.
+        first_step_seconds: Longest silence before the first step; models are loaded in it.
+        start_seconds: Longest way from its start to its first frame.
+        sample_seconds: How often all that is looked at.
+    """
+
+    memory_bytes: int
+    step_seconds: float = 120.0
+    first_step_seconds: float = 900.0
+    start_seconds: float = 300.0
+    sample_seconds: float = 0.5
+
+
+class ChildState(enum.Enum):
+    """Where the supervisor stands with its child."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    BACKING_OFF = "backing_off"
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A batch that the child has."""
+
+    batch: ChildBatch
+    on_progress: Callable[[ChildProgress], None]
+    ended: asyncio.Future[list[ChildDone]]
+    last_seen: float
+    stepped: bool = False
+    cancelled_at: float | None = None
+    done: dict[int, ChildDone] = field(default_factory=dict)
+
+    def overdue(self, now: float, limits: ChildLimits) -> bool:
+        """Tell whether a deadline has passed."""
+        silence = limits.step_seconds if self.stepped else limits.first_step_seconds
+        if now - self.last_seen > silence:
+            return True
+        return self.cancelled_at is not None and now - self.cancelled_at > limits.step_seconds
+
+
+class _Pipe(asyncio.Protocol):
+    """The parent's end of the socketpair."""
+
+    def __init__(self, on_frame: Callable[[FromChild], None]) -> None:
+        self._decoder = FrameDecoder(FromChild)
+        self._on_frame = on_frame
+        self.transport: asyncio.Transport | None = None
+        self.closed = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one, though it does not inherit from it
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._decoder.feed(data):
+                self._on_frame(frame)
+        except WireError:
+            _log.exception("child_sent_no_frame")
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self.closed.set()
+
+    def send(self, frame: ToChild) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(pack(frame))
+
+    def close(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+        self.closed.set()
+
+
+class Supervisor:
+    """Keeps one child process alive and runs batches in it.
+
+    Args:
+        argv: Command of the child; `--fd N --parent PID` is appended.
+        limits: What it may take.
+        environment: Its environment; this process's where absent.
+        on_change: Called when `ready`, `healthy` or `resident` may have changed.
+        on_lost: Called with `died`, `memory`, `deadline` or `start` for every child that was lost.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        limits: ChildLimits,
+        environment: Mapping[str, str] | None = None,
+        on_change: Callable[[], None] = lambda: None,
+        on_lost: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._argv = list(argv)
+        self._limits = limits
+        self._environment = None if environment is None else dict(environment)
+        self._on_change = on_change
+        self._on_lost = on_lost
+        self._clock = clock
+        self._state = ChildState.STOPPED
+        self._failed_starts = 0
+        self._hello: ChildHello | None = None
+        self._resident = ChildResident()
+        self._greeted = asyncio.Event()
+        self._stopping = False
+        self._running: dict[int, _Running] = {}  # by the number of a job; a batch stands once for each of its jobs
+        self._pipe: _Pipe | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> ChildState:
+        """Where the child stands."""
+        return self._state
+
+    @property
+    def ready(self) -> bool:
+        """Whether a child takes work now."""
+        return self._state is ChildState.READY
+
+    @property
+    def healthy(self) -> bool:
+        """False once several children in a row died before they were ready."""
+        return self.ready or self._failed_starts < _UNHEALTHY_AFTER
+
+    @property
+    def pid(self) -> int | None:
+        """Process of the child, where one lives."""
+        return None if self._process is None or self._process.returncode is not None else self._process.pid
+
+    @property
+    def hello(self) -> ChildHello | None:
+        """What the last child said of itself; None before the first was ready."""
+        return self._hello
+
+    @property
+    def resident(self) -> ChildResident:
+        """What is in the child's memory."""
+        return self._resident
+
+    def start(self) -> None:
+        """Start to keep a child; returns before it is ready."""
+        assert self._keeper is None, "a supervisor starts once"
+        self._keeper = asyncio.get_running_loop().create_task(self._keep(), name="child-supervisor")
+
+    async def stop(self, grace_seconds: float = 5.0) -> None:
+        """End the child: ask it, wait, kill it."""
+        self._stopping = True
+        if self._pipe is not None:
+            self._pipe.send(ToChild(stop=ChildStop()))
+        if self._keeper is None:
+            return
+        if self._state is not ChildState.READY:
+            grace_seconds = 0.0  # it does not read yet, or does not live
+        _, pending = await asyncio.wait([self._keeper], timeout=grace_seconds)
+        if pending:
+            self._kill()
+            self._keeper.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._keeper
+        self._set_state(ChildState.STOPPED)
+
+    async def run(self, batch: ChildBatch, on_progress: Callable[[ChildProgress], None]) -> list[ChildDone]:
+        """Run `batch` in the child, waiting for one where none is ready; one outcome a job, in order.
+
+        A caller that is cancelled abandons the batch: its jobs are asked to stop.
+
+        Raises:
+            ChildLost: the child ended before the batch did.
+        """
+        while not self.ready:
+            if self._stopping:
+                raise ChildLost("The worker is shutting down.", ERROR_CATEGORY_RESOURCE, innocent=True)
+            await self._greeted.wait()
+        assert self._pipe is not None
+        running = _Running(batch, on_progress, asyncio.get_running_loop().create_future(), self._clock())
+        for job in batch.jobs:
+            self._running[job.number] = running
+        self._pipe.send(ToChild(run=batch))
+        try:
+            return await running.ended
+        except asyncio.CancelledError:
+            for job in batch.jobs:
+                self.cancel(job.number)
+            raise
+
+    def cancel(self, number: int) -> None:
+        """Ask the job to stop between two steps; without effect where it has ended."""
+        running = self._running.get(number)
+        if running is None or self._pipe is None:
+            return
+        if len(running.batch.jobs) == 1 and running.cancelled_at is None:
+            running.cancelled_at = self._clock()
+        self._pipe.send(ToChild(cancel=ChildCancel(number=number)))
+
+    async def _keep(self) -> None:
+        while not self._stopping:
+            self._set_state(ChildState.STARTING)
+            try:
+                greeted, busy = await self._one_life()
+            except Exception:
+                _log.exception("child_not_kept")
+                greeted, busy = False, False
+            # A child lost under work is the work's fault, and the next one starts at once. One that dies before it is
+            # ready, or idle, would do so again: those starts are spread out.
+            self._failed_starts = 0 if greeted and busy else self._failed_starts + 1
+            if self._stopping:
+                break
+            self._set_state(ChildState.BACKING_OFF)
+            if self._failed_starts:
+                ceiling = min(_LAST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**self._failed_starts)
+                await asyncio.sleep(ceiling * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+        self._greeted.set()  # whoever waits for a child sees that none will come
+
+    async def _one_life(self) -> tuple[bool, bool]:
+        """Run one child to its end; tells whether it got ready and whether it had work when it was lost."""
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._argv,
+                "--fd",
+                str(theirs.fileno()),
+                "--parent",
+                str(os.getpid()),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=self._environment,
+                start_new_session=True,  # a Ctrl-C in the terminal is the parent's to handle, by a drain
+            )
+        except OSError:
+            _log.exception("child_not_started")
+            ours.close()
+            self._on_lost("start")
+            return False, False
+        finally:
+            theirs.close()
+        _, self._pipe = await asyncio.get_running_loop().create_unix_connection(lambda: _Pipe(self._frame), sock=ours)
+        cause = "died"
+        try:
+            cause = await self._watch(self._process, self._pipe)
+        finally:
+            self._kill()
+            self._pipe.close()
+            code = await asyncio.shield(self._process.wait())
+            greeted, busy = self.ready, bool(self._running)
+            self._greeted.clear()
+            self._pipe = None
+            self._resident = ChildResident()
+            if not self._stopping:
+                self._on_lost(cause if greeted else "start")
+                _log.warning("child_lost", cause=cause, exit_code=code, was_ready=greeted, jobs=len(self._running))
+            self._set_state(ChildState.STARTING)
+            self._lose(cause)
+        return greeted, busy
+
+    async def _watch(self, process: asyncio.subprocess.Process, pipe: _Pipe) -> str:
+        """Wait until the child ends or must be ended; returns why."""
+        started = self._clock()
+        tree = _ProcessTree(process.pid)
+        gone = asyncio.ensure_future(process.wait())
+        closed = asyncio.ensure_future(pipe.closed.wait())
+        try:
+            while True:
+                await asyncio.wait(
+                    {gone, closed}, timeout=self._limits.sample_seconds, return_when=asyncio.FIRST_COMPLETED
+                )
+                now = self._clock()
+                if gone.done() or closed.done():
+                    return "died"
+                if tree.resident_bytes() > self._limits.memory_bytes:
+                    return "memory"
+                if not self.ready and now - started > self._limits.start_seconds:
+                    return "deadline"
+                if any(running.overdue(now, self._limits) for running in self._running.values()):
+                    return "deadline"
+        finally:
+            gone.cancel()
+            closed.cancel()
+
+    def _lose(self, cause: str) -> None:
+        """End every batch that was in the child."""
+        now = self._clock()
+        for running in set(self._running.values()):
+            if running.ended.done():
+                continue
+            if cause == "memory":
+                lost = ChildLost("The worker's process passed its memory budget.", ERROR_CATEGORY_RESOURCE)
+            elif cause == "deadline":
+                innocent = not running.overdue(now, self._limits)
+                lost = ChildLost("No step ended within its deadline.", ERROR_CATEGORY_TIMEOUT, innocent=innocent)
+            else:
+                lost = ChildLost("The worker's process was lost.", ERROR_CATEGORY_RESOURCE)
+            running.ended.set_exception(lost)
+        self._running.clear()
+
+    def _frame(self, frame: FromChild) -> None:
+        kind = frame.WhichOneof("frame")
+        if kind == "done":
+            self._done(frame.done)
+        elif kind == "progress":
+            if (running := self._running.get(frame.progress.number)) is not None:
+                running.last_seen, running.stepped = self._clock(), True
+                running.on_progress(frame.progress)
+        elif kind == "resident":
+            self._resident = frame.resident
+            self._on_change()
+        elif kind == "hello":
+            self._hello = frame.hello
+            self._set_state(ChildState.READY)
+            self._greeted.set()
+
+    def _done(self, done: ChildDone) -> None:
+        running = self._running.pop(done.number, None)
+        if running is None:
+            return
+        self._failed_starts = 0
+        running.done[done.number] = done
+        running.last_seen = self._clock()
+        if len(running.done) == len(running.batch.jobs) and not running.ended.done():
+            running.ended.set_result([running.done[job.number] for job in running.batch.jobs])
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _set_state(self, state: ChildState) -> None:
+        if state is not self._state:
+            self._state = state
+            self._on_change()
+
+
+class _ProcessTree:
+    """Resident memory of a process and of all it started."""
+
+    _RESCAN_EVERY = 4  # a scan of all processes is the dear part, and children of a child are rare
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._samples = 0
+        self._members: list[psutil.Process] = []
+
+    def resident_bytes(self) -> int:
+        """Sum over the members that live."""
+        if self._samples % self._RESCAN_EVERY == 0:
+            with contextlib.suppress(psutil.Error):
+                root = psutil.Process(self._pid)
+                self._members = [root, *root.children(recursive=True)]
+        self._samples += 1
+        total = 0
+        for member in self._members:
+            with contextlib.suppress(psutil.Error):
+                total += member.memory_info().rss
+        return total

@@ -1,0 +1,265 @@
+"""GENERATION: a picture from a prompt, and optionally from a reference picture and LoRA adapters.
+
+What a caller may set beside the documented fields stands in `config`; other members there are left alone:
+
+| member | value |
+|---|---|
+| `steps` (or `num_inference_steps`) | whole number from 1 to 1000, within the model's range |
+| `guidance_scale` | 0 to 100 |
+| `negative_prompt` | text of at most 10,000 characters |
+| `model` | name of a model that the worker serves |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.struct_pb2 import Struct
+from PIL import PngImagePlugin
+
+from atelier.tasks.v1.enums_pb2 import ErrorCategory, TaskType
+from atelier.tasks.v1.generation_pb2 import GenerationTaskPublic
+from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
+from modelkit.errors import Fault, ModelError
+from services.inference.tasktypes.base import InputRef, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+
+if TYPE_CHECKING:  # they stand on torch, which the parent never imports
+    from modelkit.flux import Order, Picture, Settings
+    from modelkit.residency import Models
+
+_log = logging.getLogger(__name__)
+
+_SLOTS = ("subject", "product", "style", "product2")
+_REFERENCE = "reference"
+_RESULT = "image.png"
+_DEFAULT_SIDE = 1024
+# The reference names no default; half lets both the picture and the prompt be seen.
+_DEFAULT_STRENGTH = 50.0
+_MAX_PROMPT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """A GENERATION task with its defaults filled in; strength is 0 to 1."""
+
+    prompt: str
+    width: int
+    height: int
+    seed: int
+    reference: str | None
+    strength: float
+    adapters: tuple[tuple[str, str, float], ...]
+    steps: int | None
+    guidance_scale: float | None
+    negative_prompt: str | None
+    model: str | None
+
+
+class GenerationHandler:
+    """Makes GENERATION tasks' pictures with the worker's FLUX models."""
+
+    task_type: TaskType.ValueType = TaskType.TASK_TYPE_GENERATION
+
+    def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
+        """Name the reference picture, where it has a say, and the LoRA files of all slots."""
+        wish = _read(spec, task)
+        refs = [InputRef(slot, path, "lora") for slot, path, _ in wish.adapters]
+        if wish.reference is not None:
+            refs.append(InputRef(_REFERENCE, wish.reference, "image"))
+        return refs
+
+    def batch_key(self, spec: CreateTask, task: Task) -> Hashable | None:
+        """Pictures run together that one call of the pipeline can make; seeds and prompts may differ."""
+        wish = _read(spec, task)
+        return (
+            wish.model,
+            wish.width,
+            wish.height,
+            wish.steps,
+            wish.guidance_scale,
+            wish.adapters,
+            None if wish.reference is None else wish.strength,
+        )
+
+    def run(self, batch: Sequence[TaskContext], models: Models) -> Sequence[Output | Exception]:
+        """Make the batch's pictures; what is wrong with one member does not touch the others."""
+        outcomes: list[Output | Exception] = [TaskCancelled() for _ in batch]
+        ready: list[tuple[int, _Wish, Order]] = []
+        for index, context in enumerate(batch):
+            try:
+                wish = _read(context.spec, context.task)
+                ready.append((index, wish, _order(wish, context)))
+            except TaskFailed as failure:
+                outcomes[index] = failure
+        if not ready:
+            return outcomes
+        wish, context = ready[0][1], batch[ready[0][0]]
+        began = time.monotonic()
+        try:
+            with models.flux(wish.model) as model:
+                pictures = model.generate(
+                    _settings(wish, context.inputs), [order for _, _, order in ready], models.upscaler()
+                )
+        except ModelError as error:
+            for index, _, _ in ready:
+                outcomes[index] = failed(error)
+            return outcomes
+        share = (time.monotonic() - began) / len(ready)
+        for (index, wish, _), picture in zip(ready, pictures, strict=True):
+            if picture is not None:
+                outcomes[index] = _write(batch[index], wish, picture, share)
+        return outcomes
+
+
+def failed(error: ModelError) -> TaskFailed:
+    """Say a model's failure as a task's."""
+    category = (
+        ErrorCategory.ERROR_CATEGORY_VALIDATION
+        if error.fault is Fault.VALIDATION
+        else ErrorCategory.ERROR_CATEGORY_RESOURCE
+    )
+    return TaskFailed(error.message, category, error.retryable)
+
+
+def _invalid(message: str) -> TaskFailed:
+    return TaskFailed(message, ErrorCategory.ERROR_CATEGORY_VALIDATION, retryable=False)
+
+
+def _read(spec: CreateTask, task: Task) -> _Wish:
+    """Read what is asked for: from the task as it stands, or from the request where no task was made of it."""
+    asked = spec.generation
+    stands = task.generation if task.HasField("generation") else None
+
+    def value(field: str, default: Any = None) -> Any:
+        for source in (stands, asked):
+            if source is not None and source.HasField(field):
+                return getattr(source, field)
+            if source is stands and stands is not None and field in _CLEARABLE:
+                break  # it was cleared while the task was PENDING
+        return default
+
+    adapters = tuple(
+        (slot, path, float(value(f"{slot}_lora_weight", 1.0)))
+        for slot in _SLOTS
+        if (path := value(f"{slot}_model_path"))
+    )
+    if stands is not None:
+        reference = stands.reference_image_path or None
+    else:
+        reference = asked.reference_image_data or asked.reference_image_url or None
+    strength = float(value("reference_image_strength", _DEFAULT_STRENGTH)) / 100
+    wish = _Wish(
+        prompt=value("prompt", ""),
+        width=value("width", _DEFAULT_SIDE),
+        height=value("height", _DEFAULT_SIDE),
+        seed=value("seed", _seed_of(task.id)),
+        # A reference without a say is not even fetched.
+        reference=reference if strength > 0 else None,
+        strength=strength,
+        adapters=adapters,
+        steps=None,
+        guidance_scale=None,
+        negative_prompt=None,
+        model=None,
+    )
+    return _configured(wish, task.config if task.HasField("config") else spec.config)
+
+
+_CLEARABLE = frozenset(
+    {f"{slot}_model_path" for slot in _SLOTS}
+    | {f"{slot}_lora_weight" for slot in _SLOTS}
+    | {"reference_image_strength"}
+)
+
+
+def _seed_of(job_id: str) -> int:
+    """A seed for a task that has none: the same on every attempt."""
+    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:8], "big") >> 1
+
+
+def _configured(wish: _Wish, config: Struct) -> _Wish:
+    steps = _number(config, "steps", 1, 1000)
+    if steps is None:
+        steps = _number(config, "num_inference_steps", 1, 1000)
+    if steps is not None and not steps.is_integer():
+        raise _invalid("config.steps must be a whole number.")
+    return replace(
+        wish,
+        steps=None if steps is None else int(steps),
+        guidance_scale=_number(config, "guidance_scale", 0, 100),
+        negative_prompt=_text(config, "negative_prompt", _MAX_PROMPT),
+        model=_text(config, "model", 255) or None,
+    )
+
+
+def _number(config: Struct, name: str, least: float, most: float) -> float | None:
+    kind = config.fields[name].WhichOneof("kind") if name in config.fields else "null_value"
+    if kind in ("null_value", None):
+        return None
+    number = config.fields[name].number_value
+    if kind != "number_value" or not math.isfinite(number) or not least <= number <= most:
+        raise _invalid(f"config.{name} must be a number from {least:g} to {most:g}.")
+    return number
+
+
+def _text(config: Struct, name: str, longest: int) -> str | None:
+    kind = config.fields[name].WhichOneof("kind") if name in config.fields else "null_value"
+    if kind in ("null_value", None):
+        return None
+    text = config.fields[name].string_value
+    if kind != "string_value" or len(text) > longest:
+        raise _invalid(f"config.{name} must be text of at most {longest} characters.")
+    return text
+
+
+def _order(wish: _Wish, context: TaskContext) -> Order:
+    from modelkit.flux import Order  # noqa: PLC0415 - torch, in the child alone
+    from modelkit.pictures import open_picture  # noqa: PLC0415
+
+    reference = None
+    if wish.reference is not None:
+        try:
+            reference = open_picture(context.inputs[_REFERENCE]).convert("RGB")
+        except ModelError as error:
+            raise failed(error) from error
+    return Order(
+        prompt=wish.prompt,
+        seed=wish.seed,
+        watcher=context,
+        negative_prompt=wish.negative_prompt,
+        reference=reference,
+    )
+
+
+def _settings(wish: _Wish, inputs: Mapping[str, Any]) -> Settings:
+    from modelkit.flux import AdapterFile, Settings  # noqa: PLC0415 - torch, in the child alone
+
+    return Settings(
+        width=wish.width,
+        height=wish.height,
+        steps=wish.steps,
+        guidance_scale=wish.guidance_scale,
+        strength=wish.strength if wish.reference is not None else 0.0,
+        adapters=tuple(AdapterFile(inputs[slot], weight, path) for slot, path, weight in wish.adapters),
+    )
+
+
+def _write(context: TaskContext, wish: _Wish, picture: Picture, seconds: float) -> Output:
+    if picture.cut_tokens:
+        _log.warning("job %s: the model did not read the last %d tokens of the prompt", context.job_id, picture.cut_tokens)
+    notes = PngImagePlugin.PngInfo()
+    # What repeats the picture, and nothing that its caller wrote.
+    notes.add_text("Software", "Atelier")
+    notes.add_text("Seed", str(wish.seed))
+    picture.image.save(context.folder / _RESULT, "PNG", pnginfo=notes)
+    return Output(
+        TaskResult(generation=GenerationTaskPublic(seed=wish.seed)),
+        (OutputFile(_RESULT, "image/png", "result_image_path"),),
+        seconds,
+    )
