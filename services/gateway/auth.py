@@ -18,6 +18,7 @@ class Verifier(Protocol):
 
     async def verify(self, token: str) -> Principal:
         """Return the caller; raises `MeshError`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

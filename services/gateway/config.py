@@ -12,31 +12,39 @@ from meshkit.config import CommaSeparated, MeshSettings
 class GatewaySettings(MeshSettings):
     """What the gateway may be told beside what every service may be."""
 
-    listen: str = Field("127.0.0.1:9000", description="Address to serve HTTP on; port 0 lets the system choose.")
-    tasks_address: str = Field("127.0.0.1:9101", description="Address of the tasks service.")
+    listen: str = Field(
+        default="127.0.0.1:9000", description="Address to serve HTTP on; port 0 lets the system choose."
+    )
+    tasks_address: str = Field(default="127.0.0.1:9101", description="Address of the tasks service.")
     upstreams: dict[str, str] = Field(
         default_factory=dict,
         description='Further services: their address by proto package, as JSON: {"atelier.workflows.v1": "host:port"}.',
     )
-    rpc_timeout_seconds: float = Field(30.0, gt=0, description="How long a service may take to answer.")
+    rpc_timeout_seconds: float = Field(default=30.0, gt=0, description="How long a service may take to answer.")
 
-    public_url: str = Field("", description="Address that callers know the gateway by; that of the request where empty.")
-    cdn_url: str = Field("", description="CDN in front of the bucket; reads of stored images are redirected to it.")
+    public_url: str = Field(
+        "", description="Address that callers know the gateway by; that of the request where empty."
+    )
+    cdn_url: str = Field(
+        default="", description="CDN in front of the bucket; reads of stored images are redirected to it."
+    )
     storage_redirect: Literal["none", "presigned"] = Field(
-        "none", description="Whether reads of stored images are redirected to URLs signed for the object store."
+        default="none", description="Whether reads of stored images are redirected to URLs signed for the object store."
     )
-    media_url_ttl_seconds: int = Field(3600, ge=1, le=604800, description="How long a signed media URL is good for.")
+    media_url_ttl_seconds: int = Field(
+        default=3600, ge=1, le=604800, description="How long a signed media URL is good for."
+    )
     media_secret: SecretStr | None = Field(
-        None, description="Key of signed media URLs; derived from the mesh's auth secret where absent."
+        default=None, description="Key of signed media URLs; derived from the mesh's auth secret where absent."
     )
 
-    cors_origins: CommaSeparated = Field((), description="Origins that browsers may call from; `*` for any.")
-    max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="Largest request body.")
+    cors_origins: CommaSeparated = Field(default=(), description="Origins that browsers may call from; `*` for any.")
+    max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, description="Largest request body.")
     upload_threshold_bytes: int = Field(
-        256 * 1024, ge=1024, description="Files in JSON larger than this go through the object store."
+        default=256 * 1024, ge=1024, description="Files in JSON larger than this go through the object store."
     )
-    gzip_min_bytes: int = Field(1024, ge=0, description="Smallest JSON answer that is compressed.")
-    keep_alive_seconds: float = Field(15.0, gt=0, description="Longest silence on an event stream.")
+    gzip_min_bytes: int = Field(default=1024, ge=0, description="Smallest JSON answer that is compressed.")
+    keep_alive_seconds: float = Field(default=15.0, gt=0, description="Longest silence on an event stream.")
 
     def addresses(self) -> dict[str, str]:
         """Return the address of every service that is served, by proto package."""

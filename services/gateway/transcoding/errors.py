@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -30,7 +30,6 @@ HTTP_OF_KIND: Mapping[Kind, int] = MappingProxyType(
 # Seconds after which a caller that was turned away for load or an outage should come again.
 _RETRY_AFTER = MappingProxyType({Kind.EXHAUSTED: "1", Kind.UNAVAILABLE: "2"})
 
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class HttpError:
 
     status: int
     detail: str | list[dict[str, Any]]
-    headers: Mapping[str, str] = _NO_HEADERS
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -98,4 +97,4 @@ def _headers(error: MeshError) -> Mapping[str, str]:
         scope = error.metadata["scope"]
         return {"www-authenticate": f'Bearer realm="atelier", error="insufficient_scope", scope="{scope}"'}
     wait = error.metadata.get("retry_after") or _RETRY_AFTER.get(error.kind)
-    return {"retry-after": wait} if wait is not None else _NO_HEADERS
+    return {"retry-after": wait} if wait is not None else {}

@@ -22,7 +22,6 @@ from google.protobuf.descriptor import (
     OneofDescriptor,
 )
 
-
 _FREE_FORM = frozenset({"google.protobuf.Struct", "google.protobuf.ListValue"})
 
 

@@ -1,0 +1,54 @@
+"""Which services there are: read from the descriptor image that is generated with the stubs.
+
+A new service, method or message appears here once `gen/` is made anew; nothing in the gateway names one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+
+IMAGE = "descriptors.binpb"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service of the contracts.
+
+    Attributes:
+        package: Its proto package.
+        descriptor: What it offers.
+        stub: Its generated client class.
+    """
+
+    package: str
+    descriptor: ServiceDescriptor
+    stub: Callable[[Any], Any]
+
+
+def read_image() -> FileDescriptorSet:
+    """Return every contract with its comments, as descriptors."""
+    return FileDescriptorSet.FromString((files("atelier") / IMAGE).read_bytes())
+
+
+def load_services(image: FileDescriptorSet, packages: Collection[str]) -> list[Service]:
+    """Return the services of packages, in the order of the contracts."""
+    return [service for file in image.file if file.package in packages for service in _services_of(file)]
+
+
+def _services_of(file: FileDescriptorProto) -> list[Service]:
+    if not file.service:
+        return []
+    module = file.name.removesuffix(".proto").replace("/", ".")
+    messages = importlib.import_module(f"{module}_pb2")
+    clients = importlib.import_module(f"{module}_pb2_grpc")
+    return [
+        Service(file.package, messages.DESCRIPTOR.services_by_name[one.name], getattr(clients, f"{one.name}Stub"))
+        for one in file.service
+    ]

@@ -1,0 +1,218 @@
+"""Requests on routes of the contracts: decoded, forwarded as RPCs, and their answers encoded.
+
+One `Endpoint` a route, built at start. Nothing here knows which service or resource it serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qsl
+
+from google.protobuf.message import Message
+from starlette.types import Receive, Scope, Send
+
+from meshkit import tracing
+from meshkit.client import MeshStream, call_metadata
+from meshkit.errors import MeshError
+from meshkit.validation import apply_defaults, check
+from services.gateway.asgi import header, read_body, send_content, send_error, strict
+from services.gateway.auth import SCOPE_NAMES, Caller, Guard
+from services.gateway.config import GatewaySettings
+from services.gateway.middleware import note_route
+from services.gateway.streams import AFTER_VERSION, EventStream, event_shape
+from services.gateway.transcoding.codec import Codecs, Decoding, Loc, Violation
+from services.gateway.transcoding.errors import HttpError, RefusedRequestError, refused, render
+from services.gateway.transcoding.requests import RequestDecoder, ResponseEncoder
+from services.gateway.transcoding.routes import Match, Route, RouteTable, WrongMethod, loc_of
+from services.gateway.uploads import STAGING_SCHEME, UploadDoor
+
+_MAX_QUERY_FIELDS = 200
+_REPLAYED = "idempotent-replayed"
+_MAX_VERSION = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every endpoint works with.
+
+    Attributes:
+        settings: Settings of the gateway.
+        guard: Checks tokens.
+        uploads: Takes large files; None where there is no object store, and they then go through the RPC.
+        stopping: Set when the process ends.
+    """
+
+    settings: GatewaySettings
+    guard: Guard
+    uploads: UploadDoor | None
+    stopping: asyncio.Event
+
+
+class Endpoint:
+    """One route, ready to serve.
+
+    Args:
+        route: The route.
+        codecs: Shared codecs.
+        call: The RPC on a channel to the service that answers.
+        around: What every endpoint works with.
+    """
+
+    def __init__(self, route: Route, codecs: Codecs, call: Callable[..., Any], around: Surroundings) -> None:
+        self._route = route
+        self._decoder = RequestDecoder(route, codecs)
+        self._encoder = ResponseEncoder(route, codecs)
+        self._call = call
+        self._around = around
+        self._scope = SCOPE_NAMES[route.rule.scope]
+        self._idempotent = route.rule.idempotent
+        self._shape = event_shape(route.response) if route.streaming else None
+        self._resumes = route.streaming and AFTER_VERSION in route.request.fields_by_name
+        self._loc_of = partial(loc_of, route)
+        self._threshold = around.settings.upload_threshold_bytes if around.uploads is not None else 1 << 62
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send, values: tuple[str, ...]) -> None:
+        """Answer one request."""
+        note_route(scope, self._route.name)
+        try:
+            caller = await self._around.guard.admit(header(scope, b"authorization"), self._scope)
+            decoding = Decoding(strict=strict(scope), upload_threshold=self._threshold)
+            content = await read_body(receive) if self._decoder.has_body else b""
+            query = parse_qsl(
+                scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS
+            )
+            request = self._decoder.decode(values, query, content, decoding)
+            key = self._idempotency_key(scope)
+            if decoding.uploads:
+                await self._stage(caller, request, decoding, key)
+            metadata = self._metadata(caller, key)
+            if self._shape is not None:
+                await self._stream(scope, receive, send, request, metadata)
+            else:
+                await self._unary(scope, send, request, metadata, keyed=bool(key))
+        except RefusedRequestError as error:
+            await send_error(scope, send, refused(error.violations))
+        except MeshError as error:
+            await send_error(scope, send, self._render(error))
+        except ValueError as error:
+            if "fields" not in str(error):
+                raise
+            violation = Violation(("query",), f"At most {_MAX_QUERY_FIELDS} parameters are taken", "too_long")
+            await send_error(scope, send, refused([violation]))
+
+    def _render(self, error: MeshError) -> HttpError:
+        return render(error, self._place)
+
+    def _place(self, path: str) -> Loc:
+        return ("header", "Idempotency-Key") if path == "idempotency-key" else self._loc_of(path)
+
+    def _idempotency_key(self, scope: Scope) -> str:
+        if not self._idempotent:
+            return ""
+        key = header(scope, b"idempotency-key")
+        if len(key) > 255 or any(not "!" <= one <= "~" for one in key):
+            text = "must have 1 to 255 printable ASCII characters without spaces"
+            raise RefusedRequestError([Violation(("header", "Idempotency-Key"), text, "value_error")])
+        return key
+
+    @staticmethod
+    def _metadata(caller: Caller, key: str) -> Sequence[tuple[str, str]]:
+        trace = tracing.current()
+        return call_metadata(
+            token=caller.token,
+            idempotency_key=key or None,
+            request_id=trace.request_id if trace is not None else None,
+            traceparent=trace.traceparent if trace is not None else None,
+        )
+
+    async def _stage(self, caller: Caller, request: Message, decoding: Decoding, key: str) -> None:
+        assert self._around.uploads is not None
+        # Hold the rest of the request to its rules first, so that one that is refused leaves nothing behind.
+        for upload in decoding.uploads:
+            upload.replace(STAGING_SCHEME)
+        probe = type(request)()
+        probe.CopyFrom(request)
+        apply_defaults(probe)
+        check(probe)
+        await self._around.uploads.stage(caller.tenant, decoding.uploads, key)
+
+    async def _unary(
+        self, scope: Scope, send: Send, request: Message, metadata: Sequence[tuple[str, str]], *, keyed: bool
+    ) -> None:
+        headers: dict[str, str] = {}
+
+        def on_trailing(pairs: Sequence[tuple[str, str | bytes]]) -> None:
+            if any(name == _REPLAYED for name, _ in pairs):
+                headers[_REPLAYED] = "true"
+
+        options: dict[str, Any] = {"trailing": on_trailing} if keyed else {}
+        call: Awaitable[Message] = self._call(
+            request, timeout=self._around.settings.rpc_timeout_seconds, metadata=metadata, **options
+        )
+        response = await call
+        if strict(scope):
+            headers["preference-applied"] = "handling=strict"
+        await send_content(
+            scope,
+            send,
+            self._encoder.encode(response),
+            headers=headers,
+            gzip_min_bytes=self._around.settings.gzip_min_bytes,
+        )
+
+    async def _stream(
+        self, scope: Scope, receive: Receive, send: Send, request: Any, metadata: Sequence[tuple[str, str]]
+    ) -> None:
+        assert self._shape is not None
+        last = header(scope, b"last-event-id")
+        if self._resumes and last.isdecimal() and last.isascii() and int(last) <= _MAX_VERSION:
+            setattr(request, AFTER_VERSION, int(last))
+        messages: MeshStream[Message] = self._call(request, metadata=metadata)
+        stream = EventStream(
+            messages,
+            shape=self._shape,
+            encode=self._encoder.encode,
+            error=self._render,
+            stopping=self._around.stopping,
+            keep_alive_seconds=self._around.settings.keep_alive_seconds,
+        )
+        try:
+            await stream.serve(receive, send)
+        finally:
+            messages.cancel()
+
+
+class Transcoder:
+    """Serves every route of the contracts.
+
+    Args:
+        table: The routes.
+        call_of: Gives the RPC of a route on a channel to its service.
+        around: What every endpoint works with.
+    """
+
+    def __init__(self, table: RouteTable, call_of: Callable[[Route], Callable[..., Any]], around: Surroundings) -> None:
+        codecs = Codecs()
+        self._table = table
+        self._endpoints = {id(route): Endpoint(route, codecs, call_of(route), around) for route in table.routes}
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer a request, if its path is one of the contracts'; tell whether it was."""
+        raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        found = self._table.match(scope["method"], raw_path.decode("latin-1"))
+        if isinstance(found, Match):
+            await self._endpoints[id(found.route)].serve(scope, receive, send, found.values)
+            return True
+        if isinstance(found, WrongMethod):
+            await send_error(scope, send, method_not_allowed(found.allowed))
+            return True
+        return False
+
+
+def method_not_allowed(allowed: Sequence[str]) -> HttpError:
+    """Return the answer to a request whose path exists for other methods only."""
+    return HttpError(405, "Method Not Allowed", {"allow": ", ".join(allowed)})

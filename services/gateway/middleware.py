@@ -1,0 +1,171 @@
+"""What every request passes on its way in and out, as plain ASGI: identity, access log, headers, body limit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from meshkit import tracing
+from meshkit.errors import Kind, MeshError, too_large
+from meshkit.logging import get_logger
+from meshkit.metrics import counter, histogram
+from services.gateway.asgi import ClientGoneError, header, send_error
+from services.gateway.transcoding.errors import RefusedRequestError, refused, render
+
+_log = get_logger(__name__)
+_requests = counter("http_requests", "Requests answered, by route and status.", ("route", "status"))
+_seconds = histogram("http_request_seconds", "Time from a request's headers to the end of its answer.", ("route",))
+
+# nginx's number for it; it is only logged, nobody reads the answer.
+_CLIENT_GONE = 499
+
+# A caller that is told 413 while it still sends may never read it, so what it sends is taken and dropped, up to here.
+_DRAIN_BYTES = 512 * 1024 * 1024
+_DRAIN_SECONDS = 30.0
+
+_SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+
+def note_route(scope: Scope, name: str) -> None:
+    """Name the route of a request for the access log and the metrics."""
+    scope["atelier.route"] = name
+
+
+class Edge:
+    """Gives a request its identity, logs it, and answers what nothing inside did."""
+
+    def __init__(self, app: ASGIApp, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._app = app
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace = tracing.begin(header(scope, b"traceparent"), header(scope, b"x-request-id"))
+        identity = [
+            (b"x-request-id", trace.request_id.encode("ascii")),
+            (b"traceparent", trace.traceparent.encode("ascii")),
+            *_SECURITY_HEADERS,
+        ]
+        status = 0
+        started = self._clock()
+
+        async def answering(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *identity]
+            await send(message)
+
+        with tracing.activated(trace):
+            try:
+                status = await self._serve(scope, receive, answering, lambda: status)
+            finally:
+                self._account(scope, status, self._clock() - started)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, status: Callable[[], int]) -> int:
+        try:
+            await self._app(scope, receive, send)
+        except ClientGoneError:
+            return status() or _CLIENT_GONE
+        except RefusedRequestError as error:
+            await send_error(scope, send, refused(error.violations))
+        except MeshError as error:
+            if status():
+                raise
+            await send_error(scope, send, render(error))
+        except Exception:
+            _log.exception("request failed")
+            if status():
+                # The answer has begun: only breaking it off tells the caller that it is not whole.
+                raise
+            trace = tracing.current()
+            ident = trace.request_id if trace is not None else ""
+            await send_error(scope, send, render(MeshError(Kind.INTERNAL, f"Internal error, request {ident}")))
+        return status()
+
+    @staticmethod
+    def _account(scope: Scope, status: int, seconds: float) -> None:
+        route = scope.get("atelier.route", "none")
+        _requests.labels(route, str(status)).inc()
+        _seconds.labels(route).observe(seconds)
+        client = scope.get("client")
+        _log.info(
+            "request",
+            method=scope["method"],
+            # A route may hide its path, where the path itself opens something.
+            path=scope.get("atelier.path", scope["path"]),
+            route=route,
+            status=status,
+            ms=round(seconds * 1000, 2),
+            client=client[0] if client else None,
+        )
+
+
+class BodyLimit:
+    """Refuses requests whose content is larger than the limit, announced or not."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = header(scope, b"content-length")
+        if announced.isdigit() and int(announced) > self._max:
+            # A caller that waits for `100 Continue` has sent nothing yet and need not.
+            if header(scope, b"expect").lower() != "100-continue":
+                await _drain(receive)
+            await send_error(scope, _closing(send), render(self._error()))
+            return
+        taken = 0
+
+        async def limited() -> Message:
+            nonlocal taken
+            message = await receive()
+            if message["type"] == "http.request":
+                taken += len(message.get("body", b""))
+                if taken > self._max:
+                    if message.get("more_body", False):
+                        await _drain(receive)
+                    raise self._error()
+            return message
+
+        await self._app(scope, limited, send)
+
+    def _error(self) -> MeshError:
+        return too_large(f"The request's content is larger than the {self._max} bytes that are taken")
+
+
+def _closing(send: Send) -> Send:
+    async def send_(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        await send(message)
+
+    return send_
+
+
+async def _drain(receive: Receive) -> None:
+    taken = 0
+    try:
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while taken < _DRAIN_BYTES:
+                message = await receive()
+                taken += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

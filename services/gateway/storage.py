@@ -1,0 +1,329 @@
+"""Stored images over HTTP: list, read, save, delete; and signed media URLs.
+
+Paths are those that answers show; the tenant's prefix is added below, so another tenant's path is simply not there.
+Only images come in, judged by their content, and nothing goes out under a type that a browser would run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import orjson
+from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+
+from meshkit import auth
+from meshkit.errors import Kind, MeshError, not_found
+from meshkit.objects import ObjectInfo, normalise_path
+from services.gateway.asgi import ClientGoneError
+from services.gateway.auth import Guard
+from services.gateway.config import GatewaySettings
+from services.gateway.media import MediaSigner
+from services.gateway.middleware import note_route
+from services.gateway.ranges import ByteRange, RangeError, parse_range
+from services.gateway.transcoding.codec import Violation
+from services.gateway.transcoding.errors import RefusedRequestError
+from services.gateway.uploads import STAGING_FOLDER, sniff
+
+IMAGES = "/api/v1/storage/images"
+MEDIA = "/api/v1/media"
+
+_DEFAULT_LIMIT = 100
+_MAX_LIMIT = 1000
+_PAGE = 1000
+_STATS_AT_ONCE = 16
+
+# What a browser shows and never runs.
+SHOWN = frozenset(
+    {
+        "image/png",
+        "image/jpeg",
+        "image/webp",
+        "image/gif",
+        "image/bmp",
+        "image/tiff",
+        "video/mp4",
+        "video/webm",
+    }
+)
+_OPAQUE = "application/octet-stream"
+
+
+class Objects(Protocol):
+    """What is asked of the object store."""
+
+    async def put(self, tenant: str, path: str, data: bytes, content_type: str = ...) -> ObjectInfo:
+        """Write an object."""
+        ...
+
+    def stream(self, tenant: str, path: str, offset: int = ..., length: int = ...) -> AsyncIterator[bytes]:
+        """Read an object in chunks."""
+        ...
+
+    async def stat(self, tenant: str, path: str) -> ObjectInfo | None:
+        """Return what is known of an object."""
+        ...
+
+    async def list(self, tenant: str, prefix: str = ..., limit: int = ..., start_after: str = ...) -> list[ObjectInfo]:
+        """List objects."""
+        ...
+
+    async def delete(self, tenant: str, path: str) -> None:
+        """Delete an object."""
+        ...
+
+    async def presign(self, tenant: str, path: str, expires_seconds: float) -> str:
+        """Return an address that anyone may read the object by."""
+        ...
+
+
+class Json(Response):
+    """A JSON answer."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Return the content."""
+        return orjson.dumps(content)
+
+
+def _timestamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def _guessed(path: str) -> str:
+    return mimetypes.guess_type(path)[0] or ""
+
+
+def _path_of(request: Request) -> str:
+    try:
+        return normalise_path(request.path_params["path"])
+    except MeshError as error:
+        found = [Violation(("path", "path"), one.message, one.type) for one in error.violations]
+        raise RefusedRequestError(found) from None
+
+
+class Storage:
+    """The endpoints.
+
+    Args:
+        objects: The object store.
+        guard: Checks tokens.
+        signer: Signs media URLs.
+        settings: Settings of the gateway.
+    """
+
+    def __init__(self, objects: Objects, guard: Guard, signer: MediaSigner, settings: GatewaySettings) -> None:
+        self._objects = objects
+        self._guard = guard
+        self._signer = signer
+        self._settings = settings
+
+    async def _tenant(self, request: Request, scope: str) -> str:
+        caller = await self._guard.admit(request.headers.get("authorization", ""), scope)
+        return caller.tenant
+
+    # -- list ----------------------------------------------------------------------------------------------------
+
+    async def list_images(self, request: Request) -> Response:
+        """Answer `GET /storage/images`."""
+        note_route(request.scope, f"GET {IMAGES}")
+        tenant = await self._tenant(request, auth.READ)
+        limit = _limit(request.query_params.get("limit"))
+        found = await self._all(tenant, self._prefix(request.query_params.get("prefix", "")))
+        items = [self._item(request, tenant, one, content_type) for one, content_type in found[:limit]]
+        return Json({"images": items, "total": len(found)})
+
+    @staticmethod
+    def _prefix(prefix: str) -> str:
+        if not prefix:
+            return ""
+        try:
+            return normalise_path(prefix) + ("/" if prefix.endswith("/") else "")
+        except MeshError as error:
+            raise RefusedRequestError(
+                [Violation(("query", "prefix"), one.message, one.type) for one in error.violations]
+            ) from None
+
+    async def _all(self, tenant: str, prefix: str) -> list[tuple[ObjectInfo, str]]:
+        found: list[tuple[ObjectInfo, str]] = []
+        after = ""
+        while True:
+            page = await self._objects.list(tenant, prefix, _PAGE, after)
+            kept = [one for one in page if not one.path.startswith(f"{STAGING_FOLDER}/")]
+            types = await self._types(tenant, kept)
+            found += [(one, kind) for one, kind in zip(kept, types, strict=True) if kind.startswith("image/")]
+            if len(page) < _PAGE:
+                return found
+            after = page[-1].path
+
+    async def _types(self, tenant: str, infos: Sequence[ObjectInfo]) -> list[str]:
+        """Return media types; a listing does not tell them, so names do, and the store where a name does not."""
+        turn = asyncio.Semaphore(_STATS_AT_ONCE)
+
+        async def ask(info: ObjectInfo) -> str:
+            known = info.content_type or _guessed(info.path)
+            if known:
+                return known if known in SHOWN else _OPAQUE
+            async with turn:
+                asked = await self._objects.stat(tenant, info.path)
+            return asked.content_type if asked is not None and asked.content_type in SHOWN else _OPAQUE
+
+        return list(await asyncio.gather(*(ask(one) for one in infos)))
+
+    def _item(self, request: Request, tenant: str, info: ObjectInfo, content_type: str) -> dict[str, Any]:
+        return {
+            "path": info.path,
+            "size": info.size,
+            "content_type": content_type,
+            "last_modified": _timestamp(info.modified),
+            "url": self._url(request, tenant, info.path),
+        }
+
+    def _url(self, request: Request, tenant: str, path: str) -> str:
+        base = self._settings.public_url.rstrip("/") or f"{request.url.scheme}://{request.url.netloc}"
+        return f"{base}{MEDIA}/{self._signer.token(tenant, path)}"
+
+    # -- read ----------------------------------------------------------------------------------------------------
+
+    async def get_image(self, request: Request) -> Response:
+        """Answer `GET` and `HEAD /storage/images/{path}`."""
+        note_route(request.scope, f"{request.method} {IMAGES}/{{path}}")
+        tenant = await self._tenant(request, auth.READ)
+        path = _path_of(request)
+        info = await self._existing(tenant, path)
+        elsewhere = await self._elsewhere(tenant, path) if request.method == "GET" else ""
+        if elsewhere:
+            return RedirectResponse(elsewhere, 307, {"cache-control": "private, no-store"})
+        return self._content(request, tenant, info, "private, no-cache")
+
+    async def get_media(self, request: Request) -> Response:
+        """Answer `GET` and `HEAD /media/{token}`."""
+        note_route(request.scope, f"{request.method} {MEDIA}/{{token}}")
+        # The token opens the object: it does not belong into a log.
+        request.scope["atelier.path"] = f"{MEDIA}/..."
+        media = self._signer.open(request.path_params["token"])
+        info = await self._existing(media.tenant, media.path)
+        return self._content(request, media.tenant, info, f"private, max-age={self._settings.media_url_ttl_seconds}")
+
+    async def _existing(self, tenant: str, path: str) -> ObjectInfo:
+        info = await self._objects.stat(tenant, path)
+        if info is None:
+            raise not_found("Image", path)
+        return info
+
+    async def _elsewhere(self, tenant: str, path: str) -> str:
+        if self._settings.cdn_url:
+            return f"{self._settings.cdn_url.rstrip('/')}/tenants/{quote(tenant)}/{quote(path)}"
+        if self._settings.storage_redirect == "presigned":
+            return await self._objects.presign(tenant, path, self._settings.media_url_ttl_seconds)
+        return ""
+
+    def _content(self, request: Request, tenant: str, info: ObjectInfo, cache_control: str) -> Response:
+        etag = f'"{info.etag}"'
+        headers = {
+            "etag": etag,
+            "last-modified": format_datetime(info.modified.astimezone(UTC), usegmt=True),
+            "accept-ranges": "bytes",
+            "cache-control": cache_control,
+            # Should a browser ever take it for a page, it may not do anything.
+            "content-security-policy": "default-src 'none'; sandbox",
+        }
+        if _not_modified(request.headers.get("if-none-match", ""), etag):
+            return Response(status_code=304, headers=headers)
+        if info.content_type not in SHOWN:
+            headers["content-disposition"] = "attachment"
+        try:
+            part = parse_range(request.headers.get("range", ""), info.size, request.headers.get("if-range", ""), etag)
+        except RangeError:
+            return Response(status_code=416, headers={**headers, "content-range": f"bytes */{info.size}"})
+        return self._part(request, tenant, info, part, headers)
+
+    def _part(
+        self, request: Request, tenant: str, info: ObjectInfo, part: ByteRange | None, headers: dict[str, str]
+    ) -> Response:
+        offset, length = (part.start, part.length) if part is not None else (0, info.size)
+        headers["content-length"] = str(length)
+        headers["content-type"] = info.content_type if info.content_type in SHOWN else _OPAQUE
+        if part is not None:
+            headers["content-range"] = f"bytes {part.start}-{part.end}/{info.size}"
+        status = 200 if part is None else 206
+        if request.method == "HEAD" or length == 0:
+            return Response(status_code=status, headers=headers)
+        return StreamingResponse(
+            self._objects.stream(tenant, info.path, offset, length), status_code=status, headers=headers
+        )
+
+    # -- write ---------------------------------------------------------------------------------------------------
+
+    async def save_image(self, request: Request) -> Response:
+        """Answer `POST /storage/images/{path}`, multipart with `file` or the image itself."""
+        note_route(request.scope, f"POST {IMAGES}/{{path}}")
+        tenant = await self._tenant(request, auth.WRITE)
+        path = _writable(_path_of(request))
+        try:
+            data = await _file_of(request)
+        except ClientDisconnect:
+            raise ClientGoneError from None
+        try:
+            content_type = await sniff(data)
+        except MeshError as error:
+            if error.kind is not Kind.INVALID:
+                raise
+            found = [Violation(("body", "file"), one.message, one.type) for one in error.violations]
+            raise RefusedRequestError(found) from None
+        info = await self._objects.put(tenant, path, data, content_type)
+        return Json(self._item(request, tenant, info, content_type))
+
+    async def delete_image(self, request: Request) -> Response:
+        """Answer `DELETE /storage/images/{path}`."""
+        note_route(request.scope, f"DELETE {IMAGES}/{{path}}")
+        tenant = await self._tenant(request, auth.WRITE)
+        path = _writable(_path_of(request))
+        await self._existing(tenant, path)
+        await self._objects.delete(tenant, path)
+        return Json({"deleted": True, "path": path})
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return _DEFAULT_LIMIT
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise RefusedRequestError([Violation(("query", "limit"), "Input should be a valid integer", "int_type")])
+    if not 1 <= int(text) <= _MAX_LIMIT:
+        message = f"Input should be an integer from 1 to {_MAX_LIMIT}"
+        raise RefusedRequestError([Violation(("query", "limit"), message, "int_out_of_range")])
+    return int(text)
+
+
+def _writable(path: str) -> str:
+    if path.split("/", 1)[0] == STAGING_FOLDER:
+        message = f"'{STAGING_FOLDER}/' is the mesh's own"
+        raise RefusedRequestError([Violation(("path", "path"), message, "path_reserved")])
+    return path
+
+
+async def _file_of(request: Request) -> bytes:
+    if not request.headers.get("content-type", "").lower().startswith("multipart/"):
+        data = await request.body()
+        if not data:
+            raise RefusedRequestError([Violation(("body", "file"), "Field required", "missing")])
+        return data
+    async with request.form(max_files=1, max_fields=16) as form:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise RefusedRequestError([Violation(("body", "file"), "Field required", "missing")])
+        return await file.read()
+
+
+def _not_modified(if_none_match: str, etag: str) -> bool:
+    # Weak comparison, as RFC 9110 asks for here.
+    given = [one.strip().removeprefix("W/") for one in if_none_match.split(",") if one.strip()]
+    return "*" in given or etag in given
