@@ -128,6 +128,7 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
             "127.0.0.1:0",
             lambda: health.reported_grpc_serves(worker_file),
             ATELIER_WORKER_NAME=os.environ.get("ATELIER_WORKER_NAME", "worker"),
+            ATELIER_DATA=str(folder / "worker"),  # to the worker, the folder of its attempts and caches
         ),
         service(
             "gateway",

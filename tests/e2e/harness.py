@@ -1,0 +1,220 @@
+"""A whole mesh as processes, and ways to look at it and to break it."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psycopg
+from minio import Minio
+
+from atelier_cli.embedded.process import Launch, free_ports, spawn, stop
+from atelier_cli.folder import DataFolder, MeshRecord
+from atelier_cli.mesh import plan
+from atelier_cli.tokens import issue
+
+T = TypeVar("T")
+
+ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
+ATELIER = (sys.executable, "-m", "atelier_cli")
+# A worker of NOOP tasks alone: its child imports no torch, and starts in a blink.
+NOOP_ENVIRONMENT = {
+    "ATELIER_ENABLE_NOOP": "true",
+    "ATELIER_WORKER_TASK_TYPES": "NOOP",
+    "ATELIER_WORKER_SLOTS": "4",
+    "ATELIER_LEASE_TTL_SECONDS": "3",
+    "ATELIER_OBJECT_SWEEP_DELAY_SECONDS": "2",
+    "ATELIER_STEP_DEADLINE_SECONDS": "5",
+    "ATELIER_FIRST_STEP_DEADLINE_SECONDS": "5",
+    "ATELIER_SHUTDOWN_GRACE_SECONDS": "5",
+}
+
+
+def until(ask: Callable[[], T | None], what: str, timeout_seconds: float = 60.0, pause_seconds: float = 0.1) -> T:
+    """Waits for a condition and gives what it gave."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        answer = ask()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_seconds:.0f} s"
+        time.sleep(pause_seconds)
+
+
+@dataclass
+class RunningMesh:
+    """One mesh, started by `atelier up` in the foreground; it dies with pytest."""
+
+    path: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=lambda: free_ports(1)[0])
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def folder(self) -> DataFolder:
+        return DataFolder(self.path)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def up(self, timeout_seconds: float = 120.0) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._process = spawn(
+            Launch(
+                argv=(*ATELIER, "up", "--data", str(self.path), "--port", str(self.port)),
+                log=self.path / "up.log",
+                env=self.environment,
+            )
+        )
+        until(self._is_up, "the mesh is ready", timeout_seconds)
+
+    def _is_up(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.path / "up.log").read_text()[-4000:]
+        record = self.folder.record()
+        return record is not None and record.pid == self._process.pid and record.state == "ready"
+
+    def down(self) -> None:
+        if self._process is not None:
+            stop(self._process, signal.SIGTERM, timeout_seconds=90)
+
+    def cli(self, *arguments: str, timeout_seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*ATELIER, *arguments],
+            env={**os.environ, **self.environment, "ATELIER_DATA": str(self.path)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_seconds,
+        )
+
+    @property
+    def record(self) -> MeshRecord:
+        return self.folder.running()
+
+    def pid(self, role: str) -> int:
+        """The process of a role, once it has one."""
+        return until(lambda: next((each.pid for each in self.record.processes if each.role == role), None), role)
+
+    def restarts(self, role: str) -> int:
+        return next(each.restarts for each in self.record.processes if each.role == role)
+
+    def wait_restarted(self, role: str, before: int) -> None:
+        """Waits until a role's process was started once more than `before`."""
+        until(lambda: self.restarts(role) == before + 1 and self.pid(role), f"{role} runs again", 40)
+
+    def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> int:
+        """Sends a signal to a role's process; gives its id."""
+        pid = self.pid(role)
+        os.kill(pid, number)
+        return pid
+
+    def worker_child(self) -> int:
+        """The process that owns the device."""
+        return until(lambda: next(iter(children(self.pid("worker"))), None), "the worker's child")
+
+    def token(self, tenant: str = "default", scopes: Iterable[str] = ("read", "write")) -> str:
+        return issue(self.folder, tenant=tenant, scopes=scopes, ttl_seconds=3600)
+
+    def http(
+        self, tenant: str = "default", scopes: Iterable[str] = ("read", "write"), timeout_seconds: float = 30.0
+    ) -> httpx.Client:
+        headers = {"authorization": f"Bearer {self.token(tenant, scopes)}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout_seconds)
+
+    def create(self, client: httpx.Client, key: str, **fields: Any) -> dict[str, Any]:
+        """Creates a task and goes on asking, under one key, while the mesh is being broken."""
+
+        def once() -> httpx.Response | None:
+            try:
+                answer = client.post("/api/v1/tasks/", json=noop(**fields), headers={"idempotency-key": key})
+            except httpx.TransportError:
+                return None
+            return None if answer.status_code in {502, 503, 504} else answer
+
+        answer = until(once, "a create is answered", 60)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def tasks(self, client: httpx.Client, **filters: Any) -> list[dict[str, Any]]:
+        """All tasks of the client's tenant; [] while the mesh does not answer."""
+        found: list[dict[str, Any]] = []
+        while True:
+            try:
+                answer = client.get("/api/v1/tasks/", params={"limit": 1000, "skip": len(found), **filters})
+            except httpx.TransportError:
+                return []
+            if answer.status_code != 200:
+                return []
+            page = answer.json()
+            found += page
+            if len(page) < 1000:
+                return found
+
+    def wait_ended(self, client: httpx.Client, count: int, timeout_seconds: float) -> list[dict[str, Any]]:
+        """Waits until `count` tasks of the client's tenant have ended."""
+
+        def ended() -> list[dict[str, Any]] | None:
+            done = [task for task in self.tasks(client) if task["status"] in ENDED]
+            return done if len(done) >= count else None
+
+        return until(ended, f"{count} tasks have ended", timeout_seconds, pause_seconds=0.3)
+
+    def attempts(self, client: httpx.Client, task_id: str) -> list[dict[str, Any]]:
+        answer = client.get(f"/api/v1/tasks/{task_id}/attempts")
+        assert answer.status_code == 200, answer.text
+        return list(answer.json()["attempts"])
+
+    def objects(self, tenant: str = "default") -> set[str]:
+        """Paths of every object of a tenant."""
+        environment = self._environment()
+        client = Minio(
+            environment["ATELIER_S3_ENDPOINT"],
+            access_key=environment["ATELIER_S3_ACCESS_KEY"],
+            secret_key=environment["ATELIER_S3_SECRET_KEY"],
+            secure=False,
+            region="us-east-1",
+        )
+        prefix = f"tenants/{tenant}/"
+        found = client.list_objects(environment["ATELIER_S3_BUCKET"], prefix=prefix, recursive=True)
+        return {str(each.object_name).removeprefix(prefix) for each in found}
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        with psycopg.connect(self._environment()["ATELIER_DATABASE_URL"], autocommit=True) as connection:
+            yield connection
+
+    def _plan(self) -> dict[str, Any]:
+        record = self.record
+        return plan(self.folder, self.folder.credentials(), record.gateway_port, record.ports).servers
+
+    def _environment(self) -> dict[str, str]:
+        return dict(self._plan()["tasks"].environment)
+
+
+def noop(**fields: Any) -> dict[str, Any]:
+    """The body of a NOOP task."""
+    return {"task_type": "NOOP", "origin_instance": "e2e", **fields}
+
+
+def children(pid: int) -> list[int]:
+    """Processes whose parent is `pid`."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in thread.read_text().split()]
+    return found
+
+
+def parse_status(text: str) -> dict[str, dict[str, Any]]:
+    """The processes of `atelier status --json` by role."""
+    return {each["role"]: each for each in json.loads(text)["processes"]}

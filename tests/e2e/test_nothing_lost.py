@@ -1,0 +1,116 @@
+"""Whatever dies amid the work, every accepted task ends with one result, and its attempts tell the truth."""
+
+import os
+import signal
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.conftest import NatsControl
+from tests.e2e.harness import RunningMesh, until
+
+pytestmark = pytest.mark.timeout(300)
+
+TASKS = 200
+_STEPS = {"steps": 2, "step_ms": 20, "result_bytes": 64}
+_FREE = {"RELEASED"}
+
+
+def _create_all(mesh: RunningMesh, client: httpx.Client, count: int, **fields: object) -> list[str]:
+    """Creates tasks from several threads; every one that was answered is accepted."""
+    keys = [str(uuid.uuid4()) for _ in range(count)]
+    with ThreadPoolExecutor(8) as pool:
+        tasks = pool.map(lambda key: mesh.create(client, key, **{**_STEPS, **fields}), keys)
+        return [task["id"] for task in tasks]
+
+
+def _some_have_ended(mesh: RunningMesh, client: httpx.Client, some: int = 10) -> None:
+    until(
+        lambda: len([task for task in mesh.tasks(client, status="COMPLETED") if task]) >= some,
+        f"{some} tasks have ended",
+        60,
+    )
+
+
+def _assert_nothing_lost(mesh: RunningMesh, tenant: str, client: httpx.Client, accepted: list[str]) -> None:
+    ended = mesh.wait_ended(client, len(accepted), 150)
+    assert sorted(task["id"] for task in ended) == sorted(accepted), "a task is missing, or was made twice"
+    assert {task["status"] for task in ended} == {"COMPLETED"}, [task for task in ended if task["errors"]][:3]
+    results = {task["result_path"] for task in ended}
+    assert len(results) == len(ended), "two tasks share a result"
+    for task in ended:
+        attempts = mesh.attempts(client, task["id"])
+        numbers = [each["attempt"] for each in attempts]
+        assert numbers == list(range(1, len(attempts) + 1))
+        assert attempts[-1]["outcome"] == "COMPLETED"
+        assert "COMPLETED" not in {each["outcome"] for each in attempts[:-1]}
+        counted = [each for each in attempts if each["outcome"] not in _FREE]
+        assert task["retry_count"] == len(counted) - 1
+        assert f"/{len(attempts)}/" in task["result_path"], "the result is not the winning attempt's"
+    until(
+        lambda: mesh.objects(tenant) == results,
+        "the objects in the store are those of the results and no others",
+        60,
+        pause_seconds=0.5,
+    )
+
+
+@pytest.mark.parametrize("victim", ["child", "worker", "tasks", "gateway"])
+def test_killed_process_loses_nothing(mesh: RunningMesh, victim: str) -> None:
+    tenant = f"killed-{victim}"
+    with mesh.http(tenant) as client, ThreadPoolExecutor(1) as pool:
+        creating = pool.submit(_create_all, mesh, client, TASKS)
+        _some_have_ended(mesh, client)
+        if victim == "child":
+            os.kill(mesh.worker_child(), signal.SIGKILL)
+        else:
+            mesh.kill(victim)
+        accepted = creating.result()
+        _assert_nothing_lost(mesh, tenant, client, accepted)
+
+
+def test_hung_child_costs_its_attempt_and_no_task(mesh: RunningMesh) -> None:
+    with mesh.http("hung") as client:
+        hanging = mesh.create(client, str(uuid.uuid4()), **_STEPS, fault="hang")
+        accepted = [hanging["id"], *_create_all(mesh, client, 20)]
+        _assert_nothing_lost(mesh, "hung", client, accepted)
+        attempts = mesh.attempts(client, hanging["id"])
+        assert attempts[0]["outcome"] == "FAILED"
+        assert attempts[0]["error_category"] == "TIMEOUT"
+
+
+def test_child_that_exits_costs_its_attempt_and_no_task(mesh: RunningMesh) -> None:
+    with mesh.http("exits") as client:
+        exiting = mesh.create(client, str(uuid.uuid4()), **_STEPS, fault="exit")
+        accepted = [exiting["id"], *_create_all(mesh, client, 20)]
+        _assert_nothing_lost(mesh, "exits", client, accepted)
+        assert mesh.attempts(client, exiting["id"])[0]["error_category"] == "RESOURCE"
+
+
+def test_nats_that_loses_its_disk_loses_nothing(
+    start_mesh: Callable[..., RunningMesh], nats_server: NatsControl
+) -> None:
+    mesh = start_mesh(ATELIER_NATS_URL=nats_server.url)
+    with mesh.http("newsless") as client, ThreadPoolExecutor(1) as pool:
+        creating = pool.submit(_create_all, mesh, client, TASKS)
+        _some_have_ended(mesh, client)
+        nats_server.kill()
+        nats_server.wipe()
+        without = len(mesh.tasks(client, status="COMPLETED"))
+        _some_have_ended(mesh, client, min(without + 20, TASKS))
+        nats_server.start()
+        _assert_nothing_lost(mesh, "newsless", client, creating.result())
+
+
+def test_server_that_dies_is_started_again(mesh: RunningMesh) -> None:
+    with mesh.http("servers") as client:
+        accepted = _create_all(mesh, client, 20)
+        for role in ("postgres", "s3", "nats"):
+            before = mesh.restarts(role)
+            mesh.kill(role)
+            mesh.wait_restarted(role, before)
+            accepted += _create_all(mesh, client, 10)
+        _assert_nothing_lost(mesh, "servers", client, accepted)
