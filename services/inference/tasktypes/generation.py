@@ -20,12 +20,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf.struct_pb2 import Struct
-from PIL import PngImagePlugin
-
 from atelier.tasks.v1.enums_pb2 import ErrorCategory, TaskType
 from atelier.tasks.v1.generation_pb2 import GenerationTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
+from google.protobuf.struct_pb2 import Struct
+from PIL import PngImagePlugin
+
 from modelkit.errors import Fault, ModelError
 from services.inference.tasktypes.base import InputRef, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
 
@@ -136,13 +136,11 @@ def _read(spec: CreateTask, task: Task) -> _Wish:
     asked = spec.generation
     stands = task.generation if task.HasField("generation") else None
 
-    def value(field: str, default: Any = None) -> Any:
-        for source in (stands, asked):
-            if source is not None and source.HasField(field):
-                return getattr(source, field)
-            if source is stands and stands is not None and field in _CLEARABLE:
-                break  # it was cleared while the task was PENDING
-        return default
+    def value(field: Any, default: Any = None) -> Any:
+        if stands is not None and (stands.HasField(field) or field in _CLEARABLE):
+            # What is absent from a task that stands was cleared while it was PENDING.
+            return getattr(stands, field) if stands.HasField(field) else default
+        return getattr(asked, field) if asked.HasField(field) else default
 
     adapters = tuple(
         (slot, path, float(value(f"{slot}_lora_weight", 1.0)))
@@ -238,7 +236,8 @@ def _order(wish: _Wish, context: TaskContext) -> Order:
 
 
 def _settings(wish: _Wish, inputs: Mapping[str, Any]) -> Settings:
-    from modelkit.flux import AdapterFile, Settings  # noqa: PLC0415 - torch, in the child alone
+    from modelkit.adapters import AdapterFile  # noqa: PLC0415 - torch, in the child alone
+    from modelkit.flux import Settings  # noqa: PLC0415
 
     return Settings(
         width=wish.width,
@@ -252,7 +251,9 @@ def _settings(wish: _Wish, inputs: Mapping[str, Any]) -> Settings:
 
 def _write(context: TaskContext, wish: _Wish, picture: Picture, seconds: float) -> Output:
     if picture.cut_tokens:
-        _log.warning("job %s: the model did not read the last %d tokens of the prompt", context.job_id, picture.cut_tokens)
+        _log.warning(
+            "job %s: the model did not read the last %d tokens of the prompt", context.job_id, picture.cut_tokens
+        )
     notes = PngImagePlugin.PngInfo()
     # What repeats the picture, and nothing that its caller wrote.
     notes.add_text("Software", "Atelier")

@@ -1,0 +1,250 @@
+"""LoRA adapters on a resident model: loaded once, mixed by weight, swapped without touching the base.
+
+Adapters stay loaded beside the base, named by their content, so that a task which asks for them again only sets
+weights. Nothing is fused: taking an adapter away leaves the base as it was, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import struct
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from modelkit.errors import Fault, ModelError
+
+_log = logging.getLogger(__name__)
+
+SLOTS = ("subject", "product", "style", "product2")
+MAX_FILE_BYTES = 4 << 30
+_MAX_HEADER_BYTES = 16 << 20
+_MAX_TENSORS = 20_000
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """A LoRA that a picture asks for.
+
+    Attributes:
+        path: The file, here.
+        weight: How strongly it acts; 1 is as trained.
+        label: Name under which its owner knows it, such as its path in storage.
+    """
+
+    path: Path
+    weight: float
+    label: str = ""
+
+
+@dataclass(slots=True)
+class _Loaded:
+    bytes: int
+    labels: set[str]
+
+
+def inspect(path: Path) -> int:
+    """Check that a file is a sound safetensors file of plausible content, without reading its tensors.
+
+    Returns:
+        Bytes of its tensors.
+
+    Raises:
+        ModelError: It is not.
+    """
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise ModelError(f"The LoRA is larger than {MAX_FILE_BYTES >> 30} GiB.")
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+                raise ValueError("header length")
+            header: dict[str, Any] = json.loads(file.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        spans = sorted(_span(entry) for entry in tensors.values())
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError("The LoRA is not a safetensors file.") from error
+    if not tensors or len(tensors) > _MAX_TENSORS:
+        raise ModelError(f"The LoRA must hold 1 to {_MAX_TENSORS} tensors, and holds {len(tensors)}.")
+    end = 0
+    for start, stop in spans:
+        if start != end:
+            raise ModelError("The LoRA is not a safetensors file: its tensors overlap or leave gaps.")
+        end = stop
+    if end != size - 8 - length:
+        raise ModelError("The LoRA is cut short, or longer than it says.")
+    return end
+
+
+def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
+    start, stop = entry["data_offsets"]
+    if math.prod(entry["shape"]) * _BYTES[entry["dtype"]] != stop - start or start < 0:
+        raise ValueError("size")
+    return start, stop
+
+
+class Adapters:
+    """The adapters of one pipeline; its owner serialises the calls.
+
+    Args:
+        pipe: A diffusers FLUX pipeline.
+        max_loaded: Adapters kept loaded; the least recently used beyond it are unloaded.
+        max_bytes: Bytes of adapters kept loaded.
+    """
+
+    def __init__(self, pipe: Any, *, max_loaded: int = 16, max_bytes: int = 2 << 30) -> None:
+        self._pipe = pipe
+        self._max_loaded = max_loaded
+        self._max_bytes = max_bytes
+        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
+        self._active: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the loaded adapters hold."""
+        return sum(entry.bytes for entry in self._loaded.values())
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the loaded adapters."""
+        return tuple(sorted(label for entry in self._loaded.values() for label in entry.labels))
+
+    def use(self, files: Sequence[AdapterFile]) -> None:
+        """Make exactly these adapters act. One file named twice acts with the sum of its weights.
+
+        Raises:
+            ModelError: A file is no LoRA, or does not fit the model; the adapters that acted before are set again
+                by the next call, and the base is unchanged.
+        """
+        weights: dict[str, float] = {}
+        for file in files:
+            name = _content_name(file.path)
+            weights[name] = weights.get(name, 0.0) + file.weight
+            if name not in self._loaded:
+                self._load(name, file.path)
+            self._loaded[name].labels.add(file.label or name)
+            self._loaded.move_to_end(name)
+        self._evict(keep=set(weights))
+        wanted = tuple((name, weight) for name, weight in weights.items() if weight)
+        if wanted == self._active:
+            return
+        if wanted:
+            if not self._active:
+                self._pipe.enable_lora()
+            self._pipe.set_adapters([name for name, _ in wanted], [weight for _, weight in wanted])
+        else:
+            self._pipe.disable_lora()
+        self._active = wanted
+
+    def clear(self) -> None:
+        """Unload all adapters; the pipeline's layers are then the base's own again."""
+        if self._loaded:
+            self._pipe.unload_lora_weights()
+        self._loaded.clear()
+        self._active = ()
+
+    def _evict(self, keep: set[str]) -> None:
+        for name in list(self._loaded):
+            if len(self._loaded) <= self._max_loaded and self.bytes <= self._max_bytes:
+                return
+            if name not in keep:
+                self._pipe.delete_adapters(name)
+                del self._loaded[name]
+
+    def _load(self, name: str, path: Path) -> None:
+        size = inspect(path)
+        try:
+            state = self._pipe.lora_state_dict(load_file(path), return_alphas=True)
+            tensors, alphas = dict(state[0]), state[1] or {}
+        except (SafetensorError, OSError) as error:
+            raise ModelError("The LoRA could not be read.", Fault.VALIDATION) from error
+        except Exception as error:
+            _log.info("a LoRA was refused: %s", error)
+            raise ModelError("The LoRA's layers are not named as any known training names them.") from error
+        self._check(tensors)
+        _fold_scales(tensors, path)
+        # It goes in as the tensors that were checked, so that nothing read later can differ.
+        try:
+            self._pipe.load_lora_weights({**tensors, **alphas}, adapter_name=name)
+        except Exception as error:
+            _log.info("a LoRA failed to load", exc_info=error)
+            self._pipe.delete_adapters(name)
+            raise ModelError("The LoRA does not fit this model.") from error
+        # A new adapter acts at once, alone; what is to act is set by the caller in any case.
+        self._active = ((name, math.nan),)
+        self._loaded[name] = _Loaded(size, set())
+
+    def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Refuse what would not fit. diffusers would widen the base for it, drop parts of it, or fail half way."""
+        modules = {
+            f"{part}.{path}": module
+            for part in ("transformer", "text_encoder")
+            for path, module in getattr(self._pipe, part).named_modules()
+        }
+        for key, tensor in tensors.items():
+            path, _, which = key.partition(".lora_")
+            # transformers flattened CLIP's tree; older trainings name its layers by the deeper path.
+            module = modules.get(path) or modules.get(path.replace("text_encoder.text_model.", "text_encoder."))
+            layer = getattr(module, "base_layer", module)
+            if not which.startswith(("A.", "B.", "down.", "up.")):
+                raise ModelError(f"The LoRA holds more than low-rank layers ({_shown(key)}); such are not supported.")
+            if not isinstance(layer, torch.nn.Linear):
+                raise ModelError(f"The LoRA was made for another model: this one has no layer {_shown(path)}.")
+            down = which.startswith(("A.", "down."))
+            have, want = (
+                tensor.shape[1 if down else 0] if tensor.ndim == 2 else 0,
+                (layer.in_features if down else layer.out_features),
+            )
+            if have != want:
+                raise ModelError(
+                    f"The LoRA was made for another model: its layer {_shown(path)} has {have} "
+                    f"{'inputs' if down else 'outputs'}, this model's has {want}."
+                )
+            if not bool(torch.isfinite(tensor).all()):
+                raise ModelError(f"The LoRA holds values that are not numbers (layer {_shown(path)}).")
+
+
+def _fold_scales(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Fold the scale that the file's own notes name (alpha / rank) into its tensors.
+
+    diffusers would build a layer configuration from those notes as they stand; taken as plain numbers, they cannot ask
+    for anything but a scale.
+    """
+    with safe_open(path, "pt") as file:
+        notes = (file.metadata() or {}).get("lora_adapter_metadata")
+    if not notes:
+        return
+    try:
+        config = json.loads(notes)
+        for key, tensor in tensors.items():
+            layer, found, _ = key.partition(".lora_B.")
+            if not found:
+                continue
+            part, _, name = layer.partition(".")
+            alpha = config.get(f"{part}.alpha_pattern", {}).get(name, config.get(f"{part}.lora_alpha"))
+            if alpha is not None:
+                rank = tensor.shape[1]
+                tensors[key] = tensor * (float(alpha) / (math.sqrt(rank) if config.get(f"{part}.use_rslora") else rank))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError("The LoRA's notes on its training are not readable.") from error
+
+
+def _content_name(path: Path) -> str:
+    with path.open("rb") as file:
+        return "lora_" + hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def _shown(key: str) -> str:
+    """A layer's name as a sentence may carry it: it comes from a file that anybody made."""
+    return "".join(character for character in key if character.isalnum() or character in "._-")[:100]

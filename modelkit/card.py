@@ -1,0 +1,159 @@
+"""A model's card, `atelier.json`: the limits that the model itself sets.
+
+The card stands beside `model_index.json` in the model's folder. A folder without one is taken for a FLUX.1-dev, or for
+a FLUX.1-schnell where its transformer takes no guidance.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from modelkit.errors import Fault, ModelError
+
+CARD_NAME = "atelier.json"
+
+
+class _Part(BaseModel):
+    """Cards are written for more readers than this one, so members that are unknown here are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class StepRange(_Part):
+    """Denoising steps.
+
+    Attributes:
+        default: Steps where the caller names none.
+        min: Fewest that still give a picture.
+        max: Most that a caller may ask for.
+    """
+
+    default: Annotated[int, Field(ge=1)] = 28
+    min: Annotated[int, Field(ge=1)] = 1
+    max: Annotated[int, Field(ge=1, le=1000)] = 100
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.min <= self.default <= self.max:
+            raise ValueError("min <= default <= max must hold")
+        return self
+
+
+class Guidance(_Part):
+    """How the model follows its prompt.
+
+    Attributes:
+        embedded: The transformer was distilled on a guidance scale and takes it as an input.
+        scale_default: That scale, where the caller names none.
+        true_cfg_scale: Scale of classifier-free guidance by a second, negative prediction; 1 and less is none.
+        negative_prompt: Prompt of that prediction, where the caller names none.
+    """
+
+    embedded: bool = True
+    scale_default: Annotated[float, Field(ge=0, le=100)] = 3.5
+    true_cfg_scale: Annotated[float, Field(ge=0, le=100)] = 1.0
+    negative_prompt: str = ""
+
+
+class LoraTargets(_Part):
+    """Layers that a training adapts."""
+
+    target_modules: tuple[str, ...] = ()
+
+
+class ModelCard(_Part):
+    """What a worker must know of a model to run it well; all sizes in pixels.
+
+    Attributes:
+        name: Name under which tasks ask for the model.
+        architecture: Family; `flux` is the one that is run here.
+        license: SPDX name of the weights' licence, where known.
+        native_size: Side of the square that the model was trained on.
+        min_size: Smallest side that the model draws well; smaller results are drawn larger and reduced.
+        max_size: Largest side that the model draws well; larger results are drawn natively and enlarged.
+        size_multiple: Sides are multiples of it.
+        max_sequence_length: Tokens of the long prompt encoder; prompts are padded and cut to it.
+        steps: Denoising steps.
+        guidance: Guidance.
+        lora: Layers that a training adapts.
+        dtype: Type of numbers the weights were made in.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=255)] = "flux"
+    architecture: Literal["flux"] = "flux"
+    license: str = ""
+    native_size: Annotated[int, Field(ge=16, le=8192)] = 1024
+    min_size: Annotated[int, Field(ge=8, le=8192)] = 256
+    max_size: Annotated[int, Field(ge=16, le=8192)] = 2048
+    size_multiple: Annotated[int, Field(ge=1, le=1024)] = 16
+    max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 512
+    steps: StepRange = StepRange()
+    guidance: Guidance = Guidance()
+    lora: LoraTargets = LoraTargets()
+    dtype: str = "bfloat16"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _smallest(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "min_size" not in data and isinstance(data.get("native_size"), int):
+            return {**data, "min_size": min(256, data["native_size"])}
+        return data
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        if not self.min_size <= self.native_size <= self.max_size:
+            raise ValueError("min_size <= native_size <= max_size must hold")
+        if self.native_size % self.size_multiple or self.max_size % self.size_multiple:
+            raise ValueError("native_size and max_size must be multiples of size_multiple")
+        return self
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read a model's card.
+
+    Args:
+        folder: The model's folder.
+
+    Raises:
+        ModelError: The card is not JSON, or a member of it is out of range.
+    """
+    path = folder / CARD_NAME
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return _guess(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError("The model's card atelier.json is not readable JSON.", Fault.RESOURCE) from error
+    if not isinstance(data, dict):
+        raise ModelError("The model's card atelier.json must hold an object.", Fault.RESOURCE)
+    try:
+        return ModelCard.model_validate(data)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc']) or 'card'}: {fault['msg']}" for fault in error.errors()
+        )
+        raise ModelError(f"The model's card atelier.json is not valid: {faults}.", Fault.RESOURCE) from error
+
+
+def _guess(folder: Path) -> ModelCard:
+    name = folder.name
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        # The hub's cache keeps a snapshot under models--<owner>--<name>/snapshots/<commit>.
+        name = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    try:
+        transformer = json.loads((folder / "transformer" / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        transformer = {}
+    if transformer.get("guidance_embeds", True):
+        return ModelCard(name=name)
+    # FLUX.1-schnell: distilled to four steps, no guidance, 256 tokens (its own model card).
+    return ModelCard(
+        name=name,
+        max_sequence_length=256,
+        steps=StepRange(default=4),
+        guidance=Guidance(embedded=False, scale_default=0.0),
+    )

@@ -1,0 +1,384 @@
+"""A FLUX model that is resident: pictures from prompts, references and adapters, in batches, on any device."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers import FluxImg2ImgPipeline, FluxPipeline
+from PIL import Image
+
+from modelkit import sizes
+from modelkit.adapters import AdapterFile, Adapters
+from modelkit.card import ModelCard
+from modelkit.errors import Fault, ModelError
+from modelkit.previews import Previewer, Projection
+from modelkit.upscale import Upscaler
+
+_log = logging.getLogger(__name__)
+# Both libraries draw progress bars and advise their developers on stderr; what a worker must know comes as exceptions.
+diffusers.utils.logging.set_verbosity_error()
+diffusers.utils.logging.disable_progress_bar()
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+class Watcher(Protocol):
+    """Who follows the making of one picture."""
+
+    def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
+        """Hear that `step` of `total` is done; `preview` is a JPEG."""
+        ...
+
+    def cancelled(self) -> bool:
+        """Tell whether the picture is still wanted; read between steps."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all pictures of a batch share.
+
+    Attributes:
+        width: Width of the pictures in pixels.
+        height: Height of the pictures in pixels.
+        steps: Denoising steps; the card's where None.
+        guidance_scale: How closely prompts are followed: the embedded scale where the model has one, else that of
+            classifier-free guidance; the card's where None.
+        strength: How much of the references is kept, 0 (nothing) to 1 (all); ignored without references.
+        adapters: LoRAs that act.
+    """
+
+    width: int
+    height: int
+    steps: int | None = None
+    guidance_scale: float | None = None
+    strength: float = 0.0
+    adapters: tuple[AdapterFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One picture of a batch.
+
+    Attributes:
+        prompt: What it shows.
+        seed: Seed of its noise.
+        watcher: Who follows it.
+        negative_prompt: What it must not show; the card's where None.
+        reference: Picture to start from; all orders of a batch have one, or none has.
+    """
+
+    prompt: str
+    seed: int
+    watcher: Watcher
+    negative_prompt: str | None = None
+    reference: Image.Image | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What was made.
+
+    Attributes:
+        image: RGB, of exactly the size asked for.
+        cut_tokens: Tokens of the prompt beyond what the model reads; they had no say.
+    """
+
+    image: Image.Image
+    cut_tokens: int
+
+
+class _Dropped(Exception):  # noqa: N818 - it ends a denoising, and is no error
+    """Raised between two steps to go on without the orders that are no longer wanted."""
+
+    def __init__(self, keep: list[int], latents: torch.Tensor, done: int) -> None:
+        super().__init__()
+        self.keep = keep
+        self.latents = latents
+        self.done = done
+
+
+class FluxModel:
+    """One FLUX pipeline with its card and adapters. Safe to share between threads, which take turns.
+
+    Args:
+        pipe: The pipeline, on its device.
+        card: The model's limits.
+        name: Name under which it is resident.
+    """
+
+    def __init__(self, pipe: Any, card: ModelCard, name: str) -> None:
+        pipe.set_progress_bar_config(disable=True)
+        self.card = card
+        self.name = name
+        self._pipe = pipe
+        self._from_image = FluxImg2ImgPipeline.from_pipe(pipe)
+        self._from_image.set_progress_bar_config(disable=True)
+        self._adapters = Adapters(pipe)
+        self._projection = Projection(pipe.vae)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        card: ModelCard,
+        *,
+        name: str,
+        device: str,
+        shared: Mapping[str, torch.nn.Module] | None = None,
+    ) -> FluxModel:
+        """Load a pipeline from its folder onto a device, as float32 on a processor and bfloat16 elsewhere.
+
+        Args:
+            folder: A diffusers folder with safetensors weights.
+            card: The model's limits.
+            name: Name under which it is resident.
+            device: A torch device.
+            shared: Components that are resident already and are taken instead of the folder's own.
+
+        Raises:
+            ModelError: The folder holds no FLUX pipeline that loads.
+        """
+        try:
+            pipe = FluxPipeline.from_pretrained(
+                str(folder), dtype=dtype_of(device), local_files_only=True, use_safetensors=True, **(shared or {})
+            )
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+            _log.error("model %s failed to load", name, exc_info=error)
+            raise ModelError(f"The model {name} could not be loaded on this worker.", Fault.RESOURCE) from error
+        return cls(pipe.to(device), card, name)
+
+    @property
+    def components(self) -> dict[str, torch.nn.Module]:
+        """The parts that hold weights, by their names in the pipeline."""
+        return {name: part for name, part in self._pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapters that are loaded."""
+        return self._adapters
+
+    @property
+    def pipe(self) -> Any:
+        """The diffusers pipeline, for who trains or measures."""
+        return self._pipe
+
+    def generate(self, settings: Settings, orders: Sequence[Order], upscaler: Upscaler) -> list[Picture | None]:
+        """Make a batch of pictures.
+
+        Args:
+            settings: What they share.
+            orders: The pictures.
+            upscaler: Enlarges what is larger than the model draws.
+
+        Returns:
+            A picture for each order, of exactly the size asked for; None where its watcher cancelled it.
+
+        Raises:
+            ModelError: A setting is out of the card's range, or an adapter does not fit.
+        """
+        plan = sizes.plan(self.card, settings.width, settings.height)
+        steps = settings.steps or self.card.steps.default
+        if not self.card.steps.min <= steps <= self.card.steps.max:
+            raise ModelError(
+                f"The model {self.card.name} takes {self.card.steps.min} to {self.card.steps.max} steps, not {steps}."
+            )
+        if orders[0].reference is not None and settings.strength >= 1:
+            return [self._kept(settings, order) for order in orders]
+        with self._lock:
+            self._adapters.use(settings.adapters)
+            run = _Denoising(self, settings, plan, steps, orders)
+            try:
+                drawn = run.images()
+            except torch.cuda.OutOfMemoryError as error:
+                raise ModelError(
+                    "The device has too little memory for a picture of this size.", Fault.RESOURCE, retryable=True
+                ) from error
+        return [
+            None if image is None else self._finish(image, settings, order, run.total, upscaler)
+            for image, order in zip(drawn, orders, strict=True)
+        ]
+
+    def cut_tokens(self, prompt: str) -> int:
+        """Count the tokens of a prompt that the long encoder does not read."""
+        return max(0, len(self._pipe.tokenizer_2(prompt).input_ids) - self.card.max_sequence_length)
+
+    def close(self) -> None:
+        """Let go of all weights; the model is not used again."""
+        with self._lock:
+            self._adapters.clear()
+            self._projection = None  # type: ignore[assignment] # a closed model has no parts; none is used again
+            self._pipe = self._from_image = None
+
+    @staticmethod
+    def _kept(settings: Settings, order: Order) -> Picture | None:
+        """The end of the scale: a reference that is kept entirely is the picture."""
+        if order.watcher.cancelled() or order.reference is None:
+            return None
+        order.watcher.progress(1, 1)
+        return Picture(fit(order.reference, settings.width, settings.height), 0)
+
+    def _finish(
+        self, image: Image.Image, settings: Settings, order: Order, total: int, upscaler: Upscaler
+    ) -> Picture | None:
+        size = (settings.width, settings.height)
+        if image.size == size:
+            return Picture(image, self.cut_tokens(order.prompt))
+        if image.width >= size[0] and image.height >= size[1]:
+            return Picture(fit(image, *size), self.cut_tokens(order.prompt))
+
+        def tick(_done: int, _tiles: int) -> None:
+            if order.watcher.cancelled():
+                raise _Dropped([], torch.empty(0), total)
+            order.watcher.progress(total, total)
+
+        try:
+            large = upscaler.enlarge(image, *size, tick)
+        except _Dropped:
+            return None
+        return Picture(large, self.cut_tokens(order.prompt))
+
+
+class _Denoising:
+    """One batch on its way from noise to images.
+
+    It runs the pipeline's own call. When a member is cancelled, the call is left between two steps and taken up again
+    with the others' latents and the remaining noise levels, which gives the same pictures as never having left it.
+    """
+
+    def __init__(
+        self, model: FluxModel, settings: Settings, plan: sizes.SizePlan, steps: int, orders: Sequence[Order]
+    ) -> None:
+        self._model = model
+        self._pipe = model.pipe
+        self._settings = settings
+        self._plan = plan
+        self._steps = steps
+        self._orders = orders
+        self._live = list(range(len(orders)))
+        self._previewer = Previewer(model._projection)  # noqa: SLF001 - one module
+        # diffusers starts a reference's denoising at this step; without one, at 0.
+        self._first = 0
+        if orders[0].reference is not None and settings.strength > 0:
+            self._first = int(max(steps - min(steps * (1 - settings.strength), steps), 0))
+        self.total = steps - self._first
+
+    def images(self) -> list[Image.Image | None]:
+        """Run it; one image a member, None for who was cancelled."""
+        made: list[Image.Image | None] = [None] * len(self._orders)
+        self._forget_cancelled()
+        latents: torch.Tensor | None = None
+        done = 0
+        while self._live:
+            try:
+                images = self._call(latents, done)
+            except _Dropped as dropped:
+                latents, done = dropped.latents, dropped.done
+                self._live = dropped.keep
+                continue
+            self._forget_cancelled(images)
+            for index, image in zip(self._live, images, strict=True):
+                made[index] = image
+            break
+        return made
+
+    def _forget_cancelled(self, images: list[Image.Image] | None = None) -> None:
+        keep = [place for place, index in enumerate(self._live) if not self._orders[index].watcher.cancelled()]
+        self._live = [self._live[place] for place in keep]
+        if images is not None:
+            images[:] = [images[place] for place in keep]
+
+    def _call(self, latents: torch.Tensor | None, done: int) -> list[Image.Image]:
+        orders = [self._orders[index] for index in self._live]
+        keywords: dict[str, Any] = {
+            "prompt": [order.prompt for order in orders],
+            "width": self._plan.width,
+            "height": self._plan.height,
+            "num_inference_steps": self._steps,
+            # The same noise on every device and in every batch: each picture draws its own, on the processor.
+            "generator": [torch.Generator().manual_seed(order.seed) for order in orders],
+            "max_sequence_length": self._model.card.max_sequence_length,
+            "callback_on_step_end": lambda _pipe, step, _time, tensors: self._stepped(done + step + 1, tensors),
+            "callback_on_step_end_tensor_inputs": ["latents"],
+            **self._guidance(orders),
+        }
+        if latents is not None:
+            # As FluxPipeline spaces them, less the steps that are done.
+            sigmas = np.linspace(1.0, 1 / self._steps, self._steps)[self._first + done :]
+            result = self._pipe(**keywords, latents=latents, sigmas=sigmas)
+        elif orders[0].reference is not None and self._settings.strength > 0:
+            references = [
+                fit(order.reference, self._plan.width, self._plan.height) for order in orders if order.reference
+            ]
+            strength = 1 - self._settings.strength
+            result = self._model._from_image(**keywords, image=references, strength=strength)  # noqa: SLF001
+        else:
+            result = self._pipe(**keywords)
+        images: list[Image.Image] = result.images
+        return images
+
+    def _guidance(self, orders: Sequence[Order]) -> dict[str, Any]:
+        guidance, asked = self._model.card.guidance, self._settings.guidance_scale
+        if guidance.embedded:
+            keywords: dict[str, Any] = {"guidance_scale": guidance.scale_default if asked is None else asked}
+            true_cfg = guidance.true_cfg_scale
+        else:
+            keywords = {"guidance_scale": guidance.scale_default}
+            true_cfg = guidance.true_cfg_scale if asked is None else asked
+        if true_cfg > 1:
+            keywords["true_cfg_scale"] = true_cfg
+            keywords["negative_prompt"] = [
+                guidance.negative_prompt if order.negative_prompt is None else order.negative_prompt for order in orders
+            ]
+        return keywords
+
+    def _stepped(self, done: int, tensors: dict[str, Any]) -> dict[str, Any]:
+        watchers = [self._orders[index].watcher for index in self._live]
+        previews = self._previews(done, tensors["latents"])
+        for place, watcher in enumerate(watchers):
+            watcher.progress(done, self.total, previews[place] if previews else None)
+        keep = [place for place, watcher in enumerate(watchers) if not watcher.cancelled()]
+        # After the last step there is nothing to take up again; who is cancelled then is left out at the end.
+        if len(keep) < len(watchers) and (done < self.total or not keep):
+            raise _Dropped([self._live[place] for place in keep], tensors["latents"][keep], done)
+        return tensors
+
+    def _previews(self, done: int, latents: torch.Tensor) -> list[bytes] | None:
+        if done >= self.total:
+            return None
+        scheduler = self._pipe.scheduler
+        # step_index points behind the step that has just been made; the count of sigmas left is what is left to do.
+        sigma = float(scheduler.sigmas[scheduler.step_index])
+        return self._previewer.step(latents, sigma, self._unpack)
+
+    def _unpack(self, latents: torch.Tensor) -> torch.Tensor:
+        unpacked: torch.Tensor = self._pipe._unpack_latents(  # noqa: SLF001 - diffusers gives it no public name
+            latents, self._plan.height, self._plan.width, self._pipe.vae_scale_factor
+        )
+        return unpacked
+
+
+def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Resize to exactly `width` x `height`; what does not fit the aspect is cut evenly from both sides."""
+    image = image.convert("RGB")
+    if image.size == (width, height):
+        return image
+    box = sizes.cover(image.size, (width, height))
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+
+
+def dtype_of(device: str) -> torch.dtype:
+    """The type of numbers that models run in on a device."""
+    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16

