@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 import uvicorn
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from starlette.types import ASGIApp
 
@@ -22,6 +23,7 @@ from meshkit.lifecycle import announce
 from meshkit.logging import get_logger
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
+from services.gateway import description
 from services.gateway.app import Health, Parts, Probe, create_app
 from services.gateway.auth import Guard
 from services.gateway.config import GatewaySettings
@@ -68,10 +70,17 @@ def build_app(stack: AsyncExitStack, settings: GatewaySettings, stopping: asynci
         transcoder=Transcoder(table, call_of, around),
         health=Health({package.split(".")[-2]: _probe(one) for package, one in channels.items()}, release),
         storage=storage,
-        openapi=build_document(table.routes, image, version=release),
+        openapi=document(table, image, version=release),
         docs=Docs(),
     )
     return create_app(parts, settings)
+
+
+def document(table: RouteTable, image: FileDescriptorSet, *, version: str) -> dict[str, Any]:
+    """Return the OpenAPI document of the gateway."""
+    return build_document(
+        table.routes, image, version=version, extra_paths=description.PATHS, extra_schemas=description.SCHEMAS
+    )
 
 
 def _channel(stack: AsyncExitStack, settings: GatewaySettings, address: str, services: list[Service]) -> MeshChannel:

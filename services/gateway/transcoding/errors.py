@@ -31,7 +31,6 @@ HTTP_OF_KIND: Mapping[Kind, int] = MappingProxyType(
 _RETRY_AFTER = MappingProxyType({Kind.EXHAUSTED: "1", Kind.UNAVAILABLE: "2"})
 
 
-
 @dataclass(frozen=True, slots=True)
 class HttpError:
     """An error as it is answered.

@@ -1,0 +1,220 @@
+"""What the OpenAPI document says of the gateway's own routes: stored images, media URLs and health."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from services.gateway.storage import IMAGES, MEDIA
+from services.gateway.transcoding.openapi import SECURITY, errors
+from services.gateway.transcoding.schemas import Schema, reference
+
+_UPLOAD = "Body_save_image_api_v1_storage_images__path__post"
+
+
+def _text(title: str, description: str, **more: object) -> Schema:
+    return {"type": "string", "title": title, "description": description, **more}
+
+
+SCHEMAS: Mapping[str, Schema] = {
+    _UPLOAD: {
+        "properties": {"file": _text("File", "The image.", format="binary")},
+        "type": "object",
+        "required": ["file"],
+        "title": _UPLOAD,
+        "description": "An image to store.",
+    },
+    "StoredImage": {
+        "properties": {
+            "path": _text("Path", "Path in storage."),
+            "size": {"type": "integer", "title": "Size", "description": "Bytes.", "minimum": 0},
+            "content_type": _text("Content Type", "Media type, judged by the content."),
+            "last_modified": _text("Last Modified", "When it was written.", format="date-time"),
+            "url": _text("Url", "Signed address that works without a token, for a while.", format="uri"),
+        },
+        "type": "object",
+        "required": ["path", "size", "content_type", "last_modified", "url"],
+        "title": "StoredImage",
+        "description": "An image in storage.",
+    },
+    "StoredImageList": {
+        "properties": {
+            "images": {
+                "items": reference("StoredImage"),
+                "type": "array",
+                "title": "Images",
+                "description": "The images, in the order of their paths.",
+            },
+            "total": {"type": "integer", "title": "Total", "description": "Images that there are.", "minimum": 0},
+        },
+        "type": "object",
+        "required": ["images", "total"],
+        "title": "StoredImageList",
+        "description": "Images in storage.",
+    },
+    "DeletedImage": {
+        "properties": {
+            "deleted": {"type": "boolean", "const": True, "title": "Deleted", "description": "Always true."},
+            "path": _text("Path", "Path that it had."),
+        },
+        "type": "object",
+        "required": ["deleted", "path"],
+        "title": "DeletedImage",
+        "description": "An image that is gone.",
+    },
+    "HealthResponse": {
+        "properties": {
+            "status": _text("Status", "healthy, or unhealthy where a service does not answer."),
+            "version": _text("Version", "Version of the mesh."),
+            "services": {
+                "additionalProperties": {"type": "string"},
+                "type": "object",
+                "title": "Services",
+                "description": "State of each service behind the gateway.",
+            },
+            "timestamp": _text("Timestamp", "When this was said.", format="date-time"),
+        },
+        "type": "object",
+        "required": ["status", "version", "services", "timestamp"],
+        "title": "HealthResponse",
+        "description": "State of the mesh.",
+    },
+}
+
+
+def _json(schema: Schema, description: str = "Successful Response") -> Schema:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _storage(name: str, summary: str, description: str, *, scope: str, **more: object) -> Schema:
+    return {
+        "tags": ["storage"],
+        "summary": summary,
+        "description": f"{description}\n\nNeeds the scope `{scope}`.",
+        "operationId": name,
+        "security": SECURITY,
+        **more,
+    }
+
+
+_PATH: Schema = {
+    "name": "path",
+    "in": "path",
+    "required": True,
+    "description": "Path in storage; may contain slashes.",
+    "schema": {"type": "string", "title": "Path", "minLength": 1, "maxLength": 1024},
+}
+_BYTES: Schema = {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
+_READ: Schema = {
+    "200": {"description": "The image", **_BYTES},
+    "206": {"description": "The range asked for", **_BYTES},
+    "304": {"description": "The caller has this version"},
+    "307": {"description": "The image is elsewhere: a CDN or a signed address"},
+    "416": {"description": "The range lies outside of the image"},
+}
+_SEEN: Schema = {
+    "200": {"description": "It exists; the headers are those of a read"},
+    "304": {"description": "The caller has this version"},
+    **{
+        str(code): {"description": text}
+        for code, text in {401: "No valid token", 403: "Scope missing", 404: "Not there", 422: "Bad path"}.items()
+    },
+}
+
+PATHS: Mapping[str, Mapping[str, Schema]] = {
+    IMAGES: {
+        "get": _storage(
+            "list_images",
+            "List Images",
+            "Lists stored images in the order of their paths.",
+            scope="read",
+            parameters=[
+                {
+                    "name": "limit",
+                    "in": "query",
+                    "required": False,
+                    "description": "Images to return at most.",
+                    "schema": {"type": "integer", "default": 100, "minimum": 1, "maximum": 1000, "title": "Limit"},
+                },
+                {
+                    "name": "prefix",
+                    "in": "query",
+                    "required": False,
+                    "description": "Only paths that begin so.",
+                    "schema": {"type": "string", "maxLength": 1024, "title": "Prefix"},
+                },
+            ],
+            responses={"200": _json(reference("StoredImageList")), **errors(401, 403, 422, 503)},
+        )
+    },
+    f"{IMAGES}/{{path}}": {
+        "get": _storage(
+            "get_image",
+            "Get Image",
+            "Returns an image, or a range of it; redirects where a CDN or signed addresses are configured.",
+            scope="read",
+            parameters=[_PATH],
+            responses={**_READ, **errors(401, 403, 404, 422, 503)},
+        ),
+        "post": _storage(
+            "save_image",
+            "Save Image",
+            "Stores an image, as a form's `file` or as the request's content. The type is judged by the content.",
+            scope="write",
+            parameters=[_PATH],
+            requestBody={
+                "required": True,
+                "content": {
+                    "multipart/form-data": {"schema": reference(_UPLOAD)},
+                    "image/*": {"schema": {"type": "string", "format": "binary"}},
+                },
+            },
+            responses={"200": _json(reference("StoredImage")), **errors(401, 403, 413, 422, 503)},
+        ),
+        "delete": _storage(
+            "delete_image",
+            "Delete Image",
+            "Deletes an image.",
+            scope="write",
+            parameters=[_PATH],
+            responses={"200": _json(reference("DeletedImage")), **errors(401, 403, 404, 422, 503)},
+        ),
+        "head": _storage(
+            "check_image_exists",
+            "Check Image Exists",
+            "Answers with the headers of a read.",
+            scope="read",
+            parameters=[_PATH],
+            responses=_SEEN,
+        ),
+    },
+    f"{MEDIA}/{{token}}": {
+        "get": {
+            "tags": ["storage"],
+            "summary": "Get Media",
+            "description": "Returns what a signed address opens. Needs no token; the address expires.",
+            "operationId": "get_media",
+            "parameters": [
+                {
+                    "name": "token",
+                    "in": "path",
+                    "required": True,
+                    "description": "The signed part of the address.",
+                    "schema": {"type": "string", "title": "Token"},
+                }
+            ],
+            "responses": {**_READ, **errors(403, 404, 503)},
+        }
+    },
+    "/health": {
+        "get": {
+            "tags": ["health"],
+            "summary": "Health Check",
+            "description": "Tells whether the mesh can work. Needs no token.",
+            "operationId": "health_check",
+            "responses": {
+                "200": _json(reference("HealthResponse")),
+                "503": _json(reference("HealthResponse"), "A service does not answer"),
+            },
+        }
+    },
+}
