@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,12 +127,31 @@ def mesh(
         subprocess.run([ATELIER, "down", "--data", data], env=env, check=True)
 
 
+def set_up_peer() -> None:
+    """Make the peer's environment from its lock, once for each state of that lock.
+
+    Raises:
+        SystemExit: Redis is not installed.
+    """
+    if shutil.which("redis-server") is None:
+        raise SystemExit("The peer needs Redis: install the package redis-server.")
+    lock = PEER_FOLDER / "requirements.lock"
+    stamp = PEER_VENV / "lock"
+    if stamp.is_file() and stamp.read_bytes() == lock.read_bytes():
+        return
+    uv = ATELIER.with_name("uv")
+    subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, PEER_VENV], check=True)
+    subprocess.run([uv, "pip", "install", "--quiet", "--python", PEER_VENV / "bin" / "python", "-r", lock], check=True)
+    stamp.write_bytes(lock.read_bytes())
+
+
 @contextmanager
 def peer(folder: Path, dsn: str) -> Iterator[Stack]:
     """FastAPI, Celery (two processes and their parent) and Redis.
 
     Process for process what the mesh runs: gateway, tasks, worker and its child, and NATS.
     """
+    set_up_peer()
     redis_port, port = free_ports(2)
     env = {
         **os.environ,
