@@ -1,0 +1,199 @@
+"""The command line: a newcomer's first mesh, its restart, two meshes side by side."""
+
+import json
+import os
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from atelier_cli.embedded.process import free_ports
+from tests.e2e.harness import ATELIER, parse_status, until
+
+pytestmark = pytest.mark.timeout(400)
+
+ROLES = {"gateway", "tasks", "worker", "nats", "postgres", "s3"}
+
+
+class Shell:
+    """`atelier` on one data folder, with the model that ships."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.port = free_ports(1)[0]
+
+    def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*ATELIER, *arguments, "--data", str(self.path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+            cwd=self.path.parent,
+        )
+        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def up(self) -> None:
+        self.run("up", "--detach", "--port", str(self.port))
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        return parse_status(self.run("status", "--json").stdout)
+
+    def token(self, *arguments: str) -> str:
+        return self.run("token", *arguments).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def shells(servers_folder: Path) -> Iterator[list[Shell]]:
+    """Two folders; the first has a mesh."""
+    shells = []
+    for _ in range(2):
+        parent = Path(tempfile.mkdtemp(dir=servers_folder))
+        parent.chmod(0o711)
+        shells.append(Shell(parent / "data"))
+    shells[0].up()
+    yield shells
+    for shell in shells:
+        shell.run("down")
+
+
+@pytest.fixture(scope="module")
+def shell(shells: list[Shell]) -> Shell:
+    return shells[0]
+
+
+def test_every_role_is_healthy_and_named_with_its_process(shell: Shell) -> None:
+    status = shell.status()
+    assert set(status) == ROLES
+    assert {each["health"] for each in status.values()} == {"healthy"}
+    for each in status.values():
+        assert set(each) == {"name", "pid", "role", "health"}
+        assert Path(f"/proc/{each['pid']}").exists()
+
+
+def test_table_of_the_status_names_every_role(shell: Shell) -> None:
+    text = shell.run("status").stdout
+    assert all(role in text for role in ROLES)
+
+
+def test_secrets_are_private_to_their_owner(shell: Shell) -> None:
+    file = shell.path / "credentials.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    secrets = json.loads(file.read_text()).values()
+    logs = "".join(log.read_text(errors="replace") for log in (shell.path / "logs").iterdir())
+    assert not any(secret in logs for secret in secrets)
+
+
+def test_token_prints_the_token_alone_and_it_is_taken(shell: Shell) -> None:
+    token = shell.token("--tenant", "acme", "--scopes", "read")
+    assert token.count(".") == 2
+    assert "\n" not in token
+    url = f"http://127.0.0.1:{shell.port}/api/v1/tasks/"
+    headers = {"authorization": f"Bearer {token}"}
+    assert httpx.get(url, headers=headers).status_code == 200
+    body = {"task_type": "GENERATION", "origin_instance": "e2e", "prompt": "x"}
+    assert httpx.post(url, headers=headers, json=body).status_code == 403
+
+
+def test_unknown_scope_is_wrong_use(shell: Shell) -> None:
+    assert "unknown scope: fly" in shell.run("token", "--scopes", "fly", code=2).stderr
+
+
+def test_second_up_says_that_a_mesh_runs(shell: Shell) -> None:
+    for arguments in ((), ("--detach",)):
+        said = shell.run("up", *arguments, code=1).stderr
+        assert "already runs" in said
+        assert f"http://127.0.0.1:{shell.port}" in said
+
+
+def test_taken_port_is_told(shells: list[Shell]) -> None:
+    said = shells[1].run("up", "--port", str(shells[0].port), code=1).stderr
+    assert f"Port {shells[0].port} is taken" in said
+
+
+def test_generate_saves_a_picture_and_the_seed_repeats_it(shell: Shell, tmp_path: Path) -> None:
+    pictures = []
+    for name in ("one.png", "two.png"):
+        target = tmp_path / name
+        size = ("--width", "128", "--height", "192", "--seed", "7")
+        said = shell.run("generate", "a red dress", *size, "-o", str(target))
+        assert "seed 7, 128x192" in said.stdout
+        with Image.open(target) as picture:
+            assert picture.size == (128, 192)
+            pictures.append(picture.convert("RGB").tobytes())
+    assert pictures[0] == pictures[1]
+
+
+def test_generate_says_what_was_wrong_and_saves_nothing(shell: Shell, tmp_path: Path) -> None:
+    target = tmp_path / "none.png"
+    said = shell.run("generate", "a red dress", "--width", "3", "-o", str(target), code=1).stderr
+    assert "width" in said
+    said = shell.run("generate", "x", "--lora", "styles/none.safetensors", "-o", str(target), code=1).stderr
+    assert "style_model_path" in said
+    assert not target.exists()
+
+
+def test_tasks_are_listed_shown_and_watched(shell: Shell, tmp_path: Path) -> None:
+    size = ("--width", "64", "--height", "64")
+    shell.run("generate", "a blue sneaker", *size, "-o", str(tmp_path / "a.png"))
+    task = json.loads(shell.run("task", "list", "--json", "--limit", "1").stdout)[0]
+    assert task["prompt"] == "a blue sneaker"
+    assert task["id"] in shell.run("task", "list").stdout
+    assert json.loads(shell.run("task", "get", task["id"]).stdout) == task
+    assert json.loads(shell.run("task", "watch", task["id"]).stdout)["status"] == "COMPLETED"
+    assert "409" in shell.run("task", "cancel", task["id"], code=1).stderr
+    assert "404" in shell.run("task", "get", "00000000-0000-4000-8000-000000000000", code=1).stderr
+
+
+def test_doctor_finds_nothing_missing(shell: Shell) -> None:
+    assert "Nothing is missing." in shell.run("doctor").stdout
+
+
+def test_two_meshes_run_side_by_side_and_a_restart_keeps_everything(shells: list[Shell], tmp_path: Path) -> None:
+    one, two = shells
+    two.up()
+    assert {each["health"] for each in two.status().values()} == {"healthy"}
+    assert {each["pid"] for each in one.status().values()}.isdisjoint(each["pid"] for each in two.status().values())
+    headers = {"authorization": f"Bearer {one.token()}"}
+    assert httpx.get(f"http://127.0.0.1:{two.port}/api/v1/tasks/", headers=headers).status_code == 401
+
+    before = one.run("task", "list", "--json").stdout
+    path = json.loads(before)[0]["result_image_path"]
+    one.run("down")
+    assert not one.run("status", "--json", code=3).stdout.strip().startswith("{}")
+    assert {each["health"] for each in two.status().values()} == {"healthy"}
+    one.run("up", "--detach")  # on the port it had
+    assert one.run("task", "list", "--json").stdout == before
+    picture = httpx.get(
+        f"http://127.0.0.1:{one.port}/api/v1/storage/images/{path}", headers=headers, follow_redirects=True
+    )
+    assert picture.status_code == 200
+    two.run("down")
+
+
+def test_commands_without_a_mesh_say_so(tmp_path: Path) -> None:
+    nobody = Shell(tmp_path / "none")
+    assert json.loads(nobody.run("status", "--json", code=3).stdout) == {"processes": []}
+    assert "`atelier up`" in nobody.run("task", "list", code=3).stderr
+    assert "`atelier up`" in nobody.run("generate", "x", code=3).stderr
+    assert "No mesh runs" in nobody.run("down").stderr
+
+
+def test_killed_supervisor_takes_its_processes_along_and_up_recovers(shell: Shell) -> None:
+    before = shell.status()
+    supervisor = json.loads((shell.path / "mesh.json").read_text())["pid"]
+    os.kill(supervisor, 9)
+    until(
+        lambda: not any(Path(f"/proc/{each['pid']}/exe").exists() for each in before.values()),
+        "no process outlives the supervisor",
+        60,
+    )
+    shell.run("up", "--detach")
+    assert {each["health"] for each in shell.status().values()} == {"healthy"}
