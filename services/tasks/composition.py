@@ -1,0 +1,153 @@
+"""The service put together: what `__main__` runs and what the tests start."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from atelier.tasks.v1 import tasks_service_pb2_grpc, worker_service_pb2_grpc
+
+from meshkit import db as meshdb
+from meshkit.auth import TokenVerifier
+from meshkit.bus import Bus, Message
+from meshkit.db import Database
+from meshkit.loops import Loops
+from meshkit.metrics import serve_metrics
+from meshkit.objects import ObjectStore
+from meshkit.outbox import Relay
+from meshkit.server import MeshServer
+from services.tasks.catalog import Catalog
+from services.tasks.config import TasksSettings
+from services.tasks.creation import Preparer
+from services.tasks.domain import RetryPolicy
+from services.tasks.events import WAKE_SUBJECT
+from services.tasks.inputs import InputDoor
+from services.tasks.loops import Upkeep
+from services.tasks.news import News
+from services.tasks.postgres.store import PostgresStore
+from services.tasks.progress import ProgressBoard
+from services.tasks.scheduler import Poll, Scheduler
+from services.tasks.service import TasksService
+from services.tasks.servicer import TasksServicer
+from services.tasks.watch import Watchers
+from services.tasks.worker_servicer import WorkerServicer
+from services.tasks.workers import WorkerDesk
+
+SCHEMA = "tasks"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A running service; its parts are for tests that call a loop's body themselves."""
+
+    address: str
+    upkeep: Upkeep
+    relay: Relay
+    database: Database
+    objects: ObjectStore
+
+
+async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
+    """Starts the service; the stack stops it.
+
+    Args:
+        settings: Its settings.
+        stack: Closed in reverse order at the end.
+    """
+    await meshdb.migrate(settings.database_url.get_secret_value(), SCHEMA, "services.tasks.migrations")
+    database = Database.from_settings(settings, schema=SCHEMA)
+    await database.open()
+    stack.push_async_callback(database.close)
+    bus = Bus(settings.nats_url.get_secret_value())
+    await bus.connect()
+    stack.push_async_callback(bus.close)
+    objects = ObjectStore.from_settings(settings)
+    stack.push_async_callback(objects.close)
+
+    store = PostgresStore(database)
+    news = News(bus, secrets.token_bytes(8))
+    catalog = Catalog(enable_noop=settings.enable_noop)
+    policy = RetryPolicy(settings.max_retries, settings.retry_base_seconds)
+    relay = Relay(database, bus)
+    stack.push_async_callback(relay.close)
+    news.on_commit(relay.wake)
+
+    door = InputDoor(objects, settings.shared_tenant)
+    tasks = TasksService(
+        store,
+        catalog=catalog,
+        preparer=Preparer(catalog, door, lambda: datetime.now(UTC)),
+        door=door,
+        objects=objects,
+        news=news,
+    )
+    stack.push_async_callback(tasks.close)
+    board = ProgressBoard(store, news)
+
+    async def give_back(poll: Poll, leases: object) -> None:
+        await desk.give_back(poll, leases)  # type: ignore[arg-type]
+
+    scheduler = Scheduler(
+        store, costs=catalog.costs, weights=settings.tenant_weights, release=give_back, on_events=news.committed
+    )
+    news.on_waiting(scheduler.wake)
+    desk = WorkerDesk(
+        store,
+        scheduler=scheduler,
+        board=board,
+        news=news,
+        policy=policy,
+        weights=settings.tenant_weights,
+        ttl_seconds=settings.lease_ttl_seconds,
+        acknowledge_seconds=settings.acknowledge_seconds,
+        max_wait_seconds=settings.default_max_wait_seconds,
+    )
+    stack.push_async_callback(desk.close)
+    watchers = Watchers(store, bus)
+    await watchers.start()
+
+    async def on_wake(message: Message) -> None:
+        news.heard(message.subject.rpartition(".")[2], message.data)
+
+    await bus.subscribe(f"{WAKE_SUBJECT}.*", on_wake)
+    upkeep = Upkeep(
+        store,
+        desk=desk,
+        objects=objects,
+        news=news,
+        policy=policy,
+        settings=settings,
+        clock=lambda: datetime.now(UTC),
+    )
+    loops = Loops(*upkeep.loops(board), *([relay.loop, relay.prune_loop] if settings.run_loops else []))
+    await stack.enter_async_context(loops)
+    server = MeshServer(
+        settings,
+        servicers=[
+            (
+                tasks_service_pb2_grpc.add_TasksServiceServicer_to_server,
+                TasksServicer(tasks, watchers),
+                "atelier.tasks.v1.TasksService",
+            ),
+            (
+                worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
+                WorkerServicer(
+                    desk,
+                    ttl_seconds=settings.lease_ttl_seconds,
+                    heartbeat_seconds=settings.heartbeat_interval_seconds,
+                ),
+                "atelier.tasks.v1.WorkerService",
+            ),
+        ],
+        verifier=TokenVerifier.from_settings(settings),
+    )
+    await server.start()
+    stack.push_async_callback(server.stop)
+    # Parked polls end first: a stopping server waits for the calls in flight.
+    stack.push_async_callback(scheduler.close)
+    page = serve_metrics(settings.metrics_port, settings.metrics_host)
+    if page is not None:
+        stack.callback(page.close)
+    return Running(server.address, upkeep, relay, database, objects)

@@ -1,0 +1,55 @@
+"""Settings of the tasks service."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import NoDecode
+
+from meshkit.config import MeshSettings
+
+
+def _weights(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    pairs = (part.rpartition("=") for part in value.split(",") if part.strip())
+    return {tenant.strip(): float(weight) for tenant, _, weight in pairs}
+
+
+# `tenant=3,other=1`, as people write it in an environment.
+Weights = Annotated[dict[str, float], NoDecode, BeforeValidator(_weights)]
+
+
+class TasksSettings(MeshSettings):
+    """What the tasks service may be told; see `MeshSettings` for what every service may."""
+
+    listen: str = Field(default="127.0.0.1:9101", description="Address to serve on.")
+    enable_noop: bool = Field(default=False, description="Serve NOOP tasks, for tests and benchmarks.")
+    lease_ttl_seconds: float = Field(default=15.0, gt=0, description="How long a session lives without a heartbeat.")
+    heartbeat_seconds: float = Field(
+        default=0.0, ge=0, description="Interval told to workers; a third of the lease's where 0."
+    )
+    max_retries: int = Field(default=3, ge=0, description="Attempts at a task beyond the first.")
+    retry_base_seconds: float = Field(
+        default=0.5, ge=0, description="Wait before the first retry of a failed attempt; doubles."
+    )
+    acknowledge_seconds: float = Field(
+        default=5.0, gt=0, description="A lease its worker does not name for so long goes back."
+    )
+    tenant_weights: Weights = Field(
+        default_factory=dict, description="Shares of tenants, `tenant=3,other=1`; 1 for others."
+    )
+    default_max_wait_seconds: float = Field(default=30.0, gt=0, le=60, description="Longest wait of one Lease call.")
+    sweep_interval_seconds: float = Field(default=1.0, gt=0, description="How often expired leases are looked for.")
+    object_sweep_delay_seconds: float = Field(
+        default=120.0, ge=0, description="Age at which objects of lost attempts go."
+    )
+    staging_max_age_seconds: float = Field(default=7200.0, gt=0, description="Age at which unused uploads go.")
+    shared_tenant: str = Field(default="shared", description="Tenant whose LoRA adapters everyone may use.")
+    run_loops: bool = Field(default=True, description="Run the relay and the sweepers in this replica.")
+
+    @property
+    def heartbeat_interval_seconds(self) -> float:
+        """Interval of heartbeats: two may be lost before a session ends."""
+        return self.heartbeat_seconds or self.lease_ttl_seconds / 3

@@ -1,0 +1,150 @@
+"""Between rows and messages of the contract."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, worker_service_pb2
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.tasks.catalog import TYPES, prefix_of
+from services.tasks.domain import AttemptRecord, Kind, Ref, TaskRecord
+
+
+def _numbers(enum: EnumDescriptor, prefix: str) -> dict[str, int]:
+    return {value.name.removeprefix(prefix): value.number for value in enum.values if value.number}
+
+
+STATUS = _numbers(enums_pb2.TaskStatus.DESCRIPTOR, "TASK_STATUS_")
+TASK_TYPE = _numbers(enums_pb2.TaskType.DESCRIPTOR, "TASK_TYPE_")
+PROVIDER = _numbers(enums_pb2.ProviderType.DESCRIPTOR, "PROVIDER_TYPE_")
+CATEGORY = _numbers(enums_pb2.ErrorCategory.DESCRIPTOR, "ERROR_CATEGORY_")
+OUTCOME = _numbers(tasks_service_pb2.AttemptOutcome.DESCRIPTOR, "ATTEMPT_OUTCOME_")
+KIND = _numbers(worker_service_pb2.JobKind.DESCRIPTOR, "JOB_KIND_")
+STATUS_NAME = {number: name for name, number in STATUS.items()}
+TASK_TYPE_NAME = {number: name for name, number in TASK_TYPE.items()}
+PROVIDER_NAME = {number: name for name, number in PROVIDER.items()}
+CATEGORY_NAME = {number: name for name, number in CATEGORY.items()}
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    """A moment as the wire has it."""
+    result = Timestamp()
+    result.FromDatetime(moment)
+    return result
+
+
+def moment(value: Timestamp) -> datetime:
+    """A moment off the wire, in UTC."""
+    return value.ToDatetime(tzinfo=UTC)
+
+
+def to_task(record: TaskRecord) -> task_pb2.Task:
+    """A task as callers see it."""
+    task = task_pb2.Task.FromString(record.body)
+    if record.result is not None:
+        _merge_result(task, task_pb2.TaskResult.FromString(record.result))
+    ident = str(record.id)
+    task.id = ident
+    task.priority = record.priority
+    task.origin_instance = record.origin_instance
+    task.origin_tenant_id = record.tenant
+    if record.origin_zone is not None:
+        task.origin_zone = record.origin_zone
+    if record.origin_reference is not None:
+        task.origin_reference = record.origin_reference
+    task.created_at.FromDatetime(record.created_at)
+    task.updated_at.FromDatetime(record.updated_at)
+    task.status = STATUS[record.status]  # type: ignore[assignment]  # enum numbers are ints on the wire
+    if record.started_at is not None:
+        task.started_at.FromDatetime(record.started_at)
+    if record.completed_at is not None:
+        task.completed_at.FromDatetime(record.completed_at)
+    if record.executor_type is not None:
+        task.executor_type = record.executor_type
+    if record.executor_instance is not None:
+        task.executor_instance = record.executor_instance
+    task.celery_task_id = ident
+    task.provider_type = PROVIDER[record.provider_type]  # type: ignore[assignment]
+    task.errors.extend(record.errors)
+    if record.error_category is not None:
+        task.error_category = CATEGORY[record.error_category]  # type: ignore[assignment]
+    task.retry_count = record.retry_count
+    task.progress = record.progress
+    task.queue_name = record.queue_name
+    task.version = record.version
+    task.attempt = record.attempt
+    task.is_deleted = record.is_deleted
+    if record.deleted_at is not None:
+        task.deleted_at.FromDatetime(record.deleted_at)
+    if record.workflow_id is not None:
+        task.workflow_id = str(record.workflow_id)
+    task.is_resumed = record.is_resumed
+    task.resume_attempt_count = record.resume_attempt_count
+    if record.last_resume_attempt is not None:
+        task.last_resume_attempt.FromDatetime(record.last_resume_attempt)
+    return task
+
+
+def _merge_result(task: task_pb2.Task, result: task_pb2.TaskResult) -> None:
+    field = result.WhichOneof("detail")
+    if field is not None and field == task.WhichOneof("detail"):
+        getattr(task, field).MergeFrom(getattr(result, field))
+
+
+def fold_result(record: TaskRecord) -> task_pb2.Task:
+    """The stored members of a task with its result among them, to be changed and stored again."""
+    task = task_pb2.Task.FromString(record.body)
+    if record.result is not None:
+        _merge_result(task, task_pb2.TaskResult.FromString(record.result))
+    return task
+
+
+def to_attempt(attempt: AttemptRecord) -> tasks_service_pb2.TaskAttempt:
+    """One attempt as callers see it."""
+    message = tasks_service_pb2.TaskAttempt(attempt=attempt.attempt, executor_instance=attempt.executor_instance)
+    message.started_at.FromDatetime(attempt.started_at)
+    if attempt.ended_at is not None:
+        message.ended_at.FromDatetime(attempt.ended_at)
+    if attempt.outcome is not None:
+        message.outcome = OUTCOME[attempt.outcome]  # type: ignore[assignment]
+    if attempt.error is not None:
+        message.error = attempt.error
+    if attempt.error_category is not None:
+        message.error_category = CATEGORY[attempt.error_category]  # type: ignore[assignment]
+    return message
+
+
+def to_lease(record: TaskRecord) -> worker_service_pb2.Lease:
+    """A leased task as its worker sees it."""
+    lease = worker_service_pb2.Lease(
+        job_id=str(record.id),
+        attempt=record.attempt,
+        kind=KIND[record.kind],  # type: ignore[arg-type]
+        queue_name=record.queue_name,
+        tenant=record.tenant,
+        result_prefix=f"{prefix_of(record.task_type, record.id)}{record.attempt}/",
+        traceparent=record.traceparent,
+    )
+    lease.spec.ParseFromString(record.spec)
+    if record.kind == Kind.TASK:
+        lease.task.CopyFrom(to_task(record))
+    lease.timeout.FromMilliseconds(int(record.timeout_seconds * 1000))
+    return lease
+
+
+def from_ref(ref: worker_service_pb2.AttemptRef) -> Ref:
+    """An attempt off the wire."""
+    return Ref(UUID(ref.job_id), ref.attempt)
+
+
+def to_ref(ref: Ref) -> worker_service_pb2.AttemptRef:
+    """An attempt for the wire."""
+    return worker_service_pb2.AttemptRef(job_id=str(ref.job_id), attempt=ref.attempt)
+
+
+def field_of(task_type: str) -> str:
+    """Field of a type in the `detail` of a message."""
+    return TYPES[task_type].field

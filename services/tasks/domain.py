@@ -1,0 +1,302 @@
+"""Tasks, their states and what may follow what. Pure: no clock, no database, no wire.
+
+Spellings of states, categories and outcomes are those of the contract's enums without their prefix; the database's CHECK
+constraints are made of the same enums, and a test asserts both.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from uuid import UUID
+
+MAX_ERRORS = 50
+MAX_ERROR_LENGTH = 4096
+# Attempts handed back for free before one counts after all: a task that kills its worker before the worker could
+# acknowledge it would otherwise go round for ever.
+MAX_FREE_RELEASES = 10
+
+
+class Status(enum.StrEnum):
+    """Where a task stands."""
+
+    PENDING = "PENDING"
+    EXECUTING = "EXECUTING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+class Kind(enum.StrEnum):
+    """Kind of a job on the scheduler; only tasks show in lists of tasks."""
+
+    TASK = "TASK"
+    TRAINING = "TRAINING"
+
+
+class Category(enum.StrEnum):
+    """Why an attempt failed."""
+
+    VALIDATION = "VALIDATION"
+    PROVIDER = "PROVIDER"
+    RATE_LIMIT = "RATE_LIMIT"
+    TIMEOUT = "TIMEOUT"
+    RESOURCE = "RESOURCE"
+    CONTENT_POLICY = "CONTENT_POLICY"
+    CANCELLED = "CANCELLED"
+    INTERNAL = "INTERNAL"
+
+
+class Outcome(enum.StrEnum):
+    """How an attempt ended."""
+
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    EXPIRED = "EXPIRED"
+    CANCELLED = "CANCELLED"
+    RELEASED = "RELEASED"
+
+
+TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+
+# Every legal change of state, and nothing else. Leasing starts a task; a lost, failed or handed back attempt queues it
+# again; an operator may fail a waiting task. A terminal state never changes.
+TRANSITIONS: Mapping[Status, frozenset[Status]] = MappingProxyType(
+    {
+        Status.PENDING: frozenset({Status.EXECUTING, Status.CANCELLED, Status.FAILED}),
+        Status.EXECUTING: frozenset({Status.PENDING, Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
+        Status.COMPLETED: frozenset(),
+        Status.FAILED: frozenset(),
+        Status.CANCELLED: frozenset(),
+    }
+)
+
+
+def may(current: Status, following: Status) -> bool:
+    """Whether a task in `current` may go to `following`."""
+    return following in TRANSITIONS[current]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """A task as the database holds it. The order of the fields is the order of the columns in every query.
+
+    Attributes:
+        lane: What a worker must serve to take it: `<task type>/<provider>`.
+        not_before: Waiting for a retry until then; null where it is ready.
+        released: Times it went back without costing a retry.
+        charged: Cost already charged to its tenant, in expected device seconds; never charged twice.
+        warm_keys: Adapters that a worker had better hold already.
+        timeout_seconds: How long one attempt may run.
+        spec: The serialized CreateTask as accepted.
+        body: A serialized Task with the members that no query asks for, among them the type's own.
+        result: A serialized TaskResult of the winning attempt.
+    """
+
+    id: UUID
+    kind: str
+    tenant: str
+    task_type: str
+    status: str
+    priority: int
+    queue_name: str
+    provider_type: str
+    lane: str
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    not_before: datetime | None
+    attempt: int
+    retry_count: int
+    released: int
+    is_resumed: bool
+    resume_attempt_count: int
+    last_resume_attempt: datetime | None
+    version: int
+    progress: float
+    executor_type: str | None
+    executor_instance: str | None
+    lease_session: UUID | None
+    lease_sequence: int | None
+    leased_at: datetime | None
+    error_category: str | None
+    errors: Sequence[str]
+    origin_instance: str
+    origin_zone: str | None
+    origin_reference: str | None
+    workflow_id: UUID | None
+    webhook_url: str | None
+    is_deleted: bool
+    deleted_at: datetime | None
+    charged: float
+    timeout_seconds: float
+    warm_keys: Sequence[str]
+    traceparent: str
+    spec: bytes
+    body: bytes
+    result: bytes | None
+    result_objects: Sequence[str]
+
+    @property
+    def state(self) -> Status:
+        """The status as a value of the enum."""
+        return Status(self.status)
+
+
+def new_task(
+    *,
+    task_id: UUID,
+    tenant: str,
+    task_type: str,
+    priority: int,
+    queue_name: str,
+    provider_type: str,
+    now: datetime,
+    origin_instance: str,
+    origin_zone: str | None,
+    origin_reference: str | None,
+    workflow_id: UUID | None,
+    webhook_url: str | None,
+    timeout_seconds: float,
+    warm_keys: Sequence[str],
+    traceparent: str,
+    spec: bytes,
+    body: bytes,
+    kind: Kind = Kind.TASK,
+) -> TaskRecord:
+    """A task as it is first written: PENDING, version 1, without an attempt."""
+    return TaskRecord(
+        id=task_id,
+        kind=kind.value,
+        tenant=tenant,
+        task_type=task_type,
+        status=Status.PENDING.value,
+        priority=priority,
+        queue_name=queue_name,
+        provider_type=provider_type,
+        lane=lane_of(task_type, provider_type),
+        created_at=now,
+        updated_at=now,
+        started_at=None,
+        completed_at=None,
+        not_before=None,
+        attempt=0,
+        retry_count=0,
+        released=0,
+        is_resumed=False,
+        resume_attempt_count=0,
+        last_resume_attempt=None,
+        version=1,
+        progress=0.0,
+        executor_type=None,
+        executor_instance=None,
+        lease_session=None,
+        lease_sequence=None,
+        leased_at=None,
+        error_category=None,
+        errors=[],
+        origin_instance=origin_instance,
+        origin_zone=origin_zone,
+        origin_reference=origin_reference,
+        workflow_id=workflow_id,
+        webhook_url=webhook_url,
+        is_deleted=False,
+        deleted_at=None,
+        charged=0.0,
+        timeout_seconds=timeout_seconds,
+        warm_keys=list(warm_keys),
+        traceparent=traceparent,
+        spec=spec,
+        body=body,
+        result=None,
+        result_objects=[],
+    )
+
+
+def lane_of(task_type: str, provider_type: str) -> str:
+    """What a worker must serve to take a task of this type and provider."""
+    return f"{task_type}/{provider_type}"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A worker's session. A lease of it is valid as long as the session is: one row keeps all of them alive."""
+
+    id: UUID
+    subject: str
+    name: str
+    kind: str
+    queues: Sequence[str]
+    slots: int
+    task_types: Sequence[str]
+    provider_types: Sequence[str]
+
+    @property
+    def lanes(self) -> frozenset[str]:
+        """The lanes it serves."""
+        return frozenset(
+            lane_of(task_type, provider) for task_type in self.task_types for provider in self.provider_types
+        )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ref:
+    """An attempt: the fencing token of every report."""
+
+    job_id: UUID
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One lease of a task, as told to callers."""
+
+    attempt: int
+    executor_instance: str
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+    error: str | None
+    error_category: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a failed or lost attempt is followed by another.
+
+    Attributes:
+        max_retries: Attempts beyond the first.
+        base_seconds: Wait before the first retry of a failed attempt; it doubles with each.
+        max_seconds: The longest wait.
+    """
+
+    max_retries: int = 3
+    base_seconds: float = 0.5
+    max_seconds: float = 30.0
+
+    def allows(self, retry_count: int) -> bool:
+        """Whether a task that was retried so often may be retried once more."""
+        return retry_count < self.max_retries
+
+    def delay(self, retry_count: int) -> timedelta:
+        """Wait before the retry with this count, from 1."""
+        return timedelta(seconds=min(self.max_seconds, self.base_seconds * 2 ** max(0, retry_count - 1)))
+
+
+def clip_error(text: str) -> str:
+    """An error's sentence, short enough for a row."""
+    return text if len(text) <= MAX_ERROR_LENGTH else f"{text[: MAX_ERROR_LENGTH - 1]}\u2026"
+
+
+def time_ordered_id(now: datetime) -> UUID:
+    """A version 7 UUID (RFC 9562, 5.7): rows created together lie together in the primary key's index."""
+    milliseconds = int(now.timestamp() * 1000)
+    value = (milliseconds << 80) | secrets.randbits(80)
+    value = value & ~(0xF << 76) | (0x7 << 76)
+    value = value & ~(0x3 << 62) | (0x2 << 62)
+    return UUID(int=value)

@@ -1,0 +1,146 @@
+"""What the service does by itself: expiry, retries whose time has come, objects that nobody names, upkeep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from meshkit import metrics
+from meshkit.logging import get_logger
+from meshkit.loops import Loop
+from meshkit.objects import ObjectStore
+from services.tasks.config import TasksSettings
+from services.tasks.domain import RetryPolicy, Status, TaskRecord
+from services.tasks.inputs import STAGING_FOLDER
+from services.tasks.news import News
+from services.tasks.progress import ProgressBoard
+from services.tasks.store import Store
+from services.tasks.workers import WorkerDesk
+
+_log = get_logger(__name__)
+
+# A worker ends an attempt itself at its limit; this is for one that does not.
+OVERDUE_GRACE_SECONDS = 30.0
+SESSION_KEEP_SECONDS = 86_400.0
+_SWEEPS = 50
+
+_DEPTH = metrics.gauge("tasks_queue_depth", "Tasks that wait", ("queue", "lane"))
+_SWEPT = metrics.counter("tasks_objects_swept", "Objects deleted that no task names")
+
+
+class Upkeep:
+    """The bodies of the loops; a test may call each.
+
+    Args:
+        store: The database.
+        desk: Tells of attempts that ended.
+        objects: The object store.
+        news: Tells others what happened.
+        policy: How often a task is tried.
+        settings: Intervals and ages.
+        clock: Gives the present, in UTC; only the age of uploads is judged by it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        desk: WorkerDesk,
+        objects: ObjectStore,
+        news: News,
+        policy: RetryPolicy,
+        settings: TasksSettings,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._desk = desk
+        self._objects = objects
+        self._news = news
+        self._policy = policy
+        self._settings = settings
+        self._clock = clock
+        self._depths: set[tuple[str, str]] = set()
+
+    def loops(self, board: ProgressBoard) -> list[Loop]:
+        """All loops of a replica."""
+        settings = self._settings
+        flush = Loop("tasks-progress", board.flush, 1.0)
+        if not settings.run_loops:
+            return [flush]
+        return [
+            flush,
+            Loop("tasks-expiry", self.expire, settings.sweep_interval_seconds, jitter=0.2),
+            Loop("tasks-retries", self.promote, min(0.5, settings.sweep_interval_seconds), jitter=0.2),
+            Loop("tasks-objects", self.sweep_objects, max(1.0, min(30.0, settings.object_sweep_delay_seconds / 4))),
+            Loop("tasks-staging", self.sweep_staging, 600.0),
+            Loop("tasks-upkeep", self.forget, 600.0),
+            Loop("tasks-depth", self.measure, 5.0),
+        ]
+
+    async def expire(self) -> None:
+        """Ends the attempts of lost workers, and those that ran too long."""
+        self._desk.returned(await self._store.expire_sessions(self._policy))
+        self._desk.returned(await self._store.expire_overdue(OVERDUE_GRACE_SECONDS, self._policy))
+
+    async def promote(self) -> None:
+        """Lets retries wait in their queue whose time has come."""
+        for queue in await self._store.promote_delayed():
+            self._news.waiting(queue)
+
+    async def sweep_objects(self) -> bool:
+        """Deletes the objects of attempts that lost, and of tasks that do not exist.
+
+        Returns:
+            Whether more wait.
+        """
+        due = await self._store.due_sweeps(_SWEEPS, self._settings.object_sweep_delay_seconds)
+        for task_id, tenant, prefix, due_at in due:
+            await self._sweep(task_id, tenant, prefix)
+            await self._store.forget_sweep(task_id, due_at)
+        return len(due) == _SWEEPS
+
+    async def sweep_staging(self) -> None:
+        """Deletes uploads that no task took."""
+        oldest = self._clock() - timedelta(seconds=self._settings.staging_max_age_seconds)
+        for tenant in await self._store.tenants():
+            for info in await self._objects.list(tenant, STAGING_FOLDER, limit=10_000):
+                if info.modified < oldest:
+                    await self._objects.delete(tenant, info.path)
+                    _SWEPT.inc()
+
+    async def forget(self) -> None:
+        """Forgets old idempotency keys and sessions."""
+        await self._store.purge_keys()
+        await self._store.forget_sessions(SESSION_KEEP_SECONDS)
+
+    async def measure(self) -> None:
+        """Reads the depth of the queues."""
+        depths = {(queue, lane): pending for queue, lane, pending in await self._store.depths()}
+        for key in self._depths | depths.keys():
+            _DEPTH.labels(*key).set(depths.get(key, 0))
+        self._depths = set(depths)
+
+    async def _sweep(self, task_id: UUID, tenant: str, prefix: str) -> None:
+        record = await self._store.get(task_id)
+        if record is None or record.is_deleted:
+            deleted: Sequence[str] = await self._objects.delete_prefix(tenant, prefix)
+            _SWEPT.inc(len(deleted))
+            return
+        if record.state in (Status.PENDING, Status.EXECUTING):
+            return
+        for path in await self._losers(record, tenant, prefix):
+            await self._objects.delete(tenant, path)
+            _SWEPT.inc()
+
+    async def _losers(self, record: TaskRecord, tenant: str, prefix: str) -> list[str]:
+        kept = set(record.result_objects)
+        inputs = f"{prefix}inputs/"
+        found: list[str] = []
+        after = ""
+        while True:
+            page = await self._objects.list(tenant, prefix, limit=1000, start_after=after)
+            found.extend(info.path for info in page if info.path not in kept and not info.path.startswith(inputs))
+            if len(page) < 1000:
+                return found
+            after = page[-1].path

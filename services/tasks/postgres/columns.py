@@ -1,0 +1,21 @@
+"""Columns of `tasks` in the order of `TaskRecord`, and rows as records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any
+
+from services.tasks.domain import TaskRecord
+
+NAMES = tuple(field.name for field in fields(TaskRecord))
+SELECT = ", ".join(NAMES)
+SELECT_T = ", ".join(f"t.{name}" for name in NAMES)
+
+values = attrgetter(*NAMES)
+
+
+def record(row: Sequence[Any]) -> TaskRecord:
+    """A row of `SELECT` as a record."""
+    return TaskRecord(*row)

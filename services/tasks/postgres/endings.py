@@ -1,0 +1,273 @@
+"""Ends of attempts: completed, failed, expired, handed back, cancelled. Each is a guarded UPDATE whose rows are counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from meshkit import outbox
+from meshkit.db import Connection
+from services.tasks import events
+from services.tasks.catalog import prefix_of
+from services.tasks.domain import (
+    MAX_ERRORS,
+    MAX_FREE_RELEASES,
+    Category,
+    Outcome,
+    Ref,
+    RetryPolicy,
+    Status,
+    TaskRecord,
+    clip_error,
+)
+from services.tasks.fairness import correction, weight_of
+from services.tasks.postgres import columns, counters
+from services.tasks.store import Completion, Ended
+
+# Rows are locked in the order of their ids, as everyone who takes several does.
+_COMPLETE = f"""
+WITH reported AS (
+    SELECT * FROM unnest(%s::uuid[], %s::integer[], %s::uuid[], %s::bytea[], %s::text[], %s::float8[])
+        AS r (id, attempt, session, result, objects, seconds)
+), locked AS (
+    SELECT t.id FROM tasks t JOIN reported r ON r.id = t.id ORDER BY t.id FOR UPDATE OF t
+), done AS (
+    UPDATE tasks t SET
+        status = 'COMPLETED', version = t.version + 1, progress = 100, completed_at = now(), updated_at = now(),
+        lease_session = NULL, lease_sequence = NULL, missing_since = NULL, error_category = NULL, result = r.result,
+        result_objects = ARRAY(SELECT jsonb_array_elements_text(r.objects::jsonb))
+    FROM reported r JOIN locked l ON l.id = r.id
+    WHERE t.id = r.id AND t.status = 'EXECUTING' AND t.attempt = r.attempt AND t.lease_session = r.session
+    RETURNING {columns.SELECT_T}, r.seconds
+), noted AS (
+    UPDATE attempts a SET ended_at = now(), freed_at = now(), outcome = 'COMPLETED', device_seconds = d.seconds
+    FROM done d WHERE a.task_id = d.id AND a.attempt = d.attempt
+)
+SELECT {columns.SELECT}, seconds FROM done
+"""  # noqa: S608 -- fixed names
+
+_REQUEUE = f"""
+UPDATE tasks t SET
+    status = 'PENDING', version = t.version + 1, progress = 0, updated_at = now(),
+    lease_session = NULL, lease_sequence = NULL, leased_at = NULL, missing_since = NULL,
+    executor_type = NULL, executor_instance = NULL,
+    not_before = CASE WHEN %(delay)s > 0 THEN now() + %(delay)s * interval '1 second' END,
+    retry_count = t.retry_count + %(retries)s, released = t.released + %(releases)s,
+    is_resumed = t.is_resumed OR %(resumed)s,
+    resume_attempt_count = t.resume_attempt_count + %(resumed)s::integer,
+    last_resume_attempt = CASE WHEN %(resumed)s THEN now() ELSE t.last_resume_attempt END,
+    errors = (t.errors || %(errors)s::text[])[greatest(1, cardinality(t.errors) + 2 - {MAX_ERRORS}):]
+WHERE t.id = %(id)s AND t.status = 'EXECUTING' AND t.attempt = %(attempt)s AND t.lease_session = %(session)s
+RETURNING {columns.SELECT_T}
+"""  # noqa: S608 -- fixed names
+
+_FAIL = f"""
+UPDATE tasks t SET
+    status = 'FAILED', version = t.version + 1, completed_at = now(), updated_at = now(),
+    lease_session = NULL, lease_sequence = NULL, missing_since = NULL, error_category = %(category)s,
+    errors = (t.errors || %(errors)s::text[])[greatest(1, cardinality(t.errors) + 2 - {MAX_ERRORS}):]
+WHERE t.id = %(id)s AND t.status = 'EXECUTING' AND t.attempt = %(attempt)s AND t.lease_session = %(session)s
+RETURNING {columns.SELECT_T}
+"""  # noqa: S608 -- fixed names
+
+_END_ATTEMPT = """
+UPDATE attempts SET ended_at = now(), freed_at = CASE WHEN %(outcome)s = 'CANCELLED' THEN NULL ELSE now() END,
+    outcome = %(outcome)s, error = %(error)s, error_category = %(category)s, device_seconds = %(seconds)s
+WHERE task_id = %(id)s AND attempt = %(attempt)s AND outcome IS NULL
+"""
+
+_CANCEL = f"""
+UPDATE tasks t SET
+    status = 'CANCELLED', version = t.version + 1, completed_at = now(), updated_at = now(), not_before = NULL,
+    lease_session = NULL, lease_sequence = NULL, missing_since = NULL, error_category = 'CANCELLED'
+WHERE t.id = %s AND t.status IN ('PENDING', 'EXECUTING')
+RETURNING {columns.SELECT_T}
+"""  # noqa: S608 -- fixed names
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Why an attempt ends without a result.
+
+    Attributes:
+        outcome: What its row says.
+        message: A sentence for the task's errors; none for what costs no retry.
+        category: Class of the error.
+        retryable: Whether another attempt could succeed.
+        resumed: Whether the next attempt takes over from a lost one.
+        immediate: Whether it may be retried at once.
+        device_seconds: What the device worked.
+    """
+
+    outcome: Outcome
+    message: str = ""
+    category: Category | None = None
+    retryable: bool = True
+    resumed: bool = False
+    immediate: bool = True
+    device_seconds: float = 0.0
+
+
+def handed_back() -> Loss:
+    """The attempt never began: no retry is spent."""
+    return Loss(Outcome.RELEASED)
+
+
+async def complete(conn: Connection, completions: Sequence[Completion], weights: Mapping[str, float]) -> list[Ended]:
+    """Ends attempts with their results; see `store.Store.complete_many`."""
+    rows = [
+        (
+            item.ref.job_id,
+            item.ref.attempt,
+            item.session,
+            item.result,
+            json.dumps(list(item.objects)),
+            item.device_seconds,
+        )
+        for item in completions
+    ]
+    cursor = await conn.execute(_COMPLETE, [list(column) for column in zip(*rows, strict=True)])
+    done: dict[UUID, tuple[TaskRecord, float]] = {}
+    for row in await cursor.fetchall():
+        done[row[0]] = (columns.record(row[:-1]), row[-1])
+    await outbox.insert(conn, [events.changed(record) for record, _ in done.values()])
+    for record, _ in done.values():
+        if record.attempt > 1:
+            await note_sweep(conn, record)
+    await counters.apply(conn, [_settle(record, seconds, weights) for record, seconds in done.values()])
+    ended: list[Ended] = []
+    taken: set[UUID] = set()
+    for item in completions:
+        found = done.get(item.ref.job_id)
+        if found is not None and found[0].attempt == item.ref.attempt and item.ref.job_id not in taken:
+            taken.add(item.ref.job_id)
+            ended.append(Ended(found[0]))
+        else:
+            ended.append(Ended(None, repeated=await was_reported(conn, item.ref, item.session, Outcome.COMPLETED)))
+    return ended
+
+
+async def lose(
+    conn: Connection, record: TaskRecord, loss: Loss, policy: RetryPolicy, weights: Mapping[str, float] | None = None
+) -> TaskRecord | None:
+    """Ends an attempt without a result: the task waits again, or has failed.
+
+    Args:
+        conn: A connection in a transaction.
+        record: The task, executing; its attempt and session guard the change.
+        loss: Why.
+        policy: How often it may be tried.
+        weights: Shares of tenants, where the attempt's cost is known now.
+
+    Returns:
+        The task after it, or None where the attempt was not the session's any more.
+    """
+    free = loss.outcome is Outcome.RELEASED and record.released < MAX_FREE_RELEASES
+    if loss.outcome is Outcome.RELEASED and not free:
+        loss = Loss(Outcome.EXPIRED, "The task was handed back too often", Category.RESOURCE, resumed=True)
+    retry = free or (loss.retryable and policy.allows(record.retry_count))
+    delay = 0.0 if free or loss.immediate else policy.delay(record.retry_count + 1).total_seconds()
+    arguments = {
+        "id": record.id,
+        "attempt": record.attempt,
+        "session": record.lease_session,
+        "delay": delay,
+        "retries": 0 if free else 1,
+        "releases": 1 if free else 0,
+        "resumed": loss.resumed and retry,
+        "errors": [clip_error(loss.message)] if loss.message else [],
+        "category": (loss.category or Category.INTERNAL).value,
+    }
+    cursor = await conn.execute(_REQUEUE if retry else _FAIL, arguments)
+    row = await cursor.fetchone()
+    if row is None:
+        return None
+    after = columns.record(row)
+    await _end_attempt(conn, record, loss)
+    await outbox.insert(conn, [events.changed(after)])
+    if after.status == Status.FAILED:
+        await note_sweep(conn, after)
+    changes = [counters.entering(after)] if counters.waits(after) else []
+    if weights is not None and after.status == Status.FAILED:
+        changes.append(_settle(after, loss.device_seconds, weights))
+    await counters.apply(conn, changes)
+    return after
+
+
+async def cancel(conn: Connection, task_id: UUID) -> tuple[TaskRecord, TaskRecord] | None:
+    """Cancels a task unless it ended.
+
+    Returns:
+        The task before and after, the same where it had ended; None where there is none.
+    """
+    before = await lock(conn, task_id)
+    if before is None:
+        return None
+    cursor = await conn.execute(_CANCEL, (task_id,))
+    row = await cursor.fetchone()
+    if row is None:
+        return before, before
+    after = columns.record(row)
+    if before.status == Status.EXECUTING:
+        await _end_attempt(conn, before, Loss(Outcome.CANCELLED, "", Category.CANCELLED))
+    if before.attempt:
+        await note_sweep(conn, after)
+    await outbox.insert(conn, [events.changed(after)])
+    await counters.apply(conn, [counters.leaving(before)] if counters.waits(before) else [])
+    return before, after
+
+
+async def lock(conn: Connection, task_id: UUID) -> TaskRecord | None:
+    """A task, its row locked."""
+    cursor = await conn.execute(f"SELECT {columns.SELECT} FROM tasks WHERE id = %s FOR UPDATE", (task_id,))  # noqa: S608
+    row = await cursor.fetchone()
+    return None if row is None else columns.record(row)
+
+
+async def lock_leases(conn: Connection, session_id: UUID, ids: Sequence[UUID] | None = None) -> list[TaskRecord]:
+    """Tasks that a session holds, all or some, locked in order."""
+    chosen = "AND id = ANY(%s)" if ids is not None else ""
+    cursor = await conn.execute(
+        f"SELECT {columns.SELECT} FROM tasks WHERE lease_session = %s {chosen} ORDER BY id FOR UPDATE",  # noqa: S608
+        (session_id, list(ids)) if ids is not None else (session_id,),
+    )
+    return [columns.record(row) for row in await cursor.fetchall()]
+
+
+async def was_reported(conn: Connection, ref: Ref, session: UUID, outcome: Outcome) -> bool:
+    """Whether this session ended this attempt so before: its answer was lost, and it asks again."""
+    cursor = await conn.execute(
+        "SELECT FROM attempts WHERE task_id = %s AND attempt = %s AND session = %s AND outcome = %s",
+        (ref.job_id, ref.attempt, session, outcome.value),
+    )
+    return await cursor.fetchone() is not None
+
+
+async def note_sweep(conn: Connection, record: TaskRecord) -> None:
+    """Has the task's objects looked through a while from now, when its lost attempts have stopped writing."""
+    await conn.execute(
+        "INSERT INTO object_sweeps (task_id, tenant, prefix, due_at) VALUES (%s, %s, %s, now()) ON CONFLICT DO NOTHING",
+        (record.id, record.tenant, prefix_of(record.task_type, record.id)),
+    )
+
+
+async def _end_attempt(conn: Connection, record: TaskRecord, loss: Loss) -> None:
+    await conn.execute(
+        _END_ATTEMPT,
+        {
+            "id": record.id,
+            "attempt": record.attempt,
+            "outcome": loss.outcome.value,
+            "error": clip_error(loss.message) if loss.message else None,
+            "category": loss.category.value if loss.category else None,
+            "seconds": loss.device_seconds,
+        },
+    )
+
+
+def _settle(record: TaskRecord, seconds: float, weights: Mapping[str, float]) -> counters.Change:
+    # A worker that tells no device time leaves the estimate as it was.
+    charge = correction(seconds, record.charged, weight_of(record.tenant, weights)) if seconds > 0 else 0.0
+    return counters.Change(record.queue_name, record.tenant, record.lane, charge=charge)

@@ -1,0 +1,150 @@
+"""Reading tasks, and changing one under its lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from psycopg import sql
+
+from meshkit import outbox
+from meshkit.db import Connection
+from services.tasks import events
+from services.tasks.domain import AttemptRecord, Status, TaskRecord
+from services.tasks.errors import task_not_found
+from services.tasks.postgres import columns, counters, endings
+from services.tasks.store import TaskFilter
+
+# What a caller or an operator may change; the rest belongs to the scheduler.
+_MUTABLE = (
+    "status",
+    "priority",
+    "queue_name",
+    "provider_type",
+    "lane",
+    "started_at",
+    "completed_at",
+    "retry_count",
+    "is_resumed",
+    "resume_attempt_count",
+    "last_resume_attempt",
+    "progress",
+    "executor_type",
+    "executor_instance",
+    "error_category",
+    "errors",
+    "origin_instance",
+    "origin_zone",
+    "origin_reference",
+    "is_deleted",
+    "warm_keys",
+    "spec",
+    "body",
+    "result",
+    "not_before",
+)
+
+_MODIFY = sql.SQL(
+    "UPDATE tasks t SET {changes}, version = t.version + 1, updated_at = now(), "
+    "deleted_at = CASE WHEN %(is_deleted)s THEN coalesce(t.deleted_at, now()) END "
+    "WHERE t.id = %(id)s AND t.version = %(version)s RETURNING {columns}"
+).format(
+    changes=sql.SQL(", ").join(
+        sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in _MUTABLE
+    ),
+    columns=sql.SQL(columns.SELECT_T),
+)
+
+
+async def get(conn: Connection, task_id: UUID) -> TaskRecord | None:
+    """A task."""
+    cursor = await conn.execute(f"SELECT {columns.SELECT} FROM tasks WHERE id = %s AND kind = 'TASK'", (task_id,))  # noqa: S608
+    row = await cursor.fetchone()
+    return None if row is None else columns.record(row)
+
+
+async def list_tasks(conn: Connection, which: TaskFilter, skip: int, limit: int) -> list[TaskRecord]:
+    """Tasks, newest first."""
+    conditions = [sql.SQL("kind = 'TASK'")]
+    values: list[Any] = []
+    for column, value in (
+        ("tenant", which.tenant),
+        ("status", None if which.status is None else which.status.value),
+        ("task_type", which.task_type),
+        ("workflow_id", which.workflow_id),
+        ("origin_instance", which.origin_instance),
+        ("origin_zone", which.origin_zone),
+    ):
+        if value is not None:
+            conditions.append(sql.SQL("{} = %s").format(sql.Identifier(column)))
+            values.append(value)
+    if not which.include_deleted:
+        conditions.append(sql.SQL("NOT is_deleted"))
+    query = sql.SQL("SELECT {} FROM tasks WHERE {} ORDER BY created_at DESC, id DESC OFFSET %s LIMIT %s").format(
+        sql.SQL(columns.SELECT), sql.SQL(" AND ").join(conditions)
+    )
+    cursor = await conn.execute(query, [*values, skip, limit])
+    return [columns.record(row) for row in await cursor.fetchall()]
+
+
+async def attempts(conn: Connection, task_id: UUID) -> list[AttemptRecord]:
+    """A task's attempts, oldest first."""
+    cursor = await conn.execute(
+        "SELECT attempt, executor_instance, started_at, ended_at, outcome, error, error_category "
+        "FROM attempts WHERE task_id = %s ORDER BY attempt",
+        (task_id,),
+    )
+    return [AttemptRecord(*row) for row in await cursor.fetchall()]
+
+
+async def modify(
+    conn: Connection, task_id: UUID, body: Callable[[TaskRecord], TaskRecord]
+) -> tuple[TaskRecord, TaskRecord]:
+    """Changes a task under its lock.
+
+    Args:
+        conn: A connection in a transaction.
+        task_id: The task.
+        body: Gives the task as it shall be; only members that may be changed count. The same object changes nothing.
+
+    Returns:
+        The task before and after.
+
+    Raises:
+        MeshError: `NOT_FOUND` without such a task, and what `body` raises.
+    """
+    before = await endings.lock(conn, task_id)
+    if before is None:
+        raise task_not_found(task_id)
+    wanted = body(before)
+    if wanted is before:
+        return before, before
+    values: dict[str, Any] = {name: getattr(wanted, name) for name in _MUTABLE}
+    cursor = await conn.execute(_MODIFY, {**values, "id": task_id, "version": before.version})
+    row = await cursor.fetchone()
+    if row is None:
+        raise task_not_found(task_id)
+    after = columns.record(row)
+    if after.status != before.status:
+        await outbox.insert(conn, [events.changed(after)])
+    changes = [counters.leaving(before)] if counters.waits(before) else []
+    if counters.waits(after):
+        changes.append(counters.entering(after))
+    await counters.apply(conn, changes)
+    return before, after
+
+
+async def remove(conn: Connection, task_id: UUID) -> bool:
+    """Removes the row of a task that ended; its identifier is never given again."""
+    record = await endings.lock(conn, task_id)
+    if record is None or record.status in (Status.PENDING, Status.EXECUTING):
+        return False
+    await conn.execute(
+        "INSERT INTO task_ids (id, tenant, deleted_at) VALUES (%s, %s, now()) ON CONFLICT DO NOTHING",
+        (task_id, record.tenant),
+    )
+    # An attempt that was cancelled a moment ago may still be writing.
+    await endings.note_sweep(conn, record)
+    await conn.execute("DELETE FROM tasks WHERE id = %s", (task_id,))
+    return True

@@ -1,0 +1,171 @@
+"""One dispatch round: who waits, what waits, and leasing it, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+from meshkit import outbox
+from meshkit.db import Connection
+from services.tasks import events
+from services.tasks.domain import TaskRecord
+from services.tasks.fairness import Candidate, Contender
+from services.tasks.postgres import columns, counters
+from services.tasks.store import Grant, PollEntry
+
+# A poll's number is the last one's (it is repeated) or the next. The previous number tells which.
+_REGISTER = """
+WITH polls AS (SELECT * FROM unnest(%s::uuid[], %s::bigint[]) AS p (session, sequence)),
+known AS (
+    SELECT s.id, s.sequence FROM sessions s JOIN polls p ON p.session = s.id
+    WHERE s.closed_at IS NULL AND s.expires_at > now() AND p.sequence IN (s.sequence, s.sequence + 1)
+    ORDER BY s.id FOR UPDATE OF s
+)
+UPDATE sessions s SET sequence = p.sequence, acknowledged = greatest(s.acknowledged, p.sequence - 1)
+FROM polls p JOIN known k ON k.id = p.session
+WHERE s.id = p.session
+RETURNING s.id, k.sequence = p.sequence
+"""
+
+_REPLAY = f"SELECT {columns.SELECT} FROM tasks WHERE lease_session = %s AND lease_sequence = %s ORDER BY leased_at, id"  # noqa: S608 -- fixed names
+
+_CONTENDERS = """
+SELECT n.tenant, n.lane, n.virtual_time, n.pending
+FROM unnest(%s::text[]) AS w (lane)
+CROSS JOIN LATERAL (
+    SELECT l.tenant, l.lane, l.virtual_time, l.pending FROM queue_lanes l
+    WHERE l.queue = %s AND l.lane = w.lane AND l.pending > 0
+    ORDER BY l.virtual_time, l.tenant LIMIT %s
+) n
+"""
+
+# Each (tenant, lane) is a range of the index `tasks_waiting`, read from its start.
+CANDIDATES = """
+SELECT n.id, n.tenant, n.lane, n.priority, extract(epoch FROM n.created_at)::float8, n.charged, n.warm_keys,
+    extract(epoch FROM now() - n.created_at)::float8
+FROM unnest(%s::text[], %s::bigint[]) AS w (tenant, wanted)
+CROSS JOIN unnest(%s::text[]) AS s (lane)
+CROSS JOIN LATERAL (
+    SELECT t.id, t.tenant, t.lane, t.priority, t.created_at, t.charged, t.warm_keys FROM tasks t
+    WHERE t.queue_name = %s AND t.tenant = w.tenant AND t.lane = s.lane
+        AND t.status = 'PENDING' AND t.not_before IS NULL
+    ORDER BY t.priority DESC, t.created_at, t.id LIMIT w.wanted
+) n
+ORDER BY n.tenant, n.priority DESC, n.created_at, n.id
+"""
+
+# A row that someone else holds is being cancelled or changed: the next round sees what became of it.
+_GRANT = f"""
+WITH chosen AS (
+    SELECT * FROM unnest(%(ids)s::uuid[], %(sessions)s::uuid[], %(sequences)s::bigint[], %(kinds)s::text[],
+        %(names)s::text[], %(costs)s::float8[]) AS c (id, session, sequence, kind, name, cost)
+), locked AS (
+    SELECT t.id FROM tasks t WHERE t.id = ANY(%(ids)s::uuid[]) AND t.status = 'PENDING' AND t.not_before IS NULL
+    ORDER BY t.id FOR UPDATE SKIP LOCKED
+), leased AS (
+    UPDATE tasks t SET
+        status = 'EXECUTING', attempt = t.attempt + 1, version = t.version + 1, progress = 0,
+        started_at = coalesce(t.started_at, now()), updated_at = now(), leased_at = now(),
+        executor_type = c.kind, executor_instance = c.name, lease_session = c.session, lease_sequence = c.sequence,
+        charged = CASE WHEN t.charged > 0 THEN t.charged ELSE c.cost END, missing_since = NULL, error_category = NULL
+    FROM chosen c JOIN locked l ON l.id = c.id
+    WHERE t.id = c.id AND t.status = 'PENDING'
+    RETURNING {columns.SELECT_T}
+), noted AS (
+    INSERT INTO attempts (task_id, attempt, session, executor_instance, started_at)
+    SELECT id, attempt, lease_session, executor_instance, leased_at FROM leased
+)
+SELECT {columns.SELECT} FROM leased
+"""  # noqa: S608 -- fixed names
+
+_ADVANCE = """
+INSERT INTO queues AS q (name, virtual_time) VALUES (%s, %s)
+ON CONFLICT (name) DO UPDATE SET virtual_time = greatest(q.virtual_time, excluded.virtual_time)
+"""
+
+
+class PostgresRound:
+    """A round on an open transaction.
+
+    Args:
+        conn: A connection in a transaction.
+        queue: The queue; dispatched by one replica at a time, so that two never serve the same tenant's turn.
+    """
+
+    def __init__(self, conn: Connection, queue: str) -> None:
+        self._conn = conn
+        self._queue = queue
+        self._holds_queue = False
+
+    async def register(self, polls: Sequence[PollEntry]) -> Mapping[UUID, Sequence[TaskRecord] | None]:
+        """Notes polls, which acknowledges what earlier ones brought; see `store.Rounds`."""
+        answers: dict[UUID, Sequence[TaskRecord] | None] = dict.fromkeys((poll.session for poll in polls), None)
+        cursor = await self._conn.execute(
+            _REGISTER, ([poll.session for poll in polls], [poll.sequence for poll in polls])
+        )
+        repeated = {session: bool(again) for session, again in await cursor.fetchall()}
+        for poll in polls:
+            if poll.session in repeated:
+                answers[poll.session] = await self._replay(poll) if repeated[poll.session] else ()
+        return answers
+
+    async def contenders(self, lanes: Sequence[str], limit: int) -> list[Contender]:
+        """Tenants with waiting work in some lanes, by virtual time, at most so many a lane."""
+        cursor = await self._conn.execute(_CONTENDERS, (list(lanes), self._queue, limit))
+        return [Contender(*row) for row in await cursor.fetchall()]
+
+    async def hold(self) -> None:
+        """Makes other replicas' rounds of this queue wait for the end of this one."""
+        if not self._holds_queue:
+            cursor = await self._conn.execute("SELECT FROM queues WHERE name = %s FOR UPDATE", (self._queue,))
+            if await cursor.fetchone() is None:
+                await self._conn.execute(_ADVANCE, (self._queue, 0.0))
+            self._holds_queue = True
+
+    async def candidates(self, wanted: Mapping[str, int], lanes: Sequence[str]) -> list[Candidate]:
+        """Waiting tasks of tenants in the order they are served, so many of each."""
+        cursor = await self._conn.execute(
+            CANDIDATES, (list(wanted.keys()), list(wanted.values()), list(lanes), self._queue)
+        )
+        return [Candidate(*row) for row in await cursor.fetchall()]
+
+    async def grant(self, grants: Sequence[Grant], virtual_time: float) -> list[TaskRecord]:
+        """Leases tasks; those that are not waiting any more are left out."""
+        cursor = await self._conn.execute(
+            _GRANT,
+            {
+                "ids": [grant.task_id for grant in grants],
+                "sessions": [grant.session for grant in grants],
+                "sequences": [grant.sequence for grant in grants],
+                "kinds": [grant.kind for grant in grants],
+                "names": [grant.name for grant in grants],
+                "costs": [grant.cost for grant in grants],
+            },
+        )
+        by_id = {row[0]: columns.record(row) for row in await cursor.fetchall()}
+        granted = [(grant, by_id[grant.task_id]) for grant in grants if grant.task_id in by_id]
+        if granted:
+            await outbox.insert(self._conn, [events.changed(record) for _, record in granted])
+            await self._conn.execute(_ADVANCE, (self._queue, virtual_time))
+            await counters.apply(
+                self._conn,
+                [
+                    counters.Change(record.queue_name, record.tenant, record.lane, pending=-1, charge=grant.charge)
+                    for grant, record in granted
+                ],
+            )
+        return [record for _, record in granted]
+
+    async def recount(self, tenants: Sequence[str]) -> None:
+        """Corrects the counters of tenants that have less work than they say."""
+        await counters.recount(self._conn, self._queue, sorted(tenants))
+
+    async def _replay(self, poll: PollEntry) -> Sequence[TaskRecord]:
+        cursor = await self._conn.execute(_REPLAY, (poll.session, poll.sequence))
+        leases = [columns.record(row) for row in await cursor.fetchall()]
+        if leases:
+            await self._conn.execute(
+                "UPDATE tasks SET missing_since = NULL WHERE lease_session = %s AND missing_since IS NOT NULL",
+                (poll.session,),
+            )
+        return leases

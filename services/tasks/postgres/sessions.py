@@ -1,0 +1,129 @@
+"""Workers' sessions: one row each, whose expiry is that of all its leases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from meshkit.db import Connection
+from services.tasks.domain import Ref, Session
+from services.tasks.store import Held, ProgressNote
+
+_NAMES = "id, subject, name, kind, queues, slots, task_types, provider_types"
+
+_OPEN = f"""
+INSERT INTO sessions ({_NAMES}, opened_at, last_heartbeat, expires_at)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, now(), now(), now() + %s * interval '1 second')
+"""  # noqa: S608 -- fixed names
+
+# What the worker holds it has received: so it acknowledges, also where it is too busy to poll.
+_HEARTBEAT = """
+UPDATE sessions s SET
+    last_heartbeat = now(), expires_at = now() + %(ttl)s * interval '1 second', draining = %(draining)s,
+    acknowledged = greatest(s.acknowledged, coalesce((
+        SELECT max(t.lease_sequence) FROM tasks t WHERE t.lease_session = s.id AND t.id = ANY(%(held)s)), 0))
+WHERE s.id = %(id)s AND s.subject = %(subject)s AND s.closed_at IS NULL AND s.expires_at > now()
+RETURNING s.acknowledged
+"""
+
+_WRITE_PROGRESS = """
+UPDATE tasks t SET progress = greatest(t.progress, p.progress), updated_at = now()
+FROM unnest(%s::uuid[], %s::integer[], %s::uuid[], %s::float8[]) AS p (id, attempt, session, progress)
+WHERE t.id = ANY(ARRAY(
+        SELECT l.id FROM tasks l WHERE l.id = ANY(%s::uuid[]) AND l.status = 'EXECUTING'
+        ORDER BY l.id FOR UPDATE SKIP LOCKED))
+    AND t.id = p.id AND t.status = 'EXECUTING' AND t.attempt = p.attempt AND t.lease_session = p.session
+"""
+
+
+async def opened(conn: Connection, session: Session, ttl_seconds: float) -> None:
+    """Writes a new session."""
+    await conn.execute(
+        _OPEN,
+        (
+            session.id,
+            session.subject,
+            session.name,
+            session.kind,
+            list(session.queues),
+            session.slots,
+            list(session.task_types),
+            list(session.provider_types),
+            ttl_seconds,
+        ),
+    )
+
+
+async def find(conn: Connection, session_id: UUID) -> Session | None:
+    """A session that is open and alive."""
+    cursor = await conn.execute(
+        f"SELECT {_NAMES} FROM sessions WHERE id = %s AND closed_at IS NULL AND expires_at > now()",  # noqa: S608
+        (session_id,),
+    )
+    row = await cursor.fetchone()
+    return None if row is None else Session(*row)
+
+
+async def heartbeat(
+    conn: Connection, session_id: UUID, subject: str, held: Sequence[Ref], *, draining: bool, ttl_seconds: float
+) -> list[Held] | None:
+    """Extends a session; see `store.Store.heartbeat`."""
+    # Losing a heartbeat with the server's memory costs nothing: the worker sends the next one.
+    await conn.execute("SET LOCAL synchronous_commit TO off")
+    cursor = await conn.execute(
+        _HEARTBEAT,
+        {
+            "ttl": ttl_seconds,
+            "draining": draining,
+            "held": [ref.job_id for ref in held],
+            "id": session_id,
+            "subject": subject,
+        },
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        return None
+    cursor = await conn.execute(
+        "SELECT id, attempt, lease_sequence <= %s, missing_since IS NOT NULL FROM tasks WHERE lease_session = %s",
+        (row[0], session_id),
+    )
+    return [Held(Ref(task_id, attempt), known, missing) for task_id, attempt, known, missing in await cursor.fetchall()]
+
+
+async def note_missing(conn: Connection, session_id: UUID, missing: Sequence[Ref], found: Sequence[Ref]) -> None:
+    """Notes which leases a heartbeat did not name, and which it named again."""
+    for refs, value, state in ((missing, "now()", "IS NULL"), (found, "NULL", "IS NOT NULL")):
+        if refs:
+            await conn.execute(
+                f"UPDATE tasks SET missing_since = {value} WHERE id = ANY(ARRAY("  # noqa: S608 -- fixed words
+                f"SELECT id FROM tasks WHERE lease_session = %s AND id = ANY(%s) AND missing_since {state} "
+                "ORDER BY id FOR UPDATE))",
+                (session_id, [ref.job_id for ref in refs]),
+            )
+
+
+async def valid(conn: Connection, session_id: UUID, refs: Sequence[Ref]) -> set[Ref]:
+    """Which attempts are the session's; a report about them acknowledges them."""
+    cursor = await conn.execute(
+        "SELECT id, attempt FROM tasks WHERE lease_session = %s AND id = ANY(%s)",
+        (session_id, [ref.job_id for ref in refs]),
+    )
+    leases = {Ref(task_id, attempt) for task_id, attempt in await cursor.fetchall()}
+    return leases.intersection(refs)
+
+
+async def write_progress(conn: Connection, notes: Sequence[ProgressNote]) -> None:
+    """Writes progress of attempts that are still their session's; a row that is being changed is passed over."""
+    await conn.execute("SET LOCAL synchronous_commit TO off")
+    ids = [note.ref.job_id for note in notes]
+    await conn.execute(
+        _WRITE_PROGRESS,
+        (ids, [note.ref.attempt for note in notes], [note.session for note in notes], [n.progress for n in notes], ids),
+    )
+    await conn.execute(
+        "UPDATE sessions s SET acknowledged = greatest(s.acknowledged, a.sequence) FROM ("
+        "SELECT t.lease_session AS id, max(t.lease_sequence) AS sequence FROM tasks t "
+        "WHERE t.id = ANY(%s) AND t.lease_session = ANY(%s) GROUP BY t.lease_session) a "
+        "WHERE s.id = a.id AND s.acknowledged < a.sequence",
+        (ids, [note.session for note in notes]),
+    )

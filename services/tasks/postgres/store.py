@@ -1,0 +1,282 @@
+"""The store of the tasks service on PostgreSQL: one method, one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TypeVar
+from uuid import UUID
+
+from meshkit import idempotency
+from meshkit.db import Connection, Database
+from meshkit.errors import conflict
+from services.tasks.domain import AttemptRecord, Category, Outcome, Ref, RetryPolicy, Session, TaskRecord
+from services.tasks.errors import identifier_used, task_not_found
+from services.tasks.postgres import creates, endings, queries, sessions, sweeps
+from services.tasks.postgres.rounds import PostgresRound
+from services.tasks.store import (
+    Completion,
+    Created,
+    Creation,
+    Ended,
+    Held,
+    IdempotencyKey,
+    ProgressNote,
+    TaskFilter,
+)
+
+_T = TypeVar("_T")
+
+
+class PostgresStore:
+    """Implements `services.tasks.store.Store` and `RoundOpener`.
+
+    Args:
+        db: The service's database, migrated.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def create_many(self, creations: Sequence[Creation]) -> list[Created | None]:
+        """Writes new tasks together; None for those whose idempotency key was taken."""
+        async with self._db.transaction() as conn:
+            taken = await creates.insert_many(conn, creations)
+        return [None if index in taken else Created(creation.record) for index, creation in enumerate(creations)]
+
+    async def create_one(self, creation: Creation) -> Created:
+        """Writes one task, or finds the one that exists, or the answer given before."""
+
+        async def body() -> Created:
+            async with self._db.transaction() as conn:
+                if creation.named and await creates.was_deleted(conn, creation.record.id):
+                    raise identifier_used(creation.record.id)
+                existing, replay = await creates.insert_one(conn, creation)
+            if replay is not None:
+                return Created(None, replay=replay)
+            return Created(existing or creation.record, existed=existing is not None)
+
+        return await self._db.retrying(body)
+
+    async def find_replay(self, tenant: str, key: IdempotencyKey) -> bytes | None:
+        """The answer stored under a key, if it is committed; CONFLICT where the key had another request."""
+        async with self._db.connection() as conn:
+            cursor = await conn.execute(
+                "SELECT request_hash, response FROM idempotency_keys WHERE tenant = %s AND method = %s AND key = %s",
+                (tenant, key.method, key.key),
+            )
+            row = await cursor.fetchone()
+        if row is None:
+            return None
+        if bytes(row[0]) != key.request_hash:
+            raise conflict("The idempotency key was used for another request", reason="IDEMPOTENCY_KEY_REUSED")
+        return None if row[1] is None else bytes(row[1])
+
+    async def note_intent(self, record: TaskRecord, prefix: str) -> None:
+        """Notes that objects are about to be written for a task to come."""
+        async with self._db.transaction() as conn:
+            await creates.note_intent(conn, record, prefix)
+
+    async def get(self, task_id: UUID) -> TaskRecord | None:
+        """A task."""
+        async with self._db.connection() as conn:
+            return await queries.get(conn, task_id)
+
+    async def list_tasks(self, which: TaskFilter, skip: int, limit: int) -> list[TaskRecord]:
+        """Tasks, newest first."""
+        async with self._db.connection() as conn:
+            return await queries.list_tasks(conn, which, skip, limit)
+
+    async def attempts(self, task_id: UUID) -> list[AttemptRecord]:
+        """A task's attempts, oldest first."""
+        async with self._db.connection() as conn:
+            return await queries.attempts(conn, task_id)
+
+    async def modify(self, task_id: UUID, body: Callable[[TaskRecord], TaskRecord]) -> tuple[TaskRecord, TaskRecord]:
+        """Changes a task under its lock: the task before and after."""
+        async with self._db.transaction() as conn:
+            return await queries.modify(conn, task_id, body)
+
+    async def cancel(self, task_id: UUID) -> tuple[TaskRecord, TaskRecord]:
+        """Cancels a task unless it ended: the task before and after."""
+
+        async def body() -> tuple[TaskRecord, TaskRecord]:
+            async with self._db.transaction() as conn:
+                result = await endings.cancel(conn, task_id)
+            if result is None:
+                raise task_not_found(task_id)
+            return result
+
+        return await self._db.retrying(body)
+
+    async def remove(self, task_id: UUID) -> bool:
+        """Removes the row of a task that ended, keeping its identifier from being used again."""
+        async with self._db.transaction() as conn:
+            return await queries.remove(conn, task_id)
+
+    async def open_session(self, session: Session, ttl_seconds: float) -> None:
+        """Opens a worker's session."""
+        async with self._db.transaction() as conn:
+            await sessions.opened(conn, session, ttl_seconds)
+
+    async def session(self, session_id: UUID) -> Session | None:
+        """An open session."""
+        async with self._db.connection() as conn:
+            return await sessions.find(conn, session_id)
+
+    async def heartbeat(
+        self, session_id: UUID, subject: str, held: Sequence[Ref], *, draining: bool, ttl_seconds: float
+    ) -> list[Held] | None:
+        """Extends a session and acknowledges what it holds; the leases it has, or None without such a session."""
+        async with self._db.transaction() as conn:
+            return await sessions.heartbeat(conn, session_id, subject, held, draining=draining, ttl_seconds=ttl_seconds)
+
+    async def note_missing(self, session_id: UUID, missing: Sequence[Ref], found: Sequence[Ref]) -> None:
+        """Notes which leases a heartbeat did not name, and which it named again."""
+        async with self._db.transaction() as conn:
+            await sessions.note_missing(conn, session_id, missing, found)
+
+    async def give_back_missing(
+        self, session_id: UUID, unseen_seconds: float, lost_seconds: float, policy: RetryPolicy
+    ) -> list[TaskRecord]:
+        """Queues again what a living worker has not named for too long."""
+        async with self._db.transaction() as conn:
+            return await sweeps.give_back_missing(conn, session_id, unseen_seconds, lost_seconds, policy)
+
+    async def close_session(self, session_id: UUID, subject: str, policy: RetryPolicy) -> list[TaskRecord] | None:
+        """Ends a session; what it held goes back. None without such a session."""
+        async with self._db.transaction() as conn:
+            if not await sweeps.close(conn, session_id, subject):
+                return None
+            return await sweeps.give_back_all(conn, session_id, policy)
+
+    async def valid(self, session_id: UUID, refs: Sequence[Ref]) -> set[Ref]:
+        """Which attempts are the session's."""
+        async with self._db.connection() as conn:
+            return await sessions.valid(conn, session_id, refs)
+
+    async def write_progress(self, notes: Sequence[ProgressNote]) -> None:
+        """Writes progress of attempts that are still their session's."""
+        async with self._db.transaction() as conn:
+            await sessions.write_progress(conn, notes)
+
+    async def complete_many(self, completions: Sequence[Completion], weights: Mapping[str, float]) -> list[Ended]:
+        """Ends attempts with their results."""
+
+        async def body() -> list[Ended]:
+            async with self._db.transaction() as conn:
+                return await endings.complete(conn, completions, weights)
+
+        return await self._db.retrying(body)
+
+    async def fail(
+        self,
+        ref: Ref,
+        session: UUID,
+        *,
+        message: str,
+        category: Category,
+        retryable: bool,
+        device_seconds: float,
+        policy: RetryPolicy,
+        weights: Mapping[str, float],
+    ) -> Ended:
+        """Ends an attempt with an error: queued again, or FAILED."""
+        loss = endings.Loss(
+            Outcome.FAILED, message, category, retryable=retryable, immediate=False, device_seconds=device_seconds
+        )
+
+        async def work(conn: Connection) -> Ended:
+            record = await endings.lock(conn, ref.job_id)
+            if record is not None and record.attempt == ref.attempt and record.lease_session == session:
+                return Ended(await endings.lose(conn, record, loss, policy, weights))
+            repeated = await endings.was_reported(conn, ref, session, Outcome.FAILED)
+            return Ended(record if repeated else None, repeated=repeated)
+
+        return await self._in_transaction(work)
+
+    async def release(self, session_id: UUID, refs: Sequence[Ref], policy: RetryPolicy) -> list[TaskRecord]:
+        """Takes attempts back that did not begin, and notes the slots of cancelled ones as free."""
+
+        async def work(conn: Connection) -> list[TaskRecord]:
+            attempts = {ref.job_id: ref.attempt for ref in refs}
+            returned = []
+            for record in await endings.lock_leases(conn, session_id, sorted(attempts)):
+                if attempts[record.id] == record.attempt:
+                    returned.append(await endings.lose(conn, record, endings.handed_back(), policy))
+            await conn.execute(
+                "UPDATE attempts a SET freed_at = now() FROM unnest(%s::uuid[], %s::integer[]) AS r (id, attempt) "
+                "WHERE a.task_id = r.id AND a.attempt = r.attempt AND a.session = %s AND a.freed_at IS NULL "
+                "AND a.outcome IS NOT NULL",
+                ([ref.job_id for ref in refs], [ref.attempt for ref in refs], session_id),
+            )
+            return [record for record in returned if record is not None]
+
+        return await self._in_transaction(work)
+
+    async def expire_sessions(self, policy: RetryPolicy) -> list[TaskRecord]:
+        """Ends the attempts of sessions that were not heard of in time."""
+        ended: list[TaskRecord] = []
+        while True:
+            async with self._db.transaction() as conn:
+                expired = await sweeps.take_expired_session(conn)
+                if expired is None:
+                    return ended
+                ended.extend(await sweeps.lose_all(conn, *expired, policy))
+
+    async def expire_overdue(self, grace_seconds: float, policy: RetryPolicy) -> list[TaskRecord]:
+        """Ends attempts that ran longer than they may."""
+        async with self._db.transaction() as conn:
+            return await sweeps.expire_overdue(conn, grace_seconds, policy)
+
+    async def promote_delayed(self) -> list[str]:
+        """Lets retries wait in their queue whose time has come; the queues."""
+        async with self._db.transaction() as conn:
+            return await sweeps.promote_delayed(conn)
+
+    async def due_sweeps(self, limit: int, delay_seconds: float) -> Sequence[tuple[UUID, str, str, datetime]]:
+        """Prefixes of objects to compare with their task: (task, tenant, prefix, due)."""
+        async with self._db.connection() as conn:
+            return await sweeps.due_sweeps(conn, limit, delay_seconds)
+
+    async def forget_sweep(self, task_id: UUID, due_at: datetime) -> None:
+        """A prefix was swept."""
+        async with self._db.transaction() as conn:
+            await conn.execute("DELETE FROM object_sweeps WHERE task_id = %s AND due_at = %s", (task_id, due_at))
+
+    async def forget_sessions(self, age_seconds: float) -> None:
+        """Deletes sessions that ended long ago."""
+        async with self._db.transaction() as conn:
+            await conn.execute(
+                "DELETE FROM sessions WHERE closed_at < now() - %s * interval '1 second'", (age_seconds,)
+            )
+
+    async def tenants(self) -> list[str]:
+        """Tenants that ever had a task."""
+        async with self._db.connection() as conn:
+            cursor = await conn.execute("SELECT DISTINCT tenant FROM queue_tenants ORDER BY tenant")
+            return [row[0] for row in await cursor.fetchall()]
+
+    async def depths(self) -> list[tuple[str, str, int]]:
+        """Waiting tasks by queue and lane."""
+        async with self._db.connection() as conn:
+            cursor = await conn.execute(
+                "SELECT queue, lane, sum(pending)::bigint FROM queue_lanes GROUP BY queue, lane"
+            )
+            return await cursor.fetchall()
+
+    async def run_round(self, queue: str, body: Callable[[PostgresRound], Awaitable[None]]) -> None:
+        """Runs the body of a dispatch round within a transaction."""
+        async with self._db.transaction() as conn:
+            await body(PostgresRound(conn, queue))
+
+    async def purge_keys(self) -> int:
+        """Forgets idempotency keys after their time."""
+        return await idempotency.purge(self._db)
+
+    async def _in_transaction(self, work: Callable[[Connection], Awaitable[_T]]) -> _T:
+        async def body() -> _T:
+            async with self._db.transaction() as conn:
+                return await work(conn)
+
+        return await self._db.retrying(body)

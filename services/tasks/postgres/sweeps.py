@@ -1,0 +1,107 @@
+"""What is done for no caller: expiry, promotion of retries, upkeep. Time is the database's alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from meshkit.db import Connection
+from services.tasks.domain import Category, Outcome, RetryPolicy, TaskRecord
+from services.tasks.postgres import columns, counters, endings
+
+_LOST_WORKER = endings.Loss(
+    Outcome.EXPIRED, "The worker was lost while it executed the task", Category.RESOURCE, resumed=True
+)
+_FORGOTTEN = endings.Loss(Outcome.EXPIRED, "The worker no longer held the task", Category.RESOURCE, resumed=True)
+_OVERDUE = endings.Loss(Outcome.EXPIRED, "The attempt ran longer than it may", Category.TIMEOUT, resumed=True)
+
+
+async def take_expired_session(conn: Connection) -> tuple[UUID, int] | None:
+    """Ends one session that was not heard of in time, and gives what of it was acknowledged."""
+    cursor = await conn.execute(
+        "UPDATE sessions SET closed_at = now() WHERE id = ("
+        "SELECT id FROM sessions WHERE closed_at IS NULL AND expires_at <= now() "
+        "ORDER BY expires_at LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id, acknowledged"
+    )
+    row = await cursor.fetchone()
+    return None if row is None else (row[0], row[1])
+
+
+async def close(conn: Connection, session_id: UUID, subject: str) -> bool:
+    """Ends a session at its worker's wish."""
+    cursor = await conn.execute(
+        "UPDATE sessions SET closed_at = now() WHERE id = %s AND subject = %s AND closed_at IS NULL",
+        (session_id, subject),
+    )
+    return cursor.rowcount == 1
+
+
+async def lose_all(conn: Connection, session_id: UUID, acknowledged: int, policy: RetryPolicy) -> list[TaskRecord]:
+    """Ends the attempts of an expired session; what its worker never received costs no retry."""
+    ended = []
+    for record in await endings.lock_leases(conn, session_id):
+        received = record.lease_sequence is not None and record.lease_sequence <= acknowledged
+        ended.append(await endings.lose(conn, record, _LOST_WORKER if received else endings.handed_back(), policy))
+    return [record for record in ended if record is not None]
+
+
+async def give_back_all(conn: Connection, session_id: UUID, policy: RetryPolicy) -> list[TaskRecord]:
+    """Queues again what a session held that its worker closed."""
+    ended = [
+        await endings.lose(conn, record, endings.handed_back(), policy)
+        for record in await endings.lock_leases(conn, session_id)
+    ]
+    return [record for record in ended if record is not None]
+
+
+async def give_back_missing(
+    conn: Connection, session_id: UUID, unseen_seconds: float, lost_seconds: float, policy: RetryPolicy
+) -> list[TaskRecord]:
+    """Queues again what a living worker has not named for too long: not received, or received and forgotten."""
+    cursor = await conn.execute(
+        f"SELECT t.lease_sequence > s.acknowledged, {columns.SELECT_T} FROM tasks t "  # noqa: S608 -- fixed names
+        "JOIN sessions s ON s.id = t.lease_session WHERE t.lease_session = %s "
+        "AND t.missing_since < now() - interval '1 second' * "
+        "(CASE WHEN t.lease_sequence > s.acknowledged THEN %s ELSE %s END)::float8 ORDER BY t.id FOR UPDATE OF t",
+        (session_id, unseen_seconds, lost_seconds),
+    )
+    ended = [
+        await endings.lose(conn, columns.record(row[1:]), endings.handed_back() if row[0] else _FORGOTTEN, policy)
+        for row in await cursor.fetchall()
+    ]
+    return [record for record in ended if record is not None]
+
+
+async def expire_overdue(conn: Connection, grace_seconds: float, policy: RetryPolicy) -> list[TaskRecord]:
+    """Ends attempts that ran longer than they may, although their worker lives."""
+    cursor = await conn.execute(
+        f"SELECT {columns.SELECT} FROM tasks WHERE lease_session IS NOT NULL "  # noqa: S608 -- fixed names
+        "AND leased_at < now() - interval '1 second' * (timeout_seconds + %s) ORDER BY id LIMIT 100 "
+        "FOR UPDATE SKIP LOCKED",
+        (grace_seconds,),
+    )
+    ended = [await endings.lose(conn, columns.record(row), _OVERDUE, policy) for row in await cursor.fetchall()]
+    return [record for record in ended if record is not None]
+
+
+async def promote_delayed(conn: Connection) -> list[str]:
+    """Lets retries wait in their queue whose time has come."""
+    cursor = await conn.execute(
+        f"UPDATE tasks t SET not_before = NULL WHERE t.id = ANY(ARRAY("  # noqa: S608 -- fixed names
+        "SELECT id FROM tasks WHERE not_before <= now() ORDER BY id LIMIT 500 FOR UPDATE SKIP LOCKED)) "
+        f"RETURNING {columns.SELECT_T}"
+    )
+    records = [columns.record(row) for row in await cursor.fetchall()]
+    await counters.apply(conn, [counters.entering(record) for record in records])
+    return sorted({record.queue_name for record in records})
+
+
+async def due_sweeps(conn: Connection, limit: int, delay_seconds: float) -> Sequence[tuple[UUID, str, str, datetime]]:
+    """Prefixes of objects whose time to be looked through has come."""
+    cursor = await conn.execute(
+        "SELECT task_id, tenant, prefix, due_at FROM object_sweeps "
+        "WHERE due_at <= now() - %s * interval '1 second' ORDER BY due_at LIMIT %s",
+        (delay_seconds, limit),
+    )
+    return await cursor.fetchall()

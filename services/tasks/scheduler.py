@@ -1,0 +1,339 @@
+"""Gives waiting tasks to the workers that ask: one dispatcher a queue serves all polls of this replica.
+
+A round leases for every parked poll in one transaction. Rounds begin when a poll arrives, when a task begins to wait (told
+within the process, and by NATS from other replicas), and every second besides. Replicas take turns on a queue by a row
+lock, so two of them never serve the same turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from meshkit import metrics
+from meshkit.errors import MeshError, unavailable
+from meshkit.logging import get_logger
+from services.tasks.domain import Session, TaskRecord
+from services.tasks.errors import session_not_found
+from services.tasks.fairness import Candidate, Contender, charge_at_lease, prefer_warm, share, weight_of
+from services.tasks.store import Grant, PollEntry, Rounds, Store
+
+_log = get_logger(__name__)
+
+LOOK_AHEAD = 16
+MAX_ROUND = 512
+POLL_SECONDS = 1.0
+
+_DISPATCH_SECONDS = metrics.histogram(
+    "tasks_dispatch_seconds", "From acceptance to the first lease", ("queue", "task_type")
+)
+_LEASES = metrics.counter("tasks_leases", "Leases given", ("queue", "task_type"))
+_ROUNDS = metrics.counter("tasks_dispatch_rounds", "Dispatch rounds by whether they found work", ("queue", "found"))
+
+
+@dataclass(eq=False, slots=True)
+class Poll:
+    """A worker that waits for work.
+
+    Attributes:
+        answer: The leases; empty where the wait ran out.
+        registered: Whether the database knows of the poll.
+        busy: Whether a round works for it; others pass it over.
+        missed: Queues whose round passed it over meanwhile.
+    """
+
+    session: Session
+    sequence: int
+    capacity: int
+    warm: frozenset[str]
+    answer: asyncio.Future[list[TaskRecord]]
+    registered: bool = False
+    busy: bool = False
+    missed: set[str] = field(default_factory=set)
+
+
+class Scheduler:
+    """Matches polls and waiting tasks.
+
+    Args:
+        store: The database.
+        costs: Expected device seconds by lane.
+        weights: Shares of tenants.
+        release: Takes leases back whose poll went away before it was answered.
+        on_events: Called after a commit that wrote events.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        costs: Mapping[str, float],
+        weights: Mapping[str, float],
+        release: Callable[[Poll, Sequence[TaskRecord]], Awaitable[None]],
+        on_events: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store = store
+        self._costs = costs
+        self._weights = weights
+        self._release = release
+        self._on_events = on_events
+        self._polls: dict[str, list[Poll]] = {}
+        self._events: dict[str, asyncio.Event] = {}
+        self._dispatchers: dict[str, asyncio.Task[None]] = {}
+        self._returning: set[asyncio.Task[None]] = set()
+
+    def wake(self, queue: str) -> None:
+        """Tells that a task waits in a queue; without a poll for it nothing happens."""
+        event = self._events.get(queue)
+        if event is not None and self._polls.get(queue):
+            event.set()
+
+    async def close(self) -> None:
+        """Ends all polls without work, then the dispatchers."""
+        for polls in self._polls.values():
+            for poll in polls:
+                if not poll.answer.done() and not poll.busy:
+                    poll.answer.set_result([])
+        for task in self._dispatchers.values():
+            task.cancel()
+        await asyncio.gather(*self._dispatchers.values(), *self._returning, return_exceptions=True)
+
+    async def lease(
+        self, session: Session, *, sequence: int, max_leases: int, wait_seconds: float, warm: frozenset[str]
+    ) -> list[TaskRecord]:
+        """Waits for work.
+
+        Args:
+            session: The worker's session.
+            sequence: Number of the poll.
+            max_leases: Leases wanted at most.
+            wait_seconds: How long to wait for the first one.
+            warm: Adapters that the worker holds.
+
+        Raises:
+            MeshError: `NOT_FOUND` where the session is not open any more or the number is out of step.
+        """
+        loop = asyncio.get_running_loop()
+        self._supersede(session)
+        poll = Poll(session, sequence, max_leases, warm, loop.create_future())
+        for queue in session.queues:
+            self._park(queue, poll)
+        deadline = loop.time() + wait_seconds
+        try:
+            while not poll.answer.done():
+                left = deadline - loop.time()
+                if left <= 0 and poll.registered and not poll.busy:
+                    return []
+                await asyncio.wait({poll.answer}, timeout=max(left, 0.02))
+            return poll.answer.result()
+        except asyncio.CancelledError:
+            self._abandon(poll)
+            raise
+        finally:
+            for queue in session.queues:
+                if poll in self._polls[queue]:
+                    self._polls[queue].remove(poll)
+
+    def _supersede(self, session: Session) -> None:
+        # A worker that polls again has given up its earlier call.
+        for queue in session.queues:
+            for poll in self._polls.get(queue, ()):
+                if poll.session.id == session.id and not poll.busy and not poll.answer.done():
+                    poll.answer.set_result([])
+
+    def _park(self, queue: str, poll: Poll) -> None:
+        self._polls.setdefault(queue, []).append(poll)
+        event = self._events.setdefault(queue, asyncio.Event())
+        dispatcher = self._dispatchers.get(queue)
+        if dispatcher is None or dispatcher.done():
+            self._dispatchers[queue] = asyncio.create_task(self._dispatch(queue, event), name=f"dispatch-{queue}")
+        event.set()
+
+    def _abandon(self, poll: Poll) -> None:
+        def give_back(future: asyncio.Future[list[TaskRecord]]) -> None:
+            if not future.cancelled() and future.exception() is None and future.result():
+                task = asyncio.ensure_future(self._release(poll, future.result()))
+                self._returning.add(task)
+                task.add_done_callback(self._returning.discard)
+
+        if poll.answer.done() or poll.busy:
+            poll.answer.add_done_callback(give_back)
+        else:
+            poll.answer.cancel()
+
+    async def _dispatch(self, queue: str, event: asyncio.Event) -> None:
+        while True:
+            timeout = POLL_SECONDS * random.uniform(0.9, 1.1) if self._polls.get(queue) else None  # noqa: S311 -- jitter
+            try:
+                await asyncio.wait_for(event.wait(), timeout)
+            except TimeoutError:
+                pass
+            event.clear()
+            await self._serve_queue(queue)
+
+    async def _serve_queue(self, queue: str) -> None:
+        polls = []
+        for poll in self._polls.get(queue, ()):
+            if poll.answer.done():
+                continue
+            if poll.busy:
+                poll.missed.add(queue)
+                continue
+            polls.append(poll)
+        if not polls:
+            return
+        for poll in polls:
+            poll.busy = True
+        work = Round(queue, polls, self._costs, self._weights)
+        try:
+            await self._store.run_round(queue, work.run)
+        except Exception as error:
+            self._failed(queue, polls, error)
+            # The database is in trouble: haste would not help it.
+            await asyncio.sleep(0.2)
+        else:
+            self._deliver(queue, work)
+        finally:
+            for poll in polls:
+                poll.busy = False
+                for other in poll.missed:
+                    self.wake(other)
+                poll.missed.clear()
+
+    def _deliver(self, queue: str, work: Round) -> None:
+        _ROUNDS.labels(queue, str(bool(work.granted))).inc()
+        for poll in work.refused:
+            if not poll.answer.done():
+                poll.answer.set_exception(session_not_found(poll.session.id))
+        for poll, leases in work.answers.items():
+            if not poll.answer.done():
+                poll.answer.set_result(leases)
+        for poll in work.polls:
+            poll.registered = True
+        for record in work.granted:
+            _LEASES.labels(queue, record.task_type).inc()
+            if record.attempt == 1 and record.leased_at is not None:
+                waited = (record.leased_at - record.created_at).total_seconds()
+                _DISPATCH_SECONDS.labels(queue, record.task_type).observe(max(0.0, waited))
+        if work.granted:
+            self._on_events()
+        if work.again:
+            self.wake(queue)
+
+    @staticmethod
+    def _failed(queue: str, polls: Sequence[Poll], error: Exception) -> None:
+        if isinstance(error, MeshError):
+            _log.warning("dispatch round failed", queue=queue, reason=error.reason)
+        else:
+            _log.error("dispatch round failed", queue=queue, exc_info=error)
+        for poll in polls:
+            # One that is known to the database waits on; a new one asks again.
+            if not poll.registered and not poll.answer.done():
+                poll.answer.set_exception(unavailable("The scheduler is not ready", reason="SCHEDULER_UNAVAILABLE"))
+
+
+class Round:
+    """What one round does; its effects on polls are delivered only after its commit.
+
+    Args:
+        queue: The queue.
+        polls: The polls it serves.
+        costs: Expected device seconds by lane.
+        weights: Shares of tenants.
+    """
+
+    def __init__(
+        self, queue: str, polls: Sequence[Poll], costs: Mapping[str, float], weights: Mapping[str, float]
+    ) -> None:
+        self.queue = queue
+        self.polls = polls
+        self.answers: dict[Poll, list[TaskRecord]] = {}
+        self.refused: list[Poll] = []
+        self.granted: list[TaskRecord] = []
+        self.again = False
+        self._costs = costs
+        self._weights = weights
+
+    async def run(self, store: Rounds) -> None:
+        """The body of the transaction."""
+        await self._register(store)
+        groups: dict[frozenset[str], list[Poll]] = {}
+        for poll in self.polls:
+            if poll not in self.answers and poll not in self.refused:
+                groups.setdefault(poll.session.lanes, []).append(poll)
+        for lanes, polls in groups.items():
+            await self._serve(store, sorted(lanes), polls)
+
+    async def _register(self, store: Rounds) -> None:
+        new = [poll for poll in self.polls if not poll.registered]
+        if not new:
+            return
+        known = await store.register([PollEntry(poll.session.id, poll.sequence) for poll in new])
+        for poll in new:
+            leases = known[poll.session.id]
+            if leases is None:
+                self.refused.append(poll)
+            elif leases:
+                self.answers[poll] = list(leases)
+
+    async def _serve(self, store: Rounds, lanes: Sequence[str], polls: Sequence[Poll]) -> None:
+        capacity = min(MAX_ROUND, sum(poll.capacity for poll in polls))
+        # A tenant whose counter is wrong takes a place: look a little further than needed.
+        limit = capacity + 8
+        if not await store.contenders(lanes, limit):
+            return
+        await store.hold()
+        contenders = await store.contenders(lanes, limit)
+        wanted = share(contenders, capacity, self._costs, self._weights)
+        ahead = LOOK_AHEAD if any(poll.warm for poll in polls) else 0
+        waiting: dict[str, list[Candidate]] = {}
+        if wanted:
+            for candidate in await store.candidates({name: n + ahead for name, n in wanted.items()}, lanes):
+                waiting.setdefault(candidate.tenant, []).append(candidate)
+        empty = [tenant for tenant in wanted if tenant not in waiting]
+        if empty:
+            await store.recount(empty)
+            self.again = True
+        grants, owners, virtual_time = self._choose(contenders, waiting, polls, capacity)
+        if not grants:
+            return
+        for record in await store.grant(grants, virtual_time):
+            self.answers.setdefault(owners[str(record.id)], []).append(record)
+            self.granted.append(record)
+
+    def _choose(
+        self,
+        contenders: Sequence[Contender],
+        waiting: dict[str, list[Candidate]],
+        polls: Sequence[Poll],
+        capacity: int,
+    ) -> tuple[list[Grant], dict[str, Poll], float]:
+        """Deals tasks out in the order of their tenants' virtual time, to the polls in turn."""
+        clocks = {contender.tenant: contender.virtual_time for contender in contenders if contender.tenant in waiting}
+        heap = [(clock, tenant) for tenant, clock in clocks.items()]
+        heapq.heapify(heap)
+        turns = deque((poll, poll.capacity) for poll in polls)
+        grants: list[Grant] = []
+        owners: dict[str, Poll] = {}
+        latest = 0.0
+        while heap and turns and len(grants) < capacity:
+            clock, tenant = heapq.heappop(heap)
+            poll, left = turns.popleft()
+            tasks = waiting[tenant]
+            task = tasks.pop(prefer_warm(tasks, poll.warm, look_ahead=LOOK_AHEAD))
+            cost = self._costs.get(task.lane, 1.0)
+            charge = charge_at_lease(cost, task.charged, weight_of(tenant, self._weights))
+            grants.append(
+                Grant(task.id, poll.session.id, poll.sequence, poll.session.kind, poll.session.name, cost, charge)
+            )
+            owners[str(task.id)] = poll
+            latest = max(latest, clock)
+            if tasks:
+                heapq.heappush(heap, (clock + charge, tenant))
+            if left > 1:
+                turns.append((poll, left - 1))
+        return grants, owners, latest

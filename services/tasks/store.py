@@ -1,0 +1,338 @@
+"""What the use cases need of a database, in terms of the domain.
+
+Every method is one transaction: the change of state, the attempt's row, the fairness counters and the events of the change
+are committed together or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from services.tasks.domain import AttemptRecord, Category, Ref, RetryPolicy, Session, Status, TaskRecord
+from services.tasks.fairness import Candidate, Contender
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A caller's key for a create.
+
+    Attributes:
+        method: Name of the method.
+        key: The caller's key.
+        request_hash: Digest of the request under it.
+    """
+
+    method: str
+    key: str
+    request_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """A task to write.
+
+    Attributes:
+        record: The task.
+        response: The serialized answer to its caller, kept for replays where there is a key.
+        encode: The same for another task, where the identifier turns out to exist.
+        key: The idempotency key, if one was given.
+        has_objects: Whether objects were written for it beforehand.
+        named: Whether the caller chose the identifier, which may then exist already.
+    """
+
+    record: TaskRecord
+    response: bytes
+    encode: Callable[[TaskRecord], bytes]
+    key: IdempotencyKey | None = None
+    has_objects: bool = False
+    named: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What became of a create: a stored answer to replay, or the task (an older one where `existed`)."""
+
+    record: TaskRecord | None
+    replay: bytes | None = None
+    existed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFilter:
+    """Which tasks to list; None where a member does not matter."""
+
+    tenant: str | None = None
+    status: Status | None = None
+    task_type: str | None = None
+    workflow_id: UUID | None = None
+    origin_instance: str | None = None
+    origin_zone: str | None = None
+    include_deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PollEntry:
+    """A poll that a dispatch round serves.
+
+    Attributes:
+        session: Identifier of the worker's session.
+        sequence: Number of the poll.
+    """
+
+    session: UUID
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A task chosen for a poll.
+
+    Attributes:
+        task_id: The task.
+        session: The session that gets it.
+        sequence: Number of that session's poll.
+        kind: Kind of the worker.
+        name: Name of the worker.
+        cost: Expected device seconds, charged where the task was not charged before.
+        charge: The same as virtual time of the tenant.
+    """
+
+    task_id: UUID
+    session: UUID
+    sequence: int
+    kind: str
+    name: str
+    cost: float
+    charge: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The end of an attempt with its result.
+
+    Attributes:
+        ref: The attempt.
+        session: The session that reports it.
+        result: A serialized TaskResult.
+        objects: Paths of the objects of the result.
+        device_seconds: What the device worked.
+    """
+
+    ref: Ref
+    session: UUID
+    result: bytes
+    objects: Sequence[str]
+    device_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a report about an attempt did.
+
+    Attributes:
+        record: The task after it, None where the report changed nothing.
+        repeated: The same report was taken before.
+    """
+
+    record: TaskRecord | None
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease that the database knows of a session."""
+
+    ref: Ref
+    acknowledged: bool
+    missing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressNote:
+    """Progress to write into a row."""
+
+    ref: Ref
+    session: UUID
+    progress: float
+
+
+class Rounds(Protocol):
+    """One dispatch round: an open transaction that holds the queue."""
+
+    async def hold(self) -> None:
+        """Makes other replicas' rounds of this queue wait for the end of this one."""
+        ...
+
+    async def register(self, polls: Sequence[PollEntry]) -> Mapping[UUID, Sequence[TaskRecord] | None]:
+        """Notes polls, which acknowledges what earlier ones brought.
+
+        Returns:
+            By session: the leases of the same poll where it is repeated, else none; None where it is refused.
+        """
+        ...
+
+    async def contenders(self, lanes: Sequence[str], limit: int) -> list[Contender]:
+        """Tenants with waiting work in some lanes, by virtual time, at most so many a lane."""
+        ...
+
+    async def candidates(self, wanted: Mapping[str, int], lanes: Sequence[str]) -> list[Candidate]:
+        """Waiting tasks of tenants in the order they are served, so many of each."""
+        ...
+
+    async def grant(self, grants: Sequence[Grant], virtual_time: float) -> list[TaskRecord]:
+        """Leases tasks; those that are not waiting any more are left out."""
+        ...
+
+    async def recount(self, tenants: Sequence[str]) -> None:
+        """Corrects the counters of tenants that have less work than they say."""
+        ...
+
+
+ModifyBody = Callable[[TaskRecord], TaskRecord]
+
+
+class Store(Protocol):
+    """Tasks, attempts and sessions."""
+
+    async def create_many(self, creations: Sequence[Creation]) -> list[Created | None]:
+        """Writes new tasks together; None for those whose idempotency key was taken."""
+        ...
+
+    async def create_one(self, creation: Creation) -> Created:
+        """Writes one task, or finds the one that exists, or the answer given before."""
+        ...
+
+    async def find_replay(self, tenant: str, key: IdempotencyKey) -> bytes | None:
+        """The answer stored under a key, if it is committed; CONFLICT where the key had another request."""
+        ...
+
+    async def note_intent(self, record: TaskRecord, prefix: str) -> None:
+        """Notes that objects are about to be written for a task to come."""
+        ...
+
+    async def get(self, task_id: UUID) -> TaskRecord | None:
+        """A task."""
+        ...
+
+    async def list_tasks(self, which: TaskFilter, skip: int, limit: int) -> list[TaskRecord]:
+        """Tasks, newest first."""
+        ...
+
+    async def attempts(self, task_id: UUID) -> list[AttemptRecord]:
+        """A task's attempts, oldest first."""
+        ...
+
+    async def modify(self, task_id: UUID, body: ModifyBody) -> tuple[TaskRecord, TaskRecord]:
+        """Changes a task under its lock: the task before and after."""
+        ...
+
+    async def cancel(self, task_id: UUID) -> tuple[TaskRecord, TaskRecord]:
+        """Cancels a task unless it ended: the task before and after."""
+        ...
+
+    async def remove(self, task_id: UUID) -> bool:
+        """Removes the row of a task that ended, keeping its identifier from being used again."""
+        ...
+
+    async def open_session(self, session: Session, ttl_seconds: float) -> None:
+        """Opens a worker's session."""
+        ...
+
+    async def session(self, session_id: UUID) -> Session | None:
+        """An open session."""
+        ...
+
+    async def heartbeat(
+        self, session_id: UUID, subject: str, held: Sequence[Ref], *, draining: bool, ttl_seconds: float
+    ) -> list[Held] | None:
+        """Extends a session and acknowledges what it holds; the leases it has, or None without such a session."""
+        ...
+
+    async def note_missing(self, session_id: UUID, missing: Sequence[Ref], found: Sequence[Ref]) -> None:
+        """Notes which leases a heartbeat did not name, and which it named again."""
+        ...
+
+    async def give_back_missing(
+        self, session_id: UUID, unseen_seconds: float, lost_seconds: float, policy: RetryPolicy
+    ) -> list[TaskRecord]:
+        """Queues again what a living worker has not named for too long."""
+        ...
+
+    async def close_session(self, session_id: UUID, subject: str, policy: RetryPolicy) -> list[TaskRecord] | None:
+        """Ends a session; what it held goes back. None without such a session."""
+        ...
+
+    async def valid(self, session_id: UUID, refs: Sequence[Ref]) -> set[Ref]:
+        """Which attempts are the session's."""
+        ...
+
+    async def write_progress(self, notes: Sequence[ProgressNote]) -> None:
+        """Writes progress of attempts that are still their session's."""
+        ...
+
+    async def complete_many(self, completions: Sequence[Completion], weights: Mapping[str, float]) -> list[Ended]:
+        """Ends attempts with their results."""
+        ...
+
+    async def fail(
+        self,
+        ref: Ref,
+        session: UUID,
+        *,
+        message: str,
+        category: Category,
+        retryable: bool,
+        device_seconds: float,
+        policy: RetryPolicy,
+        weights: Mapping[str, float],
+    ) -> Ended:
+        """Ends an attempt with an error: queued again, or FAILED."""
+        ...
+
+    async def release(self, session_id: UUID, refs: Sequence[Ref], policy: RetryPolicy) -> list[TaskRecord]:
+        """Takes attempts back that did not begin, and notes the slots of cancelled ones as free."""
+        ...
+
+    async def expire_sessions(self, policy: RetryPolicy) -> list[TaskRecord]:
+        """Ends the attempts of sessions that were not heard of in time."""
+        ...
+
+    async def expire_overdue(self, grace_seconds: float, policy: RetryPolicy) -> list[TaskRecord]:
+        """Ends attempts that ran longer than they may."""
+        ...
+
+    async def promote_delayed(self) -> list[str]:
+        """Lets retries wait in their queue whose time has come; the queues."""
+        ...
+
+    async def due_sweeps(self, limit: int, delay_seconds: float) -> Sequence[tuple[UUID, str, str, datetime]]:
+        """Prefixes of objects to compare with their task: (task, tenant, prefix, due)."""
+        ...
+
+    async def forget_sweep(self, task_id: UUID, due_at: datetime) -> None:
+        """A prefix was swept."""
+        ...
+
+    async def forget_sessions(self, age_seconds: float) -> None:
+        """Deletes sessions that ended long ago."""
+        ...
+
+    async def tenants(self) -> list[str]:
+        """Tenants that ever had a task."""
+        ...
+
+    async def run_round(self, queue: str, body: Callable[[Rounds], Awaitable[None]]) -> None:
+        """Runs the body of a dispatch round within a transaction."""
+        ...
+
+    async def purge_keys(self) -> int:
+        """Forgets idempotency keys after their time; how many."""
+        ...
+
+    async def depths(self) -> list[tuple[str, str, int]]:
+        """Waiting tasks by queue and lane."""
+        ...

@@ -1,0 +1,134 @@
+"""Following one task: its states from the database, told of by NATS, and its progress as it comes.
+
+No connection is held while a watcher waits. Without NATS the row is read every second; with it, now and then, because news
+may be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from atelier.events.v1 import events_pb2
+from atelier.tasks.v1 import tasks_service_pb2
+from google.protobuf.message import DecodeError
+
+from meshkit.bus import Bus, Message
+from services.tasks.access import Caller
+from services.tasks.convert import to_task
+from services.tasks.domain import TERMINAL, TaskRecord
+from services.tasks.errors import task_not_found
+from services.tasks.events import PROGRESS_SUBJECT, SUBJECT
+from services.tasks.store import Store
+
+BLIND_SECONDS = 1.0
+SEEING_SECONDS = 5.0
+
+
+@dataclass(eq=False, slots=True)
+class _Watcher:
+    changed: asyncio.Event
+    progress: list[events_pb2.TaskProgressEvent] = field(default_factory=list)
+
+
+class Watchers:
+    """Everyone who follows a task in this process.
+
+    Args:
+        store: The database.
+        bus: The bus.
+    """
+
+    def __init__(self, store: Store, bus: Bus) -> None:
+        self._store = store
+        self._bus = bus
+        self._watchers: dict[str, set[_Watcher]] = {}
+
+    async def start(self) -> None:
+        """Begins to listen."""
+        await self._bus.subscribe(f"{SUBJECT}.*", self._on_event)
+
+    async def watch(
+        self, task_id: UUID, caller: Caller, after_version: int
+    ) -> AsyncIterator[tasks_service_pb2.WatchTaskResponse]:
+        """Follows a task until it ends.
+
+        Args:
+            task_id: The task.
+            caller: Who asks.
+            after_version: States up to this one are not sent again.
+
+        Raises:
+            MeshError: `NOT_FOUND`, also where the task is deleted meanwhile.
+        """
+        record = caller.seen(await self._store.get(task_id), task_id)
+        watcher = _Watcher(asyncio.Event())
+        key = str(task_id)
+        self._watchers.setdefault(key, set()).add(watcher)
+        subscription = await self._bus.subscribe(f"{PROGRESS_SUBJECT}.{task_id}", self._on_progress)
+        try:
+            # What changed before the listening began is in the row now.
+            record = await self._again(task_id, record)
+            sent_version, sent_progress = after_version, -1.0
+            while True:
+                final = record.state in TERMINAL
+                if record.version > sent_version or final or record.progress > sent_progress >= 0:
+                    sent_version, sent_progress = record.version, record.progress
+                    yield tasks_service_pb2.WatchTaskResponse(task=to_task(record), final=final)
+                if final:
+                    return
+                await self._wait(watcher)
+                for event in watcher.progress:
+                    if event.attempt == record.attempt and event.progress >= sent_progress:
+                        sent_progress = event.progress
+                        yield _progress(record, event)
+                watcher.progress.clear()
+                watcher.changed.clear()
+                record = await self._again(task_id, record)
+        finally:
+            self._watchers[key].discard(watcher)
+            if not self._watchers[key]:
+                del self._watchers[key]
+            await subscription.unsubscribe()
+
+    async def _wait(self, watcher: _Watcher) -> None:
+        try:
+            await asyncio.wait_for(watcher.changed.wait(), SEEING_SECONDS if self._bus.connected else BLIND_SECONDS)
+        except TimeoutError:
+            return
+
+    async def _again(self, task_id: UUID, previous: TaskRecord) -> TaskRecord:
+        record = await self._store.get(task_id)
+        if record is None or record.tenant != previous.tenant:
+            raise task_not_found(task_id)
+        return record
+
+    async def _on_event(self, message: Message) -> None:
+        if not self._watchers:
+            return
+        # Both documented events carry the task's id in the same field.
+        event = events_pb2.TaskStatusEvent()
+        try:
+            event.ParseFromString(message.data)
+        except DecodeError:
+            return
+        for watcher in self._watchers.get(event.task_id, ()):
+            watcher.changed.set()
+
+    async def _on_progress(self, message: Message) -> None:
+        event = events_pb2.TaskProgressEvent.FromString(message.data)
+        for watcher in self._watchers.get(event.task_id, ()):
+            watcher.progress.append(event)
+            watcher.changed.set()
+
+
+def _progress(record: TaskRecord, event: events_pb2.TaskProgressEvent) -> tasks_service_pb2.WatchTaskResponse:
+    response = tasks_service_pb2.WatchTaskResponse(task=to_task(record), preview=event.preview)
+    response.task.progress = event.progress
+    if event.HasField("step"):
+        response.step = event.step
+    if event.HasField("total_steps"):
+        response.total_steps = event.total_steps
+    return response

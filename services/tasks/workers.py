@@ -1,0 +1,322 @@
+"""Use cases of workers: sessions, leases, reports and the ends of attempts."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from uuid import UUID, uuid4
+
+from atelier.tasks.v1 import worker_service_pb2
+
+from meshkit import metrics
+from meshkit.auth import Principal
+from meshkit.errors import MeshError, forbidden, invalid
+from meshkit.logging import get_logger
+from services.tasks.batching import Batcher
+from services.tasks.catalog import QUEUES
+from services.tasks.convert import from_ref
+from services.tasks.domain import Category, Ref, RetryPolicy, Session, Status, TaskRecord
+from services.tasks.errors import lease_lost, session_not_found
+from services.tasks.news import News
+from services.tasks.progress import ProgressBoard
+from services.tasks.scheduler import Poll, Scheduler
+from services.tasks.store import Completion, Ended, Held, Store
+
+_log = get_logger(__name__)
+
+_REMEMBERED_SESSIONS = 4096
+
+_ENDED = metrics.counter("tasks_ended", "Tasks that ended", ("task_type", "outcome"))
+_ATTEMPTS = metrics.counter("tasks_attempts_lost", "Attempts that ended without a result", ("task_type", "status"))
+_RUN_SECONDS = metrics.histogram(
+    "tasks_run_seconds", "From the first lease to the result", ("task_type",), (0.01, 0.1, 0.5, 1, 5, 15, 60, 300, 1800)
+)
+
+
+class WorkerDesk:
+    """What workers ask for.
+
+    Args:
+        store: The database.
+        scheduler: Gives work to polls.
+        board: Passes progress on.
+        news: Tells others what happened.
+        policy: How often a task is tried.
+        weights: Shares of tenants.
+        ttl_seconds: Life of a session without a heartbeat.
+        acknowledge_seconds: A lease that its worker does not name for so long goes back.
+        max_wait_seconds: Longest wait of a poll.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        scheduler: Scheduler,
+        board: ProgressBoard,
+        news: News,
+        policy: RetryPolicy,
+        weights: Mapping[str, float],
+        ttl_seconds: float,
+        acknowledge_seconds: float,
+        max_wait_seconds: float,
+    ) -> None:
+        self._store = store
+        self._scheduler = scheduler
+        self._board = board
+        self._news = news
+        self._policy = policy
+        self._weights = weights
+        self._ttl = ttl_seconds
+        self._acknowledge = acknowledge_seconds
+        self._max_wait = max_wait_seconds
+        self._known: OrderedDict[UUID, Session] = OrderedDict()
+        self._completions: Batcher[Completion, Ended] = Batcher("complete", self._commit)
+
+    async def close(self) -> None:
+        """Waits for completions that are being committed."""
+        await self._completions.close()
+
+    async def open(
+        self,
+        principal: Principal,
+        *,
+        name: str,
+        kind: str,
+        queues: Sequence[str],
+        slots: int,
+        task_types: Sequence[str],
+        provider_types: Sequence[str],
+    ) -> Session:
+        """Opens a session.
+
+        Raises:
+            MeshError: `INVALID` for an unknown queue or a worker that executes nothing, `FORBIDDEN` for a queue that its
+                token is not bound to.
+        """
+        for index, queue in enumerate(queues):
+            if queue not in QUEUES:
+                raise invalid(f"queues[{index}]", f"Unknown queue {queue!r}", "unknown_queue")
+            if principal.queues is not None and queue not in principal.queues:
+                raise forbidden(f"The token is not bound to the queue {queue!r}", reason="QUEUE_FORBIDDEN")
+        if not task_types:
+            raise invalid("task_types", "Field required: a worker names what it executes", "missing")
+        session = Session(
+            uuid4(),
+            principal.subject,
+            name,
+            kind or "local",
+            tuple(dict.fromkeys(queues)),
+            slots,
+            tuple(dict.fromkeys(task_types)),
+            tuple(dict.fromkeys(provider_types)) or ("LOCAL",),
+        )
+        await self._store.open_session(session, self._ttl)
+        self._remember(session)
+        return session
+
+    async def lease(
+        self,
+        principal: Principal,
+        session_id: UUID,
+        *,
+        sequence: int,
+        max_leases: int,
+        wait_seconds: float,
+        warm: frozenset[str],
+    ) -> list[TaskRecord]:
+        """Waits for work; see `Scheduler.lease`."""
+        session = await self._session(session_id, principal)
+        try:
+            return await self._scheduler.lease(
+                session,
+                sequence=sequence,
+                max_leases=max_leases,
+                wait_seconds=min(wait_seconds, self._max_wait),
+                warm=warm,
+            )
+        except MeshError:
+            self._known.pop(session_id, None)
+            raise
+
+    async def heartbeat(
+        self, principal: Principal, session_id: UUID, held: Sequence[Ref], *, draining: bool
+    ) -> list[Ref]:
+        """Extends a session.
+
+        Returns:
+            Attempts that the worker has to end.
+
+        Raises:
+            MeshError: `NOT_FOUND` where the session has ended.
+        """
+        known = await self._store.heartbeat(
+            session_id, principal.subject, held, draining=draining, ttl_seconds=self._ttl
+        )
+        if known is None:
+            self._known.pop(session_id, None)
+            raise session_not_found(session_id)
+        await self._compare(session_id, held, known)
+        leases = {item.ref for item in known}
+        return [ref for ref in held if ref not in leases]
+
+    async def report(
+        self, principal: Principal, session_id: UUID, items: Sequence[worker_service_pb2.Progress]
+    ) -> list[Ref]:
+        """Takes progress.
+
+        Returns:
+            Attempts that the worker has to end.
+        """
+        await self._session(session_id, principal)
+        refs = [from_ref(item.ref) for item in items]
+        valid = await self._store.valid(session_id, refs)
+        self._board.report(session_id, [item for item, ref in zip(items, refs, strict=True) if ref in valid])
+        return [ref for ref in refs if ref not in valid]
+
+    async def complete(self, principal: Principal, completion: Completion) -> None:
+        """Ends an attempt with its result.
+
+        Raises:
+            MeshError: `CONFLICT` where the attempt is not the session's any more.
+        """
+        await self._owned(completion.session, principal)
+        folder = f"/{completion.ref.job_id}/{completion.ref.attempt}/"
+        for index, path in enumerate(completion.objects):
+            if folder not in path:
+                raise invalid(f"objects[{index}].path", "lies outside of the attempt's prefix", "foreign_object")
+        ended = await self._completions.submit(completion)
+        if ended.record is not None:
+            record = ended.record
+            _ENDED.labels(record.task_type, record.status).inc()
+            if record.started_at is not None and record.completed_at is not None:
+                _RUN_SECONDS.labels(record.task_type).observe((record.completed_at - record.started_at).total_seconds())
+        elif not ended.repeated:
+            raise lease_lost()
+
+    async def fail(
+        self,
+        principal: Principal,
+        session_id: UUID,
+        ref: Ref,
+        *,
+        message: str,
+        category: Category,
+        retryable: bool,
+        device_seconds: float,
+    ) -> bool:
+        """Ends an attempt with an error.
+
+        Returns:
+            Whether the task was queued again.
+
+        Raises:
+            MeshError: `CONFLICT` where the attempt is not the session's any more.
+        """
+        await self._owned(session_id, principal)
+        ended = await self._store.fail(
+            ref,
+            session_id,
+            message=message or "The attempt failed",
+            category=category,
+            retryable=retryable,
+            device_seconds=device_seconds,
+            policy=self._policy,
+            weights=self._weights,
+        )
+        if ended.record is None:
+            if ended.repeated:
+                return False
+            raise lease_lost()
+        if not ended.repeated:
+            self.returned([ended.record])
+        return ended.record.status == Status.PENDING
+
+    async def release(self, principal: Principal, session_id: UUID, refs: Sequence[Ref]) -> None:
+        """Takes attempts back that did not begin, and learns which cancelled ones have stopped."""
+        await self._owned(session_id, principal)
+        if refs:
+            self.returned(await self._store.release(session_id, refs, self._policy))
+
+    async def close_session(self, principal: Principal, session_id: UUID) -> None:
+        """Ends a session; what it holds goes back.
+
+        Raises:
+            MeshError: `NOT_FOUND` where it has ended.
+        """
+        returned = await self._store.close_session(session_id, principal.subject, self._policy)
+        self._known.pop(session_id, None)
+        if returned is None:
+            raise session_not_found(session_id)
+        self.returned(returned)
+
+    async def give_back(self, poll: Poll, leases: Sequence[TaskRecord]) -> None:
+        """Takes leases back whose poll went away before it could be answered."""
+        refs = [Ref(record.id, record.attempt) for record in leases]
+        try:
+            self.returned(await self._store.release(poll.session.id, refs, self._policy))
+        except MeshError as error:
+            # Heartbeats will not name them, which has the same end a little later.
+            _log.warning("unanswered leases are left to the sweeper", reason=error.reason, count=len(refs))
+
+    def returned(self, records: Sequence[TaskRecord]) -> None:
+        """Tells of tasks whose attempts ended without a result."""
+        if not records:
+            return
+        for record in records:
+            _ATTEMPTS.labels(record.task_type, record.status).inc()
+            if record.status == Status.FAILED:
+                _ENDED.labels(record.task_type, record.status).inc()
+        self._news.committed()
+        for queue in {r.queue_name for r in records if r.status == Status.PENDING and r.not_before is None}:
+            self._news.waiting(queue)
+
+    async def _compare(self, session_id: UUID, held: Sequence[Ref], known: Sequence[Held]) -> None:
+        """Notices leases that a living worker does not hold, so that none is stuck with it."""
+        named = set(held)
+        missing = [item.ref for item in known if item.ref not in named]
+        newly = [item.ref for item in known if item.ref not in named and not item.missing]
+        found = [item.ref for item in known if item.ref in named and item.missing]
+        if newly or found:
+            await self._store.note_missing(session_id, newly, found)
+        if missing:
+            self.returned(await self._store.give_back_missing(session_id, self._acknowledge, self._ttl, self._policy))
+
+    async def _commit(self, completions: Sequence[Completion]) -> Sequence[Ended | Exception]:
+        try:
+            ended: Sequence[Ended | Exception] = await self._store.complete_many(completions, self._weights)
+        except Exception as error:
+            if len(completions) == 1:
+                raise
+            _log.info("group of completions is retried one by one", cause=type(error).__name__)
+            ended = [await self._complete_alone(completion) for completion in completions]
+        self._news.committed()
+        return ended
+
+    async def _complete_alone(self, completion: Completion) -> Ended | Exception:
+        try:
+            return (await self._store.complete_many([completion], self._weights))[0]
+        except Exception as error:
+            return error
+
+    async def _session(self, session_id: UUID, principal: Principal) -> Session:
+        """An open session of this caller; what is remembered may have ended since, which every write checks again."""
+        session = self._known.get(session_id) or await self._store.session(session_id)
+        if session is None or session.subject != principal.subject:
+            raise session_not_found(session_id)
+        self._remember(session)
+        return session
+
+    async def _owned(self, session_id: UUID, principal: Principal) -> None:
+        # A session that is remembered is this caller's or not; of one that ended the attempts are fenced by their rows.
+        session = self._known.get(session_id) or await self._store.session(session_id)
+        if session is not None and session.subject != principal.subject:
+            raise session_not_found(session_id)
+        if session is not None:
+            self._remember(session)
+
+    def _remember(self, session: Session) -> None:
+        self._known[session.id] = session
+        self._known.move_to_end(session.id)
+        if len(self._known) > _REMEMBERED_SESSIONS:
+            self._known.popitem(last=False)
