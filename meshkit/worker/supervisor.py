@@ -230,18 +230,27 @@ class Supervisor:
             await self._keeper
         self._set_state(ChildState.STOPPED)
 
-    async def run(self, batch: ChildBatch, on_progress: Callable[[ChildProgress], None]) -> list[ChildDone]:
-        """Run `batch` in the child, waiting for one where none is ready; one outcome a job, in order.
-
-        A caller that is cancelled abandons the batch: its jobs are asked to stop.
+    async def wait_ready(self) -> None:
+        """Wait until a child takes work.
 
         Raises:
-            ChildLost: the child ended before the batch did.
+            ChildLost: the supervisor is being stopped.
         """
         while not self.ready:
             if self._stopping:
                 raise ChildLost("The worker is shutting down.", ERROR_CATEGORY_RESOURCE, innocent=True)
             await self._greeted.wait()
+
+    async def run(self, batch: ChildBatch, on_progress: Callable[[ChildProgress], None]) -> list[ChildDone]:
+        """Run `batch` in the child; one outcome a job, in order.
+
+        A caller that is cancelled abandons the batch: its jobs are asked to stop.
+
+        Raises:
+            ChildLost: the child ended before the batch did, or there is none.
+        """
+        if not self.ready:
+            raise ChildLost("The worker's process is not ready.", ERROR_CATEGORY_RESOURCE, innocent=True)
         assert self._pipe is not None
         running = _Running(batch, on_progress, asyncio.get_running_loop().create_future(), self._clock())
         for job in batch.jobs:

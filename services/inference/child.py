@@ -25,12 +25,14 @@ from atelier.inference.v1.child_pb2 import (
     ChildOutput,
     ChildResident,
 )
+from atelier.inference.v1.inference_service_pb2 import ResidentModel
 from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_INTERNAL,
     ERROR_CATEGORY_RESOURCE,
     ERROR_CATEGORY_VALIDATION,
     TaskType,
 )
+
 from meshkit import tracing
 from meshkit.errors import Kind, MeshError
 from meshkit.logging import configure, get_logger
@@ -53,7 +55,9 @@ class ChildSettings:
         threads: Batches that run at once.
         model: Folder or hub name of the default model.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
-        model_budget_bytes: Memory for models.
+        model_budget_bytes: Memory for models; 0 for a share of the device's.
+        extra_models: Models that tasks may name beside the default.
+        model_download: Whether a hub name may be downloaded.
         log_level: Least level that is logged.
     """
 
@@ -62,6 +66,8 @@ class ChildSettings:
     model: str
     device: str
     model_budget_bytes: int
+    extra_models: tuple[str, ...] = ()
+    model_download: bool = False
     log_level: str = "info"
 
     def command(self) -> list[str]:
@@ -73,6 +79,7 @@ class ChildSettings:
         """Read what `command` wrote."""
         values = json.loads(text)
         values["task_types"] = tuple(values["task_types"])
+        values["extra_models"] = tuple(values["extra_models"])
         return cls(**values)
 
 
@@ -106,7 +113,14 @@ class Bench:
 
     def resident(self) -> ChildResident | None:
         """What is in memory, or None where nothing ever is."""
-        return None if self._models is None else ChildResident(models=self._models.resident())
+        if self._models is None:
+            return None
+        return ChildResident(
+            models=[
+                ResidentModel(name=model.name, bytes=model.bytes, loras=model.loras, pinned=model.pins > 0)
+                for model in self._models.resident()
+            ]
+        )
 
     def _encode(self, outcome: Output | Exception) -> ChildDone:
         if isinstance(outcome, Output):
@@ -163,7 +177,13 @@ def _models(settings: ChildSettings) -> Models | None:
         return None
     from modelkit.residency import Models  # noqa: PLC0415 - torch is imported in the child alone, and late
 
-    return Models(settings.model, settings.device, settings.model_budget_bytes)
+    return Models(
+        settings.model,
+        settings.device,
+        settings.model_budget_bytes,
+        extra_models=settings.extra_models,
+        allow_download=settings.model_download,
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from atelier.tasks.v1.enums_pb2 import (
     TASK_TYPE_NOOP,
     TaskType,
 )
+
 from services.inference.tasktypes.base import TaskHandler
 
 _HANDLERS: dict[TaskType.ValueType, tuple[str, str]] = {

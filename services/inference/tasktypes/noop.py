@@ -1,7 +1,7 @@
 """NOOP: exercises the mesh without a model, for tests and benchmarks.
 
-It takes steps of a given length, fails the first attempts on demand, and misbehaves on the first one: it hangs, ends the
-process, or allocates until it is stopped.
+It takes steps of a given length, fails the first attempts on demand, and misbehaves on the first one: it hangs, ends
+the process, or allocates until it is stopped.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_INTERNAL, ERROR_CATEGORY_RESOURCE, TASK_TYPE_NOOP, TaskType
 from atelier.tasks.v1.noop_pb2 import CreateNoopTask, NoopTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
+
 from services.inference.tasktypes.base import (
     InputRef,
     Output,

@@ -1,0 +1,161 @@
+"""`python -m services.inference`: wires the worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+from atelier.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
+
+from meshkit import auth, lifecycle
+from meshkit.bus import Bus
+from meshkit.channel import MeshChannel
+from meshkit.client import WorkerClient
+from meshkit.fetcher import Fetcher
+from meshkit.metrics import serve_metrics
+from meshkit.objects import ObjectStore
+from meshkit.server import MeshServer
+from meshkit.worker.leases import LeaseClient, WorkerProfile
+from meshkit.worker.supervisor import Supervisor
+from services.inference import measures
+from services.inference.child import ChildSettings
+from services.inference.config import InferenceSettings
+from services.inference.events import CancelNews
+from services.inference.executor import Executor
+from services.inference.health import ChildWatch, warm_state
+from services.inference.inputs import AttemptFolders, Inputs
+from services.inference.lora_cache import LoraCache
+from services.inference.service import Attempts, Preparer
+from services.inference.servicer import InferenceServicer
+from services.inference.tasktypes import load_handlers, parse_types
+
+_SERVICE = "atelier.inference.v1.InferenceService"
+
+
+async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
+    """Run the worker until `stop`, then drain it."""
+    settings = InferenceSettings()
+    types = parse_types(settings.worker_task_types)
+    handlers = load_handlers(types)
+    page = serve_metrics(settings.metrics_port, settings.metrics_host)
+    if page is not None:
+        stack.callback(page.close)
+    folders = AttemptFolders(settings.data / "attempts")
+    folders.open()
+    stack.callback(folders.close)
+    objects = ObjectStore.from_settings(settings)
+    stack.push_async_callback(objects.close)
+    bus = Bus(settings.nats_url.get_secret_value())
+    stack.push_async_callback(bus.close)
+    channel = MeshChannel(settings.tasks_address, _tokens(settings), max_message_bytes=settings.max_message_bytes)
+    stack.push_async_callback(channel.close)
+
+    watch = ChildWatch(_SERVICE)
+    child = ChildSettings(
+        task_types=types,
+        threads=settings.worker_slots,
+        model=settings.default_model,
+        device=settings.device,
+        model_budget_bytes=settings.model_budget_bytes,
+        extra_models=settings.extra_models,
+        model_download=settings.model_download,
+        log_level=settings.log_level,
+    )
+    supervisor = Supervisor(
+        child.command(),
+        limits=settings.limits,
+        on_change=watch.changed,
+        on_lost=lambda cause: measures.CHILD_LOSSES.labels(cause).inc(),
+    )
+    stack.push_async_callback(supervisor.stop)
+    executor = Executor(
+        supervisor,
+        slots=settings.worker_slots,
+        max_batch=settings.worker_max_batch,
+        batch_wait_seconds=settings.worker_batch_wait_ms / 1000,
+        on_room=watch.room,
+        on_wait=lambda kind, seconds: measures.SLOT_WAIT_SECONDS.labels(kind).observe(seconds),
+    )
+    loras = LoraCache(
+        objects,
+        settings.data / "loras",
+        max_bytes=settings.lora_cache_bytes,
+        max_file_bytes=settings.max_lora_bytes,
+    )
+    inputs = Inputs(
+        objects,
+        Fetcher.from_settings(settings),
+        loras,
+        max_bytes=settings.max_input_bytes,
+        timeout_seconds=settings.input_timeout_seconds,
+    )
+    preparer = Preparer(handlers, inputs, folders)
+    attempts = Attempts(preparer, executor, objects, prefetch=settings.prefetch, ready=lambda: supervisor.ready)
+    news = CancelNews(bus, watch.news)
+    leases = LeaseClient(
+        WorkerClient(channel),
+        WorkerProfile(settings.name, "local", settings.worker_queues, settings.worker_slots, types),
+        capacity=attempts.capacity,
+        accept=attempts.accept,
+        warm=lambda: warm_state(supervisor),
+        on_session=lambda session: watch.session(session, news),
+    )
+    attempts.bind(leases)
+    stack.push_async_callback(leases.close)
+    server = MeshServer(
+        settings,
+        servicers=[
+            (
+                add_InferenceServiceServicer_to_server,
+                InferenceServicer(
+                    name=settings.name,
+                    queues=settings.worker_queues,
+                    task_types=types,
+                    preparer=preparer,
+                    executor=executor,
+                    supervisor=supervisor,
+                ),
+                _SERVICE,
+            )
+        ],
+        verifier=auth.TokenVerifier.from_settings(settings),
+    )
+    watch.bind(server=server, supervisor=supervisor, executor=executor, attempts=attempts, leases=leases)
+
+    # The child imports torch for seconds; nothing below waits for it.
+    supervisor.start()
+    await server.start()
+    await bus.connect(0.5)
+    for body in (news.run, watch.run):
+        _keep(stack, body)
+    leases.start()
+    lifecycle.announce(server.address, settings.port_file)
+    await stop.wait()
+    await asyncio.gather(attempts.drain(settings.shutdown_grace_seconds), server.stop(settings.shutdown_grace_seconds))
+
+
+def _tokens(settings: InferenceSettings) -> Callable[[], str] | None:
+    if settings.worker_token is not None:
+        return settings.worker_token.get_secret_value
+    if settings.auth_secret is None:
+        return None
+    issuer = auth.TokenIssuer(
+        settings.auth_secret.get_secret_value(), settings.auth_issuer, audience=settings.auth_audience
+    )
+    return auth.ServiceTokens(issuer, f"worker/{settings.name}", (auth.WORKER,), queues=settings.worker_queues).token
+
+
+def _keep(stack: AsyncExitStack, body: Callable[[], Awaitable[None]]) -> None:
+    """Run `body` beside the rest until the worker ends."""
+    task = asyncio.ensure_future(body())
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(end)
+
+
+if __name__ == "__main__":
+    lifecycle.run(main, service="inference")

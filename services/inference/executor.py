@@ -1,0 +1,221 @@
+"""Slots, batches and the child: jobs go in, outcomes come out.
+
+Leased and direct work share the slots. A slot is one batch that runs in the child; a direct call takes one at once or
+is refused, leased jobs wait for theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from atelier.inference.v1.child_pb2 import ChildBatch, ChildDone, ChildJob, ChildProgress
+
+from meshkit.errors import exhausted, unavailable
+from meshkit.worker.supervisor import ChildLost, Supervisor
+from services.inference.batching import Batcher
+
+
+class Withdrawn(Exception):  # noqa: N818 - an outcome: the job was taken back before it ran
+    """The job was withdrawn before it began."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One attempt on its way through the child.
+
+    Attributes:
+        task_type: Documented name of its type.
+        batch_key: Equal for jobs that may run together.
+        payload: What the child gets.
+        on_progress: Called with each report of progress.
+        withdrawn: Whether it is to end early.
+        started: Whether it is in the child.
+    """
+
+    task_type: str
+    batch_key: Hashable | None
+    payload: ChildJob
+    on_progress: Callable[[ChildProgress], None]
+    withdrawn: bool = False
+    started: bool = False
+    waits_since: float = 0.0
+    ended: asyncio.Future[ChildDone] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Executor:
+    """Runs jobs in the child.
+
+    Args:
+        supervisor: Keeps the child.
+        slots: Batches that run at once.
+        max_batch: Most jobs in one batch.
+        batch_wait_seconds: How long a batch that is not full waits.
+        on_room: Called when a slot has become free.
+        on_wait: Called with a job's type and the seconds it waited for its slot.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        *,
+        slots: int,
+        max_batch: int = 1,
+        batch_wait_seconds: float = 0.005,
+        on_room: Callable[[], None] = lambda: None,
+        on_wait: Callable[[str, float], None] = lambda _type, _seconds: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._supervisor = supervisor
+        self._slots = slots
+        self._free = slots
+        self._batcher: Batcher[Job] = Batcher(max_batch, batch_wait_seconds)
+        self._on_room = on_room
+        self._on_wait = on_wait
+        self._clock = clock
+        self._numbers = itertools.count(1)
+        self._running: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def slots(self) -> int:
+        """Batches that can run at once."""
+        return self._slots
+
+    @property
+    def busy(self) -> int:
+        """Slots in use."""
+        return self._slots - self._free
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for a slot."""
+        return len(self._batcher)
+
+    async def execute(self, job: Job) -> ChildDone:
+        """Run a job once a slot is free.
+
+        Raises:
+            Withdrawn: it was withdrawn before it began.
+            ChildLost: the child was lost while it ran.
+        """
+        self._number(job)
+        self._batcher.add(job, self._clock())
+        self.pump()
+        return await job.ended
+
+    @asynccontextmanager
+    async def claim(self) -> AsyncIterator[None]:
+        """Take a slot now, for `execute_claimed`.
+
+        Raises:
+            MeshError: EXHAUSTED where none is free, UNAVAILABLE where no child comes up.
+        """
+        if not self._supervisor.healthy:
+            raise unavailable("The worker cannot execute tasks at the moment.", reason="CHILD_UNHEALTHY")
+        if self._free <= 0 or len(self._batcher):
+            raise exhausted("Every slot of this worker is taken.", reason="NO_FREE_SLOT")
+        self._free -= 1
+        try:
+            yield
+        finally:
+            self._free += 1
+            self._on_room()
+            self.pump()
+
+    async def execute_claimed(self, job: Job) -> ChildDone:
+        """Run a job in the slot that the caller has claimed; a caller that is cancelled waits for its job's end.
+
+        Raises:
+            ChildLost: the child was lost while it ran.
+        """
+        self._number(job)
+        while True:
+            await self._supervisor.wait_ready()
+            run = asyncio.ensure_future(self._supervisor.run(ChildBatch(jobs=[job.payload]), job.on_progress))
+            job.started = True
+            try:
+                [done] = await asyncio.shield(run)
+            except asyncio.CancelledError:
+                self.withdraw(job)
+                await asyncio.gather(run, return_exceptions=True)
+                raise
+            except ChildLost as lost:
+                if not lost.innocent:
+                    raise
+            else:
+                return done
+
+    def withdraw(self, job: Job) -> None:
+        """End a job early: one that waits at once, one that runs between two steps."""
+        if job.withdrawn or job.ended.done():
+            return
+        job.withdrawn = True
+        if job.started:
+            self._supervisor.cancel(job.payload.number)
+        elif self._batcher.remove(job):
+            job.ended.set_exception(Withdrawn())
+            self._on_room()
+
+    def pump(self) -> None:
+        """Start what can start; called when a job, a slot or a child has come."""
+        while self._free > 0 and self._supervisor.ready:
+            now = self._clock()
+            batch = self._batcher.take(now)
+            if not batch:
+                self._wake_at(self._batcher.ripe_at(), now)
+                return
+            self._free -= 1
+            for job in batch:
+                job.started = True
+                self._on_wait(job.task_type, now - job.waits_since)
+            task = asyncio.get_running_loop().create_task(self._run(batch))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            self._on_room()
+
+    async def _run(self, batch: list[Job]) -> None:
+        by_number = {job.payload.number: job for job in batch}
+        again: list[Job] = []
+        try:
+            outcomes = await self._supervisor.run(
+                ChildBatch(jobs=[job.payload for job in batch]),
+                lambda progress: by_number[progress.number].on_progress(progress),
+            )
+        except ChildLost as lost:
+            for job in batch:
+                if lost.innocent and not job.withdrawn:
+                    again.append(job)
+                elif not job.ended.done():
+                    job.ended.set_exception(lost)
+        else:
+            for job, done in zip(batch, outcomes, strict=True):
+                if not job.ended.done():
+                    job.ended.set_result(done)
+        finally:
+            self._free += 1
+            if again:
+                for job in again:
+                    job.started = False
+                self._batcher.put_back(again, self._clock())
+            self._on_room()
+            self.pump()
+
+    def _number(self, job: Job) -> None:
+        job.payload.number = next(self._numbers)
+        job.waits_since = self._clock()
+
+    def _wake_at(self, moment: float | None, now: float) -> None:
+        if moment is None or (self._timer is not None and not self._timer.cancelled()):
+            return
+
+        def wake() -> None:
+            self._timer = None
+            self.pump()
+
+        self._timer = asyncio.get_running_loop().call_later(max(moment - now, 0.0), wake)

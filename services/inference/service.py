@@ -1,0 +1,378 @@
+"""What a worker does with an attempt: fetch its inputs, run it in the child, store its results, end its lease."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from atelier.inference.v1.child_pb2 import ChildDone, ChildFile, ChildJob, ChildOutput, ChildProgress
+from atelier.tasks.v1.enums_pb2 import (
+    ERROR_CATEGORY_INTERNAL,
+    ERROR_CATEGORY_RESOURCE,
+    ERROR_CATEGORY_TIMEOUT,
+    ERROR_CATEGORY_VALIDATION,
+    ErrorCategory,
+    TaskType,
+)
+from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
+from atelier.tasks.v1.worker_service_pb2 import ResultObject
+
+from meshkit import tracing
+from meshkit.errors import Kind, MeshError
+from meshkit.logging import get_logger
+from meshkit.objects import ObjectStore
+from meshkit.worker.leases import Backoff, Held, LeaseClient
+from meshkit.worker.supervisor import ChildLost
+from services.inference import measures
+from services.inference.executor import Executor, Job, Withdrawn
+from services.inference.inputs import AttemptFolders, Inputs
+from services.inference.tasktypes import type_name, type_of_detail
+from services.inference.tasktypes.base import TaskFailed, TaskHandler
+
+_log = get_logger(__name__)
+
+_UPLOAD_TRIES = 4
+_TRANSIENT = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.ABORTED, Kind.INTERNAL})
+_CALLERS_FAULT = frozenset({Kind.INVALID, Kind.NOT_FOUND, Kind.FORBIDDEN, Kind.TOO_LARGE})
+_CANCEL_GRACE_SECONDS = 5.0
+
+
+class Preparer:
+    """Turns a task into a job of the child, and its output into files.
+
+    Args:
+        handlers: One handler a type.
+        inputs: Fetches inputs.
+        folders: Folders of attempts.
+    """
+
+    def __init__(
+        self, handlers: Mapping[TaskType.ValueType, TaskHandler], inputs: Inputs, folders: AttemptFolders
+    ) -> None:
+        self._handlers = handlers
+        self._inputs = inputs
+        self._folders = folders
+
+    @asynccontextmanager
+    async def prepared(
+        self, spec: CreateTask, task: Task, tenant: str, on_progress: Callable[[ChildProgress], None]
+    ) -> AsyncIterator[Job]:
+        """A job with its folder and inputs, which last as long as the context.
+
+        Raises:
+            TaskFailed: the task cannot be executed.
+        """
+        kind = type_of_detail(spec.WhichOneof("detail"))
+        handler = None if kind is None else self._handlers.get(kind)
+        if kind is None or handler is None:
+            raise TaskFailed("This worker does not execute the type.", ERROR_CATEGORY_INTERNAL, retryable=True)
+        async with AsyncExitStack() as stack:
+            folder = stack.enter_context(self._folders.attempt())
+            refs = handler.inputs(spec, task)
+            files: Mapping[str, Path] = {}
+            if refs:
+                try:
+                    files = await stack.enter_async_context(self._inputs.fetched(tenant, refs, folder))
+                except MeshError as error:
+                    raise failed_input(error) from error
+            trace = tracing.current()
+            payload = ChildJob(
+                job_id=task.id,
+                spec=spec,
+                task=task,
+                folder=str(folder),
+                inputs={name: str(path) for name, path in files.items()},
+                traceparent=trace.traceparent if trace else "",
+            )
+            yield Job(type_name(kind), _key(kind, handler.batch_key(spec, task)), payload, on_progress)
+
+
+def _key(kind: TaskType.ValueType, key: object) -> tuple[object, object] | None:
+    return None if key is None else (kind, key)
+
+
+def failed_input(error: MeshError) -> TaskFailed:
+    """Say why an input could not be had as a task's failure."""
+    if error.kind in _CALLERS_FAULT:
+        where = f"{error.violations[0].path}: " if error.violations else ""
+        return TaskFailed(f"{where}{error.message}", ERROR_CATEGORY_VALIDATION, retryable=False)
+    return TaskFailed(f"An input could not be fetched: {error.message}", ERROR_CATEGORY_RESOURCE, retryable=True)
+
+
+def result_file(folder: str, file: ChildFile) -> Path:
+    """The local path of a file that a child names.
+
+    Raises:
+        TaskFailed: it is not a plain file of that folder.
+    """
+    path = Path(folder) / file.name
+    if Path(file.name).name != file.name or path.is_symlink() or not path.is_file():
+        raise TaskFailed("The worker lost a file of the result.", ERROR_CATEGORY_INTERNAL, retryable=True)
+    return path
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    """A leased attempt on its way.
+
+    Attributes:
+        held: Its lease.
+        runner: The task that carries it.
+        job: Its job, once its inputs are there.
+        stop: Why it is to end early: `given_up`, `expired`, `timeout`, `drain`.
+        interruptible: Whether the runner may be cancelled where it is.
+        executed: Whether the child is done with it.
+    """
+
+    held: Held
+    runner: asyncio.Task[None] | None = None
+    job: Job | None = None
+    stop: str | None = None
+    interruptible: bool = False
+    executed: bool = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the child has it, or has had it."""
+        return self.job is not None and self.job.started
+
+
+class Attempts:
+    """Carries leased attempts from lease to end.
+
+    Args:
+        preparer: Makes jobs of tasks.
+        executor: Runs them.
+        objects: Where results go.
+        prefetch: Attempts to hold beyond those that run.
+        ready: Whether the child takes work.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        preparer: Preparer,
+        executor: Executor,
+        objects: ObjectStore,
+        *,
+        prefetch: int,
+        ready: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._preparer = preparer
+        self._executor = executor
+        self._objects = objects
+        self._prefetch = prefetch
+        self._ready = ready
+        self._clock = clock
+        self._attempts: set[_Attempt] = set()
+        self._leases: LeaseClient | None = None
+        self._draining = False
+
+    def bind(self, leases: LeaseClient) -> None:
+        """Name the client that attempts come from and end with."""
+        self._leases = leases
+
+    def capacity(self) -> int:
+        """How many more attempts are wanted now."""
+        executor = self._executor
+        if self._draining or not self._ready():
+            return 0
+        # Results that cannot be stored pile up on this disk: no more is taken than can be carried away.
+        ending = sum(1 for attempt in self._attempts if attempt.executed)
+        if ending > 2 * executor.slots + 8:
+            return 0
+        waiting = sum(1 for attempt in self._attempts if not attempt.begun)
+        return max(0, executor.slots - executor.busy + self._prefetch - waiting)
+
+    def accept(self, held: Held) -> None:
+        """Begin to carry an attempt."""
+        attempt = _Attempt(held)
+        self._attempts.add(attempt)
+        attempt.runner = asyncio.get_running_loop().create_task(self._carry(attempt))
+        measures.HELD.set(len(self._attempts))
+        held.on_lost(lambda why: self._stop(attempt, why))
+
+    def hand_back_waiting(self) -> None:
+        """Release what has not begun; called when no child comes up, and by `drain`."""
+        for attempt in list(self._attempts):
+            if not attempt.begun:
+                self._stop(attempt, "drain")
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Take no more, hand back what has not begun, let the rest end, hand back what has not ended by then."""
+        self._draining = True
+        assert self._leases is not None
+        self._leases.drain()
+        self.hand_back_waiting()
+        await self._until_idle(grace_seconds)
+        for attempt in list(self._attempts):
+            self._stop(attempt, "drain")
+        await self._until_idle(_CANCEL_GRACE_SECONDS)
+        for attempt in list(self._attempts):
+            if attempt.runner is not None:
+                attempt.runner.cancel()
+        await self._until_idle(1.0)
+
+    async def _until_idle(self, seconds: float) -> None:
+        runners = {attempt.runner for attempt in self._attempts if attempt.runner is not None}
+        if runners:
+            await asyncio.wait(runners, timeout=seconds)
+
+    def _stop(self, attempt: _Attempt, why: str) -> None:
+        if attempt.stop is not None:
+            return
+        attempt.stop = why
+        if attempt.job is not None and not attempt.executed:
+            self._executor.withdraw(attempt.job)
+        elif attempt.interruptible and attempt.runner is not None:
+            attempt.runner.cancel()
+
+    async def _carry(self, attempt: _Attempt) -> None:
+        lease = attempt.held.lease
+        trace = tracing.begin(lease.traceparent)
+        tracing.use(trace)
+        tracing.assign_tenant(lease.tenant)
+        seconds = lease.timeout.seconds + lease.timeout.nanos / 1e9
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(seconds, self._stop, attempt, "timeout") if seconds > 0 else None
+        name = (lease.spec.WhichOneof("detail") or "unknown").upper()
+        outcome = "lost"
+        try:
+            outcome = await self._through(attempt)
+        except asyncio.CancelledError:
+            if attempt.stop is None:
+                raise
+            outcome = await self._stopped(attempt)
+        except Exception:
+            _log.exception("attempt_crashed", job_id=lease.job_id, attempt=lease.attempt)
+            outcome = await self._failed(
+                attempt, TaskFailed("The worker failed.", ERROR_CATEGORY_INTERNAL, retryable=True)
+            )
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._attempts.discard(attempt)
+            measures.HELD.set(len(self._attempts))
+            measures.ATTEMPTS.labels(name, outcome).inc()
+            assert self._leases is not None
+            self._leases.room()
+        if outcome != "completed":
+            _log.info("attempt_ended", job_id=lease.job_id, attempt=lease.attempt, outcome=outcome)
+
+    async def _through(self, attempt: _Attempt) -> str:
+        if attempt.stop is not None:
+            return await self._stopped(attempt)
+        attempt.interruptible = True
+        lease = attempt.held.lease
+        task = lease.task
+        task.id, task.attempt = lease.job_id, lease.attempt
+
+        def progressed(report: ChildProgress) -> None:
+            assert self._leases is not None
+            percent = 100.0 * report.step / report.total if report.total > 0 else 0.0
+            self._leases.progress(attempt.held, percent, step=report.step, total=report.total, preview=report.preview)
+
+        try:
+            async with self._preparer.prepared(lease.spec, task, lease.tenant, progressed) as job:
+                attempt.job = job
+                done = await self._executor.execute(job)
+                attempt.executed = True
+                return await self._ended(attempt, job, done)
+        except Withdrawn:
+            return await self._stopped(attempt)
+        except ChildLost as lost:
+            if attempt.stop is not None:
+                return await self._stopped(attempt)
+            return await self._failed(attempt, TaskFailed(lost.message, lost.category, retryable=True))
+        except TaskFailed as failure:
+            return await self._failed(attempt, failure)
+
+    async def _ended(self, attempt: _Attempt, job: Job, done: ChildDone) -> str:
+        if done.device_seconds:
+            measures.DEVICE_SECONDS.labels(job.task_type).inc(done.device_seconds)
+        kind = done.WhichOneof("outcome")
+        if kind == "output" and attempt.stop in (None, "drain", "timeout"):
+            return await self._completed(attempt, job, done)
+        if kind == "failure" and attempt.stop is None:
+            failure = TaskFailed(done.failure.message, done.failure.category, retryable=done.failure.retryable)
+            return await self._failed(attempt, failure, done.device_seconds)
+        return await self._stopped(attempt, done.device_seconds)
+
+    async def _completed(self, attempt: _Attempt, job: Job, done: ChildDone) -> str:
+        assert self._leases is not None
+        lease, output = attempt.held.lease, done.output
+        result, objects = TaskResult(), list[ResultObject]()
+        if output.files:
+            objects = list(
+                await asyncio.gather(
+                    *(
+                        self._upload(lease.tenant, lease.result_prefix, job.payload.folder, file)
+                        for file in output.files
+                    )
+                )
+            )
+        result.CopyFrom(name_files(output, lease.result_prefix))
+        attempt.interruptible = False
+        try:
+            kept = await self._leases.complete(attempt.held, result, objects, done.device_seconds)
+        except MeshError:
+            _log.exception("result_not_taken", job_id=lease.job_id)
+            failure = TaskFailed("The result was not accepted.", ERROR_CATEGORY_INTERNAL, retryable=False)
+            return await self._failed(attempt, failure, done.device_seconds)
+        return "completed" if kept else "lost"
+
+    async def _upload(self, tenant: str, prefix: str, folder: str, file: ChildFile) -> ResultObject:
+        local, path, backoff = result_file(folder, file), prefix + file.name, Backoff(0.2, 3.0)
+        for tried in range(1, _UPLOAD_TRIES + 1):
+            try:
+                info = await self._objects.put(tenant, path, local, file.content_type)
+                return ResultObject(path=info.path, size=info.size, content_type=file.content_type)
+            except MeshError as error:
+                if error.kind not in _TRANSIENT or tried == _UPLOAD_TRIES:
+                    _log.warning("upload_failed", path=path, kind=error.kind.value, tried=tried)
+                    break
+            await asyncio.sleep(backoff.pause(tried))
+        raise TaskFailed("The result could not be stored.", ERROR_CATEGORY_RESOURCE, retryable=True)
+
+    async def _failed(self, attempt: _Attempt, failure: TaskFailed, device_seconds: float = 0.0) -> str:
+        assert self._leases is not None
+        attempt.interruptible = False
+        kept = await self._leases.fail(
+            attempt.held,
+            failure.message,
+            failure.category,
+            retryable=failure.retryable,
+            device_seconds=device_seconds,
+        )
+        return f"failed_{_category(failure.category)}" if kept else "lost"
+
+    async def _stopped(self, attempt: _Attempt, device_seconds: float = 0.0) -> str:
+        assert self._leases is not None
+        attempt.interruptible = False
+        if attempt.stop == "timeout":
+            failure = TaskFailed("The attempt passed its time limit.", ERROR_CATEGORY_TIMEOUT, retryable=True)
+            return await self._failed(attempt, failure, device_seconds)
+        if attempt.stop is None:
+            failure = TaskFailed("The worker stopped the task.", ERROR_CATEGORY_INTERNAL, retryable=True)
+            return await self._failed(attempt, failure, device_seconds)
+        await self._leases.release([attempt.held])
+        return {"given_up": "cancelled", "drain": "released"}.get(attempt.stop, "lost")
+
+
+def _category(category: ErrorCategory.ValueType) -> str:
+    return ErrorCategory.Name(category).removeprefix("ERROR_CATEGORY_").lower()
+
+
+def name_files(output: ChildOutput, prefix: str) -> TaskResult:
+    """The result with the paths of its files set."""
+    result = output.result
+    detail = result.WhichOneof("detail")
+    for file in output.files:
+        if file.field and detail is not None:
+            setattr(getattr(result, detail), file.field, prefix + file.name)
+    return result

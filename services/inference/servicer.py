@@ -1,0 +1,148 @@
+"""`InferenceService`: decode, call, encode."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+from atelier.inference.v1.child_pb2 import ChildDone, ChildProgress
+from atelier.inference.v1.inference_service_pb2 import (
+    DescribeRequest,
+    DescribeResponse,
+    RunFile,
+    RunRequest,
+    RunResponse,
+)
+from atelier.inference.v1.inference_service_pb2_grpc import InferenceServiceServicer
+from atelier.tasks.v1.enums_pb2 import (
+    ERROR_CATEGORY_RESOURCE,
+    ERROR_CATEGORY_TIMEOUT,
+    ERROR_CATEGORY_VALIDATION,
+    TaskType,
+)
+from atelier.tasks.v1.task_pb2 import Task
+
+from meshkit import auth
+from meshkit.errors import Kind, MeshError
+from meshkit.worker.supervisor import ChildLost, Supervisor
+from services.inference import measures
+from services.inference.executor import Executor, Job
+from services.inference.service import Preparer, result_file
+from services.inference.tasktypes import type_name
+from services.inference.tasktypes.base import TaskFailed
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_KINDS = {
+    ERROR_CATEGORY_VALIDATION: Kind.INVALID,
+    ERROR_CATEGORY_TIMEOUT: Kind.DEADLINE,
+    ERROR_CATEGORY_RESOURCE: Kind.UNAVAILABLE,
+}
+
+
+class InferenceServicer(InferenceServiceServicer):
+    """Direct execution and a description of the worker.
+
+    Args:
+        name: The worker's name.
+        queues: Queues it serves.
+        task_types: Types it executes.
+        preparer: Makes jobs of tasks.
+        executor: Runs them.
+        supervisor: Knows the child.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        queues: Sequence[str],
+        task_types: Sequence[TaskType.ValueType],
+        preparer: Preparer,
+        executor: Executor,
+        supervisor: Supervisor,
+    ) -> None:
+        self._name = name
+        self._queues = tuple(queues)
+        self._types = tuple(type_name(kind) for kind in task_types)
+        self._preparer = preparer
+        self._executor = executor
+        self._supervisor = supervisor
+
+    async def Run(self, request: RunRequest, context: Context) -> AsyncIterator[RunResponse]:  # noqa: ARG002, N802 - an RPC
+        """Execute a task at once, in a slot of its own."""
+        tenant = auth.acting_tenant()
+        reports: asyncio.Queue[ChildProgress | None] = asyncio.Queue()
+        task = Task(id=str(uuid.uuid4()), attempt=1, origin_tenant_id=tenant)
+        outcome = "aborted"
+        kind = (request.task.WhichOneof("detail") or "unknown").upper()
+        try:
+            async with (
+                self._executor.claim(),
+                self._preparer.prepared(request.task, task, tenant, reports.put_nowait) as job,
+            ):
+                run = asyncio.ensure_future(self._executor.execute_claimed(job))
+                run.add_done_callback(lambda _: reports.put_nowait(None))
+                try:
+                    while (report := await reports.get()) is not None:
+                        yield _progress(report, previews=request.previews)
+                    last = await asyncio.to_thread(_last, job, await run)
+                finally:
+                    if not run.done():  # the client is gone: its slot is free once the child has stopped
+                        run.cancel()
+                        await asyncio.gather(run, return_exceptions=True)
+                outcome = "completed"
+                yield last
+        except TaskFailed as failure:
+            outcome = "failed"
+            raise _refused(failure) from failure
+        except ChildLost as lost:
+            outcome = "failed"
+            raise _refused(TaskFailed(lost.message, lost.category, retryable=True)) from lost
+        finally:
+            measures.ATTEMPTS.labels(kind, f"direct_{outcome}").inc()
+
+    async def Describe(self, request: DescribeRequest, context: Context) -> DescribeResponse:  # noqa: ARG002, N802 - an RPC
+        """Tell what the worker serves and what it holds."""
+        hello = self._supervisor.hello
+        return DescribeResponse(
+            name=self._name,
+            task_types=self._types,
+            queues=self._queues,
+            slots=self._executor.slots,
+            busy_slots=self._executor.busy,
+            models=self._supervisor.resident.models,
+            device="" if hello is None else hello.device,
+        )
+
+
+def _progress(report: ChildProgress, *, previews: bool) -> RunResponse:
+    return RunResponse(
+        progress=100.0 * report.step / report.total if report.total > 0 else 0.0,
+        step=report.step,
+        total_steps=report.total,
+        preview=report.preview if previews else b"",
+    )
+
+
+def _last(job: Job, done: ChildDone) -> RunResponse:
+    """The last message: the result with its files, whose fields hold their names."""
+    if done.HasField("failure"):
+        raise TaskFailed(done.failure.message, done.failure.category, retryable=done.failure.retryable)
+    if not done.HasField("output"):
+        raise MeshError(Kind.ABORTED, "The task was stopped.", reason="STOPPED")
+    result, files = done.output.result, []
+    detail = result.WhichOneof("detail")
+    for file in done.output.files:
+        data = result_file(job.payload.folder, file).read_bytes()
+        files.append(RunFile(name=file.name, content_type=file.content_type, data=data))
+        if file.field and detail is not None:
+            setattr(getattr(result, detail), file.field, file.name)
+    return RunResponse(progress=100.0, result=result, files=files)
+
+
+def _refused(failure: TaskFailed) -> MeshError:
+    return MeshError(_KINDS.get(failure.category, Kind.INTERNAL), failure.message, reason="TASK_FAILED")
