@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import struct
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,10 +141,9 @@ class Adapters:
         if wanted == self._active:
             return
         if wanted:
-            if not self._active:
-                self._pipe.enable_lora()
+            self._pipe.enable_lora()
             self._pipe.set_adapters([name for name, _ in wanted], [weight for _, weight in wanted])
-        else:
+        elif self._loaded:
             self._pipe.disable_lora()
         self._active = wanted
 
@@ -174,15 +174,19 @@ class Adapters:
             raise ModelError("The LoRA's layers are not named as any known training names them.") from error
         self._check(tensors)
         _fold_scales(tensors, path)
+        # A new adapter acts at once, beside those that did; `use` sets what is to act in any case.
+        self._active = ((name, math.nan),)
         # It goes in as the tensors that were checked, so that nothing read later can differ.
         try:
-            self._pipe.load_lora_weights({**tensors, **alphas}, adapter_name=name)
+            with warnings.catch_warnings():
+                # peft points out that the model has adapters already, which here is the aim.
+                warnings.simplefilter("ignore", UserWarning)
+                self._pipe.load_lora_weights({**tensors, **alphas}, adapter_name=name)
         except Exception as error:
             _log.info("a LoRA failed to load", exc_info=error)
-            self._pipe.delete_adapters(name)
+            if any(name in names for names in self._pipe.get_list_adapters().values()):
+                self._pipe.delete_adapters(name)
             raise ModelError("The LoRA does not fit this model.") from error
-        # A new adapter acts at once, alone; what is to act is set by the caller in any case.
-        self._active = ((name, math.nan),)
         self._loaded[name] = _Loaded(size, set())
 
     def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -1,0 +1,269 @@
+"""What the resident FLUX model promises, on a tiny one of random weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from modelkit.adapters import AdapterFile
+from modelkit.errors import ModelError
+from modelkit.flux import FluxModel, Order, Settings
+from modelkit.residency import Models
+from PIL import Image
+
+
+class Watcher:
+    def __init__(self, cancel_after: int | None = None) -> None:
+        self.cancel_after = cancel_after
+        self.steps: list[tuple[int, int]] = []
+        self.previews: list[bytes] = []
+
+    def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
+        self.steps.append((step, total))
+        if preview:
+            self.previews.append(preview)
+
+    def cancelled(self) -> bool:
+        return self.cancel_after is not None and len(self.steps) >= self.cancel_after
+
+
+NATIVE = Settings(64, 64)
+REFERENCE = Image.effect_noise((80, 100), 60).convert("RGB")
+
+
+def order(prompt: str = "a red dress", seed: int = 1, watcher: Watcher | None = None, **more: Any) -> Order:
+    return Order(prompt, seed, watcher or Watcher(), **more)
+
+
+def make(models: Models, settings: Settings, orders: Sequence[Order]) -> list[Any]:
+    with models.flux() as model:
+        pictures = model.generate(settings, orders, models.upscaler())
+    return [None if picture is None else np.asarray(picture.image).astype(int) for picture in pictures]
+
+
+def test_same_seed_gives_the_same_picture_and_another_seed_another(models: Models) -> None:
+    (first,), (again,), (other,) = (make(models, NATIVE, [order(seed=seed)]) for seed in (1, 1, 2))
+    assert (first == again).all()
+    assert np.abs(first - other).mean() > 1
+
+
+def test_a_picture_does_not_depend_on_its_batch(models: Models) -> None:
+    (alone,) = make(models, NATIVE, [order()])
+    batch = make(models, NATIVE, [order("a blue hat", 7), order(), order("boots", 9)])
+    assert np.abs(batch[1] - alone).max() <= 2
+    assert np.abs(batch[0] - alone).mean() > 1
+
+
+def test_prompt_negative_prompt_steps_and_guidance_matter(models: Models) -> None:
+    (base,) = make(models, NATIVE, [order()])
+    for settings, changed in (
+        (NATIVE, order("something else")),
+        (NATIVE, order(negative_prompt="blur")),
+        (replace(NATIVE, steps=9), order()),
+        (replace(NATIVE, guidance_scale=9.0), order()),
+    ):
+        (other,) = make(models, settings, [changed])
+        assert (other != base).any()
+
+
+def test_steps_outside_the_cards_range_are_refused(models: Models) -> None:
+    with pytest.raises(ModelError, match="1 to 20 steps"):
+        make(models, replace(NATIVE, steps=21), [order()])
+
+
+def test_progress_counts_every_step(models: Models) -> None:
+    watcher = Watcher()
+    make(models, NATIVE, [order(watcher=watcher)])
+    assert watcher.steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_strength_0_ignores_the_reference_and_100_keeps_it(models: Models) -> None:
+    (free,) = make(models, NATIVE, [order()])
+    (ignored,) = make(models, NATIVE, [order(reference=REFERENCE)])
+    (kept,) = make(models, replace(NATIVE, strength=1.0), [order(reference=REFERENCE)])
+    assert (ignored == free).all()
+    resized = np.asarray(REFERENCE.resize((64, 64), Image.Resampling.LANCZOS, box=(0, 10, 80, 90), reducing_gap=3.0))
+    assert (kept == resized).all()
+
+
+def test_strength_between_the_ends_takes_its_share_of_the_steps(models: Models) -> None:
+    (free,) = make(models, NATIVE, [order()])
+    for strength, steps in ((0.25, 3), (0.5, 2), (0.99, 1)):
+        watcher = Watcher()
+        (made,) = make(models, replace(NATIVE, strength=strength), [order(reference=REFERENCE, watcher=watcher)])
+        assert watcher.steps[-1] == (steps, steps)
+        assert (made != free).any()
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (40, 40), (50, 90), (128, 128), (200, 100), (333, 77)])
+def test_a_picture_has_exactly_the_size_asked_for(models: Models, width: int, height: int) -> None:
+    (made,) = make(models, Settings(width, height, steps=1), [order()])
+    assert made.shape == (height, width, 3)
+
+
+def test_cancel_ends_within_a_step(models: Models) -> None:
+    watcher = Watcher(cancel_after=2)
+    assert make(models, replace(NATIVE, steps=20), [order(watcher=watcher)]) == [None]
+    assert len(watcher.steps) == 2
+
+
+def test_an_order_cancelled_before_it_starts_makes_no_step(models: Models) -> None:
+    watcher = Watcher(cancel_after=0)
+    assert make(models, NATIVE, [order(watcher=watcher)]) == [None]
+    assert watcher.steps == []
+
+
+@pytest.mark.parametrize("reference", [None, REFERENCE])
+def test_the_rest_of_a_batch_goes_on_without_a_cancelled_member(
+    models: Models, reference: Image.Image | None
+) -> None:
+    settings = replace(NATIVE, steps=8, strength=0.25)
+    (alone,) = make(models, settings, [order(reference=reference)])
+    gone, stays = Watcher(cancel_after=3), Watcher()
+    made = make(
+        models, settings, [order("x", 5, gone, reference=reference), order(watcher=stays, reference=reference)]
+    )
+    assert made[0] is None
+    assert len(gone.steps) == 3
+    assert [step for step, _ in stays.steps] == list(range(1, len(stays.steps) + 1))
+    assert np.abs(made[1] - alone).max() <= 2
+
+
+def test_cancel_between_tiles_ends_the_upscaling(models: Models) -> None:
+    watcher = Watcher(cancel_after=5)
+    assert make(models, Settings(256, 256), [order(watcher=watcher)]) == [None]
+    assert len(watcher.steps) == 5
+
+
+def test_previews_are_small_jpegs_of_every_member(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelkit.previews._INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("modelkit.previews._TIME_SHARE", 1.0)
+    watchers = [Watcher(), Watcher()]
+    make(models, NATIVE, [order(watcher=watchers[0]), order("hat", 2, watchers[1])])
+    for watcher in watchers:
+        assert len(watcher.previews) == 2  # none after the first step, whose direction is unknown, nor after the last
+        assert all(preview[:2] == b"\xff\xd8" and len(preview) <= 16384 for preview in watcher.previews)
+
+
+def test_a_projection_fitted_to_a_large_decoder_shows_colours(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from modelkit.previews import Projection
+
+    monkeypatch.setattr("modelkit.previews._SMALL_DECODER", 0)
+    with models.flux() as model:
+        latents = torch.zeros(2, 4, 8, 8)
+        images = Projection(model.pipe.vae).images(latents)
+    assert [image.size for image in images] == [(8, 8), (8, 8)]
+
+
+def test_tokens_beyond_the_cards_length_are_counted(models: Models) -> None:
+    with models.flux() as model:
+        assert model.cut_tokens("ab") == 0
+        assert model.cut_tokens("a" * 40) > 20
+
+
+class TestAdapters:
+    def test_two_at_once_act_by_their_weights(self, models: Models, make_lora: Any) -> None:
+        a, b = make_lora("a", 1), make_lora("b", 2, layer="attn.to_v")
+        pictures = {
+            weights: make(
+                models,
+                replace(NATIVE, adapters=(AdapterFile(a, weights[0], "a"), AdapterFile(b, weights[1], "b"))),
+                [order()],
+            )[0]
+            for weights in ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.5, 1.0), (0.0, 0.0))
+        }
+        (base,) = make(models, NATIVE, [order()])
+        assert (pictures[0.0, 0.0] == base).all()
+        distinct = [pictures[key] for key in ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.5, 1.0))]
+        for index, picture in enumerate(distinct):
+            assert (picture != base).any()
+            assert all((picture != other).any() for other in distinct[index + 1 :])
+
+    def test_the_base_is_unchanged_by_what_came_and_went(self, models: Models, make_lora: Any) -> None:
+        (before,) = make(models, NATIVE, [order()])
+        adapters = (AdapterFile(make_lora(), 1.0, "styles/a.safetensors"),)
+        (adapted,) = make(models, replace(NATIVE, adapters=adapters), [order()])
+        (after,) = make(models, NATIVE, [order()])
+        assert (adapted != before).any()
+        assert (after == before).all()
+        assert models.resident()[0].loras == ("styles/a.safetensors",)
+        with models.flux() as model:
+            model.adapters.clear()
+        (cleared,) = make(models, NATIVE, [order()])
+        assert (cleared == before).all()
+        assert models.resident()[0].loras == ()
+
+    def test_swapping_back_gives_the_same_picture_without_loading(self, models: Models, make_lora: Any) -> None:
+        a, b = ((AdapterFile(make_lora(name, seed), 1.0, name),) for name, seed in (("a", 1), ("b", 2)))
+        (first,) = make(models, replace(NATIVE, adapters=a), [order()])
+        make(models, replace(NATIVE, adapters=b), [order()])
+        with models.flux() as model:
+            loaded = dict(model.adapters._loaded)
+        (again,) = make(models, replace(NATIVE, adapters=a), [order()])
+        assert (first == again).all()
+        with models.flux() as model:
+            assert dict(model.adapters._loaded) == loaded
+
+    def test_the_least_recently_used_make_room(self, models: Models, make_lora: Any) -> None:
+        with models.flux() as model:
+            model.adapters._max_loaded = 2
+            for seed in (1, 2, 3):
+                model.adapters.use([AdapterFile(make_lora(str(seed), seed), 1.0, str(seed))])
+            assert model.adapters.labels == ("2", "3")
+
+    def test_one_file_in_two_slots_acts_with_the_sum(self, models: Models, make_lora: Any) -> None:
+        file = make_lora()
+        (twice,) = make(
+            models, replace(NATIVE, adapters=(AdapterFile(file, 0.5), AdapterFile(file, 0.25))), [order()]
+        )
+        (once,) = make(models, replace(NATIVE, adapters=(AdapterFile(file, 0.75),)), [order()])
+        assert (twice == once).all()
+
+    @pytest.mark.parametrize(
+        ("arguments", "reason"),
+        [({"width": 48}, "has 48 inputs, this model's has 32"), ({"layer": "attn.to_w"}, "has no layer")],
+    )
+    def test_a_lora_of_another_model_is_refused_and_leaves_no_trace(
+        self, models: Models, make_lora: Any, arguments: dict[str, Any], reason: str
+    ) -> None:
+        (before,) = make(models, NATIVE, [order()])
+        with pytest.raises(ModelError, match=reason):
+            make(models, replace(NATIVE, adapters=(AdapterFile(make_lora(**arguments), 1.0),)), [order()])
+        (after,) = make(models, NATIVE, [order()])
+        assert (after == before).all()
+        assert models.resident()[0].loras == ()
+
+    def test_a_good_lora_beside_a_bad_one_does_not_stay_active(self, models: Models, make_lora: Any) -> None:
+        (before,) = make(models, NATIVE, [order()])
+        both = (AdapterFile(make_lora("a"), 1.0, "a"), AdapterFile(make_lora("b", width=48), 1.0, "b"))
+        with pytest.raises(ModelError):
+            make(models, replace(NATIVE, adapters=both), [order()])
+        (after,) = make(models, NATIVE, [order()])
+        assert (after == before).all()
+
+    def test_the_scale_in_a_files_notes_counts(self, models: Models, make_lora: Any, tmp_path: Any) -> None:
+        import json
+
+        from safetensors.torch import load_file, save_file
+
+        plain = make_lora()
+        noted = tmp_path / "noted.safetensors"
+        save_file(
+            load_file(plain),
+            noted,
+            {"lora_adapter_metadata": json.dumps({"transformer.r": 4, "transformer.lora_alpha": 2})},
+        )
+        (half,) = make(models, replace(NATIVE, adapters=(AdapterFile(plain, 0.5),)), [order()])
+        (scaled,) = make(models, replace(NATIVE, adapters=(AdapterFile(noted, 1.0),)), [order()])
+        assert np.abs(half - scaled).max() <= 2
+
+
+def test_a_closed_model_holds_nothing(tiny: Any) -> None:
+    own = Models(str(tiny), "cpu", 1 << 30)
+    with own.flux() as model:
+        held: FluxModel = model
+    own.free()
+    assert held.pipe is None
+    assert own.resident() == []
