@@ -47,37 +47,50 @@ class MeshSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore")
 
-    listen: str = Field("127.0.0.1:0", description="Address to serve on; port 0 lets the system choose.")
-    port_file: Path | None = Field(None, description="The bound address is written here once the service is ready.")
-    log_level: str = Field("info", description="debug, info, warning or error.")
-    metrics_port: int | None = Field(None, ge=0, le=65535, description="Port of the Prometheus page; none without.")
-    metrics_host: str = Field("127.0.0.1", description="Address of the Prometheus page.")
-    shutdown_grace_seconds: float = Field(20.0, ge=0, description="How long calls in flight may take at a stop.")
-    max_message_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest gRPC message, either way.")
+    listen: str = Field(default="127.0.0.1:0", description="Address to serve on; port 0 lets the system choose.")
+    port_file: Path | None = Field(
+        default=None, description="The bound address is written here once the service is ready."
+    )
+    log_level: str = Field(default="info", description="debug, info, warning or error.")
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="Port of the Prometheus page; none without."
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="Address of the Prometheus page.")
+    shutdown_grace_seconds: float = Field(
+        default=20.0, ge=0, description="How long calls in flight may take at a stop."
+    )
+    max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, description="Largest gRPC message, either way.")
 
-    database_url: SecretStr = Field(SecretStr(""), description="postgresql://user:password@host:port/name")
-    database_min_connections: int = Field(1, ge=0)
-    database_max_connections: int = Field(10, ge=1)
-    database_statement_timeout_seconds: float = Field(30.0, ge=0, description="0 for none.")
+    database_url: SecretStr = Field(default=SecretStr(""), description="postgresql://user:password@host:port/name")
+    database_min_connections: int = Field(default=1, ge=0)
+    database_max_connections: int = Field(default=10, ge=1)
+    database_statement_timeout_seconds: float = Field(default=30.0, ge=0, description="0 for none.")
 
-    nats_url: SecretStr = Field(SecretStr(""), description="nats://user:password@host:port; none runs without news.")
+    nats_url: SecretStr = Field(
+        default=SecretStr(""), description="nats://user:password@host:port; none runs without news."
+    )
 
-    s3_endpoint: str = Field("", description="host:port of the object store.")
+    s3_endpoint: str = Field(default="", description="host:port of the object store.")
     s3_access_key: str = ""
     s3_secret_key: SecretStr = SecretStr("")
-    s3_bucket: str = Field("atelier", min_length=3, max_length=63)
+    s3_bucket: str = Field(default="atelier", min_length=3, max_length=63)
     s3_secure: bool = False
     s3_region: str = "us-east-1"
 
-    auth_secret: SecretStr | None = Field(None, description="Key of HS256 tokens, which services sign theirs with.")
-    auth_jwks_url: str | None = Field(None, description="Keys of RS256, ES256 and EdDSA tokens, by http(s).")
-    auth_jwks_file: Path | None = Field(None, description="The same from a file, read again when it changes.")
-    auth_issuer: str | None = Field(None, description="`iss` that tokens must carry, where set.")
-    auth_audience: str | None = Field(None, description="`aud` that tokens must carry, where set.")
-    auth_revoked_file: Path | None = Field(None, description="Revoked `jti`s, one a line, read again on change.")
+    auth_secret: SecretStr | None = Field(
+        default=None, description="Key of HS256 tokens, which services sign theirs with."
+    )
+    auth_jwks_url: str | None = Field(default=None, description="Keys of RS256, ES256 and EdDSA tokens, by http(s).")
+    auth_jwks_file: Path | None = Field(default=None, description="The same from a file, read again when it changes.")
+    auth_issuer: str | None = Field(default=None, description="`iss` that tokens must carry, where set.")
+    auth_audience: str | None = Field(default=None, description="`aud` that tokens must carry, where set.")
+    auth_revoked_file: Path | None = Field(
+        default=None, description="Revoked `jti`s, one a line, read again on change."
+    )
 
     fetch_allow_private: CommaSeparated = Field(
-        (), description="host:port or CIDR that the fetcher may reach although it is private, separated by commas."
+        default=(),
+        description="host:port or CIDR that the fetcher may reach although it is private, separated by commas.",
     )
 
     @field_validator("auth_secret")

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from meshkit.errors import FieldViolation, Kind, MeshError
@@ -128,7 +129,7 @@ def _details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, 
 def _parse(payload: bytes) -> tuple[error_details_pb2.ErrorInfo, list[FieldViolation]] | None:
     try:
         status = status_pb2.Status.FromString(payload)
-    except ValueError:  # protobuf's DecodeError is one
+    except DecodeError:
         return None
     info = error_details_pb2.ErrorInfo()
     request = error_details_pb2.BadRequest()

@@ -1,0 +1,28 @@
+import time
+
+import pytest
+
+from meshkit.bus import Bus
+from meshkit.errors import Kind, MeshError
+
+
+async def test_a_mesh_without_news_starts_and_says_so():
+    bus = Bus("")
+    await bus.connect()
+    assert not bus.connected
+    bus.notify("atelier.wake")
+    handle = await bus.subscribe("a", None)
+    await handle.unsubscribe()
+    with pytest.raises(MeshError) as caught:
+        await bus.publish("atelier.tasks.v1.x", b"")
+    assert caught.value.kind is Kind.UNAVAILABLE
+    await bus.close()
+
+
+async def test_an_unreachable_server_does_not_hold_up_the_start():
+    bus = Bus("nats://127.0.0.1:9")
+    begun = time.monotonic()
+    await bus.connect(wait_seconds=0.1)
+    assert time.monotonic() - begun < 2
+    assert not bus.connected
+    await bus.close()

@@ -1,0 +1,72 @@
+import pytest
+from pydantic import ValidationError
+
+from meshkit.config import MeshSettings
+
+SECRET = "k" * 32
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("ATELIER_"):
+            monkeypatch.delenv(name)
+
+
+def test_values_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("ATELIER_S3_ENDPOINT", "localhost:8333")
+    monkeypatch.setenv("ATELIER_METRICS_PORT", "9464")
+    settings = MeshSettings()
+    assert (settings.s3_endpoint, settings.metrics_port, settings.max_message_bytes) == ("localhost:8333", 9464, 2**26)
+
+
+def test_secrets_come_from_files(monkeypatch, tmp_path):
+    (tmp_path / "secret").write_text(SECRET + "\n")
+    monkeypatch.setenv("ATELIER_AUTH_SECRET_FILE", str(tmp_path / "secret"))
+    assert MeshSettings().auth_secret.get_secret_value() == SECRET
+
+
+def test_the_environment_wins_over_a_file(monkeypatch, tmp_path):
+    (tmp_path / "secret").write_text("f" * 32)
+    monkeypatch.setenv("ATELIER_AUTH_SECRET_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("ATELIER_AUTH_SECRET", SECRET)
+    assert MeshSettings().auth_secret.get_secret_value() == SECRET
+
+
+def test_settings_named_file_are_not_taken_for_secret_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("ATELIER_PORT_FILE", str(tmp_path / "absent"))
+    monkeypatch.setenv("ATELIER_AUTH_JWKS_FILE", str(tmp_path / "absent.json"))
+    settings = MeshSettings()
+    assert settings.port_file == tmp_path / "absent"
+    assert settings.auth_jwks_file == tmp_path / "absent.json"
+
+
+def test_a_short_secret_is_refused():
+    with pytest.raises(ValidationError, match="at least 32 bytes"):
+        MeshSettings(auth_secret="short")
+
+
+def test_lists_are_separated_by_commas(monkeypatch):
+    monkeypatch.setenv("ATELIER_FETCH_ALLOW_PRIVATE", "127.0.0.1:8000, 10.0.0.0/8,")
+    assert MeshSettings().fetch_allow_private == ("127.0.0.1:8000", "10.0.0.0/8")
+
+
+def test_an_empty_variable_is_an_absent_one(monkeypatch):
+    monkeypatch.setenv("ATELIER_METRICS_PORT", "")
+    assert MeshSettings().metrics_port is None
+
+
+def test_secrets_do_not_show():
+    settings = MeshSettings(auth_secret=SECRET, s3_secret_key="hidden-key", database_url="postgresql://u:pw@h/d")
+    for text in (repr(settings), str(settings)):
+        assert SECRET not in text
+        assert "hidden-key" not in text
+        assert "pw" not in text
+
+
+def test_an_unknown_log_level_is_refused():
+    with pytest.raises(ValidationError, match="log_level"):
+        MeshSettings(log_level="loud")
+    assert MeshSettings(log_level="DEBUG").log_level == "debug"

@@ -1,0 +1,233 @@
+import asyncio
+import gzip
+import ipaddress
+from contextlib import asynccontextmanager
+
+import pytest
+
+from meshkit.errors import Kind, MeshError
+from meshkit.fetcher import Fetcher, check_url, is_public
+
+PUBLIC = ["8.8.8.8", "1.1.1.1", "93.184.215.14", "2606:4700:4700::1111", "2a00:1450:4001:81b::200e", "::ffff:8.8.8.8",
+          "64:ff9b::808:808", "2002:808:808::1"]  # fmt: skip
+INNER = [
+    "127.0.0.1", "127.255.255.254", "0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1",
+    "169.254.169.254", "169.254.170.2", "100.64.0.1", "100.100.100.200", "192.0.0.192", "192.0.2.1", "198.18.0.1",
+    "198.51.100.7", "203.0.113.9", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "192.88.99.1",
+    "::", "::1", "fe80::1", "fc00::1", "fd00:ec2::254", "ff02::1", "fec0::1", "2001:db8::1", "100::1", "::127.0.0.1",
+    "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
+    "64:ff9b:1::a00:1", "2002:7f00:1::", "2002:a9fe:a9fe::", "2001:0:7f00:1::", "3fff::1", "5f00::1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public_addresses(address):
+    assert is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("address", INNER)
+def test_addresses_that_lead_inside(address):
+    assert not is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("ftp://example.com/a", "url_scheme"),
+        ("file:///etc/passwd", "url_scheme"),
+        ("gopher://example.com", "url_scheme"),
+        ("//example.com/a", "url_scheme"),
+        ("example.com", "url_scheme"),
+        ("javascript:alert(1)", "url_scheme"),
+        ("http://user:pw@example.com/", "url_credentials"),
+        ("http://user@example.com/", "url_credentials"),
+        ("http://@example.com/", "url_credentials"),
+        ("http://", "url_parsing"),
+        ("http:///path", "url_parsing"),
+        ("http://example.com:0/", "url_parsing"),
+        ("http://example.com:99999/", "url_parsing"),
+        ("http://example.com:x/", "url_parsing"),
+        ("http://example.com\\@127.0.0.1/", "url_parsing"),
+        ("http://exa mple.com/", "url_parsing"),
+        ("http://example.com/\r\nHost: x", "url_parsing"),
+        ("http://example.com/\0", "url_parsing"),
+        ("http://[::1", "url_parsing"),
+        ("http://2130706433/", "url_parsing"),
+        ("http://0x7f000001/", "url_parsing"),
+        ("http://0x7f.1/", "url_parsing"),
+        ("http://127.1/", "url_parsing"),
+        ("http://0177.0.0.1/", "url_parsing"),
+        ("http://127.0.0.1./", "url_parsing"),
+        ("http://" + "a" * 5000, "url_too_long"),
+    ],
+)
+def test_addresses_that_are_refused_unresolved(url, kind):
+    with pytest.raises(MeshError) as caught:
+        check_url(url)
+    assert (caught.value.kind, caught.value.violations[0].type) == (Kind.INVALID, kind)
+
+
+def test_parts_of_an_address():
+    assert check_url("https://Example.COM/a?b=c").host == "example.com"
+    assert check_url("https://example.com").port == 443
+    assert check_url("http://example.com:8080/").port == 8080
+    assert check_url("http://[2606:4700::1]/").host == "2606:4700::1"
+    assert check_url("http://bücher.example/").host == "xn--bcher-kva.example"
+
+
+def resolving(**names):
+    async def resolve(host, _port):
+        return names.get(host.replace(".", "_"), [])
+
+    return resolve
+
+
+async def reason(fetcher, url, max_bytes=1000, timeout=5, **options):
+    with pytest.raises(MeshError) as caught:
+        await fetcher.fetch(url, max_bytes, timeout, **options)
+    error = caught.value
+    return error.violations[0].type if error.violations else error.reason
+
+
+async def test_a_name_that_leads_inside_is_refused():
+    fetcher = Fetcher(resolver=resolving(evil_example=["10.0.0.5"], mixed_example=["8.8.8.8", "127.0.0.1"]))
+    assert await reason(fetcher, "http://evil.example/") == "url_private"
+    assert await reason(fetcher, "http://mixed.example/") == "url_private", "one bad address spoils the name"
+    assert await reason(fetcher, "http://absent.example/") == "url_host"
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254", "localhost", "0.0.0.0"]
+)
+async def test_inner_addresses_are_refused_by_the_systems_resolver_too(host):
+    assert await reason(Fetcher(), f"http://{host}:9/") == "url_private"
+
+
+@asynccontextmanager
+async def serving(respond):
+    """A tiny HTTP server: `respond(path, headers)` gives the raw answer."""
+    seen = []
+
+    async def handle(reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        path = head.split(" ", 2)[1]
+        seen.append(head)
+        try:
+            answer = respond(path)
+            if asyncio.iscoroutine(answer):
+                answer = await answer
+            writer.write(answer)
+            await writer.drain()
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1], seen
+    finally:
+        server.close()
+
+
+def answer(body=b"hello", status="200 OK", **headers):
+    lines = [f"HTTP/1.1 {status}", "Connection: close", *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items())]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+async def test_the_judged_address_is_the_one_connected_to_and_the_name_stays():
+    calls = []
+
+    async def rebinding(host, _port):
+        calls.append(host)
+        return ["127.0.0.1"] if len(calls) == 1 else ["127.0.0.2"]
+
+    async with serving(lambda _path: answer(Content_Type="Image/PNG; q=1")) as (port, seen):
+        fetcher = Fetcher([f"pictures.example:{port}"], resolver=rebinding)
+        fetched = await fetcher.fetch_full(f"http://pictures.example:{port}/a?b=c", 1000, 5)
+    assert (fetched.data, fetched.content_type) == (b"hello", "image/png")
+    assert calls == ["pictures.example"], "resolved once, connected by address"
+    assert seen[0].startswith("GET /a?b=c HTTP/1.1")
+    assert f"host: pictures.example:{port}" in seen[0].lower()
+
+
+async def test_redirects_are_followed_and_judged_again():
+    def respond(path):
+        target = {"/good": "/end", "/bad": "http://10.0.0.1/", "/file": "file:///etc/passwd", "/loop": "/loop"}.get(
+            path
+        )
+        return answer(status="302 Found", Location=target) if target else answer(b"end")
+
+    async with serving(respond) as (port, seen):
+        fetcher = Fetcher([f"127.0.0.1:{port}"])
+        base = f"http://127.0.0.1:{port}"
+        assert await fetcher.fetch(f"{base}/good", 1000, 5) == b"end"
+        assert await reason(fetcher, f"{base}/bad") == "url_private"
+        assert await reason(fetcher, f"{base}/file") == "url_scheme"
+        seen.clear()
+        assert await reason(fetcher, f"{base}/loop") == "url_redirects"
+        assert len(seen) == 4
+
+
+async def test_a_private_network_may_be_allowed():
+    async with serving(lambda _path: answer()) as (port, _):
+        assert await Fetcher(["127.0.0.0/8"]).fetch(f"http://127.0.0.1:{port}/", 1000, 5) == b"hello"
+        assert await reason(Fetcher([f"127.0.0.1:{port + 1}"]), f"http://127.0.0.1:{port}/") == "url_private"
+
+
+async def test_sizes_are_limited_declared_streamed_and_compressed():
+    bomb = gzip.compress(b"\0" * 10_000_000)
+    bodies = {
+        "/declared": answer(b"", Content_Length="1001"),
+        "/streamed": answer(b"x" * 1001),
+        "/bomb": answer(bomb, Content_Encoding="gzip", Content_Length=str(len(bomb))),
+        "/exact": answer(b"x" * 1000),
+    }
+    async with serving(bodies.__getitem__) as (port, _):
+        fetcher = Fetcher([f"127.0.0.1:{port}"])
+        for path in ("/declared", "/streamed"):
+            assert await reason(fetcher, f"http://127.0.0.1:{port}{path}") == "TOO_LARGE"
+        assert await reason(fetcher, f"http://127.0.0.1:{port}/bomb", 20_000) == "TOO_LARGE"
+        assert len(await fetcher.fetch(f"http://127.0.0.1:{port}/exact", 1000, 5)) == 1000
+
+
+async def test_media_types_are_held_to_where_asked_for():
+    async with serving(lambda _path: answer(Content_Type="text/html")) as (port, _):
+        fetcher = Fetcher([f"127.0.0.1:{port}"])
+        url = f"http://127.0.0.1:{port}/"
+        assert await reason(fetcher, url, content_types=("image/",)) == "url_content_type"
+        assert await fetcher.fetch(url, 1000, 5, content_types=("image/", "text/")) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [("404 Not Found", "url_status"), ("401 No", "url_status"), ("500 Oops", "FETCH_FAILED"), ("429 Slow", "FETCH_FAILED")],
+)  # fmt: skip
+async def test_other_answers_are_errors(status, kind):
+    async with serving(lambda _path: answer(status=status)) as (port, _):
+        assert await reason(Fetcher([f"127.0.0.1:{port}"]), f"http://127.0.0.1:{port}/") == kind
+
+
+async def test_a_slow_server_is_given_up():
+    gate = asyncio.Event()
+
+    async def hang(_path):
+        await gate.wait()
+        return answer()
+
+    async with serving(lambda path: hang(path)) as (port, _):
+        assert await reason(Fetcher([f"127.0.0.1:{port}"]), f"http://127.0.0.1:{port}/", timeout=0.2) == "FETCH_TIMEOUT"
+        gate.set()
+
+
+async def test_nobody_there_is_unavailable():
+    async with serving(lambda _path: answer()) as (port, _):
+        pass
+    assert await reason(Fetcher([f"127.0.0.1:{port}"]), f"http://127.0.0.1:{port}/") == "FETCH_FAILED"
+
+
+async def test_proxies_of_the_environment_are_not_used(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    async with serving(lambda _path: answer()) as (port, _):
+        assert await Fetcher([f"127.0.0.1:{port}"]).fetch(f"http://127.0.0.1:{port}/", 1000, 5) == b"hello"

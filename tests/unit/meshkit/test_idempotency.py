@@ -1,0 +1,31 @@
+import pytest
+from atelier.tasks.v1 import tasks_service_pb2 as tasks
+
+from meshkit import idempotency
+from meshkit.errors import Kind, MeshError
+
+
+@pytest.mark.parametrize("key", ["a", "0" * 255, "5c1f-uuid~!"])
+def test_a_key_is_noted_for_the_call(key):
+    idempotency.enter(key)
+    assert idempotency.current_key() == key
+    idempotency.enter("")
+    assert idempotency.current_key() == ""
+
+
+@pytest.mark.parametrize("key", ["0" * 256, "a b", "a\n", "é", "\0"])
+def test_a_malformed_key_is_refused(key):
+    with pytest.raises(MeshError) as caught:
+        idempotency.enter(key)
+    assert caught.value.kind is Kind.INVALID
+
+
+def test_equal_requests_hash_alike_and_others_do_not():
+    def hashed(**config):
+        request = tasks.CreateTaskRequest(task={"origin_instance": "i"})
+        request.task.config.update(config)
+        return idempotency.request_hash(request)
+
+    assert hashed(a=1, b=2, c=3) == hashed(c=3, b=2, a=1)
+    assert hashed(a=1) != hashed(a=2)
+    assert len(hashed()) == 32

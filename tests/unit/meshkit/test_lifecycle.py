@@ -1,0 +1,72 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from meshkit import lifecycle
+
+SERVICE = """
+import asyncio, sys
+from meshkit import lifecycle
+
+async def main(stack, stop):
+    stack.callback(print, "closed last", flush=True)
+    stack.callback(print, "closed first", flush=True)
+    print("ready", flush=True)
+    {body}
+
+lifecycle.run(main, service="sample")
+"""
+
+
+def start(body):
+    return subprocess.Popen(
+        [sys.executable, "-c", SERVICE.format(body=body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_service_in_order(number):
+    with start("await stop.wait()") as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("closed first\nclosed last\n", 0)
+
+
+def test_a_second_signal_ends_it_at_once():
+    with start("await asyncio.Event().wait()") as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert "stopping" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("raise RuntimeError('broken')", "RuntimeError: broken"),
+        ("from meshkit.errors import unavailable; raise unavailable('no database')", "no database"),
+    ],
+)
+def test_a_failure_is_told_and_what_was_opened_is_closed(body, told):
+    with start(body) as process:
+        out, err = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("ready\nclosed first\nclosed last\n", 1)
+    assert told in err
+
+
+def test_the_address_is_announced_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATELIER_PORT_FILE", str(tmp_path / "port"))
+    lifecycle.announce("127.0.0.1:1234")
+    assert (tmp_path / "port").read_text() == "127.0.0.1:1234\n"
+    assert os.listdir(tmp_path) == ["port"]
+
+
+def test_without_a_file_nothing_is_announced(monkeypatch):
+    monkeypatch.delenv("ATELIER_PORT_FILE", raising=False)
+    lifecycle.announce("127.0.0.1:1234")

@@ -1,0 +1,82 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from meshkit.logging import REDACTED, redact
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["token", "authorization", "Authorization", "password", "auth_secret", "s3_secret_key", "api_key", "x-api-key",
+     "private_key", "cookie", "set-cookie", "dsn", "refresh_token", "tokens", "credentials", "X-Amz-Signature"],
+)  # fmt: skip
+def test_values_of_secret_keys_are_covered(key):
+    assert redact({key: "value"}) == {key: REDACTED}
+    assert redact({"deep": [{key: ["value"]}]}) == {"deep": [{key: REDACTED}]}
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "max_tokens_length", "secretary", "monkey", "key", "path", "author"])
+def test_other_keys_stay(key):
+    assert redact({key: "value"}) == {key: "value"}
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        (f"Authorization: Bearer {JWT}", f"Authorization: Bearer {REDACTED}"),
+        (f"got {JWT} from", f"got {REDACTED} from"),
+        ("bearer abcdef0123456789", f"bearer {REDACTED}"),
+        ("Basic dXNlcjpwYXNz", f"Basic {REDACTED}"),
+        ("postgresql://atelier:s3cr3t@127.0.0.1:5432/atelier", f"postgresql://atelier:{REDACTED}@127.0.0.1:5432/atelier"),
+        ("nats://:pw@host", f"nats://:{REDACTED}@host"),
+        ("host=h user=u password=pw dbname=d", f"host=h user=u password={REDACTED} dbname=d"),
+        ("GET /o?X-Amz-Signature=0123abc&x=1", f"GET /o?X-Amz-Signature={REDACTED}&x=1"),
+        ("a plain sentence, the bearer of news", "a plain sentence, the bearer of news"),
+        ("http://host:8080/path", "http://host:8080/path"),
+    ],
+)  # fmt: skip
+def test_secrets_within_texts_are_covered(text, clean):
+    assert redact(text) == clean
+
+
+def test_bytes_and_deep_nesting_are_not_written_out():
+    assert redact(b"secret") == "<6 bytes>"
+    nest: object = "Bearer abcdefghijkl"
+    for _ in range(20):
+        nest = [nest]
+    assert "abcdefghijkl" not in json.dumps(redact(nest))
+
+
+SCRIPT = f"""
+import logging
+from meshkit import tracing
+from meshkit.logging import configure, get_logger
+configure("tasks", "info")
+tracing.use(tracing.parse("00-{"a" * 32}-{"b" * 16}-01"))
+tracing.assign_tenant("acme")
+log = get_logger("mod")
+log.debug("unseen")
+log.info("seen %s", "{JWT}", token="t", size=3)
+try:
+    raise ValueError("postgres://u:pw@h/d")
+except ValueError:
+    log.exception("broke")
+logging.getLogger("lib").warning("password=pw of %s", "lib")
+logging.getLogger("lib").info("unseen too")
+"""
+
+
+def test_lines_are_json_with_trace_and_without_secrets():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["event"] for line in lines] == [f"seen {REDACTED}", "broke", f"password={REDACTED} of lib"]
+    assert all(line["trace_id"] == "a" * 32 and line["tenant"] == "acme" for line in lines)
+    assert all(line["service"] == "tasks" for line in lines)
+    assert (lines[0]["token"], lines[0]["size"], lines[0]["module"]) == (REDACTED, 3, "mod")
+    assert f"u:{REDACTED}@h" in lines[1]["exception"]
+    assert lines[2]["logger"] == "lib"
+    assert done.stdout == ""

@@ -1,0 +1,106 @@
+import asyncio
+
+from meshkit.loops import Loop, Loops
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_a_body_runs_again_and_again():
+    runs = []
+    async with Loops(Loop("again", lambda: collect(runs), 0.01)):
+        await until(lambda: len(runs) >= 3)
+
+
+async def collect(runs, result=None):
+    runs.append(1)
+    return result
+
+
+async def test_a_wake_up_ends_the_pause():
+    runs = []
+    loop = Loop("woken", lambda: collect(runs), 3600)
+    async with Loops(loop):
+        loop.wake()
+        await until(lambda: len(runs) == 1)
+        loop.wake()
+        await until(lambda: len(runs) == 2)
+
+
+async def test_a_wake_up_during_a_run_is_not_lost():
+    runs = []
+    loop = Loop("busy", lambda: body(), 3600)
+
+    async def body():
+        runs.append(1)
+        if len(runs) == 1:
+            loop.wake()
+
+    async with Loops(loop):
+        loop.wake()
+        await until(lambda: len(runs) == 2)
+
+
+async def test_true_means_more_at_once():
+    runs = []
+    loop = Loop("more", lambda: collect(runs, len(runs) < 4), 3600)
+    async with Loops(loop):
+        loop.wake()
+        await until(lambda: len(runs) == 5)
+
+
+async def test_a_failing_body_is_counted_and_slows_down():
+    async def fail():
+        raise RuntimeError("broken")
+
+    loop = Loop("failing", fail, 1.0, jitter=0)
+    pauses = []
+    for _ in range(12):
+        assert await loop.run_once() is False
+        pauses.append(loop._pause_seconds())
+    assert loop.failures == 12
+    assert pauses[:4] == [2, 4, 8, 16]
+    assert pauses[-1] == 60
+
+
+async def test_a_success_ends_the_back_off():
+    outcomes = [RuntimeError("once"), None]
+
+    async def body():
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+
+    loop = Loop("recovering", body, 1.0, jitter=0)
+    await loop.run_once()
+    await loop.run_once()
+    assert (loop.failures, loop._pause_seconds()) == (0, 1.0)
+    assert loop.last_success is not None
+
+
+async def test_stopping_cancels_a_run_in_flight():
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def hang():
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    loop = Loop("hanging", hang, 3600)
+    loops = Loops(loop)
+    loops.start()
+    loop.wake()
+    await started.wait()
+    await loops.stop()
+    assert ended.is_set()
+
+
+async def test_a_loop_added_later_runs_too():
+    runs = []
+    async with Loops(Loop("first", lambda: collect([]), 3600)) as loops:
+        loops.add(Loop("second", lambda: collect(runs), 0.01))
+        await until(lambda: runs)

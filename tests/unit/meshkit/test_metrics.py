@@ -1,0 +1,32 @@
+import urllib.request
+
+import pytest
+
+from meshkit import metrics
+
+
+def test_declaring_twice_gives_the_same_metric():
+    assert metrics.counter("twice", "x") is metrics.counter("twice", "y")
+
+
+def test_declaring_as_another_kind_is_refused():
+    metrics.gauge("kind_clash", "x")
+    with pytest.raises(TypeError, match="Gauge"):
+        metrics.counter("kind_clash", "x")
+
+
+def test_no_port_serves_nothing():
+    assert metrics.serve_metrics(None) is None
+
+
+def test_the_page_shows_a_metric_and_closes():
+    metrics.counter("page_shown", "x").inc(3)
+    page = metrics.serve_metrics(0)
+    assert page is not None
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=5) as response:
+            assert b"atelier_page_shown_total 3.0" in response.read()
+    finally:
+        page.close()
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=5)
