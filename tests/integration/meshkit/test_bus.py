@@ -1,0 +1,166 @@
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from meshkit.bus import Bus, Message
+from meshkit.errors import Kind, MeshError
+from tests.conftest import NatsControl
+
+
+@pytest.fixture
+async def bus(nats_server: NatsControl) -> AsyncIterator[Bus]:
+    bus = Bus(nats_server.url)
+    await bus.connect(10)
+    yield bus
+    await bus.close()
+
+
+class Heard:
+    """Remembers messages; fails at those it is told to."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.queue: asyncio.Queue[Message] = asyncio.Queue()
+        self.failures = failures
+
+    async def __call__(self, message: Message) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("not now")
+        self.queue.put_nowait(message)
+
+    async def next(self, seconds: float = 20) -> bytes:
+        async with asyncio.timeout(seconds):
+            return (await self.queue.get()).data
+
+
+def subject() -> str:
+    return f"atelier.test.v1.{secrets.token_hex(4)}.made"
+
+
+async def publish_when_possible(bus: Bus, name: str, payload: bytes) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await bus.publish(name, payload)
+            except MeshError:
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+async def test_a_repeated_event_is_dropped_by_its_id(bus: Bus) -> None:
+    heard, name = Heard(), subject()
+    await bus.consume("dedup", [name], heard)
+    for payload, ident in ((b"1", "a"), (b"1", "a"), (b"2", "b")):
+        await bus.publish(name, payload, {"h": "x"}, msg_id=ident)
+    assert [await heard.next(), await heard.next()] == [b"1", b"2"]
+
+
+async def test_an_event_whose_handler_failed_comes_again(bus: Bus) -> None:
+    heard, name = Heard(failures=1), subject()
+    await bus.consume("again", [name], heard)
+    await bus.publish(name, b"1")
+    async with asyncio.timeout(20):
+        message = await heard.queue.get()
+    assert (message.data, message.deliveries) == (b"1", 2)
+
+
+async def test_a_durable_consumer_keeps_its_place(bus: Bus) -> None:
+    heard, name = Heard(), subject()
+    task = await bus.consume("place", [name], heard)
+    await bus.publish(name, b"1")
+    assert await heard.next() == b"1"
+    await asyncio.sleep(0)  # lets the acknowledgement go out
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await bus.publish(name, b"2")
+    await bus.consume("place", [name], heard)
+    assert await heard.next() == b"2"
+
+
+async def test_a_notification_reaches_its_subscribers_and_one_of_a_queue(bus: Bus) -> None:
+    everyone, shared, name = [Heard(), Heard()], [Heard(), Heard()], f"wake.{secrets.token_hex(4)}"
+    for heard in everyone:
+        await bus.subscribe(name, heard)
+    for heard in shared:
+        await bus.subscribe(name, heard, queue="q")
+    await bus.publish(subject(), b"")  # a round trip: the subscriptions are known by now
+    bus.notify(name, b"x")
+    assert [await heard.next() for heard in everyone] == [b"x", b"x"]
+    async with asyncio.timeout(10):
+        while sum(heard.queue.qsize() for heard in shared) != 1:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_handler_that_fails_does_not_end_the_subscription(bus: Bus) -> None:
+    heard, name = Heard(failures=1), f"wake.{secrets.token_hex(4)}"
+    await bus.subscribe(name, heard)
+    bus.notify(name, b"1")
+    bus.notify(name, b"2")
+    assert await heard.next() == b"2"
+
+
+async def test_an_ended_subscription_hears_nothing(bus: Bus) -> None:
+    ended, heard, name = Heard(), Heard(), f"wake.{secrets.token_hex(4)}"
+    handle = await bus.subscribe(name, ended)
+    await bus.subscribe(name, heard)
+    await handle.unsubscribe()
+    await handle.unsubscribe()
+    bus.notify(name, b"x")
+    assert await heard.next() == b"x"
+    assert ended.queue.empty()
+
+
+async def test_publishing_without_nats_fails_fast(bus: Bus, nats_server: NatsControl) -> None:
+    nats_server.kill()
+    begun = time.monotonic()
+    with pytest.raises(MeshError) as caught:
+        await bus.publish(subject(), b"")
+    assert caught.value.kind is Kind.UNAVAILABLE
+    assert time.monotonic() - begun < 3
+    bus.notify("wake", b"x")
+
+
+async def test_everything_works_again_after_nats_was_killed_and_emptied(bus: Bus, nats_server: NatsControl) -> None:
+    events, wakes, name, wake = Heard(), Heard(), subject(), f"wake.{secrets.token_hex(4)}"
+    await bus.consume("phoenix", [name], events)
+    await bus.subscribe(wake, wakes)
+    await bus.publish(name, b"before")
+    assert await events.next() == b"before"
+    nats_server.kill()
+    nats_server.wipe()
+    nats_server.start()
+    await publish_when_possible(bus, name, b"after")
+    assert await events.next() == b"after"
+    bus.notify(wake, b"up")
+    assert await wakes.next() == b"up"
+
+
+async def test_a_stream_that_was_deleted_is_made_again(bus: Bus) -> None:
+    heard, name = Heard(), subject()
+    await bus.consume("lost", [name], heard)
+    await bus.publish(name, b"1")
+    assert await heard.next() == b"1"
+    assert bus._js is not None
+    await bus._js.delete_stream(bus._stream)
+    await publish_when_possible(bus, name, b"2")
+    assert await heard.next() == b"2"
+
+
+async def test_a_server_that_comes_up_later_is_found(nats_server: NatsControl) -> None:
+    nats_server.stop()
+    bus = Bus(nats_server.url)
+    await bus.connect(0.1)
+    heard, name = Heard(), subject()
+    wakes = Heard()
+    await bus.consume("patient", [name], heard)
+    await bus.subscribe("wake.patient", wakes)
+    nats_server.start()
+    await publish_when_possible(bus, name, b"1")
+    assert await heard.next() == b"1"
+    bus.notify("wake.patient", b"x")
+    assert await wakes.next() == b"x"
+    await bus.close()

@@ -1,0 +1,229 @@
+import asyncio
+import sys
+import uuid
+from pathlib import Path
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from psycopg import errors as pg_errors
+from psycopg.rows import dict_row
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+
+from meshkit.db import Database, DatabaseUnavailableError, compile, migrate
+from meshkit.errors import Kind
+
+ITEMS = sa.Table(
+    "items",
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("value", sa.Text),
+)
+
+
+async def values(db: Database) -> list[str]:
+    async with db.connection() as conn:
+        cursor = await conn.execute("SELECT value FROM items ORDER BY id")
+        return [row[0] for row in await cursor.fetchall()]
+
+
+async def test_a_transaction_is_committed_whole_or_not_at_all(db: Database) -> None:
+    async with db.transaction() as conn:
+        await conn.execute("INSERT INTO items VALUES (1, 'kept')")
+    with pytest.raises(RuntimeError, match="changed my mind"):
+        async with db.transaction() as conn:
+            await conn.execute("INSERT INTO items VALUES (2, 'gone')")
+            raise RuntimeError("changed my mind")
+    assert await values(db) == ["kept"]
+
+
+async def test_a_connection_sees_its_own_schema_alone(db: Database) -> None:
+    async with db.connection() as conn:
+        row = await (await conn.execute("SELECT current_schemas(false), current_setting('TimeZone')")).fetchone()
+        assert row == ([db.schema], "UTC")
+
+
+async def test_rows_are_dicts_where_asked_for(db: Database) -> None:
+    async with db.connection() as conn, conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute("SELECT 1 AS one")
+        assert await cursor.fetchone() == {"one": 1}
+
+
+async def test_a_statement_that_takes_too_long_is_ended(fresh_postgres_dsn: str) -> None:
+    database = Database(fresh_postgres_dsn, schema="public", statement_timeout_seconds=0.05)
+    await database.open()
+    with pytest.raises(pg_errors.QueryCanceled):
+        async with database.connection() as conn:
+            await conn.execute("SELECT pg_sleep(10)")
+    async with database.connection() as conn:
+        assert (await (await conn.execute("SELECT 1")).fetchone()) == (1,)
+    await database.close()
+
+
+async def test_core_statements_are_rendered_for_psycopg(db: Database) -> None:
+    async with db.transaction() as conn:
+        for number in range(4):
+            await conn.execute(*_rendered(sa.insert(ITEMS).values(id=number, value=f"100% {number}")))
+        upsert = pg_insert(ITEMS).values(id=3, value="new").on_conflict_do_update(index_elements=["id"], set_={"value": "up"})
+        await conn.execute(*_rendered(upsert))
+        rows = await conn.execute(*_rendered(sa.select(ITEMS.c.value).where(ITEMS.c.id.in_([1, 3])).order_by(ITEMS.c.id)))
+        assert await rows.fetchall() == [("100% 1",), ("up",)]
+        like = await conn.execute(*_rendered(sa.select(sa.func.count()).where(ITEMS.c.value.like("100\\% %"))))
+        assert await like.fetchone() == (3,)
+
+
+async def test_values_of_every_type_pass_through_core(db: Database) -> None:
+    table = sa.Table(
+        "kinds", sa.MetaData(), sa.Column("id", sa.Uuid), sa.Column("data", JSONB), sa.Column("tags", sa.ARRAY(sa.Text))
+    )
+    ident = uuid.uuid4()
+    async with db.transaction() as conn:
+        await conn.execute("CREATE TABLE kinds (id uuid, data jsonb, tags text[])")
+        await conn.execute(*_rendered(sa.insert(table).values(id=ident, data={"a": [1]}, tags=["x", "y"])))
+        cursor = await conn.execute(*_rendered(sa.select(table).where(table.c.id == ident)))
+        assert await cursor.fetchone() == (ident, {"a": [1]}, ["x", "y"])
+
+
+def _rendered(statement: sa.sql.elements.ClauseElement) -> tuple[bytes, dict[str, object]]:
+    text, parameters = compile(statement)
+    return text.encode(), parameters
+
+
+async def test_work_that_lost_its_connections_is_repeated(db: Database) -> None:
+    attempts = []
+
+    async def work() -> int:
+        async with db.transaction() as conn:
+            attempts.append(1)
+            await conn.execute("INSERT INTO items VALUES (%s, 'x')", (len(attempts),))
+            if len(attempts) == 1:
+                await _kill_others(db)
+            await conn.execute("SELECT 1")
+        return len(attempts)
+
+    assert await db.retrying(work) == 2
+    assert len(await values(db)) == 1
+
+
+async def test_every_idle_connection_may_have_died(db: Database) -> None:
+    async with asyncio.TaskGroup() as group:  # fills the pool
+
+        async def hold() -> None:
+            async with db.connection() as conn:
+                await conn.execute("SELECT pg_sleep(0.05)")
+
+        for _ in range(8):
+            group.create_task(hold())
+    await _kill_others(db)
+
+    async def work() -> object:
+        async with db.connection() as conn:
+            return await (await conn.execute("SELECT 1")).fetchone()
+
+    assert await db.retrying(work) == (1,)
+
+
+async def _kill_others(db: Database) -> None:
+    async with await psycopg.AsyncConnection.connect(db.dsn, autocommit=True) as admin:
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+async def test_a_deadlock_is_repeated(db: Database) -> None:
+    async with db.transaction() as conn:
+        await conn.execute("INSERT INTO items VALUES (1, ''), (2, '')")
+    both_hold = asyncio.Barrier(2)
+
+    async def cross(first: int, second: int) -> None:
+        met = False
+
+        async def work() -> None:
+            nonlocal met
+            async with db.transaction() as conn:
+                await conn.execute("UPDATE items SET value = value || %s WHERE id = %s", ("x", first))
+                if not met:
+                    met = True
+                    await both_hold.wait()
+                await conn.execute("UPDATE items SET value = value || %s WHERE id = %s", ("x", second))
+
+        await db.retrying(work)
+
+    await asyncio.gather(cross(1, 2), cross(2, 1))
+    assert await values(db) == ["xx", "xx"]
+
+
+async def test_a_mistake_is_not_repeated(db: Database) -> None:
+    attempts = []
+
+    async def work() -> None:
+        attempts.append(1)
+        async with db.transaction() as conn:
+            await conn.execute("SELECT nonsense")
+
+    with pytest.raises(pg_errors.UndefinedColumn):
+        await db.retrying(work)
+    assert len(attempts) == 1
+
+
+async def test_an_unreachable_database_is_unavailable() -> None:
+    database = Database("postgresql://a:b@127.0.0.1:9/x", schema="s", acquire_timeout_seconds=0.1)
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        await database.open(timeout_seconds=0.2)
+    assert caught.value.kind is Kind.UNAVAILABLE
+    with pytest.raises(DatabaseUnavailableError):
+        async with database.transaction():
+            pass
+    with pytest.raises(DatabaseUnavailableError):
+        await database.dedicated()
+    await database.close()
+
+
+ENV = "from meshkit.migration import run_env\nrun_env()\n"
+REVISION = """
+from alembic import op
+import sqlalchemy as sa
+revision, down_revision, branch_labels, depends_on = {own!r}, {before!r}, None, None
+def upgrade():
+    op.create_table({table!r}, sa.Column("id", sa.Integer, primary_key=True))
+def downgrade():
+    op.drop_table({table!r})
+"""
+
+
+@pytest.fixture
+def script_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"migrations_{uuid.uuid4().hex}"
+    folder = tmp_path / name
+    (folder / "versions").mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "env.py").write_text(ENV)
+    (folder / "versions" / "one.py").write_text(REVISION.format(own="1", before=None, table="first"))
+    (folder / "versions" / "two.py").write_text(REVISION.format(own="2", before="1", table="second"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield name
+    sys.modules.pop(name, None)
+
+
+async def test_replicas_migrate_at_once_and_one_works(fresh_postgres_dsn: str, script_package: str) -> None:
+    await asyncio.gather(*(migrate(fresh_postgres_dsn, "fresh", script_package) for _ in range(3)))
+    await migrate(fresh_postgres_dsn, "other", script_package)
+    async with await psycopg.AsyncConnection.connect(fresh_postgres_dsn) as conn:
+        cursor = await conn.execute("SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('fresh', 'other')")
+        tables = set(await cursor.fetchall())
+    names = ("alembic_version", "first", "second")
+    assert tables == {(schema, name) for schema in ("fresh", "other") for name in names}
+
+
+async def test_a_failed_migration_leaves_nothing(
+    fresh_postgres_dsn: str, script_package: str, tmp_path: Path
+) -> None:
+    broken = REVISION.format(own="3", before="2", table="third").replace("def downgrade", "    1 / 0\ndef downgrade")
+    (tmp_path / script_package / "versions" / "three.py").write_text(broken)
+    with pytest.raises(ZeroDivisionError):
+        await migrate(fresh_postgres_dsn, "fresh", script_package)
+    async with await psycopg.AsyncConnection.connect(fresh_postgres_dsn) as conn:
+        cursor = await conn.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'fresh'")
+        assert await cursor.fetchone() == (0,)

@@ -1,0 +1,187 @@
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+
+from meshkit import tracing
+from meshkit.bus import Bus, Message
+from meshkit.db import Database
+from meshkit.loops import Loops
+from meshkit.outbox import OutboxEvent, Relay, insert
+from tests.conftest import NatsControl
+
+SUBJECT = "atelier.test.v1.item.created"
+
+
+def event(number: int) -> OutboxEvent:
+    return OutboxEvent(SUBJECT, str(number).encode(), {"tenant": "acme"})
+
+
+async def write(db: Database, *numbers: int) -> None:
+    async with db.transaction() as conn:
+        await insert(conn, [event(number) for number in numbers])
+
+
+async def unpublished(db: Database) -> int:
+    async with db.connection() as conn:
+        row = await (await conn.execute("SELECT count(*) FROM outbox WHERE published_at IS NULL")).fetchone()
+        return int(row[0])
+
+
+class Listener:
+    """Consumes what the stream has, and remembers it."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.changed = asyncio.Condition()
+
+    async def __call__(self, message: Message) -> None:
+        async with self.changed:
+            self.messages.append(message)
+            self.changed.notify_all()
+
+    async def until(self, count: int) -> list[int]:
+        async with asyncio.timeout(30), self.changed:
+            await self.changed.wait_for(lambda: len(self.messages) >= count)
+        return [int(message.data) for message in self.messages]
+
+
+@pytest.fixture
+async def bus(nats_server: NatsControl) -> AsyncIterator[Bus]:
+    bus = Bus(nats_server.url)
+    await bus.connect(10)
+    assert bus.connected
+    yield bus
+    await bus.close()
+
+
+@pytest.fixture
+async def relay(db: Database, bus: Bus) -> AsyncIterator[Relay]:
+    relay = Relay(db, bus, interval_seconds=0.1)
+    yield relay
+    await relay.close()
+
+
+async def test_events_arrive_once_in_order_with_their_headers(db: Database, bus: Bus, relay: Relay) -> None:
+    listener = Listener()
+    await bus.consume("ordered", [SUBJECT], listener)
+    with tracing.activated(tracing.begin(f"00-{'a' * 32}-{'b' * 16}-01")):
+        await write(db, *range(5))
+    await relay.run_once()
+    assert await listener.until(5) == [0, 1, 2, 3, 4]
+    headers = listener.messages[0].headers
+    assert headers["tenant"] == "acme"
+    assert headers["traceparent"].startswith(f"00-{'a' * 32}-")
+    assert uuid.UUID(headers["Nats-Msg-Id"])
+    assert await unpublished(db) == 0
+
+
+async def test_a_rolled_back_change_tells_nobody(db: Database, relay: Relay) -> None:
+    with pytest.raises(RuntimeError):
+        async with db.transaction() as conn:
+            await insert(conn, [event(1)])
+            raise RuntimeError
+    assert await unpublished(db) == 0
+
+
+async def test_a_commit_that_comes_late_is_not_passed_over(db: Database, bus: Bus, relay: Relay) -> None:
+    listener = Listener()
+    await bus.consume("late", [SUBJECT], listener)
+    async with db.transaction() as slow:
+        await insert(slow, [event(1)])
+        await write(db, 2)
+        await relay.run_once()
+        assert await listener.until(1) == [2]
+    await relay.run_once()
+    assert await listener.until(2) == [2, 1]
+
+
+async def test_a_batch_that_is_full_asks_for_more(db: Database, bus: Bus) -> None:
+    relay = Relay(db, bus, batch=10)
+    await write(db, *range(25))
+    assert [await relay.run_once() for _ in range(4)] == [True, True, False, False]
+    assert await unpublished(db) == 0
+    await relay.close()
+
+
+async def test_a_relay_that_died_before_it_marked_repeats_and_the_stream_drops_it(
+    db: Database, bus: Bus, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Listener()
+    await bus.consume("repeated", [SUBJECT], listener)
+    await write(db, 1, 2)
+
+    async def die(_ids: list[int]) -> None:
+        raise ConnectionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(relay, "_mark", die)
+        with pytest.raises(ConnectionError):
+            await relay.run_once()
+    assert await unpublished(db) == 2
+    await relay.run_once()
+    await write(db, 3)
+    await relay.run_once()
+    assert await listener.until(3) == [1, 2, 3]
+
+
+async def test_one_relay_works_and_another_takes_over(db: Database, bus: Bus, relay: Relay) -> None:
+    other = Relay(db, bus)
+    await write(db, 1)
+    await relay.run_once()
+    await write(db, 2)
+    await other.run_once()
+    assert await unpublished(db) == 1, "the other one stands by"
+    await relay.close()
+    await other.run_once()
+    assert await unpublished(db) == 0
+    await write(db, 3)
+    await relay.run_once()
+    assert await unpublished(db) == 1, "and now this one does"
+    await other.close()
+
+
+async def test_a_relay_whose_lock_was_lost_takes_it_again(db: Database, relay: Relay) -> None:
+    await write(db, 1)
+    await relay.run_once()
+    assert relay._leader is not None
+    await relay._leader.close()
+    await write(db, 2)
+    loop = relay.loop
+    await loop.run_once()
+    await loop.run_once()
+    assert await unpublished(db) == 0
+
+
+async def test_nothing_is_lost_when_nats_is_killed_and_its_disk_emptied(
+    db: Database, bus: Bus, relay: Relay, nats_server: NatsControl
+) -> None:
+    listener = Listener()
+    await bus.consume("survivor", [SUBJECT], listener)
+    async with Loops(relay.loop):
+        await write(db, 1, 2)
+        relay.wake()
+        assert await listener.until(2) == [1, 2]
+        nats_server.kill()
+        await write(db, 3, 4)
+        relay.wake()
+        nats_server.wipe()
+        nats_server.start()
+        assert await listener.until(4) == [1, 2, 3, 4]
+        async with asyncio.timeout(10):
+            while await unpublished(db):
+                await asyncio.sleep(0.05)
+
+
+async def test_events_of_yesterday_are_deleted_and_waiting_ones_are_not(db: Database, relay: Relay) -> None:
+    await write(db, 1, 2, 3)
+    async with db.transaction() as conn:
+        await conn.execute(
+            "UPDATE outbox SET created_at = now() - interval '2 days', "
+            "published_at = CASE payload WHEN '1' THEN now() - interval '25 hours' WHEN '2' THEN now() END"
+        )
+    assert await relay.prune() is False
+    async with db.connection() as conn:
+        rows = await (await conn.execute("SELECT payload FROM outbox ORDER BY id")).fetchall()
+    assert [bytes(row[0]) for row in rows] == [b"2", b"3"]
