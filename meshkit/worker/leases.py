@@ -125,7 +125,7 @@ class Backoff:
 
     def pause(self, failures: int) -> float:
         """Seconds to wait after so many failures in a row."""
-        ceiling = min(self.last, self.first * 2 ** min(max(failures - 1, 0), 16))
+        ceiling = min(self.last, self.first * 2.0 ** min(max(failures - 1, 0), 16))
         return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
 
 
@@ -169,7 +169,7 @@ class Held:
     @property
     def key(self) -> Key:
         """Job and attempt."""
-        return self.lease.job_id, self.lease.attempt
+        return str(self.lease.job_id), int(self.lease.attempt)
 
     @property
     def ref(self) -> AttemptRef:

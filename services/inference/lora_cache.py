@@ -73,8 +73,7 @@ class LoraCache:
 
     async def _ensure(self, owner: str, key: str, local: Path, shown: str) -> None:
         async with self._fetching.setdefault(local, asyncio.Lock()):
-            if local.exists():
-                os.utime(local)  # the order of eviction
+            if await asyncio.to_thread(_touched, local):
                 return
             self._folder.mkdir(parents=True, exist_ok=True)
             scratch = local.with_suffix(f".{os.getpid()}.part")
@@ -99,6 +98,15 @@ class LoraCache:
             if not self._used[path]:
                 path.unlink(missing_ok=True)
                 total -= size
+
+
+def _touched(path: Path) -> bool:
+    """Note the use of a copy, which is the order of eviction; False where there is none."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def check_safetensors(path: Path, shown: str) -> None:

@@ -306,17 +306,9 @@ class Attempts:
     async def _completed(self, attempt: _Attempt, job: Job, done: ChildDone) -> str:
         assert self._leases is not None
         lease, output = attempt.held.lease, done.output
-        result, objects = TaskResult(), list[ResultObject]()
-        if output.files:
-            objects = list(
-                await asyncio.gather(
-                    *(
-                        self._upload(lease.tenant, lease.result_prefix, job.payload.folder, file)
-                        for file in output.files
-                    )
-                )
-            )
-        result.CopyFrom(name_files(output, lease.result_prefix))
+        folder, prefix = job.payload.folder, lease.result_prefix
+        objects = [await self._upload(lease.tenant, prefix, folder, file) for file in output.files]
+        result = name_files(output, prefix)
         attempt.interruptible = False
         try:
             kept = await self._leases.complete(attempt.held, result, objects, done.device_seconds)
