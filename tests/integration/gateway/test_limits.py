@@ -1,0 +1,154 @@
+"""Bodies that are too large, files that go through the upload door, callers that leave."""
+
+import asyncio
+import base64
+import io
+import random
+import zlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from meshkit.objects import ObjectStore
+from tests.conftest import S3Store
+from tests.integration.gateway.conftest import Mesh, StartMesh, s3_options
+
+CREATE: dict[str, Any] = {"task_type": "GENERATION", "prompt": "a red dress", "origin_instance": "shop"}
+MIB = 1024 * 1024
+
+
+def noise(side: int = 400) -> bytes:
+    """A PNG that does not compress."""
+    out = io.BytesIO()
+    pixels = random.Random(1).randbytes(side * side * 3)
+    Image.frombytes("RGB", (side, side), pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of 50,000 x 50,000 black pixels in a few kilobytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    side = (50_000).to_bytes(4, "big")
+    header = chunk(b"IHDR", side + side + b"\x08\x02\x00\x00\x00")
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 4 * MIB)) + chunk(b"IEND", b"")
+
+
+async def in_pieces(total: int) -> AsyncIterator[bytes]:
+    for _ in range(total // MIB):
+        yield b" " * MIB
+
+
+async def test_a_body_of_60_mb_is_a_413_that_says_so(mesh: Mesh) -> None:
+    client = mesh.client()
+    for content in (b" " * (60 * MIB), in_pieces(60 * MIB)):
+        answer = await client.post("/api/v1/tasks/", content=content)
+        assert answer.status_code == 413
+        assert answer.json() == {"detail": f"The request's content is larger than the {32 * MIB} bytes that are taken"}
+    assert not mesh.tasks.requests
+    assert (await client.get("/api/v1/tasks/")).status_code == 200, "the gateway goes on"
+
+
+async def test_a_caller_that_waits_for_100_continue_need_not_send(mesh: Mesh) -> None:
+    host, _, port = mesh.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        f"POST /api/v1/tasks/ HTTP/1.1\r\nhost: x\r\ncontent-length: {60 * MIB}\r\nexpect: 100-continue\r\n\r\n".encode()
+    )
+    async with asyncio.timeout(5):
+        assert b" 413 " in await reader.readline()
+    writer.close()
+
+
+async def test_a_caller_that_leaves_in_the_middle_of_a_body_leaves_nothing(mesh: Mesh) -> None:
+    host, _, port = mesh.url.removeprefix("http://").partition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /api/v1/tasks/ HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\nauthorization: Bearer {mesh.token()}\r\n"
+    writer.write(head.encode() + b'\r\n{"task_type": ')
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    assert (await mesh.client().get("/api/v1/tasks/")).json() == []
+    assert len(mesh.tasks.requests) == 1
+
+
+async def test_a_large_image_in_json_is_staged_and_named_in_its_place(start_mesh: StartMesh, s3: S3Store) -> None:
+    options = s3_options(s3)
+    mesh: Mesh = await start_mesh(**options)
+    data = noise()
+    assert len(data) > 256 * 1024
+    for prefix in ("", "data:image/png;base64,"):
+        text = prefix + base64.b64encode(data).decode()
+        answer = await mesh.client().post("/api/v1/tasks/", json=CREATE | {"reference_image_data": text})
+        assert answer.status_code == 200, answer.text
+        staged = mesh.tasks.requests[-1].task.generation.reference_image_data
+        assert staged.startswith("staging:staging/")
+        store = ObjectStore(options["s3_endpoint"], s3.access_key, s3.secret_key, bucket=options["s3_bucket"])
+        assert await store.get("acme", staged.removeprefix("staging:")) == data
+        info = await store.stat("acme", staged.removeprefix("staging:"))
+        assert info is not None
+        assert info.content_type == "image/png"
+        await store.close()
+    assert (await mesh.client().get("/api/v1/storage/images")).json()["total"] == 0, "staging is not listed"
+
+
+async def test_a_small_image_goes_through_as_it_came(stored: Mesh) -> None:
+    text = base64.b64encode(noise(20)).decode()
+    await stored.client().post("/api/v1/tasks/", json=CREATE | {"reference_image_data": text})
+    assert stored.tasks.requests[-1].task.generation.reference_image_data == text
+
+
+async def test_a_repeated_create_reads_alike_under_its_key(stored: Mesh) -> None:
+    body = CREATE | {"reference_image_data": base64.b64encode(noise()).decode()}
+    for _ in range(2):
+        await stored.client().post("/api/v1/tasks/", json=body, headers={"idempotency-key": "k"})
+    assert stored.tasks.requests[0] == stored.tasks.requests[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("!" * 300_000, "base64"),
+        (base64.b64encode(b"x" * 300_000).decode(), "image"),
+        (base64.b64encode(noise()[:-100_000]).decode(), "damaged"),
+        (base64.b64encode(bomb() + b"\0" * 300_000).decode(), "pixels"),
+    ],
+)
+async def test_a_large_file_that_is_no_image_is_refused_and_leaves_nothing(
+    start_mesh: StartMesh, s3: S3Store, text: str, reason: str
+) -> None:
+    options = s3_options(s3)
+    mesh: Mesh = await start_mesh(**options)
+    answer = await mesh.client().post("/api/v1/tasks/", json=CREATE | {"reference_image_data": text})
+    assert answer.status_code == 422
+    detail = answer.json()["detail"][0]
+    assert detail["loc"] == ["body", "reference_image_data"]
+    assert reason in detail["msg"]
+    await _nothing_stored(options, s3)
+    assert not mesh.tasks.requests
+
+
+async def test_a_request_that_is_refused_otherwise_stages_nothing(start_mesh: StartMesh, s3: S3Store) -> None:
+    options = s3_options(s3)
+    mesh: Mesh = await start_mesh(**options)
+    text = base64.b64encode(noise()).decode()
+    body = CREATE | {"reference_image_data": text, "width": 3}
+    answer = await mesh.client().post("/api/v1/tasks/", json=body)
+    assert answer.json()["detail"][0]["loc"] == ["body", "width"]
+    await _nothing_stored(options, s3)
+
+
+async def _nothing_stored(options: dict[str, Any], s3: S3Store) -> None:
+    store = ObjectStore(options["s3_endpoint"], s3.access_key, s3.secret_key, bucket=options["s3_bucket"])
+    assert await store.list("acme") == []
+    await store.close()
+
+
+async def test_a_bomb_is_not_stored(stored: Mesh) -> None:
+    answer = await stored.client().post("/api/v1/storage/images/a.png", content=bomb())
+    assert answer.status_code == 422
+    assert "pixels" in answer.json()["detail"][0]["msg"]
