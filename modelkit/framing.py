@@ -160,10 +160,13 @@ def frame(size: tuple[int, int], wish: Wish, subject: tuple[float, float, float,
     if wish.margins and subject is None:
         raise ModelError("No subject was found in the image, and margins are measured from one.")
     aspect = wish.size[0] / wish.size[1] if wish.size else wish.aspect or size[0] / size[1]
-    if _is_within(size, wish, aspect, subject):
+    has_size = _has_size(size, wish, aspect)
+    if has_size and _has_margins(size, wish, subject):
         return None
     if wish.margins and subject is not None:
         found = _around_subject(size, wish, aspect, subject)
+        if has_size and _is_whole(found, size, wish.tolerance):
+            return None
     elif wish.mode == "scale":
         found = _scaled(size, wish, aspect)
     elif _crops(size, wish, aspect):
@@ -189,17 +192,19 @@ def _adds(found: tuple[float, float, float, float], size: tuple[int, int]) -> bo
     return left < -slack or top < -slack or left + width > size[0] + slack or top + height > size[1] + slack
 
 
-def _is_within(
-    size: tuple[int, int], wish: Wish, aspect: float, subject: tuple[float, float, float, float] | None
-) -> bool:
+def _has_size(size: tuple[int, int], wish: Wish, aspect: float) -> bool:
     tolerance = wish.tolerance + _EPSILON
     if wish.size:
-        if any(abs(have - want) > tolerance * want for have, want in zip(size, wish.size, strict=True)):
-            return False
-    elif abs(size[0] - size[1] * aspect) > max(tolerance * size[1] * aspect, 0.5):
-        return False  # half a pixel is as near to an aspect as an image can be
+        return all(abs(have - want) <= tolerance * want for have, want in zip(size, wish.size, strict=True))
+    # Half a pixel is as near to an aspect as an image can be.
+    return abs(size[0] - size[1] * aspect) <= max(tolerance * size[1] * aspect, 0.5)
+
+
+def _has_margins(size: tuple[int, int], wish: Wish, subject: tuple[float, float, float, float] | None) -> bool:
     if not wish.margins or subject is None:
         return True
+    if wish.mode == "scale":
+        return False  # it matches margins exactly; more than they ask for is not enough
     have = margins_of(size, subject)
     pairs = (
         (have.left, wish.margins.left),
@@ -207,7 +212,13 @@ def _is_within(
         (have.right, wish.margins.right),
         (have.bottom, wish.margins.bottom),
     )
-    return all(want is None or (is_ or 0.0) >= want - tolerance for is_, want in pairs)
+    return all(want is None or (is_ or 0.0) >= want - wish.tolerance - _EPSILON for is_, want in pairs)
+
+
+def _is_whole(found: tuple[float, float, float, float], size: tuple[int, int], tolerance: float) -> bool:
+    left, top, width, height = found
+    across, down = max(0.5, tolerance * size[0]), max(0.5, tolerance * size[1])
+    return max(abs(left), abs(left + width - size[0])) <= across and max(abs(top), abs(top + height - size[1])) <= down
 
 
 def _crops(size: tuple[int, int], wish: Wish, aspect: float) -> bool:

@@ -1,0 +1,160 @@
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from modelkit.errors import ModelError
+from modelkit.framing import Frame, Margins, Mode, Wish, frame, margins_of
+
+SIZE = (200, 100)
+SUBJECT = (80.0, 30.0, 120.0, 80.0)  # 40 x 50, margins .4 .3 .4 .2
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        # aspect alone: pixels stay what they are
+        (Wish("crop", aspect=1.0), Frame(50, 0, 100, 100, (100, 100))),
+        (Wish("pad", aspect=1.0), Frame(0, -50, 200, 200, (200, 200))),
+        (Wish("auto", aspect=1.0), Frame(0, -50, 200, 200, (200, 200))),
+        (Wish("auto", aspect=1.95), Frame(2, 0, 195, 100, (195, 100))),
+        (Wish("auto", aspect=2.05), Frame(0, 1, 200, 98, (200, 98))),
+        (Wish("auto", aspect=2.2), Frame(-10, 0, 220, 100, (220, 100))),
+        (Wish("scale", aspect=1.0), Frame(0, -50, 200, 200, (200, 200))),
+        (Wish("scale", aspect=1.0, proportions="height"), Frame(50, 0, 100, 100, (100, 100))),
+        (Wish("scale", aspect=1.0, proportions="width"), Frame(0, -50, 200, 200, (200, 200))),
+        (Wish("scale", aspect=4.0, proportions="height"), Frame(-100, 0, 400, 100, (400, 100))),
+        # what a crop keeps
+        (Wish("crop", aspect=1.0, position="left"), Frame(0, 0, 100, 100, (100, 100))),
+        (Wish("crop", aspect=1.0, position="right"), Frame(100, 0, 100, 100, (100, 100))),
+        (Wish("crop", aspect=1.0, position="top"), Frame(50, 0, 100, 100, (100, 100))),
+        (Wish("crop", aspect=4.0, position="top"), Frame(0, 0, 200, 50, (200, 50))),
+        (Wish("crop", aspect=4.0, position="bottom_right"), Frame(0, 50, 200, 50, (200, 50))),
+        # a target size
+        (Wish("crop", size=(50, 50)), Frame(50, 0, 100, 100, (50, 50))),
+        (Wish("pad", size=(50, 50)), Frame(0, -50, 200, 200, (50, 50))),
+        (Wish("auto", size=(400, 200)), Frame(0, 0, 200, 100, (400, 200))),
+        # margins: cropping takes the largest frame that keeps them, padding the smallest around the whole image
+        (Wish("crop", margins=Margins(bottom=0.25)), Frame(20, 20, 160, 80, (160, 80))),
+        (Wish("pad", margins=Margins(bottom=0.25)), Frame(-7, 0, 213, 107, (213, 107))),
+        (Wish("auto", margins=Margins(bottom=0.25)), Frame(20, 20, 160, 80, (160, 80))),
+        # auto pads where cropping cannot leave them
+        (Wish("auto", margins=Margins(top=0.4, bottom=0.4)), Frame(-150, -70, 500, 250, (500, 250))),
+        # scale zooms to the subject
+        (Wish("scale", aspect=1.0, margins=Margins(0.1, 0.1, 0.1, 0.1)), Frame(69, 24, 62, 62, (62, 62))),
+        (Wish("scale", size=(500, 500), margins=Margins(None, 0.25, None, 0.25)), Frame(50, 5, 100, 100, (500, 500))),
+        (
+            Wish("scale", size=(100, 200), margins=Margins(0.1, 0.25, 0.1, 0.25), proportions="height"),
+            Frame(75, 5, 50, 100, (100, 200)),
+        ),
+        (
+            Wish("scale", size=(100, 200), margins=Margins(0.25, 0.4, 0.25, 0.4), proportions="height"),
+            Frame(37.5, -70, 125, 250, (100, 200)),
+        ),
+        (
+            Wish("scale", size=(200, 100), margins=Margins(0.25, 0.1, 0.25, 0.1), proportions="width"),
+            Frame(60, 35, 80, 40, (200, 100)),
+        ),
+    ],
+)
+def test_the_frame_of_each_mode(wish: Wish, expected: Frame) -> None:
+    found = frame(SIZE, wish, SUBJECT)
+    assert found is not None
+    assert found.size == expected.size
+    assert (found.left, found.top, found.width, found.height) == pytest.approx(
+        (expected.left, expected.top, expected.width, expected.height), abs=1
+    )
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        Wish("pad", aspect=2.0),
+        Wish("pad", size=SIZE),
+        Wish("crop", aspect=2.1, tolerance=0.06),
+        Wish("crop", size=(210, 104), tolerance=0.05),
+        Wish("scale", margins=Margins(0.3, 0.3, 0.3, 0.2)),
+        Wish("crop", margins=Margins(bottom=0.23), tolerance=0.05),
+    ],
+)
+def test_an_image_within_the_tolerance_stays_as_it_is(wish: Wish) -> None:
+    assert frame(SIZE, wish, SUBJECT) is None
+
+
+@pytest.mark.parametrize(
+    ("wish", "subject", "sentence"),
+    [
+        (Wish("pad", margins=Margins(top=0.5)), None, "No subject"),
+        (Wish("crop", margins=Margins(top=0.5, bottom=0.45)), SUBJECT, "Cropping alone cannot"),
+        (Wish("pad", margins=Margins(top=0.5, bottom=0.5)), SUBJECT, "no room"),
+        (Wish("pad", margins=Margins(left=1.0)), SUBJECT, "no room"),
+        (Wish("pad", aspect=90.0), None, None),
+        (Wish("pad", aspect=0.01), None, "target size"),
+    ],
+)
+def test_what_cannot_be_framed_is_a_sentence(wish: Wish, subject: Any, sentence: str | None) -> None:
+    if sentence is None:
+        assert frame(SIZE, wish, subject) is not None
+        return
+    with pytest.raises(ModelError, match=sentence):
+        frame(SIZE, wish, subject)
+
+
+lengths = st.integers(8, 3000)
+shares = st.none() | st.floats(0, 0.45)
+wishes = st.builds(
+    Wish,
+    mode=st.sampled_from(get_args(Mode)),
+    aspect=st.none() | st.floats(0.2, 5),
+    size=st.none() | st.tuples(st.integers(16, 2000), st.integers(16, 2000)),
+    margins=st.just(Margins()) | st.builds(Margins, shares, shares, shares, shares),
+    position=st.sampled_from(["center", "top", "bottom_left"]),
+    proportions=st.sampled_from([None, "height", "width"]),
+)
+boxes = st.tuples(st.floats(0, 0.9), st.floats(0, 0.9), st.floats(0.05, 1), st.floats(0.05, 1))
+
+
+@given(lengths, lengths, wishes, boxes)
+def test_a_frame_keeps_its_modes_promise(width: int, height: int, wish: Wish, box: tuple[float, ...]) -> None:
+    subject = (
+        box[0] * width,
+        box[1] * height,
+        (box[0] + (1 - box[0]) * box[2]) * width,
+        (box[1] + (1 - box[1]) * box[3]) * height,
+    )
+    try:
+        found = frame((width, height), wish, subject)
+    except ModelError:
+        assert wish.margins or (wish.aspect and not wish.size)
+        return
+    if found is None:
+        return
+    slack = 1e-6 * max(found.width, found.height)
+    right, bottom = found.left + found.width, found.top + found.height
+    inside = found.left >= -slack and found.top >= -slack and right <= width + slack and bottom <= height + slack
+    around = found.left <= slack and found.top <= slack and right >= width - slack and bottom >= height - slack
+    if wish.mode == "crop":
+        assert inside
+    if wish.mode == "pad":
+        assert around
+    if wish.mode == "auto":
+        assert inside or around
+    if wish.size:
+        assert found.size == wish.size
+        assert found.width / found.height == pytest.approx(wish.size[0] / wish.size[1], rel=1e-6)
+        if wish.mode != "scale" and wish.margins:
+            have = margins_of(
+                (round(found.width * 1e6), round(found.height * 1e6)),
+                tuple(
+                    (edge - start) * 1e6
+                    for edge, start in zip(subject, (found.left, found.top) * 2, strict=True)
+                ),  # type: ignore[arg-type] # four edges
+            )
+            for is_, want in ((have.left, wish.margins.left), (have.top, wish.margins.top)):
+                assert want is None or is_ >= want - 1e-4  # type: ignore[operator] # all four are known
+    else:
+        assert found.size == (found.width, found.height)
+
+
+def test_given_margins_win_over_the_references() -> None:
+    assert Margins(left=0.1).over(Margins(0.2, 0.3, 0.4, 0.5)) == Margins(0.1, 0.3, 0.4, 0.5)

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from modelkit.errors import ModelError
+from modelkit.pictures import open_picture
+from PIL import Image
+
+
+def save(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)  # type: ignore[arg-type] # Pillow's options are open
+    return path
+
+
+@pytest.mark.parametrize(
+    ("image", "mode"),
+    [
+        (Image.new("RGB", (4, 4), 9), "RGB"),
+        (Image.new("L", (4, 4), 9), "RGB"),
+        (Image.new("P", (4, 4), 9), "RGB"),
+        (Image.new("1", (4, 4), 1), "RGB"),
+        (Image.new("RGBA", (4, 4), (1, 2, 3, 255)), "RGB"),
+        (Image.new("RGBA", (4, 4), (1, 2, 3, 40)), "RGBA"),
+        (Image.new("LA", (4, 4), (1, 40)), "RGBA"),
+    ],
+)
+def test_every_kind_of_image_becomes_rgb_or_rgba(tmp_path: Path, image: Image.Image, mode: str) -> None:
+    assert open_picture(save(tmp_path / "a.png", image)).mode == mode
+
+
+def test_deep_greys_are_scaled(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.full((4, 4), 40_000, np.uint16))
+    made = np.asarray(open_picture(save(tmp_path / "a.png", deep)))
+    assert abs(int(made[0, 0, 0]) - 40_000 // 257) <= 1
+
+
+def test_a_turned_photo_is_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert open_picture(save(tmp_path / "a.jpg", Image.new("RGB", (8, 4)), exif=exif)).size == (4, 8)
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="could not be read"):
+        open_picture(path)
