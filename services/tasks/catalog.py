@@ -218,7 +218,8 @@ class Catalog:
             if name not in CAPABILITIES.get(provider, frozenset()):
                 raise invalid(
                     f"{path}[{index}]",
-                    f"Provider {provider} has no capability {name!r}; it has {', '.join(sorted(CAPABILITIES[provider]))}",
+                    f"Provider {provider} has no capability {name!r}; "
+                    f"it has {', '.join(sorted(CAPABILITIES[provider]))}",
                     "unknown_capability",
                 )
 

@@ -26,6 +26,8 @@ KIND = _numbers(worker_service_pb2.JobKind.DESCRIPTOR, "JOB_KIND_")
 STATUS_NAME = {number: name for name, number in STATUS.items()}
 TASK_TYPE_NAME = {number: name for name, number in TASK_TYPE.items()}
 PROVIDER_NAME = {number: name for name, number in PROVIDER.items()}
+_OPTIONAL_TEXTS = ("origin_zone", "origin_reference", "executor_type", "executor_instance")
+_MOMENTS = ("created_at", "updated_at", "started_at", "completed_at", "deleted_at", "last_resume_attempt")
 CATEGORY_NAME = {number: name for name, number in CATEGORY.items()}
 
 
@@ -43,29 +45,13 @@ def moment(value: Timestamp) -> datetime:
 
 def to_task(record: TaskRecord) -> task_pb2.Task:
     """A task as callers see it."""
-    task = task_pb2.Task.FromString(record.body)
-    if record.result is not None:
-        _merge_result(task, task_pb2.TaskResult.FromString(record.result))
+    task = fold_result(record)
     ident = str(record.id)
     task.id = ident
     task.priority = record.priority
     task.origin_instance = record.origin_instance
     task.origin_tenant_id = record.tenant
-    if record.origin_zone is not None:
-        task.origin_zone = record.origin_zone
-    if record.origin_reference is not None:
-        task.origin_reference = record.origin_reference
-    task.created_at.FromDatetime(record.created_at)
-    task.updated_at.FromDatetime(record.updated_at)
     task.status = STATUS[record.status]  # type: ignore[assignment]  # enum numbers are ints on the wire
-    if record.started_at is not None:
-        task.started_at.FromDatetime(record.started_at)
-    if record.completed_at is not None:
-        task.completed_at.FromDatetime(record.completed_at)
-    if record.executor_type is not None:
-        task.executor_type = record.executor_type
-    if record.executor_instance is not None:
-        task.executor_instance = record.executor_instance
     task.celery_task_id = ident
     task.provider_type = PROVIDER[record.provider_type]  # type: ignore[assignment]
     task.errors.extend(record.errors)
@@ -77,14 +63,18 @@ def to_task(record: TaskRecord) -> task_pb2.Task:
     task.version = record.version
     task.attempt = record.attempt
     task.is_deleted = record.is_deleted
-    if record.deleted_at is not None:
-        task.deleted_at.FromDatetime(record.deleted_at)
-    if record.workflow_id is not None:
-        task.workflow_id = str(record.workflow_id)
     task.is_resumed = record.is_resumed
     task.resume_attempt_count = record.resume_attempt_count
-    if record.last_resume_attempt is not None:
-        task.last_resume_attempt.FromDatetime(record.last_resume_attempt)
+    if record.workflow_id is not None:
+        task.workflow_id = str(record.workflow_id)
+    for name in _OPTIONAL_TEXTS:
+        text = getattr(record, name)
+        if text is not None:
+            setattr(task, name, text)
+    for name in _MOMENTS:
+        value = getattr(record, name)
+        if value is not None:
+            getattr(task, name).FromDatetime(value)
     return task
 
 

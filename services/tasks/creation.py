@@ -165,6 +165,8 @@ def shared_fields(detail: str) -> tuple[FieldDescriptor, ...]:
     """Fields of a type's Create message that its public message has too, by name and kind."""
     source = task_pb2.CreateTask.DESCRIPTOR.fields_by_name[detail].message_type
     target = task_pb2.Task.DESCRIPTOR.fields_by_name[detail].message_type
+    assert source is not None, "details are messages"
+    assert target is not None, "details are messages"
     return tuple(
         field
         for field in source.fields

@@ -1,7 +1,7 @@
 """Tasks, their states and what may follow what. Pure: no clock, no database, no wire.
 
-Spellings of states, categories and outcomes are those of the contract's enums without their prefix; the database's CHECK
-constraints are made of the same enums, and a test asserts both.
+Spellings of states, categories and outcomes are those of the contract's enums without their prefix; the database's
+CHECK constraints are made of the same enums, and a test asserts both.
 """
 
 from __future__ import annotations

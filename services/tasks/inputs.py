@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from uuid import UUID
 
 from meshkit import images
@@ -21,6 +22,7 @@ from services.tasks.catalog import ImageInput, TypeEntry, prefix_of
 STAGING_SCHEME = "staging:"
 STAGING_FOLDER = "staging/"
 LORA_FOLDER = "loras"
+_T = TypeVar("_T")
 # Below this, decoding costs less than handing the work to a thread.
 _INLINE_BYTES = 32 * 1024
 
@@ -121,7 +123,7 @@ class InputDoor:
         named = [(field, getattr(message, field)) for field in entry.adapters if message.HasField(field)]
         for field, value in named:
             path = f"{where}.{field}"
-            normal = at(path, lambda value=value: normalise_path(value))
+            normal = at(path, partial(normalise_path, value))
             if not await self._adapter_exists(tenant, f"{LORA_FOLDER}/{normal}"):
                 raise invalid(path, f"Unknown LoRA {value!r}", "unknown_lora")
         return [value for _, value in named]
@@ -160,7 +162,7 @@ class InputDoor:
                     source, image.public, f"{folder}.{extension}", staged=staged, content_type=content_type
                 )
             if _is_url(value):
-                at(path, lambda value=value, path=path: check_url(value, path=path))
+                at(path, partial(check_url, value, path=path))
                 return AcceptedInput(source, image.public, value)
             if not source.endswith("_data") and (stored := await self._stored(value, tenant, path)) is not None:
                 return AcceptedInput(source, image.public, stored)
@@ -192,7 +194,7 @@ class InputDoor:
         return normal if await self._objects.stat(tenant, normal) is not None else None
 
 
-def at(path: str, work: Callable[[], Any]) -> Any:
+def at(path: str, work: Callable[[], _T]) -> _T:
     """Runs a check and names the request's member in what it raises, where the check could not know it.
 
     Args:

@@ -1,8 +1,8 @@
 """Gives waiting tasks to the workers that ask: one dispatcher a queue serves all polls of this replica.
 
-A round leases for every parked poll in one transaction. Rounds begin when a poll arrives, when a task begins to wait (told
-within the process, and by NATS from other replicas), and every second besides. Replicas take turns on a queue by a row
-lock, so two of them never serve the same turn.
+A round leases for every parked poll in one transaction. Rounds begin when a poll arrives, when a task begins to wait
+(told within the process, and by NATS from other replicas), and every second besides. Replicas take turns on a queue by a
+row lock, so two of them never serve the same turn.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from meshkit import metrics
@@ -85,6 +86,7 @@ class Scheduler:
         self._events: dict[str, asyncio.Event] = {}
         self._dispatchers: dict[str, asyncio.Task[None]] = {}
         self._returning: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def wake(self, queue: str) -> None:
         """Tells that a task waits in a queue; without a poll for it nothing happens."""
@@ -94,6 +96,7 @@ class Scheduler:
 
     async def close(self) -> None:
         """Ends all polls without work, then the dispatchers."""
+        self._closed = True
         for polls in self._polls.values():
             for poll in polls:
                 if not poll.answer.done() and not poll.busy:
@@ -117,6 +120,8 @@ class Scheduler:
         Raises:
             MeshError: `NOT_FOUND` where the session is not open any more or the number is out of step.
         """
+        if self._closed:
+            raise unavailable("The scheduler is stopping", reason="SCHEDULER_UNAVAILABLE")
         loop = asyncio.get_running_loop()
         self._supersede(session)
         poll = Poll(session, sequence, max_leases, warm, loop.create_future())
@@ -168,10 +173,8 @@ class Scheduler:
     async def _dispatch(self, queue: str, event: asyncio.Event) -> None:
         while True:
             timeout = POLL_SECONDS * random.uniform(0.9, 1.1) if self._polls.get(queue) else None  # noqa: S311 -- jitter
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(event.wait(), timeout)
-            except TimeoutError:
-                pass
             event.clear()
             await self._serve_queue(queue)
 

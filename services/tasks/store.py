@@ -1,7 +1,7 @@
 """What the use cases need of a database, in terms of the domain.
 
-Every method is one transaction: the change of state, the attempt's row, the fairness counters and the events of the change
-are committed together or not at all.
+Every method is one transaction: the change of state, the attempt's row, the fairness counters and the events of the
+change are committed together or not at all.
 """
 
 from __future__ import annotations

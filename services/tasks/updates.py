@@ -77,7 +77,8 @@ class Update:
         field = self.values.DESCRIPTOR.fields_by_name[name]
         if field.is_repeated:
             return list(getattr(self.values, name))
-        return getattr(self.values, name) if self.values.HasField(name) else None
+        values: Any = self.values
+        return getattr(values, name) if values.HasField(name) else None
 
 
 def check(record: TaskRecord, update: Update) -> None:
@@ -200,7 +201,7 @@ def _unchanged(record: TaskRecord, owner: Any, path: str, update: Update) -> boo
         return update.value(path) in (None, [])
     field = owner.DESCRIPTOR.fields_by_name[path]
     if field.is_repeated:
-        return list(getattr(owner, path)) == update.value(path)
+        return bool(list(getattr(owner, path)) == update.value(path))
     if field.has_presence and not owner.HasField(path):
         return update.value(path) is None
     return bool(getattr(owner, path) == update.value(path))

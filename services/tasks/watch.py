@@ -1,7 +1,7 @@
 """Following one task: its states from the database, told of by NATS, and its progress as it comes.
 
-No connection is held while a watcher waits. Without NATS the row is read every second; with it, now and then, because news
-may be lost.
+No connection is held while a watcher waits. Without NATS the row is read every second; with it, now and then, because
+news may be lost.
 """
 
 from __future__ import annotations

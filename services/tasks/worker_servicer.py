@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from meshkit import auth
 from services.tasks.convert import CATEGORY_NAME, PROVIDER_NAME, TASK_TYPE_NAME, from_ref, to_lease, to_ref
 from services.tasks.domain import Category
+from services.tasks.inputs import LORA_FOLDER
 from services.tasks.store import Completion
 from services.tasks.workers import WorkerDesk
 
@@ -59,7 +60,8 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             sequence=request.sequence,
             max_leases=request.max_leases,
             wait_seconds=max(0.0, request.wait.ToTimedelta().total_seconds()),
-            warm=frozenset(request.warm.loras),
+            # Tasks name adapters within the library, workers hold them by their path in storage.
+            warm=frozenset(path.removeprefix(f"{LORA_FOLDER}/") for path in request.warm.loras),
         )
         return worker_service_pb2.LeaseResponse(leases=[to_lease(record) for record in records])
 

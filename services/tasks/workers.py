@@ -91,8 +91,8 @@ class WorkerDesk:
         """Opens a session.
 
         Raises:
-            MeshError: `INVALID` for an unknown queue or a worker that executes nothing, `FORBIDDEN` for a queue that its
-                token is not bound to.
+            MeshError: `INVALID` for an unknown queue or a worker that executes nothing, `FORBIDDEN` for a queue that
+                its token is not bound to.
         """
         for index, queue in enumerate(queues):
             if queue not in QUEUES:

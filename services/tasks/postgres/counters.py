@@ -1,7 +1,7 @@
 """Waiting tasks and virtual time of tenants: kept in the transaction of every change, last in it.
 
-A tenant's row is locked before its lanes' rows, and tenants are locked in order, so two transactions never wait for each
-other here.
+A tenant's row is locked before its lanes' rows, and tenants are locked in order, so two transactions never wait for
+each other here.
 """
 
 from __future__ import annotations

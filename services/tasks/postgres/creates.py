@@ -81,7 +81,8 @@ async def note_intent(conn: Connection, record: TaskRecord, prefix: str) -> None
     The note goes in the transaction that creates the task; where that never comes, the sweeper finds the note.
     """
     await conn.execute(
-        "INSERT INTO object_sweeps (task_id, tenant, prefix, due_at) VALUES (%s, %s, %s, now() + interval '15 minutes')",
+        "INSERT INTO object_sweeps (task_id, tenant, prefix, due_at) "
+        "VALUES (%s, %s, %s, now() + interval '15 minutes')",
         (record.id, record.tenant, prefix),
     )
 

@@ -1,4 +1,7 @@
-"""Ends of attempts: completed, failed, expired, handed back, cancelled. Each is a guarded UPDATE whose rows are counted."""
+"""Ends of attempts: completed, failed, expired, handed back, cancelled.
+
+Each is a guarded UPDATE whose rows are counted.
+"""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ async def get(conn: Connection, task_id: UUID) -> TaskRecord | None:
 
 async def list_tasks(conn: Connection, which: TaskFilter, skip: int, limit: int) -> list[TaskRecord]:
     """Tasks, newest first."""
-    conditions = [sql.SQL("kind = 'TASK'")]
+    conditions: list[sql.Composable] = [sql.SQL("kind = 'TASK'")]
     values: list[Any] = []
     for column, value in (
         ("tenant", which.tenant),

@@ -200,10 +200,12 @@ class PostgresStore:
 
         async def work(conn: Connection) -> list[TaskRecord]:
             attempts = {ref.job_id: ref.attempt for ref in refs}
-            returned = []
-            for record in await endings.lock_leases(conn, session_id, sorted(attempts)):
-                if attempts[record.id] == record.attempt:
-                    returned.append(await endings.lose(conn, record, endings.handed_back(), policy))
+            held = await endings.lock_leases(conn, session_id, sorted(attempts))
+            returned = [
+                await endings.lose(conn, record, endings.handed_back(), policy)
+                for record in held
+                if attempts[record.id] == record.attempt
+            ]
             await conn.execute(
                 "UPDATE attempts a SET freed_at = now() FROM unnest(%s::uuid[], %s::integer[]) AS r (id, attempt) "
                 "WHERE a.task_id = r.id AND a.attempt = r.attempt AND a.session = %s AND a.freed_at IS NULL "

@@ -1,22 +1,27 @@
 """The tasks service as production composes it, on real PostgreSQL, NATS and object store, spoken to over gRPC."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
 import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, worker_service_pb2
 from atelier.tasks.v1.tasks_service_pb2_grpc import TasksServiceStub
 from atelier.tasks.v1.worker_service_pb2_grpc import WorkerServiceStub
 from google.protobuf.duration_pb2 import Duration
-from meshkit.auth import TokenIssuer
-from meshkit.channel import MeshChannel, call_metadata
+from psycopg import sql
 
-from services.tasks.composition import Running, start
+from atelier_cli.embedded.postgres import PostgresServer
+from meshkit.auth import TokenIssuer
+from meshkit.channel import MeshChannel
+from meshkit.db import migrate
+from services.tasks.composition import SCHEMA, Running, start
 from services.tasks.config import TasksSettings
-from tests.conftest import S3Store
+from tests.conftest import S3Store, drop_database
 
 SECRET = "tests-only-tests-only-tests-only-tests-only"
 NOOP = enums_pb2.TASK_TYPE_NOOP
@@ -82,7 +87,9 @@ class Worker:
         )
         return list(response.give_up)
 
-    async def report(self, lease: worker_service_pb2.Lease, progress: float, step: int = 0, preview: bytes = b"") -> Any:
+    async def report(
+        self, lease: worker_service_pb2.Lease, progress: float, step: int = 0, preview: bytes = b""
+    ) -> Any:
         item = worker_service_pb2.Progress(ref=ref(lease), progress=progress, step=step, preview=preview)
         return await self.stub.Report(worker_service_pb2.ReportRequest(session_id=self.session, progress=[item]))
 
@@ -171,19 +178,40 @@ StartMesh = Callable[..., Awaitable[Mesh]]
 
 
 @pytest.fixture(scope="session")
+def template(make_database: Callable[[str], str]) -> str:
+    """A migrated database; each test gets a copy."""
+    dsn = make_database("tasks_template")
+    asyncio.run(migrate(dsn, SCHEMA, "services.tasks.migrations"))
+    return dsn
+
+
+@pytest.fixture
+def tasks_dsn(template: str, postgres_server: PostgresServer) -> Iterator[str]:
+    """A migrated database of the test's own."""
+    name, source = f"tasks_{secrets.token_hex(6)}", template.rpartition("/")[2]
+    with psycopg.connect(postgres_server.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(source))
+        )
+    dsn = postgres_server.dsn(name)
+    yield dsn
+    drop_database(postgres_server, dsn)
+
+
+@pytest.fixture(scope="session")
 def bucket(s3: S3Store) -> str:
     return s3.bucket()
 
 
 @pytest.fixture
-async def start_mesh(fresh_postgres_dsn: str, nats_url: str, s3: S3Store, bucket: str) -> AsyncIterator[StartMesh]:
+async def start_mesh(tasks_dsn: str, nats_url: str, s3: S3Store, bucket: str) -> AsyncIterator[StartMesh]:
     """Starts replicas of the service on one database; loops run only where asked for."""
     async with AsyncExitStack() as outer:
 
         async def begin(**settings: Any) -> Mesh:
             values: dict[str, Any] = {
                 "listen": "127.0.0.1:0",
-                "database_url": fresh_postgres_dsn,
+                "database_url": tasks_dsn,
                 "nats_url": nats_url,
                 "s3_endpoint": s3.endpoint,
                 "s3_access_key": s3.access_key,
@@ -217,5 +245,5 @@ async def mesh(start_mesh: StartMesh) -> Mesh:
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
     """Waits for a condition, not for a time."""
     async with asyncio.timeout(seconds):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 -- what is waited for lies in another process
             await asyncio.sleep(0.02)

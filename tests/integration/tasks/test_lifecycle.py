@@ -2,8 +2,8 @@ from uuid import uuid4
 
 import pytest
 from atelier.tasks.v1 import enums_pb2, tasks_service_pb2
-from meshkit.errors import Kind, MeshError
 
+from meshkit.errors import Kind, MeshError
 from tests.integration.tasks.conftest import Mesh, noop
 
 PENDING = enums_pb2.TASK_STATUS_PENDING
