@@ -1,0 +1,370 @@
+"""The lease client against a service made of scripted answers, on a clock that moves only when all wait."""
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_INTERNAL, TASK_TYPE_NOOP
+from atelier.tasks.v1.task_pb2 import TaskResult
+from atelier.tasks.v1.worker_service_pb2 import (
+    AttemptRef,
+    CloseSessionResponse,
+    CompleteResponse,
+    FailResponse,
+    HeartbeatResponse,
+    Lease,
+    LeaseResponse,
+    OpenSessionResponse,
+    ReleaseResponse,
+    ReportResponse,
+)
+from meshkit.errors import Kind, MeshError, conflict, not_found, unavailable
+from meshkit.worker.leases import Backoff, Held, LeaseClient, WorkerProfile
+
+TTL = 15.0
+INTERVAL = 5.0
+
+
+class Clock:
+    """Seconds that pass only when a test lets them."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._numbers = itertools.count()
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self.now + seconds, next(self._numbers), woken))
+        await woken
+
+    async def settle(self) -> None:
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+    async def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        await self.settle()
+        while self._sleepers and self._sleepers[0][0] <= end:
+            moment, _, woken = heapq.heappop(self._sleepers)
+            self.now = max(self.now, moment)
+            if not woken.done():
+                woken.set_result(None)
+                await self.settle()
+        self.now = end
+        await self.settle()
+
+
+class Service:
+    """Answers as the test says; a poll without an answer waits."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.calls: list[tuple[float, str, Any]] = []
+        self.errors: dict[str, MeshError | None] = {}
+        self.give_up: list[AttemptRef] = []
+        self.sessions = itertools.count(1)
+        self._leases: asyncio.Queue[LeaseResponse | MeshError] = asyncio.Queue()
+
+    def of(self, method: str) -> list[Any]:
+        return [request for _, name, request in self.calls if name == method]
+
+    def lease(self, *attempts: tuple[str, int]) -> None:
+        self._leases.put_nowait(LeaseResponse(leases=[Lease(job_id=job, attempt=attempt) for job, attempt in attempts]))
+
+    def refuse_poll(self, error: MeshError) -> None:
+        self._leases.put_nowait(error)
+
+    def _note(self, method: str, request: Any) -> None:
+        self.calls.append((self.clock.now, method, request))
+        if (error := self.errors.get(method)) is not None:
+            raise error
+
+    async def OpenSession(self, request: Any, /, *, timeout: float | None = None) -> OpenSessionResponse:
+        self._note("OpenSession", request)
+        return OpenSessionResponse(
+            session_id=f"s{next(self.sessions)}",
+            lease_ttl=Duration(seconds=int(TTL)),
+            heartbeat_interval=Duration(seconds=int(INTERVAL)),
+        )
+
+    async def Lease(self, request: Any, /, *, timeout: float | None = None) -> LeaseResponse:
+        self._note("Lease", request)
+        answer = await self._leases.get()
+        if isinstance(answer, MeshError):
+            raise answer
+        return answer
+
+    async def Heartbeat(self, request: Any, /, *, timeout: float | None = None) -> HeartbeatResponse:
+        self._note("Heartbeat", request)
+        return HeartbeatResponse(give_up=self.give_up, lease_ttl=Duration(seconds=int(TTL)))
+
+    async def Report(self, request: Any, /, *, timeout: float | None = None) -> ReportResponse:
+        self._note("Report", request)
+        return ReportResponse(give_up=self.give_up)
+
+    async def Complete(self, request: Any, /, *, timeout: float | None = None) -> CompleteResponse:
+        self._note("Complete", request)
+        return CompleteResponse()
+
+    async def Fail(self, request: Any, /, *, timeout: float | None = None) -> FailResponse:
+        self._note("Fail", request)
+        return FailResponse()
+
+    async def Release(self, request: Any, /, *, timeout: float | None = None) -> ReleaseResponse:
+        self._note("Release", request)
+        return ReleaseResponse()
+
+    async def CloseSession(self, request: Any, /, *, timeout: float | None = None) -> CloseSessionResponse:
+        self._note("CloseSession", request)
+        return CloseSessionResponse()
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.service = Service(self.clock)
+        self.accepted: list[Held] = []
+        self.room = 4
+        self.client = LeaseClient(
+            self.service,
+            WorkerProfile("w", "local", ("inference",), 2, (TASK_TYPE_NOOP,)),
+            capacity=lambda: self.room - len(self.accepted),
+            accept=self.accepted.append,
+            backoff=Backoff(0.1, 5.0),
+            clock=self.clock,
+            sleep=self.clock.sleep,
+        )
+
+    async def holding(self, *attempts: tuple[str, int]) -> list[Held]:
+        self.client.start()
+        self.service.lease(*attempts)
+        await self.clock.settle()
+        assert [held.key for held in self.accepted] == list(attempts)
+        return self.accepted
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.service.errors.clear()
+    await bench.client.close()
+
+
+async def during(bench: Bench, awaitable: Any, seconds: float) -> Any:
+    task = asyncio.ensure_future(awaitable)
+    await bench.clock.advance(seconds)
+    return task.result() if task.done() else task
+
+
+async def test_an_answered_poll_raises_the_sequence(bench: Bench) -> None:
+    await bench.holding(("a", 1))
+    assert [request.sequence for request in bench.service.of("Lease")] == [1, 2]
+    assert [request.max_leases for request in bench.service.of("Lease")] == [4, 3]
+
+
+async def test_a_poll_whose_answer_is_lost_is_repeated_under_its_number(bench: Bench) -> None:
+    bench.client.start()
+    bench.service.refuse_poll(unavailable("gone"))
+    await bench.clock.advance(1)
+    assert [request.sequence for request in bench.service.of("Lease")] == [1, 1]
+    bench.service.lease(("a", 1))
+    await bench.clock.settle()
+    assert [held.key for held in bench.accepted] == [("a", 1)]
+
+
+async def test_polls_stop_without_room_and_go_on_with_it(bench: Bench) -> None:
+    bench.room = 1
+    await bench.holding(("a", 1))
+    await bench.clock.advance(3)
+    assert len(bench.service.of("Lease")) == 1
+    bench.room = 2
+    bench.client.room()
+    await bench.clock.settle()
+    assert [request.max_leases for request in bench.service.of("Lease")] == [4 - 3, 1]
+
+
+async def test_a_service_that_answers_nothing_at_once_is_not_asked_in_a_circle(bench: Bench) -> None:
+    bench.client.start()
+    for _ in range(100):
+        bench.service.lease()
+    await bench.clock.advance(10)
+    assert len(bench.service.of("Lease")) < 12
+
+
+async def test_a_service_that_is_away_is_asked_ever_more_seldom_and_for_ever(bench: Bench) -> None:
+    bench.service.errors["OpenSession"] = unavailable("away")
+    bench.client.start()
+    await bench.clock.advance(120)
+    tries = len(bench.service.of("OpenSession"))
+    assert 20 < tries < 70
+    bench.service.errors.clear()
+    bench.service.lease(("a", 1))
+    await bench.clock.advance(6)
+    assert bench.accepted
+
+
+async def test_heartbeats_name_what_is_held(bench: Bench) -> None:
+    await bench.holding(("a", 1), ("b", 3))
+    await bench.clock.advance(INTERVAL)
+    assert [(ref.job_id, ref.attempt) for ref in bench.service.of("Heartbeat")[-1].held] == [("a", 1), ("b", 3)]
+
+
+async def test_news_makes_the_next_heartbeat_go_at_once(bench: Bench) -> None:
+    await bench.holding(("a", 1))
+    bench.client.news()
+    await bench.clock.settle()
+    assert len(bench.service.of("Heartbeat")) == 1
+
+
+async def test_what_is_to_be_given_up_is_taken_from_its_holder(bench: Bench) -> None:
+    [held] = await bench.holding(("a", 1))
+    why: list[str] = []
+    held.on_lost(why.append)
+    bench.service.give_up = [AttemptRef(job_id="a", attempt=1)]
+    await bench.clock.advance(INTERVAL)
+    assert why == ["given_up"]
+    await bench.client.release([held])
+    assert [ref.job_id for request in bench.service.of("Release") for ref in request.refs] == ["a"]
+    assert not bench.client.held
+
+
+async def test_what_it_never_had_is_confirmed_at_once(bench: Bench) -> None:
+    await bench.holding()
+    bench.service.give_up = [AttemptRef(job_id="x", attempt=2)]
+    await bench.clock.advance(INTERVAL)
+    assert [ref.job_id for ref in bench.service.of("Release")[0].refs] == ["x"]
+
+
+async def test_an_attempt_is_stopped_once_heartbeats_failed_for_the_time_to_live(bench: Bench) -> None:
+    [held] = await bench.holding(("a", 1))
+    why: list[str] = []
+    held.on_lost(why.append)
+    bench.service.errors["Heartbeat"] = unavailable("away")
+    await bench.clock.advance(TTL - 0.5)
+    assert not why
+    await bench.clock.advance(4)
+    assert why == ["expired"]
+    assert len(bench.service.of("OpenSession")) == 2
+
+
+async def test_the_time_to_live_counts_from_before_the_heartbeat_was_sent(bench: Bench) -> None:
+    await bench.holding(("a", 1))
+    await bench.clock.advance(INTERVAL)
+    session = bench.client.session
+    sent = next(moment for moment, name, _ in bench.service.calls if name == "Heartbeat")
+    assert session is not None
+    assert session.alive_until == sent + TTL
+
+
+async def test_a_few_lost_heartbeats_cost_nothing(bench: Bench) -> None:
+    [held] = await bench.holding(("a", 1))
+    bench.service.errors["Heartbeat"] = unavailable("away")
+    await bench.clock.advance(INTERVAL + 4)
+    bench.service.errors.clear()
+    await bench.clock.advance(60)
+    assert held.lost is None
+    assert len(bench.service.of("OpenSession")) == 1
+
+
+@pytest.mark.parametrize("method", ["Lease", "Heartbeat"])
+async def test_an_unknown_session_is_replaced_and_starts_counting_anew(bench: Bench, method: str) -> None:
+    [held] = await bench.holding(("a", 1))
+    if method == "Lease":
+        bench.service.refuse_poll(not_found("session", "s1"))
+    else:
+        bench.service.errors["Heartbeat"] = not_found("session", "s1")
+        await bench.clock.advance(INTERVAL)
+        bench.service.errors.clear()
+    await bench.clock.settle()
+    assert held.lost == "expired"
+    last = bench.service.of("Lease")[-1]
+    assert (last.session_id, last.sequence) == ("s2", 1)
+
+
+async def test_a_completion_is_repeated_until_the_service_answers(bench: Bench) -> None:
+    [held] = await bench.holding(("a", 1))
+    bench.service.errors["Complete"] = unavailable("away")
+    task = await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 4)
+    assert not task.done()
+    bench.service.errors.clear()
+    await bench.clock.advance(6)
+    assert task.result() is True
+    assert len(bench.service.of("Complete")) > 2
+    assert not bench.client.held
+
+
+async def test_a_completion_ends_with_its_lease(bench: Bench) -> None:
+    [held] = await bench.holding(("a", 1))
+    for method in ("Complete", "Heartbeat", "OpenSession"):
+        bench.service.errors[method] = unavailable("away")
+    task = await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), TTL + 10)
+    assert task is False
+    tries = len(bench.service.of("Complete"))
+    await bench.clock.advance(30)
+    assert len(bench.service.of("Complete")) == tries
+
+
+async def test_a_late_completion_is_not_repeated(bench: Bench) -> None:
+    [held] = await bench.holding(("a", 1))
+    bench.service.errors["Complete"] = conflict("late", reason="LEASE_LOST")
+    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 1) is False
+    assert len(bench.service.of("Complete")) == 1
+    assert not bench.client.held
+
+
+async def test_a_result_that_is_refused_for_itself_is_the_callers_to_fail(bench: Bench) -> None:
+    [held] = await bench.holding(("a", 1))
+    bench.service.errors["Complete"] = MeshError(Kind.INVALID, "no such field")
+    with pytest.raises(MeshError):
+        await bench.client.complete(held, TaskResult(), (), 1.0)
+    assert bench.client.held == [held]
+    assert await bench.client.fail(held, "x" * 9000, ERROR_CATEGORY_INTERNAL, retryable=True)
+    assert len(bench.service.of("Fail")[0].message) == 4096
+
+
+async def test_progress_is_sent_a_few_times_a_second_and_only_the_newest(bench: Bench) -> None:
+    [held] = await bench.holding(("a", 1))
+    for step in range(100):
+        bench.client.progress(held, step, step=step, total=100, preview=b"jpeg" if step == 50 else b"")
+        await bench.clock.advance(0.01)
+    await bench.clock.advance(1)
+    reports = [report for request in bench.service.of("Report") for report in request.progress]
+    assert 3 <= len(reports) <= 6
+    assert reports[-1].step == 99
+    assert b"jpeg" in [report.preview for report in reports]
+
+
+async def test_drain_asks_for_no_more_and_tells_the_service(bench: Bench) -> None:
+    await bench.holding(("a", 1))
+    polls = len(bench.service.of("Lease"))
+    bench.client.drain()
+    bench.service.lease(("b", 1))
+    await bench.clock.advance(INTERVAL)
+    assert len(bench.service.of("Lease")) == polls
+    assert bench.service.of("Heartbeat")[-1].draining
+    assert len(bench.accepted) == 1
+
+
+async def test_close_hands_back_what_is_held_and_ends_the_session(bench: Bench) -> None:
+    await bench.holding(("a", 1), ("b", 1))
+    await bench.client.close()
+    assert [ref.job_id for ref in bench.service.of("Release")[0].refs] == ["a", "b"]
+    assert [request.session_id for request in bench.service.of("CloseSession")] == ["s1"]
+
+
+def test_pauses_grow_to_their_bound_and_are_spread() -> None:
+    backoff = Backoff(0.1, 5.0)
+    assert all(0.05 <= backoff.pause(1) <= 0.1 for _ in range(50))
+    assert all(2.5 <= backoff.pause(50) <= 5.0 for _ in range(50))
+    pause: Callable[[int], float] = backoff.pause
+    assert len({pause(10) for _ in range(10)}) > 1
