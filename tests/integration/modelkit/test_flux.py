@@ -1,16 +1,21 @@
 """What the resident FLUX model promises, on a tiny one of random weights."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
 from modelkit.adapters import AdapterFile
 from modelkit.errors import ModelError
 from modelkit.flux import FluxModel, Order, Settings
+from modelkit.previews import Projection
 from modelkit.residency import Models
-from PIL import Image
 
 
 class Watcher:
@@ -115,15 +120,11 @@ def test_an_order_cancelled_before_it_starts_makes_no_step(models: Models) -> No
 
 
 @pytest.mark.parametrize("reference", [None, REFERENCE])
-def test_the_rest_of_a_batch_goes_on_without_a_cancelled_member(
-    models: Models, reference: Image.Image | None
-) -> None:
+def test_the_rest_of_a_batch_goes_on_without_a_cancelled_member(models: Models, reference: Image.Image | None) -> None:
     settings = replace(NATIVE, steps=8, strength=0.25)
     (alone,) = make(models, settings, [order(reference=reference)])
     gone, stays = Watcher(cancel_after=3), Watcher()
-    made = make(
-        models, settings, [order("x", 5, gone, reference=reference), order(watcher=stays, reference=reference)]
-    )
+    made = make(models, settings, [order("x", 5, gone, reference=reference), order(watcher=stays, reference=reference)])
     assert made[0] is None
     assert len(gone.steps) == 3
     assert [step for step, _ in stays.steps] == list(range(1, len(stays.steps) + 1))
@@ -147,9 +148,6 @@ def test_previews_are_small_jpegs_of_every_member(models: Models, monkeypatch: p
 
 
 def test_a_projection_fitted_to_a_large_decoder_shows_colours(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-    from modelkit.previews import Projection
-
     monkeypatch.setattr("modelkit.previews._SMALL_DECODER", 0)
     with models.flux() as model:
         latents = torch.zeros(2, 4, 8, 8)
@@ -215,9 +213,7 @@ class TestAdapters:
 
     def test_one_file_in_two_slots_acts_with_the_sum(self, models: Models, make_lora: Any) -> None:
         file = make_lora()
-        (twice,) = make(
-            models, replace(NATIVE, adapters=(AdapterFile(file, 0.5), AdapterFile(file, 0.25))), [order()]
-        )
+        (twice,) = make(models, replace(NATIVE, adapters=(AdapterFile(file, 0.5), AdapterFile(file, 0.25))), [order()])
         (once,) = make(models, replace(NATIVE, adapters=(AdapterFile(file, 0.75),)), [order()])
         assert (twice == once).all()
 
@@ -244,10 +240,6 @@ class TestAdapters:
         assert (after == before).all()
 
     def test_the_scale_in_a_files_notes_counts(self, models: Models, make_lora: Any, tmp_path: Any) -> None:
-        import json
-
-        from safetensors.torch import load_file, save_file
-
         plain = make_lora()
         noted = tmp_path / "noted.safetensors"
         save_file(

@@ -1,12 +1,13 @@
 """Models under a budget, on tiny ones of random weights."""
 
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
+
 from modelkit.errors import Fault, ModelError
 from modelkit.residency import Models
-
 from tests.integration.modelkit.conftest import build
 
 
@@ -65,8 +66,6 @@ def test_a_model_in_use_stays_and_the_next_one_waits_for_it(folders: list[str], 
 
 
 def test_parts_of_equal_content_are_held_once(tmp_path: Path, tiny: Path) -> None:
-    import shutil
-
     twin = tmp_path / "twin"
     shutil.copytree(tiny, twin)
     (twin / "atelier.json").write_text((tiny / "atelier.json").read_text().replace('"tiny"', '"twin"'))

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from modelkit.card import read_card
 from modelkit.errors import Fault, ModelError
 

@@ -3,6 +3,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from modelkit.errors import ModelError
 from modelkit.framing import Frame, Margins, Mode, Wish, frame, margins_of
 
@@ -145,10 +146,7 @@ def test_a_frame_keeps_its_modes_promise(width: int, height: int, wish: Wish, bo
         if wish.mode != "scale" and wish.margins:
             have = margins_of(
                 (round(found.width * 1e6), round(found.height * 1e6)),
-                tuple(
-                    (edge - start) * 1e6
-                    for edge, start in zip(subject, (found.left, found.top) * 2, strict=True)
-                ),  # type: ignore[arg-type] # four edges
+                tuple((edge - start) * 1e6 for edge, start in zip(subject, (found.left, found.top) * 2, strict=True)),  # type: ignore[arg-type] # four edges
             )
             for is_, want in ((have.left, wish.margins.left), (have.top, wish.margins.top)):
                 assert want is None or is_ >= want - 1e-4  # type: ignore[operator] # all four are known

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from modelkit.errors import ModelError
 from modelkit.pictures import open_picture
-from PIL import Image
 
 
 def save(path: Path, image: Image.Image, **options: object) -> Path:

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from modelkit.card import ModelCard
 from modelkit.sizes import SizePlan, cover, plan
 

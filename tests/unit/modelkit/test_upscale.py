@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from modelkit.upscale import Upscaler, _factors
 from PIL import Image, ImageDraw
+
+from modelkit.upscale import Upscaler, _factors
 
 
 @pytest.fixture(scope="module")
