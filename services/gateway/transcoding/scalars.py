@@ -144,7 +144,7 @@ def _double(value: Json) -> float:
 def _single(value: Json) -> float:
     number = _double(value)
     try:
-        struct.pack("f", number)
+        struct.pack("<f", number)
     except OverflowError:
         raise BadValueError("Input should fit a 32-bit float", "float_out_of_range") from None
     return number
@@ -202,10 +202,10 @@ def _print_bytes(value: bytes) -> str:
 def _print_single(value: float) -> float | None:
     if not math.isfinite(value):
         return None
-    packed = struct.pack("f", value)
+    packed = struct.pack("<f", value)
     for digits in (6, 7, 8):
         short = float(f"{value:.{digits}g}")
-        if struct.pack("f", short) == packed:
+        if struct.pack("<f", short) == packed:
             return short
     return value
 

@@ -67,7 +67,9 @@ async def test_a_caller_that_waits_for_100_continue_need_not_send(mesh: Mesh) ->
 async def test_a_caller_that_leaves_in_the_middle_of_a_body_leaves_nothing(mesh: Mesh) -> None:
     host, _, port = mesh.url.removeprefix("http://").partition(":")
     _, writer = await asyncio.open_connection(host, int(port))
-    head = f"POST /api/v1/tasks/ HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\nauthorization: Bearer {mesh.token()}\r\n"
+    head = (
+        f"POST /api/v1/tasks/ HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\nauthorization: Bearer {mesh.token()}\r\n"
+    )
     writer.write(head.encode() + b'\r\n{"task_type": ')
     await writer.drain()
     writer.close()

@@ -214,5 +214,3 @@ async def test_an_object_store_that_is_down_is_a_503(start_mesh: StartMesh) -> N
     answer = await mesh.client().get(f"{IMAGES}/a.png")
     assert answer.status_code == 503
     assert "127.0.0.1" not in answer.text
-
-
