@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -248,7 +248,7 @@ class ObjectStore:
         stat = await self._run(lambda client: client.fget_object(self._bucket, key, str(dest)), path)
         return _info(path, stat)
 
-    async def stream(self, tenant: str, path: str, offset: int = 0, length: int = 0) -> AsyncIterator[bytes]:
+    async def stream(self, tenant: str, path: str, offset: int = 0, length: int = 0) -> AsyncGenerator[bytes, None]:
         """Reads an object in chunks; the store is read no faster than the caller takes.
 
         Args:
@@ -405,7 +405,8 @@ class ObjectStore:
                 raise not_found("Object", path) from None
             if error.code in {"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId"}:
                 _log.error("object store refuses the mesh's key", code=error.code)
-                raise forbidden("The object store refuses this", reason="OBJECTS_FORBIDDEN") from error
+                # The mesh's own fault: no caller is to be told that they lack a right.
+                raise unavailable("The object store does not work right now", reason="OBJECTS_FORBIDDEN") from error
             if error.code == "InvalidRange":
                 raise invalid("range", "lies outside of the object", "range") from None
             _log.warning("object store failed", code=error.code)

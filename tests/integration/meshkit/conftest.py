@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest
 from sqlalchemy import MetaData
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from meshkit.db import Database
@@ -17,10 +17,11 @@ SCHEMA = "meshkit_test"
 
 def ddl() -> list[str]:
     metadata = MetaData()
+    dialect = PGDialect_psycopg()  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
     statements = []
     for table in (outbox_table(metadata), idempotency_table(metadata)):
-        statements.append(str(CreateTable(table).compile(dialect=postgresql.dialect())))
-        statements.extend(str(CreateIndex(index).compile(dialect=postgresql.dialect())) for index in table.indexes)
+        statements.append(str(CreateTable(table).compile(dialect=dialect)))
+        statements.extend(str(CreateIndex(index).compile(dialect=dialect)) for index in table.indexes)
     return statements
 
 
@@ -32,7 +33,7 @@ async def db(fresh_postgres_dsn: str) -> AsyncIterator[Database]:
     await database.open()
     async with database.transaction() as conn:
         for statement in ddl():
-            await conn.execute(statement)  # type: ignore[arg-type] # rendered by SQLAlchemy
+            await conn.execute(statement)
         await conn.execute("CREATE TABLE items (id int PRIMARY KEY, value text)")
     yield database
     await database.close()

@@ -1,6 +1,7 @@
 import asyncio
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -11,7 +12,8 @@ from psycopg.rows import dict_row
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
-from meshkit.db import Database, DatabaseUnavailableError, compile, migrate
+from meshkit import db as meshdb
+from meshkit.db import Database, DatabaseUnavailableError, migrate
 from meshkit.errors import Kind
 
 ITEMS = sa.Table(
@@ -31,7 +33,7 @@ async def values(db: Database) -> list[str]:
 async def test_a_transaction_is_committed_whole_or_not_at_all(db: Database) -> None:
     async with db.transaction() as conn:
         await conn.execute("INSERT INTO items VALUES (1, 'kept')")
-    with pytest.raises(RuntimeError, match="changed my mind"):
+    with pytest.raises(RuntimeError, match="changed my mind"):  # noqa: PT012 -- the block is what is tested
         async with db.transaction() as conn:
             await conn.execute("INSERT INTO items VALUES (2, 'gone')")
             raise RuntimeError("changed my mind")
@@ -65,9 +67,15 @@ async def test_core_statements_are_rendered_for_psycopg(db: Database) -> None:
     async with db.transaction() as conn:
         for number in range(4):
             await conn.execute(*_rendered(sa.insert(ITEMS).values(id=number, value=f"100% {number}")))
-        upsert = pg_insert(ITEMS).values(id=3, value="new").on_conflict_do_update(index_elements=["id"], set_={"value": "up"})
+        upsert = (
+            pg_insert(ITEMS)
+            .values(id=3, value="new")
+            .on_conflict_do_update(index_elements=["id"], set_={"value": "up"})
+        )
         await conn.execute(*_rendered(upsert))
-        rows = await conn.execute(*_rendered(sa.select(ITEMS.c.value).where(ITEMS.c.id.in_([1, 3])).order_by(ITEMS.c.id)))
+        rows = await conn.execute(
+            *_rendered(sa.select(ITEMS.c.value).where(ITEMS.c.id.in_([1, 3])).order_by(ITEMS.c.id))
+        )
         assert await rows.fetchall() == [("100% 1",), ("up",)]
         like = await conn.execute(*_rendered(sa.select(sa.func.count()).where(ITEMS.c.value.like("100\\% %"))))
         assert await like.fetchone() == (3,)
@@ -86,7 +94,7 @@ async def test_values_of_every_type_pass_through_core(db: Database) -> None:
 
 
 def _rendered(statement: sa.sql.elements.ClauseElement) -> tuple[bytes, dict[str, object]]:
-    text, parameters = compile(statement)
+    text, parameters = meshdb.compile(statement)
     return text.encode(), parameters
 
 
@@ -194,7 +202,7 @@ def downgrade():
 
 
 @pytest.fixture
-def script_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def script_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     name = f"migrations_{uuid.uuid4().hex}"
     folder = tmp_path / name
     (folder / "versions").mkdir(parents=True)
@@ -211,15 +219,15 @@ async def test_replicas_migrate_at_once_and_one_works(fresh_postgres_dsn: str, s
     await asyncio.gather(*(migrate(fresh_postgres_dsn, "fresh", script_package) for _ in range(3)))
     await migrate(fresh_postgres_dsn, "other", script_package)
     async with await psycopg.AsyncConnection.connect(fresh_postgres_dsn) as conn:
-        cursor = await conn.execute("SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('fresh', 'other')")
+        cursor = await conn.execute(
+            "SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('fresh', 'other')"
+        )
         tables = set(await cursor.fetchall())
     names = ("alembic_version", "first", "second")
     assert tables == {(schema, name) for schema in ("fresh", "other") for name in names}
 
 
-async def test_a_failed_migration_leaves_nothing(
-    fresh_postgres_dsn: str, script_package: str, tmp_path: Path
-) -> None:
+async def test_a_failed_migration_leaves_nothing(fresh_postgres_dsn: str, script_package: str, tmp_path: Path) -> None:
     broken = REVISION.format(own="3", before="2", table="third").replace("def downgrade", "    1 / 0\ndef downgrade")
     (tmp_path / script_package / "versions" / "three.py").write_text(broken)
     with pytest.raises(ZeroDivisionError):

@@ -2,16 +2,19 @@ import time
 
 import pytest
 
-from meshkit.bus import Bus
+from meshkit.bus import Bus, Message
 from meshkit.errors import Kind, MeshError
 
 
-async def test_a_mesh_without_news_starts_and_says_so():
+async def ignore(_message: Message) -> None: ...
+
+
+async def test_a_mesh_without_news_starts_and_says_so() -> None:
     bus = Bus("")
     await bus.connect()
     assert not bus.connected
     bus.notify("atelier.wake")
-    handle = await bus.subscribe("a", None)
+    handle = await bus.subscribe("a", ignore)
     await handle.unsubscribe()
     with pytest.raises(MeshError) as caught:
         await bus.publish("atelier.tasks.v1.x", b"")
@@ -19,7 +22,7 @@ async def test_a_mesh_without_news_starts_and_says_so():
     await bus.close()
 
 
-async def test_an_unreachable_server_does_not_hold_up_the_start():
+async def test_an_unreachable_server_does_not_hold_up_the_start() -> None:
     bus = Bus("nats://127.0.0.1:9")
     begun = time.monotonic()
     await bus.connect(wait_seconds=0.1)

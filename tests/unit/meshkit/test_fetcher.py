@@ -2,6 +2,7 @@ import asyncio
 import gzip
 import ipaddress
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,12 @@ INNER = [
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_public_addresses(address):
+def test_public_addresses(address: Any) -> None:
     assert is_public(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize("address", INNER)
-def test_addresses_that_lead_inside(address):
+def test_addresses_that_lead_inside(address: Any) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
 
@@ -61,13 +62,13 @@ def test_addresses_that_lead_inside(address):
         ("http://" + "a" * 5000, "url_too_long"),
     ],
 )
-def test_addresses_that_are_refused_unresolved(url, kind):
+def test_addresses_that_are_refused_unresolved(url: Any, kind: Any) -> None:
     with pytest.raises(MeshError) as caught:
         check_url(url)
     assert (caught.value.kind, caught.value.violations[0].type) == (Kind.INVALID, kind)
 
 
-def test_parts_of_an_address():
+def test_parts_of_an_address() -> None:
     assert check_url("https://Example.COM/a?b=c").host == "example.com"
     assert check_url("https://example.com").port == 443
     assert check_url("http://example.com:8080/").port == 8080
@@ -75,21 +76,21 @@ def test_parts_of_an_address():
     assert check_url("http://bücher.example/").host == "xn--bcher-kva.example"
 
 
-def resolving(**names):
-    async def resolve(host, _port):
+def resolving(**names: Any) -> Any:
+    async def resolve(host: Any, _port: Any) -> Any:
         return names.get(host.replace(".", "_"), [])
 
     return resolve
 
 
-async def reason(fetcher, url, max_bytes=1000, timeout=5, **options):
+async def reason(fetcher: Any, url: Any, max_bytes: Any = 1000, seconds: Any = 5, **options: Any) -> Any:
     with pytest.raises(MeshError) as caught:
-        await fetcher.fetch(url, max_bytes, timeout, **options)
+        await fetcher.fetch(url, max_bytes, seconds, **options)
     error = caught.value
     return error.violations[0].type if error.violations else error.reason
 
 
-async def test_a_name_that_leads_inside_is_refused():
+async def test_a_name_that_leads_inside_is_refused() -> None:
     fetcher = Fetcher(resolver=resolving(evil_example=["10.0.0.5"], mixed_example=["8.8.8.8", "127.0.0.1"]))
     assert await reason(fetcher, "http://evil.example/") == "url_private"
     assert await reason(fetcher, "http://mixed.example/") == "url_private", "one bad address spoils the name"
@@ -99,16 +100,16 @@ async def test_a_name_that_leads_inside_is_refused():
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "169.254.169.254", "localhost", "0.0.0.0"]
 )
-async def test_inner_addresses_are_refused_by_the_systems_resolver_too(host):
+async def test_inner_addresses_are_refused_by_the_systems_resolver_too(host: Any) -> None:
     assert await reason(Fetcher(), f"http://{host}:9/") == "url_private"
 
 
 @asynccontextmanager
-async def serving(respond):
+async def serving(respond: Any) -> Any:
     """A tiny HTTP server: `respond(path, headers)` gives the raw answer."""
     seen = []
 
-    async def handle(reader, writer):
+    async def handle(reader: Any, writer: Any) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         path = head.split(" ", 2)[1]
         seen.append(head)
@@ -130,15 +131,15 @@ async def serving(respond):
         server.close()
 
 
-def answer(body=b"hello", status="200 OK", **headers):
+def answer(body: Any = b"hello", status: Any = "200 OK", **headers: Any) -> Any:
     lines = [f"HTTP/1.1 {status}", "Connection: close", *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items())]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-async def test_the_judged_address_is_the_one_connected_to_and_the_name_stays():
+async def test_the_judged_address_is_the_one_connected_to_and_the_name_stays() -> Any:
     calls = []
 
-    async def rebinding(host, _port):
+    async def rebinding(host: Any, _port: Any) -> Any:
         calls.append(host)
         return ["127.0.0.1"] if len(calls) == 1 else ["127.0.0.2"]
 
@@ -151,8 +152,8 @@ async def test_the_judged_address_is_the_one_connected_to_and_the_name_stays():
     assert f"host: pictures.example:{port}" in seen[0].lower()
 
 
-async def test_redirects_are_followed_and_judged_again():
-    def respond(path):
+async def test_redirects_are_followed_and_judged_again() -> Any:
+    def respond(path: Any) -> Any:
         target = {"/good": "/end", "/bad": "http://10.0.0.1/", "/file": "file:///etc/passwd", "/loop": "/loop"}.get(
             path
         )
@@ -169,13 +170,13 @@ async def test_redirects_are_followed_and_judged_again():
         assert len(seen) == 4
 
 
-async def test_a_private_network_may_be_allowed():
+async def test_a_private_network_may_be_allowed() -> None:
     async with serving(lambda _path: answer()) as (port, _):
         assert await Fetcher(["127.0.0.0/8"]).fetch(f"http://127.0.0.1:{port}/", 1000, 5) == b"hello"
         assert await reason(Fetcher([f"127.0.0.1:{port + 1}"]), f"http://127.0.0.1:{port}/") == "url_private"
 
 
-async def test_sizes_are_limited_declared_streamed_and_compressed():
+async def test_sizes_are_limited_declared_streamed_and_compressed() -> None:
     bomb = gzip.compress(b"\0" * 10_000_000)
     bodies = {
         "/declared": answer(b"", Content_Length="1001"),
@@ -191,7 +192,7 @@ async def test_sizes_are_limited_declared_streamed_and_compressed():
         assert len(await fetcher.fetch(f"http://127.0.0.1:{port}/exact", 1000, 5)) == 1000
 
 
-async def test_media_types_are_held_to_where_asked_for():
+async def test_media_types_are_held_to_where_asked_for() -> None:
     async with serving(lambda _path: answer(Content_Type="text/html")) as (port, _):
         fetcher = Fetcher([f"127.0.0.1:{port}"])
         url = f"http://127.0.0.1:{port}/"
@@ -201,32 +202,37 @@ async def test_media_types_are_held_to_where_asked_for():
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [("404 Not Found", "url_status"), ("401 No", "url_status"), ("500 Oops", "FETCH_FAILED"), ("429 Slow", "FETCH_FAILED")],
-)  # fmt: skip
-async def test_other_answers_are_errors(status, kind):
+    [
+        ("404 Not Found", "url_status"),
+        ("401 No", "url_status"),
+        ("500 Oops", "FETCH_FAILED"),
+        ("429 Slow", "FETCH_FAILED"),
+    ],
+)
+async def test_other_answers_are_errors(status: Any, kind: Any) -> None:
     async with serving(lambda _path: answer(status=status)) as (port, _):
         assert await reason(Fetcher([f"127.0.0.1:{port}"]), f"http://127.0.0.1:{port}/") == kind
 
 
-async def test_a_slow_server_is_given_up():
+async def test_a_slow_server_is_given_up() -> Any:
     gate = asyncio.Event()
 
-    async def hang(_path):
+    async def hang(_path: Any) -> Any:
         await gate.wait()
         return answer()
 
-    async with serving(lambda path: hang(path)) as (port, _):
-        assert await reason(Fetcher([f"127.0.0.1:{port}"]), f"http://127.0.0.1:{port}/", timeout=0.2) == "FETCH_TIMEOUT"
+    async with serving(hang) as (port, _):
+        assert await reason(Fetcher([f"127.0.0.1:{port}"]), f"http://127.0.0.1:{port}/", seconds=0.2) == "FETCH_TIMEOUT"
         gate.set()
 
 
-async def test_nobody_there_is_unavailable():
+async def test_nobody_there_is_unavailable() -> None:
     async with serving(lambda _path: answer()) as (port, _):
         pass
     assert await reason(Fetcher([f"127.0.0.1:{port}"]), f"http://127.0.0.1:{port}/") == "FETCH_FAILED"
 
 
-async def test_proxies_of_the_environment_are_not_used(monkeypatch):
+async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     async with serving(lambda _path: answer()) as (port, _):

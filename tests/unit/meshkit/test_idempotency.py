@@ -1,12 +1,15 @@
+from typing import Any
+
 import pytest
 from atelier.tasks.v1 import tasks_service_pb2 as tasks
+from atelier.tasks.v1.task_pb2 import CreateTask
 
 from meshkit import idempotency
 from meshkit.errors import Kind, MeshError
 
 
 @pytest.mark.parametrize("key", ["a", "0" * 255, "5c1f-uuid~!"])
-def test_a_key_is_noted_for_the_call(key):
+def test_a_key_is_noted_for_the_call(key: Any) -> None:
     idempotency.enter(key)
     assert idempotency.current_key() == key
     idempotency.enter("")
@@ -14,15 +17,15 @@ def test_a_key_is_noted_for_the_call(key):
 
 
 @pytest.mark.parametrize("key", ["0" * 256, "a b", "a\n", "é", "\0"])
-def test_a_malformed_key_is_refused(key):
+def test_a_malformed_key_is_refused(key: Any) -> None:
     with pytest.raises(MeshError) as caught:
         idempotency.enter(key)
     assert caught.value.kind is Kind.INVALID
 
 
-def test_equal_requests_hash_alike_and_others_do_not():
-    def hashed(**config):
-        request = tasks.CreateTaskRequest(task={"origin_instance": "i"})
+def test_equal_requests_hash_alike_and_others_do_not() -> Any:
+    def hashed(**config: Any) -> Any:
+        request = tasks.CreateTaskRequest(task=CreateTask(origin_instance="i"))
         request.task.config.update(config)
         return idempotency.request_hash(request)
 

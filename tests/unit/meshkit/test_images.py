@@ -2,6 +2,8 @@ import base64
 import io
 import struct
 import zlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -10,16 +12,18 @@ from meshkit.errors import Kind, MeshError
 from meshkit.images import ImageInfo, ImageLimits, decode_data, inspect, open_rgb
 
 
-def encoded(format="PNG", size=(8, 6), mode="RGB", color=(200, 10, 10), **options) -> bytes:
+def encoded(
+    kind: Any = "PNG", size: Any = (8, 6), mode: Any = "RGB", color: Any = (200, 10, 10), **options: Any
+) -> bytes:
     buffer = io.BytesIO()
-    Image.new(mode, size, color).save(buffer, format, **options)
+    Image.new(mode, size, color).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def png_claiming(width, height) -> bytes:
+def png_claiming(width: Any, height: Any) -> bytes:
     """A few bytes that claim to be an enormous picture, with data that never ends up filling it."""
 
-    def chunk(kind, body):
+    def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -27,7 +31,7 @@ def png_claiming(width, height) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def refusal(work, *args, **options):
+def refusal(work: Any, *args: Any, **options: Any) -> Any:
     with pytest.raises(MeshError) as caught:
         work(*args, **options)
     if caught.value.kind is Kind.TOO_LARGE:
@@ -36,35 +40,35 @@ def refusal(work, *args, **options):
     return caught.value.violations[0].type
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_known_formats_pass(format):
-    assert inspect(encoded(format)) == ImageInfo(format, 8, 6, 1)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_known_formats_pass(kind: Any) -> None:
+    assert inspect(encoded(kind)) == ImageInfo(kind, 8, 6, 1)
 
 
-@pytest.mark.parametrize("format", ["PPM", "TGA", "PCX", "ICO", "SGI", "JPEG2000"])
-def test_other_formats_are_refused(format):
-    assert refusal(inspect, encoded(format)) == "image_format"
+@pytest.mark.parametrize("kind", ["PPM", "TGA", "PCX", "ICO", "SGI", "JPEG2000"])
+def test_other_formats_are_refused(kind: Any) -> None:
+    assert refusal(inspect, encoded(kind)) == "image_format"
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"GIF89a", b"not an image", b"", b"%PDF-1.7", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe-3.0 EPSF-3.0"],
+    [b"GIF89a", b"not an image", b"", b"%PDF-1.7", b"%!PS-Adobe-3.0", b"<svg xmlns='http://www.w3.org/2000/svg'/>"],
 )  # fmt: skip
-def test_what_is_no_image_is_refused(data):
+def test_what_is_no_image_is_refused(data: Any) -> None:
     assert refusal(inspect, data) in {"image_format", "image_broken"}
 
 
 @pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (20_000, 5_000), (8001, 8000)])
-def test_a_bomb_is_refused_by_its_header(width, height):
+def test_a_bomb_is_refused_by_its_header(width: Any, height: Any) -> None:
     assert refusal(inspect, png_claiming(width, height)) == "image_size"
     assert refusal(open_rgb, png_claiming(width, height)) == "image_size"
 
 
-def test_a_long_thin_image_is_refused():
+def test_a_long_thin_image_is_refused() -> None:
     assert refusal(inspect, png_claiming(40_000, 10)) == "image_size"
 
 
-def test_limits_are_the_callers():
+def test_limits_are_the_callers() -> None:
     data = encoded(size=(100, 100))
     assert refusal(inspect, data, ImageLimits(max_pixels=9_999)) == "image_size"
     assert refusal(inspect, data, ImageLimits(max_bytes=10)) == "too_large"
@@ -72,56 +76,56 @@ def test_limits_are_the_callers():
     assert inspect(data, ImageLimits(max_pixels=10_000)).width == 100
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_a_truncated_file_is_refused(format):
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_truncated_file_is_refused(kind: Any) -> None:
     noise = Image.effect_noise((64, 64), 90).convert("RGB")
     buffer = io.BytesIO()
-    noise.save(buffer, format)
+    noise.save(buffer, kind)
     data = buffer.getvalue()
     assert refusal(inspect, data[: len(data) * 2 // 3]) in {"image_broken", "image_format"}
 
 
-def test_damaged_content_is_refused():
+def test_damaged_content_is_refused() -> None:
     data = bytearray(encoded(size=(64, 64)))
     data[60:70] = b"\xff" * 10
     assert refusal(inspect, bytes(data)) in {"image_broken", "image_format"}
 
 
-def test_frames_are_counted_and_capped():
+def test_frames_are_counted_and_capped() -> None:
     frames = [Image.new("RGB", (4, 4), (20 * n, 0, 0)) for n in range(12)]
-    for format in ("GIF", "WEBP", "TIFF"):
+    for kind in ("GIF", "WEBP", "TIFF"):
         buffer = io.BytesIO()
-        frames[0].save(buffer, format, save_all=True, append_images=frames[1:])
-        assert inspect(buffer.getvalue()) == ImageInfo(format, 4, 4, 12)
+        frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+        assert inspect(buffer.getvalue()) == ImageInfo(kind, 4, 4, 12)
         assert refusal(inspect, buffer.getvalue(), ImageLimits(max_frames=11)) == "image_frames"
         assert refusal(inspect, buffer.getvalue(), ImageLimits(max_total_pixels=191)) == "image_size"
 
 
-def test_a_later_page_may_not_be_larger_than_allowed():
+def test_a_later_page_may_not_be_larger_than_allowed() -> None:
     buffer = io.BytesIO()
     Image.new("L", (4, 4)).save(buffer, "TIFF", save_all=True, append_images=[Image.new("L", (400, 400))])
     assert refusal(inspect, buffer.getvalue(), ImageLimits(max_pixels=10_000)) == "image_size"
 
 
-def test_a_file_is_judged_like_bytes(tmp_path):
+def test_a_file_is_judged_like_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded())
     assert inspect(path) == ImageInfo("PNG", 8, 6, 1)
     assert open_rgb(path).size == (8, 6)
 
 
-def test_transparency_lies_over_white():
+def test_transparency_lies_over_white() -> None:
     image = open_rgb(encoded(mode="RGBA", color=(0, 0, 0, 0)))
     assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 255, 255))
 
 
 @pytest.mark.parametrize(("mode", "color"), [("L", 7), ("1", 1), ("P", 3), ("LA", (7, 255)), ("CMYK", (0, 0, 0, 0))])
-def test_every_mode_becomes_rgb(mode, color):
-    format = "TIFF" if mode == "CMYK" else "PNG"
-    assert open_rgb(encoded(format, mode=mode, color=color)).mode == "RGB"
+def test_every_mode_becomes_rgb(mode: Any, color: Any) -> None:
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    assert open_rgb(encoded(kind, mode=mode, color=color)).mode == "RGB"
 
 
-def test_an_image_is_turned_by_its_exif():
+def test_an_image_is_turned_by_its_exif() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert open_rgb(encoded("JPEG", exif=exif)).size == (6, 8)
@@ -130,31 +134,31 @@ def test_an_image_is_turned_by_its_exif():
 @pytest.mark.parametrize(
     "prefix", ["", "data:image/png;base64,", "data:;base64,", "DATA:image/png;charset=utf-8;base64,"]
 )
-def test_base64_is_decoded(prefix):
+def test_base64_is_decoded(prefix: Any) -> None:
     assert decode_data(prefix + base64.b64encode(b"abc").decode()) == b"abc"
 
 
-def test_line_breaks_within_base64_are_fine():
+def test_line_breaks_within_base64_are_fine() -> None:
     assert decode_data("YW\r\nJj\n") == b"abc"
 
 
 @pytest.mark.parametrize("text", ["YWJ", "YW Jj", "!!!!", "YWJj=", "é", "", "data:image/png;base64,", "Y\0WJj"])
-def test_broken_base64_is_refused(text):
+def test_broken_base64_is_refused(text: Any) -> None:
     assert refusal(decode_data, text) == "base64"
 
 
 @pytest.mark.parametrize("text", ["data:image/png,abc", "data:text/plain;base64"])
-def test_a_data_url_without_base64_is_refused(text):
+def test_a_data_url_without_base64_is_refused(text: Any) -> None:
     assert refusal(decode_data, text) == "data_url"
 
 
-def test_large_base64_is_refused_before_it_is_decoded():
+def test_large_base64_is_refused_before_it_is_decoded() -> None:
     assert refusal(decode_data, "A" * 4000, max_bytes=100) == "too_large"
     assert len(decode_data(base64.b64encode(b"x" * 100).decode(), max_bytes=100)) == 100
     assert refusal(decode_data, base64.b64encode(b"x" * 101).decode(), max_bytes=100) == "too_large"
 
 
-def test_errors_name_the_callers_member():
+def test_errors_name_the_callers_member() -> None:
     with pytest.raises(MeshError) as caught:
         inspect(b"x", path="task.generation.image")
     assert caught.value.violations[0].path == "task.generation.image"

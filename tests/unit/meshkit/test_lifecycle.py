@@ -1,7 +1,8 @@
-import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,14 +22,14 @@ lifecycle.run(main, service="sample")
 """
 
 
-def start(body):
+def start(body: Any) -> Any:
     return subprocess.Popen(
         [sys.executable, "-c", SERVICE.format(body=body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_service_in_order(number):
+def test_a_signal_ends_the_service_in_order(number: Any) -> None:
     with start("await stop.wait()") as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
@@ -36,7 +37,7 @@ def test_a_signal_ends_the_service_in_order(number):
     assert (out, process.returncode) == ("closed first\nclosed last\n", 0)
 
 
-def test_a_second_signal_ends_it_at_once():
+def test_a_second_signal_ends_it_at_once() -> None:
     with start("await asyncio.Event().wait()") as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
@@ -53,20 +54,20 @@ def test_a_second_signal_ends_it_at_once():
         ("from meshkit.errors import unavailable; raise unavailable('no database')", "no database"),
     ],
 )
-def test_a_failure_is_told_and_what_was_opened_is_closed(body, told):
+def test_a_failure_is_told_and_what_was_opened_is_closed(body: Any, told: Any) -> None:
     with start(body) as process:
         out, err = process.communicate(timeout=20)
     assert (out, process.returncode) == ("ready\nclosed first\nclosed last\n", 1)
     assert told in err
 
 
-def test_the_address_is_announced_whole(tmp_path, monkeypatch):
+def test_the_address_is_announced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATELIER_PORT_FILE", str(tmp_path / "port"))
     lifecycle.announce("127.0.0.1:1234")
     assert (tmp_path / "port").read_text() == "127.0.0.1:1234\n"
-    assert os.listdir(tmp_path) == ["port"]
+    assert [path.name for path in tmp_path.iterdir()] == ["port"]
 
 
-def test_without_a_file_nothing_is_announced(monkeypatch):
+def test_without_a_file_nothing_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ATELIER_PORT_FILE", raising=False)
     lifecycle.announce("127.0.0.1:1234")

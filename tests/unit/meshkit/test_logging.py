@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -14,13 +15,13 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
     ["token", "authorization", "Authorization", "password", "auth_secret", "s3_secret_key", "api_key", "x-api-key",
      "private_key", "cookie", "set-cookie", "dsn", "refresh_token", "tokens", "credentials", "X-Amz-Signature"],
 )  # fmt: skip
-def test_values_of_secret_keys_are_covered(key):
+def test_values_of_secret_keys_are_covered(key: Any) -> None:
     assert redact({key: "value"}) == {key: REDACTED}
     assert redact({"deep": [{key: ["value"]}]}) == {"deep": [{key: REDACTED}]}
 
 
 @pytest.mark.parametrize("key", ["tokenizer", "max_tokens_length", "secretary", "monkey", "key", "path", "author"])
-def test_other_keys_stay(key):
+def test_other_keys_stay(key: Any) -> None:
     assert redact({key: "value"}) == {key: "value"}
 
 
@@ -39,11 +40,11 @@ def test_other_keys_stay(key):
         ("http://host:8080/path", "http://host:8080/path"),
     ],
 )  # fmt: skip
-def test_secrets_within_texts_are_covered(text, clean):
+def test_secrets_within_texts_are_covered(text: Any, clean: Any) -> None:
     assert redact(text) == clean
 
 
-def test_bytes_and_deep_nesting_are_not_written_out():
+def test_bytes_and_deep_nesting_are_not_written_out() -> None:
     assert redact(b"secret") == "<6 bytes>"
     nest: object = "Bearer abcdefghijkl"
     for _ in range(20):
@@ -70,7 +71,7 @@ logging.getLogger("lib").info("unseen too")
 """
 
 
-def test_lines_are_json_with_trace_and_without_secrets():
+def test_lines_are_json_with_trace_and_without_secrets() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert [line["event"] for line in lines] == [f"seen {REDACTED}", "broke", f"password={REDACTED} of lib"]

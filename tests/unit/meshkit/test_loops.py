@@ -1,27 +1,28 @@
 import asyncio
+from typing import Any
 
 from meshkit.loops import Loop, Loops
 
 
-async def until(condition):
+async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 -- what is waited for has no event
             await asyncio.sleep(0.001)
 
 
-async def test_a_body_runs_again_and_again():
-    runs = []
+async def test_a_body_runs_again_and_again() -> None:
+    runs: list[int] = []
     async with Loops(Loop("again", lambda: collect(runs), 0.01)):
         await until(lambda: len(runs) >= 3)
 
 
-async def collect(runs, result=None):
+async def collect(runs: Any, result: Any = None) -> Any:
     runs.append(1)
     return result
 
 
-async def test_a_wake_up_ends_the_pause():
-    runs = []
+async def test_a_wake_up_ends_the_pause() -> None:
+    runs: list[int] = []
     loop = Loop("woken", lambda: collect(runs), 3600)
     async with Loops(loop):
         loop.wake()
@@ -30,30 +31,31 @@ async def test_a_wake_up_ends_the_pause():
         await until(lambda: len(runs) == 2)
 
 
-async def test_a_wake_up_during_a_run_is_not_lost():
-    runs = []
-    loop = Loop("busy", lambda: body(), 3600)
+async def test_a_wake_up_during_a_run_is_not_lost() -> None:
+    runs: list[int] = []
 
-    async def body():
+    async def body() -> None:
         runs.append(1)
         if len(runs) == 1:
             loop.wake()
+
+    loop = Loop("busy", body, 3600)
 
     async with Loops(loop):
         loop.wake()
         await until(lambda: len(runs) == 2)
 
 
-async def test_true_means_more_at_once():
-    runs = []
+async def test_true_means_more_at_once() -> None:
+    runs: list[int] = []
     loop = Loop("more", lambda: collect(runs, len(runs) < 4), 3600)
     async with Loops(loop):
         loop.wake()
         await until(lambda: len(runs) == 5)
 
 
-async def test_a_failing_body_is_counted_and_slows_down():
-    async def fail():
+async def test_a_failing_body_is_counted_and_slows_down() -> None:
+    async def fail() -> None:
         raise RuntimeError("broken")
 
     loop = Loop("failing", fail, 1.0, jitter=0)
@@ -66,10 +68,10 @@ async def test_a_failing_body_is_counted_and_slows_down():
     assert pauses[-1] == 60
 
 
-async def test_a_success_ends_the_back_off():
+async def test_a_success_ends_the_back_off() -> None:
     outcomes = [RuntimeError("once"), None]
 
-    async def body():
+    async def body() -> None:
         if (outcome := outcomes.pop(0)) is not None:
             raise outcome
 
@@ -80,10 +82,10 @@ async def test_a_success_ends_the_back_off():
     assert loop.last_success is not None
 
 
-async def test_stopping_cancels_a_run_in_flight():
+async def test_stopping_cancels_a_run_in_flight() -> None:
     started, ended = asyncio.Event(), asyncio.Event()
 
-    async def hang():
+    async def hang() -> None:
         started.set()
         try:
             await asyncio.Event().wait()
@@ -99,8 +101,8 @@ async def test_stopping_cancels_a_run_in_flight():
     assert ended.is_set()
 
 
-async def test_a_loop_added_later_runs_too():
-    runs = []
+async def test_a_loop_added_later_runs_too() -> None:
+    runs: list[int] = []
     async with Loops(Loop("first", lambda: collect([]), 3600)) as loops:
         loops.add(Loop("second", lambda: collect(runs), 0.01))
         await until(lambda: runs)

@@ -5,21 +5,21 @@ import pytest
 from meshkit import metrics
 
 
-def test_declaring_twice_gives_the_same_metric():
+def test_declaring_twice_gives_the_same_metric() -> None:
     assert metrics.counter("twice", "x") is metrics.counter("twice", "y")
 
 
-def test_declaring_as_another_kind_is_refused():
+def test_declaring_as_another_kind_is_refused() -> None:
     metrics.gauge("kind_clash", "x")
     with pytest.raises(TypeError, match="Gauge"):
         metrics.counter("kind_clash", "x")
 
 
-def test_no_port_serves_nothing():
+def test_no_port_serves_nothing() -> None:
     assert metrics.serve_metrics(None) is None
 
 
-def test_the_page_shows_a_metric_and_closes():
+def test_the_page_shows_a_metric_and_closes() -> None:
     metrics.counter("page_shown", "x").inc(3)
     page = metrics.serve_metrics(0)
     assert page is not None

@@ -1,3 +1,5 @@
+from typing import Any
+
 import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -11,16 +13,16 @@ def over_the_wire(error: MeshError) -> MeshError:
     return from_rpc_error(rpc_error(code, details, trailing))
 
 
-def rpc_error(code, details="", trailing=()):
+def rpc_error(code: Any, details: Any = "", trailing: Any = ()) -> Any:
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), details=details)
 
 
-def test_every_kind_has_a_code_of_its_own():
+def test_every_kind_has_a_code_of_its_own() -> None:
     assert set(CODE_OF_KIND) == set(Kind)
     assert len(set(CODE_OF_KIND.values())) == len(Kind)
 
 
-def test_every_code_has_a_kind():
+def test_every_code_has_a_kind() -> None:
     assert set(KIND_OF_CODE) == set(grpc.StatusCode)
 
 
@@ -46,12 +48,12 @@ def test_every_code_has_a_kind():
         (grpc.StatusCode.UNAUTHENTICATED, Kind.UNAUTHENTICATED),
     ],
 )
-def test_a_foreign_code_becomes_this_kind(code, kind):
+def test_a_foreign_code_becomes_this_kind(code: Any, kind: Any) -> None:
     assert from_rpc_error(rpc_error(code, "text")).kind is kind
 
 
 @pytest.mark.parametrize("kind", list(Kind))
-def test_every_kind_survives_the_wire(kind):
+def test_every_kind_survives_the_wire(kind: Any) -> None:
     error = MeshError(
         kind,
         "Größe: 3 px",
@@ -62,7 +64,7 @@ def test_every_kind_survives_the_wire(kind):
     assert over_the_wire(error) == error
 
 
-def test_details_are_readable_by_any_grpc_client():
+def test_details_are_readable_by_any_grpc_client() -> None:
     _, _, ((key, payload),) = to_status(not_found("Task", "7"))
     status = status_pb2.Status.FromString(payload)
     info = error_details_pb2.ErrorInfo()
@@ -72,7 +74,7 @@ def test_details_are_readable_by_any_grpc_client():
     assert (info.domain, info.reason, dict(info.metadata)) == ("atelier", "TASK_NOT_FOUND", {"id": "7"})
 
 
-def test_many_violations_are_cut_to_what_metadata_carries():
+def test_many_violations_are_cut_to_what_metadata_carries() -> None:
     many = [FieldViolation(f"items[{i}].name", "x" * 100) for i in range(1000)]
     error = MeshError(Kind.INVALID, "bad", violations=many)
     _, _, ((_, payload),) = to_status(error)
@@ -82,19 +84,19 @@ def test_many_violations_are_cut_to_what_metadata_carries():
     assert received == tuple(many[: len(received)])
 
 
-def test_one_huge_violation_is_shortened_not_dropped():
+def test_one_huge_violation_is_shortened_not_dropped() -> None:
     error = MeshError(Kind.INVALID, "bad", violations=[FieldViolation("p", "x" * 50_000)])
     (violation,) = over_the_wire(error).violations
     assert violation.path == "p"
     assert 0 < len(violation.message) <= 1000
 
 
-def test_text_of_grpc_itself_does_not_reach_the_caller():
+def test_text_of_grpc_itself_does_not_reach_the_caller() -> None:
     error = from_rpc_error(rpc_error(grpc.StatusCode.UNAVAILABLE, "failed to connect to ipv4:10.1.2.3:9101"))
     assert error == MeshError(Kind.UNAVAILABLE, "The service is not reachable")
 
 
-def test_grpcs_own_size_limit_is_told_apart_from_a_quota():
+def test_grpcs_own_size_limit_is_told_apart_from_a_quota() -> None:
     error = from_rpc_error(
         rpc_error(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER: Received message larger than max (9 vs. 8)")
     )
@@ -102,6 +104,6 @@ def test_grpcs_own_size_limit_is_told_apart_from_a_quota():
 
 
 @pytest.mark.parametrize("payload", [b"\xff\xff\xff", status_pb2.Status(code=5, message="theirs").SerializeToString()])
-def test_details_of_others_are_not_taken_for_ours(payload):
+def test_details_of_others_are_not_taken_for_ours(payload: Any) -> None:
     error = from_rpc_error(rpc_error(grpc.StatusCode.NOT_FOUND, "gone", ((DETAILS_KEY, payload),)))
     assert error == MeshError(Kind.NOT_FOUND, "gone")

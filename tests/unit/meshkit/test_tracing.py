@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from meshkit import tracing
@@ -5,14 +7,14 @@ from meshkit import tracing
 TRACE, SPAN = "a" * 32, "b" * 16
 
 
-def test_a_traceparent_is_read_and_written():
+def test_a_traceparent_is_read_and_written() -> None:
     trace = tracing.parse(f"00-{TRACE}-{SPAN}-01")
     assert trace is not None
     assert (trace.trace_id, trace.span_id, trace.sampled) == (TRACE, SPAN, True)
     assert trace.traceparent == f"00-{TRACE}-{SPAN}-01"
 
 
-def test_a_later_version_with_more_fields_is_understood():
+def test_a_later_version_with_more_fields_is_understood() -> None:
     assert tracing.parse(f"01-{TRACE}-{SPAN}-00-more") is not None
 
 
@@ -30,23 +32,23 @@ def test_a_later_version_with_more_fields_is_understood():
         f"00-{TRACE}-{SPAN}-01\n00",
     ],
 )
-def test_a_malformed_traceparent_is_an_absent_one(text):
+def test_a_malformed_traceparent_is_an_absent_one(text: Any) -> None:
     assert tracing.parse(text) is None
 
 
-def test_begin_continues_the_callers_trace_in_a_span_of_its_own():
+def test_begin_continues_the_callers_trace_in_a_span_of_its_own() -> None:
     trace = tracing.begin(f"00-{TRACE}-{SPAN}-01", "order-7")
     assert (trace.trace_id, trace.request_id) == (TRACE, "order-7")
     assert trace.span_id != SPAN
 
 
 @pytest.mark.parametrize("request_id", ["a b", "x\ny", "x" * 129, "é", '"'])
-def test_a_request_id_that_does_not_belong_into_a_log_is_replaced(request_id):
+def test_a_request_id_that_does_not_belong_into_a_log_is_replaced(request_id: Any) -> None:
     trace = tracing.begin("", request_id)
     assert trace.request_id == trace.trace_id
 
 
-def test_the_current_trace_ends_with_its_block():
+def test_the_current_trace_ends_with_its_block() -> None:
     with tracing.activated(tracing.new("r")):
         tracing.assign_tenant("acme")
         current = tracing.current()
@@ -55,6 +57,6 @@ def test_the_current_trace_ends_with_its_block():
     assert tracing.current() is None
 
 
-def test_a_tenant_outside_of_any_trace_is_ignored():
+def test_a_tenant_outside_of_any_trace_is_ignored() -> None:
     tracing.assign_tenant("acme")
     assert tracing.current() is None

@@ -1,7 +1,10 @@
+from typing import Any
+
 import pytest
 from atelier.options.v1 import options_pb2
 from atelier.tasks.v1 import enums_pb2, task_pb2, worker_service_pb2
 from atelier.tasks.v1 import tasks_service_pb2 as tasks
+from atelier.tasks.v1.worker_service_pb2 import AttemptRef
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 
 from meshkit.errors import Kind, MeshError
@@ -11,41 +14,43 @@ ID = "00000000-0000-4000-8000-000000000000"
 Field = descriptor_pb2.FieldDescriptorProto
 
 
-def violations(message):
+def violations(message: Any) -> Any:
     with pytest.raises(MeshError) as caught:
         check(message)
     assert caught.value.kind is Kind.INVALID
     return {(v.path, v.type) for v in caught.value.violations}
 
 
-def create(**task) -> tasks.CreateTaskRequest:
+def create(**task: Any) -> tasks.CreateTaskRequest:
     task = {"origin_instance": "i", "generation": {"prompt": "a red dress"}} | task
     request = tasks.CreateTaskRequest(task=task_pb2.CreateTask(**task))
     apply_defaults(request)
     return request
 
 
-def test_a_sound_request_passes():
+def test_a_sound_request_passes() -> None:
     check(create())
 
 
-def test_a_missing_member_is_named_by_its_path():
+def test_a_missing_member_is_named_by_its_path() -> None:
     assert ("task", "missing") in violations(tasks.CreateTaskRequest())
 
 
-def test_a_nested_member_is_named_by_its_path():
+def test_a_nested_member_is_named_by_its_path() -> None:
     request = create(generation={"prompt": "x", "width": 100_000})
     (path, kind) = next(iter(violations(request)))
     assert path == "task.generation.width"
     assert kind in {"greater_than_equal", "less_than_equal"}
 
 
-def test_an_element_of_a_list_is_named_by_its_index():
-    request = worker_service_pb2.ReleaseRequest(session_id=ID, refs=[{"job_id": ID, "attempt": 1}, {"job_id": "x"}])
+def test_an_element_of_a_list_is_named_by_its_index() -> None:
+    request = worker_service_pb2.ReleaseRequest(
+        session_id=ID, refs=[AttemptRef(job_id=ID, attempt=1), AttemptRef(job_id="x")]
+    )
     assert violations(request) == {("refs[1].job_id", "uuid_parsing"), ("refs[1].attempt", "greater_than_equal")}
 
 
-def test_the_first_violation_makes_the_message():
+def test_the_first_violation_makes_the_message() -> None:
     with pytest.raises(MeshError, match="task_id: must be a valid UUID"):
         check(tasks.GetTaskRequest(task_id="x"))
 
@@ -57,26 +62,23 @@ def test_the_first_violation_makes_the_message():
         ({"generation": {"prompt": "a\0b"}}, "task.generation.prompt"),
     ],
 )
-def test_a_nul_is_refused_in_any_string(change, path):
+def test_a_nul_is_refused_in_any_string(change: Any, path: Any) -> None:
     assert violations(create(**change)) == {(path, "string_contains_nul")}
 
 
 @pytest.mark.parametrize("content", [{"k": "a\0"}, {"k\0": 1}, {"k": [{"deep": ["\0"]}]}])
-def test_a_nul_is_refused_inside_free_json(content):
+def test_a_nul_is_refused_inside_free_json(content: Any) -> None:
     config = struct_pb2.Struct()
     config.update(content)
     assert violations(create(config=config)) == {("task.config", "string_contains_nul")}
 
 
-def test_a_nul_in_bytes_is_data():
-    check(
-        worker_service_pb2.ReportRequest(
-            session_id=ID, progress=[{"ref": {"job_id": ID, "attempt": 1}, "preview": b"\0\0"}]
-        )
-    )
+def test_a_nul_in_bytes_is_data() -> None:
+    progress = worker_service_pb2.Progress(ref=AttemptRef(job_id=ID, attempt=1), preview=b"\0\0")
+    check(worker_service_pb2.ReportRequest(session_id=ID, progress=[progress]))
 
 
-def test_defaults_fill_what_is_absent_and_only_that():
+def test_defaults_fill_what_is_absent_and_only_that() -> None:
     request = tasks.ListTasksRequest(limit=7)
     apply_defaults(request)
     assert (request.skip, request.limit, request.include_deleted) == (0, 7, False)
@@ -84,14 +86,14 @@ def test_defaults_fill_what_is_absent_and_only_that():
     assert not request.HasField("status")
 
 
-def test_an_explicit_zero_is_not_absent():
+def test_an_explicit_zero_is_not_absent() -> None:
     request = tasks.ListTasksRequest(limit=0)
     apply_defaults(request)
     assert request.limit == 0
     assert violations(request)
 
 
-def test_defaults_reach_nested_messages_and_create_none():
+def test_defaults_reach_nested_messages_and_create_none() -> None:
     request = create()
     assert (request.task.generation.width, request.task.generation.height) == (1024, 1024)
     empty = tasks.CreateTaskRequest()
@@ -100,7 +102,7 @@ def test_defaults_reach_nested_messages_and_create_none():
 
 
 @pytest.fixture(scope="module")
-def sample():
+def sample() -> Any:
     """A message with a default of every shape, added to the pool as generated code would."""
     file = descriptor_pb2.FileDescriptorProto(
         name="tests/validation_sample.proto", package="tests.validation", syntax="proto3",
@@ -108,7 +110,16 @@ def sample():
     )  # fmt: skip
     message = file.message_type.add(name="Sample")
 
-    def add(name, kind, default, *, label=Field.LABEL_OPTIONAL, type_name="", oneof=None, optional=False):
+    def add(
+        name: Any,
+        kind: Any,
+        default: Any,
+        *,
+        label: Any = Field.LABEL_OPTIONAL,
+        type_name: Any = "",
+        oneof: Any = None,
+        optional: Any = False,
+    ) -> None:
         field = message.field.add(name=name, number=len(message.field) + 1, type=kind, label=label)
         if type_name:
             field.type_name = type_name
@@ -135,7 +146,7 @@ def sample():
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tests.validation.Sample"))
 
 
-def test_defaults_of_every_shape(sample):
+def test_defaults_of_every_shape(sample: Any) -> None:
     message = sample()
     apply_defaults(message)
     assert list(message.names) == ["a", "b"]
@@ -145,13 +156,13 @@ def test_defaults_of_every_shape(sample):
     assert (message.text, message.later) == ("unknown", "z")
 
 
-def test_a_default_never_chooses_a_member_of_a_oneof(sample):
+def test_a_default_never_chooses_a_member_of_a_oneof(sample: Any) -> None:
     message = sample()
     apply_defaults(message)
     assert message.WhichOneof("choice") is None
 
 
-def test_defaults_leave_what_is_there(sample):
+def test_defaults_leave_what_is_there(sample: Any) -> None:
     message = sample(names=["c"], text="t", later="", status=enums_pb2.TASK_STATUS_PENDING)
     message.extra.update({"b": 2})
     apply_defaults(message)
@@ -160,7 +171,7 @@ def test_defaults_leave_what_is_there(sample):
     assert message.status == enums_pb2.TASK_STATUS_PENDING
 
 
-def test_defaults_twice_are_defaults_once(sample):
+def test_defaults_twice_are_defaults_once(sample: Any) -> None:
     message = sample()
     apply_defaults(message)
     once = message.SerializeToString(deterministic=True)
@@ -169,13 +180,13 @@ def test_defaults_twice_are_defaults_once(sample):
 
 
 @pytest.mark.parametrize("enum", [enums_pb2.TaskStatus.DESCRIPTOR, enums_pb2.TaskType.DESCRIPTOR])
-def test_spelling_and_number_of_an_enum_are_inverse(enum):
+def test_spelling_and_number_of_an_enum_are_inverse(enum: Any) -> None:
     for value in enum.values:
         assert enum_number(enum, enum_spelling(enum, value.number)) == value.number
         assert enum_number(enum, value.name) == value.number
 
 
-def test_the_prefix_of_an_enum_is_dropped():
+def test_the_prefix_of_an_enum_is_dropped() -> None:
     assert enum_spelling(enums_pb2.TaskStatus.DESCRIPTOR, enums_pb2.TASK_STATUS_COMPLETED).upper() == "COMPLETED"
     with pytest.raises(KeyError):
         enum_number(enums_pb2.TaskStatus.DESCRIPTOR, "NOPE")

@@ -1,0 +1,436 @@
+"""Server, channel and typed clients together, over real sockets."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from atelier.tasks.v1 import enums_pb2, task_pb2
+from atelier.tasks.v1 import tasks_service_pb2 as tasks
+from atelier.tasks.v1.generation_pb2 import CreateGenerationTask
+from atelier.tasks.v1.tasks_service_pb2_grpc import (
+    TasksServiceServicer,
+    TasksServiceStub,
+    add_TasksServiceServicer_to_server,
+)
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from meshkit import auth, errors, idempotency, tracing
+from meshkit.auth import ServiceTokens, TokenIssuer, TokenVerifier
+from meshkit.channel import MeshChannel, call_metadata
+from meshkit.client import TasksClient
+from meshkit.config import MeshSettings
+from meshkit.errors import Kind, MeshError
+from meshkit.server import MeshServer
+
+SECRET = "s" * 32
+Task = task_pb2.Task
+ID = "00000000-0000-4000-8000-000000000000"
+SERVICE = "atelier.tasks.v1.TasksService"
+Behaviour = Callable[..., Awaitable[Any]]
+
+
+class Servicer(TasksServiceServicer):
+    """Does what the test says, and remembers its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.behave: Callable[[Any, Any], Any] = lambda request, _context: tasks.GetTaskResponse(
+            task=Task(id=request.task_id)
+        )
+        self.cancelled = asyncio.Event()
+
+    async def _call(self, request: Any, context: Any) -> Any:
+        self.calls.append(request)
+        result = self.behave(request, context)
+        return await result if asyncio.iscoroutine(result) else result
+
+    GetTask = CreateTask = UpdateTask = CancelTask = ListTasks = _call
+
+    async def WatchTask(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        self.calls.append(request)
+        try:
+            async for item in self.behave(request, context):
+                yield item
+        finally:
+            self.cancelled.set()
+
+
+class Mesh:
+    """A server with a servicer, and channels to it."""
+
+    def __init__(self) -> None:
+        self.servicer = Servicer()  # type: ignore[abstract] # the rest stays unserved
+        self.settings = MeshSettings(auth_secret=SECRET, max_message_bytes=1024 * 1024)
+        self.server = self.make("127.0.0.1:0")
+
+    def make(self, listen: str) -> MeshServer:
+        return MeshServer(
+            self.settings,
+            servicers=[(add_TasksServiceServicer_to_server, self.servicer, SERVICE)],
+            verifier=TokenVerifier.from_settings(self.settings),
+            listen=listen,
+        )
+
+    def channel(self, *scopes: str, tenant: str = "acme", **options: Any) -> MeshChannel:
+        token = TokenIssuer(SECRET).issue("alice", tenant, scopes, 60)
+        return MeshChannel(self.server.address, lambda: token, **options)
+
+
+@pytest.fixture
+async def mesh() -> AsyncIterator[Mesh]:
+    mesh = Mesh()
+    await mesh.server.start()
+    yield mesh
+    await mesh.server.stop(0)
+
+
+async def failure(awaitable: Awaitable[Any]) -> MeshError:
+    with pytest.raises(MeshError) as caught:
+        await awaitable
+    return caught.value
+
+
+def get(channel: MeshChannel, **options: Any) -> Awaitable[tasks.GetTaskResponse]:
+    return channel.stub(TasksServiceStub).GetTask(tasks.GetTaskRequest(task_id=ID), **options)
+
+
+async def test_a_call_passes_with_its_caller_trace_tenant_and_key(mesh: Mesh) -> None:
+    seen: dict[str, Any] = {}
+
+    def behave(_request: Any, _context: Any) -> tasks.GetTaskResponse:
+        trace = tracing.current()
+        seen.update(who=auth.current().subject, tenant=auth.acting_tenant(), trace=trace, key=idempotency.current_key())
+        return tasks.GetTaskResponse()
+
+    mesh.servicer.behave = behave
+    async with mesh.channel("read") as channel:
+        with tracing.activated(tracing.begin(f"00-{'a' * 32}-{'b' * 16}-01", "order-7")):
+            await get(channel, metadata=call_metadata(idempotency_key="k"))
+    assert (seen["who"], seen["tenant"], seen["key"]) == ("alice", "acme", "k")
+    assert (seen["trace"].trace_id, seen["trace"].request_id, seen["trace"].tenant) == ("a" * 32, "order-7", "acme")
+
+
+async def test_without_a_token_nothing_is_called(mesh: Mesh) -> None:
+    async with MeshChannel(mesh.server.address) as channel:
+        assert (await failure(get(channel))).reason == "TOKEN_MISSING"
+        basic = (("authorization", "Basic YTpi"),)
+        assert (await failure(get(channel, metadata=basic))).reason == "TOKEN_INVALID"
+        assert (await failure(get(channel, metadata=call_metadata(token="x")))).kind is Kind.UNAUTHENTICATED
+    assert mesh.servicer.calls == []
+
+
+async def test_the_scope_of_the_method_is_asked_for(mesh: Mesh) -> None:
+    async with mesh.channel("read") as channel:
+        error = await failure(TasksClient(channel).cancel(ID))
+        assert (error.kind, error.reason, dict(error.metadata)) == (Kind.FORBIDDEN, "SCOPE_MISSING", {"scope": "write"})
+    async with mesh.channel("write") as channel:
+        assert (await failure(get(channel))).metadata["scope"] == "read", "writing is not reading"
+    assert mesh.servicer.calls == []
+
+
+async def test_streams_are_guarded_too(mesh: Mesh) -> None:
+    async with mesh.channel("worker") as channel:
+        stream = channel.stub(TasksServiceStub).WatchTask(tasks.WatchTaskRequest(task_id=ID))
+        assert (await failure(anext(aiter(stream)))).reason == "SCOPE_MISSING"
+    async with mesh.channel("read") as channel:
+        stream = channel.stub(TasksServiceStub).WatchTask(tasks.WatchTaskRequest(task_id="x"))
+        assert (await failure(anext(aiter(stream)))).kind is Kind.INVALID
+    assert mesh.servicer.calls == []
+
+
+async def test_a_service_acts_for_a_tenant_and_nobody_else_does(mesh: Mesh) -> None:
+    mesh.servicer.behave = lambda _r, _c: tasks.GetTaskResponse(task=Task(origin_instance=auth.acting_tenant()))
+    named = call_metadata(tenant="other")
+    async with mesh.channel("mesh", tenant="") as channel:
+        assert (await get(channel, metadata=named)).task.origin_instance == "other"
+        assert (await failure(get(channel))).reason == "NO_TENANT"
+    async with mesh.channel("operator") as channel:
+        assert (await get(channel, metadata=named)).task.origin_instance == "acme"
+
+
+async def test_requests_are_filled_and_held_to_the_contract(mesh: Mesh) -> None:
+    mesh.servicer.behave = lambda _r, _c: tasks.ListTasksResponse()
+    async with mesh.channel("read") as channel:
+        await TasksClient(channel).list()
+        assert mesh.servicer.calls[0].limit == 100
+        error = await failure(TasksClient(channel).list(tasks.ListTasksRequest(limit=0)))
+        assert (error.kind, error.violations[0].path) == (Kind.INVALID, "limit")
+    assert len(mesh.servicer.calls) == 1
+
+
+async def test_errors_arrive_as_they_were_raised(mesh: Mesh) -> None:
+    raised = MeshError(
+        Kind.CONFLICT, "no", reason="WHY", violations=[errors.FieldViolation("a[0]", "b", "c")], metadata={"k": "v"}
+    )
+
+    def behave(_request: Any, _context: Any) -> None:
+        raise raised
+
+    mesh.servicer.behave = behave
+    async with mesh.channel("read") as channel:
+        assert await failure(get(channel)) == raised
+
+
+async def test_an_unexpected_error_shows_an_identifier_and_no_text(mesh: Mesh) -> None:
+    def behave(_request: Any, _context: Any) -> None:
+        raise RuntimeError("password=hunter2 at 10.0.0.1")
+
+    mesh.servicer.behave = behave
+    async with mesh.channel("read") as channel:
+        error = await failure(get(channel))
+    assert error.kind is Kind.INTERNAL
+    assert error.message == f"Internal error {error.metadata['error_id']}"
+
+
+async def test_an_error_after_some_responses_ends_the_stream(mesh: Mesh) -> None:
+    async def behave(_request: Any, _context: Any) -> AsyncIterator[tasks.WatchTaskResponse]:
+        yield tasks.WatchTaskResponse(step=1)
+        raise errors.not_found("Task", ID)
+
+    mesh.servicer.behave = behave
+    received = []
+    async with mesh.channel("read") as channel:
+        with pytest.raises(MeshError, match="not found"):  # noqa: PT012 -- what came before counts too
+            async for response in channel.stub(TasksServiceStub).WatchTask(tasks.WatchTaskRequest(task_id=ID)):
+                received.append(response.step)  # noqa: PERF401 -- what came before the error counts
+    assert received == [1]
+
+
+async def test_a_caller_that_leaves_ends_the_servicers_stream(mesh: Mesh) -> None:
+    async def behave(_request: Any, _context: Any) -> AsyncIterator[tasks.WatchTaskResponse]:
+        yield tasks.WatchTaskResponse(step=1)
+        await asyncio.Event().wait()
+
+    mesh.servicer.behave = behave
+    async with mesh.channel("read") as channel:
+        stream = channel.stub(TasksServiceStub).WatchTask(tasks.WatchTaskRequest(task_id=ID))
+        assert (await anext(aiter(stream))).step == 1
+        stream.cancel()
+        async with asyncio.timeout(10):
+            await mesh.servicer.cancelled.wait()
+
+
+async def test_an_unserved_method_is_unimplemented(mesh: Mesh) -> None:
+    async with mesh.channel("write") as channel:
+        assert (await failure(TasksClient(channel).delete(ID))).kind is Kind.UNIMPLEMENTED
+
+
+async def test_messages_beyond_the_limit_are_too_large(mesh: Mesh) -> None:
+    mesh.servicer.behave = lambda _r, _c: tasks.GetTaskResponse(task=Task(origin_instance="x" * 2_000_000))
+    async with mesh.channel("read", "write") as channel:
+        assert (await failure(get(channel))).kind in {Kind.TOO_LARGE, Kind.INTERNAL}
+        large = task_pb2.CreateTask(origin_instance="i", generation=CreateGenerationTask(prompt="x" * 2_000_000))
+        assert (await failure(TasksClient(channel).create(large))).kind is Kind.TOO_LARGE
+
+
+async def test_a_call_has_a_deadline_by_default_and_by_name(mesh: Mesh) -> None:
+    async def hang(_request: Any, _context: Any) -> None:
+        await asyncio.Event().wait()
+
+    mesh.servicer.behave = hang
+    async with mesh.channel("read", default_deadline_seconds=0.2) as channel:
+        begun = time.monotonic()
+        assert (await failure(get(channel))).kind is Kind.DEADLINE
+        assert (await failure(get(channel, timeout=0.1))).kind is Kind.DEADLINE
+        assert time.monotonic() - begun < 5
+
+
+class Flaky:
+    """Unavailable for the first calls."""
+
+    def __init__(self, failures: int, answer: Any) -> None:
+        self.failures = failures
+        self.answer = answer
+
+    def __call__(self, _request: Any, _context: Any) -> Any:
+        if self.failures:
+            self.failures -= 1
+            raise errors.unavailable("not now")
+        return self.answer
+
+
+async def test_reading_is_repeated_while_the_service_is_unavailable(mesh: Mesh) -> None:
+    mesh.servicer.behave = Flaky(3, tasks.GetTaskResponse(task=Task(id=ID)))
+    async with mesh.channel("read") as channel:
+        assert (await get(channel)).task.id == ID
+        assert len(mesh.servicer.calls) == 4
+        mesh.servicer.behave = Flaky(4, None)
+        assert (await failure(get(channel))).kind is Kind.UNAVAILABLE
+
+
+async def test_a_create_is_repeated_under_its_key_and_only_under_one(mesh: Mesh) -> None:
+    keys: list[str] = []
+    flaky = Flaky(2, tasks.CreateTaskResponse(task=Task(id=ID)))
+
+    def behave(request: Any, context: Any) -> Any:
+        keys.append(idempotency.current_key())
+        return flaky(request, context)
+
+    mesh.servicer.behave = behave
+    task = task_pb2.CreateTask(origin_instance="i", generation=CreateGenerationTask(prompt="a red dress"))
+    async with mesh.channel("write") as channel:
+        assert (await TasksClient(channel).create(task)).id == ID
+        assert len(keys) == 3
+        assert len(set(keys)) == 1
+        assert keys[0]
+        keys.clear()
+        await TasksClient(channel).create(task, idempotency_key="mine")
+        assert keys == ["mine"]
+        flaky.failures = 1
+        bare = channel.stub(TasksServiceStub).CreateTask(tasks.CreateTaskRequest(task=task))
+        assert (await failure(bare)).kind is Kind.UNAVAILABLE
+
+
+async def test_other_writes_are_not_repeated(mesh: Mesh) -> None:
+    mesh.servicer.behave = Flaky(1, tasks.CancelTaskResponse())
+    async with mesh.channel("write") as channel:
+        assert (await failure(TasksClient(channel).cancel(ID))).kind is Kind.UNAVAILABLE
+    assert len(mesh.servicer.calls) == 1
+
+
+async def test_a_service_that_was_restarted_is_found_again(mesh: Mesh) -> None:
+    address = mesh.server.address
+    async with mesh.channel("read") as channel:
+        await get(channel)
+        await mesh.server.stop(0)
+        assert (await failure(get(channel))).kind is Kind.UNAVAILABLE
+        mesh.server = mesh.make(address)
+        await mesh.server.start()
+        assert (await get(channel, wait_for_ready=True, timeout=20)).task.id == ID
+
+
+async def test_calls_are_spread_over_all_addresses_of_a_name(mesh: Mesh) -> None:
+    other = Mesh()
+    await other.server.start()
+    token = TokenIssuer(SECRET).issue("alice", "acme", ["read"], 60)
+    target = f"ipv4:{mesh.server.address},{other.server.address}"
+    async with MeshChannel(target, lambda: token) as channel:
+        await channel.ready(10)
+        async with asyncio.timeout(10):
+            while not (mesh.servicer.calls and other.servicer.calls):
+                await get(channel)
+    await other.server.stop(0)
+
+
+async def test_the_token_is_asked_for_with_every_call_and_so_renewed(mesh: Mesh) -> None:
+    clock = [time.time() - 300]
+    tokens = ServiceTokens(
+        TokenIssuer(SECRET, clock=lambda: clock[0]), "s", ("read",), tenant="t", ttl_seconds=200, clock=lambda: clock[0]
+    )
+    async with MeshChannel(mesh.server.address, tokens.token) as channel:
+        assert (await failure(get(channel))).reason == "TOKEN_EXPIRED"
+        clock[0] += 300
+        assert (await get(channel)).task.id == ID
+
+
+async def test_trailing_metadata_of_an_answer_is_given_where_asked_for(mesh: Mesh) -> None:
+    def behave(_request: Any, context: Any) -> tasks.GetTaskResponse:
+        context.set_trailing_metadata((("idempotent-replayed", "true"),))
+        return tasks.GetTaskResponse()
+
+    mesh.servicer.behave = behave
+    seen: list[tuple[str, str | bytes]] = []
+    async with mesh.channel("read") as channel:
+        await get(channel, trailing=seen.extend)
+    assert ("idempotent-replayed", "true") in seen
+
+
+async def test_a_watch_is_taken_up_where_it_broke_off(mesh: Mesh) -> None:
+    async def behave(request: tasks.WatchTaskRequest, _context: Any) -> AsyncIterator[tasks.WatchTaskResponse]:
+        after = request.after_version
+        yield tasks.WatchTaskResponse(task=Task(id=ID, version=after + 1))
+        if after < 2:
+            raise errors.unavailable("restarting")
+        done = Task(id=ID, version=after + 2, status=enums_pb2.TASK_STATUS_COMPLETED)
+        yield tasks.WatchTaskResponse(task=done, final=True)
+
+    mesh.servicer.behave = behave
+    async with mesh.channel("read") as channel:
+        versions = [state.task.version async for state in TasksClient(channel).watch(ID)]
+    assert versions == [1, 2, 3, 4]
+
+
+async def test_waiting_for_a_task_ends_with_it(mesh: Mesh) -> None:
+    done = Task(id=ID, status=enums_pb2.TASK_STATUS_FAILED)
+
+    async def watching() -> AsyncIterator[tasks.WatchTaskResponse]:
+        yield tasks.WatchTaskResponse(task=done, final=True)
+
+    mesh.servicer.behave = lambda request, _context: (
+        watching() if isinstance(request, tasks.WatchTaskRequest) else tasks.GetTaskResponse(task=done)
+    )
+    async with mesh.channel("read") as channel:
+        task = await TasksClient(channel).wait(ID, 10)
+    assert task.status == enums_pb2.TASK_STATUS_FAILED
+
+
+async def test_health_is_told_to_anyone_by_service(mesh: Mesh) -> None:
+    async with grpc.aio.insecure_channel(mesh.server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        async def status(service: str) -> int:
+            return int((await stub.Check(health_pb2.HealthCheckRequest(service=service))).status)
+
+        assert await status("") == health_pb2.HealthCheckResponse.SERVING
+        await mesh.server.set_health(SERVICE, serving=False)
+        assert await status(SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await status("") == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError, match="NOT_FOUND"):
+            await status("unknown")
+
+
+async def test_the_contracts_are_told_to_anyone(mesh: Mesh) -> None:
+    async with grpc.aio.insecure_channel(mesh.server.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        response = await call.read()
+    assert SERVICE in {service.name for service in response.list_services_response.service}
+
+
+async def test_a_stop_lets_calls_in_flight_end(mesh: Mesh) -> None:
+    began, finish = asyncio.Event(), asyncio.Event()
+
+    async def slow(_request: Any, _context: Any) -> tasks.GetTaskResponse:
+        began.set()
+        await finish.wait()
+        return tasks.GetTaskResponse(task=Task(id=ID))
+
+    mesh.servicer.behave = slow
+    async with mesh.channel("read") as channel:
+        running = asyncio.ensure_future(get(channel))
+        await began.wait()
+        stopping = asyncio.create_task(mesh.server.stop(20))
+        async with asyncio.timeout(10):
+            while (await failure(_at_once(mesh))).kind is not Kind.UNAVAILABLE:  # noqa: ASYNC110 -- what is waited for has no event
+                await asyncio.sleep(0.01)
+        finish.set()
+        assert (await running).task.id == ID
+        await stopping
+
+
+async def _at_once(mesh: Mesh) -> Any:
+    async with mesh.channel("mesh", services=()) as channel:
+        return await get(channel, timeout=0.5)
+
+
+async def test_a_taken_address_is_an_error(mesh: Mesh) -> None:
+    assert (await failure(mesh.make(mesh.server.address).start())).reason == "ADDRESS_IN_USE"
+
+
+async def test_many_violations_still_arrive(mesh: Mesh) -> None:
+    def behave(_request: Any, _context: Any) -> None:
+        raise MeshError(
+            Kind.INVALID,
+            "bad",
+            violations=[errors.FieldViolation(f"a[{i}]", "x" * 80) for i in range(500)],
+        )
+
+    mesh.servicer.behave = behave
+    async with mesh.channel("read") as channel:
+        error = await failure(get(channel))
+    assert error.kind is Kind.INVALID
+    assert len(error.violations) > 20
