@@ -32,7 +32,7 @@ class Previewer:
         self._projection = projection
         self._clock = clock
         self._started = self._last = clock()
-        self._spent = 0.0
+        self._spent = self._cost = 0.0
         self._before: tuple[torch.Tensor, float] | None = None
 
     def step(
@@ -53,14 +53,16 @@ class Previewer:
         """
         before, self._before = self._before, (latents, sigma)
         began = self._clock()
-        if began - self._last < _INTERVAL_SECONDS or self._spent > _TIME_SHARE * (began - self._started):
+        dear = self._spent + self._cost > _TIME_SHARE * (began - self._started)
+        if dear or began - self._last < _INTERVAL_SECONDS:
             return None
         if before is None or before[1] == sigma or before[0].shape != latents.shape:
             return None
         direction = (latents - before[0]) / (sigma - before[1])
         pictures = [_jpeg(image) for image in self._projection.images(unpack(latents - sigma * direction))]
         self._last = self._clock()
-        self._spent += self._last - began
+        self._cost = self._last - began
+        self._spent += self._cost
         return pictures
 
 

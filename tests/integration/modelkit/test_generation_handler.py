@@ -1,5 +1,6 @@
 """GENERATION from the task to the file, on a tiny model of random weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class Context:
             self.spec.config.update(config)
         self.task = Task(id=folder.name)
         self.folder = folder
-        self.inputs: dict[str, Path] = {}
+        self.inputs: Mapping[str, Path] = {}
         self.steps: list[tuple[int, int]] = []
         self._cancelled = cancelled
 

@@ -1,6 +1,6 @@
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +33,7 @@ class Context:
         self.spec = CreateTask(image_adjuster=CreateImageAdjusterTask(**fields))
         self.task = Task(image_adjuster=ImageAdjusterTaskPublic(input_image_path="x"))
         self.folder = folder
-        self.inputs: dict[str, Path] = {}
+        self.inputs: Mapping[str, Path] = {}
         self.steps: list[tuple[int, int]] = []
         self._cancelled = cancelled
 
@@ -52,7 +52,7 @@ def adjust(tmp_path: Path) -> Callable[..., Any]:
         context = Context(tmp_path, **fields)
         for name, picture in (("input", image), ("reference", reference)):
             if picture is not None:
-                context.inputs[name] = tmp_path / f"{name}.png"
+                context.inputs = {**context.inputs, name: tmp_path / f"{name}.png"}
                 picture.save(context.inputs[name])
         (outcome,) = ImageAdjusterHandler().run([context], MODELS)
         if not isinstance(outcome, Output):
@@ -191,7 +191,7 @@ def test_a_cancelled_task_stops_and_the_next_one_runs(tmp_path: Path) -> None:
     product().save(tmp_path / "input.png")
     contexts = [Context(tmp_path, cancelled=cancelled, mode="crop", aspect_ratio=1.0) for cancelled in (True, False)]
     for context in contexts:
-        context.inputs["input"] = tmp_path / "input.png"
+        context.inputs = {"input": tmp_path / "input.png"}
     first, second = ImageAdjusterHandler().run(contexts, MODELS)
     assert isinstance(first, TaskCancelled)
     assert isinstance(second, Output)
