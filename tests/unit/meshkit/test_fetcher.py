@@ -106,10 +106,13 @@ async def test_inner_addresses_are_refused_by_the_systems_resolver_too(host: Any
 
 @asynccontextmanager
 async def serving(respond: Any) -> Any:
-    """A tiny HTTP server: `respond(path, headers)` gives the raw answer."""
+    """A tiny HTTP server: `respond(path)` gives the raw answer."""
     seen = []
+    running: set[asyncio.Future[None]] = set()
 
     async def handle(reader: Any, writer: Any) -> None:
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        running.add(ended)
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         path = head.split(" ", 2)[1]
         seen.append(head)
@@ -119,16 +122,21 @@ async def serving(respond: Any) -> Any:
                 answer = await answer
             writer.write(answer)
             await writer.drain()
-        except (ConnectionError, asyncio.CancelledError):
+            writer.close()
+            await writer.wait_closed()
+        except ConnectionError:
             pass
         finally:
             writer.close()
+            ended.set_result(None)
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1], seen
     finally:
         server.close()
+        if running:
+            await asyncio.wait(running, timeout=5)
 
 
 def answer(body: Any = b"hello", status: Any = "200 OK", **headers: Any) -> Any:
@@ -136,7 +144,7 @@ def answer(body: Any = b"hello", status: Any = "200 OK", **headers: Any) -> Any:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-async def test_the_judged_address_is_the_one_connected_to_and_the_name_stays() -> Any:
+async def test_the_judged_address_is_the_one_connected_to_and_the_name_stays() -> None:
     calls = []
 
     async def rebinding(host: Any, _port: Any) -> Any:
