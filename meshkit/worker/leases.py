@@ -121,7 +121,7 @@ class Backoff:
     """Pauses that double from `first` to `last` seconds, each shortened at random by up to a half."""
 
     first: float = 0.1
-    last: float = 5.0
+    last: float = 2.0
 
     def pause(self, failures: int) -> float:
         """Seconds to wait after so many failures in a row."""

@@ -1,0 +1,147 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from atelier.inference.v1.child_pb2 import ChildJob, FromChild
+from atelier.tasks.v1.enums_pb2 import (
+    ERROR_CATEGORY_INTERNAL,
+    ERROR_CATEGORY_RESOURCE,
+    ERROR_CATEGORY_VALIDATION,
+    TASK_TYPE_GENERATION,
+    TASK_TYPE_NOOP,
+)
+from atelier.tasks.v1.noop_pb2 import CreateNoopTask
+from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
+from meshkit.errors import invalid
+from meshkit.worker.child import JobContext
+from services.inference.child import Bench, ChildSettings
+from services.inference.tasktypes import load_handlers, parse_types, type_name
+from services.inference.tasktypes.base import Output, OutputFile, TaskCancelled, TaskFailed, TaskHandler
+
+
+def context(folder: Path = Path("/nowhere"), attempt: int = 1, **noop: Any) -> tuple[JobContext, list[FromChild]]:
+    sent: list[FromChild] = []
+    job = ChildJob(
+        number=1,
+        job_id="j",
+        spec=CreateTask(noop=CreateNoopTask(**noop)),
+        task=Task(attempt=attempt),
+        folder=str(folder),
+    )
+    return JobContext(job, sent.append), sent
+
+
+class Handler:
+    """Gives the outcome it is told to give."""
+
+    def __init__(self, *outcomes: Output | Exception, raises: Exception | None = None) -> None:
+        self._outcomes = outcomes
+        self._raises = raises
+
+    def run(self, batch: Sequence[Any], models: object) -> Sequence[Output | Exception]:
+        if self._raises is not None:
+            raise self._raises
+        return self._outcomes
+
+
+def bench(handler: Handler) -> Bench:
+    return Bench({TASK_TYPE_NOOP: cast("TaskHandler", handler)}, None)
+
+
+def test_an_output_is_told_with_its_files_and_the_devices_time() -> None:
+    output = Output(TaskResult(), (OutputFile("a.png", "image/png", "result_path"), OutputFile("b", "x/y", None)), 1.5)
+    [done] = bench(Handler(output)).execute([context()[0]])
+    assert [(file.name, file.field) for file in done.output.files] == [("a.png", "result_path"), ("b", "")]
+    assert done.device_seconds == 1.5
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's is."""
+
+
+@pytest.mark.parametrize(
+    ("error", "category", "retryable", "message"),
+    [
+        (
+            TaskFailed("said so", ERROR_CATEGORY_VALIDATION, retryable=False),
+            ERROR_CATEGORY_VALIDATION,
+            False,
+            "said so",
+        ),
+        (invalid("x", "is wrong"), ERROR_CATEGORY_VALIDATION, False, "is wrong"),
+        (MemoryError(), ERROR_CATEGORY_RESOURCE, True, "out of memory"),
+        (OutOfMemoryError("CUDA"), ERROR_CATEGORY_RESOURCE, True, "out of memory"),
+        (ZeroDivisionError("secret text"), ERROR_CATEGORY_INTERNAL, True, "error "),
+    ],
+)
+@pytest.mark.parametrize("raised", [True, False])
+def test_an_error_is_told_without_the_librarys_text(
+    error: Exception, category: int, retryable: bool, message: str, raised: bool
+) -> None:
+    handler = Handler(raises=error) if raised else Handler(error)
+    [done] = bench(handler).execute([context()[0]])
+    assert (done.failure.category, done.failure.retryable) == (category, retryable)
+    assert message in done.failure.message
+    assert "secret" not in done.failure.message
+
+
+def test_a_handler_that_forgets_an_outcome_fails_its_batch() -> None:
+    outcomes = bench(Handler(TaskCancelled())).execute([context()[0], context()[0]])
+    assert [done.failure.category for done in outcomes] == [ERROR_CATEGORY_INTERNAL] * 2
+
+
+def test_a_type_without_a_handler_is_a_fault_of_the_mesh() -> None:
+    [done] = Bench({}, None).execute([context()[0]])
+    assert done.failure.category == ERROR_CATEGORY_INTERNAL
+
+
+@pytest.fixture
+def noop() -> Bench:
+    return Bench(load_handlers([TASK_TYPE_NOOP]), None)
+
+
+def test_noop_returns_its_payload_and_writes_its_bytes(noop: Bench, tmp_path: Path) -> None:
+    [done] = noop.execute([context(tmp_path, payload="hi", result_bytes=10)[0]])
+    assert done.output.result.noop.payload == "hi"
+    assert [(file.name, file.field) for file in done.output.files] == [("result.bin", "result_path")]
+    assert (tmp_path / "result.bin").stat().st_size == 10
+
+
+def test_noop_reports_the_last_of_its_steps(noop: Bench) -> None:
+    job, sent = context(steps=50)
+    noop.execute([job])
+    assert (sent[-1].progress.step, sent[-1].progress.total) == (50, 50)
+    assert len(sent) < 50
+
+
+@pytest.mark.parametrize(("attempt", "ends"), [(1, "failure"), (2, "failure"), (3, "output")])
+def test_noop_fails_as_many_attempts_as_asked(noop: Bench, attempt: int, ends: str) -> None:
+    [done] = noop.execute([context(attempt=attempt, failures=2)[0]])
+    assert done.WhichOneof("outcome") == ends
+
+
+def test_noop_stops_between_steps_when_cancelled(noop: Bench) -> None:
+    job, _ = context(steps=1000, step_ms=1000)
+    job.cancel()
+    [done] = noop.execute([job])
+    assert done.WhichOneof("outcome") == "cancelled"
+
+
+def test_noop_misbehaves_on_its_first_attempt_alone(noop: Bench) -> None:
+    [done] = noop.execute([context(attempt=2, fault="exit")[0]])
+    assert done.WhichOneof("outcome") == "output"
+
+
+def test_settings_survive_the_command_line() -> None:
+    settings = ChildSettings((TASK_TYPE_NOOP,), 3, "a model", "cpu", 5, ("x",), model_download=True)
+    assert ChildSettings.parse(settings.command()[-1]) == settings
+
+
+def test_types_are_named_as_documented() -> None:
+    assert parse_types(["noop", "GENERATION"]) == (TASK_TYPE_NOOP, TASK_TYPE_GENERATION)
+    assert TASK_TYPE_NOOP not in parse_types([])
+    assert type_name(TASK_TYPE_GENERATION) == "GENERATION"
+    with pytest.raises(ValueError, match="NOPE"):
+        parse_types(["NOPE"])
