@@ -10,10 +10,9 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from atelier.tasks.v1 import task_pb2, tasks_service_pb2, tasks_service_pb2_grpc
-from google.protobuf.timestamp_pb2 import Timestamp
+from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, tasks_service_pb2_grpc
 
-from meshkit import auth, idempotency
+from meshkit import idempotency
 from meshkit.auth import TokenIssuer, TokenVerifier
 from meshkit.errors import conflict, not_found, unavailable
 from meshkit.server import MeshServer
@@ -52,7 +51,7 @@ class Tasks(tasks_service_pb2_grpc.TasksServiceServicer):
             id=str(uuid.uuid4()),
             priority=request.task.priority,
             origin_instance=request.task.origin_instance,
-            status="TASK_STATUS_PENDING",
+            status=enums_pb2.TASK_STATUS_PENDING,
             version=1,
         )
         task.created_at.GetCurrentTime()
@@ -85,6 +84,18 @@ class Tasks(tasks_service_pb2_grpc.TasksServiceServicer):
     async def ListGenerationTasks(self, request: Any, context: Context) -> Any:  # noqa: N802
         self._seen(request, context)
         return tasks_service_pb2.ListGenerationTasksResponse(tasks=self.tasks.values())
+
+    async def GetGenerationTask(self, request: Any, context: Context) -> Any:  # noqa: N802
+        self._seen(request, context)
+        return tasks_service_pb2.GetGenerationTaskResponse(task=self._task(request.task_id))
+
+    async def UpdateGenerationTask(self, request: Any, context: Context) -> Any:  # noqa: N802
+        self._seen(request, context)
+        return tasks_service_pb2.UpdateGenerationTaskResponse(task=self._task(request.task_id))
+
+    async def CancelGenerationTask(self, request: Any, context: Context) -> Any:  # noqa: N802
+        self._seen(request, context)
+        return tasks_service_pb2.CancelGenerationTaskResponse(task=self._task(request.task_id))
 
     async def UpdateTask(self, request: Any, context: Context) -> Any:  # noqa: N802
         self._seen(request, context)
@@ -206,6 +217,3 @@ def s3_options(s3: S3Store) -> dict[str, Any]:
         "s3_secret_key": s3.secret_key,
         "s3_bucket": s3.bucket(),
     }
-
-
-__all__ = ["Timestamp", "auth"]

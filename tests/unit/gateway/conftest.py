@@ -24,7 +24,7 @@ class Contract:
         self.image = image
         self._pool = descriptor_pool.DescriptorPool()
         for file in image.file:
-            self._pool.Add(file)  # type: ignore[no-untyped-call] # in order of their imports
+            self._pool.Add(file)  # they come in the order of their imports
         self._file = self._pool.FindFileByName(name)
 
     def message(self, name: str) -> Descriptor:

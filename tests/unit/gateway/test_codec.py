@@ -203,7 +203,7 @@ def test_a_flattened_oneof_is_chosen_by_its_discriminator(decode: Decode, encode
     assert not decoding.violations
     assert (message.weight, message.book.pages, message.book.chapters[0].name) == (2, 9, "one")
     printed = encode(message)
-    assert list(printed)[0] == "kind"
+    assert next(iter(printed)) == "kind"
     assert printed == {
         "kind": "BOOK",
         "weight": 2,
@@ -293,19 +293,25 @@ def test_a_type_that_contains_itself_is_taken(decode: Decode) -> None:
     [
         ('string a = 1; string b = 2 [(atelier.options.v1.field).name = "a"];', "two members are named a"),
         (
-            'string kind = 1; oneof o { option (atelier.options.v1.oneof).discriminator = "kind";'
-            ' Leaf l = 2 [(atelier.options.v1.field).variant = "L"]; }',
+            (
+                'string kind = 1; oneof o { option (atelier.options.v1.oneof).discriminator = "kind";'
+                ' Leaf l = 2 [(atelier.options.v1.field).variant = "L"]; }'
+            ),
             "also named by its parent",
         ),
         (
-            'string leaf = 1; oneof o { option (atelier.options.v1.oneof).discriminator = "kind";'
-            ' Leaf l = 2 [(atelier.options.v1.field).variant = "L"]; }',
+            (
+                'string leaf = 1; oneof o { option (atelier.options.v1.oneof).discriminator = "kind";'
+                ' Leaf l = 2 [(atelier.options.v1.field).variant = "L"]; }'
+            ),
             "also named by its parent",
         ),
         ('oneof o { option (atelier.options.v1.oneof).discriminator = "kind"; Leaf l = 2; }', "variant of its own"),
         (
-            'oneof o { option (atelier.options.v1.oneof).discriminator = "kind";'
-            ' string l = 2 [(atelier.options.v1.field).variant = "L"]; }',
+            (
+                'oneof o { option (atelier.options.v1.oneof).discriminator = "kind";'
+                ' string l = 2 [(atelier.options.v1.field).variant = "L"]; }'
+            ),
             "variant of its own",
         ),
     ],

@@ -7,6 +7,7 @@ import pytest
 from services.gateway.transcoding.openapi import build_document
 from services.gateway.transcoding.options import ContractError
 from services.gateway.transcoding.routes import compile_services
+from services.gateway.transcoding.schemas import Comments, Components
 from tests.unit.gateway.conftest import Contract
 
 
@@ -104,8 +105,6 @@ def test_an_operation_says_who_may_and_how(document: dict[str, Any]) -> None:
 
 @pytest.fixture
 def members(shop: Contract) -> dict[str, Any]:
-    from services.gateway.transcoding.schemas import Comments, Components
-
     components = Components(Comments(shop.image))
     assert components.message(shop.message("Everything")) == ref("All")
     found: dict[str, Any] = components.schemas["All"]["properties"]

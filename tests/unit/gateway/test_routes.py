@@ -1,9 +1,12 @@
 """Which method answers a request."""
 
+from pathlib import Path
+
 import pytest
 
+from services.gateway.transcoding import routes
 from services.gateway.transcoding.options import ContractError
-from services.gateway.transcoding.routes import Match, RouteTable, WrongMethod, loc_of, parse_template
+from services.gateway.transcoding.routes import Match, RouteTable, WrongMethod, compile_services, loc_of, parse_template
 from tests.unit.gateway.conftest import Contract, compile_contract
 
 
@@ -90,8 +93,8 @@ def test_a_template_that_is_none_is_an_error(text: str) -> None:
 @pytest.mark.parametrize(
     ("rpcs", "reason"),
     [
-        ('rpc A(M) returns (M) {option (google.api.http) = {get: "/a/{x}"};} '
-         'rpc B(M) returns (M) {option (google.api.http) = {get: "/a/{y}/"};}', "is bound by"),
+        (('rpc A(M) returns (M) {option (google.api.http) = {get: "/a/{x}"};} '
+          'rpc B(M) returns (M) {option (google.api.http) = {get: "/a/{y}/"};}'), "is bound by"),
         ('rpc A(M) returns (M) {option (google.api.http) = {get: "/a/{z}"};}', "no field z"),
         ('rpc A(M) returns (M) {option (google.api.http) = {post: "/a" body: "x"};}', "is no message"),
         ('rpc A(M) returns (M) {option (google.api.http) = {post: "/a" response_body: "q"};}', "no field q"),
@@ -99,23 +102,14 @@ def test_a_template_that_is_none_is_an_error(text: str) -> None:
         ('rpc A(M) returns (M) {option (google.api.http) = {body: "*"};}', "no path"),
     ],
 )  # fmt: skip
-def test_bindings_that_cannot_be_served_are_an_error_at_start(tmp_path: object, rpcs: str, reason: str) -> None:
-    from pathlib import Path
-
-    folder = Path(str(tmp_path))
-    (folder / "bad.proto").write_text(
+def test_bindings_that_cannot_be_served_are_an_error_at_start(tmp_path: Path, rpcs: str, reason: str) -> None:
+    (tmp_path / "bad.proto").write_text(
         'syntax = "proto3"; package bad; import "google/api/annotations.proto";'
         f"message M {{ string x = 1; string y = 2; }} service S {{ {rpcs} }}"
     )
-    contract = compile_contract(folder, folder, "bad.proto")
+    contract = compile_contract(tmp_path, tmp_path, "bad.proto")
     with pytest.raises(ContractError, match=reason):
-        RouteTable(list(contract.routes.values()) if "bound" not in reason else _all(contract))
-
-
-def _all(contract: Contract) -> list[object]:
-    from services.gateway.transcoding.routes import compile_services
-
-    return list(compile_services(contract.services))
+        RouteTable(compile_services(contract.services))
 
 
 @pytest.mark.parametrize(
@@ -147,8 +141,6 @@ def test_violations_are_told_where_the_caller_put_them(
 
 
 def test_keys_of_maps_are_part_of_a_location(shop: Contract) -> None:
-    from services.gateway.transcoding import routes
-
     elements = routes._elements('counts["a.b\\"c"]')
     assert elements == ["counts", 'a.b"c']
     found = routes._members(shop.message("Everything"), routes._elements("inners[5].name"))
