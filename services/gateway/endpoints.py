@@ -18,7 +18,6 @@ from starlette.types import Receive, Scope, Send
 from meshkit import tracing
 from meshkit.client import MeshStream, call_metadata
 from meshkit.errors import MeshError
-from meshkit.validation import apply_defaults, check
 from services.gateway.asgi import header, read_body, send_content, send_error, strict
 from services.gateway.auth import SCOPE_NAMES, Caller, Guard
 from services.gateway.config import GatewaySettings
@@ -130,6 +129,8 @@ class Endpoint:
         )
 
     async def _stage(self, caller: Caller, request: Message, decoding: Decoding, key: str) -> None:
+        from meshkit.validation import apply_defaults, check  # noqa: PLC0415 - protovalidate takes a second to load
+
         assert self._around.uploads is not None
         # Hold the rest of the request to its rules first, so that one that is refused leaves nothing behind.
         for upload in decoding.uploads:

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Sequence
 from typing import Protocol
 
-from meshkit import images
 from meshkit.errors import Kind, MeshError
 from services.gateway.transcoding.codec import Upload, Violation
 from services.gateway.transcoding.errors import RefusedRequestError
@@ -35,6 +34,8 @@ async def sniff(data: bytes) -> str:
     Raises:
         MeshError: `INVALID` with what is wrong with it.
     """
+    from meshkit import images  # noqa: PLC0415 - Pillow takes half a second that the start need not wait for
+
     return (await asyncio.to_thread(images.inspect, data)).content_type
 
 
@@ -56,6 +57,8 @@ class UploadDoor:
         Raises:
             RefusedRequestError: one of them is no acceptable image.
         """
+        from meshkit import images  # noqa: PLC0415 - as above
+
         files: list[tuple[bytes, str]] = []
         violations: list[Violation] = []
         for upload in uploads:
