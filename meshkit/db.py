@@ -7,15 +7,19 @@ away by the pool; work that was under way on it is repeated by `Database.retryin
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg import errors as pg_errors
+from psycopg import sql
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
+from meshkit import revisions
 from meshkit.errors import Kind, MeshError
 from meshkit.logging import get_logger
 
@@ -241,16 +245,50 @@ def compile(statement: ClauseElement) -> tuple[str, dict[str, Any]]:  # noqa: A0
 async def migrate(dsn: str, schema: str, script_package: str) -> None:
     """Brings a schema up to date, creating it where it is missing.
 
-    Several processes may do so at once: one works, the others wait for it.
+    Several processes may do so at once: one works, the others wait for it. The work is done by a process of its own, so
+    that no service holds SQLAlchemy and Alembic in memory for its whole life because of its first second.
 
     Args:
         dsn: `postgresql://` address.
         schema: The service's schema.
         script_package: Package with `env.py` and `versions/`, e.g. `services.tasks.migrations`.
-    """
-    from meshkit.migration import upgrade  # noqa: PLC0415 -- SQLAlchemy and Alembic, only where they are used
 
-    await asyncio.to_thread(upgrade, dsn, schema, script_package)
+    Raises:
+        DatabaseUnavailableError: The server did not answer.
+        MeshError: `INTERNAL` where a migration failed; its trace is in the log.
+    """
+    head = revisions.head(revisions.folder(script_package))
+    if head is not None and await _revision(dsn, schema) == head:
+        return
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "meshkit.migration",
+        schema,
+        script_package,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    # The address holds a password: neither arguments nor environment are a place for it.
+    output, _ = await process.communicate(dsn.encode())
+    if process.returncode:
+        _log.error("migration failed", schema=schema, output=output.decode(errors="replace")[-8000:])
+        raise MeshError(Kind.INTERNAL, f"The schema {schema} could not be migrated", reason="MIGRATION_FAILED")
+
+
+async def _revision(dsn: str, schema: str) -> str | None:
+    try:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=5) as conn:
+            table = sql.Identifier(schema, "alembic_version")
+            cursor = await conn.execute(sql.SQL("SELECT version_num FROM {}").format(table))
+            row = await cursor.fetchone()
+            return str(row[0]) if row else None
+    except (pg_errors.UndefinedTable, pg_errors.InvalidSchemaName):
+        return None
+    except psycopg.OperationalError:
+        raise DatabaseUnavailableError from None
 
 
 def _is_lost(error: psycopg.OperationalError) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from meshkit.errors import invalid, too_large, unavailable
+from meshkit.errors import MeshError, invalid, too_large, unavailable
 from meshkit.logging import get_logger
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
+
+# Last parts of names that no public name has (RFC 6761, RFC 6762, RFC 8375, and what clouds use).
+_INNER_NAMES = frozenset({"localhost", "local", "internal", "intranet", "lan", "home", "corp", "private", "arpa"})
 
 # What `ipaddress` counts as global and yet leads inside: translation prefixes that carry an IPv4 address.
 _NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
@@ -93,7 +96,7 @@ class Target:
 
 
 def check_url(url: str, *, path: str = "url") -> Target:
-    """Judges an address without resolving its name.
+    """Judges the form of an address; where it leads is for a `Fetcher` to judge.
 
     Args:
         url: The address.
@@ -103,7 +106,7 @@ def check_url(url: str, *, path: str = "url") -> Target:
         Its parts.
 
     Raises:
-        MeshError: `INVALID` for another scheme than http and https, credentials, a malformed or inner host.
+        MeshError: `INVALID` for another scheme than http and https, credentials, a malformed host.
     """
     if len(url) > MAX_URL_CHARS:
         raise invalid(path, f"must have at most {MAX_URL_CHARS} characters", "url_too_long")
@@ -207,6 +210,30 @@ class Fetcher:
             raise unavailable(f"{path} could not be fetched", reason="FETCH_FAILED") from None
         raise invalid(path, f"redirects more than {MAX_REDIRECTS} times", "url_redirects")
 
+    def check(self, url: str, *, path: str = "url") -> Target:
+        """Judges an address as far as that goes without a look-up, e.g. when a request that names it is accepted.
+
+        What a name resolves to is judged when it is fetched, because the answer may change until then.
+
+        Args:
+            url: The address.
+            path: Path of the request's member, for the error.
+
+        Returns:
+            Its parts.
+
+        Raises:
+            MeshError: `INVALID` for what `check_url` refuses, and for an address or name that is plainly an inner one.
+        """
+        target = check_url(url, path=path)
+        if (target.host, target.port) in self._allowed_hosts:
+            return target
+        literal = _literal(target.host)
+        inner = target.host.rstrip(".").rpartition(".")[2] in _INNER_NAMES
+        if inner or (literal is not None and not self._may_reach(literal, target.port)):
+            raise _private(path)
+        return target
+
     async def addresses(self, target: Target, *, path: str = "url") -> list[str]:
         """Resolves a target and judges every address; all must be public, or a name could answer with a mixture.
 
@@ -226,7 +253,7 @@ class Fetcher:
         if (target.host, target.port) not in self._allowed_hosts:
             for text in found:
                 if not self._may_reach(ipaddress.ip_address(text.partition("%")[0]), target.port):
-                    raise invalid(path, "leads to an address that may not be fetched", "url_private")
+                    raise _private(path)
         return list(found)
 
     def _may_reach(self, address: Address, port: int) -> bool:
@@ -241,7 +268,7 @@ class Fetcher:
     ) -> Fetched | str:
         import httpx  # noqa: PLC0415
 
-        target = check_url(url, path=path)
+        target = self.check(url, path=path)
         addresses = await self.addresses(target, path=path)
         async with (
             httpx.AsyncClient(
@@ -326,17 +353,20 @@ def _ascii_host(host: str, path: str) -> str:
         raise invalid(path, "is not a valid URL", "url_parsing") from None
     # `2130706433`, `0x7f.1` and `127.1` are addresses to the system's resolver and to nobody else.
     last = ascii_host.rstrip(".").rpartition(".")[2]
-    if (last.isdigit() or last.startswith("0x")) and not _is_dotted_quad(ascii_host):
+    if (last.isdigit() or last.startswith("0x")) and _literal(ascii_host) is None:
         raise invalid(path, "is not a valid URL", "url_parsing")
     return ascii_host
 
 
-def _is_dotted_quad(host: str) -> bool:
+def _literal(host: str) -> Address | None:
     try:
-        ipaddress.IPv4Address(host)
+        return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return False
-    return True
+        return None
+
+
+def _private(path: str) -> MeshError:
+    return invalid(path, "leads to an address that may not be fetched", "url_private")
 
 
 def _carried(address: Address) -> Iterable[Address]:

@@ -6,9 +6,8 @@ Apart from `meshkit.db`, so that SQLAlchemy and Alembic are loaded only by proce
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
@@ -16,6 +15,7 @@ from psycopg import sql
 from sqlalchemy import create_engine, pool
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
+from meshkit import revisions
 from meshkit.db import connection_options
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def upgrade(dsn: str, schema: str, script_package: str, revision: str = "head") 
     # A migration may wait long between its statements while Python works.
     options["options"] += " -c idle_in_transaction_session_timeout=0"
     config = Config()
-    config.set_main_option("script_location", str(_folder(script_package)).replace("%", "%%"))
+    config.set_main_option("script_location", str(revisions.folder(script_package)).replace("%", "%%"))
     config.attributes["schema"] = schema
     with psycopg.connect(dsn, **{**options, "autocommit": True}) as guard:
         guard.execute("SELECT pg_advisory_lock(%s, %s)", (_LOCK_SPACE, zlib.crc32(schema.encode()) - 2**31))
@@ -85,8 +85,6 @@ def render(statement: ClauseElement) -> tuple[str, dict[str, Any]]:
     return str(compiled), values
 
 
-def _folder(script_package: str) -> Path:
-    spec = importlib.util.find_spec(script_package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"{script_package} is not a package")
-    return Path(next(iter(spec.submodule_search_locations)))
+if __name__ == "__main__":
+    # Started by `meshkit.db.migrate`, which hands the address over on standard input.
+    upgrade(sys.stdin.read(), sys.argv[1], sys.argv[2])

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from meshkit import db as meshdb
 from meshkit.db import Database, DatabaseUnavailableError, migrate
-from meshkit.errors import Kind
+from meshkit.errors import Kind, MeshError
 
 ITEMS = sa.Table(
     "items",
@@ -193,7 +193,8 @@ ENV = "from meshkit.migration import run_env\nrun_env()\n"
 REVISION = """
 from alembic import op
 import sqlalchemy as sa
-revision, down_revision, branch_labels, depends_on = {own!r}, {before!r}, None, None
+revision = {own!r}
+down_revision = {before!r}
 def upgrade():
     op.create_table({table!r}, sa.Column("id", sa.Integer, primary_key=True))
 def downgrade():
@@ -227,11 +228,20 @@ async def test_replicas_migrate_at_once_and_one_works(fresh_postgres_dsn: str, s
     assert tables == {(schema, name) for schema in ("fresh", "other") for name in names}
 
 
+async def test_a_schema_that_is_up_to_date_starts_no_process(
+    fresh_postgres_dsn: str, script_package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(fresh_postgres_dsn, "fresh", script_package)
+    monkeypatch.setattr(sys, "executable", "/nonexistent")
+    await migrate(fresh_postgres_dsn, "fresh", script_package)
+
+
 async def test_a_failed_migration_leaves_nothing(fresh_postgres_dsn: str, script_package: str, tmp_path: Path) -> None:
     broken = REVISION.format(own="3", before="2", table="third").replace("def downgrade", "    1 / 0\ndef downgrade")
     (tmp_path / script_package / "versions" / "three.py").write_text(broken)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(MeshError) as caught:
         await migrate(fresh_postgres_dsn, "fresh", script_package)
+    assert caught.value.reason == "MIGRATION_FAILED"
     async with await psycopg.AsyncConnection.connect(fresh_postgres_dsn) as conn:
         cursor = await conn.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'fresh'")
         assert await cursor.fetchone() == (0,)

@@ -90,6 +90,34 @@ async def reason(fetcher: Any, url: Any, max_bytes: Any = 1000, seconds: Any = 5
     return error.violations[0].type if error.violations else error.reason
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]/",
+        "http://[::ffff:10.0.0.1]/",
+        "http://[fe80::1%25eth0]/",
+        "http://localhost:8080/",
+        "http://a.localhost/",
+        "http://LOCALHOST./",
+        "http://metadata.google.internal/",
+    ],
+)
+def test_what_is_plainly_inside_is_refused_unresolved(url: str) -> None:
+    with pytest.raises(MeshError) as caught:
+        Fetcher().check(url, path="task.webhook_url")
+    assert [(v.path, v.type) for v in caught.value.violations] == [("task.webhook_url", "url_private")]
+
+
+def test_what_is_allowed_or_only_a_name_passes_unresolved() -> None:
+    fetcher = Fetcher(["127.0.0.1:8000", "10.0.0.0/8", "minio.internal:9000"])
+    for url in ("http://127.0.0.1:8000/", "http://10.1.2.3/", "http://minio.internal:9000/a", "https://example.com/"):
+        assert fetcher.check(url).url == url
+    with pytest.raises(MeshError):
+        fetcher.check("http://127.0.0.1:8001/")
+
+
 async def test_a_name_that_leads_inside_is_refused() -> None:
     fetcher = Fetcher(resolver=resolving(evil_example=["10.0.0.5"], mixed_example=["8.8.8.8", "127.0.0.1"]))
     assert await reason(fetcher, "http://evil.example/") == "url_private"
