@@ -213,6 +213,8 @@ class FluxModel:
 
     def cut_tokens(self, prompt: str) -> int:
         """Count the tokens of a prompt that the long encoder does not read."""
+        if len(prompt.encode()) + 2 <= self.card.max_sequence_length:
+            return 0  # a token is a byte at least, beside the mark that starts a word and the one that ends the text
         return max(0, len(self._pipe.tokenizer_2(prompt).input_ids) - self.card.max_sequence_length)
 
     def close(self) -> None:

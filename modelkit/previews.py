@@ -14,7 +14,7 @@ MAX_BYTES = 16 * 1024
 _MAX_SIDE = 256
 # Previews go out a few a second at most, and may take this share of the time that the denoising takes.
 _INTERVAL_SECONDS = 0.4
-_TIME_SHARE = 0.03
+_TIME_SHARE = 0.02
 # A decoder this small, on latents this few, costs less than a step; beyond, a linear projection stands in for it.
 _SMALL_DECODER = 20_000_000
 _SMALL_LATENTS = 32 * 32
