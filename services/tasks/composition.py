@@ -13,6 +13,7 @@ from meshkit import db as meshdb
 from meshkit.auth import TokenVerifier
 from meshkit.bus import Bus, Message
 from meshkit.db import Database
+from meshkit.fetcher import Fetcher
 from meshkit.loops import Loops
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
@@ -74,7 +75,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
     stack.push_async_callback(relay.close)
     news.on_commit(relay.wake)
 
-    door = InputDoor(objects, settings.shared_tenant)
+    door = InputDoor(objects, Fetcher.from_settings(settings), settings.shared_tenant)
     tasks = TasksService(
         store,
         catalog=catalog,

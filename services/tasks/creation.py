@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -14,13 +14,14 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from meshkit import tracing
 from meshkit.errors import forbidden, invalid
-from meshkit.fetcher import check_url
 from services.tasks.access import Caller
 from services.tasks.catalog import Catalog, TypeEntry
 from services.tasks.domain import TaskRecord, new_task, time_ordered_id
-from services.tasks.inputs import AcceptedInput, InputDoor, at
+from services.tasks.inputs import AcceptedInput, InputDoor
 
 _SEED_BITS = 63
+# Before a model's name among the keys of affinity, which are paths of adapters else.
+MODEL_KEY = "model:"
 
 
 class Preparer:
@@ -59,11 +60,11 @@ class Preparer:
             raise forbidden("Only a service may name a task's identifier or workflow", reason="SERVICE_ONLY")
         provider, queue = self._route(spec)
         if spec.HasField("webhook_url"):
-            at("task.webhook_url", lambda: check_url(spec.webhook_url, path="task.webhook_url"))
+            await self._door.check_address(spec.webhook_url, "task.webhook_url")
         now = self._clock()
         task_id = UUID(request.task_id) if request.HasField("task_id") else time_ordered_id(now)
         detail = getattr(spec, entry.field)
-        warm_keys = await self._door.check_adapters(entry, detail, tenant, f"task.{entry.field}")
+        adapters = await self._door.check_adapters(entry, detail, tenant, f"task.{entry.field}")
         accepted = await self._door.accept(entry, detail, tenant, task_id)
         for field in entry.seeds:
             if not detail.HasField(field):
@@ -88,7 +89,7 @@ class Preparer:
             workflow_id=UUID(request.workflow_id) if request.HasField("workflow_id") else None,
             webhook_url=spec.webhook_url if spec.HasField("webhook_url") else None,
             timeout_seconds=entry.timeout_seconds,
-            warm_keys=warm_keys,
+            warm_keys=warm_keys(adapters, body),
             traceparent=trace.traceparent if trace is not None else "",
             spec=spec.SerializeToString(),
             body=body.SerializeToString(),
@@ -102,14 +103,14 @@ class Preparer:
             list(spec.active_provider_capabilities), provider, "task.active_provider_capabilities"
         )
         if spec.HasField("provider_config"):
-            _check_config(spec.provider_config, provider, "task.provider_config")
+            check_config(spec.provider_config, provider, "task.provider_config")
         if spec.HasField("fallback_provider_type"):
             fallback = self._catalog.provider_of(spec.fallback_provider_type, "task.fallback_provider_type")
             self._catalog.check_capabilities(
                 list(spec.fallback_provider_capabilities), fallback, "task.fallback_provider_capabilities"
             )
             if spec.HasField("fallback_provider_config"):
-                _check_config(spec.fallback_provider_config, fallback, "task.fallback_provider_config")
+                check_config(spec.fallback_provider_config, fallback, "task.fallback_provider_config")
         elif spec.HasField("fallback_provider_config") or spec.fallback_provider_capabilities:
             raise invalid("task.fallback_provider_type", "Field required where a fallback is described", "missing")
         return provider, queue
@@ -124,7 +125,12 @@ def _tenant_of(spec: task_pb2.CreateTask, caller: Caller) -> str:
     return caller.checked_tenant(named)
 
 
-def _check_config(config: providers_pb2.ProviderConfig, provider: str, path: str) -> None:
+def check_config(config: providers_pb2.ProviderConfig, provider: str, path: str) -> None:
+    """Refuses settings of another provider.
+
+    Raises:
+        MeshError: `INVALID`.
+    """
     chosen = config.WhichOneof("config")
     if chosen is not None and chosen.upper() != provider:
         raise invalid(path, f"holds settings of {chosen.upper()}, the provider is {provider}", "provider_config")
@@ -158,6 +164,14 @@ def _body(
     if request.HasField("workflow_id") and "workflow_id" in public.DESCRIPTOR.fields_by_name:
         public.workflow_id = request.workflow_id
     return body
+
+
+def warm_keys(adapters: Sequence[str], body: task_pb2.Task) -> list[str]:
+    """What a worker had better hold already: the adapters, and the base model where the task's `config` names one."""
+    keys = list(adapters)
+    if body.HasField("config") and "model" in body.config.fields and body.config.fields["model"].string_value:
+        keys.append(MODEL_KEY + body.config.fields["model"].string_value)
+    return keys
 
 
 @lru_cache

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from meshkit import images
 from meshkit.errors import Kind, MeshError, invalid
-from meshkit.fetcher import check_url
+from meshkit.fetcher import Fetcher, check_url
 from meshkit.objects import ObjectStore, normalise_path
 from services.tasks.catalog import ImageInput, TypeEntry, prefix_of
 
@@ -25,6 +25,8 @@ LORA_FOLDER = "loras"
 _T = TypeVar("_T")
 # Below this, decoding costs less than handing the work to a thread.
 _INLINE_BYTES = 32 * 1024
+# Last labels of names that lead inside; the rest of inner hosts is written as numbers.
+_INNER_NAMES = frozenset({"localhost", "local", "internal", "localdomain"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,13 @@ class InputDoor:
 
     Args:
         objects: The object store.
+        fetcher: Judges addresses.
         shared_tenant: Tenant whose LoRA adapters everyone may use.
     """
 
-    def __init__(self, objects: ObjectStore, shared_tenant: str) -> None:
+    def __init__(self, objects: ObjectStore, fetcher: Fetcher, shared_tenant: str) -> None:
         self._objects = objects
+        self._fetcher = fetcher
         self._shared = shared_tenant
 
     async def accept(self, entry: TypeEntry, detail: Any, tenant: str, task_id: UUID) -> list[AcceptedInput]:
@@ -128,6 +132,24 @@ class InputDoor:
                 raise invalid(path, f"Unknown LoRA {value!r}", "unknown_lora")
         return [value for _, value in named]
 
+    async def check_address(self, url: str, path: str) -> None:
+        """Judges an http(s) address.
+
+        What is plainly inside is refused now; a name is resolved when it is fetched, and judged again then, because its
+        answer may change meanwhile.
+
+        Args:
+            url: The address.
+            path: Path of the member, for the error.
+
+        Raises:
+            MeshError: `INVALID`.
+        """
+        target = at(path, partial(check_url, url, path=path))
+        last = target.host.rstrip(".").rpartition(".")[2].lower()
+        if ":" in target.host or last in _INNER_NAMES or last[:1].isdigit():
+            await self._fetcher.addresses(target, path=path)
+
     async def check_reference(self, value: str, tenant: str, path: str) -> str:
         """Judges an address or a path in storage.
 
@@ -135,7 +157,7 @@ class InputDoor:
             The value, a path in its one form.
         """
         if _is_url(value):
-            at(path, lambda: check_url(value, path=path))
+            await self.check_address(value, path)
             return value
         normal = at(path, lambda: normalise_path(value))
         if await self._objects.stat(tenant, normal) is None:
@@ -150,9 +172,10 @@ class InputDoor:
     async def _accept_image(
         self, entry: TypeEntry, image: ImageInput, detail: Any, tenant: str, task_id: UUID
     ) -> AcceptedInput | None:
-        for source in image.sources:
-            if not detail.HasField(source):
-                continue
+        named = [source for source in image.sources if detail.HasField(source)]
+        if len(named) > 1:
+            raise invalid(f"task.{entry.field}.{named[1]}", f"excludes {named[0]}", "one_source")
+        for source in named:
             value = getattr(detail, source)
             path = f"task.{entry.field}.{source}"
             folder = f"{prefix_of(entry.name, task_id)}inputs/{image.name}"
@@ -162,7 +185,7 @@ class InputDoor:
                     source, image.public, f"{folder}.{extension}", staged=staged, content_type=content_type
                 )
             if _is_url(value):
-                at(path, partial(check_url, value, path=path))
+                await self.check_address(value, path)
                 return AcceptedInput(source, image.public, value)
             if not source.endswith("_data") and (stored := await self._stored(value, tenant, path)) is not None:
                 return AcceptedInput(source, image.public, stored)

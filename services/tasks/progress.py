@@ -34,10 +34,10 @@ class ProgressBoard:
         self._sent: OrderedDict[UUID, float] = OrderedDict()
         self._notes: dict[UUID, ProgressNote] = {}
 
-    def report(self, session: UUID, items: Iterable[worker_service_pb2.Progress]) -> None:
-        """Takes progress of attempts that are the session's."""
+    def report(self, session: UUID, items: Iterable[tuple[worker_service_pb2.Progress, str]]) -> None:
+        """Takes progress of attempts that are the session's, each with its tenant."""
         now = self._clock()
-        for item in items:
+        for item, tenant in items:
             ref = from_ref(item.ref)
             self._notes[ref.job_id] = ProgressNote(ref, session, item.progress)
             last = self._sent.get(ref.job_id)
@@ -47,7 +47,7 @@ class ProgressBoard:
             self._sent.move_to_end(ref.job_id)
             if len(self._sent) > _REMEMBERED:
                 self._sent.popitem(last=False)
-            self._news.progress(ref.job_id, _event(item))
+            self._news.progress(ref.job_id, _event(item, tenant))
 
     async def flush(self) -> None:
         """Writes the latest progress of each task into its row; body of a loop."""
@@ -56,9 +56,13 @@ class ProgressBoard:
             await self._store.write_progress(list(notes.values()))
 
 
-def _event(item: worker_service_pb2.Progress) -> bytes:
+def _event(item: worker_service_pb2.Progress, tenant: str) -> bytes:
     event = events_pb2.TaskProgressEvent(
-        task_id=item.ref.job_id, attempt=item.ref.attempt, progress=item.progress, preview=item.preview
+        task_id=item.ref.job_id,
+        tenant=tenant,
+        attempt=item.ref.attempt,
+        progress=item.progress,
+        preview=item.preview,
     )
     if item.HasField("step"):
         event.step = item.step

@@ -1,8 +1,8 @@
 """Gives waiting tasks to the workers that ask: one dispatcher a queue serves all polls of this replica.
 
 A round leases for every parked poll in one transaction. Rounds begin when a poll arrives, when a task begins to wait
-(told within the process, and by NATS from other replicas), and every second besides. Replicas take turns on a queue by a
-row lock, so two of them never serve the same turn.
+(told within the process, and by NATS from other replicas), and every second besides. Replicas take turns on a queue by
+a row lock, so two of them never serve the same turn.
 """
 
 from __future__ import annotations

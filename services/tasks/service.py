@@ -175,10 +175,10 @@ class TasksService:
         cancels = update.status is Status.CANCELLED
 
         def body(current: TaskRecord) -> TaskRecord:
-            updates.check(current, update)
-            if not update.paths - {"status"} and (cancels or update.status is current.state):
+            changed = updates.check(current, update)
+            if not changed.paths - updates.DERIVED - {"status"} and (cancels or update.status in (None, current.state)):
                 return current
-            return updates.apply(current, update, self._catalog)
+            return updates.apply(current, changed, self._catalog)
 
         before, after = await self._store.modify(task_id, body)
         if cancels and before.state is not Status.CANCELLED:

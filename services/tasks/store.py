@@ -266,8 +266,8 @@ class Store(Protocol):
         """Ends a session; what it held goes back. None without such a session."""
         ...
 
-    async def valid(self, session_id: UUID, refs: Sequence[Ref]) -> set[Ref]:
-        """Which attempts are the session's."""
+    async def valid(self, session_id: UUID, refs: Sequence[Ref]) -> Mapping[Ref, str]:
+        """Which attempts are the session's, each with its tenant."""
         ...
 
     async def write_progress(self, notes: Sequence[ProgressNote]) -> None:

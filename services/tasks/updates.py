@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from atelier.tasks.v1 import task_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshkit.errors import MeshError, conflict, forbidden, invalid
 from services.tasks.catalog import TYPES, Catalog
 from services.tasks.convert import CATEGORY_NAME, STATUS_NAME, TASK_TYPE_NAME, fold_result, moment, to_task
+from services.tasks.creation import check_config, warm_keys
 from services.tasks.domain import Status, TaskRecord, lane_of, may
 from services.tasks.errors import executing, illegal_transition
 
@@ -35,7 +37,7 @@ OUTPUTS = frozenset({"fal_app_id", "fal_request_id", "result_image_path"})
 FIXED = frozenset({"created_at", "task_type", "origin_tenant_id"})
 CALLERS = frozenset({"priority", "config", "origin_reference", "status"})
 # Told by the scheduler; writing them changes nothing.
-DERIVED = frozenset({"celery_task_id", "updated_at"})
+DERIVED = frozenset({"celery_task_id", "updated_at", "completed_at"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +83,27 @@ class Update:
         return getattr(values, name) if values.HasField(name) else None
 
 
-def check(record: TaskRecord, update: Update) -> None:
+def check(record: TaskRecord, update: Update) -> Update:
     """Refuses what the caller may not change, or what can no longer change.
 
     A member that is named with the value it has is no change, so that a caller may send a task back whole.
+
+    Returns:
+        The update without the members that do not change.
 
     Raises:
         MeshError: `FORBIDDEN`, `CONFLICT` or `INVALID`, with the first member in question.
     """
     shown = to_task(record)
     detail = getattr(shown, TYPES[record.task_type].field)
+    same: set[str] = set()
     for path in sorted(update.paths - CALLERS - DERIVED):
         owner: Any = detail if path in INPUTS | OUTPUTS else shown
         known = path in owner.DESCRIPTOR.fields_by_name
         if path in INPUTS | OUTPUTS and not known:
             raise invalid(f"update.{path}", f"is no member of {record.task_type} tasks", "unknown_field")
         if _unchanged(record, owner if known else None, path, update):
+            same.add(path)
             continue
         if path in FIXED:
             raise invalid(f"update.{path}", "never changes", "immutable")
@@ -106,6 +113,7 @@ def check(record: TaskRecord, update: Update) -> None:
         elif not update.operator:
             raise forbidden(f"{path} can be changed only with the scope operator", reason="OPERATOR_ONLY")
     _check_status(record, update)
+    return replace(update, paths=update.paths - same)
 
 
 def apply(record: TaskRecord, update: Update, catalog: Catalog) -> TaskRecord:
@@ -113,7 +121,7 @@ def apply(record: TaskRecord, update: Update, catalog: Catalog) -> TaskRecord:
 
     Args:
         record: The task; it was checked.
-        update: What to change.
+        update: What to change, as `check` left it.
         catalog: What is served.
     """
     changes: dict[str, Any] = {}
@@ -129,7 +137,9 @@ def apply(record: TaskRecord, update: Update, catalog: Catalog) -> TaskRecord:
     if update.paths & INPUTS:
         changes["spec"] = _spec_after(record, update)
         entry = TYPES[record.task_type]
-        changes["warm_keys"] = [getattr(detail, name) for name in entry.adapters if detail.HasField(name)]
+        adapters = [getattr(detail, name) for name in entry.adapters if detail.HasField(name)]
+        changes["warm_keys"] = warm_keys(adapters, body)
+    _check_fallback(update, body, catalog)
     if "provider_type" in update.paths or "queue_name" in update.paths:
         changes.update(_routed(record, update, catalog))
     if update.status is Status.FAILED:
@@ -154,6 +164,23 @@ def _check_status(record: TaskRecord, update: Update) -> None:
     # Starting and ending attempts is the workers' part; an operator may give up a task that waits.
     if wanted is not Status.FAILED or record.state is not Status.PENDING:
         raise illegal_transition(record.state, wanted)
+
+
+def _check_fallback(update: Update, body: task_pb2.Task, catalog: Catalog) -> None:
+    if "active_provider_capabilities" in update.paths:
+        provider = catalog.provider_of(body.provider_type, "update.provider_type")
+        catalog.check_capabilities(
+            list(body.active_provider_capabilities), provider, "update.active_provider_capabilities"
+        )
+    if "fallback_provider_type" in update.paths and body.HasField("fallback_provider_type"):
+        catalog.provider_of(body.fallback_provider_type, "update.fallback_provider_type")
+    if body.HasField("fallback_provider_type") and any(path.startswith("fallback_") for path in update.paths):
+        fallback = catalog.provider_of(body.fallback_provider_type, "update.fallback_provider_type")
+        catalog.check_capabilities(
+            list(body.fallback_provider_capabilities), fallback, "update.fallback_provider_capabilities"
+        )
+        if body.HasField("fallback_provider_config"):
+            check_config(body.fallback_provider_config, fallback, "update.fallback_provider_config")
 
 
 def _routed(record: TaskRecord, update: Update, catalog: Catalog) -> Mapping[str, Any]:
@@ -204,7 +231,11 @@ def _unchanged(record: TaskRecord, owner: Any, path: str, update: Update) -> boo
         return bool(list(getattr(owner, path)) == update.value(path))
     if field.has_presence and not owner.HasField(path):
         return update.value(path) is None
-    return bool(getattr(owner, path) == update.value(path))
+    value = update.value(path)
+    if isinstance(value, Timestamp):
+        # Answers print milliseconds, rows hold microseconds.
+        return bool(value.ToMilliseconds() == getattr(owner, path).ToMilliseconds())
+    return bool(getattr(owner, path) == value)
 
 
 def _optional_moment(value: Any) -> Any:

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from meshkit import auth
 from services.tasks.convert import CATEGORY_NAME, PROVIDER_NAME, TASK_TYPE_NAME, from_ref, to_lease, to_ref
+from services.tasks.creation import MODEL_KEY
 from services.tasks.domain import Category
 from services.tasks.inputs import LORA_FOLDER
 from services.tasks.store import Completion
@@ -61,7 +62,9 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             max_leases=request.max_leases,
             wait_seconds=max(0.0, request.wait.ToTimedelta().total_seconds()),
             # Tasks name adapters within the library, workers hold them by their path in storage.
-            warm=frozenset(path.removeprefix(f"{LORA_FOLDER}/") for path in request.warm.loras),
+            warm=frozenset(path.removeprefix(f"{LORA_FOLDER}/") for path in request.warm.loras).union(
+                MODEL_KEY + name for name in request.warm.models
+            ),
         )
         return worker_service_pb2.LeaseResponse(leases=[to_lease(record) for record in records])
 

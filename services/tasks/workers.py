@@ -171,7 +171,8 @@ class WorkerDesk:
         await self._session(session_id, principal)
         refs = [from_ref(item.ref) for item in items]
         valid = await self._store.valid(session_id, refs)
-        self._board.report(session_id, [item for item, ref in zip(items, refs, strict=True) if ref in valid])
+        own = [(item, valid[ref]) for item, ref in zip(items, refs, strict=True) if ref in valid]
+        self._board.report(session_id, own)
         return [ref for ref in refs if ref not in valid]
 
     async def complete(self, principal: Principal, completion: Completion) -> None:

@@ -102,14 +102,14 @@ async def note_missing(conn: Connection, session_id: UUID, missing: Sequence[Ref
             )
 
 
-async def valid(conn: Connection, session_id: UUID, refs: Sequence[Ref]) -> set[Ref]:
-    """Which attempts are the session's; a report about them acknowledges them."""
+async def valid(conn: Connection, session_id: UUID, refs: Sequence[Ref]) -> dict[Ref, str]:
+    """Which attempts are the session's, each with its tenant."""
     cursor = await conn.execute(
-        "SELECT id, attempt FROM tasks WHERE lease_session = %s AND id = ANY(%s)",
+        "SELECT id, attempt, tenant FROM tasks WHERE lease_session = %s AND id = ANY(%s)",
         (session_id, [ref.job_id for ref in refs]),
     )
-    leases = {Ref(task_id, attempt) for task_id, attempt in await cursor.fetchall()}
-    return leases.intersection(refs)
+    leases = {Ref(task_id, attempt): tenant for task_id, attempt, tenant in await cursor.fetchall()}
+    return {ref: leases[ref] for ref in refs if ref in leases}
 
 
 async def write_progress(conn: Connection, notes: Sequence[ProgressNote]) -> None:

@@ -150,8 +150,8 @@ class PostgresStore:
                 return None
             return await sweeps.give_back_all(conn, session_id, policy)
 
-    async def valid(self, session_id: UUID, refs: Sequence[Ref]) -> set[Ref]:
-        """Which attempts are the session's."""
+    async def valid(self, session_id: UUID, refs: Sequence[Ref]) -> Mapping[Ref, str]:
+        """Which attempts are the session's, each with its tenant."""
         async with self._db.connection() as conn:
             return await sessions.valid(conn, session_id, refs)
 

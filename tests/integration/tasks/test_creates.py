@@ -1,0 +1,273 @@
+import asyncio
+import base64
+import io
+import struct
+import zlib
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2
+from PIL import Image
+
+from meshkit.channel import call_metadata
+from meshkit.errors import Kind, MeshError
+from tests.integration.tasks.conftest import Mesh, StartMesh, noop
+
+CreateTaskRequest = tasks_service_pb2.CreateTaskRequest
+
+
+def png(width: int = 8, height: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 40)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of few bytes that claims 100,000 by 100,000 pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def generation(**members: Any) -> task_pb2.CreateTask:
+    return task_pb2.CreateTask(origin_instance="tests", generation={"prompt": "a red dress", **members})
+
+
+async def keyed(mesh: Mesh, key: str, task: task_pb2.CreateTask) -> tuple[task_pb2.Task, bool]:
+    trailing: list[tuple[str, Any]] = []
+    response = await mesh.tasks().CreateTask(
+        CreateTaskRequest(task=task), metadata=call_metadata(idempotency_key=key), trailing=trailing.extend
+    )
+    return response.task, ("idempotent-replayed", "true") in trailing
+
+
+async def everything(mesh: Mesh, tenant: str = "acme") -> list[str]:
+    return [info.path for info in await mesh.running.objects.list(tenant)]
+
+
+async def test_repeated_key_replays_the_first_answer(mesh: Mesh) -> None:
+    first, replayed = await keyed(mesh, "k1", noop())
+    assert not replayed
+    second, replayed = await keyed(mesh, "k1", noop())
+    assert replayed
+    assert first == second
+    other, _ = await keyed(mesh, "k2", noop())
+    assert other.id != first.id
+
+
+async def test_key_with_another_request_is_a_conflict(mesh: Mesh) -> None:
+    await keyed(mesh, "k", noop())
+    with pytest.raises(MeshError) as error:
+        await keyed(mesh, "k", noop(priority=1))
+    assert error.value.kind is Kind.CONFLICT
+
+
+async def test_concurrent_duplicates_make_one_task(start_mesh: StartMesh) -> None:
+    replicas = [await start_mesh(), await start_mesh()]
+    results = await asyncio.gather(*(keyed(replicas[n % 2], "same", noop()) for n in range(12)))
+    assert len({task.id for task, _ in results}) == 1
+    assert sum(not replayed for _, replayed in results) == 1
+    [[count]] = await replicas[0].rows("SELECT count(*) FROM tasks")
+    assert count == 1
+
+
+async def test_refused_request_does_not_take_the_key(mesh: Mesh) -> None:
+    with pytest.raises(MeshError):
+        await keyed(mesh, "k", noop(queue_name="nowhere"))
+    _, replayed = await keyed(mesh, "k", noop())
+    assert not replayed
+
+
+async def test_creates_that_arrive_together_are_all_accepted(mesh: Mesh) -> None:
+    stub = mesh.tasks()
+    created = await asyncio.gather(*(mesh.create(stub=stub) for _ in range(60)))
+    assert len({task.id for task in created}) == 60
+    [[pending]] = await mesh.rows("SELECT pending FROM queue_tenants")
+    assert pending == 60
+    [[events]] = await mesh.rows("SELECT count(*) FROM outbox WHERE subject = 'atelier.tasks.v1.task.created'")
+    assert events == 60
+
+
+async def test_one_member_that_cannot_be_written_does_not_fail_its_group(mesh: Mesh) -> None:
+    await mesh.execute("ALTER TABLE tasks ADD CONSTRAINT no_seven CHECK (priority <> 7)")
+    stub = mesh.tasks()
+    results = await asyncio.gather(
+        *(mesh.create(noop(priority=n), stub=stub) for n in range(12)), return_exceptions=True
+    )
+    assert [n for n, result in enumerate(results) if isinstance(result, BaseException)] == [7]
+    [[count]] = await mesh.rows("SELECT count(*) FROM tasks")
+    assert count == 11
+
+
+async def test_service_names_identifiers_and_finds_them_again(mesh: Mesh) -> None:
+    service = mesh.tasks("acme", ("mesh",), subject="workflows")
+    ident, workflow = str(uuid4()), str(uuid4())
+    first = await mesh.create(stub=service, task_id=ident, workflow_id=workflow)
+    assert (first.id, first.workflow_id) == (ident, workflow)
+    again = await mesh.create(noop(priority=5), stub=service, task_id=ident)
+    assert (again.id, again.priority) == (ident, 0)
+    with pytest.raises(MeshError) as foreign:
+        await mesh.create(stub=mesh.tasks("globex", ("mesh",), subject="workflows"), task_id=ident)
+    assert foreign.value.kind is Kind.CONFLICT
+    await mesh.tasks().DeleteTask(tasks_service_pb2.DeleteTaskRequest(task_id=ident))
+    with pytest.raises(MeshError) as used:
+        await mesh.create(stub=service, task_id=ident)
+    assert used.value.reason == "TASK_ID_USED"
+    with pytest.raises(MeshError) as refused:
+        await mesh.create(task_id=str(uuid4()))
+    assert refused.value.kind is Kind.FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    ("task", "path"),
+    [
+        (task_pb2.CreateTask(origin_instance="t", editing={"prompt": "x", "base_image": "a.png"}), "task.task_type"),
+        (noop(queue_name="nowhere"), "task.queue_name"),
+        (noop(provider_type=enums_pb2.PROVIDER_TYPE_VERTEX), "task.provider_type"),
+        (noop(active_provider_capabilities=["VIDEO"]), "task.active_provider_capabilities[0]"),
+        (noop(provider_config={"fal_standard": {"fal_app_id": "x"}}), "task.provider_config"),
+        (noop(webhook_url="http://127.0.0.1/hook"), "task.webhook_url"),
+        (noop(webhook_url="ftp://example.com"), "task.webhook_url"),
+        (noop(fallback_provider_capabilities=["SEED"]), "task.fallback_provider_type"),
+        (generation(width=0), "task.generation.width"),
+        (generation(width=100_000), "task.generation.width"),
+        (generation(prompt="nul \0 in it"), "task.generation.prompt"),
+        (generation(reference_image_data="%%% not base64"), "task.generation.reference_image_data"),
+        (generation(reference_image_data=encoded(b"not an image")), "task.generation.reference_image_data"),
+        (generation(reference_image_data=encoded(bomb())), "task.generation.reference_image_data"),
+        (generation(reference_image_data="staging:staging/none.png"), "task.generation.reference_image_data"),
+        (generation(reference_image_data="staging:../secret.png"), "task.generation.reference_image_data"),
+        (generation(reference_image_data="staging:generations/x.png"), "task.generation.reference_image_data"),
+        (generation(reference_image_url="http://169.254.169.254/latest"), "task.generation.reference_image_url"),
+        (generation(reference_image_url="http://localhost/x.png"), "task.generation.reference_image_url"),
+        (generation(reference_image_url="generations/none.png"), "task.generation.reference_image_url"),
+        (generation(reference_image_url="../other/x.png"), "task.generation.reference_image_url"),
+        (generation(subject_model_path="identities/none.safetensors"), "task.generation.subject_model_path"),
+        (generation(style_model_path="../styles/x.safetensors"), "task.generation.style_model_path"),
+    ],
+)
+async def test_bad_input_is_refused_and_leaves_nothing_behind(mesh: Mesh, task: task_pb2.CreateTask, path: str) -> None:
+    tenant = f"t{uuid4().hex}"
+    with pytest.raises(MeshError) as error:
+        await mesh.create(task, tenant=tenant)
+    assert error.value.kind is Kind.INVALID
+    assert path in [violation.path for violation in error.value.violations]
+    assert await everything(mesh, tenant) == []
+    assert await mesh.rows("SELECT FROM tasks") == []
+    assert await mesh.rows("SELECT FROM outbox") == []
+
+
+async def test_reference_given_as_data_becomes_an_object(mesh: Mesh) -> None:
+    tenant = f"t{uuid4().hex}"
+    data = f"data:image/png;base64,{encoded(png())}"
+    task = await mesh.create(generation(reference_image_data=data, reference_image_strength=40), tenant=tenant)
+    path = f"generations/{task.id}/inputs/reference.png"
+    assert task.generation.reference_image_path == path
+    assert await mesh.running.objects.get(tenant, path) == png()
+    assert task.generation.seed >= 0
+    assert (task.generation.width, task.generation.height) == (1024, 1024)
+    [[spec, sweeps]] = await mesh.rows("SELECT spec, (SELECT count(*) FROM object_sweeps) FROM tasks")
+    stored = task_pb2.CreateTask.FromString(spec)
+    assert not stored.generation.HasField("reference_image_data")
+    assert stored.generation.seed == task.generation.seed
+    assert sweeps == 0
+
+
+async def test_upload_is_moved_to_its_task(mesh: Mesh) -> None:
+    tenant = f"t{uuid4().hex}"
+    await mesh.running.objects.put(tenant, "staging/abc", png(), "image/png")
+    adjust = task_pb2.CreateTask(
+        origin_instance="t", image_adjuster={"input_image": "staging:staging/abc", "aspect_ratio": 1.0}
+    )
+    task = await mesh.create(adjust, tenant=tenant)
+    assert task.image_adjuster.input_image_path == f"adjustments/{task.id}/inputs/input.png"
+    assert await everything(mesh, tenant) == [task.image_adjuster.input_image_path]
+
+
+async def test_image_may_be_a_path_an_address_or_base64(mesh: Mesh) -> None:
+    tenant = f"t{uuid4().hex}"
+    await mesh.running.objects.put(tenant, "generations/a/1/image.png", png(), "image/png")
+    await mesh.running.objects.put(tenant, "plain/name", png(), "image/png")
+
+    async def shown(value: str) -> str:
+        spec = task_pb2.CreateTask(origin_instance="t", image_adjuster={"input_image": value, "aspect_ratio": 1.0})
+        return (await mesh.create(spec, tenant=tenant)).image_adjuster.input_image_path
+
+    assert await shown("generations/a/1/image.png") == "generations/a/1/image.png"
+    assert await shown("plain/name") == "plain/name"
+    assert await shown("https://example.com/a.png") == "https://example.com/a.png"
+    assert (await shown(encoded(png()))).endswith("/inputs/input.png")
+
+
+async def test_known_adapters_of_the_tenant_and_of_all_are_taken(mesh: Mesh) -> None:
+    tenant = f"t{uuid4().hex}"
+    await mesh.running.objects.put(tenant, "loras/identities/ada.safetensors", b"x")
+    await mesh.running.objects.put("shared", "loras/styles/ink.safetensors", b"x")
+    spec = generation(subject_model_path="identities/ada.safetensors", style_model_path="styles/ink.safetensors")
+    await mesh.create(spec, tenant=tenant)
+    [[keys]] = await mesh.rows("SELECT warm_keys FROM tasks")
+    assert keys == ["identities/ada.safetensors", "styles/ink.safetensors"]
+
+
+async def test_inputs_are_removed_where_the_write_fails(mesh: Mesh) -> None:
+    tenant = f"t{uuid4().hex}"
+    await mesh.execute("ALTER TABLE tasks ADD CONSTRAINT none CHECK (priority <> 7)")
+    spec = generation(reference_image_data=encoded(png()))
+    spec.priority = 7
+    with pytest.raises(MeshError) as error:
+        await mesh.create(spec, tenant=tenant)
+    assert error.value.kind is Kind.INTERNAL
+    assert await everything(mesh, tenant) == []
+
+
+async def test_inputs_of_a_create_that_died_are_swept(mesh: Mesh) -> None:
+    tenant = f"t{uuid4().hex}"
+    ident = uuid4()
+    path = f"generations/{ident}/inputs/reference.png"
+    await mesh.running.objects.put(tenant, path, png())
+    await mesh.execute(
+        "INSERT INTO object_sweeps VALUES (%s, %s, %s, now() - interval '1 hour')",
+        ident,
+        tenant,
+        f"generations/{ident}/",
+    )
+    await mesh.running.upkeep.sweep_objects()
+    assert await everything(mesh, tenant) == []
+    assert await mesh.rows("SELECT FROM object_sweeps") == []
+
+
+async def test_old_uploads_are_swept(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(staging_max_age_seconds=0.001)
+    tenant = f"t{uuid4().hex}"
+    await mesh.create(tenant=tenant)
+    await mesh.running.objects.put(tenant, "staging/old", b"x")
+    await asyncio.sleep(1.1)  # the store tells the age in whole seconds
+    await mesh.running.upkeep.sweep_staging()
+    assert await everything(mesh, tenant) == []
+
+
+async def test_foreign_tenant_is_forbidden_and_the_own_one_filled_in(mesh: Mesh) -> None:
+    task = await mesh.create(noop(origin_tenant_id="acme"))
+    assert task.origin_tenant_id == "acme"
+    with pytest.raises(MeshError) as error:
+        await mesh.create(noop(origin_tenant_id="globex"))
+    assert error.value.kind is Kind.FORBIDDEN
+    operator = mesh.tasks("ops", ("operator",))
+    assert (await mesh.create(noop(origin_tenant_id="globex"), stub=operator)).origin_tenant_id == "globex"
+
+
+async def test_noop_is_not_served_unless_configured(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(enable_noop=False)
+    with pytest.raises(MeshError) as error:
+        await mesh.create()
+    assert "GENERATION, IMAGE_ADJUSTER" in error.value.message
