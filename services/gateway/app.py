@@ -23,9 +23,9 @@ from services.gateway.asgi import send_content, send_error
 from services.gateway.config import GatewaySettings
 from services.gateway.docs import Docs
 from services.gateway.endpoints import Transcoder
-from services.gateway.middleware import BodyLimit, Edge, note_route
+from services.gateway.middleware import ANSWERED, BodyLimit, Edge, note_route
 from services.gateway.storage import IMAGES, MEDIA, Json, Storage
-from services.gateway.transcoding.errors import HttpError
+from services.gateway.transcoding.errors import HttpError, RefusedRequestError, refused, render
 
 HEALTHY, UNHEALTHY = "healthy", "unhealthy"
 _PROBE_SECONDS = 2.0
@@ -102,6 +102,10 @@ class Parts:
     docs: Docs
 
 
+class BrokenOffError(Exception):
+    """Something failed in the middle of an answer."""
+
+
 class _Dispatch:
     def __init__(self, transcoder: Transcoder, router: Router) -> None:
         self._transcoder = transcoder
@@ -119,7 +123,18 @@ class _Dispatch:
         try:
             await self._router(scope, receive, send)
         except HTTPException as error:
-            await send_error(scope, send, HttpError(error.status_code, error.detail, dict(error.headers or {})))
+            answer = HttpError(error.status_code, error.detail, dict(error.headers or {}))
+        except RefusedRequestError as error:
+            answer = refused(error.violations)
+        except MeshError as error:
+            answer = render(error)
+        else:
+            return
+        if scope.get(ANSWERED):
+            # Only breaking the connection off tells the caller that what it got is not whole.
+            raise BrokenOffError(str(answer.detail))
+        # Sent here, inside of the CORS middleware, so that a page may read why it was refused.
+        await send_error(scope, send, answer)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - ASGI's signature

@@ -13,7 +13,7 @@ from meshkit.errors import Kind, MeshError, too_large
 from meshkit.logging import get_logger
 from meshkit.metrics import counter, histogram
 from services.gateway.asgi import ClientGoneError, header, send_error
-from services.gateway.transcoding.errors import RefusedRequestError, refused, render
+from services.gateway.transcoding.errors import render
 
 _log = get_logger(__name__)
 _requests = counter("http_requests", "Requests answered, by route and status.", ("route", "status"))
@@ -31,6 +31,10 @@ _SECURITY_HEADERS = (
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 )
+
+
+# Set in a request's scope once its answer has begun and can become no other one.
+ANSWERED = "atelier.answered"
 
 
 def note_route(scope: Scope, name: str) -> None:
@@ -63,6 +67,7 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                scope[ANSWERED] = True
                 message["headers"] = [*message.get("headers", ()), *identity]
             await send(message)
 
@@ -77,8 +82,6 @@ class Edge:
             await self._app(scope, receive, send)
         except ClientGoneError:
             return status() or _CLIENT_GONE
-        except RefusedRequestError as error:
-            await send_error(scope, send, refused(error.violations))
         except MeshError as error:
             if status():
                 raise

@@ -18,11 +18,12 @@ import orjson
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from meshkit import auth
 from meshkit.errors import Kind, MeshError, not_found
 from meshkit.objects import ObjectInfo, normalise_path
-from services.gateway.asgi import ClientGoneError
+from services.gateway.asgi import ClientGoneError, send_content
 from services.gateway.auth import Guard
 from services.gateway.config import GatewaySettings
 from services.gateway.media import MediaSigner
@@ -85,13 +86,19 @@ class Objects(Protocol):
 
 
 class Json(Response):
-    """A JSON answer."""
+    """A JSON answer, compressed as those of the contracts are."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """Return the content."""
         return orjson.dumps(content)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        """Send the answer."""
+        own = {"content-type", "content-length"}
+        headers = {name: value for name, value in self.headers.items() if name not in own}
+        await send_content(scope, send, bytes(self.body), status=self.status_code, headers=headers)
 
 
 def _timestamp(moment: datetime) -> str:

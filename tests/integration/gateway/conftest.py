@@ -33,8 +33,10 @@ class Tasks(tasks_service_pb2_grpc.TasksServiceServicer):
         self.metadata: list[dict[str, str]] = []
         self.answers: dict[str, str] = {}
         self.watching = 0
-        self.watch_delay = 0.0
         self.pause = asyncio.Event()
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.held = asyncio.Event()
         self.after_version: int | None = None
 
     def _seen(self, request: Any, context: Context) -> None:
@@ -43,6 +45,8 @@ class Tasks(tasks_service_pb2_grpc.TasksServiceServicer):
 
     async def CreateTask(self, request: Any, context: Context) -> Any:  # noqa: N802 - the contract's name
         self._seen(request, context)
+        self.held.set()
+        await self.hold.wait()
         key = idempotency.current_key()
         if key in self.answers:
             context.set_trailing_metadata((("idempotent-replayed", "true"),))

@@ -56,6 +56,14 @@ async def test_an_image_is_saved_listed_read_and_deleted(stored: Mesh) -> None:
     assert (await client.get(f"{IMAGES}/looks/a.png")).status_code == 404
 
 
+async def test_a_long_list_is_compressed(stored: Mesh) -> None:
+    client = stored.client()
+    await save(client, f"{'long/' * 100}a.png", picture())
+    answer = await client.get(IMAGES)
+    assert answer.headers["content-encoding"] == "gzip"
+    assert answer.json()["images"][0]["path"] == f"{'long/' * 100}a.png"
+
+
 async def test_the_image_itself_may_be_the_content(stored: Mesh) -> None:
     answer = await stored.client().post(f"{IMAGES}/raw.png", content=picture())
     assert answer.json()["content_type"] == "image/png"

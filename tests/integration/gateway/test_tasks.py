@@ -1,5 +1,6 @@
 """JSON over HTTP in, gRPC out, and the answers back."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -7,7 +8,8 @@ import httpx
 import pytest
 
 from meshkit.auth import TokenIssuer
-from tests.integration.gateway.conftest import Mesh, StartMesh
+from tests.conftest import S3Store
+from tests.integration.gateway.conftest import Mesh, StartMesh, s3_options
 
 CREATE: dict[str, Any] = {"task_type": "GENERATION", "prompt": "a red dress", "origin_instance": "shop"}
 ABSENT = "00000000-0000-4000-8000-000000000000"
@@ -307,3 +309,28 @@ async def test_the_document_is_served(mesh: Mesh) -> None:
     assert document["openapi"] == "3.1.0"
     assert "/api/v1/tasks/generation/{task_id}/cancel" in document["paths"]
     json.dumps(document)
+
+
+async def test_a_page_may_read_why_it_was_refused(start_mesh: StartMesh, s3: S3Store) -> None:
+    mesh = await start_mesh(cors_origins=("*",), **s3_options(s3))
+    origin = {"origin": "https://app.example"}
+    for path in ("/api/v1/storage/images/none.png", "/api/v1/tasks/x", "/api/v1/media/x", "/nothing"):
+        answer = await mesh.client().get(path, headers=origin)
+        assert answer.status_code in {404, 422}
+        assert answer.headers["access-control-allow-origin"] == "*", path
+    large = await mesh.client().post("/api/v1/tasks/", content=b" " * (33 * 1024 * 1024), headers=origin)
+    assert (large.status_code, large.headers["access-control-allow-origin"]) == (413, "*")
+
+
+async def test_a_request_in_flight_is_finished_when_the_gateway_stops(mesh: Mesh) -> None:
+    client = mesh.client()
+    mesh.tasks.hold.clear()
+    request = asyncio.create_task(client.post("/api/v1/tasks/", json=CREATE))
+    async with asyncio.timeout(10):
+        await mesh.tasks.held.wait()
+    ending = asyncio.create_task(mesh.stack.aclose())
+    async with asyncio.timeout(10):
+        await mesh.stopping.wait()
+    mesh.tasks.hold.set()
+    assert (await request).status_code == 200
+    await ending
