@@ -17,7 +17,12 @@ from atelier_cli.terminal import out
 from atelier_cli.tokens import DEFAULT_TENANT
 
 # The slot that a LoRA of each library folder is for; a second product has a slot of its own.
-_SLOTS: Final = {"identities": ("subject",), "product": ("product", "product2"), "clothes": ("product", "product2"), "styles": ("style",)}
+_SLOTS: Final = {
+    "identities": ("subject",),
+    "product": ("product", "product2"),
+    "clothes": ("product", "product2"),
+    "styles": ("style",),
+}
 _ALL_SLOTS: Final = ("style", "product", "subject", "product2")
 
 

@@ -132,7 +132,7 @@ def test_upload_that_is_no_picture_is_refused(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize(
     ("token", "why"),
-    [("", "missing"), ("Bearer ", "empty"), ("Bearer abc.def.ghi", "broken"), ("Basic dTpw", "another scheme")],
+    [("", "missing"), ("Bearer", "empty"), ("Bearer abc.def.ghi", "broken"), ("Basic dTpw", "another scheme")],
 )
 def test_no_usable_token_is_401_and_says_why(mesh: RunningMesh, token: str, why: str) -> None:
     headers = {"authorization": token} if token else {}

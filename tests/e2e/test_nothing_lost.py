@@ -64,12 +64,20 @@ def test_killed_process_loses_nothing(mesh: RunningMesh, victim: str) -> None:
     with mesh.http(tenant) as client, ThreadPoolExecutor(1) as pool:
         creating = pool.submit(_create_all, mesh, client, TASKS)
         _some_have_ended(mesh, client)
+        struck = mesh.create(client, str(uuid.uuid4()), steps=10, step_ms=200, result_bytes=64)
+        path = f"/api/v1/tasks/{struck['id']}"
+        until(lambda: client.get(path).json()["status"] == "EXECUTING", "one executes that is struck for sure")
         if victim == "child":
             os.kill(mesh.worker_child(), signal.SIGKILL)
         else:
             mesh.kill(victim)
-        accepted = creating.result()
+        accepted = [struck["id"], *creating.result()]
         _assert_nothing_lost(mesh, tenant, client, accepted)
+        outcomes = [each["outcome"] for each in mesh.attempts(client, struck["id"])]
+        if victim == "child":
+            assert outcomes == ["FAILED", "COMPLETED"]
+        elif victim == "worker":
+            assert outcomes == ["EXPIRED", "COMPLETED"]
 
 
 def test_hung_child_costs_its_attempt_and_no_task(mesh: RunningMesh) -> None:
