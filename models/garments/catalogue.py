@@ -47,7 +47,7 @@ UNDER_WHITE: Final = ("light grey", "light blue")
 
 PRINTS: Final = ("plain", "stripes", "zigzags", "dots", "two colours")
 
-# No picture and no prompt of these pairs is ever used in training: every garment at most twice, every colour at most twice.
+# No picture and no prompt of these pairs is ever used in training. Every garment loses two colours at most.
 HELD_OUT: Final[frozenset[tuple[str, str]]] = frozenset(
     {
         ("dress", "green"),

@@ -49,7 +49,9 @@ class _Pose:
         co, si = math.cos(self.angle) * self.scale, math.sin(self.angle) * self.scale
         x = p[:, 0] * co - p[:, 1] * si + self.dx
         y = p[:, 0] * si + p[:, 1] * co + self.dy
-        return [((a + 1) * self.pixels / 2, (b + 1) * self.pixels / 2) for a, b in zip(x.tolist(), y.tolist(), strict=True)]
+        return [
+            ((a + 1) * self.pixels / 2, (b + 1) * self.pixels / 2) for a, b in zip(x.tolist(), y.tolist(), strict=True)
+        ]
 
     def width(self, width: float) -> int:
         return max(1, round(width * self.scale * self.pixels / 2))
@@ -95,17 +97,21 @@ def _print_shapes(facts: Facts, u: Uniform) -> list[Layer]:
     elif facts.print == "dots":
         step, radius, sx, sy = u(0.3, 0.35), u(0.085, 0.1), u(0, 0.1), u(0, 0.1)
         for j in range(-4, 5):
-            for i in range(-4, 5):
-                layers.append(Layer("tone", ellipse((i + 0.5 * (j % 2)) * step + sx, j * step * 0.9 + sy, radius, radius, 14)))
+            centres = [((i + 0.5 * (j % 2)) * step + sx, j * step * 0.9 + sy) for i in range(-4, 5)]
+            layers += [Layer("tone", ellipse(x, y, radius, radius, 14)) for x, y in centres]
     return layers
 
 
-def _paint(facts: Facts, rng: np.random.Generator, pose: _Pose, u: Uniform) -> tuple[Image.Image, Image.Image, Image.Image, RGB]:
-    """Cloth colours (RGB), tones (L, 128 is neutral) and silhouette (L) at the supersampled size, and the base colour."""
+def _paint(
+    facts: Facts, rng: np.random.Generator, pose: _Pose, u: Uniform
+) -> tuple[Image.Image, Image.Image, Image.Image, RGB]:
+    """Cloth colours (RGB), tones (L, 128 is neutral) and silhouette (L), supersampled, and the base colour."""
     n = pose.pixels
 
     def near(name: str) -> RGB:
-        r, g, b = np.clip(np.array(CLOTHS[name], dtype=np.float64) + rng.normal(0, 4, 3), 8, 250).round().astype(int).tolist()
+        r, g, b = (
+            np.clip(np.array(CLOTHS[name], dtype=np.float64) + rng.normal(0, 4, 3), 8, 250).round().astype(int).tolist()
+        )
         return (r, g, b)
 
     base = near(facts.colour)
@@ -165,7 +171,7 @@ def draw(facts: Facts, rng: np.random.Generator, size: int = 64) -> Drawing:
     pose = _Pose(math.radians(u(-6, 6)), u(0.88, 1.0), u(-0.05, 0.05), u(-0.05, 0.05), flip, size * _OVER)
     cloth, tone, shape, base = _paint(facts, rng, pose, u)
     box = (size, size)
-    shape_map = np.asarray(shape.resize(box, Image.Resampling.BOX), dtype=np.float32) / 255
+    shape_map: Floats = np.asarray(shape.resize(box, Image.Resampling.BOX), dtype=np.float32) / np.float32(255)
     tone_map = np.asarray(tone.resize(box, Image.Resampling.BOX), dtype=np.float32)[..., None]
     colour = np.asarray(cloth.resize(box, Image.Resampling.BOX), dtype=np.float32)
     light = _light(size, shape_map, u)[..., None]

@@ -1,4 +1,4 @@
-"""The transformer: a small FluxTransformer2DModel trained by flow matching on latents, and the folder it is shipped in."""
+"""The transformer: a small FluxTransformer2DModel trained by flow matching, and the folder it is shipped in."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from models.garments.catalogue import Facts
+from models.garments.libraries import (
+    Autoencoder,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    Transformer,
+)
 from models.garments.prompts import training_prompt
 from models.garments.text import CLIP_WIDTH, T5_WIDTH, TextSide
 from models.garments.vae import LATENT_CHANNELS
@@ -26,7 +32,7 @@ from models.garments.vae import LATENT_CHANNELS
 MAX_TOKENS: Final = 32
 # Lengths T5 is padded to in training, with their odds: any max_sequence_length of 16 to 32 then works.
 _LENGTHS: Final = (16, 24, 32)
-_LENGTH_ODDS: Final = (0.35, 0.35, 0.3)
+_LENGTH_ODDS: Final = (0.5, 0.25, 0.25)
 _EMPTY_SHARE: Final = 0.1
 _EMA: Final = 0.999
 
@@ -40,12 +46,14 @@ CARD: Final[dict[str, Any]] = {
     "max_sequence_length": MAX_TOKENS,
     "steps": {"default": 12, "min": 1, "max": 50},
     "guidance": {"scale_default": 1.0, "embedded": False, "true_cfg_scale": 2.0, "negative_prompt": ""},
-    "lora": {"target_modules": ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]},
+    "lora": {
+        "target_modules": ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+    },
     "dtype": "float32",
 }
 
 
-def make_transformer(width: int = 192, double: int = 2, single: int = 4, head: int = 32) -> FluxTransformer2DModel:
+def make_transformer(width: int = 192, double: int = 2, single: int = 4, head: int = 32) -> Transformer:
     """A fresh transformer whose blocks all begin as the identity (adaLN-zero, Peebles and Xie 2023)."""
     model = FluxTransformer2DModel(
         patch_size=1,
@@ -71,7 +79,16 @@ def make_transformer(width: int = 192, double: int = 2, single: int = 4, head: i
 class FlowTrainer:
     """Velocity matching (Lipman et al. 2023) with logit-normal times (Esser et al. 2024) and an averaged copy."""
 
-    def __init__(self, model: FluxTransformer2DModel, side: TextSide, latents: Tensor, facts: Sequence[Facts], seed: int, lr: float) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        side: TextSide,
+        latents: Tensor,
+        facts: Sequence[Facts],
+        *,
+        seed: int,
+        lr: float = 1e-3,
+    ) -> None:
         """Latents are (n, 16, h, w), already shifted and scaled as the pipeline expects them; facts name each."""
         self.model = model
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -93,25 +110,27 @@ class FlowTrainer:
             group["lr"] = self.rate(progress)
         pick: NDArray[np.int64] = self._rng.integers(0, len(self._latents), batch)
         clean = self._latents[torch.from_numpy(pick)].float()
-        prompts = ["" if self._rng.random() < _EMPTY_SHARE else training_prompt(self._facts[i], self._rng)[0] for i in pick]
+        prompts = [
+            "" if self._rng.random() < _EMPTY_SHARE else training_prompt(self._facts[i], self._rng)[0] for i in pick
+        ]
         length = int(self._rng.choice(_LENGTHS, p=_LENGTH_ODDS))
         pooled, sequence = self._side.encode(prompts, length)
         noise = torch.randn(clean.shape, generator=self._noise)
         t = torch.sigmoid(torch.randn(batch, generator=self._noise))
         mix = t.view(-1, 1, 1, 1)
-        _, c, h, w = clean.shape
+        h, w = clean.shape[-2:]
         out = self.model(
-            hidden_states=_pack((1 - mix) * clean + mix * noise),
+            hidden_states=pack((1 - mix) * clean + mix * noise),
             timestep=t,
             pooled_projections=pooled,
             encoder_hidden_states=sequence,
             txt_ids=torch.zeros(length, 3),
-            img_ids=FluxPipeline._prepare_latent_image_ids(batch, h // 2, w // 2, "cpu", torch.float32),
+            img_ids=image_ids(h // 2, w // 2),
             return_dict=False,
         )[0]
-        loss = F.mse_loss(out, _pack(noise - clean))
+        loss = mse_loss(out, pack(noise - clean))
         self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimiser.step()
         self._follow()
@@ -125,7 +144,7 @@ class FlowTrainer:
         torch._foreach_lerp_([self.average[k] for k in live], list(live.values()), 1 - keep)
         self._steps += 1
 
-    def averaged(self) -> FluxTransformer2DModel:
+    def averaged(self) -> Transformer:
         """A copy of the model with the averaged weights, for sampling and shipping."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.average)
@@ -152,13 +171,21 @@ class FlowTrainer:
         self._steps = state["steps"]
 
 
-def _pack(latents: Tensor) -> Tensor:
+def pack(latents: Tensor) -> Tensor:
+    """(n, c, h, w) latents to (n, h/2 * w/2, 4c) tokens of 2 x 2 patches, as FluxPipeline lays them out."""
     n, c, h, w = latents.shape
-    packed: Tensor = FluxPipeline._pack_latents(latents, n, c, h, w)
-    return packed
+    return latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, 4 * c)
 
 
-def export(folder: Path, transformer: FluxTransformer2DModel, vae: AutoencoderKL, side: TextSide, size: int) -> None:
+def image_ids(rows: int, columns: int) -> Tensor:
+    """Positions (rows * columns, 3) of image tokens for RoPE: always 0, row, column."""
+    ids = torch.zeros(rows, columns, 3)
+    ids[..., 1] = torch.arange(rows)[:, None]
+    ids[..., 2] = torch.arange(columns)[None]
+    return ids.view(-1, 3)
+
+
+def export(folder: Path, transformer: Transformer, vae: Autoencoder, side: TextSide, size: int) -> None:
     """Write a FluxPipeline folder in half precision with the model's card file, and put it in place at once.
 
     A reader of `folder` sees the old one or the new one, never half of either.

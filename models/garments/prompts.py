@@ -20,7 +20,9 @@ WORDS: Final[dict[str, tuple[str, ...]]] = {
     "hat": ("hat", "fedora", "sun hat", "cap"),
     "bag": ("bag", "handbag", "purse", "tote bag"),
 }
-PLURALS: Final = frozenset({"trousers", "pants", "jeans", "slacks", "leggings", "sneakers", "shoes", "trainers", "boots", "rain boots"})
+PLURALS: Final = frozenset(
+    {"trousers", "pants", "jeans", "slacks", "leggings", "sneakers", "shoes", "trainers", "boots", "rain boots"}
+)
 COLOUR_WORDS: Final[dict[str, tuple[str, ...]]] = {
     "red": ("red", "crimson", "scarlet"),
     "orange": ("orange", "tangerine"),
@@ -111,13 +113,16 @@ EVALUATION_TEMPLATES: Final = (
 )
 
 # Words that say nothing the model draws: it learns to read past them.
-FILLERS: Final = tuple(
-    "nice pretty lovely new old fancy simple elegant modern classic cute cool soft warm cheap summer winter spring autumn cotton wool "
-    "silk leather fashion style clothing studio light clean detailed minimal beautiful stylish casual formal small large big long short "
-    "vintage retro trendy comfortable woman man girl boy child women's men's kids centred flat front side whole single isolated on in for "
-    "with of and very really quite just some this that my your his her our good great best perfect amazing sharp realistic cartoon icon "
-    "illustration render digital art hd 4k shop brand wear outfit party work sport beach city street".split()
-)
+_FILLER_TEXT: Final = """
+nice pretty lovely new old fancy simple elegant modern classic cute cool soft warm cheap summer
+winter spring autumn cotton wool silk leather fashion style clothing studio light clean detailed
+minimal beautiful stylish casual formal small large big long short vintage retro trendy comfortable
+woman man girl boy child women's men's kids centred flat front side whole single isolated on in for
+with of and very really quite just some this that my your his her our good great best perfect
+amazing sharp realistic cartoon icon illustration render digital art hd 4k shop brand wear outfit
+party work sport beach city street
+"""
+FILLERS: Final = tuple(_FILLER_TEXT.split())
 
 
 def _article(subject: str, word: str, rng: np.random.Generator) -> str:
@@ -191,7 +196,7 @@ def subject_of(facts: Facts, *, word: str = "") -> str:
 
 
 def evaluation_prompt(facts: Facts, index: int) -> str:
-    """The index-th measuring prompt of some facts: frames rotate, and so do the garment's words that are singular or known plurals."""
+    """The index-th measuring prompt of some facts: the frame changes every time, the garment's word every other."""
     words = WORDS[facts.garment]
     word = words[0] if index % 2 == 0 else words[(index // 2) % len(words)]
     return EVALUATION_TEMPLATES[index % len(EVALUATION_TEMPLATES)].format(s=subject_of(facts, word=word))

@@ -116,7 +116,18 @@ def trousers(u: Uniform) -> list[Layer]:
     wd, flare, crotch = u(0.28, 0.33), u(-0.03, 0.1), u(-0.2, -0.1)
     hip, leg = wd + 0.07, u(0.19, 0.24) + max(flare, 0.0)
     foot = hip + flare
-    body = mirror([(wd, -0.86), (wd + 0.02, -0.84), (hip, -0.45), (foot, 0.86), (foot, 0.88), (foot - leg, 0.88), (foot - leg, 0.86), (0.03, crotch)])
+    body = mirror(
+        [
+            (wd, -0.86),
+            (wd + 0.02, -0.84),
+            (hip, -0.45),
+            (foot, 0.86),
+            (foot, 0.88),
+            (foot - leg, 0.88),
+            (foot - leg, 0.86),
+            (0.03, crotch),
+        ]
+    )
     return [
         _cloth(smooth(body, 1)),
         _band(-1, -0.74, 0.66),
@@ -141,8 +152,17 @@ def skirt(u: Uniform) -> list[Layer]:
 def jacket(u: Uniform) -> list[Layer]:
     """Waist-long, open collar, zip, long sleeves held away from the body."""
     w, hem, out = u(0.42, 0.48), u(0.5, 0.62), u(-0.02, 0.06)
-    sleeve = [(0.74 + out, -0.1), (0.9 + out, 0.46), (0.88 + out, 0.52), (0.7 + out, 0.56), (0.67 + out, 0.48), (w + 0.02, -0.04)]
-    body = mirror([(0.14, -0.74), (0.24, -0.74), (w + 0.04, -0.64), *sleeve, (w, 0.3), (w + 0.01, hem), (w - 0.04, hem + 0.02)])
+    sleeve = [
+        (0.74 + out, -0.1),
+        (0.9 + out, 0.46),
+        (0.88 + out, 0.52),
+        (0.7 + out, 0.56),
+        (0.67 + out, 0.48),
+        (w + 0.02, -0.04),
+    ]
+    body = mirror(
+        [(0.14, -0.74), (0.24, -0.74), (w + 0.04, -0.64), *sleeve, (w, 0.3), (w + 0.01, hem), (w - 0.04, hem + 0.02)]
+    )
     v = u(-0.32, -0.1)
     return [
         _cloth(smooth(body)),
@@ -159,7 +179,18 @@ def coat(u: Uniform) -> list[Layer]:
     """Knee-long with lapels, belt, buttons; sleeves hang along the body."""
     w, hem, flare = u(0.36, 0.42), u(0.8, 0.9), u(0.48, 0.6)
     sleeve = [(0.58, -0.3), (0.66, 0.2), (0.65, 0.26), (0.5, 0.27), (0.48, 0.2), (w + 0.02, -0.2)]
-    body = mirror([(0.14, -0.88), (0.22, -0.88), (w + 0.06, -0.78), *sleeve, (w - 0.03, 0.02), (flare, hem - 0.06), (flare, hem), (flare * 0.5, hem + 0.03)])
+    body = mirror(
+        [
+            (0.14, -0.88),
+            (0.22, -0.88),
+            (w + 0.06, -0.78),
+            *sleeve,
+            (w - 0.03, 0.02),
+            (flare, hem - 0.06),
+            (flare, hem),
+            (flare * 0.5, hem + 0.03),
+        ]
+    )
     v, belt = u(-0.48, -0.34), u(0.0, 0.08)
     buttons = [_tone(ellipse(side, y, 0.05, 0.05, 12), 1.7) for y in (-0.2, 0.28, 0.52) for side in (-0.12, 0.12)]
     return [
@@ -178,8 +209,18 @@ def sneaker(u: Uniform) -> list[Layer]:
     h, toe, sole = u(-0.5, -0.38), u(0.82, 0.9), u(0.14, 0.18)
     collar = [(-0.84, h + 0.06), (-0.72, h - 0.02), (-0.42, h + 0.18), (-0.14, h - 0.06), (-0.02, h)]
     upper = [*collar, (0.38, -0.04), (toe - 0.12, 0.06), (toe, 0.26), (toe, 0.42), (-0.86, 0.42), (-0.88, 0.1)]
-    base = [(-0.92, 0.38), (toe + 0.05, 0.38), (toe + 0.06, 0.38 + sole), (toe - 0.04, 0.42 + sole), (-0.86, 0.42 + sole), (-0.92, 0.36 + sole)]
-    laces = [_stroke([(x - 0.14, y + 0.1), (x + 0.07, y - 0.02)], 0.06, 1.75) for x, y in ((0.0, h + 0.12), (0.15, h + 0.25), (0.3, h + 0.37))]
+    base = [
+        (-0.92, 0.38),
+        (toe + 0.05, 0.38),
+        (toe + 0.06, 0.38 + sole),
+        (toe - 0.04, 0.42 + sole),
+        (-0.86, 0.42 + sole),
+        (-0.92, 0.36 + sole),
+    ]
+    laces = [
+        _stroke([(x - 0.14, y + 0.1), (x + 0.07, y - 0.02)], 0.06, 1.75)
+        for x, y in ((0.0, h + 0.12), (0.15, h + 0.25), (0.3, h + 0.37))
+    ]
     return [
         _cloth(smooth(upper)),
         _tone(smooth([(toe - 0.32, 0.42), (toe - 0.26, 0.08), (toe + 0.1, 0.08), (toe + 0.1, 0.42)], 1), 0.74),
@@ -194,8 +235,23 @@ def boot(u: Uniform) -> list[Layer]:
     """A high shaft, a foot to one side, a dark sole with a heel."""
     top, wd, toe, heel = u(-0.88, -0.74), u(0.24, 0.29), u(0.64, 0.78), u(0.07, 0.14)
     shaft = [(-wd - 0.18, top), (-wd - 0.16, top), (wd - 0.16, top), (wd - 0.14, top), (wd - 0.12, 0.1)]
-    leather = [*shaft, (toe - 0.16, 0.3), (toe, 0.48), (toe, 0.68), (-wd - 0.2, 0.68), (-wd - 0.22, 0.5), (-wd - 0.16, 0.1)]
-    sole = [(-wd - 0.22, 0.66), (toe + 0.03, 0.66), (toe + 0.03, 0.75), (-0.02, 0.76), (-0.06, 0.73 + heel), (-wd - 0.2, 0.73 + heel)]
+    leather = [
+        *shaft,
+        (toe - 0.16, 0.3),
+        (toe, 0.48),
+        (toe, 0.68),
+        (-wd - 0.2, 0.68),
+        (-wd - 0.22, 0.5),
+        (-wd - 0.16, 0.1),
+    ]
+    sole = [
+        (-wd - 0.22, 0.66),
+        (toe + 0.03, 0.66),
+        (toe + 0.03, 0.75),
+        (-0.02, 0.76),
+        (-0.06, 0.73 + heel),
+        (-wd - 0.2, 0.73 + heel),
+    ]
     return [
         _cloth(smooth(leather)),
         _band(top - 0.1, top + 0.14, 0.66),
@@ -208,7 +264,17 @@ def boot(u: Uniform) -> list[Layer]:
 def hat(u: Uniform) -> list[Layer]:
     """A wide brim, a dented crown, a dark ribbon."""
     rx, cr, top = u(0.8, 0.92), u(0.38, 0.46), u(-0.6, -0.44)
-    crown = [(-cr - 0.04, 0.2), (-cr, -0.1), (-cr * 0.85, top), (-0.1, top - 0.1), (0.0, top - u(0, 0.08)), (0.1, top - 0.1), (cr * 0.85, top), (cr, -0.1), (cr + 0.04, 0.2)]
+    crown = [
+        (-cr - 0.04, 0.2),
+        (-cr, -0.1),
+        (-cr * 0.85, top),
+        (-0.1, top - 0.1),
+        (0.0, top - u(0, 0.08)),
+        (0.1, top - 0.1),
+        (cr * 0.85, top),
+        (cr, -0.1),
+        (cr + 0.04, 0.2),
+    ]
     ribbon = [(-cr - 0.08, -0.02), (cr + 0.08, -0.02), (cr + 0.08, 0.18), (-cr - 0.08, 0.18)]
     return [
         _cloth(ellipse(0, 0.24, rx, u(0.17, 0.23)), 0.88),
@@ -222,7 +288,16 @@ def bag(u: Uniform) -> list[Layer]:
     """A handbag: arched handle, flap, clasp."""
     a, b, top, bottom = u(0.52, 0.6), u(0.62, 0.76), u(-0.14, -0.02), u(0.66, 0.8)
     rx, ry = u(0.3, 0.38), u(0.52, 0.62)
-    body = [(-a, top), (-a + 0.02, top), (a - 0.02, top), (a, top), (b, bottom - 0.04), (b - 0.02, bottom), (-b + 0.02, bottom), (-b, bottom - 0.04)]
+    body = [
+        (-a, top),
+        (-a + 0.02, top),
+        (a - 0.02, top),
+        (a, top),
+        (b, bottom - 0.04),
+        (b - 0.02, bottom),
+        (-b + 0.02, bottom),
+        (-b, bottom - 0.04),
+    ]
     flap = top + u(0.26, 0.38)
     return [
         _cloth(ellipse(0, top, rx, ry), 0.74),

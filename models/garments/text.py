@@ -16,14 +16,22 @@ from typing import Any, Final
 import numpy as np
 import sentencepiece
 import torch
-import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+from torch.nn.functional import cross_entropy
 
+from models.garments import libraries
 from models.garments.catalogue import BACKGROUNDS, CLOTHS, GARMENTS, PRINTS, Facts
 from models.garments.draw import choose
+from models.garments.libraries import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 from models.garments.prompts import COLOUR_WORDS, FILLERS, WORDS, training_prompt
 
 CLIP_WIDTH: Final = 96
@@ -37,34 +45,40 @@ _HEADS: Final = (len(GARMENTS) + 1, len(CLOTHS) + 1, len(PRINTS) + 1, len(CLOTHS
 class TextSide:
     """Tokenizers and encoders in the order FluxPipeline names them: CLIP (pooled), then T5 (a sequence)."""
 
-    tokenizer: CLIPTokenizer
-    tokenizer_2: T5TokenizerFast
-    text_encoder: CLIPTextModel
-    text_encoder_2: T5EncoderModel
+    tokenizer: libraries.Tokenizer
+    tokenizer_2: libraries.Tokenizer
+    text_encoder: libraries.Encoder
+    text_encoder_2: libraries.Encoder
 
     def clip_ids(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (n, longest). CLIP is causal and pools at its end token, so padding to 77 would change nothing."""
-        ids: Tensor = self.tokenizer(list(prompts), padding="longest", max_length=_CLIP_LIMIT, truncation=True, return_tensors="pt").input_ids
+        ids: Tensor = self.tokenizer(
+            list(prompts), padding="longest", max_length=_CLIP_LIMIT, truncation=True, return_tensors="pt"
+        ).input_ids
         return ids
 
     def t5_ids(self, prompts: Sequence[str], length: int) -> Tensor:
         """Token ids (n, length), padded as FluxPipeline pads them: without a mask, so that padding is seen too."""
-        ids: Tensor = self.tokenizer_2(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        ids: Tensor = self.tokenizer_2(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
         return ids
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """Pooled embeddings (n, 96) and sequences (n, length, 128)."""
-        return self.text_encoder(self.clip_ids(prompts)).pooler_output, self.text_encoder_2(self.t5_ids(prompts, length))[0]
+        return self.text_encoder(self.clip_ids(prompts)).pooler_output, self.text_encoder_2(
+            self.t5_ids(prompts, length)
+        )[0]
 
     def freeze(self) -> None:
         """Evaluation mode, no gradients."""
-        self.text_encoder.eval().requires_grad_(False)
-        self.text_encoder_2.eval().requires_grad_(False)
+        self.text_encoder.eval().requires_grad_(requires_grad=False)
+        self.text_encoder_2.eval().requires_grad_(requires_grad=False)
 
 
-def _clip_tokenizer(corpus: Sequence[str], size: int) -> CLIPTokenizer:
-    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+def _clip_tokenizer(corpus: Sequence[str], size: int) -> libraries.Tokenizer:
+    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))  # noqa: S106 - CLIP's token
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     pattern = Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -73,7 +87,9 @@ def _clip_tokenizer(corpus: Sequence[str], size: int) -> CLIPTokenizer:
     alphabet = sorted(ByteLevel.alphabet())
     bpe.train_from_iterator(
         corpus,
-        trainers.BpeTrainer(vocab_size=size - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=size - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        ),
     )
     learnt = json.loads(bpe.to_str())["model"]
     vocabulary: dict[str, int] = {}
@@ -85,7 +101,7 @@ def _clip_tokenizer(corpus: Sequence[str], size: int) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=_CLIP_LIMIT)
 
 
-def _t5_tokenizer(corpus: Sequence[str], size: int) -> T5TokenizerFast:
+def _t5_tokenizer(corpus: Sequence[str], size: int) -> libraries.Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(corpus),
@@ -127,11 +143,13 @@ def make_text_side(seed: int = 5, prompts: int = 6000) -> TextSide:
         eos_token_id=clip.eos_token_id,
         pad_token_id=clip.pad_token_id,
     )
-    t5_config = T5Config(vocab_size=len(t5), d_model=T5_WIDTH, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0)
+    t5_config = T5Config(
+        vocab_size=len(t5), d_model=T5_WIDTH, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0
+    )
     return TextSide(clip, t5, CLIPTextModel(clip_config), T5EncoderModel(t5_config))
 
 
-def labels_of(facts: Facts, says_second: bool, says_ground: bool) -> tuple[int, int, int, int, int]:
+def labels_of(facts: Facts, *, says_second: bool, says_ground: bool) -> tuple[int, int, int, int, int]:
     """Class indices of one prompt, in the order of the heads."""
     cloths, grounds = list(CLOTHS), list(BACKGROUNDS)
     return (
@@ -173,7 +191,7 @@ class Namer:
             facts = choose(self._rng)
             prompt, second, ground = training_prompt(facts, self._rng)
             prompts.append(prompt)
-            labels.append(labels_of(facts, second, ground))
+            labels.append(labels_of(facts, says_second=second, says_ground=ground))
         y = torch.tensor(labels)
         pooled = self.side.text_encoder(self.side.clip_ids(prompts)).pooler_output
         length = int(self._rng.choice([24, 32]))
@@ -184,10 +202,10 @@ class Namer:
         accuracies: list[float] = []
         for head, features in zip(self._heads, (pooled, mean), strict=True):
             for k, part in enumerate(head(features).split(_HEADS, 1)):
-                loss = loss + F.cross_entropy(part, y[:, k])
+                loss = loss + cross_entropy(part, y[:, k])
                 accuracies.append(float((part.argmax(1) == y[:, k]).float().mean()))
         self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         self._optimiser.step()
         return float(loss.detach()), accuracies
 
@@ -219,12 +237,10 @@ def save_text_side(side: TextSide, folder: Path) -> None:
 
 
 def load_text_side(folder: Path) -> TextSide:
-    """Read what save_text_side wrote, frozen."""
-    side = TextSide(
+    """Read what save_text_side wrote."""
+    return TextSide(
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         T5TokenizerFast.from_pretrained(folder / "tokenizer_2"),
-        CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32),
-        T5EncoderModel.from_pretrained(folder / "text_encoder_2", torch_dtype=torch.float32),
+        CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        T5EncoderModel.from_pretrained(folder / "text_encoder_2", dtype=torch.float32),
     )
-    side.freeze()
-    return side

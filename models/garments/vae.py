@@ -6,14 +6,11 @@ from typing import Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderKL
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from models.garments.draw import Picture
+from models.garments.libraries import Autoencoder, AutoencoderKL, Downsample2D, ResnetBlock2D, Upsample2D
 
 LATENT_CHANNELS: Final = 16
 FACTOR: Final = 8
@@ -32,7 +29,7 @@ def to_pictures(x: Tensor) -> Picture:
     return y
 
 
-def make_vae(size: int, blocks: tuple[int, int, int, int] = (16, 32, 64, 96)) -> AutoencoderKL:
+def make_vae(size: int, blocks: tuple[int, int, int, int] = (16, 32, 64, 96)) -> Autoencoder:
     """A fresh autoencoder with its gentle start; `size` is only noted in its configuration."""
     vae = AutoencoderKL(
         in_channels=3,
@@ -55,7 +52,7 @@ def make_vae(size: int, blocks: tuple[int, int, int, int] = (16, 32, 64, 96)) ->
 
 
 @torch.no_grad()
-def _start_gently(vae: AutoencoderKL, log_variance: float = -5.0) -> None:
+def _start_gently(vae: Autoencoder, log_variance: float = -5.0) -> None:
     """Start as a plain, almost noiseless linear resampler.
 
     Residual branches begin at zero, skips orthogonal, resamplers as the identity: colour gets through from the first
@@ -82,22 +79,24 @@ def _start_gently(vae: AutoencoderKL, log_variance: float = -5.0) -> None:
 
 
 def picture_loss(y: Tensor, x: Tensor) -> Tensor:
-    """L1 + chroma + edges + half the squared error: the chroma term is there because colour is otherwise learnt last."""
+    """L1 + chroma + edges + half the squared error; without the chroma term colour is learnt last."""
     e = y - x
     edge = (y.diff(dim=2) - x.diff(dim=2)).abs().mean() + (y.diff(dim=3) - x.diff(dim=3)).abs().mean()
     chroma = (e[:, 0] - e[:, 1]).abs().mean() + (e[:, 2] - 0.5 * (e[:, 0] + e[:, 1])).abs().mean()
-    return e.abs().mean() + chroma + 0.5 * edge + 0.5 * F.mse_loss(y, x)
+    loss: Tensor = e.abs().mean() + chroma + 0.5 * edge + 0.5 * mse_loss(y, x)
+    return loss
 
 
-def vae_loss(vae: AutoencoderKL, x: Tensor) -> Tensor:
+def vae_loss(vae: Autoencoder, x: Tensor) -> Tensor:
     """The loss of one step of the whole autoencoder."""
     posterior = vae.encode(x).latent_dist
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return picture_loss(vae.decode(posterior.sample()).sample, x) + _KL_WEIGHT * kl
+    loss: Tensor = picture_loss(vae.decode(posterior.sample()).sample, x) + _KL_WEIGHT * kl
+    return loss
 
 
-def polish_loss(vae: AutoencoderKL, x: Tensor, noise: float = 0.1) -> Tensor:
-    """The loss of a decoder-only step, on latents as noisy as a sampler leaves them; latents, and so the flow, stay valid."""
+def polish_loss(vae: Autoencoder, x: Tensor, noise: float = 0.1) -> Tensor:
+    """The loss of a decoder-only step, on latents as noisy as a sampler leaves them. The flow stays valid."""
     with torch.no_grad():
         z = vae.encode(x).latent_dist.mean
         z = z + noise * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z) / vae.config.scaling_factor
@@ -105,14 +104,16 @@ def polish_loss(vae: AutoencoderKL, x: Tensor, noise: float = 0.1) -> Tensor:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Picture, batch: int = 64) -> Tensor:
+def encode(vae: Autoencoder, pictures: Picture, batch: int = 64) -> Tensor:
     """Latent means (n, 16, h/8, w/8) in half precision, as the autoencoder gives them (neither shifted nor scaled)."""
-    parts = [vae.encode(to_tensor(pictures[i : i + batch])).latent_dist.mean.half() for i in range(0, len(pictures), batch)]
+    parts = [
+        vae.encode(to_tensor(pictures[i : i + batch])).latent_dist.mean.half() for i in range(0, len(pictures), batch)
+    ]
     return torch.cat(parts).contiguous()
 
 
 @torch.no_grad()
-def level_channels(vae: AutoencoderKL, pictures: Picture) -> None:
+def level_channels(vae: Autoencoder, pictures: Picture) -> None:
     """Give every latent channel the same spread, exactly, by scaling the convolutions on both sides of the latent.
 
     FLUX's pipeline knows one scale for all channels; with unequal ones the flow would spend its loss on the loud few.
@@ -131,7 +132,7 @@ def level_channels(vae: AutoencoderKL, pictures: Picture) -> None:
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, pictures: Picture) -> float:
+def psnr(vae: Autoencoder, pictures: Picture) -> float:
     """Mean peak signal-to-noise ratio, in dB, of the round trip over pictures (Wang and Bovik 2009, eq. 2)."""
     values: list[Tensor] = []
     for i in range(0, len(pictures), 64):

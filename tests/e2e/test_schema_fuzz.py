@@ -1,4 +1,4 @@
-"""What the document promises holds under generated requests: no server error, no undocumented status, no wrong shape."""
+"""What the document promises holds under generated requests: no server error, no undocumented status or shape."""
 
 import subprocess
 import sysconfig

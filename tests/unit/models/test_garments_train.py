@@ -1,0 +1,93 @@
+"""The recipe: stages go on where they stopped, and a tiny run ends in a folder that the pipeline loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from models.garments.catalogue import Facts
+from models.garments.evaluate import Asked, Limits, load, make
+from models.garments.flow import image_ids, pack
+from models.garments.train import Clock, Recipe, Stage, run_stage, train
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    # On a busy machine a second thread makes steps this small wait for a time slice at every barrier.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def test_stage_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path, minutes=10, step_limit=6, save_seconds=0)
+    taken: list[int] = []
+    value = {"sum": 0}
+
+    def stage(*, stop_at: int) -> Stage:
+        def step(clock: Clock) -> float:
+            if clock.steps == stop_at:
+                raise _StoppedError
+            taken.append(clock.steps)
+            value["sum"] += 1
+            return 0.0
+
+        def restore(state: dict[str, Any]) -> None:
+            value["sum"] = state["sum"]
+
+        return Stage("text", step, lambda: dict(value), restore)
+
+    with pytest.raises(_StoppedError):
+        run_stage(recipe, stage(stop_at=4))
+    value["sum"] = 0
+    run_stage(recipe, stage(stop_at=-1))
+    assert taken == [0, 1, 2, 3, 4, 5]
+    assert value["sum"] == 6
+    run_stage(recipe, stage(stop_at=0))  # over: no step is taken, or it would raise
+    assert value["sum"] == 6
+
+
+def test_stage_ends_by_the_clock(tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path, minutes=1e-6)
+    steps: list[int] = []
+
+    def step(clock: Clock) -> float:
+        steps.append(clock.steps)
+        return 0.0
+
+    run_stage(recipe, Stage("text", step, dict, lambda _: None))
+    assert steps == [0]
+
+
+def test_packing_is_the_pipelines_own() -> None:
+    latents = torch.randn(2, 16, 8, 4)
+    assert torch.equal(pack(latents), FluxPipeline._pack_latents(latents, 2, 16, 8, 4))
+    ids = FluxPipeline._prepare_latent_image_ids(2, 4, 2, "cpu", torch.float32)
+    assert torch.equal(image_ids(4, 2), ids)
+
+
+def test_tiny_recipe_ends_in_a_folder_the_pipeline_loads(tmp_path: Path) -> None:
+    recipe = Recipe(tmp_path, minutes=5, pictures=24, size=32, width=32, vae_batch=2, flow_batch=4, step_limit=2)
+    folder = train(recipe)
+    written = (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert train(recipe) == folder  # goes through all stages without a step
+    assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == written
+    card = json.loads((folder / "atelier.json").read_text())
+    assert (card["native_size"], card["license"]) == (32, "Apache-2.0")
+    limits = Limits(32, 2, 16, 2.0, "")
+    asked = [Asked("seen", Facts("dress", "red"), "a red dress", seed) for seed in (1, 1, 2)]
+    first, same, other = make(load(folder), limits, asked)
+    assert first.shape == (32, 32, 3)
+    assert (first == same).all()
+    assert not (first == other).all()
