@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,13 @@ def test_many_threads_share_one_model(folders: list[str], size: int) -> None:
         thread.join()
     assert len(seen) == 1
     assert models.resident()[0].pins == 0
+
+
+def test_an_evicted_models_weights_are_gone(folders: list[str], size: int) -> None:
+    models = serve(folders, int(1.5 * size))
+    with models.flux("one") as model:
+        weights = [weakref.ref(part) for part in model.components.values()]
+    del model
+    with models.flux("two"):
+        assert names(models) == ["two"]
+    assert [ref() for ref in weights] == [None] * len(weights)
