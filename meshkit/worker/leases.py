@@ -271,13 +271,13 @@ class LeaseClient:
         session = self._session
         if session is not None:
             await self.release(self.held)
-            with contextlib.suppress(MeshError):  # it expires by itself
-                await self._call(self._calls.CloseSession, CloseSessionRequest(session_id=session.id), timeout=3.0)
         if self._runner is not None:
             self._runner.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._runner
-        if session is not None:
+        if session is not None and not session.lost.is_set():
+            with contextlib.suppress(MeshError):  # it expires by itself
+                await self._call(self._calls.CloseSession, CloseSessionRequest(session_id=session.id), timeout=3.0)
             self._lose_session(session)
 
     def room(self) -> None:

@@ -219,6 +219,7 @@ class Supervisor:
         if self._pipe is not None:
             self._pipe.send(ToChild(stop=ChildStop()))
         if self._keeper is None:
+            self._greeted.set()
             return
         if self._state is not ChildState.READY:
             grace_seconds = 0.0  # it does not read yet, or does not live
@@ -229,6 +230,7 @@ class Supervisor:
         with contextlib.suppress(asyncio.CancelledError):
             await self._keeper
         self._set_state(ChildState.STOPPED)
+        self._greeted.set()  # whoever waits for a child sees that none will come
 
     async def wait_ready(self) -> None:
         """Wait until a child takes work.
@@ -289,7 +291,6 @@ class Supervisor:
             if self._failed_starts:
                 ceiling = min(_LAST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**self._failed_starts)
                 await asyncio.sleep(ceiling * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
-        self._greeted.set()  # whoever waits for a child sees that none will come
 
     async def _one_life(self) -> tuple[bool, bool]:
         """Run one child to its end; tells whether it got ready and whether it had work when it was lost."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from atelier.tasks.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
+
 from meshkit import auth
 from meshkit.channel import MeshChannel
 from meshkit.config import MeshSettings
@@ -40,15 +40,15 @@ class Worker:
         return MeshChannel(self.address, lambda: token)
 
     def folders(self) -> list[Path]:
-        return [each for each in (self.data / "attempts").glob("*/*")]
+        return list((self.data / "attempts").glob("*/*"))
 
 
 StartWorker = Callable[..., Awaitable[Worker]]
 
 
 @pytest.fixture
-async def desk() -> AsyncIterator[Desk]:
-    yield Desk()
+async def desk() -> Desk:
+    return Desk()
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""A `WorkerService` in the test's process, served over a real socket: it leases what a test gives it and remembers all."""
+"""A `WorkerService` in the test's process, over a real socket: it leases what a test gives it and remembers all."""
+
+# ruff: noqa: N802 - methods have the names of their RPCs
 
 import asyncio
 import time
@@ -6,8 +8,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
-
-from google.protobuf.duration_pb2 import Duration
 
 from atelier.tasks.v1.noop_pb2 import CreateNoopTask
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
@@ -21,7 +21,6 @@ from atelier.tasks.v1.worker_service_pb2 import (
     FailResponse,
     HeartbeatRequest,
     HeartbeatResponse,
-    Lease,
     LeaseRequest,
     LeaseResponse,
     OpenSessionRequest,
@@ -32,7 +31,10 @@ from atelier.tasks.v1.worker_service_pb2 import (
     ReportRequest,
     ReportResponse,
 )
+from atelier.tasks.v1.worker_service_pb2 import Lease as LeasedAttempt
 from atelier.tasks.v1.worker_service_pb2_grpc import WorkerServiceServicer
+from google.protobuf.duration_pb2 import Duration
+
 from meshkit.errors import conflict, not_found, unavailable
 
 TENANT = "acme"
@@ -43,7 +45,7 @@ class DeskSession:
         self.request = request
         self.sequence = 0
         self.answer = LeaseResponse()
-        self.active: dict[tuple[str, int], Lease] = {}
+        self.active: dict[tuple[str, int], LeasedAttempt] = {}
         self.draining = False
 
 
@@ -53,7 +55,7 @@ class Desk(WorkerServiceServicer):
         self.sessions: dict[str, DeskSession] = {}
         self.opened: list[OpenSessionRequest] = []
         self.closed: list[str] = []
-        self.queue: deque[Lease] = deque()
+        self.queue: deque[LeasedAttempt] = deque()
         self.completed: list[CompleteRequest] = []
         self.failed: list[FailRequest] = []
         self.released: list[tuple[str, int]] = []
@@ -69,7 +71,7 @@ class Desk(WorkerServiceServicer):
     def add(self, *, timeout_seconds: float = 0, spec: CreateTask | None = None, **noop: Any) -> str:
         job_id = str(uuid.uuid4())
         spec = spec or CreateTask(origin_instance="test", noop=CreateNoopTask(**noop))
-        lease = Lease(
+        lease = LeasedAttempt(
             job_id=job_id,
             attempt=1,
             kind=JOB_KIND_TASK,
@@ -199,7 +201,7 @@ class Desk(WorkerServiceServicer):
         await self._tell()
         return CloseSessionResponse()
 
-    async def _end(self, request: CompleteRequest | FailRequest) -> Lease:
+    async def _end(self, request: CompleteRequest | FailRequest) -> LeasedAttempt:
         session = self._session(request.session_id)
         key = (request.ref.job_id, request.ref.attempt)
         if key not in session.active or request.ref.job_id in self.cancelled:
@@ -208,8 +210,8 @@ class Desk(WorkerServiceServicer):
         return session.active.pop(key)
 
 
-def _again(lease: Lease) -> Lease:
-    again = Lease()
+def _again(lease: LeasedAttempt) -> LeasedAttempt:
+    again = LeasedAttempt()
     again.CopyFrom(lease)
     again.attempt += 1
     again.result_prefix = f"results/{lease.job_id}/{again.attempt}/"

@@ -5,6 +5,7 @@ import os
 import signal
 
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_TIMEOUT
+
 from tests.integration.inference.conftest import StartWorker
 from tests.integration.inference.desk import TENANT, Desk
 

@@ -3,7 +3,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-
 from atelier.inference.v1.child_pb2 import ChildJob, FromChild
 from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_INTERNAL,
@@ -14,6 +13,7 @@ from atelier.tasks.v1.enums_pb2 import (
 )
 from atelier.tasks.v1.noop_pb2 import CreateNoopTask
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
+
 from meshkit.errors import invalid
 from meshkit.worker.child import JobContext
 from services.inference.child import Bench, ChildSettings

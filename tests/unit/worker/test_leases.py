@@ -1,5 +1,7 @@
 """The lease client against a service made of scripted answers, on a clock that moves only when all wait."""
 
+# ruff: noqa: N802, ASYNC109 - methods have the names of their RPCs, and gRPC's parameter
+
 import asyncio
 import heapq
 import itertools
@@ -7,8 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from google.protobuf.duration_pb2 import Duration
-
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_INTERNAL, TASK_TYPE_NOOP
 from atelier.tasks.v1.task_pb2 import TaskResult
 from atelier.tasks.v1.worker_service_pb2 import (
@@ -23,6 +23,8 @@ from atelier.tasks.v1.worker_service_pb2 import (
     ReleaseResponse,
     ReportResponse,
 )
+from google.protobuf.duration_pb2 import Duration
+
 from meshkit.errors import Kind, MeshError, conflict, not_found, unavailable
 from meshkit.worker.leases import Backoff, Held, LeaseClient, WorkerProfile
 

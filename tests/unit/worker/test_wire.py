@@ -1,9 +1,6 @@
 import socket
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from atelier.inference.v1.child_pb2 import (
     ChildBatch,
     ChildCancel,
@@ -16,6 +13,9 @@ from atelier.inference.v1.child_pb2 import (
     ToChild,
 )
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_TIMEOUT, TASK_TYPE_NOOP
+from hypothesis import given
+from hypothesis import strategies as st
+
 from meshkit.worker import wire
 from meshkit.worker.wire import BlockingPipe, FrameDecoder, WireError, pack
 

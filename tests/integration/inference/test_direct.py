@@ -1,0 +1,119 @@
+"""`InferenceService`: direct execution in the slots that leased work uses."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from atelier.inference.v1.inference_service_pb2 import DescribeRequest, RunRequest, RunResponse
+from atelier.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+from atelier.tasks.v1.noop_pb2 import CreateNoopTask
+from atelier.tasks.v1.task_pb2 import CreateTask
+
+from meshkit.errors import Kind, MeshError
+from tests.integration.inference.conftest import StartWorker, Worker
+from tests.integration.inference.desk import Desk
+
+
+def request(**noop: Any) -> RunRequest:
+    return RunRequest(task=CreateTask(origin_instance="test", noop=CreateNoopTask(**noop)))
+
+
+async def ready(worker: Worker, desk: Desk) -> None:
+    job = desk.add()
+    await desk.until(lambda: desk.completions(job))
+
+
+async def run(worker: Worker, scopes: tuple[str, ...] = ("read", "write"), **noop: Any) -> list[RunResponse]:
+    async with worker.channel(scopes) as channel:
+        return [answer async for answer in channel.stub(InferenceServiceStub).Run(request(**noop), timeout=20)]
+
+
+async def becomes(worker: Worker, busy: int) -> None:
+    """Waits until so many slots are in use."""
+    async with worker.channel() as channel, asyncio.timeout(5):
+        describe = channel.stub(InferenceServiceStub).Describe
+        while (await describe(DescribeRequest())).busy_slots != busy:  # noqa: ASYNC110 - the worker tells nobody
+            await asyncio.sleep(0.02)
+
+
+async def test_a_run_streams_progress_and_ends_with_result_and_files(desk: Desk, start_worker: StartWorker) -> None:
+    worker = await start_worker()
+    answers = await run(worker, steps=5, step_ms=60, payload="hi", result_bytes=12)
+    *progress, last = answers
+    assert [answer.step for answer in progress] == [1, 2, 3, 4, 5]
+    assert not any(answer.HasField("result") for answer in progress)
+    assert last.result.noop.payload == "hi"
+    [file] = last.files
+    assert (file.name, file.data) == ("result.bin", bytes(12))
+    assert last.result.noop.result_path == "result.bin"
+    assert not worker.folders()
+
+
+async def test_a_run_is_refused_while_leased_work_has_every_slot(desk: Desk, start_worker: StartWorker) -> None:
+    worker = await start_worker()
+    job = desk.add(steps=20, step_ms=50)
+    await desk.until(lambda: desk.progress)
+    with pytest.raises(MeshError) as caught:
+        await run(worker)
+    assert caught.value.kind is Kind.EXHAUSTED
+    await desk.until(lambda: desk.completions(job))
+    assert (await run(worker))[-1].HasField("result")
+
+
+async def test_leased_work_waits_for_a_slot_that_a_run_has(desk: Desk, start_worker: StartWorker) -> None:
+    worker = await start_worker()
+    await ready(worker, desk)
+    direct = asyncio.create_task(run(worker, steps=20, step_ms=50))
+    await becomes(worker, 1)
+    job = desk.add()
+    await desk.until(lambda: desk.active([job]))
+    assert not desk.completions(job)
+    await direct
+    await desk.until(lambda: desk.completions(job))
+
+
+async def test_a_client_that_leaves_frees_its_slot_within_a_step(desk: Desk, start_worker: StartWorker) -> None:
+    worker = await start_worker()
+    await ready(worker, desk)
+    async with worker.channel() as channel:
+        answers = channel.stub(InferenceServiceStub).Run(request(steps=10_000, step_ms=50), timeout=60)
+        await anext(aiter(answers))
+        answers.cancel()
+    await becomes(worker, 0)
+    assert not worker.folders()
+    assert (await run(worker))[-1].HasField("result")
+
+
+async def test_a_failure_is_told_as_a_status(desk: Desk, start_worker: StartWorker) -> None:
+    worker = await start_worker()
+    with pytest.raises(MeshError) as caught:
+        await run(worker, failures=1)
+    assert (caught.value.kind, caught.value.reason) == (Kind.INTERNAL, "TASK_FAILED")
+    with pytest.raises(MeshError) as caught:
+        await run(worker, fault="exit")
+    assert caught.value.kind is Kind.UNAVAILABLE
+    assert not worker.folders()
+
+
+async def test_a_run_needs_the_scope_write(desk: Desk, start_worker: StartWorker) -> None:
+    worker = await start_worker()
+    with pytest.raises(MeshError) as caught:
+        await run(worker, ("read",))
+    assert caught.value.kind is Kind.FORBIDDEN
+
+
+async def test_a_run_is_validated_as_a_create_is(desk: Desk, start_worker: StartWorker) -> None:
+    worker = await start_worker()
+    with pytest.raises(MeshError) as caught:
+        await run(worker, fault="nonsense")
+    assert caught.value.kind is Kind.INVALID
+    assert [violation.path for violation in caught.value.violations] == ["task.noop.fault"]
+
+
+async def test_the_worker_describes_itself(desk: Desk, start_worker: StartWorker) -> None:
+    worker = await start_worker(worker_name="w7", worker_slots=3, worker_queues="inference,training")
+    await ready(worker, desk)
+    async with worker.channel() as channel:
+        answer = await channel.stub(InferenceServiceStub).Describe(DescribeRequest())
+    assert (answer.name, answer.slots, answer.busy_slots, answer.device) == ("w7", 3, 0, "cpu")
+    assert (list(answer.task_types), list(answer.queues)) == (["NOOP"], ["inference", "training"])
