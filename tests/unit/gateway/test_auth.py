@@ -1,0 +1,53 @@
+"""The door."""
+
+import pytest
+from atelier.options.v1 import options_pb2
+
+from meshkit import auth
+from meshkit.auth import Principal
+from meshkit.errors import Kind, MeshError
+from services.gateway.auth import SCOPE_NAMES, Caller, Guard
+
+
+class Verifier:
+    async def verify(self, token: str) -> Principal:
+        return Principal("ada", "acme", frozenset(token.split("+")))
+
+
+@pytest.mark.parametrize("header", ["", "Basic abc", "Bearer", "Bearer ", "token", "Bearertoken"])
+async def test_without_a_bearer_token_nobody_is_admitted(header: str) -> None:
+    with pytest.raises(MeshError) as caught:
+        await Guard(Verifier()).admit(header, "")
+    assert caught.value.kind is Kind.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("header", ["Bearer read", "bearer   read", "BEARER read"])
+async def test_the_scheme_is_read_in_any_case(header: str) -> None:
+    caller = await Guard(Verifier()).admit(header, "read")
+    assert (caller.tenant, caller.token) == ("acme", "read")
+
+
+async def test_a_missing_scope_is_named() -> None:
+    with pytest.raises(MeshError) as caught:
+        await Guard(Verifier()).admit("Bearer write", "read")
+    assert caught.value.kind is Kind.FORBIDDEN
+    assert caught.value.metadata["scope"] == "read"
+
+
+async def test_scopes_that_bring_others_are_enough() -> None:
+    for scope in ("admin", "operator", "mesh"):
+        await Guard(Verifier()).admit(f"Bearer {scope}", "write")
+
+
+def test_a_token_without_a_tenant_has_no_objects() -> None:
+    with pytest.raises(MeshError) as caught:
+        _ = Caller(Principal("job", "", frozenset({"mesh"})), "t").tenant
+    assert caught.value.kind is Kind.FORBIDDEN
+
+
+def test_every_scope_of_the_contracts_has_its_name() -> None:
+    named = {number: name.removeprefix("SCOPE_").lower() for name, number in options_pb2.Scope.items()}
+    assert {number: name for number, name in SCOPE_NAMES.items() if number} == {
+        number: name for number, name in named.items() if number
+    }
+    assert set(SCOPE_NAMES.values()) - {""} == auth.SCOPES
