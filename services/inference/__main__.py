@@ -16,7 +16,8 @@ from meshkit.fetcher import Fetcher
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
 from meshkit.server import MeshServer
-from meshkit.worker.leases import LeaseClient, WorkerProfile
+from meshkit.worker.leases import LeaseClient
+from meshkit.worker.session import WorkerProfile
 from meshkit.worker.supervisor import Supervisor
 from services.inference import measures
 from services.inference.child import ChildSettings
@@ -82,6 +83,7 @@ async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
         settings.data / "loras",
         max_bytes=settings.lora_cache_bytes,
         max_file_bytes=settings.max_lora_bytes,
+        shared_tenant=settings.shared_tenant,
     )
     inputs = Inputs(
         objects,

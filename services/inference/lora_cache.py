@@ -20,7 +20,6 @@ from pathlib import Path
 from meshkit.errors import invalid, too_large
 from meshkit.objects import ObjectInfo, ObjectStore, normalise_path
 
-_SHARED_TENANT = "_shared"
 _MAX_HEADER_BYTES = 100 << 20  # as the safetensors library has it
 
 
@@ -32,13 +31,23 @@ class LoraCache:
         folder: Where the copies lie.
         max_bytes: Bytes of all copies that are not in use.
         max_file_bytes: Largest file that is taken.
+        shared_tenant: Tenant whose LoRAs are everyone's.
     """
 
-    def __init__(self, objects: ObjectStore, folder: Path, *, max_bytes: int, max_file_bytes: int) -> None:
+    def __init__(
+        self,
+        objects: ObjectStore,
+        folder: Path,
+        *,
+        max_bytes: int,
+        max_file_bytes: int,
+        shared_tenant: str = "shared",
+    ) -> None:
         self._objects = objects
         self._folder = folder
         self._max_bytes = max_bytes
         self._max_file_bytes = max_file_bytes
+        self._shared_tenant = shared_tenant
         self._used: Counter[Path] = Counter()
         self._fetching: dict[Path, asyncio.Lock] = {}
 
@@ -66,7 +75,7 @@ class LoraCache:
 
     async def _find(self, tenant: str, path: str) -> tuple[str, ObjectInfo]:
         key = normalise_path(f"loras/{normalise_path(path)}")
-        for owner in (tenant, _SHARED_TENANT):
+        for owner in (tenant, self._shared_tenant):
             if (info := await self._objects.stat(owner, key)) is not None:
                 return owner, info
         raise invalid("lora", f"The LoRA {path} does not exist.", "not_found")

@@ -25,7 +25,8 @@ from meshkit import tracing
 from meshkit.errors import Kind, MeshError
 from meshkit.logging import get_logger
 from meshkit.objects import ObjectStore
-from meshkit.worker.leases import Backoff, Held, LeaseClient
+from meshkit.worker.leases import LeaseClient
+from meshkit.worker.session import Backoff, Held
 from meshkit.worker.supervisor import ChildLost
 from services.inference import measures
 from services.inference.executor import Executor, Job, Withdrawn

@@ -66,7 +66,7 @@ async def test_a_path_that_was_written_anew_is_fetched_anew(store: Store, cache:
 
 
 async def test_a_tenants_own_file_goes_before_the_shared_one(store: Store, cache: LoraCache) -> None:
-    store.objects["_shared", "loras/a.safetensors"] = ("1", safetensors(b"\1" * 8))
+    store.objects["shared", "loras/a.safetensors"] = ("1", safetensors(b"\1" * 8))
     async with cache.lend("acme", "a.safetensors") as path:
         assert path.read_bytes() == safetensors(b"\1" * 8)
     store.objects["acme", "loras/a.safetensors"] = ("1", safetensors())

@@ -26,7 +26,8 @@ from atelier.tasks.v1.worker_service_pb2 import (
 from google.protobuf.duration_pb2 import Duration
 
 from meshkit.errors import Kind, MeshError, conflict, not_found, unavailable
-from meshkit.worker.leases import Backoff, Held, LeaseClient, WorkerProfile
+from meshkit.worker.leases import LeaseClient
+from meshkit.worker.session import Backoff, Held, WorkerProfile
 
 TTL = 15.0
 INTERVAL = 5.0
