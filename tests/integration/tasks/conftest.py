@@ -242,6 +242,25 @@ async def mesh(start_mesh: StartMesh) -> Mesh:
     return await start_mesh()
 
 
+async def fill(mesh: Mesh, *, rows: int, tenants: int) -> None:
+    """Writes many waiting tasks at once, with the counters that go with them."""
+    await mesh.execute("TRUNCATE tasks, attempts, outbox, queues, queue_tenants, queue_lanes CASCADE")
+    await mesh.create(tenant="template")
+    await mesh.execute(
+        "INSERT INTO tasks SELECT r.* FROM tasks t, generate_series(1, %s) n, LATERAL jsonb_populate_record(t, "
+        "jsonb_build_object('id', gen_random_uuid(), 'tenant', 't' || n %% %s, 'priority', n %% 3)) r",
+        rows,
+        tenants,
+    )
+    await mesh.execute("DELETE FROM tasks WHERE tenant = 'template'")
+    await mesh.execute("TRUNCATE queue_tenants, queue_lanes")
+    await mesh.execute("INSERT INTO queue_tenants SELECT queue_name, tenant, 0, count(*), 0 FROM tasks GROUP BY 1, 2")
+    await mesh.execute(
+        "INSERT INTO queue_lanes SELECT queue_name, tenant, lane, 0, count(*) FROM tasks GROUP BY 1, 2, 3"
+    )
+    await mesh.execute("ANALYZE")
+
+
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
     """Waits for a condition, not for a time."""
     async with asyncio.timeout(seconds):

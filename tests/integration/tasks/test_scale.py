@@ -1,0 +1,39 @@
+import json
+from typing import Any
+
+import pytest
+
+from services.tasks.postgres.rounds import CANDIDATES
+from tests.integration.tasks.conftest import Mesh, StartMesh, fill
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", ()) for node in nodes(child))]
+
+
+async def candidates_plan(mesh: Mesh) -> list[dict[str, Any]]:
+    query = f"EXPLAIN (ANALYZE, FORMAT JSON) {CANDIDATES}"
+    arguments = (["t1", "t2", "t3"], [16, 16, 16], ["NOOP/LOCAL", "GENERATION/LOCAL"], "inference")
+    [[plan]] = await mesh.rows(query, *arguments)
+    return nodes((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_lease_query_uses_its_index_at_a_million_rows(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(database_statement_timeout_seconds=0)
+    await fill(mesh, rows=1_000_000, tenants=100)
+    await mesh.execute("UPDATE tasks SET status = 'CANCELLED', completed_at = now() WHERE random() < 0.5")
+    await mesh.execute("ANALYZE tasks")
+    plan = await candidates_plan(mesh)
+    scans = [node for node in plan if node.get("Relation Name") == "tasks"]
+    assert [node["Index Name"] for node in scans] == ["tasks_waiting"]
+    assert all(node["Actual Rows"] <= 16 for node in scans)
+    assert plan[0]["Actual Total Time"] < 50
+    assert not [node for node in plan if node["Node Type"] == "Seq Scan"]
+
+
+async def test_lease_query_uses_its_index_at_twenty_thousand_rows(mesh: Mesh) -> None:
+    await fill(mesh, rows=20_000, tenants=20)
+    plan = await candidates_plan(mesh)
+    assert {node.get("Index Name") for node in plan if node.get("Relation Name") == "tasks"} == {"tasks_waiting"}

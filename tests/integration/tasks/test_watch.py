@@ -1,0 +1,162 @@
+import asyncio
+from typing import Any
+
+import pytest
+from atelier.events.v1 import events_pb2
+from atelier.tasks.v1 import enums_pb2, tasks_service_pb2
+
+from meshkit.bus import Bus, Message
+from meshkit.errors import Kind, MeshError
+from tests.conftest import NatsControl
+from tests.integration.tasks.conftest import Mesh, StartMesh, until
+
+
+class Follower:
+    """Collects what a watch says."""
+
+    def __init__(self, mesh: Mesh, task_id: str, after: int | None = None) -> None:
+        self.seen: list[tasks_service_pb2.WatchTaskResponse] = []
+        request = tasks_service_pb2.WatchTaskRequest(task_id=task_id, after_version=after)
+        self._stream = mesh.tasks().WatchTask(request)
+        self.task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        async for response in self._stream:
+            self.seen.append(response)
+
+    async def reached(self, status: int) -> bool:
+        return any(response.task.status == status for response in self.seen)
+
+
+@pytest.mark.parametrize("nats", [True, False])
+async def test_watch_tells_every_state_until_the_end(start_mesh: StartMesh, nats: bool) -> None:
+    mesh = await start_mesh(run_loops=True, **({} if nats else {"nats_url": ""}))
+    task = await mesh.create()
+    follower = Follower(mesh, task.id)
+    await until(lambda: follower.reached(enums_pb2.TASK_STATUS_PENDING))
+    worker = await mesh.worker()
+    [lease] = await worker.lease()
+    await until(lambda: follower.reached(enums_pb2.TASK_STATUS_EXECUTING))
+    await worker.complete(lease)
+    async with asyncio.timeout(5):
+        await follower.task
+    assert [response.task.version for response in follower.seen] == [1, 2, 3]
+    assert [response.final for response in follower.seen] == [False, False, True]
+
+
+async def test_watch_brings_progress_and_previews(mesh: Mesh) -> None:
+    task = await mesh.create()
+    follower = Follower(mesh, task.id)
+    worker = await mesh.worker()
+    [lease] = await worker.lease()
+    await until(lambda: follower.reached(enums_pb2.TASK_STATUS_EXECUTING), seconds=15)
+    await worker.report(lease, 50, step=2, preview=b"jpeg")
+    await until(lambda: _has_step(follower, 2))
+    shown = next(response for response in follower.seen if response.step == 2)
+    assert (shown.task.progress, shown.preview, shown.final) == (50, b"jpeg", False)
+    await worker.complete(lease)
+    async with asyncio.timeout(15):
+        await follower.task
+
+
+async def test_progress_reaches_the_row_and_stale_attempts_do_not(mesh: Mesh) -> None:
+    task = await mesh.create()
+    worker = await mesh.worker()
+    [lease] = await worker.lease()
+    response = await worker.report(lease, 40)
+    assert list(response.give_up) == []
+
+    async def written() -> bool:
+        return (await mesh.get(task.id)).progress == 40
+
+    await until(written)
+    await mesh.tasks().CancelTask(tasks_service_pb2.CancelTaskRequest(task_id=task.id))
+    stale = await worker.report(lease, 90)
+    assert [item.job_id for item in stale.give_up] == [task.id]
+
+
+async def test_watch_resumes_after_the_version_seen(mesh: Mesh) -> None:
+    task = await mesh.create()
+    worker = await mesh.worker()
+    [lease] = await worker.lease()
+    await worker.complete(lease)
+    follower = Follower(mesh, task.id, after=3)
+    async with asyncio.timeout(5):
+        await follower.task
+    assert [(response.task.version, response.final) for response in follower.seen] == [(3, True)]
+
+
+async def test_watch_of_another_tenants_task_is_not_found(mesh: Mesh) -> None:
+    task = await mesh.create(tenant="globex")
+    follower = Follower(mesh, task.id)
+    with pytest.raises(MeshError) as error:
+        await follower.task
+    assert error.value.kind is Kind.NOT_FOUND
+
+
+async def test_watching_holds_no_connection(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(database_max_connections=2)
+    task = await mesh.create()
+    followers = [Follower(mesh, task.id) for _ in range(20)]
+    for follower in followers:
+        await until(lambda follower=follower: follower.reached(enums_pb2.TASK_STATUS_PENDING))  # type: ignore[misc]
+    await mesh.create()
+    await mesh.tasks().CancelTask(tasks_service_pb2.CancelTaskRequest(task_id=task.id))
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(follower.task for follower in followers))
+
+
+async def test_events_are_published_once_in_order(start_mesh: StartMesh, nats_url: str) -> None:
+    mesh = await start_mesh(run_loops=True)
+    bus = Bus(nats_url)
+    await bus.connect()
+    heard: list[Message] = []
+
+    async def hear(message: Message) -> None:
+        heard.append(message)
+
+    await bus.subscribe("atelier.tasks.v1.task.*", hear)
+    task = await mesh.create()
+    worker = await mesh.worker()
+    [lease] = await worker.lease()
+    await worker.complete(lease)
+
+    def own() -> list[Any]:
+        return [m for m in heard if events_pb2.TaskStatusEvent.FromString(m.data).task_id == task.id]
+
+    async def all_there() -> bool:
+        return len(own()) == 3
+
+    await until(all_there)
+    assert [message.subject.rpartition(".")[2] for message in own()] == ["created", "started", "completed"]
+    first, _, last = own()
+    assert first.headers["Atelier-Event-Type"] == "task_created"
+    assert first.headers["Atelier-Tenant"] == "acme"
+    assert [message.headers["Atelier-Version"] for message in own()] == ["1", "2", "3"]
+    assert events_pb2.TaskCreatedEvent.FromString(first.data).task_type == "NOOP"
+    status = events_pb2.TaskStatusEvent.FromString(last.data)
+    assert (status.status, status.progress) == (enums_pb2.TASK_STATUS_COMPLETED, 100)
+    await bus.close()
+
+
+async def test_nothing_is_lost_when_nats_loses_its_disk(start_mesh: StartMesh, nats_server: NatsControl) -> None:
+    mesh = await start_mesh(run_loops=True, nats_url=nats_server.url)
+    await mesh.create()
+    nats_server.kill()
+    nats_server.wipe()
+    task = await mesh.create()
+    worker = await mesh.worker()
+    for lease in await worker.lease(2):
+        await worker.complete(lease)
+    assert (await mesh.get(task.id)).status == enums_pb2.TASK_STATUS_COMPLETED
+    nats_server.start()
+
+    async def published() -> bool:
+        [[waiting]] = await mesh.rows("SELECT count(*) FROM outbox WHERE published_at IS NULL")
+        return bool(waiting == 0)
+
+    await until(published, seconds=20)
+
+
+async def _has_step(follower: Follower, step: int) -> bool:
+    return any(response.step == step for response in follower.seen)
