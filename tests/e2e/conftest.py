@@ -1,4 +1,4 @@
-"""Meshes for the stories: one a module where a story leaves it whole, one of its own where it breaks it."""
+"""Meshes for the stories: one for all of them, because each leaves it whole, and others with settings of their own."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,9 +9,9 @@ import pytest
 from tests.e2e.harness import NOOP_ENVIRONMENT, RunningMesh
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def start_mesh(servers_folder: Path) -> Iterator[Callable[..., RunningMesh]]:
-    """Starts meshes; all are stopped after the module."""
+    """Starts meshes; all are stopped after the session."""
     meshes: list[RunningMesh] = []
 
     def start(**environment: str) -> RunningMesh:
@@ -27,7 +27,7 @@ def start_mesh(servers_folder: Path) -> Iterator[Callable[..., RunningMesh]]:
         mesh.down()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mesh(start_mesh: Callable[..., RunningMesh]) -> RunningMesh:
-    """The module's mesh: its worker takes NOOP tasks alone."""
+    """The mesh of all stories: its worker takes NOOP tasks alone. Keep tenants apart."""
     return start_mesh()
