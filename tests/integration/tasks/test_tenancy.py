@@ -74,11 +74,9 @@ async def test_every_method_asks_for_a_token_and_its_scope(mesh: Mesh, method: M
             metadata = (("authorization", f"Bearer {token}"),) if token else ()
             kind = channel.unary_stream if method.server_streaming else channel.unary_unary
             rpc = kind(path, request_serializer=lambda _: b"", response_deserializer=bytes)(b"", metadata=metadata)  # type: ignore[operator]
+            answer = rpc.read() if method.server_streaming else rpc
             with pytest.raises(grpc.aio.AioRpcError) as error:
-                if method.server_streaming:
-                    await rpc.read()
-                else:
-                    await rpc
+                await answer
             assert error.value.code() is code
 
 

@@ -1,0 +1,100 @@
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from uuid import uuid4
+
+from atelier.tasks.v1 import task_pb2
+
+from services.tasks import domain
+from services.tasks.catalog import TYPES
+from services.tasks.convert import CATEGORY, KIND, OUTCOME, STATUS, TASK_TYPE, to_lease, to_task
+from services.tasks.domain import TaskRecord, new_task
+
+MIGRATION = import_module("services.tasks.migrations.versions.0001_tasks")
+
+
+def record(**changes: object) -> TaskRecord:
+    task = new_task(
+        task_id=uuid4(),
+        tenant="acme",
+        task_type="GENERATION",
+        priority=3,
+        queue_name="inference",
+        provider_type="LOCAL",
+        now=datetime(2026, 1, 2, tzinfo=UTC),
+        origin_instance="tests",
+        origin_zone=None,
+        origin_reference=None,
+        workflow_id=None,
+        webhook_url=None,
+        timeout_seconds=60,
+        warm_keys=(),
+        traceparent="",
+        spec=task_pb2.CreateTask(generation={"prompt": "a dress"}).SerializeToString(),
+        body=task_pb2.Task(generation={"prompt": "a dress", "seed": 4}).SerializeToString(),
+    )
+    return replace(task, **changes)  # type: ignore[arg-type]
+
+
+def _checked(column: str) -> list[set[str]]:
+    sets = re.findall(rf"CHECK \({column} IN \(([^)]*)\)", " ".join(MIGRATION.STATEMENTS))
+    return [set(re.findall(r"'(\w+)'", found)) for found in sets]
+
+
+def test_enums_of_contract_python_and_sql_agree() -> None:
+    assert set(domain.Status) == set(STATUS)
+    assert _checked("status") == [set(domain.Status)]
+    assert set(domain.Category) == set(CATEGORY)
+    assert _checked("error_category") == [set(domain.Category)]
+    assert set(domain.Outcome) == set(OUTCOME)
+    assert _checked("outcome") == [set(domain.Outcome)]
+    assert set(domain.Kind) == set(KIND)
+    assert _checked("kind") == [set(domain.Kind)]
+
+
+def test_catalog_knows_every_type_by_the_contracts_number() -> None:
+    assert set(TYPES) == set(TASK_TYPE)
+    for name, entry in TYPES.items():
+        for message in (task_pb2.CreateTask, task_pb2.Task, task_pb2.TaskResult):
+            assert message.DESCRIPTOR.fields_by_name[entry.field].number == 100 + TASK_TYPE[name]
+
+
+def test_catalog_names_fields_that_exist() -> None:
+    for entry in TYPES.values():
+        create = task_pb2.CreateTask.DESCRIPTOR.fields_by_name[entry.field].message_type
+        public = task_pb2.Task.DESCRIPTOR.fields_by_name[entry.field].message_type
+        assert create is not None
+        assert public is not None
+        names = {source for image in entry.images for source in image.sources} | {*entry.adapters, *entry.seeds}
+        assert names <= set(create.fields_by_name)
+        assert {image.public for image in entry.images} <= set(public.fields_by_name)
+
+
+def test_waiting_task_has_neither_times_nor_errors() -> None:
+    task = to_task(record())
+    for name in ("started_at", "completed_at", "executor_type", "error_category", "origin_zone", "deleted_at"):
+        assert not task.HasField(name)
+    assert list(task.errors) == []
+    assert task.celery_task_id == task.id
+    assert task.generation.prompt == "a dress"
+
+
+def test_result_is_laid_over_the_inputs() -> None:
+    result = task_pb2.TaskResult(generation={"result_image_path": "generations/x/1/image.png"})
+    task = to_task(record(result=result.SerializeToString()))
+    assert task.generation.result_image_path == "generations/x/1/image.png"
+    assert task.generation.seed == 4
+
+
+def test_result_of_another_type_is_not_shown() -> None:
+    task = to_task(record(result=task_pb2.TaskResult(noop={"result_path": "x"}).SerializeToString()))
+    assert task.WhichOneof("detail") == "generation"
+
+
+def test_lease_names_its_prefix_and_limit() -> None:
+    task = record(attempt=2, timeout_seconds=1.5)
+    lease = to_lease(task)
+    assert lease.result_prefix == f"generations/{task.id}/2/"
+    assert lease.timeout.ToTimedelta() == timedelta(seconds=1.5)
+    assert lease.spec.generation.prompt == lease.task.generation.prompt
