@@ -1,0 +1,17 @@
+"""The workflows service: graphs of tasks that survive any process and resume where they stopped.
+
+Owns:
+    Schema `workflows` in PostgreSQL: `workflows`, `steps`, `consumed_events`, `outbox`, `idempotency_keys`.
+    Subjects `atelier.workflows.v1.workflow.{pending,running,paused,completed,failed,cancelled}` on JetStream.
+Serves:
+    `atelier.workflows.v1.WorkflowsService` and `atelier.workflows.v1.WorkflowMonitoringService`.
+Calls:
+    The tasks service: `GetCatalog`, `CreateTask`, `GetTask`, `CancelTask`, `CleanupTask`.
+Hears:
+    `atelier.tasks.v1.task.{completed,failed,cancelled}`.
+
+Rooms: `domain`, `graph`, `mapping`, `fields`, `definition`, `building` and `engine` are pure: `engine` decides what an
+event does to a workflow. `store` is what the use cases need of a database and `postgres` the only SQL; `service` is the
+use cases, `execution` carries decisions out; `tasks` speaks to the tasks service; `loops` is what runs by itself;
+`servicer` speaks gRPC; `composition` and `__main__` wire.
+"""

@@ -1,0 +1,156 @@
+"""From a step and the results before it to the task that it becomes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from atelier.tasks.v1 import enums_pb2, task_pb2
+from atelier.workflows.v1 import workflow_pb2
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.struct_pb2 import Struct
+
+from services.workflows.domain import StepRecord, WorkflowRecord
+from services.workflows.fields import (
+    UnfitValueError,
+    detail_of,
+    every_input,
+    inputs_of,
+    kind_of,
+    outputs_of,
+    plain_struct,
+    set_field,
+    type_name,
+)
+from services.workflows.mapping import INTEGER, TransformError, apply, parse
+
+ON_FAILURE = "on_failure"
+# Fields of every task that a step's `config` may set beside those of its type.
+COMMON = ("priority", "queue_name", "provider_type")
+
+
+class BuildError(ValueError):
+    """A step's task cannot be made of the results at hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A member of a step's `config` that its task does not take."""
+
+    member: str
+    message: str
+
+
+def compose(
+    definition: workflow_pb2.WorkflowStepDefinition, shared: Mapping[str, Any], mapped: Mapping[str, Any]
+) -> tuple[task_pb2.CreateTask, list[Fault]]:
+    """A task of a definition.
+
+    Members of `config` that are neither of the type nor of every task go into the task's free `config`, as do those of
+    the shared one unless another type has a field of that name.
+
+    Args:
+        definition: The step.
+        shared: The workflow's `config`; the step's own wins.
+        mapped: Fields that earlier steps gave; they win over both.
+
+    Returns:
+        The task and the members that it did not take.
+    """
+    task_type = type_name(definition.task_type)
+    inputs = inputs_of(task_type)
+    task = task_pb2.CreateTask()
+    detail = getattr(task, detail_of(task_type))
+    detail.SetInParent()
+    own = plain_struct(definition.config.SerializeToString())
+    common = {
+        name: value
+        for name, value in shared.items()
+        if name != ON_FAILURE and (name in inputs or name in COMMON or name not in every_input())
+    }
+    faults: list[Fault] = []
+    free: dict[str, Any] = {}
+    for name, value in {**common, **own, **mapped}.items():
+        field = inputs.get(name)
+        target: Any = detail
+        if field is None and name in COMMON:
+            field, target = task.DESCRIPTOR.fields_by_name[name], task
+        if field is not None:
+            _put(target, field, value, faults)
+        elif name == "config" and isinstance(value, dict):
+            free = {**free, **value}
+        else:
+            free[name] = value
+    if free:
+        config = Struct()
+        config.update(free)
+        task.config.CopyFrom(config)
+    _set_provider(task, definition)
+    return task, faults
+
+
+def _put(target: Any, field: FieldDescriptor, value: Any, faults: list[Fault]) -> None:
+    try:
+        set_field(target, field, value)
+    except UnfitValueError as fault:
+        faults.append(Fault(str(field.name), str(fault)))
+
+
+def _set_provider(task: task_pb2.CreateTask, definition: workflow_pb2.WorkflowStepDefinition) -> None:
+    if definition.HasField("provider_config"):
+        task.provider_config.CopyFrom(definition.provider_config)
+        chosen = definition.provider_config.WhichOneof("config")
+        if chosen is not None and not task.HasField("provider_type"):
+            task.provider_type = enums_pb2.ProviderType.Value(f"PROVIDER_TYPE_{chosen.upper()}")
+    task.active_provider_capabilities.extend(definition.active_provider_capabilities)
+    if definition.HasField("fallback_provider_type"):
+        task.fallback_provider_type = definition.fallback_provider_type
+    if definition.HasField("fallback_provider_config"):
+        task.fallback_provider_config.CopyFrom(definition.fallback_provider_config)
+    task.fallback_provider_capabilities.extend(definition.fallback_provider_capabilities)
+
+
+def task_of(workflow: WorkflowRecord, step: StepRecord, steps: Sequence[StepRecord]) -> task_pb2.CreateTask:
+    """The task of a step whose dependencies are done.
+
+    Args:
+        workflow: The workflow.
+        step: The step.
+        steps: All of its steps.
+
+    Raises:
+        BuildError: A result before it does not give what the step needs.
+    """
+    definition = workflow_pb2.WorkflowStepDefinition.FromString(step.definition)
+    by_name = {one.step_id: one for one in steps}
+    mapped: dict[str, Any] = {}
+    for mapping in definition.input_mappings:
+        source = by_name[mapping.from_step]
+        try:
+            value = _mapped(mapping, source)
+        except TransformError as error:
+            raise BuildError(f"{mapping.from_step}.{mapping.from_field}: {error}") from None
+        if value is not None:
+            mapped[mapping.to_field] = value
+    task, faults = compose(definition, plain_struct(workflow.config), mapped)
+    if faults:
+        raise BuildError(f"{faults[0].member}: {faults[0].message}")
+    task.origin_instance = workflow.origin_instance
+    task.origin_tenant_id = workflow.tenant
+    if workflow.origin_zone is not None:
+        task.origin_zone = workflow.origin_zone
+    if workflow.origin_reference is not None:
+        task.origin_reference = workflow.origin_reference
+    if not workflow.suppress_subtask_events and workflow.webhook_url is not None:
+        task.webhook_url = workflow.webhook_url
+    return task
+
+
+def _mapped(mapping: workflow_pb2.FieldMapping, source: StepRecord) -> Any:
+    result = plain_struct(source.result) if source.result is not None else {}
+    value = result.get(mapping.from_field)
+    # What a double cannot hold exactly lies in the result as text.
+    if isinstance(value, str) and kind_of(outputs_of(source.task_type)[mapping.from_field]) == INTEGER:
+        value = int(value)
+    return apply(value, parse(mapping.transform)) if mapping.transform else value

@@ -1,0 +1,276 @@
+"""What a workflow's definition must hold, checked before anything is stored. Pure.
+
+Every violation points into the request, as `workflow.steps[2].depends_on[0]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from atelier.options.v1 import options_pb2
+from atelier.tasks.v1 import enums_pb2, task_pb2
+from atelier.workflows.v1 import workflow_pb2
+
+from meshkit import validation
+from meshkit.errors import FieldViolation, Kind, MeshError
+from services.workflows import graph
+from services.workflows.building import ON_FAILURE, compose
+from services.workflows.domain import OnFailure
+from services.workflows.fields import detail_of, inputs_of, kind_of, outputs_of, plain_struct, type_name
+from services.workflows.mapping import TransformError, fits, kind_after, parse
+
+Definition = workflow_pb2.WorkflowStepDefinition
+LOCAL = "LOCAL"
+# A step's row holds paths and addresses; a picture itself belongs into storage.
+MAX_INLINE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the tasks service serves.
+
+    Attributes:
+        types: Spellings of the task types.
+        listed: Those of them that the documented surface knows.
+        capabilities: By provider, what it can do.
+        queues: Names of the queues.
+    """
+
+    types: frozenset[str]
+    listed: tuple[str, ...]
+    capabilities: Mapping[str, frozenset[str]]
+    queues: frozenset[str]
+
+    @classmethod
+    def of(cls, types: Sequence[str], capabilities: Mapping[str, Collection[str]], queues: Collection[str]) -> Served:
+        """What is served, from plain collections."""
+        return cls(
+            frozenset(types),
+            tuple(name for name in types if name != "NOOP"),
+            MappingProxyType({name: frozenset(values) for name, values in capabilities.items()}),
+            frozenset(queues),
+        )
+
+
+def check(workflow: workflow_pb2.CreateWorkflow, served: Served) -> None:
+    """Refuses a definition that cannot be executed.
+
+    Args:
+        workflow: As its author describes it; field rules of the contract hold already.
+        served: What the tasks service serves.
+
+    Raises:
+        MeshError: `INVALID` with every member that does not hold.
+    """
+    violations = list(_violations(workflow, served))
+    if violations:
+        raise MeshError(Kind.INVALID, violations[0].message, violations=violations)
+
+
+def shared_config(workflow: workflow_pb2.CreateWorkflow) -> dict[str, Any]:
+    """The workflow's `config` as JSON values."""
+    return plain_struct(workflow.config.SerializeToString())
+
+
+def on_failure(workflow: workflow_pb2.CreateWorkflow) -> OnFailure:
+    """What a failed step does to the others."""
+    return OnFailure(shared_config(workflow).get(ON_FAILURE, OnFailure.FINISH_RUNNING))
+
+
+def graph_of(workflow: workflow_pb2.CreateWorkflow) -> dict[str, list[str]]:
+    """The graph of its steps."""
+    return {step.id: list(dict.fromkeys(step.depends_on)) for step in workflow.steps}
+
+
+def _violations(workflow: workflow_pb2.CreateWorkflow, served: Served) -> Iterator[FieldViolation]:
+    shared = shared_config(workflow)
+    if shared.get(ON_FAILURE, OnFailure.CANCEL) not in set(OnFailure):
+        names = " or ".join(OnFailure)
+        yield FieldViolation(f"workflow.config.{ON_FAILURE}", f"Input should be {names}", "enum")
+    broken = list(_graph_violations(workflow.steps))
+    yield from broken
+    known = not broken
+    above = graph.ancestors(graph_of(workflow)) if known else {}
+    types = {step.id: type_name(step.task_type) for step in workflow.steps}
+    for index, step in enumerate(workflow.steps):
+        path = f"workflow.steps[{index}]"
+        yield from _served_violations(step, path, served)
+        yield from _mapping_violations(step, path, types, above.get(step.id))
+        yield from _task_violations(step, path, shared, served)
+
+
+def _graph_violations(steps: Sequence[Definition]) -> Iterator[FieldViolation]:
+    first: dict[str, int] = {}
+    broken = False
+    for index, step in enumerate(steps):
+        if step.id in first:
+            broken = True
+            text = f"Step {step.id!r} is defined already, at place {first[step.id]}"
+            yield FieldViolation(f"workflow.steps[{index}].id", text, "duplicate_step")
+        first.setdefault(step.id, index)
+    for index, step in enumerate(steps):
+        for place, needed in enumerate(step.depends_on):
+            path = f"workflow.steps[{index}].depends_on[{place}]"
+            if needed == step.id:
+                broken = True
+                yield FieldViolation(path, f"Step {step.id!r} depends on itself", "self_dependency")
+            elif needed not in first:
+                broken = True
+                yield FieldViolation(path, f"There is no step {needed!r}", "unknown_step")
+    if broken:
+        return
+    cycle = graph.find_cycle({step.id: list(step.depends_on) for step in steps})
+    if cycle:
+        index = first[cycle[0]]
+        place = list(steps[index].depends_on).index(cycle[1])
+        text = f"Steps depend on each other in a cycle: {' -> '.join(cycle)}"
+        yield FieldViolation(f"workflow.steps[{index}].depends_on[{place}]", text, "cycle")
+
+
+def _served_violations(step: Definition, path: str, served: Served) -> Iterator[FieldViolation]:
+    name = type_name(step.task_type)
+    if name not in served.types:
+        text = f"Tasks of type {name} are not served; this installation serves {', '.join(served.listed)}"
+        yield FieldViolation(f"{path}.task_type", text, "task_type_not_served")
+
+
+def _mapping_violations(
+    step: Definition, path: str, types: Mapping[str, str], above: frozenset[str] | None
+) -> Iterator[FieldViolation]:
+    targets: set[str] = set()
+    for index, mapping in enumerate(step.input_mappings):
+        at = f"{path}.input_mappings[{index}]"
+        if mapping.from_step not in types:
+            yield FieldViolation(f"{at}.from_step", f"There is no step {mapping.from_step!r}", "unknown_step")
+            continue
+        if above is not None and mapping.from_step not in above:
+            text = f"Step {step.id!r} does not depend on {mapping.from_step!r}, directly or through others"
+            yield FieldViolation(f"{at}.from_step", text, "not_an_ancestor")
+        if mapping.to_field in targets:
+            yield FieldViolation(f"{at}.to_field", f"{mapping.to_field} is mapped twice", "duplicate_field")
+        targets.add(mapping.to_field)
+        yield from _kind_violations(mapping, at, types[mapping.from_step], type_name(step.task_type))
+
+
+def _kind_violations(
+    mapping: workflow_pb2.FieldMapping, at: str, source_type: str, target_type: str
+) -> Iterator[FieldViolation]:
+    source = outputs_of(source_type).get(mapping.from_field)
+    target = inputs_of(target_type).get(mapping.to_field)
+    if source is None:
+        text = f"A task of type {source_type} yields no {mapping.from_field!r}"
+        yield FieldViolation(f"{at}.from_field", text, "unknown_field")
+    if target is None:
+        text = f"A task of type {target_type} takes no {mapping.to_field!r}"
+        yield FieldViolation(f"{at}.to_field", text, "unknown_field")
+    try:
+        calls = parse(mapping.transform) if mapping.transform else ()
+        if source is None or target is None:
+            return
+        kind = kind_after(kind_of(source), calls)
+    except TransformError as error:
+        yield FieldViolation(f"{at}.transform", str(error), "transform")
+        return
+    wanted = kind_of(target)
+    if not fits(kind, wanted):
+        text = f"{mapping.to_field} takes a {wanted}, {mapping.from_field} gives a {kind}"
+        yield FieldViolation(f"{at}.to_field", text, "type_mismatch")
+
+
+def _task_violations(
+    step: Definition, path: str, shared: Mapping[str, Any], served: Served
+) -> Iterator[FieldViolation]:
+    """What the task of the step would be refused for, as far as it is known beforehand."""
+    task, faults = compose(step, shared, {})
+    for fault in faults:
+        yield FieldViolation(f"{path}.config.{fault.member}", fault.message, "type_error")
+    yield from _inline_violations(step, task, path)
+    yield from _provider_violations(step, task, path, served)
+    mapped = {mapping.to_field for mapping in step.input_mappings}
+    detail = detail_of(type_name(step.task_type))
+    task.origin_instance = "workflow"
+    validation.apply_defaults(task)
+    for violation in _rules_broken(task):
+        head, _, member = violation.path.partition(".")
+        if head != detail:
+            yield FieldViolation(f"{path}.config.{violation.path}", violation.message, violation.type)
+        elif not member and not mapped:
+            # A rule across fields; with some of them unknown it is the tasks service's to judge.
+            yield FieldViolation(f"{path}.config", violation.message, violation.type)
+        elif member and member.partition(".")[0].partition("[")[0] not in mapped:
+            yield FieldViolation(f"{path}.config.{member}", violation.message, violation.type)
+
+
+def _rules_broken(task: task_pb2.CreateTask) -> Sequence[FieldViolation]:
+    try:
+        validation.check(task)
+    except MeshError as error:
+        return error.violations
+    return ()
+
+
+def _inline_violations(step: Definition, task: task_pb2.CreateTask, path: str) -> Iterator[FieldViolation]:
+    name = type_name(step.task_type)
+    detail = getattr(task, detail_of(name))
+    for field, value in detail.ListFields():
+        if (
+            field.GetOptions().Extensions[options_pb2.field].upload
+            and isinstance(value, str)
+            and (len(value) > MAX_INLINE or value.startswith("data:"))
+        ):
+            text = "must be a path in storage or an address: a workflow's definition holds no files"
+            yield FieldViolation(f"{path}.config.{field.name}", text, "inline_file")
+
+
+def _provider_violations(
+    step: Definition, task: task_pb2.CreateTask, path: str, served: Served
+) -> Iterator[FieldViolation]:
+    provider = _provider(task.provider_type)
+    where = "provider_config" if step.HasField("provider_config") else "config.provider_type"
+    yield from _capability_violations(
+        provider,
+        list(step.active_provider_capabilities),
+        f"{path}.{where}",
+        f"{path}.active_provider_capabilities",
+        served,
+    )
+    if step.HasField("provider_config"):
+        chosen = step.provider_config.WhichOneof("config")
+        if chosen is not None and chosen.upper() != provider:
+            text = f"holds settings of {chosen.upper()}, the provider is {provider}"
+            yield FieldViolation(f"{path}.provider_config", text, "provider_config")
+    if task.HasField("queue_name") and task.queue_name not in served.queues:
+        text = f"Unknown queue {task.queue_name!r}; one of {', '.join(sorted(served.queues))}"
+        yield FieldViolation(f"{path}.config.queue_name", text, "unknown_queue")
+    if step.HasField("fallback_provider_type"):
+        yield from _capability_violations(
+            _provider(step.fallback_provider_type),
+            list(step.fallback_provider_capabilities),
+            f"{path}.fallback_provider_type",
+            f"{path}.fallback_provider_capabilities",
+            served,
+        )
+    elif step.HasField("fallback_provider_config") or step.fallback_provider_capabilities:
+        text = "Field required where a fallback is described"
+        yield FieldViolation(f"{path}.fallback_provider_type", text, "missing")
+
+
+def _capability_violations(
+    provider: str, names: Sequence[str], at: str, capabilities: str, served: Served
+) -> Iterator[FieldViolation]:
+    if provider not in served.capabilities:
+        text = f"Provider {provider} is not served; this installation serves {', '.join(sorted(served.capabilities))}"
+        yield FieldViolation(at, text, "provider_type_not_served")
+        return
+    for index, name in enumerate(names):
+        if name not in served.capabilities[provider]:
+            has = ", ".join(sorted(served.capabilities[provider]))
+            text = f"Provider {provider} has no capability {name!r}; it has {has}"
+            yield FieldViolation(f"{capabilities}[{index}]", text, "unknown_capability")
+
+
+def _provider(number: int) -> str:
+    return enums_pb2.ProviderType.Name(number).removeprefix("PROVIDER_TYPE_") if number else LOCAL  # type: ignore[arg-type]  # a number off the wire

@@ -1,0 +1,200 @@
+"""Workflows and steps, their states and what may follow what. Pure: no clock, no database, no wire.
+
+Spellings of states are those of the contract's enums without their prefix, except DISPATCHING, which callers see as
+RUNNING; the database's CHECK constraints are made of the same values, and a test asserts both.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+from uuid import UUID, uuid5
+
+MAX_STEPS = 200
+MAX_ERRORS = 200
+MAX_ERROR_LENGTH = 2048
+
+
+class Status(enum.StrEnum):
+    """Where a workflow stands."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+class StepState(enum.StrEnum):
+    """Where a step stands."""
+
+    PENDING = "PENDING"
+    DISPATCHING = "DISPATCHING"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    SKIPPED = "SKIPPED"
+    CANCELLED = "CANCELLED"
+
+
+class OnFailure(enum.StrEnum):
+    """What a failed step does to the steps that do not need it."""
+
+    FINISH_RUNNING = "finish_running"
+    CANCEL = "cancel"
+
+
+class Outcome(enum.StrEnum):
+    """How a task ended."""
+
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+# Every legal change of a workflow's state, and nothing else. FAILED is left by a resume alone.
+TRANSITIONS: Mapping[Status, frozenset[Status]] = MappingProxyType(
+    {
+        Status.PENDING: frozenset({Status.RUNNING, Status.CANCELLED}),
+        Status.RUNNING: frozenset({Status.PAUSED, Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
+        # Steps that ran at the pause may be the last ones.
+        Status.PAUSED: frozenset({Status.RUNNING, Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
+        Status.COMPLETED: frozenset(),
+        Status.FAILED: frozenset({Status.RUNNING}),
+        Status.CANCELLED: frozenset(),
+    }
+)
+
+# Every legal change of a step's state. PENDING follows a task that failed and may be tried again, or a resume.
+STEP_TRANSITIONS: Mapping[StepState, frozenset[StepState]] = MappingProxyType(
+    {
+        StepState.PENDING: frozenset({StepState.DISPATCHING, StepState.SKIPPED, StepState.CANCELLED}),
+        StepState.DISPATCHING: frozenset(
+            {StepState.RUNNING, StepState.COMPLETED, StepState.FAILED, StepState.CANCELLED, StepState.PENDING}
+        ),
+        StepState.RUNNING: frozenset({StepState.COMPLETED, StepState.FAILED, StepState.CANCELLED, StepState.PENDING}),
+        StepState.COMPLETED: frozenset(),
+        StepState.FAILED: frozenset({StepState.PENDING}),
+        StepState.SKIPPED: frozenset(),
+        StepState.CANCELLED: frozenset({StepState.PENDING}),
+    }
+)
+
+ENDED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+ACTIVE = frozenset({StepState.DISPATCHING, StepState.RUNNING})
+DONE = frozenset({StepState.COMPLETED, StepState.SKIPPED})
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowRecord:
+    """A workflow as the database holds it. The order of the fields is the order of the columns in every query.
+
+    Attributes:
+        config: The serialized Struct that its steps share.
+        completed_steps: Steps that completed or were skipped.
+        current_step: The first step, in the order of the definition, that is being executed.
+        final_step_id: The last step in topological order.
+        version: Rises with every change.
+        traceparent: Trace of the request that created it.
+    """
+
+    id: UUID
+    tenant: str
+    name: str
+    description: str | None
+    status: Status
+    on_failure: OnFailure
+    config: bytes
+    suppress_subtask_events: bool
+    origin_instance: str
+    origin_zone: str | None
+    origin_reference: str | None
+    webhook_url: str | None
+    total_steps: int
+    completed_steps: int
+    current_step: str | None
+    final_step_id: str
+    error_message: str | None
+    errors: Sequence[str]
+    started_at: datetime | None
+    completed_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    is_deleted: bool
+    deleted_at: datetime | None
+    version: int
+    traceparent: str
+
+    @property
+    def progress(self) -> float:
+        """Percent done."""
+        return 100.0 * self.completed_steps / self.total_steps if self.total_steps else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A step as the database holds it. The order of the fields is the order of the columns in every query.
+
+    Attributes:
+        position: Place in the definition, from 0.
+        definition: The serialized WorkflowStepDefinition.
+        attempt: Number of the last task made for it; 0 before the first.
+        task_id: Identifier of that task: it follows from workflow, step and attempt.
+        task_version: Version of the task that was last heard of.
+        task_open: Whether that task may still be running.
+        result: The serialized Struct of its task's result.
+        dispatched_at: When the task was last to be made.
+        checked_at: When the task was last asked for.
+    """
+
+    id: UUID
+    workflow_id: UUID
+    step_id: str
+    position: int
+    task_type: str
+    definition: bytes
+    depends_on: Sequence[str]
+    state: StepState
+    attempt: int
+    task_id: UUID | None
+    task_version: int
+    task_open: bool
+    result: bytes | None
+    error_message: str | None
+    retry_count: int
+    max_retries: int
+    started_at: datetime | None
+    completed_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    dispatched_at: datetime | None
+    checked_at: datetime | None
+
+
+def may(current: Status, following: Status) -> bool:
+    """Whether a workflow in `current` may go to `following`."""
+    return following in TRANSITIONS[current]
+
+
+def step_may(current: StepState, following: StepState) -> bool:
+    """Whether a step in `current` may go to `following`."""
+    return following in STEP_TRANSITIONS[current]
+
+
+def task_id_of(workflow_id: UUID, step_id: str, attempt: int) -> UUID:
+    """Identifier of the task of a step's attempt: whoever makes it, and however often, makes the same."""
+    return uuid5(workflow_id, f"{step_id}/{attempt}")
+
+
+def step_row_id(workflow_id: UUID, step_id: str) -> UUID:
+    """Identifier of a step's row."""
+    return uuid5(workflow_id, step_id)
+
+
+def clip_error(text: str) -> str:
+    """An error's sentence, short enough for a row."""
+    return text if len(text) <= MAX_ERROR_LENGTH else f"{text[: MAX_ERROR_LENGTH - 1]}\u2026"

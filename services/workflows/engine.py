@@ -1,0 +1,336 @@
+"""What an event does to a workflow: a pure function of the rows and the event to new rows and work to be done.
+
+Nothing here is lost when a process dies: a step that is DISPATCHING is the order to make its task, and a step whose
+task is open in an ended workflow is the order to cancel it. Whoever finds such a row may carry it out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import UUID
+
+from services.workflows.domain import (
+    ACTIVE,
+    DONE,
+    ENDED,
+    MAX_ERRORS,
+    OnFailure,
+    Outcome,
+    Status,
+    StepRecord,
+    StepState,
+    WorkflowRecord,
+    clip_error,
+    may,
+    step_may,
+    task_id_of,
+)
+from services.workflows.errors import cleaned_up, illegal_transition
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A caller starts it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A caller pauses it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """A caller resumes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """A caller cancels it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The tasks service has the task of a step."""
+
+    step_id: str
+    task_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The task of a step cannot be made, now or later."""
+
+    step_id: str
+    task_id: UUID
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A task ended.
+
+    Attributes:
+        version: Its version, above that of whatever was heard of it before.
+        result: Serialized Struct of its result.
+        retryable: Whether another task might fare better.
+    """
+
+    step_id: str
+    task_id: UUID
+    version: int
+    outcome: Outcome
+    result: bytes | None = None
+    message: str = ""
+    retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The task of a step runs no more, or will never exist."""
+
+    step_id: str
+    task_id: UUID
+
+
+Event = Start | Pause | Resume | Cancel | Accepted | Refused | Ended | Closed
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What an event did.
+
+    Attributes:
+        workflow: The workflow after it; the same object where nothing changed.
+        steps: Its steps after it, in the same order; the same objects where they did not change.
+        dispatch: Steps whose tasks are to be made now.
+        cancel: Steps whose tasks are to be cancelled now.
+    """
+
+    workflow: WorkflowRecord
+    steps: tuple[StepRecord, ...]
+    dispatch: tuple[StepRecord, ...] = ()
+    cancel: tuple[StepRecord, ...] = ()
+
+
+def decide(workflow: WorkflowRecord, steps: Sequence[StepRecord], event: Event, now: datetime) -> Decision:
+    """What an event does.
+
+    Args:
+        workflow: The workflow.
+        steps: All of its steps, in the order of the definition.
+        event: What happened; repeated and late ones change nothing.
+        now: The moment, in UTC.
+
+    Raises:
+        MeshError: `CONFLICT` where a caller asks for what the state does not allow.
+    """
+    work = _Work(workflow, list(steps), now)
+    match event:
+        case Start():
+            work.start()
+        case Pause():
+            work.pause()
+        case Resume():
+            work.resume()
+        case Cancel():
+            work.cancel()
+        case _:
+            work.hear(event)
+    work.settle()
+    return work.decision(workflow, steps)
+
+
+class _Work:
+    """The rows while they are decided upon."""
+
+    def __init__(self, workflow: WorkflowRecord, steps: list[StepRecord], now: datetime) -> None:
+        self.workflow = workflow
+        self.steps = steps
+        self.now = now
+        self._fresh: list[int] = []
+        self._stopped: list[int] = []
+        self._abandoned: list[StepRecord] = []
+
+    def start(self) -> None:
+        if self.workflow.is_deleted:
+            raise cleaned_up()
+        if self.workflow.status is not Status.PENDING:
+            raise illegal_transition(self.workflow.status, "started")
+        self._go(Status.RUNNING)
+        self.workflow = replace(self.workflow, started_at=self.now)
+
+    def pause(self) -> None:
+        if self.workflow.status is Status.PAUSED:
+            return
+        if self.workflow.status is not Status.RUNNING:
+            raise illegal_transition(self.workflow.status, "paused")
+        self._go(Status.PAUSED)
+
+    def resume(self) -> None:
+        if self.workflow.is_deleted:
+            raise cleaned_up()
+        if self.workflow.status not in (Status.FAILED, Status.PAUSED):
+            raise illegal_transition(self.workflow.status, "resumed")
+        for index, step in enumerate(self.steps):
+            if step.state in (StepState.FAILED, StepState.CANCELLED):
+                if step.task_open:
+                    # Its end was not confirmed, and its row is about to forget it.
+                    self._abandoned.append(step)
+                self._move(
+                    index,
+                    StepState.PENDING,
+                    retry_count=0,
+                    error_message=None,
+                    started_at=None,
+                    completed_at=None,
+                    task_open=False,
+                )
+        self._go(Status.RUNNING)
+        self.workflow = replace(self.workflow, error_message=None, completed_at=None)
+
+    def cancel(self) -> None:
+        if self.workflow.status is Status.CANCELLED:
+            return
+        if not may(self.workflow.status, Status.CANCELLED):
+            raise illegal_transition(self.workflow.status, "cancelled")
+        for index, step in enumerate(self.steps):
+            if step_may(step.state, StepState.CANCELLED):
+                self._stop(index, step)
+        self._end(Status.CANCELLED)
+
+    def hear(self, event: Accepted | Refused | Ended | Closed) -> None:
+        index = next((place for place, step in enumerate(self.steps) if step.step_id == event.step_id), None)
+        # A task of an earlier attempt has nothing to say any more.
+        if index is None or self.steps[index].task_id != event.task_id:
+            return
+        step = self.steps[index]
+        match event:
+            case Accepted():
+                self._accepted(index, step)
+            case Refused():
+                if step.state is StepState.DISPATCHING:
+                    self._fail(index, event.message, retryable=False)
+                elif step.task_open:
+                    self.steps[index] = replace(step, task_open=False)
+            case Closed():
+                if step.state not in ACTIVE and step.task_open:
+                    self.steps[index] = replace(step, task_open=False)
+            case Ended():
+                self._ended(index, step, event)
+
+    def settle(self) -> None:
+        """Begins what may begin and ends the workflow where nothing is left to do."""
+        if self.workflow.status not in (Status.RUNNING, Status.PAUSED):
+            return
+        failed = any(step.state is StepState.FAILED for step in self.steps)
+        if failed and self.workflow.on_failure is OnFailure.CANCEL:
+            for index, step in enumerate(self.steps):
+                if step.state in ACTIVE:
+                    self._stop(index, step)
+            self._end(Status.FAILED)
+            return
+        ready = self._ready()
+        if self.workflow.status is Status.RUNNING:
+            for index in ready:
+                self._dispatch(index)
+        if not ready and not any(step.state in ACTIVE for step in self.steps):
+            self._end(Status.FAILED if failed else Status.COMPLETED)
+
+    def decision(self, before: WorkflowRecord, steps: Sequence[StepRecord]) -> Decision:
+        changed = [new is not old for new, old in zip(self.steps, steps, strict=True)]
+        if self.workflow is before and not any(changed):
+            return Decision(before, tuple(steps))
+        self.steps = [
+            replace(step, updated_at=self.now) if moved else step
+            for step, moved in zip(self.steps, changed, strict=True)
+        ]
+        running = next((step.step_id for step in self.steps if step.state in ACTIVE), None)
+        self.workflow = replace(
+            self.workflow,
+            completed_steps=sum(step.state in DONE for step in self.steps),
+            current_step=running,
+            version=before.version + 1,
+            updated_at=self.now,
+        )
+        return Decision(
+            self.workflow,
+            tuple(self.steps),
+            tuple(self.steps[index] for index in self._fresh),
+            (*self._abandoned, *(self.steps[index] for index in self._stopped)),
+        )
+
+    def _accepted(self, index: int, step: StepRecord) -> None:
+        if step.state is StepState.DISPATCHING:
+            self._move(index, StepState.RUNNING, checked_at=self.now)
+        elif step.state is StepState.CANCELLED and step.task_open:
+            # It was made after the cancel had not found it.
+            self._stopped.append(index)
+
+    def _ended(self, index: int, step: StepRecord, event: Ended) -> None:
+        if event.version <= step.task_version:
+            return
+        heard = replace(step, task_version=event.version, task_open=False)
+        self.steps[index] = heard
+        if step.state not in ACTIVE:
+            return
+        if event.outcome is Outcome.COMPLETED:
+            self._move(index, StepState.COMPLETED, result=event.result, error_message=None, completed_at=self.now)
+        elif event.outcome is Outcome.CANCELLED:
+            self._fail(index, event.message or "The task was cancelled", retryable=False)
+        else:
+            self._fail(index, event.message or "The task failed", retryable=event.retryable)
+
+    def _fail(self, index: int, message: str, *, retryable: bool) -> None:
+        step, text = self.steps[index], clip_error(message)
+        sentence = clip_error(f"{step.step_id}: {text}")
+        self.workflow = replace(self.workflow, errors=[*self.workflow.errors, sentence][-MAX_ERRORS:])
+        if retryable and step.retry_count < step.max_retries:
+            self._move(index, StepState.PENDING, retry_count=step.retry_count + 1, error_message=text, task_open=False)
+            return
+        self._move(index, StepState.FAILED, error_message=text, completed_at=self.now, task_open=False)
+        if self.workflow.error_message is None:
+            self.workflow = replace(self.workflow, error_message=sentence)
+
+    def _ready(self) -> list[int]:
+        done = {step.step_id for step in self.steps if step.state in DONE}
+        return [
+            index
+            for index, step in enumerate(self.steps)
+            if step.state is StepState.PENDING and done.issuperset(step.depends_on)
+        ]
+
+    def _dispatch(self, index: int) -> None:
+        step = self.steps[index]
+        attempt = step.attempt + 1
+        self._move(
+            index,
+            StepState.DISPATCHING,
+            attempt=attempt,
+            task_id=task_id_of(step.workflow_id, step.step_id, attempt),
+            task_version=0,
+            task_open=True,
+            started_at=step.started_at or self.now,
+            dispatched_at=self.now,
+        )
+        self._fresh.append(index)
+
+    def _stop(self, index: int, step: StepRecord) -> None:
+        if step.state in ACTIVE:
+            self._stopped.append(index)
+        self._move(index, StepState.CANCELLED, completed_at=self.now)
+
+    def _go(self, status: Status) -> None:
+        assert may(self.workflow.status, status), f"{self.workflow.status} to {status}"
+        self.workflow = replace(self.workflow, status=status)
+
+    def _end(self, status: Status) -> None:
+        assert status in ENDED, "an end"
+        self._go(status)
+        self.workflow = replace(self.workflow, completed_at=self.now)
+
+    def _move(self, index: int, state: StepState, **changes: object) -> None:
+        step = self.steps[index]
+        assert step_may(step.state, state), f"{step.state} to {state}"
+        self.steps[index] = replace(step, state=state, **changes)  # type: ignore[arg-type]  # names of its fields

@@ -1,0 +1,174 @@
+"""Fields of the task types, read from the contract: which there are, of what kind, how JSON becomes one. Pure."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from atelier.tasks.v1 import enums_pb2, task_pb2
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+
+from meshkit.validation import enum_number, enum_spelling
+from services.workflows.mapping import BOOLEAN, INTEGER, NUMBER, OBJECT, STRING, Kind
+
+_PREFIX = "TASK_TYPE_"
+_INTEGERS = frozenset(
+    {
+        FieldDescriptor.CPPTYPE_INT32,
+        FieldDescriptor.CPPTYPE_INT64,
+        FieldDescriptor.CPPTYPE_UINT32,
+        FieldDescriptor.CPPTYPE_UINT64,
+    }
+)
+_NUMBERS = frozenset({FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT})
+# Whole numbers beyond lose digits in JSON's doubles.
+_SAFE = 2**53
+
+
+class UnfitValueError(ValueError):
+    """A JSON value that a field does not take."""
+
+
+def type_name(number: int) -> str:
+    """Spelling of a task type."""
+    return enums_pb2.TaskType.Name(number).removeprefix(_PREFIX)  # type: ignore[arg-type]  # a number off the wire
+
+
+def detail_of(task_type: str) -> str:
+    """Field of a type in the `detail` of CreateTask and Task."""
+    return task_type.lower()
+
+
+@cache
+def inputs_of(task_type: str) -> dict[str, FieldDescriptor]:
+    """Fields of a type's Create message, by name."""
+    return _members(task_pb2.CreateTask.DESCRIPTOR, task_type)
+
+
+@cache
+def outputs_of(task_type: str) -> dict[str, FieldDescriptor]:
+    """Fields of a type's public message, by name."""
+    return _members(task_pb2.Task.DESCRIPTOR, task_type)
+
+
+@cache
+def every_input() -> frozenset[str]:
+    """Names of the inputs of all types."""
+    names = [type_name(value.number) for value in enums_pb2.TaskType.DESCRIPTOR.values if value.number]
+    return frozenset(field for name in names for field in inputs_of(name))
+
+
+def _members(owner: Descriptor, task_type: str) -> dict[str, FieldDescriptor]:
+    message = owner.fields_by_name[detail_of(task_type)].message_type
+    assert message is not None, "details are messages"
+    return dict(message.fields_by_name)
+
+
+def kind_of(field: FieldDescriptor) -> Kind:
+    """Kind of a field's value."""
+    many = bool(field.is_repeated)
+    if field.message_type is not None:
+        return Kind(OBJECT.name, many and not field.message_type.GetOptions().map_entry)
+    if field.enum_type is not None:
+        return Kind(str(field.enum_type.name), many)
+    if field.cpp_type in _INTEGERS:
+        return Kind(INTEGER.name, many)
+    if field.cpp_type in _NUMBERS:
+        return Kind(NUMBER.name, many)
+    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        return Kind(BOOLEAN.name, many)
+    return Kind(STRING.name, many)
+
+
+def set_field(message: Message, field: FieldDescriptor, value: Any) -> None:
+    """Puts a JSON value into a field; None leaves it unset.
+
+    Raises:
+        UnfitValueError: The field does not take it.
+    """
+    if value is None:
+        return
+    name = field.name
+    try:
+        if field.message_type is not None:
+            json_format.ParseDict({name: value}, message)
+        elif field.is_repeated:
+            if not isinstance(value, list):
+                raise UnfitValueError("Input should be a valid list")
+            getattr(message, name).extend(_scalar(field, one) for one in value)
+        else:
+            setattr(message, name, _scalar(field, value))
+    except json_format.ParseError:
+        raise UnfitValueError(f"Input should be a valid {kind_of(field)}") from None
+
+
+def _scalar(field: FieldDescriptor, value: Any) -> Any:
+    if field.enum_type is not None:
+        return _enum(field.enum_type, value)
+    kind = Kind(kind_of(field).name)
+    if kind == STRING and isinstance(value, str):
+        return value
+    if kind == BOOLEAN and isinstance(value, bool):
+        return value
+    if kind == INTEGER and isinstance(value, str) and value.lstrip("-").isascii() and value.lstrip("-").isdigit():
+        value = int(value)  # what a double cannot hold is written as text
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if kind == NUMBER:
+            return float(value)
+        if kind == INTEGER and (isinstance(value, int) or value.is_integer()):
+            low, high = (-(2**31), 2**31) if field.cpp_type == FieldDescriptor.CPPTYPE_INT32 else (-(2**63), 2**63)
+            if low <= int(value) < high:
+                return int(value)
+    raise UnfitValueError(f"Input should be a valid {kind}")
+
+
+def _enum(enum: EnumDescriptor, value: Any) -> int:
+    try:
+        return enum_number(enum, value)
+    except KeyError:
+        names = ", ".join(enum_spelling(enum, one.number) for one in enum.values if one.number)
+        raise UnfitValueError(f"Input should be one of {names}") from None
+
+
+def result_of(task: task_pb2.Task, task_type: str) -> Struct:
+    """The members of a task's type as JSON; unset ones are left out."""
+    result = Struct()
+    result.update(_plain(getattr(task, detail_of(task_type))))
+    return result
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field, value in message.ListFields():
+        if field.enum_type is not None:
+            spell = field.enum_type
+            found[field.name] = (
+                [enum_spelling(spell, one) for one in value] if field.is_repeated else enum_spelling(spell, value)
+            )
+        elif field.message_type is not None:
+            found[field.name] = json_format.MessageToDict(message, preserving_proto_field_name=True)[field.name]
+        elif field.is_repeated:
+            found[field.name] = list(value)
+        else:
+            # A Struct's numbers are doubles: what they cannot hold exactly is given as text.
+            found[field.name] = str(value) if isinstance(value, int) and abs(value) > _SAFE else value
+    return found
+
+
+def plain_struct(data: bytes) -> dict[str, Any]:
+    """A serialized Struct as JSON values; whole numbers are integers."""
+    found: dict[str, Any] = _whole(json_format.MessageToDict(Struct.FromString(data)))
+    return found
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _SAFE:
+        return int(value)
+    if isinstance(value, dict):
+        return {name: _whole(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return value

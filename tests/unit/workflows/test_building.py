@@ -1,0 +1,85 @@
+import pytest
+from atelier.tasks.v1 import task_pb2
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
+
+from services.workflows.building import BuildError, task_of
+from services.workflows.domain import StepRecord, StepState
+from services.workflows.fields import plain_struct, result_of
+from tests.unit.workflows.rows import step, workflow
+from tests.unit.workflows.test_definition import ADJUST, GENERATE, definition
+
+BIG = 2**62 + 1
+
+
+def generated(**fields: object) -> StepRecord:
+    task = task_pb2.Task(generation=fields)  # type: ignore[arg-type]
+    message = definition(GENERATE).steps[0]
+    return step(
+        "generate",
+        task_type="GENERATION",
+        state=StepState.COMPLETED,
+        definition=message.SerializeToString(),
+        result=result_of(task, "GENERATION").SerializeToString(),
+    )
+
+
+def adjust(**mapping: str) -> StepRecord:
+    message = definition(GENERATE, ADJUST).steps[1]
+    for name, value in mapping.items():
+        setattr(message.input_mappings[0], name, value)
+    return step("adjust", ["generate"], 1, task_type="IMAGE_ADJUSTER", definition=message.SerializeToString())
+
+
+def shared(**values: object) -> bytes:
+    return json_format.ParseDict(values, Struct()).SerializeToString()
+
+
+def test_a_result_becomes_the_next_steps_input() -> None:
+    before, after = generated(result_image_path="generations/x/1/a.png"), adjust()
+    task = task_of(workflow(origin_zone="eu", origin_reference="42"), after, (before, after))
+    assert task.image_adjuster.input_image == "generations/x/1/a.png"
+    assert task.image_adjuster.aspect_ratio == 1.5
+    assert (task.origin_instance, task.origin_tenant_id, task.origin_zone, task.origin_reference) == (
+        "tests", "acme", "eu", "42",
+    )  # fmt: skip
+
+
+def test_a_missing_result_leaves_its_field_unset() -> None:
+    before, after = generated(), adjust()
+    assert not task_of(workflow(), after, (before, after)).image_adjuster.HasField("input_image")
+
+
+def test_a_default_stands_in_for_a_missing_result() -> None:
+    before, after = generated(), adjust(transform='default("uploads/a.png")')
+    assert task_of(workflow(), after, (before, after)).image_adjuster.input_image == "uploads/a.png"
+
+
+def test_an_element_that_a_result_lacks_fails_the_step() -> None:
+    before = generated(result_image_path="a.png")
+    after = adjust(transform="to_list | index(3)")
+    with pytest.raises(BuildError, match=r"generate\.result_image_path: index\(3\)"):
+        task_of(workflow(), after, (before, after))
+
+
+def test_a_step_wins_over_the_shared_config_and_a_mapping_over_both() -> None:
+    before, after = generated(result_image_path="mapped.png"), adjust()
+    row = workflow(config=shared(aspect_ratio=9.0, input_image="shared.png", mode="pad", model="other", prompt="x"))
+    task = task_of(row, after, (before, after))
+    assert task.image_adjuster.aspect_ratio == 1.5
+    assert task.image_adjuster.input_image == "mapped.png"
+    assert task.image_adjuster.mode == "pad"
+    # What no type has is the task's own free storage; what another type has is none of its business.
+    assert plain_struct(task.config.SerializeToString()) == {"model": "other"}
+
+
+def test_a_seed_beyond_what_json_holds_survives_the_way() -> None:
+    assert plain_struct(generated(seed=BIG).result or b"")["seed"] == str(BIG)
+
+
+def test_subtasks_tell_the_webhook_only_where_they_shall() -> None:
+    one = generated()
+    quiet = workflow(webhook_url="https://example.com/hook")
+    assert not task_of(quiet, one, (one,)).HasField("webhook_url")
+    loud = workflow(webhook_url="https://example.com/hook", suppress_subtask_events=False)
+    assert task_of(loud, one, (one,)).webhook_url == "https://example.com/hook"

@@ -1,0 +1,137 @@
+from typing import Any
+
+import pytest
+from atelier.workflows.v1 import workflow_pb2
+from google.protobuf import json_format
+
+from meshkit.errors import MeshError
+from services.workflows.definition import Served, check
+
+SERVED = Served.of(
+    ["GENERATION", "IMAGE_ADJUSTER", "NOOP"], {"LOCAL": ["SEED", "TEXT_TO_IMAGE"]}, ["inference", "training"]
+)
+GENERATE = {"id": "generate", "task_type": "TASK_TYPE_GENERATION", "config": {"prompt": "a red dress", "width": 64}}
+ADJUST = {
+    "id": "adjust",
+    "task_type": "TASK_TYPE_IMAGE_ADJUSTER",
+    "config": {"aspect_ratio": 1.5},
+    "depends_on": ["generate"],
+    "input_mappings": [{"from_step": "generate", "from_field": "result_image_path", "to_field": "input_image"}],
+}
+
+
+def definition(*steps: dict[str, Any], **config: Any) -> workflow_pb2.CreateWorkflow:
+    message = {"name": "n", "origin_instance": "tests", "steps": list(steps), "config": config}
+    return json_format.ParseDict(message, workflow_pb2.CreateWorkflow())
+
+
+def faults(*steps: dict[str, Any], **config: Any) -> dict[str, str]:
+    with pytest.raises(MeshError) as raised:
+        check(definition(*steps, **config), SERVED)
+    return {one.path: one.message for one in raised.value.violations}
+
+
+def noop(name: str, *needs: str, **config: Any) -> dict[str, Any]:
+    return {"id": name, "task_type": "TASK_TYPE_NOOP", "depends_on": list(needs), "config": config}
+
+
+def mapped(**mapping: str) -> dict[str, Any]:
+    return {**ADJUST, "input_mappings": [{**ADJUST["input_mappings"][0], **mapping}]}  # type: ignore[index]
+
+
+def test_the_documented_example_with_an_adjuster_in_place_of_refine_holds() -> None:
+    check(definition(GENERATE, ADJUST), SERVED)
+
+
+def test_a_type_that_is_not_served_is_named() -> None:
+    found = faults({"id": "r", "task_type": "TASK_TYPE_REFINE", "config": {"base_image_url": "a.png"}})
+    assert found == {
+        "workflow.steps[0].task_type": "Tasks of type REFINE are not served; this installation serves GENERATION, "
+        "IMAGE_ADJUSTER"
+    }
+
+
+@pytest.mark.parametrize(
+    ("steps", "path", "text"),
+    [
+        ([noop("a"), noop("a")], "workflow.steps[1].id", "defined already"),
+        ([noop("a", "x")], "workflow.steps[0].depends_on[0]", "no step 'x'"),
+        ([noop("b"), noop("a", "b", "a")], "workflow.steps[1].depends_on[1]", "depends on itself"),
+        ([noop("a", "c"), noop("b", "a"), noop("c", "b")], "workflow.steps[0].depends_on[0]", "a -> c -> b -> a"),
+    ],
+)
+def test_a_broken_graph_is_refused_where_it_breaks(steps: list[dict[str, Any]], path: str, text: str) -> None:
+    found = faults(*steps)
+    assert list(found) == [path]
+    assert text in found[path]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "member", "text"),
+    [
+        ({"from_step": "nobody"}, "from_step", "no step"),
+        ({"from_step": "adjust"}, "from_step", "does not depend on"),
+        ({"from_field": "picture"}, "from_field", "yields no 'picture'"),
+        ({"to_field": "picture"}, "to_field", "takes no 'picture'"),
+        ({"from_field": "width"}, "to_field", "takes a string, width gives a integer"),
+        ({"transform": "rotate"}, "transform", "unknown transform"),
+        ({"transform": "scale(2)"}, "transform", "needs a number"),
+    ],
+)
+def test_a_mapping_that_cannot_work_is_refused(mapping: dict[str, str], member: str, text: str) -> None:
+    found = faults(GENERATE, mapped(**mapping))
+    assert text in found[f"workflow.steps[1].input_mappings[0].{member}"]
+
+
+def test_a_mapping_may_come_from_any_ancestor_and_be_transformed() -> None:
+    last = noop("last", "adjust")
+    last["input_mappings"] = [
+        {"from_step": "generate", "from_field": "width", "to_field": "steps", "transform": "scale(0.5)"},
+        {"from_step": "generate", "from_field": "width", "to_field": "payload", "transform": 'format("{} px")'},
+    ]
+    check(definition(GENERATE, ADJUST, last), SERVED)
+
+
+def test_a_mapping_from_a_sibling_is_refused() -> None:
+    sibling = {**ADJUST, "depends_on": []}
+    assert "workflow.steps[1].input_mappings[0].from_step" in faults(GENERATE, sibling)
+
+
+@pytest.mark.parametrize(
+    ("config", "member"),
+    [
+        ({}, "prompt"),
+        ({"prompt": "x", "width": 3}, "width"),
+        ({"prompt": "x", "width": "wide"}, "width"),
+        ({"prompt": "x", "width": 64.5}, "width"),
+        ({"prompt": ["x"]}, "prompt"),
+        ({"prompt": "x", "queue_name": "nowhere"}, "queue_name"),
+        ({"prompt": "x", "reference_image_data": "data:image/png;base64,AAAA"}, "reference_image_data"),
+    ],
+)
+def test_a_config_that_the_task_does_not_take_is_refused_at_its_member(config: dict[str, Any], member: str) -> None:
+    assert f"workflow.steps[0].config.{member}" in faults({**GENERATE, "config": config})
+
+
+def test_what_is_mapped_is_not_missed() -> None:
+    found = faults({**ADJUST, "depends_on": [], "input_mappings": []})
+    assert found.keys() == {"workflow.steps[0].config.input_image"}
+
+
+def test_the_shared_config_supplies_what_steps_leave_out() -> None:
+    check(definition({**GENERATE, "config": {}}, ADJUST, prompt="shared", on_failure="cancel"), SERVED)
+
+
+def test_an_unknown_failure_policy_is_refused() -> None:
+    assert "workflow.config.on_failure" in faults(GENERATE, on_failure="shrug")
+
+
+def test_providers_and_capabilities_are_checked_as_for_tasks() -> None:
+    found = faults({**GENERATE, "active_provider_capabilities": ["SEED", "VIDEO"]})
+    assert "VIDEO" in found["workflow.steps[0].active_provider_capabilities[1]"]
+    assert "workflow.steps[0].provider_config" in faults({**GENERATE, "provider_config": {"fashn_standard": {}}})
+    other = {**GENERATE, "fallback_provider_type": "PROVIDER_TYPE_VERTEX"}
+    assert "workflow.steps[0].fallback_provider_type" in faults(other)
+    assert "workflow.steps[0].fallback_provider_type" in faults(
+        {**GENERATE, "fallback_provider_capabilities": ["SEED"]}
+    )

@@ -1,0 +1,45 @@
+import pytest
+from atelier.workflows.v1 import workflow_pb2
+
+from services.workflows.domain import (
+    ENDED,
+    STEP_TRANSITIONS,
+    TRANSITIONS,
+    Status,
+    StepState,
+    may,
+    step_may,
+    task_id_of,
+)
+from tests.unit.workflows.rows import ID
+
+
+def test_states_are_those_of_the_contract() -> None:
+    contract = {name.removeprefix("WORKFLOW_STATUS_") for name in workflow_pb2.WorkflowStatus.keys()}  # noqa: SIM118
+    assert set(Status) == contract - {"UNSPECIFIED"}
+    steps = {name.removeprefix("STEP_STATUS_") for name in workflow_pb2.StepStatus.keys()}  # noqa: SIM118
+    assert set(StepState) - {"DISPATCHING"} == steps - {"UNSPECIFIED"}
+
+
+def test_every_state_has_its_row_in_the_tables() -> None:
+    assert set(TRANSITIONS) == set(Status)
+    assert set(STEP_TRANSITIONS) == set(StepState)
+
+
+@pytest.mark.parametrize("status", sorted(ENDED - {Status.FAILED}))
+def test_what_ended_well_or_by_its_caller_never_changes(status: Status) -> None:
+    assert not any(may(status, other) for other in Status)
+
+
+def test_a_completed_step_is_never_done_again() -> None:
+    assert not any(step_may(StepState.COMPLETED, other) for other in StepState)
+
+
+def test_no_state_follows_itself() -> None:
+    assert not any(may(one, one) for one in Status)
+    assert not any(step_may(one, one) for one in StepState)
+
+
+def test_a_task_is_named_by_workflow_step_and_attempt_alone() -> None:
+    assert task_id_of(ID, "a", 1) == task_id_of(ID, "a", 1)
+    assert len({task_id_of(ID, name, attempt) for name in ("a", "a/1", "b") for attempt in (1, 11)}) == 6

@@ -1,0 +1,353 @@
+"""The engine against a model that is simple enough to be seen to be right."""
+
+import itertools
+from collections import Counter, deque
+from dataclasses import dataclass, field, replace
+from random import Random
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshkit.errors import Kind, MeshError
+from services.workflows.domain import (
+    ACTIVE,
+    OnFailure,
+    Outcome,
+    Status,
+    StepRecord,
+    StepState,
+    WorkflowRecord,
+    may,
+    step_may,
+    task_id_of,
+)
+from services.workflows.engine import (
+    Accepted,
+    Cancel,
+    Closed,
+    Decision,
+    Ended,
+    Event,
+    Pause,
+    Refused,
+    Resume,
+    Start,
+    decide,
+)
+from tests.unit.workflows.rows import ID, NOW, rows, step, workflow
+
+
+@dataclass
+class World:
+    """A tasks service that never forgets, a bus that repeats and reorders, and a service that dies at any moment."""
+
+    workflow: WorkflowRecord
+    steps: tuple[StepRecord, ...]
+    failures: dict[str, int]  # how many tasks of a step fail before one succeeds
+    tasks: dict[UUID, str] = field(default_factory=dict)
+    made: Counter[str] = field(default_factory=Counter)
+    ended: dict[UUID, Ended] = field(default_factory=dict)
+    news: deque[Event] = field(default_factory=deque)
+    allowed: Counter[str] = field(default_factory=Counter)  # tasks that a step may have before it fails for good
+
+    def __post_init__(self) -> None:
+        self.allowed.update({one.step_id: one.max_retries + 1 for one in self.steps})
+
+    def tell(self, event: Event) -> None:
+        before = self.steps
+        if isinstance(event, Resume):
+            # A resume tries failed steps again, also where another branch was still paused.
+            failed = {one.step_id: one.max_retries + 1 for one in before if one.state is StepState.FAILED}
+            self.allowed.update(failed)
+        decision = decide(self.workflow, self.steps, event, NOW)
+        self.check(before, decision)
+        self.workflow, self.steps = decision.workflow, decision.steps
+
+    def check(self, before: tuple[StepRecord, ...], decision: Decision) -> None:
+        done = {one.step_id for one in decision.steps if one.state is StepState.COMPLETED}
+        for old, new in zip(before, decision.steps, strict=True):
+            # A retry passes through PENDING within one decision.
+            assert (
+                old.state is new.state
+                or step_may(old.state, new.state)
+                or (
+                    old.state in {*ACTIVE, StepState.FAILED, StepState.CANCELLED} and new.state is StepState.DISPATCHING
+                )
+            )
+            if new.state in ACTIVE:
+                assert done.issuperset(new.depends_on), "begun before what it depends on"
+            if old.state is StepState.COMPLETED:
+                assert new == old, "a completed step was touched"
+        after = decision.workflow
+        assert after.completed_steps == len(done)
+        assert after.progress == 100 * len(done) / len(decision.steps)
+        assert after.current_step == next((one.step_id for one in decision.steps if one.state in ACTIVE), None)
+        assert (after.completed_at is None) == (after.status not in (Status.COMPLETED, Status.FAILED, Status.CANCELLED))
+
+    def make(self, one: StepRecord) -> None:
+        """What a dispatcher does: it may do so any number of times."""
+        assert one.task_id is not None
+        if one.task_id not in self.tasks:
+            self.tasks[one.task_id] = one.step_id
+            self.made[one.step_id] += 1
+        self.news.append(Accepted(one.step_id, one.task_id))
+
+    def finish(self, task_id: UUID) -> None:
+        if task_id in self.ended:
+            return
+        name = self.tasks[task_id]
+        fails = self.failures.get(name, 0) > 0
+        if fails:
+            self.failures[name] -= 1
+        self.ended[task_id] = Ended(name, task_id, 3, Outcome.FAILED if fails else Outcome.COMPLETED, b"result")
+        self.news.append(self.ended[task_id])
+
+
+def turn(world: World, chance: Random) -> None:
+    """One thing that happens: of all that can, any."""
+    rand, pick = chance.random(), chance.choice
+    ordered = [one for one in world.steps if one.state is StepState.DISPATCHING]
+    running = [task for task in world.tasks if task not in world.ended]
+    status = world.workflow.status
+    assert ordered or running or world.news or status is Status.PAUSED, "stuck"
+    if status is Status.PAUSED and (rand < 0.3 or not (ordered or running or world.news)):
+        world.tell(Resume())
+    elif status is Status.RUNNING and rand < 0.03:
+        world.tell(Pause())
+    elif ordered and rand < 0.5:
+        world.make(pick(ordered))
+    elif running and rand < 0.75:
+        world.finish(pick(running))
+    elif world.news:
+        hear(world, chance)
+
+
+def hear(world: World, chance: Random) -> None:
+    """News comes late, twice or in another order; what a process knew of an accepted task dies with it."""
+    rand, pick = chance.random(), chance.choice
+    world.news.rotate(pick(range(len(world.news))))
+    event = world.news.popleft() if rand < 0.8 else world.news[0]
+    if not (isinstance(event, Accepted) and rand < 0.1):
+        world.tell(event)
+
+
+def reference(shape: dict[str, list[str]], failures: dict[str, int], allowed: Counter[str]) -> dict[str, StepState]:
+    """Where steps end when nothing but tasks' failures interferes."""
+    found: dict[str, StepState] = {}
+    while len(found) < len(shape):
+        for name, needs in shape.items():
+            if name not in found and all(one in found for one in needs):
+                if any(found[one] is not StepState.COMPLETED for one in needs):
+                    found[name] = StepState.PENDING
+                else:
+                    fails = failures.get(name, 0) >= allowed[name]
+                    found[name] = StepState.FAILED if fails else StepState.COMPLETED
+    return found
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> dict[str, list[str]]:
+    count = draw(st.integers(1, 60))
+    chance = Random(draw(st.integers(0, 2**32)))
+    names = [f"s{index}" for index in range(count)]
+    return {name: sorted(chance.sample(names[:at], min(at, chance.randint(0, 3)))) for at, name in enumerate(names)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes(), st.integers(0, 2**32), st.integers(0, 2))
+def test_any_interleaving_ends_as_the_reference_says(shape: dict[str, list[str]], seed: int, retries: int) -> None:
+    chance = Random(seed)
+    failures = {name: chance.choice([0, 0, 0, 1, 2, 3]) for name in shape}
+    row, steps = rows(shape, max_retries=retries)
+    world = World(row, steps, dict(failures))
+    world.tell(Start())
+    while world.news or world.workflow.status in (Status.RUNNING, Status.PAUSED):
+        turn(world, chance)
+    expected = reference(shape, failures, world.allowed)
+    assert {one.step_id: one.state for one in world.steps} == expected
+    fails = StepState.FAILED in expected.values()
+    assert world.workflow.status is (Status.FAILED if fails else Status.COMPLETED)
+    for name, state in expected.items():
+        wanted = {StepState.PENDING: 0, StepState.FAILED: world.allowed[name]}.get(state, failures[name] + 1)
+        assert world.made[name] == wanted, "a task was made twice, or not at all"
+
+
+@settings(max_examples=30, deadline=None)
+@given(shapes(), st.integers(0, 2**32))
+def test_a_resumed_failure_reuses_every_completed_step(shape: dict[str, list[str]], seed: int) -> None:
+    chance = Random(seed)
+    failures = {name: chance.choice([0, 0, 1]) for name in shape}
+    row, steps = rows(shape)
+    world = World(row, steps, dict(failures))
+    world.tell(Start())
+    for _ in range(len(shape) + 2):
+        drain(world)
+        if world.workflow.status is Status.COMPLETED:
+            break
+        assert world.workflow.status is Status.FAILED
+        world.tell(Resume())
+    assert world.workflow.status is Status.COMPLETED
+    assert world.workflow.error_message is None
+    assert world.made == {name: failures[name] + 1 for name in shape}
+
+
+def drain(world: World) -> None:
+    while True:
+        for one in world.steps:
+            if one.state is StepState.DISPATCHING:
+                world.make(one)
+        for task in list(world.tasks):
+            world.finish(task)
+        if not world.news:
+            return
+        while world.news:
+            world.tell(world.news.popleft())
+
+
+def running(shape: dict[str, list[str]], **more: OnFailure) -> World:
+    row, steps = rows(shape, **more)  # type: ignore[arg-type]
+    world = World(row, steps, {})
+    world.tell(Start())
+    for one in world.steps:
+        if one.state is StepState.DISPATCHING:
+            world.make(one)
+    while world.news:
+        world.tell(world.news.popleft())
+    return world
+
+
+def states(world: World) -> dict[str, str]:
+    return {one.step_id: one.state.value for one in world.steps}
+
+
+def task(world: World, name: str) -> UUID:
+    found = next(one.task_id for one in world.steps if one.step_id == name)
+    assert found is not None
+    return found
+
+
+def test_a_failure_that_cancels_stops_what_runs() -> None:
+    world = running({"a": [], "b": [], "c": ["b"]}, on_failure=OnFailure.CANCEL)
+    decision = decide(world.workflow, world.steps, Ended("a", task(world, "a"), 2, Outcome.FAILED, message="no"), NOW)
+    assert decision.workflow.status is Status.FAILED
+    assert [one.step_id for one in decision.cancel] == ["b"]
+    assert [one.state for one in decision.steps] == [StepState.FAILED, StepState.CANCELLED, StepState.PENDING]
+
+
+def test_a_failure_leaves_independent_branches_to_finish() -> None:
+    world = running({"a": [], "b": [], "c": ["b"], "d": ["a"]})
+    world.failures["a"] = 1
+    drain(world)
+    assert states(world) == {"a": "FAILED", "b": "COMPLETED", "c": "COMPLETED", "d": "PENDING"}
+    assert world.workflow.status is Status.FAILED
+    assert world.workflow.error_message == "a: The task failed"
+
+
+def test_a_cancel_stops_running_steps_and_late_news_changes_nothing() -> None:
+    world = running({"a": [], "b": ["a"]})
+    decision = decide(world.workflow, world.steps, Cancel(), NOW)
+    assert [one.step_id for one in decision.cancel] == ["a"]
+    world.workflow, world.steps = decision.workflow, decision.steps
+    world.tell(Ended("a", task(world, "a"), 2, Outcome.COMPLETED, b"late"))
+    assert states(world) == {"a": "CANCELLED", "b": "CANCELLED"}
+    assert not any(one.task_open for one in world.steps)
+
+
+def test_a_task_made_after_the_cancel_is_cancelled_too() -> None:
+    row, steps = rows({"a": []})
+    world = World(row, steps, {})
+    world.tell(Start())
+    world.tell(Cancel())
+    decision = decide(world.workflow, world.steps, Accepted("a", task(world, "a")), NOW)
+    assert not decision.cancel or [one.step_id for one in decision.cancel] == ["a"]
+
+
+def test_a_paused_workflow_begins_nothing_and_ends_when_nothing_is_left() -> None:
+    world = running({"a": [], "b": ["a"]})
+    world.tell(Pause())
+    drain(world)
+    assert states(world) == {"a": "COMPLETED", "b": "PENDING"}
+    assert world.workflow.status is Status.PAUSED
+    world.tell(Resume())
+    world.tell(Pause())
+    drain(world)
+    assert states(world) == {"a": "COMPLETED", "b": "COMPLETED"}
+    assert world.workflow.completed_at is not None
+
+
+def test_a_refused_task_fails_its_step_without_a_retry() -> None:
+    row, steps = rows({"a": []}, max_retries=3)
+    world = World(row, steps, {})
+    world.tell(Start())
+    world.tell(Refused("a", task(world, "a"), "no such field"))
+    assert states(world) == {"a": "FAILED"}
+    assert world.workflow.errors == ["a: no such field"]
+
+
+def test_a_task_cancelled_by_someone_fails_its_step() -> None:
+    world = running({"a": []})
+    world.tell(Ended("a", task(world, "a"), 2, Outcome.CANCELLED))
+    assert world.workflow.status is Status.FAILED
+
+
+ACTIONS = (Start(), Pause(), Resume(), Cancel())
+ALLOWED = {
+    (Status.PENDING, "Start"), (Status.PENDING, "Cancel"),
+    (Status.RUNNING, "Pause"), (Status.RUNNING, "Cancel"),
+    (Status.PAUSED, "Pause"), (Status.PAUSED, "Resume"), (Status.PAUSED, "Cancel"),
+    (Status.FAILED, "Resume"), (Status.CANCELLED, "Cancel"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "action"), list(itertools.product(Status, ACTIONS)), ids=str)
+def test_a_caller_may_do_what_the_state_allows_and_nothing_else(status: Status, action: Event) -> None:
+    row = workflow(status=status)
+    if (status, type(action).__name__) in ALLOWED:
+        decide(row, (step("a"),), action, NOW)
+        return
+    with pytest.raises(MeshError) as raised:
+        decide(row, (step("a"),), action, NOW)
+    assert raised.value.kind is Kind.CONFLICT
+
+
+def test_every_pair_of_states_and_every_event_keeps_to_the_tables() -> None:
+    """All states of two steps in a row, all states of the workflow, all events: nothing illegal can be reached."""
+    first = task_id_of(ID, "a", 1)
+    news: list[Event] = [
+        *ACTIONS,
+        Accepted("a", first),
+        Refused("a", first, "no"),
+        Closed("a", first),
+        *(Ended("a", first, 2, outcome, b"") for outcome in Outcome),
+    ]
+    for status, one, two, event, retries, policy in itertools.product(
+        Status, StepState, StepState, news, (0, 1), OnFailure
+    ):
+        row = workflow(2, "b", status=status, on_failure=policy)
+        steps = (
+            step("a", state=one, attempt=1, task_id=first, task_open=one in ACTIVE, max_retries=retries),
+            step("b", ("a",), 1, state=two, attempt=1, task_id=task_id_of(ID, "b", 1), task_open=two in ACTIVE),
+        )
+        try:
+            decision = decide(row, steps, event, NOW)
+        except MeshError:
+            continue
+        after = decision.workflow.status
+        assert after is status or may(status, after) or (may(status, Status.RUNNING) and may(Status.RUNNING, after))
+        for old, new in zip(steps, decision.steps, strict=True):
+            assert new.state is old.state or step_may(old.state, new.state) or new.state is StepState.DISPATCHING
+            assert new.attempt == old.attempt + (new.state is StepState.DISPATCHING and new is not old)
+        assert decide(decision.workflow, decision.steps, Closed("none", uuid4()), NOW).workflow.status is after
+
+
+def test_nothing_happens_twice() -> None:
+    world = running({"a": [], "b": ["a"]})
+    done = Ended("a", task(world, "a"), 2, Outcome.COMPLETED, b"r")
+    world.tell(done)
+    again = decide(world.workflow, world.steps, done, NOW)
+    assert again.workflow is world.workflow
+    assert not again.dispatch
+    older = replace(done, version=1, outcome=Outcome.FAILED)
+    assert decide(world.workflow, world.steps, older, NOW).workflow is world.workflow
