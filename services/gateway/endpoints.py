@@ -81,10 +81,7 @@ class Endpoint:
             caller = await self._around.guard.admit(header(scope, b"authorization"), self._scope)
             decoding = Decoding(strict=strict(scope), upload_threshold=self._threshold)
             content = await read_body(receive) if self._decoder.has_body else b""
-            query = parse_qsl(
-                scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS
-            )
-            request = self._decoder.decode(values, query, content, decoding)
+            request = self._decoder.decode(values, _query(scope), content, decoding)
             key = self._idempotency_key(scope)
             if decoding.uploads:
                 await self._stage(caller, request, decoding, key)
@@ -97,11 +94,6 @@ class Endpoint:
             await send_error(scope, send, refused(error.violations))
         except MeshError as error:
             await send_error(scope, send, self._render(error))
-        except ValueError as error:
-            if "fields" not in str(error):
-                raise
-            violation = Violation(("query",), f"At most {_MAX_QUERY_FIELDS} parameters are taken", "too_long")
-            await send_error(scope, send, refused([violation]))
 
     def _render(self, error: MeshError) -> HttpError:
         return render(error, self._place)
@@ -204,7 +196,7 @@ class Transcoder:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer a request, if its path is one of the contracts'; tell whether it was."""
         raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
-        found = self._table.match(scope["method"], raw_path.decode("latin-1"))
+        found = self._table.match(scope["method"], raw_path.decode("utf-8", "replace"))
         if isinstance(found, Match):
             await self._endpoints[id(found.route)].serve(scope, receive, send, found.values)
             return True
@@ -212,6 +204,17 @@ class Transcoder:
             await send_error(scope, send, method_not_allowed(found.allowed))
             return True
         return False
+
+
+def _query(scope: Scope) -> list[tuple[str, str]]:
+    raw: bytes = scope["query_string"]
+    if not raw:
+        return []
+    try:
+        return parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+    except ValueError:
+        message = f"At most {_MAX_QUERY_FIELDS} parameters are taken"
+        raise RefusedRequestError([Violation(("query",), message, "too_long")]) from None
 
 
 def method_not_allowed(allowed: Sequence[str]) -> HttpError:

@@ -102,7 +102,9 @@ class Edge:
         _requests.labels(route, str(status)).inc()
         _seconds.labels(route).observe(seconds)
         client = scope.get("client")
-        _log.info(
+        # Probes come every few seconds and say nothing as long as they succeed.
+        write = _log.debug if route.startswith("GET /health") and status == 200 else _log.info
+        write(
             "request",
             method=scope["method"],
             # A route may hide its path, where the path itself opens something.

@@ -88,11 +88,6 @@ class Route:
         return self.rpc.output_type
 
     @property
-    def full_method(self) -> str:
-        """The method as gRPC addresses it."""
-        return f"/{self.rpc.containing_service.full_name}/{self.rpc.name}"
-
-    @property
     def name(self) -> str:
         """What identifies the route in logs and metrics."""
         return f"{self.method} {self.template.text}"

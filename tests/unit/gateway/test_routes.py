@@ -61,7 +61,6 @@ def test_routes_know_what_is_where(shop: Contract) -> None:
     assert change.query_fields() == []
     assert drop.query_fields() == count.query_fields() == []
     assert [one.name for one in shop.routes["GET List"].query_fields()][-1] == "camel_case"
-    assert send.full_method == "/shop.v1.Shop/Send"
     assert shop.routes["GET Watch"].streaming
     assert "Inward" not in {route.rpc.name for route in shop.routes.values()}
 
