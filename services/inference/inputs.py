@@ -98,6 +98,7 @@ class AttemptFolders:
         self._root = root
         self._numbers = itertools.count(1)
         self._own: Path | None = None
+        self._empty: list[Path] = []
         self._lock = -1
 
     def open(self) -> None:
@@ -119,19 +120,20 @@ class AttemptFolders:
             self._own.with_suffix(".lock").unlink(missing_ok=True)
             os.close(self._lock)
             self._own = None
+            self._empty.clear()
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[Path]:
-        """A fresh folder, removed at the end whatever happened."""
+        """An empty folder; what is in it at the end is removed, whatever happened."""
         assert self._own is not None, "the folders are open"
-        folder = self._own / str(next(self._numbers))
-        folder.mkdir()
+        # An empty folder is kept for the next attempt: to make and remove one costs more than a small task.
+        folder = self._empty.pop() if self._empty else _made(self._own / str(next(self._numbers)))
         try:
             yield folder
         finally:
-            try:
-                folder.rmdir()  # most tasks of the benchmarks leave nothing
-            except OSError:
+            if _is_empty(folder):
+                self._empty.append(folder)
+            else:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -143,6 +145,19 @@ def _storage_path(source: str) -> str | None:
         return normalise_path(source)
     except MeshError:
         return None
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _is_empty(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False
 
 
 def _remove_unlocked(lock: Path) -> None:

@@ -39,8 +39,9 @@ class Worker:
         token = auth.TokenIssuer(SECRET).issue("tester", tenant, scopes, 600)
         return MeshChannel(self.address, lambda: token)
 
-    def folders(self) -> list[Path]:
-        return list((self.data / "attempts").glob("*/*"))
+    def leftovers(self) -> list[Path]:
+        """What attempts left on the disk."""
+        return list((self.data / "attempts").glob("*/*/*"))
 
 
 StartWorker = Callable[..., Awaitable[Worker]]

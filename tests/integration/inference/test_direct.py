@@ -46,7 +46,7 @@ async def test_a_run_streams_progress_and_ends_with_result_and_files(desk: Desk,
     [file] = last.files
     assert (file.name, file.data) == ("result.bin", bytes(12))
     assert last.result.noop.result_path == "result.bin"
-    assert not worker.folders()
+    assert not worker.leftovers()
 
 
 async def test_a_run_is_refused_while_leased_work_has_every_slot(desk: Desk, start_worker: StartWorker) -> None:
@@ -80,7 +80,7 @@ async def test_a_client_that_leaves_frees_its_slot_within_a_step(desk: Desk, sta
         await anext(aiter(answers))
         answers.cancel()
     await becomes(worker, 0)
-    assert not worker.folders()
+    assert not worker.leftovers()
     assert (await run(worker))[-1].HasField("result")
 
 
@@ -92,7 +92,7 @@ async def test_a_failure_is_told_as_a_status(desk: Desk, start_worker: StartWork
     with pytest.raises(MeshError) as caught:
         await run(worker, fault="exit")
     assert caught.value.kind is Kind.UNAVAILABLE
-    assert not worker.folders()
+    assert not worker.leftovers()
 
 
 async def test_a_run_needs_the_scope_write(desk: Desk, start_worker: StartWorker) -> None:

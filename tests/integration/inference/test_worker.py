@@ -20,7 +20,7 @@ async def test_a_leased_task_is_executed_stored_and_completed(desk: Desk, start_
     [written] = request.objects
     assert (written.path, written.size) == (f"results/{job}/1/result.bin", 1000)
     assert await worker.objects.get(TENANT, written.path) == bytes(1000)
-    await desk.until(lambda: not worker.folders())
+    await desk.until(lambda: not worker.leftovers())
 
 
 async def test_many_tasks_are_all_completed_once(desk: Desk, start_worker: StartWorker) -> None:
@@ -147,7 +147,7 @@ async def test_a_forgotten_session_is_opened_anew_and_its_work_dropped(desk: Des
     await desk.until(lambda: desk.completions(job))
     assert [each.ref.attempt for each in desk.completions(job)] == [2]
     assert len(desk.opened) == 2
-    await desk.until(lambda: not worker.folders())
+    await desk.until(lambda: not worker.leftovers())
 
 
 async def test_drain_finishes_what_runs_and_hands_the_rest_back(desk: Desk, start_worker: StartWorker) -> None:
@@ -159,7 +159,7 @@ async def test_drain_finishes_what_runs_and_hands_the_rest_back(desk: Desk, star
     assert [each.ref.job_id for each in desk.completed] == [running]
     assert desk.released == [(waiting, 1)]
     assert len(desk.closed) == 1
-    assert not worker.folders()
+    assert not worker.leftovers()
 
 
 async def test_drain_hands_back_what_does_not_end_within_the_grace(desk: Desk, start_worker: StartWorker) -> None:

@@ -101,13 +101,19 @@ async def test_an_image_above_the_limit_is_not_fetched(store: Store, inputs: Inp
     assert caught.value.kind is Kind.TOO_LARGE
 
 
-def test_a_folder_is_gone_after_its_attempt_whatever_is_in_it(tmp_path: Path) -> None:
+def test_nothing_is_left_of_an_attempt_whatever_it_wrote(tmp_path: Path) -> None:
     folders = AttemptFolders(tmp_path)
     folders.open()
     with folders.attempt() as folder:
         (folder / "deep").mkdir()
         (folder / "deep" / "file").write_text("x")
     assert not folder.exists()
+    with folders.attempt() as first:
+        pass
+    with folders.attempt() as second, folders.attempt() as beside:
+        assert second == first
+        assert beside != first
+        assert not list(second.iterdir())
     folders.close()
     assert not list(tmp_path.iterdir())
 
