@@ -129,7 +129,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
         servicers=[
             (
                 tasks_service_pb2_grpc.add_TasksServiceServicer_to_server,
-                TasksServicer(tasks, watchers),
+                TasksServicer(tasks, watchers, catalog),
                 "atelier.tasks.v1.TasksService",
             ),
             (

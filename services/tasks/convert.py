@@ -9,7 +9,7 @@ from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, worker_serv
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.tasks.catalog import TYPES, prefix_of
+from services.tasks.catalog import CAPABILITIES, QUEUES, TYPES, Catalog, prefix_of
 from services.tasks.domain import AttemptRecord, Kind, Ref, TaskRecord
 
 
@@ -138,3 +138,18 @@ def to_ref(ref: Ref) -> worker_service_pb2.AttemptRef:
 def field_of(task_type: str) -> str:
     """Field of a type in the `detail` of a message."""
     return TYPES[task_type].field
+
+
+def to_catalog(catalog: Catalog) -> tasks_service_pb2.GetCatalogResponse:
+    """What is served, as other services see it."""
+    return tasks_service_pb2.GetCatalogResponse(
+        task_types=[TASK_TYPE[name] for name in TYPES if name in catalog.served_types],  # type: ignore[misc]  # enum numbers are ints on the wire
+        providers=[
+            tasks_service_pb2.ServedProvider(
+                provider_type=PROVIDER[name],  # type: ignore[arg-type]
+                capabilities=sorted(capabilities),
+            )
+            for name, capabilities in sorted(CAPABILITIES.items())
+        ],
+        queues=sorted(QUEUES),
+    )

@@ -60,7 +60,7 @@ class Preparer:
             raise forbidden("Only a service may name a task's identifier or workflow", reason="SERVICE_ONLY")
         provider, queue = self._route(spec)
         if spec.HasField("webhook_url"):
-            await self._door.check_address(spec.webhook_url, "task.webhook_url")
+            self._door.check_address(spec.webhook_url, "task.webhook_url")
         now = self._clock()
         task_id = UUID(request.task_id) if request.HasField("task_id") else time_ordered_id(now)
         detail = getattr(spec, entry.field)

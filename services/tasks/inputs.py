@@ -15,7 +15,7 @@ from uuid import UUID
 
 from meshkit import images
 from meshkit.errors import Kind, MeshError, invalid
-from meshkit.fetcher import Fetcher, check_url
+from meshkit.fetcher import Fetcher
 from meshkit.objects import ObjectStore, normalise_path
 from services.tasks.catalog import ImageInput, TypeEntry, prefix_of
 
@@ -25,8 +25,6 @@ LORA_FOLDER = "loras"
 _T = TypeVar("_T")
 # Below this, decoding costs less than handing the work to a thread.
 _INLINE_BYTES = 32 * 1024
-# Last labels of names that lead inside; the rest of inner hosts is written as numbers.
-_INNER_NAMES = frozenset({"localhost", "local", "internal", "localdomain"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,7 @@ class InputDoor:
                 raise invalid(path, f"Unknown LoRA {value!r}", "unknown_lora")
         return [value for _, value in named]
 
-    async def check_address(self, url: str, path: str) -> None:
+    def check_address(self, url: str, path: str) -> None:
         """Judges an http(s) address.
 
         What is plainly inside is refused now; a name is resolved when it is fetched, and judged again then, because its
@@ -145,10 +143,7 @@ class InputDoor:
         Raises:
             MeshError: `INVALID`.
         """
-        target = at(path, partial(check_url, url, path=path))
-        last = target.host.rstrip(".").rpartition(".")[2].lower()
-        if ":" in target.host or last in _INNER_NAMES or last[:1].isdigit():
-            await self._fetcher.addresses(target, path=path)
+        self._fetcher.check(url, path=path)
 
     async def check_reference(self, value: str, tenant: str, path: str) -> str:
         """Judges an address or a path in storage.
@@ -157,7 +152,7 @@ class InputDoor:
             The value, a path in its one form.
         """
         if _is_url(value):
-            await self.check_address(value, path)
+            self.check_address(value, path)
             return value
         normal = at(path, lambda: normalise_path(value))
         if await self._objects.stat(tenant, normal) is None:
@@ -185,7 +180,7 @@ class InputDoor:
                     source, image.public, f"{folder}.{extension}", staged=staged, content_type=content_type
                 )
             if _is_url(value):
-                await self.check_address(value, path)
+                self.check_address(value, path)
                 return AcceptedInput(source, image.public, value)
             if not source.endswith("_data") and (stored := await self._stored(value, tenant, path)) is not None:
                 return AcceptedInput(source, image.public, stored)

@@ -11,7 +11,8 @@ from atelier.tasks.v1 import tasks_service_pb2, tasks_service_pb2_grpc
 
 from meshkit import idempotency
 from services.tasks.access import Caller
-from services.tasks.convert import STATUS_NAME, TASK_TYPE_NAME, to_attempt, to_task
+from services.tasks.catalog import Catalog
+from services.tasks.convert import STATUS_NAME, TASK_TYPE_NAME, to_attempt, to_catalog, to_task
 from services.tasks.domain import Status
 from services.tasks.service import TasksService
 from services.tasks.store import IdempotencyKey, TaskFilter
@@ -28,11 +29,13 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
     Args:
         tasks: The use cases.
         watchers: Follows tasks.
+        catalog: What is served.
     """
 
-    def __init__(self, tasks: TasksService, watchers: Watchers) -> None:
+    def __init__(self, tasks: TasksService, watchers: Watchers, catalog: Catalog) -> None:
         self._tasks = tasks
         self._watchers = watchers
+        self._catalog = catalog
 
     async def CreateTask(  # noqa: N802, D102 -- named and described by the contract
         self, request: tasks_service_pb2.CreateTaskRequest, context: Context
@@ -138,6 +141,12 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         del context
         attempts = await self._tasks.attempts(UUID(request.task_id), Caller.of_call())
         return tasks_service_pb2.ListTaskAttemptsResponse(attempts=[to_attempt(attempt) for attempt in attempts])
+
+    async def GetCatalog(  # noqa: N802, D102
+        self, request: tasks_service_pb2.GetCatalogRequest, context: Context
+    ) -> tasks_service_pb2.GetCatalogResponse:
+        del request, context
+        return to_catalog(self._catalog)
 
 
 def _filter(request: Any, task_type: str | None) -> TaskFilter:

@@ -14,6 +14,7 @@ from meshkit.channel import call_metadata
 from meshkit.errors import Kind, MeshError
 from tests.integration.tasks.conftest import Mesh, StartMesh, noop
 
+CreateTask: Any = task_pb2.CreateTask
 CreateTaskRequest = tasks_service_pb2.CreateTaskRequest
 
 
@@ -40,7 +41,8 @@ def encoded(data: bytes) -> str:
 
 
 def generation(**members: Any) -> task_pb2.CreateTask:
-    return task_pb2.CreateTask(origin_instance="tests", generation={"prompt": "a red dress", **members})
+    task: task_pb2.CreateTask = CreateTask(origin_instance="tests", generation={"prompt": "a red dress", **members})
+    return task
 
 
 async def keyed(mesh: Mesh, key: str, task: task_pb2.CreateTask) -> tuple[task_pb2.Task, bool]:
@@ -131,7 +133,7 @@ async def test_service_names_identifiers_and_finds_them_again(mesh: Mesh) -> Non
 @pytest.mark.parametrize(
     ("task", "path"),
     [
-        (task_pb2.CreateTask(origin_instance="t", editing={"prompt": "x", "base_image": "a.png"}), "task.task_type"),
+        (CreateTask(origin_instance="t", editing={"prompt": "x", "base_image": "a.png"}), "task.task_type"),
         (noop(queue_name="nowhere"), "task.queue_name"),
         (noop(provider_type=enums_pb2.PROVIDER_TYPE_VERTEX), "task.provider_type"),
         (noop(active_provider_capabilities=["VIDEO"]), "task.active_provider_capabilities[0]"),
@@ -186,9 +188,7 @@ async def test_reference_given_as_data_becomes_an_object(mesh: Mesh) -> None:
 async def test_upload_is_moved_to_its_task(mesh: Mesh) -> None:
     tenant = f"t{uuid4().hex}"
     await mesh.running.objects.put(tenant, "staging/abc", png(), "image/png")
-    adjust = task_pb2.CreateTask(
-        origin_instance="t", image_adjuster={"input_image": "staging:staging/abc", "aspect_ratio": 1.0}
-    )
+    adjust = CreateTask(origin_instance="t", image_adjuster={"input_image": "staging:staging/abc", "aspect_ratio": 1.0})
     task = await mesh.create(adjust, tenant=tenant)
     assert task.image_adjuster.input_image_path == f"adjustments/{task.id}/inputs/input.png"
     assert await everything(mesh, tenant) == [task.image_adjuster.input_image_path]
@@ -200,7 +200,7 @@ async def test_image_may_be_a_path_an_address_or_base64(mesh: Mesh) -> None:
     await mesh.running.objects.put(tenant, "plain/name", png(), "image/png")
 
     async def shown(value: str) -> str:
-        spec = task_pb2.CreateTask(origin_instance="t", image_adjuster={"input_image": value, "aspect_ratio": 1.0})
+        spec = CreateTask(origin_instance="t", image_adjuster={"input_image": value, "aspect_ratio": 1.0})
         return (await mesh.create(spec, tenant=tenant)).image_adjuster.input_image_path
 
     assert await shown("generations/a/1/image.png") == "generations/a/1/image.png"

@@ -19,12 +19,12 @@ LISTS = [method for method in TASKS.methods if method.name.startswith("List") an
 EVERY = [*TASKS.methods, *WORKERS.methods]
 
 
-def named(methods: list[MethodDescriptor]) -> Any:
+def named(methods: list[MethodDescriptor]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("method", methods, ids=lambda method: method.name)
 
 
 def request_of(method: MethodDescriptor, task_id: str) -> Any:
-    request = message_factory.GetMessageClass(method.input_type)()
+    request: Any = message_factory.GetMessageClass(method.input_type)()
     if "task_id" in method.input_type.fields_by_name:
         request.task_id = task_id
     if "update" in method.input_type.fields_by_name:
@@ -72,8 +72,8 @@ async def test_every_method_asks_for_a_token_and_its_scope(mesh: Mesh, method: M
             (mesh.issuer.issue("late", "acme", ("mesh",), -120), grpc.StatusCode.UNAUTHENTICATED),
         ):
             metadata = (("authorization", f"Bearer {token}"),) if token else ()
-            kind = channel.unary_stream if method.server_streaming else channel.unary_unary
-            rpc = kind(path, request_serializer=lambda _: b"", response_deserializer=bytes)(b"", metadata=metadata)  # type: ignore[operator]
+            kind: Any = channel.unary_stream if method.server_streaming else channel.unary_unary
+            rpc = kind(path, request_serializer=lambda _: b"", response_deserializer=bytes)(b"", metadata=metadata)
             answer = rpc.read() if method.server_streaming else rpc
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await answer

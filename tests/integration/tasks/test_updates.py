@@ -8,6 +8,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from meshkit.errors import Kind, MeshError
 from tests.integration.tasks.conftest import Mesh, noop
 
+CreateTask: Any = task_pb2.CreateTask
 CANCELLED = enums_pb2.TASK_STATUS_CANCELLED
 
 
@@ -19,7 +20,7 @@ async def update(mesh: Mesh, task: task_pb2.Task, *paths: str, stub: Any = None,
 
 
 async def created(mesh: Mesh, tenant: str = "acme", **members: Any) -> task_pb2.Task:
-    spec = task_pb2.CreateTask(origin_instance="t", generation={"prompt": "a dress"}, **members)
+    spec = CreateTask(origin_instance="t", generation={"prompt": "a dress"}, **members)
     return await mesh.create(spec, tenant=tenant)
 
 
@@ -96,7 +97,7 @@ async def test_fixed_members_never_change(mesh: Mesh) -> None:
 
 @pytest.mark.parametrize("executing", [False, True])
 async def test_task_sent_back_whole_changes_nothing(mesh: Mesh, executing: bool) -> None:
-    task = await mesh.create()
+    task: Any = await mesh.create()
     if executing:
         worker = await mesh.worker()
         await worker.lease()

@@ -2,6 +2,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
+from typing import Any
 from uuid import uuid4
 
 from atelier.tasks.v1 import task_pb2
@@ -11,6 +12,9 @@ from services.tasks.catalog import TYPES
 from services.tasks.convert import CATEGORY, KIND, OUTCOME, STATUS, TASK_TYPE, to_lease, to_task
 from services.tasks.domain import TaskRecord, new_task
 
+CreateTask: Any = task_pb2.CreateTask
+Task: Any = task_pb2.Task
+TaskResult: Any = task_pb2.TaskResult
 MIGRATION = import_module("services.tasks.migrations.versions.0001_tasks")
 
 
@@ -31,8 +35,8 @@ def record(**changes: object) -> TaskRecord:
         timeout_seconds=60,
         warm_keys=(),
         traceparent="",
-        spec=task_pb2.CreateTask(generation={"prompt": "a dress"}).SerializeToString(),
-        body=task_pb2.Task(generation={"prompt": "a dress", "seed": 4}).SerializeToString(),
+        spec=CreateTask(generation={"prompt": "a dress"}).SerializeToString(),
+        body=Task(generation={"prompt": "a dress", "seed": 4}).SerializeToString(),
     )
     return replace(task, **changes)  # type: ignore[arg-type]
 
@@ -81,14 +85,14 @@ def test_waiting_task_has_neither_times_nor_errors() -> None:
 
 
 def test_result_is_laid_over_the_inputs() -> None:
-    result = task_pb2.TaskResult(generation={"result_image_path": "generations/x/1/image.png"})
+    result = TaskResult(generation={"result_image_path": "generations/x/1/image.png"})
     task = to_task(record(result=result.SerializeToString()))
     assert task.generation.result_image_path == "generations/x/1/image.png"
     assert task.generation.seed == 4
 
 
 def test_result_of_another_type_is_not_shown() -> None:
-    task = to_task(record(result=task_pb2.TaskResult(noop={"result_path": "x"}).SerializeToString()))
+    task = to_task(record(result=TaskResult(noop={"result_path": "x"}).SerializeToString()))
     assert task.WhichOneof("detail") == "generation"
 
 
