@@ -295,7 +295,7 @@ function operationView({ method, path, operation, id }) {
 
 function modelView(name) {
   const schema = api.components.schemas[name];
-  const head = make("summary", {}, make("span", { class: "path" }, name), make("span", { class: "name" }, schema.description || ""));
+  const head = make("summary", {}, make("span", { class: "path" }, name), make("span", { class: "name" }, ...prose(schema.description)));
   const node = make("details", { class: "model", id: `schema-${name}`, "data-find": name.toLowerCase() }, head);
   return lazily(node, () => make("div", { class: "body" }, make("p", { class: "text" }, ...prose(schema.description)), schemaView(schema)));
 }
@@ -340,6 +340,11 @@ function goTo() {
 function find(text) {
   const wanted = text.trim().toLowerCase();
   document.querySelectorAll("[data-find]").forEach((node) => { node.hidden = !node.dataset.find.includes(wanted); node.style.setProperty("display", node.hidden ? "none" : ""); });
+  document.querySelectorAll(".contents h2").forEach((head) => {
+    let some = false;
+    for (let next = head.nextElementSibling; next && next.tagName === "A"; next = next.nextElementSibling) some ||= !next.hidden;
+    head.hidden = !some;
+  });
   document.querySelectorAll("main section").forEach((section) => { section.hidden = ![...section.children].some((node) => node.dataset.find && !node.hidden); });
 }
 
