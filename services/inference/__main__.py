@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -32,6 +33,8 @@ from services.inference.servicer import InferenceServicer
 from services.inference.tasktypes import load_handlers, parse_types
 
 _SERVICE = "atelier.inference.v1.InferenceService"
+# The child's log is lines of JSON; these libraries would print advice between them.
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
@@ -66,6 +69,7 @@ async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
     supervisor = Supervisor(
         child.command(),
         limits=settings.limits,
+        environment={**_QUIET, **os.environ},
         on_change=watch.changed,
         on_lost=lambda cause: measures.CHILD_LOSSES.labels(cause).inc(),
     )
