@@ -95,6 +95,11 @@ class TasksServiceStub:
                 request_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.CancelGenerationTaskRequest.SerializeToString,
                 response_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.CancelGenerationTaskResponse.FromString,
                 _registered_method=True)
+        self.GetCatalog = channel.unary_unary(
+                '/atelier.tasks.v1.TasksService/GetCatalog',
+                request_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetCatalogRequest.SerializeToString,
+                response_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetCatalogResponse.FromString,
+                _registered_method=True)
         self.ListTaskAttempts = channel.unary_unary(
                 '/atelier.tasks.v1.TasksService/ListTaskAttempts',
                 request_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListTaskAttemptsRequest.SerializeToString,
@@ -190,6 +195,13 @@ class TasksServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCatalog(self, request, context):
+        """Tells what this installation serves; for services that check work before they hand it in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTaskAttempts(self, request, context):
         """Lists the attempts made at a task, oldest first.
         """
@@ -259,6 +271,11 @@ def add_TasksServiceServicer_to_server(servicer, server):
                     servicer.CancelGenerationTask,
                     request_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.CancelGenerationTaskRequest.FromString,
                     response_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.CancelGenerationTaskResponse.SerializeToString,
+            ),
+            'GetCatalog': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCatalog,
+                    request_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetCatalogRequest.FromString,
+                    response_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetCatalogResponse.SerializeToString,
             ),
             'ListTaskAttempts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTaskAttempts,
@@ -591,6 +608,33 @@ class TasksService:
             '/atelier.tasks.v1.TasksService/CancelGenerationTask',
             atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.CancelGenerationTaskRequest.SerializeToString,
             atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.CancelGenerationTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCatalog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.tasks.v1.TasksService/GetCatalog',
+            atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetCatalogRequest.SerializeToString,
+            atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetCatalogResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,8 @@ class TasksServiceStub:
     """Lists GENERATION tasks, newest first."""
     CancelGenerationTask: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.CancelGenerationTaskRequest, _tasks_service_pb2.CancelGenerationTaskResponse]
     """Cancels a GENERATION task."""
+    GetCatalog: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.GetCatalogRequest, _tasks_service_pb2.GetCatalogResponse]
+    """Tells what this installation serves; for services that check work before they hand it in."""
     ListTaskAttempts: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.ListTaskAttemptsRequest, _tasks_service_pb2.ListTaskAttemptsResponse]
     """Lists the attempts made at a task, oldest first."""
 
@@ -89,6 +91,8 @@ class TasksServiceAsyncStub(TasksServiceStub):
     """Lists GENERATION tasks, newest first."""
     CancelGenerationTask: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.CancelGenerationTaskRequest, _tasks_service_pb2.CancelGenerationTaskResponse]  # type: ignore[assignment]
     """Cancels a GENERATION task."""
+    GetCatalog: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.GetCatalogRequest, _tasks_service_pb2.GetCatalogResponse]  # type: ignore[assignment]
+    """Tells what this installation serves; for services that check work before they hand it in."""
     ListTaskAttempts: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.ListTaskAttemptsRequest, _tasks_service_pb2.ListTaskAttemptsResponse]  # type: ignore[assignment]
     """Lists the attempts made at a task, oldest first."""
 
@@ -190,6 +194,14 @@ class TasksServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tasks_service_pb2.CancelGenerationTaskResponse, _abc.Awaitable[_tasks_service_pb2.CancelGenerationTaskResponse]]:
         """Cancels a GENERATION task."""
+
+    @_abc_1.abstractmethod
+    def GetCatalog(
+        self,
+        request: _tasks_service_pb2.GetCatalogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tasks_service_pb2.GetCatalogResponse, _abc.Awaitable[_tasks_service_pb2.GetCatalogResponse]]:
+        """Tells what this installation serves; for services that check work before they hand it in."""
 
     @_abc_1.abstractmethod
     def ListTaskAttempts(
