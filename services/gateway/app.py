@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -117,7 +118,7 @@ class _Dispatch:
         if await self._transcoder.serve(scope, receive, send):
             return
         # With and without a trailing slash, as the routes of the contracts.
-        if scope["path"] != "/" and scope["path"].endswith("/"):
+        if scope["path"].endswith("/") and not _names_an_image(scope):
             scope["path"] = scope["path"].rstrip("/") or "/"
         scope["app"] = self  # makes the router raise its 405 instead of answering it in plain text
         try:
@@ -135,6 +136,26 @@ class _Dispatch:
             raise BrokenOffError(str(answer.detail))
         # Sent here, inside of the CORS middleware, so that a page may read why it was refused.
         await send_error(scope, send, answer)
+
+
+def _names_an_image(scope: Scope) -> bool:
+    # Only a list is the same with and without the slash; for the rest what follows it is a path, be it an empty one.
+    return bool(scope["path"].startswith(f"{IMAGES}/") and scope["method"] in {"POST", "DELETE", "HEAD"})
+
+
+class _AnyPath(Convertor[str]):
+    """A rest of a path, line breaks included: what is wrong with it is said by the endpoint."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("anypath", _AnyPath())
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - ASGI's signature
@@ -161,7 +182,7 @@ def create_app(parts: Parts, settings: GatewaySettings) -> ASGIApp:
         storage = parts.storage
         routes += [
             HttpRoute(IMAGES, storage.list_images, methods=["GET"]),
-            HttpRoute(f"{IMAGES}/{{path:path}}", _by_method(storage), methods=["GET", "HEAD", "POST", "DELETE"]),
+            HttpRoute(f"{IMAGES}/{{path:anypath}}", _by_method(storage), methods=["GET", "HEAD", "POST", "DELETE"]),
             HttpRoute(f"{MEDIA}/{{token}}", storage.get_media, methods=["GET", "HEAD"]),
         ]
     app: ASGIApp = _Dispatch(parts.transcoder, Router(routes, redirect_slashes=False, default=_not_found))
