@@ -28,9 +28,10 @@ SUBJECTS = ("atelier.*.v1.>",)
 PUBLISH_TIMEOUT_SECONDS = 2.0
 RETENTION_SECONDS = 7 * 24 * 3600.0
 DUPLICATE_WINDOW_SECONDS = 600.0
-MAX_STREAM_BYTES = 2 * 1024**3
+MAX_STREAM_BYTES = 1024**3
 
 _CONNECT_TIMEOUT_SECONDS = 2.0
+_FETCH_BATCH = 32  # all of them must be handled within the wait for their acknowledgement
 _FETCH_TIMEOUT_SECONDS = 5.0
 _NAK_DELAY_SECONDS = 2.0
 _ACK_WAIT_SECONDS = 60.0
@@ -307,7 +308,7 @@ class Bus:
 
     async def _consume_batch(self, subscription: JetStreamContext.PullSubscription, handler: Handler) -> None:
         try:
-            messages = await subscription.fetch(64, timeout=_FETCH_TIMEOUT_SECONDS)
+            messages = await subscription.fetch(_FETCH_BATCH, timeout=_FETCH_TIMEOUT_SECONDS)
         except nats_errors.TimeoutError:
             # Nothing new, or the consumer is gone with the server's disk: asking tells the two apart.
             await subscription.consumer_info()

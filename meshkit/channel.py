@@ -157,6 +157,7 @@ class MeshStream(Generic[_Response]):
 
     def __init__(self, call: Any) -> None:
         self._call = call
+        self._ended = False
 
     def __aiter__(self) -> Self:
         return self
@@ -166,17 +167,24 @@ class MeshStream(Generic[_Response]):
             response = await self._call.read()
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            # gRPC tells of `cancel` by the same exception as of the cancellation of the reading task.
+            task = asyncio.current_task()
+            if self._ended and not (task is not None and task.cancelling()):
+                raise StopAsyncIteration from None
+            raise
         if response is grpc.aio.EOF:
             raise StopAsyncIteration
         return cast("_Response", response)
 
     def cancel(self) -> None:
-        """Ends the call; the server notices."""
+        """Ends the call, and any iteration over it; the server notices."""
+        self._ended = True
         self._call.cancel()
 
     async def aclose(self) -> None:
-        """Ends the call, as `contextlib.aclosing` does."""
-        self._call.cancel()
+        """Ends the call, for `contextlib.aclosing`."""
+        self.cancel()
 
 
 class _Facade:

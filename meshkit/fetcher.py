@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
@@ -304,6 +306,14 @@ async def _body(response: httpx.Response, max_bytes: int, path: str) -> bytes:
     return b"".join(parts)
 
 
+@lru_cache(maxsize=1)
+def _ssl_context() -> ssl.SSLContext:
+    import httpx  # noqa: PLC0415
+
+    # Reading the authorities' certificates takes longer than many a fetch.
+    return httpx.create_ssl_context(trust_env=False)
+
+
 def _pinned_transport(addresses: Sequence[str]) -> httpx.AsyncBaseTransport:
     import httpcore  # noqa: PLC0415
     import httpx  # noqa: PLC0415
@@ -336,10 +346,10 @@ def _pinned_transport(addresses: Sequence[str]) -> httpx.AsyncBaseTransport:
         async def sleep(self, seconds: float) -> None:
             await self._inner.sleep(seconds)
 
-    transport = httpx.AsyncHTTPTransport(trust_env=False, retries=0)
+    transport = httpx.AsyncHTTPTransport(verify=_ssl_context(), trust_env=False, retries=0)
     # httpx has no argument for the backend; its pool is the documented class of httpcore, made the same way.
     transport._pool = httpcore.AsyncConnectionPool(  # noqa: SLF001
-        ssl_context=httpx.create_ssl_context(trust_env=False), network_backend=PinnedBackend(), max_connections=1
+        ssl_context=_ssl_context(), network_backend=PinnedBackend(), max_connections=1
     )
     return transport
 

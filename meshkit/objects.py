@@ -9,7 +9,7 @@ import asyncio
 import io
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -452,6 +452,9 @@ class _ChunkReader:
         self._chunks = chunks
         self._rest = b""
         self._ended = False
+        self._abandoned = False
+        self._lock = threading.Lock()
+        self._waiting: Future[bytes | None] | None = None
         self.count = 0
         self.failure: Exception | None = None
 
@@ -471,12 +474,21 @@ class _ChunkReader:
         return data
 
     def close(self) -> None:
-        self._ended = True
+        """Lets the thread go, which must not take what came so far for the whole."""
+        with self._lock:
+            self._abandoned = True
+            if self._waiting is not None:
+                self._waiting.cancel()
 
     def _next(self) -> bytes:
-        future = asyncio.run_coroutine_threadsafe(self._pull(), self._loop)
+        with self._lock:
+            if self._abandoned:
+                raise ConnectionAbortedError("the upload was given up")
+            self._waiting = waiting = asyncio.run_coroutine_threadsafe(self._pull(), self._loop)
         try:
-            chunk = future.result()
+            chunk = waiting.result()
+        except CancelledError:
+            raise ConnectionAbortedError("the upload was given up") from None
         except Exception as error:
             self.failure = error
             self._ended = True

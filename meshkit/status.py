@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 DOMAIN = "atelier"
 DETAILS_KEY = "grpc-status-details-bin"
 
-# A client that was not told otherwise takes 8 KiB of metadata; what is longer would lose the whole status.
-_MAX_DETAIL_BYTES = 6000
-_MAX_MESSAGE_CHARS = 1000
+# A client that was not told otherwise takes 8 KiB of metadata; what is longer would lose the whole status. On the wire
+# the message grows threefold (percent-encoding) and the details by a third (base64).
+_MAX_DETAIL_BYTES = 4096
+_MAX_MESSAGE_BYTES = 600
 
 CODE_OF_KIND: Mapping[Kind, grpc.StatusCode] = MappingProxyType(
     {
@@ -78,7 +79,7 @@ def to_status(error: MeshError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, 
         Code, details text and trailing metadata.
     """
     code = CODE_OF_KIND[error.kind]
-    message = error.message[:_MAX_MESSAGE_CHARS]
+    message = error.message.encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore")
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata))
     status = status_pb2.Status(code=code.value[0], message=message)
     status.details.add().Pack(info)
@@ -114,7 +115,7 @@ def _bad_request(violations: Sequence[FieldViolation], room: int) -> error_detai
         if room < 0 and request.field_violations:
             break
         if room < 0:
-            entry.field, entry.description = entry.field[:1000], entry.description[:1000]
+            entry.field, entry.description = entry.field[:500], entry.description[:500]
         request.field_violations.append(entry)
     return request
 

@@ -112,6 +112,27 @@ async def test_an_upload_that_breaks_off_is_no_object(store: ObjectStore) -> Non
     assert await store.stat("acme", "half") is None
 
 
+@pytest.mark.timeout(60)
+async def test_an_upload_that_is_cancelled_is_no_object(store: ObjectStore) -> None:
+    started = asyncio.Event()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"x" * 1_000_000
+        started.set()
+        await asyncio.Event().wait()
+
+    uploading = asyncio.create_task(store.put_stream("acme", "half", chunks()))
+    async with asyncio.timeout(10):
+        await started.wait()
+    uploading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await uploading
+    await store.close()  # waits for its threads
+    again = ObjectStore(store._endpoint, store._access_key, store._secret_key, bucket=store._bucket)
+    assert await again.stat("acme", "half") is None
+    await again.close()
+
+
 async def test_lists_are_ordered_limited_and_continued(store: ObjectStore) -> None:
     for name in ("a/1", "a/2", "a/3", "ab", "b/1"):
         await store.put("acme", name, name.encode())

@@ -214,6 +214,22 @@ async def test_a_caller_that_leaves_ends_the_servicers_stream(mesh: Mesh) -> Non
             await mesh.servicer.cancelled.wait()
 
 
+async def test_cancelling_a_stream_ends_the_iteration_over_it(mesh: Mesh) -> None:
+    async def behave(_request: Any, _context: Any) -> AsyncIterator[tasks.WatchTaskResponse]:
+        yield tasks.WatchTaskResponse(step=1)
+        await asyncio.Event().wait()
+
+    mesh.servicer.behave = behave
+    received = []
+    async with mesh.channel("read") as channel:
+        stream = channel.stub(TasksServiceStub).WatchTask(tasks.WatchTaskRequest(task_id=ID))
+        async with asyncio.timeout(10):
+            async for response in stream:
+                received.append(response.step)
+                asyncio.get_running_loop().call_later(0.01, stream.cancel)
+    assert received == [1]
+
+
 async def test_an_unserved_method_is_unimplemented(mesh: Mesh) -> None:
     async with mesh.channel("write") as channel:
         assert (await failure(TasksClient(channel).delete(ID))).kind is Kind.UNIMPLEMENTED

@@ -78,10 +78,15 @@ def test_many_violations_are_cut_to_what_metadata_carries() -> None:
     many = [FieldViolation(f"items[{i}].name", "x" * 100) for i in range(1000)]
     error = MeshError(Kind.INVALID, "bad", violations=many)
     _, _, ((_, payload),) = to_status(error)
-    assert len(payload) < 7000
+    assert len(payload) < 4200
     received = over_the_wire(error).violations
     assert 10 < len(received) < 1000
     assert received == tuple(many[: len(received)])
+
+
+def test_a_long_message_is_cut_between_characters() -> None:
+    error = over_the_wire(MeshError(Kind.INVALID, "ü" * 1000))
+    assert error.message == "ü" * 300
 
 
 def test_one_huge_violation_is_shortened_not_dropped() -> None:
