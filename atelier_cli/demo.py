@@ -30,10 +30,14 @@ def main() -> int:
     atelier = (sys.executable, "-m", "atelier_cli")
     data = ("--data", str(_DATA))
     began = time.monotonic()
+    err.print("Starting a mesh: PostgreSQL, NATS, an S3 store, gateway, tasks and a worker.")
     # A port of its own: a mesh on the usual one may be running.
-    started = subprocess.run([*atelier, "up", *data, "--detach", "--port", str(free_ports(1)[0])], check=False)
+    up = (*atelier, "up", *data, "--detach", "--port", str(free_ports(1)[0]))
+    started = subprocess.run(up, check=False, capture_output=True, text=True)
     if started.returncode:
+        err.print(started.stderr, markup=False)
         return started.returncode
+    err.print(f"It is up after {time.monotonic() - began:.0f} s and makes pictures.")
     try:
         for name, prompt in PROMPTS.items():
             size = ("--width", str(_SIDE), "--height", str(_SIDE), "--seed", str(_SEED))

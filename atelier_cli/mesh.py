@@ -96,6 +96,8 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
         "ATELIER_AUTH_SECRET": os.environ.get("ATELIER_AUTH_SECRET", credentials.auth_secret),
         "ATELIER_TASKS_ADDRESS": f"127.0.0.1:{ports['tasks']}",
         "PYTHONUNBUFFERED": "1",
+        # The worker starts its child by fork and exec; gRPC's handlers around a fork would only fill its log.
+        "GRPC_ENABLE_FORK_SUPPORT": "0",
     }
     if model := os.environ.get("ATELIER_MODEL"):
         # A path is meant from where the user stands; a model hub's name is passed on as it is.

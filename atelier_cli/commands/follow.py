@@ -23,6 +23,7 @@ def follow(gateway: Gateway, task_id: str, title: str) -> dict[str, Any]:
         TimeElapsedColumn(),
         console=err,
         transient=True,
+        disable=not err.is_terminal,
     )
     with bar:
         row = bar.add_task(title, total=100, state="waiting")

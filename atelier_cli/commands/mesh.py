@@ -123,6 +123,7 @@ def _start_detached(folder: DataFolder, port: int | None) -> None:
     """Starts `atelier up` in a session of its own and waits until it is ready."""
     with folder.held():
         choose_ports(port, folder.record())  # said here, not in a log
+    err.print(f"Starting a mesh on [bold]{folder}[/bold].")
     log = folder.log("atelier")
     arguments = ["--data", str(folder.path), *(["--port", str(port)] if port else [])]
     with log.open("ab") as stream:

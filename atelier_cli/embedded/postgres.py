@@ -2,14 +2,14 @@
 
 PostgreSQL refuses to run as root, so under root it runs as `nobody`. That user has to reach the program and the data:
 a program that it cannot read is copied beside the data, and data below a folder that it may not enter (a root's home,
-say) lies under /var/lib/atelier instead.
+say) lies under /var/lib/atelier instead, in a folder that the file `postgres.location` names.
 """
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import stat
@@ -123,14 +123,16 @@ class PostgresServer:
     def _home(self, user: tuple[int, int] | None) -> Path:
         """The folder that holds the data, made and owned as needed."""
         home = self.folder
-        if user is not None:
-            parent = home.parent
-            parent.mkdir(parents=True, exist_ok=True)
-            if not _enterable(parent):
-                # The name keeps two meshes apart and lets a restart find its data again.
-                mark = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
-                home = _SYSTEM_FOLDER / mark
-                home.parent.mkdir(mode=0o755, exist_ok=True)
+        pointer = home.with_name(f"{home.name}.location")
+        if pointer.exists():
+            home = Path(pointer.read_text().strip())
+        elif user is not None:
+            home.parent.mkdir(parents=True, exist_ok=True)
+            if not _enterable(home.parent):
+                # A new name each time: who deleted the mesh's folder has a new mesh, with other secrets.
+                home = _SYSTEM_FOLDER / secrets.token_hex(8)
+                home.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                pointer.write_text(f"{home}\n")
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         if user is not None:
             os.chown(home, *user)
