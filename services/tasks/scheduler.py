@@ -258,6 +258,7 @@ class Round:
         self.refused: list[Poll] = []
         self.granted: list[TaskRecord] = []
         self.again = False
+        self._confirmed = False
         self._costs = costs
         self._weights = weights
 
@@ -283,12 +284,29 @@ class Round:
             elif leases:
                 self.answers[poll] = list(leases)
 
+    async def _confirm(self, store: Rounds) -> None:
+        """Refuses polls whose session ended, or polled anew elsewhere, while they were parked.
+
+        A task leased to such a session would be nobody's: its expiry, which gives leases back, is over already. All
+        polls are asked about at once and before anything else is locked, as everyone locks sessions first.
+        """
+        if self._confirmed:
+            return
+        self._confirmed = True
+        waiting = {poll: PollEntry(poll.session.id, poll.sequence) for poll in self.polls if poll not in self.refused}
+        confirmed = await store.confirm(list(waiting.values()))
+        self.refused.extend(poll for poll, entry in waiting.items() if entry not in confirmed)
+
     async def _serve(self, store: Rounds, lanes: Sequence[str], polls: Sequence[Poll]) -> None:
+        if not await store.contenders(lanes, 1):
+            return
+        await self._confirm(store)
+        polls = [poll for poll in polls if poll not in self.refused]
+        if not polls:
+            return
         capacity = min(MAX_ROUND, sum(poll.capacity for poll in polls))
         # A tenant whose counter is wrong takes a place: look a little further than needed.
         limit = capacity + 8
-        if not await store.contenders(lanes, limit):
-            return
         await store.hold()
         contenders = await store.contenders(lanes, limit)
         wanted = share(contenders, capacity, self._costs, self._weights)

@@ -175,6 +175,10 @@ class Rounds(Protocol):
         """
         ...
 
+    async def confirm(self, polls: Sequence[PollEntry]) -> frozenset[PollEntry]:
+        """Those of the polls that their sessions still wait for; the sessions stay open until the round's end."""
+        ...
+
     async def contenders(self, lanes: Sequence[str], limit: int) -> list[Contender]:
         """Tenants with waiting work in some lanes, by virtual time, at most so many a lane."""
         ...

@@ -56,6 +56,33 @@ async def test_poll_waits_for_a_task_and_is_woken(mesh: Mesh) -> None:
     assert lease.job_id == task.id
 
 
+@pytest.mark.parametrize("closed", [True, False], ids=["swept", "not yet swept"])
+async def test_parked_poll_of_an_ended_session_gets_no_lease(mesh: Mesh, closed: bool) -> None:
+    worker = await mesh.worker()
+    polling = asyncio.create_task(worker.lease(wait=10))
+    await until(lambda: _registered(mesh))
+    await age_session(mesh, worker)
+    if closed:
+        await mesh.running.upkeep.expire()
+    task = await mesh.create()
+    with pytest.raises(MeshError) as gone:
+        await polling
+    assert gone.value.kind is Kind.NOT_FOUND
+    [lease] = await (await mesh.worker(name="w/1")).lease()
+    assert (lease.job_id, lease.attempt) == (task.id, 1)
+
+
+async def test_poll_that_was_overtaken_elsewhere_gets_no_lease(mesh: Mesh) -> None:
+    worker = await mesh.worker()
+    polling = asyncio.create_task(worker.lease(wait=10))
+    await until(lambda: _registered(mesh))
+    await mesh.execute("UPDATE sessions SET sequence = 2, acknowledged = 1 WHERE id = %s", worker.session)
+    task = await mesh.create()
+    with pytest.raises(MeshError):
+        await polling
+    assert (await mesh.get(task.id)).status == PENDING
+
+
 async def test_poll_without_work_comes_back_empty(mesh: Mesh) -> None:
     worker = await mesh.worker()
     assert await worker.lease(wait=0.1) == []
