@@ -27,6 +27,14 @@ _SECRET_TEXT = re.compile(
 )
 _MAX_DEPTH = 6
 
+# A program that uses a part of the mesh without being a service of it (a command, a test) hears of trouble alone, and
+# not on its standard output, which is what structlog would do by itself.
+if not structlog.is_configured():
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(stdlib.WARNING),
+        logger_factory=lambda *_args: structlog.PrintLogger(sys.stderr),
+    )
+
 
 def redact(value: object, depth: int = 0) -> object:
     """Returns the value without what must not be written down: known keys, bearer tokens, passwords in URLs."""

@@ -71,6 +71,14 @@ logging.getLogger("lib").info("unseen too")
 """
 
 
+def test_a_program_that_configures_nothing_hears_of_trouble_alone() -> None:
+    script = "from meshkit.logging import get_logger as g; g('m').info('unseen'); g('m').warning('seen')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == ""
+    assert "unseen" not in done.stderr
+    assert "seen" in done.stderr
+
+
 def test_lines_are_json_with_trace_and_without_secrets() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
