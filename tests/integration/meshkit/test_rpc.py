@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,6 +28,7 @@ from meshkit.errors import Kind, MeshError
 from meshkit.server import MeshServer
 
 SECRET = "s" * 32
+CLIENT_GUIDE = Path(__file__).parents[3] / "docs" / "client.md"
 Task = task_pb2.Task
 ID = "00000000-0000-4000-8000-000000000000"
 SERVICE = "atelier.tasks.v1.TasksService"
@@ -382,6 +384,26 @@ async def test_waiting_for_a_task_ends_with_it(mesh: Mesh) -> None:
     async with mesh.channel("read") as channel:
         task = await TasksClient(channel).wait(ID, 10)
     assert task.status == enums_pb2.TASK_STATUS_FAILED
+
+
+async def test_the_documented_example_runs(mesh: Mesh) -> None:
+    done = Task(id=ID, status=enums_pb2.TASK_STATUS_COMPLETED)
+
+    async def watching() -> AsyncIterator[tasks.WatchTaskResponse]:
+        yield tasks.WatchTaskResponse(task=done, final=True)
+
+    def behave(request: Any, _context: Any) -> Any:
+        if isinstance(request, tasks.WatchTaskRequest):
+            return watching()
+        created = isinstance(request, tasks.CreateTaskRequest)
+        return tasks.CreateTaskResponse(task=done) if created else tasks.GetTaskResponse(task=done)
+
+    mesh.servicer.behave = behave
+    example = CLIENT_GUIDE.read_text().partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert await names["main"](mesh.server.address, SECRET) == ID
+    assert mesh.servicer.calls[0].task.generation.prompt == "a red dress"
 
 
 async def test_health_is_told_to_anyone_by_service(mesh: Mesh) -> None:
