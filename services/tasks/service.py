@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -102,14 +103,16 @@ class TasksService:
             if written:
                 await self._door.write(record.tenant, written)
             created = await self._creates.submit(creation)
-        except DatabaseUnavailableError:
-            # Whether the commit took place is unknown: the sweeper finds out.
+        except (DatabaseUnavailableError, asyncio.CancelledError):
+            # Whether the commit takes place is unknown, a caller that leaves does not stop it: the sweeper finds out.
             raise
         except BaseException:
             await self._discard(record, written)
             raise
         if created.replay is not None:
-            await self._discard(record, written)
+            # A commit whose answer was lost is repeated and finds itself: its inputs are then this task's.
+            if tasks_service_pb2.CreateTaskResponse.FromString(created.replay).task.id != str(record.id):
+                await self._discard(record, written)
             return created.replay, True
         assert created.record is not None, "a create that is no replay has a task"
         if created.existed:

@@ -9,10 +9,13 @@ from uuid import uuid4
 import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2
 from PIL import Image
+from prometheus_client import REGISTRY
 
 from meshkit.channel import call_metadata
+from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import Kind, MeshError
-from tests.integration.tasks.conftest import Mesh, StartMesh, noop
+from services.tasks.postgres.store import PostgresStore
+from tests.integration.tasks.conftest import Mesh, StartMesh, noop, until
 
 CreateTask: Any = task_pb2.CreateTask
 CreateTaskRequest = tasks_service_pb2.CreateTaskRequest
@@ -55,6 +58,10 @@ async def keyed(mesh: Mesh, key: str, task: task_pb2.CreateTask) -> tuple[task_p
 
 async def everything(mesh: Mesh, tenant: str = "acme") -> list[str]:
     return [info.path for info in await mesh.running.objects.list(tenant)]
+
+
+def calls_in_flight() -> float:
+    return REGISTRY.get_sample_value("atelier_rpc_server_in_flight") or 0.0
 
 
 async def test_repeated_key_replays_the_first_answer(mesh: Mesh) -> None:
@@ -228,6 +235,48 @@ async def test_inputs_are_removed_where_the_write_fails(mesh: Mesh) -> None:
         await mesh.create(spec, tenant=tenant)
     assert error.value.kind is Kind.INTERNAL
     assert await everything(mesh, tenant) == []
+
+
+async def test_inputs_stay_where_the_caller_leaves_while_its_create_is_committed(mesh: Mesh) -> None:
+    tenant = f"t{uuid4().hex}"
+    stub = mesh.tasks(tenant)
+    in_flight = calls_in_flight()
+    async with mesh.running.database.transaction() as conn:
+        await conn.execute("LOCK TABLE tasks IN SHARE MODE")
+        call = asyncio.create_task(mesh.create(generation(reference_image_data=encoded(png())), stub=stub))
+
+        async def blocked() -> bool:
+            return bool(await mesh.rows("SELECT FROM pg_locks WHERE NOT granted AND relation = 'tasks'::regclass"))
+
+        await until(blocked)
+        call.cancel()
+
+        async def left() -> bool:
+            return calls_in_flight() == in_flight
+
+        await until(left)
+
+    async def committed() -> bool:
+        return bool(await mesh.rows("SELECT FROM tasks"))
+
+    await until(committed)
+    [path] = await everything(mesh, tenant)
+    assert path.endswith("inputs/reference.png")
+
+
+async def test_inputs_stay_where_the_answer_to_the_commit_was_lost(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = PostgresStore.create_many
+
+    async def cut_off(store: PostgresStore, creations: Any) -> Any:
+        await commit(store, creations)
+        raise DatabaseUnavailableError
+
+    monkeypatch.setattr(PostgresStore, "create_many", cut_off)
+    stub = mesh.tasks(tenant := f"t{uuid4().hex}")
+    request = CreateTaskRequest(task=generation(reference_image_data=encoded(png())))
+    response = await stub.CreateTask(request, metadata=call_metadata(idempotency_key="k"))
+    assert await everything(mesh, tenant) == [f"generations/{response.task.id}/inputs/reference.png"]
+    assert len(await mesh.rows("SELECT FROM tasks")) == 1
 
 
 async def test_inputs_of_a_create_that_died_are_swept(mesh: Mesh) -> None:
