@@ -1,23 +1,26 @@
 #!/usr/bin/env bash
 # Everything that can be said of the sources without running them. Offline.
-set -euo pipefail
+set -uo pipefail
 cd "$(dirname "$0")/.."
 bin=.venv/bin
+failed=()
 
-step() { printf '%s\n' "-- $*"; }
+# Every step runs, whatever an earlier one found.
+step() {
+    printf '%s\n' "-- $*"
+    "$@" || failed+=("$*")
+}
 
-step ruff
-$bin/ruff check .
-$bin/ruff format --check .
+step $bin/ruff check .
+step $bin/ruff format --check .
+step $bin/mypy atelier_cli meshkit modelkit models services scripts tests
+step $bin/buf lint
+step $bin/buf format --diff --exit-code proto
+step $bin/buf breaking proto --against proto/baseline.binpb
+step $bin/python scripts/generate_protos.py --check
+step scripts/secrets.sh
 
-step mypy
-$bin/mypy atelier_cli meshkit modelkit models services scripts tests
-
-step contracts
-$bin/buf lint
-$bin/buf format --diff --exit-code proto
-$bin/buf breaking proto --against proto/baseline.binpb
-$bin/python scripts/generate_protos.py --check
-
-step secrets
-scripts/secrets.sh
+if ((${#failed[@]})); then
+    printf 'failed: %s\n' "${failed[@]}" >&2
+    exit 1
+fi
