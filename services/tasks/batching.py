@@ -12,6 +12,8 @@ from meshkit import metrics
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
+GATHER_SECONDS = 0.002
+
 _SIZES = metrics.histogram(
     "tasks_group_commit_members", "Requests that shared a transaction", ("kind",), (1, 2, 4, 8, 16, 32, 64, 128)
 )
@@ -26,6 +28,8 @@ class Batcher(Generic[Item, Answer]):
         kind: What is gathered, for the metric.
         commit: Commits a group; an answer for each member, in order, an exception where that member failed.
         max_items: Members of a group at most.
+        gather_seconds: Wait before a group that follows another of several members: whoever sent that one is about to
+            send again, and a commit costs the same for one as for ten.
     """
 
     def __init__(
@@ -33,10 +37,12 @@ class Batcher(Generic[Item, Answer]):
         kind: str,
         commit: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]],
         max_items: int = 128,
+        gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         self._kind = kind
         self._commit = commit
         self._max = max_items
+        self._gather = gather_seconds
         self._waiting: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
         self._running: asyncio.Task[None] | None = None
 
@@ -58,12 +64,14 @@ class Batcher(Generic[Item, Answer]):
             await asyncio.gather(self._running, return_exceptions=True)
 
     async def _run(self) -> None:
+        busy = False
         while self._waiting:
             # Whoever is ready to run now may join.
-            await asyncio.sleep(0)
+            await asyncio.sleep(self._gather if busy else 0)
             members = [self._waiting.popleft() for _ in range(min(self._max, len(self._waiting)))]
             _SIZES.labels(self._kind).observe(len(members))
             await self._settle(members)
+            busy = len(members) > 1
 
     async def _settle(self, members: Sequence[tuple[Item, asyncio.Future[Answer]]]) -> None:
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +39,8 @@ from services.tasks.worker_servicer import WorkerServicer
 from services.tasks.workers import WorkerDesk
 
 SCHEMA = "tasks"
+# Events of commits that follow each other closely are published together: a run of the relay costs three transactions.
+RELAY_DELAY_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
     policy = RetryPolicy(settings.max_retries, settings.retry_base_seconds)
     relay = Relay(database, bus)
     stack.push_async_callback(relay.close)
-    news.on_commit(relay.wake)
+    news.on_commit(_coalesced(relay.wake, RELAY_DELAY_SECONDS))
 
     door = InputDoor(objects, Fetcher.from_settings(settings), settings.shared_tenant)
     tasks = TasksService(
@@ -107,7 +111,6 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
     )
     stack.push_async_callback(desk.close)
     watchers = Watchers(store, bus)
-    await watchers.start()
 
     async def on_wake(message: Message) -> None:
         news.heard(message.subject.rpartition(".")[2], message.data)
@@ -152,3 +155,21 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
     if page is not None:
         stack.callback(page.close)
     return Running(server.address, upkeep, relay, database, objects)
+
+
+def _coalesced(work: Callable[[], None], delay_seconds: float) -> Callable[[], None]:
+    """Calls a piece of work a moment after it was asked for, once for all who ask in between."""
+    pending = False
+
+    def run() -> None:
+        nonlocal pending
+        pending = False
+        work()
+
+    def ask() -> None:
+        nonlocal pending
+        if not pending:
+            pending = True
+            asyncio.get_running_loop().call_later(delay_seconds, run)
+
+    return ask

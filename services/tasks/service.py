@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -99,30 +98,36 @@ class TasksService:
             has_objects=bool(written),
             named=request.HasField("task_id"),
         )
+        created = await self._write(creation, written)
+        if created.replay is not None:
+            return created.replay, True
+        assert created.record is not None, "a create that is no replay has a task"
+        if created.existed and created.record.tenant != record.tenant:
+            raise identifier_used(record.id)
+        return created.record, False
+
+    async def _write(self, creation: Creation, written: list[AcceptedInput]) -> Created:
+        """Writes the inputs, then the task; where the task does not come to be, neither do they."""
+        record = creation.record
         try:
             if written:
                 await self._door.write(record.tenant, written)
             created = await self._creates.submit(creation)
-        except (DatabaseUnavailableError, asyncio.CancelledError):
-            # Whether the commit takes place is unknown, a caller that leaves does not stop it: the sweeper finds out.
+        except DatabaseUnavailableError:
+            # Whether the commit took place is unknown: the sweeper finds out.
             raise
         except BaseException:
             await self._discard(record, written)
             raise
-        if created.replay is not None:
-            # A commit whose answer was lost is repeated and finds itself: its inputs are then this task's.
-            if tasks_service_pb2.CreateTaskResponse.FromString(created.replay).task.id != str(record.id):
+        if created.replay is not None or created.existed:
+            # Inputs of an identifier that exists belong to the task that has it.
+            if created.replay is not None:
                 await self._discard(record, written)
-            return created.replay, True
-        assert created.record is not None, "a create that is no replay has a task"
-        if created.existed:
-            if created.record.tenant != record.tenant:
-                raise identifier_used(record.id)
-            return created.record, False
+            return created
         await self._settle(record, written)
         _CREATED.labels(record.queue_name, record.task_type).inc()
         self._news.waiting(record.queue_name)
-        return created.record, False
+        return created
 
     async def get(self, task_id: UUID, caller: Caller, task_type: str | None = None) -> TaskRecord:
         """A task.
@@ -313,6 +318,11 @@ class TasksService:
             await self._door.discard(record.tenant, record.task_type, record.id)
         except MeshError as error:
             _log.warning("inputs are left to the sweeper", task_id=str(record.id), reason=error.reason)
+
+    async def _discard_unless_its_own(self, replay: bytes, record: TaskRecord, written: list[AcceptedInput]) -> None:
+        # A commit whose answer was lost is repeated and finds itself: the inputs are then those of the task.
+        if written and tasks_service_pb2.CreateTaskResponse.FromString(replay).task.id != str(record.id):
+            await self._discard(record, written)
 
 
 def _divide(creations: Sequence[Creation]) -> tuple[list[int], list[int]]:

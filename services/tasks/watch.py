@@ -7,6 +7,7 @@ news may be lost.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -15,7 +16,7 @@ from atelier.events.v1 import events_pb2
 from atelier.tasks.v1 import tasks_service_pb2
 from google.protobuf.message import DecodeError
 
-from meshkit.bus import Bus, Message
+from meshkit.bus import Bus, BusSubscription, Message
 from services.tasks.access import Caller
 from services.tasks.convert import to_task
 from services.tasks.domain import TERMINAL, TaskRecord
@@ -25,12 +26,18 @@ from services.tasks.store import Store
 
 BLIND_SECONDS = 1.0
 SEEING_SECONDS = 5.0
+_PROGRESS_KEPT = 16
 
 
 @dataclass(eq=False, slots=True)
 class _Watcher:
     changed: asyncio.Event
-    progress: list[events_pb2.TaskProgressEvent] = field(default_factory=list)
+    # A follower that does not read must not fill the memory: what is left out is overtaken anyway.
+    progress: deque[events_pb2.TaskProgressEvent] = field(default_factory=lambda: deque(maxlen=_PROGRESS_KEPT))
+
+    async def on_progress(self, message: Message) -> None:
+        self.progress.append(events_pb2.TaskProgressEvent.FromString(message.data))
+        self.changed.set()
 
 
 class Watchers:
@@ -45,10 +52,8 @@ class Watchers:
         self._store = store
         self._bus = bus
         self._watchers: dict[str, set[_Watcher]] = {}
-
-    async def start(self) -> None:
-        """Begins to listen."""
-        await self._bus.subscribe(f"{SUBJECT}.*", self._on_event)
+        self._events: BusSubscription | None = None
+        self._listening = asyncio.Lock()
 
     async def watch(
         self, task_id: UUID, caller: Caller, after_version: int
@@ -67,8 +72,9 @@ class Watchers:
         watcher = _Watcher(asyncio.Event())
         key = str(task_id)
         self._watchers.setdefault(key, set()).add(watcher)
-        subscription = await self._bus.subscribe(f"{PROGRESS_SUBJECT}.{task_id}", self._on_progress)
+        subscription = await self._bus.subscribe(f"{PROGRESS_SUBJECT}.{task_id}", watcher.on_progress)
         try:
+            await self._listen()
             # What changed before the listening began is in the row now.
             record = await self._again(task_id, record)
             sent_version, sent_progress = after_version, -1.0
@@ -80,11 +86,11 @@ class Watchers:
                 if final:
                     return
                 await self._wait(watcher)
-                for event in watcher.progress:
+                while watcher.progress:
+                    event = watcher.progress.popleft()
                     if event.attempt == record.attempt and event.progress >= sent_progress:
                         sent_progress = event.progress
                         yield _progress(record, event)
-                watcher.progress.clear()
                 watcher.changed.clear()
                 record = await self._again(task_id, record)
         finally:
@@ -92,6 +98,16 @@ class Watchers:
             if not self._watchers[key]:
                 del self._watchers[key]
             await subscription.unsubscribe()
+            await self._listen()
+
+    async def _listen(self) -> None:
+        """Hears of events as long as anyone follows a task, and no longer: they are many."""
+        async with self._listening:
+            if self._watchers and self._events is None:
+                self._events = await self._bus.subscribe(f"{SUBJECT}.*", self._on_event)
+            elif not self._watchers and self._events is not None:
+                subscription, self._events = self._events, None
+                await subscription.unsubscribe()
 
     async def _wait(self, watcher: _Watcher) -> None:
         try:
@@ -106,8 +122,6 @@ class Watchers:
         return record
 
     async def _on_event(self, message: Message) -> None:
-        if not self._watchers:
-            return
         # Both documented events carry the task's id in the same field.
         event = events_pb2.TaskStatusEvent()
         try:
@@ -115,12 +129,6 @@ class Watchers:
         except DecodeError:
             return
         for watcher in self._watchers.get(event.task_id, ()):
-            watcher.changed.set()
-
-    async def _on_progress(self, message: Message) -> None:
-        event = events_pb2.TaskProgressEvent.FromString(message.data)
-        for watcher in self._watchers.get(event.task_id, ()):
-            watcher.progress.append(event)
             watcher.changed.set()
 
 

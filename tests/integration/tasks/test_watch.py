@@ -59,6 +59,22 @@ async def test_watch_brings_progress_and_previews(mesh: Mesh) -> None:
         await follower.task
 
 
+async def test_each_follower_is_told_a_step_once(mesh: Mesh) -> None:
+    task = await mesh.create()
+    followers = [Follower(mesh, task.id) for _ in range(3)]
+    worker = await mesh.worker()
+    [lease] = await worker.lease()
+    for follower in followers:
+        await until(lambda follower=follower: follower.reached(enums_pb2.TASK_STATUS_EXECUTING), seconds=15)  # type: ignore[misc]
+    await worker.report(lease, 50, step=2)
+    for follower in followers:
+        await until(lambda follower=follower: _has_step(follower, 2))  # type: ignore[misc]
+    await worker.complete(lease)
+    async with asyncio.timeout(15):
+        await asyncio.gather(*(follower.task for follower in followers))
+    assert [[response.step for response in follower.seen].count(2) for follower in followers] == [1, 1, 1]
+
+
 async def test_progress_reaches_the_row_and_stale_attempts_do_not(mesh: Mesh) -> None:
     task = await mesh.create()
     worker = await mesh.worker()
