@@ -31,6 +31,7 @@ DUPLICATE_WINDOW_SECONDS = 600.0
 MAX_STREAM_BYTES = 1024**3
 
 _CONNECT_TIMEOUT_SECONDS = 2.0
+_FIRST_PAUSE_SECONDS = 0.2
 _FETCH_BATCH = 32  # all of them must be handled within the wait for their acknowledgement
 _FETCH_TIMEOUT_SECONDS = 5.0
 _NAK_DELAY_SECONDS = 2.0
@@ -86,7 +87,7 @@ class Bus:
         self._js: JetStreamContext | None = None
         self._connector: asyncio.Task[None] | None = None
         self._consumers: list[asyncio.Task[None]] = []
-        self._pending: list[tuple[str, Handler, str, BusSubscription]] = []
+        self._subscriptions: list[BusSubscription] = []
         self._connected = asyncio.Event()
         self._ensure_lock = asyncio.Lock()
         self._notifications: set[asyncio.Future[None]] = set()
@@ -175,10 +176,10 @@ class Bus:
         Returns:
             The subscription, which may be ended.
         """
-        handle = BusSubscription()
-        self._pending.append((subject, callback, queue, handle))
-        if self._client is not None:
-            await self._attach(self._client)
+        handle = BusSubscription(subject, callback, queue, self._subscriptions.remove)
+        self._subscriptions.append(handle)
+        if self._client is not None and not self._client.is_closed:
+            await handle.attach(self._client)
         return handle
 
     async def consume(self, durable: str, subjects: Sequence[str], handler: Handler) -> asyncio.Task[None]:
@@ -197,43 +198,50 @@ class Bus:
         return task
 
     async def _connect_for_ever(self) -> None:
-        pause = 0.2
+        pause = _FIRST_PAUSE_SECONDS
         while not self._closed:
-            client = Client()
+            gone = asyncio.Event()
             try:
-                await client.connect(
-                    servers=list(self._servers),
-                    name=self._name,
-                    connect_timeout=int(_CONNECT_TIMEOUT_SECONDS),
-                    allow_reconnect=True,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=1,
-                    ping_interval=10,
-                    max_outstanding_pings=2,
-                    pending_size=8 * 1024 * 1024,
-                    error_cb=self._on_error,
-                    disconnected_cb=self._on_disconnect,
-                    reconnected_cb=self._on_reconnect,
-                )
-            except (nats_errors.Error, OSError, TimeoutError) as error:
+                client = await self._new_client(gone)
+                self._client, self._js = client, client.jetstream(timeout=PUBLISH_TIMEOUT_SECONDS)
+                await self._ensure_quietly()
+                for subscription in self._subscriptions:
+                    await subscription.attach(client)
+                self._connected.set()
+                pause = _FIRST_PAUSE_SECONDS
+                # The client reconnects by itself. Only what it takes for final, as a refused password, ends it.
+                await gone.wait()
+            except Exception as error:
                 _log.debug("NATS connection failed", cause=type(error).__name__)
-                await client.close()
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret
-                pause = min(pause * 2, 5.0)
-                continue
-            self._client = client
-            self._js = client.jetstream(timeout=PUBLISH_TIMEOUT_SECONDS)
-            await self._ensure_quietly()
-            await self._attach(client)
-            self._connected.set()
-            return
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret
+            pause = min(pause * 2, 5.0)
 
-    async def _attach(self, client: Client) -> None:
-        while self._pending:
-            subject, callback, queue, handle = self._pending.pop(0)
-            if not handle.ended:
-                # nats-py keeps the subscription across its own reconnects.
-                handle.bind(await client.subscribe(subject, queue=queue, cb=_core_callback(callback)))
+    async def _new_client(self, gone: asyncio.Event) -> Client:
+        client = Client()
+
+        async def closed() -> None:
+            gone.set()
+
+        try:
+            await client.connect(
+                servers=list(self._servers),
+                name=self._name,
+                connect_timeout=int(_CONNECT_TIMEOUT_SECONDS),
+                allow_reconnect=True,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=1,
+                ping_interval=10,
+                max_outstanding_pings=2,
+                pending_size=8 * 1024 * 1024,
+                error_cb=self._on_error,
+                disconnected_cb=self._on_disconnect,
+                reconnected_cb=self._on_reconnect,
+                closed_cb=closed,
+            )
+        except BaseException:
+            await client.close()
+            raise
+        return client
 
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
         if self._js is None:
@@ -279,7 +287,7 @@ class Bus:
             await self._connected.wait()
             try:
                 await self._consume(durable, subjects, handler)
-            except (nats_errors.Error, js_errors.Error, TimeoutError, OSError) as error:
+            except Exception as error:
                 _log.info("consumer is made again", durable=durable, cause=type(error).__name__)
                 await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 -- jitter, not a secret
 
@@ -335,25 +343,49 @@ class Bus:
 
 
 class BusSubscription:
-    """A subscription on core NATS, which may be asked for before the first connection."""
+    """A subscription on core NATS, which may be asked for before the first connection and outlives each of them.
 
-    def __init__(self) -> None:
-        self.ended = False
+    Args:
+        subject: Subject.
+        callback: Called for each message.
+        queue: Members of the same queue share the messages.
+        forget: Told of its end.
+    """
+
+    def __init__(self, subject: str, callback: Handler, queue: str, forget: Callable[[BusSubscription], None]) -> None:
+        self._subject = subject
+        self._callback = callback
+        self._queue = queue
+        self._forget = forget
+        self._client: Client | None = None
         self._subscription: Subscription | None = None
+        self._ended = False
 
-    def bind(self, subscription: Subscription) -> None:
-        """Takes the live subscription, once there is one."""
-        self._subscription = subscription
+    async def attach(self, client: Client) -> None:
+        """Subscribes on a connection, once; nats-py keeps that across its own reconnects."""
+        if self._ended or self._client is client:
+            return
+        self._client = client
+        try:
+            self._subscription = await client.subscribe(
+                self._subject, queue=self._queue, cb=_core_callback(self._callback)
+            )
+        except (nats_errors.Error, OSError) as error:
+            # The connection is on its way down: the next one is attached again.
+            self._client = None
+            _log.debug("subscription waits", subject=self._subject, cause=type(error).__name__)
 
     async def unsubscribe(self) -> None:
         """Ends it; safe to call twice and without a connection."""
-        self.ended = True
+        if self._ended:
+            return
+        self._ended = True
+        self._forget(self)
         if self._subscription is not None:
             try:
                 await self._subscription.unsubscribe()
             except (nats_errors.Error, OSError) as error:
                 _log.debug("subscription was gone already", cause=type(error).__name__)
-            self._subscription = None
 
 
 def _core_callback(callback: Handler) -> Callable[[Msg], Awaitable[None]]:

@@ -14,7 +14,13 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 @pytest.mark.timeout(600)
 def test_generated_requests_get_documented_answers(mesh: RunningMesh, tmp_path: Path) -> None:
     schemathesis = Path(sysconfig.get_path("scripts")) / "schemathesis"
-    command = [schemathesis, "run", f"{mesh.url}/openapi.json", "--header", f"Authorization: Bearer {mesh.token()}"]
+    command: list[str | Path] = [
+        schemathesis,
+        "run",
+        f"{mesh.url}/openapi.json",
+        "--header",
+        f"Authorization: Bearer {mesh.token()}",
+    ]
     # Half of what is generated is wrong on purpose. The seed makes a failure one that can be seen again.
     command += ["--phases", "fuzzing", "--mode", "all", "--max-examples", "8", "--seed", "20261122"]
     command += ["--checks", CHECKS, "--no-color", "--request-timeout", "30"]
