@@ -241,7 +241,7 @@ class _Work:
     def decision(self, before: WorkflowRecord, steps: Sequence[StepRecord]) -> Decision:
         changed = [new is not old for new, old in zip(self.steps, steps, strict=True)]
         if self.workflow is before and not any(changed):
-            return Decision(before, tuple(steps))
+            return Decision(before, tuple(steps), cancel=tuple(self.steps[index] for index in self._stopped))
         self.steps = [
             replace(step, updated_at=self.now) if moved else step
             for step, moved in zip(self.steps, changed, strict=True)

@@ -1,0 +1,110 @@
+"""The service put together: what `__main__` runs and what the tests start."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from atelier.workflows.v1 import monitoring_service_pb2_grpc, workflows_service_pb2_grpc
+
+from meshkit import db as meshdb
+from meshkit.auth import ServiceTokens, TokenIssuer, TokenVerifier
+from meshkit.bus import Bus
+from meshkit.channel import MeshChannel
+from meshkit.db import Database
+from meshkit.errors import unauthenticated
+from meshkit.loops import Loops
+from meshkit.metrics import serve_metrics
+from meshkit.outbox import Relay
+from meshkit.server import MeshServer
+from services.workflows.config import WorkflowsSettings
+from services.workflows.events import TASK_ENDED
+from services.workflows.execution import Executor
+from services.workflows.loops import Upkeep
+from services.workflows.postgres.store import PostgresStore
+from services.workflows.service import WorkflowsService
+from services.workflows.servicer import WorkflowMonitoringServicer, WorkflowsServicer
+from services.workflows.tasks import Tasks
+
+SCHEMA = "workflows"
+DURABLE = "workflows-task-ends"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A running service; its parts are for tests that call a loop's body themselves."""
+
+    address: str
+    upkeep: Upkeep
+    executor: Executor
+    relay: Relay
+    database: Database
+
+
+async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Running:
+    """Starts the service; the stack stops it.
+
+    Args:
+        settings: Its settings.
+        stack: Closed in reverse order at the end.
+    """
+    if settings.auth_secret is None:
+        raise unauthenticated("ATELIER_AUTH_SECRET is needed: the service signs its own token with it")
+    await meshdb.migrate(settings.database_url.get_secret_value(), SCHEMA, "services.workflows.migrations")
+    database = Database.from_settings(settings, schema=SCHEMA)
+    await database.open()
+    stack.push_async_callback(database.close)
+    bus = Bus(settings.nats_url.get_secret_value())
+    await bus.connect()
+    stack.push_async_callback(bus.close)
+    issuer = TokenIssuer(settings.auth_secret.get_secret_value(), settings.auth_issuer, audience=settings.auth_audience)
+    tokens = ServiceTokens(issuer, "workflows")
+    channel = MeshChannel(settings.tasks_address, tokens.token, max_message_bytes=settings.max_message_bytes)
+    stack.push_async_callback(channel.close)
+
+    store = PostgresStore(database)
+    tasks = Tasks(channel, catalog_ttl_seconds=settings.catalog_ttl_seconds)
+    relay = Relay(database, bus)
+    stack.push_async_callback(relay.close)
+    executor = Executor(
+        store,
+        tasks,
+        clock=_now,
+        on_commit=relay.wake,
+        concurrency=settings.dispatch_concurrency,
+        abandon_seconds=settings.abandon_seconds,
+    )
+    stack.push_async_callback(executor.close)
+    workflows = WorkflowsService(store, executor, tasks, _now)
+    upkeep = Upkeep(store, executor, settings)
+    if settings.run_loops:
+        await stack.enter_async_context(Loops(*upkeep.loops(), relay.loop, relay.prune_loop))
+        consumer = await bus.consume(DURABLE, TASK_ENDED, executor.heard)
+        stack.callback(consumer.cancel)
+    server = MeshServer(
+        settings,
+        servicers=[
+            (
+                workflows_service_pb2_grpc.add_WorkflowsServiceServicer_to_server,
+                WorkflowsServicer(workflows),
+                "atelier.workflows.v1.WorkflowsService",
+            ),
+            (
+                monitoring_service_pb2_grpc.add_WorkflowMonitoringServiceServicer_to_server,
+                WorkflowMonitoringServicer(workflows),
+                "atelier.workflows.v1.WorkflowMonitoringService",
+            ),
+        ],
+        verifier=TokenVerifier.from_settings(settings),
+    )
+    await server.start()
+    stack.push_async_callback(server.stop)
+    page = serve_metrics(settings.metrics_port, settings.metrics_host)
+    if page is not None:
+        stack.callback(page.close)
+    return Running(server.address, upkeep, executor, relay, database)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,142 @@
+"""Between rows and messages of the contract."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from atelier.workflows.v1 import monitoring_service_pb2 as monitoring
+from atelier.workflows.v1 import workflow_pb2
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.struct_pb2 import Struct
+
+from services.workflows import graph
+from services.workflows.domain import StepRecord, StepState
+from services.workflows.store import Whole
+
+
+def _numbers(enum: EnumDescriptor, prefix: str) -> dict[str, int]:
+    return {value.name.removeprefix(prefix): value.number for value in enum.values if value.number}
+
+
+STATUS = _numbers(workflow_pb2.WorkflowStatus.DESCRIPTOR, "WORKFLOW_STATUS_")
+STATUS_NAME = {number: name for name, number in STATUS.items()}
+_STEP = _numbers(workflow_pb2.StepStatus.DESCRIPTOR, "STEP_STATUS_")
+# That its task is about to be made is the service's own affair.
+STEP_STATUS = {**_STEP, StepState.DISPATCHING.value: _STEP[StepState.RUNNING.value]}
+
+_MOMENTS = ("created_at", "updated_at", "started_at", "completed_at", "deleted_at")
+_TEXTS = ("description", "current_step", "origin_zone", "origin_reference", "webhook_url", "error_message")
+
+
+def to_workflow(whole: Whole) -> workflow_pb2.WorkflowPublic:
+    """A workflow as callers see it."""
+    record = whole.workflow
+    message = workflow_pb2.WorkflowPublic(
+        suppress_subtask_events=record.suppress_subtask_events,
+        is_deleted=record.is_deleted,
+        version=record.version,
+        steps=[to_step(step) for step in whole.steps],
+    )
+    _fill_workflow(message, whole)
+    final = next(step for step in whole.steps if step.step_id == record.final_step_id)
+    if final.result is not None:
+        message.final_step_result.ParseFromString(final.result)
+    return message
+
+
+def to_step(step: StepRecord) -> workflow_pb2.WorkflowStepPublic:
+    """A step as callers see it."""
+    definition = workflow_pb2.WorkflowStepDefinition.FromString(step.definition)
+    message = workflow_pb2.WorkflowStepPublic(
+        active_provider_capabilities=definition.active_provider_capabilities,
+        fallback_provider_capabilities=definition.fallback_provider_capabilities,
+    )
+    _fill_step(message, step, definition)
+    _moments(message, step)
+    for name in ("provider_config", "fallback_provider_config"):
+        if definition.HasField(name):
+            getattr(message, name).CopyFrom(getattr(definition, name))
+    if definition.HasField("fallback_provider_type"):
+        message.fallback_provider_type = definition.fallback_provider_type
+    return message
+
+
+def to_item(whole: Whole) -> monitoring.WorkflowListItem:
+    """A workflow among others."""
+    message = monitoring.WorkflowListItem(has_error=bool(whole.workflow.errors))
+    _fill_workflow(message, whole)
+    _duration(message, whole.workflow.started_at, whole.workflow.completed_at)
+    return message
+
+
+def to_detail(whole: Whole) -> monitoring.GetMonitoredWorkflowResponse:
+    """A workflow as operators see it, its steps in topological order."""
+    message = monitoring.GetMonitoredWorkflowResponse()
+    _fill_workflow(message, whole)
+    _duration(message, whole.workflow.started_at, whole.workflow.completed_at)
+    by_name = {step.step_id: step for step in whole.steps}
+    order = graph.topological_order({step.step_id: step.depends_on for step in whole.steps})
+    for name in order:
+        step = by_name[name]
+        monitor = message.steps.add()
+        _fill_step(monitor, step, workflow_pb2.WorkflowStepDefinition.FromString(step.definition))
+        _moments(monitor, step)
+        _duration(monitor, step.started_at, step.completed_at)
+    return message
+
+
+def _fill_workflow(message: Any, whole: Whole) -> None:
+    """Fills the members that every view of a workflow has, as far as this one has them."""
+    record = whole.workflow
+    has = message.DESCRIPTOR.fields_by_name
+    message.id = str(record.id)
+    message.name = record.name
+    message.status = STATUS[record.status]
+    message.total_steps = record.total_steps
+    message.completed_steps = record.completed_steps
+    message.progress = record.progress
+    message.final_step_id = record.final_step_id
+    message.origin_instance = record.origin_instance
+    message.origin_tenant_id = record.tenant
+    if "canvas_task_id" in has and record.started_at is not None:
+        message.canvas_task_id = str(record.id)
+    if "config" in has:
+        message.config.CopyFrom(Struct.FromString(record.config))
+    if "errors" in has:
+        message.errors.extend(record.errors)
+    for name in _TEXTS:
+        if name in has and getattr(record, name) is not None:
+            setattr(message, name, getattr(record, name))
+    _moments(message, record)
+
+
+def _fill_step(message: Any, step: StepRecord, definition: workflow_pb2.WorkflowStepDefinition) -> None:
+    message.id = str(step.id)
+    message.step_id = step.step_id
+    message.task_type = step.task_type
+    message.config.CopyFrom(definition.config)
+    message.dependencies.extend(step.depends_on)
+    message.input_mappings.extend(definition.input_mappings)
+    message.status = STEP_STATUS[step.state]
+    message.retry_count = step.retry_count
+    message.max_retries = step.max_retries
+    if step.task_id is not None:
+        message.task_id = str(step.task_id)
+    if step.result is not None:
+        message.result.ParseFromString(step.result)
+        message.result.SetInParent()
+    if step.error_message is not None:
+        message.error_message = step.error_message
+
+
+def _moments(message: Any, record: object) -> None:
+    for name in _MOMENTS:
+        value = getattr(record, name, None)
+        if value is not None and name in message.DESCRIPTOR.fields_by_name:
+            getattr(message, name).FromDatetime(value)
+
+
+def _duration(message: Any, begun: datetime | None, ended: datetime | None) -> None:
+    if begun is not None and ended is not None:
+        message.duration_ms = (ended - begun).total_seconds() * 1000

@@ -1,0 +1,42 @@
+"""What the service tells the mesh: the documented event, as a row for the outbox."""
+
+from __future__ import annotations
+
+from atelier.events.v1 import events_pb2
+
+from meshkit.outbox import OutboxEvent
+from services.workflows.domain import WorkflowRecord
+
+SUBJECT = "atelier.workflows.v1.workflow"
+TASK_ENDED = tuple(f"atelier.tasks.v1.task.{what}" for what in ("completed", "failed", "cancelled"))
+
+
+def changed(record: WorkflowRecord) -> OutboxEvent:
+    """A workflow changed its state, or got further."""
+    event = events_pb2.BaseEvent(
+        event_type=events_pb2.EVENT_TYPE_WORKFLOW_STATUS_UPDATE,
+        task_id=str(record.id),
+        status=record.status.value,
+        origin_instance=record.origin_instance,
+    )
+    if record.origin_zone is not None:
+        event.origin_zone = record.origin_zone
+    event.timestamp.FromDatetime(record.updated_at)
+    event.metadata.update(
+        {
+            "name": record.name,
+            "progress": record.progress,
+            "completed_steps": record.completed_steps,
+            "total_steps": record.total_steps,
+            "current_step": record.current_step,
+            "error_message": record.error_message,
+        }
+    )
+    headers = {
+        "Atelier-Version": str(record.version),
+        "Atelier-Tenant": record.tenant,
+        "Atelier-Event-Type": "workflow_status_update",
+    }
+    if record.traceparent:
+        headers["traceparent"] = record.traceparent
+    return OutboxEvent(f"{SUBJECT}.{record.status.value.lower()}", event.SerializeToString(), headers)

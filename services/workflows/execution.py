@@ -1,0 +1,276 @@
+"""Carries out what the engine decided: makes and cancels tasks, hears how they ended, and sees to what was missed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from atelier.events.v1 import events_pb2
+from atelier.tasks.v1 import enums_pb2, task_pb2
+
+from meshkit import metrics
+from meshkit.bus import Message
+from meshkit.db import DatabaseUnavailableError
+from meshkit.errors import Kind, MeshError
+from meshkit.logging import get_logger
+from services.workflows.building import BuildError, task_of
+from services.workflows.domain import Outcome, StepRecord, StepState, WorkflowRecord
+from services.workflows.engine import Accepted, Closed, Decision, Ended, Event, Refused, decide
+from services.workflows.fields import result_of
+from services.workflows.store import Store, Whole
+from services.workflows.tasks import Tasks
+
+_log = get_logger(__name__)
+
+_DISPATCHED = metrics.counter("workflow_steps_dispatched", "Tasks asked for by steps", ("task_type", "outcome"))
+_ENDED = metrics.counter("workflows_ended", "Workflows that ended", ("status",))
+
+# Answers to a create that another try would get again.
+_FINAL = frozenset({Kind.INVALID, Kind.FORBIDDEN, Kind.NOT_FOUND, Kind.CONFLICT, Kind.TOO_LARGE, Kind.UNIMPLEMENTED})
+_OUTCOMES = {
+    enums_pb2.TASK_STATUS_COMPLETED: Outcome.COMPLETED,
+    enums_pb2.TASK_STATUS_FAILED: Outcome.FAILED,
+    enums_pb2.TASK_STATUS_CANCELLED: Outcome.CANCELLED,
+}
+# A task of the same making would fail for the same reason.
+_HOPELESS = frozenset(
+    {
+        enums_pb2.ERROR_CATEGORY_VALIDATION,
+        enums_pb2.ERROR_CATEGORY_CONTENT_POLICY,
+        enums_pb2.ERROR_CATEGORY_CANCELLED,
+    }
+)
+_BATCH = 100
+
+
+class Executor:
+    """Moves workflows.
+
+    Args:
+        store: The database.
+        tasks: The tasks service.
+        clock: Gives the present, in UTC.
+        on_commit: Called after a commit that may have written events.
+        concurrency: Calls to the tasks service at once.
+        abandon_seconds: Time after which a task that was never found is taken not to exist.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        tasks: Tasks,
+        *,
+        clock: Callable[[], datetime],
+        on_commit: Callable[[], None],
+        concurrency: int,
+        abandon_seconds: float,
+    ) -> None:
+        self._store = store
+        self._tasks = tasks
+        self._clock = clock
+        self._on_commit = on_commit
+        self._gate = asyncio.Semaphore(concurrency)
+        self._abandon_seconds = abandon_seconds
+        self._running: set[asyncio.Task[None]] = set()
+        self._dispatching: set[UUID] = set()
+
+    async def close(self) -> None:
+        """Ends what is under way; the rows say what is left to do."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def tell(self, workflow_id: UUID, event: Event, event_id: UUID | None = None) -> Decision | None:
+        """Has the engine decide upon an event, and carries the decision out in the background.
+
+        Args:
+            workflow_id: The workflow.
+            event: What happened.
+            event_id: Identity of the news of it, which is heard once.
+
+        Returns:
+            The decision; None without such a workflow, or where the news was heard before.
+        """
+        decision = await self._store.advance(
+            workflow_id, lambda workflow, steps: decide(workflow, steps, event, self._clock()), event_id
+        )
+        if decision is not None:
+            self.carry_out(decision)
+        return decision
+
+    def carry_out(self, decision: Decision) -> None:
+        """Makes and cancels tasks as a committed decision says."""
+        self._on_commit()
+        if (
+            decision.workflow.completed_at is not None
+            and decision.workflow.updated_at == decision.workflow.completed_at
+        ):
+            _ENDED.labels(decision.workflow.status.value).inc()
+        whole = Whole(decision.workflow, decision.steps)
+        for step in decision.dispatch:
+            self._spawn(self._dispatch(whole, step))
+        for step in decision.cancel:
+            self._spawn(self._cancel(decision.workflow, step))
+
+    async def heard(self, message: Message) -> None:
+        """A task ended, says the bus."""
+        event = events_pb2.TaskStatusEvent.FromString(message.data)
+        step = await self._store.step_of_task(UUID(event.task_id))
+        if step is None or int(message.headers.get("Atelier-Version", "0")) <= step.task_version:
+            return
+        ident = message.headers.get("Nats-Msg-Id")
+        await self._ask(step, message.headers.get("Atelier-Tenant", ""), UUID(ident) if ident else None)
+
+    async def resend(self, age_seconds: float) -> bool:
+        """Makes the tasks of steps that were left DISPATCHING.
+
+        Returns:
+            Whether more wait.
+        """
+        due = await self._store.due_dispatches(age_seconds, _BATCH)
+        await self._each(due, self._resend)
+        return len(due) == _BATCH
+
+    async def check(self, age_seconds: float) -> bool:
+        """Asks for the tasks of RUNNING steps of which no news came.
+
+        Returns:
+            Whether more wait.
+        """
+        due = await self._store.due_checks(age_seconds, _BATCH)
+        await self._each(due, self._check)
+        return len(due) == _BATCH
+
+    async def stop_tasks(self, age_seconds: float) -> bool:
+        """Cancels the tasks of steps that ended before them.
+
+        Returns:
+            Whether more wait.
+        """
+        due = await self._store.due_cancels(age_seconds, _BATCH)
+        ages = {step.id: age for step, age in due}
+
+        async def stop(workflow: WorkflowRecord, step: StepRecord) -> None:
+            await self._cancel(workflow, step, ages[step.id])
+
+        await self._each([step for step, _ in due], stop)
+        return len(due) == _BATCH
+
+    async def cancel_now(self, decision: Decision) -> None:
+        """Cancels the tasks of a decision and waits for the answers."""
+        self._on_commit()
+        await asyncio.gather(*(self._guarded(self._cancel(decision.workflow, step)) for step in decision.cancel))
+
+    async def _each(
+        self, due: list[StepRecord], work: Callable[[WorkflowRecord, StepRecord], Coroutine[Any, Any, None]]
+    ) -> None:
+        found: dict[UUID, Whole | None] = {}
+        for step in due:
+            if step.workflow_id not in found:
+                found[step.workflow_id] = await self._store.get(step.workflow_id)
+        jobs = [
+            self._guarded(work(whole.workflow, step)) for step in due if (whole := found[step.workflow_id]) is not None
+        ]
+        await asyncio.gather(*jobs)
+
+    async def _resend(self, workflow: WorkflowRecord, step: StepRecord) -> None:
+        whole = await self._store.get(workflow.id)
+        if whole is not None:
+            await self._dispatch(whole, next(one for one in whole.steps if one.id == step.id))
+
+    async def _check(self, workflow: WorkflowRecord, step: StepRecord) -> None:
+        await self._ask(step, workflow.tenant, None)
+
+    async def _dispatch(self, whole: Whole, step: StepRecord) -> None:
+        if step.state is not StepState.DISPATCHING or step.task_id is None or step.task_id in self._dispatching:
+            return
+        self._dispatching.add(step.task_id)
+        try:
+            await self._make(whole, step, step.task_id)
+        finally:
+            self._dispatching.discard(step.task_id)
+
+    async def _make(self, whole: Whole, step: StepRecord, task_id: UUID) -> None:
+        workflow = whole.workflow
+        event: Event
+        try:
+            task = task_of(workflow, step, whole.steps)
+            async with self._gate:
+                await self._tasks.create(task, task_id, workflow.id, workflow.tenant)
+        except BuildError as error:
+            event = Refused(step.step_id, task_id, str(error))
+        except MeshError as error:
+            if error.kind not in _FINAL:
+                _DISPATCHED.labels(step.task_type, "deferred").inc()
+                _log.info("task is made later", step=step.step_id, workflow_id=str(workflow.id), reason=error.reason)
+                return
+            event = Refused(step.step_id, task_id, _sentence(error))
+        else:
+            event = Accepted(step.step_id, task_id)
+        _DISPATCHED.labels(step.task_type, type(event).__name__.lower()).inc()
+        await self.tell(workflow.id, event)
+
+    async def _cancel(self, workflow: WorkflowRecord, step: StepRecord, age_seconds: float = 0.0) -> None:
+        assert step.task_id is not None, "an open task has an identifier"
+        try:
+            async with self._gate:
+                await self._tasks.cancel(step.task_id, workflow.tenant)
+        except MeshError as error:
+            missing = error.kind is Kind.NOT_FOUND
+            # One that is not found may be about to be made; once no such call can be under way, it never will be.
+            if not (error.kind is Kind.CONFLICT or (missing and age_seconds > self._abandon_seconds)):
+                return
+        await self.tell(workflow.id, Closed(step.step_id, step.task_id))
+
+    async def _ask(self, step: StepRecord, tenant: str, event_id: UUID | None) -> None:
+        """Reads the task of a step and tells the engine if it ended."""
+        assert step.task_id is not None, "a step that is asked for has a task"
+        try:
+            task = await self._tasks.get(step.task_id, tenant)
+        except MeshError as error:
+            if error.kind is not Kind.NOT_FOUND or step.state is not StepState.RUNNING:
+                raise
+            gone = Ended(
+                step.step_id, step.task_id, step.task_version + 1, Outcome.CANCELLED, message="The task was deleted"
+            )
+            await self.tell(step.workflow_id, gone, event_id)
+            return
+        if task.status in _OUTCOMES:
+            await self.tell(step.workflow_id, _ended(step, step.task_id, task), event_id)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._guarded(work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    @staticmethod
+    async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+        """The rows still say what is to be done: the reconciler comes back to it."""
+        try:
+            await work
+        except (MeshError, DatabaseUnavailableError) as error:
+            _log.info("left to the reconciler", cause=type(error).__name__)
+        except Exception:
+            _log.exception("step failed to move")
+
+
+def _ended(step: StepRecord, task_id: UUID, task: task_pb2.Task) -> Ended:
+    outcome = _OUTCOMES[task.status]
+    return Ended(
+        step.step_id,
+        task_id,
+        task.version,
+        outcome,
+        result=result_of(task, step.task_type).SerializeToString() if outcome is Outcome.COMPLETED else None,
+        message=task.errors[-1] if task.errors else "",
+        retryable=not (task.HasField("error_category") and task.error_category in _HOPELESS),
+    )
+
+
+def _sentence(error: MeshError) -> str:
+    if not error.violations:
+        return error.message
+    return "; ".join(f"{one.path.removeprefix('task.')}: {one.message}" for one in error.violations)

@@ -1,0 +1,43 @@
+"""What the service does by itself: steps that no news came of, tasks of ended workflows, upkeep."""
+
+from __future__ import annotations
+
+from meshkit.loops import Loop
+from services.workflows.config import WorkflowsSettings
+from services.workflows.execution import Executor
+from services.workflows.store import Store
+
+
+class Upkeep:
+    """The bodies of the loops; a test may call each.
+
+    Args:
+        store: The database.
+        executor: Moves workflows.
+        settings: Intervals and ages.
+    """
+
+    def __init__(self, store: Store, executor: Executor, settings: WorkflowsSettings) -> None:
+        self._store = store
+        self._executor = executor
+        self._settings = settings
+
+    def loops(self) -> list[Loop]:
+        """All loops of a replica."""
+        interval = self._settings.reconcile_interval_seconds
+        return [
+            Loop("workflows-reconcile", self.reconcile, interval, jitter=0.2),
+            Loop("workflows-upkeep", self._store.purge, 600.0),
+        ]
+
+    async def reconcile(self) -> bool:
+        """Sends again what was left, asks for what was not heard of, cancels what shall not run.
+
+        Returns:
+            Whether more waits.
+        """
+        settings = self._settings
+        resent = await self._executor.resend(settings.resend_seconds)
+        checked = await self._executor.check(settings.check_seconds)
+        stopped = await self._executor.stop_tasks(settings.resend_seconds)
+        return resent or checked or stopped

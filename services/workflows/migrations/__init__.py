@@ -1,0 +1,1 @@
+"""The schema `workflows`, one revision a change."""

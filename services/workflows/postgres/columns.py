@@ -1,0 +1,36 @@
+"""Columns of `workflows` and `steps` in the order of the records, and rows as records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any
+
+from services.workflows.domain import OnFailure, Status, StepRecord, StepState, WorkflowRecord
+
+WORKFLOW_NAMES = tuple(field.name for field in fields(WorkflowRecord))
+STEP_NAMES = tuple(field.name for field in fields(StepRecord))
+WORKFLOW = ", ".join(WORKFLOW_NAMES)
+STEP = ", ".join(STEP_NAMES)
+
+workflow_values = attrgetter(*WORKFLOW_NAMES)
+step_values = attrgetter(*STEP_NAMES)
+_STATUS = WORKFLOW_NAMES.index("status")
+_ON_FAILURE = WORKFLOW_NAMES.index("on_failure")
+_STATE = STEP_NAMES.index("state")
+
+
+def workflow(row: Sequence[Any]) -> WorkflowRecord:
+    """A row of `WORKFLOW` as a record."""
+    values = list(row)
+    values[_STATUS] = Status(values[_STATUS])
+    values[_ON_FAILURE] = OnFailure(values[_ON_FAILURE])
+    return WorkflowRecord(*values)
+
+
+def step(row: Sequence[Any]) -> StepRecord:
+    """A row of `STEP` as a record."""
+    values = list(row)
+    values[_STATE] = StepState(values[_STATE])
+    return StepRecord(*values)

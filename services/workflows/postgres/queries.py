@@ -1,0 +1,108 @@
+"""Reading workflows."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from psycopg import sql
+
+from meshkit.db import Connection
+from services.workflows.domain import StepRecord
+from services.workflows.postgres import columns
+from services.workflows.store import Page, Stats, Whole, WorkflowFilter
+
+_SORTS = frozenset({"created_at", "updated_at", "started_at", "completed_at", "name", "status"})
+
+
+async def find(conn: Connection, workflow_id: UUID, *, lock: bool = False) -> Whole | None:
+    """A workflow with its steps.
+
+    Args:
+        conn: A connection; in a transaction where it is locked.
+        workflow_id: The workflow.
+        lock: Whether others who want to change it shall wait.
+    """
+    tail = " FOR UPDATE" if lock else ""
+    cursor = await conn.execute(f"SELECT {columns.WORKFLOW} FROM workflows WHERE id = %s{tail}", (workflow_id,))  # noqa: S608 -- fixed names
+    row = await cursor.fetchone()
+    if row is None:
+        return None
+    return Whole(columns.workflow(row), tuple((await _steps(conn, [workflow_id])).get(workflow_id, ())))
+
+
+async def list_workflows(conn: Connection, which: WorkflowFilter, page: Page) -> tuple[list[Whole], int]:
+    """Workflows with their steps, and how many there are in all."""
+    where, values = _where(which)
+    cursor = await conn.execute(sql.SQL("SELECT count(*) FROM workflows WHERE {}").format(where), values)
+    counted = await cursor.fetchone()
+    assert page.sort_by in _SORTS, "the contract lists what may be sorted by"
+    order = sql.SQL("{column} {way} NULLS LAST, id {way}").format(
+        column=sql.Identifier(page.sort_by), way=sql.SQL("DESC" if page.descending else "ASC")
+    )
+    query = sql.SQL("SELECT {} FROM workflows WHERE {} ORDER BY {} OFFSET %s LIMIT %s").format(
+        sql.SQL(columns.WORKFLOW), where, order
+    )
+    cursor = await conn.execute(query, [*values, page.skip, page.limit])
+    records = [columns.workflow(row) for row in await cursor.fetchall()]
+    steps = await _steps(conn, [record.id for record in records])
+    return [Whole(record, tuple(steps.get(record.id, ()))) for record in records], counted[0] if counted else 0
+
+
+async def stats(conn: Connection, which: WorkflowFilter) -> Stats:
+    """Counts of workflows that match."""
+    where, values = _where(which)
+    query = sql.SQL(
+        "SELECT status, count(*), count(*) FILTER (WHERE created_at > now() - interval '1 hour'), "
+        "count(*) FILTER (WHERE created_at > now() - interval '24 hours'), sum(total_steps) "
+        "FROM workflows WHERE {} GROUP BY status"
+    ).format(where)
+    rows = await (await conn.execute(query, values)).fetchall()
+    total = sum(row[1] for row in rows)
+    return Stats(
+        by_status={row[0]: row[1] for row in rows},
+        last_hour=sum(row[2] for row in rows),
+        last_day=sum(row[3] for row in rows),
+        average_steps=float(sum(row[4] for row in rows)) / total if total else 0.0,
+    )
+
+
+async def step_of_task(conn: Connection, task_id: UUID) -> StepRecord | None:
+    """The step that a task is of, where the task is the step's last one."""
+    cursor = await conn.execute(f"SELECT {columns.STEP} FROM steps WHERE task_id = %s", (task_id,))  # noqa: S608
+    row = await cursor.fetchone()
+    return None if row is None else columns.step(row)
+
+
+async def _steps(conn: Connection, workflow_ids: list[UUID]) -> dict[UUID, list[StepRecord]]:
+    cursor = await conn.execute(
+        f"SELECT {columns.STEP} FROM steps WHERE workflow_id = ANY(%s) ORDER BY workflow_id, position",  # noqa: S608
+        (workflow_ids,),
+    )
+    found: dict[UUID, list[StepRecord]] = {}
+    for row in await cursor.fetchall():
+        step = columns.step(row)
+        found.setdefault(step.workflow_id, []).append(step)
+    return found
+
+
+def _where(which: WorkflowFilter) -> tuple[sql.Composable, list[Any]]:
+    conditions: list[sql.Composable] = [sql.SQL("true")]
+    values: list[Any] = []
+    for column, operator, value in (
+        ("tenant", "=", which.tenant),
+        ("status", "=", which.status),
+        ("origin_instance", "=", which.origin_instance),
+        ("origin_zone", "=", which.origin_zone),
+        ("created_at", ">", which.created_after),
+        ("created_at", "<", which.created_before),
+    ):
+        if value is not None:
+            conditions.append(sql.SQL("{} {} %s").format(sql.Identifier(column), sql.SQL(operator)))
+            values.append(value)
+    if which.search is not None:
+        conditions.append(sql.SQL("(strpos(lower(name), lower(%s)) > 0 OR starts_with(id::text, lower(%s)))"))
+        values += [which.search, which.search]
+    if not which.include_deleted:
+        conditions.append(sql.SQL("NOT is_deleted"))
+    return sql.SQL(" AND ").join(conditions), values

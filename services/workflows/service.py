@@ -1,0 +1,307 @@
+"""Use cases of callers: create, read, change, start, pause, resume, cancel, clean up, monitor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import UUID, uuid4
+
+from atelier.workflows.v1 import workflow_pb2, workflows_service_pb2
+
+from meshkit import metrics, tracing
+from meshkit.errors import Kind, MeshError, forbidden, invalid
+from meshkit.fetcher import check_url
+from services.workflows import definition, graph
+from services.workflows.access import Caller
+from services.workflows.convert import to_workflow
+from services.workflows.domain import Status, StepRecord, StepState, WorkflowRecord, step_row_id, task_id_of
+from services.workflows.engine import Cancel, Event, Pause, Resume, Start, decide
+from services.workflows.errors import cleaned_up, illegal_transition, workflow_not_found
+from services.workflows.execution import Executor
+from services.workflows.fields import type_name
+from services.workflows.store import IdempotencyKey, Page, Stats, Store, Whole, WorkflowFilter
+from services.workflows.tasks import Tasks
+
+_CREATED = metrics.counter("workflows_created", "Workflows accepted")
+_UPDATABLE = frozenset({"name", "description", "webhook_url"})
+
+
+@dataclass(frozen=True, slots=True)
+class CleanupReport:
+    """What a cleanup did.
+
+    Attributes:
+        processed: Tasks looked at.
+        cleaned: Tasks cleaned.
+        deleted: Paths of the files that were deleted.
+        errors: Tasks that could not be cleaned, each with its step and why.
+    """
+
+    processed: int
+    cleaned: int
+    deleted: Sequence[str]
+    errors: Sequence[tuple[UUID, StepRecord, str]]
+
+
+class WorkflowsService:
+    """Workflows, as their callers know them.
+
+    Args:
+        store: The database.
+        executor: Moves them.
+        tasks: The tasks service.
+        clock: Gives the present, in UTC.
+    """
+
+    def __init__(self, store: Store, executor: Executor, tasks: Tasks, clock: Callable[[], datetime]) -> None:
+        self._store = store
+        self._executor = executor
+        self._tasks = tasks
+        self._clock = clock
+
+    async def create(
+        self, request: workflows_service_pb2.CreateWorkflowRequest, caller: Caller, key: IdempotencyKey | None
+    ) -> tuple[Whole | bytes, bool]:
+        """Accepts a workflow and starts it unless told otherwise.
+
+        Returns:
+            The workflow, or the serialized answer to replay; and whether it is a replay.
+
+        Raises:
+            MeshError: `INVALID` with all that does not hold, `FORBIDDEN`, `CONFLICT`, `UNAVAILABLE`.
+        """
+        wanted = request.workflow
+        tenant = _tenant_of(wanted, caller)
+        if wanted.HasField("webhook_url"):
+            check_url(wanted.webhook_url, path="workflow.webhook_url")
+        definition.check(wanted, await self._tasks.served())
+        whole = _new(wanted, tenant, self._clock())
+        decision = decide(whole.workflow, whole.steps, Start(), self._clock()) if request.start else None
+        if decision is not None:
+            whole = Whole(decision.workflow, decision.steps)
+        response = workflows_service_pb2.CreateWorkflowResponse(workflow=to_workflow(whole))
+        replay = await self._store.create(whole, key, response.SerializeToString() if key is not None else b"")
+        if replay is not None:
+            return replay, True
+        _CREATED.inc()
+        if decision is not None:
+            self._executor.carry_out(decision)
+        return whole, False
+
+    async def get(self, workflow_id: UUID, caller: Caller) -> Whole:
+        """A workflow.
+
+        Raises:
+            MeshError: `NOT_FOUND`.
+        """
+        return caller.seen(await self._store.get(workflow_id), workflow_id)
+
+    async def list_workflows(self, which: WorkflowFilter, caller: Caller, page: Page) -> tuple[list[Whole], int]:
+        """Workflows of the caller's tenant, of all tenants for operators and support; and how many there are."""
+        confined = _confined(which, caller)
+        return ([], 0) if confined is None else await self._store.list_workflows(confined, page)
+
+    async def stats(self, which: WorkflowFilter, caller: Caller) -> Stats:
+        """Counts of what `list_workflows` would list."""
+        confined = _confined(which, caller)
+        assert confined is not None, "statistics name no tenant"
+        return await self._store.stats(confined)
+
+    async def update(
+        self, workflow_id: UUID, values: workflow_pb2.WorkflowUpdate, mask: Sequence[str], caller: Caller
+    ) -> Whole:
+        """Changes name, description or webhook address.
+
+        Args:
+            workflow_id: The workflow.
+            values: New values.
+            mask: Members to change, the set ones where empty; a named member that is unset is cleared.
+            caller: Who asks.
+
+        Raises:
+            MeshError: `NOT_FOUND`, `INVALID`.
+        """
+        caller.seen(await self._store.get(workflow_id), workflow_id, write=True)
+        paths = set(mask) or {field.name for field, _ in values.ListFields()}
+        for path in paths - _UPDATABLE:
+            raise invalid(f"update.{path}", "Unknown member", "extra_forbidden")
+        if "name" in paths and not values.HasField("name"):
+            raise invalid("update.name", "Input should be a valid string", "string_type")
+        if "webhook_url" in paths and values.HasField("webhook_url"):
+            check_url(values.webhook_url, path="update.webhook_url")
+
+        def body(current: WorkflowRecord) -> WorkflowRecord:
+            changed = current
+            if "name" in paths:
+                changed = replace(changed, name=values.name)
+            if "description" in paths:
+                changed = replace(changed, description=values.description if values.HasField("description") else None)
+            if "webhook_url" in paths:
+                changed = replace(changed, webhook_url=values.webhook_url if values.HasField("webhook_url") else None)
+            return current if changed == current else replace(changed, updated_at=self._clock())
+
+        whole = await self._store.edit(workflow_id, body)
+        if whole is None:
+            raise workflow_not_found(workflow_id)
+        return whole
+
+    async def start(self, workflow_id: UUID, caller: Caller) -> Whole:
+        """Starts a PENDING workflow."""
+        return await self._tell(workflow_id, caller, Start())
+
+    async def pause(self, workflow_id: UUID, caller: Caller) -> Whole:
+        """Begins no further step of a RUNNING workflow; one that is paused stays as it is."""
+        return await self._tell(workflow_id, caller, Pause())
+
+    async def resume(self, workflow_id: UUID, caller: Caller) -> Whole:
+        """Goes on with a FAILED or PAUSED workflow; completed steps keep their results."""
+        return await self._tell(workflow_id, caller, Resume())
+
+    async def cancel(self, workflow_id: UUID, caller: Caller) -> Whole:
+        """Cancels a workflow and its running tasks; one that is cancelled already stays as it is."""
+        return await self._tell(workflow_id, caller, Cancel())
+
+    async def cleanup(self, workflow_id: UUID, caller: Caller, *, tasks: bool) -> tuple[Whole, CleanupReport]:
+        """Hides a workflow from lists and, where wanted, deletes its tasks' files; one that waits is cancelled first.
+
+        Args:
+            workflow_id: The workflow.
+            caller: Who asks.
+            tasks: Whether to clean its tasks too.
+
+        Raises:
+            MeshError: `NOT_FOUND`, or `CONFLICT` while it runs.
+        """
+        whole = caller.seen(await self._store.get(workflow_id), workflow_id, write=True)
+        if whole.workflow.status is Status.RUNNING:
+            raise illegal_transition(whole.workflow.status, "cleaned up; cancel it first")
+        if whole.workflow.status in (Status.PENDING, Status.PAUSED):
+            decision = await self._store.advance(
+                workflow_id, lambda workflow, steps: decide(workflow, steps, Cancel(), self._clock())
+            )
+            if decision is not None:
+                await self._executor.cancel_now(decision)
+                whole = Whole(decision.workflow, decision.steps)
+        report = await self._clean_tasks(whole) if tasks else CleanupReport(0, 0, (), ())
+
+        def hide(current: WorkflowRecord) -> WorkflowRecord:
+            if current.status is Status.RUNNING:
+                raise illegal_transition(current.status, "cleaned up; cancel it first")
+            return current if current.is_deleted else replace(current, is_deleted=True, deleted_at=self._clock())
+
+        hidden = await self._store.edit(workflow_id, hide)
+        if hidden is None:
+            raise workflow_not_found(workflow_id)
+        return hidden, report
+
+    async def _clean_tasks(self, whole: Whole) -> CleanupReport:
+        processed, cleaned = 0, 0
+        deleted: list[str] = []
+        errors: list[tuple[UUID, StepRecord, str]] = []
+        for step in whole.steps:
+            for attempt in range(1, step.attempt + 1):
+                task_id = task_id_of(step.workflow_id, step.step_id, attempt)
+                processed += 1
+                try:
+                    deleted += await self._tasks.cleanup(task_id, whole.workflow.tenant)
+                except MeshError as error:
+                    if error.kind is Kind.NOT_FOUND and step.state is StepState.CANCELLED:
+                        processed -= 1  # it was cancelled before its task was made
+                        continue
+                    errors.append((task_id, step, error.message))
+                else:
+                    cleaned += 1
+        return CleanupReport(processed, cleaned, deleted, errors)
+
+    async def _tell(self, workflow_id: UUID, caller: Caller, event: Event) -> Whole:
+        whole = caller.seen(await self._store.get(workflow_id), workflow_id, write=True)
+        if whole.workflow.is_deleted and not isinstance(event, Cancel):
+            raise cleaned_up()
+        decision = await self._executor.tell(workflow_id, event)
+        if decision is None:
+            raise workflow_not_found(workflow_id)
+        return Whole(decision.workflow, decision.steps)
+
+
+def _confined(which: WorkflowFilter, caller: Caller) -> WorkflowFilter | None:
+    if caller.reads_across:
+        return which
+    tenant = caller.require_tenant()
+    return None if which.tenant not in (None, tenant) else replace(which, tenant=tenant)
+
+
+def _tenant_of(wanted: workflow_pb2.CreateWorkflow, caller: Caller) -> str:
+    named = wanted.origin_tenant_id if wanted.HasField("origin_tenant_id") else ""
+    if not named or named == caller.tenant:
+        return caller.require_tenant()
+    if not caller.writes_across:
+        raise forbidden("origin_tenant_id names another tenant than the token", reason="FOREIGN_TENANT")
+    return caller.checked_tenant(named)
+
+
+def _new(wanted: workflow_pb2.CreateWorkflow, tenant: str, now: datetime) -> Whole:
+    """A checked definition as rows that wait for their start."""
+    ident = uuid4()
+    trace = tracing.current()
+
+    def text(name: str) -> str | None:
+        return getattr(wanted, name) if wanted.HasField(name) else None  # type: ignore[arg-type]  # names of the message
+
+    workflow = WorkflowRecord(
+        id=ident,
+        tenant=tenant,
+        name=wanted.name,
+        description=text("description"),
+        status=Status.PENDING,
+        on_failure=definition.on_failure(wanted),
+        config=wanted.config.SerializeToString(),
+        suppress_subtask_events=wanted.suppress_subtask_events,
+        origin_instance=wanted.origin_instance,
+        origin_zone=text("origin_zone"),
+        origin_reference=text("origin_reference"),
+        webhook_url=text("webhook_url"),
+        total_steps=len(wanted.steps),
+        completed_steps=0,
+        current_step=None,
+        final_step_id=graph.topological_order(definition.graph_of(wanted))[-1],
+        error_message=None,
+        errors=[],
+        started_at=None,
+        completed_at=None,
+        created_at=now,
+        updated_at=now,
+        is_deleted=False,
+        deleted_at=None,
+        version=1,
+        traceparent=trace.traceparent if trace is not None else "",
+    )
+    steps = tuple(_new_step(ident, step, position, now) for position, step in enumerate(wanted.steps))
+    return Whole(workflow, steps)
+
+
+def _new_step(workflow_id: UUID, step: workflow_pb2.WorkflowStepDefinition, position: int, now: datetime) -> StepRecord:
+    return StepRecord(
+        id=step_row_id(workflow_id, step.id),
+        workflow_id=workflow_id,
+        step_id=step.id,
+        position=position,
+        task_type=type_name(step.task_type),
+        definition=step.SerializeToString(),
+        depends_on=list(dict.fromkeys(step.depends_on)),
+        state=StepState.PENDING,
+        attempt=0,
+        task_id=None,
+        task_version=0,
+        task_open=False,
+        result=None,
+        error_message=None,
+        retry_count=0,
+        max_retries=step.max_retries,
+        started_at=None,
+        completed_at=None,
+        created_at=now,
+        updated_at=now,
+        dispatched_at=None,
+        checked_at=None,
+    )

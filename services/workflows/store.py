@@ -1,0 +1,133 @@
+"""What the use cases need of a database, in domain types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from services.workflows.domain import Status, StepRecord, WorkflowRecord
+from services.workflows.engine import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A caller's key.
+
+    Attributes:
+        method: Method it was used with.
+        key: The key.
+        request_hash: Hash of the request; another request under the key is a conflict.
+    """
+
+    method: str
+    key: str
+    request_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowFilter:
+    """Which workflows are asked for; None matches all.
+
+    Attributes:
+        search: Part of the name or beginning of the identifier.
+    """
+
+    tenant: str | None = None
+    status: Status | None = None
+    origin_instance: str | None = None
+    origin_zone: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    search: str | None = None
+    include_deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which part of a list.
+
+    Attributes:
+        sort_by: Column to sort by.
+    """
+
+    skip: int
+    limit: int
+    sort_by: str = "created_at"
+    descending: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A workflow with its steps in the order of the definition."""
+
+    workflow: WorkflowRecord
+    steps: tuple[StepRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How many workflows there are."""
+
+    by_status: dict[str, int]
+    last_hour: int
+    last_day: int
+    average_steps: float
+
+
+Decide = Callable[[WorkflowRecord, Sequence[StepRecord]], Decision]
+Edit = Callable[[WorkflowRecord], WorkflowRecord]
+
+
+class Store(Protocol):
+    """Workflows and their steps."""
+
+    async def create(self, whole: Whole, key: IdempotencyKey | None, response: bytes) -> bytes | None:
+        """Writes a new workflow; the answer given before where the key was used for the same request."""
+        ...
+
+    async def get(self, workflow_id: UUID) -> Whole | None:
+        """A workflow with its steps."""
+        ...
+
+    async def list_workflows(self, which: WorkflowFilter, page: Page) -> tuple[list[Whole], int]:
+        """Workflows with their steps, and how many there are in all."""
+        ...
+
+    async def stats(self, which: WorkflowFilter) -> Stats:
+        """Counts."""
+        ...
+
+    async def advance(self, workflow_id: UUID, body: Decide, event_id: UUID | None = None) -> Decision | None:
+        """Decides upon a workflow under its lock and writes what was decided.
+
+        Returns:
+            What was decided; None without such a workflow, or where the event was consumed before.
+        """
+        ...
+
+    async def edit(self, workflow_id: UUID, body: Edit) -> Whole | None:
+        """Changes members of a workflow that do not move it."""
+        ...
+
+    async def step_of_task(self, task_id: UUID) -> StepRecord | None:
+        """The step that a task is of."""
+        ...
+
+    async def due_dispatches(self, age_seconds: float, limit: int) -> list[StepRecord]:
+        """Steps that are DISPATCHING for so long, and notes that they are sent again."""
+        ...
+
+    async def due_checks(self, age_seconds: float, limit: int) -> list[StepRecord]:
+        """RUNNING steps of which nothing was heard for so long, and notes that they are asked for."""
+        ...
+
+    async def due_cancels(self, age_seconds: float, limit: int) -> list[tuple[StepRecord, float]]:
+        """Steps that ended and whose task may still run, each with the seconds since; notes that they are seen to."""
+        ...
+
+    async def purge(self) -> None:
+        """Forgets old idempotency keys and consumed events."""
+        ...
