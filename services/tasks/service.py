@@ -117,12 +117,10 @@ class TasksService:
             # Whether the commit took place is unknown: the sweeper finds out.
             raise
         except BaseException:
-            await self._discard(record, written)
+            await self._discard(creation, written)
             raise
         if created.replay is not None or created.existed:
-            # Inputs of an identifier that exists belong to the task that has it.
-            if created.replay is not None:
-                await self._discard(record, written)
+            await self._discard(creation, written)
             return created
         await self._settle(record, written)
         _CREATED.labels(record.queue_name, record.task_type).inc()
@@ -311,9 +309,11 @@ class TasksService:
         except MeshError as error:
             _log.warning("uploads are left to the sweeper", task_id=str(record.id), reason=error.reason)
 
-    async def _discard(self, record: TaskRecord, written: list[AcceptedInput]) -> None:
-        if not written:
+    async def _discard(self, creation: Creation, written: list[AcceptedInput]) -> None:
+        # Inputs below a chosen identifier may be those of the task that has it: the sweeper judges them by its row.
+        if not written or creation.named:
             return
+        record = creation.record
         try:
             await self._door.discard(record.tenant, record.task_type, record.id)
         except MeshError as error:

@@ -1,6 +1,7 @@
 """Two things at once to one task: exactly one of them wins, and everyone is told the same."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from atelier.tasks.v1 import enums_pb2, tasks_service_pb2
@@ -20,9 +21,10 @@ async def test_first_terminal_state_wins(mesh: Mesh) -> None:
     for _ in range(12):
         task = await mesh.create(stub=stub)
         [lease] = await worker.lease()
-        cancelled, completed = await asyncio.gather(
+        answers: list[Any] = await asyncio.gather(
             stub.CancelTask(CancelTaskRequest(task_id=task.id)), worker.complete(lease), return_exceptions=True
         )
+        cancelled, completed = answers
         ended = await mesh.get(task.id)
         if ended.status == CANCELLED:
             assert isinstance(completed, MeshError)
@@ -77,7 +79,7 @@ async def test_expiry_in_every_replica_ends_an_attempt_once(start_mesh: StartMes
 
 async def end(worker: Worker, lease: Lease, place: int) -> None:
     """Ends an attempt in one of three ways, if a cancel was not faster."""
-    ways = (worker.complete, worker.release, lambda held: worker.fail(held, retryable=False))
+    ways: tuple[Any, ...] = (worker.complete, worker.release, lambda held: worker.fail(held, retryable=False))
     try:
         await ways[place](lease)
     except MeshError as error:
@@ -130,7 +132,7 @@ async def test_lost_database_connections_are_survived(mesh: Mesh, times: int) ->
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
             "AND pid <> pg_backend_pid()"
         )
-        leases = []
+        leases: list[Lease] = []
         async with asyncio.timeout(15):
             while not leases:
                 try:
