@@ -284,6 +284,9 @@ class Fetcher:
                 raise unavailable(f"{path} is not delivered right now", reason="FETCH_FAILED")
             if response.status_code != 200:
                 raise invalid(path, f"answers with status {response.status_code}", "url_status")
+            if "," in response.headers.get("content-encoding", ""):
+                # Each coding multiplies what a piece of the body becomes; one is within bounds, several are not.
+                raise invalid(path, "is compressed more than once", "url_content_encoding")
             content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             if content_types and not content_type.startswith(tuple(content_types)):
                 raise invalid(path, "is of a media type that is not accepted here", "url_content_type")

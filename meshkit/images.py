@@ -141,6 +141,9 @@ def open_rgb(data: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, *, path: 
             layer = upright.convert("RGBA")
             base = Image.new("RGBA", layer.size, (255, 255, 255, 255))
             return Image.alpha_composite(base, layer).convert("RGB")
+        if upright.mode.startswith("I;16"):
+            # Pillow would cut 16 bits off at 255 in place of scaling them.
+            upright = upright.convert("I").point(lambda value: value * (1 / 256)).convert("L")
         return upright.convert("RGB")
 
 

@@ -27,14 +27,6 @@ _SECRET_TEXT = re.compile(
 )
 _MAX_DEPTH = 6
 
-# A program that uses a part of the mesh without being a service of it (a command, a test) hears of trouble alone, and
-# not on its standard output, which is what structlog would do by itself.
-if not structlog.is_configured():
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(stdlib.WARNING),
-        logger_factory=lambda *_args: structlog.PrintLogger(sys.stderr),
-    )
-
 
 def redact(value: object, depth: int = 0) -> object:
     """Returns the value without what must not be written down: known keys, bearer tokens, passwords in URLs."""
@@ -139,3 +131,18 @@ def _dump(event: object, **_options: object) -> bytes:
 
 def _dump_text(event: object, **options: object) -> str:
     return _dump(event, **options).decode()
+
+
+# A program that uses a part of the mesh without being a service of it (a command, a test) hears of trouble alone, on
+# its standard error, and without the local variables that structlog would show by itself.
+if not structlog.is_configured():
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.format_exc_info,
+            _redact_event,
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(stdlib.WARNING),
+        logger_factory=lambda *_args: structlog.PrintLogger(sys.stderr),
+    )

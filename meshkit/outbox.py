@@ -137,6 +137,7 @@ class Relay:
         """
         # Without NATS there is nothing to do, and no reason to hold the lock another replica could use.
         if not self._bus.connected:
+            await self.close()
             return False
         if not await self._leads():
             return False

@@ -150,6 +150,18 @@ async def test_a_stream_that_was_deleted_is_made_again(bus: Bus) -> None:
     assert await heard.next() == b"2"
 
 
+async def test_a_connection_that_nats_ended_for_good_is_made_anew(bus: Bus) -> None:
+    events, wakes, name, wake = Heard(), Heard(), subject(), f"wake.{secrets.token_hex(4)}"
+    await bus.consume("anew", [name], events)
+    await bus.subscribe(wake, wakes)
+    assert bus._client is not None
+    await bus._client.close()
+    await publish_when_possible(bus, name, b"1")
+    assert await events.next() == b"1"
+    bus.notify(wake, b"up")
+    assert await wakes.next() == b"up"
+
+
 async def test_a_server_that_comes_up_later_is_found(nats_server: NatsControl) -> None:
     nats_server.stop()
     bus = Bus(nats_server.url)

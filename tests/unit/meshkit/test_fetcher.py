@@ -228,6 +228,13 @@ async def test_sizes_are_limited_declared_streamed_and_compressed() -> None:
         assert len(await fetcher.fetch(f"http://127.0.0.1:{port}/exact", 1000, 5)) == 1000
 
 
+async def test_body_that_is_compressed_twice_is_not_unpacked() -> None:
+    bomb = gzip.compress(gzip.compress(b"\0" * 10_000_000))
+    async with serving(lambda _path: answer(bomb, Content_Encoding="gzip, gzip")) as (port, _):
+        fetcher = Fetcher([f"127.0.0.1:{port}"])
+        assert await reason(fetcher, f"http://127.0.0.1:{port}/", 20_000_000) == "url_content_encoding"
+
+
 async def test_media_types_are_held_to_where_asked_for() -> None:
     async with serving(lambda _path: answer(Content_Type="text/html")) as (port, _):
         fetcher = Fetcher([f"127.0.0.1:{port}"])

@@ -125,6 +125,10 @@ def test_every_mode_becomes_rgb(mode: Any, color: Any) -> None:
     assert open_rgb(encoded(kind, mode=mode, color=color)).mode == "RGB"
 
 
+def test_sixteen_bits_are_scaled_not_cut() -> None:
+    assert open_rgb(encoded(mode="I;16", color=32768)).getpixel((0, 0)) == (128, 128, 128)
+
+
 def test_an_image_is_turned_by_its_exif() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
