@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -113,13 +114,16 @@ class TasksService:
             if written:
                 await self._door.write(record.tenant, written)
             created = await self._creates.submit(creation)
-        except DatabaseUnavailableError:
-            # Whether the commit took place is unknown: the sweeper finds out.
+        except (DatabaseUnavailableError, asyncio.CancelledError):
+            # Whether the commit takes place is unknown, a caller that leaves does not stop it: the sweeper finds out.
             raise
         except BaseException:
             await self._discard(creation, written)
             raise
-        if created.replay is not None or created.existed:
+        if created.replay is not None:
+            await self._discard_unless_its_own(created.replay, creation, written)
+            return created
+        if created.existed:
             await self._discard(creation, written)
             return created
         await self._settle(record, written)
@@ -319,10 +323,10 @@ class TasksService:
         except MeshError as error:
             _log.warning("inputs are left to the sweeper", task_id=str(record.id), reason=error.reason)
 
-    async def _discard_unless_its_own(self, replay: bytes, record: TaskRecord, written: list[AcceptedInput]) -> None:
+    async def _discard_unless_its_own(self, replay: bytes, creation: Creation, written: list[AcceptedInput]) -> None:
         # A commit whose answer was lost is repeated and finds itself: the inputs are then those of the task.
-        if written and tasks_service_pb2.CreateTaskResponse.FromString(replay).task.id != str(record.id):
-            await self._discard(record, written)
+        if written and tasks_service_pb2.CreateTaskResponse.FromString(replay).task.id != str(creation.record.id):
+            await self._discard(creation, written)
 
 
 def _divide(creations: Sequence[Creation]) -> tuple[list[int], list[int]]:

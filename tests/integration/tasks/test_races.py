@@ -21,7 +21,7 @@ async def test_first_terminal_state_wins(mesh: Mesh) -> None:
     for _ in range(12):
         task = await mesh.create(stub=stub)
         [lease] = await worker.lease()
-        answers: list[Any] = await asyncio.gather(
+        answers: tuple[Any, Any] = await asyncio.gather(
             stub.CancelTask(CancelTaskRequest(task_id=task.id)), worker.complete(lease), return_exceptions=True
         )
         cancelled, completed = answers
