@@ -129,9 +129,9 @@ class _Pipe(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self.closed.set()
 
-    def send(self, frame: ToChild) -> None:
+    def send(self, frame: bytes) -> None:
         if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(pack(frame))
+            self.transport.write(frame)
 
     def close(self) -> None:
         if self.transport is not None:
@@ -217,7 +217,7 @@ class Supervisor:
         """End the child: ask it, wait, kill it."""
         self._stopping = True
         if self._pipe is not None:
-            self._pipe.send(ToChild(stop=ChildStop()))
+            self._pipe.send(pack(ToChild(stop=ChildStop())))
         if self._keeper is None:
             self._greeted.set()
             return
@@ -250,14 +250,17 @@ class Supervisor:
 
         Raises:
             ChildLost: the child ended before the batch did, or there is none.
+            WireError: the batch is too large for a frame.
         """
         if not self.ready:
             raise ChildLost("The worker's process is not ready.", ERROR_CATEGORY_RESOURCE, innocent=True)
         assert self._pipe is not None
         running = _Running(batch, on_progress, asyncio.get_running_loop().create_future(), self._clock())
+        # Before it counts as running: what no frame can carry would be waited for until its deadline took the child.
+        frame = pack(ToChild(run=batch))
         for job in batch.jobs:
             self._running[job.number] = running
-        self._pipe.send(ToChild(run=batch))
+        self._pipe.send(frame)
         try:
             return await running.ended
         except asyncio.CancelledError:
@@ -272,7 +275,7 @@ class Supervisor:
             return
         if len(running.batch.jobs) == 1 and running.cancelled_at is None:
             running.cancelled_at = self._clock()
-        self._pipe.send(ToChild(cancel=ChildCancel(number=number)))
+        self._pipe.send(pack(ToChild(cancel=ChildCancel(number=number))))
 
     async def _keep(self) -> None:
         while not self._stopping:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -188,11 +188,10 @@ class Executor:
                 lambda progress: by_number[progress.number].on_progress(progress),
             )
         except ChildLost as lost:
-            for job in batch:
-                if lost.innocent and not job.withdrawn:
-                    again.append(job)
-                elif not job.ended.done():
-                    job.ended.set_exception(lost)
+            again = [job for job in batch if lost.innocent and not job.withdrawn]
+            _refuse((job for job in batch if job not in again), lost)
+        except Exception as error:  # nobody else would tell those who wait
+            _refuse(batch, error)
         else:
             for job, done in zip(batch, outcomes, strict=True):
                 if not job.ended.done():
@@ -219,3 +218,9 @@ class Executor:
             self.pump()
 
         self._timer = asyncio.get_running_loop().call_later(max(moment - now, 0.0), wake)
+
+
+def _refuse(jobs: Iterable[Job], error: Exception) -> None:
+    for job in jobs:
+        if not job.ended.done():
+            job.ended.set_exception(error)

@@ -8,6 +8,7 @@ from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_T
 
 from meshkit.errors import Kind, MeshError
 from meshkit.worker.supervisor import ChildLost, Supervisor
+from meshkit.worker.wire import WireError
 from services.inference.executor import Executor, Job, Withdrawn
 
 
@@ -109,6 +110,15 @@ async def test_a_job_that_lost_its_child_ends_with_that(child: Child) -> None:
     end = asyncio.create_task(work.execute(job()))
     await child.end(0, ChildLost("died", ERROR_CATEGORY_RESOURCE))
     with pytest.raises(ChildLost):
+        await end
+    assert work.busy == 0
+
+
+async def test_a_job_that_cannot_be_handed_over_ends_with_that(child: Child) -> None:
+    work = executor(child)
+    end = asyncio.create_task(work.execute(job()))
+    await child.end(0, WireError("too large"))
+    with pytest.raises(WireError):
         await end
     assert work.busy == 0
 

@@ -1,0 +1,16 @@
+import pytest
+from atelier.inference.v1.child_pb2 import ChildBatch, ChildJob
+
+from meshkit.worker import wire
+from meshkit.worker.supervisor import ChildLimits, ChildState, Supervisor, _Pipe
+
+
+async def test_a_batch_that_no_frame_carries_is_refused_and_never_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_FRAME_BYTES", 1000)
+    limits = ChildLimits(memory_bytes=1 << 30, step_seconds=1, first_step_seconds=1, start_seconds=1, sample_seconds=1)
+    supervisor = Supervisor(["true"], limits=limits)
+    supervisor._state, supervisor._pipe = ChildState.READY, _Pipe(lambda _: None)
+    batch = ChildBatch(jobs=[ChildJob(number=1, job_id="x" * 2000)])
+    with pytest.raises(wire.WireError):
+        await supervisor.run(batch, lambda _: None)
+    assert not supervisor._running
