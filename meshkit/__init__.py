@@ -7,8 +7,8 @@ service that uses them. Imports no service, no model code, and nothing heavy bef
 - `config` `logging` `tracing` `metrics` `lifecycle` `loops`: a process and how it is watched
 - `auth` `jwks`: who calls and what they may do
 - `server` `channel` `client`: gRPC on both ends
-- `db` `migration` `outbox` `idempotency`: PostgreSQL, the truth
+- `db` `migration` `revisions` `outbox` `idempotency`: PostgreSQL, the truth
 - `bus`: NATS, the news
-- `objects` `images` `fetcher`: bytes that others sent, by one door each
+- `objects` `chunks` `images` `fetcher`: bytes that others sent, by one door each
 - `worker`: what a worker's supervisor and its child share
 """

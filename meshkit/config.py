@@ -45,7 +45,14 @@ class FileSource(PydanticBaseSettingsSource):
 class MeshSettings(BaseSettings):
     """What every service may be told. Each service's `config.py` adds its own fields to a subclass."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        # A value that is refused may be a secret, and the error goes into the log.
+        hide_input_in_errors=True,
+    )
 
     listen: str = Field(default="127.0.0.1:0", description="Address to serve on; port 0 lets the system choose.")
     port_file: Path | None = Field(

@@ -102,7 +102,7 @@ class Loop:
             return
         if self.failures:
             # A wake-up must not turn a failing body into a busy loop.
-            await asyncio.sleep(min(0.1 * 2.0**self.failures, 5.0))
+            await asyncio.sleep(min(0.1 * 2.0 ** min(self.failures, 10), 5.0))
 
 
 class Loops:

@@ -9,7 +9,7 @@ import asyncio
 import io
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from meshkit.auth import valid_tenant
+from meshkit.chunks import ChunkReader
 from meshkit.errors import MeshError, forbidden, invalid, not_found, unavailable
 from meshkit.logging import get_logger
 
@@ -195,7 +196,7 @@ class ObjectStore:
         """
         path = normalise_path(path)
         key = _key(tenant, path)
-        reader = _ChunkReader(asyncio.get_running_loop(), chunks)
+        reader = ChunkReader(asyncio.get_running_loop(), chunks)
 
         def put(client: Any) -> ObjectInfo:
             result = client.put_object(self._bucket, key, reader, size, content_type, part_size=_PART_BYTES)
@@ -442,67 +443,6 @@ class ObjectStore:
             region=self._region,
             http_client=pool,
         )
-
-
-class _ChunkReader:
-    """An async iterator of chunks as the file that the S3 client reads in its thread."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, chunks: AsyncIterator[bytes]) -> None:
-        self._loop = loop
-        self._chunks = chunks
-        self._rest = b""
-        self._ended = False
-        self._abandoned = False
-        self._lock = threading.Lock()
-        self._waiting: Future[bytes | None] | None = None
-        self.count = 0
-        self.failure: Exception | None = None
-
-    def read(self, size: int = -1) -> bytes:
-        parts: list[bytes] = []
-        wanted = size
-        while not self._ended and (size < 0 or wanted > 0):
-            if not self._rest:
-                self._rest = self._next()
-                continue
-            part = self._rest if size < 0 else self._rest[:wanted]
-            self._rest = self._rest[len(part) :]
-            wanted -= len(part)
-            parts.append(part)
-        data = b"".join(parts)
-        self.count += len(data)
-        return data
-
-    def close(self) -> None:
-        """Lets the thread go, which must not take what came so far for the whole."""
-        with self._lock:
-            self._abandoned = True
-            if self._waiting is not None:
-                self._waiting.cancel()
-
-    def _next(self) -> bytes:
-        with self._lock:
-            if self._abandoned:
-                raise ConnectionAbortedError("the upload was given up")
-            self._waiting = waiting = asyncio.run_coroutine_threadsafe(self._pull(), self._loop)
-        try:
-            chunk = waiting.result()
-        except CancelledError:
-            raise ConnectionAbortedError("the upload was given up") from None
-        except Exception as error:
-            self.failure = error
-            self._ended = True
-            raise
-        if chunk is None:
-            self._ended = True
-            return b""
-        return chunk
-
-    async def _pull(self) -> bytes | None:
-        async for chunk in self._chunks:
-            if chunk:
-                return chunk
-        return None
 
 
 def _key(tenant: str, path: str) -> str:

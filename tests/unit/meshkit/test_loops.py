@@ -1,4 +1,6 @@
 import asyncio
+
+import pytest
 from typing import Any
 
 from meshkit.loops import Loop, Loops
@@ -66,6 +68,20 @@ async def test_a_failing_body_is_counted_and_slows_down() -> None:
     assert loop.failures == 12
     assert pauses[:4] == [2, 4, 8, 16]
     assert pauses[-1] == 60
+
+
+async def test_a_loop_outlives_any_number_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    loop = Loop("hopeless", lambda: collect([]), 3600)
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    loop.failures = 5000
+    loop.wake()
+    await loop._pause(60)
+    assert slept == [5.0]
 
 
 async def test_a_success_ends_the_back_off() -> None:
