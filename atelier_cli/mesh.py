@@ -22,7 +22,7 @@ from atelier_cli.folder import Credentials, DataFolder, MeshRecord
 DEFAULT_GATEWAY_PORT: Final = 9000
 _BUCKET: Final = "atelier"
 _S3_PARTS: Final = tuple(S3Ports.__dataclass_fields__)
-_PORT_NAMES: Final = ("nats", "postgres", "tasks", *(f"s3_{part}" for part in _S3_PARTS))
+_PORT_NAMES: Final = ("nats", "postgres", "tasks", "workflows", *(f"s3_{part}" for part in _S3_PARTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
         "ATELIER_S3_BUCKET": os.environ.get("ATELIER_S3_BUCKET", _BUCKET),
         "ATELIER_AUTH_SECRET": os.environ.get("ATELIER_AUTH_SECRET", credentials.auth_secret),
         "ATELIER_TASKS_ADDRESS": f"127.0.0.1:{ports['tasks']}",
+        "ATELIER_WORKFLOWS_ADDRESS": f"127.0.0.1:{ports['workflows']}",
         "PYTHONUNBUFFERED": "1",
         # The worker starts its child by fork and exec; gRPC's handlers around a fork would only fill its log.
         "GRPC_ENABLE_FORK_SUPPORT": "0",
@@ -121,9 +122,11 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
         )
 
     tasks_address = f"127.0.0.1:{ports['tasks']}"
+    workflows_address = f"127.0.0.1:{ports['workflows']}"
     worker_file = folder.run("worker.address")
     services = (
         service("tasks", "services.tasks", tasks_address, lambda: health.grpc_serves(tasks_address)),
+        service("workflows", "services.workflows", workflows_address, lambda: health.grpc_serves(workflows_address)),
         service(
             "worker",
             "services.inference",

@@ -16,9 +16,12 @@ class GatewaySettings(MeshSettings):
         default="127.0.0.1:9000", description="Address to serve HTTP on; port 0 lets the system choose."
     )
     tasks_address: str = Field(default="127.0.0.1:9101", description="Address of the tasks service.")
+    workflows_address: str = Field(
+        default="", description="Address of the workflows service; its routes are not served where empty."
+    )
     upstreams: dict[str, str] = Field(
         default_factory=dict,
-        description='Further services: their address by proto package, as JSON: {"atelier.workflows.v1": "host:port"}.',
+        description='Further services: their address by proto package, as JSON: {"atelier.training.v1": "host:port"}.',
     )
     rpc_timeout_seconds: float = Field(default=30.0, gt=0, description="How long a service may take to answer.")
 
@@ -48,4 +51,5 @@ class GatewaySettings(MeshSettings):
 
     def addresses(self) -> dict[str, str]:
         """Return the address of every service that is served, by proto package."""
-        return {"atelier.tasks.v1": self.tasks_address} | self.upstreams
+        named = {"atelier.tasks.v1": self.tasks_address, "atelier.workflows.v1": self.workflows_address}
+        return {package: address for package, address in named.items() if address} | self.upstreams

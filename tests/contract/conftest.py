@@ -35,6 +35,7 @@ async def _ask() -> Gateway:
     settings = GatewaySettings(
         auth_secret=SecretStr("a key that no mesh has, for contract tests"),
         tasks_address=NOWHERE,
+        workflows_address=NOWHERE,
         s3_endpoint=NOWHERE,
         s3_access_key="none",
         s3_secret_key=SecretStr("none"),
