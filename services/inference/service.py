@@ -89,11 +89,14 @@ class Preparer:
                 inputs={name: str(path) for name, path in files.items()},
                 traceparent=trace.traceparent if trace else "",
             )
-            yield Job(type_name(kind), _key(kind, handler.batch_key(spec, task)), payload, on_progress)
+            # A batch is made with its first member's LoRAs. Tasks name them within their tenant, so that two may mean
+            # different files by one path: what is compared are the files.
+            loras = tuple((ref.name, files[ref.name]) for ref in refs if ref.kind == "lora")
+            yield Job(type_name(kind), _key(kind, handler.batch_key(spec, task), loras), payload, on_progress)
 
 
-def _key(kind: TaskType.ValueType, key: object) -> tuple[object, object] | None:
-    return None if key is None else (kind, key)
+def _key(kind: TaskType.ValueType, key: object, loras: tuple[tuple[str, Path], ...]) -> tuple[object, ...] | None:
+    return None if key is None else (kind, key, loras)
 
 
 def failed_input(error: MeshError) -> TaskFailed:
