@@ -48,6 +48,8 @@ _SCOPE_NAMES: Mapping[int, str] = {
     options_pb2.SCOPE_WORKER: auth.WORKER,
     options_pb2.SCOPE_MESH: auth.MESH,
 }
+# A method whose contract states no rule asks for more than any caller holds: forgotten is not public.
+_UNRULED = auth.MESH
 _BEARER = "bearer "
 _FAULTS = frozenset({Kind.INTERNAL, Kind.UNAVAILABLE, Kind.DEADLINE})
 
@@ -61,12 +63,10 @@ class _Method:
 
     Attributes:
         name: `Service/Method` without the package, for metrics and logs.
-        guarded: Whether a token is asked for.
-        scope: Scope that the token must hold; empty for any.
+        scope: Scope that the token must hold.
     """
 
     name: str
-    guarded: bool
     scope: str
 
 
@@ -220,8 +220,6 @@ class MeshServer:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         trace = tracing.begin(metadata.get("traceparent", ""), metadata.get("x-request-id", ""))
         tracing.use(trace)
-        if not method.guarded:
-            return
         header = metadata.get("authorization", "")
         if not header:
             raise unauthenticated("A bearer token is needed", reason="TOKEN_MISSING")
@@ -231,7 +229,7 @@ class MeshServer:
         auth.enter(principal, metadata.get(auth.TENANT_KEY, ""))
         tracing.assign_tenant(metadata.get(auth.TENANT_KEY, "") if principal.has(auth.MESH) else principal.tenant)
         idempotency.enter(metadata.get(idempotency.METADATA_KEY, ""))
-        if method.scope and not principal.has(method.scope):
+        if not principal.has(method.scope):
             raise MeshError(
                 Kind.FORBIDDEN,
                 f"The token lacks the scope {method.scope}",
@@ -316,12 +314,8 @@ def _describe(path: str) -> _Method:
     try:
         method = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
     except KeyError:
-        # A contract that is not in the pool states no rule: it is guarded, and by more than any caller holds.
-        return _Method(short, guarded=True, scope=auth.MESH)
-    options = method.GetOptions()
-    if not options.HasExtension(options_pb2.method):
-        return _Method(short, guarded=False, scope="")
-    return _Method(short, guarded=True, scope=_SCOPE_NAMES.get(options.Extensions[options_pb2.method].scope, ""))
+        return _Method(short, _UNRULED)
+    return _Method(short, _SCOPE_NAMES.get(method.GetOptions().Extensions[options_pb2.method].scope, _UNRULED))
 
 
 def _prepare(request: Any) -> Any:
