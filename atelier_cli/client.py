@@ -65,6 +65,7 @@ class Gateway:
         self._url = url
         self._token = token
         self._patience = patience_seconds
+        self._heard = 0.0
         self._http = httpx.Client(base_url=url, timeout=30.0, follow_redirects=True, transport=transport)
 
     @classmethod
@@ -119,7 +120,7 @@ class Gateway:
             CliError: The gateway refused, or could not be reached for too long.
         """
         seen: str | None = None
-        silent_since = time.monotonic()
+        self._heard = time.monotonic()
         while True:
             try:
                 for identity, name, data in self._stream(f"/api/v1/tasks/{task_id}/events", seen):
@@ -129,13 +130,12 @@ class Gateway:
                             raise _refusal(event["status"], event["detail"])
                         break
                     seen = identity or seen
-                    silent_since = time.monotonic()
                     yield Progress(event["task"], event.get("step"), event.get("total_steps"))
                     if event.get("final") or event["task"]["status"] in ENDED:
                         return
             except httpx.TransportError:
                 pass
-            if time.monotonic() - silent_since > self._patience:
+            if time.monotonic() - self._heard > self._patience:
                 raise self._unreachable()
             time.sleep(_PAUSE_SECONDS)
 
@@ -149,7 +149,13 @@ class Gateway:
             if answer.is_error:
                 answer.read()
                 _refuse(answer)
-            yield from events(answer.iter_lines())
+            yield from events(self._noted(answer.iter_lines()))
+
+    def _noted(self, lines: Iterator[str]) -> Iterator[str]:
+        """Lines as they come; a task that waits for long is silent but for comments, and its gateway is there."""
+        for line in lines:
+            self._heard = time.monotonic()
+            yield line
 
     def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         headers = self._headers() | arguments.pop("headers", {})

@@ -64,6 +64,26 @@ def test_watch_goes_on_behind_the_last_event_seen() -> None:
     assert seen == [None, "2", "2", "2"]
 
 
+def test_watch_of_a_task_that_waits_for_long_outlives_a_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(client.time, "monotonic", lambda: now[0])
+    asked: list[httpx.Request] = []
+
+    def waiting() -> Iterator[bytes]:
+        for _ in range(10):
+            now[0] += 4.0
+            yield b": keep-alive\n\n"
+        raise httpx.ReadError("reset")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        if len(asked) == 1:
+            return httpx.Response(200, content=waiting())
+        return sse((1, {"task": {"status": "COMPLETED"}, "final": True}))
+
+    assert [event.task["status"] for event in gateway(answer).watch("1")] == ["COMPLETED"]
+
+
 def test_watch_of_an_unknown_task_says_so() -> None:
     with pytest.raises(CliError, match="404: no such task"):
         list(gateway(lambda _: httpx.Response(404, json={"detail": "no such task"})).watch("1"))
