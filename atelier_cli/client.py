@@ -102,6 +102,12 @@ class Gateway:
         """Cancels a task."""
         return dict(self._send("POST", f"/api/v1/tasks/{task_id}/cancel").json())
 
+    def call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        """Any other request that is answered with an object; a POST is sent once, however often it has to be."""
+        if method == "POST":
+            arguments["headers"] = {"idempotency-key": str(uuid.uuid4())}
+        return dict(self._send(method, path, **arguments).json())
+
     def download(self, path: str, to: Path) -> None:
         """Saves a stored file, whole or not at all."""
         answer = self._send("GET", f"/api/v1/storage/images/{path}")

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import typer
 
-from atelier_cli.commands import doctor, generate, mesh, task, token
+from atelier_cli.commands import doctor, generate, mesh, task, token, workflow
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.terminal import err
 
@@ -24,6 +24,7 @@ app.command()(token.token)
 app.command()(generate.generate)
 app.command()(doctor.doctor)
 app.add_typer(task.app, name="task")
+app.add_typer(workflow.app, name="workflow")
 
 
 def main() -> NoReturn:

@@ -1,0 +1,176 @@
+"""`atelier workflow`: runs workflows from files, looks at them, moves them."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+import yaml  # type: ignore[import-untyped]  # ships no types
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from atelier_cli.client import ENDED, Gateway
+from atelier_cli.commands.mesh import Data
+from atelier_cli.errors import CliError, ExitCode
+from atelier_cli.folder import DataFolder
+from atelier_cli.terminal import err, out
+from atelier_cli.tokens import DEFAULT_TENANT
+
+app = typer.Typer(help="Run workflows, watch them, pause, resume, cancel them.", no_args_is_help=True)
+
+WorkflowId = Annotated[str, typer.Argument(help="Identifier of the workflow.")]
+Tenant = Annotated[str, typer.Option(help="Tenant to act for.")]
+
+_PATH: Final = "/api/v1/workflows/"
+_POLL_SECONDS: Final = 0.5
+_STYLES: Final = {"RUNNING": "yellow", "COMPLETED": "green", "FAILED": "red", "CANCELLED": "magenta", "PAUSED": "cyan"}
+
+
+@app.command("run")
+def run(
+    file: Annotated[Path, typer.Argument(help="The workflow as YAML or JSON.")],
+    *,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it until it has ended.")] = False,
+    start: Annotated[bool, typer.Option(help="Start it at once, or let it wait for its start.")] = True,
+    tenant: Tenant = DEFAULT_TENANT,
+    data: Data = None,
+) -> None:
+    """Create a workflow from a file and print its identifier."""
+    definition = read(file)
+    with Gateway.of(DataFolder.choose(data), tenant) as gateway:
+        workflow = gateway.call("POST", _PATH, json=definition, params={"start": start})
+        out.print(workflow["id"])
+        if watch and start:
+            require_completed(follow(gateway, workflow))
+
+
+@app.command("get")
+def get(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
+    """Print a workflow with its steps as JSON."""
+    with Gateway.of(DataFolder.choose(data), tenant) as gateway:
+        out.print_json(json.dumps(gateway.call("GET", f"{_PATH}{workflow_id}")))
+
+
+@app.command("list")
+def list_workflows(
+    *,
+    status: Annotated[str | None, typer.Option(help="Only of this state: PENDING, RUNNING, PAUSED...")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Show at most so many.")] = 20,
+    skip: Annotated[int, typer.Option(min=0, help="Pass over so many.")] = 0,
+    tenant: Tenant = DEFAULT_TENANT,
+    data: Data = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List workflows, newest first."""
+    params = {"limit": limit, "skip": skip} | ({"status": status} if status else {})
+    with Gateway.of(DataFolder.choose(data), tenant) as gateway:
+        workflows = gateway.call("GET", _PATH, params=params)["workflows"]
+    if as_json:
+        out.print_json(json.dumps(workflows))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("id", "status", "steps", "created", "name"):
+        table.add_column(title, no_wrap=title != "name")
+    for one in workflows:
+        steps = f"{one['completed_steps']}/{one['total_steps']}"
+        table.add_row(one["id"], one["status"], steps, str(one["created_at"])[:19], escape(one["name"]))
+    out.print(table)
+
+
+@app.command("watch")
+def watch(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
+    """Follow a workflow until it has ended."""
+    with Gateway.of(DataFolder.choose(data), tenant) as gateway:
+        workflow = gateway.call("GET", f"{_PATH}{workflow_id}")
+        require_completed(follow(gateway, workflow))
+
+
+@app.command("pause")
+def pause(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
+    """Let running steps end and begin no further one."""
+    _move("POST", f"{workflow_id}/pause", tenant, data)
+
+
+@app.command("resume")
+def resume(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
+    """Go on with a failed or paused workflow; completed steps keep their results."""
+    _move("POST", f"{workflow_id}/resume", tenant, data)
+
+
+@app.command("cancel")
+def cancel(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
+    """Cancel a workflow and its running tasks; cancelling a cancelled one changes nothing."""
+    _move("DELETE", workflow_id, tenant, data)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A definition from a file; JSON is YAML too.
+
+    Raises:
+        CliError: It cannot be read, or holds no definition.
+    """
+    try:
+        definition = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CliError(f"{file} cannot be read: {error.strerror}.", ExitCode.USAGE) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CliError(f"{file} is neither YAML nor JSON.", ExitCode.USAGE) from error
+    if not isinstance(definition, dict):
+        raise CliError(f"{file} holds no workflow.", ExitCode.USAGE)
+    return {"origin_instance": "atelier-cli", **definition}
+
+
+def follow(gateway: Gateway, workflow: dict[str, Any]) -> dict[str, Any]:
+    """Shows a live tree of the steps until the workflow has ended, and gives the ended workflow."""
+    path = f"{_PATH}{workflow['id']}"
+    with Live(tree(workflow), console=err, refresh_per_second=4, transient=not err.is_terminal) as live:
+        while workflow["status"] not in ENDED:
+            time.sleep(_POLL_SECONDS)
+            workflow = gateway.call("GET", path)
+            live.update(tree(workflow))
+    return workflow
+
+
+def tree(workflow: dict[str, Any]) -> Tree:
+    """A workflow's steps, each below the last one that it depends on."""
+    root = Tree(f"{escape(workflow['name'])} {_state(workflow['status'])} {workflow['progress']:.0f} %")
+    placed: dict[str, Tree] = {}
+    waiting = list(workflow["steps"])
+    while waiting:
+        # An accepted graph has no cycle, so that every pass places a step.
+        for step in [one for one in waiting if all(needed in placed for needed in one["dependencies"])]:
+            above = placed[step["dependencies"][-1]] if step["dependencies"] else root
+            also = f" after {', '.join(step['dependencies'])}" if len(step["dependencies"]) > 1 else ""
+            retries = f" (retry {step['retry_count']})" if step["retry_count"] else ""
+            fault = f" {step['error_message']}" if step["status"] == "FAILED" else ""
+            label = f"{escape(step['step_id'])} {_state(step['status'])}"
+            placed[step["step_id"]] = above.add(label + escape(f"{retries}{fault}{also}"))
+            waiting.remove(step)
+    return root
+
+
+def require_completed(workflow: dict[str, Any]) -> None:
+    """Raises where a workflow has ended otherwise.
+
+    Raises:
+        CliError: It failed or was cancelled.
+    """
+    if workflow["status"] == "COMPLETED":
+        return
+    reason = workflow["error_message"] or "no reason was given"
+    what = "was cancelled" if workflow["status"] == "CANCELLED" else f"failed: {reason}"
+    raise CliError(f"Workflow {workflow['id']} {what}.")
+
+
+def _state(status: str) -> str:
+    style = _STYLES.get(status, "dim")
+    return f"[{style}]{status.lower()}[/{style}]"
+
+
+def _move(method: str, path: str, tenant: str, data: Path | None) -> None:
+    with Gateway.of(DataFolder.choose(data), tenant) as gateway:
+        workflow = gateway.call(method, f"{_PATH}{path}")
+    out.print(f"{workflow['id']} {workflow['status']}")
