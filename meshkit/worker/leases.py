@@ -258,11 +258,11 @@ class LeaseClient:
             session = await self._open()
             self._session = session
             self._on_session(session.id)
-            self._poller = asyncio.create_task(self._poll(session), name="lease-poll")
+            self._poller = asyncio.create_task(self._kept(self._poll, session), name="lease-poll")
             companions = [
                 self._poller,
-                asyncio.create_task(self._beat(session), name="lease-heartbeat"),
-                asyncio.create_task(self._report(session), name="lease-report"),
+                asyncio.create_task(self._kept(self._beat, session), name="lease-heartbeat"),
+                asyncio.create_task(self._kept(self._report, session), name="lease-report"),
             ]
             try:
                 await session.lost.wait()
@@ -271,6 +271,19 @@ class LeaseClient:
                     task.cancel()
                 await asyncio.gather(*companions, return_exceptions=True)
                 self._poller = None
+
+    async def _kept(self, body: Callable[[Session], Awaitable[None]], session: Session) -> None:
+        """Begin a loop again that a fault ended: a worker whose polls died would live on and take nothing."""
+        failures = 0
+        while True:
+            try:
+                await body(session)
+            except Exception:
+                failures += 1
+                _log.exception("lease_loop_failed", loop=body.__name__, failures=failures)
+                await self._pause(failures, session)
+            else:
+                return
 
     async def _open(self) -> Session:
         profile, failures = self._profile, 0

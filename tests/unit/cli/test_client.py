@@ -66,7 +66,7 @@ def test_watch_goes_on_behind_the_last_event_seen() -> None:
 
 def test_watch_of_a_task_that_waits_for_long_outlives_a_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(client.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("atelier_cli.client.time.monotonic", lambda: now[0])
     asked: list[httpx.Request] = []
 
     def waiting() -> Iterator[bytes]:

@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 from atelier.tasks.v1.enums_pb2 import TASK_TYPE_GENERATION
+from atelier.tasks.v1.generation_pb2 import CreateGenerationTask
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 
 from meshkit.fetcher import Fetcher
@@ -50,7 +51,7 @@ async def batch_keys(store: Store, folder: Path, *tenants: str) -> set[object]:
         Inputs(objects, Fetcher(), loras, max_bytes=1000, timeout_seconds=1),
         folders,
     )
-    spec = CreateTask(generation={"prompt": "a dress", "product_model_path": "dress.safetensors"})
+    spec = CreateTask(generation=CreateGenerationTask(prompt="a dress", product_model_path="dress.safetensors"))
     async with AsyncExitStack() as stack:
         stack.callback(folders.close)
         return {

@@ -216,6 +216,18 @@ async def test_a_service_that_is_away_is_asked_ever_more_seldom_and_for_ever(ben
     assert bench.accepted
 
 
+async def test_polls_and_heartbeats_outlive_a_fault(bench: Bench) -> None:
+    bench.service._leases.put_nowait(object())  # type: ignore[arg-type]  # no answer that the client knows
+    bench.service.errors["Heartbeat"] = RuntimeError("broken")  # type: ignore[assignment]
+    bench.client.start()
+    await bench.clock.advance(INTERVAL + 0.1)
+    bench.service.errors.clear()
+    bench.service.lease(("a", 1))
+    await bench.clock.advance(TTL)
+    assert [held.key for held in bench.accepted] == [("a", 1)]
+    assert len(bench.service.of("OpenSession")) == 1
+
+
 async def test_heartbeats_name_what_is_held(bench: Bench) -> None:
     await bench.holding(("a", 1), ("b", 3))
     await bench.clock.advance(INTERVAL)
