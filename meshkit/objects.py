@@ -10,7 +10,6 @@ import io
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,7 +30,6 @@ MAX_PATH_CHARS = 1024
 _THREADS = 16
 _CHUNK_BYTES = 256 * 1024
 _PART_BYTES = 16 * 1024 * 1024
-_QUEUE_CHUNKS = 8
 _MISSING = frozenset({"NoSuchKey", "NoSuchObject", "NotFound", "NoSuchVersion"})
 
 
@@ -269,39 +267,32 @@ class ObjectStore:
         response = await self._run(
             lambda client: client.get_object(self._bucket, key, offset=offset, length=length), path
         )
-        # One thread reads ahead by a bounded number of chunks.
-        queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
-        room = threading.Semaphore(_QUEUE_CHUNKS)
-        stopped = threading.Event()
+        chunks = response.stream(_CHUNK_BYTES)
         loop = asyncio.get_running_loop()
-
-        def pump() -> None:
-            end: Exception | None = None
-            try:
-                for chunk in response.stream(_CHUNK_BYTES):
-                    room.acquire()
-                    if stopped.is_set():
-                        break
-                    loop.call_soon_threadsafe(queue.put_nowait, chunk)
-            except Exception as error:
-                end = error
-            finally:
-                response.close()
-                response.release_conn()
-                with suppress(RuntimeError):  # the loop is gone with its process
-                    loop.call_soon_threadsafe(queue.put_nowait, end)
-
-        pumping = loop.run_in_executor(self._threads, pump)
+        reading: asyncio.Future[bytes | None] | None = None
         try:
-            while (item := await queue.get()) is not None:
-                if isinstance(item, Exception):
-                    raise unavailable("The object store broke off", reason="OBJECTS_UNAVAILABLE") from item
-                room.release()
-                yield item
+            while True:
+                # A thread is taken for each chunk, not for the whole: callers that read slowly would hold them all.
+                reading = loop.run_in_executor(self._threads, next, chunks, None)
+                try:
+                    chunk = await asyncio.shield(reading)
+                except Exception as error:
+                    raise unavailable("The object store broke off", reason="OBJECTS_UNAVAILABLE") from error
+                if chunk is None:
+                    return
+                yield chunk
         finally:
-            stopped.set()
-            room.release()
-            await asyncio.shield(pumping)
+            await asyncio.shield(asyncio.ensure_future(self._let_go(response, reading)))
+
+    async def _let_go(self, response: Any, reading: asyncio.Future[bytes | None] | None) -> None:
+        if reading is not None:
+            await asyncio.wait({reading})
+
+        def close() -> None:
+            response.close()
+            response.release_conn()
+
+        await asyncio.get_running_loop().run_in_executor(self._threads, close)
 
     async def stat(self, tenant: str, path: str) -> ObjectInfo | None:
         """What the store knows of an object; None where there is none."""

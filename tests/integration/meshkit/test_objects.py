@@ -76,6 +76,17 @@ async def test_files_go_in_and_out(store: ObjectStore, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == (tmp_path / "in").read_bytes()
 
 
+async def test_slow_readers_do_not_hold_up_the_rest(store: ObjectStore) -> None:
+    await store.put("acme", "large", b"x" * 4_000_000)
+    readers = [store.stream("acme", "large") for _ in range(24)]
+    for reader in readers:
+        assert await anext(reader)
+    async with asyncio.timeout(10):
+        assert await store.stat("acme", "large") is not None
+    for reader in readers:
+        await reader.aclose()
+
+
 async def test_a_large_object_streams_in_and_out(store: ObjectStore) -> None:
     data = os.urandom(24 * 1024 * 1024 + 1)
 
