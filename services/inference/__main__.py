@@ -13,6 +13,7 @@ from meshkit import auth, lifecycle
 from meshkit.bus import Bus
 from meshkit.channel import MeshChannel
 from meshkit.client import WorkerClient
+from meshkit.config import PREFIX
 from meshkit.fetcher import Fetcher
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
@@ -69,7 +70,7 @@ async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
     supervisor = Supervisor(
         child.command(),
         limits=settings.limits,
-        environment={**_QUIET, **os.environ},
+        environment=_childs_environment(),
         on_change=watch.changed,
         on_lost=lambda cause: measures.CHILD_LOSSES.labels(cause).inc(),
     )
@@ -139,6 +140,11 @@ async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
     lifecycle.announce(server.address, settings.port_file)
     await stop.wait()
     await asyncio.gather(attempts.drain(settings.shutdown_grace_seconds), server.stop(settings.shutdown_grace_seconds))
+
+
+def _childs_environment() -> dict[str, str]:
+    """This process's environment without the mesh's secrets: the child opens models and LoRAs of strangers."""
+    return {**_QUIET, **{name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}}
 
 
 def _tokens(settings: InferenceSettings) -> Callable[[], str] | None:

@@ -58,6 +58,15 @@ async def test_the_child_dies_with_its_killed_parent(desk: Desk, process: asynci
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
+async def test_the_child_knows_none_of_the_meshs_secrets(desk: Desk, process: asyncio.subprocess.Process) -> None:
+    desk.add(steps=10_000, step_ms=50)
+    await desk.until(lambda: desk.progress, 30)
+    parent = psutil.Process(process.pid)
+    [child] = parent.children()
+    assert any(name.startswith("ATELIER_") for name in parent.environ())
+    assert not [name for name in child.environ() if name.startswith("ATELIER_")]
+
+
 async def test_a_child_whose_pipe_is_closed_leaves(tmp_path: Path) -> None:
     """Where the kernel has no PDEATHSIG, the end of the pipe tells the child that its parent is gone."""
     code = (
