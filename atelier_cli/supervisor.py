@@ -83,6 +83,8 @@ class Supervisor:
             signal.signal(number, self._on_signal)
         try:
             began = self.clock()
+            # Before the first preparation, which may take seconds: until then the last run's process ids are told.
+            self.changed("starting")
             if all(self._start_stage(stage) for stage in self.stages):
                 self.say(f"[bold]The mesh is ready[/bold] after {self.clock() - began:.1f} s.")
                 self.changed("ready")

@@ -88,7 +88,12 @@ def test_one_that_ran_long_starts_again_soon(tmp_path: Path) -> None:
 
 
 def test_stops_in_the_reverse_of_its_start_and_tells_every_state(tmp_path: Path) -> None:
-    stages = [[Program("database", tmp_path)], [Program("service", tmp_path), Program("door", tmp_path)]]
+    class First(Program):
+        def prepare(self) -> Launch:
+            states.append("prepared")
+            return super().prepare()
+
+    stages = [[First("database", tmp_path)], [Program("service", tmp_path), Program("door", tmp_path)]]
     said: list[str] = []
     states: list[str] = []
 
@@ -104,6 +109,7 @@ def test_stops_in_the_reverse_of_its_start_and_tells_every_state(tmp_path: Path)
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert [line.split()[1] for line in said if "stopped" in line] == ["door", "service", "database"]
+    assert states[:2] == ["starting", "prepared"], "nobody is to be told of the last run's processes"
     assert states[-2:] == ["stopping", "stopped"]
 
 
