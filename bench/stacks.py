@@ -127,21 +127,24 @@ def mesh(
         subprocess.run([ATELIER, "down", "--data", data], env=env, check=True)
 
 
-def set_up_peer() -> None:
-    """Make the peer's environment from its lock, once for each state of that lock.
+def need_redis() -> None:
+    """Refuse to go on without Redis.
 
     Raises:
-        SystemExit: Redis is not installed.
+        SystemExit: it is not installed.
     """
     if shutil.which("redis-server") is None:
         raise SystemExit("The peer needs Redis: install the package redis-server.")
-    lock = PEER_FOLDER / "requirements.lock"
-    stamp = PEER_VENV / "lock"
+
+
+def set_up_peer(lock: Path = PEER_FOLDER / "requirements.lock", venv: Path = PEER_VENV) -> None:
+    """Make a peer's environment from its lock, once for each state of that lock."""
+    stamp = venv / "lock"
     if stamp.is_file() and stamp.read_bytes() == lock.read_bytes():
         return
     uv = ATELIER.with_name("uv")
-    subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, PEER_VENV], check=True)
-    subprocess.run([uv, "pip", "install", "--quiet", "--python", PEER_VENV / "bin" / "python", "-r", lock], check=True)
+    subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, venv], check=True)
+    subprocess.run([uv, "pip", "install", "--quiet", "--python", venv / "bin" / "python", "-r", lock], check=True)
     stamp.write_bytes(lock.read_bytes())
 
 
@@ -151,6 +154,7 @@ def peer(folder: Path, dsn: str) -> Iterator[Stack]:
 
     Process for process what the mesh runs: gateway, tasks, worker and its child, and NATS.
     """
+    need_redis()
     set_up_peer()
     redis_port, port = free_ports(2)
     env = {
