@@ -8,7 +8,7 @@ Serves:
 Calls:
     The tasks service: `GetCatalog`, `CreateTask`, `GetTask`, `CancelTask`, `CleanupTask`.
 Hears:
-    `atelier.tasks.v1.task.{completed,failed,cancelled}`.
+    `atelier.tasks.v1.step.{completed,failed,cancelled}`.
 
 Rooms: `domain`, `graph`, `mapping`, `fields`, `definition`, `building` and `engine` are pure: `engine` decides what an
 event does to a workflow. `store` is what the use cases need of a database and `postgres` the only SQL; `service` is the

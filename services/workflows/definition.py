@@ -18,6 +18,7 @@ from meshkit import validation
 from meshkit.errors import FieldViolation, Kind, MeshError
 from services.workflows import graph
 from services.workflows.building import ON_FAILURE, compose
+from services.workflows.condition import fault_of
 from services.workflows.domain import OnFailure
 from services.workflows.fields import detail_of, inputs_of, kind_of, outputs_of, plain_struct, type_name
 from services.workflows.mapping import TransformError, fits, kind_after, parse
@@ -99,6 +100,7 @@ def _violations(workflow: workflow_pb2.CreateWorkflow, served: Served) -> Iterat
         path = f"workflow.steps[{index}]"
         yield from _served_violations(step, path, served)
         yield from _mapping_violations(step, path, types, above.get(step.id))
+        yield from _condition_violations(step, path, types, above.get(step.id))
         yield from _task_violations(step, path, shared, served)
 
 
@@ -178,6 +180,26 @@ def _kind_violations(
     if not fits(kind, wanted):
         text = f"{mapping.to_field} takes a {wanted}, {mapping.from_field} gives a {kind}"
         yield FieldViolation(f"{at}.to_field", text, "type_mismatch")
+
+
+def _condition_violations(
+    step: Definition, path: str, types: Mapping[str, str], above: frozenset[str] | None
+) -> Iterator[FieldViolation]:
+    if not step.HasField("when"):
+        return
+    name, at = step.when.from_step, f"{path}.when"
+    if name not in types:
+        yield FieldViolation(f"{at}.from_step", f"There is no step {name!r}", "unknown_step")
+        return
+    if above is not None and name not in above:
+        text = f"Step {step.id!r} does not depend on {name!r}, directly or through others"
+        yield FieldViolation(f"{at}.from_step", text, "not_an_ancestor")
+    field = outputs_of(types[name]).get(step.when.from_field)
+    if field is None:
+        text = f"A task of type {types[name]} yields no {step.when.from_field!r}"
+        yield FieldViolation(f"{at}.from_field", text, "unknown_field")
+    elif fault := fault_of(step.when, kind_of(field)):
+        yield FieldViolation(f"{at}.value", fault, "condition")
 
 
 def _task_violations(

@@ -48,6 +48,15 @@ class OnFailure(enum.StrEnum):
     CANCEL = "cancel"
 
 
+class Approval(enum.StrEnum):
+    """Whether a step may begin, as far as people decide it."""
+
+    NOT_NEEDED = "not_needed"
+    NEEDED = "needed"
+    ASKED = "asked"
+    GIVEN = "given"
+
+
 class Outcome(enum.StrEnum):
     """How a task ended."""
 
@@ -149,6 +158,10 @@ class StepRecord:
         result: The serialized Struct of its task's result.
         dispatched_at: When the task was last to be made.
         checked_at: When the task was last asked for.
+        condition: The serialized StepCondition, if it has one.
+        approval: Whether people decide on its beginning; ASKED while the workflow is paused for it.
+        timeout_seconds: How long its task may take from its making, waiting included.
+        overdue: Whether its task took longer and is being cancelled.
     """
 
     id: UUID
@@ -173,6 +186,10 @@ class StepRecord:
     updated_at: datetime
     dispatched_at: datetime | None
     checked_at: datetime | None
+    condition: bytes | None = None
+    approval: Approval = Approval.NOT_NEEDED
+    timeout_seconds: float | None = None
+    overdue: bool = False
 
 
 def may(current: Status, following: Status) -> bool:

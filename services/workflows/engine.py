@@ -11,11 +11,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
+from atelier.workflows.v1 import workflow_pb2
+
+from services.workflows.condition import holds
 from services.workflows.domain import (
     ACTIVE,
     DONE,
     ENDED,
     MAX_ERRORS,
+    Approval,
     OnFailure,
     Outcome,
     Status,
@@ -94,7 +98,15 @@ class Closed:
     task_id: UUID
 
 
-Event = Start | Pause | Resume | Cancel | Accepted | Refused | Ended | Closed
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """The task of a step takes longer than it may."""
+
+    step_id: str
+    task_id: UUID
+
+
+Event = Start | Pause | Resume | Cancel | Accepted | Refused | Ended | Closed | Overdue
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +199,9 @@ class _Work:
                     completed_at=None,
                     task_open=False,
                 )
+        for index, step in enumerate(self.steps):
+            if step.approval is Approval.ASKED:
+                self.steps[index] = replace(step, approval=Approval.GIVEN)
         self._go(Status.RUNNING)
         self.workflow = replace(self.workflow, error_message=None, completed_at=None)
 
@@ -200,7 +215,7 @@ class _Work:
                 self._stop(index, step)
         self._end(Status.CANCELLED)
 
-    def hear(self, event: Accepted | Refused | Ended | Closed) -> None:
+    def hear(self, event: Accepted | Refused | Ended | Closed | Overdue) -> None:
         index = next((place for place, step in enumerate(self.steps) if step.step_id == event.step_id), None)
         # A task of an earlier attempt has nothing to say any more.
         if index is None or self.steps[index].task_id != event.task_id:
@@ -217,6 +232,8 @@ class _Work:
             case Closed():
                 if step.state not in ACTIVE and step.task_open:
                     self.steps[index] = replace(step, task_open=False)
+            case Overdue():
+                self._overdue(index, step)
             case Ended():
                 self._ended(index, step, event)
 
@@ -233,8 +250,7 @@ class _Work:
             return
         ready = self._ready()
         if self.workflow.status is Status.RUNNING:
-            for index in ready:
-                self._dispatch(index)
+            ready = self._begin(ready)
         if not ready and not any(step.state in ACTIVE for step in self.steps):
             self._end(Status.FAILED if failed else Status.COMPLETED)
 
@@ -246,7 +262,11 @@ class _Work:
             replace(step, updated_at=self.now) if moved else step
             for step, moved in zip(self.steps, changed, strict=True)
         ]
-        running = next((step.step_id for step in self.steps if step.state in ACTIVE), None)
+        asked = (step.step_id for step in self.steps if step.approval is Approval.ASKED)
+        ended = self.workflow.status in ENDED
+        running = next(
+            (step.step_id for step in self.steps if step.state in ACTIVE), None if ended else next(asked, None)
+        )
         self.workflow = replace(
             self.workflow,
             completed_steps=sum(step.state in DONE for step in self.steps),
@@ -268,6 +288,41 @@ class _Work:
             # It was made after the cancel had not found it.
             self._stopped.append(index)
 
+    def _begin(self, ready: list[int]) -> list[int]:
+        """Begins steps, skips them, or pauses for a decision on them; those that still wait for one."""
+        gated: list[int] = []
+        while ready:
+            for index in ready:
+                step = self.steps[index]
+                if self._is_skipped(step):
+                    self._move(index, StepState.SKIPPED, completed_at=self.now)
+                elif step.approval in (Approval.NEEDED, Approval.ASKED):
+                    self.steps[index] = replace(step, approval=Approval.ASKED)
+                    gated.append(index)
+                else:
+                    self._dispatch(index)
+            # What was skipped may have been the last thing that others waited for.
+            ready = [index for index in self._ready() if index not in gated]
+        if gated:
+            self._go(Status.PAUSED)
+        return gated
+
+    def _is_skipped(self, step: StepRecord) -> bool:
+        by_name = {one.step_id: one for one in self.steps}
+        if any(by_name[name].state is StepState.SKIPPED for name in step.depends_on):
+            return True
+        if step.condition is None or step.attempt:
+            return False
+        source = workflow_pb2.StepCondition.FromString(step.condition).from_step
+        return not holds(step.condition, by_name[source].result)
+
+    def _overdue(self, index: int, step: StepRecord) -> None:
+        if step.state in ACTIVE:
+            if not step.overdue:
+                self.steps[index] = replace(step, overdue=True)
+            # Its end follows from its task's: until that is heard of, the cancel is repeated.
+            self._stopped.append(index)
+
     def _ended(self, index: int, step: StepRecord, event: Ended) -> None:
         if event.version <= step.task_version:
             return
@@ -277,6 +332,8 @@ class _Work:
             return
         if event.outcome is Outcome.COMPLETED:
             self._move(index, StepState.COMPLETED, result=event.result, error_message=None, completed_at=self.now)
+        elif event.outcome is Outcome.CANCELLED and step.overdue:
+            self._fail(index, f"The task took longer than {step.timeout_seconds:g} s", retryable=True)
         elif event.outcome is Outcome.CANCELLED:
             self._fail(index, event.message or "The task was cancelled", retryable=False)
         else:
@@ -311,6 +368,7 @@ class _Work:
             task_id=task_id_of(step.workflow_id, step.step_id, attempt),
             task_version=0,
             task_open=True,
+            overdue=False,
             started_at=step.started_at or self.now,
             dispatched_at=self.now,
         )

@@ -8,7 +8,7 @@ from meshkit.outbox import OutboxEvent
 from services.workflows.domain import WorkflowRecord
 
 SUBJECT = "atelier.workflows.v1.workflow"
-TASK_ENDED = tuple(f"atelier.tasks.v1.task.{what}" for what in ("completed", "failed", "cancelled"))
+TASK_ENDED = tuple(f"atelier.tasks.v1.step.{what}" for what in ("completed", "failed", "cancelled"))
 
 
 def changed(record: WorkflowRecord) -> OutboxEvent:

@@ -18,7 +18,7 @@ from meshkit.errors import Kind, MeshError
 from meshkit.logging import get_logger
 from services.workflows.building import BuildError, task_of
 from services.workflows.domain import Outcome, StepRecord, StepState, WorkflowRecord
-from services.workflows.engine import Accepted, Closed, Decision, Ended, Event, Refused, decide
+from services.workflows.engine import Accepted, Closed, Decision, Ended, Event, Overdue, Refused, decide
 from services.workflows.fields import result_of
 from services.workflows.store import Store, Whole
 from services.workflows.tasks import Tasks
@@ -143,6 +143,12 @@ class Executor:
         due = await self._store.due_checks(age_seconds, _BATCH)
         await self._each(due, self._check)
         return len(due) == _BATCH
+
+    async def expire(self) -> None:
+        """Cancels the tasks of steps that take longer than they may; how those end is heard of as ever."""
+        for step in await self._store.due_timeouts(_BATCH):
+            if step.task_id is not None:
+                await self.tell(step.workflow_id, Overdue(step.step_id, step.task_id))
 
     async def stop_tasks(self, age_seconds: float) -> bool:
         """Cancels the tasks of steps that ended before them.

@@ -31,7 +31,7 @@ class Upkeep:
         ]
 
     async def reconcile(self) -> bool:
-        """Sends again what was left, asks for what was not heard of, cancels what shall not run.
+        """Sends again what was left, asks for what was not heard of, cancels what shall not run or takes too long.
 
         Returns:
             Whether more waits.
@@ -39,5 +39,6 @@ class Upkeep:
         settings = self._settings
         resent = await self._executor.resend(settings.resend_seconds)
         checked = await self._executor.check(settings.check_seconds)
+        await self._executor.expire()
         stopped = await self._executor.stop_tasks(settings.resend_seconds)
         return resent or checked or stopped

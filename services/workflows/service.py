@@ -15,7 +15,7 @@ from meshkit.fetcher import check_url
 from services.workflows import definition, graph
 from services.workflows.access import Caller
 from services.workflows.convert import to_workflow
-from services.workflows.domain import Status, StepRecord, StepState, WorkflowRecord, step_row_id, task_id_of
+from services.workflows.domain import Approval, Status, StepRecord, StepState, WorkflowRecord, step_row_id, task_id_of
 from services.workflows.engine import Cancel, Event, Pause, Resume, Start, decide
 from services.workflows.errors import cleaned_up, illegal_transition, workflow_not_found
 from services.workflows.execution import Executor
@@ -304,4 +304,7 @@ def _new_step(workflow_id: UUID, step: workflow_pb2.WorkflowStepDefinition, posi
         updated_at=now,
         dispatched_at=None,
         checked_at=None,
+        condition=step.when.SerializeToString() if step.HasField("when") else None,
+        approval=Approval.NEEDED if step.requires_approval else Approval.NOT_NEEDED,
+        timeout_seconds=step.timeout_seconds if step.HasField("timeout_seconds") else None,
     )

@@ -128,6 +128,10 @@ class Store(Protocol):
         """Steps that ended and whose task may still run, each with the seconds since; notes that they are seen to."""
         ...
 
+    async def due_timeouts(self, limit: int) -> list[StepRecord]:
+        """Steps whose task takes longer than it may."""
+        ...
+
     async def purge(self) -> None:
         """Forgets old idempotency keys and consumed events."""
         ...

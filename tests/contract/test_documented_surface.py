@@ -37,8 +37,12 @@ BEYOND_PARAMETERS = {
     ("GET", "/api/v1/tasks/"): {"include_deleted"},  # lists of workflows take it, and cleaned-up tasks are hidden
     ("GET", "/api/v1/tasks/generation"): {"include_deleted"},
 }
-# Members beyond the documented ones: one message serves both updates.
-BEYOND_MEMBERS = {"GenerationTaskUpdate": {"fal_parameters"}}
+# Members beyond the documented ones. One message serves both updates.
+BEYOND_MEMBERS = {
+    "GenerationTaskUpdate": {"fal_parameters"},
+    # What users of workflows ask for beside the documented members; all of it optional.
+    "WorkflowStepDefinition": {"requires_approval", "timeout_seconds", "when"},
+}
 
 
 def _schemas_served() -> list[str]:

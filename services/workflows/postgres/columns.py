@@ -7,7 +7,7 @@ from dataclasses import fields
 from operator import attrgetter
 from typing import Any
 
-from services.workflows.domain import OnFailure, Status, StepRecord, StepState, WorkflowRecord
+from services.workflows.domain import Approval, OnFailure, Status, StepRecord, StepState, WorkflowRecord
 
 WORKFLOW_NAMES = tuple(field.name for field in fields(WorkflowRecord))
 STEP_NAMES = tuple(field.name for field in fields(StepRecord))
@@ -19,6 +19,7 @@ step_values = attrgetter(*STEP_NAMES)
 _STATUS = WORKFLOW_NAMES.index("status")
 _ON_FAILURE = WORKFLOW_NAMES.index("on_failure")
 _STATE = STEP_NAMES.index("state")
+_APPROVAL = STEP_NAMES.index("approval")
 
 
 def workflow(row: Sequence[Any]) -> WorkflowRecord:
@@ -33,4 +34,5 @@ def step(row: Sequence[Any]) -> StepRecord:
     """A row of `STEP` as a record."""
     values = list(row)
     values[_STATE] = StepState(values[_STATE])
+    values[_APPROVAL] = Approval(values[_APPROVAL])
     return StepRecord(*values)

@@ -149,6 +149,17 @@ class PostgresStore:
         rows = await self._due("checked_at", state, wanted, age_seconds, limit)
         return [(columns.step(row[:-1]), row[-1]) for row in rows]
 
+    async def due_timeouts(self, limit: int) -> list[StepRecord]:
+        """Steps whose task takes longer than it may."""
+        async with self._db.connection() as conn:
+            cursor = await conn.execute(
+                f"SELECT {columns.STEP} FROM steps WHERE task_open AND state = 'RUNNING' "  # noqa: S608 -- fixed names
+                "AND timeout_seconds IS NOT NULL "
+                "AND dispatched_at + make_interval(secs => timeout_seconds) < now() LIMIT %s",
+                (limit,),
+            )
+            return [columns.step(row) for row in await cursor.fetchall()]
+
     async def purge(self) -> None:
         """Forgets old idempotency keys and consumed events."""
         await idempotency.purge(self._db)

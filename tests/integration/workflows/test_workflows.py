@@ -208,3 +208,24 @@ async def test_monitoring_lists_searches_counts_and_orders(mesh: Mesh) -> None:
     assert (stats.total_workflows, stats.workflows_last_hour, stats.avg_steps_per_workflow) == (2, 2, 1.5)
     detail = await monitor.GetMonitoredWorkflow(monitoring_service_pb2.GetMonitoredWorkflowRequest(workflow_id=made.id))
     assert [step.step_id for step in detail.steps] == ["first", "last"]
+
+
+async def test_gates_conditions_and_timeouts_work_together(mesh: Mesh) -> None:
+    mesh.worker.held.add("slow")
+    steps = (
+        noop("a", config={"payload": "a", "steps": 3}),
+        noop("gated", "a", config={"payload": "gated"}, requires_approval=True),
+        noop("skipped", "a", when={"from_step": "a", "from_field": "steps", "operator": "greater", "value": 3}),
+        noop("slow", "gated", config={"payload": "slow"}, timeout_seconds=0.5, max_retries=1),
+    )
+    stub = mesh.workflows()
+    made = (await stub.CreateWorkflow(create(*steps))).workflow
+    paused = await mesh.until(made.id, lambda found: found.status == workflow_pb2.WORKFLOW_STATUS_PAUSED)
+    assert paused.current_step == "gated"
+    assert paused.steps[2].status == workflow_pb2.STEP_STATUS_SKIPPED
+    await stub.ResumeWorkflow(workflows_service_pb2.ResumeWorkflowRequest(workflow_id=made.id))
+    late = await mesh.until(made.id, lambda found: found.steps[3].retry_count == 1)
+    assert late.errors == ["slow: The task took longer than 0.5 s"]
+    failed = await mesh.ended(made.id)
+    assert failed.status == workflow_pb2.WORKFLOW_STATUS_FAILED
+    assert mesh.worker.done == ["a", "gated"]

@@ -135,3 +135,25 @@ def test_providers_and_capabilities_are_checked_as_for_tasks() -> None:
     assert "workflow.steps[0].fallback_provider_type" in faults(
         {**GENERATE, "fallback_provider_capabilities": ["SEED"]}
     )
+
+
+@pytest.mark.parametrize(
+    ("when", "member"),
+    [
+        ({"from_step": "nobody"}, "from_step"),
+        ({"from_step": "b"}, "from_step"),
+        ({"from_field": "picture"}, "from_field"),
+        ({"operator": "equals"}, "value"),
+        ({"value": 3}, "value"),
+        ({"operator": "less", "value": "many"}, "value"),
+        ({"operator": "greater", "from_field": "payload", "value": 3}, "value"),
+    ],
+)
+def test_a_condition_that_cannot_be_judged_is_refused(when: dict[str, Any], member: str) -> None:
+    step = {**noop("b", "a"), "when": {"from_step": "a", "from_field": "steps", "operator": "exists", **when}}
+    assert f"workflow.steps[1].when.{member}" in faults(noop("a"), step)
+
+
+def test_a_condition_on_an_ancestor_holds() -> None:
+    when = {"from_step": "a", "from_field": "steps", "operator": "greater", "value": 3}
+    check(definition(noop("a"), noop("b", "a"), {**noop("c", "b"), "when": when}), SERVED)

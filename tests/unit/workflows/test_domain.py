@@ -1,10 +1,16 @@
+import re
+from pathlib import Path
+
 import pytest
 from atelier.workflows.v1 import workflow_pb2
 
+from services.workflows import migrations
 from services.workflows.domain import (
     ENDED,
     STEP_TRANSITIONS,
     TRANSITIONS,
+    Approval,
+    OnFailure,
     Status,
     StepState,
     may,
@@ -19,6 +25,15 @@ def test_states_are_those_of_the_contract() -> None:
     assert set(Status) == contract - {"UNSPECIFIED"}
     steps = {name.removeprefix("STEP_STATUS_") for name in workflow_pb2.StepStatus.keys()}  # noqa: SIM118
     assert set(StepState) - {"DISPATCHING"} == steps - {"UNSPECIFIED"}
+
+
+def test_the_database_allows_the_same_states() -> None:
+    folder = Path(migrations.__path__[0]) / "versions"
+    text = "\n".join(file.read_text() for file in sorted(folder.glob("*.py")))
+    for column, values in {"status": Status, "state": StepState, "on_failure": OnFailure, "approval": Approval}.items():
+        listed = re.search(rf"CHECK \({column} IN \(([^)]*)\)", text)
+        assert listed is not None, column
+        assert set(re.findall(r"'(\w+)'", listed[1])) == {value.value for value in values}
 
 
 def test_every_state_has_its_row_in_the_tables() -> None:

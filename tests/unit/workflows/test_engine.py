@@ -7,12 +7,16 @@ from random import Random
 from uuid import UUID, uuid4
 
 import pytest
+from atelier.workflows.v1 import workflow_pb2
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshkit.errors import Kind, MeshError
 from services.workflows.domain import (
     ACTIVE,
+    Approval,
     OnFailure,
     Outcome,
     Status,
@@ -30,6 +34,7 @@ from services.workflows.engine import (
     Decision,
     Ended,
     Event,
+    Overdue,
     Pause,
     Refused,
     Resume,
@@ -320,6 +325,7 @@ def test_every_pair_of_states_and_every_event_keeps_to_the_tables() -> None:
         Accepted("a", first),
         Refused("a", first, "no"),
         Closed("a", first),
+        Overdue("a", first),
         *(Ended("a", first, 2, outcome, b"") for outcome in Outcome),
     ]
     for status, one, two, event, retries, policy in itertools.product(
@@ -338,7 +344,8 @@ def test_every_pair_of_states_and_every_event_keeps_to_the_tables() -> None:
         assert after is status or may(status, after) or (may(status, Status.RUNNING) and may(Status.RUNNING, after))
         for old, new in zip(steps, decision.steps, strict=True):
             assert new.state is old.state or step_may(old.state, new.state) or new.state is StepState.DISPATCHING
-            assert new.attempt == old.attempt + (new.state is StepState.DISPATCHING and new is not old)
+            begun = new.state is StepState.DISPATCHING and not (new.task_id == old.task_id and old.state in ACTIVE)
+            assert new.attempt == old.attempt + begun
         assert decide(decision.workflow, decision.steps, Closed("none", uuid4()), NOW).workflow.status is after
 
 
@@ -351,3 +358,97 @@ def test_nothing_happens_twice() -> None:
     assert not again.dispatch
     older = replace(done, version=1, outcome=Outcome.FAILED)
     assert decide(world.workflow, world.steps, older, NOW).workflow is world.workflow
+
+
+def decided(world: World, event: Event) -> Decision:
+    decision = decide(world.workflow, world.steps, event, NOW)
+    world.workflow, world.steps = decision.workflow, decision.steps
+    return decision
+
+
+def test_a_gate_pauses_the_workflow_until_it_is_resumed() -> None:
+    row, steps = rows({"a": [], "b": ["a"], "c": []})
+    world = World(row, (steps[0], replace(steps[1], approval=Approval.NEEDED), steps[2]), {})
+    decided(world, Start())
+    ready = [one for one in world.steps if one.state is StepState.DISPATCHING]
+    for one in ready:
+        world.make(one)
+    first = task(world, "a")
+    decided(world, Ended("a", first, 2, Outcome.COMPLETED, b""))
+    assert world.workflow.status is Status.PAUSED
+    assert world.workflow.current_step == "c"
+    decided(world, Ended("c", task(world, "c"), 2, Outcome.COMPLETED, b""))
+    assert (world.workflow.status, world.workflow.current_step) == (Status.PAUSED, "b")
+    decision = decided(world, Resume())
+    assert [one.step_id for one in decision.dispatch] == ["b"]
+    assert states(world) == {"a": "COMPLETED", "b": "DISPATCHING", "c": "COMPLETED"}
+
+
+def test_a_pause_by_a_caller_does_not_open_a_gate_that_was_not_reached() -> None:
+    row, steps = rows({"a": [], "b": ["a"]})
+    world = World(row, (steps[0], replace(steps[1], approval=Approval.NEEDED)), {})
+    for event in (Start(), Pause(), Resume()):
+        decided(world, event)
+    decided(world, Ended("a", task(world, "a"), 2, Outcome.COMPLETED, b""))
+    assert world.workflow.status is Status.PAUSED
+    assert states(world)["b"] == "PENDING"
+
+
+def conditional(operator: str, value: object = None) -> World:
+    row, steps = rows({"a": [], "b": ["a"], "c": ["b"], "d": ["a"]})
+    fields = {"from_step": "a", "from_field": "steps", "operator": operator, "value": value}
+    condition = json_format.ParseDict(
+        {name: one for name, one in fields.items() if one is not None}, workflow_pb2.StepCondition()
+    )
+    gated = replace(steps[1], condition=condition.SerializeToString())
+    world = World(row, (steps[0], gated, *steps[2:]), {})
+    decided(world, Start())
+    result = Struct()
+    result.update({"steps": 3})
+    decided(world, Ended("a", task(world, "a"), 2, Outcome.COMPLETED, result.SerializeToString()))
+    return world
+
+
+@pytest.mark.parametrize(
+    ("operator", "value", "begun"),
+    [
+        ("exists", None, True),
+        ("missing", None, False),
+        ("equals", 3, True),
+        ("not_equals", 3, False),
+        ("less", 3, False),
+        ("less", 3.5, True),
+        ("greater", 2, True),
+    ],
+)
+def test_a_step_is_begun_where_its_condition_holds_and_else_skipped_with_all_that_need_it(
+    operator: str, value: object, begun: bool
+) -> None:
+    world = conditional(operator, value)
+    expected = ("DISPATCHING", "PENDING") if begun else ("SKIPPED", "SKIPPED")
+    assert (states(world)["b"], states(world)["c"]) == expected
+    assert states(world)["d"] == "DISPATCHING"
+
+
+def test_a_workflow_whose_last_steps_are_skipped_completes() -> None:
+    world = conditional("missing")
+    decided(world, Ended("d", task(world, "d"), 2, Outcome.COMPLETED, b""))
+    assert world.workflow.status is Status.COMPLETED
+    assert world.workflow.progress == 100
+
+
+def test_a_task_that_takes_too_long_is_cancelled_and_tried_again() -> None:
+    row, steps = rows({"a": []}, max_retries=1)
+    world = World(row, (replace(steps[0], timeout_seconds=5.0),), {})
+    decided(world, Start())
+    first = task(world, "a")
+    for _ in range(2):
+        decision = decided(world, Overdue("a", first))
+        assert [one.task_id for one in decision.cancel] == [first]
+    decision = decided(world, Ended("a", first, 2, Outcome.CANCELLED))
+    assert [one.attempt for one in decision.dispatch] == [2]
+    assert world.workflow.errors == ["a: The task took longer than 5 s"]
+    second = task(world, "a")
+    decided(world, Overdue("a", second))
+    decided(world, Ended("a", second, 2, Outcome.COMPLETED, b"made it after all"))
+    assert world.workflow.status is Status.COMPLETED

@@ -155,6 +155,57 @@ class FieldMapping(_message.Message):
 Global___FieldMapping: _TypeAlias = FieldMapping  # noqa: Y015
 
 @_typing.final
+class StepCondition(_message.Message):
+    """What must hold of a result before a step is begun; a step for which it does not hold is skipped."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_STEP_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    from_step: _builtins.str
+    """Step whose result is read; one that this one depends on, directly or through others."""
+    from_field: _builtins.str
+    """Field of that result."""
+    operator: _builtins.str
+    """`exists`, `missing`, `equals`, `not_equals`, `less` or `greater`."""
+    @_builtins.property
+    def value(self) -> _struct_pb2.Value:
+        """What it is compared with; not for `exists` and `missing`."""
+
+    def __init__(
+        self,
+        *,
+        from_step: _builtins.str | None = ...,
+        from_field: _builtins.str | None = ...,
+        operator: _builtins.str | None = ...,
+        value: _struct_pb2.Value | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_from_field", b"_from_field", "_from_step", b"_from_step", "_operator", b"_operator", "_value", b"_value", "from_field", b"from_field", "from_step", b"from_step", "operator", b"operator", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_field", b"_from_field", "_from_step", b"_from_step", "_operator", b"_operator", "_value", b"_value", "from_field", b"from_field", "from_step", b"from_step", "operator", b"operator", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__from_field: _TypeAlias = _typing.Literal["from_field"]  # noqa: Y015
+    _WhichOneofArgType__from_field: _TypeAlias = _typing.Literal["_from_field", b"_from_field"]  # noqa: Y015
+    _WhichOneofReturnType__from_step: _TypeAlias = _typing.Literal["from_step"]  # noqa: Y015
+    _WhichOneofArgType__from_step: _TypeAlias = _typing.Literal["_from_step", b"_from_step"]  # noqa: Y015
+    _WhichOneofReturnType__operator: _TypeAlias = _typing.Literal["operator"]  # noqa: Y015
+    _WhichOneofArgType__operator: _TypeAlias = _typing.Literal["_operator", b"_operator"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_field) -> _WhichOneofReturnType__from_field | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_step) -> _WhichOneofReturnType__from_step | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__operator) -> _WhichOneofReturnType__operator | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___StepCondition: _TypeAlias = StepCondition  # noqa: Y015
+
+@_typing.final
 class WorkflowStepDefinition(_message.Message):
     """One step as its author describes it."""
 
@@ -171,6 +222,9 @@ class WorkflowStepDefinition(_message.Message):
     FALLBACK_PROVIDER_CONFIG_FIELD_NUMBER: _builtins.int
     FALLBACK_PROVIDER_CAPABILITIES_FIELD_NUMBER: _builtins.int
     MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    WHEN_FIELD_NUMBER: _builtins.int
+    REQUIRES_APPROVAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Name of the step, unique in its workflow."""
     task_type: _enums_pb2.TaskType.ValueType
@@ -179,6 +233,10 @@ class WorkflowStepDefinition(_message.Message):
     """Who executes it once the first provider's retries are spent."""
     max_retries: _builtins.int
     """How often the step is tried again after its task failed."""
+    timeout_seconds: _builtins.float
+    """Seconds from the making of its task, waiting included, after which it is cancelled and counts as failed."""
+    requires_approval: _builtins.bool
+    """Whether the workflow pauses before it until it is resumed."""
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
         """Fields of its task that are known beforehand."""
@@ -207,6 +265,10 @@ class WorkflowStepDefinition(_message.Message):
     def fallback_provider_capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Capabilities of the fallback."""
 
+    @_builtins.property
+    def when(self) -> Global___StepCondition:
+        """What must hold for it to be begun; else it is skipped, and so is every step that depends on it."""
+
     def __init__(
         self,
         *,
@@ -221,10 +283,13 @@ class WorkflowStepDefinition(_message.Message):
         fallback_provider_config: _providers_pb2.ProviderConfig | None = ...,
         fallback_provider_capabilities: _abc.Iterable[_builtins.str] | None = ...,
         max_retries: _builtins.int | None = ...,
+        timeout_seconds: _builtins.float | None = ...,
+        when: Global___StepCondition | None = ...,
+        requires_approval: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_id", b"_id", "_max_retries", b"_max_retries", "_provider_config", b"_provider_config", "_task_type", b"_task_type", "config", b"config", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "id", b"id", "max_retries", b"max_retries", "provider_config", b"provider_config", "task_type", b"task_type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_id", b"_id", "_max_retries", b"_max_retries", "_provider_config", b"_provider_config", "_requires_approval", b"_requires_approval", "_task_type", b"_task_type", "_timeout_seconds", b"_timeout_seconds", "_when", b"_when", "config", b"config", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "id", b"id", "max_retries", b"max_retries", "provider_config", b"provider_config", "requires_approval", b"requires_approval", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "when", b"when"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_id", b"_id", "_max_retries", b"_max_retries", "_provider_config", b"_provider_config", "_task_type", b"_task_type", "active_provider_capabilities", b"active_provider_capabilities", "config", b"config", "depends_on", b"depends_on", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "id", b"id", "input_mappings", b"input_mappings", "max_retries", b"max_retries", "provider_config", b"provider_config", "task_type", b"task_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_id", b"_id", "_max_retries", b"_max_retries", "_provider_config", b"_provider_config", "_requires_approval", b"_requires_approval", "_task_type", b"_task_type", "_timeout_seconds", b"_timeout_seconds", "_when", b"_when", "active_provider_capabilities", b"active_provider_capabilities", "config", b"config", "depends_on", b"depends_on", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "id", b"id", "input_mappings", b"input_mappings", "max_retries", b"max_retries", "provider_config", b"provider_config", "requires_approval", b"requires_approval", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fallback_provider_config: _TypeAlias = _typing.Literal["fallback_provider_config"]  # noqa: Y015
     _WhichOneofArgType__fallback_provider_config: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config"]  # noqa: Y015
@@ -236,8 +301,14 @@ class WorkflowStepDefinition(_message.Message):
     _WhichOneofArgType__max_retries: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries"]  # noqa: Y015
     _WhichOneofReturnType__provider_config: _TypeAlias = _typing.Literal["provider_config"]  # noqa: Y015
     _WhichOneofArgType__provider_config: _TypeAlias = _typing.Literal["_provider_config", b"_provider_config"]  # noqa: Y015
+    _WhichOneofReturnType__requires_approval: _TypeAlias = _typing.Literal["requires_approval"]  # noqa: Y015
+    _WhichOneofArgType__requires_approval: _TypeAlias = _typing.Literal["_requires_approval", b"_requires_approval"]  # noqa: Y015
     _WhichOneofReturnType__task_type: _TypeAlias = _typing.Literal["task_type"]  # noqa: Y015
     _WhichOneofArgType__task_type: _TypeAlias = _typing.Literal["_task_type", b"_task_type"]  # noqa: Y015
+    _WhichOneofReturnType__timeout_seconds: _TypeAlias = _typing.Literal["timeout_seconds"]  # noqa: Y015
+    _WhichOneofArgType__timeout_seconds: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__when: _TypeAlias = _typing.Literal["when"]  # noqa: Y015
+    _WhichOneofArgType__when: _TypeAlias = _typing.Literal["_when", b"_when"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fallback_provider_config) -> _WhichOneofReturnType__fallback_provider_config | None: ...
     @_typing.overload
@@ -249,7 +320,13 @@ class WorkflowStepDefinition(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__provider_config) -> _WhichOneofReturnType__provider_config | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__requires_approval) -> _WhichOneofReturnType__requires_approval | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__task_type) -> _WhichOneofReturnType__task_type | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_seconds) -> _WhichOneofReturnType__timeout_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__when) -> _WhichOneofReturnType__when | None: ...
 
 Global___WorkflowStepDefinition: _TypeAlias = WorkflowStepDefinition  # noqa: Y015
 
@@ -556,7 +633,7 @@ class WorkflowPublic(_message.Message):
     progress: _builtins.float
     """Percent done, 0 to 100."""
     current_step: _builtins.str
-    """Step that runs now; the first of them in the order of the definition where several do."""
+    """Step that runs now, the first of them in the order of the definition where several do; or that waits for approval."""
     final_step_id: _builtins.str
     """Step whose result is the workflow's: the last one in topological order."""
     canvas_task_id: _builtins.str

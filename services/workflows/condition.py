@@ -1,0 +1,52 @@
+"""Conditions on results: what a step's `when` says, judged once what it depends on is done. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from atelier.workflows.v1 import workflow_pb2
+from google.protobuf import json_format
+
+from services.workflows.fields import plain_struct
+from services.workflows.mapping import Kind
+
+ORDERED = frozenset({"less", "greater"})
+COMPARED = frozenset({"equals", "not_equals"}) | ORDERED
+
+_COMPARE: Mapping[str, Callable[[Any, Any], bool]] = MappingProxyType(
+    {
+        "equals": lambda found, wanted: bool(found == wanted),
+        "not_equals": lambda found, wanted: bool(found != wanted),
+        "less": lambda found, wanted: found is not None and bool(float(found) < wanted),
+        "greater": lambda found, wanted: found is not None and bool(float(found) > wanted),
+    }
+)
+
+
+def holds(condition: bytes, result: bytes | None) -> bool:
+    """Whether a condition holds of a result.
+
+    Args:
+        condition: The serialized StepCondition, checked.
+        result: The serialized Struct of the step that it names; None where that has none.
+    """
+    wanted = workflow_pb2.StepCondition.FromString(condition)
+    found = (plain_struct(result) if result is not None else {}).get(wanted.from_field)
+    if wanted.operator not in COMPARED:
+        return (found is not None) == (wanted.operator != "missing")
+    return _COMPARE[wanted.operator](found, json_format.MessageToDict(wanted.value))
+
+
+def fault_of(condition: workflow_pb2.StepCondition, kind: Kind) -> str:
+    """What is wrong with a condition on a field of this kind; empty where nothing is."""
+    operator, compared = condition.operator, condition.operator in COMPARED
+    if compared != condition.HasField("value"):
+        return f"{operator} takes a value" if compared else f"{operator} takes no value"
+    if operator in ORDERED and not kind.is_number:
+        return f"{operator} needs a number, {condition.from_field} is a {kind}"
+    value = json_format.MessageToDict(condition.value) if compared else None
+    if operator in ORDERED and (isinstance(value, bool) or not isinstance(value, int | float)):
+        return f"{operator} takes a number"
+    return ""
