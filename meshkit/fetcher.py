@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,7 @@ def is_public(address: Address) -> bool:
 
 
 class Fetcher:
-    """Fetches what callers name.
+    """Fetches what callers name, and posts to where they ask for it.
 
     Args:
         allow_private: `host:port` or CIDR that may be reached although it is private.
@@ -212,6 +212,48 @@ class Fetcher:
             raise unavailable(f"{path} could not be fetched", reason="FETCH_FAILED") from None
         raise invalid(path, f"redirects more than {MAX_REDIRECTS} times", "url_redirects")
 
+    async def post(
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout: float,  # noqa: ASYNC109
+        *,
+        path: str = "url",
+    ) -> int:
+        """Sends a body to an address; follows no redirect, and reads nothing of the answer but its status.
+
+        Args:
+            url: The address.
+            body: What is sent.
+            headers: Headers beside those of HTTP itself.
+            timeout: Seconds in all.
+            path: Path of the member that names the address, for the error.
+
+        Returns:
+            The status of the answer, whatever it is.
+
+        Raises:
+            MeshError: `INVALID` for an address that may not be reached, `UNAVAILABLE` where nothing answers.
+        """
+        import httpx  # noqa: PLC0415
+
+        try:
+            async with asyncio.timeout(timeout):
+                addresses = await self.addresses(self.check(url, path=path), path=path)
+                async with (
+                    _client(addresses, timeout) as client,
+                    client.stream(
+                        "POST", url, content=body, headers={**headers, "accept": "*/*", "user-agent": "atelier"}
+                    ) as response,
+                ):
+                    return response.status_code
+        except TimeoutError:
+            raise unavailable(f"{path} did not answer in time", reason="FETCH_TIMEOUT") from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            _log.info("post failed", cause=type(error).__name__)
+            raise unavailable(f"{path} could not be reached", reason="FETCH_FAILED") from None
+
     def check(self, url: str, *, path: str = "url") -> Target:
         """Judges an address as far as that goes without a look-up, e.g. when a request that names it is accepted.
 
@@ -268,14 +310,10 @@ class Fetcher:
     async def _fetch_once(
         self, url: str, max_bytes: int, seconds: float, content_types: Sequence[str], path: str
     ) -> Fetched | str:
-        import httpx  # noqa: PLC0415
-
         target = self.check(url, path=path)
         addresses = await self.addresses(target, path=path)
         async with (
-            httpx.AsyncClient(
-                transport=_pinned_transport(addresses), follow_redirects=False, trust_env=False, timeout=seconds
-            ) as client,
+            _client(addresses, seconds) as client,
             client.stream("GET", url, headers={"accept": "*/*", "user-agent": "atelier"}) as response,
         ):
             if response.status_code in _REDIRECTS and "location" in response.headers:
@@ -291,6 +329,14 @@ class Fetcher:
             if content_types and not content_type.startswith(tuple(content_types)):
                 raise invalid(path, "is of a media type that is not accepted here", "url_content_type")
             return Fetched(await _body(response, max_bytes, path), content_type, url)
+
+
+def _client(addresses: Sequence[str], seconds: float) -> httpx.AsyncClient:
+    import httpx  # noqa: PLC0415
+
+    return httpx.AsyncClient(
+        transport=_pinned_transport(addresses), follow_redirects=False, trust_env=False, timeout=seconds
+    )
 
 
 async def _body(response: httpx.Response, max_bytes: int, path: str) -> bytes:

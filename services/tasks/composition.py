@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from atelier.tasks.v1 import tasks_service_pb2_grpc, worker_service_pb2_grpc
+from atelier.tasks.v1 import tasks_service_pb2_grpc, webhooks_service_pb2_grpc, worker_service_pb2_grpc
 
 from meshkit import db as meshdb
 from meshkit.auth import TokenVerifier
@@ -30,11 +30,15 @@ from services.tasks.inputs import InputDoor
 from services.tasks.loops import Upkeep
 from services.tasks.news import News
 from services.tasks.postgres.store import PostgresStore
+from services.tasks.postgres.webhooks import PostgresWebhooks
 from services.tasks.progress import ProgressBoard
 from services.tasks.scheduler import Poll, Scheduler
+from services.tasks.sending import Sender
 from services.tasks.service import TasksService
 from services.tasks.servicer import TasksServicer
 from services.tasks.watch import Watchers
+from services.tasks.webhook_service import WebhookDesk
+from services.tasks.webhook_servicer import WebhookServicer
 from services.tasks.worker_servicer import WorkerServicer
 from services.tasks.workers import WorkerDesk
 
@@ -52,6 +56,7 @@ class Running:
     relay: Relay
     database: Database
     objects: ObjectStore
+    sender: Sender
 
 
 async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
@@ -79,7 +84,8 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
     stack.push_async_callback(relay.close)
     news.on_commit(_coalesced(relay.wake, RELAY_DELAY_SECONDS))
 
-    door = InputDoor(objects, Fetcher.from_settings(settings), settings.shared_tenant)
+    fetcher = Fetcher.from_settings(settings)
+    door = InputDoor(objects, fetcher, settings.shared_tenant)
     tasks = TasksService(
         store,
         catalog=catalog,
@@ -125,7 +131,11 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
         settings=settings,
         clock=lambda: datetime.now(UTC),
     )
-    loops = Loops(*upkeep.loops(board), *([relay.loop, relay.prune_loop] if settings.run_loops else []))
+    webhooks = PostgresWebhooks(database)
+    sender = Sender(webhooks, fetcher)
+    stack.push_async_callback(sender.close)
+    single = [relay.loop, relay.prune_loop, *sender.loops] if settings.run_loops else []
+    loops = Loops(*upkeep.loops(board), *single)
     await stack.enter_async_context(loops)
     server = MeshServer(
         settings,
@@ -144,6 +154,11 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
                 ),
                 "atelier.tasks.v1.WorkerService",
             ),
+            (
+                webhooks_service_pb2_grpc.add_WebhookServiceServicer_to_server,
+                WebhookServicer(WebhookDesk(webhooks, fetcher)),
+                "atelier.tasks.v1.WebhookService",
+            ),
         ],
         verifier=TokenVerifier.from_settings(settings),
     )
@@ -154,7 +169,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return Running(server.address, upkeep, relay, database, objects)
+    return Running(server.address, upkeep, relay, database, objects, sender)
 
 
 def _coalesced(work: Callable[[], None], delay_seconds: float) -> Callable[[], None]:

@@ -1,14 +1,20 @@
-"""What the service tells the mesh: the documented events, as rows for the outbox."""
+"""What the service tells the mesh and webhooks: the documented events, as rows for the outbox and as deliveries."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from atelier.events.v1 import events_pb2
+from google.protobuf.message import Message
 
+from meshkit.fetcher import check_url
 from meshkit.outbox import OutboxEvent
+from services.tasks import spelling
 from services.tasks.convert import CATEGORY, STATUS
 from services.tasks.domain import Status, TaskRecord
+from services.tasks.webhooks import NewDelivery
 
 SUBJECT = "atelier.tasks.v1.task"
 PROGRESS_SUBJECT = "atelier.progress"
@@ -21,6 +27,11 @@ _WHAT = {
     Status.COMPLETED.value: "completed",
     Status.FAILED.value: "failed",
     Status.CANCELLED.value: "cancelled",
+}
+
+_TASK_EVENTS: Mapping[str, type[Message]] = {
+    "task_created": events_pb2.TaskCreatedEvent,
+    "task_status_update": events_pb2.TaskStatusEvent,
 }
 
 
@@ -62,6 +73,43 @@ def changed(record: TaskRecord) -> OutboxEvent:
     if record.error_category is not None:
         event.error_category = CATEGORY[record.error_category]  # type: ignore[assignment]
     return _outbox(f"{SUBJECT}.{_WHAT[record.status]}", record, event, "task_status_update")
+
+
+def delivery(record: TaskRecord, url: str, event: OutboxEvent) -> NewDelivery:
+    """A task's event on its way to the task's webhook."""
+    message = _TASK_EVENTS[event.headers["Atelier-Event-Type"]].FromString(event.payload)
+    return to_delivery(
+        message,
+        event_id=event.event_id,
+        tenant=record.tenant,
+        entity_id=record.id,
+        version=record.version,
+        url=url,
+    )
+
+
+def to_delivery(event: Any, *, event_id: UUID, tenant: str, entity_id: UUID, version: int, url: str) -> NewDelivery:
+    """An event on its way to an address.
+
+    Args:
+        event: A message that has an `event_type`.
+        event_id: Identifier of the event.
+        tenant: Tenant that it belongs to.
+        entity_id: What it tells of.
+        version: Version of that.
+        url: The address, well formed.
+    """
+    target = check_url(url)
+    return NewDelivery(
+        id=event_id,
+        tenant=tenant,
+        entity_id=entity_id,
+        entity_version=version,
+        event_type=spelling.enum_names(events_pb2.EventType.DESCRIPTOR)[event.event_type],
+        url=url,
+        target=f"{target.host}:{target.port}",
+        body=spelling.encode(event),
+    )
 
 
 def _outbox(subject: str, record: TaskRecord, event: Any, event_type: str) -> OutboxEvent:

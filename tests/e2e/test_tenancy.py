@@ -9,7 +9,7 @@ import grpc
 import httpx
 import pytest
 from atelier.inference.v1 import inference_service_pb2
-from atelier.tasks.v1 import tasks_service_pb2, worker_service_pb2
+from atelier.tasks.v1 import tasks_service_pb2, webhooks_service_pb2, worker_service_pb2
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from PIL import Image
@@ -26,7 +26,14 @@ _REFUSED = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED}
 def owned(mesh: RunningMesh) -> dict[str, Any]:
     """A finished task with an object, and a stored picture."""
     with mesh.http(OWNER) as client:
-        task = mesh.create(client, str(uuid.uuid4()), steps=0, result_bytes=64, origin_reference="secret-of-owner")
+        task = mesh.create(
+            client,
+            str(uuid.uuid4()),
+            steps=0,
+            result_bytes=64,
+            origin_reference="secret-of-owner",
+            webhook_url="https://hooks.example.com/of-owner",
+        )
         done = until(
             lambda: (now := client.get(f"/api/v1/tasks/{task['id']}").json())["status"] == "COMPLETED" and now,
             "the owner's task completes",
@@ -40,6 +47,14 @@ def owned(mesh: RunningMesh) -> dict[str, Any]:
         return dict(done)
 
 
+@pytest.fixture(scope="module")
+def delivery(mesh: RunningMesh, owned: dict[str, Any]) -> str:
+    """One of the webhooks of the owner's task."""
+    with mesh.http(OWNER) as client:
+        [first, *_] = client.get("/api/v1/webhooks/deliveries", params={"entity_id": owned["id"]}).json()
+    return str(first["id"])
+
+
 def _routes(mesh: RunningMesh) -> list[tuple[str, str]]:
     document = httpx.get(f"{mesh.url}/openapi.json").json()
     return [
@@ -50,13 +65,14 @@ def _routes(mesh: RunningMesh) -> list[tuple[str, str]]:
     ]
 
 
-def test_every_route_hides_what_another_tenant_owns(mesh: RunningMesh, owned: dict[str, Any]) -> None:
+def test_every_route_hides_what_another_tenant_owns(mesh: RunningMesh, owned: dict[str, Any], delivery: str) -> None:
     tried = 0
     with mesh.http(STRANGER) as client:
         for method, route in _routes(mesh):
             if "{" not in route:
                 continue
             path = route.replace("{task_id}", owned["id"]).replace("{path}", "mine/a.png").replace("{token}", "guessed")
+            path = path.replace("{delivery_id}", delivery)
             assert "{" not in path, f"{route} names something that this test does not know: add it"
             if method == "POST" and route.endswith("{path}"):
                 continue  # writes below the stranger's own prefix; looked at below
@@ -97,7 +113,7 @@ def _assert_untouched(mesh: RunningMesh, owned: dict[str, Any]) -> None:
 
 
 def _methods() -> Iterator[MethodDescriptor]:
-    for module in (tasks_service_pb2, worker_service_pb2, inference_service_pb2):
+    for module in (tasks_service_pb2, worker_service_pb2, webhooks_service_pb2, inference_service_pb2):
         for service in module.DESCRIPTOR.services_by_name.values():
             yield from service.methods
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from meshkit import idempotency, outbox
+from meshkit import idempotency
 from meshkit.db import Connection
-from services.tasks import events
 from services.tasks.domain import TaskRecord
-from services.tasks.postgres import columns, counters
+from services.tasks.postgres import announcements, columns, counters
 from services.tasks.store import Creation
 
 _COPY = f"COPY tasks ({columns.SELECT}) FROM STDIN"
@@ -108,7 +107,7 @@ async def _write(conn: Connection, records: Sequence[TaskRecord]) -> None:
     async with conn.cursor() as cursor, cursor.copy(_COPY) as copy:
         for record in records:
             await copy.write_row(columns.values(record))
-    await outbox.insert(conn, [events.created(record) for record in records])
+    await announcements.created(conn, records)
     await counters.apply(conn, [counters.entering(record) for record in records])
 
 

@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from meshkit import outbox
 from meshkit.db import Connection
-from services.tasks import events
 from services.tasks.catalog import prefix_of
 from services.tasks.domain import (
     MAX_ERRORS,
@@ -26,7 +24,7 @@ from services.tasks.domain import (
     clip_error,
 )
 from services.tasks.fairness import correction, weight_of
-from services.tasks.postgres import columns, counters
+from services.tasks.postgres import announcements, columns, counters
 from services.tasks.store import Completion, Ended
 
 # Rows are locked in the order of their ids, as everyone who takes several does.
@@ -135,7 +133,7 @@ async def complete(conn: Connection, completions: Sequence[Completion], weights:
     done: dict[UUID, tuple[TaskRecord, float]] = {}
     for row in await cursor.fetchall():
         done[row[0]] = (columns.record(row[:-1]), row[-1])
-    await outbox.insert(conn, [events.changed(record) for record, _ in done.values()])
+    await announcements.changed(conn, [record for record, _ in done.values()])
     for record, _ in done.values():
         if record.attempt > 1:
             await note_sweep(conn, record)
@@ -189,7 +187,7 @@ async def lose(
         return None
     after = columns.record(row)
     await _end_attempt(conn, record, loss)
-    await outbox.insert(conn, [events.changed(after)])
+    await announcements.changed(conn, [after])
     if after.status == Status.FAILED:
         await note_sweep(conn, after)
     changes = [counters.entering(after)] if counters.waits(after) else []
@@ -217,7 +215,7 @@ async def cancel(conn: Connection, task_id: UUID) -> tuple[TaskRecord, TaskRecor
         await _end_attempt(conn, before, Loss(Outcome.CANCELLED, "", Category.CANCELLED))
     if before.attempt:
         await note_sweep(conn, after)
-    await outbox.insert(conn, [events.changed(after)])
+    await announcements.changed(conn, [after])
     await counters.apply(conn, [counters.leaving(before)] if counters.waits(before) else [])
     return before, after
 

@@ -8,12 +8,10 @@ from uuid import UUID
 
 from psycopg import sql
 
-from meshkit import outbox
 from meshkit.db import Connection
-from services.tasks import events
 from services.tasks.domain import AttemptRecord, Status, TaskRecord
 from services.tasks.errors import task_not_found
-from services.tasks.postgres import columns, counters, endings
+from services.tasks.postgres import announcements, columns, counters, endings
 from services.tasks.store import TaskFilter
 
 # What a caller or an operator may change; the rest belongs to the scheduler.
@@ -127,7 +125,7 @@ async def modify(
         raise task_not_found(task_id)
     after = columns.record(row)
     if after.status != before.status:
-        await outbox.insert(conn, [events.changed(after)])
+        await announcements.changed(conn, [after])
     changes = [counters.leaving(before)] if counters.waits(before) else []
     if counters.waits(after):
         changes.append(counters.entering(after))

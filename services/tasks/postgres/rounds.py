@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from meshkit import outbox
 from meshkit.db import Connection
-from services.tasks import events
 from services.tasks.domain import TaskRecord
 from services.tasks.fairness import Candidate, Contender
-from services.tasks.postgres import columns, counters
+from services.tasks.postgres import announcements, columns, counters
 from services.tasks.store import Grant, PollEntry
 
 # A poll's number is the last one's (it is repeated) or the next. The previous number tells which.
@@ -160,7 +158,7 @@ class PostgresRound:
         by_id = {row[0]: columns.record(row) for row in await cursor.fetchall()}
         granted = [(grant, by_id[grant.task_id]) for grant in grants if grant.task_id in by_id]
         if granted:
-            await outbox.insert(self._conn, [events.changed(record) for _, record in granted])
+            await announcements.changed(self._conn, [record for _, record in granted])
             await self._conn.execute(_ADVANCE, (self._queue, virtual_time))
             await counters.apply(
                 self._conn,

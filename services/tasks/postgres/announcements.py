@@ -1,0 +1,35 @@
+"""Telling of changes in their own transaction: to the mesh by the outbox, to a task's webhook by a delivery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from meshkit import outbox
+from meshkit.db import Connection
+from meshkit.outbox import OutboxEvent
+from services.tasks import events
+from services.tasks.domain import Kind, TaskRecord
+from services.tasks.postgres import webhooks
+
+
+async def created(conn: Connection, records: Sequence[TaskRecord]) -> None:
+    """Tasks were accepted."""
+    await _tell(conn, [(record, events.created(record)) for record in records])
+
+
+async def changed(conn: Connection, records: Sequence[TaskRecord]) -> None:
+    """Tasks changed their state."""
+    await _tell(conn, [(record, events.changed(record)) for record in records])
+
+
+async def _tell(conn: Connection, told: Sequence[tuple[TaskRecord, OutboxEvent]]) -> None:
+    await outbox.insert(conn, [event for _, event in told])
+    # Of other jobs than tasks their owners tell.
+    await webhooks.insert(
+        conn,
+        [
+            events.delivery(record, record.webhook_url, event)
+            for record, event in told
+            if record.webhook_url is not None and record.kind == Kind.TASK
+        ],
+    )

@@ -1,0 +1,320 @@
+"""Deliveries of webhooks: written with the change they tell of, claimed by one sender at a time, logged.
+
+The database's clock decides what is due. A delivery that waits for its turn behind an earlier event of its entity is
+never claimed; it is due when that one is, so that it is not looked at in vain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from meshkit.db import Connection, Database
+from services.tasks.webhooks import (
+    LEASE,
+    LOG_KEPT,
+    Answer,
+    AttemptNote,
+    Claimed,
+    DeliveryRecord,
+    DeliveryStatus,
+    Failure,
+    NewDelivery,
+    Secret,
+    Verdict,
+    new_secret,
+)
+
+_PRUNE_BATCH = 5000
+
+_INSERT = """
+INSERT INTO webhook_deliveries
+    (id, tenant, entity_id, entity_version, event_type, url, target, body, status, created_at, due_at)
+SELECT d.*, 'PENDING', now(), now()
+FROM unnest(%s::uuid[], %s::text[], %s::uuid[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::bytea[]) AS d
+ON CONFLICT (id) DO NOTHING
+"""
+
+# Targets by hops over the index, then a few deliveries of each: a target with a long queue costs no more than others.
+_CLAIM = """
+WITH RECURSIVE targets (target) AS (
+    (SELECT d.target FROM webhook_deliveries d WHERE d.status = 'PENDING' ORDER BY d.target LIMIT 1)
+    UNION ALL
+    SELECT (SELECT d.target FROM webhook_deliveries d WHERE d.status = 'PENDING' AND d.target > t.target
+            ORDER BY d.target LIMIT 1)
+    FROM targets t WHERE t.target IS NOT NULL
+), due AS (
+    SELECT found.id
+    FROM targets t
+    CROSS JOIN LATERAL (
+        SELECT d.id, d.due_at FROM webhook_deliveries d
+        WHERE d.status = 'PENDING' AND d.target = t.target AND d.due_at <= now() + %(ahead)s
+            AND NOT EXISTS (
+                SELECT FROM webhook_deliveries e
+                WHERE e.status = 'PENDING' AND e.entity_id = d.entity_id AND e.url = d.url AND e.tenant = d.tenant
+                    AND (e.entity_version, e.id) < (d.entity_version, d.id)
+            )
+        ORDER BY d.due_at
+        LIMIT greatest(0, %(per_target)s - coalesce((%(busy)s::jsonb ->> t.target)::integer, 0))
+        FOR UPDATE OF d SKIP LOCKED
+    ) found
+    WHERE t.target IS NOT NULL
+    ORDER BY found.due_at
+    LIMIT %(room)s
+)
+UPDATE webhook_deliveries d SET lease = gen_random_uuid(), due_at = now() + %(ahead)s + %(lease)s
+FROM due WHERE d.id = due.id AND d.status = 'PENDING' AND d.due_at <= now() + %(ahead)s
+RETURNING d.id, d.lease, d.tenant, d.url, d.target, d.body, d.tries, now() + %(ahead)s,
+    EXISTS (SELECT FROM webhook_disabled x WHERE x.tenant = d.tenant AND x.url = d.url)
+"""
+
+_KEYS = """
+SELECT tenant, key FROM webhook_secrets
+WHERE tenant = ANY(%s) AND (expires_at IS NULL OR expires_at > now() + %s)
+ORDER BY tenant, expires_at DESC NULLS FIRST
+"""
+
+_FINISH = """
+UPDATE webhook_deliveries SET
+    status = %(status)s, failure = %(failure)s, lease = NULL,
+    tries = tries + %(sent)s, attempt_count = attempt_count + %(sent)s,
+    last_status_code = CASE WHEN %(sent)s > 0 THEN %(status_code)s ELSE last_status_code END,
+    last_error = CASE WHEN %(sent)s > 0 THEN %(error)s ELSE last_error END,
+    due_at = now() + %(ahead)s + %(wait)s::interval,
+    ended_at = CASE WHEN %(wait)s::interval IS NULL THEN now() + %(ahead)s END
+WHERE id = %(id)s AND lease = %(lease)s
+RETURNING tenant, entity_id, url, entity_version, attempt_count, due_at
+"""
+
+_FOLLOWERS = """
+UPDATE webhook_deliveries SET due_at = coalesce(%(due_at)s::timestamptz, now() + %(ahead)s)
+WHERE status = 'PENDING' AND entity_id = %(entity)s AND tenant = %(tenant)s AND url = %(url)s
+    AND (entity_version, id) > (%(version)s, %(id)s) AND lease IS NULL
+"""
+
+_REDELIVER = """
+UPDATE webhook_deliveries SET status = 'PENDING', failure = NULL, ended_at = NULL, tries = 0,
+    due_at = CASE WHEN lease IS NULL THEN now() + %s ELSE due_at END
+WHERE id = %s RETURNING tenant, url
+"""
+
+_COLUMNS = (
+    "id, tenant, entity_id, entity_version, event_type, url, status, failure, attempt_count, last_status_code, "
+    "last_error, created_at, due_at, ended_at, body"
+)
+
+_LIST = f"""
+SELECT {_COLUMNS} FROM webhook_deliveries
+WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s) AND (%(status)s::text IS NULL OR status = %(status)s)
+    AND (%(entity)s::uuid IS NULL OR entity_id = %(entity)s)
+ORDER BY created_at DESC, id DESC OFFSET %(skip)s LIMIT %(limit)s
+"""  # noqa: S608 -- fixed names
+
+
+async def insert(conn: Connection, deliveries: Sequence[NewDelivery]) -> None:
+    """Writes deliveries in the transaction of what they tell of; those that exist are left alone.
+
+    Args:
+        conn: Connection with that transaction.
+        deliveries: The deliveries.
+    """
+    if deliveries:
+        rows = [
+            (one.id, one.tenant, one.entity_id, one.entity_version, one.event_type, one.url, one.target, one.body)
+            for one in deliveries
+        ]
+        await conn.execute(_INSERT, [list(column) for column in zip(*rows, strict=True)])
+
+
+class PostgresWebhooks:
+    """Deliveries and secrets of webhooks.
+
+    Args:
+        db: The service's database, migrated.
+        ahead: How far the time of webhooks runs ahead of the database's; tests let days pass by it.
+    """
+
+    def __init__(self, db: Database, ahead: Callable[[], timedelta] = timedelta) -> None:
+        self._db = db
+        self._ahead = ahead
+
+    async def enqueue(self, delivery: NewDelivery) -> None:
+        """Writes a delivery unless it exists."""
+
+        async def body() -> None:
+            async with self._db.transaction() as conn:
+                await insert(conn, [delivery])
+
+        await self._db.retrying(body)
+
+    async def claim(self, room: int, per_target: int, busy: Mapping[str, int]) -> list[Claimed]:
+        """Takes deliveries that are due, at most so many, and at most so many of a target beside those under way."""
+        arguments = {
+            "ahead": self._ahead(),
+            "lease": LEASE,
+            "room": room,
+            "per_target": per_target,
+            "busy": Jsonb(dict(busy)),
+        }
+        async with self._db.transaction() as conn:
+            rows = await (await conn.execute(_CLAIM, arguments)).fetchall()
+            keys = await self._keys(conn, sorted({row[2] for row in rows}))
+        return [Claimed(*(*row, keys[row[2]])) for row in rows]
+
+    async def finish(self, claimed: Claimed, answer: Answer | None, verdict: Verdict) -> bool:
+        """Writes what came of a delivery and lets the entity's next one follow.
+
+        Args:
+            claimed: The delivery.
+            answer: What the receiver answered; None where nothing was sent.
+            verdict: What follows.
+
+        Returns:
+            Whether the delivery was still the caller's.
+        """
+
+        async def body() -> bool:
+            async with self._db.transaction() as conn:
+                return await self._finish(conn, claimed, answer, verdict)
+
+        return await self._db.retrying(body)
+
+    async def redeliver(self, delivery_id: UUID) -> None:
+        """Has a delivery sent again, and its address enabled."""
+        async with self._db.transaction() as conn:
+            cursor = await conn.execute(_REDELIVER, (self._ahead(), delivery_id))
+            row = await cursor.fetchone()
+            if row is not None:
+                await conn.execute("DELETE FROM webhook_disabled WHERE tenant = %s AND url = %s", row)
+
+    async def get(self, delivery_id: UUID) -> DeliveryRecord | None:
+        """A delivery."""
+        async with self._db.connection() as conn:
+            cursor = await conn.execute(f"SELECT {_COLUMNS} FROM webhook_deliveries WHERE id = %s", (delivery_id,))  # noqa: S608
+            row = await cursor.fetchone()
+        return None if row is None else DeliveryRecord(*row)
+
+    async def attempts(self, delivery_id: UUID) -> list[AttemptNote]:
+        """Attempts at a delivery, oldest first."""
+        async with self._db.connection() as conn:
+            cursor = await conn.execute(
+                "SELECT started_at, duration_seconds, status_code, error FROM webhook_attempts "
+                "WHERE delivery_id = %s ORDER BY number",
+                (delivery_id,),
+            )
+            return [AttemptNote(*row) for row in await cursor.fetchall()]
+
+    async def list_deliveries(
+        self, tenant: str | None, status: DeliveryStatus | None, entity_id: UUID | None, skip: int, limit: int
+    ) -> list[DeliveryRecord]:
+        """Deliveries, newest first."""
+        arguments = {
+            "tenant": tenant,
+            "status": None if status is None else status.value,
+            "entity": entity_id,
+            "skip": skip,
+            "limit": limit,
+        }
+        async with self._db.connection() as conn:
+            cursor = await conn.execute(_LIST, arguments)
+            return [DeliveryRecord(*row) for row in await cursor.fetchall()]
+
+    async def secret(self, tenant: str) -> Secret:
+        """The secret that signs a tenant's webhooks now; made where there is none."""
+        async with self._db.transaction() as conn:
+            return await self._present(conn, tenant)
+
+    async def rotate(self, tenant: str, overlap: timedelta) -> Secret:
+        """Makes a new secret; the former one signs beside it for the overlap."""
+        async with self._db.transaction() as conn:
+            await self._present(conn, tenant)
+            await conn.execute(
+                "UPDATE webhook_secrets SET expires_at = now() + %s WHERE tenant = %s AND expires_at IS NULL",
+                (self._ahead() + overlap, tenant),
+            )
+            return await self._present(conn, tenant)
+
+    async def prune(self) -> bool:
+        """Forgets deliveries that ended long ago, and secrets that sign no more.
+
+        Returns:
+            Whether more are old enough.
+        """
+        async with self._db.transaction() as conn:
+            await conn.execute("DELETE FROM webhook_secrets WHERE expires_at < now() + %s", (self._ahead(),))
+            cursor = await conn.execute(
+                "DELETE FROM webhook_deliveries WHERE id IN (SELECT id FROM webhook_deliveries "
+                "WHERE ended_at < now() + %s ORDER BY ended_at LIMIT %s)",
+                (self._ahead() - LOG_KEPT, _PRUNE_BATCH),
+            )
+            return cursor.rowcount == _PRUNE_BATCH
+
+    async def _finish(self, conn: Connection, claimed: Claimed, answer: Answer | None, verdict: Verdict) -> bool:
+        cursor = await conn.execute(
+            _FINISH,
+            {
+                "id": claimed.id,
+                "lease": claimed.lease,
+                "status": verdict.status.value,
+                "failure": None if verdict.failure is None else verdict.failure.value,
+                "sent": 0 if answer is None else 1,
+                "status_code": None if answer is None else answer.status_code,
+                "error": None if answer is None else answer.error,
+                "wait": verdict.wait,
+                "ahead": self._ahead(),
+            },
+        )
+        row = await cursor.fetchone()
+        if row is None:
+            return False
+        tenant, entity, url, version, number, due_at = row
+        if answer is not None:
+            await conn.execute(
+                "INSERT INTO webhook_attempts (delivery_id, number, started_at, duration_seconds, status_code, error) "
+                "VALUES (%s, %s, %s, %s, %s, %s)",
+                (claimed.id, number, claimed.now, answer.seconds, answer.status_code, answer.error),
+            )
+        if verdict.failure is Failure.GONE:
+            await conn.execute(
+                "INSERT INTO webhook_disabled (tenant, url, disabled_at) VALUES (%s, %s, now()) ON CONFLICT DO NOTHING",
+                (tenant, url),
+            )
+        await conn.execute(
+            _FOLLOWERS,
+            {
+                "entity": entity,
+                "tenant": tenant,
+                "url": url,
+                "version": version,
+                "id": claimed.id,
+                "due_at": due_at,
+                "ahead": self._ahead(),
+            },
+        )
+        return True
+
+    async def _keys(self, conn: Connection, tenants: Sequence[str]) -> dict[str, list[str]]:
+        for tenant in tenants:
+            await self._present(conn, tenant)
+        keys: dict[str, list[str]] = {}
+        if tenants:
+            cursor = await conn.execute(_KEYS, (list(tenants), self._ahead()))
+            for tenant, key in await cursor.fetchall():
+                keys.setdefault(tenant, []).append(key)
+        return keys
+
+    async def _present(self, conn: Connection, tenant: str) -> Secret:
+        # Two who make the first secret at once: the second waits for the first and takes its one.
+        await conn.execute(
+            "INSERT INTO webhook_secrets (tenant, key, created_at) SELECT %s, %s, now() + %s WHERE NOT EXISTS "
+            "(SELECT FROM webhook_secrets WHERE tenant = %s AND expires_at IS NULL) ON CONFLICT DO NOTHING",
+            (tenant, new_secret(), self._ahead(), tenant),
+        )
+        cursor = await conn.execute(
+            "SELECT key, created_at FROM webhook_secrets WHERE tenant = %s AND expires_at IS NULL", (tenant,)
+        )
+        [row] = await cursor.fetchall()
+        return Secret(*row)

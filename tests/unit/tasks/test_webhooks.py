@@ -1,0 +1,74 @@
+import base64
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from services.tasks.webhooks import (
+    JITTER,
+    SCHEDULE,
+    Answer,
+    DeliveryStatus,
+    Failure,
+    headers,
+    judge,
+    new_secret,
+)
+
+DOWN = Answer(None, "webhook_url could not be reached")
+
+
+def test_attempts_go_on_for_about_three_days() -> None:
+    waits = [judge(DOWN, tries, 0.0).wait for tries in range(len(SCHEDULE))]
+    assert waits == list(SCHEDULE)
+    assert timedelta(days=3) < sum(SCHEDULE, timedelta()) < timedelta(days=3.5)
+    assert waits[0] == timedelta(seconds=5)
+
+
+def test_a_wait_varies_by_the_jitter_and_no_more() -> None:
+    for tries, wait in enumerate(SCHEDULE):
+        assert judge(DOWN, tries, -1.0).wait == wait * (1 - JITTER)
+        assert judge(DOWN, tries, 1.0).wait == wait * (1 + JITTER)
+
+
+def test_the_attempt_after_the_last_wait_is_the_last() -> None:
+    verdict = judge(DOWN, len(SCHEDULE), 0.0)
+    assert (verdict.status, verdict.failure, verdict.wait) == (DeliveryStatus.FAILED, Failure.EXHAUSTED, None)
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 299])
+def test_a_2xx_ends_a_delivery(status: int) -> None:
+    verdict = judge(Answer(status, None), 3, 0.0)
+    assert (verdict.status, verdict.wait) == (DeliveryStatus.DELIVERED, None)
+
+
+@pytest.mark.parametrize("status", [301, 302, 400, 404, 429, 500, 503])
+def test_every_other_answer_is_tried_again(status: int) -> None:
+    assert judge(Answer(status, "no"), 0, 0.0).status is DeliveryStatus.PENDING
+
+
+def test_410_and_a_refused_address_end_a_delivery_at_once() -> None:
+    assert judge(Answer(410, "gone"), 0, 0.0).failure is Failure.GONE
+    assert judge(Answer(None, "private", refused=True), 0, 0.0).failure is Failure.REFUSED
+
+
+def test_a_secret_is_long_and_of_the_specified_form() -> None:
+    key = new_secret()
+    assert key.startswith("whsec_")
+    assert 24 <= len(base64.b64decode(key.removeprefix("whsec_"), validate=True)) <= 64
+    assert key != new_secret()
+
+
+def test_a_receiver_with_either_secret_verifies_a_request_while_both_sign() -> None:
+    new, former = new_secret(), new_secret()
+    body = '{"event_type":"task_created","task":"größer"}'.encode()
+    sent = headers(uuid4(), datetime.now(UTC), body, [new, former])
+    for key in (new, former):
+        assert Webhook(key).verify(body, sent)["event_type"] == "task_created"
+    with pytest.raises(WebhookVerificationError):
+        Webhook(new_secret()).verify(body, sent)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(new).verify(body + b" ", sent)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(new).verify(body, sent | {"webhook-id": str(uuid4())})
