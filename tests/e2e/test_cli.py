@@ -18,7 +18,7 @@ from tests.e2e.harness import ATELIER, parse_status, until
 
 pytestmark = pytest.mark.timeout(400)
 
-ROLES = {"gateway", "tasks", "worker", "nats", "postgres", "s3"}
+ROLES = {"gateway", "tasks", "workflows", "worker", "nats", "postgres", "s3"}
 
 
 class Shell:
