@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -34,6 +35,9 @@ def run(main: Main, *, service: str, log_level: str | None = None) -> NoReturn:
         log_level: Least level that is written; `ATELIER_LOG_LEVEL`, else info, where absent.
     """
     level = (log_level or os.environ.get(f"{PREFIX}LOG_LEVEL") or "info").lower()
+    # What starting made lives as long as the process, and messages are freed by counting: looking through all of it at
+    # every 700th allocation, Python's default, took 3 % of a busy service's time.
+    gc.set_threshold(20_000, 20, 100)
     configure(service, level if level in {"debug", "info", "warning", "error"} else "info")
     sys.exit(uvloop.run(_supervise(main, service)))
 

@@ -164,7 +164,7 @@ class PostgresStore:
         """Ends attempts with their results."""
 
         async def body() -> list[Ended]:
-            async with self._db.transaction() as conn:
+            async with self._db.transaction(pipelined=True) as conn:
                 return await endings.complete(conn, completions, weights)
 
         return await self._db.retrying(body)
@@ -269,7 +269,7 @@ class PostgresStore:
 
     async def run_round(self, queue: str, body: Callable[[PostgresRound], Awaitable[None]]) -> None:
         """Runs the body of a dispatch round within a transaction."""
-        async with self._db.transaction() as conn:
+        async with self._db.transaction(pipelined=True) as conn:
             await body(PostgresRound(conn, queue))
 
     async def purge_keys(self) -> int:

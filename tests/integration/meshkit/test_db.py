@@ -245,3 +245,18 @@ async def test_a_failed_migration_leaves_nothing(fresh_postgres_dsn: str, script
     async with await psycopg.AsyncConnection.connect(fresh_postgres_dsn) as conn:
         cursor = await conn.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'fresh'")
         assert await cursor.fetchone() == (0,)
+
+
+async def test_a_pipelined_transaction_commits_all_or_nothing(db: Database) -> None:
+    async with db.transaction(pipelined=True) as conn:
+        await conn.execute("CREATE TABLE piped (n integer PRIMARY KEY)")
+        await conn.execute("INSERT INTO piped VALUES (1)")
+        cursor = await conn.execute("SELECT count(*) FROM piped")
+        assert await cursor.fetchall() == [(1,)]
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        async with db.transaction(pipelined=True) as conn:
+            await conn.execute("INSERT INTO piped VALUES (2)")
+            await conn.execute("INSERT INTO piped VALUES (1)")
+    async with db.connection() as conn:
+        cursor = await conn.execute("SELECT n FROM piped")
+        assert await cursor.fetchall() == [(1,)]
