@@ -253,10 +253,14 @@ async def test_a_pipelined_transaction_commits_all_or_nothing(db: Database) -> N
         await conn.execute("INSERT INTO piped VALUES (1)")
         cursor = await conn.execute("SELECT count(*) FROM piped")
         assert await cursor.fetchall() == [(1,)]
-    with pytest.raises(psycopg.errors.UniqueViolation):
+
+    async def repeats_a_key() -> None:
         async with db.transaction(pipelined=True) as conn:
             await conn.execute("INSERT INTO piped VALUES (2)")
             await conn.execute("INSERT INTO piped VALUES (1)")
+
+    with pytest.raises(pg_errors.UniqueViolation):
+        await repeats_a_key()
     async with db.connection() as conn:
         cursor = await conn.execute("SELECT n FROM piped")
         assert await cursor.fetchall() == [(1,)]
