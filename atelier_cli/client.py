@@ -8,7 +8,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -69,11 +69,13 @@ class Gateway:
         self._http = httpx.Client(base_url=url, timeout=30.0, follow_redirects=True, transport=transport)
 
     @classmethod
-    def of(cls, folder: DataFolder, tenant: str = DEFAULT_TENANT) -> "Gateway":
+    def of(
+        cls, folder: DataFolder, tenant: str = DEFAULT_TENANT, scopes: Iterable[str] = ("read", "write")
+    ) -> "Gateway":
         """The gateway of the mesh on a folder, or $ATELIER_URL with $ATELIER_TOKEN."""
         url = os.environ.get("ATELIER_URL") or folder.running().gateway_url
         given = os.environ.get("ATELIER_TOKEN")
-        text = given or issue(folder, tenant=tenant, scopes=("read", "write"), ttl_seconds=_TOKEN_SECONDS)
+        text = given or issue(folder, tenant=tenant, scopes=scopes, ttl_seconds=_TOKEN_SECONDS)
         return cls(url, lambda: text)
 
     def __enter__(self) -> Self:
@@ -95,8 +97,11 @@ class Gateway:
 
     def tasks(self, **filters: str | int | None) -> list[dict[str, Any]]:
         """Tasks, newest first."""
-        chosen = {name: value for name, value in filters.items() if value is not None}
-        return list(self._send("GET", "/api/v1/tasks/", params=chosen).json())
+        return self._listed("/api/v1/tasks/", filters)
+
+    def deliveries(self, **filters: str | int | None) -> list[dict[str, Any]]:
+        """Deliveries of webhooks, newest first."""
+        return self._listed("/api/v1/webhooks/deliveries", filters)
 
     def cancel(self, task_id: str) -> dict[str, Any]:
         """Cancels a task."""
@@ -144,6 +149,10 @@ class Gateway:
             if time.monotonic() - self._heard > self._patience:
                 raise self._unreachable()
             time.sleep(_PAUSE_SECONDS)
+
+    def _listed(self, path: str, filters: Mapping[str, str | int | None]) -> list[dict[str, Any]]:
+        chosen = {name: value for name, value in filters.items() if value is not None}
+        return list(self._send("GET", path, params=chosen).json())
 
     def _stream(self, path: str, seen: str | None) -> Iterator[tuple[str | None, str, str]]:
         """The events of one connection, those after `seen`; none where the gateway or a service is away."""

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import typer
 
-from atelier_cli.commands import doctor, generate, mesh, task, token, workflow
+from atelier_cli.commands import doctor, generate, mesh, task, token, webhook, workflow
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.terminal import err
 
@@ -25,6 +25,7 @@ app.command()(generate.generate)
 app.command()(doctor.doctor)
 app.add_typer(task.app, name="task")
 app.add_typer(workflow.app, name="workflow")
+app.add_typer(webhook.app, name="webhook")
 
 
 def main() -> NoReturn:
