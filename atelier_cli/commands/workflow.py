@@ -1,7 +1,9 @@
-"""`atelier workflow`: runs workflows from files, looks at them, moves them."""
+"""`atelier workflow`: runs workflows from files, looks at them, draws them, moves them."""
 
 import json
+import os
 import time
+import uuid
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -16,10 +18,12 @@ from atelier_cli.client import ENDED, Gateway
 from atelier_cli.commands.mesh import Data
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import DataFolder
+from atelier_cli.layout import lay_out, steps_of
+from atelier_cli.picture import png, svg
 from atelier_cli.terminal import err, out
 from atelier_cli.tokens import DEFAULT_TENANT
 
-app = typer.Typer(help="Run workflows, watch them, pause, resume, cancel them.", no_args_is_help=True)
+app = typer.Typer(help="Run workflows, watch and draw them, start, pause, resume, cancel them.", no_args_is_help=True)
 
 WorkflowId = Annotated[str, typer.Argument(help="Identifier of the workflow.")]
 Tenant = Annotated[str, typer.Option(help="Tenant to act for.")]
@@ -86,6 +90,40 @@ def watch(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data =
     with Gateway.of(DataFolder.choose(data), tenant) as gateway:
         workflow = gateway.call("GET", f"{_PATH}{workflow_id}")
         require_completed(follow(gateway, workflow))
+
+
+@app.command("graph")
+def graph(
+    what: Annotated[str, typer.Argument(metavar="ID|FILE", help="A workflow's identifier, or its YAML or JSON file.")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to save it, as .svg or .png. [default: SVG, printed]")
+    ] = None,
+    tenant: Tenant = DEFAULT_TENANT,
+    data: Data = None,
+) -> None:
+    """Draw the graph of a workflow with the states of its steps."""
+    suffix = output.suffix.lower() if output is not None else ".svg"
+    if suffix not in {".svg", ".png"}:
+        raise CliError(f"{output} ends neither in .svg nor in .png.", ExitCode.USAGE)
+    if _is_id(what):
+        with Gateway.of(DataFolder.choose(data), tenant) as gateway:
+            workflow = gateway.call("GET", f"{_PATH}{what}")
+        title = f"{workflow['name']}: {workflow['status'].lower()}"
+    else:
+        workflow = read(Path(what))
+        title = str(workflow.get("name") or Path(what).stem)
+    layout = lay_out(title, steps_of(workflow))
+    if output is None:
+        typer.echo(svg(layout), nl=False)
+    else:
+        save(output, svg(layout).encode() if suffix == ".svg" else png(layout))
+
+
+@app.command("start")
+def start_workflow(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
+    """Start a workflow that was made with --no-start."""
+    _move("POST", f"{workflow_id}/start", tenant, data)
 
 
 @app.command("pause")
@@ -163,6 +201,29 @@ def require_completed(workflow: dict[str, Any]) -> None:
     reason = workflow["error_message"] or "no reason was given"
     what = "was cancelled" if workflow["status"] == "CANCELLED" else f"failed: {reason}"
     raise CliError(f"Workflow {workflow['id']} {what}.")
+
+
+def save(file: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all.
+
+    Raises:
+        CliError: It cannot be written.
+    """
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(content)
+        draft.replace(file)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise CliError(f"{file} cannot be written: {error.strerror}.") from error
+
+
+def _is_id(text: str) -> bool:
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _state(status: str) -> str:
