@@ -28,6 +28,7 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 SERVICES = (
     "atelier.tasks.v1.TasksService",
     "atelier.tasks.v1.WorkerService",
+    "atelier.tasks.v1.WebhookService",
     "atelier.inference.v1.InferenceService",
 )
 

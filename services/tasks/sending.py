@@ -25,6 +25,8 @@ _log = get_logger(__name__)
 
 IN_FLIGHT = 256
 PER_TARGET = 4
+# A burst of answers leaves the database's connections to callers and workers.
+WRITERS = 2
 INTERVAL_SECONDS = 0.5
 PRUNE_INTERVAL_SECONDS = 600.0
 STOP_SECONDS = 2.0
@@ -52,6 +54,7 @@ class Sender:
         self._per_target = per_target
         self._busy: Counter[str] = Counter()
         self._sending: set[asyncio.Task[None]] = set()
+        self._writing = asyncio.Semaphore(WRITERS)
         self._wake = asyncio.Event()
         self.loops = (
             Loop("tasks-webhooks", self.run_once, INTERVAL_SECONDS, jitter=0.2, wake=self._wake),
@@ -90,7 +93,8 @@ class Sender:
                 answer = await self._send(claimed)
                 verdict = webhooks.judge(answer, claimed.tries, random.uniform(-1, 1))  # noqa: S311 -- jitter
                 _ATTEMPTS.labels("failed" if answer.error else "delivered").inc()
-            kept = await self._store.finish(claimed, answer, verdict)
+            async with self._writing:
+                kept = await self._store.finish(claimed, answer, verdict)
             if kept and verdict.status is not DeliveryStatus.PENDING:
                 _ENDED.labels((verdict.failure or verdict.status).lower()).inc()
         except Exception:

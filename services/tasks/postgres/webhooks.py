@@ -297,13 +297,14 @@ class PostgresWebhooks:
         return True
 
     async def _keys(self, conn: Connection, tenants: Sequence[str]) -> dict[str, list[str]]:
-        for tenant in tenants:
-            await self._present(conn, tenant)
         keys: dict[str, list[str]] = {}
         if tenants:
             cursor = await conn.execute(_KEYS, (list(tenants), self._ahead()))
             for tenant, key in await cursor.fetchall():
                 keys.setdefault(tenant, []).append(key)
+        for tenant in tenants:
+            if tenant not in keys:
+                keys[tenant] = [(await self._present(conn, tenant)).key]
         return keys
 
     async def _present(self, conn: Connection, tenant: str) -> Secret:

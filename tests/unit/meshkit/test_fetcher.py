@@ -280,3 +280,43 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     async with serving(lambda _path: answer()) as (port, _):
         assert await Fetcher([f"127.0.0.1:{port}"]).fetch(f"http://127.0.0.1:{port}/", 1000, 5) == b"hello"
+
+
+async def test_a_post_goes_to_the_judged_address_and_only_its_status_is_read() -> None:
+    async def resolve(_host: Any, _port: Any) -> Any:
+        return ["127.0.0.1"]
+
+    async with serving(lambda _path: answer(b"x", "202 Accepted", Content_Length="100000")) as (port, seen):
+        fetcher = Fetcher([f"hooks.example:{port}"], resolver=resolve)
+        url = f"http://hooks.example:{port}/hook"
+        assert await fetcher.post(url, b"{}", {"webhook-id": "1", "user-agent": "other"}, 5) == 202
+    assert seen[0].startswith("POST /hook HTTP/1.1")
+    assert f"host: hooks.example:{port}" in seen[0].lower()
+    assert "webhook-id: 1" in seen[0].lower()
+    assert "user-agent: atelier" in seen[0].lower()
+
+
+async def test_a_post_follows_no_redirect_and_reaches_nothing_private() -> None:
+    async with serving(lambda _path: answer(status="307 Elsewhere", Location="/other")) as (port, seen):
+        url = f"http://127.0.0.1:{port}/"
+        assert await Fetcher([f"127.0.0.1:{port}"]).post(url, b"{}", {}, 5) == 307
+        assert len(seen) == 1
+        with pytest.raises(MeshError) as caught:
+            await Fetcher().post(url, b"{}", {}, 5, path="webhook_url")
+        assert [(v.path, v.type) for v in caught.value.violations] == [("webhook_url", "url_private")]
+        assert len(seen) == 1
+
+
+async def test_a_post_that_is_not_answered_is_given_up() -> None:
+    async def late(_path: Any) -> bytes:
+        await asyncio.sleep(0.5)
+        return b""
+
+    async with serving(late) as (port, _):
+        fetcher = Fetcher(["127.0.0.1/32"])
+        with pytest.raises(MeshError) as caught:
+            await fetcher.post(f"http://127.0.0.1:{port}/", b"{}", {}, 0.1)
+        assert caught.value.reason == "FETCH_TIMEOUT"
+    with pytest.raises(MeshError) as caught:
+        await fetcher.post(f"http://127.0.0.1:{port}/", b"{}", {}, 5)
+    assert caught.value.reason == "FETCH_FAILED"
