@@ -4,8 +4,8 @@ Owns:
     Schema `tasks` in PostgreSQL: `tasks`, `attempts`, `sessions`, `queues`, `queue_tenants`, `queue_lanes`, `task_ids`,
     `object_sweeps`, `webhook_deliveries`, `webhook_attempts`, `webhook_secrets`, `webhook_disabled`, `outbox`,
     `idempotency_keys`.
-    Subjects `atelier.tasks.v1.task.{created,started,completed,failed,cancelled,requeued}` on JetStream, and on core
-    NATS `atelier.progress.<task_id>`, `atelier.wake.<queue>`, `atelier.cancel.<session_id>`.
+    Subjects `atelier.tasks.v1.{task,step}.{created,started,completed,failed,cancelled,requeued}` on JetStream, and on
+    core NATS `atelier.progress.<task_id>`, `atelier.wake.<queue>`, `atelier.cancel.<session_id>`.
     Objects below `generations/`, `editings/`, `refines/` and the other types' prefixes.
 Serves:
     `atelier.tasks.v1.TasksService` to callers, `atelier.tasks.v1.WorkerService` to workers, and

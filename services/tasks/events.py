@@ -16,7 +16,10 @@ from services.tasks.convert import CATEGORY, STATUS
 from services.tasks.domain import Status, TaskRecord
 from services.tasks.webhooks import NewDelivery
 
+# A task that is a workflow's step speaks on subjects of its own: workflows would else read every task's news in vain.
 SUBJECT = "atelier.tasks.v1.task"
+STEP_SUBJECT = "atelier.tasks.v1.step"
+EVERY_SUBJECT = "atelier.tasks.v1.*.*"
 PROGRESS_SUBJECT = "atelier.progress"
 WAKE_SUBJECT = "atelier.wake"
 CANCEL_SUBJECT = "atelier.cancel"
@@ -48,7 +51,7 @@ def created(record: TaskRecord) -> OutboxEvent:
         event.origin_zone = record.origin_zone
     event.timestamp.FromDatetime(record.created_at)
     event.created_at.FromDatetime(record.created_at)
-    return _outbox(f"{SUBJECT}.created", record, event, "task_created")
+    return _outbox("created", record, event, "task_created")
 
 
 def changed(record: TaskRecord) -> OutboxEvent:
@@ -72,7 +75,7 @@ def changed(record: TaskRecord) -> OutboxEvent:
         event.error_message = record.errors[-1]
     if record.error_category is not None:
         event.error_category = CATEGORY[record.error_category]  # type: ignore[assignment]
-    return _outbox(f"{SUBJECT}.{_WHAT[record.status]}", record, event, "task_status_update")
+    return _outbox(_WHAT[record.status], record, event, "task_status_update")
 
 
 def delivery(record: TaskRecord, url: str, event: OutboxEvent) -> NewDelivery:
@@ -112,7 +115,7 @@ def to_delivery(event: Any, *, event_id: UUID, tenant: str, entity_id: UUID, ver
     )
 
 
-def _outbox(subject: str, record: TaskRecord, event: Any, event_type: str) -> OutboxEvent:
+def _outbox(what: str, record: TaskRecord, event: Any, event_type: str) -> OutboxEvent:
     headers = {
         "Atelier-Version": str(record.version),
         "Atelier-Tenant": record.tenant,
@@ -120,4 +123,5 @@ def _outbox(subject: str, record: TaskRecord, event: Any, event_type: str) -> Ou
     }
     if record.traceparent:
         headers["traceparent"] = record.traceparent
+    subject = f"{SUBJECT if record.workflow_id is None else STEP_SUBJECT}.{what}"
     return OutboxEvent(subject=subject, payload=event.SerializeToString(), headers=headers)

@@ -21,7 +21,7 @@ from services.tasks.access import Caller
 from services.tasks.convert import to_task
 from services.tasks.domain import TERMINAL, TaskRecord
 from services.tasks.errors import task_not_found
-from services.tasks.events import PROGRESS_SUBJECT, SUBJECT
+from services.tasks.events import EVERY_SUBJECT, PROGRESS_SUBJECT
 from services.tasks.store import Store
 
 BLIND_SECONDS = 1.0
@@ -104,7 +104,7 @@ class Watchers:
         """Hears of events as long as anyone follows a task, and no longer: they are many."""
         async with self._listening:
             if self._watchers and self._events is None:
-                self._events = await self._bus.subscribe(f"{SUBJECT}.*", self._on_event)
+                self._events = await self._bus.subscribe(EVERY_SUBJECT, self._on_event)
             elif not self._watchers and self._events is not None:
                 subscription, self._events = self._events, None
                 await subscription.unsubscribe()

@@ -107,8 +107,9 @@ async def _write(conn: Connection, records: Sequence[TaskRecord]) -> None:
     async with conn.cursor() as cursor, cursor.copy(_COPY) as copy:
         for record in records:
             await copy.write_row(columns.values(record))
-    await announcements.created(conn, records)
-    await counters.apply(conn, [counters.entering(record) for record in records])
+    async with conn.pipeline():  # both in one round trip; COPY knows no pipeline
+        await announcements.created(conn, records)
+        await counters.apply(conn, [counters.entering(record) for record in records])
 
 
 async def _forget_intents(conn: Connection, task_ids: Sequence[UUID]) -> None:
