@@ -19,6 +19,7 @@ from tests.e2e.harness import RunningMesh, until
 pytestmark = pytest.mark.timeout(120)
 
 OWNER, STRANGER = "owner", "stranger"
+_BODIES = {"PUT": {"priority": 3}, "PATCH": {"name": "taken"}}
 _REFUSED = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED}
 
 
@@ -55,6 +56,23 @@ def delivery(mesh: RunningMesh, owned: dict[str, Any]) -> str:
     return str(first["id"])
 
 
+@pytest.fixture(scope="module")
+def workflow(mesh: RunningMesh) -> str:
+    """A workflow of the owner's."""
+    with mesh.http(OWNER) as client:
+        made = client.post(
+            "/api/v1/workflows/",
+            params={"start": False},
+            json={
+                "name": "secret-of-owner",
+                "origin_instance": "e2e",
+                "steps": [{"id": "only", "task_type": "GENERATION", "config": {"prompt": "a red dress"}}],
+            },
+        )
+        assert made.status_code in {200, 201}, made.text
+        return str(made.json()["id"])
+
+
 def _routes(mesh: RunningMesh) -> list[tuple[str, str]]:
     document = httpx.get(f"{mesh.url}/openapi.json").json()
     return [
@@ -65,18 +83,20 @@ def _routes(mesh: RunningMesh) -> list[tuple[str, str]]:
     ]
 
 
-def test_every_route_hides_what_another_tenant_owns(mesh: RunningMesh, owned: dict[str, Any], delivery: str) -> None:
+def test_every_route_hides_what_another_tenant_owns(
+    mesh: RunningMesh, owned: dict[str, Any], delivery: str, workflow: str
+) -> None:
     tried = 0
     with mesh.http(STRANGER) as client:
         for method, route in _routes(mesh):
             if "{" not in route:
                 continue
             path = route.replace("{task_id}", owned["id"]).replace("{path}", "mine/a.png").replace("{token}", "guessed")
-            path = path.replace("{delivery_id}", delivery)
+            path = path.replace("{delivery_id}", delivery).replace("{workflow_id}", workflow)
             assert "{" not in path, f"{route} names something that this test does not know: add it"
             if method == "POST" and route.endswith("{path}"):
                 continue  # writes below the stranger's own prefix; looked at below
-            answer = client.request(method, path, json={"priority": 3} if method == "PUT" else None)
+            answer = client.request(method, path, json=_BODIES.get(method))
             assert answer.status_code == 404, f"{method} {route}: {answer.status_code} {answer.text}"
             assert "secret-of-owner" not in answer.text
             tried += 1
