@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-MODULES = ("bench.idle", "bench.throughput", "bench.picture")
+MODULES = ("bench.idle", "bench.throughput", "bench.workflows", "bench.picture")
 
 
 def main() -> int:
