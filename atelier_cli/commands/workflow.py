@@ -4,7 +4,9 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import typer
@@ -30,6 +32,7 @@ Tenant = Annotated[str, typer.Option(help="Tenant to act for.")]
 
 _PATH: Final = "/api/v1/workflows/"
 _POLL_SECONDS: Final = 0.5
+_ASKED_STEPS: Final = 8
 _STYLES: Final = {"RUNNING": "yellow", "COMPLETED": "green", "FAILED": "red", "CANCELLED": "magenta", "PAUSED": "cyan"}
 
 
@@ -168,13 +171,33 @@ def follow(gateway: Gateway, workflow: dict[str, Any]) -> dict[str, Any]:
         while workflow["status"] not in ENDED:
             time.sleep(_POLL_SECONDS)
             workflow = gateway.call("GET", path)
-            live.update(tree(workflow))
+            live.update(tree(workflow, shares(gateway, workflow)))
     return workflow
 
 
-def tree(workflow: dict[str, Any]) -> Tree:
-    """A workflow's steps, each below the last one that it depends on."""
-    root = Tree(f"{escape(workflow['name'])} {_state(workflow['status'])} {workflow['progress']:.0f} %")
+def shares(gateway: Gateway, workflow: dict[str, Any]) -> dict[str, float]:
+    """How many percent of running steps are done, of as many as are worth a request each."""
+    found = {}
+    running = [one for one in workflow["steps"] if one["status"] == "RUNNING" and one["task_id"]]
+    for step in running[:_ASKED_STEPS]:
+        try:
+            found[step["step_id"]] = float(gateway.task(step["task_id"])["progress"])
+        except CliError as error:
+            # A step has its task's identifier shortly before the task is made.
+            if error.code is not ExitCode.FAILED:
+                raise
+    return found
+
+
+def tree(workflow: dict[str, Any], done: Mapping[str, float] = MappingProxyType({})) -> Tree:
+    """A workflow's steps, each below the last one that it depends on.
+
+    Args:
+        workflow: As the API gives it.
+        done: Percent of running steps, by their names.
+    """
+    hint = f", go on by: atelier workflow resume {workflow['id']}" if workflow["status"] == "PAUSED" else ""
+    root = Tree(f"{escape(workflow['name'])} {_state(workflow['status'])} {workflow['progress']:.0f} %{hint}")
     placed: dict[str, Tree] = {}
     waiting = list(workflow["steps"])
     while waiting:
@@ -184,8 +207,9 @@ def tree(workflow: dict[str, Any]) -> Tree:
             also = f" after {', '.join(step['dependencies'])}" if len(step["dependencies"]) > 1 else ""
             retries = f" (retry {step['retry_count']})" if step["retry_count"] else ""
             fault = f" {step['error_message']}" if step["status"] == "FAILED" else ""
+            share = f" {done[step['step_id']]:.0f} %" if step["step_id"] in done else ""
             label = f"{escape(step['step_id'])} {_state(step['status'])}"
-            placed[step["step_id"]] = above.add(label + escape(f"{retries}{fault}{also}"))
+            placed[step["step_id"]] = above.add(label + escape(f"{share}{retries}{fault}{also}"))
             waiting.remove(step)
     return root
 
