@@ -11,8 +11,8 @@ SUBJECT = "atelier.workflows.v1.workflow"
 TASK_ENDED = tuple(f"atelier.tasks.v1.step.{what}" for what in ("completed", "failed", "cancelled"))
 
 
-def changed(record: WorkflowRecord) -> OutboxEvent:
-    """A workflow changed its state, or got further."""
+def status_update(record: WorkflowRecord) -> events_pb2.BaseEvent:
+    """The documented event of a workflow as it stands."""
     event = events_pb2.BaseEvent(
         event_type=events_pb2.EVENT_TYPE_WORKFLOW_STATUS_UPDATE,
         task_id=str(record.id),
@@ -32,6 +32,12 @@ def changed(record: WorkflowRecord) -> OutboxEvent:
             "error_message": record.error_message,
         }
     )
+    return event
+
+
+def changed(record: WorkflowRecord) -> OutboxEvent:
+    """A workflow changed its state, or got further."""
+    event = status_update(record)
     headers = {
         "Atelier-Version": str(record.version),
         "Atelier-Tenant": record.tenant,

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from atelier.events.v1 import events_pb2
 from atelier.tasks.v1 import enums_pb2, task_pb2
@@ -16,6 +16,7 @@ from meshkit.bus import Message
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import Kind, MeshError
 from meshkit.logging import get_logger
+from services.workflows import events
 from services.workflows.building import BuildError, task_of
 from services.workflows.domain import Outcome, StepRecord, StepState, WorkflowRecord
 from services.workflows.engine import Accepted, Closed, Decision, Ended, Event, Overdue, Refused, decide
@@ -149,6 +150,25 @@ class Executor:
         for step in await self._store.due_timeouts(_BATCH):
             if step.task_id is not None:
                 await self.tell(step.workflow_id, Overdue(step.step_id, step.task_id))
+
+    async def tell_ends(self) -> bool:
+        """Hands in the webhooks of workflows that ended.
+
+        Returns:
+            Whether more wait.
+        """
+        untold = await self._store.untold_ends(_BATCH)
+        for record in untold:
+            # The same end has the same identifier, however often it is handed in.
+            ident = uuid5(record.id, f"end/{record.completed_at}")
+            try:
+                await self._tasks.enqueue_webhook(events.status_update(record), ident, record)
+            except MeshError as error:
+                if error.kind not in _FINAL:
+                    raise
+                _log.warning("webhook is refused", workflow_id=str(record.id), reason=error.reason)
+            await self._store.note_told(record)
+        return len(untold) == _BATCH
 
     async def stop_tasks(self, age_seconds: float) -> bool:
         """Cancels the tasks of steps that ended before them.

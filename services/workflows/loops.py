@@ -1,4 +1,4 @@
-"""What the service does by itself: steps that no news came of, tasks of ended workflows, upkeep."""
+"""What the service does by itself: steps that no news came of, tasks of ended workflows, webhooks, upkeep."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Upkeep:
         interval = self._settings.reconcile_interval_seconds
         return [
             Loop("workflows-reconcile", self.reconcile, interval, jitter=0.2),
+            Loop("workflows-webhooks", self._executor.tell_ends, min(1.0, interval)),
             Loop("workflows-upkeep", self._store.purge, 600.0),
         ]
 

@@ -132,6 +132,14 @@ class Store(Protocol):
         """Steps whose task takes longer than it may."""
         ...
 
+    async def untold_ends(self, limit: int) -> list[WorkflowRecord]:
+        """Ended workflows whose webhook is still to be told, oldest first."""
+        ...
+
+    async def note_told(self, record: WorkflowRecord) -> None:
+        """Notes that the webhook of this end of a workflow was handed in."""
+        ...
+
     async def purge(self) -> None:
         """Forgets old idempotency keys and consumed events."""
         ...

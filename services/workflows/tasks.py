@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2
+from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, webhooks_service_pb2
 from atelier.tasks.v1.tasks_service_pb2_grpc import TasksServiceStub
+from atelier.tasks.v1.webhooks_service_pb2_grpc import WebhookServiceStub
+from google.protobuf.message import Message
 
 from meshkit.channel import MeshChannel, call_metadata
 from meshkit.errors import MeshError
 from meshkit.logging import get_logger
 from services.workflows.definition import Served
+from services.workflows.domain import WorkflowRecord
 from services.workflows.fields import type_name
 
 _log = get_logger(__name__)
@@ -31,6 +34,7 @@ class Tasks:
         self, channel: MeshChannel, *, catalog_ttl_seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._stub = channel.stub(TasksServiceStub)
+        self._webhooks = channel.stub(WebhookServiceStub)
         self._ttl = catalog_ttl_seconds
         self._clock = clock
         self._served: Served | None = None
@@ -73,6 +77,17 @@ class Tasks:
         """Deletes a task's files and hides it; the paths that were deleted."""
         request = tasks_service_pb2.CleanupTaskRequest(task_id=str(task_id))
         return list((await self._stub.CleanupTask(request, metadata=call_metadata(tenant=tenant))).deleted_paths)
+
+    async def enqueue_webhook(self, event: Message, event_id: UUID, workflow: WorkflowRecord) -> None:
+        """Hands a webhook of a workflow in; the tasks service delivers it, and takes each event once."""
+        request = webhooks_service_pb2.EnqueueRequest(
+            event_id=str(event_id),
+            entity_id=str(workflow.id),
+            entity_version=workflow.version,
+            url=workflow.webhook_url or "",
+        )
+        request.event.Pack(event)
+        await self._webhooks.Enqueue(request, metadata=call_metadata(tenant=workflow.tenant))
 
 
 def _served(answer: tasks_service_pb2.GetCatalogResponse) -> Served:

@@ -160,6 +160,21 @@ class PostgresStore:
             )
             return [columns.step(row) for row in await cursor.fetchall()]
 
+    async def untold_ends(self, limit: int) -> list[WorkflowRecord]:
+        """Ended workflows whose webhook is still to be told, oldest first."""
+        async with self._db.connection() as conn:
+            cursor = await conn.execute(
+                f"SELECT {columns.WORKFLOW} FROM workflows WHERE webhook_url IS NOT NULL AND completed_at IS NOT NULL "  # noqa: S608 -- fixed names
+                "AND told_end IS DISTINCT FROM completed_at ORDER BY completed_at LIMIT %s",
+                (limit,),
+            )
+            return [columns.workflow(row) for row in await cursor.fetchall()]
+
+    async def note_told(self, record: WorkflowRecord) -> None:
+        """Notes that the webhook of this end of a workflow was handed in."""
+        async with self._db.transaction() as conn:
+            await conn.execute("UPDATE workflows SET told_end = %s WHERE id = %s", (record.completed_at, record.id))
+
     async def purge(self) -> None:
         """Forgets old idempotency keys and consumed events."""
         await idempotency.purge(self._db)

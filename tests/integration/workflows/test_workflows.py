@@ -229,3 +229,13 @@ async def test_gates_conditions_and_timeouts_work_together(mesh: Mesh) -> None:
     failed = await mesh.ended(made.id)
     assert failed.status == workflow_pb2.WORKFLOW_STATUS_FAILED
     assert mesh.worker.done == ["a", "gated"]
+
+
+async def test_the_end_of_a_workflow_is_handed_to_the_webhooks_once(mesh: Mesh) -> None:
+    made = (await mesh.workflows().CreateWorkflow(create(*CHAIN, webhook_url="https://example.com/hook"))).workflow
+    await mesh.ended(made.id)
+    for _ in range(3):
+        await mesh.running.executor.tell_ends()
+    async with mesh.tasks.database.connection() as conn:
+        cursor = await conn.execute("SELECT count(*) FROM webhook_deliveries WHERE entity_id = %s", (made.id,))
+        assert await cursor.fetchone() == (1,)
