@@ -8,10 +8,10 @@ Serves:
 Calls:
     The tasks service: `GetCatalog`, `CreateTask`, `GetTask`, `CancelTask`, `CleanupTask`, `WebhookService.Enqueue`.
 Hears:
-    `atelier.tasks.v1.step.{completed,failed,cancelled}`.
+    `atelier.tasks.v1.task.{completed,failed,cancelled}`.
 
-Rooms: `domain`, `graph`, `mapping`, `fields`, `condition`, `definition`, `building`, `engine` are pure: `engine` decides what an
-event does to a workflow. `store` is what the use cases need of a database and `postgres` the only SQL; `service` is the
-use cases, `execution` carries decisions out; `tasks` speaks to the tasks service; `loops` is what runs by itself;
-`servicer` speaks gRPC; `composition` and `__main__` wire.
+Rooms: `domain`, `graph`, `mapping`, `fields`, `condition`, `definition`, `building` and `engine` are pure: `engine`
+decides what an event does to a workflow. `store` is what the use cases need of a database and `postgres` the only SQL;
+`service` is the use cases, `execution` carries decisions out; `tasks` speaks to the tasks service; `loops` is what runs
+by itself; `servicer` speaks gRPC; `composition` and `__main__` wire.
 """
