@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from models.garments.catalogue import BACKGROUNDS, CLOTHS, HELD_OUT, PRINTS, RGB, TRAINED_PAIRS, UNDER_WHITE, Facts
-from models.garments.shapes import SHAPES, SIDEWAYS, Layer, Points, Uniform, ellipse
+from models.garments.shapes import SHAPES, Layer, Points, Uniform, ellipse
 
 Picture: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
@@ -41,11 +41,10 @@ class _Pose:
     scale: float
     dx: float
     dy: float
-    flip: bool
     pixels: int
 
     def place(self, points: Points) -> list[tuple[float, float]]:
-        p = points * np.array([-1.0, 1.0]) if self.flip else points
+        p = points
         co, si = math.cos(self.angle) * self.scale, math.sin(self.angle) * self.scale
         x = p[:, 0] * co - p[:, 1] * si + self.dx
         y = p[:, 0] * si + p[:, 1] * co + self.dy
@@ -167,8 +166,7 @@ def draw(facts: Facts, rng: np.random.Generator, size: int = 64) -> Drawing:
     def u(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
 
-    flip = facts.garment in SIDEWAYS and u(0, 1) < 0.5
-    pose = _Pose(math.radians(u(-6, 6)), u(0.88, 1.0), u(-0.05, 0.05), u(-0.05, 0.05), flip, size * _OVER)
+    pose = _Pose(math.radians(u(-6, 6)), u(0.88, 1.0), u(-0.05, 0.05), u(-0.05, 0.05), size * _OVER)
     cloth, tone, shape, base = _paint(facts, rng, pose, u)
     box = (size, size)
     shape_map: Floats = np.asarray(shape.resize(box, Image.Resampling.BOX), dtype=np.float32) / np.float32(255)

@@ -199,9 +199,8 @@ def main() -> int:
     figures = report["figures"]
     report["met"] = all(figures[g][k] >= bar for g, bar in BARS.items() for k in ("colour", "silhouette"))
     if given.sheet:
-        contact_sheet(sheet_of(asked, pictures, given.seeds), len(COLOURS) + len(PRINTS) - 1, given.zoom).save(
-            given.sheet, optimize=True
-        )
+        sheet = contact_sheet(sheet_of(asked, pictures, given.seeds), len(COLOURS) + len(PRINTS) - 1, given.zoom)
+        sheet.quantize(256).save(given.sheet, optimize=True)  # a third of the bytes, for a page that is only looked at
     text = json.dumps(report, indent=2)
     if given.report:
         given.report.write_text(text + "\n")

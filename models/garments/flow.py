@@ -76,6 +76,44 @@ def make_transformer(width: int = 192, double: int = 2, single: int = 4, head: i
     return model
 
 
+class _Product(torch.autograd.Function):
+    """x @ weight.T with bfloat16 factors and float32 results, forwards and backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """Multiply; keeps the rounded factors for the way back."""
+        half_x, half_weight = x.bfloat16(), weight.bfloat16()
+        ctx.save_for_backward(half_x, half_weight)
+        return (half_x @ half_weight.t()).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of both factors."""
+        half_x, half_weight = ctx.saved_tensors
+        half = gradients[0].bfloat16()
+        rows = half.reshape(-1, half.shape[-1]).t()
+        return (half @ half_weight).float(), (rows @ half_x.reshape(-1, half_x.shape[-1])).float()
+
+
+class _QuickLinear(nn.Linear):
+    """A linear layer for training on processors with AVX512-BF16, where such products are three times as fast.
+
+    Autocast and set_float32_matmul_precision("medium") were measured too: neither made a whole step any faster.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer; weights stay float32."""
+        y: Tensor = _Product.apply(x, self.weight)  # type: ignore[no-untyped-call] # torch leaves it untyped
+        return y if self.bias is None else y + self.bias
+
+
+def quicken(model: Transformer) -> None:
+    """Let all linear layers of a model multiply in bfloat16. Names and weights stay as they are."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = _QuickLinear
+
+
 class FlowTrainer:
     """Velocity matching (Lipman et al. 2023) with logit-normal times (Esser et al. 2024) and an averaged copy."""
 
@@ -91,6 +129,7 @@ class FlowTrainer:
     ) -> None:
         """Latents are (n, 16, h, w), already shifted and scaled as the pipeline expects them; facts name each."""
         self.model = model
+        quicken(model)
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self._side, self._latents, self._facts, self._lr = side, latents, facts, lr
         self._rng = np.random.default_rng(seed)

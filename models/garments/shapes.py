@@ -315,10 +315,9 @@ SHAPES: Final[dict[str, Callable[[Uniform], list[Layer]]]] = {
     "skirt": skirt,
     "jacket": jacket,
     "coat": coat,
+    # Shoes all face right: drawn either way, a model this small blends both into one with two toes.
     "sneaker": sneaker,
     "boot": boot,
     "hat": hat,
     "bag": bag,
 }
-# Garments seen from their side may look either way; the others are symmetric.
-SIDEWAYS: Final = frozenset({"sneaker", "boot"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxPipeline
+from torch import nn
 
 from models.garments.catalogue import Facts
 from models.garments.evaluate import Asked, Limits, load, make
-from models.garments.flow import image_ids, pack
+from models.garments.flow import image_ids, pack, quicken
 from models.garments.train import Clock, Recipe, Stage, run_stage, train
 
 
@@ -75,6 +77,22 @@ def test_packing_is_the_pipelines_own() -> None:
     assert torch.equal(pack(latents), FluxPipeline._pack_latents(latents, 2, 16, 8, 4))
     ids = FluxPipeline._prepare_latent_image_ids(2, 4, 2, "cpu", torch.float32)
     assert torch.equal(image_ids(4, 2), ids)
+
+
+def test_quick_products_stay_near_the_exact_ones() -> None:
+    torch.manual_seed(3)
+    exact = nn.Sequential(nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 8))
+    quick = copy.deepcopy(exact)
+    quicken(quick)
+    x = torch.randn(4, 5, 24)
+    y, z = exact(x), quick(x)
+    assert z.dtype == torch.float32
+    assert float((y - z).detach().norm() / y.detach().norm()) < 0.02
+    torch.autograd.backward([y.pow(2).mean(), z.pow(2).mean()])
+    for p, q in zip(exact.parameters(), quick.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert float((p.grad - q.grad).norm() / p.grad.norm()) < 0.05
 
 
 def test_tiny_recipe_ends_in_a_folder_the_pipeline_loads(tmp_path: Path) -> None:
