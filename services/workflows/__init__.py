@@ -8,7 +8,7 @@ Serves:
 Calls:
     The tasks service: `GetCatalog`, `CreateTask`, `GetTask`, `CancelTask`, `CleanupTask`, `WebhookService.Enqueue`.
 Hears:
-    `atelier.tasks.v1.task.{completed,failed,cancelled}`.
+    `atelier.tasks.v1.step.{completed,failed,cancelled}`, the ends of tasks that are steps of a workflow.
 
 Rooms: `domain`, `graph`, `mapping`, `fields`, `condition`, `definition`, `building` and `engine` are pure: `engine`
 decides what an event does to a workflow. `store` is what the use cases need of a database and `postgres` the only SQL;
