@@ -1,8 +1,11 @@
-"""Fifty workflows of six steps while what carries them is killed: all end right, and no task is made twice."""
+"""Workflows over HTTP: what each endpoint does, what is refused, and what holds while what carries them is killed."""
 
+import json
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +15,7 @@ from tests.e2e.harness import ENDED, RunningMesh, until
 
 pytestmark = pytest.mark.timeout(300)
 
-WORKFLOWS = 50
+WORKFLOWS = "/api/v1/workflows/"
 SHAPE = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "e": ["d"], "f": ["d"]}
 
 
@@ -66,16 +69,191 @@ def ended(client: httpx.Client, ident: str, seconds: float = 90) -> dict[str, An
 
 
 def done(client: httpx.Client) -> int:
-    answer = client.get("/api/v1/workflows/", params={"status": "COMPLETED", "limit": 1})
+    try:
+        answer = client.get(WORKFLOWS, params={"status": "COMPLETED", "limit": 1})
+    except httpx.TransportError:
+        return 0
     return int(answer.json()["total"]) if answer.status_code == 200 else 0
 
 
+def refused(client: httpx.Client, *steps: dict[str, Any], **more: Any) -> list[tuple[list[Any], str]]:
+    """Where and of what kind the errors of a definition are."""
+    answer = client.post(WORKFLOWS, json={"name": "refused", "origin_instance": "e2e", "steps": list(steps), **more})
+    assert answer.status_code == 422, answer.text
+    return [(each["loc"], each["type"]) for each in answer.json()["detail"]]
+
+
+@pytest.fixture(scope="module")
+def own_mesh(start_mesh: Callable[..., RunningMesh]) -> RunningMesh:
+    """A mesh for killing: what is left of it is nobody else's."""
+    return start_mesh()
+
+
+def test_a_workflow_that_is_not_started_waits_and_can_be_renamed(mesh: RunningMesh) -> None:
+    with mesh.http("workflows-start") as client:
+        made = client.post(WORKFLOWS, params={"start": "false"}, json=diamond("draft")).json()
+        assert (made["status"], made["total_steps"], made["started_at"]) == ("PENDING", 6, None)
+        path = f"{WORKFLOWS}{made['id']}"
+        changed = client.patch(path, json={"name": "final", "description": "of spring"})
+        assert changed.status_code == 200, changed.text
+        assert (changed.json()["name"], changed.json()["description"]) == ("final", "of spring")
+        assert [step["task_id"] for step in read(client, made["id"])["steps"]] == [None] * 6
+        assert client.post(f"{path}/start").json()["status"] == "RUNNING"
+        found = ended(client, made["id"])
+        assert (found["status"], found["progress"], found["name"]) == ("COMPLETED", 100, "final")
+        assert (found["final_step_id"], found["current_step"]) == ("f", None)
+        assert found["final_step_result"] == found["steps"][5]["result"]
+        assert client.post(f"{path}/start").status_code == 409
+
+
+def test_a_list_comes_in_pages_newest_first(mesh: RunningMesh) -> None:
+    with mesh.http("workflows-list") as client:
+        body = {"name": "one", "origin_instance": "e2e", "steps": [step("a", [])]}
+        made = [client.post(WORKFLOWS, params={"start": "false"}, json=body).json()["id"] for _ in range(5)]
+        page = client.get(WORKFLOWS, params={"skip": 1, "limit": 2}).json()
+        assert [one["id"] for one in page["workflows"]] == made[::-1][1:3]
+        assert (page["total"], page["skip"], page["limit"]) == (5, 1, 2)
+        assert client.get(WORKFLOWS).json()["limit"] == 50
+        assert client.get(WORKFLOWS, params={"status": "RUNNING"}).json()["total"] == 0
+        assert client.get(WORKFLOWS, params={"limit": 101}).status_code == 422
+
+
+def test_a_paused_workflow_ends_what_runs_and_begins_nothing_until_it_is_resumed(mesh: RunningMesh) -> None:
+    with mesh.http("workflows-pause") as client:
+        steps = [step("a", [], steps=10, step_ms=100), step("b", ["a"])]
+        ident = create(client, {"name": "paused", "origin_instance": "e2e", "steps": steps})
+        assert client.post(f"{WORKFLOWS}{ident}/pause").json()["status"] == "PAUSED"
+        until(lambda: read(client, ident)["completed_steps"] == 1, "the running step ends")
+        found = read(client, ident)
+        assert (found["status"], found["progress"], found["steps"][1]["task_id"]) == ("PAUSED", 50, None)
+        assert len(mesh.tasks(client)) == 1
+        assert client.post(f"{WORKFLOWS}{ident}/resume").json()["status"] == "RUNNING"
+        assert ended(client, ident)["status"] == "COMPLETED"
+        assert len(mesh.tasks(client)) == 2
+
+
+def test_a_cancel_stops_what_runs_and_may_be_repeated(mesh: RunningMesh) -> None:
+    with mesh.http("workflows-cancel") as client:
+        steps = [step("a", [], steps=600, step_ms=100), step("b", ["a"])]
+        ident = create(client, {"name": "cancelled", "origin_instance": "e2e", "steps": steps})
+        until(lambda: [one["status"] for one in mesh.tasks(client)] == ["EXECUTING"], "the first step is executed")
+        assert client.post(f"{WORKFLOWS}{ident}/cleanup").status_code == 409
+        assert client.delete(f"{WORKFLOWS}{ident}").json()["status"] == "CANCELLED"
+        [task] = mesh.wait_ended(client, 1, 30)
+        assert task["status"] == "CANCELLED"
+        assert [one["status"] for one in read(client, ident)["steps"]] == ["CANCELLED", "CANCELLED"]
+        again = client.delete(f"{WORKFLOWS}{ident}")
+        assert (again.status_code, again.json()["status"]) == (200, "CANCELLED")
+        whole = create(client, {"name": "whole", "origin_instance": "e2e", "steps": [step("a", [])]})
+        assert ended(client, whole)["status"] == "COMPLETED"
+        assert client.delete(f"{WORKFLOWS}{whole}").status_code == 409
+
+
+def test_a_cleanup_hides_the_workflow_and_deletes_its_files(mesh: RunningMesh) -> None:
+    with mesh.http(tenant := "workflows-cleanup") as client:
+        ident = create(client, diamond("cleaned"))
+        assert ended(client, ident)["status"] == "COMPLETED"
+        files = mesh.objects(tenant)
+        assert len(files) == 6
+        answer = client.post(f"{WORKFLOWS}{ident}/cleanup")
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["workflow"]["is_deleted"] is True
+        report = answer.json()["cleanup"]
+        assert (report["tasks_processed"], report["tasks_cleaned"], report["errors"]) == (6, 6, [])
+        assert set(report["deleted_paths"]) == files
+        assert mesh.objects(tenant) == set()
+        assert client.get(WORKFLOWS).json()["total"] == 0
+        assert client.get(WORKFLOWS, params={"include_deleted": "true"}).json()["total"] == 1
+
+
+def test_what_is_wrong_with_a_definition_is_told_where_it_is(mesh: RunningMesh) -> None:
+    def mapped(**mapping: str) -> dict[str, Any]:
+        given = {"from_step": "a", "from_field": "result_path", "to_field": "payload", **mapping}
+        return {**step("b", []), "depends_on": ["a"], "input_mappings": [given]}
+
+    a, at = step("a", []), ["body", "steps", 1]
+    mapping = [*at, "input_mappings", 0]
+    with mesh.http("workflows-refused") as client:
+        assert refused(client, a, step("a", [])) == [([*at, "id"], "duplicate_step")]
+        assert refused(client, a, {**step("b", []), "depends_on": ["a", "x"]}) == [
+            ([*at, "depends_on", 1], "unknown_step")
+        ]
+        assert refused(client, a, {**step("b", []), "depends_on": ["b"]}) == [
+            ([*at, "depends_on", 0], "self_dependency")
+        ]
+        cycle = [{**step("b", []), "depends_on": ["c"]}, {**step("c", []), "depends_on": ["b"]}]
+        assert refused(client, a, *cycle) == [([*at, "depends_on", 0], "cycle")]
+        assert refused(client, a, {**step("b", []), "task_type": "REFINE"})[0] == (
+            [*at, "task_type"],
+            "task_type_not_served",
+        )
+        for wrong, member in (
+            ({"from_step": "x"}, "from_step"),
+            ({"from_field": "x"}, "from_field"),
+            ({"to_field": "x"}, "to_field"),
+            ({"transform": "reverse"}, "transform"),
+        ):
+            assert [loc for loc, _ in refused(client, a, mapped(**wrong))] == [[*mapping, member]]
+        assert [loc for loc, _ in refused(client, a, step("b", [], steps="many"))] == [[*at, "config", "steps"]]
+        assert [loc for loc, _ in refused(client, a, config={"on_failure": "ignore"})] == [
+            ["body", "config", "on_failure"]
+        ]
+        assert [loc for loc, _ in refused(client, *(step(f"s{at}", []) for at in range(201)))] == [["body", "steps"]]
+        assert client.get(WORKFLOWS).json()["total"] == 0
+
+
+def test_no_other_tenant_sees_or_moves_a_workflow(mesh: RunningMesh) -> None:
+    with mesh.http("workflows-owner") as client:
+        ident = client.post(WORKFLOWS, params={"start": "false"}, json=diamond("secret")).json()["id"]
+        before = read(client, ident)
+    with mesh.http("workflows-stranger") as client:
+        assert client.get(WORKFLOWS).json()["total"] == 0
+        assert client.get(WORKFLOWS, params={"origin_tenant_id": "workflows-owner"}).json()["total"] == 0
+        path = f"{WORKFLOWS}{ident}"
+        answers = [client.get(path), client.patch(path, json={"name": "mine"}), client.delete(path)]
+        answers += [client.post(f"{path}/{move}") for move in ("start", "pause", "resume", "cleanup")]
+        assert [answer.status_code for answer in answers] == [404] * 7
+        named = client.post(WORKFLOWS, json={**diamond("theirs"), "origin_tenant_id": "workflows-owner"})
+        assert named.status_code == 403
+    with mesh.http("workflows-owner") as client:
+        assert read(client, ident) == before
+
+
+def test_the_command_line_runs_watches_moves_and_draws_workflows(mesh: RunningMesh, tmp_path: Path) -> None:
+    file = tmp_path / "w.json"
+    steps = [step("a", [], steps=10, step_ms=100), step("b", ["a"])]
+    file.write_text(json.dumps({"name": "by hand", "steps": steps}))
+    tenant = ("--tenant", "workflows-cli")
+    ran = mesh.cli("workflow", "run", str(file), "--watch", *tenant)
+    assert ran.returncode == 0, ran.stderr
+    ident = ran.stdout.strip()
+    found = json.loads(mesh.cli("workflow", "get", ident, *tenant).stdout)
+    assert (found["status"], found["origin_instance"]) == ("COMPLETED", "atelier-cli")
+    drawn = mesh.cli("workflow", "graph", ident, *tenant)
+    assert drawn.stdout.startswith("<svg")
+    assert drawn.stdout.count("NOOP  completed</text>") == 2
+    # Runs for a minute, so that it still does when the next command gets through.
+    file.write_text(json.dumps({"name": "slow", "steps": [step("a", [], steps=600, step_ms=100)]}))
+    waiting = mesh.cli("workflow", "run", str(file), "--no-start", *tenant).stdout.strip()
+    assert mesh.cli("workflow", "start", waiting, *tenant).stdout == f"{waiting} RUNNING\n"
+    assert mesh.cli("workflow", "pause", waiting, *tenant).stdout == f"{waiting} PAUSED\n"
+    assert mesh.cli("workflow", "cancel", waiting, *tenant).stdout == f"{waiting} CANCELLED\n"
+    listed = json.loads(mesh.cli("workflow", "list", "--json", *tenant).stdout)
+    assert [one["id"] for one in listed] == [waiting, ident]
+    refused_again = mesh.cli("workflow", "resume", ident, *tenant)
+    assert (refused_again.returncode, "409" in refused_again.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(50, marks=pytest.mark.long)])
 @pytest.mark.parametrize("role", ["workflows", "tasks", "nats", "worker"])
-def test_whatever_is_killed_every_workflow_completes_and_makes_each_task_once(mesh: RunningMesh, role: str) -> None:
-    with mesh.http(tenant := f"workflows-{role}") as client:
+def test_whatever_is_killed_every_workflow_completes_and_makes_each_task_once(
+    own_mesh: RunningMesh, role: str, count: int
+) -> None:
+    mesh = own_mesh
+    with mesh.http(tenant := f"workflows-{role}-{count}") as client:
         with ThreadPoolExecutor(8) as pool:
-            made = list(pool.map(lambda at: create(client, diamond(f"{role} {at}")), range(WORKFLOWS)))
-        until(lambda: done(client) >= 5, "some have completed")
+            made = list(pool.map(lambda at: create(client, diamond(f"{role} {at}")), range(count)))
+        until(lambda: done(client) >= count // 10, "some have completed")
         before = mesh.restarts(role)
         mesh.kill(role)
         mesh.wait_restarted(role, before)
