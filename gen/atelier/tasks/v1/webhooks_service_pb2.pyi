@@ -242,7 +242,7 @@ class WebhookSecret(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """The secret: `whsec_` and base64."""
+    """Text as libraries of the specification take it, `whsec_` and base64."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
