@@ -15,11 +15,11 @@ from atelier_cli.terminal import err
 PROMPTS: Final = {
     "red-dress": "a red dress",
     "blue-sneaker": "a blue sneaker",
-    "green-striped-sweater": "a green sweater with white stripes",
+    "pink-striped-skirt": "a pink skirt with white stripes",
     "yellow-handbag": "a yellow handbag",
 }
 _SIDE: Final = 512
-_SEED: Final = 7
+_SEED: Final = 4
 _DATA: Final = Path(".data/demo")
 
 

@@ -31,7 +31,7 @@ def bare_call(folder: Path, *, threads: int, steps: int) -> Callable[[int], floa
 
     torch.set_num_threads(threads)
     card = json.loads((folder / "atelier.json").read_text())
-    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    pipeline = FluxPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     guidance = card["guidance"]
 
