@@ -1,1 +1,1 @@
-"""Training jobs and the LoRA library. No release serves them yet: the package holds the place its contract will fill."""
+"""Training jobs and the LoRA library. No release serves them yet: the package holds its place."""

@@ -93,7 +93,10 @@ def test_stops_in_the_reverse_of_its_start_and_tells_every_state(tmp_path: Path)
             states.append("prepared")
             return super().prepare()
 
-    stages = [[First("database", tmp_path)], [Program("service", tmp_path), Program("door", tmp_path)]]
+    stages: list[list[Program]] = [
+        [First("database", tmp_path)],
+        [Program("service", tmp_path), Program("door", tmp_path)],
+    ]
     said: list[str] = []
     states: list[str] = []
 
