@@ -1,5 +1,6 @@
 """Real servers for the tests: started at the first use, on ports the system picks, gone when pytest is."""
 
+import os
 import re
 import secrets
 import shutil
@@ -16,6 +17,9 @@ from atelier_cli.embedded.nats import NatsServer
 from atelier_cli.embedded.postgres import PostgresServer
 from atelier_cli.embedded.process import Running, free_ports
 from atelier_cli.embedded.s3 import S3Ports, S3Server
+
+# Servers are started by fork and exec from a process that speaks gRPC: its handlers around a fork crash the child.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 def pytest_configure(config: pytest.Config) -> None:
