@@ -30,8 +30,9 @@ def step(name: str, needs: list[str], **config: Any) -> dict[str, Any]:
     }
 
 
-def diamond(name: str) -> dict[str, Any]:
-    return {"name": name, "origin_instance": "e2e", "steps": [step(one, needs) for one, needs in SHAPE.items()]}
+def diamond(name: str, **config: Any) -> dict[str, Any]:
+    steps = [step(one, needs, **config) for one, needs in SHAPE.items()]
+    return {"name": name, "origin_instance": "e2e", "steps": steps}
 
 
 def create(client: httpx.Client, body: dict[str, Any]) -> str:
@@ -252,9 +253,12 @@ def test_whatever_is_killed_every_workflow_completes_and_makes_each_task_once(
     mesh = own_mesh
     with mesh.http(tenant := f"workflows-{role}-{count}") as client:
         with ThreadPoolExecutor(8) as pool:
-            made = list(pool.map(lambda at: create(client, diamond(f"{role} {at}")), range(count)))
+            # The four slots of the worker have three seconds of work, however fast all else is.
+            body = diamond(role, step_ms=2000 // count)
+            made = list(pool.map(lambda _: create(client, body), range(count)))
         until(lambda: done(client) >= count // 10, "some have completed")
         before = mesh.restarts(role)
+        assert done(client) < count, "the kill would come after the work"
         mesh.kill(role)
         mesh.wait_restarted(role, before)
         for ident in made:
