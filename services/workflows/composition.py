@@ -14,6 +14,7 @@ from meshkit.bus import Bus
 from meshkit.channel import MeshChannel
 from meshkit.db import Database
 from meshkit.errors import unauthenticated
+from meshkit.fetcher import Fetcher
 from meshkit.loops import Loops
 from meshkit.metrics import serve_metrics
 from meshkit.outbox import Relay
@@ -76,7 +77,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Running:
         abandon_seconds=settings.abandon_seconds,
     )
     stack.push_async_callback(executor.close)
-    workflows = WorkflowsService(store, executor, tasks, _now)
+    workflows = WorkflowsService(store, executor, tasks, Fetcher.from_settings(settings), _now)
     upkeep = Upkeep(store, executor, settings)
     if settings.run_loops:
         await stack.enter_async_context(Loops(*upkeep.loops(), relay.loop, relay.prune_loop))

@@ -11,7 +11,7 @@ from atelier.workflows.v1 import workflow_pb2, workflows_service_pb2
 
 from meshkit import metrics, tracing
 from meshkit.errors import Kind, MeshError, forbidden, invalid
-from meshkit.fetcher import check_url
+from meshkit.fetcher import Fetcher
 from services.workflows import definition, graph
 from services.workflows.access import Caller
 from services.workflows.convert import to_workflow
@@ -51,13 +51,17 @@ class WorkflowsService:
         store: The database.
         executor: Moves them.
         tasks: The tasks service.
+        fetcher: Judges the addresses of webhooks.
         clock: Gives the present, in UTC.
     """
 
-    def __init__(self, store: Store, executor: Executor, tasks: Tasks, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, store: Store, executor: Executor, tasks: Tasks, fetcher: Fetcher, clock: Callable[[], datetime]
+    ) -> None:
         self._store = store
         self._executor = executor
         self._tasks = tasks
+        self._fetcher = fetcher
         self._clock = clock
 
     async def create(
@@ -74,7 +78,7 @@ class WorkflowsService:
         wanted = request.workflow
         tenant = _tenant_of(wanted, caller)
         if wanted.HasField("webhook_url"):
-            check_url(wanted.webhook_url, path="workflow.webhook_url")
+            self._fetcher.check(wanted.webhook_url, path="workflow.webhook_url")
         definition.check(wanted, await self._tasks.served())
         whole = _new(wanted, tenant, self._clock())
         decision = decide(whole.workflow, whole.steps, Start(), self._clock()) if request.start else None
@@ -129,7 +133,7 @@ class WorkflowsService:
         if "name" in paths and not values.HasField("name"):
             raise invalid("update.name", "Input should be a valid string", "string_type")
         if "webhook_url" in paths and values.HasField("webhook_url"):
-            check_url(values.webhook_url, path="update.webhook_url")
+            self._fetcher.check(values.webhook_url, path="update.webhook_url")
 
         def body(current: WorkflowRecord) -> WorkflowRecord:
             changed = current

@@ -239,3 +239,18 @@ async def test_the_end_of_a_workflow_is_handed_to_the_webhooks_once(mesh: Mesh) 
     async with mesh.tasks.database.connection() as conn:
         cursor = await conn.execute("SELECT count(*) FROM webhook_deliveries WHERE entity_id = %s", (made.id,))
         assert await cursor.fetchone() == (1,)
+
+
+async def test_a_webhook_inside_the_network_is_refused_at_create_and_update(mesh: Mesh) -> None:
+    stub = mesh.workflows()
+    with pytest.raises(MeshError) as raised:
+        await stub.CreateWorkflow(create(*CHAIN, start=False, webhook_url="http://169.254.169.254/hook"))
+    assert [violation.path for violation in raised.value.violations] == ["workflow.webhook_url"]
+    made = (await stub.CreateWorkflow(create(*CHAIN, start=False))).workflow
+    update = workflow_pb2.WorkflowUpdate(webhook_url="http://10.0.0.1/hook")
+    mask = field_mask_pb2.FieldMask(paths=["webhook_url"])
+    with pytest.raises(MeshError) as raised:
+        await stub.UpdateWorkflow(
+            workflows_service_pb2.UpdateWorkflowRequest(workflow_id=made.id, update=update, update_mask=mask)
+        )
+    assert [violation.path for violation in raised.value.violations] == ["update.webhook_url"]

@@ -1,13 +1,25 @@
 """What every request passes."""
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from meshkit.errors import not_found
 from services.gateway.middleware import BodyLimit, Edge, note_route
+
+
+@pytest.fixture(autouse=True)
+def informed() -> Iterator[None]:
+    """The threshold of a service; a program that configures nothing hears only warnings."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    yield
+    structlog.configure(**before)
 
 
 def scope(**headers: str) -> dict[str, Any]:
