@@ -125,13 +125,15 @@ class Database:
         await self._pool.close()
 
     @asynccontextmanager
-    async def transaction(self, *, pipelined: bool = False) -> AsyncIterator[Connection]:
+    async def transaction(self, *, pipelined: bool = False, durable: bool = True) -> AsyncIterator[Connection]:
         """A connection with a transaction that is committed at the end of the block, rolled back on an exception.
 
         Args:
             pipelined: Send statements together with the next one whose rows are fetched; BEGIN goes with the first and
                 COMMIT with the last. A hot path saves most of its round trips. An error then surfaces at a later
                 fetch or at the end of the block, and COPY is not to be had.
+            durable: Wait until the commit is on disk. Without, a crash of PostgreSQL itself may undo the last moment's
+                commits, in order and whole: for what is repeated then without harm, as a lease or a mark.
 
         Yields:
             The connection; its rows are tuples unless the cursor is asked for another row factory.
@@ -143,9 +145,11 @@ class Database:
         async with self._acquired() as conn:
             if pipelined:
                 async with conn.pipeline(), conn.transaction():
+                    await _relax(conn, durable)
                     yield conn
             else:
                 async with conn.transaction():
+                    await _relax(conn, durable)
                     yield conn
 
     @asynccontextmanager
@@ -213,6 +217,11 @@ class Database:
             await self._pool.check()
         except (psycopg.Error, PoolTimeout, PoolClosed) as error:
             _log.info("pool check failed", cause=type(error).__name__)
+
+
+async def _relax(conn: Connection, durable: bool) -> None:  # noqa: FBT001 -- the one argument there is
+    if not durable:
+        await conn.execute("SET LOCAL synchronous_commit TO off")
 
 
 def connection_options(schema: str, statement_timeout_seconds: float, application_name: str) -> dict[str, Any]:

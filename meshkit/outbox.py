@@ -215,5 +215,6 @@ class Relay:
         return published
 
     async def _mark(self, ids: list[int]) -> None:
-        async with self._db.transaction() as conn:
+        # A mark that a crash undoes has its event published again, under the same id.
+        async with self._db.transaction(pipelined=True, durable=False) as conn:
             await conn.execute("UPDATE outbox SET published_at = now() WHERE id = ANY(%s)", (ids,))

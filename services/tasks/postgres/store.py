@@ -157,7 +157,7 @@ class PostgresStore:
 
     async def write_progress(self, notes: Sequence[ProgressNote]) -> None:
         """Writes progress of attempts that are still their session's."""
-        async with self._db.transaction() as conn:
+        async with self._db.transaction(pipelined=True, durable=False) as conn:
             await sessions.write_progress(conn, notes)
 
     async def complete_many(self, completions: Sequence[Completion], weights: Mapping[str, float]) -> list[Ended]:
@@ -269,7 +269,9 @@ class PostgresStore:
 
     async def run_round(self, queue: str, body: Callable[[PostgresRound], Awaitable[None]]) -> None:
         """Runs the body of a dispatch round within a transaction."""
-        async with self._db.transaction(pipelined=True) as conn:
+        # A lease that a crash of PostgreSQL undoes is refused to its worker, whose session the task does not name, and
+        # given again. Rounds hold the tenant's row that creates wait for, so they are not to wait for the disk.
+        async with self._db.transaction(pipelined=True, durable=False) as conn:
             await body(PostgresRound(conn, queue))
 
     async def purge_keys(self) -> int:

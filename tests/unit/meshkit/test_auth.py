@@ -141,7 +141,7 @@ async def test_rubbish_is_refused(token: Any) -> None:
         ({"exp": int(time.time()) - 31}, "TOKEN_EXPIRED"),
         ({"exp": None}, "TOKEN_CLAIMS"),
         ({"sub": None}, "TOKEN_CLAIMS"),
-        ({"nbf": int(time.time()) + 60}, "TOKEN_NOT_YET_VALID"),
+        ({"nbf": int(time.time()) + 86_400}, "TOKEN_NOT_YET_VALID"),  # counted from the collection of all tests
         ({"tenant": "../other"}, "TOKEN_CLAIMS"),
         ({"tenant": ".hidden"}, "TOKEN_CLAIMS"),
         ({"tenant": 7}, "TOKEN_CLAIMS"),
