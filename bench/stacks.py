@@ -152,7 +152,7 @@ def set_up_peer(lock: Path = PEER_FOLDER / "requirements.lock", venv: Path = PEE
 def peer(folder: Path, dsn: str) -> Iterator[Stack]:
     """FastAPI, Celery (two processes and their parent) and Redis.
 
-    Process for process what the mesh runs: gateway, tasks, worker and its child, and NATS.
+    As many as gateway, tasks, worker and its child, and NATS; the mesh also runs its workflows service, idle here.
     """
     need_redis()
     set_up_peer()
