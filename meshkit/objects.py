@@ -30,6 +30,7 @@ MAX_PATH_CHARS = 1024
 _THREADS = 16
 _CHUNK_BYTES = 256 * 1024
 _PART_BYTES = 16 * 1024 * 1024
+_TENANTS = "tenants/"
 _MISSING = frozenset({"NoSuchKey", "NoSuchObject", "NotFound", "NoSuchVersion"})
 
 
@@ -323,6 +324,44 @@ class ObjectStore:
 
         return await self._run(list_)
 
+    async def walk(self, tenant: str, prefix: str = "", page: int = 1000) -> AsyncIterator[ObjectInfo]:
+        """Lists all objects, page by page; what is deleted or written meanwhile disturbs nothing else.
+
+        Args:
+            tenant: Tenant they belong to.
+            prefix: Beginning of their paths; empty for all.
+            page: How many are asked for at once.
+
+        Yields:
+            The objects in the order of their paths.
+
+        Raises:
+            MeshError: `UNAVAILABLE` where the store does not answer.
+        """
+        after = ""
+        while True:
+            found = await self.list(tenant, prefix, limit=page, start_after=after)
+            for info in found:
+                yield info
+            if len(found) < page:
+                return
+            after = found[-1].path
+
+    async def tenants(self) -> Sequence[str]:
+        """Every tenant that has an object, by name.
+
+        Raises:
+            MeshError: `UNAVAILABLE` where the store does not answer.
+        """
+
+        def tenants(client: Any) -> list[str]:
+            # Not recursive: the store groups the keys by their next part, whatever lies below it.
+            folders = client.list_objects(self._bucket, _TENANTS)
+            names = (str(item.object_name).removeprefix(_TENANTS).rstrip("/") for item in folders if item.is_dir)
+            return [name for name in names if valid_tenant(name)]
+
+        return await self._run(tenants)
+
     async def delete(self, tenant: str, path: str) -> None:
         """Deletes an object; one that is gone already is no error."""
         key = _key(tenant, normalise_path(path))
@@ -443,7 +482,7 @@ def _key(tenant: str, path: str) -> str:
 def _root(tenant: str) -> str:
     if not valid_tenant(tenant):
         raise forbidden("The tenant's name is malformed", reason="BAD_TENANT")
-    return f"tenants/{tenant}/"
+    return f"{_TENANTS}{tenant}/"
 
 
 def _prefix(prefix: str) -> str:

@@ -103,8 +103,9 @@ class Upkeep:
     async def sweep_staging(self) -> None:
         """Deletes uploads that no task took."""
         oldest = self._clock() - timedelta(seconds=self._settings.staging_max_age_seconds)
-        for tenant in await self._store.tenants():
-            for info in await self._objects.list(tenant, STAGING_FOLDER, limit=10_000):
+        # The object store is asked, not the rows: a tenant whose creates were all refused has uploads and no row.
+        for tenant in await self._objects.tenants():
+            async for info in self._objects.walk(tenant, STAGING_FOLDER):
                 if info.modified < oldest:
                     await self._objects.delete(tenant, info.path)
                     _SWEPT.inc()
@@ -136,11 +137,8 @@ class Upkeep:
     async def _losers(self, record: TaskRecord, tenant: str, prefix: str) -> list[str]:
         kept = set(record.result_objects)
         inputs = f"{prefix}inputs/"
-        found: list[str] = []
-        after = ""
-        while True:
-            page = await self._objects.list(tenant, prefix, limit=1000, start_after=after)
-            found.extend(info.path for info in page if info.path not in kept and not info.path.startswith(inputs))
-            if len(page) < 1000:
-                return found
-            after = page[-1].path
+        return [
+            info.path
+            async for info in self._objects.walk(tenant, prefix)
+            if info.path not in kept and not info.path.startswith(inputs)
+        ]

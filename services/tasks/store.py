@@ -325,10 +325,6 @@ class Store(Protocol):
         """Deletes sessions that ended long ago."""
         ...
 
-    async def tenants(self) -> list[str]:
-        """Tenants that ever had a task."""
-        ...
-
     async def run_round(self, queue: str, body: Callable[[Rounds], Awaitable[None]]) -> None:
         """Runs the body of a dispatch round within a transaction."""
         ...

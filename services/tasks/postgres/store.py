@@ -253,12 +253,6 @@ class PostgresStore:
                 "DELETE FROM sessions WHERE closed_at < now() - %s * interval '1 second'", (age_seconds,)
             )
 
-    async def tenants(self) -> list[str]:
-        """Tenants that ever had a task."""
-        async with self._db.connection() as conn:
-            cursor = await conn.execute("SELECT DISTINCT tenant FROM queue_tenants ORDER BY tenant")
-            return [row[0] for row in await cursor.fetchall()]
-
     async def depths(self) -> list[tuple[str, str, int]]:
         """Waiting tasks by queue and lane."""
         async with self._db.connection() as conn:

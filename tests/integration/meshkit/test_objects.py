@@ -68,6 +68,28 @@ async def test_tenants_do_not_see_each_other(store: ObjectStore) -> None:
     assert await store.get("acme", "a") == b"acme's"
 
 
+async def test_tenants_are_those_that_have_objects(store: ObjectStore) -> None:
+    assert await store.tenants() == []
+    for tenant in ("b", "a@x.org", "b.c"):
+        await store.put(tenant, "staging/deep/below", b"x")
+        await store.put(tenant, "other", b"x")
+    await store.put("gone", "a", b"x")
+    await store.delete("gone", "a")
+    assert set(await store.tenants()) - {"gone"} == {"a@x.org", "b", "b.c"}, "an emptied one may be told or not"
+
+
+async def test_a_walk_sees_every_page_while_its_objects_are_deleted(store: ObjectStore) -> None:
+    for number in range(7):
+        await store.put("acme", f"walk/{number}/a", b"x")
+    await store.put("acme", "walking", b"x")
+    seen = []
+    async for info in store.walk("acme", "walk/", page=3):
+        seen.append(info.path)
+        await store.delete("acme", info.path)
+    assert seen == [f"walk/{number}/a" for number in range(7)]
+    assert [info.path async for info in store.walk("acme")] == ["walking"]
+
+
 async def test_files_go_in_and_out(store: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(os.urandom(100_000))
     await store.put("acme", "f", tmp_path / "in")
