@@ -32,6 +32,10 @@ MAX_URL_CHARS = 4096
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
+# What a resolver answers of a name that does not exist, or has no address; not every system knows the second. Any other
+# answer (EAI_AGAIN, EAI_FAIL, EAI_SYSTEM, ...) tells of the resolver and not of the name.
+_NO_SUCH_NAME = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -143,7 +147,7 @@ class Fetcher:
 
     Args:
         allow_private: `host:port` or CIDR that may be reached although it is private.
-        resolver: Gives the addresses of a name; the system's where absent.
+        resolver: Gives the addresses of a name, or raises `socket.gaierror`; the system's where absent.
     """
 
     def __init__(self, allow_private: Iterable[str] = (), *, resolver: Resolver | None = None) -> None:
@@ -289,9 +293,18 @@ class Fetcher:
             The addresses that may be connected to.
 
         Raises:
-            MeshError: `INVALID` where one is not public, or the name does not exist.
+            MeshError: `INVALID` where one is not public, or the name does not exist; `UNAVAILABLE` where the resolver
+                cannot tell right now.
         """
-        found = await self._resolve(target.host, target.port)
+        try:
+            found = await self._resolve(target.host, target.port)
+        except UnicodeError:
+            found = []  # no name that could exist: a part of it is too long
+        except socket.gaierror as error:
+            if error.errno not in _NO_SUCH_NAME:
+                _log.warning("name could not be resolved", cause=error.errno)
+                raise unavailable(f"The host of {path} cannot be looked up right now", reason="DNS_FAILED") from None
+            found = []
         if not found:
             raise invalid(path, "names a host that does not exist", "url_host")
         if (target.host, target.port) not in self._allowed_hosts:
@@ -457,8 +470,5 @@ def _is_plainly_public(address: Address) -> bool:
 
 
 async def _resolve(host: str, port: int) -> Sequence[str]:
-    try:
-        infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError):
-        return []
+    infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(info[4][0]) for info in infos))

@@ -1,6 +1,7 @@
 import asyncio
 import gzip
 import ipaddress
+import socket
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -123,6 +124,35 @@ async def test_a_name_that_leads_inside_is_refused() -> None:
     assert await reason(fetcher, "http://evil.example/") == "url_private"
     assert await reason(fetcher, "http://mixed.example/") == "url_private", "one bad address spoils the name"
     assert await reason(fetcher, "http://absent.example/") == "url_host"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (socket.EAI_NONAME, (Kind.INVALID, "url_host")),
+        (socket.EAI_NODATA, (Kind.INVALID, "url_host")),
+        (socket.EAI_AGAIN, (Kind.UNAVAILABLE, "DNS_FAILED")),
+        (socket.EAI_FAIL, (Kind.UNAVAILABLE, "DNS_FAILED")),
+        (socket.EAI_SYSTEM, (Kind.UNAVAILABLE, "DNS_FAILED")),
+        (socket.EAI_MEMORY, (Kind.UNAVAILABLE, "DNS_FAILED")),
+    ],
+)
+async def test_only_a_name_that_does_not_exist_is_the_callers_mistake(
+    monkeypatch: pytest.MonkeyPatch, code: int, expected: tuple[Kind, str]
+) -> None:
+    def answer(*_args: Any, **_more: Any) -> Any:
+        raise socket.gaierror(code, "as the system's resolver says it")
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    for work in (Fetcher().fetch("http://pictures.example/", 1000, 5), Fetcher().post("http://x.example/", b"", {}, 5)):
+        with pytest.raises(MeshError) as caught:
+            await work
+        error = caught.value
+        assert (error.kind, error.violations[0].type if error.violations else error.reason) == expected
+
+
+async def test_a_name_with_a_part_that_is_too_long_does_not_exist() -> None:
+    assert await reason(Fetcher(), f"http://{'a' * 64}.example/") == "url_host"
 
 
 @pytest.mark.parametrize(
