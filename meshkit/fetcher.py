@@ -93,6 +93,19 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class Reply:
+    """What is read of the answer to a post.
+
+    Attributes:
+        status: HTTP status.
+        retry_after: The header of that name as it came; empty without.
+    """
+
+    status: int
+    retry_after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """An address that passed the static checks."""
 
@@ -224,8 +237,8 @@ class Fetcher:
         timeout: float,  # noqa: ASYNC109
         *,
         path: str = "url",
-    ) -> int:
-        """Sends a body to an address; follows no redirect, and reads nothing of the answer but its status.
+    ) -> Reply:
+        """Sends a body to an address; follows no redirect, and reads nothing of the answer's body.
 
         Args:
             url: The address.
@@ -235,7 +248,7 @@ class Fetcher:
             path: Path of the member that names the address, for the error.
 
         Returns:
-            The status of the answer, whatever it is.
+            What came, whatever its status is.
 
         Raises:
             MeshError: `INVALID` for an address that may not be reached, `UNAVAILABLE` where nothing answers.
@@ -251,7 +264,7 @@ class Fetcher:
                         "POST", url, content=body, headers={**headers, "accept": "*/*", "user-agent": "atelier"}
                     ) as response,
                 ):
-                    return response.status_code
+                    return Reply(response.status_code, response.headers.get("retry-after", ""))
         except TimeoutError:
             raise unavailable(f"{path} did not answer in time", reason="FETCH_TIMEOUT") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:

@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections import Counter
+from datetime import timedelta
 
 from meshkit import metrics
 from meshkit.errors import Kind, MeshError
@@ -108,15 +109,17 @@ class Sender:
 
     async def _send(self, claimed: Claimed) -> Answer:
         begun = time.perf_counter()
-        status, error, refused = None, None, False
+        status, error, refused, asked = None, None, False, timedelta()
         try:
-            status = await self._fetcher.post(
+            reply = await self._fetcher.post(
                 claimed.url,
                 claimed.body,
                 webhooks.headers(claimed.id, claimed.now, claimed.body, claimed.keys),
                 webhooks.TIMEOUT_SECONDS,
                 path="webhook_url",
             )
+            status = reply.status
+            asked = webhooks.asked_wait(status, reply.retry_after, claimed.now)
             if not 200 <= status < 300:
                 error = f"The receiver answered {status}"
         except MeshError as problem:
@@ -125,4 +128,4 @@ class Sender:
             refused = problem.kind is Kind.INVALID and "url_host" not in types
             error = "; ".join(f"{v.path} {v.message}" for v in problem.violations) or problem.message
         seconds = time.perf_counter() - begun
-        return Answer(status, error and error[: webhooks.MAX_ERROR_LENGTH], refused, seconds)
+        return Answer(status, error and error[: webhooks.MAX_ERROR_LENGTH], refused, seconds, asked)

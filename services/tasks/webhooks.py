@@ -10,7 +10,8 @@ import enum
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from uuid import UUID
 
 from standardwebhooks import Webhook
@@ -20,6 +21,10 @@ SCHEDULE = tuple(
     timedelta(seconds=seconds)
     for seconds in (5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 20 * 3600, 24 * 3600)
 )
+# However late a receiver asks to be asked again: no longer than the schedule's own longest wait.
+LONGEST_WAIT = SCHEDULE[-1]
+# Answers by which a receiver may say when it wants to be asked again.
+BUSY_STATUSES = frozenset({429, 503})
 # Receivers that failed together are not asked together again.
 JITTER = 0.1
 TIMEOUT_SECONDS = 15.0
@@ -100,12 +105,14 @@ class Answer:
         error: Why the attempt failed; None where it did not.
         refused: Whether the address may not be reached at all.
         seconds: How long it took.
+        asked_wait: How long the receiver asks to be left alone.
     """
 
     status_code: int | None
     error: str | None
     refused: bool = False
     seconds: float = 0.0
+    asked_wait: timedelta = timedelta()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +184,37 @@ def judge(answer: Answer, tries: int, spread: float) -> Verdict:
         return Verdict(DeliveryStatus.FAILED, failure=Failure.GONE)
     if tries >= len(SCHEDULE):
         return Verdict(DeliveryStatus.FAILED, failure=Failure.EXHAUSTED)
-    return Verdict(DeliveryStatus.PENDING, wait=SCHEDULE[tries] * (1 + JITTER * spread))
+    wait = SCHEDULE[tries] * (1 + JITTER * spread)
+    # It is never asked sooner than scheduled: one that always says "at once" would be given up within seconds. Nor is
+    # it asked sooner than it says, so that jitter only adds here.
+    asked = answer.asked_wait * (1 + JITTER * abs(spread))
+    return Verdict(DeliveryStatus.PENDING, wait=max(wait, min(asked, LONGEST_WAIT)))
+
+
+def asked_wait(status: int, header: str, now: datetime) -> timedelta:
+    """How long a receiver asks to be left alone (RFC 9110, 10.2.3).
+
+    Args:
+        status: Status of its answer; one that does not say that it is busy asks for nothing.
+        header: Its `Retry-After`: seconds or a date; what is malformed asks for nothing.
+        now: The present, with a time zone.
+
+    Returns:
+        The time, `LONGEST_WAIT` at most, never negative.
+    """
+    if status not in BUSY_STATUSES:
+        return timedelta()
+    text = header.strip()
+    if text.isascii() and text.isdigit():
+        # A number too long for an integer is one that is bounded anyway.
+        return min(timedelta(seconds=int(text[:9])), LONGEST_WAIT)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return timedelta()
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(timedelta(), min(moment - now, LONGEST_WAIT))
 
 
 def new_secret() -> str:

@@ -17,6 +17,7 @@ class Receiver:
     Attributes:
         port: Where it listens.
         statuses: Answers of the next requests; `otherwise` answers those after them.
+        retry_after: What it answers in the header of that name to requests that fail.
         hangs: Whether it takes requests and never answers.
         requests: Headers and body of each request, as they came.
     """
@@ -25,6 +26,7 @@ class Receiver:
     otherwise: int = 200
     statuses: list[int] = field(default_factory=list)
     location: str = ""
+    retry_after: str = ""
     hangs: bool = False
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
@@ -50,6 +52,8 @@ class Receiver:
                 return
             status = self.statuses.pop(0) if self.statuses else self.otherwise
             more = f"location: {self.location}\r\n" if self.location else ""
+            if self.retry_after and status >= 400:
+                more += f"retry-after: {self.retry_after}\r\n"
             writer.write(f"HTTP/1.1 {status} X\r\n{more}content-length: 2\r\nconnection: close\r\n\r\nok".encode())
             await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):

@@ -138,6 +138,18 @@ async def test_an_error_is_tried_again_under_the_same_id(hooks: Hooks) -> None:
         assert len({body for _, body in receiver.requests}) == 1
 
 
+async def test_a_receiver_that_is_busy_is_left_alone_for_as_long_as_it_asks(hooks: Hooks) -> None:
+    async with receiving(statuses=[503, 429], retry_after="7200") as receiver:
+        ident = await hooks.hand_in(receiver.url)
+        await hooks.live_until(timedelta(minutes=119))
+        assert receiver.ids == [ident]
+        await hooks.live_until(timedelta(minutes=238))
+        assert receiver.ids == [ident] * 2
+        await hooks.live_until(timedelta(hours=5))
+        assert receiver.ids == [ident] * 3
+        assert (await hooks.get(ident)).status == "DELIVERED"
+
+
 async def test_a_redirect_is_not_followed(hooks: Hooks) -> None:
     async with receiving() as elsewhere, receiving(otherwise=307, location=elsewhere.url) as receiver:
         ident = await hooks.hand_in(receiver.url)

@@ -7,10 +7,12 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from services.tasks.webhooks import (
     JITTER,
+    LONGEST_WAIT,
     SCHEDULE,
     Answer,
     DeliveryStatus,
     Failure,
+    asked_wait,
     headers,
     judge,
     new_secret,
@@ -46,6 +48,49 @@ def test_a_2xx_ends_a_delivery(status: int) -> None:
 @pytest.mark.parametrize("status", [301, 302, 400, 404, 429, 500, 503])
 def test_every_other_answer_is_tried_again(status: int) -> None:
     assert judge(Answer(status, "no"), 0, 0.0).status is DeliveryStatus.PENDING
+
+
+NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "seconds"),
+    [
+        (429, "120", 120),
+        (503, " 7 ", 7),
+        (503, "Sun, 22 Nov 2026 13:00:00 GMT", 3600),
+        (503, "Sunday, 22-Nov-26 12:00:30 GMT", 30),
+        (503, "Sun Nov 22 12:00:30 2026", 30),
+        (429, "Sun, 22 Nov 2026 11:00:00 GMT", 0),
+        (429, "999999999999999999999999999", LONGEST_WAIT.total_seconds()),
+        (429, "9" * 5000, LONGEST_WAIT.total_seconds()),
+        (429, "Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_WAIT.total_seconds()),
+        (429, "0", 0),
+        (429, "-5", 0),
+        (429, "1.5", 0),
+        (429, "\u0663", 0),
+        (429, "soon", 0),
+        (429, "", 0),
+        (500, "120", 0),
+        (200, "120", 0),
+    ],
+)
+def test_what_a_busy_receiver_asks_for_is_read_within_bounds(status: int, header: str, seconds: float) -> None:
+    assert asked_wait(status, header, NOW) == timedelta(seconds=seconds)
+
+
+def test_a_receiver_that_asks_for_more_time_gets_it_and_one_that_asks_for_less_does_not() -> None:
+    def wait(asked: timedelta, spread: float) -> timedelta:
+        found = judge(Answer(429, "no", asked_wait=asked), 0, spread).wait
+        assert found is not None
+        return found
+
+    hour = timedelta(hours=1)
+    for spread in (-1.0, 0.0, 1.0):
+        assert hour <= wait(hour, spread) <= hour * (1 + JITTER)
+        assert wait(timedelta(seconds=1), spread) == SCHEDULE[0] * (1 + JITTER * spread)
+        assert wait(LONGEST_WAIT, spread) == LONGEST_WAIT
+    assert judge(Answer(429, "no", asked_wait=hour), len(SCHEDULE), 0.0).failure is Failure.EXHAUSTED
 
 
 def test_410_and_a_refused_address_end_a_delivery_at_once() -> None:
