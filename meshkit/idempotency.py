@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "idempotency-key"
 KEEP_HOURS = 48
+_SELECT = "SELECT request_hash, response FROM idempotency_keys WHERE tenant = %s AND method = %s AND key = %s"
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 _current: contextvars.ContextVar[str] = contextvars.ContextVar("atelier_idempotency_key", default="")
@@ -74,6 +75,27 @@ def request_hash(request: Message) -> bytes:
     return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
+async def find(conn: Connection, tenant: str, method: str, key: str, request_hash: bytes) -> bytes | None:
+    """Looks for an answer given before, without claiming the key: before work that a replay makes needless.
+
+    Args:
+        conn: A connection.
+        tenant: Tenant of the call.
+        method: Name of the method.
+        key: The caller's key.
+        request_hash: `request_hash` of the request.
+
+    Returns:
+        The response to replay, or None where none is committed; a create under way is not waited for.
+
+    Raises:
+        MeshError: `CONFLICT` where the key was used for another request.
+    """
+    cursor = await conn.execute(_SELECT, (tenant, method, key))
+    found = await cursor.fetchone()
+    return None if found is None else _replay(found, request_hash)
+
+
 async def claim(conn: Connection, tenant: str, method: str, key: str, request_hash: bytes) -> bytes | None:
     """Claims a key within the caller's transaction; a concurrent holder of the same key is waited for.
 
@@ -93,18 +115,12 @@ async def claim(conn: Connection, tenant: str, method: str, key: str, request_ha
     row = await _insert(conn, tenant, method, key, request_hash)
     if row is not None:
         return None
-    cursor = await conn.execute(
-        "SELECT request_hash, response FROM idempotency_keys WHERE tenant = %s AND method = %s AND key = %s FOR UPDATE",
-        (tenant, method, key),
-    )
+    cursor = await conn.execute(f"{_SELECT} FOR UPDATE", (tenant, method, key))
     found = await cursor.fetchone()
     if found is None:
         # The purge was faster: the key is free again.
         return await claim(conn, tenant, method, key, request_hash)
-    stored_hash, response = _columns(found)
-    if bytes(stored_hash) != request_hash:
-        raise conflict("The idempotency key was used for another request", reason="IDEMPOTENCY_KEY_REUSED")
-    return None if response is None else bytes(response)
+    return _replay(found, request_hash)
 
 
 async def store(conn: Connection, tenant: str, method: str, key: str, response: bytes) -> None:
@@ -152,5 +168,8 @@ async def _insert(conn: Connection, tenant: str, method: str, key: str, request_
     return await cursor.fetchone()
 
 
-def _columns(row: Any) -> tuple[bytes, bytes | None]:
-    return (row["request_hash"], row["response"]) if isinstance(row, dict) else (row[0], row[1])
+def _replay(row: Any, request_hash: bytes) -> bytes | None:
+    stored_hash, response = (row["request_hash"], row["response"]) if isinstance(row, dict) else row
+    if bytes(stored_hash) != request_hash:
+        raise conflict("The idempotency key was used for another request", reason="IDEMPOTENCY_KEY_REUSED")
+    return None if response is None else bytes(response)

@@ -55,7 +55,7 @@ class Preparer:
         """
         spec = request.task
         entry = self._catalog.type_of(spec)
-        tenant = _tenant_of(spec, caller)
+        tenant = tenant_of(spec, caller)
         if (request.HasField("task_id") or request.HasField("workflow_id")) and not caller.is_service:
             raise forbidden("Only a service may name a task's identifier or workflow", reason="SERVICE_ONLY")
         provider, queue = self._route(spec)
@@ -116,7 +116,12 @@ class Preparer:
         return provider, queue
 
 
-def _tenant_of(spec: task_pb2.CreateTask, caller: Caller) -> str:
+def tenant_of(spec: task_pb2.CreateTask, caller: Caller) -> str:
+    """The tenant that a task is made for: the one it names, else the caller's.
+
+    Raises:
+        MeshError: `FORBIDDEN` for another's, or where there is none; `INVALID` for what can be no tenant.
+    """
     named = spec.origin_tenant_id if spec.HasField("origin_tenant_id") else ""
     if not named or named == caller.tenant:
         return caller.require_tenant()

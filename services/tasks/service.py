@@ -20,7 +20,7 @@ from services.tasks.access import Caller
 from services.tasks.batching import Batcher
 from services.tasks.catalog import TYPES, Catalog, prefix_of
 from services.tasks.convert import to_task
-from services.tasks.creation import Preparer
+from services.tasks.creation import Preparer, tenant_of
 from services.tasks.domain import AttemptRecord, Ref, Status, TaskRecord
 from services.tasks.errors import executing, identifier_used, illegal_transition, task_not_found
 from services.tasks.inputs import AcceptedInput, InputDoor
@@ -84,7 +84,8 @@ class TasksService:
             MeshError: `INVALID`, `FORBIDDEN`, `CONFLICT`; nothing is left behind then.
         """
         if key is not None:
-            replay = await self._store.find_replay(caller.require_tenant(), key)
+            # Keys are kept by the task's tenant, as they are stored with it; who may not name it learns of no replay.
+            replay = await self._store.find_replay(tenant_of(request.task, caller), key)
             if replay is not None:
                 return replay, True
         record, inputs = await self._preparer.prepare(request, caller)

@@ -9,7 +9,6 @@ from uuid import UUID
 
 from meshkit import idempotency
 from meshkit.db import Connection, Database
-from meshkit.errors import conflict
 from services.tasks.domain import AttemptRecord, Category, Outcome, Ref, RetryPolicy, Session, TaskRecord
 from services.tasks.errors import identifier_used, task_not_found
 from services.tasks.postgres import creates, endings, queries, sessions, sweeps
@@ -61,16 +60,7 @@ class PostgresStore:
     async def find_replay(self, tenant: str, key: IdempotencyKey) -> bytes | None:
         """The answer stored under a key, if it is committed; CONFLICT where the key had another request."""
         async with self._db.connection() as conn:
-            cursor = await conn.execute(
-                "SELECT request_hash, response FROM idempotency_keys WHERE tenant = %s AND method = %s AND key = %s",
-                (tenant, key.method, key.key),
-            )
-            row = await cursor.fetchone()
-        if row is None:
-            return None
-        if bytes(row[0]) != key.request_hash:
-            raise conflict("The idempotency key was used for another request", reason="IDEMPOTENCY_KEY_REUSED")
-        return None if row[1] is None else bytes(row[1])
+            return await idempotency.find(conn, tenant, key.method, key.key, key.request_hash)
 
     async def note_intent(self, record: TaskRecord, prefix: str) -> None:
         """Notes that objects are about to be written for a task to come."""

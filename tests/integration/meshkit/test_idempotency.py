@@ -47,6 +47,19 @@ async def test_another_request_under_the_key_is_a_conflict(db: Database) -> None
     assert (caught.value.kind, caught.value.reason) == (Kind.CONFLICT, "IDEMPOTENCY_KEY_REUSED")
 
 
+async def test_an_answer_is_found_once_it_is_committed_and_only_for_its_request(db: Database) -> None:
+    async with db.transaction() as conn, db.connection() as other:
+        assert await idempotency.claim(conn, "acme", "CreateItem", "k", HASH) is None
+        assert await idempotency.find(other, "acme", "CreateItem", "k", HASH) is None, "it waits for nobody"
+        await idempotency.store(conn, "acme", "CreateItem", "k", b"made")
+    async with db.connection() as conn:
+        assert await idempotency.find(conn, "acme", "CreateItem", "k", HASH) == b"made"
+        assert await idempotency.find(conn, "globex", "CreateItem", "k", HASH) is None
+        with pytest.raises(MeshError) as caught:
+            await idempotency.find(conn, "acme", "CreateItem", "k", OTHER)
+    assert (caught.value.kind, caught.value.reason) == (Kind.CONFLICT, "IDEMPOTENCY_KEY_REUSED")
+
+
 async def test_keys_of_tenants_and_methods_are_apart(db: Database) -> None:
     async with db.transaction() as conn:
         for tenant, method in (("a", "m"), ("b", "m"), ("a", "n")):

@@ -48,9 +48,9 @@ def generation(**members: Any) -> task_pb2.CreateTask:
     return task
 
 
-async def keyed(mesh: Mesh, key: str, task: task_pb2.CreateTask) -> tuple[task_pb2.Task, bool]:
+async def keyed(mesh: Mesh, key: str, task: task_pb2.CreateTask, stub: Any = None) -> tuple[task_pb2.Task, bool]:
     trailing: list[tuple[str, Any]] = []
-    response = await mesh.tasks().CreateTask(
+    response = await (stub or mesh.tasks()).CreateTask(
         CreateTaskRequest(task=task), metadata=call_metadata(idempotency_key=key), trailing=trailing.extend
     )
     return response.task, ("idempotent-replayed", "true") in trailing
@@ -277,6 +277,27 @@ async def test_inputs_stay_where_the_answer_to_the_commit_was_lost(mesh: Mesh, m
     response = await stub.CreateTask(request, metadata=call_metadata(idempotency_key="k"))
     assert await everything(mesh, tenant) == [f"generations/{response.task.id}/inputs/reference.png"]
     assert len(await mesh.rows("SELECT FROM tasks")) == 1
+
+
+@pytest.mark.parametrize("tenant", ["", "ops"])
+async def test_operators_key_belongs_to_the_tenant_it_creates_for(mesh: Mesh, tenant: str) -> None:
+    operator = mesh.tasks(tenant, ("operator",))
+    for key, named in (("k1", "globex"), ("k1", "initech"), ("k2", "globex")):
+        first, replayed = await keyed(mesh, key, noop(origin_tenant_id=named), operator)
+        assert (first.origin_tenant_id, replayed) == (named, False)
+        assert await keyed(mesh, key, noop(origin_tenant_id=named), operator) == (first, True)
+    assert await mesh.rows("SELECT DISTINCT tenant FROM idempotency_keys ORDER BY 1") == [("globex",), ("initech",)]
+    with pytest.raises(MeshError) as error:
+        await keyed(mesh, "k1", noop(origin_tenant_id="globex"), mesh.tasks("initech"))
+    assert error.value.kind is Kind.FORBIDDEN, "a replay would show another tenant's task"
+
+
+async def test_token_without_tenant_gets_the_same_with_and_without_a_key(mesh: Mesh) -> None:
+    operator = mesh.tasks("", ("operator",))
+    for create in (mesh.create(noop(), stub=operator), keyed(mesh, "k", noop(), operator)):
+        with pytest.raises(MeshError) as error:
+            await create
+        assert error.value.reason == "NO_TENANT"
 
 
 async def test_inputs_of_a_create_that_died_are_swept(mesh: Mesh) -> None:
