@@ -24,10 +24,32 @@ _BUCKET: Final = "atelier"
 _S3_PARTS: Final = tuple(S3Ports.__dataclass_fields__)
 _PORT_NAMES: Final = ("nats", "postgres", "tasks", "workflows", *(f"s3_{part}" for part in _S3_PARTS))
 
+_DATABASE: Final = frozenset({"ATELIER_DATABASE_URL"})
+_NEWS: Final = frozenset({"ATELIER_NATS_URL"})
+_OBJECTS: Final = frozenset(
+    {"ATELIER_S3_ENDPOINT", "ATELIER_S3_ACCESS_KEY", "ATELIER_S3_SECRET_KEY", "ATELIER_S3_BUCKET"}
+)
+_TOKENS: Final = frozenset({"ATELIER_AUTH_SECRET"})
+# What each service uses of the addresses and secrets that join the mesh; it is given no other, and inherits no other.
+USES: Final[Mapping[str, frozenset[str]]] = {
+    "tasks": _DATABASE | _NEWS | _OBJECTS | _TOKENS,
+    "workflows": _DATABASE | _NEWS | _TOKENS | {"ATELIER_TASKS_ADDRESS"},
+    "worker": _NEWS | _OBJECTS | _TOKENS | {"ATELIER_TASKS_ADDRESS", "ATELIER_MODEL", "ATELIER_WORKER_TOKEN"},
+    "gateway": _OBJECTS
+    | _TOKENS
+    | {"ATELIER_TASKS_ADDRESS", "ATELIER_WORKFLOWS_ADDRESS", "ATELIER_MEDIA_SECRET", "ATELIER_UPSTREAMS"},
+}
+_JOINING: Final = frozenset().union(*USES.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service of the mesh, run as `python -m module`."""
+    """One service of the mesh, run as `python -m module`.
+
+    Attributes:
+        environment: What the mesh sets for it; the rest of `atelier up`'s own environment it inherits, except for
+            what joins others.
+    """
 
     name: str
     module: str
@@ -40,7 +62,17 @@ class Service:
     def prepare(self) -> Launch:
         """Forgets the address of an earlier run and says how to start."""
         self.port_file.unlink(missing_ok=True)
-        return Launch(argv=(sys.executable, "-m", self.module), log=self.log, env=self.environment, cwd=self.folder)
+        return Launch(
+            argv=(sys.executable, "-m", self.module),
+            log=self.log,
+            env=self.environment,
+            inherits=self._inherits,
+            cwd=self.folder,
+        )
+
+    def _inherits(self, name: str) -> bool:
+        setting = name.removesuffix("_FILE")
+        return setting not in _JOINING or setting in USES[self.name]
 
     def ready(self) -> bool:
         """Whether it answers; before it reported its address it is not asked."""
@@ -96,9 +128,6 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
         "ATELIER_AUTH_SECRET": os.environ.get("ATELIER_AUTH_SECRET", credentials.auth_secret),
         "ATELIER_TASKS_ADDRESS": f"127.0.0.1:{ports['tasks']}",
         "ATELIER_WORKFLOWS_ADDRESS": f"127.0.0.1:{ports['workflows']}",
-        "PYTHONUNBUFFERED": "1",
-        # The worker starts its child by fork and exec; gRPC's handlers around a fork would only fill its log.
-        "GRPC_ENABLE_FORK_SUPPORT": "0",
     }
     if model := os.environ.get("ATELIER_MODEL"):
         # A path is meant from where the user stands; a model hub's name is passed on as it is.
@@ -111,7 +140,10 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
             module=module,
             log=folder.log(name),
             environment={
-                **environment,
+                **{variable: value for variable, value in environment.items() if variable in USES[name]},
+                "PYTHONUNBUFFERED": "1",
+                # The worker starts its child by fork and exec; gRPC's handlers around a fork would only fill its log.
+                "GRPC_ENABLE_FORK_SUPPORT": "0",
                 "ATELIER_LISTEN": listen,
                 "ATELIER_PORT_FILE": str(port_file),
                 **more,

@@ -68,6 +68,7 @@ class Supervisor:
     clock: Callable[[], float] = time.monotonic
     _managed: list[Managed] = field(default_factory=list)
     _signals: int = 0
+    _untold: bool = False
 
     def records(self) -> tuple[ProcessRecord, ...]:
         """All processes that were started."""
@@ -77,42 +78,44 @@ class Supervisor:
         """Starts everything, looks after it until SIGTERM or SIGINT, and stops everything.
 
         Raises:
-            CliError: Something did not become ready at the start.
+            CliError: Something could not be started at the start, or did not become ready.
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         try:
             began = self.clock()
             # Before the first preparation, which may take seconds: until then the last run's process ids are told.
-            self.changed("starting")
+            self._tell("starting")
             if all(self._start_stage(stage) for stage in self.stages):
                 self.say(f"[bold]The mesh is ready[/bold] after {self.clock() - began:.1f} s.")
-                self.changed("ready")
+                self._tell("ready")
             while not self._signals:
                 self.look_after("ready")
                 time.sleep(_TICK_SECONDS)
-        except StartError as error:
-            raise CliError(str(error)) from error
+        except (StartError, OSError) as error:
+            raise CliError(_sentence(error)) from error
         finally:
             self._stop_all()
 
     def look_after(self, state: str) -> None:
         """One round: starts again what died, notices what became ready."""
+        if self._untold:
+            self._tell(state)
         for each in self._managed:
             if each.process is None:
                 if self.clock() >= each.next_start_at:
-                    self._start(each)
-                    self.changed(state)
+                    self._start_again(each)
+                    self._tell(state)
             elif each.process.poll() is not None:
-                self._note_death(each)
-                self.changed(state)
+                self._note_death(each, _cause(each.process.returncode))
+                self._tell(state)
             elif not each.ready and each.server.ready():
                 each.ready = True
                 took = self.clock() - each.started_at
                 again = "again " if each.announced else ""
                 each.announced = True
                 self.say(f"[green]●[/green] {each.server.name:9s} {again}ready in {took:.1f} s")
-                self.changed(state)
+                self._tell(state)
 
     def _start_stage(self, stage: Sequence[Server]) -> bool:
         """Starts a stage and waits until it is ready; False where a signal came first."""
@@ -121,7 +124,7 @@ class Supervisor:
         self._managed += new
         for each in new:
             self._start(each)
-        self.changed("starting")
+        self._tell("starting")
         while not all(each.ready for each in new):
             if self._signals:
                 return False
@@ -140,14 +143,30 @@ class Supervisor:
         each.ready = False
         each.started_at = self.clock()
 
-    def _note_death(self, each: Managed) -> None:
-        """Plans the next start of a process that ended."""
-        assert each.process is not None
+    def _start_again(self, each: Managed) -> None:
+        """Starts what died; what hinders that now (a full disk) may be over at the next try."""
+        each.started_at = self.clock()
+        try:
+            self._start(each)
+        except (StartError, OSError) as error:
+            self._note_death(each, f"could not be started: {_sentence(error)}")
+
+    def _tell(self, state: str) -> None:
+        """Tells a new state; where it cannot be written, the mesh goes on and it is told later."""
+        try:
+            self.changed(state)
+        except OSError as error:
+            if not self._untold:
+                self.say(f"[yellow]●[/yellow] The state of the mesh cannot be written: {_sentence(error)}")
+            self._untold = True
+        else:
+            self._untold = False
+
+    def _note_death(self, each: Managed, cause: str) -> None:
+        """Plans the next start of a process that ended, or did not begin."""
         now = self.clock()
         if now - each.started_at > _SETTLED_SECONDS:
             each.backoff_seconds = FIRST_BACKOFF_SECONDS
-        code = each.process.returncode
-        cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         self.say(
             f"[yellow]●[/yellow] {each.server.name:9s} {cause}; starts again in {each.backoff_seconds:g} s"
             + (f", see {each.launch.log}" if each.launch else "")
@@ -161,11 +180,11 @@ class Supervisor:
     def _stop_all(self) -> None:
         """Stops all in reverse: no new requests, then no work, then what they stood on."""
         self.say("Stopping.")
-        self.changed("stopping")
+        self._tell("stopping")
         patience = self._signals
         for each in reversed(self._managed):
             self._stop(each, patience)
-        self.changed("stopped")
+        self._tell("stopped")
 
     def _stop(self, each: Managed, patience: int) -> None:
         if each.process is None or each.launch is None:
@@ -187,6 +206,16 @@ class Supervisor:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 -- the shape of a handler
         self._signals += 1
+
+
+def _cause(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
 
 
 def _not_started(each: Managed, what: str) -> StartError:

@@ -6,7 +6,7 @@ import socket
 import sysconfig
 from pathlib import Path
 
-from atelier_cli.embedded.process import Launch
+from atelier_cli.embedded.process import Launch, nothing_of_the_mesh
 
 _MAX_STORE = "4GB"
 # Events carry task descriptions, which may hold a caller's whole configuration.
@@ -42,7 +42,7 @@ class NatsServer:
             f"authorization {{user: {json.dumps(self._user)}, password: {json.dumps(self._password)}}}\n"
         )
         server = Path(sysconfig.get_path("scripts")) / "nats-server"
-        return Launch(argv=(str(server), "-c", str(config)), log=self.log)
+        return Launch(argv=(str(server), "-c", str(config)), log=self.log, inherits=nothing_of_the_mesh)
 
     def ready(self) -> bool:
         """Whether it greets a client and has JetStream; it greets only after JetStream has recovered its streams."""

@@ -19,7 +19,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from atelier_cli.embedded.process import Launch, StartError, accepts
+from atelier_cli.embedded.process import Launch, StartError, accepts, nothing_of_the_mesh
 
 _SYSTEM_FOLDER = Path("/var/lib/atelier")
 _UNPRIVILEGED = "nobody"
@@ -96,6 +96,7 @@ class PostgresServer:
         return Launch(
             argv=(str(binaries / "postgres"), "-D", str(data), *settings),
             log=self.log,
+            inherits=nothing_of_the_mesh,
             user=user,
             stop_signal=signal.SIGINT,  # "fast": ends sessions, keeps every commit; SIGTERM would wait for clients
         )

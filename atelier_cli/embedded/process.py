@@ -17,6 +17,17 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _LOG_TAIL_BYTES = 2000
 
 
+def everything(name: str) -> bool:
+    """For a process that is given all variables of this one."""
+    del name
+    return True
+
+
+def nothing_of_the_mesh(name: str) -> bool:
+    """For a process that knows none of the mesh's settings, among which are secrets."""
+    return not name.startswith("ATELIER_")
+
+
 class StartError(Exception):
     """A server that did not start; the text says which and shows the end of its log."""
 
@@ -28,7 +39,8 @@ class Launch:
     Attributes:
         argv: The program and its arguments.
         log: The file that its output is appended to.
-        env: Variables set on top of this process's own.
+        env: Variables set on top of those that are inherited.
+        inherits: Judges by their names which of this process's own variables it is given.
         cwd: The folder it starts in.
         user: The user id and group id it runs under; None keeps the caller's.
         stop_signal: The signal that asks it to stop, also sent by the kernel when its parent dies.
@@ -37,6 +49,7 @@ class Launch:
     argv: Sequence[str]
     log: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    inherits: Callable[[str], bool] = everything
     cwd: Path = Path("/")
     user: tuple[int, int] | None = None
     stop_signal: signal.Signals = signal.SIGTERM
@@ -74,13 +87,14 @@ def spawn(launch: Launch) -> subprocess.Popen[bytes]:
             os._exit(1)
 
     uid, gid = launch.user or (None, None)
+    inherited = {name: value for name, value in os.environ.items() if launch.inherits(name)}
     with launch.log.open("ab") as log:
         return subprocess.Popen(
             list(launch.argv),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **launch.env},
+            env={**inherited, **launch.env},
             cwd=launch.cwd,
             user=uid,
             group=gid,

@@ -8,7 +8,7 @@ import urllib3
 from minio import Minio
 from minio.error import MinioException
 
-from atelier_cli.embedded.process import Launch, accepts
+from atelier_cli.embedded.process import Launch, accepts, nothing_of_the_mesh
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,7 @@ class S3Server:
             ),
             log=self.log,
             cwd=self.folder,
+            inherits=nothing_of_the_mesh,
             env={
                 "AWS_ACCESS_KEY_ID": self.access_key,
                 "AWS_SECRET_ACCESS_KEY": self.secret_key,

@@ -1,5 +1,6 @@
 """The supervisor starts again what dies, later each time, and stops in reverse."""
 
+import errno
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from atelier_cli.embedded.process import Launch
+from atelier_cli.embedded.process import Launch, StartError
 from atelier_cli.errors import CliError
 from atelier_cli.supervisor import LAST_BACKOFF_SECONDS, Managed, Supervisor
 
@@ -85,6 +86,78 @@ def test_one_that_ran_long_starts_again_soon(tmp_path: Path) -> None:
     bench.now = 61.0
     bench.die()
     assert managed.next_start_at == pytest.approx(61.5)
+
+
+@pytest.mark.parametrize("error", [StartError("initdb failed"), OSError(errno.ENOSPC, "No space left on device")])
+def test_restart_that_cannot_be_prepared_is_a_death_and_stops_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    program, neighbour = Program("p", tmp_path, "raise SystemExit(3)", answers=False), Program("n", tmp_path)
+    bench = Bench([[program, neighbour]])
+    managed, other = bench.supervisor._managed = [Managed(program), Managed(neighbour)]
+    bench.supervisor.look_after("ready")
+    bench.die()
+
+    def full_disk() -> Launch:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(program, "prepare", full_disk)
+        pauses = []
+        for _ in range(8):
+            bench.now = managed.next_start_at
+            bench.supervisor.look_after("ready")
+            pauses.append(managed.next_start_at - bench.now)
+    assert pauses == [1, 2, 4, 8, 16, LAST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS]
+    assert "could not be started: " in bench.said[-1]
+    assert (managed.pid, managed.restarts) == (None, 9)
+    assert other.process is not None
+    assert other.process.poll() is None
+    bench.now = managed.next_start_at
+    bench.supervisor.look_after("ready")
+    assert managed.pid is not None
+    bench.die()
+    bench.supervisor._stop_all()
+
+
+def test_state_that_cannot_be_written_is_told_once_and_written_later(tmp_path: Path) -> None:
+    program = Program("p", tmp_path, answers=False)
+    bench = Bench([[program]])
+    full = True
+
+    def changed(state: str) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device", "mesh.json")
+        bench.states.append(state)
+
+    bench.supervisor.changed = changed
+    bench.supervisor._managed = [Managed(program)]
+    for _ in range(3):
+        bench.supervisor.look_after("ready")
+    assert [line for line in bench.said if "No space left on device: mesh.json" in line] == bench.said
+    assert len(bench.said) == 1
+    assert bench.states == []
+    full = False
+    bench.supervisor.look_after("ready")
+    bench.supervisor.look_after("ready")
+    assert bench.states == ["ready"], "told again without anything new"
+    full = True
+    bench.supervisor._stop_all()
+    assert bench.supervisor._managed[0].pid is None, "a state that cannot be written must not keep processes alive"
+
+
+def test_first_start_that_cannot_be_prepared_is_told_in_a_sentence(tmp_path: Path) -> None:
+    class Unmade(Program):
+        def prepare(self) -> Launch:
+            raise OSError(errno.ENOSPC, "No space left on device", "nats.conf")
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        with pytest.raises(CliError, match=r"No space left on device: nats\.conf"):
+            Supervisor([[Unmade("nats", tmp_path)]], lambda _: None, lambda _: None).run()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_stops_in_the_reverse_of_its_start_and_tells_every_state(tmp_path: Path) -> None:

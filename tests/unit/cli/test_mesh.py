@@ -1,0 +1,97 @@
+"""Each process of a mesh is given the addresses and secrets that it uses, and no others."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from atelier_cli.embedded.process import Launch, free_ports, spawn
+from atelier_cli.folder import DataFolder
+from atelier_cli.mesh import Mesh, choose_ports, plan
+
+# By setting: who is to know it.
+KNOWN_TO: Mapping[str, set[str]] = {
+    "ATELIER_DATABASE_URL": {"tasks", "workflows"},
+    "ATELIER_NATS_URL": {"tasks", "workflows", "worker"},
+    "ATELIER_S3_ENDPOINT": {"tasks", "worker", "gateway"},
+    "ATELIER_S3_ACCESS_KEY": {"tasks", "worker", "gateway"},
+    "ATELIER_S3_SECRET_KEY": {"tasks", "worker", "gateway"},
+    "ATELIER_S3_BUCKET": {"tasks", "worker", "gateway"},
+    "ATELIER_AUTH_SECRET": {"tasks", "workflows", "worker", "gateway"},
+    "ATELIER_TASKS_ADDRESS": {"workflows", "worker", "gateway"},
+    "ATELIER_WORKFLOWS_ADDRESS": {"gateway"},
+}
+SERVERS = {"nats", "postgres", "s3"}
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KNOWN_TO:
+        monkeypatch.delenv(name, raising=False)
+
+
+def mesh_on(tmp_path: Path) -> Mesh:
+    folder = DataFolder(tmp_path / "data")
+    folder.make()
+    return plan(folder, folder.credentials(), *choose_ports(free_ports(1)[0], None))
+
+
+def given(launch: Launch) -> dict[str, str]:
+    """The environment that a process really gets which is started so."""
+    launch.log.unlink(missing_ok=True)
+    program = "import json, os; print(json.dumps(dict(os.environ)))"
+    asked = replace(launch, argv=(sys.executable, "-c", program), cwd=Path("/"), user=None)
+    assert spawn(asked).wait(30) == 0
+    environment: dict[str, str] = json.loads(launch.log.read_text())
+    return environment
+
+
+def holders(environments: Mapping[str, Mapping[str, str]], name: str) -> set[str]:
+    return {process for process, environment in environments.items() if name in environment}
+
+
+def environments_of(mesh: Mesh) -> dict[str, dict[str, str]]:
+    services = {name: server for name, server in mesh.servers.items() if name not in SERVERS}
+    return {name: given(server.prepare()) for name, server in services.items()}
+
+
+def test_each_service_of_an_embedded_mesh_gets_what_it_uses_and_no_more(tmp_path: Path) -> None:
+    environments = environments_of(mesh_on(tmp_path))
+    assert environments.keys() == {"tasks", "workflows", "worker", "gateway"}
+    for name, users in KNOWN_TO.items():
+        assert holders(environments, name) == users, name
+    for environment in environments.values():
+        assert environment["ATELIER_LISTEN"]
+        assert environment["PATH"], "what is no setting of the mesh is inherited"
+
+
+def test_what_the_user_names_reaches_those_alone_that_use_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known_to = {
+        **KNOWN_TO,
+        "ATELIER_S3_SECRET_KEY_FILE": KNOWN_TO["ATELIER_S3_SECRET_KEY"],
+        "ATELIER_DATABASE_URL_FILE": KNOWN_TO["ATELIER_DATABASE_URL"],
+        "ATELIER_WORKER_TOKEN": {"worker"},
+        "ATELIER_MEDIA_SECRET": {"gateway"},
+        "ATELIER_MODEL": {"worker"},
+        # No secret, and read by those who know it.
+        "ATELIER_LOG_LEVEL": {"tasks", "workflows", "worker", "gateway"},
+    }
+    for name in known_to:
+        monkeypatch.setenv(name, f"the user's {name}")
+    environments = environments_of(mesh_on(tmp_path))
+    for name, users in known_to.items():
+        assert holders(environments, name) == users, name
+    assert environments["tasks"]["ATELIER_DATABASE_URL"] == "the user's ATELIER_DATABASE_URL"
+
+
+def test_embedded_servers_are_given_nothing_of_the_mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = mesh_on(tmp_path)
+    for name in ("ATELIER_AUTH_SECRET", "ATELIER_WORKER_TOKEN", "ATELIER_LOG_LEVEL"):
+        monkeypatch.setenv(name, "the user's")
+    for name in ("nats", "s3"):
+        environment = given(mesh.servers[name].prepare())
+        assert [name for name in environment if name.startswith("ATELIER_")] == []
+        assert environment["PATH"]
