@@ -195,6 +195,7 @@ class WorkerClient:
         self.Heartbeat: _Rpc[workers.HeartbeatRequest, workers.HeartbeatResponse] = stub.Heartbeat
         self.Report: _Rpc[workers.ReportRequest, workers.ReportResponse] = stub.Report
         self.Complete: _Rpc[workers.CompleteRequest, workers.CompleteResponse] = stub.Complete
+        self.CompleteMany: _Rpc[workers.CompleteManyRequest, workers.CompleteManyResponse] = stub.CompleteMany
         self.Fail: _Rpc[workers.FailRequest, workers.FailResponse] = stub.Fail
         self.Release: _Rpc[workers.ReleaseRequest, workers.ReleaseResponse] = stub.Release
         self.CloseSession: _Rpc[workers.CloseSessionRequest, workers.CloseSessionResponse] = stub.CloseSession

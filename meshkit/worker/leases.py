@@ -24,7 +24,9 @@ from atelier.tasks.v1.task_pb2 import TaskResult
 from atelier.tasks.v1.worker_service_pb2 import (
     AttemptRef,
     CloseSessionRequest,
-    CompleteRequest,
+    CompleteManyRequest,
+    CompleteManyResponse,
+    Completion,
     FailRequest,
     HeartbeatRequest,
     Lease,
@@ -41,6 +43,7 @@ from google.protobuf.duration_pb2 import Duration
 from meshkit.errors import Kind, MeshError
 from meshkit.logging import get_logger
 from meshkit.status import from_rpc_error
+from meshkit.worker.completions import Completions
 from meshkit.worker.session import Backoff, Held, Key, Method, Session, WorkerCalls, WorkerProfile
 
 _log = get_logger(__name__)
@@ -48,11 +51,11 @@ _log = get_logger(__name__)
 _RETRIED = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.ABORTED, Kind.INTERNAL})
 _MAX_LEASES = 256  # bound of LeaseRequest.max_leases and of ReportRequest.progress
 _REPORT_INTERVAL_SECONDS = 0.25
+_END_SECONDS = 10.0
 _ENDED_KEPT = 4096
 
 _RequestT = TypeVar("_RequestT")
 _ResponseT = TypeVar("_ResponseT")
-_EndT = TypeVar("_EndT", CompleteRequest, FailRequest)
 
 
 class LeaseClient:
@@ -100,6 +103,7 @@ class LeaseClient:
         self._ended: OrderedDict[Key, None] = OrderedDict()
         self._progress: dict[Key, Progress] = {}
         self._progressed = asyncio.Event()
+        self._completions = Completions(self._complete_many)
         self._room = asyncio.Event()
         self._news = asyncio.Event()
         self._draining = False
@@ -140,6 +144,7 @@ class LeaseClient:
             self._runner.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._runner
+        await self._completions.close()
         if session is not None and not session.lost.is_set():
             with contextlib.suppress(MeshError):  # it expires by itself
                 await self._call(self._calls.CloseSession, CloseSessionRequest(session_id=session.id), timeout=3.0)
@@ -173,10 +178,8 @@ class LeaseClient:
         Raises:
             MeshError: the service does not take this result, now or ever.
         """
-        request = CompleteRequest(
-            session_id=held.session.id, ref=held.ref, result=result, objects=objects, device_seconds=device_seconds
-        )
-        return await self._end(held, self._calls.Complete, request)
+        completion = Completion(ref=held.ref, result=result, objects=objects, device_seconds=device_seconds)
+        return await self._end(held, lambda: self._completions.send(held.session.id, completion))
 
     async def fail(
         self,
@@ -196,7 +199,7 @@ class LeaseClient:
             retryable=retryable,
             device_seconds=device_seconds,
         )
-        return await self._end(held, self._calls.Fail, request)
+        return await self._end(held, lambda: self._call(self._calls.Fail, request, timeout=_END_SECONDS))
 
     async def release(self, attempts: Sequence[Held]) -> None:
         """Hand attempts back that did not begin, or confirm that cancelled ones have ended."""
@@ -222,11 +225,11 @@ class LeaseClient:
             else:
                 return
 
-    async def _end(self, held: Held, method: Method[_EndT, object], request: _EndT) -> bool:
+    async def _end(self, held: Held, send: Callable[[], Awaitable[object]]) -> bool:
         failures = 0
-        while held.lost is None:
+        while held.lost is None and not held.session.lost.is_set():
             try:
-                await self._call(method, request, timeout=10.0)
+                await send()
             except MeshError as error:
                 if error.kind is Kind.INVALID:
                     raise
@@ -244,6 +247,9 @@ class LeaseClient:
         # Cancelled by its caller while the result was on its way: the slot counts as busy until that is confirmed.
         await self.release([held])
         return False
+
+    async def _complete_many(self, request: CompleteManyRequest) -> CompleteManyResponse:
+        return await self._call(self._calls.CompleteMany, request, timeout=_END_SECONDS)
 
     def _drop(self, held: Held) -> None:
         if self._held.pop(held.key, None) is not None:

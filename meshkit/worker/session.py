@@ -13,8 +13,8 @@ from atelier.tasks.v1.worker_service_pb2 import (
     AttemptRef,
     CloseSessionRequest,
     CloseSessionResponse,
-    CompleteRequest,
-    CompleteResponse,
+    CompleteManyRequest,
+    CompleteManyResponse,
     FailRequest,
     FailResponse,
     HeartbeatRequest,
@@ -57,7 +57,7 @@ class WorkerCalls(Protocol):
     @property
     def Report(self) -> Method[ReportRequest, ReportResponse]: ...  # noqa: D102, N802
     @property
-    def Complete(self) -> Method[CompleteRequest, CompleteResponse]: ...  # noqa: D102, N802
+    def CompleteMany(self) -> Method[CompleteManyRequest, CompleteManyResponse]: ...  # noqa: D102, N802
     @property
     def Fail(self) -> Method[FailRequest, FailResponse]: ...  # noqa: D102, N802
     @property

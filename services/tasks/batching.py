@@ -52,11 +52,18 @@ class Batcher(Generic[Item, Answer]):
         Raises:
             Exception: What became of this member.
         """
+        return await self.enqueue(item)
+
+    def enqueue(self, item: Item) -> asyncio.Future[Answer]:
+        """Adds a request; the future is what `submit` would wait for.
+
+        Those that are added before the caller waits again are committed together.
+        """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run(), name=f"group-commit-{self._kind}")
-        return await future
+        return future
 
     async def close(self) -> None:
         """Waits for what is under way."""

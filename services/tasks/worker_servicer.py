@@ -10,12 +10,21 @@ from atelier.tasks.v1 import worker_service_pb2, worker_service_pb2_grpc
 from google.protobuf.duration_pb2 import Duration
 
 from meshkit import auth
+from meshkit.errors import Kind, MeshError
+from meshkit.logging import get_logger
 from services.tasks.convert import CATEGORY_NAME, PROVIDER_NAME, TASK_TYPE_NAME, from_ref, to_lease, to_ref
 from services.tasks.creation import MODEL_KEY
 from services.tasks.domain import Category
 from services.tasks.inputs import LORA_FOLDER
-from services.tasks.store import Completion
 from services.tasks.workers import WorkerDesk
+
+_log = get_logger(__name__)
+
+_TAKEN = worker_service_pb2.CompletionOutcome(verdict=worker_service_pb2.COMPLETION_VERDICT_TAKEN)
+_VERDICTS = {
+    Kind.INVALID: worker_service_pb2.COMPLETION_VERDICT_REFUSED,
+    Kind.CONFLICT: worker_service_pb2.COMPLETION_VERDICT_LOST,
+}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -91,17 +100,20 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.CompleteRequest, context: Context
     ) -> worker_service_pb2.CompleteResponse:
         del context
-        await self._desk.complete(
-            auth.current(),
-            Completion(
-                from_ref(request.ref),
-                UUID(request.session_id),
-                request.result.SerializeToString(),
-                tuple(item.path for item in request.objects),
-                request.device_seconds,
-            ),
+        completion = worker_service_pb2.Completion(
+            ref=request.ref, result=request.result, objects=request.objects, device_seconds=request.device_seconds
         )
+        [error] = await self._desk.complete(auth.current(), UUID(request.session_id), [completion])
+        if error is not None:
+            raise error
         return worker_service_pb2.CompleteResponse()
+
+    async def CompleteMany(  # noqa: N802, D102
+        self, request: worker_service_pb2.CompleteManyRequest, context: Context
+    ) -> worker_service_pb2.CompleteManyResponse:
+        del context
+        errors = await self._desk.complete(auth.current(), UUID(request.session_id), request.completions)
+        return worker_service_pb2.CompleteManyResponse(outcomes=[_outcome(error) for error in errors])
 
     async def Fail(  # noqa: N802, D102
         self, request: worker_service_pb2.FailRequest, context: Context
@@ -131,6 +143,17 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         del context
         await self._desk.close_session(auth.current(), UUID(request.session_id))
         return worker_service_pb2.CloseSessionResponse()
+
+
+def _outcome(error: Exception | None) -> worker_service_pb2.CompletionOutcome:
+    """What a worker is told of one completion."""
+    if error is None:
+        return _TAKEN
+    if not isinstance(error, MeshError):
+        _log.error("completion_not_decided", exc_info=error)
+        return worker_service_pb2.CompletionOutcome(verdict=worker_service_pb2.COMPLETION_VERDICT_UNDECIDED)
+    verdict = _VERDICTS.get(error.kind, worker_service_pb2.COMPLETION_VERDICT_UNDECIDED)
+    return worker_service_pb2.CompletionOutcome(verdict=verdict, message=error.message)
 
 
 def _duration(seconds: float) -> Duration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from uuid import UUID, uuid4
@@ -10,8 +11,9 @@ from atelier.tasks.v1 import worker_service_pb2
 
 from meshkit import metrics
 from meshkit.auth import Principal
-from meshkit.errors import MeshError, forbidden, invalid
+from meshkit.errors import MeshError, forbidden, invalid, unavailable
 from meshkit.logging import get_logger
+from services.tasks import results
 from services.tasks.batching import Batcher
 from services.tasks.catalog import QUEUES
 from services.tasks.convert import from_ref
@@ -175,25 +177,51 @@ class WorkerDesk:
         self._board.report(session_id, own)
         return [ref for ref in refs if ref not in valid]
 
-    async def complete(self, principal: Principal, completion: Completion) -> None:
-        """Ends an attempt with its result.
+    async def complete(
+        self, principal: Principal, session_id: UUID, items: Sequence[worker_service_pb2.Completion]
+    ) -> list[Exception | None]:
+        """Ends attempts with their results, those that arrive together in one transaction.
+
+        Returns:
+            What became of each, in order: None where its task has the result; `INVALID` for a result that is never
+            taken, `CONFLICT` where the attempt is not the session's any more, any other error where it was not decided.
 
         Raises:
-            MeshError: `CONFLICT` where the attempt is not the session's any more.
+            MeshError: `NOT_FOUND` where the session is another caller's.
         """
-        await self._owned(completion.session, principal)
-        folder = f"/{completion.ref.job_id}/{completion.ref.attempt}/"
-        for index, path in enumerate(completion.objects):
-            if folder not in path:
-                raise invalid(f"objects[{index}].path", "lies outside of the attempt's prefix", "foreign_object")
-        ended = await self._completions.submit(completion)
-        if ended.record is not None:
-            record = ended.record
-            _ENDED.labels(record.task_type, record.status).inc()
-            if record.started_at is not None and record.completed_at is not None:
-                _RUN_SECONDS.labels(record.task_type).observe((record.completed_at - record.started_at).total_seconds())
-        elif not ended.repeated:
-            raise lease_lost()
+        await self._owned(session_id, principal)
+        outcomes: list[Exception | None] = []
+        waiting: list[tuple[int, asyncio.Future[Ended]]] = []
+        for index, item in enumerate(items):
+            ref = from_ref(item.ref)
+            outcomes.append(results.misplaced(ref, item))
+            if outcomes[index] is None:
+                completion = Completion(
+                    ref,
+                    session_id,
+                    item.result.SerializeToString(),
+                    tuple(each.path for each in item.objects),
+                    item.device_seconds,
+                )
+                waiting.append((index, self._completions.enqueue(completion)))
+        ended = await asyncio.gather(*(future for _, future in waiting), return_exceptions=True)
+        for (index, _), outcome in zip(waiting, ended, strict=True):
+            if isinstance(outcome, BaseException):
+                outcomes[index] = outcome if isinstance(outcome, Exception) else unavailable("The service is stopping")
+            else:
+                outcomes[index] = self._noted(outcome)
+        return outcomes
+
+    @staticmethod
+    def _noted(ended: Ended) -> MeshError | None:
+        """Counts a completion that was committed; an error for one that came too late."""
+        record = ended.record
+        if record is None:
+            return None if ended.repeated else lease_lost()
+        _ENDED.labels(record.task_type, record.status).inc()
+        if record.started_at is not None and record.completed_at is not None:
+            _RUN_SECONDS.labels(record.task_type).observe((record.completed_at - record.started_at).total_seconds())
+        return None
 
     async def fail(
         self,
@@ -269,6 +297,7 @@ class WorkerDesk:
             if record.status == Status.FAILED:
                 _ENDED.labels(record.task_type, record.status).inc()
         self._news.committed()
+        self._news.ended(records)
         for queue in {r.queue_name for r in records if r.status == Status.PENDING and r.not_before is None}:
             self._news.waiting(queue)
 
@@ -292,6 +321,7 @@ class WorkerDesk:
             _log.info("group of completions is retried one by one", cause=type(error).__name__)
             ended = [await self._complete_alone(completion) for completion in completions]
         self._news.committed()
+        self._news.ended(one.record for one in ended if isinstance(one, Ended) and one.record is not None)
         return ended
 
     async def _complete_alone(self, completion: Completion) -> Ended | Exception:

@@ -12,11 +12,17 @@ from typing import Any
 from atelier.tasks.v1.noop_pb2 import CreateNoopTask
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from atelier.tasks.v1.worker_service_pb2 import (
+    COMPLETION_VERDICT_LOST,
+    COMPLETION_VERDICT_TAKEN,
     JOB_KIND_TASK,
+    AttemptRef,
     CloseSessionRequest,
     CloseSessionResponse,
+    CompleteManyRequest,
+    CompleteManyResponse,
     CompleteRequest,
     CompleteResponse,
+    Completion,
     FailRequest,
     FailResponse,
     HeartbeatRequest,
@@ -35,7 +41,7 @@ from atelier.tasks.v1.worker_service_pb2 import Lease as LeasedAttempt
 from atelier.tasks.v1.worker_service_pb2_grpc import WorkerServiceServicer
 from google.protobuf.duration_pb2 import Duration
 
-from meshkit.errors import conflict, not_found, unavailable
+from meshkit.errors import Kind, MeshError, conflict, not_found, unavailable
 
 TENANT = "acme"
 
@@ -56,7 +62,7 @@ class Desk(WorkerServiceServicer):
         self.opened: list[OpenSessionRequest] = []
         self.closed: list[str] = []
         self.queue: deque[LeasedAttempt] = deque()
-        self.completed: list[CompleteRequest] = []
+        self.completed: list[Completion] = []
         self.failed: list[FailRequest] = []
         self.released: list[tuple[str, int]] = []
         self.progress: list[Progress] = []
@@ -102,7 +108,7 @@ class Desk(WorkerServiceServicer):
                     except TimeoutError:
                         continue
 
-    def completions(self, job_id: str) -> list[CompleteRequest]:
+    def completions(self, job_id: str) -> list[Completion]:
         return [each for each in self.completed if each.ref.job_id == job_id]
 
     def failures(self, job_id: str) -> list[FailRequest]:
@@ -173,13 +179,25 @@ class Desk(WorkerServiceServicer):
         return ReportResponse()
 
     async def Complete(self, request: CompleteRequest, context: Any) -> CompleteResponse:
-        await self._end(request)
-        self.completed.append(request)
+        raise AssertionError("the worker sends completions in company")
+
+    async def CompleteMany(self, request: CompleteManyRequest, context: Any) -> CompleteManyResponse:
+        answer = CompleteManyResponse()
+        for completion in request.completions:
+            try:
+                self._end(request.session_id, completion.ref)
+            except MeshError as error:
+                if error.kind is not Kind.CONFLICT:
+                    raise
+                answer.outcomes.add(verdict=COMPLETION_VERDICT_LOST)
+            else:
+                self.completed.append(completion)
+                answer.outcomes.add(verdict=COMPLETION_VERDICT_TAKEN)
         await self._tell()
-        return CompleteResponse()
+        return answer
 
     async def Fail(self, request: FailRequest, context: Any) -> FailResponse:
-        lease = await self._end(request)
+        lease = self._end(request.session_id, request.ref)
         self.failed.append(request)
         if request.retryable and self.requeue:
             self.queue.append(_again(lease))
@@ -201,10 +219,10 @@ class Desk(WorkerServiceServicer):
         await self._tell()
         return CloseSessionResponse()
 
-    async def _end(self, request: CompleteRequest | FailRequest) -> LeasedAttempt:
-        session = self._session(request.session_id)
-        key = (request.ref.job_id, request.ref.attempt)
-        if key not in session.active or request.ref.job_id in self.cancelled:
+    def _end(self, session_id: str, ref: AttemptRef) -> LeasedAttempt:
+        session = self._session(session_id)
+        key = (ref.job_id, ref.attempt)
+        if key not in session.active or ref.job_id in self.cancelled:
             self.refused.append(key)
             raise conflict("the attempt is not the session's", reason="LEASE_LOST")
         return session.active.pop(key)

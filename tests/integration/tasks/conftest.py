@@ -69,6 +69,16 @@ class Worker:
             )
         )
 
+    async def complete_many(self, *completions: worker_service_pb2.Completion) -> list[str]:
+        """Verdicts on these, in order."""
+        response = await self.stub.CompleteMany(
+            worker_service_pb2.CompleteManyRequest(session_id=self.session, completions=completions)
+        )
+        return [
+            worker_service_pb2.CompletionVerdict.Name(each.verdict).removeprefix("COMPLETION_VERDICT_")
+            for each in response.outcomes
+        ]
+
     async def fail(self, lease: worker_service_pb2.Lease, message: str = "broken", *, retryable: bool = True) -> bool:
         response = await self.stub.Fail(
             worker_service_pb2.FailRequest(
@@ -104,6 +114,15 @@ class Worker:
 
 def ref(lease: worker_service_pb2.Lease) -> worker_service_pb2.AttemptRef:
     return worker_service_pb2.AttemptRef(job_id=lease.job_id, attempt=lease.attempt)
+
+
+def completion(lease: worker_service_pb2.Lease, *objects: str) -> worker_service_pb2.Completion:
+    result = task_pb2.TaskResult()
+    if objects:
+        result.noop.result_path = objects[0]
+    return worker_service_pb2.Completion(
+        ref=ref(lease), result=result, objects=[worker_service_pb2.ResultObject(path=path) for path in objects]
+    )
 
 
 def duration(seconds: float) -> Duration:

@@ -5,7 +5,7 @@ import pytest
 from atelier.tasks.v1 import enums_pb2, tasks_service_pb2, worker_service_pb2
 
 from meshkit.errors import Kind, MeshError
-from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, duration, noop, ref, until
+from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, completion, duration, noop, ref, until
 
 PENDING = enums_pb2.TASK_STATUS_PENDING
 EXECUTING = enums_pb2.TASK_STATUS_EXECUTING
@@ -219,6 +219,63 @@ async def test_repeated_complete_and_fail_are_taken_once(mesh: Mesh) -> None:
     assert error.value.reason == "LEASE_LOST"
 
 
+async def test_completions_that_come_together_are_each_judged_by_themselves(mesh: Mesh) -> None:
+    tasks = [await mesh.create() for _ in range(5)]
+    worker = await mesh.worker()
+    leases = {lease.job_id: lease for lease in await worker.lease(5)}
+    good, empty, foreign, cancelled, again = (leases[task.id] for task in tasks)
+    await mesh.tasks().CancelTask(tasks_service_pb2.CancelTaskRequest(task_id=cancelled.job_id))
+    await worker.complete(again)
+    verdicts = await worker.complete_many(
+        completion(good, f"{good.result_prefix}result.bin"),
+        completion(empty),
+        completion(foreign, f"{good.result_prefix}result.bin"),
+        completion(cancelled),
+        completion(again),
+    )
+    assert verdicts == ["TAKEN", "TAKEN", "REFUSED", "LOST", "TAKEN"]
+    statuses = [enums_pb2.TaskStatus.Name((await mesh.get(task.id)).status) for task in tasks]
+    assert [name.removeprefix("TASK_STATUS_") for name in statuses] == [
+        "COMPLETED",
+        "COMPLETED",
+        "EXECUTING",
+        "CANCELLED",
+        "COMPLETED",
+    ]
+    assert (await mesh.get(good.job_id)).noop.result_path == f"{good.result_prefix}result.bin"
+
+
+async def test_completions_of_one_call_share_a_transaction(mesh: Mesh) -> None:
+    tasks = [await mesh.create() for _ in range(6)]
+    worker = await mesh.worker()
+    leases = await worker.lease(6)
+    assert await worker.complete_many(*(completion(lease) for lease in leases)) == ["TAKEN"] * len(tasks)
+    [[transactions]] = await mesh.rows("SELECT count(DISTINCT completed_at) FROM tasks")
+    assert transactions == 1
+
+
+async def test_a_report_that_was_taken_and_is_repeated_with_new_ones_is_taken_again(mesh: Mesh) -> None:
+    for _ in range(3):
+        await mesh.create()
+    worker = await mesh.worker()
+    first, second, third = await worker.lease(3)
+    assert await worker.complete_many(completion(first), completion(second)) == ["TAKEN", "TAKEN"]
+    assert await worker.complete_many(completion(first), completion(second), completion(third)) == ["TAKEN"] * 3
+    assert await outcomes(mesh, first.job_id) == ["COMPLETED"]
+
+
+async def test_completions_of_a_group_that_fails_are_retried_one_by_one(mesh: Mesh) -> None:
+    good, broken = await mesh.create(), await mesh.create()
+    worker = await mesh.worker()
+    leases = {lease.job_id: lease for lease in await worker.lease(2)}
+    # A row that no completion can be written to: its group fails as a whole.
+    await mesh.execute(f"ALTER TABLE tasks ADD CONSTRAINT stuck CHECK (id <> '{broken.id}' OR status <> 'COMPLETED')")
+    verdicts = await worker.complete_many(completion(leases[good.id]), completion(leases[broken.id]))
+    assert verdicts == ["TAKEN", "UNDECIDED"]
+    await mesh.execute("ALTER TABLE tasks DROP CONSTRAINT stuck")
+    assert await worker.complete_many(completion(leases[broken.id])) == ["TAKEN"]
+
+
 async def test_late_attempt_cannot_end_the_next_one(mesh: Mesh) -> None:
     task = await mesh.create()
     slow, quick = await mesh.worker(name="slow"), await mesh.worker(name="quick")
@@ -245,6 +302,7 @@ async def test_session_of_another_subject_is_not_found(mesh: Mesh) -> None:
     for call in (
         thief.lease(wait=0),
         thief.complete(lease),
+        thief.complete_many(completion(lease)),
         thief.fail(lease),
         thief.heartbeat(lease),
         thief.report(lease, 1),

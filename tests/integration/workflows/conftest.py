@@ -101,7 +101,7 @@ class Worker:
                 )
             else:
                 result = task_pb2.TaskResult()
-                result.noop.result_path = f"noops/{payload}"
+                result.noop.result_path = f"{lease.result_prefix}{payload}"
                 await self.stub.Complete(worker_service_pb2.CompleteRequest(session_id=session, ref=ref, result=result))
                 self.done.append(payload)
         except MeshError:

@@ -34,9 +34,10 @@ async def test_a_chain_runs_in_order_and_hands_results_on(mesh: Mesh) -> None:
     assert made.current_step == "a"
     done = await mesh.ended(made.id)
     assert done.status == workflow_pb2.WORKFLOW_STATUS_COMPLETED
-    assert mesh.worker.done == ["a", "from noops/a", "c"]
+    first, last = done.steps[0].task_id, done.steps[2].task_id
+    assert mesh.worker.done == ["a", f"from noops/{first}/1/a", "c"]
     assert (done.progress, done.completed_steps, done.final_step_id) == (100, 3, "c")
-    assert done.final_step_result["result_path"] == "noops/c"
+    assert done.final_step_result["result_path"] == f"noops/{last}/1/c"
     assert not done.HasField("current_step")
     assert [step.retry_count for step in done.steps] == [0, 0, 0]
 

@@ -12,9 +12,15 @@ import pytest
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_INTERNAL, TASK_TYPE_NOOP
 from atelier.tasks.v1.task_pb2 import TaskResult
 from atelier.tasks.v1.worker_service_pb2 import (
+    COMPLETION_VERDICT_LOST,
+    COMPLETION_VERDICT_REFUSED,
+    COMPLETION_VERDICT_TAKEN,
+    COMPLETION_VERDICT_UNDECIDED,
     AttemptRef,
     CloseSessionResponse,
-    CompleteResponse,
+    CompleteManyResponse,
+    CompletionOutcome,
+    CompletionVerdict,
     FailResponse,
     HeartbeatResponse,
     Lease,
@@ -25,7 +31,7 @@ from atelier.tasks.v1.worker_service_pb2 import (
 )
 from google.protobuf.duration_pb2 import Duration
 
-from meshkit.errors import Kind, MeshError, conflict, not_found, unavailable
+from meshkit.errors import MeshError, not_found, unavailable
 from meshkit.worker.leases import LeaseClient
 from meshkit.worker.session import Backoff, Held, WorkerProfile
 
@@ -73,6 +79,7 @@ class Service:
         self.clock = clock
         self.calls: list[tuple[float, str, Any]] = []
         self.errors: dict[str, MeshError | None] = {}
+        self.verdicts: dict[str, CompletionVerdict.ValueType] = {}
         self.give_up: list[AttemptRef] = []
         self.sessions = itertools.count(1)
         self._leases: asyncio.Queue[LeaseResponse | MeshError] = asyncio.Queue()
@@ -114,9 +121,14 @@ class Service:
         self._note("Report", request)
         return ReportResponse(give_up=self.give_up)
 
-    async def Complete(self, request: Any, /, *, timeout: float | None = None) -> CompleteResponse:
-        self._note("Complete", request)
-        return CompleteResponse()
+    async def CompleteMany(self, request: Any, /, *, timeout: float | None = None) -> CompleteManyResponse:
+        self._note("CompleteMany", request)
+        return CompleteManyResponse(
+            outcomes=[
+                CompletionOutcome(verdict=self.verdicts.get(each.ref.job_id, COMPLETION_VERDICT_TAKEN))
+                for each in request.completions
+            ]
+        )
 
     async def Fail(self, request: Any, /, *, timeout: float | None = None) -> FailResponse:
         self._note("Fail", request)
@@ -308,43 +320,66 @@ async def test_an_unknown_session_is_replaced_and_starts_counting_anew(bench: Be
 
 async def test_a_completion_is_repeated_until_the_service_answers(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
-    bench.service.errors["Complete"] = unavailable("away")
+    bench.service.errors["CompleteMany"] = unavailable("away")
     task = await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 4)
     assert not task.done()
     bench.service.errors.clear()
     await bench.clock.advance(6)
     assert task.result() is True
-    assert len(bench.service.of("Complete")) > 2
+    assert len(bench.service.of("CompleteMany")) > 2
     assert not bench.client.held
 
 
 async def test_a_completion_ends_with_its_lease(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
-    for method in ("Complete", "Heartbeat", "OpenSession"):
+    for method in ("CompleteMany", "Heartbeat", "OpenSession"):
         bench.service.errors[method] = unavailable("away")
     task = await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), TTL + 10)
     assert task is False
-    tries = len(bench.service.of("Complete"))
+    tries = len(bench.service.of("CompleteMany"))
     await bench.clock.advance(30)
-    assert len(bench.service.of("Complete")) == tries
+    assert len(bench.service.of("CompleteMany")) == tries
 
 
 async def test_a_late_completion_is_not_repeated(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
-    bench.service.errors["Complete"] = conflict("late", reason="LEASE_LOST")
+    bench.service.verdicts["a"] = COMPLETION_VERDICT_LOST
     assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 1) is False
-    assert len(bench.service.of("Complete")) == 1
+    assert len(bench.service.of("CompleteMany")) == 1
     assert not bench.client.held
 
 
 async def test_a_result_that_is_refused_for_itself_is_the_callers_to_fail(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
-    bench.service.errors["Complete"] = MeshError(Kind.INVALID, "no such field")
+    bench.service.verdicts["a"] = COMPLETION_VERDICT_REFUSED
     with pytest.raises(MeshError):
         await bench.client.complete(held, TaskResult(), (), 1.0)
     assert bench.client.held == [held]
     assert await bench.client.fail(held, "x" * 9000, ERROR_CATEGORY_INTERNAL, retryable=True)
     assert len(bench.service.of("Fail")[0].message) == 4096
+
+
+async def test_a_completion_that_is_not_decided_is_sent_again_and_alone(bench: Bench) -> None:
+    first, second = await bench.holding(("a", 1), ("b", 1))
+    bench.service.verdicts["a"] = COMPLETION_VERDICT_UNDECIDED
+    ends = asyncio.gather(*(bench.client.complete(held, TaskResult(), (), 1.0) for held in (first, second)))
+    await bench.clock.settle()
+    assert bench.client.held == [first]
+    bench.service.verdicts.clear()
+    assert (await during(bench, ends, 1)) == [True, True]
+    sent = [[each.ref.job_id for each in request.completions] for request in bench.service.of("CompleteMany")]
+    assert sent == [["a", "b"], ["a"]]
+
+
+async def test_closing_does_not_wait_for_completions_that_are_on_their_way(bench: Bench) -> None:
+    [held] = await bench.holding(("a", 1))
+    bench.service.errors["CompleteMany"] = unavailable("away")
+    task = asyncio.ensure_future(bench.client.complete(held, TaskResult(), (), 1.0))
+    await bench.clock.settle()
+    await bench.client.close()
+    await bench.clock.advance(1)
+    assert task.done()
+    assert not bench.client.held
 
 
 async def test_progress_is_sent_a_few_times_a_second_and_only_the_newest(bench: Bench) -> None:

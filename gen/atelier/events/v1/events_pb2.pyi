@@ -7,6 +7,7 @@ and the headers are `Nats-Msg-Id` (the event's id), `Atelier-Version` (of the en
 """
 
 from atelier.tasks.v1 import enums_pb2 as _enums_pb2
+from atelier.tasks.v1 import task_pb2 as _task_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
@@ -260,6 +261,7 @@ class TaskStatusEvent(_message.Message):
     COMPLETED_AT_FIELD_NUMBER: _builtins.int
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
     ERROR_CATEGORY_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
     event_type: Global___EventType.ValueType
     """Kind of the event."""
     task_id: _builtins.str
@@ -298,6 +300,10 @@ class TaskStatusEvent(_message.Message):
     def completed_at(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
 
+    @_builtins.property
+    def task(self) -> _task_pb2.Task:
+        """The task as it ended, where it is a step of a workflow and not too large for news: who waits for it need not ask."""
+
     def __init__(
         self,
         *,
@@ -316,10 +322,11 @@ class TaskStatusEvent(_message.Message):
         completed_at: _timestamp_pb2.Timestamp | None = ...,
         error_message: _builtins.str | None = ...,
         error_category: _enums_pb2.ErrorCategory.ValueType | None = ...,
+        task: _task_pb2.Task | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_entity_id", b"_entity_id", "_error_category", b"_error_category", "_error_message", b"_error_message", "_metadata", b"_metadata", "_origin_instance", b"_origin_instance", "_origin_version", b"_origin_version", "_origin_zone", b"_origin_zone", "_started_at", b"_started_at", "_timestamp", b"_timestamp", "completed_at", b"completed_at", "entity_id", b"entity_id", "error_category", b"error_category", "error_message", b"error_message", "metadata", b"metadata", "origin_instance", b"origin_instance", "origin_version", b"origin_version", "origin_zone", b"origin_zone", "started_at", b"started_at", "timestamp", b"timestamp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_entity_id", b"_entity_id", "_error_category", b"_error_category", "_error_message", b"_error_message", "_metadata", b"_metadata", "_origin_instance", b"_origin_instance", "_origin_version", b"_origin_version", "_origin_zone", b"_origin_zone", "_started_at", b"_started_at", "_task", b"_task", "_timestamp", b"_timestamp", "completed_at", b"completed_at", "entity_id", b"entity_id", "error_category", b"error_category", "error_message", b"error_message", "metadata", b"metadata", "origin_instance", b"origin_instance", "origin_version", b"origin_version", "origin_zone", b"origin_zone", "started_at", b"started_at", "task", b"task", "timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_entity_id", b"_entity_id", "_error_category", b"_error_category", "_error_message", b"_error_message", "_metadata", b"_metadata", "_origin_instance", b"_origin_instance", "_origin_version", b"_origin_version", "_origin_zone", b"_origin_zone", "_started_at", b"_started_at", "_timestamp", b"_timestamp", "completed_at", b"completed_at", "entity_id", b"entity_id", "error_category", b"error_category", "error_message", b"error_message", "event_type", b"event_type", "metadata", b"metadata", "origin_instance", b"origin_instance", "origin_version", b"origin_version", "origin_zone", b"origin_zone", "progress", b"progress", "started_at", b"started_at", "status", b"status", "task_id", b"task_id", "task_type", b"task_type", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_entity_id", b"_entity_id", "_error_category", b"_error_category", "_error_message", b"_error_message", "_metadata", b"_metadata", "_origin_instance", b"_origin_instance", "_origin_version", b"_origin_version", "_origin_zone", b"_origin_zone", "_started_at", b"_started_at", "_task", b"_task", "_timestamp", b"_timestamp", "completed_at", b"completed_at", "entity_id", b"entity_id", "error_category", b"error_category", "error_message", b"error_message", "event_type", b"event_type", "metadata", b"metadata", "origin_instance", b"origin_instance", "origin_version", b"origin_version", "origin_zone", b"origin_zone", "progress", b"progress", "started_at", b"started_at", "status", b"status", "task", b"task", "task_id", b"task_id", "task_type", b"task_type", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
     _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
@@ -339,6 +346,8 @@ class TaskStatusEvent(_message.Message):
     _WhichOneofArgType__origin_zone: _TypeAlias = _typing.Literal["_origin_zone", b"_origin_zone"]  # noqa: Y015
     _WhichOneofReturnType__started_at: _TypeAlias = _typing.Literal["started_at"]  # noqa: Y015
     _WhichOneofArgType__started_at: _TypeAlias = _typing.Literal["_started_at", b"_started_at"]  # noqa: Y015
+    _WhichOneofReturnType__task: _TypeAlias = _typing.Literal["task"]  # noqa: Y015
+    _WhichOneofArgType__task: _TypeAlias = _typing.Literal["_task", b"_task"]  # noqa: Y015
     _WhichOneofReturnType__timestamp: _TypeAlias = _typing.Literal["timestamp"]  # noqa: Y015
     _WhichOneofArgType__timestamp: _TypeAlias = _typing.Literal["_timestamp", b"_timestamp"]  # noqa: Y015
     @_typing.overload
@@ -359,6 +368,8 @@ class TaskStatusEvent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__origin_zone) -> _WhichOneofReturnType__origin_zone | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__started_at) -> _WhichOneofReturnType__started_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__task) -> _WhichOneofReturnType__task | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__timestamp) -> _WhichOneofReturnType__timestamp | None: ...
 

@@ -46,6 +46,38 @@ JOB_KIND_TRAINING: JobKind.ValueType  # 2
 """A training job."""
 Global___JobKind: _TypeAlias = JobKind  # noqa: Y015
 
+class _CompletionVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CompletionVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CompletionVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPLETION_VERDICT_UNSPECIFIED: _CompletionVerdict.ValueType  # 0
+    """Not known."""
+    COMPLETION_VERDICT_TAKEN: _CompletionVerdict.ValueType  # 1
+    """The task has this result; so for a report that is repeated."""
+    COMPLETION_VERDICT_LOST: _CompletionVerdict.ValueType  # 2
+    """The attempt is not the session's any more; its objects are nobody's."""
+    COMPLETION_VERDICT_REFUSED: _CompletionVerdict.ValueType  # 3
+    """This result will never be taken; the attempt is to be ended otherwise."""
+    COMPLETION_VERDICT_UNDECIDED: _CompletionVerdict.ValueType  # 4
+    """It could not be decided now and is to be sent again."""
+
+class CompletionVerdict(_CompletionVerdict, metaclass=_CompletionVerdictEnumTypeWrapper):
+    """What became of a completion."""
+
+COMPLETION_VERDICT_UNSPECIFIED: CompletionVerdict.ValueType  # 0
+"""Not known."""
+COMPLETION_VERDICT_TAKEN: CompletionVerdict.ValueType  # 1
+"""The task has this result; so for a report that is repeated."""
+COMPLETION_VERDICT_LOST: CompletionVerdict.ValueType  # 2
+"""The attempt is not the session's any more; its objects are nobody's."""
+COMPLETION_VERDICT_REFUSED: CompletionVerdict.ValueType  # 3
+"""This result will never be taken; the attempt is to be ended otherwise."""
+COMPLETION_VERDICT_UNDECIDED: CompletionVerdict.ValueType  # 4
+"""It could not be decided now and is to be sent again."""
+Global___CompletionVerdict: _TypeAlias = CompletionVerdict  # noqa: Y015
+
 @_typing.final
 class WarmState(_message.Message):
     """What is resident on a worker, for affinity."""
@@ -571,6 +603,124 @@ class CompleteResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompleteResponse: _TypeAlias = CompleteResponse  # noqa: Y015
+
+@_typing.final
+class Completion(_message.Message):
+    """The end of one attempt with its result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REF_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
+    device_seconds: _builtins.float
+    """Seconds the device worked, charged to the tenant."""
+    @_builtins.property
+    def ref(self) -> Global___AttemptRef:
+        """The attempt."""
+
+    @_builtins.property
+    def result(self) -> _task_pb2.TaskResult:
+        """Result fields of the task's type."""
+
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultObject]:
+        """Every object of the result; others under the task's prefix are swept."""
+
+    def __init__(
+        self,
+        *,
+        ref: Global___AttemptRef | None = ...,
+        result: _task_pb2.TaskResult | None = ...,
+        objects: _abc.Iterable[Global___ResultObject] | None = ...,
+        device_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "objects", b"objects", "ref", b"ref", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Completion: _TypeAlias = Completion  # noqa: Y015
+
+@_typing.final
+class CompleteManyRequest(_message.Message):
+    """Request of CompleteMany."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    COMPLETIONS_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session."""
+    @_builtins.property
+    def completions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Completion]:
+        """What ended."""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        completions: _abc.Iterable[Global___Completion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completions", b"completions", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteManyRequest: _TypeAlias = CompleteManyRequest  # noqa: Y015
+
+@_typing.final
+class CompletionOutcome(_message.Message):
+    """What became of one completion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    verdict: Global___CompletionVerdict.ValueType
+    """Whether it was taken."""
+    message: _builtins.str
+    """Why it was not."""
+    def __init__(
+        self,
+        *,
+        verdict: Global___CompletionVerdict.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletionOutcome: _TypeAlias = CompletionOutcome  # noqa: Y015
+
+@_typing.final
+class CompleteManyResponse(_message.Message):
+    """Response of CompleteMany."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletionOutcome]:
+        """One for each completion, in their order."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[Global___CompletionOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteManyResponse: _TypeAlias = CompleteManyResponse  # noqa: Y015
 
 @_typing.final
 class FailRequest(_message.Message):

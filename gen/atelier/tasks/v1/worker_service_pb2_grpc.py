@@ -60,6 +60,11 @@ class WorkerServiceStub:
                 request_serializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.CompleteRequest.SerializeToString,
                 response_deserializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.CompleteResponse.FromString,
                 _registered_method=True)
+        self.CompleteMany = channel.unary_unary(
+                '/atelier.tasks.v1.WorkerService/CompleteMany',
+                request_serializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.CompleteManyRequest.SerializeToString,
+                response_deserializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.CompleteManyResponse.FromString,
+                _registered_method=True)
         self.Fail = channel.unary_unary(
                 '/atelier.tasks.v1.WorkerService/Fail',
                 request_serializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.FailRequest.SerializeToString,
@@ -116,6 +121,13 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompleteMany(self, request, context):
+        """Ends several attempts with their results, each taken or refused by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Fail(self, request, context):
         """Ends an attempt with an error.
         """
@@ -164,6 +176,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Complete,
                     request_deserializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.CompleteRequest.FromString,
                     response_serializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.CompleteResponse.SerializeToString,
+            ),
+            'CompleteMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteMany,
+                    request_deserializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.CompleteManyRequest.FromString,
+                    response_serializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.CompleteManyResponse.SerializeToString,
             ),
             'Fail': grpc.unary_unary_rpc_method_handler(
                     servicer.Fail,
@@ -317,6 +334,33 @@ class WorkerService:
             '/atelier.tasks.v1.WorkerService/Complete',
             atelier_dot_tasks_dot_v1_dot_worker__service__pb2.CompleteRequest.SerializeToString,
             atelier_dot_tasks_dot_v1_dot_worker__service__pb2.CompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.tasks.v1.WorkerService/CompleteMany',
+            atelier_dot_tasks_dot_v1_dot_worker__service__pb2.CompleteManyRequest.SerializeToString,
+            atelier_dot_tasks_dot_v1_dot_worker__service__pb2.CompleteManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

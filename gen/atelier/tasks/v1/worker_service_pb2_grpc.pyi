@@ -43,6 +43,8 @@ class WorkerServiceStub:
     """Reports the progress of attempts."""
     Complete: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.CompleteRequest, _worker_service_pb2.CompleteResponse]
     """Ends an attempt with its result."""
+    CompleteMany: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.CompleteManyRequest, _worker_service_pb2.CompleteManyResponse]
+    """Ends several attempts with their results, each taken or refused by itself."""
     Fail: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.FailRequest, _worker_service_pb2.FailResponse]
     """Ends an attempt with an error."""
     Release: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ReleaseRequest, _worker_service_pb2.ReleaseResponse]
@@ -65,6 +67,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Reports the progress of attempts."""
     Complete: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.CompleteRequest, _worker_service_pb2.CompleteResponse]  # type: ignore[assignment]
     """Ends an attempt with its result."""
+    CompleteMany: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.CompleteManyRequest, _worker_service_pb2.CompleteManyResponse]  # type: ignore[assignment]
+    """Ends several attempts with their results, each taken or refused by itself."""
     Fail: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.FailRequest, _worker_service_pb2.FailResponse]  # type: ignore[assignment]
     """Ends an attempt with an error."""
     Release: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ReleaseRequest, _worker_service_pb2.ReleaseResponse]  # type: ignore[assignment]
@@ -114,6 +118,14 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.CompleteResponse, _abc.Awaitable[_worker_service_pb2.CompleteResponse]]:
         """Ends an attempt with its result."""
+
+    @_abc_1.abstractmethod
+    def CompleteMany(
+        self,
+        request: _worker_service_pb2.CompleteManyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.CompleteManyResponse, _abc.Awaitable[_worker_service_pb2.CompleteManyResponse]]:
+        """Ends several attempts with their results, each taken or refused by itself."""
 
     @_abc_1.abstractmethod
     def Fail(
