@@ -26,6 +26,7 @@ SESSION_KEEP_SECONDS = 86_400.0
 _SWEEPS = 50
 
 _DEPTH = metrics.gauge("tasks_queue_depth", "Tasks that wait", ("queue", "lane"))
+_SLOTS = metrics.gauge("tasks_queue_slots", "Slots of the workers that take work", ("queue",))
 _SWEPT = metrics.counter("tasks_objects_swept", "Objects deleted that no task names")
 
 
@@ -61,6 +62,7 @@ class Upkeep:
         self._settings = settings
         self._clock = clock
         self._depths: set[tuple[str, str]] = set()
+        self._served: set[str] = set()
 
     def loops(self, board: ProgressBoard) -> list[Loop]:
         """All loops of a replica."""
@@ -116,11 +118,15 @@ class Upkeep:
         await self._store.forget_sessions(SESSION_KEEP_SECONDS)
 
     async def measure(self) -> None:
-        """Reads the depth of the queues."""
+        """Reads the depth of the queues and the slots that serve them: what a pool of workers is scaled by."""
         depths = {(queue, lane): pending for queue, lane, pending in await self._store.depths()}
         for key in self._depths | depths.keys():
             _DEPTH.labels(*key).set(depths.get(key, 0))
         self._depths = set(depths)
+        slots = dict(await self._store.slots())
+        for queue in self._served | slots.keys():
+            _SLOTS.labels(queue).set(slots.get(queue, 0))
+        self._served = set(slots)
 
     async def _sweep(self, task_id: UUID, tenant: str, prefix: str) -> None:
         record = await self._store.get(task_id)

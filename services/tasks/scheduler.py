@@ -259,6 +259,7 @@ class Round:
         self.granted: list[TaskRecord] = []
         self.again = False
         self._confirmed = False
+        self._draining: set[Poll] = set()
         self._costs = costs
         self._weights = weights
 
@@ -285,7 +286,7 @@ class Round:
                 self.answers[poll] = list(leases)
 
     async def _confirm(self, store: Rounds) -> None:
-        """Refuses polls whose session ended, or polled anew elsewhere, while they were parked.
+        """Refuses polls whose session ended, or polled anew elsewhere, while they were parked; spares draining ones.
 
         A task leased to such a session would be nobody's: its expiry, which gives leases back, is over already. All
         polls are asked about at once and before anything else is locked, as everyone locks sessions first.
@@ -296,12 +297,14 @@ class Round:
         waiting = {poll: PollEntry(poll.session.id, poll.sequence) for poll in self.polls if poll not in self.refused}
         confirmed = await store.confirm(list(waiting.values()))
         self.refused.extend(poll for poll, entry in waiting.items() if entry not in confirmed)
+        # Refusing these would end their sessions, and with them what they still run: they wait their time out instead.
+        self._draining.update(poll for poll, entry in waiting.items() if confirmed.get(entry))
 
     async def _serve(self, store: Rounds, lanes: Sequence[str], polls: Sequence[Poll]) -> None:
         if not await store.contenders(lanes, 1):
             return
         await self._confirm(store)
-        polls = [poll for poll in polls if poll not in self.refused]
+        polls = [poll for poll in polls if poll not in self.refused and poll not in self._draining]
         if not polls:
             return
         capacity = min(MAX_ROUND, sum(poll.capacity for poll in polls))

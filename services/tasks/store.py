@@ -175,8 +175,11 @@ class Rounds(Protocol):
         """
         ...
 
-    async def confirm(self, polls: Sequence[PollEntry]) -> frozenset[PollEntry]:
-        """Those of the polls that their sessions still wait for; the sessions stay open until the round's end."""
+    async def confirm(self, polls: Sequence[PollEntry]) -> Mapping[PollEntry, bool]:
+        """Those of the polls that their sessions still wait for, and whether the worker drains and takes no more.
+
+        The sessions stay open until the round's end.
+        """
         ...
 
     async def contenders(self, lanes: Sequence[str], limit: int) -> list[Contender]:
@@ -331,6 +334,10 @@ class Store(Protocol):
 
     async def purge_keys(self) -> int:
         """Forgets idempotency keys after their time; how many."""
+        ...
+
+    async def slots(self) -> list[tuple[str, int]]:
+        """By queue, the slots of the workers that take work."""
         ...
 
     async def depths(self) -> list[tuple[str, str, int]]:

@@ -262,7 +262,7 @@ class WorkerDesk:
         return ended.record.status == Status.PENDING
 
     async def release(self, principal: Principal, session_id: UUID, refs: Sequence[Ref]) -> None:
-        """Takes attempts back that did not begin, and learns which cancelled ones have stopped."""
+        """Takes attempts back that did not begin; those that ended already are passed over."""
         await self._owned(session_id, principal)
         if refs:
             self.returned(await self._store.release(session_id, refs, self._policy))

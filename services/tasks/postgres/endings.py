@@ -43,7 +43,7 @@ WITH reported AS (
     WHERE t.id = r.id AND t.status = 'EXECUTING' AND t.attempt = r.attempt AND t.lease_session = r.session
     RETURNING {columns.SELECT_T}, r.seconds
 ), noted AS (
-    UPDATE attempts a SET ended_at = now(), freed_at = now(), outcome = 'COMPLETED', device_seconds = d.seconds
+    UPDATE attempts a SET ended_at = now(), outcome = 'COMPLETED', device_seconds = d.seconds
     FROM done d WHERE a.task_id = d.id AND a.attempt = d.attempt
 )
 SELECT {columns.SELECT}, seconds FROM done
@@ -74,8 +74,8 @@ RETURNING {columns.SELECT_T}
 """  # noqa: S608 -- fixed names
 
 _END_ATTEMPT = """
-UPDATE attempts SET ended_at = now(), freed_at = CASE WHEN %(outcome)s = 'CANCELLED' THEN NULL ELSE now() END,
-    outcome = %(outcome)s, error = %(error)s, error_category = %(category)s, device_seconds = %(seconds)s
+UPDATE attempts SET ended_at = now(), outcome = %(outcome)s, error = %(error)s, error_category = %(category)s,
+    device_seconds = %(seconds)s
 WHERE task_id = %(id)s AND attempt = %(attempt)s AND outcome IS NULL
 """
 

@@ -27,7 +27,7 @@ RETURNING s.id, k.sequence = p.sequence
 
 # The share lock holds off whoever would end the session until the round's leases are there to be given back with it.
 _CONFIRM = """
-SELECT s.id, s.sequence FROM sessions s
+SELECT s.id, s.sequence, s.draining FROM sessions s
 JOIN unnest(%s::uuid[], %s::bigint[]) AS p (session, sequence) ON p.session = s.id
 WHERE s.closed_at IS NULL AND s.expires_at > now() AND s.sequence = p.sequence
 ORDER BY s.id FOR SHARE OF s
@@ -115,12 +115,12 @@ class PostgresRound:
                 answers[poll.session] = await self._replay(poll) if repeated[poll.session] else ()
         return answers
 
-    async def confirm(self, polls: Sequence[PollEntry]) -> frozenset[PollEntry]:
-        """Those of the polls that their sessions still wait for; the sessions stay open until the round's end."""
+    async def confirm(self, polls: Sequence[PollEntry]) -> Mapping[PollEntry, bool]:
+        """Those of the polls that their sessions still wait for, and whether these drain; see `store.Rounds`."""
         cursor = await self._conn.execute(
             _CONFIRM, ([poll.session for poll in polls], [poll.sequence for poll in polls])
         )
-        return frozenset(PollEntry(*row) for row in await cursor.fetchall())
+        return {PollEntry(session, sequence): draining for session, sequence, draining in await cursor.fetchall()}
 
     async def contenders(self, lanes: Sequence[str], limit: int) -> list[Contender]:
         """Tenants with waiting work in some lanes, by virtual time, at most so many a lane."""

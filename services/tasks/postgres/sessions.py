@@ -64,6 +64,15 @@ async def find(conn: Connection, session_id: UUID) -> Session | None:
     return None if row is None else Session(*row)
 
 
+async def slots(conn: Connection) -> list[tuple[str, int]]:
+    """By queue, the slots of open sessions that do not drain; one that serves several queues counts for each."""
+    cursor = await conn.execute(
+        "SELECT q.name, sum(s.slots)::bigint FROM sessions s, unnest(s.queues) AS q (name) "
+        "WHERE s.closed_at IS NULL AND s.expires_at > now() AND NOT s.draining GROUP BY q.name"
+    )
+    return await cursor.fetchall()
+
+
 async def heartbeat(
     conn: Connection, session_id: UUID, subject: str, held: Sequence[Ref], *, draining: bool, ttl_seconds: float
 ) -> list[Held] | None:

@@ -186,7 +186,7 @@ class PostgresStore:
         return await self._in_transaction(work)
 
     async def release(self, session_id: UUID, refs: Sequence[Ref], policy: RetryPolicy) -> list[TaskRecord]:
-        """Takes attempts back that did not begin, and notes the slots of cancelled ones as free."""
+        """Takes attempts back that did not begin; those that are not the session's any more are passed over."""
 
         async def work(conn: Connection) -> list[TaskRecord]:
             attempts = {ref.job_id: ref.attempt for ref in refs}
@@ -196,12 +196,6 @@ class PostgresStore:
                 for record in held
                 if attempts[record.id] == record.attempt
             ]
-            await conn.execute(
-                "UPDATE attempts a SET freed_at = now() FROM unnest(%s::uuid[], %s::integer[]) AS r (id, attempt) "
-                "WHERE a.task_id = r.id AND a.attempt = r.attempt AND a.session = %s AND a.freed_at IS NULL "
-                "AND a.outcome IS NOT NULL",
-                ([ref.job_id for ref in refs], [ref.attempt for ref in refs], session_id),
-            )
             return [record for record in returned if record is not None]
 
         return await self._in_transaction(work)
@@ -242,6 +236,11 @@ class PostgresStore:
             await conn.execute(
                 "DELETE FROM sessions WHERE closed_at < now() - %s * interval '1 second'", (age_seconds,)
             )
+
+    async def slots(self) -> list[tuple[str, int]]:
+        """By queue, the slots of the workers that take work."""
+        async with self._db.connection() as conn:
+            return await sessions.slots(conn)
 
     async def depths(self) -> list[tuple[str, str, int]]:
         """Waiting tasks by queue and lane."""

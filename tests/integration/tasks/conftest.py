@@ -91,9 +91,13 @@ class Worker:
         )
         return bool(response.requeued)
 
-    async def heartbeat(self, *held: worker_service_pb2.Lease) -> list[worker_service_pb2.AttemptRef]:
+    async def heartbeat(
+        self, *held: worker_service_pb2.Lease, draining: bool = False
+    ) -> list[worker_service_pb2.AttemptRef]:
         response = await self.stub.Heartbeat(
-            worker_service_pb2.HeartbeatRequest(session_id=self.session, held=[ref(lease) for lease in held])
+            worker_service_pb2.HeartbeatRequest(
+                session_id=self.session, held=[ref(lease) for lease in held], draining=draining
+            )
         )
         return list(response.give_up)
 

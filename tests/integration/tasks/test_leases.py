@@ -3,6 +3,7 @@ import asyncio
 import grpc
 import pytest
 from atelier.tasks.v1 import enums_pb2, tasks_service_pb2, worker_service_pb2
+from prometheus_client import REGISTRY
 
 from meshkit.errors import Kind, MeshError
 from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, completion, duration, noop, ref, until
@@ -81,6 +82,50 @@ async def test_poll_that_was_overtaken_elsewhere_gets_no_lease(mesh: Mesh) -> No
     with pytest.raises(MeshError):
         await polling
     assert (await mesh.get(task.id)).status == PENDING
+
+
+async def test_draining_worker_that_polls_is_given_nothing_and_keeps_its_session(mesh: Mesh) -> None:
+    held = await mesh.create()
+    worker = await mesh.worker()
+    [lease] = await worker.lease()
+    polling = asyncio.create_task(worker.lease(wait=1.5))
+    await until(lambda: _registered(mesh, sequence=2))
+    await worker.heartbeat(lease, draining=True)
+    task = await mesh.create()
+    assert await polling == [], "a poll that was parked before"
+    assert await worker.lease(wait=0.2) == [], "a poll that comes after"
+    assert (await mesh.get(task.id)).status == PENDING
+    await worker.complete(lease)
+    assert (await mesh.get(held.id)).status == enums_pb2.TASK_STATUS_COMPLETED
+    await worker.heartbeat(draining=False)
+    [late] = await worker.lease()
+    assert late.job_id == task.id
+
+
+async def test_draining_worker_takes_nothing_from_another_in_the_same_round(mesh: Mesh) -> None:
+    draining, other = await mesh.worker(), await mesh.worker(name="w/1")
+    await draining.heartbeat(draining=True)
+    parked = asyncio.create_task(draining.lease(wait=1.5))
+    polling = asyncio.create_task(other.lease(count=2, wait=10))
+    await until(lambda: _registered(mesh, 2))
+    task = await mesh.create()
+    [lease] = await polling
+    assert lease.job_id == task.id
+    assert await parked == []
+
+
+async def test_slots_are_those_of_workers_that_take_work(mesh: Mesh) -> None:
+    first, second = await mesh.worker(queues=("inference", "fal")), await mesh.worker(name="w/1")
+
+    async def slots(queue: str) -> float | None:
+        await mesh.running.upkeep.measure()
+        return REGISTRY.get_sample_value("atelier_tasks_queue_slots", {"queue": queue})
+
+    assert (await slots("inference"), await slots("fal")) == (8, 4)
+    await second.heartbeat(draining=True)
+    assert await slots("inference") == 4
+    await first.close()
+    assert (await slots("inference"), await slots("fal")) == (0, 0)
 
 
 async def test_poll_without_work_comes_back_empty(mesh: Mesh) -> None:
@@ -421,6 +466,6 @@ async def test_warm_adapter_is_preferred_within_one_priority(mesh: Mesh) -> None
     assert lease.job_id == cold.id
 
 
-async def _registered(mesh: Mesh) -> bool:
-    rows = await mesh.rows("SELECT FROM sessions WHERE sequence > 0")
-    return bool(rows)
+async def _registered(mesh: Mesh, sessions: int = 1, sequence: int = 1) -> bool:
+    rows = await mesh.rows("SELECT FROM sessions WHERE sequence >= %s", sequence)
+    return len(rows) >= sessions

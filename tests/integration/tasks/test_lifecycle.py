@@ -88,11 +88,10 @@ async def test_cancel_executing_task_fences_its_attempt(mesh: Mesh) -> None:
         await worker.complete(lease)
     assert (error.value.kind, error.value.reason) == (Kind.CONFLICT, "LEASE_LOST")
     assert (await mesh.get(task.id)).status == CANCELLED
-    [[freed]] = await mesh.rows("SELECT freed_at IS NOT NULL FROM attempts")
-    assert not freed
     await worker.release(lease)
-    [[freed]] = await mesh.rows("SELECT freed_at IS NOT NULL FROM attempts")
-    assert freed
+    assert (await mesh.get(task.id)).status == CANCELLED, "a worker that has stopped gives nothing back to the queue"
+    assert await worker.heartbeat() == []
+    assert await mesh.rows("SELECT outcome FROM attempts") == [("CANCELLED",)]
 
 
 @pytest.mark.parametrize("ending", ["complete", "fail"])
