@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -18,16 +18,32 @@ _GZIP_LEVEL = 4
 
 JSON = b"application/json"
 
+# Where a request's scope keeps its headers by name, once somebody asked for one.
+_BY_NAME = "atelier.headers"
+
 
 def header(scope: Scope, name: bytes) -> str:
     """Return a request header, empty where there is none; repeated ones are joined by commas."""
-    values = [value.decode("latin-1") for key, value in scope["headers"] if key == name]
-    return ", ".join(values)
+    found: dict[bytes, bytes] | None = scope.get(_BY_NAME)
+    if found is None:
+        found = scope[_BY_NAME] = _by_name(scope["headers"])
+    value = found.get(name)
+    return "" if value is None else value.decode("latin-1")
+
+
+def _by_name(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    for key, value in headers:
+        found[key] = found[key] + b", " + value if key in found else value
+    return found
 
 
 def strict(scope: Scope) -> bool:
     """Tell whether the caller asks that unknown members be refused (RFC 7240: `Prefer: handling=strict`)."""
-    preferences = header(scope, b"prefer").lower().replace(" ", "").replace('"', "")
+    text = header(scope, b"prefer")
+    if not text:
+        return False
+    preferences = text.lower().replace(" ", "").replace('"', "")
     return "handling=strict" in preferences.replace(";", ",").split(",")
 
 

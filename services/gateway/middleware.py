@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import cache
 
+from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meshkit import tracing
@@ -18,6 +20,13 @@ from services.gateway.transcoding.errors import render
 _log = get_logger(__name__)
 _requests = counter("http_requests", "Requests answered, by route and status.", ("route", "status"))
 _seconds = histogram("http_request_seconds", "Time from a request's headers to the end of its answer.", ("route",))
+
+
+@cache
+def _figures(route: str, status: int) -> tuple[Counter, Histogram]:
+    # Looking a metric up by its labels costs more than counting in it; routes and statuses are few.
+    return _requests.labels(route, str(status)), _seconds.labels(route)
+
 
 # nginx's number for it; it is only logged, nobody reads the answer.
 _CLIENT_GONE = 499
@@ -99,8 +108,9 @@ class Edge:
     @staticmethod
     def _account(scope: Scope, status: int, seconds: float) -> None:
         route = scope.get("atelier.route", "none")
-        _requests.labels(route, str(status)).inc()
-        _seconds.labels(route).observe(seconds)
+        answered, took = _figures(route, status)
+        answered.inc()
+        took.observe(seconds)
         client = scope.get("client")
         # Probes come every few seconds and say nothing as long as they succeed.
         write = _log.debug if route.startswith("GET /health") and status == 200 else _log.info

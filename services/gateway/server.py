@@ -31,6 +31,7 @@ from services.gateway.contracts import Service, load_services, read_image
 from services.gateway.docs import Docs
 from services.gateway.endpoints import Surroundings, Transcoder
 from services.gateway.media import MediaSigner
+from services.gateway.protocol import CorkedHttp
 from services.gateway.storage import Storage
 from services.gateway.transcoding.openapi import build_document
 from services.gateway.transcoding.routes import Route, RouteTable, compile_services
@@ -149,7 +150,7 @@ async def start(stack: AsyncExitStack, settings: GatewaySettings, stopping: asyn
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=CorkedHttp,
             ws="none",
             loop="none",
             lifespan="off",

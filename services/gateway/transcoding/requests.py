@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,7 +13,7 @@ from google.protobuf.message import Message
 
 from services.gateway.transcoding.codec import Codecs, Decoding, Loc, MessageCodec, Violation
 from services.gateway.transcoding.errors import RefusedRequestError
-from services.gateway.transcoding.options import ContractError, json_name, nested
+from services.gateway.transcoding.options import ContractError, json_name, nested, prints_null
 from services.gateway.transcoding.routes import Route
 from services.gateway.transcoding.scalars import BadValueError, text_converter, well_known
 
@@ -131,12 +132,12 @@ class ResponseEncoder:
         one = route.response_body
         if one is None:
             return codecs.of(route.response).encode
-        if one.is_repeated:
-            return codecs.container_reader(one)
-        print_ = codecs.value_printer(one)
+        print_ = codecs.field_printer(one)
         name = one.name
         if print_ is None:
-            return lambda message: getattr(message, name)
+            return operator.attrgetter(name)
+        if one.is_repeated and prints_null(one):
+            return lambda message: print_(getattr(message, name)) if getattr(message, name) else None
         return lambda message: print_(getattr(message, name))
 
     def encode(self, message: Message) -> bytes:

@@ -249,6 +249,12 @@ class RouteTable:
         self._verbs = {route.template.verb for route in self.routes} - {""}
         for route in self.routes:
             self._add(route)
+        # A literal wins over a variable at every segment, so a path that is all literals needs no search.
+        self._literal = {
+            (route.method, route.template.text.strip("/")): Match(route, ())
+            for route in self.routes
+            if not route.template.variables and "*" not in route.template.segments[-1:]
+        }
 
     def _add(self, route: Route) -> None:
         node = self._root
@@ -282,7 +288,11 @@ class RouteTable:
         Returns:
             The route, or what methods the path has, or None where there is no such path.
         """
-        raw = raw_path[1:].rstrip("/").split("/")
+        bare = raw_path[1:].rstrip("/")
+        literal = self._literal.get((method, bare))
+        if literal is not None:
+            return literal
+        raw = bare.split("/")
         verb = ""
         if self._verbs and ":" in raw[-1]:
             last, _, candidate = raw[-1].rpartition(":")

@@ -28,6 +28,7 @@ Print = Callable[[Any], Json]
 MAX_FREE_FORM_DEPTH = 24
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - UTC as well; printing then need not drop the zone
 _MIN_TIMESTAMP_SECONDS = -62135596800  # 0001-01-01T00:00:00Z, the least that a Timestamp may hold
 _MAX_TIMESTAMP_SECONDS = 253402300799  # 9999-12-31T23:59:59Z, the most
 _MAX_DURATION_SECONDS = 315_576_000_000  # as google.protobuf.Duration documents it
@@ -233,8 +234,8 @@ def _fill_timestamp(target: Any, value: Json) -> None:
 
 
 def _print_timestamp(value: Any) -> str:
-    moment = _EPOCH + timedelta(seconds=value.seconds, milliseconds=value.nanos // 1_000_000)
-    return f"{moment.replace(tzinfo=None).isoformat('T', 'milliseconds')}Z"
+    moment = _NAIVE_EPOCH + timedelta(0, value.seconds, value.nanos // 1000)
+    return moment.isoformat("T", "milliseconds") + "Z"
 
 
 def _fill_duration(target: Any, value: Json) -> None:

@@ -4,7 +4,10 @@ import sys
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from meshkit import logging
 from meshkit.logging import REDACTED, redact
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
@@ -42,6 +45,22 @@ def test_other_keys_stay(key: Any) -> None:
 )  # fmt: skip
 def test_secrets_within_texts_are_covered(text: Any, clean: Any) -> None:
     assert redact(text) == clean
+
+
+@given(st.text(max_size=5), st.from_regex(logging._SECRET_TEXT.pattern), st.text(max_size=5))
+def test_no_secret_is_passed_over_by_the_quick_look(before: str, secret: str, after: str) -> None:
+    text = before + secret + after
+    if logging._SECRET_TEXT.search(text):
+        assert logging._may_hold_a_secret(text)
+    line = {"event": "said", "count": 1, "what": text}
+    assert logging._redact_event(None, "info", dict(line)) == redact(line)
+
+
+@pytest.mark.parametrize(
+    "line", [{"token": "t"}, {"event": "e", "deep": {"token": "t"}}, {"event": "Bearer abcdefghijkl"}, {"data": b"x"}]
+)
+def test_the_quick_look_sees_what_is_to_be_covered(line: Any) -> None:
+    assert logging._redact_event(None, "info", dict(line)) == redact(line) != line
 
 
 def test_bytes_and_deep_nesting_are_not_written_out() -> None:
