@@ -68,6 +68,12 @@ class MeshSettings(BaseSettings):
     )
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, description="Largest gRPC message, either way.")
 
+    max_concurrent_calls: int = Field(
+        default=2000,
+        ge=2,
+        description="Calls that are served at once, parked polls of workers included; streams may be half of them.",
+    )
+
     database_url: SecretStr = Field(default=SecretStr(""), description="postgresql://user:password@host:port/name")
     database_min_connections: int = Field(default=1, ge=0)
     database_max_connections: int = Field(default=10, ge=1)

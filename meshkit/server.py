@@ -24,7 +24,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from meshkit import auth, idempotency, metrics, tracing
-from meshkit.errors import Kind, MeshError, unauthenticated
+from meshkit.errors import Kind, MeshError, exhausted, unauthenticated
 from meshkit.logging import get_logger
 from meshkit.status import to_status
 from meshkit.validation import apply_defaults, check
@@ -52,6 +52,10 @@ _SCOPE_NAMES: Mapping[int, str] = {
 _UNRULED = auth.MESH
 _BEARER = "bearer "
 _FAULTS = frozenset({Kind.INTERNAL, Kind.UNAVAILABLE, Kind.DEADLINE})
+
+# Beyond the limit, for health checks and for calls that are being refused with a reason. What comes on top gRPC refuses
+# before it reads the request.
+_SPARE_CALLS = 64
 
 AddServicer = Callable[[Any, Any], None]
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -98,8 +102,16 @@ class MeshServer:
         self._clock = clock
         # Looking a series up by its labels costs more than all else that is measured here.
         self._series: dict[tuple[str, grpc.StatusCode], Histogram] = {}
+        self._max_calls = settings.max_concurrent_calls
+        # Followers stay for hours: however many there are, they leave room for those who want something done.
+        self._max_streams = settings.max_concurrent_calls // 2
+        self._calls = 0
+        self._streams = 0
         self._names = [name for _, _, name in servicers]
-        self._server = grpc.aio.server(options=server_options(settings.max_message_bytes))
+        self._server = grpc.aio.server(
+            options=server_options(settings.max_message_bytes),
+            maximum_concurrent_rpcs=self._max_calls + _SPARE_CALLS,
+        )
         self._health = health.aio.HealthServicer()
         recorder = _Recorder(self)
         for add, servicer, _ in servicers:
@@ -169,8 +181,10 @@ class MeshServer:
         async def call(request: Any, context: Context) -> Any:
             begun = self._clock()
             _IN_FLIGHT.inc()
+            entered = False
             code = grpc.StatusCode.OK
             try:
+                entered = self._enter()
                 await self._admit(method, context)
                 return await behaviour(_prepare(request), context)
             except grpc.aio.AbortError:
@@ -184,6 +198,8 @@ class MeshServer:
                 code = to_status(mesh_error)[0]
                 await _abort(context, mesh_error)
             finally:
+                if entered:
+                    self._leave()
                 self._observe(method, code, begun)
 
         return call
@@ -192,8 +208,10 @@ class MeshServer:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             begun = self._clock()
             _IN_FLIGHT.inc()
+            entered = False
             code = grpc.StatusCode.OK
             try:
+                entered = self._enter(streams=1)
                 await self._admit(method, context)
                 responses = behaviour(_prepare(request), context)
                 if inspect.isawaitable(responses):  # a servicer that writes to the context itself
@@ -212,9 +230,22 @@ class MeshServer:
                 code = to_status(mesh_error)[0]
                 await _abort(context, mesh_error)
             finally:
+                if entered:
+                    self._leave(streams=1)
                 self._observe(method, code, begun)
 
         return call
+
+    def _enter(self, streams: int = 0) -> bool:
+        if self._calls >= self._max_calls or (streams and self._streams >= self._max_streams):
+            raise exhausted("The service takes no more calls right now", reason="TOO_MANY_CALLS")
+        self._calls += 1
+        self._streams += streams
+        return True
+
+    def _leave(self, streams: int = 0) -> None:
+        self._calls -= 1
+        self._streams -= streams
 
     async def _admit(self, method: _Method, context: Context) -> None:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}

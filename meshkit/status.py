@@ -65,6 +65,7 @@ _PLAIN_MESSAGES: Mapping[Kind, str] = MappingProxyType(
         Kind.INTERNAL: "Internal error",
         Kind.UNIMPLEMENTED: "The service does not know this method",
         Kind.TOO_LARGE: "The message is larger than the service accepts",
+        Kind.EXHAUSTED: "The service takes no more calls right now",
     }
 )
 

@@ -64,9 +64,9 @@ class Servicer(TasksServiceServicer):
 class Mesh:
     """A server with a servicer, and channels to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, **more: Any) -> None:
         self.servicer = Servicer()  # type: ignore[abstract] # the rest stays unserved
-        self.settings = MeshSettings(auth_secret=SECRET, max_message_bytes=1024 * 1024)
+        self.settings = MeshSettings(auth_secret=SECRET, max_message_bytes=1024 * 1024, **more)
         self.server = self.make("127.0.0.1:0")
 
     def make(self, listen: str) -> MeshServer:
@@ -132,6 +132,72 @@ async def test_the_scope_of_the_method_is_asked_for(mesh: Mesh) -> None:
     async with mesh.channel("write") as channel:
         assert (await failure(get(channel))).metadata["scope"] == "read", "writing is not reading"
     assert mesh.servicer.calls == []
+
+
+@pytest.fixture
+async def narrow() -> AsyncIterator[Mesh]:
+    """A server that serves four calls at once."""
+    mesh = Mesh(max_concurrent_calls=4)
+    await mesh.server.start()
+    yield mesh
+    await mesh.server.stop(0)
+
+
+async def test_more_calls_than_a_server_serves_at_once_are_refused_until_one_ends(narrow: Mesh) -> None:
+    gate, arrived = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def wait(_request: Any, _context: Any) -> tasks.GetTaskResponse:
+        arrived.release()
+        await gate.wait()
+        return tasks.GetTaskResponse()
+
+    narrow.servicer.behave = wait
+    async with narrow.channel("read") as channel, grpc.aio.insecure_channel(narrow.server.address) as plain:
+        waiting = [asyncio.ensure_future(get(channel)) for _ in range(4)]
+        for _ in waiting:
+            await arrived.acquire()
+        for _ in range(6):
+            error = await failure(get(channel))
+            assert (error.kind, error.reason) == (Kind.EXHAUSTED, "TOO_MANY_CALLS")
+        # The many are refused by gRPC itself, in other words.
+        refused = await asyncio.gather(*(failure(get(channel)) for _ in range(300)))
+        assert {(error.kind, error.message) for error in refused} == {(Kind.EXHAUSTED, error.message)}
+        health = await health_pb2_grpc.HealthStub(plain).Check(health_pb2.HealthCheckRequest())
+        assert health.status == health_pb2.HealthCheckResponse.SERVING, "a busy service is not a dead one"
+        assert len(narrow.servicer.calls) == 4
+        gate.set()
+        await asyncio.gather(*waiting)
+        for _ in range(6):
+            await get(channel)
+
+
+async def test_followers_leave_room_for_other_calls(narrow: Mesh) -> None:
+    async def follow(_request: Any, _context: Any) -> AsyncIterator[tasks.WatchTaskResponse]:
+        yield tasks.WatchTaskResponse()
+        await asyncio.Event().wait()
+
+    plain = narrow.servicer.behave
+    narrow.servicer.behave = follow
+    async with narrow.channel("read") as channel:
+        stub = channel.stub(TasksServiceStub)
+        streams = [stub.WatchTask(tasks.WatchTaskRequest(task_id=ID)) for _ in range(2)]
+        for stream in streams:
+            await anext(aiter(stream))
+        for _ in range(3):
+            error = await failure(anext(aiter(stub.WatchTask(tasks.WatchTaskRequest(task_id=ID)))))
+            assert (error.kind, error.reason) == (Kind.EXHAUSTED, "TOO_MANY_CALLS")
+        narrow.servicer.behave = plain
+        assert (await get(channel)).task.id == ID
+        narrow.servicer.behave = follow
+        streams[0].cancel()
+        async with asyncio.timeout(10):
+            await narrow.servicer.cancelled.wait()
+            while True:
+                try:
+                    await anext(aiter(stub.WatchTask(tasks.WatchTaskRequest(task_id=ID))))
+                    break
+                except MeshError:
+                    await asyncio.sleep(0.01)
 
 
 async def test_streams_are_guarded_too(mesh: Mesh) -> None:
