@@ -1,4 +1,4 @@
-"""How long the mesh takes to stand, and what each of its processes holds while nothing is asked of it."""
+"""How long the mesh and each of its services take to stand, and what a process holds while nothing is asked of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from bench import stacks
+from bench import stacks, starts
 
 MEBIBYTE = 2**20
 
@@ -25,21 +25,44 @@ def private_bytes(pid: int) -> int:
 
 
 def main() -> int:
-    """Start the mesh several times, let it rest, and print the medians."""
+    """Start the services and the mesh several times, let it rest, and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="starts of the whole mesh; 0 for none")
+    parser.add_argument("--starts", type=int, default=5, help="starts of each service alone; 0 for none")
     parser.add_argument("--rest", type=float, default=5.0, help="seconds of rest before memory is read")
     given = parser.parse_args()
+    if given.starts:
+        show_starts(given.starts)
+    if given.rounds:
+        show_mesh(given.rounds, given.rest)
+    return 0
+
+
+def show_starts(rounds: int) -> None:
+    """Print how long each service takes to serve, beside servers that are up and migrated."""
+    with tempfile.TemporaryDirectory(prefix="atelier-bench-") as scratch:
+        folder = Path(scratch)
+        folder.chmod(0o711)
+        measured = starts.measure(folder, rounds)
+    print("| service, alone, from its process's start until it serves | median, s | slowest, s |")
+    print("|---|---|---|")
+    for name, each in measured.items():
+        print(f"| {name} | {statistics.median(each):.2f} | {max(each):.2f} |")
+    print()
+
+
+def show_mesh(rounds: int, rest: float) -> None:
+    """Print how long a mesh takes to stand, and what its processes hold after a rest."""
     seconds: list[float] = []
     held: dict[str, list[float]] = {}
-    for _ in range(given.rounds):
+    for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="atelier-bench-") as scratch:
             folder = Path(scratch)
             folder.chmod(0o711)
             begun = time.perf_counter()
             with stacks.mesh(folder, None) as mesh:
                 seconds.append(time.perf_counter() - begun)
-                time.sleep(given.rest)
+                time.sleep(rest)
                 status = subprocess.run(
                     [stacks.ATELIER, "status", "--data", mesh.folder, "--json"],
                     check=True,
@@ -53,7 +76,6 @@ def main() -> int:
     print("|---|---|")
     for role, sizes in sorted(held.items()):
         print(f"| {role} | {statistics.median(sizes):.0f} |")
-    return 0
 
 
 if __name__ == "__main__":
