@@ -34,7 +34,7 @@ _INSERT = """
 INSERT INTO webhook_deliveries
     (id, tenant, entity_id, entity_version, event_type, url, target, body, status, created_at, due_at)
 SELECT d.*, 'PENDING', now(), now()
-FROM unnest(%s::uuid[], %s::text[], %s::uuid[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::bytea[]) AS d
+FROM unnest(%b::uuid[], %b::text[], %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::bytea[]) AS d
 ON CONFLICT (id) DO NOTHING
 """
 
@@ -73,7 +73,7 @@ RETURNING d.id, d.lease, d.tenant, d.url, d.target, d.body, d.tries, now() + %(a
 
 _KEYS = """
 SELECT tenant, key FROM webhook_secrets
-WHERE tenant = ANY(%s) AND (expires_at IS NULL OR expires_at > now() + %s)
+WHERE tenant = ANY(%b) AND (expires_at IS NULL OR expires_at > now() + %s)
 ORDER BY tenant, expires_at DESC NULLS FIRST
 """
 
