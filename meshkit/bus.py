@@ -56,6 +56,17 @@ class Message:
 
 
 Handler = Callable[[Message], Awaitable[None]]
+BatchHandler = Callable[[Sequence[Message]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Consumer:
+    """What a consumer consumes, and what is done with each fetch."""
+
+    durable: str
+    subjects: list[str]
+    handle: Callable[[Sequence[Msg]], Awaitable[None]]
+    on_made: Callable[[], None] | None = None
 
 
 class Bus:
@@ -193,9 +204,39 @@ class Bus:
             subjects: Subjects to consume.
             handler: Called for each event, one after the other.
         """
-        task = asyncio.create_task(self._consume_for_ever(durable, list(subjects), handler), name=f"consume-{durable}")
-        self._consumers.append(task)
-        return task
+
+        async def each(messages: Sequence[Msg]) -> None:
+            for message in messages:
+                await _handle(message, handler)
+
+        return self._start_consumer(_Consumer(durable, list(subjects), each))
+
+    async def consume_batches(
+        self,
+        durable: str,
+        subjects: Sequence[str],
+        handler: BatchHandler,
+        *,
+        gather_seconds: float = 0.0,
+        on_made: Callable[[], None] | None = None,
+    ) -> asyncio.Task[None]:
+        """Consumes events durably as `consume` does, as many at once as there are.
+
+        They are acknowledged together once the handler returned; where it raises, all of them come again.
+
+        Args:
+            durable: Name of the consumer, which keeps the place; processes of one name share the events.
+            subjects: Subjects to consume.
+            handler: Called for one batch after the other.
+            gather_seconds: Wait between two batches, for news that is not urgent: larger batches cost less.
+            on_made: Called when the consumer has been made, also again after it was lost: events of before may be gone.
+        """
+
+        async def together(messages: Sequence[Msg]) -> None:
+            await _handle_together(messages, handler)
+            await asyncio.sleep(gather_seconds)
+
+        return self._start_consumer(_Consumer(durable, list(subjects), together, on_made))
 
     async def _connect_for_ever(self) -> None:
         pause = _FIRST_PAUSE_SECONDS
@@ -282,47 +323,57 @@ class Bus:
         except (nats_errors.Error, js_errors.Error, TimeoutError, OSError) as error:
             _log.warning("stream of events was not made yet", cause=type(error).__name__)
 
-    async def _consume_for_ever(self, durable: str, subjects: list[str], handler: Handler) -> None:
+    def _start_consumer(self, consumer: _Consumer) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._consume_for_ever(consumer), name=f"consume-{consumer.durable}")
+        self._consumers.append(task)
+        return task
+
+    async def _consume_for_ever(self, consumer: _Consumer) -> None:
         while not self._closed:
             await self._connected.wait()
             try:
-                await self._consume(durable, subjects, handler)
+                await self._consume(consumer)
             except Exception as error:
-                _log.info("consumer is made again", durable=durable, cause=type(error).__name__)
+                _log.info("consumer is made again", durable=consumer.durable, cause=type(error).__name__)
                 await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 -- jitter, not a secret
 
-    async def _consume(self, durable: str, subjects: list[str], handler: Handler) -> None:
+    async def _consume(self, consumer: _Consumer) -> None:
         if self._js is None:
             raise nats_errors.ConnectionClosedError
         await self.ensure_stream()
         config = api.ConsumerConfig(
-            durable_name=durable,
-            filter_subjects=subjects,
+            durable_name=consumer.durable,
+            filter_subjects=consumer.subjects,
             ack_policy=api.AckPolicy.EXPLICIT,
             ack_wait=_ACK_WAIT_SECONDS,
             max_ack_pending=256,
             deliver_policy=api.DeliverPolicy.ALL,
         )
         await self._js.add_consumer(self._stream, config)
-        subscription = await self._js.pull_subscribe_bind(durable, self._stream)
+        subscription = await self._js.pull_subscribe_bind(consumer.durable, self._stream)
+        if consumer.on_made is not None:
+            consumer.on_made()
         try:
             while True:
-                await self._consume_batch(subscription, handler)
+                await self._consume_batch(subscription, consumer.handle)
         finally:
             try:
                 await subscription.unsubscribe()
             except (nats_errors.Error, OSError):
-                _log.debug("subscription was gone already", durable=durable)
+                _log.debug("subscription was gone already", durable=consumer.durable)
 
-    async def _consume_batch(self, subscription: JetStreamContext.PullSubscription, handler: Handler) -> None:
+    async def _consume_batch(
+        self,
+        subscription: JetStreamContext.PullSubscription,
+        handle: Callable[[Sequence[Msg]], Awaitable[None]],
+    ) -> None:
         try:
             messages = await subscription.fetch(_FETCH_BATCH, timeout=_FETCH_TIMEOUT_SECONDS)
         except nats_errors.TimeoutError:
             # Nothing new, or the consumer is gone with the server's disk: asking tells the two apart.
             await subscription.consumer_info()
             return
-        for message in messages:
-            await _handle(message, handler)
+        await handle(messages)
 
     async def _notify(self, client: Client, subject: str, payload: bytes) -> None:
         try:
@@ -399,11 +450,26 @@ def _core_callback(callback: Handler) -> Callable[[Msg], Awaitable[None]]:
 
 
 async def _handle(message: Msg, handler: Handler) -> None:
-    metadata = message.metadata
     try:
-        await handler(Message(message.subject, message.data, message.headers or {}, metadata.num_delivered))
+        await handler(_received(message))
     except Exception:
         _log.exception("handler of an event failed", subject=message.subject)
         await message.nak(delay=_NAK_DELAY_SECONDS)
     else:
         await message.ack()
+
+
+async def _handle_together(messages: Sequence[Msg], handler: BatchHandler) -> None:
+    try:
+        await handler([_received(message) for message in messages])
+    except Exception:
+        _log.exception("handler of events failed", count=len(messages))
+        for message in messages:
+            await message.nak(delay=_NAK_DELAY_SECONDS)
+    else:
+        for message in messages:
+            await message.ack()
+
+
+def _received(message: Msg) -> Message:
+    return Message(message.subject, message.data, message.headers or {}, message.metadata.num_delivered)

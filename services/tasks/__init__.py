@@ -5,7 +5,7 @@ Owns:
     `object_sweeps`, `webhook_deliveries`, `webhook_attempts`, `webhook_secrets`, `webhook_disabled`, `outbox`,
     `idempotency_keys`.
     Subjects `atelier.tasks.v1.{task,step}.{created,started,completed,failed,cancelled,requeued}` on JetStream, and on
-    core NATS `atelier.progress.<task_id>`, `atelier.wake.<queue>`, `atelier.cancel.<session_id>`.
+    core NATS `atelier.progress.<task_id>`, `atelier.wake.<queue>`, `atelier.cancel.<session_id>`, `atelier.ended.step`.
     Objects below `generations/`, `editings/`, `refines/` and the other types' prefixes.
 Serves:
     `atelier.tasks.v1.TasksService` to callers, `atelier.tasks.v1.WorkerService` to workers, and

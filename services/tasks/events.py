@@ -12,8 +12,8 @@ from google.protobuf.message import Message
 from meshkit.fetcher import check_url
 from meshkit.outbox import OutboxEvent
 from services.tasks import spelling
-from services.tasks.convert import CATEGORY, STATUS
-from services.tasks.domain import Status, TaskRecord
+from services.tasks.convert import CATEGORY, STATUS, to_task
+from services.tasks.domain import TERMINAL, Status, TaskRecord
 from services.tasks.webhooks import NewDelivery
 
 # A task that is a workflow's step speaks on subjects of its own: workflows would else read every task's news in vain.
@@ -23,6 +23,10 @@ EVERY_SUBJECT = "atelier.tasks.v1.*.*"
 PROGRESS_SUBJECT = "atelier.progress"
 WAKE_SUBJECT = "atelier.wake"
 CANCEL_SUBJECT = "atelier.cancel"
+# On core NATS, at once after the commit: the same as the outbox tells a little later and for certain.
+STEP_ENDED_SUBJECT = "atelier.ended.step"
+# NATS takes messages of up to a megabyte; news is kept far smaller than that.
+MAX_TOLD_TASK_BYTES = 64 * 1024
 
 _WHAT = {
     Status.PENDING.value: "requeued",
@@ -56,6 +60,18 @@ def created(record: TaskRecord) -> OutboxEvent:
 
 def changed(record: TaskRecord) -> OutboxEvent:
     """A task changed its state."""
+    return _outbox(_WHAT[record.status], record, _status_event(record), "task_status_update")
+
+
+def step_ended(record: TaskRecord) -> bytes | None:
+    """The end of a workflow's step, for those who listen now; None where nobody waits for it or it is too large."""
+    if record.workflow_id is None or record.state not in TERMINAL:
+        return None
+    event = _status_event(record)
+    return event.SerializeToString() if event.HasField("task") else None
+
+
+def _status_event(record: TaskRecord) -> events_pb2.TaskStatusEvent:
     event = events_pb2.TaskStatusEvent(
         event_type=events_pb2.EVENT_TYPE_TASK_STATUS_UPDATE,
         task_id=str(record.id),
@@ -75,7 +91,11 @@ def changed(record: TaskRecord) -> OutboxEvent:
         event.error_message = record.errors[-1]
     if record.error_category is not None:
         event.error_category = CATEGORY[record.error_category]  # type: ignore[assignment]
-    return _outbox(_WHAT[record.status], record, event, "task_status_update")
+    if record.workflow_id is not None and record.state in TERMINAL:
+        task = to_task(record)
+        if task.ByteSize() <= MAX_TOLD_TASK_BYTES:
+            event.task.CopyFrom(task)
+    return event
 
 
 def delivery(record: TaskRecord, url: str, event: OutboxEvent) -> NewDelivery:

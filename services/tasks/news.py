@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from uuid import UUID
 
 from meshkit.bus import Bus
 from services.tasks.convert import to_ref
-from services.tasks.domain import Ref
-from services.tasks.events import CANCEL_SUBJECT, PROGRESS_SUBJECT, WAKE_SUBJECT
+from services.tasks.domain import Ref, TaskRecord
+from services.tasks.events import CANCEL_SUBJECT, PROGRESS_SUBJECT, STEP_ENDED_SUBJECT, WAKE_SUBJECT, step_ended
 
 
 class News:
@@ -43,6 +43,13 @@ class News:
         """Events were written."""
         for listener in self._on_commit:
             listener()
+
+    def ended(self, records: Iterable[TaskRecord]) -> None:
+        """Tasks changed their state: workflows hear of the ends of their steps without waiting for the relay."""
+        for record in records:
+            event = step_ended(record)
+            if event is not None:
+                self._bus.notify(STEP_ENDED_SUBJECT, event)
 
     def cancelled(self, session: UUID, ref: Ref) -> None:
         """A worker's attempt was cancelled."""

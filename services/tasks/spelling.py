@@ -22,7 +22,7 @@ _Print = Callable[[Any], Any]
 
 
 def encode(event: Message) -> bytes:
-    """An event as JSON: every member, unset ones as null."""
+    """An event as JSON: every member that is not hidden, unset ones as null."""
     return orjson.dumps({name: read(event) for name, read in _readers(event.DESCRIPTOR)})
 
 
@@ -42,7 +42,8 @@ def enum_names(enum: EnumDescriptor) -> dict[int, str]:
 
 @cache
 def _readers(message: Descriptor) -> list[tuple[str, _Print]]:
-    return [(one.name, _reader(one)) for one in message.fields]
+    shown = (one for one in message.fields if not one.GetOptions().Extensions[options_pb2.field].hidden)
+    return [(one.name, _reader(one)) for one in shown]
 
 
 def _reader(field: FieldDescriptor) -> _Print:

@@ -20,8 +20,9 @@ from meshkit.metrics import serve_metrics
 from meshkit.outbox import Relay
 from meshkit.server import MeshServer
 from services.workflows.config import WorkflowsSettings
-from services.workflows.events import TASK_ENDED
+from services.workflows.events import TASK_ENDED, TASK_ENDED_NOTICE
 from services.workflows.execution import Executor
+from services.workflows.hearing import Hearing
 from services.workflows.loops import Upkeep
 from services.workflows.postgres.store import PostgresStore
 from services.workflows.service import WorkflowsService
@@ -30,6 +31,10 @@ from services.workflows.tasks import Tasks
 
 SCHEMA = "workflows"
 DURABLE = "workflows-task-ends"
+# Replicas share the notices.
+QUEUE = "workflows"
+# Nearly all of it was heard by notices before, so that it need not be quick.
+EVENTS_GATHER_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +83,19 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Running:
     )
     stack.push_async_callback(executor.close)
     workflows = WorkflowsService(store, executor, tasks, Fetcher.from_settings(settings), _now)
-    upkeep = Upkeep(store, executor, settings)
+    upkeep = Upkeep(store, executor, bus, settings)
+    hearing = Hearing(store, executor.tell_ended, executor.ask)
+    stack.push_async_callback(hearing.close)
     if settings.run_loops:
-        await stack.enter_async_context(Loops(*upkeep.loops(), relay.loop, relay.prune_loop))
-        consumer = await bus.consume(DURABLE, TASK_ENDED, executor.heard)
+        await stack.enter_async_context(Loops(*upkeep.loops(), relay.loop))
+        await bus.subscribe(TASK_ENDED_NOTICE, hearing.notice, queue=QUEUE)
+        consumer = await bus.consume_batches(
+            DURABLE,
+            TASK_ENDED,
+            hearing.batch,
+            gather_seconds=EVENTS_GATHER_SECONDS,
+            on_made=executor.trust_news,
+        )
         stack.callback(consumer.cancel)
     server = MeshServer(
         settings,

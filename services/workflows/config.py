@@ -22,7 +22,11 @@ class WorkflowsSettings(MeshSettings):
     resend_seconds: float = Field(
         default=5.0, ge=0, description="Age at which a step that is still DISPATCHING is sent again."
     )
-    check_seconds: float = Field(default=15.0, ge=0, description="How often the task of a RUNNING step is asked for.")
+    check_seconds: float = Field(
+        default=15.0,
+        ge=0,
+        description="Age at which the task of a RUNNING step is asked for; without NATS, how often it is.",
+    )
     abandon_seconds: float = Field(
         default=120.0,
         ge=0,

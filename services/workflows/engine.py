@@ -138,18 +138,36 @@ def decide(workflow: WorkflowRecord, steps: Sequence[StepRecord], event: Event, 
     Raises:
         MeshError: `CONFLICT` where a caller asks for what the state does not allow.
     """
+    return decide_all(workflow, steps, [event], now)
+
+
+def decide_all(
+    workflow: WorkflowRecord, steps: Sequence[StepRecord], events: Sequence[Event], now: datetime
+) -> Decision:
+    """What events do that came together: one decision, whatever their order.
+
+    Args:
+        workflow: The workflow.
+        steps: All of its steps, in the order of the definition.
+        events: What happened.
+        now: The moment, in UTC.
+
+    Raises:
+        MeshError: `CONFLICT` where a caller asks for what the state does not allow.
+    """
     work = _Work(workflow, list(steps), now)
-    match event:
-        case Start():
-            work.start()
-        case Pause():
-            work.pause()
-        case Resume():
-            work.resume()
-        case Cancel():
-            work.cancel()
-        case _:
-            work.hear(event)
+    for event in events:
+        match event:
+            case Start():
+                work.start()
+            case Pause():
+                work.pause()
+            case Resume():
+                work.resume()
+            case Cancel():
+                work.cancel()
+            case _:
+                work.hear(event)
     work.settle()
     return work.decision(workflow, steps)
 

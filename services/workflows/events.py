@@ -10,6 +10,8 @@ from services.workflows.domain import WorkflowRecord
 SUBJECT = "atelier.workflows.v1.workflow"
 TASK_ENDED = tuple(f"atelier.tasks.v1.step.{what}" for what in ("completed", "failed", "cancelled"))
 
+TASK_ENDED_NOTICE = "atelier.ended.step"
+
 
 def status_update(record: WorkflowRecord) -> events_pb2.BaseEvent:
     """The documented event of a workflow as it stands."""

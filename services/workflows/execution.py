@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid5
 
-from atelier.events.v1 import events_pb2
 from atelier.tasks.v1 import enums_pb2, task_pb2
 
 from meshkit import metrics
-from meshkit.bus import Message
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import Kind, MeshError
 from meshkit.logging import get_logger
 from services.workflows import events
 from services.workflows.building import BuildError, task_of
 from services.workflows.domain import Outcome, StepRecord, StepState, WorkflowRecord
-from services.workflows.engine import Accepted, Closed, Decision, Ended, Event, Overdue, Refused, decide
+from services.workflows.engine import (
+    Accepted,
+    Cancel,
+    Closed,
+    Decision,
+    Ended,
+    Event,
+    Overdue,
+    Pause,
+    Refused,
+    Resume,
+    Start,
+    decide,
+    decide_all,
+)
 from services.workflows.fields import result_of
 from services.workflows.store import Store, Whole
 from services.workflows.tasks import Tasks
@@ -45,6 +57,8 @@ _HOPELESS = frozenset(
     }
 )
 _BATCH = 100
+# What a caller was answered must not be undone by a crash of the database.
+_ASKED = Start | Pause | Resume | Cancel
 
 
 class Executor:
@@ -77,6 +91,8 @@ class Executor:
         self._abandon_seconds = abandon_seconds
         self._running: set[asyncio.Task[None]] = set()
         self._dispatching: set[UUID] = set()
+        self._made: set[UUID] = set()
+        self._trusted_since: datetime | None = None
 
     async def close(self) -> None:
         """Ends what is under way; the rows say what is left to do."""
@@ -84,20 +100,42 @@ class Executor:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def tell(self, workflow_id: UUID, event: Event, event_id: UUID | None = None) -> Decision | None:
+    async def tell(self, workflow_id: UUID, event: Event) -> Decision | None:
         """Has the engine decide upon an event, and carries the decision out in the background.
 
         Args:
             workflow_id: The workflow.
             event: What happened.
-            event_id: Identity of the news of it, which is heard once.
 
         Returns:
-            The decision; None without such a workflow, or where the news was heard before.
+            The decision; None without such a workflow.
+
+        Raises:
+            MeshError: `CONFLICT` where a caller asks for what the state does not allow, `UNAVAILABLE`.
         """
         decision = await self._store.advance(
-            workflow_id, lambda workflow, steps: decide(workflow, steps, event, self._clock()), event_id
+            workflow_id,
+            lambda workflow, steps: decide(workflow, steps, event, self._clock()),
+            durable=isinstance(event, _ASKED),
         )
+        if decision is not None:
+            self.carry_out(decision)
+        return decision
+
+    async def tell_ended(self, workflow_id: UUID, tasks: Sequence[task_pb2.Task]) -> Decision | None:
+        """Has the engine decide upon the ends of tasks of one workflow, as `tell` does."""
+        heard = {UUID(task.id): task for task in tasks}
+
+        def body(workflow: WorkflowRecord, steps: Sequence[StepRecord]) -> Decision:
+            ends = [
+                _ended(step, step.task_id, heard[step.task_id])
+                for step in steps
+                if step.task_id in heard and heard[step.task_id].version > step.task_version
+            ]
+            return decide_all(workflow, steps, ends, self._clock())
+
+        decision = await self._store.advance(workflow_id, body, durable=False)
+        self._made.difference_update(heard)
         if decision is not None:
             self.carry_out(decision)
         return decision
@@ -116,14 +154,19 @@ class Executor:
         for step in decision.cancel:
             self._spawn(self._cancel(decision.workflow, step))
 
-    async def heard(self, message: Message) -> None:
-        """A task ended, says the bus."""
-        event = events_pb2.TaskStatusEvent.FromString(message.data)
-        step = await self._store.step_of_task(UUID(event.task_id))
-        if step is None or int(message.headers.get("Atelier-Version", "0")) <= step.task_version:
-            return
-        ident = message.headers.get("Nats-Msg-Id")
-        await self._ask(step, message.headers.get("Atelier-Tenant", ""), UUID(ident) if ident else None)
+    async def note_made(self) -> bool:
+        """Notes which tasks were made, unless their ends were heard of before: of a short task it is never written."""
+        made = list(self._made)
+        if made:
+            for step in await self._store.accept(made):
+                if step.task_id is not None:
+                    await self.tell(step.workflow_id, Accepted(step.step_id, step.task_id))
+            self._made.difference_update(made)
+        return False
+
+    def trust_news(self) -> None:
+        """From now on news is not lost; what happened before may have been."""
+        self._trusted_since = self._clock()
 
     async def resend(self, age_seconds: float) -> bool:
         """Makes the tasks of steps that were left DISPATCHING.
@@ -135,13 +178,17 @@ class Executor:
         await self._each(due, self._resend)
         return len(due) == _BATCH
 
-    async def check(self, age_seconds: float) -> bool:
+    async def check(self, age_seconds: float, *, connected: bool) -> bool:
         """Asks for the tasks of RUNNING steps of which no news came.
+
+        Args:
+            age_seconds: For how long none did.
+            connected: Whether news comes at all now; where it does, a task that runs for long is seldom asked for.
 
         Returns:
             Whether more wait.
         """
-        due = await self._store.due_checks(age_seconds, _BATCH)
+        due = await self._store.due_checks(age_seconds, self._trusted_since if connected else None, _BATCH)
         await self._each(due, self._check)
         return len(due) == _BATCH
 
@@ -190,6 +237,26 @@ class Executor:
         self._on_commit()
         await asyncio.gather(*(self._guarded(self._cancel(decision.workflow, step)) for step in decision.cancel))
 
+    async def ask(self, step: StepRecord, tenant: str) -> None:
+        """Reads the task of a step and tells the engine if it ended.
+
+        Raises:
+            MeshError: It could not be read, or not be decided upon now.
+        """
+        assert step.task_id is not None, "a step that is asked for has a task"
+        try:
+            task = await self._tasks.get(step.task_id, tenant)
+        except MeshError as error:
+            if error.kind is not Kind.NOT_FOUND or step.state is not StepState.RUNNING:
+                raise
+            gone = Ended(
+                step.step_id, step.task_id, step.task_version + 1, Outcome.CANCELLED, message="The task was deleted"
+            )
+            await self.tell(step.workflow_id, gone)
+            return
+        if task.status in _OUTCOMES:
+            await self.tell_ended(step.workflow_id, [task])
+
     async def _each(
         self, due: list[StepRecord], work: Callable[[WorkflowRecord, StepRecord], Coroutine[Any, Any, None]]
     ) -> None:
@@ -208,7 +275,7 @@ class Executor:
             await self._dispatch(whole, next(one for one in whole.steps if one.id == step.id))
 
     async def _check(self, workflow: WorkflowRecord, step: StepRecord) -> None:
-        await self._ask(step, workflow.tenant, None)
+        await self.ask(step, workflow.tenant)
 
     async def _dispatch(self, whole: Whole, step: StepRecord) -> None:
         if step.state is not StepState.DISPATCHING or step.task_id is None or step.task_id in self._dispatching:
@@ -221,7 +288,6 @@ class Executor:
 
     async def _make(self, whole: Whole, step: StepRecord, task_id: UUID) -> None:
         workflow = whole.workflow
-        event: Event
         try:
             task = task_of(workflow, step, whole.steps)
             async with self._gate:
@@ -235,8 +301,10 @@ class Executor:
                 return
             event = Refused(step.step_id, task_id, _sentence(error))
         else:
-            event = Accepted(step.step_id, task_id)
-        _DISPATCHED.labels(step.task_type, type(event).__name__.lower()).inc()
+            _DISPATCHED.labels(step.task_type, "accepted").inc()
+            self._made.add(task_id)
+            return
+        _DISPATCHED.labels(step.task_type, "refused").inc()
         await self.tell(workflow.id, event)
 
     async def _cancel(self, workflow: WorkflowRecord, step: StepRecord, age_seconds: float = 0.0) -> None:
@@ -250,22 +318,6 @@ class Executor:
             if not (error.kind is Kind.CONFLICT or (missing and age_seconds > self._abandon_seconds)):
                 return
         await self.tell(workflow.id, Closed(step.step_id, step.task_id))
-
-    async def _ask(self, step: StepRecord, tenant: str, event_id: UUID | None) -> None:
-        """Reads the task of a step and tells the engine if it ended."""
-        assert step.task_id is not None, "a step that is asked for has a task"
-        try:
-            task = await self._tasks.get(step.task_id, tenant)
-        except MeshError as error:
-            if error.kind is not Kind.NOT_FOUND or step.state is not StepState.RUNNING:
-                raise
-            gone = Ended(
-                step.step_id, step.task_id, step.task_version + 1, Outcome.CANCELLED, message="The task was deleted"
-            )
-            await self.tell(step.workflow_id, gone, event_id)
-            return
-        if task.status in _OUTCOMES:
-            await self.tell(step.workflow_id, _ended(step, step.task_id, task), event_id)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._guarded(work))

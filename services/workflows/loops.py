@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from meshkit.bus import Bus
 from meshkit.loops import Loop
 from services.workflows.config import WorkflowsSettings
 from services.workflows.execution import Executor
@@ -14,11 +15,13 @@ class Upkeep:
     Args:
         store: The database.
         executor: Moves workflows.
+        bus: Whose connection tells whether news comes.
         settings: Intervals and ages.
     """
 
-    def __init__(self, store: Store, executor: Executor, settings: WorkflowsSettings) -> None:
+    def __init__(self, store: Store, executor: Executor, bus: Bus, settings: WorkflowsSettings) -> None:
         self._store = store
+        self._bus = bus
         self._executor = executor
         self._settings = settings
 
@@ -26,6 +29,8 @@ class Upkeep:
         """All loops of a replica."""
         interval = self._settings.reconcile_interval_seconds
         return [
+            # Well before such a step would be sent again.
+            Loop("workflows-made", self._executor.note_made, min(1.0, self._settings.resend_seconds / 4)),
             Loop("workflows-reconcile", self.reconcile, interval, jitter=0.2),
             Loop("workflows-webhooks", self._executor.tell_ends, min(1.0, interval)),
             Loop("workflows-upkeep", self._store.purge, 600.0),
@@ -39,7 +44,7 @@ class Upkeep:
         """
         settings = self._settings
         resent = await self._executor.resend(settings.resend_seconds)
-        checked = await self._executor.check(settings.check_seconds)
+        checked = await self._executor.check(settings.check_seconds, connected=self._bus.connected)
         await self._executor.expire()
         stopped = await self._executor.stop_tasks(settings.resend_seconds)
         return resent or checked or stopped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -100,28 +100,49 @@ class Store(Protocol):
         """Counts."""
         ...
 
-    async def advance(self, workflow_id: UUID, body: Decide, event_id: UUID | None = None) -> Decision | None:
+    async def advance(self, workflow_id: UUID, body: Decide, *, durable: bool = True) -> Decision | None:
         """Decides upon a workflow under its lock and writes what was decided.
 
+        Args:
+            workflow_id: The workflow.
+            body: Decides.
+            durable: Whether to wait for the disk also where the workflow's state stays as it is; without, a crash of
+                the database may undo a decision that would be made again.
+
         Returns:
-            What was decided; None without such a workflow, or where the event was consumed before.
+            What was decided; None without such a workflow.
         """
+        ...
+
+    async def accept(self, task_ids: Sequence[UUID]) -> list[StepRecord]:
+        """Notes that tasks of DISPATCHING steps were made.
+
+        Returns:
+            Steps that were cancelled before: their tasks are to be cancelled too.
+        """
+        ...
+
+    async def unheard(self, versions: Mapping[UUID, int]) -> list[StepRecord]:
+        """Steps of these tasks for which a version is news, by the tasks' identifiers."""
         ...
 
     async def edit(self, workflow_id: UUID, body: Edit) -> Whole | None:
         """Changes members of a workflow that do not move it."""
         ...
 
-    async def step_of_task(self, task_id: UUID) -> StepRecord | None:
-        """The step that a task is of."""
-        ...
-
     async def due_dispatches(self, age_seconds: float, limit: int) -> list[StepRecord]:
         """Steps that are DISPATCHING for so long, and notes that they are sent again."""
         ...
 
-    async def due_checks(self, age_seconds: float, limit: int) -> list[StepRecord]:
-        """RUNNING steps of which nothing was heard for so long, and notes that they are asked for."""
+    async def due_checks(self, age_seconds: float, trusted_since: datetime | None, limit: int) -> list[StepRecord]:
+        """RUNNING steps of which nothing was heard for so long, and notes that they are asked for.
+
+        Args:
+            age_seconds: How long.
+            trusted_since: Since when news is not lost: what was asked for since then is asked for again only once as
+                much time has passed as its task had taken by then. None where all news may be lost.
+            limit: How many at most.
+        """
         ...
 
     async def due_cancels(self, age_seconds: float, limit: int) -> list[tuple[StepRecord, float]]:
@@ -141,5 +162,5 @@ class Store(Protocol):
         ...
 
     async def purge(self) -> None:
-        """Forgets old idempotency keys and consumed events."""
+        """Forgets old idempotency keys."""
         ...

@@ -26,6 +26,8 @@ def filled(message: Descriptor) -> Any:
         if field.message_type is None:
             values = {field.CPPTYPE_STRING: "naïve", field.CPPTYPE_DOUBLE: 12.5}
             setattr(event, field.name, values.get(field.cpp_type, 2))
+        elif field.message_type.name == "Task":
+            getattr(event, field.name).id = "hidden"
         elif field.message_type.name == "Timestamp":
             getattr(event, field.name).FromJsonString("2026-11-22T18:00:00.123987Z")
         else:
@@ -38,7 +40,7 @@ def test_an_event_is_spelled_as_the_gateway_spells_it(message: Descriptor) -> No
     for event in (filled(message), message_factory.GetMessageClass(message)()):
         told = json.loads(spelling.encode(event))
         assert told == CODECS.of(message).encode(event)
-        assert list(told) == [field.name for field in message.fields]
+        assert list(told) == [field.name for field in message.fields if field.name != "task"]
 
 
 def test_every_type_of_event_has_the_gateways_spelling() -> None:

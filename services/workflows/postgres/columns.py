@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any
 
 from services.workflows.domain import Approval, OnFailure, Status, StepRecord, StepState, WorkflowRecord
@@ -16,6 +17,26 @@ STEP = ", ".join(STEP_NAMES)
 
 workflow_values = attrgetter(*WORKFLOW_NAMES)
 step_values = attrgetter(*STEP_NAMES)
+# Types, by their names in the catalogue, of those columns of steps that change after the create.
+STEP_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "state": "text",
+        "attempt": "int4",
+        "task_id": "uuid",
+        "task_version": "int8",
+        "task_open": "bool",
+        "result": "bytea",
+        "error_message": "text",
+        "retry_count": "int4",
+        "started_at": "timestamptz",
+        "completed_at": "timestamptz",
+        "updated_at": "timestamptz",
+        "dispatched_at": "timestamptz",
+        "checked_at": "timestamptz",
+        "approval": "text",
+        "overdue": "bool",
+    }
+)
 _STATUS = WORKFLOW_NAMES.index("status")
 _ON_FAILURE = WORKFLOW_NAMES.index("on_failure")
 _STATE = STEP_NAMES.index("state")

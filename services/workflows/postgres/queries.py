@@ -24,11 +24,16 @@ async def find(conn: Connection, workflow_id: UUID, *, lock: bool = False) -> Wh
         lock: Whether others who want to change it shall wait.
     """
     tail = " FOR UPDATE" if lock else ""
-    cursor = await conn.execute(f"SELECT {columns.WORKFLOW} FROM workflows WHERE id = %s{tail}", (workflow_id,))  # noqa: S608 -- fixed names
-    row = await cursor.fetchone()
+    found = await conn.execute(f"SELECT {columns.WORKFLOW} FROM workflows WHERE id = %s{tail}", (workflow_id,))  # noqa: S608 -- fixed names
+    # A statement of its own, sent together with the first in a pipeline: its snapshot is of after the lock was had.
+    steps = await conn.execute(
+        f"SELECT {columns.STEP} FROM steps WHERE workflow_id = %s ORDER BY position",  # noqa: S608
+        (workflow_id,),
+    )
+    row = await found.fetchone()
     if row is None:
         return None
-    return Whole(columns.workflow(row), tuple((await _steps(conn, [workflow_id])).get(workflow_id, ())))
+    return Whole(columns.workflow(row), tuple(columns.step(one) for one in await steps.fetchall()))
 
 
 async def list_workflows(conn: Connection, which: WorkflowFilter, page: Page) -> tuple[list[Whole], int]:
@@ -65,13 +70,6 @@ async def stats(conn: Connection, which: WorkflowFilter) -> Stats:
         last_day=sum(row[3] for row in rows),
         average_steps=float(sum(row[4] for row in rows)) / total if total else 0.0,
     )
-
-
-async def step_of_task(conn: Connection, task_id: UUID) -> StepRecord | None:
-    """The step that a task is of, where the task is the step's last one."""
-    cursor = await conn.execute(f"SELECT {columns.STEP} FROM steps WHERE task_id = %s", (task_id,))  # noqa: S608
-    row = await cursor.fetchone()
-    return None if row is None else columns.step(row)
 
 
 async def _steps(conn: Connection, workflow_ids: list[UUID]) -> dict[UUID, list[StepRecord]]:

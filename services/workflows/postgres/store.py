@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg import sql
-
-from meshkit import idempotency, outbox
-from meshkit.db import Connection, Database
-from services.workflows import events
+from meshkit import idempotency
+from meshkit.db import Database
 from services.workflows.domain import StepRecord, WorkflowRecord
 from services.workflows.engine import Decision
-from services.workflows.postgres import columns, queries
+from services.workflows.postgres import columns, queries, writes
 from services.workflows.store import Decide, Edit, IdempotencyKey, Page, Stats, Whole, WorkflowFilter
-
-_KEEP_EVENTS_DAYS = 8
-_CREATE_WORKFLOW = (
-    f"INSERT INTO workflows ({columns.WORKFLOW}) VALUES ({', '.join(['%s'] * len(columns.WORKFLOW_NAMES))})"  # noqa: S608 -- fixed names
-)
-_COPY_STEPS = f"COPY steps ({columns.STEP}) FROM STDIN"
-
-
-def _update(table: str, names: Sequence[str], guard: str) -> sql.Composed:
-    return sql.SQL("UPDATE {} SET {} WHERE id = %(id)s AND {}").format(
-        sql.Identifier(table),
-        sql.SQL(", ").join(
-            sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in names if name != "id"
-        ),
-        sql.SQL(guard),
-    )
-
-
-_UPDATE_WORKFLOW = _update("workflows", columns.WORKFLOW_NAMES, "version = %(known_version)s")
-_UPDATE_STEP = _update("steps", columns.STEP_NAMES, "state = %(known_state)s AND attempt = %(known_attempt)s")
 
 # A replica that looks at the same moment passes over what this one has taken; the note keeps it from coming at once.
 _DUE = """
@@ -44,6 +22,15 @@ UPDATE steps SET {note} = now() WHERE id = ANY(ARRAY(
         AND coalesce({note}, '-infinity') < now() - make_interval(secs => %s)
     ORDER BY {note} NULLS FIRST LIMIT %s FOR UPDATE SKIP LOCKED))
 RETURNING """
+# The steps are told by when they were last asked for, so that those which were asked for lately cost nothing.
+_DUE_CHECKS = f"""
+UPDATE steps SET checked_at = now() WHERE id = ANY(ARRAY(
+    SELECT id FROM steps WHERE task_open AND state = 'RUNNING'
+        AND checked_at < now() - make_interval(secs => %(age)s)
+        AND (%(since)s::timestamptz IS NULL OR checked_at < %(since)s
+            OR checked_at - dispatched_at < now() - checked_at)
+    ORDER BY checked_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING {columns.STEP}"""  # noqa: S608 -- fixed names
 
 
 class PostgresStore:
@@ -68,7 +55,7 @@ class PostgresStore:
                         return replay
                 cursor = await conn.execute("SELECT FROM workflows WHERE id = %s", (whole.workflow.id,))
                 if await cursor.fetchone() is None:  # else a commit that was thought lost took place
-                    await _write(conn, whole)
+                    await writes.create(conn, whole)
                 if key is not None:
                     await idempotency.store(conn, tenant, key.method, key.key, response)
             return None
@@ -77,7 +64,7 @@ class PostgresStore:
 
     async def get(self, workflow_id: UUID) -> Whole | None:
         """A workflow with its steps."""
-        async with self._db.transaction() as conn:
+        async with self._db.transaction(pipelined=True) as conn:
             await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             return await queries.find(conn, workflow_id)
 
@@ -92,29 +79,53 @@ class PostgresStore:
         async with self._db.connection() as conn:
             return await queries.stats(conn, which)
 
-    async def advance(self, workflow_id: UUID, body: Decide, event_id: UUID | None = None) -> Decision | None:
-        """Decides upon a workflow under its lock and writes what was decided.
-
-        Returns:
-            What was decided; None without such a workflow, or where the event was consumed before.
-        """
+    async def advance(self, workflow_id: UUID, body: Decide, *, durable: bool = True) -> Decision | None:
+        """Decides upon a workflow under its lock and writes what was decided; see `services.workflows.store.Store`."""
 
         async def work() -> Decision | None:
-            async with self._db.transaction() as conn:
+            async with self._db.transaction(pipelined=True, durable=False) as conn:
                 whole = await queries.find(conn, workflow_id, lock=True)
-                if whole is None or (event_id is not None and not await _consume(conn, event_id)):
+                if whole is None:
                     return None
                 decision = body(whole.workflow, whole.steps)
-                await _apply(conn, whole, decision)
+                if durable or decision.workflow.status is not whole.workflow.status:
+                    await conn.execute("SET LOCAL synchronous_commit TO on")
+                await writes.apply(conn, whole, decision)
                 return decision
 
         return await self._db.retrying(work)
+
+    async def accept(self, task_ids: Sequence[UUID]) -> list[StepRecord]:
+        """Notes that tasks were made, and returns the steps that were cancelled before."""
+        ids = list(task_ids)
+        # What a crash of the database undoes here is sent again, and found to exist.
+        async with self._db.transaction(pipelined=True, durable=False) as conn:
+            await conn.execute(
+                "UPDATE steps SET state = 'RUNNING', checked_at = now(), updated_at = now() "
+                "WHERE task_id = ANY(%s) AND state = 'DISPATCHING'",
+                (ids,),
+            )
+            cursor = await conn.execute(
+                f"SELECT {columns.STEP} FROM steps WHERE task_id = ANY(%s) AND state = 'CANCELLED' AND task_open",  # noqa: S608 -- fixed names
+                (ids,),
+            )
+            return [columns.step(row) for row in await cursor.fetchall()]
+
+    async def unheard(self, versions: Mapping[UUID, int]) -> list[StepRecord]:
+        """Steps of these tasks for which a version is news."""
+        async with self._db.connection() as conn:
+            cursor = await conn.execute(
+                f"SELECT {columns.STEP} FROM steps NATURAL JOIN unnest(%s::uuid[], %s::bigint[]) AS n (task_id, heard) "  # noqa: S608 -- fixed names
+                "WHERE task_version < heard",
+                (list(versions), list(versions.values())),
+            )
+            return [columns.step(row) for row in await cursor.fetchall()]
 
     async def edit(self, workflow_id: UUID, body: Edit) -> Whole | None:
         """Changes members of a workflow that do not move it."""
 
         async def work() -> Whole | None:
-            async with self._db.transaction() as conn:
+            async with self._db.transaction(pipelined=True) as conn:
                 whole = await queries.find(conn, workflow_id, lock=True)
                 if whole is None:
                     return None
@@ -122,25 +133,21 @@ class PostgresStore:
                 if wanted is whole.workflow:
                     return whole
                 wanted = replace(wanted, version=whole.workflow.version + 1)
-                await _save_workflow(conn, whole.workflow, wanted)
+                await writes.save_workflow(conn, whole.workflow, wanted)
                 return Whole(wanted, whole.steps)
 
         return await self._db.retrying(work)
-
-    async def step_of_task(self, task_id: UUID) -> StepRecord | None:
-        """The step that a task is of."""
-        async with self._db.connection() as conn:
-            return await queries.step_of_task(conn, task_id)
 
     async def due_dispatches(self, age_seconds: float, limit: int) -> list[StepRecord]:
         """Steps that are DISPATCHING for so long, and notes that they are sent again."""
         rows = await self._due("dispatched_at", "state = 'DISPATCHING'", columns.STEP, age_seconds, limit)
         return [columns.step(row) for row in rows]
 
-    async def due_checks(self, age_seconds: float, limit: int) -> list[StepRecord]:
+    async def due_checks(self, age_seconds: float, trusted_since: datetime | None, limit: int) -> list[StepRecord]:
         """RUNNING steps of which nothing was heard for so long, and notes that they are asked for."""
-        rows = await self._due("checked_at", "state = 'RUNNING'", columns.STEP, age_seconds, limit)
-        return [columns.step(row) for row in rows]
+        async with self._db.transaction(pipelined=True, durable=False) as conn:
+            cursor = await conn.execute(_DUE_CHECKS, {"age": age_seconds, "since": trusted_since, "limit": limit})
+            return [columns.step(row) for row in await cursor.fetchall()]
 
     async def due_cancels(self, age_seconds: float, limit: int) -> list[tuple[StepRecord, float]]:
         """Steps that ended and whose task may still run, each with the seconds since; notes that they are seen to."""
@@ -153,7 +160,7 @@ class PostgresStore:
         """Steps whose task takes longer than it may."""
         async with self._db.connection() as conn:
             cursor = await conn.execute(
-                f"SELECT {columns.STEP} FROM steps WHERE task_open AND state = 'RUNNING' "  # noqa: S608 -- fixed names
+                f"SELECT {columns.STEP} FROM steps WHERE task_open AND state IN ('DISPATCHING', 'RUNNING') "  # noqa: S608 -- fixed names
                 "AND timeout_seconds IS NOT NULL "
                 "AND dispatched_at + make_interval(secs => timeout_seconds) < now() LIMIT %s",
                 (limit,),
@@ -176,55 +183,10 @@ class PostgresStore:
             await conn.execute("UPDATE workflows SET told_end = %s WHERE id = %s", (record.completed_at, record.id))
 
     async def purge(self) -> None:
-        """Forgets old idempotency keys and consumed events."""
+        """Forgets old idempotency keys."""
         await idempotency.purge(self._db)
-        async with self._db.transaction() as conn:
-            await conn.execute(
-                "DELETE FROM consumed_events WHERE consumed_at < now() - make_interval(days => %s)",
-                (_KEEP_EVENTS_DAYS,),
-            )
 
     async def _due(self, note: str, state: str, wanted: str, age_seconds: float, limit: int) -> list[Any]:
         async with self._db.transaction() as conn:
             query = _DUE.format(note=note, state=state) + wanted
             return await (await conn.execute(query, (age_seconds, limit))).fetchall()
-
-
-async def _write(conn: Connection, whole: Whole) -> None:
-    await conn.execute(_CREATE_WORKFLOW, columns.workflow_values(whole.workflow))
-    async with conn.cursor() as cursor, cursor.copy(_COPY_STEPS) as copy:
-        for step in whole.steps:
-            await copy.write_row(columns.step_values(step))
-    await outbox.insert(conn, [events.changed(whole.workflow)])
-
-
-async def _consume(conn: Connection, event_id: UUID) -> bool:
-    cursor = await conn.execute(
-        "INSERT INTO consumed_events (event_id) VALUES (%s) ON CONFLICT DO NOTHING RETURNING event_id", (event_id,)
-    )
-    return await cursor.fetchone() is not None
-
-
-async def _apply(conn: Connection, before: Whole, decision: Decision) -> None:
-    if decision.workflow is before.workflow:
-        return
-    await _save_workflow(conn, before.workflow, decision.workflow)
-    for old, new in zip(before.steps, decision.steps, strict=True):
-        if new is not old:
-            values = dict(zip(columns.STEP_NAMES, columns.step_values(new), strict=True))
-            cursor = await conn.execute(
-                _UPDATE_STEP, {**values, "known_state": old.state, "known_attempt": old.attempt}
-            )
-            assert cursor.rowcount == 1, "the workflow's lock is held"
-    if _is_news(before.workflow, decision.workflow):
-        await outbox.insert(conn, [events.changed(decision.workflow)])
-
-
-async def _save_workflow(conn: Connection, before: WorkflowRecord, after: WorkflowRecord) -> None:
-    values = dict(zip(columns.WORKFLOW_NAMES, columns.workflow_values(after), strict=True))
-    cursor = await conn.execute(_UPDATE_WORKFLOW, {**values, "known_version": before.version})
-    assert cursor.rowcount == 1, "the workflow's lock is held"
-
-
-def _is_news(before: WorkflowRecord, after: WorkflowRecord) -> bool:
-    return before.status is not after.status or before.completed_steps != after.completed_steps

@@ -1,7 +1,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -66,6 +66,33 @@ async def test_an_event_whose_handler_failed_comes_again(bus: Bus) -> None:
     async with asyncio.timeout(20):
         message = await heard.queue.get()
     assert (message.data, message.deliveries) == (b"1", 2)
+
+
+async def test_batches_are_acknowledged_whole_and_come_again_whole(bus: Bus) -> None:
+    name = subject()
+    made: list[str] = []
+    batches: list[list[tuple[bytes, int]]] = []
+    both = asyncio.Event()
+
+    async def take(messages: Sequence[Message]) -> None:
+        batches.append(sorted((message.data, message.deliveries) for message in messages))
+        if len(batches) == 1:
+            raise RuntimeError("not now")
+        if {payload for batch in batches[1:] for payload, _ in batch} == {b"1", b"2", b"3"}:
+            both.set()
+
+    for payload in (b"1", b"2"):
+        await bus.publish(name, payload)
+    await bus.consume_batches("batches", [name], take, gather_seconds=0.01, on_made=lambda: made.append("made"))
+    async with asyncio.timeout(20):
+        while not batches:  # noqa: ASYNC110 -- the bus drives it
+            await asyncio.sleep(0.01)
+        await bus.publish(name, b"3")
+        await both.wait()
+    assert batches[0] == [(b"1", 1), (b"2", 1)]
+    again = [one for batch in batches[1:] for one in batch]
+    assert sorted(again) == [(b"1", 2), (b"2", 2), (b"3", 1)], "what failed comes again, and nothing else"
+    assert made == ["made"]
 
 
 async def test_a_durable_consumer_keeps_its_place(bus: Bus) -> None:

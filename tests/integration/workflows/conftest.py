@@ -26,7 +26,7 @@ from atelier_cli.embedded.postgres import PostgresServer
 from meshkit.auth import TokenIssuer
 from meshkit.channel import MeshChannel
 from meshkit.db import migrate
-from meshkit.errors import MeshError
+from meshkit.errors import Kind, MeshError
 from services.tasks import composition as tasks_composition
 from services.tasks.config import TasksSettings
 from services.workflows import composition as workflows_composition
@@ -101,11 +101,12 @@ class Worker:
                 )
             else:
                 result = task_pb2.TaskResult()
-                result.noop.result_path = f"{lease.result_prefix}{payload}"
+                result.noop.result_path = f"{lease.result_prefix}{payload or 'result'}"
                 await self.stub.Complete(worker_service_pb2.CompleteRequest(session_id=session, ref=ref, result=result))
                 self.done.append(payload)
-        except MeshError:
-            pass  # it was cancelled meanwhile
+        except MeshError as error:
+            if error.kind is not Kind.CONFLICT:  # it was cancelled meanwhile
+                raise
         return True
 
 

@@ -40,6 +40,7 @@ from services.workflows.engine import (
     Resume,
     Start,
     decide,
+    decide_all,
 )
 from tests.unit.workflows.rows import ID, NOW, rows, step, workflow
 
@@ -348,6 +349,27 @@ def test_every_pair_of_states_and_every_event_keeps_to_the_tables() -> None:
             begun = new.state is StepState.DISPATCHING and not (new.task_id == old.task_id and old.state in ACTIVE)
             assert new.attempt == old.attempt + begun
         assert decide(decision.workflow, decision.steps, Closed("none", uuid4()), NOW).workflow.status is after
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes(), st.integers(0, 2**32), st.sampled_from(OnFailure))
+def test_ends_decided_upon_together_do_what_they_do_one_by_one(
+    shape: dict[str, list[str]], seed: int, policy: OnFailure
+) -> None:
+    chance = Random(seed)
+    world = running(shape, on_failure=policy)
+    ends: list[Event] = [
+        Ended(one.step_id, one.task_id, 2, chance.choice([Outcome.COMPLETED, Outcome.COMPLETED, Outcome.FAILED]), b"")
+        for one in world.steps
+        if one.task_id is not None
+    ]
+    together = decide_all(world.workflow, world.steps, ends, NOW)
+    for event in chance.sample(ends, len(ends)):
+        world.tell(event)
+    status = world.workflow.status
+    assert together.workflow.status is status
+    if policy is OnFailure.FINISH_RUNNING:  # else what had not ended at the first failure was stopped
+        assert [one.state for one in together.steps] == [one.state for one in world.steps]
 
 
 def test_nothing_happens_twice() -> None:

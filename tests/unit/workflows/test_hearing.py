@@ -1,0 +1,115 @@
+"""Hearing the ends of tasks: each once, those of one workflow together."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from atelier.events.v1 import events_pb2
+from atelier.tasks.v1 import enums_pb2, task_pb2
+
+from meshkit.bus import Message
+from meshkit.errors import MeshError, unavailable
+from services.workflows.domain import StepRecord
+from services.workflows.hearing import Hearing
+from tests.unit.workflows.rows import step
+
+FLOW, OTHER = uuid4(), uuid4()
+
+
+def ended(flow: UUID, *, told: bool = True, version: int = 3) -> tuple[UUID, Message]:
+    task_id = uuid4()
+    event = events_pb2.TaskStatusEvent(task_id=str(task_id), status=enums_pb2.TASK_STATUS_COMPLETED)
+    if told:
+        event.task.CopyFrom(task_pb2.Task(id=str(task_id), workflow_id=str(flow), version=version))
+    headers = {"Atelier-Version": str(version), "Atelier-Tenant": "acme"}
+    return task_id, Message("s", event.SerializeToString(), headers)
+
+
+class World:
+    """What the ears are attached to."""
+
+    def __init__(self, *unheard: UUID) -> None:
+        self.unheard_of = unheard
+        self.told: list[tuple[UUID, set[str]]] = []
+        self.asked: list[tuple[UUID | None, str]] = []
+        self.failures: list[Exception] = []
+        self.may_go = asyncio.Event()
+        self.may_go.set()
+        self.hearing = Hearing(self, self.tell, self.ask)  # type: ignore[arg-type]  # the one method that is called
+
+    async def unheard(self, versions: dict[UUID, int]) -> list[StepRecord]:
+        found = [one for one in versions if one in self.unheard_of]
+        return [step("a", attempt=1, task_id=one, task_version=0) for one in found]
+
+    async def tell(self, flow: UUID, tasks: Sequence[task_pb2.Task]) -> None:
+        self.told.append((flow, {task.id for task in tasks}))
+        await self.may_go.wait()
+        if self.failures:
+            raise self.failures.pop()
+
+    async def ask(self, one: StepRecord, tenant: str) -> None:
+        self.asked.append((one.task_id, tenant))
+
+    async def rest(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+async def test_ends_that_come_while_a_workflow_is_decided_upon_are_decided_upon_together() -> None:
+    world = World()
+    world.may_go.clear()
+    made = [ended(FLOW) for _ in range(5)]
+    for _, message in made:
+        await world.hearing.notice(message)
+        await world.rest()
+    other, message = ended(OTHER)
+    await world.hearing.notice(message)
+    await world.rest()
+    world.may_go.set()
+    await world.rest()
+    first, *rest = [str(one) for one, _ in made]
+    assert world.told == [(FLOW, {first}), (OTHER, {str(other)}), (FLOW, set(rest))]
+
+
+async def test_an_event_that_a_notice_was_ahead_of_costs_no_decision() -> None:
+    world = World()
+    await world.hearing.batch([ended(FLOW)[1], ended(OTHER)[1]])
+    assert world.told == []
+
+
+async def test_an_event_without_its_task_has_it_asked_for() -> None:
+    task_id, message = ended(FLOW, told=False)
+    world = World(task_id)
+    await world.hearing.batch([message])
+    assert (world.asked, world.told) == ([(task_id, "acme")], [])
+
+
+async def test_events_come_again_where_one_of_them_could_not_be_decided_upon() -> None:
+    made = [ended(FLOW), ended(OTHER)]
+    world = World(*(one for one, _ in made))
+    world.failures.append(unavailable("The database is not reachable", reason="X"))
+    with pytest.raises(MeshError):
+        await world.hearing.batch([message for _, message in made])
+    await world.hearing.batch([message for _, message in made])
+    assert len(world.told) == 4
+
+
+async def test_an_event_that_cannot_be_read_keeps_no_other_from_being_heard() -> None:
+    task_id, message = ended(FLOW)
+    world = World(task_id)
+    await world.hearing.batch([Message("s", b"\xff\xff", {}), message])
+    assert world.told == [(FLOW, {str(task_id)})]
+
+
+async def test_a_notice_that_fails_is_left_to_its_event(caplog: Any) -> None:
+    world = World()
+    world.failures.append(unavailable("The database is not reachable", reason="X"))
+    await world.hearing.notice(ended(FLOW)[1])
+    await world.rest()
+    later, message = ended(FLOW)
+    await world.hearing.notice(message)
+    await world.rest()
+    assert world.told[1] == (FLOW, {str(later)}), "the workflow is heard of again"
+    await world.hearing.close()
