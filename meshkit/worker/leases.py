@@ -51,6 +51,8 @@ _log = get_logger(__name__)
 _RETRIED = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.ABORTED, Kind.INTERNAL})
 _MAX_LEASES = 256  # bound of LeaseRequest.max_leases and of ReportRequest.progress
 _REPORT_INTERVAL_SECONDS = 0.25
+_BUSY_SECONDS = 0.02
+_GATHER_SECONDS = 0.01
 _END_SECONDS = 10.0
 _ENDED_KEPT = 4096
 
@@ -103,7 +105,7 @@ class LeaseClient:
         self._ended: OrderedDict[Key, None] = OrderedDict()
         self._progress: dict[Key, Progress] = {}
         self._progressed = asyncio.Event()
-        self._completions = Completions(self._complete_many)
+        self._completions = Completions(self._complete_many, held=lambda: len(self._held), sleep=sleep)
         self._room = asyncio.Event()
         self._news = asyncio.Event()
         self._draining = False
@@ -357,6 +359,9 @@ class LeaseClient:
             session.answered = request.sequence
             for lease in answer.leases:
                 self._take(lease, session)
+            if 0 < len(answer.leases) < wanted and self._clock() - asked < _BUSY_SECONDS:
+                # Work keeps coming, and a poll costs as much for one task as for ten.
+                await self._sleep(_GATHER_SECONDS)
             # A service that answers an empty poll at once, for whatever reason, must not be asked in a circle.
             hasty = not answer.leases and self._clock() - asked < min(0.1, self._poll_seconds / 2)
             failures = failures + 1 if hasty else 0

@@ -127,20 +127,17 @@ class Held:
     Attributes:
         lease: What was leased.
         session: Session that holds it.
+        key: Job and attempt.
     """
 
-    __slots__ = ("_on_lost", "lease", "lost", "session")
+    __slots__ = ("_on_lost", "key", "lease", "lost", "session")
 
     def __init__(self, lease: Lease, session: Session) -> None:
+        self.key: Key = (lease.job_id, lease.attempt)
         self.lease = lease
         self.session = session
         self.lost: str | None = None
         self._on_lost: Callable[[str], None] | None = None
-
-    @property
-    def key(self) -> Key:
-        """Job and attempt."""
-        return str(self.lease.job_id), int(self.lease.attempt)
 
     @property
     def ref(self) -> AttemptRef:

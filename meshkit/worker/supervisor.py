@@ -112,6 +112,7 @@ class _Pipe(asyncio.Protocol):
     def __init__(self, on_frame: Callable[[FromChild], None]) -> None:
         self._decoder = FrameDecoder(FromChild)
         self._on_frame = on_frame
+        self._unsent: list[bytes] = []
         self.transport: asyncio.Transport | None = None
         self.closed = asyncio.Event()
 
@@ -130,8 +131,15 @@ class _Pipe(asyncio.Protocol):
         self.closed.set()
 
     def send(self, frame: bytes) -> None:
+        """Send a frame; those of one turn of the loop wake the child once."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(frame)
+
+    def _flush(self) -> None:
+        frames, self._unsent = self._unsent, []
         if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(frame)
+            self.transport.write(b"".join(frames))
 
     def close(self) -> None:
         if self.transport is not None:

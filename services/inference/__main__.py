@@ -29,7 +29,8 @@ from services.inference.executor import Executor
 from services.inference.health import ChildWatch, warm_state
 from services.inference.inputs import AttemptFolders, Inputs
 from services.inference.lora_cache import LoraCache
-from services.inference.service import Attempts, Preparer
+from services.inference.preparing import Preparer
+from services.inference.service import Attempts
 from services.inference.servicer import InferenceServicer
 from services.inference.tasktypes import load_handlers, parse_types
 

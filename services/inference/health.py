@@ -58,6 +58,7 @@ class ChildWatch:
         self._attempts = attempts
         self._leases = leases
         measures.SLOTS.set(executor.slots)
+        measures.SLOTS_BUSY.set_function(lambda: executor.busy)
 
     def changed(self) -> None:
         """The child, or what it holds, is another."""
@@ -68,8 +69,6 @@ class ChildWatch:
 
     def room(self) -> None:
         """A slot was taken or given back."""
-        if self._executor is not None:
-            measures.SLOTS_BUSY.set(self._executor.busy)
         if self._leases is not None:
             self._leases.room()
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from atelier.inference.v1.child_pb2 import ChildDone, ChildFile, ChildJob, ChildOutput, ChildProgress
+from atelier.inference.v1.child_pb2 import ChildDone, ChildFile, ChildOutput, ChildProgress
 from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_INTERNAL,
     ERROR_CATEGORY_RESOURCE,
     ERROR_CATEGORY_TIMEOUT,
-    ERROR_CATEGORY_VALIDATION,
     ErrorCategory,
-    TaskType,
 )
-from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
+from atelier.tasks.v1.task_pb2 import TaskResult
 from atelier.tasks.v1.worker_service_pb2 import ResultObject
 
 from meshkit import tracing
@@ -30,81 +27,14 @@ from meshkit.worker.session import Backoff, Held
 from meshkit.worker.supervisor import ChildLost
 from services.inference import measures
 from services.inference.executor import Executor, Job, Withdrawn
-from services.inference.inputs import AttemptFolders, Inputs
-from services.inference.tasktypes import type_name, type_of_detail
-from services.inference.tasktypes.base import TaskFailed, TaskHandler
+from services.inference.preparing import Preparer
+from services.inference.tasktypes.base import TaskFailed
 
 _log = get_logger(__name__)
 
 _UPLOAD_TRIES = 4
 _TRANSIENT = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.ABORTED, Kind.INTERNAL})
-_CALLERS_FAULT = frozenset({Kind.INVALID, Kind.NOT_FOUND, Kind.FORBIDDEN, Kind.TOO_LARGE})
 _CANCEL_GRACE_SECONDS = 5.0
-
-
-class Preparer:
-    """Turns a task into a job of the child, and its output into files.
-
-    Args:
-        handlers: One handler a type.
-        inputs: Fetches inputs.
-        folders: Folders of attempts.
-    """
-
-    def __init__(
-        self, handlers: Mapping[TaskType.ValueType, TaskHandler], inputs: Inputs, folders: AttemptFolders
-    ) -> None:
-        self._handlers = handlers
-        self._inputs = inputs
-        self._folders = folders
-
-    @asynccontextmanager
-    async def prepared(
-        self, spec: CreateTask, task: Task, tenant: str, on_progress: Callable[[ChildProgress], None]
-    ) -> AsyncIterator[Job]:
-        """A job with its folder and inputs, which last as long as the context.
-
-        Raises:
-            TaskFailed: the task cannot be executed.
-        """
-        kind = type_of_detail(spec.WhichOneof("detail"))
-        handler = None if kind is None else self._handlers.get(kind)
-        if kind is None or handler is None:
-            raise TaskFailed("This worker does not execute the type.", ERROR_CATEGORY_INTERNAL, retryable=True)
-        async with AsyncExitStack() as stack:
-            folder = stack.enter_context(self._folders.attempt())
-            refs = handler.inputs(spec, task)
-            files: Mapping[str, Path] = {}
-            if refs:
-                try:
-                    files = await stack.enter_async_context(self._inputs.fetched(tenant, refs, folder))
-                except MeshError as error:
-                    raise failed_input(error) from error
-            trace = tracing.current()
-            payload = ChildJob(
-                job_id=task.id,
-                spec=spec,
-                task=task,
-                folder=str(folder),
-                inputs={name: str(path) for name, path in files.items()},
-                traceparent=trace.traceparent if trace else "",
-            )
-            # A batch is made with its first member's LoRAs. Tasks name them within their tenant, so that two may mean
-            # different files by one path: what is compared are the files.
-            loras = tuple((ref.name, files[ref.name]) for ref in refs if ref.kind == "lora")
-            yield Job(type_name(kind), _key(kind, handler.batch_key(spec, task), loras), payload, on_progress)
-
-
-def _key(kind: TaskType.ValueType, key: object, loras: tuple[tuple[str, Path], ...]) -> tuple[object, ...] | None:
-    return None if key is None else (kind, key, loras)
-
-
-def failed_input(error: MeshError) -> TaskFailed:
-    """Say why an input could not be had as a task's failure."""
-    if error.kind in _CALLERS_FAULT:
-        where = f"{error.violations[0].path}: " if error.violations else ""
-        return TaskFailed(f"{where}{error.message}", ERROR_CATEGORY_VALIDATION, retryable=False)
-    return TaskFailed(f"An input could not be fetched: {error.message}", ERROR_CATEGORY_RESOURCE, retryable=True)
 
 
 def result_file(folder: str, file: ChildFile) -> Path:
@@ -176,6 +106,7 @@ class Attempts:
         self._attempts: set[_Attempt] = set()
         self._leases: LeaseClient | None = None
         self._draining = False
+        measures.HELD.set_function(lambda: len(self._attempts))
 
     def bind(self, leases: LeaseClient) -> None:
         """Name the client that attempts come from and end with."""
@@ -198,7 +129,6 @@ class Attempts:
         attempt = _Attempt(held)
         self._attempts.add(attempt)
         attempt.runner = asyncio.get_running_loop().create_task(self._carry(attempt))
-        measures.HELD.set(len(self._attempts))
         held.on_lost(lambda why: self._stop(attempt, why))
 
     def hand_back_waiting(self) -> None:
@@ -261,7 +191,6 @@ class Attempts:
             if timer is not None:
                 timer.cancel()
             self._attempts.discard(attempt)
-            measures.HELD.set(len(self._attempts))
             measures.ATTEMPTS.labels(name, outcome).inc()
             assert self._leases is not None
             self._leases.room()

@@ -30,7 +30,8 @@ from meshkit.errors import Kind, MeshError
 from meshkit.worker.supervisor import ChildLost, Supervisor
 from services.inference import measures
 from services.inference.executor import Executor, Job
-from services.inference.service import Preparer, result_file
+from services.inference.preparing import Preparer
+from services.inference.service import result_file
 from services.inference.tasktypes import type_name
 from services.inference.tasktypes.base import TaskFailed
 

@@ -61,9 +61,27 @@ def service() -> Service:
     return Service()
 
 
+class Worker:
+    """How many attempts a worker holds; its sleeps last until they are let go."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.slept: list[float] = []
+        self.awake = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await self.awake.wait()
+
+
 @pytest.fixture
-def completions(service: Service) -> Completions:
-    return Completions(service.complete_many)
+def worker() -> Worker:
+    return Worker()
+
+
+@pytest.fixture
+def completions(service: Service, worker: Worker) -> Completions:
+    return Completions(service.complete_many, held=lambda: worker.held, sleep=worker.sleep)
 
 
 async def sent(completions: Completions, *jobs: str, session: str = "s") -> list[object]:
@@ -78,6 +96,29 @@ async def test_one_that_is_alone_is_sent_at_once(service: Service, completions: 
     assert service.calls == [["a"]]
     service.go.set()
     await task
+
+
+async def test_one_that_has_company_waits_a_moment_for_it(
+    service: Service, completions: Completions, worker: Worker
+) -> None:
+    worker.held = 3
+    first = asyncio.ensure_future(sent(completions, "a"))
+    await asyncio.sleep(0.01)
+    assert service.calls == []
+    second = asyncio.ensure_future(sent(completions, "b"))
+    await asyncio.sleep(0.01)
+    worker.awake.set()
+    await asyncio.gather(first, second)
+    assert service.calls == [["a", "b"]]
+    assert len(worker.slept) == 1
+    assert worker.slept[0] < 0.01
+
+
+async def test_the_last_ones_wait_for_nobody(service: Service, completions: Completions, worker: Worker) -> None:
+    worker.held = 2
+    await sent(completions, "a", "b")
+    assert service.calls == [["a", "b"]]
+    assert not worker.slept
 
 
 async def test_those_that_are_ready_together_share_a_call(service: Service, completions: Completions) -> None:

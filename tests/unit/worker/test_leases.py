@@ -161,6 +161,7 @@ class Bench:
 
     async def holding(self, *attempts: tuple[str, int]) -> list[Held]:
         self.client.start()
+        await self.clock.advance(0.1)  # an idle service: the first poll waits for its work
         self.service.lease(*attempts)
         await self.clock.settle()
         assert [held.key for held in self.accepted] == list(attempts)
@@ -206,6 +207,20 @@ async def test_polls_stop_without_room_and_go_on_with_it(bench: Bench) -> None:
     bench.client.room()
     await bench.clock.settle()
     assert [request.max_leases for request in bench.service.of("Lease")] == [4 - 3, 1]
+
+
+async def test_polls_of_a_busy_service_gather(bench: Bench) -> None:
+    bench.room = 300
+    bench.client.start()
+    for number in range(100):
+        bench.service.lease((str(number), 1))
+    await bench.clock.advance(0.1)
+    assert 5 <= len(bench.accepted) <= 15
+
+
+async def test_a_poll_that_waited_for_its_work_is_followed_at_once(bench: Bench) -> None:
+    await bench.holding(("a", 1))
+    assert len(bench.service.of("Lease")) == 2
 
 
 async def test_a_service_that_answers_nothing_at_once_is_not_asked_in_a_circle(bench: Bench) -> None:

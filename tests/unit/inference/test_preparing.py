@@ -14,7 +14,7 @@ from meshkit.fetcher import Fetcher
 from meshkit.objects import ObjectInfo, ObjectStore
 from services.inference.inputs import AttemptFolders, Inputs
 from services.inference.lora_cache import LoraCache
-from services.inference.service import Preparer
+from services.inference.preparing import Preparer
 from services.inference.tasktypes.generation import GenerationHandler
 
 
