@@ -14,7 +14,7 @@ from typing import Final
 from atelier_cli import health
 from atelier_cli.embedded.nats import NatsServer
 from atelier_cli.embedded.postgres import PostgresServer
-from atelier_cli.embedded.process import Launch, Server, free_ports, is_free
+from atelier_cli.embedded.process import Launch, Server, StartError, free_ports, is_free
 from atelier_cli.embedded.s3 import S3Ports, S3Server
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import Credentials, DataFolder, MeshRecord
@@ -103,7 +103,7 @@ def choose_ports(wanted: int | None, last: MeshRecord | None) -> tuple[int, dict
     """The gateway's port, and those of the rest: as at the last start where they are free, else new ones.
 
     Raises:
-        CliError: The gateway's port is taken.
+        CliError: The gateway's port is taken, or there are not enough others.
     """
     gateway = wanted or (last.gateway_port if last else DEFAULT_GATEWAY_PORT)
     if not is_free(gateway):
@@ -112,7 +112,10 @@ def choose_ports(wanted: int | None, last: MeshRecord | None) -> tuple[int, dict
     missing = [name for name in _PORT_NAMES if name not in kept]
     taken = {gateway, *kept.values()}
     # Some too many, because one of them may be a port that is kept.
-    new = [port for port in free_ports(len(missing) + len(taken)) if port not in taken]
+    try:
+        new = [port for port in free_ports(len(missing) + len(taken)) if port not in taken]
+    except StartError as error:
+        raise CliError(str(error)) from error
     return gateway, kept | dict(zip(missing, new, strict=False))
 
 

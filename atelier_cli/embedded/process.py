@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,6 +16,9 @@ from typing import Protocol
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LOG_TAIL_BYTES = 2000
+# Below are the ports that programs are known by.
+_FIRST_PORT = 10_240
+_ENOUGH_PORTS = 1_000
 
 
 def everything(name: str) -> bool:
@@ -117,17 +121,40 @@ def stop(process: subprocess.Popen[bytes], stop_signal: signal.Signals, timeout_
         process.wait()
 
 
-def free_ports(count: int, below: int = 65536) -> list[int]:
-    """Ports of 127.0.0.1 that are free now, all different, each below `below`."""
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that are free now, all different.
+
+    They lie below those that the kernel gives to outgoing connections: one of these, of any program, would else take a
+    port between its choice and its use, and keep it for hours.
+
+    Raises:
+        StartError: There are not so many.
+    """
+    # Not the generator that tests seed: two processes would choose the same.
+    draw = random.SystemRandom()
+    end = _first_outgoing_port()
     ports: list[int] = []
     with contextlib.ExitStack() as stack:
-        while len(ports) < count:
+        for port in draw.sample(range(_FIRST_PORT, end), end - _FIRST_PORT):
+            if len(ports) == count:
+                break
             listener = stack.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            port = int(listener.getsockname()[1])
-            if port < below:
+            with contextlib.suppress(OSError):
+                listener.bind(("127.0.0.1", port))
                 ports.append(port)
+    if len(ports) < count:
+        message = f"This machine has no {count} free ports from {_FIRST_PORT} to {end - 1}."
+        raise StartError(message)
     return ports
+
+
+def _first_outgoing_port() -> int:
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        first = 32768
+    # Where a machine's range begins so low that nothing is left below it, any port has to do.
+    return first if first >= _FIRST_PORT + _ENOUGH_PORTS else 65536
 
 
 def is_free(port: int) -> bool:
