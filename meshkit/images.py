@@ -11,6 +11,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
@@ -104,11 +105,13 @@ def decode_data(text: str, *, path: str = _MAX_FIELD, max_bytes: int = DEFAULT_L
     return data
 
 
-def inspect(data: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, *, path: str = _MAX_FIELD) -> ImageInfo:
+def inspect(
+    data: bytes | Path | BinaryIO, limits: ImageLimits = DEFAULT_LIMITS, *, path: str = _MAX_FIELD
+) -> ImageInfo:
     """Judges an image: format, size, frames, and that all of it decodes.
 
     Args:
-        data: The file's bytes, or a local file.
+        data: The file's bytes, or a local file, or an open one, which stays open and is left at any place.
         limits: What is allowed.
         path: Path of the request's member, for the error.
 
@@ -147,8 +150,8 @@ def open_rgb(data: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, *, path: 
         return upright.convert("RGB")
 
 
-def _opened(data: bytes | Path, limits: ImageLimits, path: str) -> Image.Image:
-    size = len(data) if isinstance(data, bytes) else data.stat().st_size
+def _opened(data: bytes | Path | BinaryIO, limits: ImageLimits, path: str) -> Image.Image:
+    size = _size(data)
     if size > limits.max_bytes:
         raise too_large(f"{path} has {size} bytes, at most {limits.max_bytes} are allowed")
     source = io.BytesIO(data) if isinstance(data, bytes) else data
@@ -166,6 +169,16 @@ def _opened(data: bytes | Path, limits: ImageLimits, path: str) -> Image.Image:
         raise _broken(path) from None
     _check_size(image, limits, path)
     return image
+
+
+def _size(data: bytes | Path | BinaryIO) -> int:
+    if isinstance(data, bytes):
+        return len(data)
+    if isinstance(data, Path):
+        return data.stat().st_size
+    size = data.seek(0, io.SEEK_END)
+    data.seek(0)
+    return size
 
 
 def _check_size(image: Image.Image, limits: ImageLimits, path: str) -> None:

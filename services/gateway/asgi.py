@@ -110,5 +110,30 @@ async def read_body(receive: Receive) -> bytes:
     raise ClientGoneError
 
 
+async def read_beginning(receive: Receive, least: int) -> tuple[bytes, bool]:
+    """Read the beginning of a request's content.
+
+    Args:
+        receive: Gives the content.
+        least: Bytes to read, where there are as many.
+
+    Returns:
+        What was read, and whether it is the whole content.
+
+    Raises:
+        ClientGoneError: the caller left before it was complete.
+    """
+    read = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientGoneError
+        read += message.get("body", b"")
+        if not message.get("more_body", False):
+            return bytes(read), True
+        if len(read) > least:
+            return bytes(read), False
+
+
 class ClientGoneError(Exception):
     """The caller left; there is nobody to answer."""

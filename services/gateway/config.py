@@ -43,6 +43,14 @@ class GatewaySettings(MeshSettings):
 
     cors_origins: CommaSeparated = Field(default=(), description="Origins that browsers may call from; `*` for any.")
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, description="Largest request body.")
+    max_bodies_bytes: int = Field(
+        default=128 * 1024 * 1024,
+        ge=1024,
+        description="Bytes of JSON bodies above 64 KiB that are held at once; others wait their turn.",
+    )
+    body_wait_seconds: float = Field(default=30.0, gt=0, description="How long a large body waits for its turn.")
+    body_read_seconds: float = Field(default=120.0, gt=0, description="How long a large body may take to arrive.")
+    image_checks: int = Field(default=2, ge=1, description="Uploaded images that are decoded at a time.")
     upload_threshold_bytes: int = Field(
         default=256 * 1024, ge=1024, description="Files in JSON larger than this go through the object store."
     )

@@ -44,7 +44,12 @@ SCHEMAS: Mapping[str, Schema] = {
                 "title": "Images",
                 "description": "The images, in the order of their paths.",
             },
-            "total": {"type": "integer", "title": "Total", "description": "Images that there are.", "minimum": 0},
+            "total": {
+                "type": "integer",
+                "title": "Total",
+                "description": "Images that there are, as far as the first 10,000 objects of the prefix tell.",
+                "minimum": 0,
+            },
         },
         "type": "object",
         "required": ["images", "total"],

@@ -6,7 +6,8 @@ One `Endpoint` a route, built at start. Nothing here knows which service or reso
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from meshkit.client import MeshStream, call_metadata
 from meshkit.errors import MeshError
 from services.gateway.asgi import header, read_body, send_content, send_error, strict
 from services.gateway.auth import SCOPE_NAMES, Caller, Guard
+from services.gateway.bodies import Room, SlowRequestError
 from services.gateway.config import GatewaySettings
 from services.gateway.middleware import note_route
 from services.gateway.streams import AFTER_VERSION, EventStream, event_shape
@@ -27,7 +29,7 @@ from services.gateway.transcoding.codec import Codecs, Decoding, Loc, Violation
 from services.gateway.transcoding.errors import HttpError, RefusedRequestError, refused, render
 from services.gateway.transcoding.requests import RequestDecoder, ResponseEncoder
 from services.gateway.transcoding.routes import Match, Route, RouteTable, WrongMethod, loc_of
-from services.gateway.uploads import STAGING_SCHEME, UploadDoor
+from services.gateway.uploads import STAGING_SCHEME, Stay, UploadDoor
 
 _MAX_QUERY_FIELDS = 200
 _REPLAYED = "idempotent-replayed"
@@ -42,12 +44,14 @@ class Surroundings:
         settings: Settings of the gateway.
         guard: Checks tokens.
         uploads: Takes large files; None where there is no object store, and they then go through the RPC.
+        room: Room for large bodies.
         stopping: Set when the process ends.
     """
 
     settings: GatewaySettings
     guard: Guard
     uploads: UploadDoor | None
+    room: Room
     stopping: asyncio.Event
 
 
@@ -77,23 +81,51 @@ class Endpoint:
     async def serve(self, scope: Scope, receive: Receive, send: Send, values: tuple[str, ...]) -> None:
         """Answer one request."""
         note_route(scope, self._route.name)
+        room = self._around.room
         try:
             caller = await self._around.guard.admit(header(scope, b"authorization"), self._scope)
-            decoding = Decoding(strict=strict(scope), upload_threshold=self._threshold)
-            content = await read_body(receive) if self._decoder.has_body else b""
-            request = self._decoder.decode(values, _query(scope), content, decoding)
-            key = self._idempotency_key(scope)
-            if decoding.uploads:
-                await self._stage(caller, request, decoding, key)
-            metadata = self._metadata(caller, key)
-            if self._shape is not None:
-                await self._stream(scope, receive, send, request, metadata)
+            if not self._decoder.has_body:
+                await self._answer(scope, receive, send, self._decode(scope, values, b""), caller)
+            elif room.is_free(scope):
+                read = self._decode(scope, values, await read_body(receive))
+                await self._answer(scope, receive, send, read, caller)
             else:
-                await self._unary(scope, send, request, metadata, keyed=bool(key))
+                async with room.content(scope, receive) as content:
+                    read = self._decode(scope, values, content)
+                    del content  # the answer may take its time, and needs it no more
+                    await self._answer(scope, receive, send, read, caller)
         except RefusedRequestError as error:
             await send_error(scope, send, refused(error.violations))
+        except SlowRequestError as error:
+            await send_error(scope, send, _too_slow(error))
         except MeshError as error:
             await send_error(scope, send, self._render(error))
+
+    def _decode(self, scope: Scope, values: tuple[str, ...], content: bytes) -> tuple[Message, Decoding]:
+        decoding = Decoding(strict=strict(scope), upload_threshold=self._threshold)
+        return self._decoder.decode(values, _query(scope), content, decoding), decoding
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, read: tuple[Message, Decoding], caller: Caller
+    ) -> None:
+        request, decoding = read
+        key = self._idempotency_key(scope)
+        metadata = self._metadata(caller, key)
+        if self._shape is not None:
+            await self._stream(scope, receive, send, request, metadata)
+            return
+        if not decoding.uploads:
+            response, replayed = await self._ask(request, metadata, keyed=bool(key))
+        else:
+            async with self._staged(caller, request, decoding, key) as stay:
+                response, replayed = await self._ask(request, metadata, keyed=bool(key))
+                # The first of them took its files long ago.
+                stay.unclaimed = replayed
+        headers = {_REPLAYED: "true"} if replayed else {}
+        if decoding.strict:
+            headers["preference-applied"] = "handling=strict"
+        content = self._encoder.encode(response)
+        await send_content(scope, send, content, headers=headers, gzip_min_bytes=self._around.settings.gzip_min_bytes)
 
     def _render(self, error: MeshError) -> HttpError:
         return render(error, self._place)
@@ -120,7 +152,9 @@ class Endpoint:
             traceparent=trace.traceparent if trace is not None else None,
         )
 
-    async def _stage(self, caller: Caller, request: Message, decoding: Decoding, key: str) -> None:
+    def _staged(
+        self, caller: Caller, request: Message, decoding: Decoding, key: str
+    ) -> AbstractAsyncContextManager[Stay]:
         from meshkit.validation import apply_defaults, check  # noqa: PLC0415 - protovalidate takes a second to load
 
         assert self._around.uploads is not None
@@ -131,31 +165,22 @@ class Endpoint:
         probe.CopyFrom(request)
         apply_defaults(probe)
         check(probe)
-        await self._around.uploads.stage(caller.tenant, decoding.uploads, key)
+        rest = request.SerializeToString(deterministic=True)
+        return self._around.uploads.staged(caller.tenant, decoding.uploads, key=key, request=rest)
 
-    async def _unary(
-        self, scope: Scope, send: Send, request: Message, metadata: Sequence[tuple[str, str]], *, keyed: bool
-    ) -> None:
-        headers: dict[str, str] = {}
+    async def _ask(self, request: Message, metadata: Sequence[tuple[str, str]], *, keyed: bool) -> tuple[Message, bool]:
+        """Make the call; tell whether its answer is that of an earlier one under the same key."""
+        timeout = self._around.settings.rpc_timeout_seconds
+        if not keyed:
+            return await self._call(request, timeout=timeout, metadata=metadata), False
+        replayed = False
 
         def on_trailing(pairs: Sequence[tuple[str, str | bytes]]) -> None:
-            if any(name == _REPLAYED for name, _ in pairs):
-                headers[_REPLAYED] = "true"
+            nonlocal replayed
+            replayed = any(name == _REPLAYED for name, _ in pairs)
 
-        options: dict[str, Any] = {"trailing": on_trailing} if keyed else {}
-        call: Awaitable[Message] = self._call(
-            request, timeout=self._around.settings.rpc_timeout_seconds, metadata=metadata, **options
-        )
-        response = await call
-        if strict(scope):
-            headers["preference-applied"] = "handling=strict"
-        await send_content(
-            scope,
-            send,
-            self._encoder.encode(response),
-            headers=headers,
-            gzip_min_bytes=self._around.settings.gzip_min_bytes,
-        )
+        response = await self._call(request, timeout=timeout, metadata=metadata, trailing=on_trailing)
+        return response, replayed
 
     async def _stream(
         self, scope: Scope, receive: Receive, send: Send, request: Any, metadata: Sequence[tuple[str, str]]
@@ -215,6 +240,12 @@ def _query(scope: Scope) -> list[tuple[str, str]]:
     except ValueError:
         message = f"At most {_MAX_QUERY_FIELDS} parameters are taken"
         raise RefusedRequestError([Violation(("query",), message, "too_long")]) from None
+
+
+def _too_slow(error: SlowRequestError) -> HttpError:
+    # What is still on its way would be taken for the next request.
+    detail = f"The request's content did not arrive within {error.seconds:g} seconds"
+    return HttpError(408, detail, {"connection": "close"})
 
 
 def method_not_allowed(allowed: Sequence[str]) -> HttpError:

@@ -26,6 +26,7 @@ from meshkit.objects import ObjectStore
 from services.gateway import description
 from services.gateway.app import Health, Parts, Probe, create_app
 from services.gateway.auth import Guard
+from services.gateway.bodies import Room
 from services.gateway.config import GatewaySettings
 from services.gateway.contracts import Service, load_services, read_image
 from services.gateway.docs import Docs
@@ -35,7 +36,7 @@ from services.gateway.protocol import CorkedHttp
 from services.gateway.storage import Storage
 from services.gateway.transcoding.openapi import build_document
 from services.gateway.transcoding.routes import Route, RouteTable, compile_services
-from services.gateway.uploads import UploadDoor
+from services.gateway.uploads import ImageCheck, UploadDoor
 
 _log = get_logger(__name__)
 # Longer than clients and load balancers keep idle connections, so that they and not the gateway close them.
@@ -63,9 +64,10 @@ def build_app(stack: AsyncExitStack, settings: GatewaySettings, stopping: asynci
 
     guard = Guard(TokenVerifier.from_settings(settings))
     objects = _objects(stack, settings)
-    uploads = UploadDoor(objects) if objects is not None else None
-    around = Surroundings(settings, guard, uploads, stopping)
-    storage = Storage(objects, guard, _signer(settings), settings) if objects is not None else None
+    images = ImageCheck(settings.image_checks)
+    uploads = UploadDoor(objects, images) if objects is not None else None
+    around = Surroundings(settings, guard, uploads, _room(settings), stopping)
+    storage = Storage(objects, guard, _signer(settings), images, settings) if objects is not None else None
     release = version("atelier")
     parts = Parts(
         transcoder=Transcoder(table, call_of, around),
@@ -113,6 +115,15 @@ def _objects(stack: AsyncExitStack, settings: GatewaySettings) -> ObjectStore | 
     store = ObjectStore.from_settings(settings)
     stack.push_async_callback(store.close)
     return store
+
+
+def _room(settings: GatewaySettings) -> Room:
+    return Room(
+        settings.max_bodies_bytes,
+        wait_seconds=settings.body_wait_seconds,
+        read_seconds=settings.body_read_seconds,
+        max_body_bytes=settings.max_body_bytes,
+    )
 
 
 def _signer(settings: GatewaySettings) -> MediaSigner:

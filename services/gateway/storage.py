@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from typing import Any, Protocol
+from tempfile import SpooledTemporaryFile
+from typing import Any, BinaryIO, Protocol, cast
 from urllib.parse import quote
 
 import orjson
@@ -31,7 +34,7 @@ from services.gateway.middleware import note_route
 from services.gateway.ranges import ByteRange, RangeError, parse_range
 from services.gateway.transcoding.codec import Violation
 from services.gateway.transcoding.errors import RefusedRequestError
-from services.gateway.uploads import STAGING_FOLDER, sniff
+from services.gateway.uploads import STAGING_FOLDER, ImageCheck
 
 IMAGES = "/api/v1/storage/images"
 MEDIA = "/api/v1/media"
@@ -39,7 +42,12 @@ MEDIA = "/api/v1/media"
 _DEFAULT_LIMIT = 100
 _MAX_LIMIT = 1000
 _PAGE = 1000
+# Objects that one list looks at, and so the most that its `total` can say; a prefix reaches the ones beyond.
+_MOST_LISTED = 10_000
+_AFTER_STAGING = f"{STAGING_FOLDER}/\U0010ffff"
 _STATS_AT_ONCE = 16
+_IN_MEMORY_BYTES = 1024 * 1024
+_CHUNK_BYTES = 256 * 1024
 
 # What a browser shows and never runs.
 SHOWN = frozenset(
@@ -60,8 +68,10 @@ _OPAQUE = "application/octet-stream"
 class Objects(Protocol):
     """What is asked of the object store."""
 
-    async def put(self, tenant: str, path: str, data: bytes, content_type: str = ...) -> ObjectInfo:
-        """Write an object."""
+    async def put_stream(
+        self, tenant: str, path: str, chunks: AsyncIterator[bytes], size: int = ..., content_type: str = ...
+    ) -> ObjectInfo:
+        """Write an object from chunks."""
         ...
 
     def stream(self, tenant: str, path: str, offset: int = ..., length: int = ...) -> AsyncIterator[bytes]:
@@ -124,13 +134,19 @@ class Storage:
         objects: The object store.
         guard: Checks tokens.
         signer: Signs media URLs.
+        check: Judges what comes in.
         settings: Settings of the gateway.
     """
 
-    def __init__(self, objects: Objects, guard: Guard, signer: MediaSigner, settings: GatewaySettings) -> None:
+    def __init__(
+        self, objects: Objects, guard: Guard, signer: MediaSigner, check: ImageCheck, settings: GatewaySettings
+    ) -> None:
         self._objects = objects
         self._guard = guard
         self._signer = signer
+        self._check = check
+        # Types that names did not tell, of contents by their versions.
+        self._asked: OrderedDict[tuple[str, str, str], str] = OrderedDict()
         self._settings = settings
 
     async def _tenant(self, request: Request, scope: str) -> str:
@@ -144,7 +160,7 @@ class Storage:
         note_route(request.scope, f"GET {IMAGES}")
         tenant = await self._tenant(request, auth.READ)
         limit = _limit(request.query_params.get("limit"))
-        found = await self._all(tenant, self._prefix(request.query_params.get("prefix", "")))
+        found = await self._found(tenant, self._prefix(request.query_params.get("prefix", "")))
         items = [self._item(request, tenant, one, content_type) for one, content_type in found[:limit]]
         return Json({"images": items, "total": len(found)})
 
@@ -159,29 +175,37 @@ class Storage:
                 [Violation(("query", "prefix"), one.message, one.type) for one in error.violations]
             ) from None
 
-    async def _all(self, tenant: str, prefix: str) -> list[tuple[ObjectInfo, str]]:
+    async def _found(self, tenant: str, prefix: str) -> list[tuple[ObjectInfo, str]]:
+        """Return the images among the first objects of a prefix, in the order of their paths."""
         found: list[tuple[ObjectInfo, str]] = []
-        after = ""
-        while True:
+        seen, after = 0, ""
+        while seen < _MOST_LISTED:
             page = await self._objects.list(tenant, prefix, _PAGE, after)
             kept = [one for one in page if not one.path.startswith(f"{STAGING_FOLDER}/")]
             types = await self._types(tenant, kept)
             found += [(one, kind) for one, kind in zip(kept, types, strict=True) if kind.startswith("image/")]
             if len(page) < _PAGE:
-                return found
-            after = page[-1].path
+                break
+            seen += len(kept)
+            # Uploads that wait to be claimed are no images of the caller's, however many there are.
+            after = page[-1].path if kept and kept[-1] is page[-1] else _AFTER_STAGING
+        return found
 
     async def _types(self, tenant: str, infos: Sequence[ObjectInfo]) -> list[str]:
         """Return media types; a listing does not tell them, so names do, and the store where a name does not."""
         turn = asyncio.Semaphore(_STATS_AT_ONCE)
 
         async def ask(info: ObjectInfo) -> str:
-            known = info.content_type or _guessed(info.path)
+            known = info.content_type or _guessed(info.path) or self._asked.get((tenant, info.path, info.etag), "")
             if known:
                 return known if known in SHOWN else _OPAQUE
             async with turn:
-                asked = await self._objects.stat(tenant, info.path)
-            return asked.content_type if asked is not None and asked.content_type in SHOWN else _OPAQUE
+                stat = await self._objects.stat(tenant, info.path)
+            told = stat.content_type if stat is not None and stat.content_type in SHOWN else _OPAQUE
+            self._asked[tenant, info.path, info.etag] = told
+            while len(self._asked) > _MOST_LISTED:
+                self._asked.popitem(last=False)
+            return told
 
         return list(await asyncio.gather(*(ask(one) for one in infos)))
 
@@ -276,18 +300,22 @@ class Storage:
         tenant = await self._tenant(request, auth.WRITE)
         path = _writable(_path_of(request))
         try:
-            data = await _file_of(request)
+            async with _file_of(request) as file:
+                content_type = await self._judged(file)
+                await file.seek(0)
+                info = await self._objects.put_stream(tenant, path, _chunks(file), file.size or 0, content_type)
         except ClientDisconnect:
             raise ClientGoneError from None
+        return Json(self._item(request, tenant, info, content_type))
+
+    async def _judged(self, file: UploadFile) -> str:
         try:
-            content_type = await sniff(data)
+            return await self._check.sniff(file.file)
         except MeshError as error:
             if error.kind is not Kind.INVALID:
                 raise
             found = [Violation(("body", "file"), one.message, one.type) for one in error.violations]
             raise RefusedRequestError(found) from None
-        info = await self._objects.put(tenant, path, data, content_type)
-        return Json(self._item(request, tenant, info, content_type))
 
     async def delete_image(self, request: Request) -> Response:
         """Answer `DELETE /storage/images/{path}`."""
@@ -317,17 +345,32 @@ def _writable(path: str) -> str:
     return path
 
 
-async def _file_of(request: Request) -> bytes:
-    if not request.headers.get("content-type", "").lower().startswith("multipart/"):
-        data = await request.body()
-        if not data:
-            raise RefusedRequestError([Violation(("body", "file"), "Field required", "missing")])
-        return data
-    async with request.form(max_files=1, max_fields=16) as form:
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise RefusedRequestError([Violation(("body", "file"), "Field required", "missing")])
-        return await file.read()
+@asynccontextmanager
+async def _file_of(request: Request) -> AsyncIterator[UploadFile]:
+    """Read the file of a request; beyond a megabyte it lies in the temporary folder and not in memory."""
+    if request.headers.get("content-type", "").lower().startswith("multipart/"):
+        async with request.form(max_files=1, max_fields=16) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise _no_file()
+            yield file
+        return
+    with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
+        file = UploadFile(file=cast("BinaryIO", spool), size=0)
+        async for chunk in request.stream():
+            await file.write(chunk)
+        if not file.size:
+            raise _no_file()
+        yield file
+
+
+def _no_file() -> RefusedRequestError:
+    return RefusedRequestError([Violation(("body", "file"), "Field required", "missing")])
+
+
+async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
+    while chunk := await file.read(_CHUNK_BYTES):
+        yield chunk
 
 
 def _not_modified(if_none_match: str, etag: str) -> bool:

@@ -1,7 +1,8 @@
 """The one door for files that come with a request.
 
 A file inside JSON that is too large for an RPC is checked and put into the object store under `staging/`; its member
-then reads `staging:<path>`, which the service that owns the request resolves. A sweeper removes what was never claimed.
+then reads `staging:<path>`, which the service that owns the request resolves. The service moves what it takes over;
+what it refuses is deleted before the caller is answered. A sweeper removes what a crash left.
 """
 
 from __future__ import annotations
@@ -9,15 +10,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import BinaryIO, Protocol
 
 from meshkit.errors import Kind, MeshError
+from meshkit.logging import get_logger
 from services.gateway.transcoding.codec import Upload, Violation
 from services.gateway.transcoding.errors import RefusedRequestError
 
+_log = get_logger(__name__)
+
 STAGING_FOLDER = "staging"
 STAGING_SCHEME = "staging:"
+
+# Errors that say for sure that the service did nothing. After the others it may have done what was asked.
+_REFUSALS = frozenset(
+    {Kind.INVALID, Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.NOT_FOUND, Kind.CONFLICT, Kind.UNIMPLEMENTED}
+)
 
 
 class Store(Protocol):
@@ -27,44 +38,125 @@ class Store(Protocol):
         """Write an object."""
         ...
 
+    async def delete(self, tenant: str, path: str) -> None:
+        """Delete an object."""
+        ...
 
-async def sniff(data: bytes) -> str:
-    """Check that bytes are an image and return its media type, judged by content alone.
 
-    Raises:
-        MeshError: `INVALID` with what is wrong with it.
+class ImageCheck:
+    """Judges images by content alone, few at a time: each is decoded as a whole, whatever its file weighs.
+
+    Args:
+        at_once: How many are decoded at a time; an image of the largest size takes some 256 MiB while it is.
     """
-    from meshkit import images  # noqa: PLC0415 - Pillow takes half a second that the start need not wait for
 
-    return (await asyncio.to_thread(images.inspect, data)).content_type
+    def __init__(self, at_once: int) -> None:
+        self._turn = asyncio.Semaphore(at_once)
+
+    async def decode(self, text: str) -> bytes:
+        """Return the bytes of base64 or a data URL.
+
+        Raises:
+            MeshError: `INVALID` or `TOO_LARGE` with what is wrong with it.
+        """
+        from meshkit import images  # noqa: PLC0415 - Pillow takes half a second that the start need not wait for
+
+        return await asyncio.to_thread(images.decode_data, text)
+
+    async def sniff(self, data: bytes | BinaryIO) -> str:
+        """Check that a file is an image and return its media type.
+
+        Raises:
+            MeshError: `INVALID` with what is wrong with it.
+        """
+        from meshkit import images  # noqa: PLC0415 - as above
+
+        async with self._turn:
+            return (await asyncio.to_thread(images.inspect, data)).content_type
+
+
+@dataclass(slots=True)
+class Stay:
+    """The time that staged files spend here.
+
+    Attributes:
+        unclaimed: Whether nobody will take them over, so that they go when their request ends.
+    """
+
+    unclaimed: bool = True
+
+
+@dataclass(slots=True)
+class _Place:
+    """A staged object and the requests that name it: more than one only where a request is repeated under its key."""
+
+    users: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class UploadDoor:
-    """Stages the files of a request."""
+    """Stages the files of a request.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: Where they go.
+        check: Judges them.
+    """
+
+    def __init__(self, store: Store, check: ImageCheck) -> None:
         self._store = store
+        self._check = check
+        self._places: dict[tuple[str, str], _Place] = {}
 
-    async def stage(self, tenant: str, uploads: Sequence[Upload], key: str = "") -> None:
+    @asynccontextmanager
+    async def staged(
+        self, tenant: str, uploads: Sequence[Upload], *, key: str = "", request: bytes = b""
+    ) -> AsyncIterator[Stay]:
         """Check and stage files, all of them or none, and put their staged names in their places.
+
+        Within the block the request is made. They are deleted at its end where it raises a refusal, or where the block
+        says that they are unclaimed.
 
         Args:
             tenant: Tenant that they belong to.
             uploads: The files.
             key: The request's `Idempotency-Key`. A repeated request must read alike, so that under a key the names
-                follow from it and the content; without one they are drawn.
+                follow from it, the content and the rest of the request; without one they are drawn.
+            request: The rest of the request. Another one under the same key has objects of its own, so that its
+                refusal cannot take away those of the first.
 
         Raises:
             RefusedRequestError: one of them is no acceptable image.
+            MeshError: `UNAVAILABLE`: the object store does not answer.
         """
-        from meshkit import images  # noqa: PLC0415 - as above
+        files = await self._checked(uploads)
+        named = zip(uploads, files, strict=True)
+        paths = [f"{STAGING_FOLDER}/{_name(key, request, upload, data)}" for upload, (data, _) in named]
+        places = [(tenant, path) for path in dict.fromkeys(paths)]
+        for place in places:
+            self._places.setdefault(place, _Place()).users += 1
+        stay = Stay()
+        try:
+            for upload, path, (data, content_type) in zip(uploads, paths, files, strict=True):
+                async with self._places[tenant, path].lock:
+                    await self._store.put(tenant, path, data, content_type)
+                upload.replace(STAGING_SCHEME + path)
+            files.clear()
+            stay.unclaimed = False
+            yield stay
+        except MeshError as error:
+            stay.unclaimed = stay.unclaimed or error.kind in _REFUSALS
+            raise
+        finally:
+            # A request that is cut off now leaves either all of its bookkeeping or none.
+            await asyncio.shield(asyncio.ensure_future(self._leave(places, stay)))
 
+    async def _checked(self, uploads: Sequence[Upload]) -> list[tuple[bytes, str]]:
         files: list[tuple[bytes, str]] = []
         violations: list[Violation] = []
         for upload in uploads:
             try:
-                data = await asyncio.to_thread(images.decode_data, upload.data)
-                files.append((data, await sniff(data)))
+                data = await self._check.decode(upload.data)
+                files.append((data, await self._check.sniff(data)))
             except MeshError as error:
                 if error.kind is not Kind.INVALID:
                     raise
@@ -72,14 +164,27 @@ class UploadDoor:
                 violations += [Violation(upload.loc, text, "image") for text in texts]
         if violations:
             raise RefusedRequestError(violations)
-        for upload, (data, content_type) in zip(uploads, files, strict=True):
-            path = f"{STAGING_FOLDER}/{_name(key, upload, data)}"
-            await self._store.put(tenant, path, data, content_type)
-            upload.replace(STAGING_SCHEME + path)
+        return files
+
+    async def _leave(self, places: Sequence[tuple[str, str]], stay: Stay) -> None:
+        for place in places:
+            kept = self._places[place]
+            try:
+                if stay.unclaimed:
+                    # Whoever comes for the same object meanwhile waits, and then puts it there again.
+                    async with kept.lock:
+                        if kept.users == 1:
+                            await self._store.delete(*place)
+            except MeshError as error:
+                _log.warning("an upload stays until it is swept", path=place[1], cause=error.reason)
+            finally:
+                kept.users -= 1
+                if not kept.users:
+                    del self._places[place]
 
 
-def _name(key: str, upload: Upload, data: bytes) -> uuid.UUID:
+def _name(key: str, request: bytes, upload: Upload, data: bytes) -> uuid.UUID:
     if not key:
         return uuid.uuid4()
-    digest = hashlib.sha256(data).hexdigest()
-    return uuid.uuid5(uuid.NAMESPACE_OID, f"{key}\n{upload.loc}\n{digest}")
+    digest, rest = hashlib.sha256(data).hexdigest(), hashlib.sha256(request).hexdigest()
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{key}\n{upload.loc}\n{digest}\n{rest}")

@@ -23,6 +23,7 @@ _PATTERN_WORDS = {
     403: "The token lacks a scope or belongs to another tenant",
     404: "There is no such resource",
     409: "The resource's state, or another request under the same key, does not allow it",
+    408: "The request did not arrive in time",
     413: "The request is too large",
     422: "Validation Error",
     429: "Too much was asked for at once",
@@ -241,5 +242,5 @@ def _errors(route: Route) -> dict[str, Schema]:
     if route.method != "GET":
         codes.add(409)
     if route.has_body:
-        codes.add(413)
+        codes |= {408, 413}
     return errors(*codes)

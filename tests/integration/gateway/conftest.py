@@ -14,7 +14,7 @@ from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, tasks_servi
 
 from meshkit import idempotency
 from meshkit.auth import TokenIssuer, TokenVerifier
-from meshkit.errors import conflict, not_found, unavailable
+from meshkit.errors import MeshError, conflict, not_found, unavailable
 from meshkit.server import MeshServer
 from services.gateway.config import GatewaySettings
 from services.gateway.server import start
@@ -38,6 +38,7 @@ class Tasks(tasks_service_pb2_grpc.TasksServiceServicer):
         self.hold.set()
         self.held = asyncio.Event()
         self.after_version: int | None = None
+        self.refusal: MeshError | None = None
 
     def _seen(self, request: Any, context: Context) -> None:
         self.requests.append(request)
@@ -47,6 +48,8 @@ class Tasks(tasks_service_pb2_grpc.TasksServiceServicer):
         self._seen(request, context)
         self.held.set()
         await self.hold.wait()
+        if self.refusal is not None:
+            raise self.refusal
         key = idempotency.current_key()
         if key in self.answers:
             context.set_trailing_metadata((("idempotent-replayed", "true"),))

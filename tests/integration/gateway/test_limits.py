@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from meshkit.errors import invalid
 from meshkit.objects import ObjectStore
 from tests.conftest import S3Store
 from tests.integration.gateway.conftest import Mesh, StartMesh, s3_options
@@ -141,6 +142,60 @@ async def test_a_request_that_is_refused_otherwise_stages_nothing(start_mesh: St
     answer = await mesh.client().post("/api/v1/tasks/", json=body)
     assert answer.json()["detail"][0]["loc"] == ["body", "width"]
     await _nothing_stored(options, s3)
+
+
+@pytest.mark.parametrize("headers", [{}, {"idempotency-key": "k"}])
+async def test_a_create_that_the_service_refuses_leaves_no_upload(
+    start_mesh: StartMesh, s3: S3Store, headers: dict[str, str]
+) -> None:
+    options = s3_options(s3)
+    mesh: Mesh = await start_mesh(**options)
+    mesh.tasks.refusal = invalid("task.generation.subject_model_path", "Unknown LoRA", "unknown_lora")
+    body = CREATE | {"reference_image_data": base64.b64encode(noise()).decode()}
+    answer = await mesh.client().post("/api/v1/tasks/", json=body, headers=headers)
+    assert answer.status_code == 422
+    assert mesh.tasks.requests[-1].task.generation.reference_image_data.startswith("staging:staging/")
+    await _nothing_stored(options, s3)
+
+
+async def test_a_replayed_create_leaves_no_upload_of_its_own(start_mesh: StartMesh, s3: S3Store) -> None:
+    options = s3_options(s3)
+    mesh: Mesh = await start_mesh(**options)
+    body = CREATE | {"reference_image_data": base64.b64encode(noise()).decode()}
+    for replayed in (False, True):
+        answer = await mesh.client().post("/api/v1/tasks/", json=body, headers={"idempotency-key": "k"})
+        assert answer.status_code == 200
+        assert ("idempotent-replayed" in answer.headers) is replayed
+    assert mesh.tasks.requests[0] == mesh.tasks.requests[1]
+    await _nothing_stored(options, s3)
+
+
+async def test_large_bodies_wait_for_each_other(start_mesh: StartMesh) -> None:
+    mesh: Mesh = await start_mesh(max_bodies_bytes=100_000, body_wait_seconds=0.3)
+    client = mesh.client()
+    body = CREATE | {"prompt": "x" * 900, "config": {"note": "y" * 90_000}}
+    mesh.tasks.hold.clear()
+    first = asyncio.create_task(client.post("/api/v1/tasks/", json=body))
+    await mesh.tasks.held.wait()
+    late = await client.post("/api/v1/tasks/", json=body)
+    assert late.status_code == 503
+    assert late.headers["retry-after"]
+    assert (await client.get("/api/v1/tasks/")).status_code == 200, "small requests pass"
+    mesh.tasks.hold.set()
+    assert (await first).status_code == 200
+    assert (await client.post("/api/v1/tasks/", json=body)).status_code == 200
+
+
+async def test_a_large_body_that_does_not_arrive_is_a_408(start_mesh: StartMesh) -> None:
+    mesh: Mesh = await start_mesh(body_read_seconds=0.2)
+    host, _, port = mesh.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /api/v1/tasks/ HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {mesh.token()}\r\n"
+    writer.write(f"{head}content-length: 100000\r\n\r\n{{".encode())
+    async with asyncio.timeout(10):
+        assert b" 408 " in await reader.readline()
+        assert b"connection: close" in await reader.read(), "the rest is not taken for the next request"
+    writer.close()
 
 
 async def _nothing_stored(options: dict[str, Any], s3: S3Store) -> None:

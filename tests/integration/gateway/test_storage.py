@@ -2,13 +2,17 @@
 
 import asyncio
 import io
+import random
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
+from meshkit.objects import ObjectStore
+from services.gateway import storage
 from tests.conftest import S3Store
 from tests.integration.gateway.conftest import Mesh, StartMesh, s3_options
 
@@ -54,6 +58,59 @@ async def test_an_image_is_saved_listed_read_and_deleted(stored: Mesh) -> None:
     assert gone.json() == {"deleted": True, "path": "looks/a.png"}
     assert (await client.delete(f"{IMAGES}/looks/a.png")).status_code == 404
     assert (await client.get(f"{IMAGES}/looks/a.png")).status_code == 404
+
+
+async def test_a_large_image_is_stored_whole_however_it_comes(stored: Mesh) -> None:
+    client = stored.client()
+    out = io.BytesIO()
+    Image.frombytes("RGB", (1500, 1500), random.Random(1).randbytes(1500 * 1500 * 3)).save(out, "PNG")
+    data = out.getvalue()
+    assert len(data) > 6 * 1024 * 1024, "more than is kept in memory"
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(data), 100_000):
+            yield data[at : at + 100_000]
+
+    assert (await save(client, "form.png", data))["size"] == len(data)
+    for path, content in (("raw.png", data), ("chunked.png", pieces())):
+        answer = await client.post(f"{IMAGES}/{path}", content=content)
+        assert answer.json()["size"] == len(data)
+    for path in ("form.png", "raw.png", "chunked.png"):
+        assert (await client.get(f"{IMAGES}/{path}")).content == data
+    cut = await client.post(f"{IMAGES}/cut.png", content=data[:-1000])
+    assert cut.status_code == 422
+    assert (await client.get(IMAGES)).json()["total"] == 3
+
+
+async def test_a_list_looks_at_so_many_objects_and_passes_uploads_over(
+    start_mesh: StartMesh, s3: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_PAGE", 2)
+    monkeypatch.setattr(storage, "_MOST_LISTED", 4)
+    options = s3_options(s3)
+    mesh: Mesh = await start_mesh(**options)
+    store = ObjectStore(options["s3_endpoint"], s3.access_key, s3.secret_key, bucket=options["s3_bucket"])
+    names = ["a.png", "nameless", "s.png", *(f"staging/{number}" for number in range(5)), "t.png", "u.png", "v.png"]
+    for name in names:
+        await store.put("acme", name, picture(), "image/png")
+    client = mesh.client()
+    stats: list[str] = []
+    stat = ObjectStore.stat
+
+    async def counting(self: ObjectStore, tenant: str, path: str) -> Any:
+        stats.append(path)
+        return await stat(self, tenant, path)
+
+    monkeypatch.setattr(ObjectStore, "stat", counting)
+    for _ in range(2):
+        listed = (await client.get(IMAGES)).json()
+        assert [one["path"] for one in listed["images"]] == ["a.png", "nameless", "s.png", "t.png", "u.png"]
+        assert listed["total"] == 5
+    assert stats == ["nameless"], "what a name does not tell is asked once"
+    assert (await client.get(IMAGES, params={"prefix": "v"})).json()["total"] == 1
+    await store.put("acme", "nameless", b"<html>", "text/html")
+    assert "nameless" not in [one["path"] for one in (await client.get(IMAGES)).json()["images"]]
+    await store.close()
 
 
 async def test_a_long_list_is_compressed(stored: Mesh) -> None:

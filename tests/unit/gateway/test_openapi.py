@@ -98,7 +98,7 @@ def test_an_operation_says_who_may_and_how(document: dict[str, Any]) -> None:
     assert send["description"] == "Sends a parcel.\n\nNeeds the scope `write`."
     assert send["security"] == [{"HTTPBearer": []}]
     assert {one["name"] for one in send["parameters"]} == {"quick", "Idempotency-Key", "Prefer"}
-    assert set(send["responses"]) == {"200", "401", "403", "409", "413", "422", "429", "503"}
+    assert set(send["responses"]) == {"200", "401", "403", "408", "409", "413", "422", "429", "503"}
     assert send["responses"]["422"]["content"]["application/json"]["schema"] == ref("HTTPValidationError")
     assert document["info"]["version"] == "1.2.3"
 
