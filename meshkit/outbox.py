@@ -1,7 +1,7 @@
 """Events written in the transaction of the change they tell of, and the relay that publishes them.
 
-An event is a row until NATS acknowledged it. Rows are claimed by their flag, never by a cursor over ids: a transaction
-that commits late has a low id and would be passed over.
+An event is a row until NATS acknowledged it, and is deleted then: what is there is what waits. No cursor over ids is
+kept, because a transaction that commits late has a low id and would be passed over.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ _WAITING = metrics.gauge("outbox_oldest_unpublished_seconds", "Age of the oldest
 
 _LOCK_SPACE = 0x6F7574  # "out": keeps these advisory locks apart from others in the same database
 _BATCH = 200
-_KEEP_HOURS = 24
-_PRUNE_BATCH = 5000
+_CLAIM = """
+SELECT id, event_id, subject, payload, headers::text, extract(epoch FROM now() - created_at)::float8
+FROM outbox ORDER BY id LIMIT %s
+"""
+_Row = tuple[int, uuid.UUID, str, bytes, str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,19 @@ def outbox_table(metadata: MetaData) -> Table:
         sa.Column("payload", sa.LargeBinary, nullable=False),
         sa.Column("headers", JSONB, nullable=False, server_default=sa.text("'{}'::jsonb")),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
-        sa.Column("published_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Index("outbox_unpublished", "id", postgresql_where=sa.text("published_at IS NULL")),
-        sa.Index("outbox_published", "published_at", postgresql_where=sa.text("published_at IS NOT NULL")),
     )
+
+
+# Tables of before kept published events for a day, by a flag; new ones come without.
+DROP_PUBLISHED = """
+DO $$ BEGIN
+    IF EXISTS (SELECT FROM information_schema.columns
+               WHERE table_schema = current_schema() AND table_name = 'outbox' AND column_name = 'published_at') THEN
+        DELETE FROM outbox WHERE published_at IS NOT NULL;
+        ALTER TABLE outbox DROP COLUMN published_at;
+    END IF;
+END $$
+"""
 
 
 async def insert(conn: Connection, events: Sequence[OutboxEvent]) -> None:
@@ -94,7 +106,7 @@ async def insert(conn: Connection, events: Sequence[OutboxEvent]) -> None:
     # One statement for all of them: `unnest` keeps the order, and so do the ids.
     await conn.execute(
         "INSERT INTO outbox (event_id, subject, payload, headers) SELECT e, s, p, h::jsonb "
-        "FROM unnest(%s::uuid[], %s::text[], %s::bytea[], %s::text[]) WITH ORDINALITY AS t(e, s, p, h, n) ORDER BY n",
+        "FROM unnest(%b::uuid[], %b::text[], %b::bytea[], %b::text[]) WITH ORDINALITY AS t(e, s, p, h, n) ORDER BY n",
         (
             [event.event_id for event in events],
             [event.subject for event in events],
@@ -119,11 +131,9 @@ class Relay:
         self._bus = bus
         self._batch = batch
         self._leader: Connection | None = None
-        self._holds = False
         self._wake = asyncio.Event()
         self._lock_key = zlib.crc32(db.schema.encode()) - 2**31
         self.loop = Loop(f"outbox-{db.schema}", self.run_once, interval_seconds, wake=self._wake)
-        self.prune_loop = Loop(f"outbox-prune-{db.schema}", self.prune, 600.0)
 
     def wake(self) -> None:
         """Tells that events were committed; call after the commit."""
@@ -134,73 +144,64 @@ class Relay:
 
         Returns:
             Whether more wait.
+
+        Raises:
+            DatabaseUnavailableError: The database is not there; the lock is asked for anew next time.
         """
         # Without NATS there is nothing to do, and no reason to hold the lock another replica could use.
         if not self._bus.connected:
             await self.close()
             return False
-        if not await self._leads():
-            return False
-        rows = await self._claim()
+        try:
+            leader = self._leader or await self._lead()
+            return leader is not None and await self._relay(leader)
+        except psycopg.OperationalError as error:
+            await self.close()
+            raise DatabaseUnavailableError from error
+
+    async def close(self) -> None:
+        """Gives the lock back."""
+        leader, self._leader = self._leader, None
+        if leader is not None:
+            await leader.close()
+
+    async def _lead(self) -> Connection | None:
+        """Takes the lock; it lives as long as its connection, which is also the one that reads and deletes events."""
+        conn = await self._db.dedicated()
+        try:
+            cursor = await conn.execute("SELECT pg_try_advisory_lock(%s, %s)", (_LOCK_SPACE, self._lock_key))
+            row = await cursor.fetchone()
+            if row is not None and row[0]:
+                # A deletion that a crash of PostgreSQL undoes has its event published again, under the same id.
+                await conn.execute("SET synchronous_commit TO off")
+                self._leader = conn
+        finally:
+            if self._leader is not conn:
+                await conn.close()
+        return self._leader
+
+    async def _relay(self, leader: Connection) -> bool:
+        cursor = await leader.execute(_CLAIM, (self._batch,), binary=True)
+        rows: list[_Row] = await cursor.fetchall()
         if not rows:
             _WAITING.labels(self._db.schema).set(0)
             return False
         _WAITING.labels(self._db.schema).set(max(0.0, rows[0][5]))
         published = await self._publish(rows)
         if published:
-            await self._mark(published)
+            await self._forget(leader, published)
             _PUBLISHED.labels(self._db.schema).inc(len(published))
         # What failed waits for the next turn: NATS is in trouble, and haste would not help it.
         return len(rows) == self._batch and len(published) == len(rows)
 
-    async def prune(self) -> bool:
-        """Deletes events published a day ago; body of a loop.
+    @staticmethod
+    async def _forget(leader: Connection, ids: Sequence[int]) -> None:
+        await leader.execute("DELETE FROM outbox WHERE id = ANY(%b)", (ids,))
 
-        Returns:
-            Whether more wait.
-        """
-        async with self._db.transaction() as conn:
-            cursor = await conn.execute(
-                "DELETE FROM outbox WHERE id = ANY(ARRAY(SELECT id FROM outbox WHERE published_at IS NOT NULL "
-                "AND published_at < now() - make_interval(hours => %s) LIMIT %s))",
-                (_KEEP_HOURS, _PRUNE_BATCH),
-            )
-            return cursor.rowcount == _PRUNE_BATCH
-
-    async def close(self) -> None:
-        """Gives the lock back."""
-        leader, self._leader, self._holds = self._leader, None, False
-        if leader is not None:
-            await leader.close()
-
-    async def _leads(self) -> bool:
-        """Whether this process holds the lock; it lives as long as the connection that took it."""
-        try:
-            if self._leader is None:
-                self._leader = await self._db.dedicated()
-            # A lock of a session counts how often it was taken: ask for it once, then only whether the session lives.
-            question = "SELECT true" if self._holds else "SELECT pg_try_advisory_lock(%s, %s)"
-            cursor = await self._leader.execute(question, None if self._holds else (_LOCK_SPACE, self._lock_key))
-            row = await cursor.fetchone()
-        except psycopg.OperationalError as error:
-            await self.close()
-            raise DatabaseUnavailableError from error
-        self._holds = bool(row and row[0])
-        return self._holds
-
-    async def _claim(self) -> list[tuple[int, uuid.UUID, str, bytes, dict[str, str], float]]:
-        async with self._db.connection() as conn:
-            cursor = await conn.execute(
-                "SELECT id, event_id, subject, payload, headers, extract(epoch FROM now() - created_at)::float8 "
-                "FROM outbox WHERE published_at IS NULL ORDER BY id LIMIT %s",
-                (self._batch,),
-            )
-            return await cursor.fetchall()
-
-    async def _publish(self, rows: Sequence[tuple[int, uuid.UUID, str, bytes, dict[str, str], float]]) -> list[int]:
+    async def _publish(self, rows: Sequence[_Row]) -> list[int]:
         outcomes = await asyncio.gather(
             *(
-                self._bus.publish(subject, bytes(payload), headers, msg_id=str(event_id))
+                self._bus.publish(subject, payload, orjson.loads(headers), msg_id=str(event_id))
                 for _, event_id, subject, payload, headers, _ in rows
             ),
             return_exceptions=True,
@@ -213,8 +214,3 @@ class Relay:
         if failures:
             _log.warning("events wait", schema=self._db.schema, count=len(failures))
         return published
-
-    async def _mark(self, ids: list[int]) -> None:
-        # A mark that a crash undoes has its event published again, under the same id.
-        async with self._db.transaction(pipelined=True, durable=False) as conn:
-            await conn.execute("UPDATE outbox SET published_at = now() WHERE id = ANY(%s)", (ids,))

@@ -134,7 +134,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
     webhooks = PostgresWebhooks(database)
     sender = Sender(webhooks, fetcher)
     stack.push_async_callback(sender.close)
-    single = [relay.loop, relay.prune_loop, *sender.loops] if settings.run_loops else []
+    single = [relay.loop, *sender.loops] if settings.run_loops else []
     loops = Loops(*upkeep.loops(board), *single)
     await stack.enter_async_context(loops)
     server = MeshServer(

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from meshkit import metrics
 from meshkit.errors import MeshError, unavailable
@@ -21,7 +22,7 @@ from meshkit.logging import get_logger
 from services.tasks.domain import Session, TaskRecord
 from services.tasks.errors import session_not_found
 from services.tasks.fairness import Candidate, Contender, charge_at_lease, prefer_warm, share, weight_of
-from services.tasks.store import Grant, PollEntry, Rounds, Store
+from services.tasks.store import Grant, PollEntry, Registered, Rounds, Store
 
 _log = get_logger(__name__)
 
@@ -258,70 +259,87 @@ class Round:
         self.refused: list[Poll] = []
         self.granted: list[TaskRecord] = []
         self.again = False
-        self._confirmed = False
+        self._confirmed: set[Poll] = set()
         self._draining: set[Poll] = set()
         self._costs = costs
         self._weights = weights
 
     async def run(self, store: Rounds) -> None:
         """The body of the transaction."""
-        await self._register(store)
         groups: dict[frozenset[str], list[Poll]] = {}
         for poll in self.polls:
-            if poll not in self.answers and poll not in self.refused:
-                groups.setdefault(poll.session.lanes, []).append(poll)
-        for lanes, polls in groups.items():
-            await self._serve(store, sorted(lanes), polls)
-
-    async def _register(self, store: Rounds) -> None:
+            groups.setdefault(poll.session.lanes, []).append(poll)
         new = [poll for poll in self.polls if not poll.registered]
-        if not new:
-            return
-        known = await store.register([PollEntry(poll.session.id, poll.sequence) for poll in new])
-        for poll in new:
-            leases = known[poll.session.id]
-            if leases is None:
-                self.refused.append(poll)
-            elif leases:
-                self.answers[poll] = list(leases)
+        for lanes, polls in groups.items():
+            # All polls are noted before anything else is locked, as everyone locks sessions first.
+            known, contenders = await store.register([_entry(poll) for poll in new], sorted(lanes), _limit(polls))
+            self._note(new, known)
+            new = []
+            if contenders:
+                await self._serve(store, sorted(lanes), polls, contenders)
 
-    async def _confirm(self, store: Rounds) -> None:
+    def _note(self, new: Sequence[Poll], known: Mapping[UUID, Registered]) -> None:
+        for poll in new:
+            noted = known.get(poll.session.id)
+            if noted is None:
+                self.refused.append(poll)
+                continue
+            self._confirmed.add(poll)
+            if noted.leases:
+                self.answers[poll] = list(noted.leases)
+            if noted.draining:
+                self._draining.add(poll)
+
+    def _confirm(self, asked: Sequence[Poll], confirmed: Mapping[PollEntry, bool]) -> None:
         """Refuses polls whose session ended, or polled anew elsewhere, while they were parked; spares draining ones.
 
-        A task leased to such a session would be nobody's: its expiry, which gives leases back, is over already. All
-        polls are asked about at once and before anything else is locked, as everyone locks sessions first.
+        A task leased to such a session would be nobody's: its expiry, which gives leases back, is over already.
         """
-        if self._confirmed:
-            return
-        self._confirmed = True
-        waiting = {poll: PollEntry(poll.session.id, poll.sequence) for poll in self.polls if poll not in self.refused}
-        confirmed = await store.confirm(list(waiting.values()))
-        self.refused.extend(poll for poll, entry in waiting.items() if entry not in confirmed)
-        # Refusing these would end their sessions, and with them what they still run: they wait their time out instead.
-        self._draining.update(poll for poll, entry in waiting.items() if confirmed.get(entry))
+        for poll in asked:
+            draining = confirmed.get(_entry(poll))
+            if draining is None:
+                self.refused.append(poll)
+                continue
+            self._confirmed.add(poll)
+            # Refusing it would end its session, and with it what it still runs: it waits its time out instead.
+            if draining:
+                self._draining.add(poll)
 
-    async def _serve(self, store: Rounds, lanes: Sequence[str], polls: Sequence[Poll]) -> None:
-        if not await store.contenders(lanes, 1):
-            return
-        await self._confirm(store)
-        polls = [poll for poll in polls if poll not in self.refused and poll not in self._draining]
+    def _open(self, polls: Sequence[Poll]) -> list[Poll]:
+        """Those of the polls that may be given work."""
+        return [
+            poll
+            for poll in polls
+            if poll not in self.answers and poll not in self.refused and poll not in self._draining
+        ]
+
+    async def _serve(
+        self, store: Rounds, lanes: Sequence[str], polls: Sequence[Poll], contenders: Sequence[Contender]
+    ) -> None:
+        polls = self._open(polls)
         if not polls:
             return
-        capacity = min(MAX_ROUND, sum(poll.capacity for poll in polls))
-        # A tenant whose counter is wrong takes a place: look a little further than needed.
-        limit = capacity + 8
-        await store.hold()
-        contenders = await store.contenders(lanes, limit)
-        wanted = share(contenders, capacity, self._costs, self._weights)
+        # Who was looked up before the queue was held may be another's turn by now: those are seen in the next round.
+        wanted = share(contenders, _capacity(polls), self._costs, self._weights)
         ahead = LOOK_AHEAD if any(poll.warm for poll in polls) else 0
+        asked = [poll for poll in self.polls if poll not in self._confirmed and poll not in self.refused]
+        confirmed, contenders, candidates = await store.hold(
+            [_entry(poll) for poll in asked], {name: n + ahead for name, n in wanted.items()}, lanes, _limit(polls)
+        )
+        self._confirm(asked, confirmed)
+        polls = self._open(polls)
+        if not polls:
+            return
+        capacity = _capacity(polls)
         waiting: dict[str, list[Candidate]] = {}
-        if wanted:
-            for candidate in await store.candidates({name: n + ahead for name, n in wanted.items()}, lanes):
-                waiting.setdefault(candidate.tenant, []).append(candidate)
-        empty = [tenant for tenant in wanted if tenant not in waiting]
+        for candidate in candidates:
+            waiting.setdefault(candidate.tenant, []).append(candidate)
+        counted = {contender.tenant for contender in contenders}
+        empty = [tenant for tenant in wanted if tenant in counted and tenant not in waiting]
         if empty:
             await store.recount(empty)
-            self.again = True
+        passed_over = not share(contenders, capacity, self._costs, self._weights).keys() <= wanted.keys()
+        self.again = self.again or bool(empty) or passed_over
         grants, owners, virtual_time = self._choose(contenders, waiting, polls, capacity)
         if not grants:
             return
@@ -361,3 +379,16 @@ class Round:
             if left > 1:
                 turns.append((poll, left - 1))
         return grants, owners, latest
+
+
+def _entry(poll: Poll) -> PollEntry:
+    return PollEntry(poll.session.id, poll.sequence)
+
+
+def _capacity(polls: Sequence[Poll]) -> int:
+    return min(MAX_ROUND, sum(poll.capacity for poll in polls))
+
+
+def _limit(polls: Sequence[Poll]) -> int:
+    # A tenant whose counter is wrong takes a place: look a little further than needed.
+    return _capacity(polls) + 8

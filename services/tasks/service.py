@@ -331,18 +331,18 @@ class TasksService:
 
 
 def _divide(creations: Sequence[Creation]) -> tuple[list[int], list[int]]:
-    """Which creates may share a transaction: no identifier chosen by the caller, no idempotency key twice."""
+    """Which creates may share a transaction: of one identifier, and of one idempotency key, only the first.
+
+    A key is stored with its answer. Where the identifier was chosen, that may be an older task: such a one goes alone.
+    """
     together: list[int] = []
     alone: list[int] = []
-    keys: set[tuple[str, str, str]] = set()
+    seen: set[object] = set()
     for index, creation in enumerate(creations):
-        key = None if creation.key is None else (creation.record.tenant, creation.key.method, creation.key.key)
-        if creation.named or key in keys:
-            alone.append(index)
-            continue
-        if key is not None:
-            keys.add(key)
-        together.append(index)
+        record, key = creation.record, creation.key
+        marks: set[object] = {record.id} if key is None else {record.id, (record.tenant, key.method, key.key)}
+        (alone if marks & seen or (creation.named and key is not None) else together).append(index)
+        seen |= marks
     return together, alone
 
 

@@ -160,34 +160,54 @@ class ProgressNote:
     progress: float
 
 
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A poll that was noted.
+
+    Attributes:
+        leases: Those of the same poll, where it is repeated.
+        draining: Whether the worker takes no more.
+    """
+
+    leases: Sequence[TaskRecord]
+    draining: bool
+
+
 class Rounds(Protocol):
     """One dispatch round: an open transaction that holds the queue."""
 
-    async def hold(self) -> None:
-        """Makes other replicas' rounds of this queue wait for the end of this one."""
-        ...
+    async def register(
+        self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int
+    ) -> tuple[Mapping[UUID, Registered], list[Contender]]:
+        """Notes polls, which acknowledges what earlier ones brought, and looks who waits.
 
-    async def register(self, polls: Sequence[PollEntry]) -> Mapping[UUID, Sequence[TaskRecord] | None]:
-        """Notes polls, which acknowledges what earlier ones brought.
+        Args:
+            polls: New polls.
+            lanes: Where to look.
+            limit: Tenants a lane at most.
 
         Returns:
-            By session: the leases of the same poll where it is repeated, else none; None where it is refused.
+            By session the polls that were noted, without those that are refused; and tenants with waiting work, by
+            virtual time.
         """
         ...
 
-    async def confirm(self, polls: Sequence[PollEntry]) -> Mapping[PollEntry, bool]:
-        """Those of the polls that their sessions still wait for, and whether the worker drains and takes no more.
+    async def hold(
+        self, polls: Sequence[PollEntry], wanted: Mapping[str, int], lanes: Sequence[str], limit: int
+    ) -> tuple[Mapping[PollEntry, bool], list[Contender], list[Candidate]]:
+        """Makes other replicas' rounds of this queue wait for the end of this one, and reads what waits.
 
-        The sessions stay open until the round's end.
+        Args:
+            polls: Polls noted by an earlier round.
+            wanted: So many tasks of each of these tenants.
+            lanes: Where to look.
+            limit: Tenants a lane at most.
+
+        Returns:
+            Those of the polls that their sessions still wait for, and whether the worker drains and takes no more; the
+            sessions stay open until the round's end. Tenants with waiting work, by virtual time. Waiting tasks of the
+            tenants, in the order in which they are served.
         """
-        ...
-
-    async def contenders(self, lanes: Sequence[str], limit: int) -> list[Contender]:
-        """Tenants with waiting work in some lanes, by virtual time, at most so many a lane."""
-        ...
-
-    async def candidates(self, wanted: Mapping[str, int], lanes: Sequence[str]) -> list[Candidate]:
-        """Waiting tasks of tenants in the order they are served, so many of each."""
         ...
 
     async def grant(self, grants: Sequence[Grant], virtual_time: float) -> list[TaskRecord]:
@@ -206,7 +226,7 @@ class Store(Protocol):
     """Tasks, attempts and sessions."""
 
     async def create_many(self, creations: Sequence[Creation]) -> list[Created | None]:
-        """Writes new tasks together; None for those whose idempotency key was taken."""
+        """Writes new tasks together; None for those whose idempotency key or identifier was taken."""
         ...
 
     async def create_one(self, creation: Creation) -> Created:

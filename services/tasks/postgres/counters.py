@@ -48,7 +48,7 @@ def leaving(record: TaskRecord) -> Change:
 # `charged` carries the charge into DO UPDATE. Lanes that are not part of the change follow their tenant's clock.
 _APPLY = """
 WITH changes AS (
-    SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[], %s::float8[])
+    SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::bigint[], %b::float8[])
         AS c (queue, tenant, lane, pending, charge)
 ), totals AS (
     SELECT queue, tenant, sum(pending)::bigint AS pending, sum(charge) AS charge
@@ -84,12 +84,12 @@ _RECOUNT_LANES = """
 UPDATE queue_lanes l SET pending = (
     SELECT count(*) FROM tasks t WHERE t.queue_name = l.queue AND t.tenant = l.tenant AND t.lane = l.lane
         AND t.status = 'PENDING' AND t.not_before IS NULL)
-WHERE l.queue = %s AND l.tenant = ANY(%s)
+WHERE l.queue = %s AND l.tenant = ANY(%b)
 """
 _RECOUNT_TENANTS = """
 UPDATE queue_tenants q SET pending = (
     SELECT coalesce(sum(l.pending), 0) FROM queue_lanes l WHERE l.queue = q.queue AND l.tenant = q.tenant)
-WHERE q.queue = %s AND q.tenant = ANY(%s)
+WHERE q.queue = %s AND q.tenant = ANY(%b)
 """
 
 
@@ -119,7 +119,7 @@ async def recount(conn: Connection, queue: str, tenants: list[str]) -> None:
         tenants: The tenants, whose rows are locked in order.
     """
     await conn.execute(
-        "SELECT FROM queue_tenants WHERE queue = %s AND tenant = ANY(%s) ORDER BY tenant FOR UPDATE", (queue, tenants)
+        "SELECT FROM queue_tenants WHERE queue = %s AND tenant = ANY(%b) ORDER BY tenant FOR UPDATE", (queue, tenants)
     )
     await conn.execute(_RECOUNT_LANES, (queue, tenants))
     await conn.execute(_RECOUNT_TENANTS, (queue, tenants))

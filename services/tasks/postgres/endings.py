@@ -5,10 +5,11 @@ Each is a guarded UPDATE whose rows are counted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
+
+import orjson
 
 from meshkit.db import Connection
 from services.tasks.catalog import prefix_of
@@ -30,7 +31,7 @@ from services.tasks.store import Completion, Ended
 # Rows are locked in the order of their ids, as everyone who takes several does.
 _COMPLETE = f"""
 WITH reported AS (
-    SELECT * FROM unnest(%s::uuid[], %s::integer[], %s::uuid[], %s::bytea[], %s::text[], %s::float8[])
+    SELECT * FROM unnest(%b::uuid[], %b::integer[], %b::uuid[], %b::bytea[], %b::text[], %b::float8[])
         AS r (id, attempt, session, result, objects, seconds)
 ), locked AS (
     SELECT t.id FROM tasks t JOIN reported r ON r.id = t.id ORDER BY t.id FOR UPDATE OF t
@@ -124,12 +125,12 @@ async def complete(conn: Connection, completions: Sequence[Completion], weights:
             item.ref.attempt,
             item.session,
             item.result,
-            json.dumps(list(item.objects)),
+            orjson.dumps(list(item.objects)).decode(),
             item.device_seconds,
         )
         for item in completions
     ]
-    cursor = await conn.execute(_COMPLETE, [list(column) for column in zip(*rows, strict=True)])
+    cursor = await conn.execute(_COMPLETE, [list(column) for column in zip(*rows, strict=True)], binary=True)
     done: dict[UUID, tuple[TaskRecord, float]] = {}
     for row in await cursor.fetchall():
         done[row[0]] = (columns.record(row[:-1]), row[-1])
@@ -229,7 +230,7 @@ async def lock(conn: Connection, task_id: UUID) -> TaskRecord | None:
 
 async def lock_leases(conn: Connection, session_id: UUID, ids: Sequence[UUID] | None = None) -> list[TaskRecord]:
     """Tasks that a session holds, all or some, locked in order."""
-    chosen = "AND id = ANY(%s)" if ids is not None else ""
+    chosen = "AND id = ANY(%b)" if ids is not None else ""
     cursor = await conn.execute(
         f"SELECT {columns.SELECT} FROM tasks WHERE lease_session = %s {chosen} ORDER BY id FOR UPDATE",  # noqa: S608
         (session_id, list(ids)) if ids is not None else (session_id,),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import UUID
+
+from psycopg import AsyncCursor
 
 from meshkit.db import Connection
 from services.tasks.domain import TaskRecord
 from services.tasks.fairness import Candidate, Contender
 from services.tasks.postgres import announcements, columns, counters
-from services.tasks.store import Grant, PollEntry
+from services.tasks.store import Grant, PollEntry, Registered
 
 # A poll's number is the last one's (it is repeated) or the next. The previous number tells which.
 _REGISTER = """
-WITH polls AS (SELECT * FROM unnest(%s::uuid[], %s::bigint[]) AS p (session, sequence)),
+WITH polls AS (SELECT * FROM unnest(%b::uuid[], %b::bigint[]) AS p (session, sequence)),
 known AS (
     SELECT s.id, s.sequence FROM sessions s JOIN polls p ON p.session = s.id
     WHERE s.closed_at IS NULL AND s.expires_at > now() AND p.sequence IN (s.sequence, s.sequence + 1)
@@ -22,13 +25,13 @@ known AS (
 UPDATE sessions s SET sequence = p.sequence, acknowledged = greatest(s.acknowledged, p.sequence - 1)
 FROM polls p JOIN known k ON k.id = p.session
 WHERE s.id = p.session
-RETURNING s.id, k.sequence = p.sequence
+RETURNING s.id, k.sequence = p.sequence, s.draining
 """
 
 # The share lock holds off whoever would end the session until the round's leases are there to be given back with it.
 _CONFIRM = """
 SELECT s.id, s.sequence, s.draining FROM sessions s
-JOIN unnest(%s::uuid[], %s::bigint[]) AS p (session, sequence) ON p.session = s.id
+JOIN unnest(%b::uuid[], %b::bigint[]) AS p (session, sequence) ON p.session = s.id
 WHERE s.closed_at IS NULL AND s.expires_at > now() AND s.sequence = p.sequence
 ORDER BY s.id FOR SHARE OF s
 """
@@ -37,7 +40,7 @@ _REPLAY = f"SELECT {columns.SELECT} FROM tasks WHERE lease_session = %s AND leas
 
 _CONTENDERS = """
 SELECT n.tenant, n.lane, n.virtual_time, n.pending
-FROM unnest(%s::text[]) AS w (lane)
+FROM unnest(%b::text[]) AS w (lane)
 CROSS JOIN LATERAL (
     SELECT l.tenant, l.lane, l.virtual_time, l.pending FROM queue_lanes l
     WHERE l.queue = %s AND l.lane = w.lane AND l.pending > 0
@@ -49,8 +52,8 @@ CROSS JOIN LATERAL (
 CANDIDATES = """
 SELECT n.id, n.tenant, n.lane, n.priority, extract(epoch FROM n.created_at)::float8, n.charged, n.warm_keys,
     extract(epoch FROM now() - n.created_at)::float8
-FROM unnest(%s::text[], %s::bigint[]) AS w (tenant, wanted)
-CROSS JOIN unnest(%s::text[]) AS s (lane)
+FROM unnest(%b::text[], %b::bigint[]) AS w (tenant, wanted)
+CROSS JOIN unnest(%b::text[]) AS s (lane)
 CROSS JOIN LATERAL (
     SELECT t.id, t.tenant, t.lane, t.priority, t.created_at, t.charged, t.warm_keys FROM tasks t
     WHERE t.queue_name = %s AND t.tenant = w.tenant AND t.lane = s.lane
@@ -63,10 +66,10 @@ ORDER BY n.tenant, n.priority DESC, n.created_at, n.id
 # A row that someone else holds is being cancelled or changed: the next round sees what became of it.
 _GRANT = f"""
 WITH chosen AS (
-    SELECT * FROM unnest(%(ids)s::uuid[], %(sessions)s::uuid[], %(sequences)s::bigint[], %(kinds)s::text[],
-        %(names)s::text[], %(costs)s::float8[]) AS c (id, session, sequence, kind, name, cost)
+    SELECT * FROM unnest(%(ids)b::uuid[], %(sessions)b::uuid[], %(sequences)b::bigint[], %(kinds)b::text[],
+        %(names)b::text[], %(costs)b::float8[]) AS c (id, session, sequence, kind, name, cost)
 ), locked AS (
-    SELECT t.id FROM tasks t WHERE t.id = ANY(%(ids)s::uuid[]) AND t.status = 'PENDING' AND t.not_before IS NULL
+    SELECT t.id FROM tasks t WHERE t.id = ANY(%(ids)b::uuid[]) AND t.status = 'PENDING' AND t.not_before IS NULL
     ORDER BY t.id FOR UPDATE SKIP LOCKED
 ), leased AS (
     UPDATE tasks t SET
@@ -84,6 +87,9 @@ WITH chosen AS (
 SELECT {columns.SELECT} FROM leased
 """  # noqa: S608 -- fixed names
 
+# Rounds of one queue in other replicas wait here. The row comes with the first round that leases.
+_HOLD = "SELECT FROM queues WHERE name = %s FOR UPDATE"
+
 _ADVANCE = """
 INSERT INTO queues AS q (name, virtual_time) VALUES (%s, %s)
 ON CONFLICT (name) DO UPDATE SET virtual_time = greatest(q.virtual_time, excluded.virtual_time)
@@ -91,7 +97,7 @@ ON CONFLICT (name) DO UPDATE SET virtual_time = greatest(q.virtual_time, exclude
 
 
 class PostgresRound:
-    """A round on an open transaction.
+    """A round on an open transaction, pipelined: what needs no answer of what goes before travels with it.
 
     Args:
         conn: A connection in a transaction.
@@ -103,44 +109,44 @@ class PostgresRound:
         self._queue = queue
         self._holds_queue = False
 
-    async def register(self, polls: Sequence[PollEntry]) -> Mapping[UUID, Sequence[TaskRecord] | None]:
-        """Notes polls, which acknowledges what earlier ones brought; see `store.Rounds`."""
-        answers: dict[UUID, Sequence[TaskRecord] | None] = dict.fromkeys((poll.session for poll in polls), None)
-        cursor = await self._conn.execute(
-            _REGISTER, ([poll.session for poll in polls], [poll.sequence for poll in polls])
-        )
-        repeated = {session: bool(again) for session, again in await cursor.fetchall()}
-        for poll in polls:
-            if poll.session in repeated:
-                answers[poll.session] = await self._replay(poll) if repeated[poll.session] else ()
-        return answers
+    async def register(
+        self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int
+    ) -> tuple[Mapping[UUID, Registered], list[Contender]]:
+        """Notes polls, which acknowledges what earlier ones brought, and looks who waits; see `store.Rounds`."""
+        registered = None
+        if polls:
+            registered = await self._conn.execute(_REGISTER, _columns(polls), binary=True)
+        contenders = await self._contenders(lanes, limit)
+        answers: dict[UUID, Registered] = {}
+        if registered is not None:
+            known = {row[0]: row[1:] for row in await registered.fetchall()}
+            for poll in polls:
+                if poll.session in known:
+                    repeated, draining = known[poll.session]
+                    answers[poll.session] = Registered(await self._replay(poll) if repeated else (), draining=draining)
+        return answers, [Contender(*row) for row in await contenders.fetchall()]
 
-    async def confirm(self, polls: Sequence[PollEntry]) -> Mapping[PollEntry, bool]:
-        """Those of the polls that their sessions still wait for, and whether these drain; see `store.Rounds`."""
-        cursor = await self._conn.execute(
-            _CONFIRM, ([poll.session for poll in polls], [poll.sequence for poll in polls])
-        )
-        return {PollEntry(session, sequence): draining for session, sequence, draining in await cursor.fetchall()}
-
-    async def contenders(self, lanes: Sequence[str], limit: int) -> list[Contender]:
-        """Tenants with waiting work in some lanes, by virtual time, at most so many a lane."""
-        cursor = await self._conn.execute(_CONTENDERS, (list(lanes), self._queue, limit))
-        return [Contender(*row) for row in await cursor.fetchall()]
-
-    async def hold(self) -> None:
-        """Makes other replicas' rounds of this queue wait for the end of this one."""
+    async def hold(
+        self, polls: Sequence[PollEntry], wanted: Mapping[str, int], lanes: Sequence[str], limit: int
+    ) -> tuple[Mapping[PollEntry, bool], list[Contender], list[Candidate]]:
+        """Holds sessions and the queue until the round's end, then reads what waits; see `store.Rounds`."""
+        confirmed = None
+        if polls:
+            confirmed = await self._conn.execute(_CONFIRM, _columns(polls), binary=True)
         if not self._holds_queue:
-            cursor = await self._conn.execute("SELECT FROM queues WHERE name = %s FOR UPDATE", (self._queue,))
-            if await cursor.fetchone() is None:
-                await self._conn.execute(_ADVANCE, (self._queue, 0.0))
+            await self._conn.execute(_HOLD, (self._queue,))
             self._holds_queue = True
-
-    async def candidates(self, wanted: Mapping[str, int], lanes: Sequence[str]) -> list[Candidate]:
-        """Waiting tasks of tenants in the order they are served, so many of each."""
-        cursor = await self._conn.execute(
-            CANDIDATES, (list(wanted.keys()), list(wanted.values()), list(lanes), self._queue)
+        contenders = await self._contenders(lanes, limit)
+        candidates = await self._conn.execute(
+            CANDIDATES, (list(wanted.keys()), list(wanted.values()), list(lanes), self._queue), binary=True
         )
-        return [Candidate(*row) for row in await cursor.fetchall()]
+        return (
+            {}
+            if confirmed is None
+            else {PollEntry(session, number): draining for session, number, draining in await confirmed.fetchall()},
+            [Contender(*row) for row in await contenders.fetchall()],
+            [Candidate(*row) for row in await candidates.fetchall()],
+        )
 
     async def grant(self, grants: Sequence[Grant], virtual_time: float) -> list[TaskRecord]:
         """Leases tasks; those that are not waiting any more are left out."""
@@ -154,6 +160,7 @@ class PostgresRound:
                 "names": [grant.name for grant in grants],
                 "costs": [grant.cost for grant in grants],
             },
+            binary=True,
         )
         by_id = {row[0]: columns.record(row) for row in await cursor.fetchall()}
         granted = [(grant, by_id[grant.task_id]) for grant in grants if grant.task_id in by_id]
@@ -173,6 +180,9 @@ class PostgresRound:
         """Corrects the counters of tenants that have less work than they say."""
         await counters.recount(self._conn, self._queue, sorted(tenants))
 
+    async def _contenders(self, lanes: Sequence[str], limit: int) -> AsyncCursor[Any]:
+        return await self._conn.execute(_CONTENDERS, (list(lanes), self._queue, limit), binary=True)
+
     async def _replay(self, poll: PollEntry) -> Sequence[TaskRecord]:
         cursor = await self._conn.execute(_REPLAY, (poll.session, poll.sequence))
         leases = [columns.record(row) for row in await cursor.fetchall()]
@@ -182,3 +192,7 @@ class PostgresRound:
                 (poll.session,),
             )
         return leases
+
+
+def _columns(polls: Sequence[PollEntry]) -> tuple[list[UUID], list[int]]:
+    return [poll.session for poll in polls], [poll.sequence for poll in polls]

@@ -21,16 +21,16 @@ _HEARTBEAT = """
 UPDATE sessions s SET
     last_heartbeat = now(), expires_at = now() + %(ttl)s * interval '1 second', draining = %(draining)s,
     acknowledged = greatest(s.acknowledged, coalesce((
-        SELECT max(t.lease_sequence) FROM tasks t WHERE t.lease_session = s.id AND t.id = ANY(%(held)s)), 0))
+        SELECT max(t.lease_sequence) FROM tasks t WHERE t.lease_session = s.id AND t.id = ANY(%(held)b)), 0))
 WHERE s.id = %(id)s AND s.subject = %(subject)s AND s.closed_at IS NULL AND s.expires_at > now()
 RETURNING s.acknowledged
 """
 
 _WRITE_PROGRESS = """
 UPDATE tasks t SET progress = greatest(t.progress, p.progress), updated_at = now()
-FROM unnest(%s::uuid[], %s::integer[], %s::uuid[], %s::float8[]) AS p (id, attempt, session, progress)
+FROM unnest(%b::uuid[], %b::integer[], %b::uuid[], %b::float8[]) AS p (id, attempt, session, progress)
 WHERE t.id = ANY(ARRAY(
-        SELECT l.id FROM tasks l WHERE l.id = ANY(%s::uuid[]) AND l.status = 'EXECUTING'
+        SELECT l.id FROM tasks l WHERE l.id = ANY(%b::uuid[]) AND l.status = 'EXECUTING'
         ORDER BY l.id FOR UPDATE SKIP LOCKED))
     AND t.id = p.id AND t.status = 'EXECUTING' AND t.attempt = p.attempt AND t.lease_session = p.session
 """
@@ -105,7 +105,7 @@ async def note_missing(conn: Connection, session_id: UUID, missing: Sequence[Ref
         if refs:
             await conn.execute(
                 f"UPDATE tasks SET missing_since = {value} WHERE id = ANY(ARRAY("  # noqa: S608 -- fixed words
-                f"SELECT id FROM tasks WHERE lease_session = %s AND id = ANY(%s) AND missing_since {state} "
+                f"SELECT id FROM tasks WHERE lease_session = %s AND id = ANY(%b) AND missing_since {state} "
                 "ORDER BY id FOR UPDATE))",
                 (session_id, [ref.job_id for ref in refs]),
             )
@@ -114,7 +114,7 @@ async def note_missing(conn: Connection, session_id: UUID, missing: Sequence[Ref
 async def valid(conn: Connection, session_id: UUID, refs: Sequence[Ref]) -> dict[Ref, str]:
     """Which attempts are the session's, each with its tenant."""
     cursor = await conn.execute(
-        "SELECT id, attempt, tenant FROM tasks WHERE lease_session = %s AND id = ANY(%s)",
+        "SELECT id, attempt, tenant FROM tasks WHERE lease_session = %s AND id = ANY(%b)",
         (session_id, [ref.job_id for ref in refs]),
     )
     leases = {Ref(task_id, attempt): tenant for task_id, attempt, tenant in await cursor.fetchall()}
@@ -132,7 +132,7 @@ async def write_progress(conn: Connection, notes: Sequence[ProgressNote]) -> Non
     await conn.execute(
         "UPDATE sessions s SET acknowledged = greatest(s.acknowledged, a.sequence) FROM ("
         "SELECT t.lease_session AS id, max(t.lease_sequence) AS sequence FROM tasks t "
-        "WHERE t.id = ANY(%s) AND t.lease_session = ANY(%s) GROUP BY t.lease_session) a "
+        "WHERE t.id = ANY(%b) AND t.lease_session = ANY(%b) GROUP BY t.lease_session) a "
         "WHERE s.id = a.id AND s.acknowledged < a.sequence",
         (ids, [note.session for note in notes]),
     )

@@ -10,7 +10,7 @@ from uuid import UUID
 from meshkit import idempotency
 from meshkit.db import Connection, Database
 from services.tasks.domain import AttemptRecord, Category, Outcome, Ref, RetryPolicy, Session, TaskRecord
-from services.tasks.errors import identifier_used, task_not_found
+from services.tasks.errors import task_not_found
 from services.tasks.postgres import creates, endings, queries, sessions, sweeps
 from services.tasks.postgres.rounds import PostgresRound
 from services.tasks.store import (
@@ -38,8 +38,8 @@ class PostgresStore:
         self._db = db
 
     async def create_many(self, creations: Sequence[Creation]) -> list[Created | None]:
-        """Writes new tasks together; None for those whose idempotency key was taken."""
-        async with self._db.transaction() as conn:
+        """Writes new tasks together; None for those whose idempotency key or identifier was taken."""
+        async with self._db.transaction(pipelined=True) as conn:
             taken = await creates.insert_many(conn, creations)
         return [None if index in taken else Created(creation.record) for index, creation in enumerate(creations)]
 
@@ -48,8 +48,6 @@ class PostgresStore:
 
         async def body() -> Created:
             async with self._db.transaction() as conn:
-                if creation.named and await creates.was_deleted(conn, creation.record.id):
-                    raise identifier_used(creation.record.id)
                 existing, replay = await creates.insert_one(conn, creation)
             if replay is not None:
                 return Created(None, replay=replay)

@@ -168,7 +168,7 @@ async def test_nothing_is_lost_when_nats_loses_its_disk(start_mesh: StartMesh, n
     nats_server.start()
 
     async def published() -> bool:
-        [[waiting]] = await mesh.rows("SELECT count(*) FROM outbox WHERE published_at IS NULL")
+        [[waiting]] = await mesh.rows("SELECT count(*) FROM outbox")
         return bool(waiting == 0)
 
     await until(published, seconds=20)
