@@ -67,6 +67,7 @@ _REFUSED = tuple(
         "100::/64",
         "2001::/23",
         "2001:db8::/32",
+        "2002::/16",  # 6to4, given up by RFC 7526; Pythons differ on whether it is private
         "3fff::/20",
         "5f00::/16",
         "fc00::/7",
@@ -150,7 +151,7 @@ def is_public(address: Address) -> bool:
     """Whether an address belongs to the public Internet.
 
     Args:
-        address: The address; IPv4 within IPv6 (mapped, NAT64, 6to4, Teredo) is judged by the address it carries.
+        address: The address; IPv4 within IPv6 (mapped, NAT64) is judged by the address it carries.
     """
     return all(_is_plainly_public(inner) for inner in _carried(address))
 
@@ -459,10 +460,6 @@ def _carried(address: Address) -> Iterable[Address]:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             yield address.ipv4_mapped
-        if address.sixtofour is not None:
-            yield address.sixtofour
-        if address.teredo is not None:
-            yield from address.teredo
         if any(address in network for network in _NAT64) or int(address) >> 32 == 0:
             yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
 
