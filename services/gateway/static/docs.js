@@ -116,6 +116,23 @@ function example(schema, name = "", depth = 0) {
   return {};
 }
 
+// JSON with line breaks. Reading and writing it anew would do the same and round whole numbers of 64 bits, such as seeds.
+function indented(text) {
+  const parts = text.match(/"(?:[^"\\]|\\.)*"|[[\]{},:]|[^\s[\]{},:"]+/g) || [];
+  let depth = 0, out = "";
+  const line = () => `\n${"  ".repeat(depth)}`;
+  parts.forEach((part, at) => {
+    if (part === "{" || part === "[") {
+      depth += 1;
+      out += part + ("}]".includes(parts[at + 1]) ? "" : line());
+    } else if (part === "}" || part === "]") {
+      depth -= 1;
+      out += ("{[".includes(parts[at - 1]) ? "" : line()) + part;
+    } else out += part === "," ? part + line() : part === ":" ? ": " : part;
+  });
+  return out;
+}
+
 function highlighted(text) {
   const out = document.createDocumentFragment();
   const token = /("(?:[^"\\]|\\.)*")(\s*:)?|\b(true|false|null)\b|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
@@ -216,9 +233,8 @@ class Trial {
       this.answer.replaceChildren(image);
       return undefined;
     }
-    let text = await answer.text();
-    if (kind.includes("json")) { try { text = JSON.stringify(JSON.parse(text), null, 2); } catch { /* shown as it came */ } }
-    if (text) this.answer.replaceChildren(make("pre", {}, kind.includes("json") ? highlighted(text) : text));
+    const text = await answer.text();
+    if (text) this.answer.replaceChildren(make("pre", {}, kind.includes("json") ? highlighted(indented(text)) : text));
     return undefined;
   }
 
@@ -238,9 +254,10 @@ class Trial {
       for (const block of blocks) {
         const data = block.split("\n").find((line) => line.startsWith("data: "));
         if (!data) continue;
-        const event = JSON.parse(data.slice(6));
-        if (event.preview) { preview.src = `data:image/jpeg;base64,${event.preview}`; preview.hidden = false; event.preview = "…"; }
-        log.append(highlighted(JSON.stringify(event, null, 2)), "\n");
+        let text = data.slice(6);
+        const picture = JSON.parse(text).preview;
+        if (picture) { preview.src = `data:image/jpeg;base64,${picture}`; preview.hidden = false; text = text.replace(picture, "…"); }
+        log.append(highlighted(indented(text)), "\n");
         log.scrollTop = log.scrollHeight;
       }
     }
