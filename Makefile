@@ -10,9 +10,9 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
-# The first Python of 3.11 or later.
+# The first Python from 3.11 to 3.13, with which the lock was tried.
 PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(shell \
-	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+	$(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(name))))
 PACKAGES := atelier_cli meshkit modelkit models services gen
 TESTS ?= tests
 # The short form of the tests; `make e2e-long` runs the rest.
@@ -27,9 +27,10 @@ setup: $(STAMP) ## Make .venv with everything that the mesh and its tests need.
 
 # torch comes first and by pip: pip takes the build that the configured index offers for this machine, and what is
 # installed then satisfies the lock. Bytecode is made now, because some environments forbid to write it later, and every
-# start would compile anew; some packages carry a file or two that no Python 3 compiles.
+# start would compile anew; some packages carry a file or two that no Python 3 compiles. Of mediapipe only the networks are
+# used and no code, so that its wheel for one Python serves them all; it has none for 3.13.
 $(STAMP): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed, and there is none." >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, and there is none; name one by PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
@@ -39,7 +40,9 @@ $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^uv==' requirements.lock)"
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	grep -v '^mediapipe==' requirements.lock | $(BIN)/uv pip install --quiet --python $(BIN)/python -r -
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --python-version 3.12 --no-deps \
+		"$$(grep '^mediapipe==' requirements.lock)"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m compileall -q -j 0 $(PACKAGES) "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 		-x '/tests?/|/testing/|/lib2to3/' >/dev/null || true
