@@ -12,7 +12,7 @@ from atelier.tasks.v1 import task_pb2, tasks_service_pb2
 
 from meshkit import metrics
 from meshkit.db import DatabaseUnavailableError
-from meshkit.errors import MeshError, invalid
+from meshkit.errors import Kind, MeshError, invalid
 from meshkit.logging import get_logger
 from meshkit.objects import ObjectStore
 from services.tasks import updates
@@ -31,6 +31,8 @@ _log = get_logger(__name__)
 
 _CREATED = metrics.counter("tasks_created", "Tasks accepted", ("queue", "task_type"))
 _ENDED = metrics.counter("tasks_ended", "Tasks that ended", ("task_type", "outcome"))
+
+_USED_UP = (Kind.INVALID, Kind.NOT_FOUND)
 
 
 class TasksService:
@@ -83,11 +85,25 @@ class TasksService:
         Raises:
             MeshError: `INVALID`, `FORBIDDEN`, `CONFLICT`; nothing is left behind then.
         """
-        if key is not None:
-            # Keys are kept by the task's tenant, as they are stored with it; who may not name it learns of no replay.
-            replay = await self._store.find_replay(tenant_of(request.task, caller), key)
-            if replay is not None:
-                return replay, True
+        if key is None:
+            return await self._accept(request, caller, None)
+        # Keys are kept by the task's tenant, as they are stored with it; who may not name it learns of no replay.
+        tenant = tenant_of(request.task, caller)
+        replay = await self._store.find_replay(tenant, key)
+        if replay is not None:
+            return replay, True
+        try:
+            return await self._accept(request, caller, key)
+        except MeshError as error:
+            # A duplicate at the same moment names the same upload, which is gone once the first of them is committed.
+            replay = await self._store.find_replay(tenant, key) if error.kind in _USED_UP else None
+            if replay is None:
+                raise
+            return replay, True
+
+    async def _accept(
+        self, request: tasks_service_pb2.CreateTaskRequest, caller: Caller, key: IdempotencyKey | None
+    ) -> tuple[bytes | TaskRecord, bool]:
         record, inputs = await self._preparer.prepare(request, caller)
         written = [item for item in inputs if item.is_written]
         if written:

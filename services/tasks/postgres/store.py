@@ -253,6 +253,8 @@ class PostgresStore:
         # A lease that a crash of PostgreSQL undoes is refused to its worker, whose session the task does not name, and
         # given again. Rounds hold the tenant's row that creates wait for, so they are not to wait for the disk.
         async with self._db.transaction(pipelined=True, durable=False) as conn:
+            # Each of its statements has one index to use: planning anew for the values cost more than reading.
+            await conn.execute("SET LOCAL plan_cache_mode TO force_generic_plan")
             await body(PostgresRound(conn, queue))
 
     async def purge_keys(self) -> int:

@@ -351,3 +351,50 @@ async def test_catalog_tells_what_is_served(mesh: Mesh) -> None:
     }
     assert "inference" in catalog.queues
     assert [provider.provider_type for provider in catalog.providers] == [enums_pb2.PROVIDER_TYPE_LOCAL]
+
+
+async def test_duplicate_whose_upload_the_first_used_up_is_replayed(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = f"t{uuid4().hex}"
+    await mesh.running.objects.put(tenant, "staging/abc", png(), "image/png")
+    adjust = CreateTask(origin_instance="t", image_adjuster={"input_image": "staging:staging/abc", "aspect_ratio": 1.0})
+    first, _ = await keyed(mesh, "k", adjust, mesh.tasks(tenant))
+    find, asked = PostgresStore.find_replay, []
+
+    async def too_early(store: PostgresStore, *arguments: Any) -> bytes | None:
+        asked.append(arguments)
+        return None if len(asked) == 1 else await find(store, *arguments)
+
+    monkeypatch.setattr(PostgresStore, "find_replay", too_early)
+    assert await keyed(mesh, "k", adjust, mesh.tasks(tenant)) == (first, True)
+    assert await everything(mesh, tenant) == [first.image_adjuster.input_image_path]
+
+
+async def test_chosen_identifiers_are_taken_together_and_once(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[int] = []
+    commit = PostgresStore.create_many
+
+    async def counted(store: PostgresStore, creations: Any) -> Any:
+        groups.append(len(creations))
+        return await commit(store, creations)
+
+    monkeypatch.setattr(PostgresStore, "create_many", counted)
+    service = mesh.tasks("acme", ("mesh",), subject="workflows")
+    idents = [str(uuid4()) for _ in range(8)]
+    deleted, older = idents[0], idents[1]
+    for ident in (deleted, older):
+        await mesh.create(stub=service, task_id=ident)
+    await mesh.tasks().DeleteTask(tasks_service_pb2.DeleteTaskRequest(task_id=deleted))
+    groups.clear()
+    results = await asyncio.gather(
+        *(mesh.create(noop(priority=1), stub=service, task_id=ident) for ident in idents * 2), return_exceptions=True
+    )
+    assert max(groups) > 2, "they share transactions"
+    refused = [result for result in results if isinstance(result, MeshError)]
+    assert [error.reason for error in refused] == ["TASK_ID_USED"] * 2
+    taken = [result for result in results if not isinstance(result, BaseException)]
+    assert sorted(task.id for task in taken) == sorted(idents[1:] * 2)
+    assert {task.priority for task in taken if task.id == older} == {0}
+    [[tasks, waiting]] = await mesh.rows("SELECT (SELECT count(*) FROM tasks), (SELECT pending FROM queue_lanes)")
+    assert (tasks, waiting) == (7, 7), "each is counted once"
