@@ -207,7 +207,7 @@ def tree(workflow: dict[str, Any], done: Mapping[str, float] = MappingProxyType(
             also = f" after {', '.join(step['dependencies'])}" if len(step["dependencies"]) > 1 else ""
             retries = f" (retry {step['retry_count']})" if step["retry_count"] else ""
             fault = f" {step['error_message']}" if step["status"] == "FAILED" else ""
-            share = f" {done[step['step_id']]:.0f} %" if step["step_id"] in done else ""
+            share = f" {done[step['step_id']]:.0f} %" if step["step_id"] in done else _items(step)
             label = f"{escape(step['step_id'])} {_state(step['status'])}"
             placed[step["step_id"]] = above.add(label + escape(f"{share}{retries}{fault}{also}"))
             waiting.remove(step)
@@ -240,6 +240,12 @@ def save(file: Path, content: bytes) -> None:
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise CliError(f"{file} cannot be written: {error.strerror}.") from error
+
+
+def _items(step: Mapping[str, Any]) -> str:
+    """How many items of a step with a list are done."""
+    items = step.get("items") or []
+    return f" {sum(one['status'] == 'COMPLETED' for one in items)}/{len(items)}" if items else ""
 
 
 def _is_id(text: str) -> bool:

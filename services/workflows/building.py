@@ -17,13 +17,12 @@ from services.workflows.fields import (
     detail_of,
     every_input,
     inputs_of,
-    kind_of,
-    outputs_of,
     plain_struct,
     set_field,
     type_name,
 )
-from services.workflows.mapping import INTEGER, TransformError, apply, parse
+from services.workflows.items import ITEM, item_value, value_of
+from services.workflows.mapping import TransformError, apply, parse
 
 ON_FAILURE = "on_failure"
 # Fields of every task that a step's `config` may set beside those of its type.
@@ -116,19 +115,19 @@ def task_of(workflow: WorkflowRecord, step: StepRecord, steps: Sequence[StepReco
 
     Args:
         workflow: The workflow.
-        step: The step.
+        step: The step, or an item of one.
         steps: All of its steps.
 
     Raises:
         BuildError: A result before it does not give what the step needs.
     """
-    definition = workflow_pb2.WorkflowStepDefinition.FromString(step.definition)
     by_name = {one.step_id: one for one in steps}
+    described = step if step.parent is None else by_name[step.parent]
+    definition = workflow_pb2.WorkflowStepDefinition.FromString(described.definition)
     mapped: dict[str, Any] = {}
     for mapping in definition.input_mappings:
-        source = by_name[mapping.from_step]
         try:
-            value = _mapped(mapping, source)
+            value = _mapped(mapping, step, by_name)
         except TransformError as error:
             raise BuildError(f"{mapping.from_step}.{mapping.from_field}: {error}") from None
         if value is not None:
@@ -147,10 +146,11 @@ def task_of(workflow: WorkflowRecord, step: StepRecord, steps: Sequence[StepReco
     return task
 
 
-def _mapped(mapping: workflow_pb2.FieldMapping, source: StepRecord) -> Any:
-    result = plain_struct(source.result) if source.result is not None else {}
-    value = result.get(mapping.from_field)
-    # What a double cannot hold exactly lies in the result as text.
-    if isinstance(value, str) and kind_of(outputs_of(source.task_type)[mapping.from_field]) == INTEGER:
-        value = int(value)
+def _mapped(mapping: workflow_pb2.FieldMapping, step: StepRecord, by_name: Mapping[str, StepRecord]) -> Any:
+    if mapping.from_step == ITEM:
+        value = item_value(step, mapping.from_field)
+    else:
+        value = value_of(by_name[mapping.from_step], mapping.from_field)
+        if isinstance(value, list) and None in value:
+            raise TransformError(f"item {value.index(None)} has none")
     return apply(value, parse(mapping.transform)) if mapping.transform else value

@@ -9,7 +9,8 @@ from typing import Any
 from atelier.workflows.v1 import workflow_pb2
 from google.protobuf import json_format
 
-from services.workflows.fields import plain_struct
+from services.workflows.domain import StepRecord
+from services.workflows.items import value_of
 from services.workflows.mapping import Kind
 
 ORDERED = frozenset({"less", "greater"})
@@ -25,15 +26,15 @@ _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = MappingProxyType(
 )
 
 
-def holds(condition: bytes, result: bytes | None) -> bool:
+def holds(condition: bytes, source: StepRecord) -> bool:
     """Whether a condition holds of a result.
 
     Args:
         condition: The serialized StepCondition, checked.
-        result: The serialized Struct of the step that it names; None where that has none.
+        source: The step that it names.
     """
     wanted = workflow_pb2.StepCondition.FromString(condition)
-    found = (plain_struct(result) if result is not None else {}).get(wanted.from_field)
+    found = value_of(source, wanted.from_field)
     if wanted.operator not in COMPARED:
         return (found is not None) == (wanted.operator != "missing")
     return _COMPARE[wanted.operator](found, json_format.MessageToDict(wanted.value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -36,7 +37,7 @@ def to_workflow(whole: Whole) -> workflow_pb2.WorkflowPublic:
         suppress_subtask_events=record.suppress_subtask_events,
         is_deleted=record.is_deleted,
         version=record.version,
-        steps=[to_step(step) for step in whole.steps],
+        steps=[to_step(step, items) for step, items in _with_items(whole)],
     )
     _fill_workflow(message, whole)
     final = next(step for step in whole.steps if step.step_id == record.final_step_id)
@@ -45,14 +46,19 @@ def to_workflow(whole: Whole) -> workflow_pb2.WorkflowPublic:
     return message
 
 
-def to_step(step: StepRecord) -> workflow_pb2.WorkflowStepPublic:
-    """A step as callers see it."""
+def to_step(step: StepRecord, items: Sequence[StepRecord] = ()) -> workflow_pb2.WorkflowStepPublic:
+    """A step as callers see it.
+
+    Args:
+        step: The step.
+        items: Rows of its items, where it has some.
+    """
     definition = workflow_pb2.WorkflowStepDefinition.FromString(step.definition)
     message = workflow_pb2.WorkflowStepPublic(
         active_provider_capabilities=definition.active_provider_capabilities,
         fallback_provider_capabilities=definition.fallback_provider_capabilities,
     )
-    _fill_step(message, step, definition)
+    _fill_step(message, step, definition, items)
     _moments(message, step)
     for name in ("provider_config", "fallback_provider_config"):
         if definition.HasField(name):
@@ -75,15 +81,27 @@ def to_detail(whole: Whole) -> monitoring.GetMonitoredWorkflowResponse:
     message = monitoring.GetMonitoredWorkflowResponse()
     _fill_workflow(message, whole)
     _duration(message, whole.workflow.started_at, whole.workflow.completed_at)
-    by_name = {step.step_id: step for step in whole.steps}
-    order = graph.topological_order({step.step_id: step.depends_on for step in whole.steps})
-    for name in order:
-        step = by_name[name]
+    by_name = {step.step_id: (step, items) for step, items in _with_items(whole)}
+    for name in graph.topological_order({name: step.depends_on for name, (step, _) in by_name.items()}):
+        step, items = by_name[name]
         monitor = message.steps.add()
-        _fill_step(monitor, step, workflow_pb2.WorkflowStepDefinition.FromString(step.definition))
+        _fill_step(monitor, step, workflow_pb2.WorkflowStepDefinition.FromString(step.definition), items)
         _moments(monitor, step)
         _duration(monitor, step.started_at, step.completed_at)
     return message
+
+
+def _with_items(whole: Whole) -> list[tuple[StepRecord, list[StepRecord]]]:
+    """Steps in the order of the definition, each with its items in theirs."""
+    items: dict[str, list[StepRecord]] = {}
+    for step in whole.steps:
+        if step.parent is not None:
+            items.setdefault(step.parent, []).append(step)
+    return [
+        (step, sorted(items.get(step.step_id, ()), key=lambda one: one.item_index or 0))
+        for step in whole.steps
+        if step.parent is None
+    ]
 
 
 def _fill_workflow(message: Any, whole: Whole) -> None:
@@ -111,16 +129,29 @@ def _fill_workflow(message: Any, whole: Whole) -> None:
     _moments(message, record)
 
 
-def _fill_step(message: Any, step: StepRecord, definition: workflow_pb2.WorkflowStepDefinition) -> None:
+def _fill_step(
+    message: Any, step: StepRecord, definition: workflow_pb2.WorkflowStepDefinition, items: Sequence[StepRecord]
+) -> None:
     message.id = str(step.id)
     message.step_id = step.step_id
     message.task_type = step.task_type
     message.config.CopyFrom(definition.config)
     message.dependencies.extend(step.depends_on)
     message.input_mappings.extend(definition.input_mappings)
+    message.max_retries = step.max_retries
+    _fill_state(message, step)
+    if definition.HasField("for_each"):
+        message.for_each.CopyFrom(definition.for_each)
+    for item in items:
+        told = message.items.add(index=item.item_index)
+        told.value.ParseFromString(item.item or b"")
+        _fill_state(told, item)
+        _moments(told, item)
+
+
+def _fill_state(message: Any, step: StepRecord) -> None:
     message.status = STEP_STATUS[step.state]
     message.retry_count = step.retry_count
-    message.max_retries = step.max_retries
     if step.task_id is not None:
         message.task_id = str(step.task_id)
     if step.result is not None:

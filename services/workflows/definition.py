@@ -14,14 +14,16 @@ from atelier.options.v1 import options_pb2
 from atelier.tasks.v1 import enums_pb2, task_pb2
 from atelier.workflows.v1 import workflow_pb2
 
-from meshkit import validation
-from meshkit.errors import FieldViolation, Kind, MeshError
-from services.workflows import graph
+from meshkit import errors, validation
+from meshkit.errors import FieldViolation, MeshError
+from services.workflows import graph, iteration
 from services.workflows.building import ON_FAILURE, compose
 from services.workflows.condition import fault_of
 from services.workflows.domain import OnFailure
-from services.workflows.fields import detail_of, inputs_of, kind_of, outputs_of, plain_struct, type_name
-from services.workflows.mapping import TransformError, fits, kind_after, parse
+from services.workflows.fields import detail_of, inputs_of, kind_of, plain_struct, type_name
+from services.workflows.items import ITEM
+from services.workflows.iteration import Reads
+from services.workflows.mapping import Kind, TransformError, fits, kind_after, parse
 
 Definition = workflow_pb2.WorkflowStepDefinition
 LOCAL = "LOCAL"
@@ -68,7 +70,7 @@ def check(workflow: workflow_pb2.CreateWorkflow, served: Served) -> None:
     """
     violations = list(_violations(workflow, served))
     if violations:
-        raise MeshError(Kind.INVALID, violations[0].message, violations=violations)
+        raise MeshError(errors.Kind.INVALID, violations[0].message, violations=violations)
 
 
 def shared_config(workflow: workflow_pb2.CreateWorkflow) -> dict[str, Any]:
@@ -95,12 +97,16 @@ def _violations(workflow: workflow_pb2.CreateWorkflow, served: Served) -> Iterat
     yield from broken
     known = not broken
     above = graph.ancestors(graph_of(workflow)) if known else {}
-    types = {step.id: type_name(step.task_type) for step in workflow.steps}
+    by_name = {step.id: step for step in workflow.steps}
+    outputs = iteration.outputs_by_step(workflow.steps)
+    yield from iteration.count_violations(workflow.steps)
     for index, step in enumerate(workflow.steps):
         path = f"workflow.steps[{index}]"
+        reads = Reads(step.id, outputs, iteration.item_kinds(step, by_name, outputs), above.get(step.id))
         yield from _served_violations(step, path, served)
-        yield from _mapping_violations(step, path, types, above.get(step.id))
-        yield from _condition_violations(step, path, types, above.get(step.id))
+        yield from iteration.violations(step, path, reads)
+        yield from _mapping_violations(step, path, reads)
+        yield from _condition_violations(step, path, reads)
         yield from _task_violations(step, path, shared, served)
 
 
@@ -139,32 +145,29 @@ def _served_violations(step: Definition, path: str, served: Served) -> Iterator[
         yield FieldViolation(f"{path}.task_type", text, "task_type_not_served")
 
 
-def _mapping_violations(
-    step: Definition, path: str, types: Mapping[str, str], above: frozenset[str] | None
-) -> Iterator[FieldViolation]:
+def _mapping_violations(step: Definition, path: str, reads: Reads) -> Iterator[FieldViolation]:
     targets: set[str] = set()
     for index, mapping in enumerate(step.input_mappings):
         at = f"{path}.input_mappings[{index}]"
-        if mapping.from_step not in types:
-            yield FieldViolation(f"{at}.from_step", f"There is no step {mapping.from_step!r}", "unknown_step")
-            continue
-        if above is not None and mapping.from_step not in above:
-            text = f"Step {step.id!r} does not depend on {mapping.from_step!r}, directly or through others"
-            yield FieldViolation(f"{at}.from_step", text, "not_an_ancestor")
+        if mapping.from_step == ITEM:
+            fault = iteration.item_violation(step, mapping.from_field, at, reads.item)
+            faults = [] if fault is None else [fault]
+            source = reads.item.get(mapping.from_field)
+        else:
+            faults = list(iteration.source_violations(reads, mapping.from_step, mapping.from_field, at))
+            source = reads.outputs.get(mapping.from_step, {}).get(mapping.from_field)
+        yield from faults
         if mapping.to_field in targets:
             yield FieldViolation(f"{at}.to_field", f"{mapping.to_field} is mapped twice", "duplicate_field")
         targets.add(mapping.to_field)
-        yield from _kind_violations(mapping, at, types[mapping.from_step], type_name(step.task_type))
+        if not any(fault.path == f"{at}.from_step" and fault.type == "unknown_step" for fault in faults):
+            yield from _kind_violations(mapping, at, source, type_name(step.task_type))
 
 
 def _kind_violations(
-    mapping: workflow_pb2.FieldMapping, at: str, source_type: str, target_type: str
+    mapping: workflow_pb2.FieldMapping, at: str, source: Kind | None, target_type: str
 ) -> Iterator[FieldViolation]:
-    source = outputs_of(source_type).get(mapping.from_field)
     target = inputs_of(target_type).get(mapping.to_field)
-    if source is None:
-        text = f"A task of type {source_type} yields no {mapping.from_field!r}"
-        yield FieldViolation(f"{at}.from_field", text, "unknown_field")
     if target is None:
         text = f"A task of type {target_type} takes no {mapping.to_field!r}"
         yield FieldViolation(f"{at}.to_field", text, "unknown_field")
@@ -172,7 +175,7 @@ def _kind_violations(
         calls = parse(mapping.transform) if mapping.transform else ()
         if source is None or target is None:
             return
-        kind = kind_after(kind_of(source), calls)
+        kind = kind_after(source, calls)
     except TransformError as error:
         yield FieldViolation(f"{at}.transform", str(error), "transform")
         return
@@ -182,23 +185,13 @@ def _kind_violations(
         yield FieldViolation(f"{at}.to_field", text, "type_mismatch")
 
 
-def _condition_violations(
-    step: Definition, path: str, types: Mapping[str, str], above: frozenset[str] | None
-) -> Iterator[FieldViolation]:
+def _condition_violations(step: Definition, path: str, reads: Reads) -> Iterator[FieldViolation]:
     if not step.HasField("when"):
         return
     name, at = step.when.from_step, f"{path}.when"
-    if name not in types:
-        yield FieldViolation(f"{at}.from_step", f"There is no step {name!r}", "unknown_step")
-        return
-    if above is not None and name not in above:
-        text = f"Step {step.id!r} does not depend on {name!r}, directly or through others"
-        yield FieldViolation(f"{at}.from_step", text, "not_an_ancestor")
-    field = outputs_of(types[name]).get(step.when.from_field)
-    if field is None:
-        text = f"A task of type {types[name]} yields no {step.when.from_field!r}"
-        yield FieldViolation(f"{at}.from_field", text, "unknown_field")
-    elif fault := fault_of(step.when, kind_of(field)):
+    yield from iteration.source_violations(reads, name, step.when.from_field, at)
+    kind = reads.outputs.get(name, {}).get(step.when.from_field)
+    if kind is not None and (fault := fault_of(step.when, kind)):
         yield FieldViolation(f"{at}.value", fault, "condition")
 
 

@@ -81,7 +81,10 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = MappingProxyType(
 # Every legal change of a step's state. PENDING follows a task that failed and may be tried again, or a resume.
 STEP_TRANSITIONS: Mapping[StepState, frozenset[StepState]] = MappingProxyType(
     {
-        StepState.PENDING: frozenset({StepState.DISPATCHING, StepState.SKIPPED, StepState.CANCELLED}),
+        # One with items runs without a task of its own.
+        StepState.PENDING: frozenset(
+            {StepState.DISPATCHING, StepState.RUNNING, StepState.SKIPPED, StepState.CANCELLED}
+        ),
         StepState.DISPATCHING: frozenset(
             {StepState.RUNNING, StepState.COMPLETED, StepState.FAILED, StepState.CANCELLED, StepState.PENDING}
         ),
@@ -146,9 +149,13 @@ class WorkflowRecord:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """A step as the database holds it. The order of the fields is the order of the columns in every query.
+    """A step as the database holds it, or one item of a step that has a task for each.
+
+    An item is a row like a step's, with a state, tasks, retries and a result of its own. The order of the fields is the
+    order of the columns in every query.
 
     Attributes:
+        step_id: Name of the step in its workflow; of an item `name[index]`.
         position: Place in the definition, from 0.
         definition: The serialized WorkflowStepDefinition.
         attempt: Number of the last task made for it; 0 before the first.
@@ -162,6 +169,10 @@ class StepRecord:
         approval: Whether people decide on its beginning; ASKED while the workflow is paused for it.
         timeout_seconds: How long its task may take from its making, waiting included.
         overdue: Whether its task took longer and is being cancelled.
+        for_each: The serialized ForEach of a step with items, which has no task itself.
+        parent: Of an item, the name of its step.
+        item: Of an item, the serialized Value.
+        item_index: Of an item, its place in the list.
     """
 
     id: UUID
@@ -190,6 +201,10 @@ class StepRecord:
     approval: Approval = Approval.NOT_NEEDED
     timeout_seconds: float | None = None
     overdue: bool = False
+    for_each: bytes | None = None
+    parent: str | None = None
+    item: bytes | None = None
+    item_index: int | None = None
 
 
 def may(current: Status, following: Status) -> bool:
@@ -205,6 +220,11 @@ def step_may(current: StepState, following: StepState) -> bool:
 def task_id_of(workflow_id: UUID, step_id: str, attempt: int) -> UUID:
     """Identifier of the task of a step's attempt: whoever makes it, and however often, makes the same."""
     return uuid5(workflow_id, f"{step_id}/{attempt}")
+
+
+def item_name(step_id: str, index: int) -> str:
+    """Name of an item's row: no step can have it, because a step's name has no brackets."""
+    return f"{step_id}[{index}]"
 
 
 def step_row_id(workflow_id: UUID, step_id: str) -> UUID:

@@ -19,6 +19,7 @@ from services.workflows.domain import (
     DONE,
     ENDED,
     MAX_ERRORS,
+    MAX_STEPS,
     Approval,
     OnFailure,
     Outcome,
@@ -27,11 +28,14 @@ from services.workflows.domain import (
     StepState,
     WorkflowRecord,
     clip_error,
+    item_name,
     may,
     step_may,
+    step_row_id,
     task_id_of,
 )
 from services.workflows.errors import cleaned_up, illegal_transition
+from services.workflows.items import MAX_ITEMS, MAX_ITEMS_IN_ALL, ItemsError, collected, items_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,8 @@ class Decision:
 
     Attributes:
         workflow: The workflow after it; the same object where nothing changed.
-        steps: Its steps after it, in the same order; the same objects where they did not change.
+        steps: Its steps after it, in the same order; the same objects where they did not change. Items that it began
+            come after them.
         dispatch: Steps whose tasks are to be made now.
         cancel: Steps whose tasks are to be cancelled now.
     """
@@ -259,35 +264,46 @@ class _Work:
         """Begins what may begin and ends the workflow where nothing is left to do."""
         if self.workflow.status not in (Status.RUNNING, Status.PAUSED):
             return
-        failed = any(step.state is StepState.FAILED for step in self.steps)
-        if failed and self.workflow.on_failure is OnFailure.CANCEL:
-            for index, step in enumerate(self.steps):
-                if step.state in ACTIVE:
-                    self._stop(index, step)
-            self._end(Status.FAILED)
+        self._gather()
+        if self._is_stopped_by_failure():
             return
         ready = self._ready()
         if self.workflow.status is Status.RUNNING:
             ready = self._begin(ready)
+            if self._is_stopped_by_failure():
+                return
         if not ready and not any(step.state in ACTIVE for step in self.steps):
-            self._end(Status.FAILED if failed else Status.COMPLETED)
+            self._end(Status.FAILED if self._any_failed() else Status.COMPLETED)
+
+    def _any_failed(self) -> bool:
+        return any(step.state is StepState.FAILED for step in self.steps)
+
+    def _is_stopped_by_failure(self) -> bool:
+        """Whether a failed step ends the workflow at once; then it has."""
+        if self.workflow.on_failure is not OnFailure.CANCEL or not self._any_failed():
+            return False
+        for index, step in enumerate(self.steps):
+            if step.state in ACTIVE:
+                self._stop(index, step)
+        self._end(Status.FAILED)
+        return True
 
     def decision(self, before: WorkflowRecord, steps: Sequence[StepRecord]) -> Decision:
-        changed = [new is not old for new, old in zip(self.steps, steps, strict=True)]
+        fresh = self.steps[len(steps) :]
+        changed = [new is not old for new, old in zip(self.steps, steps, strict=False)] + [False] * len(fresh)
         if self.workflow is before and not any(changed):
             return Decision(before, tuple(steps), cancel=tuple(self.steps[index] for index in self._stopped))
         self.steps = [
             replace(step, updated_at=self.now) if moved else step
             for step, moved in zip(self.steps, changed, strict=True)
         ]
-        asked = (step.step_id for step in self.steps if step.approval is Approval.ASKED)
+        named = [step for step in self.steps if step.parent is None]
+        asked = (step.step_id for step in named if step.approval is Approval.ASKED)
         ended = self.workflow.status in ENDED
-        running = next(
-            (step.step_id for step in self.steps if step.state in ACTIVE), None if ended else next(asked, None)
-        )
+        running = next((step.step_id for step in named if step.state in ACTIVE), None if ended else next(asked, None))
         self.workflow = replace(
             self.workflow,
-            completed_steps=sum(step.state in DONE for step in self.steps),
+            completed_steps=sum(step.state in DONE for step in named),
             current_step=running,
             version=before.version + 1,
             updated_at=self.now,
@@ -317,9 +333,12 @@ class _Work:
                 elif step.approval in (Approval.NEEDED, Approval.ASKED):
                     self.steps[index] = replace(step, approval=Approval.ASKED)
                     gated.append(index)
+                elif step.for_each is not None:
+                    self._open(index)
                 else:
                     self._dispatch(index)
-            # What was skipped may have been the last thing that others waited for.
+            self._gather()
+            # What was skipped, or had no items, may have been the last thing that others waited for.
             ready = [index for index in self._ready() if index not in gated]
         if gated:
             self._go(Status.PAUSED)
@@ -329,10 +348,10 @@ class _Work:
         by_name = {one.step_id: one for one in self.steps}
         if any(by_name[name].state is StepState.SKIPPED for name in step.depends_on):
             return True
-        if step.condition is None or step.attempt:
+        if step.condition is None or step.attempt or self._has_items(step):
             return False
         source = workflow_pb2.StepCondition.FromString(step.condition).from_step
-        return not holds(step.condition, by_name[source].result)
+        return not holds(step.condition, by_name[source])
 
     def _overdue(self, index: int, step: StepRecord) -> None:
         if step.state in ACTIVE:
@@ -370,11 +389,91 @@ class _Work:
 
     def _ready(self) -> list[int]:
         done = {step.step_id for step in self.steps if step.state in DONE}
-        return [
-            index
-            for index, step in enumerate(self.steps)
-            if step.state is StepState.PENDING and done.issuperset(step.depends_on)
-        ]
+        places = self._free_places()
+        ready: list[int] = []
+        for index, step in enumerate(self.steps):
+            if step.state is not StepState.PENDING:
+                continue
+            if step.parent is None:
+                if done.issuperset(step.depends_on):
+                    ready.append(index)
+            elif places.get(step.parent, 0) > 0:
+                places[step.parent] -= 1
+                ready.append(index)
+        return ready
+
+    def _free_places(self) -> dict[str, int]:
+        """How many further items may be begun of each step that has some."""
+        places = {
+            step.step_id: workflow_pb2.ForEach.FromString(step.for_each).max_parallel
+            for step in self.steps
+            if step.for_each is not None and step.state is StepState.RUNNING
+        }
+        for step in self.steps if places else ():
+            if step.parent in places and step.state in ACTIVE:
+                places[step.parent] -= 1
+        return places
+
+    def _has_items(self, step: StepRecord) -> bool:
+        return any(one.parent == step.step_id for one in self.steps)
+
+    def _open(self, index: int) -> None:
+        """Begins a step with items: gives each a row, unless it has them from before a resume."""
+        step = self.steps[index]
+        self._move(index, StepState.RUNNING, started_at=step.started_at or self.now)
+        if self._has_items(step):
+            return
+        try:
+            found = items_of(step, {one.step_id: one for one in self.steps})
+            known = sum(one.parent is not None for one in self.steps)
+            if known + len(found) > MAX_ITEMS_IN_ALL:
+                text = f"{len(found)} items are too many: with {known} before them, {MAX_ITEMS_IN_ALL} are the most"
+                raise ItemsError(text)
+        except ItemsError as error:
+            self._fail(index, str(error), retryable=False)
+            return
+        for place, item in enumerate(found):
+            self.steps.append(self._item(step, place, item))
+
+    def _item(self, step: StepRecord, place: int, item: bytes) -> StepRecord:
+        name = item_name(step.step_id, place)
+        return replace(
+            step,
+            id=step_row_id(step.workflow_id, name),
+            step_id=name,
+            # After all steps, items of one step together.
+            position=MAX_STEPS + step.position * MAX_ITEMS + place,
+            definition=b"",  # its step's
+            depends_on=[],
+            state=StepState.PENDING,
+            condition=None,
+            approval=Approval.NOT_NEEDED,
+            started_at=None,
+            created_at=self.now,
+            updated_at=self.now,
+            for_each=None,
+            parent=step.step_id,
+            item=item,
+            item_index=place,
+        )
+
+    def _gather(self) -> None:
+        """Ends steps whose items have ended; a step with a failed item goes on with the others, as a workflow does."""
+        for index, step in enumerate(self.steps):
+            if step.for_each is None or step.state is not StepState.RUNNING:
+                continue
+            items = [one for one in self.steps if one.parent == step.step_id]
+            failed = [one for one in items if one.state is StepState.FAILED]
+            waits = any(one.state is StepState.PENDING or one.state in ACTIVE for one in items)
+            if failed and (not waits or self.workflow.on_failure is OnFailure.CANCEL):
+                first = f"{failed[0].step_id}: {failed[0].error_message}"
+                text = clip_error(f"{len(failed)} of {len(items)} items failed, the first of them {first}")
+                self._move(index, StepState.FAILED, error_message=text, completed_at=self.now)
+            elif not waits and not failed:
+                items.sort(key=lambda one: one.item_index or 0)
+                self._move(
+                    index, StepState.COMPLETED, result=collected(items), error_message=None, completed_at=self.now
+                )
 
     def _dispatch(self, index: int) -> None:
         step = self.steps[index]
@@ -393,7 +492,12 @@ class _Work:
         self._fresh.append(index)
 
     def _stop(self, index: int, step: StepRecord) -> None:
-        if step.state in ACTIVE:
+        if index in self._fresh:
+            # Nobody makes a task that was asked for and stopped by the same decision.
+            self._fresh.remove(index)
+            self._move(index, StepState.CANCELLED, completed_at=self.now, task_open=False)
+            return
+        if step.state in ACTIVE and step.for_each is None:
             self._stopped.append(index)
         self._move(index, StepState.CANCELLED, completed_at=self.now)
 

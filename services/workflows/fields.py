@@ -160,15 +160,16 @@ def _plain(message: Message) -> dict[str, Any]:
 
 def plain_struct(data: bytes) -> dict[str, Any]:
     """A serialized Struct as JSON values; whole numbers are integers."""
-    found: dict[str, Any] = _whole(json_format.MessageToDict(Struct.FromString(data)))
+    found: dict[str, Any] = whole(json_format.MessageToDict(Struct.FromString(data)))
     return found
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
+    """JSON values with whole numbers as integers, as far as a double holds them exactly."""
     if isinstance(value, float) and value.is_integer() and abs(value) <= _SAFE:
         return int(value)
     if isinstance(value, dict):
-        return {name: _whole(one) for name, one in value.items()}
+        return {name: whole(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [_whole(one) for one in value]
+        return [whole(one) for one in value]
     return value

@@ -311,4 +311,5 @@ def _new_step(workflow_id: UUID, step: workflow_pb2.WorkflowStepDefinition, posi
         condition=step.when.SerializeToString() if step.HasField("when") else None,
         approval=Approval.NEEDED if step.requires_approval else Approval.NOT_NEEDED,
         timeout_seconds=step.timeout_seconds if step.HasField("timeout_seconds") else None,
+        for_each=step.for_each.SerializeToString() if step.HasField("for_each") else None,
     )

@@ -203,6 +203,66 @@ def test_what_is_wrong_with_a_definition_is_told_where_it_is(mesh: RunningMesh) 
         assert client.get(WORKFLOWS).json()["total"] == 0
 
 
+def each(name: str, needs: list[str], listed: dict[str, Any], **config: Any) -> dict[str, Any]:
+    mapped = [{"from_step": "$item", "from_field": "value", "to_field": "payload"}]
+    return {**step(name, needs, **config), "input_mappings": mapped, "for_each": listed}
+
+
+def test_a_step_has_a_task_for_each_item_of_a_list(mesh: RunningMesh) -> None:
+    with mesh.http(tenant := "workflows-items") as client:
+        steps = [
+            each("all", [], {"items": ["one", "two", "three"], "max_parallel": 2}, step_ms=100),
+            each("files", ["all"], {"from_step": "all", "from_field": "result_path"}),
+            each("none", ["files"], {"items": []}),
+        ]
+        ident = create(client, {"name": "items", "origin_instance": "e2e", "steps": steps})
+        running = until(lambda: read(client, ident)["steps"][0]["items"], "the list is known")
+        assert [one["value"] for one in running] == ["one", "two", "three"]
+        assert read(client, ident)["steps"][0]["for_each"]["max_parallel"] == 2
+        found = ended(client, ident)
+        assert found["status"] == "COMPLETED", found["errors"]
+        assert (found["total_steps"], found["completed_steps"], found["progress"]) == (3, 3, 100)
+        first, second, third = found["steps"]
+        assert [one["payload"] for one in first["result"]["items"]] == ["one", "two", "three"]
+        assert (first["task_id"], first["result"]["count"]) == (None, 3)
+        assert [one["value"] for one in second["items"]] == [one["result_path"] for one in first["result"]["items"]]
+        assert found["final_step_result"] == third["result"] == {"count": 0, "items": []}
+        assert third["items"] is None
+        assert {one["id"] for one in mesh.tasks(client)} == {
+            one["task_id"] for told in (first, second) for one in told["items"]
+        }
+        monitored = client.get(f"/api/v1/monitoring/workflows/{ident}").json()
+        assert [len(one["items"] or ()) for one in monitored["steps"]] == [3, 3, 0]
+        at = ["body", "steps", 0, "for_each"]
+        assert refused(client, each("a", [], {"items": ["x"] * 201})) == [([*at, "items"], "too_many_items")]
+        assert refused(client, each("a", [], {"items": ["x", 1]})) == [([*at, "items", 1], "type_error")]
+        assert refused(client, each("a", [], {"items": ["x"], "max_parallel": 0}))[0][0] == [*at, "max_parallel"]
+        assert refused(client, each("a", [], {})) == [([*at, "from_step"], "missing")]
+        assert len(mesh.objects(tenant)) == 6
+        assert client.post(f"{WORKFLOWS}{ident}/cleanup").json()["cleanup"]["tasks_cleaned"] == 6
+        assert mesh.objects(tenant) == set()
+
+
+def test_items_survive_a_kill_and_make_each_task_once(own_mesh: RunningMesh) -> None:
+    mesh = own_mesh
+    with mesh.http(tenant := "workflows-items-killed") as client:
+        names = [str(at) for at in range(12)]
+        steps = [each("all", [], {"items": names, "max_parallel": 3}, step_ms=150), step("end", ["all"])]
+        steps[1]["input_mappings"] = []
+        ident = create(client, {"name": "items", "origin_instance": "e2e", "steps": steps})
+        until(lambda: len(mesh.tasks(client)) >= 5, "some items have been begun")
+        before = mesh.restarts("workflows")
+        assert read(client, ident)["status"] == "RUNNING", "the kill would come after the work"
+        mesh.kill("workflows")
+        mesh.wait_restarted("workflows", before)
+        found = ended(client, ident, 150)
+        assert found["status"] == "COMPLETED", found["errors"]
+        assert [one["payload"] for one in found["steps"][0]["result"]["items"]] == names
+        with mesh.database() as connection:
+            rows = connection.execute("SELECT id FROM tasks.tasks WHERE tenant = %s", (tenant,)).fetchall()
+    assert len(rows) == 13, "an item's task was made twice, or not at all"
+
+
 def test_no_other_tenant_sees_or_moves_a_workflow(mesh: RunningMesh) -> None:
     with mesh.http("workflows-owner") as client:
         ident = client.post(WORKFLOWS, params={"start": "false"}, json=diamond("secret")).json()["id"]

@@ -19,6 +19,7 @@ from services.workflows.store import Whole
 _CREATE_WORKFLOW = (
     f"INSERT INTO workflows ({columns.WORKFLOW}) VALUES ({', '.join(['%s'] * len(columns.WORKFLOW_NAMES))})"  # noqa: S608 -- fixed names
 )
+_CREATE_STEP = f"INSERT INTO steps ({columns.STEP}) VALUES ({', '.join(['%s'] * len(columns.STEP_NAMES))})"  # noqa: S608 -- fixed names
 _COPY_STEPS = f"COPY steps ({columns.STEP}) FROM STDIN"
 
 
@@ -41,11 +42,16 @@ async def apply(conn: Connection, before: Whole, decision: Decision) -> None:
     """
     if decision.workflow is before.workflow:
         return
-    changed = [(old, new) for old, new in zip(before.steps, decision.steps, strict=True) if new is not old]
+    known = len(before.steps)
+    changed = [(old, new) for old, new in zip(before.steps, decision.steps[:known], strict=True) if new is not old]
+    items = decision.steps[known:]
     # One round trip in all. The counts are known at its end, before the commit.
     async with conn.pipeline():
         saved = await _save(conn, before.workflow, decision.workflow)
         groups = [(len(group), await _save_steps(conn, names, group)) for names, group in _grouped(changed).items()]
+        if items:
+            async with conn.cursor() as cursor:
+                await cursor.executemany(_CREATE_STEP, [columns.step_values(item) for item in items])
         if _is_news(before.workflow, decision.workflow):
             await outbox.insert(conn, [events.changed(decision.workflow)])
     assert saved.rowcount == 1, "the workflow's lock is held"
@@ -87,22 +93,23 @@ def _differing(before: object, after: object, names: Sequence[str]) -> tuple[str
 
 
 @lru_cache(maxsize=256)
-def _update_workflow(names: tuple[str, ...]) -> sql.Composed:
+def _update_workflow(names: tuple[str, ...]) -> bytes:
     sets = sql.SQL(", ").join(sql.SQL("{} = %s").format(sql.Identifier(name)) for name in names)
-    return sql.SQL("UPDATE workflows SET {} WHERE id = %s AND version = %s").format(sets)
+    return sql.SQL("UPDATE workflows SET {} WHERE id = %s AND version = %s").format(sets).as_bytes()
 
 
 @lru_cache(maxsize=256)
-def _update_steps(names: tuple[str, ...]) -> sql.Composed:
+def _update_steps(names: tuple[str, ...]) -> bytes:
     sets = sql.SQL(", ").join(sql.SQL("{0} = n.{0}").format(sql.Identifier(name)) for name in names)
     arrays = sql.SQL(", ").join(sql.SQL("%s::{}[]").format(sql.Identifier(columns.STEP_TYPES[name])) for name in names)
     fields = sql.SQL(", ").join(map(sql.Identifier, names))
     # That its task was made is noted without the workflow's lock, and changes nothing for who decides.
-    return sql.SQL(
+    query = sql.SQL(
         "UPDATE steps AS s SET {} FROM unnest({}, %s::uuid[], %s::text[], %s::integer[]) "
         "AS n ({}, known_id, known_state, known_attempt) WHERE s.id = n.known_id AND s.attempt = n.known_attempt "
         "AND (s.state = n.known_state OR (n.known_state, s.state) = ('DISPATCHING', 'RUNNING'))"
-    ).format(sets, arrays, fields)
+    )
+    return query.format(sets, arrays, fields).as_bytes()
 
 
 def _is_news(before: WorkflowRecord, after: WorkflowRecord) -> bool:

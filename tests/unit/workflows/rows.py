@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
+
+from atelier.workflows.v1 import workflow_pb2
 
 from services.workflows import graph
 from services.workflows.domain import OnFailure, Status, StepRecord, StepState, WorkflowRecord, step_row_id
@@ -72,9 +75,25 @@ def step(name: str, depends_on: Sequence[str] = (), position: int = 0, **changes
     return StepRecord(**{**values, **changes})
 
 
+def for_each(items: Sequence[Any], max_parallel: int = 2) -> bytes:
+    """The list of a step with items."""
+    wanted = workflow_pb2.ForEach(max_parallel=max_parallel)
+    wanted.items.SetInParent()
+    wanted.items.extend(items)
+    return wanted.SerializeToString()
+
+
 def rows(
-    shape: Mapping[str, Sequence[str]], *, on_failure: OnFailure = OnFailure.FINISH_RUNNING, max_retries: int = 0
+    shape: Mapping[str, Sequence[str]],
+    *,
+    on_failure: OnFailure = OnFailure.FINISH_RUNNING,
+    max_retries: int = 0,
+    lists: Mapping[str, tuple[int, int]] = MappingProxyType({}),
 ) -> tuple[WorkflowRecord, tuple[StepRecord, ...]]:
-    """A workflow of this graph that waits for its start."""
-    steps = tuple(step(name, needs, at, max_retries=max_retries) for at, (name, needs) in enumerate(shape.items()))
+    """A workflow of this graph that waits for its start; `lists` gives steps so many items, so many of them at once."""
+    each = {name: for_each([f"{name}-{at}" for at in range(count)], most) for name, (count, most) in lists.items()}
+    steps = tuple(
+        step(name, needs, at, max_retries=max_retries, for_each=each.get(name))
+        for at, (name, needs) in enumerate(shape.items())
+    )
     return workflow(len(steps), graph.topological_order(shape)[-1], on_failure=on_failure), steps

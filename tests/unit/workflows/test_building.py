@@ -1,12 +1,16 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from atelier.tasks.v1 import task_pb2
 from google.protobuf import json_format
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 
 from services.workflows.building import BuildError, task_of
 from services.workflows.domain import StepRecord, StepState
 from services.workflows.fields import plain_struct, result_of
-from tests.unit.workflows.rows import step, workflow
+from services.workflows.items import collected, value_of
+from tests.unit.workflows.rows import for_each, step, workflow
 from tests.unit.workflows.test_definition import ADJUST, GENERATE, definition
 
 BIG = 2**62 + 1
@@ -31,8 +35,12 @@ def adjust(**mapping: str) -> StepRecord:
     return step("adjust", ["generate"], 1, task_type="IMAGE_ADJUSTER", definition=message.SerializeToString())
 
 
+def struct(**values: object) -> Struct:
+    return json_format.ParseDict(values, Struct())
+
+
 def shared(**values: object) -> bytes:
-    return json_format.ParseDict(values, Struct()).SerializeToString()
+    return struct(**values).SerializeToString()
 
 
 def test_a_result_becomes_the_next_steps_input() -> None:
@@ -75,6 +83,55 @@ def test_a_step_wins_over_the_shared_config_and_a_mapping_over_both() -> None:
 
 def test_a_seed_beyond_what_json_holds_survives_the_way() -> None:
     assert plain_struct(generated(seed=BIG).result or b"")["seed"] == str(BIG)
+
+
+def item_of(items: list[Any], place: int, **mapping: str) -> tuple[StepRecord, StepRecord]:
+    """A step with items, and one of them."""
+    message = definition({**GENERATE, "for_each": {"items": items}}).steps[0]
+    message.input_mappings.add(from_step="$item", **mapping)
+    above = step("generate", task_type="GENERATION", definition=message.SerializeToString(), for_each=for_each(items))
+    value = json_format.ParseDict(items[place], Value()).SerializeToString()
+    return above, step(f"generate[{place}]", task_type="GENERATION", parent="generate", item=value, item_index=place)
+
+
+@pytest.mark.parametrize(
+    ("items", "mapping", "wanted"),
+    [
+        (
+            ["red", "blue"],
+            {"from_field": "value", "to_field": "prompt", "transform": 'format("a {} hat")'},
+            "a blue hat",
+        ),
+        ([{"name": "red"}, {"name": "blue"}], {"from_field": "value.name", "to_field": "prompt"}, "blue"),
+        ([{"name": "red"}, {}], {"from_field": "value.name", "to_field": "prompt"}, "a red dress"),
+        ([3, 4], {"from_field": "index", "to_field": "seed"}, 1),
+        ([3, 4], {"from_field": "value", "to_field": "seed"}, 4),
+    ],
+)
+def test_an_item_becomes_the_input_of_its_task(items: list[Any], mapping: dict[str, str], wanted: object) -> None:
+    above, item = item_of(items, 1, **mapping)
+    task = task_of(workflow(), item, (above, item))
+    assert getattr(task.generation, mapping["to_field"]) == wanted
+    assert task.generation.width == 64, "what its step says holds for each item"
+
+
+def collecting(*paths: str | None) -> StepRecord:
+    done = [step(f"generate[{at}]", parent="generate", item=b"", item_index=at) for at in range(len(paths))]
+    results = [Struct() if path is None else struct(result_image_path=path) for path in paths]
+    items = [replace(one, result=result.SerializeToString()) for one, result in zip(done, results, strict=True)]
+    return step("generate", task_type="GENERATION", for_each=for_each([]), result=collected(items))
+
+
+def test_the_results_of_items_are_read_as_one_list() -> None:
+    before, after = collecting("a.png", "b.png", "c.png"), adjust(transform="index(-2)")
+    assert task_of(workflow(), after, (before, after)).image_adjuster.input_image == "b.png"
+    assert value_of(before, "count") == 3
+
+
+def test_an_item_without_the_field_fails_the_step_that_reads_it() -> None:
+    before, after = collecting("a.png", None), adjust(transform="first")
+    with pytest.raises(BuildError, match="item 1 has none"):
+        task_of(workflow(), after, (before, after))
 
 
 def test_subtasks_tell_the_webhook_only_where_they_shall() -> None:

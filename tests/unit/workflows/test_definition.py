@@ -157,3 +157,84 @@ def test_a_condition_that_cannot_be_judged_is_refused(when: dict[str, Any], memb
 def test_a_condition_on_an_ancestor_holds() -> None:
     when = {"from_step": "a", "from_field": "steps", "operator": "greater", "value": 3}
     check(definition(noop("a"), noop("b", "a"), {**noop("c", "b"), "when": when}), SERVED)
+
+
+ITEM = {"from_step": "$item", "from_field": "value", "to_field": "payload"}
+
+
+def each(name: str, *needs: str, mapping: dict[str, str] = ITEM, **listed: Any) -> dict[str, Any]:
+    return {**noop(name, *needs), "for_each": listed, "input_mappings": [mapping]}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [each("a", items=["x", "y"])],
+        [each("a", items=[])],
+        [each("a", items=[{"text": "x"}, {"text": "y", "more": 1}], mapping={**ITEM, "from_field": "value.text"})],
+        [each("a", items=[1, 2.5], mapping={**ITEM, "transform": 'format("{}")'})],
+        [each("a", items=["x"], mapping={**ITEM, "from_field": "index", "to_field": "steps"})],
+        [noop("a"), each("b", "a", from_step="a", from_field="result_path", transform="to_list")],
+        [each("a", items=["x"]), each("b", "a", from_step="a", from_field="result_path")],
+        [
+            each("a", items=["x"]),
+            each("b", "a", from_step="a", from_field="items", mapping={**ITEM, "from_field": "value.payload"}),
+        ],
+        [each("a", items=["x"]), {**noop("b", "a"), "when": {"from_step": "a", "from_field": "count"}}],
+        [
+            each("a", items=["x"]),
+            {
+                **noop("b", "a"),
+                "input_mappings": [{**ITEM, "from_step": "a", "from_field": "payload", "transform": "first"}],
+            },
+        ],
+    ],
+)
+def test_a_list_of_items_may_be_given_or_read_and_its_results_read_as_lists(steps: list[dict[str, Any]]) -> None:
+    check(definition(*steps), SERVED)
+
+
+AT = "workflow.steps[0].for_each"
+MAPPING = "workflow.steps[0].input_mappings[0]"
+
+
+@pytest.mark.parametrize(
+    ("steps", "path", "text"),
+    [
+        ([each("a", items=["x"] * 201)], f"{AT}.items", "at most 200 items, not 201"),
+        ([each(f"s{at}", items=["x"] * 200) for at in range(6)], "workflow.steps", "1200 items in all"),
+        ([each("a", items=["x", 1])], f"{AT}.items[1]", "a integer, and a string in an item before"),
+        ([each("a", items=["x", None])], f"{AT}.items[1]", "a text, a number"),
+        ([each("a", items=[["x"]])], f"{AT}.items[0]", "a text, a number"),
+        ([each("a", items=["x" * 9000])], f"{AT}.items[0]", "8192 bytes"),
+        ([each("a", items=["x"], from_step="a")], f"{AT}.from_step", "given in items already"),
+        ([each("a")], f"{AT}.from_step", "Field required"),
+        ([each("a", from_step="b")], f"{AT}.from_field", "Field required"),
+        ([each("a", from_step="b", from_field="result_path")], f"{AT}.from_step", "no step 'b'"),
+        ([each("a", from_step="b", from_field="result_path"), noop("b")], f"{AT}.from_step", "does not depend on 'b'"),
+        ([each("a", "b", from_step="b", from_field="x"), noop("b")], f"{AT}.from_field", "yields no 'x'"),
+        ([each("a", "b", from_step="b", from_field="payload"), noop("b")], f"{AT}.from_field", "gives a string"),
+        (
+            [each("a", "b", from_step="b", from_field="payload", transform="last"), noop("b")],
+            f"{AT}.transform",
+            "unknown transform",
+        ),
+        ([{**noop("a"), "input_mappings": [ITEM]}], f"{MAPPING}.from_step", "Only a step with for_each"),
+        ([each("a", items=["x"], mapping={**ITEM, "from_field": "name"})], f"{MAPPING}.from_field", "has no 'name'"),
+        ([each("a", items=[{"n": 1}])], f"{MAPPING}.to_field", "takes a string, value gives a object"),
+        ([each("a", items=[7])], f"{MAPPING}.to_field", "takes a string, value gives a integer"),
+        (
+            [
+                {**noop("a", "b"), "input_mappings": [{**ITEM, "from_step": "b", "from_field": "payload"}]},
+                each("b", items=["x"]),
+            ],
+            f"{MAPPING}.to_field",
+            "gives a list of string",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_list_of_items_is_told_where_it_is(
+    steps: list[dict[str, Any]], path: str, text: str
+) -> None:
+    found = faults(*steps)
+    assert text in found[path], found

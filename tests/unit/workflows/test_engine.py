@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshkit.errors import Kind, MeshError
+from services.workflows import graph
 from services.workflows.domain import (
     ACTIVE,
+    STEP_TRANSITIONS,
     Approval,
     OnFailure,
     Outcome,
@@ -23,6 +25,7 @@ from services.workflows.domain import (
     StepRecord,
     StepState,
     WorkflowRecord,
+    item_name,
     may,
     step_may,
     task_id_of,
@@ -57,6 +60,7 @@ class World:
     ended: dict[UUID, Ended] = field(default_factory=dict)
     news: deque[Event] = field(default_factory=deque)
     allowed: Counter[str] = field(default_factory=Counter)  # tasks that a step may have before it fails for good
+    most: dict[str, int] = field(default_factory=dict)  # items of a step at once
 
     def __post_init__(self) -> None:
         self.allowed.update({one.step_id: one.max_retries + 1 for one in self.steps})
@@ -72,25 +76,34 @@ class World:
         self.workflow, self.steps = decision.workflow, decision.steps
 
     def check(self, before: tuple[StepRecord, ...], decision: Decision) -> None:
-        done = {one.step_id for one in decision.steps if one.state is StepState.COMPLETED}
-        for old, new in zip(before, decision.steps, strict=True):
-            # A retry passes through PENDING within one decision.
+        named = [one for one in decision.steps if one.parent is None]
+        done = {one.step_id for one in named if one.state is StepState.COMPLETED}
+        needs = {one.step_id: one.depends_on for one in named}
+        ends = STEP_TRANSITIONS[StepState.RUNNING]
+        for old, new in zip(before, decision.steps, strict=False):
+            # A retry passes through PENDING within one decision, a step with items through RUNNING.
+            idle = {StepState.PENDING, StepState.FAILED, StepState.CANCELLED}
             assert (
                 old.state is new.state
                 or step_may(old.state, new.state)
                 or (
                     old.state in {*ACTIVE, StepState.FAILED, StepState.CANCELLED} and new.state is StepState.DISPATCHING
                 )
+                or (new.for_each is not None and old.state in idle and new.state in {StepState.RUNNING, *ends})
             )
-            if new.state in ACTIVE:
-                assert done.issuperset(new.depends_on), "begun before what it depends on"
             if old.state is StepState.COMPLETED:
                 assert new == old, "a completed step was touched"
+        for new in decision.steps:
+            if new.state in ACTIVE:
+                assert done.issuperset(needs[new.parent or new.step_id]), "begun before what it depends on"
+        for parent, most in self.most.items():
+            assert sum(one.state in ACTIVE for one in decision.steps if one.parent == parent) <= most
         after = decision.workflow
         assert after.completed_steps == len(done)
-        assert after.progress == 100 * len(done) / len(decision.steps)
-        assert after.current_step == next((one.step_id for one in decision.steps if one.state in ACTIVE), None)
+        assert after.progress == 100 * len(done) / len(named)
+        assert after.current_step == next((one.step_id for one in named if one.state in ACTIVE), None)
         assert (after.completed_at is None) == (after.status not in (Status.COMPLETED, Status.FAILED, Status.CANCELLED))
+        self.allowed.update({one.step_id: one.max_retries + 1 for one in decision.steps[len(before) :]})
 
     def make(self, one: StepRecord) -> None:
         """What a dispatcher does: it may do so any number of times."""
@@ -107,7 +120,10 @@ class World:
         fails = self.failures.get(name, 0) > 0
         if fails:
             self.failures[name] -= 1
-        self.ended[task_id] = Ended(name, task_id, 3, Outcome.FAILED if fails else Outcome.COMPLETED, b"result")
+        result = Struct()
+        result.update({"result_path": name})
+        outcome = Outcome.FAILED if fails else Outcome.COMPLETED
+        self.ended[task_id] = Ended(name, task_id, 3, outcome, result.SerializeToString())
         self.news.append(self.ended[task_id])
 
 
@@ -139,18 +155,35 @@ def hear(world: World, chance: Random) -> None:
         world.tell(event)
 
 
-def reference(shape: dict[str, list[str]], failures: dict[str, int], allowed: Counter[str]) -> dict[str, StepState]:
-    """Where steps end when nothing but tasks' failures interferes."""
+Lists = dict[str, tuple[int, int]]
+
+
+def reference(
+    shape: dict[str, list[str]], lists: Lists, failures: dict[str, int], allowed: Counter[str]
+) -> dict[str, StepState]:
+    """Where steps and items end when nothing but tasks' failures interferes."""
     found: dict[str, StepState] = {}
-    while len(found) < len(shape):
-        for name, needs in shape.items():
-            if name not in found and all(one in found for one in needs):
-                if any(found[one] is not StepState.COMPLETED for one in needs):
-                    found[name] = StepState.PENDING
-                else:
-                    fails = failures.get(name, 0) >= allowed[name]
-                    found[name] = StepState.FAILED if fails else StepState.COMPLETED
+
+    def task_ends(name: str) -> StepState:
+        return StepState.FAILED if failures.get(name, 0) >= allowed[name] else StepState.COMPLETED
+
+    for name in graph.topological_order(shape):
+        if any(found[one] is not StepState.COMPLETED for one in shape[name]):
+            found[name] = StepState.PENDING
+        elif name in lists:
+            items = {item_name(name, at): task_ends(item_name(name, at)) for at in range(lists[name][0])}
+            fails = StepState.FAILED in items.values()
+            found |= {**items, name: StepState.FAILED if fails else StepState.COMPLETED}
+        else:
+            found[name] = task_ends(name)
     return found
+
+
+@st.composite
+def listed(draw: st.DrawFn, shape: dict[str, list[str]]) -> Lists:
+    """Some of the steps have items, a few or none, one or several at once."""
+    chance = Random(draw(st.integers(0, 2**32)))
+    return {name: (chance.randint(0, 5), chance.randint(1, 3)) for name in shape if chance.random() < 0.3}
 
 
 @st.composite
@@ -161,32 +194,59 @@ def shapes(draw: st.DrawFn) -> dict[str, list[str]]:
     return {name: sorted(chance.sample(names[:at], min(at, chance.randint(0, 3)))) for at, name in enumerate(names)}
 
 
-@settings(max_examples=60, deadline=None)
-@given(shapes(), st.integers(0, 2**32), st.integers(0, 2))
-def test_any_interleaving_ends_as_the_reference_says(shape: dict[str, list[str]], seed: int, retries: int) -> None:
+def tasks_of(shape: dict[str, list[str]], lists: Lists) -> list[str]:
+    """Names of the steps and items that have tasks."""
+    items = [item_name(name, at) for name, (count, _) in lists.items() for at in range(count)]
+    return [*(name for name in shape if name not in lists), *items]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data(), shapes(), st.integers(0, 2**32), st.integers(0, 2))
+def test_any_interleaving_ends_as_the_reference_says(
+    data: st.DataObject, shape: dict[str, list[str]], seed: int, retries: int
+) -> None:
     chance = Random(seed)
-    failures = {name: chance.choice([0, 0, 0, 1, 2, 3]) for name in shape}
-    row, steps = rows(shape, max_retries=retries)
-    world = World(row, steps, dict(failures))
+    lists = data.draw(listed(shape))
+    failures = {name: chance.choice([0, 0, 0, 1, 2, 3]) for name in tasks_of(shape, lists)}
+    row, steps = rows(shape, max_retries=retries, lists=lists)
+    world = World(row, steps, dict(failures), most={name: most for name, (_, most) in lists.items()})
     world.tell(Start())
     while world.news or world.workflow.status in (Status.RUNNING, Status.PAUSED):
         turn(world, chance)
-    expected = reference(shape, failures, world.allowed)
+    expected = reference(shape, lists, failures, world.allowed)
     assert {one.step_id: one.state for one in world.steps} == expected
     fails = StepState.FAILED in expected.values()
     assert world.workflow.status is (Status.FAILED if fails else Status.COMPLETED)
-    for name, state in expected.items():
-        wanted = {StepState.PENDING: 0, StepState.FAILED: world.allowed[name]}.get(state, failures[name] + 1)
+    for name in failures.keys() & expected.keys():
+        wanted = {StepState.PENDING: 0, StepState.FAILED: world.allowed[name]}.get(expected[name], failures[name] + 1)
         assert world.made[name] == wanted, "a task was made twice, or not at all"
+    assert set(world.made) <= failures.keys(), "a step with items has no task of its own"
+    assert len(set(world.tasks)) == sum(world.made.values()), "two tasks of one identifier"
+    for one in world.steps:
+        if one.for_each is not None and one.state is StepState.COMPLETED:
+            assert one.result is not None
+            assert result_of(one.result) == {"count": lists[one.step_id][0], "items": results(world, one.step_id)}
 
 
-@settings(max_examples=30, deadline=None)
-@given(shapes(), st.integers(0, 2**32))
-def test_a_resumed_failure_reuses_every_completed_step(shape: dict[str, list[str]], seed: int) -> None:
+def result_of(data: bytes) -> dict[str, object]:
+    return json_format.MessageToDict(Struct.FromString(data))
+
+
+def results(world: World, name: str) -> list[dict[str, object]]:
+    items = {one.item_index: one for one in world.steps if one.parent == name}
+    return [{"result_path": items[at].step_id} for at in range(len(items))]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), shapes(), st.integers(0, 2**32))
+def test_a_resumed_failure_reuses_every_completed_step(
+    data: st.DataObject, shape: dict[str, list[str]], seed: int
+) -> None:
     chance = Random(seed)
-    failures = {name: chance.choice([0, 0, 1]) for name in shape}
-    row, steps = rows(shape)
-    world = World(row, steps, dict(failures))
+    lists = data.draw(listed(shape))
+    failures = {name: chance.choice([0, 0, 1]) for name in tasks_of(shape, lists)}
+    row, steps = rows(shape, lists=lists)
+    world = World(row, steps, dict(failures), most={name: most for name, (_, most) in lists.items()})
     world.tell(Start())
     for _ in range(len(shape) + 2):
         drain(world)
@@ -196,7 +256,7 @@ def test_a_resumed_failure_reuses_every_completed_step(shape: dict[str, list[str
         world.tell(Resume())
     assert world.workflow.status is Status.COMPLETED
     assert world.workflow.error_message is None
-    assert world.made == {name: failures[name] + 1 for name in shape}
+    assert world.made == {name: count + 1 for name, count in failures.items()}
 
 
 def drain(world: World) -> None:
@@ -474,4 +534,140 @@ def test_a_task_that_takes_too_long_is_cancelled_and_tried_again() -> None:
     second = task(world, "a")
     decided(world, Overdue("a", second))
     decided(world, Ended("a", second, 2, Outcome.COMPLETED, b"made it after all"))
+    assert world.workflow.status is Status.COMPLETED
+
+
+def with_items(count: int, most: int = 2, **more: OnFailure) -> World:
+    """A step with items, begun, and one that needs it."""
+    row, steps = rows({"all": [], "end": ["all"]}, lists={"all": (count, most)}, **more)  # type: ignore[arg-type]
+    world = World(row, steps, {}, most={"all": most})
+    world.tell(Start())
+    return world
+
+
+def fail(world: World, name: str) -> Decision:
+    return decided(world, Ended(name, task(world, name), 2, Outcome.FAILED, message="no"))
+
+
+def test_items_are_begun_in_order_as_places_become_free() -> None:
+    world = with_items(4)
+    assert [one.step_id for one in world.steps if one.state is StepState.DISPATCHING] == ["all[0]", "all[1]"]
+    decision = decided(world, Ended("all[1]", task(world, "all[1]"), 2, Outcome.COMPLETED, b""))
+    assert [one.step_id for one in decision.dispatch] == ["all[2]"]
+    assert world.workflow.current_step == "all"
+    assert (world.workflow.total_steps, world.workflow.completed_steps) == (2, 0)
+
+
+def test_identifiers_of_items_tasks_follow_from_step_item_and_attempt() -> None:
+    world = with_items(2)
+    assert task(world, "all[1]") == task_id_of(ID, "all[1]", 1)
+    assert len({one.task_id for one in world.steps if one.parent} | {task_id_of(ID, "all", 1)}) == 3
+
+
+def test_a_failed_item_lets_the_others_be_executed_and_then_fails_its_step() -> None:
+    world = with_items(3, most=1)
+    fail(world, "all[0]")
+    assert states(world) == {
+        "all": "RUNNING", "end": "PENDING", "all[0]": "FAILED", "all[1]": "DISPATCHING", "all[2]": "PENDING",
+    }  # fmt: skip
+    drain(world)
+    assert states(world)["all"] == "FAILED"
+    assert world.workflow.status is Status.FAILED
+    assert world.workflow.error_message == "all[0]: no"
+
+
+def test_a_failed_item_stops_the_others_where_failures_cancel() -> None:
+    world = with_items(4, on_failure=OnFailure.CANCEL)
+    decision = fail(world, "all[0]")
+    assert [one.step_id for one in decision.cancel] == ["all[1]"]
+    assert not decision.dispatch
+    assert states(world) == {
+        "all": "FAILED", "end": "PENDING", "all[0]": "FAILED", "all[1]": "CANCELLED", "all[2]": "PENDING",
+        "all[3]": "PENDING",
+    }  # fmt: skip
+    decided(world, Ended("all[1]", task(world, "all[1]"), 3, Outcome.CANCELLED))
+    decision = decided(world, Resume())
+    assert [(one.step_id, one.attempt) for one in decision.dispatch] == [("all[0]", 2), ("all[1]", 2)]
+    drain(world)
+    assert world.workflow.status is Status.COMPLETED
+
+
+def test_a_pause_begins_no_further_item_and_a_resume_goes_on() -> None:
+    world = with_items(3, most=1)
+    world.tell(Pause())
+    drain(world)
+    assert states(world) == {
+        "all": "RUNNING", "end": "PENDING", "all[0]": "COMPLETED", "all[1]": "PENDING", "all[2]": "PENDING",
+    }  # fmt: skip
+    assert world.workflow.status.value == "PAUSED"
+    world.tell(Resume())
+    drain(world)
+    assert world.workflow.status is Status.COMPLETED
+    assert world.made["all[0]"] == 1
+
+
+def test_a_cancel_stops_items_and_those_that_wait() -> None:
+    world = with_items(3, most=2)
+    decision = decided(world, Cancel())
+    assert [one.step_id for one in decision.cancel] == ["all[0]", "all[1]"]
+    assert set(states(world).values()) == {"CANCELLED"}
+
+
+def read_from(value: str | list[str], **more: object) -> World:
+    """A step whose items are read from another one's result."""
+    row, steps = rows({"a": [], "all": ["a"]}, **more)  # type: ignore[arg-type]
+    wanted = workflow_pb2.ForEach(from_step="a", from_field="payload", transform="to_list", max_parallel=1)
+    if isinstance(value, list):
+        wanted.ClearField("transform")
+    world = World(row, (steps[0], replace(steps[1], for_each=wanted.SerializeToString())), {})
+    decided(world, Start())
+    result = Struct()
+    result.update({"payload": value})
+    decided(world, Ended("a", task(world, "a"), 2, Outcome.COMPLETED, result.SerializeToString()))
+    return world
+
+
+def test_items_are_read_from_a_result() -> None:
+    world = read_from("one")
+    assert states(world) == {"a": "COMPLETED", "all": "RUNNING", "all[0]": "DISPATCHING"}
+
+
+@pytest.mark.parametrize("policy", OnFailure)
+def test_a_list_that_is_too_long_fails_its_step_with_a_clear_error(policy: OnFailure) -> None:
+    world = read_from(["x"] * 201, on_failure=policy)
+    assert states(world) == {"a": "COMPLETED", "all": "FAILED"}
+    assert world.workflow.error_message == "all: a.payload has 201 items; 200 are the most"
+    assert world.workflow.status is Status.FAILED
+
+
+def test_a_workflow_has_a_thousand_items_at_most() -> None:
+    names = [f"s{at}" for at in range(6)]
+    row, steps = rows({name: [] for name in names}, lists=dict.fromkeys(names, (200, 1)))
+    world = World(row, steps, {})
+    world.tell(Start())
+    assert sum(one.parent is not None for one in world.steps) == 1000
+    assert states(world)["s5"] == "FAILED"
+    assert "1000 are the most" in (world.steps[5].error_message or "")
+
+
+def test_what_a_failure_stops_in_the_decision_that_begins_it_is_never_asked_for() -> None:
+    row, steps = rows({"a": [], "b": ["a"], "all": ["a"]}, on_failure=OnFailure.CANCEL)
+    wanted = workflow_pb2.ForEach(from_step="a", from_field="payload", max_parallel=1)
+    world = World(row, (*steps[:2], replace(steps[2], for_each=wanted.SerializeToString())), {})
+    decided(world, Start())
+    result = Struct()
+    result.update({"payload": ["x"] * 201})
+    decision = decided(world, Ended("a", task(world, "a"), 2, Outcome.COMPLETED, result.SerializeToString()))
+    assert (decision.dispatch, decision.cancel) == ((), ())
+    assert states(world) == {"a": "COMPLETED", "b": "CANCELLED", "all": "FAILED"}
+    assert not any(one.task_open for one in world.steps)
+
+
+def test_a_skipped_step_has_no_items() -> None:
+    row, steps = rows({"a": [], "all": ["a"]}, lists={"all": (2, 2)})
+    condition = workflow_pb2.StepCondition(from_step="a", from_field="payload", operator="exists")
+    world = World(row, (steps[0], replace(steps[1], condition=condition.SerializeToString())), {})
+    decided(world, Start())
+    decided(world, Ended("a", task(world, "a"), 2, Outcome.COMPLETED, b""))
+    assert states(world) == {"a": "COMPLETED", "all": "SKIPPED"}
     assert world.workflow.status is Status.COMPLETED

@@ -429,6 +429,8 @@ class WorkflowStepMonitor(_message.Message):
     RETRY_COUNT_FIELD_NUMBER: _builtins.int
     MAX_RETRIES_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    FOR_EACH_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifier of the step's row."""
     step_id: _builtins.str
@@ -469,7 +471,15 @@ class WorkflowStepMonitor(_message.Message):
 
     @_builtins.property
     def result(self) -> _struct_pb2.Struct:
-        """Result fields of its task."""
+        """Result fields of its task; with `for_each` how many items there were as `count`, and their results as `items`."""
+
+    @_builtins.property
+    def for_each(self) -> _workflow_pb2.ForEach:
+        """The list of whose items each gets a task of its own."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[_workflow_pb2.WorkflowStepItem]:
+        """Those items, once the list is known."""
 
     def __init__(
         self,
@@ -489,10 +499,12 @@ class WorkflowStepMonitor(_message.Message):
         retry_count: _builtins.int = ...,
         max_retries: _builtins.int = ...,
         result: _struct_pb2.Struct | None = ...,
+        for_each: _workflow_pb2.ForEach | None = ...,
+        items: _abc.Iterable[_workflow_pb2.WorkflowStepItem] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_duration_ms", b"_duration_ms", "_error_message", b"_error_message", "_result", b"_result", "_started_at", b"_started_at", "_task_id", b"_task_id", "completed_at", b"completed_at", "config", b"config", "duration_ms", b"duration_ms", "error_message", b"error_message", "result", b"result", "started_at", b"started_at", "task_id", b"task_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_duration_ms", b"_duration_ms", "_error_message", b"_error_message", "_for_each", b"_for_each", "_result", b"_result", "_started_at", b"_started_at", "_task_id", b"_task_id", "completed_at", b"completed_at", "config", b"config", "duration_ms", b"duration_ms", "error_message", b"error_message", "for_each", b"for_each", "result", b"result", "started_at", b"started_at", "task_id", b"task_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_duration_ms", b"_duration_ms", "_error_message", b"_error_message", "_result", b"_result", "_started_at", b"_started_at", "_task_id", b"_task_id", "completed_at", b"completed_at", "config", b"config", "dependencies", b"dependencies", "duration_ms", b"duration_ms", "error_message", b"error_message", "id", b"id", "input_mappings", b"input_mappings", "max_retries", b"max_retries", "result", b"result", "retry_count", b"retry_count", "started_at", b"started_at", "status", b"status", "step_id", b"step_id", "task_id", b"task_id", "task_type", b"task_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_duration_ms", b"_duration_ms", "_error_message", b"_error_message", "_for_each", b"_for_each", "_result", b"_result", "_started_at", b"_started_at", "_task_id", b"_task_id", "completed_at", b"completed_at", "config", b"config", "dependencies", b"dependencies", "duration_ms", b"duration_ms", "error_message", b"error_message", "for_each", b"for_each", "id", b"id", "input_mappings", b"input_mappings", "items", b"items", "max_retries", b"max_retries", "result", b"result", "retry_count", b"retry_count", "started_at", b"started_at", "status", b"status", "step_id", b"step_id", "task_id", b"task_id", "task_type", b"task_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
     _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
@@ -500,6 +512,8 @@ class WorkflowStepMonitor(_message.Message):
     _WhichOneofArgType__duration_ms: _TypeAlias = _typing.Literal["_duration_ms", b"_duration_ms"]  # noqa: Y015
     _WhichOneofReturnType__error_message: _TypeAlias = _typing.Literal["error_message"]  # noqa: Y015
     _WhichOneofArgType__error_message: _TypeAlias = _typing.Literal["_error_message", b"_error_message"]  # noqa: Y015
+    _WhichOneofReturnType__for_each: _TypeAlias = _typing.Literal["for_each"]  # noqa: Y015
+    _WhichOneofArgType__for_each: _TypeAlias = _typing.Literal["_for_each", b"_for_each"]  # noqa: Y015
     _WhichOneofReturnType__result: _TypeAlias = _typing.Literal["result"]  # noqa: Y015
     _WhichOneofArgType__result: _TypeAlias = _typing.Literal["_result", b"_result"]  # noqa: Y015
     _WhichOneofReturnType__started_at: _TypeAlias = _typing.Literal["started_at"]  # noqa: Y015
@@ -512,6 +526,8 @@ class WorkflowStepMonitor(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__duration_ms) -> _WhichOneofReturnType__duration_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__error_message) -> _WhichOneofReturnType__error_message | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__for_each) -> _WhichOneofReturnType__for_each | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__result) -> _WhichOneofReturnType__result | None: ...
     @_typing.overload

@@ -206,6 +206,65 @@ class StepCondition(_message.Message):
 Global___StepCondition: _TypeAlias = StepCondition  # noqa: Y015
 
 @_typing.final
+class ForEach(_message.Message):
+    """Has a step's task made once for each item of a list. The list is either given in `items`, or read from a result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_STEP_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_FIELD_NUMBER: _builtins.int
+    TRANSFORM_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    MAX_PARALLEL_FIELD_NUMBER: _builtins.int
+    from_step: _builtins.str
+    """Step whose result holds the list; one that this one depends on, directly or through others."""
+    from_field: _builtins.str
+    """Field of that result."""
+    transform: _builtins.str
+    """What is done to that value first, as in a mapping; it must give a list."""
+    max_parallel: _builtins.int
+    """Tasks of this step that exist at once."""
+    @_builtins.property
+    def items(self) -> _struct_pb2.ListValue:
+        """The list itself: texts, numbers, booleans or objects, all of one kind, 200 at most."""
+
+    def __init__(
+        self,
+        *,
+        from_step: _builtins.str | None = ...,
+        from_field: _builtins.str | None = ...,
+        transform: _builtins.str | None = ...,
+        items: _struct_pb2.ListValue | None = ...,
+        max_parallel: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_from_field", b"_from_field", "_from_step", b"_from_step", "_items", b"_items", "_max_parallel", b"_max_parallel", "_transform", b"_transform", "from_field", b"from_field", "from_step", b"from_step", "items", b"items", "max_parallel", b"max_parallel", "transform", b"transform"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_field", b"_from_field", "_from_step", b"_from_step", "_items", b"_items", "_max_parallel", b"_max_parallel", "_transform", b"_transform", "from_field", b"from_field", "from_step", b"from_step", "items", b"items", "max_parallel", b"max_parallel", "transform", b"transform"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__from_field: _TypeAlias = _typing.Literal["from_field"]  # noqa: Y015
+    _WhichOneofArgType__from_field: _TypeAlias = _typing.Literal["_from_field", b"_from_field"]  # noqa: Y015
+    _WhichOneofReturnType__from_step: _TypeAlias = _typing.Literal["from_step"]  # noqa: Y015
+    _WhichOneofArgType__from_step: _TypeAlias = _typing.Literal["_from_step", b"_from_step"]  # noqa: Y015
+    _WhichOneofReturnType__items: _TypeAlias = _typing.Literal["items"]  # noqa: Y015
+    _WhichOneofArgType__items: _TypeAlias = _typing.Literal["_items", b"_items"]  # noqa: Y015
+    _WhichOneofReturnType__max_parallel: _TypeAlias = _typing.Literal["max_parallel"]  # noqa: Y015
+    _WhichOneofArgType__max_parallel: _TypeAlias = _typing.Literal["_max_parallel", b"_max_parallel"]  # noqa: Y015
+    _WhichOneofReturnType__transform: _TypeAlias = _typing.Literal["transform"]  # noqa: Y015
+    _WhichOneofArgType__transform: _TypeAlias = _typing.Literal["_transform", b"_transform"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_field) -> _WhichOneofReturnType__from_field | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_step) -> _WhichOneofReturnType__from_step | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__items) -> _WhichOneofReturnType__items | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parallel) -> _WhichOneofReturnType__max_parallel | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__transform) -> _WhichOneofReturnType__transform | None: ...
+
+Global___ForEach: _TypeAlias = ForEach  # noqa: Y015
+
+@_typing.final
 class WorkflowStepDefinition(_message.Message):
     """One step as its author describes it."""
 
@@ -225,6 +284,7 @@ class WorkflowStepDefinition(_message.Message):
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     WHEN_FIELD_NUMBER: _builtins.int
     REQUIRES_APPROVAL_FIELD_NUMBER: _builtins.int
+    FOR_EACH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Name of the step, unique in its workflow."""
     task_type: _enums_pb2.TaskType.ValueType
@@ -269,6 +329,10 @@ class WorkflowStepDefinition(_message.Message):
     def when(self) -> Global___StepCondition:
         """What must hold for it to be begun; else it is skipped, and so is every step that depends on it."""
 
+    @_builtins.property
+    def for_each(self) -> Global___ForEach:
+        """The list of whose items each gets a task of its own; its mappings read the item as the step `$item`."""
+
     def __init__(
         self,
         *,
@@ -286,15 +350,18 @@ class WorkflowStepDefinition(_message.Message):
         timeout_seconds: _builtins.float | None = ...,
         when: Global___StepCondition | None = ...,
         requires_approval: _builtins.bool | None = ...,
+        for_each: Global___ForEach | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_id", b"_id", "_max_retries", b"_max_retries", "_provider_config", b"_provider_config", "_requires_approval", b"_requires_approval", "_task_type", b"_task_type", "_timeout_seconds", b"_timeout_seconds", "_when", b"_when", "config", b"config", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "id", b"id", "max_retries", b"max_retries", "provider_config", b"provider_config", "requires_approval", b"requires_approval", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "when", b"when"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_for_each", b"_for_each", "_id", b"_id", "_max_retries", b"_max_retries", "_provider_config", b"_provider_config", "_requires_approval", b"_requires_approval", "_task_type", b"_task_type", "_timeout_seconds", b"_timeout_seconds", "_when", b"_when", "config", b"config", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "for_each", b"for_each", "id", b"id", "max_retries", b"max_retries", "provider_config", b"provider_config", "requires_approval", b"requires_approval", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "when", b"when"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_id", b"_id", "_max_retries", b"_max_retries", "_provider_config", b"_provider_config", "_requires_approval", b"_requires_approval", "_task_type", b"_task_type", "_timeout_seconds", b"_timeout_seconds", "_when", b"_when", "active_provider_capabilities", b"active_provider_capabilities", "config", b"config", "depends_on", b"depends_on", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "id", b"id", "input_mappings", b"input_mappings", "max_retries", b"max_retries", "provider_config", b"provider_config", "requires_approval", b"requires_approval", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_for_each", b"_for_each", "_id", b"_id", "_max_retries", b"_max_retries", "_provider_config", b"_provider_config", "_requires_approval", b"_requires_approval", "_task_type", b"_task_type", "_timeout_seconds", b"_timeout_seconds", "_when", b"_when", "active_provider_capabilities", b"active_provider_capabilities", "config", b"config", "depends_on", b"depends_on", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "for_each", b"for_each", "id", b"id", "input_mappings", b"input_mappings", "max_retries", b"max_retries", "provider_config", b"provider_config", "requires_approval", b"requires_approval", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fallback_provider_config: _TypeAlias = _typing.Literal["fallback_provider_config"]  # noqa: Y015
     _WhichOneofArgType__fallback_provider_config: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config"]  # noqa: Y015
     _WhichOneofReturnType__fallback_provider_type: _TypeAlias = _typing.Literal["fallback_provider_type"]  # noqa: Y015
     _WhichOneofArgType__fallback_provider_type: _TypeAlias = _typing.Literal["_fallback_provider_type", b"_fallback_provider_type"]  # noqa: Y015
+    _WhichOneofReturnType__for_each: _TypeAlias = _typing.Literal["for_each"]  # noqa: Y015
+    _WhichOneofArgType__for_each: _TypeAlias = _typing.Literal["_for_each", b"_for_each"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
     _WhichOneofReturnType__max_retries: _TypeAlias = _typing.Literal["max_retries"]  # noqa: Y015
@@ -313,6 +380,8 @@ class WorkflowStepDefinition(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fallback_provider_config) -> _WhichOneofReturnType__fallback_provider_config | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fallback_provider_type) -> _WhichOneofReturnType__fallback_provider_type | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__for_each) -> _WhichOneofReturnType__for_each | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
     @_typing.overload
@@ -424,6 +493,87 @@ class CreateWorkflow(_message.Message):
 Global___CreateWorkflow: _TypeAlias = CreateWorkflow  # noqa: Y015
 
 @_typing.final
+class WorkflowStepItem(_message.Message):
+    """One item of a step that has a task for each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    COMPLETED_AT_FIELD_NUMBER: _builtins.int
+    RETRY_COUNT_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its place in the list, from 0."""
+    status: Global___StepStatus.ValueType
+    """Where it stands."""
+    task_id: _builtins.str
+    """Its task, once made."""
+    error_message: _builtins.str
+    """Why it failed."""
+    retry_count: _builtins.int
+    """Times it was tried again."""
+    @_builtins.property
+    def value(self) -> _struct_pb2.Value:
+        """The item."""
+
+    @_builtins.property
+    def result(self) -> _struct_pb2.Struct:
+        """Result fields of its task."""
+
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def completed_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        value: _struct_pb2.Value | None = ...,
+        status: Global___StepStatus.ValueType = ...,
+        task_id: _builtins.str | None = ...,
+        result: _struct_pb2.Struct | None = ...,
+        error_message: _builtins.str | None = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        completed_at: _timestamp_pb2.Timestamp | None = ...,
+        retry_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_error_message", b"_error_message", "_result", b"_result", "_started_at", b"_started_at", "_task_id", b"_task_id", "completed_at", b"completed_at", "error_message", b"error_message", "result", b"result", "started_at", b"started_at", "task_id", b"task_id", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_error_message", b"_error_message", "_result", b"_result", "_started_at", b"_started_at", "_task_id", b"_task_id", "completed_at", b"completed_at", "error_message", b"error_message", "index", b"index", "result", b"result", "retry_count", b"retry_count", "started_at", b"started_at", "status", b"status", "task_id", b"task_id", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
+    _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
+    _WhichOneofReturnType__error_message: _TypeAlias = _typing.Literal["error_message"]  # noqa: Y015
+    _WhichOneofArgType__error_message: _TypeAlias = _typing.Literal["_error_message", b"_error_message"]  # noqa: Y015
+    _WhichOneofReturnType__result: _TypeAlias = _typing.Literal["result"]  # noqa: Y015
+    _WhichOneofArgType__result: _TypeAlias = _typing.Literal["_result", b"_result"]  # noqa: Y015
+    _WhichOneofReturnType__started_at: _TypeAlias = _typing.Literal["started_at"]  # noqa: Y015
+    _WhichOneofArgType__started_at: _TypeAlias = _typing.Literal["_started_at", b"_started_at"]  # noqa: Y015
+    _WhichOneofReturnType__task_id: _TypeAlias = _typing.Literal["task_id"]  # noqa: Y015
+    _WhichOneofArgType__task_id: _TypeAlias = _typing.Literal["_task_id", b"_task_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completed_at) -> _WhichOneofReturnType__completed_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error_message) -> _WhichOneofReturnType__error_message | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__result) -> _WhichOneofReturnType__result | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__started_at) -> _WhichOneofReturnType__started_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__task_id) -> _WhichOneofReturnType__task_id | None: ...
+
+Global___WorkflowStepItem: _TypeAlias = WorkflowStepItem  # noqa: Y015
+
+@_typing.final
 class WorkflowStepPublic(_message.Message):
     """A step as it stands."""
 
@@ -450,6 +600,8 @@ class WorkflowStepPublic(_message.Message):
     MAX_RETRIES_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    FOR_EACH_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifier of the step's row."""
     step_id: _builtins.str
@@ -461,7 +613,7 @@ class WorkflowStepPublic(_message.Message):
     status: Global___StepStatus.ValueType
     """Where it stands."""
     task_id: _builtins.str
-    """Its task, once made."""
+    """Its task, once made; none where each item has one."""
     error_message: _builtins.str
     """Why it failed."""
     retry_count: _builtins.int
@@ -498,7 +650,7 @@ class WorkflowStepPublic(_message.Message):
 
     @_builtins.property
     def result(self) -> _struct_pb2.Struct:
-        """Result fields of its task."""
+        """Result fields of its task; with `for_each` how many items there were as `count`, and their results as `items`."""
 
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
@@ -515,6 +667,14 @@ class WorkflowStepPublic(_message.Message):
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
+
+    @_builtins.property
+    def for_each(self) -> Global___ForEach:
+        """The list of whose items each gets a task of its own."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkflowStepItem]:
+        """Those items, once the list is known."""
 
     def __init__(
         self,
@@ -540,10 +700,12 @@ class WorkflowStepPublic(_message.Message):
         max_retries: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        for_each: Global___ForEach | None = ...,
+        items: _abc.Iterable[Global___WorkflowStepItem] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_config", b"_config", "_error_message", b"_error_message", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_provider_config", b"_provider_config", "_result", b"_result", "_started_at", b"_started_at", "_task_id", b"_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "error_message", b"error_message", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "provider_config", b"provider_config", "result", b"result", "started_at", b"started_at", "task_id", b"task_id", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_config", b"_config", "_error_message", b"_error_message", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_for_each", b"_for_each", "_provider_config", b"_provider_config", "_result", b"_result", "_started_at", b"_started_at", "_task_id", b"_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "error_message", b"error_message", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "for_each", b"for_each", "provider_config", b"provider_config", "result", b"result", "started_at", b"started_at", "task_id", b"task_id", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_config", b"_config", "_error_message", b"_error_message", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_provider_config", b"_provider_config", "_result", b"_result", "_started_at", b"_started_at", "_task_id", b"_task_id", "active_provider_capabilities", b"active_provider_capabilities", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "dependencies", b"dependencies", "error_message", b"error_message", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "id", b"id", "input_mappings", b"input_mappings", "max_retries", b"max_retries", "provider_config", b"provider_config", "result", b"result", "retry_count", b"retry_count", "started_at", b"started_at", "status", b"status", "step_id", b"step_id", "task_id", b"task_id", "task_type", b"task_type", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_config", b"_config", "_error_message", b"_error_message", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_for_each", b"_for_each", "_provider_config", b"_provider_config", "_result", b"_result", "_started_at", b"_started_at", "_task_id", b"_task_id", "active_provider_capabilities", b"active_provider_capabilities", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "dependencies", b"dependencies", "error_message", b"error_message", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "for_each", b"for_each", "id", b"id", "input_mappings", b"input_mappings", "items", b"items", "max_retries", b"max_retries", "provider_config", b"provider_config", "result", b"result", "retry_count", b"retry_count", "started_at", b"started_at", "status", b"status", "step_id", b"step_id", "task_id", b"task_id", "task_type", b"task_type", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
     _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
@@ -555,6 +717,8 @@ class WorkflowStepPublic(_message.Message):
     _WhichOneofArgType__fallback_provider_config: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config"]  # noqa: Y015
     _WhichOneofReturnType__fallback_provider_type: _TypeAlias = _typing.Literal["fallback_provider_type"]  # noqa: Y015
     _WhichOneofArgType__fallback_provider_type: _TypeAlias = _typing.Literal["_fallback_provider_type", b"_fallback_provider_type"]  # noqa: Y015
+    _WhichOneofReturnType__for_each: _TypeAlias = _typing.Literal["for_each"]  # noqa: Y015
+    _WhichOneofArgType__for_each: _TypeAlias = _typing.Literal["_for_each", b"_for_each"]  # noqa: Y015
     _WhichOneofReturnType__provider_config: _TypeAlias = _typing.Literal["provider_config"]  # noqa: Y015
     _WhichOneofArgType__provider_config: _TypeAlias = _typing.Literal["_provider_config", b"_provider_config"]  # noqa: Y015
     _WhichOneofReturnType__result: _TypeAlias = _typing.Literal["result"]  # noqa: Y015
@@ -573,6 +737,8 @@ class WorkflowStepPublic(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fallback_provider_config) -> _WhichOneofReturnType__fallback_provider_config | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fallback_provider_type) -> _WhichOneofReturnType__fallback_provider_type | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__for_each) -> _WhichOneofReturnType__for_each | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__provider_config) -> _WhichOneofReturnType__provider_config | None: ...
     @_typing.overload

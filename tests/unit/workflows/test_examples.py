@@ -1,0 +1,25 @@
+"""The examples that ship hold as they stand."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from atelier.workflows.v1 import workflow_pb2
+from google.protobuf import json_format
+
+from services.workflows.definition import check
+from tests.unit.workflows.test_definition import SERVED
+
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "workflows").glob("*.yaml"))
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) == 4
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_an_example_holds(file: Path) -> None:
+    message = {"origin_instance": "tests", **yaml.safe_load(file.read_text())}
+    for step in message["steps"]:
+        step["task_type"] = f"TASK_TYPE_{step['task_type']}"  # as Protobuf's own JSON has it
+    check(json_format.ParseDict(message, workflow_pb2.CreateWorkflow()), SERVED)
