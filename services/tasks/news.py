@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from uuid import UUID
 
@@ -9,6 +10,9 @@ from meshkit.bus import Bus
 from services.tasks.convert import to_ref
 from services.tasks.domain import Ref, TaskRecord
 from services.tasks.events import CANCEL_SUBJECT, PROGRESS_SUBJECT, STEP_ENDED_SUBJECT, WAKE_SUBJECT, step_ended
+
+# Between two wakes of one queue: whoever was woken a moment ago is about to look anyway.
+WAKE_SECONDS = 0.005
 
 
 class News:
@@ -24,6 +28,9 @@ class News:
         self._origin = origin
         self._on_waiting: list[Callable[[str], None]] = []
         self._on_commit: list[Callable[[], None]] = []
+        self._on_ended: list[Callable[[UUID], None]] = []
+        # Queues that were told of just now, and whether there is more to tell.
+        self._told: dict[str, bool] = {}
 
     def on_waiting(self, listener: Callable[[str], None]) -> None:
         """Has a listener called when a task begins to wait in a queue."""
@@ -33,11 +40,18 @@ class News:
         """Has a listener called after a commit that wrote events."""
         self._on_commit.append(listener)
 
+    def on_ended(self, listener: Callable[[UUID], None]) -> None:
+        """Has a listener called with each task whose attempt has ended, after the commit."""
+        self._on_ended.append(listener)
+
     def waiting(self, queue: str) -> None:
         """A task waits in a queue."""
         for listener in self._on_waiting:
             listener(queue)
-        self._bus.notify(f"{WAKE_SUBJECT}.{queue}", self._origin)
+        if queue in self._told:
+            self._told[queue] = True
+        else:
+            self._wake_others(queue)
 
     def committed(self) -> None:
         """Events were written."""
@@ -45,8 +59,10 @@ class News:
             listener()
 
     def ended(self, records: Iterable[TaskRecord]) -> None:
-        """Tasks changed their state: workflows hear of the ends of their steps without waiting for the relay."""
+        """Attempts have ended: who follows a task here, and workflows, hear of it without waiting for the relay."""
         for record in records:
+            for listener in self._on_ended:
+                listener(record.id)
             event = step_ended(record)
             if event is not None:
                 self._bus.notify(STEP_ENDED_SUBJECT, event)
@@ -58,6 +74,15 @@ class News:
     def progress(self, task_id: UUID, event: bytes) -> None:
         """An attempt progressed."""
         self._bus.notify(f"{PROGRESS_SUBJECT}.{task_id}", event)
+
+    def _wake_others(self, queue: str) -> None:
+        self._bus.notify(f"{WAKE_SUBJECT}.{queue}", self._origin)
+        self._told[queue] = False
+        asyncio.get_running_loop().call_later(WAKE_SECONDS, self._tell_rest, queue)
+
+    def _tell_rest(self, queue: str) -> None:
+        if self._told.pop(queue):
+            self._wake_others(queue)
 
     def heard(self, queue: str, origin: bytes) -> None:
         """Another replica says that a task waits."""
