@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]  # ships no types
 from atelier.workflows.v1 import workflow_pb2
 from google.protobuf import json_format
 
