@@ -117,6 +117,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
     )
     stack.push_async_callback(desk.close)
     watchers = Watchers(store, bus)
+    news.on_ended(watchers.changed)
 
     async def on_wake(message: Message) -> None:
         news.heard(message.subject.rpartition(".")[2], message.data)

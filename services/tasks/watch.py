@@ -1,7 +1,8 @@
 """Following one task: its states from the database, told of by NATS, and its progress as it comes.
 
-No connection is held while a watcher waits. Without NATS the row is read every second; with it, now and then, because
-news may be lost.
+The end of an attempt that this process has committed is told at once; the event of it takes the way over the relay. No
+connection is held while a watcher waits. Without NATS the row is read every second; with it, now and then, because news
+may be lost.
 """
 
 from __future__ import annotations
@@ -99,6 +100,11 @@ class Watchers:
                 del self._watchers[key]
             await subscription.unsubscribe()
             await self._listen()
+
+    def changed(self, task_id: UUID) -> None:
+        """Tells that a task's row was changed by this process."""
+        for watcher in self._watchers.get(str(task_id), ()):
+            watcher.changed.set()
 
     async def _listen(self) -> None:
         """Hears of events as long as anyone follows a task, and no longer: they are many."""

@@ -59,6 +59,20 @@ async def test_watch_brings_progress_and_previews(mesh: Mesh) -> None:
         await follower.task
 
 
+@pytest.mark.parametrize("well", [True, False])
+async def test_an_end_that_this_process_committed_is_told_without_the_relay(start_mesh: StartMesh, well: bool) -> None:
+    mesh = await start_mesh(max_retries=0)  # no loop runs, so that no event is published
+    task = await mesh.create()
+    worker = await mesh.worker()
+    [lease] = await worker.lease()
+    follower = Follower(mesh, task.id)
+    await until(lambda: follower.reached(enums_pb2.TASK_STATUS_EXECUTING))
+    await (worker.complete(lease) if well else worker.fail(lease, retryable=False))
+    async with asyncio.timeout(1):  # the row is looked at every five seconds besides
+        await follower.task
+    assert follower.seen[-1].final
+
+
 async def test_each_follower_is_told_a_step_once(mesh: Mesh) -> None:
     task = await mesh.create()
     followers = [Follower(mesh, task.id) for _ in range(3)]
