@@ -428,6 +428,8 @@ class LeaseClient:
     async def _report(self, session: Session) -> None:
         while True:
             await self._progressed.wait()
+            # Before the first one too: what ends within that time needs no progress, and its end is the better news.
+            await self._sleep(_REPORT_INTERVAL_SECONDS)
             self._progressed.clear()
             batch = [self._progress.pop(key) for key in list(self._progress)[:_MAX_LEASES]]
             if self._progress:
@@ -438,7 +440,6 @@ class LeaseClient:
                     request = ReportRequest(session_id=session.id, progress=batch)
                     answer = await self._call(self._calls.Report, request, timeout=5.0)
                     await self._give_up(session, answer.give_up)
-            await self._sleep(_REPORT_INTERVAL_SECONDS)
 
     async def _call(
         self,

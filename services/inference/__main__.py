@@ -81,6 +81,7 @@ async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
         slots=settings.worker_slots,
         max_batch=settings.worker_max_batch,
         batch_wait_seconds=settings.worker_batch_wait_ms / 1000,
+        company=watch.company,
         on_room=watch.room,
         on_wait=lambda kind, seconds: measures.SLOT_WAIT_SECONDS.labels(kind).observe(seconds),
     )

@@ -47,8 +47,14 @@ class Batcher(Generic[JobT]):
     def __len__(self) -> int:
         return self._count
 
-    def add(self, job: JobT, now: float) -> None:
-        """Let a job wait."""
+    def add(self, job: JobT, now: float, *, company: bool = True) -> None:
+        """Let a job wait.
+
+        Args:
+            job: The job.
+            now: The clock's reading.
+            company: Whether others are on their way; where none is, its batch waits for nobody.
+        """
         self._count += 1
         key = job.batch_key
         if key is not None and self._max_batch > 1:
@@ -59,6 +65,8 @@ class Batcher(Generic[JobT]):
             group.jobs.append(job)
             if len(group.jobs) == self._max_batch:
                 del self._open[key]
+                group.ripe_at = now
+            elif not company:
                 group.ripe_at = now
         else:
             self._groups.append(_Group([job], now))

@@ -55,6 +55,7 @@ class Executor:
         slots: Batches that run at once.
         max_batch: Most jobs in one batch.
         batch_wait_seconds: How long a batch that is not full waits.
+        company: Tells whether more jobs are on their way here.
         on_room: Called when a slot has become free.
         on_wait: Called with a job's type and the seconds it waited for its slot.
         clock: Monotonic seconds.
@@ -67,6 +68,7 @@ class Executor:
         slots: int,
         max_batch: int = 1,
         batch_wait_seconds: float = 0.005,
+        company: Callable[[], bool] = lambda: True,
         on_room: Callable[[], None] = lambda: None,
         on_wait: Callable[[str, float], None] = lambda _type, _seconds: None,
         clock: Callable[[], float] = time.monotonic,
@@ -75,6 +77,7 @@ class Executor:
         self._slots = slots
         self._free = slots
         self._batcher: Batcher[Job] = Batcher(max_batch, batch_wait_seconds)
+        self._company = company
         self._on_room = on_room
         self._on_wait = on_wait
         self._clock = clock
@@ -105,7 +108,7 @@ class Executor:
             ChildLost: the child was lost while it ran.
         """
         self._number(job)
-        self._batcher.add(job, self._clock())
+        self._batcher.add(job, self._clock(), company=self._company())
         self.pump()
         return await job.ended
 

@@ -67,6 +67,10 @@ class ChildWatch:
             self._executor.pump()
         self.room()
 
+    def company(self) -> bool:
+        """More work is on its way to the slots."""
+        return self._attempts is not None and self._attempts.preparing()
+
     def room(self) -> None:
         """A slot was taken or given back."""
         if self._leases is not None:

@@ -124,6 +124,10 @@ class Attempts:
         waiting = sum(1 for attempt in self._attempts if not attempt.begun)
         return max(0, executor.slots - executor.busy + self._prefetch - waiting)
 
+    def preparing(self) -> bool:
+        """Tell whether attempts are on their way to the executor."""
+        return any(attempt.job is None and attempt.stop is None for attempt in self._attempts)
+
     def accept(self, held: Held) -> None:
         """Begin to carry an attempt."""
         attempt = _Attempt(held)

@@ -29,6 +29,26 @@ def test_a_batch_that_is_not_full_waits_a_moment_for_company() -> None:
     assert len(batcher.take(1.006)) == 1
 
 
+def test_a_batch_does_not_wait_for_company_that_is_not_on_its_way() -> None:
+    batcher: Batcher[Job] = Batcher(4, 10.0)
+    alone = Job("a")
+    batcher.add(alone, 1.0, company=False)
+    assert batcher.take(1.0) == [alone]
+    pair = [Job("a"), Job("a")]
+    batcher.add(pair[0], 2.0, company=True)
+    assert batcher.take(2.0) == []
+    batcher.add(pair[1], 2.001, company=False)
+    assert batcher.take(2.001) == pair
+
+
+def test_what_waits_for_a_slot_is_joined_by_what_comes_later() -> None:
+    batcher: Batcher[Job] = Batcher(4, 10.0)
+    jobs = [Job("a") for _ in range(3)]
+    for moment, job in enumerate(jobs):
+        batcher.add(job, float(moment), company=False)
+    assert batcher.take(3.0) == jobs
+
+
 def test_a_full_batch_does_not_wait() -> None:
     batcher: Batcher[Job] = Batcher(2, 10.0)
     batcher.add(Job("a"), 0.0)

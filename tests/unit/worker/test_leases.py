@@ -409,6 +409,15 @@ async def test_progress_is_sent_a_few_times_a_second_and_only_the_newest(bench: 
     assert b"jpeg" in [report.preview for report in reports]
 
 
+async def test_what_ends_at_once_reports_no_progress(bench: Bench) -> None:
+    [held] = await bench.holding(("a", 1))
+    bench.client.progress(held, 50, step=1, total=2)
+    await bench.clock.advance(0.1)
+    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 0.05) is True
+    await bench.clock.advance(1)
+    assert not bench.service.of("Report")
+
+
 async def test_drain_asks_for_no_more_and_tells_the_service(bench: Bench) -> None:
     await bench.holding(("a", 1))
     polls = len(bench.service.of("Lease"))
