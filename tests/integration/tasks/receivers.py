@@ -1,13 +1,14 @@
 """Receivers of webhooks over real sockets, which do as a test tells them."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+
+from atelier_cli.embedded.process import free_ports
 
 
 @dataclass
@@ -63,9 +64,7 @@ class Receiver:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 @asynccontextmanager
