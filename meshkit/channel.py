@@ -62,14 +62,16 @@ def call_metadata(
         request_id: What the caller calls the request.
         traceparent: W3C trace context in place of the current one.
     """
-    pairs = (
-        ("authorization", f"Bearer {token}" if token else None),
-        (idempotency.METADATA_KEY, idempotency_key),
-        (auth.TENANT_KEY, tenant),
-        ("x-request-id", request_id),
-        ("traceparent", traceparent),
-    )
-    return tuple((key, value) for key, value in pairs if value)
+    pairs: Metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    if idempotency_key:
+        pairs += ((idempotency.METADATA_KEY, idempotency_key),)
+    if tenant:
+        pairs += ((auth.TENANT_KEY, tenant),)
+    if request_id:
+        pairs += (("x-request-id", request_id),)
+    if traceparent:
+        pairs += (("traceparent", traceparent),)
+    return pairs
 
 
 class MeshChannel:
@@ -148,7 +150,8 @@ class MeshChannel:
         if trace is not None:
             if "traceparent" not in names:
                 pairs += (("traceparent", trace.traceparent),)
-            if "x-request-id" not in names:
+            # Without a name of its own a request goes by its trace, on the other side too.
+            if "x-request-id" not in names and trace.request_id != trace.trace_id:
                 pairs += (("x-request-id", trace.request_id),)
         return pairs
 

@@ -103,4 +103,5 @@ def assign_tenant(tenant: str) -> None:
     """Notes for whom the work at hand is done, once that is known."""
     trace = _current.get()
     if trace is not None:
-        _current.set(replace(trace, tenant=tenant))
+        # Spelled out: `replace` asks the class for its fields, at every call that is served.
+        _current.set(Trace(trace.trace_id, trace.span_id, trace.sampled, trace.request_id, tenant))

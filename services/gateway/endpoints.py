@@ -145,11 +145,12 @@ class Endpoint:
     @staticmethod
     def _metadata(caller: Caller, key: str) -> Sequence[tuple[str, str]]:
         trace = tracing.current()
+        if trace is None:
+            return call_metadata(token=caller.token, idempotency_key=key or None)
+        # The service calls the request by its trace as well, where its caller gave it no other name.
+        named = trace.request_id if trace.request_id != trace.trace_id else None
         return call_metadata(
-            token=caller.token,
-            idempotency_key=key or None,
-            request_id=trace.request_id if trace is not None else None,
-            traceparent=trace.traceparent if trace is not None else None,
+            token=caller.token, idempotency_key=key or None, request_id=named, traceparent=trace.traceparent
         )
 
     def _staged(

@@ -80,11 +80,13 @@ class Edge:
                 message["headers"] = [*message.get("headers", ()), *identity]
             await send(message)
 
-        with tracing.activated(trace):
-            try:
-                status = await self._serve(scope, receive, answering, lambda: status)
-            finally:
-                self._account(scope, status, self._clock() - started)
+        before = tracing.current()
+        tracing.use(trace)
+        try:
+            status = await self._serve(scope, receive, answering, lambda: status)
+        finally:
+            self._account(scope, status, self._clock() - started)
+            tracing.use(before)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, status: Callable[[], int]) -> int:
         try:

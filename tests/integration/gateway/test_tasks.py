@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from meshkit import tracing
 from meshkit.auth import TokenIssuer
 from tests.conftest import S3Store
 from tests.integration.gateway.conftest import Mesh, StartMesh, s3_options
@@ -51,6 +52,15 @@ async def test_the_token_and_the_request_id_are_forwarded(mesh: Mesh) -> None:
     assert metadata["authorization"] == client.headers["authorization"]
     assert metadata["x-request-id"] == "mine-1"
     assert metadata["traceparent"].split("-")[1] == trace.split("-")[1]
+
+
+async def test_a_request_without_a_name_goes_by_its_trace_everywhere(mesh: Mesh) -> None:
+    answer = await mesh.client().get("/api/v1/tasks/")
+    metadata = mesh.tasks.metadata[-1]
+    assert (
+        tracing.begin(metadata["traceparent"], metadata.get("x-request-id", "")).request_id
+        == (answer.headers["x-request-id"])
+    )
 
 
 async def test_lists_are_bare_arrays_with_typed_parameters(mesh: Mesh) -> None:
