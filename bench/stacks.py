@@ -149,10 +149,16 @@ def set_up_peer(lock: Path = PEER_FOLDER / "requirements.lock", venv: Path = PEE
 
 
 @contextmanager
-def peer(folder: Path, dsn: str) -> Iterator[Stack]:
+def peer(folder: Path, dsn: str, fsync: str = "always") -> Iterator[Stack]:
     """FastAPI, Celery (two processes and their parent) and Redis.
 
     As many as gateway, tasks, worker and its child, and NATS; the mesh also runs its workflows service, idle here.
+
+    Args:
+        folder: Where its files lie.
+        dsn: Its database.
+        fsync: When Redis waits for the disk: `always`, as a queue must that loses no accepted task, or `everysec`, its
+            default, which may lose those of the last second.
     """
     need_redis()
     set_up_peer()
@@ -165,7 +171,10 @@ def peer(folder: Path, dsn: str) -> Iterator[Stack]:
     }
     scripts = PEER_VENV / "bin"
     commands: dict[str, list[str | Path]] = {
-        "redis": ["redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", "--appendonly", "yes"],
+        "redis": [
+            *("redis-server", "--port", str(redis_port), "--bind", "127.0.0.1"),
+            *("--appendonly", "yes", "--appendfsync", fsync),
+        ],
         "api": [scripts / "uvicorn", "app:app", "--port", str(port), "--no-access-log"],
         "worker": [scripts / "celery", "-A", "app:queue", "worker", "--concurrency", "2", "--loglevel", "WARNING"],
     }

@@ -93,6 +93,12 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--idle", type=int, default=20, help="tasks created one by one")
+    parser.add_argument(
+        "--redis-fsync",
+        default="always",
+        choices=["always", "everysec"],
+        help="when the peer's queue waits for the disk",
+    )
     given = parser.parse_args()
     rounds: dict[str, list[Round]] = {"atelier": [], "celery": []}
     idle: dict[str, tuple[float, float]] = {}
@@ -101,7 +107,7 @@ def main() -> int:
         with (
             stacks.postgres(folder) as server,
             stacks.mesh(folder, stacks.create_database(server, "mesh")) as ours,
-            stacks.peer(folder, stacks.create_database(server, "peer")) as theirs,
+            stacks.peer(folder, stacks.create_database(server, "peer"), given.redis_fsync) as theirs,
         ):
             for stack in (ours, theirs):
                 measure(stack, count=200, clients=given.clients)
