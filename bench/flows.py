@@ -129,7 +129,8 @@ def celery(folder: Path, dsn: str, poll_seconds: float) -> Iterator[Flows]:
     port = free_ports(1)[0]
     scripts = stacks.PEER_VENV / "bin"
     env = _environment(dsn, poll_seconds) | {"PEER_BROKER_URL": f"redis://127.0.0.1:{port}/0", "C_FORCE_ROOT": "1"}
-    redis = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--appendonly", "yes", "--dir", str(folder)]
+    redis = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    redis += ["--appendonly", "yes", "--appendfsync", "always"]
     worker = [str(scripts / "celery"), "-A", "canvas:queue", "worker", "--concurrency", str(WORKERS)]
     with ExitStack() as stack:
         stack.callback(stop, _spawn(redis, folder / "redis.log", env), signal.SIGTERM)
