@@ -73,9 +73,13 @@ async def _save(conn: Connection, before: WorkflowRecord, after: WorkflowRecord)
 
 
 async def _save_steps(conn: Connection, names: tuple[str, ...], group: Sequence[tuple[StepRecord, StepRecord]]) -> Any:
-    values = [[getattr(new, name) for _, new in group] for name in names]
+    if len(group) == 1:  # most are: arrays of one cost more than the rest of the statement
+        old, new = group[0]
+        values = [getattr(new, name) for name in names]
+        return await conn.execute(_update_step(names), [*values, old.id, old.attempt, old.state, old.state])
+    arrays = [[getattr(new, name) for _, new in group] for name in names]
     known = [[old.id for old, _ in group], [old.state.value for old, _ in group], [old.attempt for old, _ in group]]
-    return await conn.execute(_update_steps(names), [*values, *known])
+    return await conn.execute(_update_steps(names), [*arrays, *known])
 
 
 def _grouped(
@@ -98,18 +102,29 @@ def _update_workflow(names: tuple[str, ...]) -> bytes:
     return sql.SQL("UPDATE workflows SET {} WHERE id = %s AND version = %s").format(sets).as_bytes()
 
 
+# That its task was made is noted without the workflow's lock, and changes nothing for who decides.
+_KNOWN = "(s.state = {0} OR ({0}, s.state) = ('DISPATCHING', 'RUNNING'))"
+
+
+@lru_cache(maxsize=256)
+def _update_step(names: tuple[str, ...]) -> bytes:
+    sets = sql.SQL(", ").join(sql.SQL("{} = %s").format(sql.Identifier(name)) for name in names)
+    known = sql.SQL(_KNOWN).format(sql.SQL("%s"))
+    query = sql.SQL("UPDATE steps AS s SET {} WHERE s.id = %s AND s.attempt = %s AND {}")
+    return query.format(sets, known).as_bytes()
+
+
 @lru_cache(maxsize=256)
 def _update_steps(names: tuple[str, ...]) -> bytes:
     sets = sql.SQL(", ").join(sql.SQL("{0} = n.{0}").format(sql.Identifier(name)) for name in names)
     arrays = sql.SQL(", ").join(sql.SQL("%s::{}[]").format(sql.Identifier(columns.STEP_TYPES[name])) for name in names)
     fields = sql.SQL(", ").join(map(sql.Identifier, names))
-    # That its task was made is noted without the workflow's lock, and changes nothing for who decides.
+    known = sql.SQL(_KNOWN).format(sql.SQL("n.known_state"))
     query = sql.SQL(
         "UPDATE steps AS s SET {} FROM unnest({}, %s::uuid[], %s::text[], %s::integer[]) "
-        "AS n ({}, known_id, known_state, known_attempt) WHERE s.id = n.known_id AND s.attempt = n.known_attempt "
-        "AND (s.state = n.known_state OR (n.known_state, s.state) = ('DISPATCHING', 'RUNNING'))"
+        "AS n ({}, known_id, known_state, known_attempt) WHERE s.id = n.known_id AND s.attempt = n.known_attempt AND {}"
     )
-    return query.format(sets, arrays, fields).as_bytes()
+    return query.format(sets, arrays, fields, known).as_bytes()
 
 
 def _is_news(before: WorkflowRecord, after: WorkflowRecord) -> bool:
