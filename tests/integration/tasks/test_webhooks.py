@@ -98,7 +98,7 @@ async def test_a_receiver_that_is_down_for_two_days_gets_each_event_once_in_orde
     expected = {entity: [await hooks.hand_in(url, version, entity) for version in (1, 2, 3)] for entity in entities}
     await hooks.live_until(timedelta(days=2))
     first = await hooks.get(expected[entities[0]][0])
-    assert 6 <= first.attempt_count < len(SCHEDULE)
+    assert 6 <= first.attempt_count <= len(SCHEDULE), "nine where jitter made every wait short"
     assert first.last_error == "webhook_url could not be reached"
     assert (await hooks.get(expected[entities[0]][1])).attempt_count == 0
     async with receiving(port) as receiver:
