@@ -1,0 +1,53 @@
+"""Large images in JSON, through gateway, object store and tasks service: one task, and nothing beside it."""
+
+import base64
+import concurrent.futures
+import io
+import random
+import secrets
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.e2e.harness import RunningMesh
+
+
+@pytest.fixture(scope="module")
+def picture() -> str:
+    """An image that goes through the upload door."""
+    out = io.BytesIO()
+    Image.frombytes("RGB", (400, 400), random.Random(2).randbytes(400 * 400 * 3)).save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def adjust(picture: str, **fields: Any) -> dict[str, Any]:
+    size = {"target_width": 64, "target_height": 64}
+    return {"task_type": "IMAGE_ADJUSTER", "origin_instance": "e2e", "input_image": picture, **size, **fields}
+
+
+def test_repeated_creates_at_once_make_one_task_and_leave_no_upload(mesh: RunningMesh, picture: str) -> None:
+    key = secrets.token_hex(8)
+
+    def create(_: int) -> httpx.Response:
+        with mesh.http("uploads") as client:
+            return client.post("/api/v1/tasks/", json=adjust(picture), headers={"idempotency-key": key}, timeout=60)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(create, range(8)))
+    assert {one.status_code for one in answers} == {200}, [one.text for one in answers if one.status_code != 200]
+    assert len({one.json()["id"] for one in answers}) == 1
+    assert sum("idempotent-replayed" in one.headers for one in answers) == 7
+    assert not [path for path in mesh.objects("uploads") if path.startswith("staging/")]
+
+
+def test_a_refused_create_leaves_no_upload(mesh: RunningMesh, picture: str) -> None:
+    with mesh.http("refused") as client:
+        for headers in ({}, {"idempotency-key": secrets.token_hex(8)}):
+            body = {"task_type": "GENERATION", "origin_instance": "e2e", "prompt": "x", "reference_image_data": picture}
+            body["subject_model_path"] = "none/of/that/name.safetensors"
+            answer = client.post("/api/v1/tasks/", json=body, headers=headers, timeout=60)
+            assert answer.status_code == 422
+            assert "LoRA" in answer.text
+    assert mesh.objects("refused") == set()
