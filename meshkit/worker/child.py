@@ -20,6 +20,7 @@ from pathlib import Path
 from atelier.inference.v1.child_pb2 import (
     ChildBatch,
     ChildDone,
+    ChildFailure,
     ChildHello,
     ChildJob,
     ChildProgress,
@@ -27,12 +28,14 @@ from atelier.inference.v1.child_pb2 import (
     FromChild,
     ToChild,
 )
+from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_VALIDATION
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 
-from meshkit.worker.wire import BlockingPipe
+from meshkit.worker.wire import BlockingPipe, WireError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PROGRESS_INTERVAL_SECONDS = 0.05
+_TOO_LARGE = ChildFailure(message="The result is too large.", category=ERROR_CATEGORY_VALIDATION)
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -177,7 +180,10 @@ class ChildRuntime:
             for context, outcome in zip(batch, done, strict=True):
                 self._jobs.pop(context.number, None)
                 outcome.number = context.number
-                self._send(FromChild(done=outcome))
+                try:
+                    self._send(FromChild(done=outcome))
+                except WireError:  # nobody would be told of a thread that died of it
+                    self._send(FromChild(done=ChildDone(number=context.number, failure=_TOO_LARGE)))
             self._tell_resident()
 
     def _tell_resident(self) -> None:

@@ -44,7 +44,7 @@ from meshkit.errors import Kind, MeshError
 from meshkit.logging import get_logger
 from meshkit.status import from_rpc_error
 from meshkit.worker.completions import Completions
-from meshkit.worker.session import Backoff, Held, Key, Method, Session, WorkerCalls, WorkerProfile
+from meshkit.worker.session import Backoff, Fate, Held, Key, Method, Session, WorkerCalls, WorkerProfile
 
 _log = get_logger(__name__)
 
@@ -174,8 +174,8 @@ class LeaseClient:
 
     async def complete(
         self, held: Held, result: TaskResult, objects: Iterable[ResultObject], device_seconds: float
-    ) -> bool:
-        """End an attempt with its result; returns False where the service has given it up.
+    ) -> Fate:
+        """End an attempt with its result.
 
         Raises:
             MeshError: the service does not take this result, now or ever.
@@ -192,7 +192,7 @@ class LeaseClient:
         retryable: bool,
         device_seconds: float = 0.0,
     ) -> bool:
-        """End an attempt with an error; returns False where the service has given it up."""
+        """End an attempt with an error; returns False where the service has not taken it."""
         request = FailRequest(
             session_id=held.session.id,
             ref=held.ref,
@@ -201,7 +201,7 @@ class LeaseClient:
             retryable=retryable,
             device_seconds=device_seconds,
         )
-        return await self._end(held, lambda: self._call(self._calls.Fail, request, timeout=_END_SECONDS))
+        return await self._end(held, lambda: self._call(self._calls.Fail, request, timeout=_END_SECONDS)) is Fate.TAKEN
 
     async def release(self, attempts: Sequence[Held]) -> None:
         """Hand attempts back that did not begin, or confirm that cancelled ones have ended."""
@@ -227,9 +227,16 @@ class LeaseClient:
             else:
                 return
 
-    async def _end(self, held: Held, send: Callable[[], Awaitable[object]]) -> bool:
+    async def _end(self, held: Held, send: Callable[[], Awaitable[object]]) -> Fate:
         failures = 0
-        while held.lost is None and not held.session.lost.is_set():
+        fate = Fate.LOST  # what was never sent was not taken
+        while True:
+            # One that was sent without an answer is asked about once more where it was lost meanwhile: the answer tells
+            # whether it was taken before.
+            last = held.lost is not None or held.session.lost.is_set()
+            if last and fate is Fate.LOST:
+                break
+            fate = Fate.UNKNOWN
             try:
                 await send()
             except MeshError as error:
@@ -240,15 +247,17 @@ class LeaseClient:
                         "attempt_refused", job_id=held.lease.job_id, attempt=held.lease.attempt, why=error.reason
                     )
                     self._drop(held)
-                    return False
+                    return Fate.LOST
+                if last:
+                    break
                 failures += 1
                 await self._pause(failures, held.session)
             else:
                 self._drop(held)
-                return True
+                return Fate.TAKEN
         # Cancelled by its caller while the result was on its way: the slot counts as busy until that is confirmed.
         await self.release([held])
-        return False
+        return fate
 
     async def _complete_many(self, request: CompleteManyRequest) -> CompleteManyResponse:
         return await self._call(self._calls.CompleteMany, request, timeout=_END_SECONDS)
@@ -357,8 +366,12 @@ class LeaseClient:
                 await self._pause(failures, session)
                 continue
             session.answered = request.sequence
-            for lease in answer.leases:
-                self._take(lease, session)
+            refused = [held for lease in answer.leases if (held := self._take(lease, session)) is not None]
+            if refused:
+                await self.release(refused)
+                failures += 1
+                await self._pause(failures, session)
+                continue
             if 0 < len(answer.leases) < wanted and self._clock() - asked < _BUSY_SECONDS:
                 # Work keeps coming, and a poll costs as much for one task as for ten.
                 await self._sleep(_GATHER_SECONDS)
@@ -368,12 +381,19 @@ class LeaseClient:
             if hasty:
                 await self._pause(failures, session)
 
-    def _take(self, lease: Lease, session: Session) -> None:
+    def _take(self, lease: Lease, session: Session) -> Held | None:
+        """Hand an attempt to its holder; returns one that nobody took."""
         held = Held(lease, session)
-        if held.key not in self._held:
-            self._held[held.key] = held
-            self._ended.pop(held.key, None)
+        if held.key in self._held:
+            return None
+        self._held[held.key] = held
+        self._ended.pop(held.key, None)
+        try:
             self._accept(held)
+        except Exception:
+            _log.exception("attempt_not_accepted", job_id=lease.job_id, attempt=lease.attempt)
+            return held
+        return None
 
     async def _beat(self, session: Session) -> None:
         failures = 0

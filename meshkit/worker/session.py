@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -85,6 +86,17 @@ class WorkerProfile:
     slots: int
     task_types: tuple[TaskType.ValueType, ...]
     provider_types: tuple[ProviderType.ValueType, ...] = ()
+
+
+class Fate(enum.Enum):
+    """What became of a result that was reported.
+
+    TAKEN: it is the task's. LOST: it is not, and never will be. UNKNOWN: the service did not say.
+    """
+
+    TAKEN = enum.auto()
+    LOST = enum.auto()
+    UNKNOWN = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)

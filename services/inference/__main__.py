@@ -64,6 +64,7 @@ async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
         model=settings.default_model,
         device=settings.device,
         model_budget_bytes=settings.model_budget_bytes,
+        torch_threads=settings.torch_threads,
         extra_models=settings.extra_models,
         model_download=settings.model_download,
         log_level=settings.log_level,

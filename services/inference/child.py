@@ -56,6 +56,7 @@ class ChildSettings:
         model: Folder or hub name of the default model.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         model_budget_bytes: Memory for models; 0 for a share of the device's.
+        torch_threads: Processor threads of one computation; 0 leaves it to torch.
         extra_models: Models that tasks may name beside the default.
         model_download: Whether a hub name may be downloaded.
         log_level: Least level that is logged.
@@ -66,6 +67,7 @@ class ChildSettings:
     model: str
     device: str
     model_budget_bytes: int
+    torch_threads: int = 0
     extra_models: tuple[str, ...] = ()
     model_download: bool = False
     log_level: str = "info"
@@ -181,6 +183,7 @@ def _models(settings: ChildSettings) -> Models | None:
         settings.model,
         settings.device,
         settings.model_budget_bytes,
+        threads=settings.torch_threads,
         extra_models=settings.extra_models,
         allow_download=settings.model_download,
     )

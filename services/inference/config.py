@@ -35,6 +35,7 @@ class InferenceSettings(MeshSettings):
     extra_models: CommaSeparated = Field(default=(), description="Models that tasks may name beside the default.")
     model_download: bool = Field(default=False, description="Whether a hub name may be downloaded.")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1.")
+    torch_threads: int = Field(default=0, ge=0, description="Processor threads of one computation; 0 for all.")
     model_budget_bytes: int = Field(default=0, ge=0, description="Memory for models; 0 for a share of the device's.")
     child_memory_bytes: int = Field(default=0, ge=0, description="Memory at which the child is killed; 0 for a share.")
     step_deadline_seconds: float = Field(default=120.0, gt=0, description="Longest time between two steps.")

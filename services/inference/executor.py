@@ -33,6 +33,7 @@ class Job:
         batch_key: Equal for jobs that may run together.
         payload: What the child gets.
         on_progress: Called with each report of progress.
+        on_start: Called when it is given to the child.
         withdrawn: Whether it is to end early.
         started: Whether it is in the child.
     """
@@ -41,6 +42,7 @@ class Job:
     batch_key: Hashable | None
     payload: ChildJob
     on_progress: Callable[[ChildProgress], None]
+    on_start: Callable[[], None] = lambda: None
     withdrawn: bool = False
     started: bool = False
     waits_since: float = 0.0
@@ -176,6 +178,7 @@ class Executor:
             self._free -= 1
             for job in batch:
                 job.started = True
+                job.on_start()
                 self._on_wait(job.task_type, now - job.waits_since)
             task = asyncio.get_running_loop().create_task(self._run(batch))
             self._running.add(task)

@@ -6,28 +6,25 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from atelier.inference.v1.child_pb2 import ChildDone, ChildFile, ChildOutput, ChildProgress
+from atelier.inference.v1.child_pb2 import ChildDone, ChildProgress
 from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_INTERNAL,
-    ERROR_CATEGORY_RESOURCE,
     ERROR_CATEGORY_TIMEOUT,
     ErrorCategory,
 )
-from atelier.tasks.v1.task_pb2 import TaskResult
-from atelier.tasks.v1.worker_service_pb2 import ResultObject
 
 from meshkit import tracing
 from meshkit.errors import Kind, MeshError
 from meshkit.logging import get_logger
 from meshkit.objects import ObjectStore
 from meshkit.worker.leases import LeaseClient
-from meshkit.worker.session import Backoff, Held
+from meshkit.worker.session import Fate, Held
 from meshkit.worker.supervisor import ChildLost
 from services.inference import measures
 from services.inference.executor import Executor, Job, Withdrawn
 from services.inference.preparing import Preparer
+from services.inference.results import Uploads, name_files
 from services.inference.tasktypes.base import TaskFailed
 
 _log = get_logger(__name__)
@@ -35,18 +32,6 @@ _log = get_logger(__name__)
 _UPLOAD_TRIES = 4
 _TRANSIENT = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.ABORTED, Kind.INTERNAL})
 _CANCEL_GRACE_SECONDS = 5.0
-
-
-def result_file(folder: str, file: ChildFile) -> Path:
-    """The local path of a file that a child names.
-
-    Raises:
-        TaskFailed: it is not a plain file of that folder.
-    """
-    path = Path(folder) / file.name
-    if Path(file.name).name != file.name or path.is_symlink() or not path.is_file():
-        raise TaskFailed("The worker lost a file of the result.", ERROR_CATEGORY_INTERNAL, retryable=True)
-    return path
 
 
 @dataclass(slots=True, eq=False)
@@ -57,9 +42,11 @@ class _Attempt:
         held: Its lease.
         runner: The task that carries it.
         job: Its job, once its inputs are there.
-        stop: Why it is to end early: `given_up`, `expired`, `timeout`, `drain`.
+        stop: Why it is to end early: `given_up`, `expired`, `timeout`, `drain`, `waited`.
         interruptible: Whether the runner may be cancelled where it is.
         executed: Whether the child is done with it.
+        uploads: What it has stored, once it has stored anything.
+        timer: Ends it at its time limit.
     """
 
     held: Held
@@ -68,6 +55,8 @@ class _Attempt:
     stop: str | None = None
     interruptible: bool = False
     executed: bool = False
+    uploads: Uploads | None = None
+    timer: asyncio.TimerHandle | None = None
 
     @property
     def begun(self) -> bool:
@@ -175,31 +164,44 @@ class Attempts:
         trace = tracing.begin(lease.traceparent)
         tracing.use(trace)
         tracing.assign_tenant(lease.tenant)
-        seconds = lease.timeout.seconds + lease.timeout.nanos / 1e9
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(seconds, self._stop, attempt, "timeout") if seconds > 0 else None
+        self._limit(attempt, "waited")
         name = (lease.spec.WhichOneof("detail") or "unknown").upper()
         outcome = "lost"
         try:
-            outcome = await self._through(attempt)
-        except asyncio.CancelledError:
-            if attempt.stop is None:
-                raise
-            outcome = await self._stopped(attempt)
-        except Exception:
-            _log.exception("attempt_crashed", job_id=lease.job_id, attempt=lease.attempt)
-            outcome = await self._failed(
-                attempt, TaskFailed("The worker failed.", ERROR_CATEGORY_INTERNAL, retryable=True)
-            )
+            outcome = await self._end_of(attempt)
+            if attempt.uploads is not None:
+                await attempt.uploads.discard()
         finally:
-            if timer is not None:
-                timer.cancel()
+            if attempt.timer is not None:
+                attempt.timer.cancel()
             self._attempts.discard(attempt)
             measures.ATTEMPTS.labels(name, outcome).inc()
             assert self._leases is not None
             self._leases.room()
         if outcome != "completed":
             _log.info("attempt_ended", job_id=lease.job_id, attempt=lease.attempt, outcome=outcome)
+
+    def _limit(self, attempt: _Attempt, why: str) -> None:
+        """Count an attempt's time limit from now: while it waits it is handed back then, once it runs it fails."""
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        timeout = attempt.held.lease.timeout
+        seconds = timeout.seconds + timeout.nanos / 1e9
+        if seconds > 0:
+            attempt.timer = asyncio.get_running_loop().call_later(seconds, self._stop, attempt, why)
+
+    async def _end_of(self, attempt: _Attempt) -> str:
+        try:
+            return await self._through(attempt)
+        except asyncio.CancelledError:
+            if attempt.stop is None:
+                raise
+            return await self._stopped(attempt)
+        except Exception:
+            lease = attempt.held.lease
+            _log.exception("attempt_crashed", job_id=lease.job_id, attempt=lease.attempt)
+            failure = TaskFailed("The worker failed.", ERROR_CATEGORY_INTERNAL, retryable=True)
+            return await self._failed(attempt, failure)
 
     async def _through(self, attempt: _Attempt) -> str:
         if attempt.stop is not None:
@@ -217,6 +219,7 @@ class Attempts:
         try:
             async with self._preparer.prepared(lease.spec, task, lease.tenant, progressed) as job:
                 attempt.job = job
+                job.on_start = lambda: self._limit(attempt, "timeout")
                 done = await self._executor.execute(job)
                 attempt.executed = True
                 return await self._ended(attempt, job, done)
@@ -243,30 +246,19 @@ class Attempts:
     async def _completed(self, attempt: _Attempt, job: Job, done: ChildDone) -> str:
         assert self._leases is not None
         lease, output = attempt.held.lease, done.output
-        folder, prefix = job.payload.folder, lease.result_prefix
-        objects = [await self._upload(lease.tenant, prefix, folder, file) for file in output.files]
-        result = name_files(output, prefix)
+        uploads = attempt.uploads = Uploads(self._objects, lease)
+        objects = [await uploads.put(job.payload.folder, file) for file in output.files]
+        result = name_files(output, lease.result_prefix)
         attempt.interruptible = False
         try:
-            kept = await self._leases.complete(attempt.held, result, objects, done.device_seconds)
+            fate = await self._leases.complete(attempt.held, result, objects, done.device_seconds)
         except MeshError:
             _log.exception("result_not_taken", job_id=lease.job_id)
             failure = TaskFailed("The result was not accepted.", ERROR_CATEGORY_INTERNAL, retryable=False)
             return await self._failed(attempt, failure, done.device_seconds)
-        return "completed" if kept else "lost"
-
-    async def _upload(self, tenant: str, prefix: str, folder: str, file: ChildFile) -> ResultObject:
-        local, path, backoff = result_file(folder, file), prefix + file.name, Backoff(0.2, 3.0)
-        for tried in range(1, _UPLOAD_TRIES + 1):
-            try:
-                info = await self._objects.put(tenant, path, local, file.content_type)
-                return ResultObject(path=info.path, size=info.size, content_type=file.content_type)
-            except MeshError as error:
-                if error.kind not in _TRANSIENT or tried == _UPLOAD_TRIES:
-                    _log.warning("upload_failed", path=path, kind=error.kind.value, tried=tried)
-                    break
-            await asyncio.sleep(backoff.pause(tried))
-        raise TaskFailed("The result could not be stored.", ERROR_CATEGORY_RESOURCE, retryable=True)
+        if fate is not Fate.LOST:
+            uploads.keep()
+        return "completed" if fate is Fate.TAKEN else "lost"
 
     async def _failed(self, attempt: _Attempt, failure: TaskFailed, device_seconds: float = 0.0) -> str:
         assert self._leases is not None
@@ -290,18 +282,8 @@ class Attempts:
             failure = TaskFailed("The worker stopped the task.", ERROR_CATEGORY_INTERNAL, retryable=True)
             return await self._failed(attempt, failure, device_seconds)
         await self._leases.release([attempt.held])
-        return {"given_up": "cancelled", "drain": "released"}.get(attempt.stop, "lost")
+        return {"given_up": "cancelled", "drain": "released", "waited": "released"}.get(attempt.stop, "lost")
 
 
 def _category(category: ErrorCategory.ValueType) -> str:
     return ErrorCategory.Name(category).removeprefix("ERROR_CATEGORY_").lower()
-
-
-def name_files(output: ChildOutput, prefix: str) -> TaskResult:
-    """The result with the paths of its files set."""
-    result = output.result
-    detail = result.WhichOneof("detail")
-    for file in output.files:
-        if file.field and detail is not None:
-            setattr(getattr(result, detail), file.field, prefix + file.name)
-    return result

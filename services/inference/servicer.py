@@ -31,7 +31,7 @@ from meshkit.worker.supervisor import ChildLost, Supervisor
 from services.inference import measures
 from services.inference.executor import Executor, Job
 from services.inference.preparing import Preparer
-from services.inference.service import result_file
+from services.inference.results import result_file
 from services.inference.tasktypes import type_name
 from services.inference.tasktypes.base import TaskFailed
 
@@ -42,6 +42,33 @@ _KINDS = {
     ERROR_CATEGORY_TIMEOUT: Kind.DEADLINE,
     ERROR_CATEGORY_RESOURCE: Kind.UNAVAILABLE,
 }
+
+
+class _Newest:
+    """The newest progress that a caller has not read; a slow one misses what was overtaken."""
+
+    def __init__(self) -> None:
+        self._report: ChildProgress | None = None
+        self._ended = False
+        self._changed = asyncio.Event()
+
+    def put(self, report: ChildProgress) -> None:
+        if not report.preview and self._report is not None:
+            report.preview = self._report.preview  # they are rare, and none that was made is left out
+        self._report = report
+        self._changed.set()
+
+    def end(self) -> None:
+        self._ended = True
+        self._changed.set()
+
+    async def get(self) -> ChildProgress | None:
+        """The newest report once there is one; None once all are read and no more will come."""
+        while self._report is None and not self._ended:
+            self._changed.clear()
+            await self._changed.wait()
+        report, self._report = self._report, None
+        return report
 
 
 class InferenceServicer(InferenceServiceServicer):
@@ -76,19 +103,19 @@ class InferenceServicer(InferenceServiceServicer):
     async def Run(self, request: RunRequest, context: Context) -> AsyncIterator[RunResponse]:  # noqa: ARG002, N802 - an RPC
         """Execute a task at once, in a slot of its own."""
         tenant = auth.acting_tenant()
-        reports: asyncio.Queue[ChildProgress | None] = asyncio.Queue()
+        newest = _Newest()
         task = Task(id=str(uuid.uuid4()), attempt=1, origin_tenant_id=tenant)
         outcome = "aborted"
         kind = (request.task.WhichOneof("detail") or "unknown").upper()
         try:
             async with (
                 self._executor.claim(),
-                self._preparer.prepared(request.task, task, tenant, reports.put_nowait) as job,
+                self._preparer.prepared(request.task, task, tenant, newest.put) as job,
             ):
                 run = asyncio.ensure_future(self._executor.execute_claimed(job))
-                run.add_done_callback(lambda _: reports.put_nowait(None))
+                run.add_done_callback(lambda _: newest.end())
                 try:
-                    while (report := await reports.get()) is not None:
+                    while (report := await newest.get()) is not None:
                         yield _progress(report, previews=request.previews)
                     last = await asyncio.to_thread(_last, job, await run)
                 finally:

@@ -69,6 +69,8 @@ class Desk(WorkerServiceServicer):
         self.polls: list[float] = []
         self.refused: list[tuple[str, int]] = []
         self.cancelled: set[str] = set()
+        self.taken_over: set[str] = set()
+        self.orphans: list[str] = []
         self.away = False
         self.lose_answers = 0
         self.requeue = True
@@ -184,6 +186,10 @@ class Desk(WorkerServiceServicer):
     async def CompleteMany(self, request: CompleteManyRequest, context: Any) -> CompleteManyResponse:
         answer = CompleteManyResponse()
         for completion in request.completions:
+            if completion.ref.job_id in self.taken_over:
+                self.orphans.extend(each.path for each in completion.objects)
+                answer.outcomes.add(verdict=COMPLETION_VERDICT_LOST)
+                continue
             try:
                 self._end(request.session_id, completion.ref)
             except MeshError as error:

@@ -112,6 +112,37 @@ async def test_an_attempt_past_its_time_limit_fails_by_timeout(desk: Desk, start
     assert desk.failures(job)[0].category == ERROR_CATEGORY_TIMEOUT
 
 
+async def test_a_time_limit_counts_from_the_beginning(desk: Desk, start_worker: StartWorker) -> None:
+    await start_worker()
+    first, second = desk.add(steps=16, step_ms=50), desk.add(steps=14, step_ms=50, timeout_seconds=1.2)
+    await desk.until(lambda: desk.completions(first) and desk.completions(second))
+    assert not desk.failed
+
+
+async def test_an_attempt_that_has_not_begun_at_its_limit_is_handed_back(desk: Desk, start_worker: StartWorker) -> None:
+    await start_worker()
+    running, waiting = desk.add(steps=40, step_ms=50), desk.add(timeout_seconds=0.6)
+    await desk.until(lambda: (waiting, 1) in desk.released)
+    await desk.until(lambda: desk.completions(running))
+    assert not desk.failed
+    assert not desk.completions(waiting)
+
+
+async def test_what_was_stored_for_an_attempt_that_was_taken_over_is_deleted(
+    desk: Desk, start_worker: StartWorker
+) -> None:
+    worker = await start_worker()
+    late, good = desk.add(result_bytes=9), desk.add(result_bytes=9)
+    desk.taken_over.add(late)
+    await desk.until(lambda: desk.orphans and desk.completions(good))
+    assert desk.orphans == [f"results/{late}/1/result.bin"]
+    async with asyncio.timeout(5):
+        while await worker.objects.stat(TENANT, desk.orphans[0]) is not None:  # noqa: ASYNC110 -- nobody tells
+            await asyncio.sleep(0.02)
+    assert await worker.objects.stat(TENANT, f"results/{good}/1/result.bin") is not None
+    assert not desk.failed
+
+
 async def test_a_late_completion_is_refused_and_the_worker_goes_on(desk: Desk, start_worker: StartWorker) -> None:
     await start_worker()
     job = desk.add(steps=20, step_ms=20)

@@ -1,9 +1,22 @@
+import socket
+import sys
+import threading
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from atelier.inference.v1.child_pb2 import ChildJob, FromChild
+from atelier.inference.v1.child_pb2 import (
+    ChildBatch,
+    ChildDone,
+    ChildHello,
+    ChildJob,
+    ChildOutput,
+    ChildStop,
+    FromChild,
+    ToChild,
+)
 from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_INTERNAL,
     ERROR_CATEGORY_RESOURCE,
@@ -11,12 +24,13 @@ from atelier.tasks.v1.enums_pb2 import (
     TASK_TYPE_GENERATION,
     TASK_TYPE_NOOP,
 )
-from atelier.tasks.v1.noop_pb2 import CreateNoopTask
+from atelier.tasks.v1.noop_pb2 import CreateNoopTask, NoopTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
 from meshkit.errors import invalid
-from meshkit.worker.child import JobContext
-from services.inference.child import Bench, ChildSettings
+from meshkit.worker import wire
+from meshkit.worker.child import ChildRuntime, JobContext
+from services.inference.child import Bench, ChildSettings, _models
 from services.inference.tasktypes import load_handlers, parse_types, type_name
 from services.inference.tasktypes.base import Output, OutputFile, TaskCancelled, TaskFailed, TaskHandler
 
@@ -135,7 +149,7 @@ def test_noop_misbehaves_on_its_first_attempt_alone(noop: Bench) -> None:
 
 
 def test_settings_survive_the_command_line() -> None:
-    settings = ChildSettings((TASK_TYPE_NOOP,), 3, "a model", "cpu", 5, ("x",), model_download=True)
+    settings = ChildSettings((TASK_TYPE_NOOP,), 3, "a model", "cpu", 5, 2, ("x",), model_download=True)
     assert ChildSettings.parse(settings.command()[-1]) == settings
 
 
@@ -145,3 +159,33 @@ def test_types_are_named_as_documented() -> None:
     assert type_name(TASK_TYPE_GENERATION) == "GENERATION"
     with pytest.raises(ValueError, match="NOPE"):
         parse_types(["NOPE"])
+
+
+def test_the_threads_of_one_computation_reach_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+    module = types.ModuleType("modelkit.residency")
+    module.Models = lambda *_, **keywords: asked.update(keywords)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modelkit.residency", module)
+    _models(ChildSettings((TASK_TYPE_GENERATION,), 1, "a model", "cpu", 0, torch_threads=3))
+    assert asked["threads"] == 3
+
+
+def test_a_result_that_no_frame_carries_is_told_as_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_FRAME_BYTES", 1000)
+    ours, theirs = socket.socketpair()
+    large = ChildDone(output=ChildOutput(result=TaskResult(noop=NoopTaskPublic(payload="x" * 2000))))
+    runtime = ChildRuntime(theirs, execute=lambda batch: [large for _ in batch], resident=lambda: None, threads=1)
+    serving = threading.Thread(target=runtime.serve, args=(ChildHello(),), daemon=True)
+    serving.start()
+    pipe = wire.BlockingPipe(ours, FromChild)
+    pipe.send(ToChild(run=ChildBatch(jobs=[ChildJob(number=7)])))
+    frames = [frame for frame in pipe.receive() or [] if frame.HasField("done")]
+    while not frames:
+        frames = [frame for frame in pipe.receive() or [] if frame.HasField("done")]
+    assert frames[0].done.number == 7
+    assert frames[0].done.failure.category == ERROR_CATEGORY_VALIDATION
+    pipe.send(ToChild(stop=ChildStop()))
+    serving.join(5)
+    assert not serving.is_alive()
+    ours.close()
+    theirs.close()

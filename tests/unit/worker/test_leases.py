@@ -33,7 +33,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from meshkit.errors import MeshError, not_found, unavailable
 from meshkit.worker.leases import LeaseClient
-from meshkit.worker.session import Backoff, Held, WorkerProfile
+from meshkit.worker.session import Backoff, Fate, Held, WorkerProfile
 
 TTL = 15.0
 INTERVAL = 5.0
@@ -340,7 +340,7 @@ async def test_a_completion_is_repeated_until_the_service_answers(bench: Bench) 
     assert not task.done()
     bench.service.errors.clear()
     await bench.clock.advance(6)
-    assert task.result() is True
+    assert task.result() is Fate.TAKEN
     assert len(bench.service.of("CompleteMany")) > 2
     assert not bench.client.held
 
@@ -350,16 +350,53 @@ async def test_a_completion_ends_with_its_lease(bench: Bench) -> None:
     for method in ("CompleteMany", "Heartbeat", "OpenSession"):
         bench.service.errors[method] = unavailable("away")
     task = await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), TTL + 10)
-    assert task is False
+    assert task is Fate.UNKNOWN
     tries = len(bench.service.of("CompleteMany"))
     await bench.clock.advance(30)
     assert len(bench.service.of("CompleteMany")) == tries
 
 
+async def test_a_result_that_was_taken_is_known_though_its_attempt_is_gone(bench: Bench) -> None:
+    [held] = await bench.holding(("a", 1))
+    bench.service.errors["CompleteMany"] = unavailable("the answer is lost")
+    task = asyncio.ensure_future(bench.client.complete(held, TaskResult(), (), 1.0))
+    await bench.clock.settle()
+    bench.service.give_up = [AttemptRef(job_id="a", attempt=1)]  # it has ended: by this very report
+    bench.client.news()
+    await bench.clock.settle()
+    bench.service.errors.clear()
+    assert await during(bench, task, 1) is Fate.TAKEN
+
+
+async def test_a_result_that_was_never_sent_is_lost_with_its_attempt(bench: Bench) -> None:
+    [held] = await bench.holding(("a", 1))
+    held.lose("given_up")
+    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 1) is Fate.LOST
+    assert not bench.service.of("CompleteMany")
+    assert [ref.job_id for request in bench.service.of("Release") for ref in request.refs] == ["a"]
+
+
+async def test_an_attempt_that_nobody_takes_goes_back(bench: Bench) -> None:
+    def refuse(held: Held) -> None:
+        if held.lease.job_id == "a":
+            raise RuntimeError("no")
+        bench.accepted.append(held)
+
+    bench.client._accept = refuse
+    bench.client.start()
+    bench.service.lease(("a", 1), ("b", 1))
+    await bench.clock.advance(1)
+    assert [ref.job_id for request in bench.service.of("Release") for ref in request.refs] == ["a"]
+    assert [held.key for held in bench.client.held] == [("b", 1)]
+    bench.service.lease(("c", 1))
+    await bench.clock.advance(1)
+    assert [held.key for held in bench.accepted] == [("b", 1), ("c", 1)]
+
+
 async def test_a_late_completion_is_not_repeated(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
     bench.service.verdicts["a"] = COMPLETION_VERDICT_LOST
-    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 1) is False
+    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 1) is Fate.LOST
     assert len(bench.service.of("CompleteMany")) == 1
     assert not bench.client.held
 
@@ -381,7 +418,7 @@ async def test_a_completion_that_is_not_decided_is_sent_again_and_alone(bench: B
     await bench.clock.settle()
     assert bench.client.held == [first]
     bench.service.verdicts.clear()
-    assert (await during(bench, ends, 1)) == [True, True]
+    assert (await during(bench, ends, 1)) == [Fate.TAKEN, Fate.TAKEN]
     sent = [[each.ref.job_id for each in request.completions] for request in bench.service.of("CompleteMany")]
     assert sent == [["a", "b"], ["a"]]
 
@@ -413,7 +450,7 @@ async def test_what_ends_at_once_reports_no_progress(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
     bench.client.progress(held, 50, step=1, total=2)
     await bench.clock.advance(0.1)
-    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 0.05) is True
+    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 0.05) is Fate.TAKEN
     await bench.clock.advance(1)
     assert not bench.service.of("Report")
 
