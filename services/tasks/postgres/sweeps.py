@@ -74,10 +74,14 @@ async def give_back_missing(
 
 
 async def expire_overdue(conn: Connection, grace_seconds: float, policy: RetryPolicy) -> list[TaskRecord]:
-    """Ends attempts that ran longer than they may, although their worker lives."""
+    """Ends attempts that ran longer than they may, although their worker lives.
+
+    A worker counts an attempt's time from its beginning, and hands back one that has not begun within as long: so a
+    worker in good order holds none for longer than twice the time.
+    """
     cursor = await conn.execute(
         f"SELECT {columns.SELECT} FROM tasks WHERE lease_session IS NOT NULL "  # noqa: S608 -- fixed names
-        "AND leased_at < now() - interval '1 second' * (timeout_seconds + %s) ORDER BY id LIMIT 100 "
+        "AND leased_at < now() - interval '1 second' * (2 * timeout_seconds + %s) ORDER BY id LIMIT 100 "
         "FOR UPDATE SKIP LOCKED",
         (grace_seconds,),
     )

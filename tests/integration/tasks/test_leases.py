@@ -1,4 +1,5 @@
 import asyncio
+from datetime import timedelta
 
 import grpc
 import pytest
@@ -222,7 +223,12 @@ async def test_attempt_beyond_its_time_limit_is_ended(mesh: Mesh) -> None:
     task = await mesh.create()
     worker = await mesh.worker()
     [lease] = await worker.lease()
-    await mesh.execute("UPDATE tasks SET leased_at = now() - interval '2 days'")
+    limit = lease.timeout.ToTimedelta()
+    # It may have waited that long behind another one of its worker, and then have run that long.
+    await mesh.execute("UPDATE tasks SET leased_at = now() - %s", 2 * limit)
+    await mesh.running.upkeep.expire()
+    assert (await mesh.get(task.id)).status == EXECUTING
+    await mesh.execute("UPDATE tasks SET leased_at = now() - %s", 2 * limit + timedelta(seconds=31))
     await mesh.running.upkeep.expire()
     assert (await mesh.get(task.id)).retry_count == 1
     [attempt] = await mesh.attempts(task.id)
