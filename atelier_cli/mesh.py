@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from atelier_cli.embedded.process import Launch, Server, StartError, free_ports,
 from atelier_cli.embedded.s3 import S3Ports, S3Server
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import Credentials, DataFolder, MeshRecord
+from atelier_cli.settings import FILE_SUFFIX, files, given
 
 DEFAULT_GATEWAY_PORT: Final = 9000
 _BUCKET: Final = "atelier"
@@ -40,6 +42,12 @@ USES: Final[Mapping[str, frozenset[str]]] = {
     | {"ATELIER_TASKS_ADDRESS", "ATELIER_WORKFLOWS_ADDRESS", "ATELIER_MEDIA_SECRET", "ATELIER_UPSTREAMS"},
 }
 _JOINING: Final = frozenset().union(*USES.values())
+
+
+def uses(service: str, variable: str) -> bool:
+    """Whether a service is given a variable that `atelier up` has, itself or as the name of a file."""
+    setting = variable.removesuffix(FILE_SUFFIX)
+    return setting not in _JOINING or setting in USES[service]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +74,9 @@ class Service:
             argv=(sys.executable, "-m", self.module),
             log=self.log,
             env=self.environment,
-            inherits=self._inherits,
+            inherits=partial(uses, self.name),
             cwd=self.folder,
         )
-
-    def _inherits(self, name: str) -> bool:
-        setting = name.removesuffix("_FILE")
-        return setting not in _JOINING or setting in USES[self.name]
 
     def ready(self) -> bool:
         """Whether it answers; before it reported its address it is not asked."""
@@ -123,16 +127,16 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
     """Lays out a mesh on a folder.
 
     Raises:
-        CliError: The environment names an S3 store without its keys.
+        CliError: The environment names an S3 store without its keys, or a file that cannot be read.
     """
     environment, embedded = _backends(folder, credentials, ports)
     environment |= {
-        "ATELIER_S3_BUCKET": os.environ.get("ATELIER_S3_BUCKET", _BUCKET),
-        "ATELIER_AUTH_SECRET": os.environ.get("ATELIER_AUTH_SECRET", credentials.auth_secret),
+        "ATELIER_S3_BUCKET": given("ATELIER_S3_BUCKET") or _BUCKET,
+        "ATELIER_AUTH_SECRET": given("ATELIER_AUTH_SECRET") or credentials.auth_secret,
         "ATELIER_TASKS_ADDRESS": f"127.0.0.1:{ports['tasks']}",
         "ATELIER_WORKFLOWS_ADDRESS": f"127.0.0.1:{ports['workflows']}",
     }
-    if model := os.environ.get("ATELIER_MODEL"):
+    if model := given("ATELIER_MODEL"):
         # A path is meant from where the user stands; a model hub's name is passed on as it is.
         environment["ATELIER_MODEL"] = str(Path(model).absolute()) if Path(model).exists() else model
 
@@ -143,6 +147,7 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
             module=module,
             log=folder.log(name),
             environment={
+                **{variable: path for variable, path in files().items() if uses(name, variable)},
                 **{variable: value for variable, value in environment.items() if variable in USES[name]},
                 "PYTHONUNBUFFERED": "1",
                 # The worker starts its child by fork and exec; gRPC's handlers around a fork would only fill its log.
@@ -187,7 +192,7 @@ def _backends(
     """Environment of database, news and objects, and the embedded servers that it takes."""
     environment: dict[str, str] = {}
     embedded: list[Server] = []
-    if url := os.environ.get("ATELIER_DATABASE_URL"):
+    if url := given("ATELIER_DATABASE_URL"):
         environment["ATELIER_DATABASE_URL"] = url
     else:
         postgres = PostgresServer(
@@ -195,16 +200,16 @@ def _backends(
         )
         environment["ATELIER_DATABASE_URL"] = postgres.dsn()
         embedded.append(postgres)
-    if url := os.environ.get("ATELIER_NATS_URL"):
+    if url := given("ATELIER_NATS_URL"):
         environment["ATELIER_NATS_URL"] = url
     else:
         nats = NatsServer(folder / "nats", ports["nats"], credentials.nats_password, folder.log("nats"))
         environment["ATELIER_NATS_URL"] = nats.url
         embedded.append(nats)
-    if endpoint := os.environ.get("ATELIER_S3_ENDPOINT"):
+    if endpoint := given("ATELIER_S3_ENDPOINT"):
         environment["ATELIER_S3_ENDPOINT"] = endpoint
         for name in ("ATELIER_S3_ACCESS_KEY", "ATELIER_S3_SECRET_KEY"):
-            if not (os.environ.get(name) or os.environ.get(f"{name}_FILE")):
+            if not given(name):
                 raise CliError(f"ATELIER_S3_ENDPOINT is set, so {name} has to be set too.", ExitCode.USAGE)
     else:
         s3 = S3Server(
@@ -213,7 +218,7 @@ def _backends(
             credentials.s3_access_key,
             credentials.s3_secret_key,
             folder.log("s3"),
-            bucket=os.environ.get("ATELIER_S3_BUCKET", _BUCKET),
+            bucket=given("ATELIER_S3_BUCKET") or _BUCKET,
         )
         environment |= {
             "ATELIER_S3_ENDPOINT": s3.endpoint,

