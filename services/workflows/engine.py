@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from uuid import UUID
 
 from atelier.workflows.v1 import workflow_pb2
 
@@ -36,81 +35,18 @@ from services.workflows.domain import (
 )
 from services.workflows.errors import cleaned_up, illegal_transition
 from services.workflows.items import MAX_ITEMS, MAX_ITEMS_IN_ALL, ItemsError, collected, items_of
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A caller starts it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """A caller pauses it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """A caller resumes it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """A caller cancels it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The tasks service has the task of a step."""
-
-    step_id: str
-    task_id: UUID
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The task of a step cannot be made, now or later."""
-
-    step_id: str
-    task_id: UUID
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A task ended.
-
-    Attributes:
-        version: Its version, above that of whatever was heard of it before.
-        result: Serialized Struct of its result.
-        retryable: Whether another task might fare better.
-    """
-
-    step_id: str
-    task_id: UUID
-    version: int
-    outcome: Outcome
-    result: bytes | None = None
-    message: str = ""
-    retryable: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The task of a step runs no more, or will never exist."""
-
-    step_id: str
-    task_id: UUID
-
-
-@dataclass(frozen=True, slots=True)
-class Overdue:
-    """The task of a step takes longer than it may."""
-
-    step_id: str
-    task_id: UUID
-
-
-Event = Start | Pause | Resume | Cancel | Accepted | Refused | Ended | Closed | Overdue
+from services.workflows.signals import (
+    Accepted,
+    Cancel,
+    Closed,
+    Ended,
+    Event,
+    Overdue,
+    Pause,
+    Refused,
+    Resume,
+    Start,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,22 +17,9 @@ from meshkit.logging import get_logger
 from services.workflows import events
 from services.workflows.building import BuildError, task_of
 from services.workflows.domain import Outcome, StepRecord, StepState, WorkflowRecord
-from services.workflows.engine import (
-    Accepted,
-    Cancel,
-    Closed,
-    Decision,
-    Ended,
-    Event,
-    Overdue,
-    Pause,
-    Refused,
-    Resume,
-    Start,
-    decide,
-    decide_all,
-)
+from services.workflows.engine import Decision, decide, decide_all
 from services.workflows.fields import result_of
+from services.workflows.signals import Accepted, Cancel, Closed, Ended, Event, Overdue, Pause, Refused, Resume, Start
 from services.workflows.store import Store, Whole
 from services.workflows.tasks import Tasks
 

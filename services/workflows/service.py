@@ -16,10 +16,11 @@ from services.workflows import definition, graph
 from services.workflows.access import Caller
 from services.workflows.convert import to_workflow
 from services.workflows.domain import Approval, Status, StepRecord, StepState, WorkflowRecord, step_row_id, task_id_of
-from services.workflows.engine import Cancel, Event, Pause, Resume, Start, decide
+from services.workflows.engine import decide
 from services.workflows.errors import cleaned_up, illegal_transition, workflow_not_found
 from services.workflows.execution import Executor
 from services.workflows.fields import type_name
+from services.workflows.signals import Cancel, Event, Pause, Resume, Start
 from services.workflows.store import IdempotencyKey, Page, Stats, Store, Whole, WorkflowFilter
 from services.workflows.tasks import Tasks
 

@@ -55,7 +55,7 @@ def step(name: str, depends_on: Sequence[str] = (), position: int = 0, **changes
         "position": position,
         "task_type": "NOOP",
         "definition": b"",
-        "depends_on": tuple(depends_on),
+        "depends_on": list(depends_on),
         "state": StepState.PENDING,
         "attempt": 0,
         "task_id": None,
