@@ -106,7 +106,7 @@ def test_secrets_from_files_are_the_meshs_and_the_commands(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     secret = " and ".join(["from a file"] * 4)
     Path("secret").write_text(f"{secret}\n")
-    Path("dsn").write_text("postgresql://user:password@db/atelier\n")
+    Path("dsn").write_text("postgresql://db/atelier\n")
     monkeypatch.setenv("ATELIER_AUTH_SECRET_FILE", "secret")
     monkeypatch.setenv("ATELIER_DATABASE_URL_FILE", "dsn")
     monkeypatch.setenv("ATELIER_AUTH_JWKS_FILE", "keys.json")
