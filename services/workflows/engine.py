@@ -264,7 +264,7 @@ class _Work:
         while ready:
             for index in ready:
                 step = self.steps[index]
-                if self._is_skipped(step):
+                if step.parent is None and self._is_skipped(step):
                     self._move(index, StepState.SKIPPED, completed_at=self.now)
                 elif step.approval in (Approval.NEEDED, Approval.ASKED):
                     self.steps[index] = replace(step, approval=Approval.ASKED)
