@@ -148,3 +148,29 @@ class Loops:
     @staticmethod
     def _spawn(loop: Loop) -> asyncio.Task[None]:
         return asyncio.create_task(loop.run_for_ever(), name=f"loop-{loop.name}")
+
+
+def coalesced(work: Callable[[], None], delay_seconds: float) -> Callable[[], None]:
+    """Calls a piece of work a moment after it was asked for, once for all who ask in between.
+
+    Args:
+        work: The work; it must not raise.
+        delay_seconds: The moment.
+
+    Returns:
+        What asks for it; to be called from the loop's own thread.
+    """
+    pending = False
+
+    def run() -> None:
+        nonlocal pending
+        pending = False
+        work()
+
+    def ask() -> None:
+        nonlocal pending
+        if not pending:
+            pending = True
+            asyncio.get_running_loop().call_later(delay_seconds, run)
+
+    return ask

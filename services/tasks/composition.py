@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +14,7 @@ from meshkit.auth import TokenVerifier
 from meshkit.bus import Bus, Message
 from meshkit.db import Database
 from meshkit.fetcher import Fetcher
-from meshkit.loops import Loops
+from meshkit.loops import Loops, coalesced
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
@@ -82,7 +80,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
     policy = RetryPolicy(settings.max_retries, settings.retry_base_seconds)
     relay = Relay(database, bus)
     stack.push_async_callback(relay.close)
-    news.on_commit(_coalesced(relay.wake, RELAY_DELAY_SECONDS))
+    news.on_commit(coalesced(relay.wake, RELAY_DELAY_SECONDS))
 
     fetcher = Fetcher.from_settings(settings)
     door = InputDoor(objects, fetcher, settings.shared_tenant)
@@ -171,21 +169,3 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
     if page is not None:
         stack.callback(page.close)
     return Running(server.address, upkeep, relay, database, objects, sender)
-
-
-def _coalesced(work: Callable[[], None], delay_seconds: float) -> Callable[[], None]:
-    """Calls a piece of work a moment after it was asked for, once for all who ask in between."""
-    pending = False
-
-    def run() -> None:
-        nonlocal pending
-        pending = False
-        work()
-
-    def ask() -> None:
-        nonlocal pending
-        if not pending:
-            pending = True
-            asyncio.get_running_loop().call_later(delay_seconds, run)
-
-    return ask

@@ -15,7 +15,7 @@ from meshkit.channel import MeshChannel
 from meshkit.db import Database
 from meshkit.errors import unauthenticated
 from meshkit.fetcher import Fetcher
-from meshkit.loops import Loops
+from meshkit.loops import Loops, coalesced
 from meshkit.metrics import serve_metrics
 from meshkit.outbox import Relay
 from meshkit.server import MeshServer
@@ -33,6 +33,8 @@ SCHEMA = "workflows"
 DURABLE = "workflows-task-ends"
 # Replicas share the notices.
 QUEUE = "workflows"
+# Events of commits that follow each other closely are published together; nobody's next step waits for them.
+RELAY_DELAY_SECONDS = 0.05
 # Nearly all of it was heard by notices before, so that it need not be quick.
 EVENTS_GATHER_SECONDS = 0.1
 
@@ -77,7 +79,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Running:
         store,
         tasks,
         clock=_now,
-        on_commit=relay.wake,
+        on_commit=coalesced(relay.wake, RELAY_DELAY_SECONDS),
         concurrency=settings.dispatch_concurrency,
         abandon_seconds=settings.abandon_seconds,
     )

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from meshkit.loops import Loop, Loops
+from meshkit.loops import Loop, Loops, coalesced
 
 
 async def until(condition: Any) -> None:
@@ -122,3 +122,16 @@ async def test_a_loop_added_later_runs_too() -> None:
     async with Loops(Loop("first", lambda: collect([]), 3600)) as loops:
         loops.add(Loop("second", lambda: collect(runs), 0.01))
         await until(lambda: runs)
+
+
+async def test_work_that_is_asked_for_again_and_again_is_done_once_a_moment_later() -> None:
+    runs: list[int] = []
+    ask = coalesced(lambda: runs.append(1), 0.01)
+    for _ in range(5):
+        ask()
+    assert runs == [], "nobody waits for it"
+    await until(lambda: runs)
+    await asyncio.sleep(0.03)
+    assert runs == [1]
+    ask()
+    await until(lambda: len(runs) == 2)
