@@ -208,3 +208,27 @@ async def test_a_bomb_is_not_stored(stored: Mesh) -> None:
     answer = await stored.client().post("/api/v1/storage/images/a.png", content=bomb())
     assert answer.status_code == 422
     assert "pixels" in answer.json()["detail"][0]["msg"]
+
+
+async def test_a_service_that_takes_no_more_calls_is_a_429_that_says_when_to_come_again(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(max_concurrent_calls=2)
+    mesh.tasks.hold.clear()
+    client = mesh.client()
+    created = [asyncio.ensure_future(client.post("/api/v1/tasks/", json=CREATE)) for _ in range(2)]
+    async with asyncio.timeout(10):
+        while len(mesh.tasks.requests) < 2:
+            mesh.tasks.held.clear()
+            await mesh.tasks.held.wait()
+    refused = await client.post("/api/v1/tasks/", json=CREATE)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert refused.json() == {"detail": "The service takes no more calls right now"}
+    mesh.tasks.hold.set()
+    assert [(await answer).status_code for answer in created] == [200, 200]
+    assert (await client.post("/api/v1/tasks/", json=CREATE)).status_code == 200
+    task = (await created[0]).json()["id"]
+    mesh.tasks.pause.set()
+    async with client.stream("GET", f"/api/v1/tasks/{task}/events") as first:
+        assert first.status_code == 200
+        second = await client.get(f"/api/v1/tasks/{task}/events")
+        assert second.status_code == 429, "one of two calls may be a stream"
+        assert (await client.get(f"/api/v1/tasks/{task}")).status_code == 200
