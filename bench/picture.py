@@ -105,16 +105,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=stacks.ROOT / "models" / "garments" / "weights")
     parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads, on both sides")
     parser.add_argument("--steps", type=int, help="the card's default where absent")
     given = parser.parse_args()
     card = json.loads((given.model / "atelier.json").read_text())
     steps = given.steps or card["steps"]["default"]
-    bare = bare_call(given.model, threads=os.cpu_count() or 1, steps=steps)
-    environment = {"ATELIER_MODEL": str(given.model), "ATELIER_WORKER_TASK_TYPES": "GENERATION"}
+    bare = bare_call(given.model, threads=given.threads, steps=steps)
+    environment = {
+        "ATELIER_MODEL": str(given.model),
+        "ATELIER_WORKER_TASK_TYPES": "GENERATION",
+        "ATELIER_WORKER_SLOTS": "1",
+        "ATELIER_TORCH_THREADS": str(given.threads),
+    }
     with tempfile.TemporaryDirectory(prefix="atelier-bench-") as scratch:
         folder = Path(scratch)
         folder.chmod(0o711)
-        with stacks.mesh(folder, None, environment | {"ATELIER_WORKER_SLOTS": "1"}) as mesh:
+        with stacks.mesh(folder, None, environment) as mesh:
             asyncio.run(_pairs(mesh, bare, pairs=given.pairs, size=card["native_size"], steps=steps))
     return 0
 
