@@ -140,7 +140,7 @@ class Store(Protocol):
         Args:
             age_seconds: How long.
             trusted_since: Since when news is not lost: what was asked for since then is asked for again only once as
-                much time has passed as its task had taken by then. None where all news may be lost.
+                much time has passed as its task had taken by then, or 15 minutes. None where all news may be lost.
             limit: How many at most.
         """
         ...

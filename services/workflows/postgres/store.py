@@ -28,7 +28,7 @@ UPDATE steps SET checked_at = now() WHERE id = ANY(ARRAY(
     SELECT id FROM steps WHERE task_open AND state = 'RUNNING'
         AND checked_at < now() - make_interval(secs => %(age)s)
         AND (%(since)s::timestamptz IS NULL OR checked_at < %(since)s
-            OR checked_at - dispatched_at < now() - checked_at)
+            OR least(checked_at - dispatched_at, interval '15 minutes') < now() - checked_at)
     ORDER BY checked_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
 RETURNING {columns.STEP}"""  # noqa: S608 -- fixed names
 
