@@ -131,6 +131,7 @@ class Relay:
         self._bus = bus
         self._batch = batch
         self._leader: Connection | None = None
+        self._standby: Connection | None = None
         self._wake = asyncio.Event()
         self._lock_key = zlib.crc32(db.schema.encode()) - 2**31
         self.loop = Loop(f"outbox-{db.schema}", self.run_once, interval_seconds, wake=self._wake)
@@ -161,23 +162,22 @@ class Relay:
 
     async def close(self) -> None:
         """Gives the lock back."""
-        leader, self._leader = self._leader, None
-        if leader is not None:
-            await leader.close()
+        connections = (self._leader, self._standby)
+        self._leader = self._standby = None
+        for conn in connections:
+            if conn is not None:
+                await conn.close()
 
     async def _lead(self) -> Connection | None:
         """Takes the lock; it lives as long as its connection, which is also the one that reads and deletes events."""
-        conn = await self._db.dedicated()
-        try:
-            cursor = await conn.execute("SELECT pg_try_advisory_lock(%s, %s)", (_LOCK_SPACE, self._lock_key))
-            row = await cursor.fetchone()
-            if row is not None and row[0]:
-                # A deletion that a crash of PostgreSQL undoes has its event published again, under the same id.
-                await conn.execute("SET synchronous_commit TO off")
-                self._leader = conn
-        finally:
-            if self._leader is not conn:
-                await conn.close()
+        # Who stands by keeps its connection: every commit wakes it, and to connect costs far more than to ask.
+        self._standby = conn = self._standby or await self._db.dedicated()
+        cursor = await conn.execute("SELECT pg_try_advisory_lock(%s, %s)", (_LOCK_SPACE, self._lock_key))
+        row = await cursor.fetchone()
+        if row is not None and row[0]:
+            # A deletion that a crash of PostgreSQL undoes has its event published again, under the same id.
+            await conn.execute("SET synchronous_commit TO off")
+            self._leader, self._standby = conn, None
         return self._leader
 
     async def _relay(self, leader: Connection) -> bool:

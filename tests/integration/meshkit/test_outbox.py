@@ -148,6 +148,26 @@ async def test_one_relay_works_and_another_takes_over(db: Database, bus: Bus, re
     await other.close()
 
 
+async def test_a_relay_that_stands_by_keeps_its_connection(
+    db: Database, bus: Bus, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Connection] = []
+    dedicated = db.dedicated
+
+    async def count() -> Connection:
+        made.append(await dedicated())
+        return made[-1]
+
+    await relay.run_once()
+    monkeypatch.setattr(db, "dedicated", count)
+    other = Relay(db, bus)
+    for _ in range(5):
+        await other.run_once()
+    assert len(made) == 1
+    await other.close()
+    assert made[0].closed
+
+
 async def test_a_relay_that_lost_nats_leaves_the_work_to_one_that_has_it(
     db: Database, relay: Relay, nats_server: NatsControl
 ) -> None:
