@@ -1,8 +1,8 @@
 """Gives waiting tasks to the workers that ask: one dispatcher a queue serves all polls of this replica.
 
-A round leases for every parked poll in one transaction. Rounds begin when a poll arrives, when a task begins to wait
-(told within the process, and by NATS from other replicas), and every second besides. Replicas take turns on a queue by
-a row lock, so two of them never serve the same turn.
+A round leases for the parked polls of one kind of worker in one transaction. Rounds begin when a poll arrives, when a
+task begins to wait (told within the process, and by NATS from other replicas), and every second besides. Replicas take
+turns on a queue by a row lock, so two of them never serve the same turn.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from meshkit import metrics
+from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import MeshError, unavailable
 from meshkit.logging import get_logger
 from services.tasks.domain import Session, TaskRecord
@@ -29,6 +30,8 @@ _log = get_logger(__name__)
 LOOK_AHEAD = 16
 MAX_ROUND = 512
 POLL_SECONDS = 1.0
+# A task whose row was held is looked at again so long afterwards: at once would only spin until it is let go.
+HELD_SECONDS = 0.02
 
 _DISPATCH_SECONDS = metrics.histogram(
     "tasks_dispatch_seconds", "From acceptance to the first lease", ("queue", "task_type")
@@ -46,6 +49,8 @@ class Poll:
         registered: Whether the database knows of the poll.
         busy: Whether a round works for it; others pass it over.
         missed: Queues whose round passed it over meanwhile.
+        superseded: Whether its worker polls again; a round that works for it may still answer it.
+        lanes: What its worker serves.
     """
 
     session: Session
@@ -56,6 +61,21 @@ class Poll:
     registered: bool = False
     busy: bool = False
     missed: set[str] = field(default_factory=set)
+    superseded: bool = False
+    lanes: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lanes = self.session.lanes
+
+    def settle(self) -> None:
+        """Answers it without work if nobody listens any more."""
+        if self.superseded and not self.answer.done():
+            self.answer.set_result([])
+
+    def refuse(self) -> None:
+        """Has its worker ask again, with the same number."""
+        if not self.answer.done():
+            self.answer.set_exception(unavailable("The scheduler is not ready", reason="SCHEDULER_UNAVAILABLE"))
 
 
 class Scheduler:
@@ -98,13 +118,17 @@ class Scheduler:
     async def close(self) -> None:
         """Ends all polls without work, then the dispatchers."""
         self._closed = True
-        for polls in self._polls.values():
-            for poll in polls:
-                if not poll.answer.done() and not poll.busy:
-                    poll.answer.set_result([])
+        parked = {poll for polls in self._polls.values() for poll in polls}
+        for poll in parked:
+            # An answer lets the worker's number rise, so the database has to know of this one.
+            if poll.registered and not poll.busy and not poll.answer.done():
+                poll.answer.set_result([])
         for task in self._dispatchers.values():
             task.cancel()
-        await asyncio.gather(*self._dispatchers.values(), *self._returning, return_exceptions=True)
+        await asyncio.gather(*self._dispatchers.values(), return_exceptions=True)
+        for poll in parked:
+            poll.refuse()
+        await asyncio.gather(*self._returning, return_exceptions=True)
 
     async def lease(
         self, session: Session, *, sequence: int, max_leases: int, wait_seconds: float, warm: frozenset[str]
@@ -148,8 +172,10 @@ class Scheduler:
         # A worker that polls again has given up its earlier call.
         for queue in session.queues:
             for poll in self._polls.get(queue, ()):
-                if poll.session.id == session.id and not poll.busy and not poll.answer.done():
-                    poll.answer.set_result([])
+                if poll.session.id == session.id:
+                    poll.superseded = True
+                    if not poll.busy:
+                        poll.settle()
 
     def _park(self, queue: str, poll: Poll) -> None:
         self._polls.setdefault(queue, []).append(poll)
@@ -180,30 +206,41 @@ class Scheduler:
             await self._serve_queue(queue)
 
     async def _serve_queue(self, queue: str) -> None:
+        # A round for each kind of worker: of two in one transaction the second would lock tenants' rows out of order.
+        for lanes in dict.fromkeys(poll.lanes for poll in self._polls.get(queue, ())):
+            polls = self._take(queue, lanes)
+            if polls and not await self._serve(queue, polls):
+                # The database is in trouble: haste would not help it.
+                await asyncio.sleep(0.2)
+                self.wake(queue)
+                return
+
+    def _take(self, queue: str, lanes: frozenset[str]) -> list[Poll]:
         polls = []
         for poll in self._polls.get(queue, ()):
-            if poll.answer.done():
+            if poll.answer.done() or poll.lanes != lanes:
                 continue
             if poll.busy:
                 poll.missed.add(queue)
                 continue
-            polls.append(poll)
-        if not polls:
-            return
-        for poll in polls:
             poll.busy = True
+            polls.append(poll)
+        return polls
+
+    async def _serve(self, queue: str, polls: Sequence[Poll]) -> bool:
         work = Round(queue, polls, self._costs, self._weights)
         try:
             await self._store.run_round(queue, work.run)
         except Exception as error:
             self._failed(queue, polls, error)
-            # The database is in trouble: haste would not help it.
-            await asyncio.sleep(0.2)
+            return False
         else:
             self._deliver(queue, work)
+            return True
         finally:
             for poll in polls:
                 poll.busy = False
+                poll.settle()
                 for other in poll.missed:
                     self.wake(other)
                 poll.missed.clear()
@@ -218,15 +255,13 @@ class Scheduler:
                 poll.answer.set_result(leases)
         for poll in work.polls:
             poll.registered = True
-        for record in work.granted:
-            _LEASES.labels(queue, record.task_type).inc()
-            if record.attempt == 1 and record.leased_at is not None:
-                waited = (record.leased_at - record.created_at).total_seconds()
-                _DISPATCH_SECONDS.labels(queue, record.task_type).observe(max(0.0, waited))
         if work.granted:
+            _count(queue, work.granted)
             self._on_events()
         if work.again:
             self.wake(queue)
+        elif work.held:
+            asyncio.get_running_loop().call_later(HELD_SECONDS, self.wake, queue)
 
     @staticmethod
     def _failed(queue: str, polls: Sequence[Poll], error: Exception) -> None:
@@ -236,8 +271,11 @@ class Scheduler:
             _log.error("dispatch round failed", queue=queue, exc_info=error)
         for poll in polls:
             # One that is known to the database waits on; a new one asks again.
-            if not poll.registered and not poll.answer.done():
-                poll.answer.set_exception(unavailable("The scheduler is not ready", reason="SCHEDULER_UNAVAILABLE"))
+            if not poll.registered:
+                poll.refuse()
+            # Leases whose commit took place although its answer was lost come back by noting the same number again.
+            if isinstance(error, DatabaseUnavailableError):
+                poll.registered = False
 
 
 class Round:
@@ -245,7 +283,7 @@ class Round:
 
     Args:
         queue: The queue.
-        polls: The polls it serves.
+        polls: The polls it serves, all of the same lanes.
         costs: Expected device seconds by lane.
         weights: Shares of tenants.
     """
@@ -259,6 +297,7 @@ class Round:
         self.refused: list[Poll] = []
         self.granted: list[TaskRecord] = []
         self.again = False
+        self.held = False
         self._confirmed: set[Poll] = set()
         self._draining: set[Poll] = set()
         self._costs = costs
@@ -266,17 +305,12 @@ class Round:
 
     async def run(self, store: Rounds) -> None:
         """The body of the transaction."""
-        groups: dict[frozenset[str], list[Poll]] = {}
-        for poll in self.polls:
-            groups.setdefault(poll.session.lanes, []).append(poll)
+        lanes = sorted(self.polls[0].lanes)
         new = [poll for poll in self.polls if not poll.registered]
-        for lanes, polls in groups.items():
-            # All polls are noted before anything else is locked, as everyone locks sessions first.
-            known, contenders = await store.register([_entry(poll) for poll in new], sorted(lanes), _limit(polls))
-            self._note(new, known)
-            new = []
-            if contenders:
-                await self._serve(store, sorted(lanes), polls, contenders)
+        known, contenders = await store.register([_entry(poll) for poll in new], lanes, _limit(self.polls))
+        self._note(new, known)
+        if contenders:
+            await self._serve(store, lanes, contenders)
 
     def _note(self, new: Sequence[Poll], known: Mapping[UUID, Registered]) -> None:
         for poll in new:
@@ -305,18 +339,16 @@ class Round:
             if draining:
                 self._draining.add(poll)
 
-    def _open(self, polls: Sequence[Poll]) -> list[Poll]:
+    def _open(self) -> list[Poll]:
         """Those of the polls that may be given work."""
         return [
             poll
-            for poll in polls
+            for poll in self.polls
             if poll not in self.answers and poll not in self.refused and poll not in self._draining
         ]
 
-    async def _serve(
-        self, store: Rounds, lanes: Sequence[str], polls: Sequence[Poll], contenders: Sequence[Contender]
-    ) -> None:
-        polls = self._open(polls)
+    async def _serve(self, store: Rounds, lanes: Sequence[str], contenders: Sequence[Contender]) -> None:
+        polls = self._open()
         if not polls:
             return
         # Who was looked up before the queue was held may be another's turn by now: those are seen in the next round.
@@ -327,7 +359,7 @@ class Round:
             [_entry(poll) for poll in asked], {name: n + ahead for name, n in wanted.items()}, lanes, _limit(polls)
         )
         self._confirm(asked, confirmed)
-        polls = self._open(polls)
+        polls = self._open()
         if not polls:
             return
         capacity = _capacity(polls)
@@ -336,16 +368,17 @@ class Round:
             waiting.setdefault(candidate.tenant, []).append(candidate)
         counted = {contender.tenant for contender in contenders}
         empty = [tenant for tenant in wanted if tenant in counted and tenant not in waiting]
-        if empty:
-            await store.recount(empty)
         passed_over = not share(contenders, capacity, self._costs, self._weights).keys() <= wanted.keys()
-        self.again = self.again or bool(empty) or passed_over
+        self.again = bool(empty) or passed_over
         grants, owners, virtual_time = self._choose(contenders, waiting, polls, capacity)
+        if empty:
+            await store.recount(empty, list(waiting))
         if not grants:
             return
         for record in await store.grant(grants, virtual_time):
-            self.answers.setdefault(owners[str(record.id)], []).append(record)
+            self.answers.setdefault(owners[record.id], []).append(record)
             self.granted.append(record)
+        self.held = len(self.granted) < len(grants)
 
     def _choose(
         self,
@@ -353,14 +386,14 @@ class Round:
         waiting: dict[str, list[Candidate]],
         polls: Sequence[Poll],
         capacity: int,
-    ) -> tuple[list[Grant], dict[str, Poll], float]:
+    ) -> tuple[list[Grant], dict[UUID, Poll], float]:
         """Deals tasks out in the order of their tenants' virtual time, to the polls in turn."""
         clocks = {contender.tenant: contender.virtual_time for contender in contenders if contender.tenant in waiting}
         heap = [(clock, tenant) for tenant, clock in clocks.items()]
         heapq.heapify(heap)
         turns = deque((poll, poll.capacity) for poll in polls)
         grants: list[Grant] = []
-        owners: dict[str, Poll] = {}
+        owners: dict[UUID, Poll] = {}
         latest = 0.0
         while heap and turns and len(grants) < capacity:
             clock, tenant = heapq.heappop(heap)
@@ -370,15 +403,32 @@ class Round:
             cost = self._costs.get(task.lane, 1.0)
             charge = charge_at_lease(cost, task.charged, weight_of(tenant, self._weights))
             grants.append(
-                Grant(task.id, poll.session.id, poll.sequence, poll.session.kind, poll.session.name, cost, charge)
+                Grant(
+                    task.id,
+                    task.lane,
+                    poll.session.id,
+                    poll.sequence,
+                    poll.session.kind,
+                    poll.session.name,
+                    cost,
+                    charge,
+                )
             )
-            owners[str(task.id)] = poll
+            owners[task.id] = poll
             latest = max(latest, clock)
             if tasks:
                 heapq.heappush(heap, (clock + charge, tenant))
             if left > 1:
                 turns.append((poll, left - 1))
         return grants, owners, latest
+
+
+def _count(queue: str, granted: Sequence[TaskRecord]) -> None:
+    for record in granted:
+        _LEASES.labels(queue, record.task_type).inc()
+        if record.attempt == 1 and record.leased_at is not None:
+            waited = (record.leased_at - record.created_at).total_seconds()
+            _DISPATCH_SECONDS.labels(queue, record.task_type).observe(max(0.0, waited))
 
 
 def _entry(poll: Poll) -> PollEntry:

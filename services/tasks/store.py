@@ -93,6 +93,7 @@ class Grant:
 
     Attributes:
         task_id: The task.
+        lane: Where it waited; one that was moved meanwhile is not for this poll.
         session: The session that gets it.
         sequence: Number of that session's poll.
         kind: Kind of the worker.
@@ -102,6 +103,7 @@ class Grant:
     """
 
     task_id: UUID
+    lane: str
     session: UUID
     sequence: int
     kind: str
@@ -214,8 +216,13 @@ class Rounds(Protocol):
         """Leases tasks; those that are not waiting any more are left out."""
         ...
 
-    async def recount(self, tenants: Sequence[str]) -> None:
-        """Corrects the counters of tenants that have less work than they say."""
+    async def recount(self, tenants: Sequence[str], granted: Sequence[str]) -> None:
+        """Corrects the counters of tenants that have less work than they say.
+
+        Args:
+            tenants: The tenants.
+            granted: Those whose tasks may be granted afterwards.
+        """
         ...
 
 

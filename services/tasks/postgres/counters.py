@@ -6,7 +6,7 @@ each other here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from meshkit.db import Connection
@@ -110,16 +110,18 @@ async def apply(conn: Connection, changes: Iterable[Change]) -> None:
         await conn.execute(_APPLY, [list(column) for column in zip(*rows, strict=True)])
 
 
-async def recount(conn: Connection, queue: str, tenants: list[str]) -> None:
+async def recount(conn: Connection, queue: str, tenants: Sequence[str], others: Sequence[str]) -> None:
     """Counts a few tenants' waiting tasks again.
 
     Args:
         conn: A connection in a transaction.
         queue: The queue.
-        tenants: The tenants, whose rows are locked in order.
+        tenants: The tenants.
+        others: Tenants that the transaction changes afterwards: the rows of all are locked now, in order.
     """
     await conn.execute(
-        "SELECT FROM queue_tenants WHERE queue = %s AND tenant = ANY(%b) ORDER BY tenant FOR UPDATE", (queue, tenants)
+        "SELECT FROM queue_tenants WHERE queue = %s AND tenant = ANY(%b) ORDER BY tenant FOR UPDATE",
+        (queue, [*tenants, *others]),
     )
-    await conn.execute(_RECOUNT_LANES, (queue, tenants))
-    await conn.execute(_RECOUNT_TENANTS, (queue, tenants))
+    await conn.execute(_RECOUNT_LANES, (queue, list(tenants)))
+    await conn.execute(_RECOUNT_TENANTS, (queue, list(tenants)))

@@ -55,6 +55,9 @@ ORDER BY n.id
 ON CONFLICT (id) DO NOTHING
 """  # noqa: S608 -- fixed names
 
+# An insert that waited for the end of a task's deletion did not see that its identifier was retired: a later look does.
+_WITHDRAW = "DELETE FROM tasks t USING task_ids d WHERE d.id = t.id AND t.id = ANY(%b) RETURNING t.id"
+
 _CLAIM_KEYS = """
 INSERT INTO idempotency_keys (tenant, method, key, request_hash, response)
 SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::bytea[], %b::bytea[])
@@ -151,8 +154,13 @@ async def _insert(conn: Connection, records: Sequence[TaskRecord], *, ask: bool 
         return frozenset()
     columns_of = [list(column) for column in zip(*map(_values, records), strict=True)]
     keys = [orjson.dumps(list(record.warm_keys)).decode() for record in records]
-    cursor = await conn.execute(_INSERT + ("RETURNING id" if ask else ""), (*columns_of, keys), binary=ask)
-    return frozenset(row[0] for row in await cursor.fetchall()) if ask else frozenset()
+    if not ask:
+        await conn.execute(_INSERT, (*columns_of, keys))
+        return frozenset()
+    written = await conn.execute(f"{_INSERT} RETURNING id", (*columns_of, keys), binary=True)
+    withdrawn = await conn.execute(_WITHDRAW, ([record.id for record in records],), binary=True)
+    rows = frozenset(await written.fetchall()) - frozenset(await withdrawn.fetchall())
+    return frozenset(row[0] for row in rows)
 
 
 async def _announce(conn: Connection, records: Sequence[TaskRecord]) -> None:

@@ -5,7 +5,7 @@ Each is a guarded UPDATE whose rows are counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -157,7 +157,7 @@ async def lose(
     """Ends an attempt without a result: the task waits again, or has failed.
 
     Args:
-        conn: A connection in a transaction.
+        conn: A connection in a transaction that ends no other; `lose_many` is for several.
         record: The task, executing; its attempt and session guard the change.
         loss: Why.
         policy: How often it may be tried.
@@ -166,6 +166,30 @@ async def lose(
     Returns:
         The task after it, or None where the attempt was not the session's any more.
     """
+    after, changes = await _lose(conn, record, loss, policy, weights)
+    await counters.apply(conn, changes)
+    return after
+
+
+async def lose_many(
+    conn: Connection, losses: Iterable[tuple[TaskRecord, Loss]], policy: RetryPolicy
+) -> list[TaskRecord]:
+    """Ends attempts without results, as `lose` does one; those that are not the session's any more are passed over."""
+    ended: list[TaskRecord] = []
+    changes: list[counters.Change] = []
+    for record, loss in losses:
+        after, changed = await _lose(conn, record, loss, policy)
+        changes.extend(changed)
+        if after is not None:
+            ended.append(after)
+    # Once for all of them: the tenants' rows are locked in their order only within one statement.
+    await counters.apply(conn, changes)
+    return ended
+
+
+async def _lose(
+    conn: Connection, record: TaskRecord, loss: Loss, policy: RetryPolicy, weights: Mapping[str, float] | None = None
+) -> tuple[TaskRecord | None, list[counters.Change]]:
     free = loss.outcome is Outcome.RELEASED and record.released < MAX_FREE_RELEASES
     if loss.outcome is Outcome.RELEASED and not free:
         loss = Loss(Outcome.EXPIRED, "The task was handed back too often", Category.RESOURCE, resumed=True)
@@ -185,7 +209,7 @@ async def lose(
     cursor = await conn.execute(_REQUEUE if retry else _FAIL, arguments)
     row = await cursor.fetchone()
     if row is None:
-        return None
+        return None, []
     after = columns.record(row)
     await _end_attempt(conn, record, loss)
     await announcements.changed(conn, [after])
@@ -194,8 +218,7 @@ async def lose(
     changes = [counters.entering(after)] if counters.waits(after) else []
     if weights is not None and after.status == Status.FAILED:
         changes.append(_settle(after, loss.device_seconds, weights))
-    await counters.apply(conn, changes)
-    return after
+    return after, changes
 
 
 async def cancel(conn: Connection, task_id: UUID) -> tuple[TaskRecord, TaskRecord] | None:

@@ -63,13 +63,15 @@ CROSS JOIN LATERAL (
 ORDER BY n.tenant, n.priority DESC, n.created_at, n.id
 """
 
-# A row that someone else holds is being cancelled or changed: the next round sees what became of it.
+# A row that someone else holds is being cancelled or changed: the next round sees what became of it. One that was moved
+# to another queue or provider after it was looked at stays where it is.
 _GRANT = f"""
 WITH chosen AS (
     SELECT * FROM unnest(%(ids)b::uuid[], %(sessions)b::uuid[], %(sequences)b::bigint[], %(kinds)b::text[],
-        %(names)b::text[], %(costs)b::float8[]) AS c (id, session, sequence, kind, name, cost)
+        %(names)b::text[], %(costs)b::float8[], %(lanes)b::text[]) AS c (id, session, sequence, kind, name, cost, lane)
 ), locked AS (
     SELECT t.id FROM tasks t WHERE t.id = ANY(%(ids)b::uuid[]) AND t.status = 'PENDING' AND t.not_before IS NULL
+        AND t.queue_name = %(queue)s
     ORDER BY t.id FOR UPDATE SKIP LOCKED
 ), leased AS (
     UPDATE tasks t SET
@@ -78,7 +80,7 @@ WITH chosen AS (
         executor_type = c.kind, executor_instance = c.name, lease_session = c.session, lease_sequence = c.sequence,
         charged = CASE WHEN t.charged > 0 THEN t.charged ELSE c.cost END, missing_since = NULL, error_category = NULL
     FROM chosen c JOIN locked l ON l.id = c.id
-    WHERE t.id = c.id AND t.status = 'PENDING'
+    WHERE t.id = c.id AND t.status = 'PENDING' AND t.lane = c.lane
     RETURNING {columns.SELECT_T}
 ), noted AS (
     INSERT INTO attempts (task_id, attempt, session, executor_instance, started_at)
@@ -107,7 +109,6 @@ class PostgresRound:
     def __init__(self, conn: Connection, queue: str) -> None:
         self._conn = conn
         self._queue = queue
-        self._holds_queue = False
 
     async def register(
         self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int
@@ -133,9 +134,7 @@ class PostgresRound:
         confirmed = None
         if polls:
             confirmed = await self._conn.execute(_CONFIRM, _columns(polls), binary=True)
-        if not self._holds_queue:
-            await self._conn.execute(_HOLD, (self._queue,))
-            self._holds_queue = True
+        await self._conn.execute(_HOLD, (self._queue,))
         contenders = await self._contenders(lanes, limit)
         candidates = await self._conn.execute(
             CANDIDATES, (list(wanted.keys()), list(wanted.values()), list(lanes), self._queue), binary=True
@@ -159,6 +158,8 @@ class PostgresRound:
                 "kinds": [grant.kind for grant in grants],
                 "names": [grant.name for grant in grants],
                 "costs": [grant.cost for grant in grants],
+                "lanes": [grant.lane for grant in grants],
+                "queue": self._queue,
             },
             binary=True,
         )
@@ -176,9 +177,9 @@ class PostgresRound:
             )
         return [record for _, record in granted]
 
-    async def recount(self, tenants: Sequence[str]) -> None:
-        """Corrects the counters of tenants that have less work than they say."""
-        await counters.recount(self._conn, self._queue, sorted(tenants))
+    async def recount(self, tenants: Sequence[str], granted: Sequence[str]) -> None:
+        """Corrects the counters of tenants that have less work than they say; see `store.Rounds`."""
+        await counters.recount(self._conn, self._queue, tenants, granted)
 
     async def _contenders(self, lanes: Sequence[str], limit: int) -> AsyncCursor[Any]:
         return await self._conn.execute(_CONTENDERS, (list(lanes), self._queue, limit), binary=True)

@@ -26,6 +26,19 @@ WHERE s.id = %(id)s AND s.subject = %(subject)s AND s.closed_at IS NULL AND s.ex
 RETURNING s.acknowledged
 """
 
+# What is reported was received.
+_ACKNOWLEDGE = """
+WITH reported AS (
+    SELECT t.lease_session AS id, max(t.lease_sequence) AS sequence FROM tasks t
+    WHERE t.id = ANY(%b) AND t.lease_session = ANY(%b) GROUP BY t.lease_session
+), behind AS (
+    SELECT s.id FROM sessions s JOIN reported r ON r.id = s.id WHERE s.acknowledged < r.sequence
+    ORDER BY s.id FOR UPDATE OF s
+)
+UPDATE sessions s SET acknowledged = greatest(s.acknowledged, r.sequence)
+FROM reported r JOIN behind b ON b.id = r.id WHERE s.id = r.id
+"""
+
 _WRITE_PROGRESS = """
 UPDATE tasks t SET progress = greatest(t.progress, p.progress), updated_at = now()
 FROM unnest(%b::uuid[], %b::integer[], %b::uuid[], %b::float8[]) AS p (id, attempt, session, progress)
@@ -125,14 +138,9 @@ async def write_progress(conn: Connection, notes: Sequence[ProgressNote]) -> Non
     """Writes progress of attempts that are still their session's; a row that is being changed is passed over."""
     await conn.execute("SET LOCAL synchronous_commit TO off")
     ids = [note.ref.job_id for note in notes]
+    holders = [note.session for note in notes]
+    # Sessions before tasks, as everyone locks them: whoever ends a session waits for its tasks.
+    await conn.execute(_ACKNOWLEDGE, (ids, holders))
     await conn.execute(
-        _WRITE_PROGRESS,
-        (ids, [note.ref.attempt for note in notes], [note.session for note in notes], [n.progress for n in notes], ids),
-    )
-    await conn.execute(
-        "UPDATE sessions s SET acknowledged = greatest(s.acknowledged, a.sequence) FROM ("
-        "SELECT t.lease_session AS id, max(t.lease_sequence) AS sequence FROM tasks t "
-        "WHERE t.id = ANY(%b) AND t.lease_session = ANY(%b) GROUP BY t.lease_session) a "
-        "WHERE s.id = a.id AND s.acknowledged < a.sequence",
-        (ids, [note.session for note in notes]),
+        _WRITE_PROGRESS, (ids, [note.ref.attempt for note in notes], holders, [n.progress for n in notes], ids)
     )

@@ -26,6 +26,17 @@ from services.tasks.store import (
 
 _T = TypeVar("_T")
 
+# A lease that a crash of PostgreSQL undoes is refused to its worker, whose session the task does not name, and given
+# again. Rounds hold the tenant's row that creates wait for, so they are not to wait for the disk.
+# Each statement of a round has one index to use, and planning anew for the values cost more than reading. A plan that
+# was made while the table was small would read all of it until the next ANALYZE, so that choice is taken away.
+_ROUND_SETTINGS = (
+    "SELECT set_config('synchronous_commit', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true), "
+    "set_config('enable_seqscan', 'off', true)"
+)
+# The same for what creates and completions do to tables that grow by thousands of rows between two ANALYZEs.
+_BY_INDEX = "SET LOCAL enable_seqscan TO off"
+
 
 class PostgresStore:
     """Implements `services.tasks.store.Store` and `RoundOpener`.
@@ -40,6 +51,7 @@ class PostgresStore:
     async def create_many(self, creations: Sequence[Creation]) -> list[Created | None]:
         """Writes new tasks together; None for those whose idempotency key or identifier was taken."""
         async with self._db.transaction(pipelined=True) as conn:
+            await conn.execute(_BY_INDEX)
             taken = await creates.insert_many(conn, creations)
         return [None if index in taken else Created(creation.record) for index, creation in enumerate(creations)]
 
@@ -153,6 +165,7 @@ class PostgresStore:
 
         async def body() -> list[Ended]:
             async with self._db.transaction(pipelined=True) as conn:
+                await conn.execute(_BY_INDEX)
                 return await endings.complete(conn, completions, weights)
 
         return await self._db.retrying(body)
@@ -189,12 +202,8 @@ class PostgresStore:
         async def work(conn: Connection) -> list[TaskRecord]:
             attempts = {ref.job_id: ref.attempt for ref in refs}
             held = await endings.lock_leases(conn, session_id, sorted(attempts))
-            returned = [
-                await endings.lose(conn, record, endings.handed_back(), policy)
-                for record in held
-                if attempts[record.id] == record.attempt
-            ]
-            return [record for record in returned if record is not None]
+            losses = [(record, endings.handed_back()) for record in held if attempts[record.id] == record.attempt]
+            return await endings.lose_many(conn, losses, policy)
 
         return await self._in_transaction(work)
 
@@ -250,11 +259,8 @@ class PostgresStore:
 
     async def run_round(self, queue: str, body: Callable[[PostgresRound], Awaitable[None]]) -> None:
         """Runs the body of a dispatch round within a transaction."""
-        # A lease that a crash of PostgreSQL undoes is refused to its worker, whose session the task does not name, and
-        # given again. Rounds hold the tenant's row that creates wait for, so they are not to wait for the disk.
-        async with self._db.transaction(pipelined=True, durable=False) as conn:
-            # Each of its statements has one index to use: planning anew for the values cost more than reading.
-            await conn.execute("SET LOCAL plan_cache_mode TO force_generic_plan")
+        async with self._db.transaction(pipelined=True) as conn:
+            await conn.execute(_ROUND_SETTINGS)
             await body(PostgresRound(conn, queue))
 
     async def purge_keys(self) -> int:

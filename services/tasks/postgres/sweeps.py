@@ -39,20 +39,17 @@ async def close(conn: Connection, session_id: UUID, subject: str) -> bool:
 
 async def lose_all(conn: Connection, session_id: UUID, acknowledged: int, policy: RetryPolicy) -> list[TaskRecord]:
     """Ends the attempts of an expired session; what its worker never received costs no retry."""
-    ended = []
+    losses = []
     for record in await endings.lock_leases(conn, session_id):
         received = record.lease_sequence is not None and record.lease_sequence <= acknowledged
-        ended.append(await endings.lose(conn, record, _LOST_WORKER if received else endings.handed_back(), policy))
-    return [record for record in ended if record is not None]
+        losses.append((record, _LOST_WORKER if received else endings.handed_back()))
+    return await endings.lose_many(conn, losses, policy)
 
 
 async def give_back_all(conn: Connection, session_id: UUID, policy: RetryPolicy) -> list[TaskRecord]:
     """Queues again what a session held that its worker closed."""
-    ended = [
-        await endings.lose(conn, record, endings.handed_back(), policy)
-        for record in await endings.lock_leases(conn, session_id)
-    ]
-    return [record for record in ended if record is not None]
+    held = await endings.lock_leases(conn, session_id)
+    return await endings.lose_many(conn, [(record, endings.handed_back()) for record in held], policy)
 
 
 async def give_back_missing(
@@ -66,11 +63,10 @@ async def give_back_missing(
         "(CASE WHEN t.lease_sequence > s.acknowledged THEN %s ELSE %s END)::float8 ORDER BY t.id FOR UPDATE OF t",
         (session_id, unseen_seconds, lost_seconds),
     )
-    ended = [
-        await endings.lose(conn, columns.record(row[1:]), endings.handed_back() if row[0] else _FORGOTTEN, policy)
-        for row in await cursor.fetchall()
+    losses = [
+        (columns.record(row[1:]), endings.handed_back() if row[0] else _FORGOTTEN) for row in await cursor.fetchall()
     ]
-    return [record for record in ended if record is not None]
+    return await endings.lose_many(conn, losses, policy)
 
 
 async def expire_overdue(conn: Connection, grace_seconds: float, policy: RetryPolicy) -> list[TaskRecord]:
@@ -85,8 +81,7 @@ async def expire_overdue(conn: Connection, grace_seconds: float, policy: RetryPo
         "FOR UPDATE SKIP LOCKED",
         (grace_seconds,),
     )
-    ended = [await endings.lose(conn, columns.record(row), _OVERDUE, policy) for row in await cursor.fetchall()]
-    return [record for record in ended if record is not None]
+    return await endings.lose_many(conn, [(columns.record(row), _OVERDUE) for row in await cursor.fetchall()], policy)
 
 
 async def promote_delayed(conn: Connection) -> list[str]:

@@ -289,3 +289,10 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0)
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 -- what is waited for lies in another process
             await asyncio.sleep(0.02)
+
+
+async def waits_for_lock(mesh: Mesh) -> bool:
+    """Whether some transaction waits for another's lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    [[count]] = await mesh.rows(query)
+    return bool(count)

@@ -1,14 +1,18 @@
 """Two things at once to one task: exactly one of them wins, and everyone is told the same."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from atelier.tasks.v1 import enums_pb2, tasks_service_pb2
 from atelier.tasks.v1.worker_service_pb2 import Lease
 
 from meshkit.errors import Kind, MeshError
-from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, noop
+from services.tasks.postgres import queries
+from services.tasks.scheduler import Poll, Scheduler
+from tests.integration.tasks.conftest import NOOP, Mesh, StartMesh, Worker, noop, until, waits_for_lock
 
 CancelTaskRequest = tasks_service_pb2.CancelTaskRequest
 CANCELLED = enums_pb2.TASK_STATUS_CANCELLED
@@ -141,3 +145,104 @@ async def test_lost_database_connections_are_survived(mesh: Mesh, times: int) ->
                     assert error.kind is Kind.UNAVAILABLE  # noqa: PT017 -- the worker asks again
                     worker.sequence -= 1
         await worker.complete(leases[0])
+
+
+HOLD_COUNTER = "UPDATE queue_tenants SET pending = pending WHERE tenant = %s"
+
+
+async def test_a_session_that_ends_waits_for_counters_in_their_order(mesh: Mesh) -> None:
+    await mesh.create(tenant="z")
+    await mesh.create(tenant="a")
+    worker = await mesh.worker()
+    assert len(await worker.lease(2)) == 2
+    # As a group of creates does, which takes them in order.
+    async with mesh.running.database.transaction() as group:
+        await group.execute(HOLD_COUNTER, ("a",))
+        closing = asyncio.create_task(worker.close())
+        await until(lambda: waits_for_lock(mesh))
+        await group.execute(HOLD_COUNTER, ("z",))
+    await closing
+
+
+@pytest.fixture
+def failed_rounds(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    failures: list[BaseException] = []
+    failed = Scheduler._failed
+
+    def note(queue: str, polls: Sequence[Poll], error: Exception) -> None:
+        failures.append(error)
+        failed(queue, polls, error)
+
+    monkeypatch.setattr(Scheduler, "_failed", staticmethod(note))
+    return failures
+
+
+async def test_rounds_for_two_kinds_of_workers_take_counters_in_their_order(
+    mesh: Mesh, failed_rounds: list[BaseException]
+) -> None:
+    workers = [await mesh.worker(types=types) for types in ((NOOP,), (NOOP, enums_pb2.TASK_TYPE_GENERATION))]
+    await mesh.execute("INSERT INTO queues VALUES ('inference', 0)")
+    polls = [asyncio.create_task(worker.lease(wait=20)) for worker in workers]
+    await until(lambda: counts(mesh, "SELECT count(*) FROM sessions WHERE sequence = 1", 2))
+    async with mesh.running.database.transaction() as group:
+        async with mesh.running.database.transaction() as queue:
+            await queue.execute("SELECT FROM queues FOR UPDATE")
+            await mesh.create(tenant="z")
+            await mesh.create(tenant="a")
+            await until(lambda: waits_for_lock(mesh))
+            await group.execute(HOLD_COUNTER, ("a",))
+        await until(lambda: waits_for_lock(mesh))
+        await group.execute(HOLD_COUNTER, ("z",))
+    assert [len(leases) for leases in await asyncio.gather(*polls)] == [1, 1]
+    assert not failed_rounds
+
+
+async def test_a_wrong_counter_is_healed_in_the_order_of_counters(
+    mesh: Mesh, failed_rounds: list[BaseException]
+) -> None:
+    await mesh.execute("INSERT INTO queue_tenants VALUES ('inference', 'z', -0.05, 3, 0)")
+    await mesh.execute("INSERT INTO queue_lanes VALUES ('inference', 'z', 'NOOP/LOCAL', -0.05, 3)")
+    worker = await mesh.worker()
+    await mesh.create(tenant="a")
+    async with mesh.running.database.transaction() as group:
+        await group.execute(HOLD_COUNTER, ("a",))
+        poll = asyncio.create_task(worker.lease(2, wait=20))
+        await until(lambda: waits_for_lock(mesh))
+        await group.execute(HOLD_COUNTER, ("z",))
+    assert len(await poll) == 1
+    assert not failed_rounds
+
+
+async def test_progress_takes_sessions_before_tasks(mesh: Mesh) -> None:
+    await mesh.create()
+    worker = await mesh.worker()
+    [lease] = await worker.lease()
+    await worker.report(lease, 10.0)
+    # As who ends a session does.
+    async with mesh.running.database.transaction() as ending:
+        await ending.execute("SELECT FROM sessions FOR UPDATE")
+        flush = asyncio.create_task(mesh.running.upkeep._desk._board.flush())
+        await until(lambda: waits_for_lock(mesh))
+        await ending.execute("SELECT FROM tasks FOR UPDATE")
+    await flush
+    assert await counts(mesh, "SELECT acknowledged FROM sessions", 1)
+
+
+async def test_an_identifier_is_not_given_again_while_its_task_is_deleted(mesh: Mesh) -> None:
+    service = mesh.tasks("acme", ("mesh",), subject="workflows")
+    ident = uuid4()
+    await mesh.create(stub=service, task_id=str(ident))
+    await service.CancelTask(CancelTaskRequest(task_id=str(ident)))
+    async with mesh.running.database.transaction() as conn:
+        assert await queries.remove(conn, ident)
+        again = asyncio.create_task(mesh.create(stub=service, task_id=str(ident)))
+        await until(lambda: waits_for_lock(mesh))
+    with pytest.raises(MeshError) as refused:
+        await again
+    assert refused.value.kind is Kind.CONFLICT
+    assert await counts(mesh, "SELECT count(*) FROM tasks", 0)
+
+
+async def counts(mesh: Mesh, query: str, expected: int) -> bool:
+    [[found]] = await mesh.rows(query)
+    return bool(found == expected)

@@ -1,0 +1,118 @@
+"""What a round does to polls and tasks that change, or are in doubt, while it runs."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from meshkit.db import DatabaseUnavailableError
+from meshkit.errors import Kind, MeshError
+from services.tasks.domain import TaskRecord
+from services.tasks.postgres.rounds import CANDIDATES, PostgresRound
+from services.tasks.postgres.store import PostgresStore
+from services.tasks.store import Grant
+from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, until, waits_for_lock
+
+Body = Callable[[PostgresRound], Awaitable[None]]
+
+
+async def noted(mesh: Mesh, sequence: int = 1) -> bool:
+    [[last]] = await mesh.rows("SELECT max(sequence) FROM sessions")
+    return bool(last == sequence)
+
+
+async def test_a_round_whose_commit_is_in_doubt_loses_no_lease(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = await mesh.worker()
+    poll = asyncio.create_task(worker.lease(wait=5))
+    await until(lambda: noted(mesh))
+    run_round = PostgresStore.run_round
+
+    async def committed_unheard(store: PostgresStore, queue: str, body: Body) -> None:
+        await run_round(store, queue, body)
+        monkeypatch.undo()
+        raise DatabaseUnavailableError
+
+    monkeypatch.setattr(PostgresStore, "run_round", committed_unheard)
+    task = await mesh.create()
+    assert [lease.job_id for lease in await poll] == [task.id]
+
+
+async def test_a_poll_that_is_repeated_during_its_round_is_served_once(mesh: Mesh) -> None:
+    worker = await mesh.worker()
+    async with mesh.running.database.transaction() as conn:
+        await conn.execute("SELECT FROM sessions FOR UPDATE")
+        first = asyncio.create_task(worker.lease(wait=5))
+        await until(lambda: waits_for_lock(mesh))
+        second = asyncio.create_task(worker.lease(wait=5, repeat=True))
+        await until(lambda: parked(mesh, 2))
+    assert await first == []
+    await asyncio.gather(mesh.create(), mesh.create())
+    assert len(await second) == 1
+    [[leased]] = await mesh.rows("SELECT count(*) FROM tasks WHERE status = 'EXECUTING'")
+    assert leased == 1
+
+
+async def test_a_task_that_moved_after_it_was_looked_at_is_not_leased(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await mesh.create()
+    worker = await mesh.worker()
+    grant = PostgresRound.grant
+
+    async def too_late(work: PostgresRound, grants: Sequence[Grant], virtual_time: float) -> list[TaskRecord]:
+        await mesh.execute("UPDATE tasks SET queue_name = 'fal', provider_type = 'FAL', lane = 'NOOP/FAL'")
+        return await grant(work, grants, virtual_time)
+
+    monkeypatch.setattr(PostgresRound, "grant", too_late)
+    assert await worker.lease(wait=0.2) == []
+
+
+async def test_a_task_that_someone_holds_keeps_the_next_one_waiting_only_shortly(mesh: Mesh) -> None:
+    await mesh.create()
+    worker = await mesh.worker()
+    async with mesh.running.database.transaction() as conn:
+        await conn.execute("SELECT FROM tasks FOR UPDATE")
+        await mesh.create()
+        poll = asyncio.create_task(worker.lease(wait=5))
+        await until(lambda: noted(mesh))
+    begun = time.perf_counter()
+    assert len(await poll) == 1
+    assert time.perf_counter() - begun < 0.5
+
+
+async def test_a_poll_that_was_not_noted_is_asked_again_after_a_stop(start_mesh: StartMesh) -> None:
+    stopping, staying = await start_mesh(), await start_mesh()
+    workers = [await stopping.worker(name=f"w/{number}") for number in range(2)]
+    async with staying.running.database.transaction() as conn:
+        await conn.execute("SELECT FROM sessions FOR UPDATE")
+        polls = [asyncio.create_task(worker.lease(wait=20)) for worker in workers]
+        await until(lambda: parked(stopping, 2))
+        await stopping.running.upkeep._desk._scheduler.close()
+        answers = await asyncio.gather(*polls, return_exceptions=True)
+    for worker, answer in zip(workers, answers, strict=True):
+        assert isinstance(answer, MeshError)
+        assert answer.kind is Kind.UNAVAILABLE
+        again = Worker(staying.workers(), worker.session, worker.sequence)
+        await again.lease(wait=0, repeat=True)
+
+
+async def test_rounds_read_by_index_whatever_the_table_was_when_they_were_planned(mesh: Mesh) -> None:
+    await mesh.create()
+    await mesh.execute("ANALYZE")
+    plans: list[str] = []
+
+    async def explain(work: PostgresRound) -> None:
+        arguments = (["acme"], [16], ["NOOP/LOCAL"], "inference")
+        cursor = await work._conn.execute(f"EXPLAIN (FORMAT JSON) {CANDIDATES}", arguments)
+        plans.append(json.dumps(await cursor.fetchall()))
+
+    await PostgresStore(mesh.running.database).run_round("inference", explain)
+    assert "tasks_waiting" in plans[0]
+    assert "Seq Scan" not in plans[0]
+
+
+async def parked(mesh: Mesh, count: int) -> bool:
+    scheduler = mesh.running.upkeep._desk._scheduler
+    return len(scheduler._polls.get("inference", ())) == count
