@@ -35,6 +35,13 @@ def drawn(*steps: dict[str, Any]) -> str:
     return capture.get()
 
 
+def test_a_step_with_items_shows_how_many_are_done() -> None:
+    items = [{"status": "COMPLETED"}, {"status": "RUNNING"}, {"status": "PENDING"}]
+    text = drawn(step("all", "RUNNING", items=items), step("end", "PENDING", "all", items=None))
+    assert "all running 1/3" in text
+    assert "end pending\n" in "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
 def test_a_step_hangs_below_what_it_depends_on() -> None:
     text = drawn(
         step("d", "PENDING", "b", "c"),
