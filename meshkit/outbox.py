@@ -85,6 +85,8 @@ DROP_PUBLISHED = """
 DO $$ BEGIN
     IF EXISTS (SELECT FROM information_schema.columns
                WHERE table_schema = current_schema() AND table_name = 'outbox' AND column_name = 'published_at') THEN
+        -- At once in full: to ask for more after the deletion would deadlock with a replica of before that prunes.
+        LOCK TABLE outbox;
         DELETE FROM outbox WHERE published_at IS NOT NULL;
         ALTER TABLE outbox DROP COLUMN published_at;
     END IF;

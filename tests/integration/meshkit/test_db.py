@@ -264,3 +264,11 @@ async def test_a_pipelined_transaction_commits_all_or_nothing(db: Database) -> N
     async with db.connection() as conn:
         cursor = await conn.execute("SELECT n FROM piped")
         assert await cursor.fetchall() == [(1,)]
+
+
+async def test_the_server_soon_misses_a_client_whose_machine_is_gone(db: Database) -> None:
+    conn = await db.dedicated()
+    row = await (await conn.execute("SELECT current_setting('tcp_keepalives_idle')::integer")).fetchone()
+    await conn.close()
+    assert row is not None
+    assert 0 < row[0] <= 60
