@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ class Flows:
         submit: Starts so many workflows of a shape; returns the moment it began, in seconds of the epoch.
         step_ends: A query of the moments at which steps ended, in seconds of the epoch.
         flow_ends: The same of workflows, where these have rows of their own.
+        workers: Processes that look at their database again and again, each with a process group of its own.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Flows:
     submit: Callable[[Shape, int], float]
     step_ends: str
     flow_ends: str | None
+    workers: Sequence[subprocess.Popen[bytes]] = ()
 
     def rows(self, shape: Shape) -> int:
         """Rows that a workflow of this shape leaves when it has ended."""
@@ -135,7 +137,8 @@ def celery(folder: Path, dsn: str, poll_seconds: float) -> Iterator[Flows]:
     with ExitStack() as stack:
         stack.callback(stop, _spawn(redis, folder / "redis.log", env), signal.SIGTERM)
         log = folder / "worker.log"
-        stack.callback(stop, _spawn([*worker, "--loglevel", "INFO"], log, env), signal.SIGTERM)
+        process = _spawn([*worker, "--loglevel", "INFO"], log, env)
+        stack.callback(stop, process, signal.SIGTERM)
         _wait_for(log, "ready.")
         yield Flows(
             name="celery",
@@ -145,6 +148,7 @@ def celery(folder: Path, dsn: str, poll_seconds: float) -> Iterator[Flows]:
             step_ends="SELECT extract(epoch FROM date_done AT TIME ZONE current_setting('TimeZone')) AS moment"
             " FROM celery_taskmeta WHERE status = 'SUCCESS'",
             flow_ends=None,
+            workers=[process],
         )
 
 
@@ -155,11 +159,13 @@ def dbos(folder: Path, dsn: str, poll_seconds: float) -> Iterator[Flows]:
     folder.mkdir()
     env = _environment(dsn, poll_seconds)
     program: list[Path | str] = [DURABLE_VENV / "bin" / "python", "durable.py"]
+    processes: list[subprocess.Popen[bytes]] = []
     with ExitStack() as stack:
         for number in range(WORKERS):
             log = folder / f"worker-{number}.log"
             command = [*(str(part) for part in program), "work", str(number)]
-            stack.callback(stop, _spawn(command, log, env), signal.SIGTERM)
+            processes.append(_spawn(command, log, env))
+            stack.callback(stop, processes[-1], signal.SIGTERM)
             _wait_for(log, "ready")
         moments = "SELECT completed_at / 1000.0 AS moment FROM dbos.workflow_status WHERE status = 'SUCCESS'"
         yield Flows(
@@ -168,6 +174,7 @@ def dbos(folder: Path, dsn: str, poll_seconds: float) -> Iterator[Flows]:
             submit=lambda shape, count: _submit(program, shape, count, env),
             step_ends=f"{moments} AND queue_name = 'steps'",
             flow_ends=f"{moments} AND queue_name = 'flows'",
+            workers=processes,
         )
 
 
@@ -177,7 +184,9 @@ def _environment(dsn: str, poll_seconds: float) -> dict[str, str]:
 
 def _spawn(command: list[str], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
-        return subprocess.Popen(command, cwd=stacks.PEER_FOLDER, env=env, stdout=output, stderr=output)
+        return subprocess.Popen(
+            command, cwd=stacks.PEER_FOLDER, env=env, stdout=output, stderr=output, start_new_session=True
+        )
 
 
 def _submit(program: list[Path | str], shape: Shape, count: int, env: dict[str, str]) -> float:
