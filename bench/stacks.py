@@ -12,12 +12,14 @@ import sys
 import sysconfig
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import psycopg
+import psycopg.conninfo
 
 from atelier_cli.embedded.postgres import PostgresServer
 from atelier_cli.embedded.process import Running, free_ports, stop
@@ -41,6 +43,7 @@ class Stack:
         dsn: Its database.
         table: The table of tasks, with `created_at`, `started_at`, `completed_at` and `status`.
         folder: Its data folder.
+        processes: Identifiers of its processes by what they are, children not among them.
     """
 
     name: str
@@ -50,12 +53,34 @@ class Stack:
     dsn: str
     table: str
     folder: Path
+    processes: Mapping[str, int]
 
     def completed(self, connection: psycopg.Connection[tuple[int]]) -> int:
         """How many tasks have ended well."""
         row = connection.execute(f"SELECT count(*) FROM {self.table} WHERE status = 'COMPLETED'").fetchone()  # noqa: S608 - a constant of this module
         assert row is not None
         return row[0]
+
+    def processor_seconds(self) -> dict[str, float]:
+        """What its processes have used so far, children and the database's connections to it included."""
+        used: dict[str, float] = {}
+        for name, pid in self.processes.items():
+            process = psutil.Process(pid)
+            used[name] = sum(_processor_seconds(each) for each in [process, *process.children(recursive=True)])
+        database = f" {psycopg.conninfo.conninfo_to_dict(self.dsn)['dbname']} "
+        backends = [each for each in psutil.process_iter(["name", "cmdline"]) if each.info["name"] == "postgres"]
+        used["postgres"] = sum(
+            _processor_seconds(each) for each in backends if database in " ".join(each.info["cmdline"] or ())
+        )
+        return used
+
+
+def _processor_seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:  # it has ended meanwhile
+        return 0.0
+    return float(times.user + times.system)
 
 
 @contextmanager
@@ -114,6 +139,10 @@ def mesh(
         token = subprocess.run(
             [ATELIER, "token", "--data", data], env=env, check=True, capture_output=True, text=True
         ).stdout.strip()
+        listed = subprocess.run(
+            [ATELIER, "status", "--data", data, "--json"], env=env, check=True, capture_output=True, text=True
+        )
+        roles = {one["role"]: one["pid"] for one in json.loads(listed.stdout)["processes"]}
         yield Stack(
             name="atelier",
             url=f"http://127.0.0.1:{port}/api/v1/tasks/",
@@ -122,6 +151,7 @@ def mesh(
             dsn=dsn or "",
             table="tasks.tasks",
             folder=data,
+            processes={role: pid for role, pid in roles.items() if role not in ("postgres", "s3")},
         )
     finally:
         subprocess.run([ATELIER, "down", "--data", data], env=env, check=True)
@@ -181,12 +211,14 @@ def peer(folder: Path, dsn: str, fsync: str = "always") -> Iterator[Stack]:
     source = (PEER_FOLDER / "app.py").read_text()
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(source.split('TABLE = """')[1].split('"""')[0])
+    processes: dict[str, int] = {}
     with ExitStack() as stack:
         for name, command in commands.items():
             cwd = folder / "redis" if name == "redis" else PEER_FOLDER
             cwd.mkdir(exist_ok=True)
             log = stack.enter_context((folder / f"peer-{name}.log").open("wb"))
             process = subprocess.Popen([str(part) for part in command], cwd=cwd, env=env, stdout=log, stderr=log)
+            processes[name] = process.pid
             stack.callback(stop, process, signal.SIGTERM)
         wait_http(f"http://127.0.0.1:{port}/openapi.json")
         yield Stack(
@@ -197,6 +229,7 @@ def peer(folder: Path, dsn: str, fsync: str = "always") -> Iterator[Stack]:
             dsn=dsn,
             table="peer_tasks",
             folder=folder,
+            processes=processes,
         )
 
 

@@ -7,6 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from bench.stacks import Stack
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Figures of one round on one stack: per second, and milliseconds."""
+    """Figures of one round on one stack: per second, milliseconds, and microseconds of processor a task by process."""
 
     creates: float
     tasks: float
     create_p50_ms: float
+    processor_us: Mapping[str, float]
 
 
 def measure(stack: Stack, *, count: int, clients: int) -> Round:
@@ -33,6 +35,7 @@ def measure(stack: Stack, *, count: int, clients: int) -> Round:
     """
     with psycopg.connect(stack.dsn, autocommit=True) as connection:
         before = stack.completed(connection)
+        used = stack.processor_seconds()
         begun = time.perf_counter()
         figures = stacks.load(stack, count=count, clients=clients)
         while stack.completed(connection) < before + count:
@@ -46,7 +49,10 @@ def measure(stack: Stack, *, count: int, clients: int) -> Round:
             f" (SELECT * FROM {stack.table} ORDER BY created_at DESC LIMIT {count}) AS latest"
         ).fetchone()
     assert row is not None
-    return Round(creates=figures["per_second"], tasks=count / float(row[0]), create_p50_ms=figures["p50_ms"])
+    processor = {
+        name: (seconds - used.get(name, 0.0)) / count * 1e6 for name, seconds in stack.processor_seconds().items()
+    }
+    return Round(figures["per_second"], count / float(row[0]), figures["p50_ms"], processor)
 
 
 def dispatch(stack: Stack, *, count: int) -> tuple[float, float]:
@@ -84,6 +90,10 @@ def _print_table(rounds: dict[str, list[Round]], idle: dict[str, tuple[float, fl
     for index, title in enumerate(("idle, created to started p50, ms", "idle, created to completed p50, ms")):
         mine, other = idle["atelier"][index], idle["celery"][index]
         print(f"| {title} | {mine:.1f} | {other:.1f} | {mine / other:.2f} |")
+    for name, done in rounds.items():
+        parts = {part: statistics.median(item.processor_us[part] for item in done) for part in done[0].processor_us}
+        listed = ", ".join(f"{part} {value:.0f}" for part, value in parts.items())
+        print(f"{name}, microseconds of processor a task: {listed}; in all {sum(parts.values()):.0f}")
 
 
 def main() -> int:

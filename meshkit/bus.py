@@ -20,6 +20,7 @@ from nats.js import errors as js_errors
 
 from meshkit.errors import unavailable
 from meshkit.logging import get_logger
+from meshkit.loops import cancel
 
 _log = get_logger(__name__)
 
@@ -126,10 +127,7 @@ class Bus:
     async def close(self) -> None:
         """Ends consumers and the connection."""
         self._closed = True
-        tasks = [*self._consumers, *([self._connector] if self._connector else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel([*self._consumers, *([self._connector] if self._connector else [])])
         if self._client is not None:
             try:
                 await asyncio.wait_for(self._client.close(), 2.0)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
-from typing import Self
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Self
 
 from meshkit import metrics, tracing
 from meshkit.logging import get_logger
@@ -20,6 +20,7 @@ _RUNS = metrics.counter("loop_runs", "Runs of a background loop by outcome", ("l
 _SECONDS = metrics.histogram("loop_run_seconds", "Duration of a loop's run", ("loop",))
 _LAST = metrics.gauge("loop_last_success_timestamp_seconds", "When a loop's body last ended well", ("loop",))
 
+_CANCEL_AGAIN_SECONDS = 1.0
 _MAX_BACKOFF_SECONDS = 60.0
 
 
@@ -97,7 +98,8 @@ class Loop:
 
     async def _pause(self, seconds: float) -> None:
         try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
         except TimeoutError:
             return
         if self.failures:
@@ -133,9 +135,7 @@ class Loops:
 
     async def stop(self) -> None:
         """Cancels all loops and waits for their end."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(self._tasks)
         self._tasks = []
 
     async def __aenter__(self) -> Self:
@@ -148,6 +148,24 @@ class Loops:
     @staticmethod
     def _spawn(loop: Loop) -> asyncio.Task[None]:
         return asyncio.create_task(loop.run_for_ever(), name=f"loop-{loop.name}")
+
+
+async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancels tasks and waits for their end, whatever it is.
+
+    Again and again: `asyncio.wait_for` of Python 3.11, which libraries use too, forgets a cancellation that comes with
+    what it waits for. A task that runs for ever would then never end, and whoever waits for it neither.
+
+    Args:
+        tasks: The tasks.
+    """
+    asked = list(tasks)
+    pending = set(asked)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_SECONDS)
+    await asyncio.gather(*asked, return_exceptions=True)
 
 
 def coalesced(work: Callable[[], None], delay_seconds: float) -> Callable[[], None]:

@@ -42,6 +42,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from meshkit.errors import Kind, MeshError
 from meshkit.logging import get_logger
+from meshkit.loops import cancel
 from meshkit.status import from_rpc_error
 from meshkit.worker.completions import Completions
 from meshkit.worker.session import Backoff, Fate, Held, Key, Method, Session, WorkerCalls, WorkerProfile
@@ -143,9 +144,7 @@ class LeaseClient:
         if session is not None:
             await self.release(self.held)
         if self._runner is not None:
-            self._runner.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._runner
+            await cancel([self._runner])
         await self._completions.close()
         if session is not None and not session.lost.is_set():
             with contextlib.suppress(MeshError):  # it expires by itself
@@ -284,9 +283,7 @@ class LeaseClient:
             try:
                 await session.lost.wait()
             finally:
-                for task in companions:
-                    task.cancel()
-                await asyncio.gather(*companions, return_exceptions=True)
+                await cancel(companions)
                 self._poller = None
 
     async def _kept(self, body: Callable[[Session], Awaitable[None]], session: Session) -> None:

@@ -15,6 +15,7 @@ from meshkit.channel import MeshChannel
 from meshkit.client import WorkerClient
 from meshkit.config import PREFIX
 from meshkit.fetcher import Fetcher
+from meshkit.loops import cancel
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
 from meshkit.server import MeshServer
@@ -165,11 +166,7 @@ def _keep(stack: AsyncExitStack, body: Callable[[], Awaitable[None]]) -> None:
     """Run `body` beside the rest until the worker ends."""
     task = asyncio.ensure_future(body())
 
-    async def end() -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    stack.push_async_callback(end)
+    stack.push_async_callback(cancel, [task])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from meshkit import metrics
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import MeshError, unavailable
 from meshkit.logging import get_logger
+from meshkit.loops import cancel
 from services.tasks.domain import Session, TaskRecord
 from services.tasks.errors import session_not_found
 from services.tasks.fairness import Candidate, Contender, charge_at_lease, prefer_warm, share, weight_of
@@ -123,9 +124,7 @@ class Scheduler:
             # An answer lets the worker's number rise, so the database has to know of this one.
             if poll.registered and not poll.busy and not poll.answer.done():
                 poll.answer.set_result([])
-        for task in self._dispatchers.values():
-            task.cancel()
-        await asyncio.gather(*self._dispatchers.values(), return_exceptions=True)
+        await cancel(self._dispatchers.values())
         for poll in parked:
             poll.refuse()
         await asyncio.gather(*self._returning, return_exceptions=True)
@@ -201,7 +200,8 @@ class Scheduler:
         while True:
             timeout = POLL_SECONDS * random.uniform(0.9, 1.1) if self._polls.get(queue) else None  # noqa: S311 -- jitter
             with suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await event.wait()
             event.clear()
             await self._serve_queue(queue)
 

@@ -17,7 +17,7 @@ from meshkit import metrics
 from meshkit.errors import Kind, MeshError
 from meshkit.fetcher import Fetcher
 from meshkit.logging import get_logger
-from meshkit.loops import Loop
+from meshkit.loops import Loop, cancel
 from services.tasks import webhooks
 from services.tasks.webhook_store import WebhookStore
 from services.tasks.webhooks import Answer, Claimed, DeliveryStatus, Failure, Verdict
@@ -82,9 +82,7 @@ class Sender:
         """Lets requests under way end if they do so soon; the others are sent again when their leases end."""
         if self._sending:
             _, late = await asyncio.wait(set(self._sending), timeout=STOP_SECONDS)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await cancel(late)
 
     async def _deliver(self, claimed: Claimed) -> None:
         try:

@@ -117,7 +117,8 @@ class Watchers:
 
     async def _wait(self, watcher: _Watcher) -> None:
         try:
-            await asyncio.wait_for(watcher.changed.wait(), SEEING_SECONDS if self._bus.connected else BLIND_SECONDS)
+            async with asyncio.timeout(SEEING_SECONDS if self._bus.connected else BLIND_SECONDS):
+                await watcher.changed.wait()
         except TimeoutError:
             return
 

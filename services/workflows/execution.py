@@ -14,6 +14,7 @@ from meshkit import metrics
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import Kind, MeshError
 from meshkit.logging import get_logger
+from meshkit.loops import cancel
 from services.workflows import events
 from services.workflows.building import BuildError, task_of
 from services.workflows.domain import Outcome, StepRecord, StepState, WorkflowRecord
@@ -83,9 +84,7 @@ class Executor:
 
     async def close(self) -> None:
         """Ends what is under way; the rows say what is left to do."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await cancel(self._running)
 
     async def tell(self, workflow_id: UUID, event: Event) -> Decision | None:
         """Has the engine decide upon an event, and carries the decision out in the background.

@@ -19,6 +19,7 @@ from meshkit.bus import Message
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import MeshError
 from meshkit.logging import get_logger
+from meshkit.loops import cancel
 from services.workflows.domain import StepRecord
 from services.workflows.store import Store
 
@@ -55,9 +56,7 @@ class Hearing:
 
     async def close(self) -> None:
         """Ends what is under way; JetStream tells again what was not acknowledged."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await cancel(self._running)
 
     async def notice(self, message: Message) -> None:
         """A task ended, says tasks itself; returns at once."""

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from meshkit import loops
 from meshkit.loops import Loop, Loops, coalesced
 
 
@@ -135,3 +136,43 @@ async def test_work_that_is_asked_for_again_and_again_is_done_once_a_moment_late
     assert runs == [1]
     ask()
     await until(lambda: len(runs) == 2)
+
+
+async def test_a_task_that_forgets_a_cancellation_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "_CANCEL_AGAIN_SECONDS", 0.01)
+    forgotten = 0
+
+    async def forgetful() -> None:
+        nonlocal forgotten
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                forgotten += 1
+                if forgotten > 2:
+                    raise
+
+    task = asyncio.create_task(forgetful())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await loops.cancel([task])
+    assert task.cancelled()
+    assert forgotten == 3
+
+
+async def test_a_loop_that_is_woken_and_stopped_at_once_ends() -> None:
+    wake = asyncio.Event()
+
+    async def body() -> None:
+        return
+
+    for _ in range(200):
+        running = Loops(Loop("woken", body, 60.0, wake=wake))
+        running.start()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        wake.set()
+        await asyncio.sleep(0)
+        async with asyncio.timeout(0.5):
+            await running.stop()
+        wake.clear()
