@@ -208,7 +208,7 @@ class Fetcher:
         self,
         url: str,
         max_bytes: int,
-        timeout: float,  # noqa: ASYNC109
+        timeout: float,  # noqa: ASYNC109 -- of the whole exchange, told as such
         *,
         content_types: Sequence[str] = (),
         path: str = "url",
@@ -235,7 +235,7 @@ class Fetcher:
         url: str,
         body: bytes,
         headers: Mapping[str, str],
-        timeout: float,  # noqa: ASYNC109
+        timeout: float,  # noqa: ASYNC109 -- of the whole exchange, told as such
         *,
         path: str = "url",
     ) -> Reply:
@@ -254,7 +254,7 @@ class Fetcher:
         Raises:
             MeshError: `INVALID` for an address that may not be reached, `UNAVAILABLE` where nothing answers.
         """
-        import httpx  # noqa: PLC0415
+        import httpx  # noqa: PLC0415 -- only in a process that fetches
 
         try:
             async with asyncio.timeout(timeout):
@@ -359,7 +359,7 @@ class Fetcher:
 
 
 def _client(addresses: Sequence[str], seconds: float) -> httpx.AsyncClient:
-    import httpx  # noqa: PLC0415
+    import httpx  # noqa: PLC0415 -- only in a process that fetches
 
     return httpx.AsyncClient(
         transport=_pinned_transport(addresses), follow_redirects=False, trust_env=False, timeout=seconds
@@ -384,15 +384,15 @@ async def _body(response: httpx.Response, max_bytes: int, path: str) -> bytes:
 
 @lru_cache(maxsize=1)
 def _ssl_context() -> ssl.SSLContext:
-    import httpx  # noqa: PLC0415
+    import httpx  # noqa: PLC0415 -- only in a process that fetches
 
     # Reading the authorities' certificates takes longer than many a fetch.
     return httpx.create_ssl_context(trust_env=False)
 
 
 def _pinned_transport(addresses: Sequence[str]) -> httpx.AsyncBaseTransport:
-    import httpcore  # noqa: PLC0415
-    import httpx  # noqa: PLC0415
+    import httpcore  # noqa: PLC0415 -- as httpx
+    import httpx  # noqa: PLC0415 -- only in a process that fetches
 
     class PinnedBackend(httpcore.AsyncNetworkBackend):
         """Connects to judged addresses, whatever the name resolves to by now; Host and SNI stay the name's."""
@@ -404,7 +404,7 @@ def _pinned_transport(addresses: Sequence[str]) -> httpx.AsyncBaseTransport:
             self,
             host: str,  # noqa: ARG002 -- the point: the name is not resolved again
             port: int,
-            timeout: float | None = None,  # noqa: ASYNC109
+            timeout: float | None = None,  # noqa: ASYNC109 -- httpcore's signature
             local_address: str | None = None,
             socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
         ) -> httpcore.AsyncNetworkStream:

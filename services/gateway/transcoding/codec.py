@@ -205,10 +205,10 @@ class MessageCodec:
                 raise ContractError(f"{variant.full_name}: members also named by its parent: {sorted(clash)}")
             table = dict(self._setters)
             table[flat.discriminator] = (None, False)
-            table.update({name: (setter, True) for name, (setter, _) in inner._setters.items()})  # noqa: SLF001
+            table.update({name: (setter, True) for name, (setter, _) in inner._setters.items()})  # noqa: SLF001 -- its own kind
             self._tables[value] = (variant.name, table)
             self._details[variant.name] = inner
-            self._blanks[variant.name] = {flat.discriminator: value} | self._blank | inner._blank  # noqa: SLF001
+            self._blanks[variant.name] = {flat.discriminator: value} | self._blank | inner._blank  # noqa: SLF001 -- its own kind
 
     def ensure(self) -> None:
         """Compile, where that has not happened yet."""
