@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from modelkit.previews import Previewer, Projection
 from modelkit.upscale import Upscaler
 
 _log = logging.getLogger(__name__)
+_NEGATIVES_KEPT = 8  # a few megabytes each for the largest models
 # Both libraries draw progress bars and advise their developers on stderr; what a worker must know comes as exceptions.
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
@@ -125,6 +127,7 @@ class FluxModel:
         self._from_image.set_progress_bar_config(disable=True)
         self._adapters = Adapters(pipe)
         self._projection = Projection(pipe.vae)
+        self._negatives = _Negatives(card.max_sequence_length)
         self._lock = threading.Lock()
 
     @classmethod
@@ -201,7 +204,9 @@ class FluxModel:
             self._adapters.use(settings.adapters)
             run = _Denoising(self, settings, plan, steps, orders)
             try:
-                drawn = run.images()
+                # Half of a small model's time is the bookkeeping of its operations, which this mode has less of.
+                with torch.inference_mode():
+                    drawn = run.images()
             except torch.cuda.OutOfMemoryError as error:
                 raise ModelError(
                     "The device has too little memory for a picture of this size.", Fault.RESOURCE, retryable=True
@@ -222,6 +227,7 @@ class FluxModel:
         with self._lock:
             self._adapters.clear()
             self._projection = None  # type: ignore[assignment] # a closed model has no parts; none is used again
+            self._negatives.clear()
             self._pipe = self._from_image = None
 
     @staticmethod
@@ -251,6 +257,44 @@ class FluxModel:
         except _Dropped:
             return None
         return Picture(large, self.cut_tokens(order.prompt))
+
+
+class _Negatives:
+    """What the text encoders made of negative prompts: few differ from the card's, and each is encoded once.
+
+    Args:
+        length: Tokens that the long encoder reads.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._made: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+
+    def embeddings(self, pipe: Any, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The keywords of the pipeline's call that stand for these negative prompts."""
+        made = [self._one(pipe, text) for text in texts]
+        return {
+            "negative_prompt_embeds": torch.cat([tokens for tokens, _ in made]),
+            "negative_pooled_prompt_embeds": torch.cat([pooled for _, pooled in made]),
+        }
+
+    def clear(self) -> None:
+        """Let go of them."""
+        self._made.clear()
+
+    def _one(self, pipe: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        if text not in self._made:
+            tokens, pooled, _ = pipe.encode_prompt(
+                prompt=[text],
+                prompt_2=None,
+                max_sequence_length=self._length,
+                device=pipe._execution_device,  # noqa: SLF001 - as its call does
+            )
+            self._made[text] = (tokens, pooled)
+            if len(self._made) > _NEGATIVES_KEPT:
+                self._made.popitem(last=False)
+        self._made.move_to_end(text)
+        return self._made[text]
 
 
 class _Denoising:
@@ -341,9 +385,13 @@ class _Denoising:
             true_cfg = guidance.true_cfg_scale if asked is None else asked
         if true_cfg > 1:
             keywords["true_cfg_scale"] = true_cfg
-            keywords["negative_prompt"] = [
+            texts = [
                 guidance.negative_prompt if order.negative_prompt is None else order.negative_prompt for order in orders
             ]
+            if self._settings.adapters:  # they may act on the encoders too
+                keywords["negative_prompt"] = texts
+            else:
+                keywords.update(self._model._negatives.embeddings(self._pipe, texts))  # noqa: SLF001 - one module
         return keywords
 
     def _stepped(self, done: int, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,48 @@ def test_prompt_negative_prompt_steps_and_guidance_matter(models: Models) -> Non
         assert (other != base).any()
 
 
+def test_a_picture_is_the_one_that_diffusers_own_call_makes(models: Models) -> None:
+    for negative in ("", "blur", "blur"):
+        (made,) = make(models, replace(NATIVE, guidance_scale=3.0), [order(negative_prompt=negative)])
+        with models.flux() as model:
+            own = model.pipe(
+                prompt="a red dress",
+                negative_prompt=negative,
+                true_cfg_scale=3.0,
+                width=64,
+                height=64,
+                num_inference_steps=model.card.steps.default,
+                max_sequence_length=model.card.max_sequence_length,
+                generator=torch.Generator().manual_seed(1),
+            )
+        assert np.abs(np.asarray(own.images[0]).astype(int) - made).max() <= 2
+
+
+def test_a_negative_prompt_is_encoded_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[Any] = []
+    with models.flux() as model:
+        encode = model.pipe.encode_prompt
+
+        def counted(**keywords: Any) -> Any:
+            if keywords.get("prompt_embeds") is None:
+                encoded.extend(keywords["prompt"])
+            return encode(**keywords)
+
+        monkeypatch.setattr(model.pipe, "encode_prompt", counted)
+    for _ in range(2):
+        make(models, replace(NATIVE, guidance_scale=3.0), [order("boots", negative_prompt="rust")])
+        make(models, replace(NATIVE, guidance_scale=3.0), [order("hats", negative_prompt="rain")])
+    assert sorted(encoded) == ["boots", "boots", "hats", "hats", "rain", "rust"]
+
+
+def test_a_batch_may_mix_negative_prompts(models: Models) -> None:
+    settings = replace(NATIVE, guidance_scale=3.0)
+    (alone,) = make(models, settings, [order(negative_prompt="blur")])
+    batch = make(models, settings, [order(negative_prompt="noise"), order(negative_prompt="blur")])
+    assert np.abs(batch[1] - alone).max() <= 2
+    assert (batch[0] != batch[1]).any()
+
+
 def test_steps_outside_the_cards_range_are_refused(models: Models) -> None:
     with pytest.raises(ModelError, match="1 to 20 steps"):
         make(models, replace(NATIVE, steps=21), [order()])
