@@ -6,16 +6,18 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Generic, Self, TypeVar, cast
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import grpc
+from atelier.mesh.v1.bundle_service_pb2 import CarryRequest, CarryResponse
 from atelier.options.v1 import options_pb2
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 
-from meshkit import auth, idempotency, tracing
-from meshkit.errors import Kind, unavailable
+from meshkit import auth, bundling, idempotency, tracing
+from meshkit.bundling import Bundler, NotCarriedError
+from meshkit.errors import Kind, MeshError, unavailable
 from meshkit.status import from_rpc_error
 
 _Stub = TypeVar("_Stub")
@@ -101,6 +103,12 @@ class MeshChannel:
         self._deadline = default_deadline_seconds
         self._wait_for_ready = wait_for_ready
         self._channel = grpc.aio.insecure_channel(target, options=_channel_options(max_message_bytes, services))
+        self._bundles = self._channel.unary_stream(
+            bundling.PATH,
+            request_serializer=CarryRequest.SerializeToString,
+            response_deserializer=CarryResponse.FromString,
+        )
+        self._bundler = Bundler(self._carry)
 
     def stub(self, stub: Callable[[grpc.aio.Channel], _Stub]) -> _Stub:
         """A generated stub on this channel.
@@ -134,12 +142,16 @@ class MeshChannel:
             grace: Seconds that calls in flight may take.
         """
         await self._channel.close(grace)
+        await self._bundler.close()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
+
+    def _carry(self, request: CarryRequest, timeout_seconds: float, metadata: Pairs) -> MeshStream[CarryResponse]:
+        return MeshStream(self._bundles(request, timeout=timeout_seconds, metadata=metadata))
 
     def _metadata(self, given: Iterable[tuple[str, str | bytes]] | None) -> Pairs:
         pairs = tuple(given or ())
@@ -191,6 +203,13 @@ class MeshStream(Generic[_Response]):
         self.cancel()
 
 
+class _Extras(NamedTuple):
+    """What a caller may ask of a call besides."""
+
+    wait_for_ready: bool
+    trailing: Callable[[Pairs], None] | None
+
+
 class _Facade:
     """What a generated stub takes for its channel: gives callables that do what `MeshChannel` promises.
 
@@ -202,40 +221,7 @@ class _Facade:
 
     def unary_unary(self, path: str, **options: Any) -> Callable[..., Awaitable[Any]]:
         """Part of what generated code calls."""
-        owner = self._owner
-        inner = owner._channel.unary_unary(path, **options)  # noqa: SLF001 -- two halves of one thing
-        creates = _honours_keys(path)
-
-        async def call(
-            request: Any,
-            *,
-            timeout: float | None = None,  # noqa: ASYNC109 -- gRPC's own parameter, sent to the server as the deadline
-            metadata: Iterable[tuple[str, str | bytes]] | None = None,
-            wait_for_ready: bool | None = None,
-            trailing: Callable[[Pairs], None] | None = None,
-        ) -> Any:
-            pairs = owner._metadata(metadata)  # noqa: SLF001
-            deadline = time.monotonic() + (owner._deadline if timeout is None else timeout)  # noqa: SLF001
-            attempts = _KEYED_ATTEMPTS if creates and any(key == idempotency.METADATA_KEY for key, _ in pairs) else 1
-            made = 0
-            ready = owner._wait_for_ready if wait_for_ready is None else wait_for_ready  # noqa: SLF001
-            while True:
-                left = max(0.0, deadline - time.monotonic())
-                try:
-                    running = inner(request, timeout=left, metadata=pairs, wait_for_ready=ready)
-                    response = await running
-                    if trailing is not None:
-                        trailing(tuple(await running.trailing_metadata() or ()))
-                    return response
-                except grpc.aio.AioRpcError as error:
-                    mapped = from_rpc_error(error)
-                made += 1
-                pause = _KEYED_PAUSE_SECONDS * 2.0 ** (made - 1) * random.uniform(0.5, 1)  # noqa: S311
-                if made >= attempts or mapped.kind is not Kind.UNAVAILABLE or time.monotonic() + pause >= deadline:
-                    raise mapped
-                await asyncio.sleep(pause)
-
-        return call
+        return _Unary(self._owner, path, options).call
 
     def unary_stream(self, path: str, **options: Any) -> Callable[..., MeshStream[Any]]:
         """Part of what generated code calls."""
@@ -254,6 +240,75 @@ class _Facade:
             return MeshStream(inner(request, timeout=timeout, metadata=pairs, wait_for_ready=ready))
 
         return call
+
+
+class _Unary:
+    """A unary method on a channel."""
+
+    def __init__(self, owner: MeshChannel, path: str, options: Mapping[str, Any]) -> None:
+        self._owner = owner
+        self._path = path
+        self._inner = owner._channel.unary_unary(path, **options)  # noqa: SLF001 -- halves of one thing, here and below
+        self._write = options["request_serializer"]
+        self._read = options["response_deserializer"]
+        rule = _rule(path)
+        self._creates = rule.idempotent
+        self._send = self._bundled if rule.bundled else self._alone
+
+    async def call(
+        self,
+        request: Any,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 -- gRPC's own parameter, sent to the server as the deadline
+        metadata: Iterable[tuple[str, str | bytes]] | None = None,
+        wait_for_ready: bool | None = None,
+        trailing: Callable[[Pairs], None] | None = None,
+    ) -> Any:
+        """What a stub's method does."""
+        owner = self._owner
+        pairs = owner._metadata(metadata)  # noqa: SLF001
+        deadline = time.monotonic() + (owner._deadline if timeout is None else timeout)  # noqa: SLF001
+        keyed = self._creates and any(key == idempotency.METADATA_KEY for key, _ in pairs)
+        attempts = _KEYED_ATTEMPTS if keyed else 1
+        made = 0
+        extras = _Extras(owner._wait_for_ready if wait_for_ready is None else wait_for_ready, trailing)  # noqa: SLF001
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                return await self._send(request, left, pairs, extras)
+            except MeshError as error:
+                failure = error
+            made += 1
+            pause = _KEYED_PAUSE_SECONDS * 2.0 ** (made - 1) * random.uniform(0.5, 1)  # noqa: S311
+            if made >= attempts or failure.kind is not Kind.UNAVAILABLE or time.monotonic() + pause >= deadline:
+                raise failure
+            await asyncio.sleep(pause)
+
+    async def _alone(self, request: Any, left: float, pairs: Pairs, extras: _Extras) -> Any:
+        try:
+            running = self._inner(request, timeout=left, metadata=pairs, wait_for_ready=extras.wait_for_ready)
+            response = await running
+            if extras.trailing is not None:
+                extras.trailing(tuple(await running.trailing_metadata() or ()))
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        return response
+
+    async def _bundled(self, request: Any, left: float, pairs: Pairs, extras: _Extras) -> Any:
+        bundler = self._owner._bundler  # noqa: SLF001
+        company = bundler.enter()
+        try:
+            if not company or extras.wait_for_ready:
+                return await self._alone(request, left, pairs, extras)
+            try:
+                answer = await bundler.send(self._path, self._write(request), pairs, left)
+            except NotCarriedError:
+                return await self._alone(request, left, pairs, extras)
+            if extras.trailing is not None:
+                extras.trailing(answer.trailing)
+            return self._read(answer.response)
+        finally:
+            bundler.leave()
 
 
 def _channel_options(max_message_bytes: int, services: Sequence[str]) -> list[tuple[str, Any]]:
@@ -297,10 +352,10 @@ def _methods(service: str) -> Sequence[MethodDescriptor]:
         return ()
 
 
-def _honours_keys(path: str) -> bool:
+def _rule(path: str) -> options_pb2.MethodRule:
     service, _, name = path.strip("/").rpartition("/")
     try:
         method = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
     except KeyError:
-        return False
-    return bool(method.GetOptions().Extensions[options_pb2.method].idempotent)
+        return options_pb2.MethodRule()
+    return method.GetOptions().Extensions[options_pb2.method]

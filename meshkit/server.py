@@ -15,9 +15,11 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
+from atelier.mesh.v1.bundle_service_pb2 import CarryRequest, CarryResponse
 from atelier.options.v1 import options_pb2
 from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
@@ -26,7 +28,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from meshkit import auth, idempotency, metrics, tracing
 from meshkit.errors import Kind, MeshError, exhausted, unauthenticated
 from meshkit.logging import get_logger
-from meshkit.status import to_status
+from meshkit.status import CODE_OF_KIND, to_status
+from meshkit.unbundling import Carried, CarriedContext, Unbundler
 from meshkit.validation import apply_defaults, check
 
 if TYPE_CHECKING:
@@ -59,6 +62,8 @@ _SPARE_CALLS = 64
 
 AddServicer = Callable[[Any, Any], None]
 Context = grpc.aio.ServicerContext[Any, Any]
+Behaviour = Callable[..., Awaitable[Any]]
+BUNDLES = "atelier.mesh.v1.BundleService"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +73,12 @@ class _Method:
     Attributes:
         name: `Service/Method` without the package, for metrics and logs.
         scope: Scope that the token must hold.
+        bundled: Whether it takes calls from bundles.
     """
 
     name: str
     scope: str
+    bundled: bool = False
 
 
 class MeshServer:
@@ -113,10 +120,13 @@ class MeshServer:
             maximum_concurrent_rpcs=self._max_calls + _SPARE_CALLS,
         )
         self._health = health.aio.HealthServicer()
+        self._carried: dict[str, Carried] = {}
+        self._unbundler = Unbundler(self._carried)
         recorder = _Recorder(self)
         for add, servicer, _ in servicers:
             add(servicer, recorder)
         recorder.register(self._server)
+        self._serve_bundles()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflection:
             _enable_reflection(self._names, self._server)
@@ -166,43 +176,67 @@ class MeshServer:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._grace if grace is None else grace)
 
+    def _serve_bundles(self) -> None:
+        if not self._carried:
+            return
+        # Not through `guard`: what that asks for is asked of each call.
+        handler = grpc.unary_stream_rpc_method_handler(
+            self._carry, CarryRequest.FromString, CarryResponse.SerializeToString
+        )
+        self._names.append(BUNDLES)
+        self._server.add_registered_method_handlers(BUNDLES, {"Carry": handler})
+
     def guard(self, path: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         """Wraps a method's handler with everything that stands before a servicer."""
         method = _describe(path)
         behaviour = _behaviour(handler)
+        read, write = handler.request_deserializer, handler.response_serializer
+        if method.bundled and read is not None and write is not None:
+            self._carried[f"/{path}"] = Carried(partial(self._answer, method, behaviour), read, write)
         wrapped = self._streaming(method, behaviour) if handler.response_streaming else self._unary(method, behaviour)
         make = _HANDLER_MAKERS[bool(handler.request_streaming), bool(handler.response_streaming)]
-        result: grpc.RpcMethodHandler[Any, Any] = make(
-            wrapped, handler.request_deserializer, handler.response_serializer
-        )
+        result: grpc.RpcMethodHandler[Any, Any] = make(wrapped, read, write)
         return result
 
-    def _unary(self, method: _Method, behaviour: Callable[..., Awaitable[Any]]) -> Callable[[Any, Context], Any]:
+    def _unary(self, method: _Method, behaviour: Behaviour) -> Callable[[Any, Context], Any]:
         async def call(request: Any, context: Context) -> Any:
-            begun = self._clock()
-            _IN_FLIGHT.inc()
-            entered = False
-            code = grpc.StatusCode.OK
             try:
-                entered = self._enter()
-                await self._admit(method, context)
-                return await behaviour(_prepare(request), context)
-            except grpc.aio.AbortError:
-                code = context.code() or grpc.StatusCode.UNKNOWN
-                raise
-            except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED
-                raise
-            except Exception as error:
-                mesh_error = _as_mesh_error(error, method)
-                code = to_status(mesh_error)[0]
-                await _abort(context, mesh_error)
-            finally:
-                if entered:
-                    self._leave()
-                self._observe(method, code, begun)
+                return await self._answer(method, behaviour, request, context)
+            except MeshError as error:
+                await _abort(context, error)
 
         return call
+
+    async def _answer(
+        self, method: _Method, behaviour: Behaviour, request: Any, context: Context | CarriedContext
+    ) -> Any:
+        """Serves a unary call, however it came.
+
+        Raises:
+            MeshError: Whatever is wrong with it.
+        """
+        begun = self._clock()
+        _IN_FLIGHT.inc()
+        entered = False
+        code = grpc.StatusCode.OK
+        try:
+            entered = self._enter()
+            await self._admit(method, context)
+            return await behaviour(_prepare(request), context)
+        except grpc.aio.AbortError:  # a servicer that tells the context itself
+            code = grpc.StatusCode.UNKNOWN
+            raise
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except Exception as error:
+            mesh_error = _as_mesh_error(error, method)
+            code = CODE_OF_KIND[mesh_error.kind]
+            raise mesh_error from None
+        finally:
+            if entered:
+                self._leave()
+            self._observe(method, code, begun)
 
     def _streaming(self, method: _Method, behaviour: Callable[..., Any]) -> Callable[[Any, Context], Any]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
@@ -247,16 +281,11 @@ class MeshServer:
         self._calls -= 1
         self._streams -= streams
 
-    async def _admit(self, method: _Method, context: Context) -> None:
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    async def _admit(self, method: _Method, context: Context | CarriedContext) -> None:
+        metadata = _texts(context)
         trace = tracing.begin(metadata.get("traceparent", ""), metadata.get("x-request-id", ""))
         tracing.use(trace)
-        header = metadata.get("authorization", "")
-        if not header:
-            raise unauthenticated("A bearer token is needed", reason="TOKEN_MISSING")
-        if header[: len(_BEARER)].lower() != _BEARER:
-            raise unauthenticated("The authorization must be a bearer token", reason="TOKEN_INVALID")
-        principal = await self._verifier.verify(header[len(_BEARER) :].strip())
+        principal = await self._principal(metadata)
         auth.enter(principal, metadata.get(auth.TENANT_KEY, ""))
         tracing.assign_tenant(metadata.get(auth.TENANT_KEY, "") if principal.has(auth.MESH) else principal.tenant)
         idempotency.enter(metadata.get(idempotency.METADATA_KEY, ""))
@@ -267,6 +296,23 @@ class MeshServer:
                 reason="SCOPE_MISSING",
                 metadata={"scope": method.scope},
             )
+
+    async def _principal(self, metadata: Mapping[str, str]) -> auth.Principal:
+        header = metadata.get("authorization", "")
+        if not header:
+            raise unauthenticated("A bearer token is needed", reason="TOKEN_MISSING")
+        if header[: len(_BEARER)].lower() != _BEARER:
+            raise unauthenticated("The authorization must be a bearer token", reason="TOKEN_INVALID")
+        return await self._verifier.verify(header[len(_BEARER) :].strip())
+
+    async def _carry(self, request: CarryRequest, context: Context) -> AsyncIterator[CarryResponse]:
+        """Serves a bundle: any caller's token opens it, each call is judged by its own."""
+        try:
+            await self._principal(_texts(context))
+            async for response in self._unbundler.carry(request):
+                yield response
+        except MeshError as error:
+            await _abort(context, error)
 
     def _observe(self, method: _Method, code: grpc.StatusCode, begun: float) -> None:
         _IN_FLIGHT.dec()
@@ -346,7 +392,8 @@ def _describe(path: str) -> _Method:
         method = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
     except KeyError:
         return _Method(short, _UNRULED)
-    return _Method(short, _SCOPE_NAMES.get(method.GetOptions().Extensions[options_pb2.method].scope, _UNRULED))
+    rule = method.GetOptions().Extensions[options_pb2.method]
+    return _Method(short, _SCOPE_NAMES.get(rule.scope, _UNRULED), rule.bundled)
 
 
 def _prepare(request: Any) -> Any:
@@ -374,6 +421,10 @@ def _as_mesh_error(error: Exception, method: _Method) -> MeshError:
     ident = secrets.token_hex(8)
     _log.error("unexpected error", method=method.name, error_id=ident, exc_info=error)
     return MeshError(Kind.INTERNAL, f"Internal error {ident}", metadata={"error_id": ident})
+
+
+def _texts(context: Context | CarriedContext) -> dict[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
 async def _abort(context: Context, error: MeshError) -> NoReturn:

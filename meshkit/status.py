@@ -56,6 +56,8 @@ KIND_OF_CODE: Mapping[grpc.StatusCode, Kind] = MappingProxyType(
     }
 )
 
+_KIND_OF_NUMBER: Mapping[int, Kind] = MappingProxyType({code.value[0]: kind for code, kind in KIND_OF_CODE.items()})
+
 # What a caller is told where only gRPC's own text exists, which names addresses and internals.
 _PLAIN_MESSAGES: Mapping[Kind, str] = MappingProxyType(
     {
@@ -95,7 +97,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
     details = _details(error)
     if details is None:
         return _plain(error)
-    info, violations = details
+    info, violations, _ = details
     return MeshError(
         KIND_OF_CODE[error.code()],
         error.details() or "",
@@ -103,6 +105,16 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
         violations=violations,
         metadata=dict(info.metadata),
     )
+
+
+def from_status(code: int, payload: bytes) -> MeshError:
+    """Reads an error from the number of its code and its serialized `google.rpc.Status`, as `from_rpc_error` does."""
+    kind = _KIND_OF_NUMBER.get(code, Kind.INTERNAL)
+    details = _parse(payload)
+    if details is None:
+        return MeshError(kind, _PLAIN_MESSAGES.get(kind, ""))
+    info, violations, message = details
+    return MeshError(kind, message, reason=info.reason, violations=violations, metadata=dict(info.metadata))
 
 
 def _bad_request(violations: Sequence[FieldViolation], room: int) -> error_details_pb2.BadRequest:
@@ -121,14 +133,17 @@ def _bad_request(violations: Sequence[FieldViolation], room: int) -> error_detai
     return request
 
 
-def _details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, list[FieldViolation]] | None:
+_Details = tuple[error_details_pb2.ErrorInfo, list[FieldViolation], str]
+
+
+def _details(error: grpc.aio.AioRpcError) -> _Details | None:
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
             return _parse(value)
     return None
 
 
-def _parse(payload: bytes) -> tuple[error_details_pb2.ErrorInfo, list[FieldViolation]] | None:
+def _parse(payload: bytes) -> _Details | None:
     try:
         status = status_pb2.Status.FromString(payload)
     except DecodeError:
@@ -140,7 +155,8 @@ def _parse(payload: bytes) -> tuple[error_details_pb2.ErrorInfo, list[FieldViola
             detail.Unpack(request)
     if info.domain != DOMAIN:
         return None
-    return info, [FieldViolation(v.field, v.description, v.reason) for v in request.field_violations]
+    violations = [FieldViolation(v.field, v.description, v.reason) for v in request.field_violations]
+    return info, violations, status.message
 
 
 def _plain(error: grpc.aio.AioRpcError) -> MeshError:

@@ -11,6 +11,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from meshkit.db import Database
 from meshkit.idempotency import idempotency_table
 from meshkit.outbox import outbox_table
+from tests.integration.meshkit.serving import Mesh
 
 SCHEMA = "meshkit_test"
 
@@ -37,3 +38,12 @@ async def db(fresh_postgres_dsn: str) -> AsyncIterator[Database]:
         await conn.execute("CREATE TABLE items (id int PRIMARY KEY, value text)")
     yield database
     await database.close()
+
+
+@pytest.fixture
+async def mesh() -> AsyncIterator[Mesh]:
+    """A server of tasks, serving."""
+    mesh = Mesh()
+    await mesh.server.start()
+    yield mesh
+    await mesh.server.stop(0)

@@ -12,88 +12,22 @@ from atelier.tasks.v1 import enums_pb2, task_pb2
 from atelier.tasks.v1 import tasks_service_pb2 as tasks
 from atelier.tasks.v1.generation_pb2 import CreateGenerationTask
 from atelier.tasks.v1.tasks_service_pb2_grpc import (
-    TasksServiceServicer,
     TasksServiceStub,
-    add_TasksServiceServicer_to_server,
 )
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from meshkit import auth, errors, idempotency, tracing
-from meshkit.auth import ServiceTokens, TokenIssuer, TokenVerifier
+from meshkit.auth import ServiceTokens, TokenIssuer
 from meshkit.channel import MeshChannel, call_metadata
 from meshkit.client import TasksClient
-from meshkit.config import MeshSettings
 from meshkit.errors import Kind, MeshError
-from meshkit.server import MeshServer
+from tests.integration.meshkit.serving import SECRET, SERVICE, Mesh, failure
 
-SECRET = "s" * 32
 CLIENT_GUIDE = Path(__file__).parents[3] / "docs" / "client.md"
 Task = task_pb2.Task
 ID = "00000000-0000-4000-8000-000000000000"
-SERVICE = "atelier.tasks.v1.TasksService"
 Behaviour = Callable[..., Awaitable[Any]]
-
-
-class Servicer(TasksServiceServicer):
-    """Does what the test says, and remembers its calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-        self.behave: Callable[[Any, Any], Any] = lambda request, _context: tasks.GetTaskResponse(
-            task=Task(id=request.task_id)
-        )
-        self.cancelled = asyncio.Event()
-
-    async def _call(self, request: Any, context: Any) -> Any:
-        self.calls.append(request)
-        result = self.behave(request, context)
-        return await result if asyncio.iscoroutine(result) else result
-
-    GetTask = CreateTask = UpdateTask = CancelTask = ListTasks = _call
-
-    async def WatchTask(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        self.calls.append(request)
-        try:
-            async for item in self.behave(request, context):
-                yield item
-        finally:
-            self.cancelled.set()
-
-
-class Mesh:
-    """A server with a servicer, and channels to it."""
-
-    def __init__(self, **more: Any) -> None:
-        self.servicer = Servicer()  # type: ignore[abstract] # the rest stays unserved
-        self.settings = MeshSettings(auth_secret=SECRET, max_message_bytes=1024 * 1024, **more)
-        self.server = self.make("127.0.0.1:0")
-
-    def make(self, listen: str) -> MeshServer:
-        return MeshServer(
-            self.settings,
-            servicers=[(add_TasksServiceServicer_to_server, self.servicer, SERVICE)],
-            verifier=TokenVerifier.from_settings(self.settings),
-            listen=listen,
-        )
-
-    def channel(self, *scopes: str, tenant: str = "acme", **options: Any) -> MeshChannel:
-        token = TokenIssuer(SECRET).issue("alice", tenant, scopes, 60)
-        return MeshChannel(self.server.address, lambda: token, **options)
-
-
-@pytest.fixture
-async def mesh() -> AsyncIterator[Mesh]:
-    mesh = Mesh()
-    await mesh.server.start()
-    yield mesh
-    await mesh.server.stop(0)
-
-
-async def failure(awaitable: Awaitable[Any]) -> MeshError:
-    with pytest.raises(MeshError) as caught:
-        await awaitable
-    return caught.value
 
 
 def get(channel: MeshChannel, **options: Any) -> Awaitable[tasks.GetTaskResponse]:

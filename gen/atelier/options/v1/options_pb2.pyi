@@ -48,7 +48,7 @@ class _Scope:
 class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SCOPE_UNSPECIFIED: _Scope.ValueType  # 0
-    """Any authenticated caller."""
+    """Not stated: other services of the mesh alone, for what was forgotten is not public."""
     SCOPE_READ: _Scope.ValueType  # 1
     """Reading within the caller's tenant."""
     SCOPE_WRITE: _Scope.ValueType  # 2
@@ -63,12 +63,14 @@ class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType
     """A worker, bound to its queues."""
     SCOPE_MESH: _Scope.ValueType  # 7
     """Another service of the mesh."""
+    SCOPE_CALLER: _Scope.ValueType  # 8
+    """Any authenticated caller: what is asked for is judged further on."""
 
 class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
     """What a caller must hold to use a method."""
 
 SCOPE_UNSPECIFIED: Scope.ValueType  # 0
-"""Any authenticated caller."""
+"""Not stated: other services of the mesh alone, for what was forgotten is not public."""
 SCOPE_READ: Scope.ValueType  # 1
 """Reading within the caller's tenant."""
 SCOPE_WRITE: Scope.ValueType  # 2
@@ -83,6 +85,8 @@ SCOPE_WORKER: Scope.ValueType  # 6
 """A worker, bound to its queues."""
 SCOPE_MESH: Scope.ValueType  # 7
 """Another service of the mesh."""
+SCOPE_CALLER: Scope.ValueType  # 8
+"""Any authenticated caller: what is asked for is judged further on."""
 Global___Scope: _TypeAlias = Scope  # noqa: Y015
 
 @_typing.final
@@ -252,6 +256,7 @@ class MethodRule(_message.Message):
     VARIANT_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
+    BUNDLED_FIELD_NUMBER: _builtins.int
     scope: Global___Scope.ValueType
     """Scope the caller needs; `mesh` satisfies every one."""
     idempotent: _builtins.bool
@@ -262,6 +267,8 @@ class MethodRule(_message.Message):
     """Documented summary of the route."""
     tag: _builtins.str
     """Name of the route's group in the OpenAPI document (`tasks`)."""
+    bundled: _builtins.bool
+    """Short calls to it that are made at the same time may travel in one message (`atelier.mesh.v1.BundleService`)."""
     def __init__(
         self,
         *,
@@ -270,10 +277,11 @@ class MethodRule(_message.Message):
         variant: _builtins.str = ...,
         summary: _builtins.str = ...,
         tag: _builtins.str = ...,
+        bundled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotent", b"idempotent", "scope", b"scope", "summary", b"summary", "tag", b"tag", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundled", b"bundled", "idempotent", b"idempotent", "scope", b"scope", "summary", b"summary", "tag", b"tag", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

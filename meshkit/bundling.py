@@ -1,0 +1,201 @@
+"""Makes short calls that begin at the same time travel together, by `BundleService`.
+
+A gRPC call costs a Python client about 100 us and a server about 200 us of processor, however little it says; as a
+member of a bundle it costs a third of that. A call that is alone goes by itself at once and waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from atelier.mesh.v1.bundle_service_pb2 import BundledCall, BundledOutcome, CarryRequest, CarryResponse, Metadatum
+
+from meshkit.errors import Kind, MeshError, unavailable
+from meshkit.logging import get_logger
+from meshkit.loops import cancel
+from meshkit.status import from_status
+
+_log = get_logger(__name__)
+
+PATH = "/atelier.mesh.v1.BundleService/Carry"
+# A call of more bytes gains little, and would hold up the others.
+_MAX_BYTES = 64 * 1024
+_MAX_CALLS = 32
+_GATHER_SECONDS = 0.002
+# For so long after a bundle a call that is alone waits for company: those who made the last ones are about to go on.
+_WARM_SECONDS = 0.05
+# A server of an earlier release does not know bundles; it may have been replaced by then.
+_UNKNOWN_SECONDS = 60.0
+# Refusals of the bundle itself, its calls untouched.
+_REFUSALS = frozenset({Kind.UNIMPLEMENTED, Kind.UNAUTHENTICATED, Kind.EXHAUSTED, Kind.TOO_LARGE, Kind.INVALID})
+
+Pairs = tuple[tuple[str, str | bytes], ...]
+Open = Callable[[CarryRequest, float, Pairs], AsyncIterator[CarryResponse]]
+
+
+class NotCarriedError(Exception):
+    """The call was not made: it is to go by itself."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came of a call that went well."""
+
+    response: bytes
+    trailing: Pairs
+
+
+@dataclass(slots=True)
+class _Waiting:
+    path: str
+    request: bytes
+    metadata: Pairs
+    until: float
+    answer: asyncio.Future[Answer]
+
+
+class Bundler:
+    """Gathers calls of one channel.
+
+    Args:
+        open_call: Sends a bundle, with a deadline in seconds and metadata; its outcomes, or `MeshError`.
+        gather_seconds: How long the first call of a bundle waits for others.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        open_call: Open,
+        *,
+        gather_seconds: float = _GATHER_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open = open_call
+        self._gather = gather_seconds
+        self._clock = clock
+        self._waiting: list[_Waiting] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        self._under_way = 0
+        self._warm_until = 0.0
+        self._unknown_until = 0.0
+
+    def enter(self) -> bool:
+        """Notes that a call begins which might be bundled; `leave` has to follow.
+
+        Returns:
+            Whether there is company for it.
+        """
+        self._under_way += 1
+        now = self._clock()
+        return (self._under_way > 1 or now < self._warm_until) and now >= self._unknown_until
+
+    def leave(self) -> None:
+        """Notes that a call ended."""
+        self._under_way -= 1
+
+    async def send(self, path: str, request: bytes, metadata: Pairs, timeout_seconds: float) -> Answer:
+        """Makes a call in company.
+
+        Args:
+            path: `/package.Service/Method`.
+            request: The serialized request.
+            metadata: Its metadata, with a token.
+            timeout_seconds: Its deadline.
+
+        Raises:
+            NotCarriedError: Nothing was sent of it; large ones and those with binary metadata are never carried.
+            MeshError: What the server answered; `DEADLINE`.
+        """
+        if len(request) > _MAX_BYTES or not all(isinstance(value, str) for _, value in metadata):
+            raise NotCarriedError
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        until = self._clock() + timeout_seconds
+        self._waiting.append(_Waiting(path, request, metadata, until, answer))
+        if len(self._waiting) >= _MAX_CALLS:
+            self._flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(
+                self._gather, self._flush, context=contextvars.Context()
+            )
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await answer
+        except TimeoutError:
+            raise MeshError(Kind.DEADLINE, "The service did not answer in time") from None
+
+    async def close(self) -> None:
+        """Gives up what is on its way; whoever waits for it is told that the service is away."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, []
+        _refuse(waiting, unavailable("The channel is closed"))
+        await cancel(self._running)
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        calls, self._waiting = [one for one in self._waiting if not one.answer.done()], []
+        if len(calls) < 2:
+            _refuse(calls, NotCarriedError())
+            return
+        self._warm_until = self._clock() + _WARM_SECONDS
+        # In a context of its own: a bundle belongs to no single caller, so it must not bear the trace of one.
+        task = asyncio.get_running_loop().create_task(self._carry(calls), context=contextvars.Context())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _carry(self, calls: list[_Waiting]) -> None:
+        request = CarryRequest(
+            calls=[
+                BundledCall(
+                    method=one.path,
+                    request=one.request,
+                    metadata=[Metadatum(key=key, value=value) for key, value in one.metadata if isinstance(value, str)],
+                )
+                for one in calls
+            ]
+        )
+        timeout = max(0.0, max(one.until for one in calls) - self._clock())
+        # Any token of the bundle's callers opens it; each call is judged by its own.
+        token = tuple(pair for pair in calls[0].metadata if pair[0] == "authorization")
+        heard = False
+        try:
+            async for response in self._open(request, timeout, token):
+                heard = True
+                for outcome in response.outcomes:
+                    _settle(calls[outcome.index].answer, outcome)
+            _refuse(calls, unavailable("The service did not answer"))
+        except MeshError as error:
+            if heard or error.kind not in _REFUSALS:
+                _refuse(calls, error)
+                return
+            if error.kind is Kind.UNIMPLEMENTED:
+                self._unknown_until = self._clock() + _UNKNOWN_SECONDS
+            _log.info("bundle refused, its calls go one by one", reason=error.reason, calls=len(calls))
+            _refuse(calls, NotCarriedError())
+        except BaseException:
+            _refuse(calls, unavailable("The service is not reachable"))
+            raise
+
+
+def _settle(answer: asyncio.Future[Answer], outcome: BundledOutcome) -> None:
+    if answer.done():
+        return
+    trailing = tuple((one.key, one.value) for one in outcome.trailing)
+    if outcome.code:
+        answer.set_exception(from_status(outcome.code, outcome.status))
+    else:
+        answer.set_result(Answer(outcome.response, trailing))
+
+
+def _refuse(calls: list[_Waiting], error: Exception) -> None:
+    for one in calls:
+        if not one.answer.done():
+            one.answer.set_exception(error)
