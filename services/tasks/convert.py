@@ -9,6 +9,7 @@ from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, worker_serv
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from meshkit.moments import assign
 from services.tasks.catalog import CAPABILITIES, QUEUES, TYPES, Catalog, prefix_of
 from services.tasks.domain import AttemptRecord, Kind, Ref, TaskRecord
 
@@ -34,7 +35,7 @@ CATEGORY_NAME = {number: name for name, number in CATEGORY.items()}
 def timestamp(moment: datetime) -> Timestamp:
     """A moment as the wire has it."""
     result = Timestamp()
-    result.FromDatetime(moment)
+    assign(result, moment)
     return result
 
 
@@ -74,7 +75,7 @@ def to_task(record: TaskRecord) -> task_pb2.Task:
     for name in _MOMENTS:
         value = getattr(record, name)
         if value is not None:
-            getattr(task, name).FromDatetime(value)
+            assign(getattr(task, name), value)
     return task
 
 
@@ -95,9 +96,9 @@ def fold_result(record: TaskRecord) -> task_pb2.Task:
 def to_attempt(attempt: AttemptRecord) -> tasks_service_pb2.TaskAttempt:
     """One attempt as callers see it."""
     message = tasks_service_pb2.TaskAttempt(attempt=attempt.attempt, executor_instance=attempt.executor_instance)
-    message.started_at.FromDatetime(attempt.started_at)
+    assign(message.started_at, attempt.started_at)
     if attempt.ended_at is not None:
-        message.ended_at.FromDatetime(attempt.ended_at)
+        assign(message.ended_at, attempt.ended_at)
     if attempt.outcome is not None:
         message.outcome = OUTCOME[attempt.outcome]  # type: ignore[assignment]
     if attempt.error is not None:

@@ -10,6 +10,7 @@ from atelier.events.v1 import events_pb2
 from google.protobuf.message import Message
 
 from meshkit.fetcher import check_url
+from meshkit.moments import assign
 from meshkit.outbox import OutboxEvent
 from services.tasks import spelling
 from services.tasks.convert import CATEGORY, STATUS, to_task
@@ -53,8 +54,8 @@ def created(record: TaskRecord) -> OutboxEvent:
     )
     if record.origin_zone is not None:
         event.origin_zone = record.origin_zone
-    event.timestamp.FromDatetime(record.created_at)
-    event.created_at.FromDatetime(record.created_at)
+    assign(event.timestamp, record.created_at)
+    assign(event.created_at, record.created_at)
     return _outbox("created", record, event, "task_created")
 
 
@@ -82,11 +83,11 @@ def _status_event(record: TaskRecord) -> events_pb2.TaskStatusEvent:
     )
     if record.origin_zone is not None:
         event.origin_zone = record.origin_zone
-    event.timestamp.FromDatetime(record.updated_at)
+    assign(event.timestamp, record.updated_at)
     if record.started_at is not None:
-        event.started_at.FromDatetime(record.started_at)
+        assign(event.started_at, record.started_at)
     if record.completed_at is not None:
-        event.completed_at.FromDatetime(record.completed_at)
+        assign(event.completed_at, record.completed_at)
     if record.errors and record.status in (Status.FAILED, Status.PENDING):
         event.error_message = record.errors[-1]
     if record.error_category is not None:
