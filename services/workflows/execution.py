@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -21,7 +22,7 @@ from services.workflows.domain import Outcome, StepRecord, StepState, WorkflowRe
 from services.workflows.engine import Decision, decide, decide_all
 from services.workflows.fields import result_of
 from services.workflows.signals import Accepted, Cancel, Closed, Ended, Event, Overdue, Pause, Refused, Resume, Start
-from services.workflows.store import Store, Whole
+from services.workflows.store import Advanced, Store, Whole
 from services.workflows.tasks import Tasks
 
 _log = get_logger(__name__)
@@ -108,23 +109,36 @@ class Executor:
             self.carry_out(decision)
         return decision
 
-    async def tell_ended(self, workflow_id: UUID, tasks: Sequence[task_pb2.Task]) -> Decision | None:
-        """Has the engine decide upon the ends of tasks of one workflow, as `tell` does."""
-        heard = {UUID(task.id): task for task in tasks}
+    async def tell_ended(self, ended: Mapping[UUID, Sequence[task_pb2.Task]]) -> Mapping[UUID, Advanced]:
+        """Has the engine decide upon the ends of tasks, as `tell` does, of all workflows together.
 
-        def body(workflow: WorkflowRecord, steps: Sequence[StepRecord]) -> Decision:
-            ends = [
-                _ended(step, step.task_id, heard[step.task_id])
-                for step in steps
-                if step.task_id in heard and heard[step.task_id].version > step.task_version
-            ]
-            return decide_all(workflow, steps, ends, self._clock())
+        Args:
+            ended: The tasks that ended, by their workflows.
 
-        decision = await self._store.advance(workflow_id, body, durable=False)
-        self._made.difference_update(heard)
-        if decision is not None:
-            self.carry_out(decision)
-        return decision
+        Returns:
+            What became of each workflow; an exception where its ends must be told again.
+        """
+        heard = {ident: {UUID(task.id): task for task in tasks} for ident, tasks in ended.items()}
+        bodies = {ident: partial(self._hear, tasks) for ident, tasks in heard.items()}
+        outcomes = await self._store.advance_many(bodies, durable=False)
+        for ident, outcome in outcomes.items():
+            if isinstance(outcome, Exception):
+                continue
+            self._made.difference_update(heard[ident])
+            if outcome is not None:
+                # All of them begin before one is waited for, so that their calls travel together.
+                self.carry_out(outcome)
+        return outcomes
+
+    def _hear(
+        self, tasks: Mapping[UUID, task_pb2.Task], workflow: WorkflowRecord, steps: Sequence[StepRecord]
+    ) -> Decision:
+        ends = [
+            _ended(step, step.task_id, tasks[step.task_id])
+            for step in steps
+            if step.task_id is not None and step.task_id in tasks and tasks[step.task_id].version > step.task_version
+        ]
+        return decide_all(workflow, steps, ends, self._clock())
 
     def carry_out(self, decision: Decision) -> None:
         """Makes and cancels tasks as a committed decision says."""
@@ -142,12 +156,13 @@ class Executor:
 
     async def note_made(self) -> bool:
         """Notes which tasks were made, unless their ends were heard of before: of a short task it is never written."""
-        made = list(self._made)
+        made = set(self._made)
         if made:
-            for step in await self._store.accept(made):
+            noted = await self._store.accept(list(made))
+            for step in noted.stopped:
                 if step.task_id is not None:
                     await self.tell(step.workflow_id, Accepted(step.step_id, step.task_id))
-            self._made.difference_update(made)
+            self._made -= made - noted.left
         return False
 
     def trust_news(self) -> None:
@@ -241,7 +256,9 @@ class Executor:
             await self.tell(step.workflow_id, gone)
             return
         if task.status in _OUTCOMES:
-            await self.tell_ended(step.workflow_id, [task])
+            outcomes = await self.tell_ended({step.workflow_id: [task]})
+            if isinstance(failed := outcomes[step.workflow_id], Exception):
+                raise failed
 
     async def _each(
         self, due: list[StepRecord], work: Callable[[WorkflowRecord, StepRecord], Coroutine[Any, Any, None]]

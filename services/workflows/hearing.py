@@ -1,20 +1,23 @@
 """Hears how tasks ended: at once by core NATS, for certain by JetStream, and by asking where news holds no task.
 
-All ends of one workflow that arrive while it is being decided upon are decided upon together. Who hears an end twice
-decides nothing twice: a step keeps the version of its task that was last heard of.
+All ends that arrive while others are being decided upon are decided upon together, whatever their workflows: a
+transaction costs nearly the same for one as for many. Who hears an end twice decides nothing twice: a step keeps the
+version of its task that was last heard of.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from uuid import UUID
 
 from atelier.events.v1 import events_pb2
 from atelier.tasks.v1 import task_pb2
 from google.protobuf.message import DecodeError
 
+from meshkit import metrics
 from meshkit.bus import Message
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import MeshError
@@ -25,10 +28,17 @@ from services.workflows.store import Store
 
 _log = get_logger(__name__)
 
-Tell = Callable[[UUID, Sequence[task_pb2.Task]], Awaitable[object]]
+Tell = Callable[[Mapping[UUID, Sequence[task_pb2.Task]]], Awaitable[Mapping[UUID, object]]]
 Ask = Callable[[StepRecord, str], Awaitable[None]]
-# Below the number of connections: callers' requests must find one.
-_WORKFLOWS_AT_ONCE = 6
+# A group holds the locks of its workflows, whose callers wait meanwhile.
+_GROUP = 32
+# One that waits for a lock does not keep the others waiting; more of them at once would only be smaller.
+_GROUPS_AT_ONCE = 2
+GATHER_SECONDS = 0.008
+
+_SIZES = metrics.histogram(
+    "workflow_group_members", "Workflows that were decided upon in one transaction", (), (1, 2, 4, 8, 16, 32)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +52,30 @@ class Hearing:
 
     Args:
         store: The database.
-        tell: Decides upon a workflow of which these tasks ended.
+        tell: Decides upon workflows of which these tasks ended; the outcome of each, an exception where it failed.
         ask: Asks for a step's task, in the name of its tenant, and decides upon its workflow where it ended.
+        gather_seconds: Wait before a group that follows another of several workflows, or begins beside one: what
+            follows from that one is about to end. An end that comes alone waits for nobody.
     """
 
-    def __init__(self, store: Store, tell: Tell, ask: Ask) -> None:
+    def __init__(self, store: Store, tell: Tell, ask: Ask, *, gather_seconds: float = GATHER_SECONDS) -> None:
         self._store = store
         self._tell = tell
         self._ask = ask
-        self._gate = asyncio.Semaphore(_WORKFLOWS_AT_ONCE)
+        self._gather_seconds = gather_seconds
+        # Who waited longest comes first.
         self._waiting: dict[UUID, list[_Waiting]] = {}
-        self._running: set[asyncio.Task[None]] = set()
+        self._deciding: set[UUID] = set()
+        self._running: list[asyncio.Task[None]] = []
+        self._closed = False
 
     async def close(self) -> None:
         """Ends what is under way; JetStream tells again what was not acknowledged."""
+        self._closed = True
         await cancel(self._running)
+        for one in chain.from_iterable(self._waiting.values()):
+            one.told.cancel()
+        self._waiting.clear()
 
     async def notice(self, message: Message) -> None:
         """A task ended, says tasks itself; returns at once."""
@@ -89,41 +108,59 @@ class Hearing:
                 raise outcome
 
     def _put(self, task: task_pb2.Task) -> asyncio.Future[None]:
-        workflow_id = UUID(task.workflow_id)
         told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = self._waiting.get(workflow_id)
-        if waiting is not None:
-            waiting.append(_Waiting(task, told))
+        if self._closed:
+            told.cancel()
             return told
-        self._waiting[workflow_id] = [_Waiting(task, told)]
-        work = asyncio.create_task(self._decide(workflow_id))
-        self._running.add(work)
-        work.add_done_callback(self._running.discard)
+        self._waiting.setdefault(UUID(task.workflow_id), []).append(_Waiting(task, told))
+        # By whether it is done, which is known at once: who has found nothing to take will not look again.
+        self._running = [one for one in self._running if not one.done()]
+        if len(self._running) < _GROUPS_AT_ONCE:
+            self._running.append(asyncio.create_task(self._decide_all(busy=bool(self._running))))
         return told
 
-    async def _decide(self, workflow_id: UUID) -> None:
-        """Decides upon a workflow until nothing waits for it."""
-        taken: list[_Waiting] = []
-        try:
-            while self._waiting[workflow_id]:
-                async with self._gate:
-                    taken, self._waiting[workflow_id] = self._waiting[workflow_id], []
-                    await self._tell_all(workflow_id, taken)
-        finally:
-            for one in [*taken, *self._waiting.pop(workflow_id)]:
-                one.told.cancel()  # nothing where it was told
+    async def _decide_all(self, *, busy: bool) -> None:
+        """Decides upon one group after the other until nothing waits."""
+        while True:
+            # Whoever is ready to run now may join.
+            await asyncio.sleep(self._gather_seconds if busy else 0)
+            group = self._take()
+            if not group:
+                return
+            _SIZES.observe(len(group))
+            await self._decide(group)
+            busy = len(group) > 1
 
-    async def _tell_all(self, workflow_id: UUID, taken: Sequence[_Waiting]) -> None:
+    def _take(self) -> dict[UUID, list[_Waiting]]:
+        """The next group: of a workflow that another one holds nothing, it would wait for its lock."""
+        free = (ident for ident in self._waiting if ident not in self._deciding)
+        return {ident: self._waiting.pop(ident) for ident in list(islice(free, _GROUP))}
+
+    async def _decide(self, group: Mapping[UUID, Sequence[_Waiting]]) -> None:
+        self._deciding.update(group)
+        outcomes: Mapping[UUID, object]
         try:
-            await self._tell(workflow_id, [one.task for one in taken])
+            outcomes = await self._tell({ident: [one.task for one in taken] for ident, taken in group.items()})
         except Exception as error:
-            for one in taken:
-                if not one.told.done():
-                    one.told.set_exception(error)
+            outcomes = dict.fromkeys(group, error)
+        except asyncio.CancelledError:
+            for one in chain.from_iterable(group.values()):
+                one.told.cancel()
+            raise
+        finally:
+            self._deciding.difference_update(group)
+        for ident, taken in group.items():
+            _settle(taken, outcomes[ident])
+
+
+def _settle(taken: Sequence[_Waiting], outcome: object) -> None:
+    for one in taken:
+        if one.told.done():
+            continue
+        if isinstance(outcome, Exception):
+            one.told.set_exception(outcome)
         else:
-            for one in taken:
-                if not one.told.done():
-                    one.told.set_result(None)
+            one.told.set_result(None)
 
 
 def _event(message: Message) -> events_pb2.TaskStatusEvent | None:

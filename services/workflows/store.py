@@ -77,7 +77,22 @@ class Stats:
     average_steps: float
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What came of a note that tasks were made.
+
+    Attributes:
+        stopped: Steps that were cancelled before: their tasks are to be cancelled too.
+        left: Tasks whose steps were being written by others at the moment: to be noted again.
+    """
+
+    stopped: Sequence[StepRecord]
+    left: frozenset[UUID]
+
+
 Decide = Callable[[WorkflowRecord, Sequence[StepRecord]], Decision]
+# What became of one of several workflows: None without such a workflow, an exception where it alone failed.
+Advanced = Decision | Exception | None
 Edit = Callable[[WorkflowRecord], WorkflowRecord]
 
 
@@ -114,12 +129,23 @@ class Store(Protocol):
         """
         ...
 
-    async def accept(self, task_ids: Sequence[UUID]) -> list[StepRecord]:
-        """Notes that tasks of DISPATCHING steps were made.
+    async def advance_many(self, bodies: Mapping[UUID, Decide], *, durable: bool = True) -> Mapping[UUID, Advanced]:
+        """Decides upon several workflows in one transaction: it costs hardly more than one for one of them.
+
+        None keeps another from being decided upon: what a body raises is its own workflow's outcome alone, and where
+        the transaction fails as a whole, each workflow has one of its own.
+
+        Args:
+            bodies: What decides upon each workflow; it may be called again.
+            durable: As in `advance`; the disk is waited for where one of the workflows needs it.
 
         Returns:
-            Steps that were cancelled before: their tasks are to be cancelled too.
+            What became of each workflow.
         """
+        ...
+
+    async def accept(self, task_ids: Sequence[UUID]) -> Noted:
+        """Notes that tasks of DISPATCHING steps were made; waits for nobody who writes these steps."""
         ...
 
     async def unheard(self, versions: Mapping[UUID, int]) -> list[StepRecord]:

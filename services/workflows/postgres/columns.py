@@ -37,6 +37,19 @@ STEP_TYPES: Mapping[str, str] = MappingProxyType(
         "overdue": "bool",
     }
 )
+# Likewise those columns of workflows that decisions change, but for the list of errors: lists of lists have one length.
+WORKFLOW_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "status": "text",
+        "completed_steps": "int4",
+        "current_step": "text",
+        "error_message": "text",
+        "started_at": "timestamptz",
+        "completed_at": "timestamptz",
+        "updated_at": "timestamptz",
+        "version": "int8",
+    }
+)
 _STATUS = WORKFLOW_NAMES.index("status")
 _ON_FAILURE = WORKFLOW_NAMES.index("on_failure")
 _STATE = STEP_NAMES.index("state")

@@ -24,16 +24,39 @@ async def find(conn: Connection, workflow_id: UUID, *, lock: bool = False) -> Wh
         lock: Whether others who want to change it shall wait.
     """
     tail = " FOR UPDATE" if lock else ""
-    found = await conn.execute(f"SELECT {columns.WORKFLOW} FROM workflows WHERE id = %s{tail}", (workflow_id,))  # noqa: S608 -- fixed names
+    found = await conn.execute(
+        f"SELECT {columns.WORKFLOW} FROM workflows WHERE id = %s{tail}",  # noqa: S608 -- fixed names
+        (workflow_id,),
+        binary=True,
+    )
     # A statement of its own, sent together with the first in a pipeline: its snapshot is of after the lock was had.
     steps = await conn.execute(
         f"SELECT {columns.STEP} FROM steps WHERE workflow_id = %s ORDER BY position",  # noqa: S608
         (workflow_id,),
+        binary=True,
     )
     row = await found.fetchone()
     if row is None:
         return None
     return Whole(columns.workflow(row), tuple(columns.step(one) for one in await steps.fetchall()))
+
+
+async def find_locked(conn: Connection, workflow_ids: list[UUID]) -> list[Whole]:
+    """Those of these workflows that exist, with their steps; others who want to change them wait.
+
+    Args:
+        conn: A connection in a transaction.
+        workflow_ids: The workflows. Whoever locks several does so in the order of their identifiers.
+    """
+    found = await conn.execute(
+        f"SELECT {columns.WORKFLOW} FROM workflows WHERE id = ANY(%b) ORDER BY id FOR UPDATE",  # noqa: S608 -- fixed names
+        (workflow_ids,),
+        binary=True,
+    )
+    # A statement of its own for the reason given in `find`.
+    steps = await _steps(conn, workflow_ids)
+    records = [columns.workflow(row) for row in await found.fetchall()]
+    return [Whole(record, tuple(steps.get(record.id, ()))) for record in records]
 
 
 async def list_workflows(conn: Connection, which: WorkflowFilter, page: Page) -> tuple[list[Whole], int]:
@@ -74,8 +97,9 @@ async def stats(conn: Connection, which: WorkflowFilter) -> Stats:
 
 async def _steps(conn: Connection, workflow_ids: list[UUID]) -> dict[UUID, list[StepRecord]]:
     cursor = await conn.execute(
-        f"SELECT {columns.STEP} FROM steps WHERE workflow_id = ANY(%s) ORDER BY workflow_id, position",  # noqa: S608
+        f"SELECT {columns.STEP} FROM steps WHERE workflow_id = ANY(%b) ORDER BY workflow_id, position",  # noqa: S608
         (workflow_ids,),
+        binary=True,
     )
     found: dict[UUID, list[StepRecord]] = {}
     for row in await cursor.fetchall():

@@ -9,11 +9,24 @@ from typing import Any
 from uuid import UUID
 
 from meshkit import idempotency
-from meshkit.db import Database
-from services.workflows.domain import StepRecord, WorkflowRecord
+from meshkit.db import Connection, Database, DatabaseUnavailableError
+from meshkit.logging import get_logger
+from services.workflows.domain import StepRecord, StepState, WorkflowRecord
 from services.workflows.engine import Decision
 from services.workflows.postgres import columns, queries, writes
-from services.workflows.store import Decide, Edit, IdempotencyKey, Page, Stats, Whole, WorkflowFilter
+from services.workflows.store import (
+    Advanced,
+    Decide,
+    Edit,
+    IdempotencyKey,
+    Noted,
+    Page,
+    Stats,
+    Whole,
+    WorkflowFilter,
+)
+
+_log = get_logger(__name__)
 
 # A replica that looks at the same moment passes over what this one has taken; the note keeps it from coming at once.
 _DUE = """
@@ -88,36 +101,82 @@ class PostgresStore:
                 if whole is None:
                     return None
                 decision = body(whole.workflow, whole.steps)
-                if durable or decision.workflow.status is not whole.workflow.status:
-                    await conn.execute("SET LOCAL synchronous_commit TO on")
-                await writes.apply(conn, whole, decision)
+                await _write(conn, [(whole, decision)], durable=durable)
                 return decision
 
         return await self._db.retrying(work)
 
-    async def accept(self, task_ids: Sequence[UUID]) -> list[StepRecord]:
-        """Notes that tasks were made, and returns the steps that were cancelled before."""
+    async def advance_many(self, bodies: Mapping[UUID, Decide], *, durable: bool = True) -> Mapping[UUID, Advanced]:
+        """Decides upon several workflows in one transaction; see `services.workflows.store.Store`."""
+
+        async def work() -> dict[UUID, Advanced]:
+            outcomes: dict[UUID, Advanced] = dict.fromkeys(bodies)
+            decided: list[tuple[Whole, Decision]] = []
+            async with self._db.transaction(pipelined=True, durable=False) as conn:
+                for whole in await queries.find_locked(conn, list(bodies)):
+                    ident = whole.workflow.id
+                    try:
+                        decision = bodies[ident](whole.workflow, whole.steps)
+                    except Exception as error:
+                        outcomes[ident] = error
+                    else:
+                        outcomes[ident] = decision
+                        decided.append((whole, decision))
+                await _write(conn, decided, durable=durable)
+            return outcomes
+
+        if len(bodies) > 1:
+            try:
+                return await self._db.retrying(work)
+            except DatabaseUnavailableError as error:
+                return dict.fromkeys(bodies, error)
+            except Exception:
+                _log.exception("workflows could not be decided upon together", workflows=[str(one) for one in bodies])
+        return await self._advance_each(bodies, durable=durable)
+
+    async def _advance_each(self, bodies: Mapping[UUID, Decide], *, durable: bool) -> dict[UUID, Advanced]:
+        outcomes: dict[UUID, Advanced] = {}
+        for ident, body in bodies.items():
+            try:
+                outcomes[ident] = await self.advance(ident, body, durable=durable)
+            except DatabaseUnavailableError as error:
+                # What was decided before is committed, and its caller has to know.
+                return dict.fromkeys(bodies, error) | outcomes
+            except Exception as error:
+                outcomes[ident] = error
+        return outcomes
+
+    async def accept(self, task_ids: Sequence[UUID]) -> Noted:
+        """Notes that tasks were made; passes over steps that others hold."""
         ids = list(task_ids)
         # What a crash of the database undoes here is sent again, and found to exist.
         async with self._db.transaction(pipelined=True, durable=False) as conn:
+            # Who decides upon several workflows locks their steps in any order, so that to wait here could deadlock.
             await conn.execute(
-                "UPDATE steps SET state = 'RUNNING', checked_at = now(), updated_at = now() "
-                "WHERE task_id = ANY(%s) AND state = 'DISPATCHING'",
+                "UPDATE steps SET state = 'RUNNING', checked_at = now(), updated_at = now() WHERE id = ANY(ARRAY("
+                "SELECT id FROM steps WHERE task_id = ANY(%b) AND state = 'DISPATCHING' FOR UPDATE SKIP LOCKED))",
                 (ids,),
             )
             cursor = await conn.execute(
-                f"SELECT {columns.STEP} FROM steps WHERE task_id = ANY(%s) AND state = 'CANCELLED' AND task_open",  # noqa: S608 -- fixed names
+                f"SELECT {columns.STEP} FROM steps WHERE task_id = ANY(%b) "  # noqa: S608 -- fixed names
+                "AND (state = 'DISPATCHING' OR state = 'CANCELLED' AND task_open)",
                 (ids,),
+                binary=True,
             )
-            return [columns.step(row) for row in await cursor.fetchall()]
+            found = [columns.step(row) for row in await cursor.fetchall()]
+        return Noted(
+            [one for one in found if one.state is StepState.CANCELLED],
+            frozenset(one.task_id for one in found if one.state is StepState.DISPATCHING and one.task_id is not None),
+        )
 
     async def unheard(self, versions: Mapping[UUID, int]) -> list[StepRecord]:
         """Steps of these tasks for which a version is news."""
         async with self._db.connection() as conn:
             cursor = await conn.execute(
-                f"SELECT {columns.STEP} FROM steps NATURAL JOIN unnest(%s::uuid[], %s::bigint[]) AS n (task_id, heard) "  # noqa: S608 -- fixed names
+                f"SELECT {columns.STEP} FROM steps NATURAL JOIN unnest(%b::uuid[], %b::bigint[]) AS n (task_id, heard) "  # noqa: S608 -- fixed names
                 "WHERE task_version < heard",
                 (list(versions), list(versions.values())),
+                binary=True,
             )
             return [columns.step(row) for row in await cursor.fetchall()]
 
@@ -190,3 +249,9 @@ class PostgresStore:
         async with self._db.transaction() as conn:
             query = _DUE.format(note=note, state=state) + wanted
             return await (await conn.execute(query, (age_seconds, limit))).fetchall()
+
+
+async def _write(conn: Connection, decided: Sequence[tuple[Whole, Decision]], *, durable: bool) -> None:
+    if durable or any(decision.workflow.status is not before.workflow.status for before, decision in decided):
+        await conn.execute("SET LOCAL synchronous_commit TO on")
+    await writes.apply(conn, decided)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import enum
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -32,31 +33,33 @@ async def create(conn: Connection, whole: Whole) -> None:
     await outbox.insert(conn, [events.changed(whole.workflow)])
 
 
-async def apply(conn: Connection, before: Whole, decision: Decision) -> None:
-    """Writes a decision and the news of it.
+async def apply(conn: Connection, decided: Sequence[tuple[Whole, Decision]]) -> None:
+    """Writes decisions and the news of them.
 
     Args:
-        conn: A connection in a transaction that holds the workflow's lock.
-        before: The rows that were decided upon.
-        decision: What was decided.
+        conn: A connection in a transaction that holds the locks of the workflows.
+        decided: The rows that were decided upon, and what was decided.
     """
-    if decision.workflow is before.workflow:
+    moved = [(before, decision) for before, decision in decided if decision.workflow is not before.workflow]
+    if not moved:
         return
-    known = len(before.steps)
-    changed = [(old, new) for old, new in zip(before.steps, decision.steps[:known], strict=True) if new is not old]
-    items = decision.steps[known:]
+    flows = [(before.workflow, decision.workflow) for before, decision in moved]
+    steps: list[tuple[StepRecord, StepRecord]] = []
+    items: list[StepRecord] = []
+    for before, decision in moved:
+        known = len(before.steps)
+        steps += [(old, new) for old, new in zip(before.steps, decision.steps[:known], strict=True) if new is not old]
+        items += decision.steps[known:]
     # One round trip in all. The counts are known at its end, before the commit.
     async with conn.pipeline():
-        saved = await _save(conn, before.workflow, decision.workflow)
-        groups = [(len(group), await _save_steps(conn, names, group)) for names, group in _grouped(changed).items()]
+        saved = await _save_workflows(conn, flows)
+        saved += [(len(group), await _save_steps(conn, names, group)) for names, group in _grouped(steps).items()]
         if items:
             async with conn.cursor() as cursor:
                 await cursor.executemany(_CREATE_STEP, [columns.step_values(item) for item in items])
-        if _is_news(before.workflow, decision.workflow):
-            await outbox.insert(conn, [events.changed(decision.workflow)])
-    assert saved.rowcount == 1, "the workflow's lock is held"
-    for count, cursor in groups:
-        assert cursor.rowcount == count, "the workflow's lock is held"
+        await outbox.insert(conn, [events.changed(new) for old, new in flows if _is_news(old, new)])
+    for count, cursor in saved:
+        assert cursor.rowcount == count, "the workflows' locks are held"
 
 
 async def save_workflow(conn: Connection, before: WorkflowRecord, after: WorkflowRecord) -> None:
@@ -66,6 +69,24 @@ async def save_workflow(conn: Connection, before: WorkflowRecord, after: Workflo
     assert saved.rowcount == 1, "the workflow's lock is held"
 
 
+async def _save_workflows(
+    conn: Connection, changed: Sequence[tuple[WorkflowRecord, WorkflowRecord]]
+) -> list[tuple[int, Any]]:
+    """Sends the updates of workflows: how many rows each is to change, and its cursor."""
+    groups: dict[tuple[str, ...], list[tuple[WorkflowRecord, WorkflowRecord]]] = {}
+    for old, new in changed:
+        groups.setdefault(_differing(old, new, columns.WORKFLOW_NAMES), []).append((old, new))
+    saved: list[tuple[int, Any]] = []
+    for names, group in groups.items():
+        if len(group) == 1 or not columns.WORKFLOW_TYPES.keys() >= set(names):
+            saved += [(1, await _save(conn, old, new)) for old, new in group]
+            continue
+        known = [[old.id for old, _ in group], [old.version for old, _ in group]]
+        query = _update_workflows(names)
+        saved.append((len(group), await conn.execute(query, [*_lists(names, [new for _, new in group]), *known])))
+    return saved
+
+
 async def _save(conn: Connection, before: WorkflowRecord, after: WorkflowRecord) -> Any:
     names = _differing(before, after, columns.WORKFLOW_NAMES)
     values = [getattr(after, name) for name in names]
@@ -73,22 +94,31 @@ async def _save(conn: Connection, before: WorkflowRecord, after: WorkflowRecord)
 
 
 async def _save_steps(conn: Connection, names: tuple[str, ...], group: Sequence[tuple[StepRecord, StepRecord]]) -> Any:
-    if len(group) == 1:  # most are: arrays of one cost more than the rest of the statement
+    if len(group) == 1:  # lists of one cost more than the rest of the statement
         old, new = group[0]
         values = [getattr(new, name) for name in names]
         return await conn.execute(_update_step(names), [*values, old.id, old.attempt, old.state, old.state])
-    arrays = [[getattr(new, name) for _, new in group] for name in names]
     known = [[old.id for old, _ in group], [old.state.value for old, _ in group], [old.attempt for old, _ in group]]
-    return await conn.execute(_update_steps(names), [*arrays, *known])
+    return await conn.execute(_update_steps(names), [*_lists(names, [new for _, new in group]), *known])
+
+
+def _lists(names: Sequence[str], records: Sequence[WorkflowRecord] | Sequence[StepRecord]) -> list[list[Any]]:
+    """Values of columns, a list for each; of enumerations their spelling, which goes in binary."""
+    found = [[getattr(record, name) for record in records] for name in names]
+    return [[str(one) for one in values] if isinstance(values[0], enum.Enum) else values for values in found]
 
 
 def _grouped(
     changed: Sequence[tuple[StepRecord, StepRecord]],
 ) -> dict[tuple[str, ...], list[tuple[StepRecord, StepRecord]]]:
-    """Changed steps by the columns that changed: a fan's are written by one statement."""
+    """Changed steps by the columns that changed: those of a fan, or of many chains, are written by one statement."""
     groups: dict[tuple[str, ...], list[tuple[StepRecord, StepRecord]]] = {}
     for old, new in changed:
-        groups.setdefault(_differing(old, new, tuple(columns.STEP_TYPES)), []).append((old, new))
+        names = _differing(old, new, tuple(columns.STEP_TYPES))
+        if new.attempt != old.attempt and "state" not in names:
+            # That the last attempt's task was made may have been noted since it was read.
+            names = ("state", *names)
+        groups.setdefault(names, []).append((old, new))
     return groups
 
 
@@ -100,6 +130,15 @@ def _differing(before: object, after: object, names: Sequence[str]) -> tuple[str
 def _update_workflow(names: tuple[str, ...]) -> bytes:
     sets = sql.SQL(", ").join(sql.SQL("{} = %s").format(sql.Identifier(name)) for name in names)
     return sql.SQL("UPDATE workflows SET {} WHERE id = %s AND version = %s").format(sets).as_bytes()
+
+
+@lru_cache(maxsize=256)
+def _update_workflows(names: tuple[str, ...]) -> bytes:
+    query = sql.SQL(
+        "UPDATE workflows AS w SET {} FROM unnest({}, %b::uuid[], %b::bigint[]) AS n ({}, known_id, known_version) "
+        "WHERE w.id = n.known_id AND w.version = n.known_version"
+    )
+    return query.format(*_listed(names, columns.WORKFLOW_TYPES)).as_bytes()
 
 
 # That its task was made is noted without the workflow's lock, and changes nothing for who decides.
@@ -116,15 +155,21 @@ def _update_step(names: tuple[str, ...]) -> bytes:
 
 @lru_cache(maxsize=256)
 def _update_steps(names: tuple[str, ...]) -> bytes:
-    sets = sql.SQL(", ").join(sql.SQL("{0} = n.{0}").format(sql.Identifier(name)) for name in names)
-    arrays = sql.SQL(", ").join(sql.SQL("%s::{}[]").format(sql.Identifier(columns.STEP_TYPES[name])) for name in names)
-    fields = sql.SQL(", ").join(map(sql.Identifier, names))
     known = sql.SQL(_KNOWN).format(sql.SQL("n.known_state"))
     query = sql.SQL(
-        "UPDATE steps AS s SET {} FROM unnest({}, %s::uuid[], %s::text[], %s::integer[]) "
+        "UPDATE steps AS s SET {} FROM unnest({}, %b::uuid[], %b::text[], %b::integer[]) "
         "AS n ({}, known_id, known_state, known_attempt) WHERE s.id = n.known_id AND s.attempt = n.known_attempt AND {}"
     )
-    return query.format(sets, arrays, fields, known).as_bytes()
+    return query.format(*_listed(names, columns.STEP_TYPES), known).as_bytes()
+
+
+def _listed(names: tuple[str, ...], types: Mapping[str, str]) -> tuple[sql.Composable, sql.Composable, sql.Composable]:
+    """Columns that are set from lists: what sets them, the lists, and their names."""
+    return (
+        sql.SQL(", ").join(sql.SQL("{0} = n.{0}").format(sql.Identifier(name)) for name in names),
+        sql.SQL(", ").join(sql.SQL("%b::{}[]").format(sql.Identifier(types[name])) for name in names),
+        sql.SQL(", ").join(map(sql.Identifier, names)),
+    )
 
 
 def _is_news(before: WorkflowRecord, after: WorkflowRecord) -> bool:

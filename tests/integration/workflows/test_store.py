@@ -12,7 +12,7 @@ from services.workflows.domain import Outcome, Status, StepRecord, StepState, Wo
 from services.workflows.engine import Decision, decide
 from services.workflows.postgres.store import PostgresStore
 from services.workflows.signals import Ended
-from services.workflows.store import Whole
+from services.workflows.store import Noted, Whole
 from tests.unit.workflows.rows import ID, NOW, step, workflow
 
 
@@ -63,7 +63,7 @@ async def test_a_long_task_is_asked_for_less_and_less_often_as_long_as_news_can_
 
 async def test_a_made_task_is_noted(store: PostgresStore) -> None:
     _, task = await begun(store, state=StepState.DISPATCHING)
-    assert await store.accept([task, uuid4()]) == []
+    assert await store.accept([task, uuid4()]) == Noted([], frozenset())
     whole = await store.get(ID)
     assert whole is not None
     assert whole.steps[0].state is StepState.RUNNING
@@ -72,7 +72,7 @@ async def test_a_made_task_is_noted(store: PostgresStore) -> None:
 
 async def test_a_task_that_was_made_for_a_cancelled_step_is_told(store: PostgresStore) -> None:
     one, task = await begun(store, state=StepState.CANCELLED, completed_at=NOW)
-    assert [found.id for found in await store.accept([task])] == [one]
+    assert [found.id for found in (await store.accept([task])).stopped] == [one]
 
 
 async def test_only_versions_above_the_known_one_are_news(store: PostgresStore) -> None:
