@@ -28,7 +28,7 @@ class News:
         self._origin = origin
         self._on_waiting: list[Callable[[str], None]] = []
         self._on_commit: list[Callable[[], None]] = []
-        self._on_ended: list[Callable[[UUID], None]] = []
+        self._on_ended: list[Callable[[TaskRecord], None]] = []
         # Queues that were told of just now, and whether there is more to tell.
         self._told: dict[str, bool] = {}
 
@@ -40,7 +40,7 @@ class News:
         """Has a listener called after a commit that wrote events."""
         self._on_commit.append(listener)
 
-    def on_ended(self, listener: Callable[[UUID], None]) -> None:
+    def on_ended(self, listener: Callable[[TaskRecord], None]) -> None:
         """Has a listener called with each task whose attempt has ended, after the commit."""
         self._on_ended.append(listener)
 
@@ -62,7 +62,7 @@ class News:
         """Attempts have ended: who follows a task here, and workflows, hear of it without waiting for the relay."""
         for record in records:
             for listener in self._on_ended:
-                listener(record.id)
+                listener(record)
             event = step_ended(record)
             if event is not None:
                 self._bus.notify(STEP_ENDED_SUBJECT, event)

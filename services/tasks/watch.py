@@ -1,8 +1,8 @@
 """Following one task: its states from the database, told of by NATS, and its progress as it comes.
 
-The end of an attempt that this process has committed is told at once; the event of it takes the way over the relay. No
-connection is held while a watcher waits. Without NATS the row is read every second; with it, now and then, because news
-may be lost.
+The end of an attempt that this process has committed is told at once, and a task's end as it was committed, without a
+look at the row; the event of it takes the way over the relay. No connection is held while a watcher waits. Without NATS
+the row is read every second; with it, now and then, because news may be lost.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _PROGRESS_KEPT = 16
 @dataclass(eq=False, slots=True)
 class _Watcher:
     changed: asyncio.Event
+    # The row of a task that has ended does not change its state again: it need not be read to be told of.
+    ended: TaskRecord | None = None
     # A follower that does not read must not fill the memory: what is left out is overtaken anyway.
     progress: deque[events_pb2.TaskProgressEvent] = field(default_factory=lambda: deque(maxlen=_PROGRESS_KEPT))
 
@@ -93,7 +95,7 @@ class Watchers:
                         sent_progress = event.progress
                         yield _progress(record, event)
                 watcher.changed.clear()
-                record = await self._again(task_id, record)
+                record = watcher.ended or await self._again(task_id, record)
         finally:
             self._watchers[key].discard(watcher)
             if not self._watchers[key]:
@@ -101,9 +103,11 @@ class Watchers:
             await subscription.unsubscribe()
             await self._listen()
 
-    def changed(self, task_id: UUID) -> None:
-        """Tells that a task's row was changed by this process."""
-        for watcher in self._watchers.get(str(task_id), ()):
+    def changed(self, record: TaskRecord) -> None:
+        """Tells of a task's row as this process has committed it."""
+        for watcher in self._watchers.get(str(record.id), ()):
+            if record.state in TERMINAL:
+                watcher.ended = record
             watcher.changed.set()
 
     async def _listen(self) -> None:
