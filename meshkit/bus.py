@@ -21,11 +21,13 @@ from nats.js import errors as js_errors
 from meshkit.errors import unavailable
 from meshkit.logging import get_logger
 from meshkit.loops import cancel
+from meshkit.publishing import Answer, Outgoing, Publisher
 
 _log = get_logger(__name__)
 
 STREAM = "ATELIER_EVENTS"
 SUBJECTS = ("atelier.*.v1.>",)
+MSG_ID = "Nats-Msg-Id"
 PUBLISH_TIMEOUT_SECONDS = 2.0
 RETENTION_SECONDS = 7 * 24 * 3600.0
 DUPLICATE_WINDOW_SECONDS = 600.0
@@ -97,6 +99,7 @@ class Bus:
         self._replicas = replicas
         self._client: Client | None = None
         self._js: JetStreamContext | None = None
+        self._publisher: Publisher | None = None
         self._connector: asyncio.Task[None] | None = None
         self._consumers: list[asyncio.Task[None]] = []
         self._subscriptions: list[BusSubscription] = []
@@ -148,17 +151,32 @@ class Bus:
         Raises:
             MeshError: `UNAVAILABLE` where it was not acknowledged in time.
         """
-        if self._js is None or not self.connected:
+        all_headers = {**(headers or {}), **({MSG_ID: msg_id} if msg_id else {})}
+        if not all(await self.publish_all([Outgoing(subject, payload, all_headers)])):
+            raise unavailable("The event was not acknowledged", reason="BUS_UNAVAILABLE")
+
+    async def publish_all(self, events: Sequence[Outgoing]) -> list[bool]:
+        """Publishes events in their order and waits until the stream has them.
+
+        Args:
+            events: The events; their id is the header `MSG_ID`.
+
+        Returns:
+            For each whether it was acknowledged.
+
+        Raises:
+            MeshError: `UNAVAILABLE` where there is no connection.
+        """
+        publisher = self._publisher
+        if publisher is None or not self.connected:
             raise unavailable("NATS is not reachable", reason="BUS_UNAVAILABLE")
-        all_headers = dict(headers or {})
-        if msg_id:
-            all_headers["Nats-Msg-Id"] = msg_id
-        try:
-            await self._publish(subject, payload, all_headers)
-        except js_errors.NoStreamResponseError:
-            await self._ensure_and_publish(subject, payload, all_headers)
-        except (nats_errors.Error, js_errors.Error, TimeoutError, OSError) as error:
-            raise unavailable("The event was not acknowledged", reason="BUS_UNAVAILABLE") from error
+        answers = await publisher.publish(events)
+        homeless = [index for index, answer in enumerate(answers) if answer is Answer.NO_STREAM]
+        if homeless and await self._ensure_quietly():
+            again = await publisher.publish([events[index] for index in homeless])
+            for index, answer in zip(homeless, again, strict=True):
+                answers[index] = answer
+        return [answer is Answer.STORED for answer in answers]
 
     def notify(self, subject: str, payload: bytes = b"") -> None:
         """Sends a core NATS message and forgets it; never raises, never waits.
@@ -277,22 +295,12 @@ class Bus:
                 reconnected_cb=self._on_reconnect,
                 closed_cb=closed,
             )
+            self._publisher = Publisher(client, self._stream, PUBLISH_TIMEOUT_SECONDS)
+            await self._publisher.start()
         except BaseException:
             await client.close()
             raise
         return client
-
-    async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
-        if self._js is None:
-            raise nats_errors.ConnectionClosedError
-        await self._js.publish(subject, payload, timeout=PUBLISH_TIMEOUT_SECONDS, stream=self._stream, headers=headers)
-
-    async def _ensure_and_publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
-        try:
-            await self.ensure_stream()
-            await self._publish(subject, payload, headers)
-        except (nats_errors.Error, js_errors.Error, TimeoutError, OSError) as error:
-            raise unavailable("The event was not acknowledged", reason="BUS_UNAVAILABLE") from error
 
     async def ensure_stream(self) -> None:
         """Makes the stream of events where it is missing, and gives it the present configuration where it is not."""
@@ -315,11 +323,13 @@ class Bus:
             except js_errors.BadRequestError:
                 await self._js.update_stream(config)
 
-    async def _ensure_quietly(self) -> None:
+    async def _ensure_quietly(self) -> bool:
         try:
             await self.ensure_stream()
         except (nats_errors.Error, js_errors.Error, TimeoutError, OSError) as error:
             _log.warning("stream of events was not made yet", cause=type(error).__name__)
+            return False
+        return True
 
     def _start_consumer(self, consumer: _Consumer) -> asyncio.Task[None]:
         task = asyncio.create_task(self._consume_for_ever(consumer), name=f"consume-{consumer.durable}")

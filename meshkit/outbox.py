@@ -17,10 +17,12 @@ import orjson
 import psycopg
 
 from meshkit import metrics, tracing
+from meshkit.bus import MSG_ID
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import MeshError
 from meshkit.logging import get_logger
 from meshkit.loops import Loop
+from meshkit.publishing import Outgoing
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData, Table
@@ -36,10 +38,10 @@ _WAITING = metrics.gauge("outbox_oldest_unpublished_seconds", "Age of the oldest
 _LOCK_SPACE = 0x6F7574  # "out": keeps these advisory locks apart from others in the same database
 _BATCH = 200
 _CLAIM = """
-SELECT id, event_id, subject, payload, headers::text, extract(epoch FROM now() - created_at)::float8
+SELECT id, event_id::text, subject, payload, headers::text, extract(epoch FROM now() - created_at)::float8
 FROM outbox ORDER BY id LIMIT %s
 """
-_Row = tuple[int, uuid.UUID, str, bytes, str, float]
+_Row = tuple[int, str, str, bytes, str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,18 +203,16 @@ class Relay:
         await leader.execute("DELETE FROM outbox WHERE id = ANY(%b)", (ids,))
 
     async def _publish(self, rows: Sequence[_Row]) -> list[int]:
-        outcomes = await asyncio.gather(
-            *(
-                self._bus.publish(subject, payload, orjson.loads(headers), msg_id=str(event_id))
-                for _, event_id, subject, payload, headers, _ in rows
-            ),
-            return_exceptions=True,
-        )
-        published = [row[0] for row, outcome in zip(rows, outcomes, strict=True) if outcome is None]
-        failures = [outcome for outcome in outcomes if outcome is not None]
-        for failure in failures:
-            if not isinstance(failure, MeshError):
-                raise failure
-        if failures:
-            _log.warning("events wait", schema=self._db.schema, count=len(failures))
+        try:
+            acknowledged = await self._bus.publish_all(
+                [
+                    Outgoing(subject, payload, {**orjson.loads(headers), MSG_ID: event_id})
+                    for _, event_id, subject, payload, headers, _ in rows
+                ]
+            )
+        except MeshError:
+            acknowledged = [False] * len(rows)
+        published = [row[0] for row, stored in zip(rows, acknowledged, strict=True) if stored]
+        if len(published) < len(rows):
+            _log.warning("events wait", schema=self._db.schema, count=len(rows) - len(published))
         return published

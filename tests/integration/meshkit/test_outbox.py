@@ -1,7 +1,9 @@
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
 
 from meshkit import tracing
@@ -12,6 +14,7 @@ from meshkit.outbox import OutboxEvent, Relay, insert
 from tests.conftest import NatsControl
 
 SUBJECT = "atelier.test.v1.item.created"
+Headers = dict[str, str] | None
 
 
 def event(number: int) -> OutboxEvent:
@@ -209,3 +212,111 @@ async def test_nothing_is_lost_when_nats_is_killed_and_its_disk_emptied(
         async with asyncio.timeout(10):
             while await unpublished(db):  # noqa: ASYNC110 -- what is waited for has no event
                 await asyncio.sleep(0.05)
+
+
+async def waiting(db: Database) -> list[bytes]:
+    async with db.connection() as conn:
+        rows = await (await conn.execute("SELECT substr(payload, 1, 9) FROM outbox ORDER BY id")).fetchall()
+        return [bytes(row[0]) for row in rows]
+
+
+@pytest.mark.parametrize("refused", ["too large", "too large with its headers", "without a stream"])
+async def test_an_event_that_is_refused_leaves_only_itself_waiting(
+    db: Database, bus: Bus, relay: Relay, refused: str
+) -> None:
+    assert bus._client is not None
+    limit = bus._client.max_payload
+    bad = {
+        "too large": OutboxEvent(SUBJECT, b"x" * (limit + 1)),
+        "too large with its headers": OutboxEvent(SUBJECT, b"x" * (limit - 20)),
+        "without a stream": OutboxEvent("elsewhere.v1.x", b"x" * 9),
+    }[refused]
+    listener = Listener()
+    await bus.consume("refusing", [SUBJECT], listener)
+    async with db.transaction() as conn:
+        await insert(conn, [event(1), bad, event(2), event(3)])
+    for _ in range(2):
+        assert not await relay.run_once()
+        assert await waiting(db) == [b"x" * 9]
+    await write(db, 4)
+    await relay.run_once()
+    assert await listener.until(4) == [1, 2, 3, 4]
+    assert bus._client.stats["reconnects"] == 0
+
+
+async def test_an_acknowledgement_that_is_lost_has_its_event_repeated_and_the_stream_drops_it(
+    db: Database, bus: Bus, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Listener()
+    await bus.consume("deaf", [SUBJECT], listener)
+    assert bus._client is not None
+    publish = bus._client.publish
+
+    # The consumer publishes too: its requests and acknowledgements.
+    async def lose_the_second(subject: str, payload: bytes = b"", reply: str = "", headers: Headers = None) -> None:
+        await publish(subject, payload, "_INBOX.nobody" if payload == b"2" else reply, headers)
+
+    await write(db, 1, 2, 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(bus._client, "publish", lose_the_second)
+        assert not await relay.run_once()
+        assert await waiting(db) == [b"2"]
+    await relay.run_once()
+    await write(db, 4)
+    await relay.run_once()
+    assert await listener.until(4) == [1, 2, 3, 4]
+
+
+async def test_nats_that_restarts_in_the_middle_of_a_run_gets_each_event_once_in_order(
+    db: Database, bus: Bus, relay: Relay, nats_server: NatsControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Listener()
+    await bus.consume("interrupted", [SUBJECT], listener)
+    assert bus._client is not None
+    publish, flush = bus._client.publish, bus._client.flush
+
+    async def restart_at_ten(subject: str, payload: bytes = b"", reply: str = "", headers: Headers = None) -> None:
+        if payload == b"10":
+            await flush()
+            nats_server.kill()
+            nats_server.start()
+        await publish(subject, payload, reply, headers)
+
+    await write(db, *range(20))
+    with monkeypatch.context() as patched:
+        patched.setattr(bus._client, "publish", restart_at_ten)
+        await relay.run_once()
+    await run_until_published(db, relay)
+    await write(db, 20)
+    await run_until_published(db, relay)
+    assert await listener.until(21) == list(range(21))
+
+
+async def test_nats_that_hangs_holds_up_neither_a_run_nor_the_end_for_long(
+    db: Database, bus: Bus, relay: Relay, nats_server: NatsControl
+) -> None:
+    listener = Listener()
+    await bus.consume("patient", [SUBJECT], listener)
+    await write(db, 1)
+    await relay.run_once()
+    assert await listener.until(1) == [1]
+    await write(db, 2, 3)
+    nats = psutil.Process(nats_server._running.pid)
+    nats.suspend()
+    try:
+        async with asyncio.timeout(10):
+            while nats.status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110 -- a busy machine takes its time
+                await asyncio.sleep(0.01)
+        begun = time.monotonic()
+        assert not await relay.run_once()
+        async with Loops(relay.loop):
+            relay.wake()
+            await asyncio.sleep(0.2)  # in the middle of a run
+        assert time.monotonic() - begun < 6
+        assert await waiting(db) == [b"2", b"3"]
+    finally:
+        nats.resume()
+    await run_until_published(db, relay)
+    await write(db, 4)
+    await run_until_published(db, relay)
+    assert await listener.until(4) == [1, 2, 3, 4]
