@@ -58,12 +58,14 @@ class ProcessRecord:
         role: gateway, tasks, worker, nats, postgres, s3.
         pid: Its process id; None while it is down.
         restarts: How often it was started again.
+        metrics: Address of its Prometheus page, where it has one that the mesh knows of.
     """
 
     name: str
     role: str
     pid: int | None
     restarts: int
+    metrics: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ from atelier_cli.settings import FILE_SUFFIX, files, given
 DEFAULT_GATEWAY_PORT: Final = 9000
 _BUCKET: Final = "atelier"
 _S3_PARTS: Final = tuple(S3Ports.__dataclass_fields__)
-_PORT_NAMES: Final = ("nats", "postgres", "tasks", "workflows", *(f"s3_{part}" for part in _S3_PARTS))
 
 _DATABASE: Final = frozenset({"ATELIER_DATABASE_URL"})
 _NEWS: Final = frozenset({"ATELIER_NATS_URL"})
@@ -42,6 +41,12 @@ USES: Final[Mapping[str, frozenset[str]]] = {
     | {"ATELIER_TASKS_ADDRESS", "ATELIER_WORKFLOWS_ADDRESS", "ATELIER_MEDIA_SECRET", "ATELIER_UPSTREAMS"},
 }
 _JOINING: Final = frozenset().union(*USES.values())
+_PORT_NAMES: Final = (
+    *("nats", "postgres", "tasks", "workflows"),
+    *(f"s3_{part}" for part in _S3_PARTS),
+    *(f"metrics_{service}" for service in USES),
+)
+_EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 -- compared with, not bound
 
 
 def uses(service: str, variable: str) -> bool:
@@ -57,6 +62,7 @@ class Service:
     Attributes:
         environment: What the mesh sets for it; the rest of `atelier up`'s own environment it inherits, except for
             what joins others.
+        metrics: Address of its Prometheus page; None where the mesh did not choose it.
     """
 
     name: str
@@ -66,6 +72,7 @@ class Service:
     folder: Path
     serves: Callable[[], bool]
     port_file: Path
+    metrics: str | None
 
     def prepare(self) -> Launch:
         """Forgets the address of an earlier run and says how to start."""
@@ -101,6 +108,12 @@ class Mesh:
     def servers(self) -> dict[str, Server]:
         """All processes by name."""
         return {server.name: server for stage in self.stages for server in stage}
+
+    @property
+    def pages(self) -> dict[str, str]:
+        """Addresses of the Prometheus pages, by the names of the processes that have one."""
+        services = (server for server in self.servers.values() if isinstance(server, Service))
+        return {service.name: service.metrics for service in services if service.metrics is not None}
 
 
 def choose_ports(wanted: int | None, last: MeshRecord | None) -> tuple[int, dict[str, int]]:
@@ -142,6 +155,8 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
 
     def service(name: str, module: str, listen: str, serves: Callable[[], bool], **more: str) -> Service:
         port_file = folder.run(f"{name}.address")
+        # A port that the user names, or has the system choose by 0, is theirs to know.
+        page = None if given("ATELIER_METRICS_PORT") else ports.get(f"metrics_{name}")
         return Service(
             name=name,
             module=module,
@@ -154,11 +169,13 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
                 "GRPC_ENABLE_FORK_SUPPORT": "0",
                 "ATELIER_LISTEN": listen,
                 "ATELIER_PORT_FILE": str(port_file),
+                **({} if page is None else {"ATELIER_METRICS_PORT": str(page)}),
                 **more,
             },
             folder=folder.path,
             serves=serves,
             port_file=port_file,
+            metrics=None if page is None else _page_address(page),
         )
 
     tasks_address = f"127.0.0.1:{ports['tasks']}"
@@ -184,6 +201,13 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
         ),
     )
     return Mesh(gateway_port, ports, (embedded, services) if embedded else (services,))
+
+
+def _page_address(port: int) -> str:
+    host = given("ATELIER_METRICS_HOST") or "127.0.0.1"
+    if host in _EVERY_ADDRESS:
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}/metrics" if ":" in host else f"http://{host}:{port}/metrics"
 
 
 def _backends(

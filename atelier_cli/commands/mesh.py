@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -47,9 +48,11 @@ def up(
     with folder.held():
         gateway_port, ports = choose_ports(port, folder.record())
         mesh = plan(folder, folder.credentials(), gateway_port, ports)
+        pages = mesh.pages
 
         def changed(state: str) -> None:
-            record = MeshRecord(os.getpid(), state, mesh.gateway_port, dict(mesh.ports), supervisor.records())
+            processes = tuple(replace(each, metrics=pages.get(each.name)) for each in supervisor.records())
+            record = MeshRecord(os.getpid(), state, mesh.gateway_port, dict(mesh.ports), processes)
             folder.write_record(record)
             if state == "ready" and not told:
                 told.append(state)
@@ -115,6 +118,7 @@ def _health(folder: DataFolder, record: MeshRecord) -> list[dict[str, Any]]:
         answers = list(pool.map(lambda each: ask(servers.get(each.name), each.pid), record.processes))
     return [
         {"name": each.name, "pid": each.pid, "role": each.role, "health": health}
+        | ({} if each.metrics is None else {"metrics": each.metrics})
         for each, health in zip(record.processes, answers, strict=True)
     ]
 

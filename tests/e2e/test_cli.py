@@ -74,8 +74,18 @@ def test_every_role_is_healthy_and_named_with_its_process(shell: Shell) -> None:
     assert set(status) == ROLES
     assert {each["health"] for each in status.values()} == {"healthy"}
     for each in status.values():
-        assert set(each) == {"name", "pid", "role", "health"}
+        assert set(each) - {"metrics"} == {"name", "pid", "role", "health"}
         assert Path(f"/proc/{each['pid']}").exists()
+
+
+def test_each_service_serves_metrics_at_the_address_that_the_status_names(shell: Shell) -> None:
+    pages = {name: each["metrics"] for name, each in shell.status().items() if "metrics" in each}
+    assert set(pages) == {"gateway", "tasks", "workflows", "worker"}
+    for name, metric in (("worker", "atelier_worker_slots "), ("tasks", "atelier_outbox_oldest_unpublished_seconds ")):
+        page = httpx.get(pages[name])
+        assert page.status_code == 200
+        assert metric in page.text
+    assert all(httpx.get(page).status_code == 200 for page in pages.values())
 
 
 def test_table_of_the_status_names_every_role(shell: Shell) -> None:

@@ -46,9 +46,32 @@ def test_second_supervisor_is_refused_until_the_first_lets_go(folder: DataFolder
 
 
 def test_record_is_read_as_written(folder: DataFolder) -> None:
-    record = MeshRecord(1, "ready", 9000, {"nats": 4222}, (ProcessRecord("nats", "nats", 7, 2),))
+    record = MeshRecord(
+        1,
+        "ready",
+        9000,
+        {"nats": 4222},
+        (ProcessRecord("nats", "nats", 7, 2), ProcessRecord("tasks", "tasks", 8, 0, "http://127.0.0.1:9/metrics")),
+    )
     folder.write_record(record)
     assert folder.record() == record
+
+
+def test_record_of_an_earlier_release_is_read(folder: DataFolder) -> None:
+    process = '{"name": "nats", "role": "nats", "pid": 7, "restarts": 2}'
+    (folder / "mesh.json").write_text(
+        f'{{"pid": 1, "state": "ready", "gateway_port": 9000, "ports": {{"tasks": 9101}}, "processes": [{process}]}}'
+    )
+    record = folder.record()
+    assert record is not None
+    assert record.processes == (ProcessRecord("nats", "nats", 7, 2, None),)
+    gateway, ports = choose_ports(free_ports(1)[0], record)
+    assert plan(folder, folder.credentials(), gateway, ports).pages.keys() == {
+        "tasks",
+        "workflows",
+        "worker",
+        "gateway",
+    }
 
 
 def test_ports_are_kept_over_restarts_where_they_are_free(folder: DataFolder) -> None:

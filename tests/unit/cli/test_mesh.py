@@ -121,6 +121,41 @@ def test_secrets_from_files_are_the_meshs_and_the_commands(tmp_path: Path, monke
     assert jwt.decode(token, secret, algorithms=["HS256"])["sub"] == "cli"
 
 
+def test_each_service_has_a_metrics_page_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ATELIER_METRICS_PORT", raising=False)
+    mesh = mesh_on(tmp_path)
+    ports = {name: environment["ATELIER_METRICS_PORT"] for name, environment in environments_of(mesh).items()}
+    assert len(set(ports.values())) == 4
+    assert mesh.pages == {name: f"http://127.0.0.1:{port}/metrics" for name, port in ports.items()}
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("10.1.2.3", "10.1.2.3"), ("::1", "[::1]"), ("::", "127.0.0.1")]
+)
+def test_metrics_page_is_shown_where_the_user_has_it_listen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, shown: str
+) -> None:
+    monkeypatch.delenv("ATELIER_METRICS_PORT", raising=False)
+    monkeypatch.setenv("ATELIER_METRICS_HOST", host)
+    mesh = mesh_on(tmp_path)
+    assert mesh.pages["tasks"] == f"http://{shown}:{mesh.ports['metrics_tasks']}/metrics"
+
+
+@pytest.mark.parametrize("setting", ["ATELIER_METRICS_PORT", "ATELIER_METRICS_PORT_FILE"])
+def test_a_metrics_port_that_the_user_names_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.delenv("ATELIER_METRICS_PORT", raising=False)
+    (tmp_path / "port").write_text("0\n")
+    value = str(tmp_path / "port") if setting.endswith("_FILE") else "0"
+    monkeypatch.setenv(setting, value)
+    mesh = mesh_on(tmp_path)
+    environments = environments_of(mesh)
+    assert {environment[setting] for environment in environments.values()} == {value}
+    assert setting == "ATELIER_METRICS_PORT" or holders(environments, "ATELIER_METRICS_PORT") == set()
+    assert mesh.pages == {}
+
+
 def test_file_of_a_setting_that_cannot_be_read_is_told_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
