@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from meshkit.auth import valid_tenant
 from meshkit.chunks import ChunkReader
-from meshkit.errors import MeshError, forbidden, invalid, not_found, unavailable
+from meshkit.errors import MeshError, invalid, not_found, unavailable
 from meshkit.logging import get_logger
+from meshkit.paths import TENANTS, key_of, normalise_path, normalise_prefix, root_of
 
 if TYPE_CHECKING:
     from meshkit.config import MeshSettings
@@ -26,11 +27,9 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 _T = TypeVar("_T")
 
-MAX_PATH_CHARS = 1024
 _THREADS = 16
 _CHUNK_BYTES = 256 * 1024
 _PART_BYTES = 16 * 1024 * 1024
-_TENANTS = "tenants/"
 _MISSING = frozenset({"NoSuchKey", "NoSuchObject", "NotFound", "NoSuchVersion"})
 
 
@@ -51,34 +50,6 @@ class ObjectInfo:
     etag: str
     content_type: str
     modified: datetime
-
-
-def normalise_path(path: str) -> str:
-    """Brings a caller's path into its one form and refuses what could lead elsewhere.
-
-    Args:
-        path: Path with `/` between its parts.
-
-    Returns:
-        The path without empty parts, `.` and a trailing slash.
-
-    Raises:
-        MeshError: `INVALID` for `..`, NUL and other control characters, a backslash, an absolute, empty or long path.
-    """
-    if len(path) > MAX_PATH_CHARS or len(path.encode("utf-8", "surrogatepass")) > MAX_PATH_CHARS:
-        raise invalid("path", f"must have at most {MAX_PATH_CHARS} characters", "string_too_long")
-    if path.startswith("/"):
-        raise invalid("path", "must not be absolute", "path_absolute")
-    if "\\" in path:
-        raise invalid("path", "must not contain a backslash", "path_backslash")
-    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in path):
-        raise invalid("path", "must not contain control characters", "path_control")
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise invalid("path", "must not contain '..'", "path_traversal")
-    if not parts:
-        raise invalid("path", "must not be empty", "path_empty")
-    return "/".join(parts)
 
 
 class ObjectStore:
@@ -158,7 +129,7 @@ class ObjectStore:
             What was written.
         """
         path = normalise_path(path)
-        key = _key(tenant, path)
+        key = key_of(tenant, path)
 
         def put(client: Any) -> ObjectInfo:
             if isinstance(data, bytes):
@@ -194,7 +165,7 @@ class ObjectStore:
             What was written.
         """
         path = normalise_path(path)
-        key = _key(tenant, path)
+        key = key_of(tenant, path)
         reader = ChunkReader(asyncio.get_running_loop(), chunks)
 
         def put(client: Any) -> ObjectInfo:
@@ -217,7 +188,7 @@ class ObjectStore:
             MeshError: `NOT_FOUND` where there is none.
         """
         path = normalise_path(path)
-        key = _key(tenant, path)
+        key = key_of(tenant, path)
 
         def get(client: Any) -> bytes:
             response = client.get_object(self._bucket, key)
@@ -244,7 +215,7 @@ class ObjectStore:
             MeshError: `NOT_FOUND` where there is none.
         """
         path = normalise_path(path)
-        key = _key(tenant, path)
+        key = key_of(tenant, path)
         stat = await self._run(lambda client: client.fget_object(self._bucket, key, str(dest)), path)
         return _info(path, stat)
 
@@ -264,7 +235,7 @@ class ObjectStore:
             MeshError: `NOT_FOUND` where there is none.
         """
         path = normalise_path(path)
-        key = _key(tenant, path)
+        key = key_of(tenant, path)
         response = await self._run(
             lambda client: client.get_object(self._bucket, key, offset=offset, length=length), path
         )
@@ -298,7 +269,7 @@ class ObjectStore:
     async def stat(self, tenant: str, path: str) -> ObjectInfo | None:
         """What the store knows of an object; None where there is none."""
         path = normalise_path(path)
-        key = _key(tenant, path)
+        key = key_of(tenant, path)
         try:
             return _info(path, await self._run(lambda client: client.stat_object(self._bucket, key), path))
         except MeshError as error:
@@ -315,8 +286,8 @@ class ObjectStore:
             limit: How many at most.
             start_after: Only paths after this one.
         """
-        root = _root(tenant)
-        full = root + _prefix(prefix)
+        root = root_of(tenant)
+        full = root + normalise_prefix(prefix)
 
         def list_(client: Any) -> list[ObjectInfo]:
             after = root + normalise_path(start_after) if start_after else None
@@ -356,15 +327,15 @@ class ObjectStore:
 
         def tenants(client: Any) -> list[str]:
             # Not recursive: the store groups the keys by their next part, whatever lies below it.
-            folders = client.list_objects(self._bucket, _TENANTS)
-            names = (str(item.object_name).removeprefix(_TENANTS).rstrip("/") for item in folders if item.is_dir)
+            folders = client.list_objects(self._bucket, TENANTS)
+            names = (str(item.object_name).removeprefix(TENANTS).rstrip("/") for item in folders if item.is_dir)
             return [name for name in names if valid_tenant(name)]
 
         return await self._run(tenants)
 
     async def delete(self, tenant: str, path: str) -> None:
         """Deletes an object; one that is gone already is no error."""
-        key = _key(tenant, normalise_path(path))
+        key = key_of(tenant, normalise_path(path))
         await self._run(lambda client: client.remove_object(self._bucket, key))
 
     async def delete_prefix(self, tenant: str, prefix: str) -> Sequence[str]:
@@ -377,7 +348,7 @@ class ObjectStore:
         Returns:
             The paths that were deleted.
         """
-        root = _root(tenant)
+        root = root_of(tenant)
         folder = f"{root}{normalise_path(prefix)}/"
 
         def delete(client: Any) -> list[str]:
@@ -399,7 +370,7 @@ class ObjectStore:
             MeshError: `NOT_FOUND` where there is no source.
         """
         source, dest = normalise_path(source), normalise_path(dest)
-        from_key, to_key = _key(tenant, source), _key(tenant, dest)
+        from_key, to_key = key_of(tenant, source), key_of(tenant, dest)
 
         def copy(client: Any) -> ObjectInfo:
             from minio.commonconfig import CopySource  # noqa: PLC0415 -- loaded with the client
@@ -417,7 +388,7 @@ class ObjectStore:
             path: Its path.
             expires_seconds: How long the address is good for, 7 days at most.
         """
-        key = _key(tenant, normalise_path(path))
+        key = key_of(tenant, normalise_path(path))
         lifetime = timedelta(seconds=max(1, int(expires_seconds)))
         return str(await self._run(lambda client: client.presigned_get_object(self._bucket, key, expires=lifetime)))
 
@@ -473,22 +444,6 @@ class ObjectStore:
             region=self._region,
             http_client=pool,
         )
-
-
-def _key(tenant: str, path: str) -> str:
-    return _root(tenant) + path
-
-
-def _root(tenant: str) -> str:
-    if not valid_tenant(tenant):
-        raise forbidden("The tenant's name is malformed", reason="BAD_TENANT")
-    return f"{_TENANTS}{tenant}/"
-
-
-def _prefix(prefix: str) -> str:
-    if not prefix:
-        return ""
-    return normalise_path(prefix) + ("/" if prefix.endswith("/") else "")
 
 
 def _take(limit: int, items: Iterator[Any], root: str) -> Iterator[ObjectInfo]:

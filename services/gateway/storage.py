@@ -25,7 +25,8 @@ from starlette.types import Receive, Scope, Send
 
 from meshkit import auth
 from meshkit.errors import Kind, MeshError, not_found
-from meshkit.objects import ObjectInfo, normalise_path
+from meshkit.objects import ObjectInfo
+from meshkit.paths import normalise_path
 from services.gateway.asgi import ClientGoneError, send_content
 from services.gateway.auth import Guard
 from services.gateway.config import GatewaySettings

@@ -15,7 +15,8 @@ from pathlib import Path
 from meshkit import images
 from meshkit.errors import MeshError, invalid, too_large
 from meshkit.fetcher import Fetcher
-from meshkit.objects import ObjectStore, normalise_path
+from meshkit.objects import ObjectStore
+from meshkit.paths import normalise_path
 from services.inference.lora_cache import LoraCache
 from services.inference.tasktypes.base import InputRef
 

@@ -18,7 +18,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from meshkit.errors import invalid, too_large
-from meshkit.objects import ObjectInfo, ObjectStore, normalise_path
+from meshkit.objects import ObjectInfo, ObjectStore
+from meshkit.paths import normalise_path
 
 _MAX_HEADER_BYTES = 100 << 20  # as the safetensors library has it
 

@@ -16,7 +16,8 @@ from uuid import UUID
 from meshkit import images
 from meshkit.errors import Kind, MeshError, invalid
 from meshkit.fetcher import Fetcher
-from meshkit.objects import ObjectStore, normalise_path
+from meshkit.objects import ObjectStore
+from meshkit.paths import normalise_path
 from services.tasks.catalog import ImageInput, TypeEntry, prefix_of
 
 STAGING_SCHEME = "staging:"

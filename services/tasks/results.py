@@ -8,7 +8,7 @@ from atelier.tasks.v1 import worker_service_pb2
 from google.protobuf.descriptor import Descriptor
 
 from meshkit.errors import MeshError, invalid
-from meshkit.objects import normalise_path
+from meshkit.paths import normalise_path
 from services.tasks.catalog import FIELDS, TYPES, prefix_of
 from services.tasks.domain import Ref
 

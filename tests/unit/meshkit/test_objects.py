@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshkit.errors import Kind, MeshError
-from meshkit.objects import ObjectStore, normalise_path
+from meshkit.objects import ObjectStore
+from meshkit.paths import normalise_path
 
 
 @pytest.mark.parametrize(

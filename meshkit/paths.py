@@ -1,0 +1,72 @@
+"""Paths of objects, and where a tenant's lie in the store."""
+
+from __future__ import annotations
+
+from meshkit.auth import valid_tenant
+from meshkit.errors import forbidden, invalid
+
+MAX_PATH_CHARS = 1024
+TENANTS = "tenants/"
+
+
+def normalise_path(path: str) -> str:
+    """Brings a caller's path into its one form and refuses what could lead elsewhere.
+
+    Args:
+        path: Path with `/` between its parts.
+
+    Returns:
+        The path without empty parts, `.` and a trailing slash.
+
+    Raises:
+        MeshError: `INVALID` for `..`, NUL and other control characters, a backslash, an absolute, empty or long path.
+    """
+    if len(path) > MAX_PATH_CHARS or len(path.encode("utf-8", "surrogatepass")) > MAX_PATH_CHARS:
+        raise invalid("path", f"must have at most {MAX_PATH_CHARS} characters", "string_too_long")
+    if path.startswith("/"):
+        raise invalid("path", "must not be absolute", "path_absolute")
+    if "\\" in path:
+        raise invalid("path", "must not contain a backslash", "path_backslash")
+    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in path):
+        raise invalid("path", "must not contain control characters", "path_control")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise invalid("path", "must not contain '..'", "path_traversal")
+    if not parts:
+        raise invalid("path", "must not be empty", "path_empty")
+    return "/".join(parts)
+
+
+def key_of(tenant: str, path: str) -> str:
+    """The key of a tenant's object.
+
+    Args:
+        tenant: The tenant.
+        path: A normal path.
+
+    Raises:
+        MeshError: `FORBIDDEN` where that is no tenant's name.
+    """
+    return root_of(tenant) + path
+
+
+def root_of(tenant: str) -> str:
+    """What the keys of a tenant begin with.
+
+    Raises:
+        MeshError: `FORBIDDEN` where that is no tenant's name.
+    """
+    if not valid_tenant(tenant):
+        raise forbidden("The tenant's name is malformed", reason="BAD_TENANT")
+    return f"{TENANTS}{tenant}/"
+
+
+def normalise_prefix(prefix: str) -> str:
+    """What paths begin with, in its one form; empty for all of them, and a trailing slash stays.
+
+    Raises:
+        MeshError: `INVALID` as `normalise_path`.
+    """
+    if not prefix:
+        return ""
+    return normalise_path(prefix) + ("/" if prefix.endswith("/") else "")
