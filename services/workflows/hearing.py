@@ -32,9 +32,10 @@ Tell = Callable[[Mapping[UUID, Sequence[task_pb2.Task]]], Awaitable[Mapping[UUID
 Ask = Callable[[StepRecord, str], Awaitable[None]]
 # A group holds the locks of its workflows, whose callers wait meanwhile.
 _GROUP = 32
-# One that waits for a lock does not keep the others waiting; more of them at once would only be smaller.
-_GROUPS_AT_ONCE = 2
+# Below the number of connections: callers' requests must find one.
+_GROUPS_AT_ONCE = 4
 GATHER_SECONDS = 0.008
+PATIENCE_SECONDS = 0.25
 
 _SIZES = metrics.histogram(
     "workflow_group_members", "Workflows that were decided upon in one transaction", (), (1, 2, 4, 8, 16, 32)
@@ -54,25 +55,37 @@ class Hearing:
         store: The database.
         tell: Decides upon workflows of which these tasks ended; the outcome of each, an exception where it failed.
         ask: Asks for a step's task, in the name of its tenant, and decides upon its workflow where it ended.
-        gather_seconds: Wait before a group that follows another of several workflows, or begins beside one: what
-            follows from that one is about to end. An end that comes alone waits for nobody.
+        gather_seconds: Wait before a group that follows another of several workflows: what that one began is about
+            to end. An end that comes alone waits for nobody.
+        patience_seconds: How long the next group waits for one that waits for a lock itself. Groups that are decided
+            upon beside each other are smaller ones.
     """
 
-    def __init__(self, store: Store, tell: Tell, ask: Ask, *, gather_seconds: float = GATHER_SECONDS) -> None:
+    def __init__(
+        self,
+        store: Store,
+        tell: Tell,
+        ask: Ask,
+        *,
+        gather_seconds: float = GATHER_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         self._store = store
         self._tell = tell
         self._ask = ask
         self._gather_seconds = gather_seconds
+        self._patience_seconds = patience_seconds
         # Who waited longest comes first.
         self._waiting: dict[UUID, list[_Waiting]] = {}
         self._deciding: set[UUID] = set()
-        self._running: list[asyncio.Task[None]] = []
+        self._groups: set[asyncio.Task[None]] = set()
+        self._running: asyncio.Task[None] | None = None
         self._closed = False
 
     async def close(self) -> None:
         """Ends what is under way; JetStream tells again what was not acknowledged."""
         self._closed = True
-        await cancel(self._running)
+        await cancel(self._groups if self._running is None else {self._running, *self._groups})
         for one in chain.from_iterable(self._waiting.values()):
             one.told.cancel()
         self._waiting.clear()
@@ -113,23 +126,23 @@ class Hearing:
             told.cancel()
             return told
         self._waiting.setdefault(UUID(task.workflow_id), []).append(_Waiting(task, told))
-        # By whether it is done, which is known at once: who has found nothing to take will not look again.
-        self._running = [one for one in self._running if not one.done()]
-        if len(self._running) < _GROUPS_AT_ONCE:
-            self._running.append(asyncio.create_task(self._decide_all(busy=bool(self._running))))
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._decide_all())
         return told
 
-    async def _decide_all(self, *, busy: bool) -> None:
+    async def _decide_all(self) -> None:
         """Decides upon one group after the other until nothing waits."""
-        while True:
+        busy = False
+        while self._waiting:
             # Whoever is ready to run now may join.
             await asyncio.sleep(self._gather_seconds if busy else 0)
             group = self._take()
-            if not group:
-                return
-            _SIZES.observe(len(group))
-            await self._decide(group)
+            if group:
+                _SIZES.observe(len(group))
+                self._groups.add(asyncio.create_task(self._decide(group)))
             busy = len(group) > 1
+            patience = self._patience_seconds if len(self._groups) < _GROUPS_AT_ONCE else None
+            _, self._groups = await asyncio.wait(self._groups, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
 
     def _take(self) -> dict[UUID, list[_Waiting]]:
         """The next group: of a workflow that another one holds nothing, it would wait for its lock."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -41,19 +42,31 @@ async def find(conn: Connection, workflow_id: UUID, *, lock: bool = False) -> Wh
     return Whole(columns.workflow(row), tuple(columns.step(one) for one in await steps.fetchall()))
 
 
-async def find_locked(conn: Connection, workflow_ids: list[UUID]) -> list[Whole]:
-    """Those of these workflows that exist, with their steps; others who want to change them wait.
+async def lock(conn: Connection, workflow_ids: list[UUID]) -> list[tuple[UUID, int, datetime]]:
+    """Has others who want to change these workflows wait; whoever locks several does so in this order.
 
     Args:
         conn: A connection in a transaction.
-        workflow_ids: The workflows. Whoever locks several does so in the order of their identifiers.
+        workflow_ids: The workflows.
+
+    Returns:
+        Of each that exists its identifier, its version and when it was changed last.
     """
-    found = await conn.execute(
-        f"SELECT {columns.WORKFLOW} FROM workflows WHERE id = ANY(%b) ORDER BY id FOR UPDATE",  # noqa: S608 -- fixed names
+    cursor = await conn.execute(
+        "SELECT id, version, updated_at FROM workflows WHERE id = ANY(%b) ORDER BY id FOR UPDATE",
         (workflow_ids,),
         binary=True,
     )
-    # A statement of its own for the reason given in `find`.
+    return await cursor.fetchall()
+
+
+async def find_all(conn: Connection, workflow_ids: list[UUID]) -> list[Whole]:
+    """Those of these workflows that exist, with their steps."""
+    found = await conn.execute(
+        f"SELECT {columns.WORKFLOW} FROM workflows WHERE id = ANY(%b)",  # noqa: S608 -- fixed names
+        (workflow_ids,),
+        binary=True,
+    )
     steps = await _steps(conn, workflow_ids)
     records = [columns.workflow(row) for row in await found.fetchall()]
     return [Whole(record, tuple(steps.get(record.id, ()))) for record in records]

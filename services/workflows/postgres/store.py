@@ -14,6 +14,7 @@ from meshkit.logging import get_logger
 from services.workflows.domain import StepRecord, StepState, WorkflowRecord
 from services.workflows.engine import Decision
 from services.workflows.postgres import columns, queries, writes
+from services.workflows.postgres.recent import Recent
 from services.workflows.store import (
     Advanced,
     Decide,
@@ -55,6 +56,7 @@ class PostgresStore:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._recent = Recent()
 
     async def create(self, whole: Whole, key: IdempotencyKey | None, response: bytes) -> bytes | None:
         """Writes a new workflow; the answer given before where the key was used for the same request."""
@@ -73,7 +75,10 @@ class PostgresStore:
                     await idempotency.store(conn, tenant, key.method, key.key, response)
             return None
 
-        return await self._db.retrying(body)
+        replay = await self._db.retrying(body)
+        if replay is None:
+            self._recent.keep(whole)
+        return replay
 
     async def get(self, workflow_id: UUID) -> Whole | None:
         """A workflow with its steps."""
@@ -102,7 +107,8 @@ class PostgresStore:
                     return None
                 decision = body(whole.workflow, whole.steps)
                 await _write(conn, [(whole, decision)], durable=durable)
-                return decision
+            self._keep([(whole, decision)])
+            return decision
 
         return await self._db.retrying(work)
 
@@ -110,29 +116,34 @@ class PostgresStore:
         """Decides upon several workflows in one transaction; see `services.workflows.store.Store`."""
 
         async def work() -> dict[UUID, Advanced]:
-            outcomes: dict[UUID, Advanced] = dict.fromkeys(bodies)
-            decided: list[tuple[Whole, Decision]] = []
             async with self._db.transaction(pipelined=True, durable=False) as conn:
-                for whole in await queries.find_locked(conn, list(bodies)):
-                    ident = whole.workflow.id
-                    try:
-                        decision = bodies[ident](whole.workflow, whole.steps)
-                    except Exception as error:
-                        outcomes[ident] = error
-                    else:
-                        outcomes[ident] = decision
-                        decided.append((whole, decision))
-                await _write(conn, decided, durable=durable)
-            return outcomes
+                rows = await queries.lock(conn, list(bodies))
+                kept = [whole for row in rows if (whole := self._recent.find(*row)) is not None]
+                decided = {ident: one for ident, one in _decide(kept, bodies).items() if _is_moved(one)}
+                # Where what is kept says that nothing is to be done, the rows are asked. They are read by statements of
+                # their own, sent once the locks are had, so that their snapshots are of after that.
+                rest = [ident for ident, _, _ in rows if ident not in decided]
+                if rest:
+                    decided |= _decide(await queries.find_all(conn, rest), bodies)
+                moved = [(before, after) for before, after in decided.values() if isinstance(after, Decision)]
+                await _write(conn, moved, durable=durable)
+            self._keep(moved)
+            return dict.fromkeys(bodies) | {ident: after for ident, (_, after) in decided.items()}
 
-        if len(bodies) > 1:
-            try:
-                return await self._db.retrying(work)
-            except DatabaseUnavailableError as error:
-                return dict.fromkeys(bodies, error)
-            except Exception:
-                _log.exception("workflows could not be decided upon together", workflows=[str(one) for one in bodies])
-        return await self._advance_each(bodies, durable=durable)
+        try:
+            return await self._db.retrying(work)
+        except DatabaseUnavailableError as error:
+            return dict.fromkeys(bodies, error)
+        except Exception:
+            _log.exception("workflows could not be decided upon together", workflows=[str(one) for one in bodies])
+            for ident in bodies:
+                self._recent.forget(ident)
+            return await self._advance_each(bodies, durable=durable)
+
+    def _keep(self, decided: Sequence[tuple[Whole, Decision]]) -> None:
+        for before, decision in decided:
+            if decision.workflow is not before.workflow:
+                self._recent.keep(Whole(decision.workflow, decision.steps))
 
     async def _advance_each(self, bodies: Mapping[UUID, Decide], *, durable: bool) -> dict[UUID, Advanced]:
         outcomes: dict[UUID, Advanced] = {}
@@ -249,6 +260,22 @@ class PostgresStore:
         async with self._db.transaction() as conn:
             query = _DUE.format(note=note, state=state) + wanted
             return await (await conn.execute(query, (age_seconds, limit))).fetchall()
+
+
+def _decide(wholes: Sequence[Whole], bodies: Mapping[UUID, Decide]) -> dict[UUID, tuple[Whole, Decision | Exception]]:
+    """What is decided upon each of these workflows, or why nothing is."""
+    decided: dict[UUID, tuple[Whole, Decision | Exception]] = {}
+    for whole in wholes:
+        try:
+            decided[whole.workflow.id] = whole, bodies[whole.workflow.id](whole.workflow, whole.steps)
+        except Exception as error:
+            decided[whole.workflow.id] = whole, error
+    return decided
+
+
+def _is_moved(decided: tuple[Whole, Decision | Exception]) -> bool:
+    before, after = decided
+    return isinstance(after, Decision) and after.workflow is not before.workflow
 
 
 async def _write(conn: Connection, decided: Sequence[tuple[Whole, Decision]], *, durable: bool) -> None:

@@ -17,6 +17,7 @@ from meshkit.db import Database
 from services.workflows.domain import ACTIVE, Outcome, Status, StepRecord, StepState, WorkflowRecord, step_row_id
 from services.workflows.engine import Decision, decide
 from services.workflows.execution import Executor
+from services.workflows.postgres import queries
 from services.workflows.postgres.store import PostgresStore
 from services.workflows.signals import Ended, Event, Start
 from services.workflows.store import Decide, Noted, Whole
@@ -247,6 +248,88 @@ async def test_a_new_attempt_is_dispatching_also_where_the_last_one_was_noted_me
     await store.advance_many({one: late(one) for one in idents})
     for ident in idents:
         assert [(one.state, one.attempt) for one in (await found(store, ident)).steps] == [(StepState.DISPATCHING, 2)]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many workflows are read whole from now on, one entry a read."""
+    reads: list[int] = []
+
+    async def find_all(conn: Any, workflow_ids: list[UUID]) -> list[Whole]:
+        reads.append(len(workflow_ids))
+        return await real(conn, workflow_ids)
+
+    real = queries.find_all
+    monkeypatch.setattr(queries, "find_all", find_all)
+    return reads
+
+
+async def test_what_this_process_wrote_last_is_not_read_again(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = counted(monkeypatch)
+    idents = [await begun(store) for _ in range(3)]
+    for _ in CHAIN:
+        await store.advance_many({one: told(await end_of(store, one)) for one in idents})
+    assert reads == []
+    assert {(await found(store, one)).workflow.status for one in idents} == {Status.COMPLETED}
+
+
+async def undone(db: Database, ident: UUID) -> None:
+    """A crash lost a decision, and another replica decided anew: the same version, of another moment."""
+    async with db.transaction() as conn:
+        await conn.execute("UPDATE workflows SET updated_at = now(), current_step = 'b' WHERE id = %s", (ident,))
+        await conn.execute(
+            "UPDATE steps SET state = 'COMPLETED', result = '', completed_at = now(), task_open = false "
+            "WHERE workflow_id = %s AND step_id = 'a'",
+            (ident,),
+        )
+        await conn.execute(
+            "UPDATE steps SET state = 'DISPATCHING', attempt = 1, task_id = gen_random_uuid(), task_open = true "
+            "WHERE workflow_id = %s AND step_id = 'b'",
+            (ident,),
+        )
+
+
+@pytest.mark.parametrize("who", ["another replica", "an edit", "a crash"])
+async def test_what_others_wrote_meanwhile_is_read(
+    store: PostgresStore, db: Database, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    changed, same = await begun(store), await begun(store)
+    if who == "another replica":
+        await PostgresStore(db).advance(changed, told(await end_of(store, changed)))
+    elif who == "an edit":
+        await PostgresStore(db).edit(changed, lambda row: replace(row, name="new"))
+    else:
+        await undone(db, changed)
+    reads = counted(monkeypatch)
+    outcomes = await store.advance_many({one: told(await end_of(store, one)) for one in (changed, same)})
+    assert reads == [1]
+    for ident, outcome in outcomes.items():
+        assert isinstance(outcome, Decision)
+        whole = await found(store, ident)
+        assert (whole.workflow, whole.steps) == (outcome.workflow, outcome.steps)
+    ahead = {"a": "COMPLETED", "b": "COMPLETED", "c": "DISPATCHING"}
+    behind = {"a": "COMPLETED", "b": "DISPATCHING", "c": "PENDING"}
+    assert await states(store, changed) == (behind if who == "an edit" else ahead)
+    assert await states(store, same) == behind
+
+
+async def test_notes_and_the_reconciler_do_not_make_a_kept_workflow_wrong(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = counted(monkeypatch)
+    idents = [await begun(store, {"a": [], "b": ["a"]}, max_retries=1) for _ in range(3)]
+    for outcome in (Outcome.COMPLETED, Outcome.FAILED, Outcome.COMPLETED):
+        ends = {one: await end_of(store, one, outcome) for one in idents}
+        assert len(await store.due_dispatches(0.0, 100)) == 3
+        await store.accept([end.task_id for end in ends.values()])
+        assert len(await store.due_checks(0.0, None, 100)) == 3
+        await store.advance_many({one: told(end) for one, end in ends.items()}, durable=False)
+    assert reads == []
+    for ident in idents:
+        whole = await found(store, ident)
+        assert whole.workflow.status is Status.COMPLETED
+        assert [(one.state, one.attempt) for one in whole.steps] == [(StepState.COMPLETED, 1), (StepState.COMPLETED, 2)]
 
 
 async def test_a_group_locks_its_workflows_in_the_order_of_their_identifiers(

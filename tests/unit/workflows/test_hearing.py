@@ -38,7 +38,7 @@ class World:
         self.failure: Exception | None = None
         self.may_go = asyncio.Event()
         self.may_go.set()
-        self.hearing = Hearing(self, self.tell, self.ask, gather_seconds=0)  # type: ignore[arg-type]  # the one method that is called
+        self.hearing = Hearing(self, self.tell, self.ask, gather_seconds=0, patience_seconds=3600)  # type: ignore[arg-type]  # the one method that is called
 
     async def unheard(self, versions: dict[UUID, int]) -> list[StepRecord]:
         found = [one for one in versions if one in self.unheard_of]
@@ -72,7 +72,7 @@ async def test_ends_that_come_while_a_workflow_is_decided_upon_are_decided_upon_
     world.may_go.set()
     await world.rest()
     first, *rest = [str(one) for one, _ in made]
-    assert world.told == [{FLOW: {first}}, {OTHER: {str(other)}}, {FLOW: set(rest)}]
+    assert world.told == [{FLOW: {first}}, {FLOW: set(rest), OTHER: {str(other)}}]
 
 
 async def test_workflows_whose_ends_wait_are_decided_upon_together() -> None:
@@ -92,30 +92,32 @@ async def test_an_end_that_comes_alone_waits_for_nobody() -> None:
     assert len(world.told) == 2
 
 
-async def test_a_group_that_waits_for_a_lock_does_not_keep_other_workflows_waiting() -> None:
+async def test_a_group_that_waits_for_a_lock_keeps_no_other_workflow_waiting_for_long() -> None:
     world = World()
-    world.may_go.clear()
+    world.hearing = Hearing(world, world.tell, world.ask, patience_seconds=0.01)  # type: ignore[arg-type]  # as above
+    locked = world.may_go = asyncio.Event()
     await world.hearing.notice(ended(FLOW)[1])
     await world.rest()
     world.may_go = asyncio.Event()
     world.may_go.set()
-    task_id, message = ended(OTHER)
-    world.unheard_of = (task_id,)
+    (second, more), (other, message) = ended(FLOW), ended(OTHER)
+    world.unheard_of = (second, other)
+    held = asyncio.create_task(world.hearing.batch([more]))
     await world.hearing.batch([message])
     assert [set(group) for group in world.told] == [{FLOW}, {OTHER}]
-    await world.hearing.close()
+    locked.set()
+    await held
+    assert world.told[2] == {FLOW: {str(second)}}
 
 
 async def test_what_fails_for_one_workflow_is_told_of_it_alone() -> None:
     made = [ended(FLOW), ended(OTHER)]
     world = World(*(one for one, _ in made))
     world.failures[FLOW] = unavailable("The database is not reachable", reason="X")
-    with pytest.raises(MeshError):
-        await world.hearing.batch([made[0][1]])
-    await world.hearing.batch([made[1][1]])
-    with pytest.raises(MeshError):
-        await world.hearing.batch([message for _, message in made])
-    assert [set(group) for group in world.told] == [{FLOW}, {OTHER}, {FLOW, OTHER}]
+    handling = [asyncio.create_task(world.hearing.batch([message])) for _, message in made]
+    outcomes = await asyncio.gather(*handling, return_exceptions=True)
+    assert [set(group) for group in world.told] == [{FLOW, OTHER}]
+    assert outcomes == [world.failures[FLOW], None]
 
 
 async def test_events_that_were_being_decided_upon_at_the_close_are_not_acknowledged() -> None:
