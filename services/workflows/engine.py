@@ -186,7 +186,7 @@ class _Work:
             case Refused():
                 if step.state is StepState.DISPATCHING:
                     self._fail(index, event.message, retryable=False)
-                elif step.task_open:
+                elif step.state not in ACTIVE and step.task_open:
                     self.steps[index] = replace(step, task_open=False)
             case Closed():
                 if step.state not in ACTIVE and step.task_open:

@@ -129,6 +129,7 @@ def test_every_pair_of_states_and_every_event_keeps_to_the_tables() -> None:
         for old, new in zip(steps, decision.steps, strict=True):
             again = step_may(old.state, StepState.PENDING) and step_may(StepState.PENDING, new.state)
             assert new.state is old.state or step_may(old.state, new.state) or again
+            assert new.task_open or new.state not in ACTIVE, "the database refuses it"
             begun = new.state is StepState.DISPATCHING and not (new.task_id == old.task_id and old.state in ACTIVE)
             assert new.attempt == old.attempt + begun
         assert decide(decision.workflow, decision.steps, Closed("none", uuid4()), NOW).workflow.status is after
