@@ -38,7 +38,7 @@ _WAITING = metrics.gauge("outbox_oldest_unpublished_seconds", "Age of the oldest
 _LOCK_SPACE = 0x6F7574  # "out": keeps these advisory locks apart from others in the same database
 _BATCH = 200
 _CLAIM = """
-SELECT id, event_id::text, subject, payload, headers::text, extract(epoch FROM now() - created_at)::float8
+SELECT id, event_id::text, subject, payload, headers::text, date_part('epoch', now() - created_at)
 FROM outbox ORDER BY id LIMIT %s
 """
 _Row = tuple[int, str, str, bytes, str, float]

@@ -111,10 +111,10 @@ async def test_a_second_answer_changes_nothing() -> None:
 
 async def test_answers_that_trickle_in_are_waited_for() -> None:
     client = FakeClient(lambda _: None)
-    publisher = await publisher_of(client, timeout_seconds=0.2)
+    publisher = await publisher_of(client, timeout_seconds=1.0)
     publishing = asyncio.create_task(publisher.publish(messages("a", "b", "c")))
     for index in range(3):
-        await asyncio.sleep(0.12)
+        await asyncio.sleep(0.4)
         await client.answer(client.sent[index][1], STORED)
     assert await publishing == [Answer.STORED] * 3, "later than the limit in all, never later than it after another"
 
