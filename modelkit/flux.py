@@ -21,6 +21,7 @@ from modelkit import sizes
 from modelkit.adapters import AdapterFile, Adapters
 from modelkit.card import ModelCard
 from modelkit.errors import Fault, ModelError
+from modelkit.positions import keep_positions
 from modelkit.previews import Previewer, Projection
 from modelkit.upscale import Upscaler
 
@@ -123,6 +124,7 @@ class FluxModel:
         self.card = card
         self.name = name
         self._pipe = pipe
+        keep_positions(pipe.transformer)
         self._from_image = FluxImg2ImgPipeline.from_pipe(pipe)
         self._from_image.set_progress_bar_config(disable=True)
         self._adapters = Adapters(pipe)

@@ -106,6 +106,22 @@ def test_a_negative_prompt_is_encoded_once(models: Models, monkeypatch: pytest.M
     assert sorted(encoded) == ["boots", "boots", "hats", "hats", "rain", "rust"]
 
 
+def test_positions_are_embedded_once_a_picture_and_anew_where_they_differ(models: Models) -> None:
+    embedded: list[tuple[int, ...]] = []
+    with models.flux() as model:
+        kept = model.pipe.transformer.pos_embed
+        hook = kept._embed.register_forward_hook(lambda _module, given, _made: embedded.append(tuple(given[0].shape)))
+    try:
+        (first,) = make(models, NATIVE, [order()])
+        make(models, Settings(32, 64), [order()])
+        (again,) = make(models, NATIVE, [order()])
+    finally:
+        hook.remove()
+    assert (first == again).all()
+    assert len(embedded) in {2, 3}, "the first may find those of a picture before it"
+    assert len(set(embedded)) == 2
+
+
 def test_a_batch_may_mix_negative_prompts(models: Models) -> None:
     settings = replace(NATIVE, guidance_scale=3.0)
     (alone,) = make(models, settings, [order(negative_prompt="blur")])
