@@ -38,8 +38,8 @@ from services.inference.tasktypes import load_handlers, parse_types
 _SERVICE = "atelier.inference.v1.InferenceService"
 # The child's log is lines of JSON; these libraries would print advice between them.
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-# OpenMP's threads (libgomp's) look for more work so many times before they sleep. Its own 300,000 keep a processor busy for
-# 8 ms after each picture, which is when its result is stored and told of; this outlasts the gaps within a picture.
+# OpenMP's threads (libgomp's) look for more work so many times before they sleep. Its own 300,000 keep a processor busy
+# for 8 ms after each picture, which is when its result is stored and told of; this outlasts the gaps within a picture.
 _SPIN = {"GOMP_SPINCOUNT": "30000"}
 
 
