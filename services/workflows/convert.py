@@ -11,6 +11,7 @@ from atelier.workflows.v1 import workflow_pb2
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.struct_pb2 import Struct
 
+from meshkit.moments import assign
 from services.workflows import graph
 from services.workflows.domain import StepRecord, StepState
 from services.workflows.store import Whole
@@ -165,7 +166,7 @@ def _moments(message: Any, record: object) -> None:
     for name in _MOMENTS:
         value = getattr(record, name, None)
         if value is not None and name in message.DESCRIPTOR.fields_by_name:
-            getattr(message, name).FromDatetime(value)
+            assign(getattr(message, name), value)
 
 
 def _duration(message: Any, begun: datetime | None, ended: datetime | None) -> None:

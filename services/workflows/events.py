@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from atelier.events.v1 import events_pb2
 
+from meshkit.moments import assign
 from meshkit.outbox import OutboxEvent
 from services.workflows.domain import WorkflowRecord
 
@@ -23,7 +24,7 @@ def status_update(record: WorkflowRecord) -> events_pb2.BaseEvent:
     )
     if record.origin_zone is not None:
         event.origin_zone = record.origin_zone
-    event.timestamp.FromDatetime(record.updated_at)
+    assign(event.timestamp, record.updated_at)
     event.metadata.update(
         {
             "name": record.name,

@@ -85,8 +85,10 @@ class WorkflowsService:
         decision = decide(whole.workflow, whole.steps, Start(), self._clock()) if request.start else None
         if decision is not None:
             whole = Whole(decision.workflow, decision.steps)
-        response = workflows_service_pb2.CreateWorkflowResponse(workflow=to_workflow(whole))
-        replay = await self._store.create(whole, key, response.SerializeToString() if key is not None else b"")
+        response = b""
+        if key is not None:  # else nobody can ask for it again
+            response = workflows_service_pb2.CreateWorkflowResponse(workflow=to_workflow(whole)).SerializeToString()
+        replay = await self._store.create(whole, key, response)
         if replay is not None:
             return replay, True
         _CREATED.inc()
