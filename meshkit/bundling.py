@@ -25,7 +25,7 @@ PATH = "/atelier.mesh.v1.BundleService/Carry"
 # A call of more bytes gains little, and would hold up the others.
 _MAX_BYTES = 64 * 1024
 _MAX_CALLS = 32
-_GATHER_SECONDS = 0.002
+_GATHER_SECONDS = 0.003
 # For so long after a bundle a call that is alone waits for company: those who made the last ones are about to go on.
 _WARM_SECONDS = 0.05
 # A server of an earlier release does not know bundles; it may have been replaced by then.
