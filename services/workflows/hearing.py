@@ -77,7 +77,7 @@ class Hearing:
         self._patience_seconds = patience_seconds
         # Who waited longest comes first.
         self._waiting: dict[UUID, list[_Waiting]] = {}
-        self._deciding: set[UUID] = set()
+        self._deciding: dict[UUID, list[_Waiting]] = {}
         self._groups: set[asyncio.Task[None]] = set()
         self._running: asyncio.Task[None] | None = None
         self._closed = False
@@ -86,9 +86,11 @@ class Hearing:
         """Ends what is under way; JetStream tells again what was not acknowledged."""
         self._closed = True
         await cancel(self._groups if self._running is None else {self._running, *self._groups})
-        for one in chain.from_iterable(self._waiting.values()):
+        # Those of a group that was ended before it began are among them.
+        for one in chain.from_iterable([*self._waiting.values(), *self._deciding.values()]):
             one.told.cancel()
         self._waiting.clear()
+        self._deciding.clear()
 
     async def notice(self, message: Message) -> None:
         """A task ended, says tasks itself; returns at once."""
@@ -147,10 +149,11 @@ class Hearing:
     def _take(self) -> dict[UUID, list[_Waiting]]:
         """The next group: of a workflow that another one holds nothing, it would wait for its lock."""
         free = (ident for ident in self._waiting if ident not in self._deciding)
-        return {ident: self._waiting.pop(ident) for ident in list(islice(free, _GROUP))}
+        group = {ident: self._waiting.pop(ident) for ident in list(islice(free, _GROUP))}
+        self._deciding |= group
+        return group
 
     async def _decide(self, group: Mapping[UUID, Sequence[_Waiting]]) -> None:
-        self._deciding.update(group)
         outcomes: Mapping[UUID, object]
         try:
             outcomes = await self._tell({ident: [one.task for one in taken] for ident, taken in group.items()})
@@ -161,7 +164,8 @@ class Hearing:
                 one.told.cancel()
             raise
         finally:
-            self._deciding.difference_update(group)
+            for ident in group:
+                del self._deciding[ident]
         for ident, taken in group.items():
             _settle(taken, outcomes[ident])
 

@@ -136,6 +136,19 @@ async def test_events_that_were_being_decided_upon_at_the_close_are_not_acknowle
     assert len(world.told) == count, "nothing is begun after it"
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_close_at_any_moment_leaves_nobody_waiting(turns: int) -> None:
+    task_id, message = ended(FLOW)
+    world = World(task_id)
+    world.may_go.clear()
+    handling = asyncio.create_task(world.hearing.batch([message]))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await world.hearing.close()
+    async with asyncio.timeout(5):
+        assert isinstance((await asyncio.gather(handling, return_exceptions=True))[0], asyncio.CancelledError)
+
+
 async def test_an_event_that_a_notice_was_ahead_of_costs_no_decision() -> None:
     world = World()
     await world.hearing.batch([ended(FLOW)[1], ended(OTHER)[1]])
