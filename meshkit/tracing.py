@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -38,10 +38,6 @@ class Trace:
     def traceparent(self) -> str:
         """The value of the `traceparent` header that continues here."""
         return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
-
-    def child(self) -> Trace:
-        """A new span below this one."""
-        return replace(self, span_id=secrets.token_hex(8))
 
 
 _current: contextvars.ContextVar[Trace | None] = contextvars.ContextVar("atelier_trace", default=None)
@@ -76,7 +72,8 @@ def begin(traceparent: str = "", request_id: str = "") -> Trace:
     parent = parse(traceparent) if traceparent else None
     if parent is None:
         return new(request_id)
-    return replace(parent.child(), request_id=request_id or parent.trace_id)
+    # Spelled out, as below: `replace` asks the class for its fields, at every call.
+    return Trace(parent.trace_id, secrets.token_hex(8), parent.sampled, request_id or parent.trace_id)
 
 
 def current() -> Trace | None:
@@ -103,5 +100,4 @@ def assign_tenant(tenant: str) -> None:
     """Notes for whom the work at hand is done, once that is known."""
     trace = _current.get()
     if trace is not None:
-        # Spelled out: `replace` asks the class for its fields, at every call that is served.
         _current.set(Trace(trace.trace_id, trace.span_id, trace.sampled, trace.request_id, tenant))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -20,6 +21,11 @@ from atelier_cli.embedded.s3 import S3Ports, S3Server
 
 # Servers are started by fork and exec from a process that speaks gRPC: its handlers around a fork crash the child.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+
+# Tests assert behaviour, never time: an example may take long on a busy machine.
+hypothesis.settings.register_profile("atelier", deadline=None)
+hypothesis.settings.load_profile("atelier")
 
 
 def pytest_configure(config: pytest.Config) -> None:
