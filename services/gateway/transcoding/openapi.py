@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atelier.options.v1 import options_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
+from services.gateway.auth import SCOPE_NAMES
 from services.gateway.transcoding.options import field_json, field_rules, json_name, nested
 from services.gateway.transcoding.routes import Route
 from services.gateway.transcoding.schemas import Comments, Components, Schema, reference, title_of
@@ -162,8 +162,8 @@ def _path(route: Route) -> str:
 def _operation(route: Route, components: Components) -> Schema:
     rpc = route.rpc
     title = route.rule.summary or _SNAKE.sub(" ", rpc.name)
-    scope = options_pb2.Scope.Name(route.rule.scope).removeprefix("SCOPE_").lower()
-    needs = f"Needs the scope `{scope}`." if route.rule.scope else "Any caller with a token may."
+    scope = SCOPE_NAMES[route.rule.scope]
+    needs = f"Needs the scope `{scope}`." if scope else "Any caller with a token may."
     operation: Schema = {
         "tags": [route.rule.tag or route.rpc.containing_service.name],
         "summary": title,

@@ -49,5 +49,5 @@ def test_every_scope_of_the_contracts_has_its_name() -> None:
     named = {number: name.removeprefix("SCOPE_").lower() for name, number in options_pb2.Scope.items()}
     wanted = {number: "" if name == "caller" else name for number, name in named.items()}
     # What was forgotten is not public.
-    assert SCOPE_NAMES == wanted | {0: auth.MESH}
+    assert wanted | {0: auth.MESH} == SCOPE_NAMES
     assert set(SCOPE_NAMES.values()) - {""} == auth.SCOPES
