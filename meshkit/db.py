@@ -10,9 +10,9 @@ import asyncio
 import os
 import random
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import psycopg
 from psycopg import errors as pg_errors
@@ -22,6 +22,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from meshkit import revisions
 from meshkit.errors import Kind, MeshError
 from meshkit.logging import get_logger
+from meshkit.pipeline import Pipeline, PipelinePool
 
 if TYPE_CHECKING:
     from sqlalchemy.sql.elements import ClauseElement
@@ -31,7 +32,36 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 _T = TypeVar("_T")
 
-Connection = psycopg.AsyncConnection[Any]
+DirectConnection = psycopg.AsyncConnection[Any]
+
+
+class Rows(Protocol):
+    """What a statement answers."""
+
+    async def fetchall(self) -> list[Any]:
+        """All rows, as tuples."""
+        ...
+
+    async def fetchone(self) -> Any | None:
+        """The first row, if there is one."""
+        ...
+
+
+class Connection(Protocol):
+    """Where statements of a transaction go: a connection of psycopg or a pipeline."""
+
+    async def execute(
+        self, query: Any, params: Sequence[Any] | Mapping[str, Any] | None = None, *, binary: bool = False
+    ) -> Rows:
+        """Sends a statement, or adds it to what is sent next.
+
+        Args:
+            query: The statement, with psycopg's placeholders.
+            params: Values of the placeholders.
+            binary: Whether rows come in binary.
+        """
+        ...
+
 
 _RETRYABLE = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected, pg_errors.LockNotAvailable)
 # The server is shutting down, was killed, or is starting: what follows on a new connection may well work.
@@ -55,10 +85,11 @@ class Database:
         dsn: `postgresql://` address.
         schema: The service's schema; its connections see nothing else.
         min_size: Connections kept open.
-        max_size: Connections at most.
+        max_size: Connections at most; half of them for pipelines.
         statement_timeout_seconds: How long one statement may take; 0 for no limit.
         acquire_timeout_seconds: How long to wait for a free connection.
         application_name: What the server's own views call the connections.
+        pipeline_settings: The server's settings that hold for pipelines alone, e.g. of its planner.
     """
 
     def __init__(
@@ -71,15 +102,23 @@ class Database:
         statement_timeout_seconds: float = 30.0,
         acquire_timeout_seconds: float = 10.0,
         application_name: str = "atelier",
+        pipeline_settings: Mapping[str, str] | None = None,
     ) -> None:
         self.dsn = dsn
         self.schema = schema
         self._kwargs = connection_options(schema, statement_timeout_seconds, application_name)
-        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+        settings = "".join(f" -c {name}={value}" for name, value in (pipeline_settings or {}).items())
+        self._pipelines = PipelinePool(
+            dsn,
+            {**self._kwargs, "options": self._kwargs["options"] + settings},
+            size=max(1, max_size // 2),
+            timeout_seconds=acquire_timeout_seconds,
+        )
+        self._pool: AsyncConnectionPool[DirectConnection] = AsyncConnectionPool(
             dsn,
             kwargs=self._kwargs,
             min_size=min_size,
-            max_size=max_size,
+            max_size=max(min_size, max_size - max_size // 2),
             timeout=acquire_timeout_seconds,
             max_idle=300.0,
             reconnect_timeout=30.0,
@@ -89,12 +128,15 @@ class Database:
         self._checking: asyncio.Task[None] | None = None
 
     @classmethod
-    def from_settings(cls, settings: MeshSettings, *, schema: str) -> Database:
+    def from_settings(
+        cls, settings: MeshSettings, *, schema: str, pipeline_settings: Mapping[str, str] | None = None
+    ) -> Database:
         """Builds the pool that the settings describe.
 
         Args:
             settings: Settings with `database_url`.
             schema: The service's schema.
+            pipeline_settings: The server's settings that hold for pipelines alone.
         """
         return cls(
             settings.database_url.get_secret_value(),
@@ -103,6 +145,7 @@ class Database:
             max_size=settings.database_max_connections,
             statement_timeout_seconds=settings.database_statement_timeout_seconds,
             application_name=f"atelier-{schema}",
+            pipeline_settings=pipeline_settings,
         )
 
     async def open(self, timeout_seconds: float = 30.0) -> None:
@@ -121,19 +164,13 @@ class Database:
             raise DatabaseUnavailableError from None
 
     async def close(self) -> None:
-        """Closes the pool's connections."""
+        """Closes the connections."""
+        await self._pipelines.close()
         await self._pool.close()
 
     @asynccontextmanager
-    async def transaction(self, *, pipelined: bool = False, durable: bool = True) -> AsyncIterator[Connection]:
+    async def transaction(self) -> AsyncIterator[DirectConnection]:
         """A connection with a transaction that is committed at the end of the block, rolled back on an exception.
-
-        Args:
-            pipelined: Send statements together with the next one whose rows are fetched; BEGIN goes with the first and
-                COMMIT with the last. A hot path saves most of its round trips. An error then surfaces at a later
-                fetch or at the end of the block, and COPY is not to be had.
-            durable: Wait until the commit is on disk. Without, a crash of PostgreSQL itself may undo the last moment's
-                commits, in order and whole: for what is repeated then without harm, as a lease or a mark.
 
         Yields:
             The connection; its rows are tuples unless the cursor is asked for another row factory.
@@ -142,23 +179,41 @@ class Database:
             DatabaseUnavailableError: No connection could be had, or it was lost; whether a commit took place is then
                 unknown.
         """
-        async with self._acquired() as conn:
-            if pipelined:
-                async with conn.pipeline(), conn.transaction():
-                    await _relax(conn, durable)
-                    yield conn
-            else:
-                async with conn.transaction():
-                    await _relax(conn, durable)
-                    yield conn
+        async with self._acquired() as conn, conn.transaction():
+            yield conn
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    async def pipeline(self, *, durable: bool = True) -> AsyncIterator[Pipeline]:
+        """A transaction whose statements are sent together with the next one whose rows are fetched.
+
+        BEGIN goes with the first and COMMIT with the last, so a hot path saves most of its round trips. An error
+        surfaces at a later fetch or at the end of the block, and COPY is not to be had.
+
+        Args:
+            durable: Wait until the commit is on disk. Without, a crash of PostgreSQL itself may undo the last moment's
+                commits, in order and whole: for what is repeated then without harm, as a lease or a mark.
+
+        Raises:
+            DatabaseUnavailableError: No connection could be had, or it was lost; whether a commit took place is then
+                unknown.
+        """
+        try:
+            async with self._pipelines.acquire() as pipeline, pipeline.transaction(durable=durable):
+                yield pipeline
+        except psycopg.OperationalError as error:
+            if not _is_lost(error):
+                raise
+            await self._pipelines.discard()
+            self._test_idle_connections()
+            raise DatabaseUnavailableError from error
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[DirectConnection]:
         """A connection for reading single statements; what is written in the block is committed at its end."""
         async with self._acquired() as conn:
             yield conn
 
-    async def dedicated(self) -> Connection:
+    async def dedicated(self) -> DirectConnection:
         """Opens a connection outside of the pool, in autocommit, for locks of a session; the caller closes it.
 
         Raises:
@@ -195,7 +250,7 @@ class Database:
         return await body()
 
     @asynccontextmanager
-    async def _acquired(self) -> AsyncIterator[Connection]:
+    async def _acquired(self) -> AsyncIterator[DirectConnection]:
         try:
             async with self._pool.connection() as conn:
                 yield conn
@@ -217,11 +272,6 @@ class Database:
             await self._pool.check()
         except (psycopg.Error, PoolTimeout, PoolClosed) as error:
             _log.info("pool check failed", cause=type(error).__name__)
-
-
-async def _relax(conn: Connection, durable: bool) -> None:  # noqa: FBT001 -- the one argument there is
-    if not durable:
-        await conn.execute("SET LOCAL synchronous_commit TO off")
 
 
 def connection_options(schema: str, statement_timeout_seconds: float, application_name: str) -> dict[str, Any]:

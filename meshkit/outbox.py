@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData, Table
 
     from meshkit.bus import Bus
-    from meshkit.db import Connection, Database
+    from meshkit.db import Connection, Database, DirectConnection
 
 _log = get_logger(__name__)
 
@@ -134,8 +134,8 @@ class Relay:
         self._db = db
         self._bus = bus
         self._batch = batch
-        self._leader: Connection | None = None
-        self._standby: Connection | None = None
+        self._leader: DirectConnection | None = None
+        self._standby: DirectConnection | None = None
         self._wake = asyncio.Event()
         self._lock_key = zlib.crc32(db.schema.encode()) - 2**31
         self.loop = Loop(f"outbox-{db.schema}", self.run_once, interval_seconds, wake=self._wake)
@@ -172,7 +172,7 @@ class Relay:
             if conn is not None:
                 await conn.close()
 
-    async def _lead(self) -> Connection | None:
+    async def _lead(self) -> DirectConnection | None:
         """Takes the lock; it lives as long as its connection, which is also the one that reads and deletes events."""
         # Who stands by keeps its connection: every commit wakes it, and to connect costs far more than to ask.
         self._standby = conn = self._standby or await self._db.dedicated()
@@ -184,7 +184,7 @@ class Relay:
             self._leader, self._standby = conn, None
         return self._leader
 
-    async def _relay(self, leader: Connection) -> bool:
+    async def _relay(self, leader: DirectConnection) -> bool:
         cursor = await leader.execute(_CLAIM, (self._batch,), binary=True)
         rows: list[_Row] = await cursor.fetchall()
         if not rows:
@@ -199,7 +199,7 @@ class Relay:
         return len(rows) == self._batch and len(published) == len(rows)
 
     @staticmethod
-    async def _forget(leader: Connection, ids: Sequence[int]) -> None:
+    async def _forget(leader: DirectConnection, ids: Sequence[int]) -> None:
         await leader.execute("DELETE FROM outbox WHERE id = ANY(%b)", (ids,))
 
     async def _publish(self, rows: Sequence[_Row]) -> list[int]:

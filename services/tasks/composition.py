@@ -27,7 +27,7 @@ from services.tasks.events import WAKE_SUBJECT
 from services.tasks.inputs import InputDoor
 from services.tasks.loops import Upkeep
 from services.tasks.news import News
-from services.tasks.postgres.store import PostgresStore
+from services.tasks.postgres.store import PIPELINE_SETTINGS, PostgresStore
 from services.tasks.postgres.webhooks import PostgresWebhooks
 from services.tasks.progress import ProgressBoard
 from services.tasks.scheduler import Poll, Scheduler
@@ -65,7 +65,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
         stack: Closed in reverse order at the end.
     """
     await meshdb.migrate(settings.database_url.get_secret_value(), SCHEMA, "services.tasks.migrations")
-    database = Database.from_settings(settings, schema=SCHEMA)
+    database = Database.from_settings(settings, schema=SCHEMA, pipeline_settings=PIPELINE_SETTINGS)
     await database.open()
     stack.push_async_callback(database.close)
     bus = Bus(settings.nats_url.get_secret_value())

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 from uuid import UUID
 
-from psycopg import AsyncCursor
-
-from meshkit.db import Connection
+from meshkit.db import Connection, Rows
 from services.tasks.domain import TaskRecord
 from services.tasks.fairness import Candidate, Contender
 from services.tasks.postgres import announcements, columns, counters
@@ -181,7 +178,7 @@ class PostgresRound:
         """Corrects the counters of tenants that have less work than they say; see `store.Rounds`."""
         await counters.recount(self._conn, self._queue, tenants, granted)
 
-    async def _contenders(self, lanes: Sequence[str], limit: int) -> AsyncCursor[Any]:
+    async def _contenders(self, lanes: Sequence[str], limit: int) -> Rows:
         return await self._conn.execute(_CONTENDERS, (list(lanes), self._queue, limit), binary=True)
 
     async def _replay(self, poll: PollEntry) -> Sequence[TaskRecord]:

@@ -26,23 +26,16 @@ from services.tasks.store import (
 
 _T = TypeVar("_T")
 
-# A lease that a crash of PostgreSQL undoes is refused to its worker, whose session the task does not name, and given
-# again. Rounds hold the tenant's row that creates wait for, so they are not to wait for the disk.
-# Each statement of a round has one index to use, and planning anew for the values cost more than reading. A plan that
-# was made while the table was small would read all of it until the next ANALYZE, so that choice is taken away.
-_ROUND_SETTINGS = (
-    "SELECT set_config('synchronous_commit', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true), "
-    "set_config('enable_seqscan', 'off', true)"
-)
-# The same for what creates and completions do to tables that grow by thousands of rows between two ANALYZEs.
-_BY_INDEX = "SET LOCAL enable_seqscan TO off"
+# Each statement of the hot transactions has one index to use, and planning anew for the values costs more than reading.
+# A plan made while a table was small would read all of it until the next ANALYZE, so that choice is taken away.
+PIPELINE_SETTINGS = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
 
 
 class PostgresStore:
     """Implements `services.tasks.store.Store` and `RoundOpener`.
 
     Args:
-        db: The service's database, migrated.
+        db: The service's database, migrated, with `PIPELINE_SETTINGS`.
     """
 
     def __init__(self, db: Database) -> None:
@@ -50,8 +43,7 @@ class PostgresStore:
 
     async def create_many(self, creations: Sequence[Creation]) -> list[Created | None]:
         """Writes new tasks together; None for those whose idempotency key or identifier was taken."""
-        async with self._db.transaction(pipelined=True) as conn:
-            await conn.execute(_BY_INDEX)
+        async with self._db.pipeline() as conn:
             taken = await creates.insert_many(conn, creations)
         return [None if index in taken else Created(creation.record) for index, creation in enumerate(creations)]
 
@@ -157,15 +149,14 @@ class PostgresStore:
 
     async def write_progress(self, notes: Sequence[ProgressNote]) -> None:
         """Writes progress of attempts that are still their session's."""
-        async with self._db.transaction(pipelined=True, durable=False) as conn:
+        async with self._db.pipeline(durable=False) as conn:
             await sessions.write_progress(conn, notes)
 
     async def complete_many(self, completions: Sequence[Completion], weights: Mapping[str, float]) -> list[Ended]:
         """Ends attempts with their results."""
 
         async def body() -> list[Ended]:
-            async with self._db.transaction(pipelined=True) as conn:
-                await conn.execute(_BY_INDEX)
+            async with self._db.pipeline() as conn:
                 return await endings.complete(conn, completions, weights)
 
         return await self._db.retrying(body)
@@ -259,8 +250,9 @@ class PostgresStore:
 
     async def run_round(self, queue: str, body: Callable[[PostgresRound], Awaitable[None]]) -> None:
         """Runs the body of a dispatch round within a transaction."""
-        async with self._db.transaction(pipelined=True) as conn:
-            await conn.execute(_ROUND_SETTINGS)
+        # A lease that a crash of PostgreSQL undoes is refused to its worker, whose session the task does not name, and
+        # given again. Rounds hold the tenant's row that creates wait for, so they are not to wait for the disk.
+        async with self._db.pipeline(durable=False) as conn:
             await body(PostgresRound(conn, queue))
 
     async def purge_keys(self) -> int:

@@ -31,10 +31,10 @@ async def take_expired_session(conn: Connection) -> tuple[UUID, int] | None:
 async def close(conn: Connection, session_id: UUID, subject: str) -> bool:
     """Ends a session at its worker's wish."""
     cursor = await conn.execute(
-        "UPDATE sessions SET closed_at = now() WHERE id = %s AND subject = %s AND closed_at IS NULL",
+        "UPDATE sessions SET closed_at = now() WHERE id = %s AND subject = %s AND closed_at IS NULL RETURNING id",
         (session_id, subject),
     )
-    return cursor.rowcount == 1
+    return await cursor.fetchone() is not None
 
 
 async def lose_all(conn: Connection, session_id: UUID, acknowledged: int, policy: RetryPolicy) -> list[TaskRecord]:

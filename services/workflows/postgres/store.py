@@ -9,8 +9,9 @@ from typing import Any
 from uuid import UUID
 
 from meshkit import idempotency
-from meshkit.db import Connection, Database, DatabaseUnavailableError
+from meshkit.db import Database, DatabaseUnavailableError
 from meshkit.logging import get_logger
+from meshkit.pipeline import Pipeline
 from services.workflows.domain import StepRecord, StepState, WorkflowRecord
 from services.workflows.engine import Decision
 from services.workflows.postgres import columns, queries, writes
@@ -82,7 +83,7 @@ class PostgresStore:
 
     async def get(self, workflow_id: UUID) -> Whole | None:
         """A workflow with its steps."""
-        async with self._db.transaction(pipelined=True) as conn:
+        async with self._db.pipeline() as conn:
             await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             return await queries.find(conn, workflow_id)
 
@@ -101,7 +102,7 @@ class PostgresStore:
         """Decides upon a workflow under its lock and writes what was decided; see `services.workflows.store.Store`."""
 
         async def work() -> Decision | None:
-            async with self._db.transaction(pipelined=True, durable=False) as conn:
+            async with self._db.pipeline(durable=False) as conn:
                 whole = await queries.find(conn, workflow_id, lock=True)
                 if whole is None:
                     return None
@@ -116,7 +117,7 @@ class PostgresStore:
         """Decides upon several workflows in one transaction; see `services.workflows.store.Store`."""
 
         async def work() -> dict[UUID, Advanced]:
-            async with self._db.transaction(pipelined=True, durable=False) as conn:
+            async with self._db.pipeline(durable=False) as conn:
                 rows = await queries.lock(conn, list(bodies))
                 kept = [whole for row in rows if (whole := self._recent.find(*row)) is not None]
                 decided = {ident: one for ident, one in _decide(kept, bodies).items() if _is_moved(one)}
@@ -161,7 +162,7 @@ class PostgresStore:
         """Notes that tasks were made; passes over steps that others hold."""
         ids = list(task_ids)
         # What a crash of the database undoes here is sent again, and found to exist.
-        async with self._db.transaction(pipelined=True, durable=False) as conn:
+        async with self._db.pipeline(durable=False) as conn:
             # Who decides upon several workflows locks their steps in any order, so that to wait here could deadlock.
             await conn.execute(
                 "UPDATE steps SET state = 'RUNNING', checked_at = now(), updated_at = now() WHERE id = ANY(ARRAY("
@@ -195,7 +196,7 @@ class PostgresStore:
         """Changes members of a workflow that do not move it."""
 
         async def work() -> Whole | None:
-            async with self._db.transaction(pipelined=True) as conn:
+            async with self._db.pipeline() as conn:
                 whole = await queries.find(conn, workflow_id, lock=True)
                 if whole is None:
                     return None
@@ -215,7 +216,7 @@ class PostgresStore:
 
     async def due_checks(self, age_seconds: float, trusted_since: datetime | None, limit: int) -> list[StepRecord]:
         """RUNNING steps of which nothing was heard for so long, and notes that they are asked for."""
-        async with self._db.transaction(pipelined=True, durable=False) as conn:
+        async with self._db.pipeline(durable=False) as conn:
             cursor = await conn.execute(_DUE_CHECKS, {"age": age_seconds, "since": trusted_since, "limit": limit})
             return [columns.step(row) for row in await cursor.fetchall()]
 
@@ -278,7 +279,7 @@ def _is_moved(decided: tuple[Whole, Decision | Exception]) -> bool:
     return isinstance(after, Decision) and after.workflow is not before.workflow
 
 
-async def _write(conn: Connection, decided: Sequence[tuple[Whole, Decision]], *, durable: bool) -> None:
+async def _write(conn: Pipeline, decided: Sequence[tuple[Whole, Decision]], *, durable: bool) -> None:
     if durable or any(decision.workflow.status is not before.workflow.status for before, decision in decided):
         await conn.execute("SET LOCAL synchronous_commit TO on")
     await writes.apply(conn, decided)

@@ -10,7 +10,8 @@ from typing import Any
 from psycopg import sql
 
 from meshkit import outbox
-from meshkit.db import Connection
+from meshkit.db import DirectConnection
+from meshkit.pipeline import Pipeline, Rows
 from services.workflows import events
 from services.workflows.domain import StepRecord, WorkflowRecord
 from services.workflows.engine import Decision
@@ -24,7 +25,7 @@ _CREATE_STEP = f"INSERT INTO steps ({columns.STEP}) VALUES ({', '.join(['%s'] * 
 _COPY_STEPS = f"COPY steps ({columns.STEP}) FROM STDIN"
 
 
-async def create(conn: Connection, whole: Whole) -> None:
+async def create(conn: DirectConnection, whole: Whole) -> None:
     """Writes a new workflow and the news of it; not within a pipeline."""
     await conn.execute(_CREATE_WORKFLOW, columns.workflow_values(whole.workflow))
     async with conn.cursor() as cursor, cursor.copy(_COPY_STEPS) as copy:
@@ -33,7 +34,7 @@ async def create(conn: Connection, whole: Whole) -> None:
     await outbox.insert(conn, [events.changed(whole.workflow)])
 
 
-async def apply(conn: Connection, decided: Sequence[tuple[Whole, Decision]]) -> None:
+async def apply(conn: Pipeline, decided: Sequence[tuple[Whole, Decision]]) -> None:
     """Writes decisions and the news of them.
 
     Args:
@@ -50,33 +51,30 @@ async def apply(conn: Connection, decided: Sequence[tuple[Whole, Decision]]) -> 
         known = len(before.steps)
         steps += [(old, new) for old, new in zip(before.steps, decision.steps[:known], strict=True) if new is not old]
         items += decision.steps[known:]
-    # One round trip in all. The counts are known at its end, before the commit.
-    async with conn.pipeline():
-        saved = await _save_workflows(conn, flows)
-        saved += [(len(group), await _save_steps(conn, names, group)) for names, group in _grouped(steps).items()]
-        if items:
-            async with conn.cursor() as cursor:
-                await cursor.executemany(_CREATE_STEP, [columns.step_values(item) for item in items])
-        await outbox.insert(conn, [events.changed(new) for old, new in flows if _is_news(old, new)])
-    for count, cursor in saved:
-        assert cursor.rowcount == count, "the workflows' locks are held"
+    saved = await _save_workflows(conn, flows)
+    saved += [(len(group), await _save_steps(conn, names, group)) for names, group in _grouped(steps).items()]
+    for item in items:
+        await conn.execute(_CREATE_STEP, columns.step_values(item))
+    await outbox.insert(conn, [events.changed(new) for old, new in flows if _is_news(old, new)])
+    # All of it goes in one round trip; what is counted is known at its end, before the commit.
+    for count, rows in saved:
+        assert await rows.count() == count, "the workflows' locks are held"
 
 
-async def save_workflow(conn: Connection, before: WorkflowRecord, after: WorkflowRecord) -> None:
+async def save_workflow(conn: Pipeline, before: WorkflowRecord, after: WorkflowRecord) -> None:
     """Writes the members of a workflow that changed."""
-    async with conn.pipeline():
-        saved = await _save(conn, before, after)
-    assert saved.rowcount == 1, "the workflow's lock is held"
+    saved = await _save(conn, before, after)
+    assert await saved.count() == 1, "the workflow's lock is held"
 
 
 async def _save_workflows(
-    conn: Connection, changed: Sequence[tuple[WorkflowRecord, WorkflowRecord]]
-) -> list[tuple[int, Any]]:
+    conn: Pipeline, changed: Sequence[tuple[WorkflowRecord, WorkflowRecord]]
+) -> list[tuple[int, Rows]]:
     """Sends the updates of workflows: how many rows each is to change, and its cursor."""
     groups: dict[tuple[str, ...], list[tuple[WorkflowRecord, WorkflowRecord]]] = {}
     for old, new in changed:
         groups.setdefault(_differing(old, new, columns.WORKFLOW_NAMES), []).append((old, new))
-    saved: list[tuple[int, Any]] = []
+    saved: list[tuple[int, Rows]] = []
     for names, group in groups.items():
         if len(group) == 1 or not columns.WORKFLOW_TYPES.keys() >= set(names):
             saved += [(1, await _save(conn, old, new)) for old, new in group]
@@ -87,13 +85,13 @@ async def _save_workflows(
     return saved
 
 
-async def _save(conn: Connection, before: WorkflowRecord, after: WorkflowRecord) -> Any:
+async def _save(conn: Pipeline, before: WorkflowRecord, after: WorkflowRecord) -> Rows:
     names = _differing(before, after, columns.WORKFLOW_NAMES)
     values = [getattr(after, name) for name in names]
     return await conn.execute(_update_workflow(names), [*values, before.id, before.version])
 
 
-async def _save_steps(conn: Connection, names: tuple[str, ...], group: Sequence[tuple[StepRecord, StepRecord]]) -> Any:
+async def _save_steps(conn: Pipeline, names: tuple[str, ...], group: Sequence[tuple[StepRecord, StepRecord]]) -> Rows:
     if len(group) == 1:  # lists of one cost more than the rest of the statement
         old, new = group[0]
         values = [getattr(new, name) for name in names]

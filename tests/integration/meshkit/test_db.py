@@ -247,25 +247,6 @@ async def test_a_failed_migration_leaves_nothing(fresh_postgres_dsn: str, script
         assert await cursor.fetchone() == (0,)
 
 
-async def test_a_pipelined_transaction_commits_all_or_nothing(db: Database) -> None:
-    async with db.transaction(pipelined=True) as conn:
-        await conn.execute("CREATE TABLE piped (n integer PRIMARY KEY)")
-        await conn.execute("INSERT INTO piped VALUES (1)")
-        cursor = await conn.execute("SELECT count(*) FROM piped")
-        assert await cursor.fetchall() == [(1,)]
-
-    async def repeats_a_key() -> None:
-        async with db.transaction(pipelined=True) as conn:
-            await conn.execute("INSERT INTO piped VALUES (2)")
-            await conn.execute("INSERT INTO piped VALUES (1)")
-
-    with pytest.raises(pg_errors.UniqueViolation):
-        await repeats_a_key()
-    async with db.connection() as conn:
-        cursor = await conn.execute("SELECT n FROM piped")
-        assert await cursor.fetchall() == [(1,)]
-
-
 async def test_the_server_soon_misses_a_client_whose_machine_is_gone(db: Database) -> None:
     conn = await db.dedicated()
     row = await (await conn.execute("SELECT current_setting('tcp_keepalives_idle')::integer")).fetchone()

@@ -8,7 +8,7 @@ import pytest
 
 from meshkit import tracing
 from meshkit.bus import Bus, Message
-from meshkit.db import Connection, Database
+from meshkit.db import Database, DirectConnection
 from meshkit.loops import Loops
 from meshkit.outbox import OutboxEvent, Relay, insert
 from tests.conftest import NatsControl
@@ -122,7 +122,7 @@ async def test_a_relay_that_died_before_it_deleted_repeats_and_the_stream_drops_
     await bus.consume("repeated", [SUBJECT], listener)
     await write(db, 1, 2)
 
-    async def die(_leader: Connection, _ids: list[int]) -> None:
+    async def die(_leader: DirectConnection, _ids: list[int]) -> None:
         raise ConnectionError
 
     with monkeypatch.context() as patched:
@@ -154,10 +154,10 @@ async def test_one_relay_works_and_another_takes_over(db: Database, bus: Bus, re
 async def test_a_relay_that_stands_by_keeps_its_connection(
     db: Database, bus: Bus, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Connection] = []
+    made: list[DirectConnection] = []
     dedicated = db.dedicated
 
-    async def count() -> Connection:
+    async def count() -> DirectConnection:
         made.append(await dedicated())
         return made[-1]
 

@@ -1,0 +1,411 @@
+"""Transactions on libpq's pipeline mode: statements that need no answer of each other travel together.
+
+psycopg's own asynchronous pipeline asks the event loop at each statement: a transaction of four costs 320 to 470 us of
+processor there and some 60 here, which at a thousand small transactions a second decides what a service can carry. Only
+what such transactions need is here: statements with parameters, prepared at their first use, and their rows. Values are
+adapted by psycopg, so they are written and read as with its cursors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psycopg
+from psycopg import errors as pg_errors
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.pq import ConnStatus, ExecStatus
+from psycopg_pool import PoolClosed, PoolTimeout
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn, PGresult
+
+_PLACEHOLDER = re.compile(rb"%(?:\((\w+)\))?([sbt%])")
+_FORMATS = {b"s": PyFormat.AUTO, b"b": PyFormat.BINARY, b"t": PyFormat.TEXT}
+# A service's hot statements are a few dozen; what a caller composes beyond that is sent without being prepared.
+_MOST_PREPARED = 200
+_MAX_AGE_SECONDS = 3600.0
+_STALE = (pg_errors.FeatureNotSupported, pg_errors.InvalidSqlStatementName)
+_FIRST_PAUSE_SECONDS = 0.05
+_LAST_PAUSE_SECONDS = 1.0
+
+
+class _Statement(NamedTuple):
+    """A query as libpq takes it: `$1` in place of `%s`, and what each place holds."""
+
+    text: bytes
+    names: tuple[str, ...] | None
+    formats: tuple[PyFormat, ...]
+
+
+class Rows:
+    """The answer to a statement, which may still be on its way."""
+
+    __slots__ = ("_pipeline", "_result")
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._result: PGresult | None = None
+
+    async def fetchall(self) -> list[Any]:
+        """All rows, as tuples.
+
+        Raises:
+            psycopg.Error: this statement or one before it failed.
+        """
+        return self._pipeline.load(await self._arrived())
+
+    async def fetchone(self) -> Any | None:
+        """The first row, if there is one.
+
+        Raises:
+            psycopg.Error: this statement or one before it failed.
+        """
+        rows = await self.fetchall()
+        return rows[0] if rows else None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the statement succeeded."""
+        return self._result is not None
+
+    async def count(self) -> int:
+        """How many rows were changed or found.
+
+        Raises:
+            psycopg.Error: this statement or one before it failed.
+        """
+        return (await self._arrived()).command_tuples or 0
+
+    def settle(self, result: PGresult) -> None:
+        """Takes what the server answered."""
+        self._result = result
+
+    async def _arrived(self) -> PGresult:
+        if self._result is None:
+            await self._pipeline.arrive(self)
+        assert self._result is not None
+        return self._result
+
+
+class _Prepared(NamedTuple):
+    """A statement that the server was asked to prepare, and has not confirmed."""
+
+    key: tuple[bytes, tuple[int, ...]]
+
+
+class _Sync:
+    """The end of what is to be done or undone together."""
+
+
+_SYNC = _Sync()
+
+
+class Pipeline:
+    """One connection; carries one transaction after the other.
+
+    Args:
+        connection: A connection in autocommit that nobody else uses.
+    """
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection = connection
+        self._pgconn: PGconn = connection.pgconn
+        self._pgconn.nonblocking = 1
+        self._pgconn.enter_pipeline_mode()
+        self._transformer = Transformer(connection)
+        self._pending: deque[Rows | _Prepared | _Sync] = deque()
+        self._asked = 0  # of the pending, how many the server was told to answer at once
+        self._names: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
+        self._numbers = 0
+        self._failure: psycopg.Error | None = None
+        self._open = False
+        self.born = time.monotonic()
+
+    @property
+    def usable(self) -> bool:
+        """Whether another transaction can begin."""
+        return self._pgconn.status == ConnStatus.OK and not self._open
+
+    async def close(self) -> None:
+        """Closes the connection; what it did not commit is undone by the server."""
+        await self._connection.close()
+
+    async def execute(
+        self, query: str | bytes, params: Sequence[Any] | Mapping[str, Any] | None = None, *, binary: bool = False
+    ) -> Rows:
+        """Adds a statement; it is sent with the next one whose rows are fetched, or with the commit.
+
+        Args:
+            query: The statement, with psycopg's placeholders (`%s`, `%b`, `%(name)s`; `%%` for a percent sign).
+            params: Values of the placeholders.
+            binary: Whether rows come in binary.
+        """
+        return self._add(query, params, binary=binary)
+
+    @asynccontextmanager
+    async def transaction(self, *, durable: bool) -> AsyncIterator[Pipeline]:
+        """Commits at the end of the block, rolls back on an exception.
+
+        A block that is cancelled leaves the connection unusable, so that it is thrown away.
+
+        Args:
+            durable: Whether the commit waits for the disk.
+
+        Raises:
+            psycopg.Error: A statement failed.
+        """
+        self._failure = None
+        self._open = True
+        self._add("BEGIN")
+        if not durable:
+            self._add("SET LOCAL synchronous_commit TO off")
+        try:
+            yield self
+            if self._failure is not None:
+                raise self._failure
+            self._add("COMMIT")
+            await self._synchronise()
+            if self._failure is not None:
+                raise self._failure
+            self._open = False
+        except Exception:
+            await self._roll_back()
+            raise
+
+    def load(self, result: PGresult) -> list[Any]:
+        """Rows of a result, as tuples."""
+        self._transformer.set_pgresult(result)
+        return self._transformer.load_rows(0, result.ntuples, tuple)
+
+    async def arrive(self, rows: Rows) -> None:
+        """Waits until a statement is answered."""
+        if self._failure is not None:
+            raise self._failure
+        if self._asked < len(self._pending):
+            self._pgconn.send_flush_request()
+            self._asked = len(self._pending)
+            await self._flush()
+        while True:
+            item = await self._take()
+            if self._failure is not None:
+                raise self._failure
+            if item is rows:
+                return
+
+    def _add(
+        self, query: str | bytes, params: Sequence[Any] | Mapping[str, Any] | None = None, *, binary: bool = False
+    ) -> Rows:
+        statement = _parse(query)
+        values: Sequence[Any]
+        if params is None:
+            values = ()
+        elif isinstance(params, Mapping):
+            values = [params[name] for name in statement.names or ()]
+        else:
+            values = params
+        if len(values) != len(statement.formats):
+            message = f"the query has {len(statement.formats)} placeholders, {len(values)} values were passed"
+            raise psycopg.ProgrammingError(message)
+        transformer = self._transformer
+        dumped = transformer.dump_sequence(values, statement.formats) if values else []
+        types, formats = (transformer.types or (), transformer.formats) if values else ((), None)
+        name = self._name(statement.text, types)
+        if name is None:
+            self._pgconn.send_query_params(statement.text, dumped, types, formats, int(binary))
+        else:
+            self._pgconn.send_query_prepared(name, dumped, formats, int(binary))
+        rows = Rows(self)
+        self._pending.append(rows)
+        return rows
+
+    def _name(self, text: bytes, types: tuple[int, ...]) -> bytes | None:
+        key = (text, types)
+        name = self._names.get(key)
+        if name is None and len(self._names) < _MOST_PREPARED:
+            self._numbers += 1
+            name = self._names[key] = b"pipeline_%d" % self._numbers
+            self._pgconn.send_prepare(name, text, types)
+            self._pending.append(_Prepared(key))
+        return name
+
+    async def _synchronise(self) -> None:
+        """Ends what is under way, and takes all answers."""
+        self._synchronise_next()
+        self._asked = len(self._pending)
+        await self._flush()
+        while self._pending:
+            await self._take()
+
+    def _synchronise_next(self) -> None:
+        self._pgconn.pipeline_sync()
+        self._pending.append(_SYNC)
+
+    async def _roll_back(self) -> None:
+        try:
+            # After a failure the server passes over everything up to the next sync.
+            self._synchronise_next()
+            rolled_back = self._add("ROLLBACK")
+            await self._synchronise()
+        except psycopg.Error:
+            return
+        # What was prepared for a table that has changed since fails for as long as the connection lives.
+        self._open = not rolled_back.settled or isinstance(self._failure, _STALE)
+
+    async def _take(self) -> Rows | _Prepared | _Sync:
+        """Takes the answer to the oldest statement that waits for one; a failure is noted."""
+        result = await self._result()
+        item = self._pending[0]
+        if result is None:
+            raise psycopg.OperationalError("the connection to the server was lost")
+        if item is not _SYNC:
+            await self._result()  # each answer but that to a sync ends with nothing
+        self._pending.popleft()
+        self._asked = max(0, self._asked - 1)
+        if result.status in (ExecStatus.FATAL_ERROR, ExecStatus.PIPELINE_ABORTED):
+            if isinstance(item, _Prepared):
+                self._names.pop(item.key, None)
+            if self._failure is None:
+                self._failure = pg_errors.error_from_result(result)
+        elif isinstance(item, Rows):
+            item.settle(result)
+        return item
+
+    async def _result(self) -> PGresult | None:
+        while self._pgconn.is_busy():
+            await self._ready()
+            self._pgconn.consume_input()
+        return self._pgconn.get_result()
+
+    async def _flush(self) -> None:
+        while self._pgconn.flush():
+            # What the server answers meanwhile has to be taken, or both wait for each other for ever.
+            await self._ready(write=True)
+            self._pgconn.consume_input()
+
+    async def _ready(self, *, write: bool = False) -> None:
+        """Waits until the socket has something to read, or takes something."""
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        socket = self._pgconn.socket
+        loop.add_reader(socket, _wake, ready)
+        if write:
+            loop.add_writer(socket, _wake, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(socket)
+            if write:
+                loop.remove_writer(socket)
+
+
+class PipelinePool:
+    """Connections for transactions on a pipeline, opened when they are needed.
+
+    Args:
+        dsn: `postgresql://` address.
+        options: Arguments of a connection.
+        size: Connections at most.
+        timeout_seconds: How long to wait for a free one, or for the server.
+    """
+
+    def __init__(self, dsn: str, options: Mapping[str, Any], *, size: int, timeout_seconds: float) -> None:
+        self._dsn = dsn
+        self._options = {**options, "autocommit": True, "prepare_threshold": None}
+        self._timeout = timeout_seconds
+        self._idle: list[Pipeline] = []
+        self._free = asyncio.Semaphore(size)
+        self._closed = False
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Pipeline]:
+        """A connection for one transaction.
+
+        Raises:
+            psycopg.OperationalError: None was free in time, or the server did not answer.
+        """
+        if self._closed:
+            message = "the pool is closed"
+            raise PoolClosed(message)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._free.acquire()
+        except TimeoutError:
+            message = f"no connection was free within {self._timeout:g} s"
+            raise PoolTimeout(message) from None
+        try:
+            pipeline = self._idle.pop() if self._idle else await self._connect()
+            try:
+                yield pipeline
+            finally:
+                aged = time.monotonic() - pipeline.born > _MAX_AGE_SECONDS
+                if pipeline.usable and not aged and not self._closed:
+                    self._idle.append(pipeline)
+                else:
+                    await pipeline.close()
+        finally:
+            self._free.release()
+
+    async def discard(self) -> None:
+        """Closes the connections that are not in use: the next ones are new."""
+        idle, self._idle = self._idle, []
+        for pipeline in idle:
+            await pipeline.close()
+
+    async def close(self) -> None:
+        """Closes the connections; one that is in use is closed when it is given back."""
+        self._closed = True
+        await self.discard()
+
+    async def _connect(self) -> Pipeline:
+        pause, until = _FIRST_PAUSE_SECONDS, time.monotonic() + self._timeout
+        while True:
+            try:
+                return Pipeline(await psycopg.AsyncConnection.connect(self._dsn, **self._options))
+            except psycopg.OperationalError:
+                # A server that starts again is worth a moment's wait.
+                if self._closed or time.monotonic() + pause > until:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LAST_PAUSE_SECONDS)
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+@lru_cache(maxsize=1024)
+def _parse(query: str | bytes) -> _Statement:
+    text = query.encode() if isinstance(query, str) else query
+    parts: list[bytes] = []
+    names: list[str] = []
+    places: dict[str, int] = {}
+    formats: list[PyFormat] = []
+    end = 0
+    for found in _PLACEHOLDER.finditer(text):
+        parts.append(text[end : found.start()])
+        end = found.end()
+        name, kind = found.groups()
+        if kind == b"%":
+            parts.append(b"%")
+            continue
+        if name is None:
+            number = len(formats)
+            formats.append(_FORMATS[kind])
+        else:
+            spelled = name.decode()
+            if spelled not in places:
+                places[spelled] = len(formats)
+                names.append(spelled)
+                formats.append(_FORMATS[kind])
+            number = places[spelled]
+        parts.append(b"$%d" % (number + 1))
+    parts.append(text[end:])
+    return _Statement(b"".join(parts), tuple(names) if names else None, tuple(formats))
