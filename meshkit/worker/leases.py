@@ -53,7 +53,8 @@ _RETRIED = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.ABOR
 _MAX_LEASES = 256  # bound of LeaseRequest.max_leases and of ReportRequest.progress
 _REPORT_INTERVAL_SECONDS = 0.25
 _BUSY_SECONDS = 0.02
-_GATHER_SECONDS = 0.01
+_MANY = 8
+_GATHER_SECONDS = 0.015
 _END_SECONDS = 10.0
 _ENDED_KEPT = 4096
 
@@ -369,11 +370,13 @@ class LeaseClient:
                 failures += 1
                 await self._pause(failures, session)
                 continue
-            if 0 < len(answer.leases) < wanted and self._clock() - asked < _BUSY_SECONDS:
-                # Work keeps coming, and a poll costs as much for one task as for ten.
+            given = len(answer.leases)
+            if given >= _MANY or (0 < given < wanted and self._clock() - asked < _BUSY_SECONDS):
+                # Work keeps coming, and a poll costs as much for one task as for ten. Asked at once, it could say no
+                # more than what may be held beside those that were just given, and most of these end within that time.
                 await self._sleep(_GATHER_SECONDS)
             # A service that answers an empty poll at once, for whatever reason, must not be asked in a circle.
-            hasty = not answer.leases and self._clock() - asked < min(0.1, self._poll_seconds / 2)
+            hasty = given == 0 and self._clock() - asked < min(0.1, self._poll_seconds / 2)
             failures = failures + 1 if hasty else 0
             if hasty:
                 await self._pause(failures, session)

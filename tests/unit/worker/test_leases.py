@@ -218,6 +218,18 @@ async def test_polls_of_a_busy_service_gather(bench: Bench) -> None:
     assert 5 <= len(bench.accepted) <= 15
 
 
+async def test_a_poll_that_was_given_many_is_followed_once_these_may_have_ended(bench: Bench) -> None:
+    bench.room = 8
+    held = await bench.holding(*((str(number), 1) for number in range(8)))
+    bench.room = 10  # two slots are free already
+    bench.client.room()
+    await bench.clock.settle()
+    assert len(bench.service.of("Lease")) == 1
+    held.clear()
+    await bench.clock.advance(0.1)
+    assert [request.max_leases for request in bench.service.of("Lease")] == [8, 10]
+
+
 async def test_a_poll_that_waited_for_its_work_is_followed_at_once(bench: Bench) -> None:
     await bench.holding(("a", 1))
     assert len(bench.service.of("Lease")) == 2
