@@ -22,7 +22,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from meshkit import revisions
 from meshkit.errors import Kind, MeshError
 from meshkit.logging import get_logger
-from meshkit.pipeline import Pipeline, PipelinePool
+from meshkit.pipeline import Pipeline, PipelinePool, connect
 
 if TYPE_CHECKING:
     from sqlalchemy.sql.elements import ClauseElement
@@ -213,14 +213,14 @@ class Database:
         async with self._acquired() as conn:
             yield conn
 
-    async def dedicated(self) -> DirectConnection:
-        """Opens a connection outside of the pool, in autocommit, for locks of a session; the caller closes it.
+    async def dedicated(self) -> Pipeline:
+        """Opens a connection outside of the pools, for locks of a session; the caller closes it.
 
         Raises:
             DatabaseUnavailableError: The server did not answer.
         """
         try:
-            return await psycopg.AsyncConnection.connect(self.dsn, **{**self._kwargs, "autocommit": True})
+            return await connect(self.dsn, self._kwargs)
         except psycopg.OperationalError:
             raise DatabaseUnavailableError from None
 

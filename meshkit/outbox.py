@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData, Table
 
     from meshkit.bus import Bus
-    from meshkit.db import Connection, Database, DirectConnection
+    from meshkit.db import Connection, Database
+    from meshkit.pipeline import Pipeline
 
 _log = get_logger(__name__)
 
@@ -134,8 +135,8 @@ class Relay:
         self._db = db
         self._bus = bus
         self._batch = batch
-        self._leader: DirectConnection | None = None
-        self._standby: DirectConnection | None = None
+        self._leader: Pipeline | None = None
+        self._standby: Pipeline | None = None
         self._wake = asyncio.Event()
         self._lock_key = zlib.crc32(db.schema.encode()) - 2**31
         self.loop = Loop(f"outbox-{db.schema}", self.run_once, interval_seconds, wake=self._wake)
@@ -172,21 +173,20 @@ class Relay:
             if conn is not None:
                 await conn.close()
 
-    async def _lead(self) -> DirectConnection | None:
+    async def _lead(self) -> Pipeline | None:
         """Takes the lock; it lives as long as its connection, which is also the one that reads and deletes events."""
         # Who stands by keeps its connection: every commit wakes it, and to connect costs far more than to ask.
         self._standby = conn = self._standby or await self._db.dedicated()
-        cursor = await conn.execute("SELECT pg_try_advisory_lock(%s, %s)", (_LOCK_SPACE, self._lock_key))
-        row = await cursor.fetchone()
+        async with conn.transaction():
+            rows = await conn.execute("SELECT pg_try_advisory_lock(%s, %s)", (_LOCK_SPACE, self._lock_key))
+            row = await rows.fetchone()
         if row is not None and row[0]:
-            # A deletion that a crash of PostgreSQL undoes has its event published again, under the same id.
-            await conn.execute("SET synchronous_commit TO off")
             self._leader, self._standby = conn, None
         return self._leader
 
-    async def _relay(self, leader: DirectConnection) -> bool:
-        cursor = await leader.execute(_CLAIM, (self._batch,), binary=True)
-        rows: list[_Row] = await cursor.fetchall()
+    async def _relay(self, leader: Pipeline) -> bool:
+        async with leader.transaction():
+            rows: list[_Row] = await (await leader.execute(_CLAIM, (self._batch,), binary=True)).fetchall()
         if not rows:
             _WAITING.labels(self._db.schema).set(0)
             return False
@@ -199,8 +199,10 @@ class Relay:
         return len(rows) == self._batch and len(published) == len(rows)
 
     @staticmethod
-    async def _forget(leader: DirectConnection, ids: Sequence[int]) -> None:
-        await leader.execute("DELETE FROM outbox WHERE id = ANY(%b)", (ids,))
+    async def _forget(leader: Pipeline, ids: Sequence[int]) -> None:
+        # A deletion that a crash of PostgreSQL undoes has its event published again, under the same id.
+        async with leader.transaction(durable=False):
+            await leader.execute("DELETE FROM outbox WHERE id = ANY(%b)", (ids,))
 
     async def _publish(self, rows: Sequence[_Row]) -> list[int]:
         try:

@@ -150,7 +150,7 @@ class Pipeline:
         return self._add(query, params, binary=binary)
 
     @asynccontextmanager
-    async def transaction(self, *, durable: bool) -> AsyncIterator[Pipeline]:
+    async def transaction(self, *, durable: bool = True) -> AsyncIterator[Pipeline]:
         """Commits at the end of the block, rolls back on an exception.
 
         A block that is cancelled leaves the connection unusable, so that it is thrown away.
@@ -305,6 +305,20 @@ class Pipeline:
                 loop.remove_writer(socket)
 
 
+async def connect(dsn: str, options: Mapping[str, Any]) -> Pipeline:
+    """Opens a connection.
+
+    Args:
+        dsn: `postgresql://` address.
+        options: Arguments of a connection.
+
+    Raises:
+        psycopg.OperationalError: The server did not answer.
+    """
+    options = {**options, "autocommit": True, "prepare_threshold": None}
+    return Pipeline(await psycopg.AsyncConnection.connect(dsn, **options))
+
+
 class PipelinePool:
     """Connections for transactions on a pipeline, opened when they are needed.
 
@@ -317,7 +331,7 @@ class PipelinePool:
 
     def __init__(self, dsn: str, options: Mapping[str, Any], *, size: int, timeout_seconds: float) -> None:
         self._dsn = dsn
-        self._options = {**options, "autocommit": True, "prepare_threshold": None}
+        self._options = options
         self._timeout = timeout_seconds
         self._idle: list[Pipeline] = []
         self._free = asyncio.Semaphore(size)
@@ -367,7 +381,7 @@ class PipelinePool:
         pause, until = _FIRST_PAUSE_SECONDS, time.monotonic() + self._timeout
         while True:
             try:
-                return Pipeline(await psycopg.AsyncConnection.connect(self._dsn, **self._options))
+                return await connect(self._dsn, self._options)
             except psycopg.OperationalError:
                 # A server that starts again is worth a moment's wait.
                 if self._closed or time.monotonic() + pause > until:

@@ -249,7 +249,8 @@ async def test_a_failed_migration_leaves_nothing(fresh_postgres_dsn: str, script
 
 async def test_the_server_soon_misses_a_client_whose_machine_is_gone(db: Database) -> None:
     conn = await db.dedicated()
-    row = await (await conn.execute("SELECT current_setting('tcp_keepalives_idle')::integer")).fetchone()
+    async with conn.transaction():
+        row = await (await conn.execute("SELECT current_setting('tcp_keepalives_idle')::integer")).fetchone()
     await conn.close()
     assert row is not None
     assert 0 < row[0] <= 60

@@ -8,9 +8,10 @@ import pytest
 
 from meshkit import tracing
 from meshkit.bus import Bus, Message
-from meshkit.db import Database, DirectConnection
+from meshkit.db import Database
 from meshkit.loops import Loops
 from meshkit.outbox import OutboxEvent, Relay, insert
+from meshkit.pipeline import Pipeline
 from tests.conftest import NatsControl
 
 SUBJECT = "atelier.test.v1.item.created"
@@ -122,7 +123,7 @@ async def test_a_relay_that_died_before_it_deleted_repeats_and_the_stream_drops_
     await bus.consume("repeated", [SUBJECT], listener)
     await write(db, 1, 2)
 
-    async def die(_leader: DirectConnection, _ids: list[int]) -> None:
+    async def die(_leader: Pipeline, _ids: list[int]) -> None:
         raise ConnectionError
 
     with monkeypatch.context() as patched:
@@ -154,10 +155,10 @@ async def test_one_relay_works_and_another_takes_over(db: Database, bus: Bus, re
 async def test_a_relay_that_stands_by_keeps_its_connection(
     db: Database, bus: Bus, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[DirectConnection] = []
+    made: list[Pipeline] = []
     dedicated = db.dedicated
 
-    async def count() -> DirectConnection:
+    async def count() -> Pipeline:
         made.append(await dedicated())
         return made[-1]
 
@@ -168,7 +169,7 @@ async def test_a_relay_that_stands_by_keeps_its_connection(
         await other.run_once()
     assert len(made) == 1
     await other.close()
-    assert made[0].closed
+    assert not made[0].usable
 
 
 async def test_a_relay_that_lost_nats_leaves_the_work_to_one_that_has_it(
