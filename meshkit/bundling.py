@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from atelier.mesh.v1.bundle_service_pb2 import BundledCall, BundledOutcome, CarryRequest, CarryResponse, Metadatum
+from atelier.mesh.v1.bundle_service_pb2 import BundledOutcome, CarryRequest, CarryResponse
 
 from meshkit.errors import Kind, MeshError, unavailable
 from meshkit.logging import get_logger
@@ -111,22 +111,25 @@ class Bundler:
             NotCarriedError: Nothing was sent of it; large ones and those with binary metadata are never carried.
             MeshError: What the server answered; `DEADLINE`.
         """
-        if len(request) > _MAX_BYTES or not all(isinstance(value, str) for _, value in metadata):
+        if len(request) > _MAX_BYTES:
             raise NotCarriedError
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        for _, value in metadata:
+            if not isinstance(value, str):
+                raise NotCarriedError
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Answer] = loop.create_future()
         until = self._clock() + timeout_seconds
         self._waiting.append(_Waiting(path, request, metadata, until, answer))
         if len(self._waiting) >= _MAX_CALLS:
             self._flush()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(
-                self._gather, self._flush, context=contextvars.Context()
-            )
+            self._timer = loop.call_later(self._gather, self._flush, context=contextvars.Context())
+        # A fifth of what `asyncio.timeout` costs; the answer is awaited here alone.
+        deadline = loop.call_later(timeout_seconds, _expire, answer)
         try:
-            async with asyncio.timeout(timeout_seconds):
-                return await answer
-        except TimeoutError:
-            raise MeshError(Kind.DEADLINE, "The service did not answer in time") from None
+            return await answer
+        finally:
+            deadline.cancel()
 
     async def close(self) -> None:
         """Gives up what is on its way; whoever waits for it is told that the service is away."""
@@ -152,16 +155,7 @@ class Bundler:
         task.add_done_callback(self._running.discard)
 
     async def _carry(self, calls: list[_Waiting]) -> None:
-        request = CarryRequest(
-            calls=[
-                BundledCall(
-                    method=one.path,
-                    request=one.request,
-                    metadata=[Metadatum(key=key, value=value) for key, value in one.metadata if isinstance(value, str)],
-                )
-                for one in calls
-            ]
-        )
+        request = _bundle(calls)
         timeout = max(0.0, max(one.until for one in calls) - self._clock())
         # Any token of the bundle's callers opens it; each call is judged by its own.
         token = tuple(pair for pair in calls[0].metadata if pair[0] == "authorization")
@@ -185,14 +179,29 @@ class Bundler:
             raise
 
 
+def _bundle(calls: list[_Waiting]) -> CarryRequest:
+    # Members are made in place: to make them apart and hand them over copies each, at twice the price.
+    request = CarryRequest()
+    for one in calls:
+        add = request.calls.add(method=one.path, request=one.request).metadata.add
+        for key, value in one.metadata:
+            if isinstance(value, str):
+                add(key=key, value=value)
+    return request
+
+
 def _settle(answer: asyncio.Future[Answer], outcome: BundledOutcome) -> None:
     if answer.done():
         return
-    trailing = tuple((one.key, one.value) for one in outcome.trailing)
     if outcome.code:
         answer.set_exception(from_status(outcome.code, outcome.status))
     else:
-        answer.set_result(Answer(outcome.response, trailing))
+        answer.set_result(Answer(outcome.response, tuple([(one.key, one.value) for one in outcome.trailing])))
+
+
+def _expire(answer: asyncio.Future[Answer]) -> None:
+    if not answer.done():
+        answer.set_exception(MeshError(Kind.DEADLINE, "The service did not answer in time"))
 
 
 def _refuse(calls: list[_Waiting], error: Exception) -> None:

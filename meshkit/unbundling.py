@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from atelier.mesh.v1.bundle_service_pb2 import BundledCall, BundledOutcome, CarryRequest, CarryResponse, Metadatum
+from atelier.mesh.v1.bundle_service_pb2 import BundledCall, CarryRequest, CarryResponse
 from google.protobuf.message import DecodeError
 
 from meshkit import metrics
@@ -41,21 +41,33 @@ class Carried:
 class CarriedContext:
     """What a servicer sees of a call that came in a bundle: the part of gRPC's context that servicers here use.
 
-    Args:
-        metadata: The call's metadata.
+    Attributes:
+        texts: The call's metadata by key.
+        trailing: Metadata to send with the answer.
     """
 
-    def __init__(self, metadata: Sequence[tuple[str, str]]) -> None:
-        self._metadata = metadata
+    __slots__ = ("texts", "trailing")
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self.texts = texts
         self.trailing: Sequence[tuple[str, str | bytes]] = ()
 
     def invocation_metadata(self) -> Sequence[tuple[str, str]]:
         """The call's metadata."""
-        return self._metadata
+        return tuple(self.texts.items())
 
     def set_trailing_metadata(self, pairs: Sequence[tuple[str, str | bytes]]) -> None:
         """Sends metadata with the answer."""
         self.trailing = pairs
+
+
+class _Ended(NamedTuple):
+    """How a call ended: with a serialized response where the code is 0, else with a serialized status."""
+
+    place: int
+    code: int
+    content: bytes
+    trailing: Sequence[tuple[str, str | bytes]]
 
 
 class Unbundler:
@@ -80,7 +92,7 @@ class Unbundler:
         if not 1 <= len(request.calls) <= MAX_CALLS:
             raise invalid("calls", f"must have 1 to {MAX_CALLS} calls", "too_long" if request.calls else "too_short")
         _CALLS.observe(len(request.calls))
-        ended: list[BundledOutcome] = []
+        ended: list[_Ended] = []
         news = asyncio.Event()
 
         async def serve(index: int, call: BundledCall) -> None:
@@ -88,7 +100,8 @@ class Unbundler:
             news.set()
 
         # In a task each, for what a call notes of itself (caller, trace) must be nobody else's.
-        running = [asyncio.create_task(serve(index, call)) for index, call in enumerate(request.calls)]
+        make = asyncio.get_running_loop().create_task
+        running = [make(serve(index, call)) for index, call in enumerate(request.calls)]
         left = len(running)
         try:
             while left:
@@ -96,25 +109,23 @@ class Unbundler:
                 news.clear()
                 ready, ended[:] = ended[:], []
                 left -= len(ready)
-                for part in _parts(ready):
-                    yield CarryResponse(outcomes=part)
+                for response in _responses(ready):
+                    yield response
         finally:
             for task in running:
                 task.cancel()
 
-    async def _outcome(self, index: int, call: BundledCall) -> BundledOutcome:
-        context = CarriedContext([(one.key, one.value) for one in call.metadata])
+    async def _outcome(self, index: int, call: BundledCall) -> _Ended:
+        context = CarriedContext({one.key: one.value for one in call.metadata})
         try:
             method = self._methods.get(call.method)
             if method is None:
                 raise MeshError(Kind.UNIMPLEMENTED, f"{call.method} takes no calls from bundles")
-            response = method.write(await method.answer(_read(method, call), context))
+            content = method.write(await method.answer(_read(method, call), context))
         except MeshError as error:
             code, _, details = to_status(error)
-            return BundledOutcome(
-                index=index, code=code.value[0], status=dict(details)[DETAILS_KEY], trailing=_trailing(context.trailing)
-            )
-        return BundledOutcome(index=index, response=response, trailing=_trailing(context.trailing))
+            return _Ended(index, code.value[0], dict(details)[DETAILS_KEY], context.trailing)
+        return _Ended(index, 0, content, context.trailing)
 
 
 def _read(method: Carried, call: BundledCall) -> Any:
@@ -124,18 +135,21 @@ def _read(method: Carried, call: BundledCall) -> Any:
         raise MeshError(Kind.INVALID, "The request cannot be read") from None
 
 
-def _trailing(pairs: Iterable[tuple[str, str | bytes]]) -> list[Metadatum]:
-    return [Metadatum(key=key, value=value) for key, value in pairs if isinstance(value, str)]
-
-
-def _parts(outcomes: Sequence[BundledOutcome]) -> Iterator[Sequence[BundledOutcome]]:
-    part: list[BundledOutcome] = []
+def _responses(ended: Iterable[_Ended]) -> Iterator[CarryResponse]:
+    response = CarryResponse()
     size = 0
-    for outcome in outcomes:
-        part.append(outcome)
-        size += len(outcome.response)
+    for one in ended:
+        outcome = response.outcomes.add(index=one.place)
+        if one.code:
+            outcome.code, outcome.status = one.code, one.content
+        else:
+            outcome.response = one.content
+        for key, value in one.trailing:
+            if isinstance(value, str):
+                outcome.trailing.add(key=key, value=value)
+        size += len(one.content)
         if size >= _FULL_BYTES:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+            yield response
+            response, size = CarryResponse(), 0
+    if response.outcomes:
+        yield response

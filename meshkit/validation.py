@@ -59,8 +59,9 @@ def check(message: Message) -> None:
         MeshError: `INVALID` with one violation for each member that does not hold.
     """
     violations = [_violation(found.proto) for found in protovalidate.collect_violations(message)]
-    # A NUL in a text is one in the encoded message; what is rare is looked for member by member.
-    if b"\0" in message.SerializeToString():
+    # A NUL in a text is one in the encoded message, where a number may have put it too; what is rare is looked for
+    # member by member.
+    if b"\0" in message.SerializeToString() and _holds_nul(message):
         violations.extend(
             FieldViolation(path, "must not contain NUL characters", "string_contains_nul")
             for path in _nul_paths(message, "")
@@ -80,7 +81,8 @@ def apply_defaults(message: Message) -> None:
     Args:
         message: A request; changed in place.
     """
-    plan = _plan(cast("Descriptor", message.DESCRIPTOR))
+    descriptor = cast("Descriptor", message.DESCRIPTOR)
+    plan = _plans.get(descriptor) or _plan(descriptor)
     for setter in plan.setters:
         setter(message)
     for walk in plan.walks:
@@ -93,22 +95,24 @@ class _Plan:
     walks: tuple[_Setter, ...]
 
 
-_plans: dict[str, _Plan] = {}
+_plans: dict[Descriptor, _Plan] = {}
 _plans_lock = threading.Lock()
 
 
 def _plan(descriptor: Descriptor) -> _Plan:
-    plan = _plans.get(descriptor.full_name)
-    if plan is None:
-        with _plans_lock:
-            plan = _plans[descriptor.full_name] = _build(descriptor)
+    with _plans_lock:
+        plan = _plans[descriptor] = _build(descriptor)
     return plan
 
 
 def _build(descriptor: Descriptor) -> _Plan:
     setters = tuple(setter for field in descriptor.fields for setter in _default_setters(field))
-    walks = tuple(_walk(field) for field in descriptor.fields if _may_hold_defaults(field))
-    return _Plan(setters, walks)
+    walks = [_walk(field) for field in descriptor.fields if not _in_real_oneof(field) and _may_hold_defaults(field)]
+    for oneof in descriptor.oneofs:
+        members = frozenset(field.name for field in oneof.fields if _in_real_oneof(field) and _may_hold_defaults(field))
+        if members:
+            walks.append(_walk_oneof(oneof.name, members))
+    return _Plan(setters, tuple(walks))
 
 
 def _default_setters(field: FieldDescriptor) -> Iterator[_Setter]:
@@ -211,6 +215,15 @@ def _walk(field: FieldDescriptor) -> _Setter:
     return walk_one
 
 
+def _walk_oneof(name: str, members: frozenset[str]) -> _Setter:
+    def walk_chosen(message: Message) -> None:
+        chosen = message.WhichOneof(name)
+        if chosen in members:
+            apply_defaults(getattr(message, chosen))
+
+    return walk_chosen
+
+
 def _may_hold_defaults(field: FieldDescriptor) -> bool:
     inner = _message_of(field)
     return inner is not None and _reaches_default(inner, set())
@@ -241,13 +254,30 @@ def _in_real_oneof(field: FieldDescriptor) -> bool:
     return field.containing_oneof is not None and not field.containing_oneof.name.startswith("_")
 
 
+def _holds_nul(message: Message) -> bool:
+    """Whether a text in a message has a NUL: `_nul_paths` without the paths, at a third of their price."""
+    for field, value in message.ListFields():
+        if isinstance(value, str):
+            found = "\0" in value
+        elif isinstance(value, Message):
+            found = _holds_nul(value)
+        else:
+            found = field.is_repeated and any(True for _ in _nul_in_field(field, value, ""))
+        if found:
+            return True
+    return False
+
+
 def _nul_paths(message: Message, prefix: str) -> Iterator[str]:
     for field, value in message.ListFields():
-        path = f"{prefix}{field.name}"
-        if field.type == FieldDescriptor.TYPE_STRING:
-            yield from _nul_in_strings(value, path) if field.is_repeated else ([path] if "\0" in value else ())
-        elif field.type == FieldDescriptor.TYPE_MESSAGE:
-            yield from _nul_in_message(field, value, path)
+        yield from _nul_in_field(field, value, f"{prefix}{field.name}")
+
+
+def _nul_in_field(field: FieldDescriptor, value: Any, path: str) -> Iterator[str]:
+    if field.type == FieldDescriptor.TYPE_STRING:
+        yield from _nul_in_strings(value, path) if field.is_repeated else ([path] if "\0" in value else ())
+    elif field.type == FieldDescriptor.TYPE_MESSAGE:
+        yield from _nul_in_message(field, value, path)
 
 
 def _nul_in_strings(values: list[str], path: str) -> Iterator[str]:

@@ -40,6 +40,7 @@ class Batcher(Generic[Item, Answer]):
         gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         self._kind = kind
+        self._sizes = _SIZES.labels(kind)
         self._commit = commit
         self._max = max_items
         self._gather = gather_seconds
@@ -76,7 +77,7 @@ class Batcher(Generic[Item, Answer]):
             # Whoever is ready to run now may join.
             await asyncio.sleep(self._gather if busy else 0)
             members = [self._waiting.popleft() for _ in range(min(self._max, len(self._waiting)))]
-            _SIZES.labels(self._kind).observe(len(members))
+            self._sizes.observe(len(members))
             await self._settle(members)
             busy = len(members) > 1
 

@@ -46,7 +46,14 @@ def moment(value: Timestamp) -> datetime:
 
 def to_task(record: TaskRecord) -> task_pb2.Task:
     """A task as callers see it."""
-    task = fold_result(record)
+    task = task_pb2.Task()
+    write_task(task, record)
+    return task
+
+
+def write_task(task: task_pb2.Task, record: TaskRecord) -> None:
+    """Writes a task as callers see it into an empty message, which may be a member of another: a copy less."""
+    _read_stored(task, record)
     ident = str(record.id)
     task.id = ident
     task.priority = record.priority
@@ -76,7 +83,6 @@ def to_task(record: TaskRecord) -> task_pb2.Task:
         value = getattr(record, name)
         if value is not None:
             assign(getattr(task, name), value)
-    return task
 
 
 def _merge_result(task: task_pb2.Task, result: task_pb2.TaskResult) -> None:
@@ -87,10 +93,15 @@ def _merge_result(task: task_pb2.Task, result: task_pb2.TaskResult) -> None:
 
 def fold_result(record: TaskRecord) -> task_pb2.Task:
     """The stored members of a task with its result among them, to be changed and stored again."""
-    task = task_pb2.Task.FromString(record.body)
+    task = task_pb2.Task()
+    _read_stored(task, record)
+    return task
+
+
+def _read_stored(task: task_pb2.Task, record: TaskRecord) -> None:
+    task.ParseFromString(record.body)
     if record.result is not None:
         _merge_result(task, task_pb2.TaskResult.FromString(record.result))
-    return task
 
 
 def to_attempt(attempt: AttemptRecord) -> tasks_service_pb2.TaskAttempt:
@@ -121,7 +132,7 @@ def to_lease(record: TaskRecord) -> worker_service_pb2.Lease:
     )
     lease.spec.ParseFromString(record.spec)
     if record.kind == Kind.TASK:
-        lease.task.CopyFrom(to_task(record))
+        write_task(lease.task, record)
     lease.timeout.FromMilliseconds(int(record.timeout_seconds * 1000))
     return lease
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from atelier.tasks.v1 import providers_pb2, task_pb2, tasks_service_pb2
-from google.protobuf.descriptor import FieldDescriptor
 
 from meshkit import tracing
 from meshkit.errors import forbidden, invalid
@@ -153,17 +152,17 @@ def _body(
         body.config.CopyFrom(spec.config)
     if spec.HasField("provider_config"):
         body.provider_config.CopyFrom(spec.provider_config)
-    body.active_provider_capabilities.extend(spec.active_provider_capabilities)
+    if spec.active_provider_capabilities:
+        body.active_provider_capabilities.extend(spec.active_provider_capabilities)
     if spec.HasField("fallback_provider_type"):
         body.fallback_provider_type = spec.fallback_provider_type
     if spec.HasField("fallback_provider_config"):
         body.fallback_provider_config.CopyFrom(spec.fallback_provider_config)
-    body.fallback_provider_capabilities.extend(spec.fallback_provider_capabilities)
-    detail = getattr(spec, entry.field)
+    if spec.fallback_provider_capabilities:
+        body.fallback_provider_capabilities.extend(spec.fallback_provider_capabilities)
     public = getattr(body, entry.field)
     public.SetInParent()
-    for field in shared_fields(entry.field):
-        copy_field(detail, public, field)
+    copy_shared(getattr(spec, entry.field), public, shared_fields(entry.field))
     for item in accepted:
         setattr(public, item.public, item.path)
     if request.HasField("workflow_id") and "workflow_id" in public.DESCRIPTOR.fields_by_name:
@@ -180,14 +179,14 @@ def warm_keys(adapters: Sequence[str], body: task_pb2.Task) -> list[str]:
 
 
 @lru_cache
-def shared_fields(detail: str) -> tuple[FieldDescriptor, ...]:
-    """Fields of a type's Create message that its public message has too, by name and kind."""
+def shared_fields(detail: str) -> frozenset[str]:
+    """Names of the fields of a type's Create message that its public message has too, by name and kind."""
     source = task_pb2.CreateTask.DESCRIPTOR.fields_by_name[detail].message_type
     target = task_pb2.Task.DESCRIPTOR.fields_by_name[detail].message_type
     assert source is not None, "details are messages"
     assert target is not None, "details are messages"
-    return tuple(
-        field
+    return frozenset(
+        field.name
         for field in source.fields
         if (other := target.fields_by_name.get(field.name)) is not None
         and other.type == field.type
@@ -195,16 +194,18 @@ def shared_fields(detail: str) -> tuple[FieldDescriptor, ...]:
     )
 
 
-def copy_field(source: Any, target: Any, field: FieldDescriptor) -> None:
-    """Copies one field between messages that share its name and kind; an unset one is left out."""
-    name = field.name
-    if field.is_repeated:
-        getattr(target, name).extend(getattr(source, name))
-    elif source.HasField(name):
-        if field.message_type is not None:
-            getattr(target, name).CopyFrom(getattr(source, name))
+def copy_shared(source: Any, target: Any, names: Collection[str]) -> None:
+    """Copies what is set between messages that share these fields by name and kind."""
+    for field, value in source.ListFields():
+        name = field.name
+        if name not in names:
+            continue
+        if field.is_repeated:
+            getattr(target, name).MergeFrom(value)
+        elif field.message_type is not None:
+            getattr(target, name).CopyFrom(value)
         else:
-            setattr(target, name, getattr(source, name))
+            setattr(target, name, value)
 
 
 def _keep_path(detail: Any, item: AcceptedInput) -> None:

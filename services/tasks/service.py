@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 from uuid import UUID
 
 from atelier.tasks.v1 import task_pb2, tasks_service_pb2
+from prometheus_client import Counter
 
 from meshkit import metrics
 from meshkit.db import DatabaseUnavailableError
@@ -19,7 +21,7 @@ from services.tasks import updates
 from services.tasks.access import Caller
 from services.tasks.batching import Batcher
 from services.tasks.catalog import TYPES, Catalog, prefix_of
-from services.tasks.convert import to_task
+from services.tasks.convert import write_task
 from services.tasks.creation import Preparer, tenant_of
 from services.tasks.domain import AttemptRecord, Ref, Status, TaskRecord
 from services.tasks.errors import executing, identifier_used, illegal_transition, task_not_found
@@ -31,6 +33,13 @@ _log = get_logger(__name__)
 
 _CREATED = metrics.counter("tasks_created", "Tasks accepted", ("queue", "task_type"))
 _ENDED = metrics.counter("tasks_ended", "Tasks that ended", ("task_type", "outcome"))
+
+
+@cache
+def _accepted(queue: str, task_type: str) -> Counter:
+    # Looking a metric up by its labels costs more than counting in it; queues and types are few.
+    return _CREATED.labels(queue, task_type)
+
 
 _USED_UP = (Kind.INVALID, Kind.NOT_FOUND)
 
@@ -144,7 +153,7 @@ class TasksService:
             await self._discard(creation, written)
             return created
         await self._settle(record, written)
-        _CREATED.labels(record.queue_name, record.task_type).inc()
+        _accepted(record.queue_name, record.task_type).inc()
         self._news.waiting(record.queue_name)
         return created
 
@@ -356,6 +365,10 @@ def _divide(creations: Sequence[Creation]) -> tuple[list[int], list[int]]:
     seen: set[object] = set()
     for index, creation in enumerate(creations):
         record, key = creation.record, creation.key
+        if key is None and not creation.named:
+            # Its identifier was drawn for it.
+            together.append(index)
+            continue
         marks: set[object] = {record.id} if key is None else {record.id, (record.tenant, key.method, key.key)}
         (alone if marks & seen or (creation.named and key is not None) else together).append(index)
         seen |= marks
@@ -370,7 +383,9 @@ async def _attempt(work: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def _encode(record: TaskRecord) -> bytes:
-    return tasks_service_pb2.CreateTaskResponse(task=to_task(record)).SerializeToString()
+    response = tasks_service_pb2.CreateTaskResponse()
+    write_task(response.task, record)
+    return response.SerializeToString()
 
 
 def _of_type(record: TaskRecord, task_type: str | None) -> TaskRecord:

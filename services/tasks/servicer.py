@@ -12,7 +12,7 @@ from atelier.tasks.v1 import tasks_service_pb2, tasks_service_pb2_grpc
 from meshkit import idempotency
 from services.tasks.access import Caller
 from services.tasks.catalog import Catalog
-from services.tasks.convert import STATUS_NAME, TASK_TYPE_NAME, to_attempt, to_catalog, to_task
+from services.tasks.convert import STATUS_NAME, TASK_TYPE_NAME, to_attempt, to_catalog, to_task, write_task
 from services.tasks.domain import Status
 from services.tasks.service import TasksService
 from services.tasks.store import IdempotencyKey, TaskFilter
@@ -47,7 +47,9 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
             context.set_trailing_metadata(REPLAYED)
         if isinstance(answer, bytes):
             return tasks_service_pb2.CreateTaskResponse.FromString(answer)
-        return tasks_service_pb2.CreateTaskResponse(task=to_task(answer))
+        response = tasks_service_pb2.CreateTaskResponse()
+        write_task(response.task, answer)
+        return response
 
     async def GetTask(  # noqa: N802, D102
         self, request: tasks_service_pb2.GetTaskRequest, context: Context

@@ -60,6 +60,7 @@ def test_the_first_violation_makes_the_message() -> None:
     [
         ({"origin_zone": "a\0"}, "task.origin_zone"),
         ({"generation": {"prompt": "a\0b"}}, "task.generation.prompt"),
+        ({"active_provider_capabilities": ["LORA", "a\0"]}, "task.active_provider_capabilities[1]"),
     ],
 )
 def test_a_nul_is_refused_in_any_string(change: Any, path: Any) -> None:
