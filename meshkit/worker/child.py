@@ -6,6 +6,7 @@ many threads as the worker has slots; work on one device is serialised by the mo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import queue
@@ -14,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,10 +33,11 @@ from atelier.inference.v1.child_pb2 import (
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_VALIDATION
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 
-from meshkit.worker.wire import BlockingPipe, WireError
+from meshkit.worker.wire import BlockingPipe, WireError, pack
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PROGRESS_INTERVAL_SECONDS = 0.05
+_LOOK, _END = True, False  # what a job thread is called for: to look for batches, and to end after it
 _TOO_LARGE = ChildFailure(message="The result is too large.", category=ERROR_CATEGORY_VALIDATION)
 
 
@@ -58,17 +61,16 @@ class JobContext:
         job_id: Identifier of the task.
         spec: The task as accepted.
         task: The task as it stands; `task.attempt` is the number of this attempt.
-        folder: Folder of the attempt.
         inputs: Local files of the inputs, by name.
         traceparent: W3C trace context.
     """
 
     __slots__ = (
         "_cancelled",
+        "_folder",
         "_number",
         "_reported",
         "_send",
-        "folder",
         "inputs",
         "job_id",
         "spec",
@@ -80,13 +82,20 @@ class JobContext:
         self.job_id: str = job.job_id
         self.spec: CreateTask = job.spec
         self.task: Task = job.task
-        self.folder = Path(job.folder)
+        self._folder: str = job.folder
         self.inputs: Mapping[str, Path] = {name: Path(path) for name, path in job.inputs.items()}
         self.traceparent = job.traceparent
         self._number = job.number
         self._send = send
         self._cancelled = False
         self._reported = -1.0
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the attempt, made when it is asked for: many small tasks need none."""
+        folder = Path(self._folder)
+        folder.mkdir(exist_ok=True)
+        return folder
 
     @property
     def number(self) -> int:
@@ -137,7 +146,10 @@ class ChildRuntime:
         self._execute = execute
         self._resident = resident
         self._threads = threads
-        self._batches: queue.SimpleQueue[list[JobContext] | None] = queue.SimpleQueue()
+        self._batches: deque[list[JobContext]] = deque()
+        self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # each wakes a job thread
+        self._called = False
+        self._frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # an empty one ends the sending thread
         self._jobs: dict[
             int, JobContext
         ] = {}  # written by the control thread, emptied by job threads; dict ops are atomic
@@ -148,8 +160,9 @@ class ChildRuntime:
         workers = [
             threading.Thread(target=self._work, name=f"job-{index}", daemon=True) for index in range(self._threads)
         ]
-        for worker in workers:
-            worker.start()
+        teller = threading.Thread(target=self._tell, name="frames", daemon=True)
+        for thread in (teller, *workers):
+            thread.start()
         self._send(FromChild(hello=hello))
         while (frames := self._pipe.receive()) is not None:
             for frame in frames:
@@ -161,9 +174,11 @@ class ChildRuntime:
                         job.cancel()
                 elif kind == "stop":
                     for _ in workers:
-                        self._batches.put(None)
+                        self._calls.put(_END)
                     for worker in workers:
                         worker.join()
+                    self._frames.put(b"")
+                    teller.join()
                     return 0
         # The parent is gone: nothing that still runs has anyone to answer to, and it may hold the device for minutes.
         os._exit(1)
@@ -172,19 +187,42 @@ class ChildRuntime:
         contexts = [JobContext(job, self._send) for job in batch.jobs]
         for context in contexts:
             self._jobs[context.number] = context
-        self._batches.put(contexts)
+        self._batches.append(contexts)
+        self._call()
+
+    def _call(self) -> None:
+        """Wake a job thread, unless one is waking: of many short batches a thread for each would find nothing left."""
+        if not self._called:
+            self._called = True
+            self._calls.put(_LOOK)
 
     def _work(self) -> None:
-        while (batch := self._batches.get()) is not None:
-            done = self._execute(batch)
-            for context, outcome in zip(batch, done, strict=True):
-                self._jobs.pop(context.number, None)
-                outcome.number = context.number
-                try:
-                    self._send(FromChild(done=outcome))
-                except WireError:  # nobody would be told of a thread that died of it
-                    self._send(FromChild(done=ChildDone(number=context.number, failure=_TOO_LARGE)))
-            self._tell_resident()
+        going = True
+        while going:
+            going = self._calls.get()
+            self._called = False  # before the look at the batches, so that what comes after it calls again
+            while batch := self._next():
+                self._run(batch)
+
+    def _next(self) -> list[JobContext] | None:
+        try:
+            batch = self._batches.popleft()
+        except IndexError:
+            return None
+        if self._batches:
+            self._call()  # this one may take long
+        return batch
+
+    def _run(self, batch: list[JobContext]) -> None:
+        done = self._execute(batch)
+        for context, outcome in zip(batch, done, strict=True):
+            self._jobs.pop(context.number, None)
+            outcome.number = context.number
+            try:
+                self._send(FromChild(done=outcome))
+            except WireError:  # nobody would be told of a thread that died of it
+                self._send(FromChild(done=ChildDone(number=context.number, failure=_TOO_LARGE)))
+        self._tell_resident()
 
     def _tell_resident(self) -> None:
         resident = self._resident()
@@ -196,7 +234,18 @@ class ChildRuntime:
             self._send(FromChild(resident=resident))
 
     def _send(self, frame: FromChild) -> None:
-        try:
-            self._pipe.send(frame)
-        except OSError:
-            os._exit(1)  # as for the end of file: the parent is gone
+        self._frames.put(pack(frame))
+
+    def _tell(self) -> None:
+        """Send what job threads have to tell; what ends while others end too wakes the parent once."""
+        while frame := self._frames.get():
+            frames = [frame]
+            with contextlib.suppress(queue.Empty):
+                while frame := self._frames.get_nowait():
+                    frames.append(frame)
+            try:
+                self._pipe.send(b"".join(frames))
+            except OSError:
+                os._exit(1)  # as for the end of file: the parent is gone
+            if not frame:
+                return

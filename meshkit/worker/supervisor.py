@@ -251,13 +251,11 @@ class Supervisor:
                 raise ChildLost("The worker is shutting down.", ERROR_CATEGORY_RESOURCE, innocent=True)
             await self._greeted.wait()
 
-    async def run(self, batch: ChildBatch, on_progress: Callable[[ChildProgress], None]) -> list[ChildDone]:
-        """Run `batch` in the child; one outcome a job, in order.
-
-        A caller that is cancelled abandons the batch: its jobs are asked to stop.
+    def begin(self, batch: ChildBatch, on_progress: Callable[[ChildProgress], None]) -> asyncio.Future[list[ChildDone]]:
+        """Give `batch` to the child; the future ends with one outcome a job, in order, or with `ChildLost`.
 
         Raises:
-            ChildLost: the child ended before the batch did, or there is none.
+            ChildLost: there is no child.
             WireError: the batch is too large for a frame.
         """
         if not self.ready:
@@ -269,8 +267,20 @@ class Supervisor:
         for job in batch.jobs:
             self._running[job.number] = running
         self._pipe.send(frame)
+        return running.ended
+
+    async def run(self, batch: ChildBatch, on_progress: Callable[[ChildProgress], None]) -> list[ChildDone]:
+        """Run `batch` in the child, as `begin` does, and wait for its end.
+
+        A caller that is cancelled abandons the batch: its jobs are asked to stop.
+
+        Raises:
+            ChildLost: the child ended before the batch did, or there is none.
+            WireError: the batch is too large for a frame.
+        """
+        ended = self.begin(batch, on_progress)
         try:
-            return await running.ended
+            return await ended
         except asyncio.CancelledError:
             for job in batch.jobs:
                 self.cancel(job.number)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
 from typing import Generic, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -72,13 +71,12 @@ class FrameDecoder(Generic[FrameT]):
 
 
 class BlockingPipe(Generic[FrameT]):
-    """The child's end: one thread receives, any thread sends."""
+    """The child's end: one thread receives, one sends."""
 
     def __init__(self, sock: socket.socket, receives: type[FrameT]) -> None:
         self._socket = sock
         self._socket.settimeout(None)
         self._decoder = FrameDecoder(receives)
-        self._sending = threading.Lock()
 
     def receive(self) -> list[FrameT] | None:
         """Block for frames; None once the other side has closed."""
@@ -92,12 +90,10 @@ class BlockingPipe(Generic[FrameT]):
             if frames := self._decoder.feed(data):
                 return frames
 
-    def send(self, message: Message) -> None:
-        """Send one frame whole.
+    def send(self, frames: bytes) -> None:
+        """Send packed frames.
 
         Raises:
             OSError: the other side has closed.
         """
-        frame = pack(message)
-        with self._sending:
-            self._socket.sendall(frame)
+        self._socket.sendall(frames)

@@ -88,7 +88,7 @@ async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
         batch_wait_seconds=settings.worker_batch_wait_ms / 1000,
         company=watch.company,
         on_room=watch.room,
-        on_wait=lambda kind, seconds: measures.SLOT_WAIT_SECONDS.labels(kind).observe(seconds),
+        on_wait=lambda kind, seconds: measures.slot_wait_seconds(kind).observe(seconds),
     )
     loras = LoraCache(
         objects,

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from atelier.inference.v1.child_pb2 import ChildBatch, ChildDone, ChildJob, ChildProgress
 
@@ -34,6 +35,7 @@ class Job:
         payload: What the child gets.
         on_progress: Called with each report of progress.
         on_start: Called when it is given to the child.
+        held: What its inputs are held by; None where it has none.
         withdrawn: Whether it is to end early.
         started: Whether it is in the child.
     """
@@ -43,6 +45,7 @@ class Job:
     payload: ChildJob
     on_progress: Callable[[ChildProgress], None]
     on_start: Callable[[], None] = lambda: None
+    held: AsyncExitStack | None = None
     withdrawn: bool = False
     started: bool = False
     waits_since: float = 0.0
@@ -84,7 +87,6 @@ class Executor:
         self._on_wait = on_wait
         self._clock = clock
         self._numbers = itertools.count(1)
-        self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -110,7 +112,8 @@ class Executor:
             ChildLost: the child was lost while it ran.
         """
         self._number(job)
-        self._batcher.add(job, self._clock(), company=self._company())
+        company = job.batch_key is not None and self._company()
+        self._batcher.add(job, job.waits_since, company=company)
         self.pump()
         return await job.ended
 
@@ -180,36 +183,36 @@ class Executor:
                 job.started = True
                 job.on_start()
                 self._on_wait(job.task_type, now - job.waits_since)
-            task = asyncio.get_running_loop().create_task(self._run(batch))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._begin(batch)
             self._on_room()
 
-    async def _run(self, batch: list[Job]) -> None:
-        by_number = {job.payload.number: job for job in batch}
-        again: list[Job] = []
+    def _begin(self, batch: list[Job]) -> None:
         try:
-            outcomes = await self._supervisor.run(
-                ChildBatch(jobs=[job.payload for job in batch]),
-                lambda progress: by_number[progress.number].on_progress(progress),
-            )
-        except ChildLost as lost:
-            again = [job for job in batch if lost.innocent and not job.withdrawn]
-            _refuse((job for job in batch if job not in again), lost)
+            ended = self._supervisor.begin(ChildBatch(jobs=[job.payload for job in batch]), partial(_pass_on, batch))
         except Exception as error:  # nobody else would tell those who wait
-            _refuse(batch, error)
-        else:
-            for job, done in zip(batch, outcomes, strict=True):
+            ended = asyncio.get_running_loop().create_future()
+            ended.set_exception(error)
+        ended.add_done_callback(partial(self._end, batch))
+
+    def _end(self, batch: list[Job], ended: asyncio.Future[list[ChildDone]]) -> None:
+        error = ended.exception()
+        if error is None:
+            for job, done in zip(batch, ended.result(), strict=True):
                 if not job.ended.done():
                     job.ended.set_result(done)
-        finally:
-            self._free += 1
-            if again:
-                for job in again:
+        else:
+            innocent = isinstance(error, ChildLost) and error.innocent
+            again = [job for job in batch if innocent and not job.withdrawn]
+            for job in batch:
+                if job in again:
                     job.started = False
+                elif not job.ended.done():
+                    job.ended.set_exception(error)
+            if again:
                 self._batcher.put_back(again, self._clock())
-            self._on_room()
-            self.pump()
+        self._free += 1
+        self._on_room()
+        self.pump()
 
     def _number(self, job: Job) -> None:
         job.payload.number = next(self._numbers)
@@ -226,7 +229,7 @@ class Executor:
         self._timer = asyncio.get_running_loop().call_later(max(moment - now, 0.0), wake)
 
 
-def _refuse(jobs: Iterable[Job], error: Exception) -> None:
-    for job in jobs:
-        if not job.ended.done():
-            job.ended.set_exception(error)
+def _pass_on(batch: list[Job], progress: ChildProgress) -> None:
+    for job in batch:
+        if job.payload.number == progress.number:
+            job.on_progress(progress)

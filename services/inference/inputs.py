@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import itertools
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -99,7 +98,6 @@ class AttemptFolders:
         self._root = root
         self._numbers = itertools.count(1)
         self._own: Path | None = None
-        self._empty: list[Path] = []
         self._lock = -1
 
     def open(self) -> None:
@@ -121,21 +119,24 @@ class AttemptFolders:
             self._own.with_suffix(".lock").unlink(missing_ok=True)
             os.close(self._lock)
             self._own = None
-            self._empty.clear()
 
-    @contextlib.contextmanager
-    def attempt(self) -> Iterator[Path]:
-        """An empty folder; what is in it at the end is removed, whatever happened."""
+    def name(self) -> str:
+        """A folder for one attempt; whoever puts something into it first makes it."""
         assert self._own is not None, "the folders are open"
-        # An empty folder is kept for the next attempt: to make and remove one costs more than a small task.
-        folder = self._empty.pop() if self._empty else _made(self._own / str(next(self._numbers)))
-        try:
-            yield folder
-        finally:
-            if _is_empty(folder):
-                self._empty.append(folder)
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
+        return f"{self._own}/{next(self._numbers)}"
+
+    @staticmethod
+    def make(folder: str) -> Path:
+        """Make an attempt's folder."""
+        path = Path(folder)
+        path.mkdir()
+        return path
+
+    @staticmethod
+    def remove(folder: str) -> None:
+        """Remove an attempt's folder and what is in it, where it was made."""
+        if os.path.lexists(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _storage_path(source: str) -> str | None:
@@ -146,19 +147,6 @@ def _storage_path(source: str) -> str | None:
         return normalise_path(source)
     except MeshError:
         return None
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
-
-def _is_empty(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is None
-    except OSError:
-        return False
 
 
 def _remove_unlocked(lock: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from atelier.inference.v1.child_pb2 import ChildJob, ChildProgress
@@ -28,7 +27,6 @@ _CALLERS_FAULT = frozenset({Kind.INVALID, Kind.NOT_FOUND, Kind.FORBIDDEN, Kind.T
 _MAX_JOB_BYTES = MAX_FRAME_BYTES - 1024
 _MAX_SHARED_BYTES = MAX_FRAME_BYTES // 64  # the largest batch of jobs of this size fits into a frame
 _LONG_CHARS = 4096
-_NO_FILES: contextlib.nullcontext[Mapping[str, Path]] = contextlib.nullcontext({})
 
 
 class Preparer:
@@ -51,7 +49,17 @@ class Preparer:
     async def prepared(
         self, spec: CreateTask, task: Task, tenant: str, on_progress: Callable[[ChildProgress], None]
     ) -> AsyncIterator[Job]:
-        """A job with its folder and inputs, which last as long as the context.
+        """A job that is prepared and, at the end of the context, released; raises as `prepare` does."""
+        job = await self.prepare(spec, task, tenant, on_progress)
+        try:
+            yield job
+        finally:
+            await self.release(job)
+
+    async def prepare(
+        self, spec: CreateTask, task: Task, tenant: str, on_progress: Callable[[ChildProgress], None]
+    ) -> Job:
+        """Make a job, whose folder and inputs last until it is released.
 
         Raises:
             TaskFailed: the task cannot be executed.
@@ -60,38 +68,48 @@ class Preparer:
         handler = None if kind is None else self._handlers.get(kind)
         if kind is None or handler is None:
             raise TaskFailed("This worker does not execute the type.", ERROR_CATEGORY_INTERNAL, retryable=True)
-        with self._folders.attempt() as folder:
-            refs = handler.inputs(spec, task)
-            async with self._files(tenant, refs, folder) if refs else _NO_FILES as files:
-                trace = tracing.current()
-                payload = ChildJob(
-                    job_id=task.id,
-                    spec=without_data(spec, refs),
-                    task=task,
-                    folder=str(folder),
-                    inputs={name: str(path) for name, path in files.items()},
-                    traceparent=trace.traceparent if trace else "",
-                )
-                size = payload.ByteSize()
-                if size > _MAX_JOB_BYTES:
-                    raise TaskFailed(
-                        "The task is too large to be executed.", ERROR_CATEGORY_VALIDATION, retryable=False
-                    )
-                key = None if size > _MAX_SHARED_BYTES else handler.batch_key(spec, task)
-                if key is not None:
-                    # A batch is made with its first member's LoRAs. Tasks name them within their tenant, so that two
-                    # may mean different files by one path: what is compared are the files.
-                    key = (kind, key, tuple((ref.name, files[ref.name]) for ref in refs if ref.kind == "lora"))
-                yield Job(type_name(kind), key, payload, on_progress)
+        refs = handler.inputs(spec, task)
+        payload = ChildJob(job_id=task.id, spec=without_data(spec, refs), task=task, folder=self._folders.name())
+        if (trace := tracing.current()) is not None:
+            payload.traceparent = trace.traceparent
+        if not refs:
+            return Job(type_name(kind), _batch_key(payload, handler.batch_key(spec, task), kind), payload, on_progress)
+        async with AsyncExitStack() as held:
+            held.callback(self._folders.remove, payload.folder)
+            files = await self._fetched(held, tenant, refs, self._folders.make(payload.folder))
+            payload.inputs.update({name: str(path) for name, path in files.items()})
+            # A batch is made with its first member's LoRAs. Tasks name them within their tenant, so that two may mean
+            # different files by one path: what is compared are the files.
+            loras = tuple((ref.name, files[ref.name]) for ref in refs if ref.kind == "lora")
+            key = _batch_key(payload, handler.batch_key(spec, task), kind, loras)
+            return Job(type_name(kind), key, payload, on_progress, held=held.pop_all())
 
-    @asynccontextmanager
-    async def _files(self, tenant: str, refs: Sequence[InputRef], folder: Path) -> AsyncIterator[Mapping[str, Path]]:
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                files = await stack.enter_async_context(self._inputs.fetched(tenant, refs, folder))
-            except MeshError as error:
-                raise failed_input(error) from error
-            yield files
+    async def release(self, job: Job) -> None:
+        """Remove a job's folder and give its inputs back."""
+        if job.held is not None:
+            await job.held.aclose()
+        else:
+            self._folders.remove(job.payload.folder)
+
+    async def _fetched(
+        self, held: AsyncExitStack, tenant: str, refs: Sequence[InputRef], folder: Path
+    ) -> Mapping[str, Path]:
+        try:
+            return await held.enter_async_context(self._inputs.fetched(tenant, refs, folder))
+        except MeshError as error:
+            raise failed_input(error) from error
+
+
+def _batch_key(payload: ChildJob, key: Hashable | None, *kind: Hashable) -> Hashable | None:
+    """What is equal for jobs that may run together.
+
+    Raises:
+        TaskFailed: no frame carries the job.
+    """
+    size = payload.ByteSize()
+    if size > _MAX_JOB_BYTES:
+        raise TaskFailed("The task is too large to be executed.", ERROR_CATEGORY_VALIDATION, retryable=False)
+    return None if key is None or size > _MAX_SHARED_BYTES else (*kind, key)
 
 
 def without_data(spec: CreateTask, refs: Sequence[InputRef]) -> CreateTask:

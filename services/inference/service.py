@@ -175,7 +175,7 @@ class Attempts:
             if attempt.timer is not None:
                 attempt.timer.cancel()
             self._attempts.discard(attempt)
-            measures.ATTEMPTS.labels(name, outcome).inc()
+            measures.attempts(name, outcome).inc()
             assert self._leases is not None
             self._leases.room()
         if outcome != "completed":
@@ -217,12 +217,14 @@ class Attempts:
             self._leases.progress(attempt.held, percent, step=report.step, total=report.total, preview=report.preview)
 
         try:
-            async with self._preparer.prepared(lease.spec, task, lease.tenant, progressed) as job:
-                attempt.job = job
+            job = attempt.job = await self._preparer.prepare(lease.spec, task, lease.tenant, progressed)
+            try:
                 job.on_start = lambda: self._limit(attempt, "timeout")
                 done = await self._executor.execute(job)
                 attempt.executed = True
                 return await self._ended(attempt, job, done)
+            finally:
+                await self._preparer.release(job)
         except Withdrawn:
             return await self._stopped(attempt)
         except ChildLost as lost:
@@ -234,7 +236,7 @@ class Attempts:
 
     async def _ended(self, attempt: _Attempt, job: Job, done: ChildDone) -> str:
         if done.device_seconds:
-            measures.DEVICE_SECONDS.labels(job.task_type).inc(done.device_seconds)
+            measures.device_seconds(job.task_type).inc(done.device_seconds)
         kind = done.WhichOneof("outcome")
         if kind == "output" and attempt.stop in (None, "drain", "timeout"):
             return await self._completed(attempt, job, done)

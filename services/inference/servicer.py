@@ -131,7 +131,7 @@ class InferenceServicer(InferenceServiceServicer):
             outcome = "failed"
             raise _refused(TaskFailed(lost.message, lost.category, retryable=True)) from lost
         finally:
-            measures.ATTEMPTS.labels(kind, f"direct_{outcome}").inc()
+            measures.attempts(kind, f"direct_{outcome}").inc()
 
     async def Describe(self, request: DescribeRequest, context: Context) -> DescribeResponse:  # noqa: ARG002, N802 - an RPC
         """Tell what the worker serves and what it holds."""

@@ -89,8 +89,12 @@ class TaskContext(Protocol):
     job_id: str
     spec: CreateTask
     task: Task
-    folder: Path
     inputs: Mapping[str, Path]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the attempt, for its files; it is there once it was asked for."""
+        ...
 
     def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
         """Report that `step` of `total` is done; `preview` is a small JPEG. Also feeds the step deadline."""

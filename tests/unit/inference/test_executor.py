@@ -25,6 +25,9 @@ class Child:
     async def wait_ready(self) -> None:
         assert self.ready
 
+    def begin(self, batch: ChildBatch, on_progress: Callable[[ChildProgress], None]) -> asyncio.Future[list[ChildDone]]:
+        return asyncio.ensure_future(self.run(batch, on_progress))
+
     async def run(self, batch: ChildBatch, on_progress: Callable[[ChildProgress], None]) -> list[ChildDone]:
         self.batches.append([job.number for job in batch.jobs])
         end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -114,13 +117,45 @@ async def test_a_job_that_lost_its_child_ends_with_that(child: Child) -> None:
     assert work.busy == 0
 
 
-async def test_a_job_that_cannot_be_handed_over_ends_with_that(child: Child) -> None:
+async def test_a_job_that_cannot_be_handed_over_ends_with_that(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> asyncio.Future[list[ChildDone]]:
+        raise WireError("too large")
+
+    monkeypatch.setattr(child, "begin", refuse)
     work = executor(child)
-    end = asyncio.create_task(work.execute(job()))
-    await child.end(0, WireError("too large"))
     with pytest.raises(WireError):
-        await end
+        await work.execute(job())
+    await settle()
     assert work.busy == 0
+
+
+async def test_progress_reaches_the_job_of_its_batch_that_made_it(child: Child) -> None:
+    work = executor(child)
+    running = asyncio.create_task(work.execute(job()))
+    seen: list[tuple[str, int]] = []
+
+    def named(name: str) -> Job:
+        return Job("NOOP", "a", ChildJob(), lambda report: seen.append((name, report.number)))
+
+    pair = [named("x"), named("y")]
+    ends = [asyncio.create_task(work.execute(each)) for each in pair]
+    await child.end(0)
+    await child.end(1)
+    assert running.done()
+    assert all(end.done() for end in ends)
+    assert seen == [("x", pair[0].payload.number), ("y", pair[1].payload.number)]
+
+
+async def test_a_job_that_was_withdrawn_is_not_given_to_the_next_child(child: Child) -> None:
+    work = executor(child)
+    withdrawn = job()
+    end = asyncio.create_task(work.execute(withdrawn))
+    await settle()
+    work.withdraw(withdrawn)
+    await child.end(0, ChildLost("hung", ERROR_CATEGORY_TIMEOUT, innocent=True))
+    with pytest.raises(ChildLost):
+        await end
+    assert len(child.batches) == 1
 
 
 async def test_nothing_starts_without_a_child(child: Child) -> None:

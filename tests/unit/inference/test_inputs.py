@@ -104,16 +104,15 @@ async def test_an_image_above_the_limit_is_not_fetched(store: Store, inputs: Inp
 def test_nothing_is_left_of_an_attempt_whatever_it_wrote(tmp_path: Path) -> None:
     folders = AttemptFolders(tmp_path)
     folders.open()
-    with folders.attempt() as folder:
-        (folder / "deep").mkdir()
-        (folder / "deep" / "file").write_text("x")
+    folder = folders.make(folders.name())
+    (folder / "deep").mkdir()
+    (folder / "deep" / "file").write_text("x")
+    folders.remove(str(folder))
     assert not folder.exists()
-    with folders.attempt() as first:
-        pass
-    with folders.attempt() as second, folders.attempt() as beside:
-        assert second == first
-        assert beside != first
-        assert not list(second.iterdir())
+    unmade = folders.name()
+    assert unmade != str(folder)
+    folders.remove(unmade)
+    folders.make(folders.name())
     folders.close()
     assert not list(tmp_path.iterdir())
 
@@ -124,11 +123,11 @@ def test_what_a_killed_process_left_is_removed_and_what_another_uses_is_not(tmp_
     dead.with_suffix(".lock").touch()
     living = AttemptFolders(tmp_path)
     living.open()
-    with living.attempt() as kept:
-        other = AttemptFolders(tmp_path)
-        other.open()
-        assert not dead.exists()
-        assert kept.exists()
-        assert len({path.name.split("-")[0] for path in tmp_path.glob("*.lock")} | {str(os.getpid())}) == 1
-        other.close()
+    kept = living.make(living.name())
+    other = AttemptFolders(tmp_path)
+    other.open()
+    assert not dead.exists()
+    assert kept.exists()
+    assert len({path.name.split("-")[0] for path in tmp_path.glob("*.lock")} | {str(os.getpid())}) == 1
+    other.close()
     living.close()
