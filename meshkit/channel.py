@@ -268,7 +268,7 @@ class _Unary:
         owner = self._owner
         pairs = owner._metadata(metadata)  # noqa: SLF001
         deadline = time.monotonic() + (owner._deadline if timeout is None else timeout)  # noqa: SLF001
-        keyed = self._creates and any(key == idempotency.METADATA_KEY for key, _ in pairs)
+        keyed = self._creates and idempotency.METADATA_KEY in dict(pairs)
         attempts = _KEYED_ATTEMPTS if keyed else 1
         made = 0
         extras = _Extras(owner._wait_for_ready if wait_for_ready is None else wait_for_ready, trailing)  # noqa: SLF001

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import logging as stdlib
 import re
 import sys
+import threading
 from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import orjson
 import structlog
@@ -27,6 +31,7 @@ _SECRET_TEXT = re.compile(
     r"|(?P<key>\b(?:password|passwd|secret|token|x-amz-signature|x-amz-credential)=)[^\s&'\"]+"
 )
 _MAX_DEPTH = 6
+_FLAT = frozenset({str, int, float, bool, type(None)})
 
 
 def redact(value: object, depth: int = 0) -> object:  # noqa: PLR0911 -- one a kind of value
@@ -48,6 +53,53 @@ def redact(value: object, depth: int = 0) -> object:  # noqa: PLR0911 -- one a k
     return value
 
 
+class Lines:
+    """Writes lines, those of one turn of the event loop together: what a process does at once, it tells at once.
+
+    A warning, and what another thread says, is written right away, after what was held. A process that is killed loses
+    what it held, the lines of a millisecond or so.
+
+    Args:
+        file: Where to.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._held: list[bytes] = []
+        self._lock = threading.Lock()
+
+    def info(self, line: bytes) -> None:
+        """Writes a line by the loop's next turn."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.error(line)
+            return
+        with self._lock:
+            self._held.append(line)
+            first = len(self._held) == 1
+        if first:
+            loop.call_soon(self.flush)
+
+    def error(self, line: bytes) -> None:
+        """Writes a line now."""
+        with self._lock:
+            self._held.append(line)
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes what is held."""
+        with self._lock:
+            if self._held:
+                self._held.append(b"")
+                held, self._held = b"\n".join(self._held), []
+                self._file.write(held)
+                self._file.flush()
+
+    debug = info
+    warning = critical = error
+
+
 def configure(service: str, level: str = "info") -> None:
     """Sets up logging for the process, once at its start.
 
@@ -58,23 +110,19 @@ def configure(service: str, level: str = "info") -> None:
         level: Least level that is written: debug, info, warning or error.
     """
     threshold = stdlib.getLevelNamesMapping()[level.upper()]
-    shared: list[structlog.types.Processor] = [
-        structlog.stdlib.add_log_level,
-        _add_origin(service),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        _redact_event,
-    ]
+    shared: list[structlog.types.Processor] = [_stamp(service), structlog.processors.format_exc_info]
+    lines = Lines(sys.stderr.buffer)
+    atexit.register(lines.flush)
     structlog.configure(
-        processors=[*shared, structlog.processors.JSONRenderer(serializer=_dump)],
+        processors=[*shared, _render],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+        logger_factory=lambda *_args: lines,
         cache_logger_on_first_use=True,
     )
     handler = stdlib.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared, _redact_event],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.JSONRenderer(serializer=_dump_text),
@@ -108,6 +156,12 @@ def _names_a_secret(key: str) -> bool:
     return _SECRET_KEY.search(key) is not None
 
 
+@lru_cache(maxsize=1024)
+def _name_a_secret(keys: tuple[str, ...]) -> bool:
+    """Whether one of the keys does; lines of one place in the code have the same."""
+    return any(map(_names_a_secret, keys))
+
+
 def _cover(match: re.Match[str]) -> str:
     if match["scheme"]:
         return f"{match['scheme']} {REDACTED}"
@@ -118,8 +172,11 @@ def _cover(match: re.Match[str]) -> str:
     return REDACTED
 
 
-def _add_origin(service: str) -> structlog.types.Processor:
-    def add(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _stamp(service: str) -> structlog.types.Processor:
+    """What every line says of itself; one processor, because each costs as much as what it adds."""
+
+    def stamp(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        structlog.stdlib.add_log_level(logger, method, event)
         event["service"] = service
         trace = tracing.current()
         if trace is not None:
@@ -127,27 +184,34 @@ def _add_origin(service: str) -> structlog.types.Processor:
             event.setdefault("request_id", trace.request_id)
             if trace.tenant:
                 event.setdefault("tenant", trace.tenant)
+        event["timestamp"] = f"{datetime.now(UTC).isoformat()[: -len('+00:00')]}Z"
         return event
 
-    return add
+    return stamp
 
 
-def _needs_no_cover(event: Mapping[str, Any]) -> bool:
-    """Whether `redact` would change nothing, as with nearly every line: flat, no secret's name, no secret's mark."""
-    texts = []
-    for key, value in event.items():
-        if _names_a_secret(key):
-            return False
-        if isinstance(value, str):
-            texts.append(value)
-        elif value is not None and not isinstance(value, int | float):
-            return False
-    return not _may_hold_a_secret("\n".join(texts))
+def _render(_logger: object, _method: str, event: MutableMapping[str, Any]) -> bytes:
+    line = _dump(event)
+    return line if _needs_no_cover(event, line) else _dump(redact(event))
+
+
+def _needs_no_cover(event: Mapping[str, Any], line: bytes) -> bool:
+    """Whether `redact` would change nothing, as with nearly every line: flat, no secret's name, no secret's mark.
+
+    Args:
+        event: What is said.
+        line: The same as JSON, where a mark reads as it does in the text itself.
+    """
+    # Letters beyond ASCII have cases of their own, which `_may_hold_a_secret` would have to look at one by one.
+    return (
+        _FLAT.issuperset(map(type, event.values()))
+        and line.isascii()
+        and not _name_a_secret(tuple(event))
+        and not _may_hold_a_secret(line.decode("ascii"))
+    )
 
 
 def _redact_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    if _needs_no_cover(event):
-        return event
     # ProcessorFormatter keeps its own objects under these names until it removes them.
     kept = {key: event.pop(key) for key in ("_record", "_from_structlog") if key in event}
     clean = cast("dict[str, Any]", redact(event))

@@ -115,7 +115,9 @@ class _Dispatch:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        if await self._transcoder.serve(scope, receive, send):
+        answering = self._transcoder.serve(scope, receive, send)
+        if answering is not None:
+            await answering
             return
         # With and without a trailing slash, as the routes of the contracts.
         if scope["path"].endswith("/") and not _names_an_image(scope):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -31,8 +31,11 @@ def header(scope: Scope, name: bytes) -> str:
     return "" if value is None else value.decode("latin-1")
 
 
-def _by_name(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    found: dict[bytes, bytes] = {}
+def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    found = dict(headers)
+    if len(found) == len(headers):
+        return found
+    found = {}
     for key, value in headers:
         found[key] = found[key] + b", " + value if key in found else value
     return found

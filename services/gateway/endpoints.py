@@ -6,7 +6,7 @@ One `Endpoint` a route, built at start. Nothing here knows which service or reso
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -219,17 +219,15 @@ class Transcoder:
         self._table = table
         self._endpoints = {id(route): Endpoint(route, codecs, call_of(route), around) for route in table.routes}
 
-    async def serve(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Answer a request, if its path is one of the contracts'; tell whether it was."""
+    def serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None] | None:
+        """Answer a request, if its path is one of the contracts'; None where it is not."""
         raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
         found = self._table.match(scope["method"], raw_path.decode("utf-8", "replace"))
         if isinstance(found, Match):
-            await self._endpoints[id(found.route)].serve(scope, receive, send, found.values)
-            return True
+            return self._endpoints[id(found.route)].serve(scope, receive, send, found.values)
         if isinstance(found, WrongMethod):
-            await send_error(scope, send, method_not_allowed(found.allowed))
-            return True
-        return False
+            return send_error(scope, send, method_not_allowed(found.allowed))
+        return None
 
 
 def _query(scope: Scope) -> list[tuple[str, str]]:

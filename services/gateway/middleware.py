@@ -83,29 +83,23 @@ class Edge:
         before = tracing.current()
         tracing.use(trace)
         try:
-            status = await self._serve(scope, receive, answering, lambda: status)
+            await self._app(scope, receive, answering)
+        except ClientGoneError:
+            status = status or _CLIENT_GONE
+        except MeshError as error:
+            if status:
+                raise
+            await send_error(scope, answering, render(error))
+        except Exception:
+            _log.exception("request failed")
+            if status:
+                # The answer has begun: only breaking it off tells the caller that it is not whole.
+                raise
+            text = f"Internal error, request {trace.request_id}"
+            await send_error(scope, answering, render(MeshError(Kind.INTERNAL, text)))
         finally:
             self._account(scope, status, self._clock() - started)
             tracing.use(before)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, status: Callable[[], int]) -> int:
-        try:
-            await self._app(scope, receive, send)
-        except ClientGoneError:
-            return status() or _CLIENT_GONE
-        except MeshError as error:
-            if status():
-                raise
-            await send_error(scope, send, render(error))
-        except Exception:
-            _log.exception("request failed")
-            if status():
-                # The answer has begun: only breaking it off tells the caller that it is not whole.
-                raise
-            trace = tracing.current()
-            ident = trace.request_id if trace is not None else ""
-            await send_error(scope, send, render(MeshError(Kind.INTERNAL, f"Internal error, request {ident}")))
-        return status()
 
     @staticmethod
     def _account(scope: Scope, status: int, seconds: float) -> None:
@@ -141,6 +135,10 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         announced = header(scope, b"content-length")
+        if announced.isdigit() and int(announced) <= self._max and not header(scope, b"transfer-encoding"):
+            # The server takes no more than was announced.
+            await self._app(scope, receive, send)
+            return
         if announced.isdigit() and int(announced) > self._max:
             # A caller that waits for `100 Continue` has sent nothing yet and need not.
             if header(scope, b"expect").lower() != "100-continue":

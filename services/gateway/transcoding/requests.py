@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import orjson
@@ -17,7 +17,7 @@ from services.gateway.transcoding.options import ContractError, json_name, neste
 from services.gateway.transcoding.routes import Route
 from services.gateway.transcoding.scalars import BadValueError, text_converter, well_known
 
-Pairs = Iterable[tuple[str, str]]
+Pairs = Sequence[tuple[str, str]]
 _TextSet = Callable[[Any, list[str]], None]
 
 
@@ -78,7 +78,8 @@ class RequestDecoder:
             self._decode_body(self._body, message, content, decoding)
         for (name, set_), value in zip(self._path, values, strict=True):
             _apply(set_, message, [value], ("path", name), decoding)
-        self._decode_query(message, query, decoding)
+        if query:
+            self._decode_query(message, query, decoding)
         if decoding.violations:
             raise RefusedRequestError(decoding.violations)
         return message

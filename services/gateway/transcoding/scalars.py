@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
@@ -233,9 +234,14 @@ def _fill_timestamp(target: Any, value: Json) -> None:
     target.nanos = int((fraction or "0").ljust(9, "0"))
 
 
+@lru_cache(maxsize=256)
+def _print_second(seconds: int) -> str:
+    # Moments of one answer, and of those around it, mostly lie within the same second.
+    return (_NAIVE_EPOCH + timedelta(0, seconds)).isoformat("T", "seconds")
+
+
 def _print_timestamp(value: Any) -> str:
-    moment = _NAIVE_EPOCH + timedelta(0, value.seconds, value.nanos // 1000)
-    return moment.isoformat("T", "milliseconds") + "Z"
+    return f"{_print_second(value.seconds)}.{value.nanos // 1_000_000:03d}Z"
 
 
 def _fill_duration(target: Any, value: Json) -> None:

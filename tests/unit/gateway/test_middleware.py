@@ -123,3 +123,9 @@ async def test_a_body_beyond_the_limit_is_taken_and_refused(announced: bool) -> 
     sent = await ask(app, of, piece(5, more=True), piece(6, more=True), piece(900, more=False))
     assert sent[0]["status"] == 413
     assert "10 bytes" in orjson.loads(sent[1]["body"])["detail"]
+
+
+async def test_a_body_that_is_larger_than_announced_in_pieces_is_refused_all_the_same() -> None:
+    of = scope(content_length="5", transfer_encoding="chunked")
+    sent = await ask(Edge(BodyLimit(reading, max_bytes=10)), of, piece(8, more=True), piece(8, more=False))
+    assert sent[0]["status"] == 413

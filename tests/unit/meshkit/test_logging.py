@@ -1,6 +1,9 @@
+import asyncio
+import io
 import json
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -53,14 +56,58 @@ def test_no_secret_is_passed_over_by_the_quick_look(before: str, secret: str, af
     if logging._SECRET_TEXT.search(text):
         assert logging._may_hold_a_secret(text)
     line = {"event": "said", "count": 1, "what": text}
-    assert logging._redact_event(None, "info", dict(line)) == redact(line)
+    assert logging._render(None, "info", dict(line)) == logging._dump(redact(line))
 
 
 @pytest.mark.parametrize(
-    "line", [{"token": "t"}, {"event": "e", "deep": {"token": "t"}}, {"event": "Bearer abcdefghijkl"}, {"data": b"x"}]
+    "line",
+    [
+        {"token": "t"},
+        {"event": "e", "deep": {"token": "t"}},
+        {"event": "Bearer abcdefghijkl"},
+        {"event": "ba\u017fic abcdefghijkl"},  # a long s is an s without regard to case
+        {"data": b"x"},
+    ],
 )
 def test_the_quick_look_sees_what_is_to_be_covered(line: Any) -> None:
-    assert logging._redact_event(None, "info", dict(line)) == redact(line) != line
+    assert logging._render(None, "info", dict(line)) == logging._dump(redact(line)) != logging._dump(line)
+
+
+class File(io.BytesIO):
+    """Notes what was written at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+
+    def write(self, data: Any) -> int:
+        self.writes.append(bytes(data))
+        return len(data)
+
+
+async def test_lines_of_one_turn_are_written_together_and_a_warning_at_once() -> None:
+    file = File()
+    lines = logging.Lines(file)
+    lines.info(b"one")
+    lines.info(b"two")
+    assert file.writes == []
+    await asyncio.sleep(0)
+    assert file.writes == [b"one\ntwo\n"]
+    lines.info(b"three")
+    lines.warning(b"four")
+    assert file.writes[1:] == [b"three\nfour\n"]
+    await asyncio.sleep(0)
+    assert len(file.writes) == 2
+
+
+async def test_a_line_of_another_thread_does_not_wait_for_the_loop() -> None:
+    file = File()
+    lines = logging.Lines(file)
+    lines.info(b"one")
+    thread = threading.Thread(target=lines.info, args=(b"two",))
+    thread.start()
+    thread.join()
+    assert file.writes == [b"one\ntwo\n"]
 
 
 def test_bytes_and_deep_nesting_are_not_written_out() -> None:
@@ -88,6 +135,21 @@ except ValueError:
 logging.getLogger("lib").warning("password=pw of %s", "lib")
 logging.getLogger("lib").info("unseen too")
 """
+
+LAST_WORDS = """
+import asyncio
+from meshkit.logging import configure, get_logger
+configure("tasks", "info")
+async def main():
+    get_logger("mod").info("first")
+    asyncio.get_running_loop().call_soon(lambda: get_logger("mod").info("last"))
+asyncio.run(main())
+"""
+
+
+def test_what_is_said_as_the_loop_ends_is_written() -> None:
+    done = subprocess.run([sys.executable, "-c", LAST_WORDS], capture_output=True, text=True, check=True, timeout=60)
+    assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == ["first", "last"]
 
 
 def test_a_program_that_configures_nothing_hears_of_trouble_alone() -> None:
