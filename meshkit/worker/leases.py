@@ -263,6 +263,7 @@ class LeaseClient:
         return await self._call(self._calls.CompleteMany, request, timeout=_END_SECONDS)
 
     def _drop(self, held: Held) -> None:
+        held.forget()
         if self._held.pop(held.key, None) is not None:
             self._ended[held.key] = None
             if len(self._ended) > _ENDED_KEPT:

@@ -168,3 +168,7 @@ class Held:
             self.lost = why
             if self._on_lost is not None:
                 self._on_lost(why)
+
+    def forget(self) -> None:
+        """Tell nobody any more: its holder, who most likely holds this, is freed without the garbage collector."""
+        self._on_lost = None

@@ -175,6 +175,7 @@ class Attempts:
             if attempt.timer is not None:
                 attempt.timer.cancel()
             self._attempts.discard(attempt)
+            attempt.job = None  # its callbacks refer to the attempt: only the garbage collector would free them
             measures.attempts(name, outcome).inc()
             assert self._leases is not None
             self._leases.room()
