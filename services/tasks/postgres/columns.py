@@ -16,6 +16,12 @@ SELECT_T = ", ".join(f"t.{name}" for name in NAMES)
 values = attrgetter(*NAMES)
 
 
+def array(values: Sequence[str]) -> str:
+    """Strings as PostgreSQL writes an array of them: many of different length do not fit into one parameter else."""
+    quoted = (value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
+
+
 def record(row: Sequence[Any]) -> TaskRecord:
     """A row of `SELECT` as a record."""
     return TaskRecord(*row)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from meshkit.db import Connection
 from services.tasks.domain import TaskRecord
@@ -44,39 +45,50 @@ def leaving(record: TaskRecord) -> Change:
     return Change(record.queue_name, record.tenant, record.lane, pending=-1)
 
 
+# Both tables are written by upserts alone: those look a row up by its key whatever the planner knows of the table. What
+# is unnested in a list of columns keeps its order, and with it that of the locks.
+
 # A tenant without waiting work starts again at the queue's virtual time, or at its own where that is later. The column
-# `charged` carries the charge into DO UPDATE. Lanes that are not part of the change follow their tenant's clock.
-_APPLY = """
-WITH changes AS (
-    SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::bigint[], %b::float8[])
-        AS c (queue, tenant, lane, pending, charge)
-), totals AS (
-    SELECT queue, tenant, sum(pending)::bigint AS pending, sum(charge) AS charge
-    FROM changes GROUP BY queue, tenant ORDER BY queue, tenant
-), tenants AS (
-    INSERT INTO queue_tenants AS t (queue, tenant, virtual_time, pending, charged)
-    SELECT c.queue, c.tenant, coalesce(q.virtual_time, 0), c.pending, c.charge
-    FROM totals c LEFT JOIN queues q ON q.name = c.queue
-    ORDER BY c.queue, c.tenant
-    ON CONFLICT (queue, tenant) DO UPDATE SET
-        virtual_time = excluded.charged + CASE WHEN t.pending <= 0 AND excluded.pending > 0
-            THEN greatest(t.virtual_time, excluded.virtual_time) ELSE t.virtual_time END,
-        pending = greatest(0, t.pending + excluded.pending),
-        charged = t.charged + excluded.charged
-    RETURNING queue, tenant, virtual_time
-), others AS (
-    UPDATE queue_lanes l SET virtual_time = t.virtual_time
-    FROM tenants t
-    WHERE l.queue = t.queue AND l.tenant = t.tenant AND l.pending > 0 AND l.virtual_time <> t.virtual_time
-        AND NOT EXISTS (SELECT FROM changes c WHERE c.queue = l.queue AND c.tenant = l.tenant AND c.lane = l.lane)
-)
+# `charged` carries the charge into DO UPDATE.
+_TENANTS = """
+INSERT INTO queue_tenants AS t (queue, tenant, virtual_time, pending, charged)
+SELECT c.queue, c.tenant, coalesce((SELECT q.virtual_time FROM queues q WHERE q.name = c.queue), 0), c.pending, c.charge
+FROM (SELECT unnest(%b::text[]) AS queue, unnest(%b::text[]) AS tenant, unnest(%b::bigint[]) AS pending,
+    unnest(%b::float8[]) AS charge) c
+ON CONFLICT (queue, tenant) DO UPDATE SET
+    virtual_time = excluded.charged + CASE WHEN t.pending <= 0 AND excluded.pending > 0
+        THEN greatest(t.virtual_time, excluded.virtual_time) ELSE t.virtual_time END,
+    pending = greatest(0, t.pending + excluded.pending),
+    charged = t.charged + excluded.charged
+"""
+
+# Lanes that work enters, after their tenants.
+_ENTER = """
 INSERT INTO queue_lanes AS l (queue, tenant, lane, virtual_time, pending)
-SELECT c.queue, c.tenant, c.lane, t.virtual_time, greatest(0, c.pending)
-FROM changes c JOIN tenants t USING (queue, tenant)
+SELECT c.queue, c.tenant, c.lane,
+    (SELECT t.virtual_time FROM queue_tenants t WHERE t.queue = c.queue AND t.tenant = c.tenant), c.pending
+FROM (SELECT unnest(%b::text[]) AS queue, unnest(%b::text[]) AS tenant, unnest(%b::text[]) AS lane,
+    unnest(%b::bigint[]) AS pending) c
 ON CONFLICT (queue, tenant, lane) DO UPDATE SET
-    virtual_time = excluded.virtual_time,
-    pending = greatest(0, l.pending + (
-        SELECT c.pending FROM changes c WHERE c.queue = l.queue AND c.tenant = l.tenant AND c.lane = l.lane))
+    virtual_time = excluded.virtual_time, pending = l.pending + excluded.pending
+"""
+
+# Where work leaves or a tenant's clock moves, all of its lanes with work follow that clock. The planner is not to take
+# the test for work for the condition of `queue_lanes_next`: it would read the whole queue by that index.
+_FOLLOW = """
+INSERT INTO queue_lanes AS l (queue, tenant, lane, virtual_time, pending)
+SELECT w.queue, w.tenant, o.lane,
+    (SELECT t.virtual_time FROM queue_tenants t WHERE t.queue = w.queue AND t.tenant = w.tenant), coalesce(
+        (SELECT c.pending FROM (SELECT unnest(%(queues)b::text[]) AS queue, unnest(%(tenants)b::text[]) AS tenant,
+            unnest(%(lanes)b::text[]) AS lane, unnest(%(pending)b::bigint[]) AS pending) c
+        WHERE c.queue = w.queue AND c.tenant = w.tenant AND c.lane = o.lane), 0)
+FROM (SELECT unnest(%(of)b::text[]) AS queue, unnest(%(who)b::text[]) AS tenant) w
+CROSS JOIN LATERAL (
+    SELECT l.lane FROM queue_lanes l
+    WHERE l.queue = w.queue AND l.tenant = w.tenant AND (l.pending > 0) IS TRUE OFFSET 0
+) o
+ON CONFLICT (queue, tenant, lane) DO UPDATE SET
+    virtual_time = excluded.virtual_time, pending = greatest(0, l.pending + excluded.pending)
 """
 
 # Counters that say more than there is would be asked for ever: count again what the index holds.
@@ -100,14 +112,30 @@ async def apply(conn: Connection, changes: Iterable[Change]) -> None:
         conn: A connection in the transaction of the changes themselves.
         changes: Any number, for any tenants.
     """
-    sums: dict[tuple[str, str, str], tuple[int, float]] = {}
+    lanes: dict[tuple[str, str, str], int] = {}
+    tenants: dict[tuple[str, str], tuple[int, float]] = {}
     for change in changes:
-        key = (change.queue, change.tenant, change.lane)
-        pending, charge = sums.get(key, (0, 0.0))
-        sums[key] = (pending + change.pending, charge + change.charge)
-    rows = [(*key, pending, charge) for key, (pending, charge) in sorted(sums.items()) if pending or charge]
-    if rows:
-        await conn.execute(_APPLY, [list(column) for column in zip(*rows, strict=True)])
+        lane = (change.queue, change.tenant, change.lane)
+        lanes[lane] = lanes.get(lane, 0) + change.pending
+        pending, charge = tenants.get(lane[:2], (0, 0.0))
+        tenants[lane[:2]] = (pending + change.pending, charge + change.charge)
+    entered = [(*lane, pending) for lane, pending in sorted(lanes.items()) if pending > 0]
+    left = [(*lane, pending) for lane, pending in sorted(lanes.items()) if pending < 0]
+    moved = {lane[:2] for lane in left} | {tenant for tenant, (_, charge) in tenants.items() if charge}
+    touched = moved | {lane[:2] for lane in entered}
+    if not touched:
+        return
+    await conn.execute(_TENANTS, _arrays([(*tenant, *tenants[tenant]) for tenant in sorted(touched)]))
+    if entered:
+        await conn.execute(_ENTER, _arrays(entered))
+    if moved:
+        names = ("queues", "tenants", "lanes", "pending", "of", "who")
+        columns = [*(_arrays(left) or [[], [], [], []]), *_arrays(sorted(moved))]
+        await conn.execute(_FOLLOW, dict(zip(names, columns, strict=True)))
+
+
+def _arrays(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 async def recount(conn: Connection, queue: str, tenants: Sequence[str], others: Sequence[str]) -> None:

@@ -6,10 +6,9 @@ What a task begins with is the same for all of them and stands in the statement;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from operator import attrgetter
 from uuid import UUID
-
-import orjson
 
 from meshkit import idempotency
 from meshkit.db import Connection
@@ -28,7 +27,6 @@ _VARYING = (
     ("provider_type", "text"),
     ("lane", "text"),
     ("created_at", "timestamptz"),
-    ("updated_at", "timestamptz"),
     ("origin_instance", "text"),
     ("origin_zone", "text"),
     ("origin_reference", "text"),
@@ -39,24 +37,27 @@ _VARYING = (
     ("spec", "bytea"),
     ("body", "bytea"),
 )
-_NAMES = ", ".join(name for name, _ in _VARYING)
-_values = attrgetter(*(name for name, _ in _VARYING))
+_KINDS = dict(_VARYING)
+_values = attrgetter(*_KINDS)
 
-# Rows are locked in the order of their ids, as everyone who takes several does. An identifier that is there already, or
-# was that of a deleted task, is left out; only callers who chose one can meet it.
-_INSERT = f"""
-INSERT INTO tasks ({_NAMES}, warm_keys, status, attempt, retry_count, released, is_resumed, resume_attempt_count,
-    version, progress, errors, is_deleted, charged, result_objects)
-SELECT {_NAMES}, ARRAY(SELECT jsonb_array_elements_text(n.warm_keys::jsonb)), 'PENDING', 0, 0, 0, false, 0,
-    1, 0, '{{}}', false, 0, '{{}}'
-FROM unnest({", ".join(f"%b::{kind}[]" for _, kind in _VARYING)}, %b::text[]) AS n ({_NAMES}, warm_keys)
-WHERE NOT EXISTS (SELECT FROM task_ids d WHERE d.id = n.id)
-ORDER BY n.id
-ON CONFLICT (id) DO NOTHING
-"""  # noqa: S608 -- fixed names
+# A member that none of the tasks has is no parameter: each costs a transaction of a few tasks as much as a
+# further task. What is unnested in a list of columns keeps its order: rows are written in that of their ids.
+_INSERT = """
+INSERT INTO tasks ({names}, updated_at, warm_keys, status, attempt, retry_count, released, is_resumed,
+    resume_attempt_count, version, progress, errors, is_deleted, charged, result_objects)
+SELECT {names}, n.created_at, n.warm_keys::text[], 'PENDING', 0, 0, 0, false,
+    0, 1, 0, '{{}}', false, 0, '{{}}'
+FROM (SELECT {unnested}) n
+"""
 
-# An insert that waited for the end of a task's deletion did not see that its identifier was retired: a later look does.
-_WITHDRAW = "DELETE FROM tasks t USING task_ids d WHERE d.id = t.id AND t.id = ANY(%b) RETURNING t.id"
+# Only callers who chose an identifier can meet one that is there already: such a task is left out.
+_UNLESS_TAKEN = "ON CONFLICT (id) DO NOTHING RETURNING id"
+
+# Nor may they have that of a deleted task. Looked at afterwards, because an insert may have waited for the end of a
+# deletion, and did not see what that retired.
+_WITHDRAW = """
+DELETE FROM tasks WHERE id = ANY(ARRAY(SELECT d.id FROM task_ids d WHERE d.id = ANY(%b))) RETURNING id
+"""
 
 _CLAIM_KEYS = """
 INSERT INTO idempotency_keys (tenant, method, key, request_hash, response)
@@ -152,15 +153,30 @@ async def _insert(conn: Connection, records: Sequence[TaskRecord], *, ask: bool 
     """Writes rows; which ones, where that is asked for."""
     if not records:
         return frozenset()
-    columns_of = [list(column) for column in zip(*map(_values, records), strict=True)]
-    keys = [orjson.dumps(list(record.warm_keys)).decode() for record in records]
+    ordered = sorted(records, key=attrgetter("id"))
+    values = {
+        name: list(column)
+        for name, column in zip(_KINDS, zip(*map(_values, ordered), strict=True), strict=True)
+        if any(value is not None for value in column)
+    }
+    statement = _statement(tuple(values), ask=ask)
+    written = await conn.execute(
+        statement, [*values.values(), [columns.array(record.warm_keys) for record in ordered]], binary=True
+    )
     if not ask:
-        await conn.execute(_INSERT, (*columns_of, keys))
         return frozenset()
-    written = await conn.execute(f"{_INSERT} RETURNING id", (*columns_of, keys), binary=True)
     withdrawn = await conn.execute(_WITHDRAW, ([record.id for record in records],), binary=True)
     rows = frozenset(await written.fetchall()) - frozenset(await withdrawn.fetchall())
     return frozenset(row[0] for row in rows)
+
+
+@lru_cache(maxsize=64)
+def _statement(names: tuple[str, ...], *, ask: bool) -> str:
+    unnested = [f"unnest(%b::{_KINDS[name]}[]) AS {name}" for name in names]
+    statement = _INSERT.format(
+        names=", ".join(names), unnested=", ".join([*unnested, "unnest(%b::text[]) AS warm_keys"])
+    )
+    return statement + _UNLESS_TAKEN if ask else statement
 
 
 async def _announce(conn: Connection, records: Sequence[TaskRecord]) -> None:

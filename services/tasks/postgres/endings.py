@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-import orjson
-
 from meshkit.db import Connection
 from services.tasks.catalog import prefix_of
 from services.tasks.domain import (
@@ -28,24 +26,35 @@ from services.tasks.fairness import correction, weight_of
 from services.tasks.postgres import announcements, columns, counters
 from services.tasks.store import Completion, Ended
 
-# Rows are locked in the order of their ids, as everyone who takes several does.
+# Ended attempts are rows; one that runs is told by its task. A row that is there comes from a release that wrote it at
+# the lease.
+_ATTEMPT = "task_id, attempt, session, executor_instance, started_at, ended_at, outcome, device_seconds"
+_KEEP_ATTEMPT = """
+ON CONFLICT (task_id, attempt) DO UPDATE SET
+    ended_at = excluded.ended_at, outcome = excluded.outcome, error = excluded.error,
+    error_category = excluded.error_category, device_seconds = excluded.device_seconds
+"""
+
+# Rows are locked in the order of the arrays, which is that of their ids, as everyone does who takes several: what is
+# unnested in a list of columns keeps its order, and on the connections for it the planner joins by nested loops alone.
+# That identifiers are named twice has it look them up, whatever it thinks of the table's size; IS NOT DISTINCT keeps it
+# from the index by session, where the dead versions of all that the session had would be read.
 _COMPLETE = f"""
-WITH reported AS (
-    SELECT * FROM unnest(%b::uuid[], %b::integer[], %b::uuid[], %b::bytea[], %b::text[], %b::float8[])
-        AS r (id, attempt, session, result, objects, seconds)
-), locked AS (
-    SELECT t.id FROM tasks t JOIN reported r ON r.id = t.id ORDER BY t.id FOR UPDATE OF t
-), done AS (
+WITH done AS (
     UPDATE tasks t SET
         status = 'COMPLETED', version = t.version + 1, progress = 100, completed_at = now(), updated_at = now(),
         lease_session = NULL, lease_sequence = NULL, missing_since = NULL, error_category = NULL, result = r.result,
-        result_objects = ARRAY(SELECT jsonb_array_elements_text(r.objects::jsonb))
-    FROM reported r JOIN locked l ON l.id = r.id
-    WHERE t.id = r.id AND t.status = 'EXECUTING' AND t.attempt = r.attempt AND t.lease_session = r.session
-    RETURNING {columns.SELECT_T}, r.seconds
+        result_objects = r.objects::text[]
+    FROM (SELECT unnest(%(ids)b::uuid[]) AS id, unnest(%(attempts)b::integer[]) AS attempt,
+        unnest(%(sessions)b::uuid[]) AS session, unnest(%(results)b::bytea[]) AS result,
+        unnest(%(objects)b::text[]) AS objects, unnest(%(seconds)b::float8[]) AS seconds) r
+    WHERE t.id = r.id AND t.id = ANY(%(ids)b) AND t.status = 'EXECUTING' AND t.attempt = r.attempt
+        AND t.lease_session IS NOT DISTINCT FROM r.session
+    RETURNING {columns.SELECT_T}, r.session, r.seconds
 ), noted AS (
-    UPDATE attempts a SET ended_at = now(), outcome = 'COMPLETED', device_seconds = d.seconds
-    FROM done d WHERE a.task_id = d.id AND a.attempt = d.attempt
+    INSERT INTO attempts ({_ATTEMPT})
+    SELECT id, attempt, session, coalesce(executor_instance, ''), leased_at, completed_at, status, seconds FROM done
+    {_KEEP_ATTEMPT}
 )
 SELECT {columns.SELECT}, seconds FROM done
 """  # noqa: S608 -- fixed names
@@ -74,11 +83,12 @@ WHERE t.id = %(id)s AND t.status = 'EXECUTING' AND t.attempt = %(attempt)s AND t
 RETURNING {columns.SELECT_T}
 """  # noqa: S608 -- fixed names
 
-_END_ATTEMPT = """
-UPDATE attempts SET ended_at = now(), outcome = %(outcome)s, error = %(error)s, error_category = %(category)s,
-    device_seconds = %(seconds)s
-WHERE task_id = %(id)s AND attempt = %(attempt)s AND outcome IS NULL
-"""
+_END_ATTEMPT = f"""
+INSERT INTO attempts ({_ATTEMPT}, error, error_category)
+VALUES (%(id)s, %(attempt)s, %(session)s, coalesce(%(executor)s, ''), %(started_at)s, now(), %(outcome)s, %(seconds)s,
+    %(error)s, %(category)s)
+{_KEEP_ATTEMPT} WHERE attempts.outcome IS NULL
+"""  # noqa: S608 -- fixed names
 
 _CANCEL = f"""
 UPDATE tasks t SET
@@ -119,18 +129,19 @@ def handed_back() -> Loss:
 
 async def complete(conn: Connection, completions: Sequence[Completion], weights: Mapping[str, float]) -> list[Ended]:
     """Ends attempts with their results; see `store.Store.complete_many`."""
-    rows = [
-        (
-            item.ref.job_id,
-            item.ref.attempt,
-            item.session,
-            item.result,
-            orjson.dumps(list(item.objects)).decode(),
-            item.device_seconds,
-        )
-        for item in completions
-    ]
-    cursor = await conn.execute(_COMPLETE, [list(column) for column in zip(*rows, strict=True)], binary=True)
+    reported = sorted(completions, key=lambda item: item.ref.job_id)
+    cursor = await conn.execute(
+        _COMPLETE,
+        {
+            "ids": [item.ref.job_id for item in reported],
+            "attempts": [item.ref.attempt for item in reported],
+            "sessions": [item.session for item in reported],
+            "results": [item.result for item in reported],
+            "objects": [columns.array(item.objects) for item in reported],
+            "seconds": [item.device_seconds for item in reported],
+        },
+        binary=True,
+    )
     done: dict[UUID, tuple[TaskRecord, float]] = {}
     for row in await cursor.fetchall():
         done[row[0]] = (columns.record(row[:-1]), row[-1])
@@ -284,6 +295,9 @@ async def _end_attempt(conn: Connection, record: TaskRecord, loss: Loss) -> None
         {
             "id": record.id,
             "attempt": record.attempt,
+            "session": record.lease_session,
+            "executor": record.executor_instance,
+            "started_at": record.leased_at,
             "outcome": loss.outcome.value,
             "error": clip_error(loss.message) if loss.message else None,
             "category": loss.category.value if loss.category else None,

@@ -54,6 +54,16 @@ _MODIFY = sql.SQL(
     columns=sql.SQL(columns.SELECT_T),
 )
 
+# An attempt is a row once it has ended; until then its task tells of it.
+_ATTEMPTS = """
+SELECT attempt, executor_instance, started_at, ended_at, outcome, error, error_category FROM attempts
+WHERE task_id = %(id)s AND outcome IS NOT NULL
+UNION ALL
+SELECT attempt, coalesce(executor_instance, ''), leased_at, NULL, NULL, NULL, NULL FROM tasks
+WHERE id = %(id)s AND status = 'EXECUTING'
+ORDER BY attempt
+"""
+
 
 async def get(conn: Connection, task_id: UUID) -> TaskRecord | None:
     """A task."""
@@ -88,11 +98,7 @@ async def list_tasks(conn: Connection, which: TaskFilter, skip: int, limit: int)
 
 async def attempts(conn: Connection, task_id: UUID) -> list[AttemptRecord]:
     """A task's attempts, oldest first."""
-    cursor = await conn.execute(
-        "SELECT attempt, executor_instance, started_at, ended_at, outcome, error, error_category "
-        "FROM attempts WHERE task_id = %s ORDER BY attempt",
-        (task_id,),
-    )
+    cursor = await conn.execute(_ATTEMPTS, {"id": task_id})
     return [AttemptRecord(*row) for row in await cursor.fetchall()]
 
 

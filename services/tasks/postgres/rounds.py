@@ -11,26 +11,28 @@ from services.tasks.fairness import Candidate, Contender
 from services.tasks.postgres import announcements, columns, counters
 from services.tasks.store import Grant, PollEntry, Registered
 
+# Sessions are locked in the order of the arrays, which is that of their ids, and looked up by id: OFFSET and the lock
+# keep the subquery from being joined in another way.
+
 # A poll's number is the last one's (it is repeated) or the next. The previous number tells which.
 _REGISTER = """
-WITH polls AS (SELECT * FROM unnest(%b::uuid[], %b::bigint[]) AS p (session, sequence)),
-known AS (
-    SELECT s.id, s.sequence FROM sessions s JOIN polls p ON p.session = s.id
+WITH known AS (
+    SELECT s.id, s.sequence AS previous, p.sequence
+    FROM (SELECT unnest(%(sessions)b::uuid[]) AS session, unnest(%(sequences)b::bigint[]) AS sequence) p
+    CROSS JOIN LATERAL (SELECT * FROM sessions s WHERE s.id = p.session OFFSET 0 FOR UPDATE) s
     WHERE s.closed_at IS NULL AND s.expires_at > now() AND p.sequence IN (s.sequence, s.sequence + 1)
-    ORDER BY s.id FOR UPDATE OF s
 )
-UPDATE sessions s SET sequence = p.sequence, acknowledged = greatest(s.acknowledged, p.sequence - 1)
-FROM polls p JOIN known k ON k.id = p.session
-WHERE s.id = p.session
-RETURNING s.id, k.sequence = p.sequence, s.draining
+UPDATE sessions s SET sequence = k.sequence, acknowledged = greatest(s.acknowledged, k.sequence - 1)
+FROM known k WHERE s.id = k.id AND s.id = ANY(%(sessions)b)
+RETURNING s.id, k.previous = k.sequence, s.draining
 """
 
 # The share lock holds off whoever would end the session until the round's leases are there to be given back with it.
 _CONFIRM = """
-SELECT s.id, s.sequence, s.draining FROM sessions s
-JOIN unnest(%b::uuid[], %b::bigint[]) AS p (session, sequence) ON p.session = s.id
+SELECT s.id, s.sequence, s.draining
+FROM (SELECT unnest(%(sessions)b::uuid[]) AS session, unnest(%(sequences)b::bigint[]) AS sequence) p
+CROSS JOIN LATERAL (SELECT * FROM sessions s WHERE s.id = p.session OFFSET 0 FOR SHARE) s
 WHERE s.closed_at IS NULL AND s.expires_at > now() AND s.sequence = p.sequence
-ORDER BY s.id FOR SHARE OF s
 """
 
 _REPLAY = f"SELECT {columns.SELECT} FROM tasks WHERE lease_session = %s AND lease_sequence = %s ORDER BY leased_at, id"  # noqa: S608 -- fixed names
@@ -61,29 +63,25 @@ ORDER BY n.tenant, n.priority DESC, n.created_at, n.id
 """
 
 # A row that someone else holds is being cancelled or changed: the next round sees what became of it. One that was moved
-# to another queue or provider after it was looked at stays where it is.
+# to another queue or provider after it was looked at stays where it is. Rows are locked one at a time, in the order of
+# the arrays, and looked up by their id, which is named twice as in completions; `num_nulls` keeps the planner from
+# `tasks_waiting`, by which it would read the whole queue.
 _GRANT = f"""
-WITH chosen AS (
-    SELECT * FROM unnest(%(ids)b::uuid[], %(sessions)b::uuid[], %(sequences)b::bigint[], %(kinds)b::text[],
-        %(names)b::text[], %(costs)b::float8[], %(lanes)b::text[]) AS c (id, session, sequence, kind, name, cost, lane)
-), locked AS (
-    SELECT t.id FROM tasks t WHERE t.id = ANY(%(ids)b::uuid[]) AND t.status = 'PENDING' AND t.not_before IS NULL
-        AND t.queue_name = %(queue)s
-    ORDER BY t.id FOR UPDATE SKIP LOCKED
-), leased AS (
-    UPDATE tasks t SET
-        status = 'EXECUTING', attempt = t.attempt + 1, version = t.version + 1, progress = 0,
-        started_at = coalesce(t.started_at, now()), updated_at = now(), leased_at = now(),
-        executor_type = c.kind, executor_instance = c.name, lease_session = c.session, lease_sequence = c.sequence,
-        charged = CASE WHEN t.charged > 0 THEN t.charged ELSE c.cost END, missing_since = NULL, error_category = NULL
-    FROM chosen c JOIN locked l ON l.id = c.id
-    WHERE t.id = c.id AND t.status = 'PENDING' AND t.lane = c.lane
-    RETURNING {columns.SELECT_T}
-), noted AS (
-    INSERT INTO attempts (task_id, attempt, session, executor_instance, started_at)
-    SELECT id, attempt, lease_session, executor_instance, leased_at FROM leased
+WITH locked AS (
+    SELECT c.* FROM (SELECT unnest(%(ids)b::uuid[]) AS id, unnest(%(sessions)b::uuid[]) AS session,
+        unnest(%(sequences)b::bigint[]) AS sequence, unnest(%(kinds)b::text[]) AS kind,
+        unnest(%(names)b::text[]) AS name, unnest(%(costs)b::float8[]) AS cost, unnest(%(lanes)b::text[]) AS lane) c
+    CROSS JOIN LATERAL (SELECT FROM tasks t WHERE t.id = c.id FOR UPDATE SKIP LOCKED) t
 )
-SELECT {columns.SELECT} FROM leased
+UPDATE tasks t SET
+    status = 'EXECUTING', attempt = t.attempt + 1, version = t.version + 1, progress = 0,
+    started_at = coalesce(t.started_at, now()), updated_at = now(), leased_at = now(),
+    executor_type = c.kind, executor_instance = c.name, lease_session = c.session, lease_sequence = c.sequence,
+    charged = CASE WHEN t.charged > 0 THEN t.charged ELSE c.cost END, missing_since = NULL, error_category = NULL
+FROM locked c
+WHERE t.id = c.id AND t.id = ANY(%(ids)b) AND t.status = 'PENDING' AND num_nulls(t.not_before) = 1
+    AND t.queue_name = %(queue)s AND t.lane = c.lane
+RETURNING {columns.SELECT_T}
 """  # noqa: S608 -- fixed names
 
 # Rounds of one queue in other replicas wait here. The row comes with the first round that leases.
@@ -192,5 +190,6 @@ class PostgresRound:
         return leases
 
 
-def _columns(polls: Sequence[PollEntry]) -> tuple[list[UUID], list[int]]:
-    return [poll.session for poll in polls], [poll.sequence for poll in polls]
+def _columns(polls: Sequence[PollEntry]) -> Mapping[str, Sequence[UUID] | Sequence[int]]:
+    ordered = sorted(polls, key=lambda poll: poll.session)
+    return {"sessions": [poll.session for poll in ordered], "sequences": [poll.sequence for poll in ordered]}

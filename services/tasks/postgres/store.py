@@ -28,7 +28,14 @@ _T = TypeVar("_T")
 
 # Each statement of the hot transactions has one index to use, and planning anew for the values costs more than reading.
 # A plan made while a table was small would read all of it until the next ANALYZE, so that choice is taken away.
-PIPELINE_SETTINGS = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
+# Rows are locked in the order in which an index or a nested loop comes to them.
+PIPELINE_SETTINGS = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
 
 
 class PostgresStore:

@@ -271,7 +271,8 @@ async def fill(mesh: Mesh, *, rows: int, tenants: int) -> None:
     await mesh.create(tenant="template")
     await mesh.execute(
         "INSERT INTO tasks SELECT r.* FROM tasks t, generate_series(1, %s) n, LATERAL jsonb_populate_record(t, "
-        "jsonb_build_object('id', gen_random_uuid(), 'tenant', 't' || n %% %s, 'priority', n %% 3)) r",
+        "jsonb_build_object('id', gen_random_uuid(), 'tenant', 't' || n %% %s, 'priority', n %% 3, "
+        "'created_at', t.created_at + n * interval '1 ms')) r",
         rows,
         tenants,
     )

@@ -236,6 +236,20 @@ async def test_attempt_beyond_its_time_limit_is_ended(mesh: Mesh) -> None:
     assert [item.attempt for item in await worker.heartbeat(lease)] == [1]
 
 
+@pytest.mark.parametrize("ending", ["complete", "fail"])
+async def test_attempt_that_a_release_of_before_wrote_at_its_lease_ends_as_one_row(mesh: Mesh, ending: str) -> None:
+    task = await mesh.create()
+    worker = await mesh.worker()
+    [lease] = await worker.lease()
+    await mesh.execute(
+        "INSERT INTO attempts (task_id, attempt, session, executor_instance, started_at) "
+        "SELECT id, attempt, lease_session, executor_instance, leased_at FROM tasks"
+    )
+    assert await outcomes(mesh, task.id) == ["UNSPECIFIED"]
+    await (worker.complete(lease) if ending == "complete" else worker.fail(lease))
+    assert await outcomes(mesh, task.id) == ["COMPLETED" if ending == "complete" else "FAILED"]
+
+
 async def test_released_lease_goes_back_for_free(mesh: Mesh) -> None:
     task = await mesh.create()
     worker = await mesh.worker()

@@ -29,6 +29,9 @@ async def test_task_goes_from_pending_to_completed(mesh: Mesh) -> None:
     assert running.status == EXECUTING
     assert running.executor_instance == "w/0"
     assert running.HasField("started_at")
+    [attempt] = await mesh.attempts(task.id)
+    assert (attempt.attempt, attempt.executor_instance) == (1, "w/0")
+    assert not attempt.HasField("ended_at")
 
     await worker.complete(lease, f"{lease.result_prefix}result.bin")
     done = await mesh.get(task.id)

@@ -12,7 +12,7 @@ from atelier.tasks.v1.worker_service_pb2 import Lease
 from meshkit.errors import Kind, MeshError
 from services.tasks.postgres import queries
 from services.tasks.scheduler import Poll, Scheduler
-from tests.integration.tasks.conftest import NOOP, Mesh, StartMesh, Worker, noop, until, waits_for_lock
+from tests.integration.tasks.conftest import NOOP, Mesh, StartMesh, Worker, completion, noop, until, waits_for_lock
 
 CancelTaskRequest = tasks_service_pb2.CancelTaskRequest
 CANCELLED = enums_pb2.TASK_STATUS_CANCELLED
@@ -226,6 +226,20 @@ async def test_progress_takes_sessions_before_tasks(mesh: Mesh) -> None:
         await ending.execute("SELECT FROM tasks FOR UPDATE")
     await flush
     assert await counts(mesh, "SELECT acknowledged FROM sessions", 1)
+
+
+async def test_completions_wait_for_rows_in_the_order_of_their_ids_and_are_taken_then(mesh: Mesh) -> None:
+    for _ in range(3):
+        await mesh.create()
+    worker = await mesh.worker()
+    leases = sorted(await worker.lease(3), key=lambda lease: lease.job_id)
+    async with mesh.running.database.transaction() as other:
+        await other.execute("UPDATE tasks SET progress = 50 WHERE id = %s", (leases[0].job_id,))
+        ending = asyncio.create_task(worker.complete_many(*(completion(lease) for lease in reversed(leases))))
+        await until(lambda: waits_for_lock(mesh))
+        await other.execute("SELECT FROM tasks WHERE id = %s FOR UPDATE NOWAIT", (leases[2].job_id,))
+    assert await ending == ["TAKEN"] * 3
+    assert await counts(mesh, "SELECT count(*) FROM tasks WHERE status = 'COMPLETED'", 3)
 
 
 async def test_an_identifier_is_not_given_again_while_its_task_is_deleted(mesh: Mesh) -> None:

@@ -3,7 +3,10 @@ from typing import Any
 
 import pytest
 
+from meshkit.pipeline import _parse
+from services.tasks.postgres import columns, counters, endings, rounds
 from services.tasks.postgres.rounds import CANDIDATES
+from services.tasks.postgres.store import PIPELINE_SETTINGS
 from tests.integration.tasks.conftest import Mesh, StartMesh, fill
 
 
@@ -37,3 +40,36 @@ async def test_lease_query_uses_its_index_at_twenty_thousand_rows(mesh: Mesh) ->
     await fill(mesh, rows=20_000, tenants=20)
     plan = await candidates_plan(mesh)
     assert {node.get("Index Name") for node in plan if node.get("Relation Name") == "tasks"} == {"tasks_waiting"}
+
+
+HOT = (
+    (endings._COMPLETE, {"tasks_pkey"}),
+    (rounds._GRANT, {"tasks_pkey"}),
+    (rounds._REGISTER, {"sessions_pkey"}),
+    (rounds._CONFIRM, {"sessions_pkey"}),
+    (counters._TENANTS, {"queues_pkey"}),
+    (counters._ENTER, {"queue_tenants_pkey"}),
+    (counters._FOLLOW, {"queue_lanes_pkey", "queue_tenants_pkey"}),
+)
+
+
+@pytest.mark.parametrize("rows", [None, 2_000])
+async def test_hot_statements_look_rows_up_by_their_key(start_mesh: StartMesh, rows: int | None) -> None:
+    mesh = await start_mesh()
+    if rows is not None:
+        await fill(mesh, rows=rows, tenants=5)
+    async with mesh.running.database.transaction() as conn:
+        for name, value in PIPELINE_SETTINGS.items():
+            await conn.execute(f"SET LOCAL {name} TO {value}")
+        for statement, keys in HOT:
+            explained = await conn.execute(b"EXPLAIN (GENERIC_PLAN, FORMAT JSON) " + _parse(statement).text)
+            [[plan]] = await explained.fetchall()
+            scans = [node for node in nodes(plan[0]["Plan"]) if "Relation Name" in node and "Scan" in node["Node Type"]]
+            assert {scan.get("Index Name") for scan in scans} == keys, statement
+            assert all(scan.get("Index Cond") for scan in scans), statement
+
+
+async def test_strings_are_written_as_an_array_of_them(mesh: Mesh) -> None:
+    values = ["", "plain", 'a "quoted", one', "back\\slash", "{braces}", "null", "NULL", "новый\n\tline"]
+    [[read]] = await mesh.rows("SELECT %s::text[]", columns.array(values))
+    assert read == values
