@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _PLACEHOLDER = re.compile(rb"%(?:\((\w+)\))?([sbt%])")
 _FORMATS = {b"s": PyFormat.AUTO, b"b": PyFormat.BINARY, b"t": PyFormat.TEXT}
-# A service's hot statements are a few dozen; what a caller composes beyond that is sent without being prepared.
+# A service's hot statements are a few dozen; of those composed for an occasion the least used are forgotten.
 _MOST_PREPARED = 200
 _MAX_AGE_SECONDS = 3600.0
 _STALE = (pg_errors.FeatureNotSupported, pg_errors.InvalidSqlStatementName)
@@ -94,10 +94,13 @@ class Rows:
         return self._result
 
 
-class _Prepared(NamedTuple):
-    """A statement that the server was asked to prepare, and has not confirmed."""
+_Key = tuple[bytes, tuple[int, ...]]  # of a prepared statement: its text, and the types of its values
 
-    key: tuple[bytes, tuple[int, ...]]
+
+class _Prepared(NamedTuple):
+    """The server was asked to prepare a statement, or to forget one."""
+
+    key: _Key | None
 
 
 class _Sync:
@@ -122,7 +125,7 @@ class Pipeline:
         self._transformer = Transformer(connection)
         self._pending: deque[Rows | _Prepared | _Sync] = deque()
         self._asked = 0  # of the pending, how many the server was told to answer at once
-        self._names: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
+        self._names: OrderedDict[_Key, bytes] = OrderedDict()
         self._numbers = 0
         self._failure: psycopg.Error | None = None
         self._open = False
@@ -217,22 +220,24 @@ class Pipeline:
         dumped = transformer.dump_sequence(values, statement.formats) if values else []
         types, formats = (transformer.types or (), transformer.formats) if values else ((), None)
         name = self._name(statement.text, types)
-        if name is None:
-            self._pgconn.send_query_params(statement.text, dumped, types, formats, int(binary))
-        else:
-            self._pgconn.send_query_prepared(name, dumped, formats, int(binary))
+        self._pgconn.send_query_prepared(name, dumped, formats, int(binary))
         rows = Rows(self)
         self._pending.append(rows)
         return rows
 
-    def _name(self, text: bytes, types: tuple[int, ...]) -> bytes | None:
+    def _name(self, text: bytes, types: tuple[int, ...]) -> bytes:
         key = (text, types)
         name = self._names.get(key)
-        if name is None and len(self._names) < _MOST_PREPARED:
-            self._numbers += 1
-            name = self._names[key] = b"pipeline_%d" % self._numbers
-            self._pgconn.send_prepare(name, text, types)
-            self._pending.append(_Prepared(key))
+        if name is not None:
+            self._names.move_to_end(key)
+            return name
+        if len(self._names) >= _MOST_PREPARED:
+            self._pgconn.send_close_prepared(self._names.popitem(last=False)[1])
+            self._pending.append(_Prepared(None))
+        self._numbers += 1
+        name = self._names[key] = b"pipeline_%d" % self._numbers
+        self._pgconn.send_prepare(name, text, types)
+        self._pending.append(_Prepared(key))
         return name
 
     async def _synchronise(self) -> None:
@@ -269,7 +274,7 @@ class Pipeline:
         self._pending.popleft()
         self._asked = max(0, self._asked - 1)
         if result.status in (ExecStatus.FATAL_ERROR, ExecStatus.PIPELINE_ABORTED):
-            if isinstance(item, _Prepared):
+            if isinstance(item, _Prepared) and item.key is not None:
                 self._names.pop(item.key, None)
             if self._failure is None:
                 self._failure = pg_errors.error_from_result(result)

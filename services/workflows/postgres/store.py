@@ -64,7 +64,7 @@ class PostgresStore:
         tenant = whole.workflow.tenant
 
         async def body() -> bytes | None:
-            async with self._db.transaction() as conn:
+            async with self._db.pipeline() as conn:
                 if key is not None:
                     replay = await idempotency.claim(conn, tenant, key.method, key.key, key.request_hash)
                     if replay is not None:

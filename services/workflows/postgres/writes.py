@@ -10,7 +10,7 @@ from typing import Any
 from psycopg import sql
 
 from meshkit import outbox
-from meshkit.db import DirectConnection
+from meshkit.db import Connection
 from meshkit.pipeline import Pipeline, Rows
 from services.workflows import events
 from services.workflows.domain import StepRecord, WorkflowRecord
@@ -22,15 +22,13 @@ _CREATE_WORKFLOW = (
     f"INSERT INTO workflows ({columns.WORKFLOW}) VALUES ({', '.join(['%s'] * len(columns.WORKFLOW_NAMES))})"  # noqa: S608 -- fixed names
 )
 _CREATE_STEP = f"INSERT INTO steps ({columns.STEP}) VALUES ({', '.join(['%s'] * len(columns.STEP_NAMES))})"  # noqa: S608 -- fixed names
-_COPY_STEPS = f"COPY steps ({columns.STEP}) FROM STDIN"
 
 
-async def create(conn: DirectConnection, whole: Whole) -> None:
-    """Writes a new workflow and the news of it; not within a pipeline."""
+async def create(conn: Connection, whole: Whole) -> None:
+    """Writes a new workflow and the news of it."""
     await conn.execute(_CREATE_WORKFLOW, columns.workflow_values(whole.workflow))
-    async with conn.cursor() as cursor, cursor.copy(_COPY_STEPS) as copy:
-        for step in whole.steps:
-            await copy.write_row(columns.step_values(step))
+    for step in whole.steps:
+        await conn.execute(_CREATE_STEP, columns.step_values(step))
     await outbox.insert(conn, [events.changed(whole.workflow)])
 
 

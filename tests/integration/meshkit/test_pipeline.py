@@ -224,12 +224,19 @@ async def test_a_table_that_changed_under_a_prepared_statement_fails_once_at_mos
     assert await read() == [(1, None, 5)]
 
 
-async def test_more_statements_than_are_kept_prepared(piped: Database) -> None:
+async def test_statements_that_are_used_least_are_forgotten(piped: Database) -> None:
     async with piped.pipeline() as conn:
         for number in range(250):
             answer = await conn.execute(f"SELECT {number} + %s", (1,))
+            await conn.execute("SELECT 'hot'")
             if number % 50 == 0:
                 assert await answer.fetchone() == (number + 1,)
+        again = await conn.execute("SELECT 0 + %s", (1,))
+        prepared = await conn.execute("SELECT statement FROM pg_prepared_statements")
+        assert await again.fetchone() == (1,)
+        kept = [row[0] for row in await prepared.fetchall()]
+    assert "SELECT 'hot'" in kept
+    assert 190 < len(kept) <= 200
     await insert(piped, 1)
     assert await numbers(piped) == [1]
 
