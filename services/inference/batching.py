@@ -27,6 +27,7 @@ JobT = TypeVar("JobT", bound=Batchable)
 class _Group(Generic[JobT]):
     jobs: list[JobT]
     ripe_at: float
+    key: Hashable | None = None
 
 
 class Batcher(Generic[JobT]):
@@ -60,7 +61,7 @@ class Batcher(Generic[JobT]):
         if key is not None and self._max_batch > 1:
             group = self._open.get(key)
             if group is None:
-                group = self._open[key] = _Group([], now + self._wait)
+                group = self._open[key] = _Group([], now + self._wait, key)
                 self._groups.append(group)
             group.jobs.append(job)
             if len(group.jobs) == self._max_batch:
@@ -103,6 +104,5 @@ class Batcher(Generic[JobT]):
         return False
 
     def _close(self, group: _Group[JobT]) -> None:
-        for key, known in list(self._open.items()):
-            if known is group:
-                del self._open[key]
+        if group.key is not None and self._open.get(group.key) is group:
+            del self._open[group.key]

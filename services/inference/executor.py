@@ -172,7 +172,7 @@ class Executor:
 
     def pump(self) -> None:
         """Start what can start; called when a job, a slot or a child has come."""
-        while self._free > 0 and self._supervisor.ready:
+        while self._free > 0 and len(self._batcher) and self._supervisor.ready:
             now = self._clock()
             batch = self._batcher.take(now)
             if not batch:

@@ -117,7 +117,7 @@ def without_data(spec: CreateTask, refs: Sequence[InputRef]) -> CreateTask:
 
     The files lie in the attempt's folder; a frame to the child is small.
     """
-    long = {ref.source: ref.name for ref in refs if len(ref.source) > _LONG_CHARS}
+    long = {ref.source: ref.name for ref in refs if len(ref.source) > _LONG_CHARS} if refs else None
     detail = spec.WhichOneof("detail")
     if not long or detail is None:
         return spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_TIMEOUT,
     ErrorCategory,
 )
+from atelier.tasks.v1.worker_service_pb2 import ResultObject
 
 from meshkit import tracing
 from meshkit.errors import Kind, MeshError
@@ -46,7 +48,8 @@ class _Attempt:
         interruptible: Whether the runner may be cancelled where it is.
         executed: Whether the child is done with it.
         uploads: What it has stored, once it has stored anything.
-        timer: Ends it at its time limit.
+        due: When its time limit passes.
+        overdue: Why it is to end then.
     """
 
     held: Held
@@ -56,7 +59,8 @@ class _Attempt:
     interruptible: bool = False
     executed: bool = False
     uploads: Uploads | None = None
-    timer: asyncio.TimerHandle | None = None
+    due: float = math.inf
+    overdue: str = ""
 
     @property
     def begun(self) -> bool:
@@ -95,6 +99,8 @@ class Attempts:
         self._attempts: set[_Attempt] = set()
         self._leases: LeaseClient | None = None
         self._draining = False
+        self._timer: asyncio.TimerHandle | None = None  # one for all: nearly every attempt ends long before its limit
+        self._rings_at = math.inf
         measures.HELD.set_function(lambda: len(self._attempts))
 
     def bind(self, leases: LeaseClient) -> None:
@@ -172,8 +178,6 @@ class Attempts:
             if attempt.uploads is not None:
                 await attempt.uploads.discard()
         finally:
-            if attempt.timer is not None:
-                attempt.timer.cancel()
             self._attempts.discard(attempt)
             attempt.job = None  # its callbacks refer to the attempt: only the garbage collector would free them
             measures.attempts(name, outcome).inc()
@@ -184,12 +188,28 @@ class Attempts:
 
     def _limit(self, attempt: _Attempt, why: str) -> None:
         """Count an attempt's time limit from now: while it waits it is handed back then, once it runs it fails."""
-        if attempt.timer is not None:
-            attempt.timer.cancel()
         timeout = attempt.held.lease.timeout
         seconds = timeout.seconds + timeout.nanos / 1e9
         if seconds > 0:
-            attempt.timer = asyncio.get_running_loop().call_later(seconds, self._stop, attempt, why)
+            attempt.due, attempt.overdue = self._clock() + seconds, why
+            self._ring_at(attempt.due)
+
+    def _ring_at(self, moment: float) -> None:
+        """Have `_ring` called then, unless it is called before that."""
+        if moment < self._rings_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._rings_at = moment
+            self._timer = asyncio.get_running_loop().call_later(max(moment - self._clock(), 0.0), self._ring)
+
+    def _ring(self) -> None:
+        """Stop what has passed its limit, and wait for the next that may."""
+        self._rings_at, now = math.inf, self._clock()
+        for attempt in list(self._attempts):
+            if attempt.due <= now:
+                self._stop(attempt, attempt.overdue)
+            else:
+                self._ring_at(attempt.due)
 
     async def _end_of(self, attempt: _Attempt) -> str:
         try:
@@ -249,8 +269,10 @@ class Attempts:
     async def _completed(self, attempt: _Attempt, job: Job, done: ChildDone) -> str:
         assert self._leases is not None
         lease, output = attempt.held.lease, done.output
-        uploads = attempt.uploads = Uploads(self._objects, lease)
-        objects = [await uploads.put(job.payload.folder, file) for file in output.files]
+        objects: list[ResultObject] = []
+        if output.files:
+            uploads = attempt.uploads = Uploads(self._objects, lease)
+            objects = [await uploads.put(job.payload.folder, file) for file in output.files]
         result = name_files(output, lease.result_prefix)
         attempt.interruptible = False
         try:
@@ -259,8 +281,8 @@ class Attempts:
             _log.exception("result_not_taken", job_id=lease.job_id)
             failure = TaskFailed("The result was not accepted.", ERROR_CATEGORY_INTERNAL, retryable=False)
             return await self._failed(attempt, failure, done.device_seconds)
-        if fate is not Fate.LOST:
-            uploads.keep()
+        if fate is not Fate.LOST and attempt.uploads is not None:
+            attempt.uploads.keep()
         return "completed" if fate is Fate.TAKEN else "lost"
 
     async def _failed(self, attempt: _Attempt, failure: TaskFailed, device_seconds: float = 0.0) -> str:
