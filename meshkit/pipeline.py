@@ -122,6 +122,11 @@ class Pipeline:
         self._pgconn: PGconn = connection.pgconn
         self._pgconn.nonblocking = 1
         self._pgconn.enter_pipeline_mode()
+        self._loop = asyncio.get_running_loop()
+        self._socket = self._pgconn.socket
+        # For as long as the connection lives: to ask the loop anew for each answer costs more than to take it.
+        self._loop.add_reader(self._socket, self._read)
+        self._awaited: asyncio.Future[None] | None = None
         self._transformer = Transformer(connection)
         self._pending: deque[Rows | _Prepared | _Sync] = deque()
         self._asked = 0  # of the pending, how many the server was told to answer at once
@@ -138,6 +143,7 @@ class Pipeline:
 
     async def close(self) -> None:
         """Closes the connection; what it did not commit is undone by the server."""
+        self._loop.remove_reader(self._socket)
         await self._connection.close()
 
     async def execute(
@@ -283,31 +289,41 @@ class Pipeline:
         return item
 
     async def _result(self) -> PGresult | None:
-        while self._pgconn.is_busy():
-            await self._ready()
-            self._pgconn.consume_input()
+        while self._pgconn.is_busy() and self._pgconn.status == ConnStatus.OK:
+            await self._answer()
         return self._pgconn.get_result()
 
     async def _flush(self) -> None:
         while self._pgconn.flush():
-            # What the server answers meanwhile has to be taken, or both wait for each other for ever.
-            await self._ready(write=True)
-            self._pgconn.consume_input()
+            # What the server answers meanwhile is read, or both would wait for each other for ever.
+            self._loop.add_writer(self._socket, self._wake)
+            try:
+                await self._answer()
+            finally:
+                self._loop.remove_writer(self._socket)
 
-    async def _ready(self, *, write: bool = False) -> None:
-        """Waits until the socket has something to read, or takes something."""
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
-        socket = self._pgconn.socket
-        loop.add_reader(socket, _wake, ready)
-        if write:
-            loop.add_writer(socket, _wake, ready)
+    async def _answer(self) -> None:
+        """Waits until the next answer is here, or the socket takes something where that is waited for."""
+        self._awaited = self._loop.create_future()
         try:
-            await ready
+            await self._awaited
         finally:
-            loop.remove_reader(socket)
-            if write:
-                loop.remove_writer(socket)
+            self._awaited = None
+
+    def _read(self) -> None:
+        try:
+            self._pgconn.consume_input()
+        except psycopg.OperationalError:
+            # The server is gone. Whoever waits is told by the next result, at rest `usable` tells.
+            self._loop.remove_reader(self._socket)
+            self._wake()
+        else:
+            if self._awaited is not None and not self._pgconn.is_busy():
+                self._wake()
+
+    def _wake(self) -> None:
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(None)
 
 
 async def connect(dsn: str, options: Mapping[str, Any]) -> Pipeline:
@@ -359,7 +375,7 @@ class PipelinePool:
             message = f"no connection was free within {self._timeout:g} s"
             raise PoolTimeout(message) from None
         try:
-            pipeline = self._idle.pop() if self._idle else await self._connect()
+            pipeline = await self._idle_one() or await self._connect()
             try:
                 yield pipeline
             finally:
@@ -382,6 +398,14 @@ class PipelinePool:
         self._closed = True
         await self.discard()
 
+    async def _idle_one(self) -> Pipeline | None:
+        while self._idle:
+            pipeline = self._idle.pop()
+            if pipeline.usable:
+                return pipeline
+            await pipeline.close()
+        return None
+
     async def _connect(self) -> Pipeline:
         pause, until = _FIRST_PAUSE_SECONDS, time.monotonic() + self._timeout
         while True:
@@ -393,11 +417,6 @@ class PipelinePool:
                     raise
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE_SECONDS)
-
-
-def _wake(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
 
 
 @lru_cache(maxsize=1024)
