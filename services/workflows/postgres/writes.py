@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from psycopg import sql
 
@@ -17,6 +17,8 @@ from services.workflows.domain import StepRecord, WorkflowRecord
 from services.workflows.engine import Decision
 from services.workflows.postgres import columns
 from services.workflows.store import Whole
+
+_Record = TypeVar("_Record", WorkflowRecord, StepRecord)
 
 _CREATE_WORKFLOW = (
     f"INSERT INTO workflows ({columns.WORKFLOW}) VALUES ({', '.join(['%s'] * len(columns.WORKFLOW_NAMES))})"  # noqa: S608 -- fixed names
@@ -50,7 +52,10 @@ async def apply(conn: Pipeline, decided: Sequence[tuple[Whole, Decision]]) -> No
         steps += [(old, new) for old, new in zip(before.steps, decision.steps[:known], strict=True) if new is not old]
         items += decision.steps[known:]
     saved = await _save_workflows(conn, flows)
-    saved += [(len(group), await _save_steps(conn, names, group)) for names, group in _grouped(steps).items()]
+    saved += [
+        (len(group), await _save_steps(conn, names, group))
+        for names, group in _grouped(steps, _changed_of_step).items()
+    ]
     for item in items:
         await conn.execute(_CREATE_STEP, columns.step_values(item))
     await outbox.insert(conn, [events.changed(new) for old, new in flows if _is_news(old, new)])
@@ -69,11 +74,8 @@ async def _save_workflows(
     conn: Pipeline, changed: Sequence[tuple[WorkflowRecord, WorkflowRecord]]
 ) -> list[tuple[int, Rows]]:
     """Sends the updates of workflows: how many rows each is to change, and its cursor."""
-    groups: dict[tuple[str, ...], list[tuple[WorkflowRecord, WorkflowRecord]]] = {}
-    for old, new in changed:
-        groups.setdefault(_differing(old, new, columns.WORKFLOW_NAMES), []).append((old, new))
     saved: list[tuple[int, Rows]] = []
-    for names, group in groups.items():
+    for names, group in _grouped(changed, _changed_of_workflow).items():
         if len(group) == 1 or not columns.WORKFLOW_TYPES.keys() >= set(names):
             saved += [(1, await _save(conn, old, new)) for old, new in group]
             continue
@@ -84,7 +86,7 @@ async def _save_workflows(
 
 
 async def _save(conn: Pipeline, before: WorkflowRecord, after: WorkflowRecord) -> Rows:
-    names = _differing(before, after, columns.WORKFLOW_NAMES)
+    names = _changed_of_workflow(before, after)
     values = [getattr(after, name) for name in names]
     return await conn.execute(_update_workflow(names), [*values, before.id, before.version])
 
@@ -105,20 +107,26 @@ def _lists(names: Sequence[str], records: Sequence[WorkflowRecord] | Sequence[St
 
 
 def _grouped(
-    changed: Sequence[tuple[StepRecord, StepRecord]],
-) -> dict[tuple[str, ...], list[tuple[StepRecord, StepRecord]]]:
-    """Changed steps by the columns that changed: those of a fan, or of many chains, are written by one statement."""
-    groups: dict[tuple[str, ...], list[tuple[StepRecord, StepRecord]]] = {}
+    changed: Sequence[tuple[_Record, _Record]], names_of: Callable[[_Record, _Record], tuple[str, ...]]
+) -> dict[tuple[str, ...], list[tuple[_Record, _Record]]]:
+    """Changes by the columns that changed: those of a fan, or of many chains, are written by one statement."""
+    groups: dict[tuple[str, ...], list[tuple[_Record, _Record]]] = {}
     for old, new in changed:
-        names = _differing(old, new, tuple(columns.STEP_TYPES))
-        if new.attempt != old.attempt and "state" not in names:
-            # That the last attempt's task was made may have been noted since it was read.
-            names = ("state", *names)
-        groups.setdefault(names, []).append((old, new))
+        groups.setdefault(names_of(old, new), []).append((old, new))
     return groups
 
 
-def _differing(before: object, after: object, names: Sequence[str]) -> tuple[str, ...]:
+def _changed_of_workflow(before: WorkflowRecord, after: WorkflowRecord) -> tuple[str, ...]:
+    return _differing(before, after, columns.WORKFLOW_NAMES)
+
+
+def _changed_of_step(before: StepRecord, after: StepRecord) -> tuple[str, ...]:
+    names = _differing(before, after, columns.STEP_TYPES)
+    # That the last attempt's task was made may have been noted since it was read.
+    return ("state", *names) if after.attempt != before.attempt and "state" not in names else names
+
+
+def _differing(before: object, after: object, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if getattr(before, name) != getattr(after, name))
 
 
