@@ -1,4 +1,9 @@
-"""What is done for no caller: expiry, promotion of retries, upkeep. Time is the database's alone."""
+"""What is done for no caller: expiry, promotion of retries, upkeep. Time is the database's alone.
+
+Tasks are looked for in the order of the index that holds what is looked for: in the order of their ids, a planner that
+knows nothing of a new table yet would look through all there are, every second. Who skips locked rows waits for nobody,
+in whatever order it locks.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,18 @@ _LOST_WORKER = endings.Loss(
 )
 _FORGOTTEN = endings.Loss(Outcome.EXPIRED, "The worker no longer held the task", Category.RESOURCE, resumed=True)
 _OVERDUE = endings.Loss(Outcome.EXPIRED, "The attempt ran longer than it may", Category.TIMEOUT, resumed=True)
+
+FIND_OVERDUE = f"""
+SELECT {columns.SELECT} FROM tasks
+WHERE lease_session IS NOT NULL AND leased_at < now() - interval '1 second' * (2 * timeout_seconds + %s)
+ORDER BY lease_session LIMIT 100 FOR UPDATE SKIP LOCKED
+"""  # noqa: S608 -- fixed names
+
+PROMOTE = f"""
+UPDATE tasks t SET not_before = NULL WHERE t.id = ANY(ARRAY(
+    SELECT id FROM tasks WHERE not_before <= now() ORDER BY not_before LIMIT 500 FOR UPDATE SKIP LOCKED))
+RETURNING {columns.SELECT_T}
+"""  # noqa: S608 -- fixed names
 
 
 async def take_expired_session(conn: Connection) -> tuple[UUID, int] | None:
@@ -75,22 +92,13 @@ async def expire_overdue(conn: Connection, grace_seconds: float, policy: RetryPo
     A worker counts an attempt's time from its beginning, and hands back one that has not begun within as long: so a
     worker in good order holds none for longer than twice the time.
     """
-    cursor = await conn.execute(
-        f"SELECT {columns.SELECT} FROM tasks WHERE lease_session IS NOT NULL "  # noqa: S608 -- fixed names
-        "AND leased_at < now() - interval '1 second' * (2 * timeout_seconds + %s) ORDER BY id LIMIT 100 "
-        "FOR UPDATE SKIP LOCKED",
-        (grace_seconds,),
-    )
+    cursor = await conn.execute(FIND_OVERDUE, (grace_seconds,))
     return await endings.lose_many(conn, [(columns.record(row), _OVERDUE) for row in await cursor.fetchall()], policy)
 
 
 async def promote_delayed(conn: Connection) -> list[str]:
     """Lets retries wait in their queue whose time has come."""
-    cursor = await conn.execute(
-        f"UPDATE tasks t SET not_before = NULL WHERE t.id = ANY(ARRAY("  # noqa: S608 -- fixed names
-        "SELECT id FROM tasks WHERE not_before <= now() ORDER BY id LIMIT 500 FOR UPDATE SKIP LOCKED)) "
-        f"RETURNING {columns.SELECT_T}"
-    )
+    cursor = await conn.execute(PROMOTE)
     records = [columns.record(row) for row in await cursor.fetchall()]
     await counters.apply(conn, [counters.entering(record) for record in records])
     return sorted({record.queue_name for record in records})

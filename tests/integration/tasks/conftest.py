@@ -265,8 +265,8 @@ async def mesh(start_mesh: StartMesh) -> Mesh:
     return await start_mesh()
 
 
-async def fill(mesh: Mesh, *, rows: int, tenants: int) -> None:
-    """Writes many waiting tasks at once, with the counters that go with them."""
+async def fill(mesh: Mesh, *, rows: int, tenants: int, analyze: bool = True) -> None:
+    """Writes many waiting tasks at once, with the counters that go with them; the planner is told of them or not."""
     await mesh.execute("TRUNCATE tasks, attempts, outbox, queues, queue_tenants, queue_lanes CASCADE")
     await mesh.create(tenant="template")
     await mesh.execute(
@@ -282,7 +282,8 @@ async def fill(mesh: Mesh, *, rows: int, tenants: int) -> None:
     await mesh.execute(
         "INSERT INTO queue_lanes SELECT queue_name, tenant, lane, 0, count(*) FROM tasks GROUP BY 1, 2, 3"
     )
-    await mesh.execute("ANALYZE")
+    if analyze:
+        await mesh.execute("ANALYZE")
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:

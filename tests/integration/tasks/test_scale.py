@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from meshkit.pipeline import _parse
-from services.tasks.postgres import columns, counters, endings, rounds
+from services.tasks.postgres import columns, counters, endings, rounds, sweeps
 from services.tasks.postgres.rounds import CANDIDATES
 from services.tasks.postgres.store import PIPELINE_SETTINGS
 from tests.integration.tasks.conftest import Mesh, StartMesh, fill
@@ -67,6 +67,18 @@ async def test_hot_statements_look_rows_up_by_their_key(start_mesh: StartMesh, r
             scans = [node for node in nodes(plan[0]["Plan"]) if "Relation Name" in node and "Scan" in node["Node Type"]]
             assert {scan.get("Index Name") for scan in scans} == keys, statement
             assert all(scan.get("Index Cond") for scan in scans), statement
+
+
+@pytest.mark.parametrize("analyze", [False, True])
+async def test_upkeep_looks_for_tasks_by_what_it_looks_for(mesh: Mesh, analyze: bool) -> None:
+    await fill(mesh, rows=20_000, tenants=5, analyze=analyze)
+    for statement, arguments, index in (
+        (sweeps.FIND_OVERDUE, (30.0,), "tasks_leased"),
+        (sweeps.PROMOTE, (), "tasks_delayed"),
+    ):
+        [[plan]] = await mesh.rows(f"EXPLAIN (FORMAT JSON) {statement}", *arguments)
+        locked = [each for node in nodes(plan[0]["Plan"]) if node["Node Type"] == "LockRows" for each in nodes(node)]
+        assert {node["Index Name"] for node in locked if "Relation Name" in node} == {index}
 
 
 async def test_strings_are_written_as_an_array_of_them(mesh: Mesh) -> None:
