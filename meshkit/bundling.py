@@ -25,7 +25,7 @@ PATH = "/atelier.mesh.v1.BundleService/Carry"
 # A call of more bytes gains little, and would hold up the others.
 _MAX_BYTES = 64 * 1024
 _MAX_CALLS = 32
-_GATHER_SECONDS = 0.003
+_GATHER_SECONDS = 0.006
 # For so long after a bundle a call that is alone waits for company: those who made the last ones are about to go on.
 _WARM_SECONDS = 0.05
 # A server of an earlier release does not know bundles; it may have been replaced by then.
@@ -63,7 +63,7 @@ class Bundler:
 
     Args:
         open_call: Sends a bundle, with a deadline in seconds and metadata; its outcomes, or `MeshError`.
-        gather_seconds: How long the first call of a bundle waits for others.
+        gather_seconds: How long the first call of a bundle waits for others at most.
         clock: Monotonic seconds.
     """
 
@@ -78,7 +78,10 @@ class Bundler:
         self._gather = gather_seconds
         self._clock = clock
         self._waiting: list[_Waiting] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        # How many were under way at once lately. Who has its answer is about to call again: so many are worth to wait
+        # for, and nobody else.
+        self._expected = 2
         self._running: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._warm_until = 0.0
@@ -91,6 +94,7 @@ class Bundler:
             Whether there is company for it.
         """
         self._under_way += 1
+        self._expected = max(self._expected, self._under_way)
         now = self._clock()
         return (self._under_way > 1 or now < self._warm_until) and now >= self._unknown_until
 
@@ -122,6 +126,8 @@ class Bundler:
         self._waiting.append(_Waiting(path, request, metadata, until, answer))
         if len(self._waiting) >= _MAX_CALLS:
             self._flush()
+        elif len(self._waiting) >= self._expected:
+            self._flush_soon(loop)
         elif self._timer is None:
             self._timer = loop.call_later(self._gather, self._flush, context=contextvars.Context())
         # A fifth of what `asyncio.timeout` costs; the answer is awaited here alone.
@@ -140,11 +146,18 @@ class Bundler:
         _refuse(waiting, unavailable("The channel is closed"))
         await cancel(self._running)
 
+    def _flush_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Whoever is ready to run now may join.
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_soon(self._flush, context=contextvars.Context())
+
     def _flush(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         calls, self._waiting = [one for one in self._waiting if not one.answer.done()], []
+        self._expected = max(2, self._under_way, self._expected - 1)
         if len(calls) < 2:
             _refuse(calls, NotCarriedError())
             return

@@ -154,7 +154,6 @@ class TasksService:
             return created
         await self._settle(record, written)
         _accepted(record.queue_name, record.task_type).inc()
-        self._news.waiting(record.queue_name)
         return created
 
     async def get(self, task_id: UUID, caller: Caller, task_type: str | None = None) -> TaskRecord:
@@ -244,7 +243,7 @@ class TasksService:
             MeshError: `NOT_FOUND`, or `CONFLICT` while it executes.
         """
         record = await self._put_to_rest(caller.seen(await self._store.get(task_id), task_id, write=True), "cleaned up")
-        _, after = await self._store.modify(task_id, lambda current: replace(current, is_deleted=True))
+        _, after = await self._store.modify(task_id, lambda current: current._replace(is_deleted=True))
         deleted = await self._objects.delete_prefix(record.tenant, prefix_of(record.task_type, record.id))
         return after, sorted(deleted)
 
@@ -326,6 +325,10 @@ class TasksService:
         for index in alone:
             results[index] = await _attempt(lambda index=index: self._create_alone(creations[index]))  # type: ignore[misc]
         self._news.committed()
+        # Once a queue: who looks finds all of them.
+        fresh = [one for one in results.values() if isinstance(one, Created) and not one.existed]
+        for queue in {one.record.queue_name for one in fresh if one.record is not None}:
+            self._news.waiting(queue)
         return [results[index] for index in range(len(creations))]
 
     async def _create_alone(self, creation: Creation) -> Created:
