@@ -45,6 +45,7 @@ from meshkit.logging import get_logger
 from meshkit.loops import cancel
 from meshkit.status import from_rpc_error
 from meshkit.worker.completions import Completions
+from meshkit.worker.pacing import pause
 from meshkit.worker.session import Backoff, Fate, Held, Key, Method, Session, WorkerCalls, WorkerProfile
 
 _log = get_logger(__name__)
@@ -52,9 +53,6 @@ _log = get_logger(__name__)
 _RETRIED = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.ABORTED, Kind.INTERNAL})
 _MAX_LEASES = 256  # bound of LeaseRequest.max_leases and of ReportRequest.progress
 _REPORT_INTERVAL_SECONDS = 0.25
-_BUSY_SECONDS = 0.02
-_MANY = 8
-_GATHER_SECONDS = 0.015
 _END_SECONDS = 10.0
 _ENDED_KEPT = 4096
 
@@ -372,10 +370,8 @@ class LeaseClient:
                 await self._pause(failures, session)
                 continue
             given = len(answer.leases)
-            if given >= _MANY or (0 < given < wanted and self._clock() - asked < _BUSY_SECONDS):
-                # Work keeps coming, and a poll costs as much for one task as for ten. Asked at once, it could say no
-                # more than what may be held beside those that were just given, and most of these end within that time.
-                await self._sleep(_GATHER_SECONDS)
+            if (seconds := pause(given, wanted, self._clock() - asked)) > 0:
+                await self._sleep(seconds)
             # A service that answers an empty poll at once, for whatever reason, must not be asked in a circle.
             hasty = given == 0 and self._clock() - asked < min(0.1, self._poll_seconds / 2)
             failures = failures + 1 if hasty else 0
