@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import orjson
 from nats import errors as nats_errors
@@ -29,8 +29,7 @@ _EXPECTED_STREAM = "Nats-Expected-Stream"
 _NO_RESPONDERS = "503"
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A message to publish.
 
     Attributes:

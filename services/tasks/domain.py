@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
+from typing import NamedTuple
 from uuid import UUID
 
 MAX_ERRORS = 50
@@ -81,8 +82,7 @@ def may(current: Status, following: Status) -> bool:
     return following in TRANSITIONS[current]
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRecord:
+class TaskRecord(NamedTuple):
     """A task as the database holds it. The order of the fields is the order of the columns in every query.
 
     Attributes:
@@ -244,8 +244,7 @@ class Session:
         )
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Ref:
+class Ref(NamedTuple):
     """An attempt: the fencing token of every report."""
 
     job_id: UUID

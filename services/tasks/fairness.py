@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 # What an attempt costs at least, in device seconds: leasing itself takes a worker's time, and free work would let one
@@ -18,8 +18,7 @@ from uuid import UUID
 MIN_COST = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Contender:
+class Contender(NamedTuple):
     """A tenant with waiting work in one lane of a queue.
 
     Attributes:
@@ -33,8 +32,7 @@ class Contender:
     pending: int
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A waiting task that may be leased."""
 
     id: UUID

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from services.tasks.domain import AttemptRecord, Category, Ref, RetryPolicy, Session, Status, TaskRecord
@@ -31,8 +31,7 @@ class IdempotencyKey:
     request_hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Creation:
+class Creation(NamedTuple):
     """A task to write.
 
     Attributes:
@@ -74,8 +73,7 @@ class TaskFilter:
     include_deleted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PollEntry:
+class PollEntry(NamedTuple):
     """A poll that a dispatch round serves.
 
     Attributes:
@@ -87,8 +85,7 @@ class PollEntry:
     sequence: int
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """A task chosen for a poll.
 
     Attributes:
@@ -112,8 +109,7 @@ class Grant:
     charge: float
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):
     """The end of an attempt with its result.
 
     Attributes:
@@ -131,8 +127,7 @@ class Completion:
     device_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """What a report about an attempt did.
 
     Attributes:

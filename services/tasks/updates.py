@@ -144,7 +144,7 @@ def apply(record: TaskRecord, update: Update, catalog: Catalog) -> TaskRecord:
         changes.update(_routed(record, update, catalog))
     if update.status is Status.FAILED:
         changes |= {"status": Status.FAILED.value, "completed_at": record.updated_at, "not_before": None}
-    return replace(record, **changes, body=body.SerializeToString(), result=None)
+    return record._replace(**changes, body=body.SerializeToString(), result=None)
 
 
 def _check_status(record: TaskRecord, update: Update) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from operator import attrgetter
 from typing import Any
 
 from services.tasks.domain import TaskRecord
 
-NAMES = tuple(field.name for field in fields(TaskRecord))
+NAMES = TaskRecord._fields
 SELECT = ", ".join(NAMES)
 SELECT_T = ", ".join(f"t.{name}" for name in NAMES)
 
@@ -24,4 +23,4 @@ def array(values: Sequence[str]) -> str:
 
 def record(row: Sequence[Any]) -> TaskRecord:
     """A row of `SELECT` as a record."""
-    return TaskRecord(*row)
+    return TaskRecord._make(row)

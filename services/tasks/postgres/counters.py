@@ -7,15 +7,13 @@ each other here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from meshkit.db import Connection
 from services.tasks.domain import TaskRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a change of state does to its tenant's place in a queue.
 
     Attributes:

@@ -63,23 +63,24 @@ ORDER BY n.tenant, n.priority DESC, n.created_at, n.id
 """
 
 # A row that someone else holds is being cancelled or changed: the next round sees what became of it. One that was moved
-# to another queue or provider after it was looked at stays where it is. Rows are locked one at a time, in the order of
-# the arrays, and looked up by their id, which is named twice as in completions; `num_nulls` keeps the planner from
-# `tasks_waiting`, by which it would read the whole queue.
+# to another queue or provider after it was looked at stays where it is. Rows are locked one at a time and changed where
+# they were found: no plan is to be left that reads more of the table than these rows. `num_nulls` is for that too, it
+# keeps the planner from `tasks_waiting`, by which it would read the whole queue.
 _GRANT = f"""
-WITH locked AS (
-    SELECT c.* FROM (SELECT unnest(%(ids)b::uuid[]) AS id, unnest(%(sessions)b::uuid[]) AS session,
+WITH chosen AS (
+    SELECT c.*, t.place
+    FROM (SELECT unnest(%(ids)b::uuid[]) AS id, unnest(%(sessions)b::uuid[]) AS session,
         unnest(%(sequences)b::bigint[]) AS sequence, unnest(%(kinds)b::text[]) AS kind,
         unnest(%(names)b::text[]) AS name, unnest(%(costs)b::float8[]) AS cost, unnest(%(lanes)b::text[]) AS lane) c
-    CROSS JOIN LATERAL (SELECT FROM tasks t WHERE t.id = c.id FOR UPDATE SKIP LOCKED) t
+    CROSS JOIN LATERAL (SELECT t.ctid AS place FROM tasks t WHERE t.id = c.id FOR UPDATE SKIP LOCKED) t
 )
 UPDATE tasks t SET
     status = 'EXECUTING', attempt = t.attempt + 1, version = t.version + 1, progress = 0,
     started_at = coalesce(t.started_at, now()), updated_at = now(), leased_at = now(),
     executor_type = c.kind, executor_instance = c.name, lease_session = c.session, lease_sequence = c.sequence,
     charged = CASE WHEN t.charged > 0 THEN t.charged ELSE c.cost END, missing_since = NULL, error_category = NULL
-FROM locked c
-WHERE t.id = c.id AND t.id = ANY(%(ids)b) AND t.status = 'PENDING' AND num_nulls(t.not_before) = 1
+FROM chosen c
+WHERE t.ctid = c.place AND t.status = 'PENDING' AND num_nulls(t.not_before) = 1
     AND t.queue_name = %(queue)s AND t.lane = c.lane
 RETURNING {columns.SELECT_T}
 """  # noqa: S608 -- fixed names
@@ -120,7 +121,7 @@ class PostgresRound:
                 if poll.session in known:
                     repeated, draining = known[poll.session]
                     answers[poll.session] = Registered(await self._replay(poll) if repeated else (), draining=draining)
-        return answers, [Contender(*row) for row in await contenders.fetchall()]
+        return answers, [Contender._make(row) for row in await contenders.fetchall()]
 
     async def hold(
         self, polls: Sequence[PollEntry], wanted: Mapping[str, int], lanes: Sequence[str], limit: int
@@ -138,8 +139,8 @@ class PostgresRound:
             {}
             if confirmed is None
             else {PollEntry(session, number): draining for session, number, draining in await confirmed.fetchall()},
-            [Contender(*row) for row in await contenders.fetchall()],
-            [Candidate(*row) for row in await candidates.fetchall()],
+            [Contender._make(row) for row in await contenders.fetchall()],
+            [Candidate._make(row) for row in await candidates.fetchall()],
         )
 
     async def grant(self, grants: Sequence[Grant], virtual_time: float) -> list[TaskRecord]:

@@ -1,5 +1,4 @@
 import re
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import Any
@@ -38,7 +37,7 @@ def record(**changes: object) -> TaskRecord:
         spec=CreateTask(generation={"prompt": "a dress"}).SerializeToString(),
         body=Task(generation={"prompt": "a dress", "seed": 4}).SerializeToString(),
     )
-    return replace(task, **changes)  # type: ignore[arg-type]
+    return task._replace(**changes)  # type: ignore[arg-type]
 
 
 def _checked(column: str) -> list[set[str]]:

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
@@ -43,7 +42,7 @@ def told(record: TaskRecord) -> events_pb2.TaskStatusEvent:
 @pytest.mark.parametrize(("workflow", "entity"), [(None, "task"), (uuid4(), "step")])
 def test_a_step_of_a_workflow_speaks_on_subjects_of_its_own(workflow: UUID | None, entity: str) -> None:
     record = record_of(workflow)
-    done = replace(record, status=Status.COMPLETED.value, completed_at=NOW)
+    done = record._replace(status=Status.COMPLETED.value, completed_at=NOW)
     assert events.created(record).subject == f"atelier.tasks.v1.{entity}.created"
     assert events.changed(done).subject == f"atelier.tasks.v1.{entity}.completed"
 
@@ -52,8 +51,8 @@ def test_the_end_of_a_step_holds_its_task_and_is_told_at_once() -> None:
     result = task_pb2.TaskResult()
     result.generation.result_image_path = "generations/1.png"
     flow = uuid4()
-    done = replace(
-        record_of(flow), status=Status.COMPLETED.value, completed_at=NOW, version=3, result=result.SerializeToString()
+    done = record_of(flow)._replace(
+        status=Status.COMPLETED.value, completed_at=NOW, version=3, result=result.SerializeToString()
     )
     event = told(done)
     assert (event.task.status, event.task.version) == (enums_pb2.TASK_STATUS_COMPLETED, 3)
@@ -67,9 +66,9 @@ def test_the_end_of_a_step_holds_its_task_and_is_told_at_once() -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        replace(record_of(None), status=Status.COMPLETED.value, completed_at=NOW),
-        replace(record_of(uuid4()), status=Status.EXECUTING.value),
-        replace(record_of(uuid4(), "x" * events.MAX_TOLD_TASK_BYTES), status=Status.COMPLETED.value, completed_at=NOW),
+        record_of(None)._replace(status=Status.COMPLETED.value, completed_at=NOW),
+        record_of(uuid4())._replace(status=Status.EXECUTING.value),
+        record_of(uuid4(), "x" * events.MAX_TOLD_TASK_BYTES)._replace(status=Status.COMPLETED.value, completed_at=NOW),
     ],
     ids=["no step", "not ended", "too large"],
 )

@@ -1,5 +1,4 @@
 import asyncio
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -48,7 +47,7 @@ def leased() -> TaskRecord:
         spec=CreateTask(noop={}).SerializeToString(),
         body=b"",
     )
-    return replace(record, status=Status.EXECUTING, version=2, attempt=1)
+    return record._replace(status=Status.EXECUTING, version=2, attempt=1)
 
 
 async def test_an_end_is_told_as_it_was_committed_without_a_look_at_the_row() -> None:
@@ -60,7 +59,7 @@ async def test_an_end_is_told_as_it_was_committed_without_a_look_at_the_row() ->
     told = asyncio.ensure_future(anext(states))
     await asyncio.sleep(0)
     read = rows.reads
-    watchers.changed(replace(record, status=Status.COMPLETED, version=3))
+    watchers.changed(record._replace(status=Status.COMPLETED, version=3))
     final = await told
     assert (final.task.status, final.task.version, final.final) == (enums_pb2.TASK_STATUS_COMPLETED, 3, True)
     assert rows.reads == read
@@ -75,7 +74,7 @@ async def test_an_attempt_that_goes_back_is_read_from_the_row() -> None:
     await anext(states)
     told = asyncio.ensure_future(anext(states))
     await asyncio.sleep(0)
-    rows.record = replace(record, status=Status.EXECUTING, version=4, attempt=2)  # leased again already
-    watchers.changed(replace(record, status=Status.PENDING, version=3))
+    rows.record = record._replace(status=Status.EXECUTING, version=4, attempt=2)  # leased again already
+    watchers.changed(record._replace(status=Status.PENDING, version=3))
     assert (await told).task.version == 4
     await cast("Any", states).aclose()
