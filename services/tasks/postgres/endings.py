@@ -35,20 +35,23 @@ ON CONFLICT (task_id, attempt) DO UPDATE SET
     error_category = excluded.error_category, device_seconds = excluded.device_seconds
 """
 
-# Rows are locked in the order of the arrays, which is that of their ids, as everyone does who takes several: what is
-# unnested in a list of columns keeps its order, and on the connections for it the planner joins by nested loops alone.
-# That identifiers are named twice has it look them up, whatever it thinks of the table's size; IS NOT DISTINCT keeps it
-# from the index by session, where the dead versions of all that the session had would be read.
+# Rows are locked one at a time, in the order of the arrays, which is that of their ids as with all who take several:
+# unnested in a list of columns they keep it, and the lock keeps the subquery from being joined in another way.
+# They are changed where they were found: no plan is to be left that reads more of the table than these rows. IS NOT
+# DISTINCT is for that too, it keeps the planner from the index by session, which holds all that the session has ended.
 _COMPLETE = f"""
-WITH done AS (
+WITH reported AS (
+    SELECT r.*, t.place
+    FROM (SELECT unnest(%b::uuid[]) AS id, unnest(%b::integer[]) AS attempt, unnest(%b::uuid[]) AS session,
+        unnest(%b::bytea[]) AS result, unnest(%b::text[]) AS objects, unnest(%b::float8[]) AS seconds) r
+    CROSS JOIN LATERAL (SELECT t.ctid AS place FROM tasks t WHERE t.id = r.id FOR UPDATE) t
+), done AS (
     UPDATE tasks t SET
         status = 'COMPLETED', version = t.version + 1, progress = 100, completed_at = now(), updated_at = now(),
         lease_session = NULL, lease_sequence = NULL, missing_since = NULL, error_category = NULL, result = r.result,
         result_objects = r.objects::text[]
-    FROM (SELECT unnest(%(ids)b::uuid[]) AS id, unnest(%(attempts)b::integer[]) AS attempt,
-        unnest(%(sessions)b::uuid[]) AS session, unnest(%(results)b::bytea[]) AS result,
-        unnest(%(objects)b::text[]) AS objects, unnest(%(seconds)b::float8[]) AS seconds) r
-    WHERE t.id = r.id AND t.id = ANY(%(ids)b) AND t.status = 'EXECUTING' AND t.attempt = r.attempt
+    FROM reported r
+    WHERE t.ctid = r.place AND t.status = 'EXECUTING' AND t.attempt = r.attempt
         AND t.lease_session IS NOT DISTINCT FROM r.session
     RETURNING {columns.SELECT_T}, r.session, r.seconds
 ), noted AS (
@@ -129,22 +132,11 @@ def handed_back() -> Loss:
 
 async def complete(conn: Connection, completions: Sequence[Completion], weights: Mapping[str, float]) -> list[Ended]:
     """Ends attempts with their results; see `store.Store.complete_many`."""
-    reported = sorted(completions, key=lambda item: item.ref.job_id)
-    cursor = await conn.execute(
-        _COMPLETE,
-        {
-            "ids": [item.ref.job_id for item in reported],
-            "attempts": [item.ref.attempt for item in reported],
-            "sessions": [item.session for item in reported],
-            "results": [item.result for item in reported],
-            "objects": [columns.array(item.objects) for item in reported],
-            "seconds": [item.device_seconds for item in reported],
-        },
-        binary=True,
-    )
-    done: dict[UUID, tuple[TaskRecord, float]] = {}
-    for row in await cursor.fetchall():
-        done[row[0]] = (columns.record(row[:-1]), row[-1])
+    done = await _complete(conn, completions)
+    late = [item for item in completions if item.ref.job_id not in done]
+    if late:
+        # A row that somebody else changed until it was locked lies where the statement did not look; the next one does.
+        done |= await _complete(conn, late)
     await announcements.changed(conn, [record for record, _ in done.values()])
     for record, _ in done.values():
         if record.attempt > 1:
@@ -160,6 +152,23 @@ async def complete(conn: Connection, completions: Sequence[Completion], weights:
         else:
             ended.append(Ended(None, repeated=await was_reported(conn, item.ref, item.session, Outcome.COMPLETED)))
     return ended
+
+
+async def _complete(conn: Connection, completions: Sequence[Completion]) -> dict[UUID, tuple[TaskRecord, float]]:
+    """Those of the tasks that were completed, each with its device seconds."""
+    reported = sorted(
+        (
+            item.ref.job_id,
+            item.ref.attempt,
+            item.session,
+            item.result,
+            columns.array(item.objects),
+            item.device_seconds,
+        )
+        for item in completions
+    )
+    cursor = await conn.execute(_COMPLETE, [list(column) for column in zip(*reported, strict=True)], binary=True)
+    return {row[0]: (columns.record(row[:-1]), row[-1]) for row in await cursor.fetchall()}
 
 
 async def lose(
