@@ -49,6 +49,10 @@ class CorkedTransport:
             if not self._inner.is_closing():
                 self._inner.write(held)
 
+    def is_closing(self) -> bool:
+        """Whether the connection is closed or about to be; asked once an answer, so not through `__getattr__`."""
+        return self._inner.is_closing()
+
     def close(self) -> None:
         """Close the connection once everything is written."""
         self._flush()
