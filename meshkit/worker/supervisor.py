@@ -20,10 +20,10 @@ from typing import cast
 
 import psutil
 from atelier.inference.v1.child_pb2 import (
-    ChildBatch,
     ChildCancel,
     ChildDone,
     ChildHello,
+    ChildJob,
     ChildProgress,
     ChildResident,
     ChildStop,
@@ -90,7 +90,7 @@ class ChildState(enum.Enum):
 class _Running:
     """A batch that the child has."""
 
-    batch: ChildBatch
+    jobs: Sequence[ChildJob]
     on_progress: Callable[[ChildProgress], None]
     ended: asyncio.Future[list[ChildDone]]
     last_seen: float
@@ -251,8 +251,10 @@ class Supervisor:
                 raise ChildLost("The worker is shutting down.", ERROR_CATEGORY_RESOURCE, innocent=True)
             await self._greeted.wait()
 
-    def begin(self, batch: ChildBatch, on_progress: Callable[[ChildProgress], None]) -> asyncio.Future[list[ChildDone]]:
-        """Give `batch` to the child; the future ends with one outcome a job, in order, or with `ChildLost`.
+    def begin(
+        self, jobs: Sequence[ChildJob], on_progress: Callable[[ChildProgress], None]
+    ) -> asyncio.Future[list[ChildDone]]:
+        """Give a batch of jobs to the child; the future ends with one outcome a job, in order, or with `ChildLost`.
 
         Raises:
             ChildLost: there is no child.
@@ -261,16 +263,18 @@ class Supervisor:
         if not self.ready:
             raise ChildLost("The worker's process is not ready.", ERROR_CATEGORY_RESOURCE, innocent=True)
         assert self._pipe is not None
-        running = _Running(batch, on_progress, asyncio.get_running_loop().create_future(), self._clock())
+        running = _Running(jobs, on_progress, asyncio.get_running_loop().create_future(), self._clock())
         # Before it counts as running: what no frame can carry would be waited for until its deadline took the child.
-        frame = pack(ToChild(run=batch))
-        for job in batch.jobs:
+        message = ToChild()
+        message.run.jobs.extend(jobs)  # copied once; a batch made before would be copied with all that is in it
+        frame = pack(message)
+        for job in jobs:
             self._running[job.number] = running
         self._pipe.send(frame)
         return running.ended
 
-    async def run(self, batch: ChildBatch, on_progress: Callable[[ChildProgress], None]) -> list[ChildDone]:
-        """Run `batch` in the child, as `begin` does, and wait for its end.
+    async def run(self, jobs: Sequence[ChildJob], on_progress: Callable[[ChildProgress], None]) -> list[ChildDone]:
+        """Run a batch of jobs in the child, as `begin` does, and wait for its end.
 
         A caller that is cancelled abandons the batch: its jobs are asked to stop.
 
@@ -278,11 +282,11 @@ class Supervisor:
             ChildLost: the child ended before the batch did, or there is none.
             WireError: the batch is too large for a frame.
         """
-        ended = self.begin(batch, on_progress)
+        ended = self.begin(jobs, on_progress)
         try:
             return await ended
         except asyncio.CancelledError:
-            for job in batch.jobs:
+            for job in jobs:
                 self.cancel(job.number)
             raise
 
@@ -291,7 +295,7 @@ class Supervisor:
         running = self._running.get(number)
         if running is None or self._pipe is None:
             return
-        if len(running.batch.jobs) == 1 and running.cancelled_at is None:
+        if len(running.jobs) == 1 and running.cancelled_at is None:
             running.cancelled_at = self._clock()
         self._pipe.send(pack(ToChild(cancel=ChildCancel(number=number))))
 
@@ -417,8 +421,8 @@ class Supervisor:
         self._failed_starts = 0
         running.done[done.number] = done
         running.last_seen = self._clock()
-        if len(running.done) == len(running.batch.jobs) and not running.ended.done():
-            running.ended.set_result([running.done[job.number] for job in running.batch.jobs])
+        if len(running.done) == len(running.jobs) and not running.ended.done():
+            running.ended.set_result([running.done[job.number] for job in running.jobs])
 
     def _kill(self) -> None:
         if self._process is not None and self._process.returncode is None:

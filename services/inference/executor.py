@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from atelier.inference.v1.child_pb2 import ChildBatch, ChildDone, ChildJob, ChildProgress
+from atelier.inference.v1.child_pb2 import ChildDone, ChildJob, ChildProgress
 
 from meshkit.errors import exhausted, unavailable
 from meshkit.worker.supervisor import ChildLost, Supervisor
@@ -145,7 +145,7 @@ class Executor:
         self._number(job)
         while True:
             await self._supervisor.wait_ready()
-            run = asyncio.ensure_future(self._supervisor.run(ChildBatch(jobs=[job.payload]), job.on_progress))
+            run = asyncio.ensure_future(self._supervisor.run([job.payload], job.on_progress))
             job.started = True
             try:
                 [done] = await asyncio.shield(run)
@@ -188,7 +188,7 @@ class Executor:
 
     def _begin(self, batch: list[Job]) -> None:
         try:
-            ended = self._supervisor.begin(ChildBatch(jobs=[job.payload for job in batch]), partial(_pass_on, batch))
+            ended = self._supervisor.begin([job.payload for job in batch], partial(_pass_on, batch))
         except Exception as error:  # nobody else would tell those who wait
             ended = asyncio.get_running_loop().create_future()
             ended.set_exception(error)

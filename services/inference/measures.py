@@ -18,7 +18,7 @@ SLOT_WAIT_SECONDS = metrics.histogram(
 )
 MODEL_BYTES = metrics.gauge("worker_model_bytes", "Memory of resident models.")
 
-# What is counted with each attempt is looked up once: the library's own way costs more than the counting.
+# Each combination of labels is looked up once: the look-up costs more than the counting.
 attempts = cache(ATTEMPTS.labels)
 device_seconds = cache(DEVICE_SECONDS.labels)
 slot_wait_seconds = cache(SLOT_WAIT_SECONDS.labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from uuid import UUID, uuid4
 
 from atelier.tasks.v1 import worker_service_pb2
@@ -33,6 +34,9 @@ _ATTEMPTS = metrics.counter("tasks_attempts_lost", "Attempts that ended without 
 _RUN_SECONDS = metrics.histogram(
     "tasks_run_seconds", "From the first lease to the result", ("task_type",), (0.01, 0.1, 0.5, 1, 5, 15, 60, 300, 1800)
 )
+# Each combination of labels is looked up once: the look-up costs more than the counting.
+_ended = cache(_ENDED.labels)
+_run_seconds = cache(_RUN_SECONDS.labels)
 
 
 class WorkerDesk:
@@ -218,9 +222,9 @@ class WorkerDesk:
         record = ended.record
         if record is None:
             return None if ended.repeated else lease_lost()
-        _ENDED.labels(record.task_type, record.status).inc()
+        _ended(record.task_type, record.status).inc()
         if record.started_at is not None and record.completed_at is not None:
-            _RUN_SECONDS.labels(record.task_type).observe((record.completed_at - record.started_at).total_seconds())
+            _run_seconds(record.task_type).observe((record.completed_at - record.started_at).total_seconds())
         return None
 
     async def fail(
@@ -295,7 +299,7 @@ class WorkerDesk:
         for record in records:
             _ATTEMPTS.labels(record.task_type, record.status).inc()
             if record.status == Status.FAILED:
-                _ENDED.labels(record.task_type, record.status).inc()
+                _ended(record.task_type, record.status).inc()
         self._news.committed()
         self._news.ended(records)
         for queue in {r.queue_name for r in records if r.status == Status.PENDING and r.not_before is None}:

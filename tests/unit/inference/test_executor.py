@@ -1,9 +1,9 @@
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import pytest
-from atelier.inference.v1.child_pb2 import ChildBatch, ChildDone, ChildJob, ChildOutput, ChildProgress
+from atelier.inference.v1.child_pb2 import ChildDone, ChildJob, ChildOutput, ChildProgress
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_TIMEOUT
 
 from meshkit.errors import Kind, MeshError
@@ -25,17 +25,19 @@ class Child:
     async def wait_ready(self) -> None:
         assert self.ready
 
-    def begin(self, batch: ChildBatch, on_progress: Callable[[ChildProgress], None]) -> asyncio.Future[list[ChildDone]]:
-        return asyncio.ensure_future(self.run(batch, on_progress))
+    def begin(
+        self, jobs: Sequence[ChildJob], on_progress: Callable[[ChildProgress], None]
+    ) -> asyncio.Future[list[ChildDone]]:
+        return asyncio.ensure_future(self.run(jobs, on_progress))
 
-    async def run(self, batch: ChildBatch, on_progress: Callable[[ChildProgress], None]) -> list[ChildDone]:
-        self.batches.append([job.number for job in batch.jobs])
+    async def run(self, jobs: Sequence[ChildJob], on_progress: Callable[[ChildProgress], None]) -> list[ChildDone]:
+        self.batches.append([job.number for job in jobs])
         end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ends.append(end)
         await end
-        for job in batch.jobs:
+        for job in jobs:
             on_progress(ChildProgress(number=job.number, step=1, total=1))
-        return [ChildDone(number=job.number, output=ChildOutput()) for job in batch.jobs]
+        return [ChildDone(number=job.number, output=ChildOutput()) for job in jobs]
 
     def cancel(self, number: int) -> None:
         self.cancelled.append(number)

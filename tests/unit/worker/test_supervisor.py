@@ -1,5 +1,5 @@
 import pytest
-from atelier.inference.v1.child_pb2 import ChildBatch, ChildJob
+from atelier.inference.v1.child_pb2 import ChildJob
 
 from meshkit.worker import wire
 from meshkit.worker.supervisor import ChildLimits, ChildState, Supervisor, _Pipe
@@ -10,7 +10,7 @@ async def test_a_batch_that_no_frame_carries_is_refused_and_never_overdue(monkey
     limits = ChildLimits(memory_bytes=1 << 30, step_seconds=1, first_step_seconds=1, start_seconds=1, sample_seconds=1)
     supervisor = Supervisor(["true"], limits=limits)
     supervisor._state, supervisor._pipe = ChildState.READY, _Pipe(lambda _: None)
-    batch = ChildBatch(jobs=[ChildJob(number=1, job_id="x" * 2000)])
+    jobs = [ChildJob(number=1, job_id="x" * 2000)]
     with pytest.raises(wire.WireError):
-        await supervisor.run(batch, lambda _: None)
+        await supervisor.run(jobs, lambda _: None)
     assert not supervisor._running
