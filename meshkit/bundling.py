@@ -83,6 +83,7 @@ class Bundler:
         # How many were under way at once lately. Who has its answer is about to call again: so many are worth to wait
         # for, and nobody else.
         self._expected = 2
+        self._complete = False
         self._running: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._warm_until = 0.0
@@ -127,7 +128,7 @@ class Bundler:
         self._waiting.append(_Waiting(path, request, metadata, until, answer))
         if len(self._waiting) >= _MAX_CALLS:
             self._flush()
-        elif len(self._waiting) >= self._expected:
+        elif len(self._waiting) >= self._expected and not self._complete:
             self._flush_soon(loop)
         elif self._timer is None:
             self._timer = loop.call_later(self._gather, self._flush, context=contextvars.Context())
@@ -149,6 +150,7 @@ class Bundler:
 
     def _flush_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         # Whoever is ready to run now may join.
+        self._complete = True
         if self._timer is not None:
             self._timer.cancel()
         self._timer = loop.call_soon(self._flush, context=contextvars.Context())
@@ -157,6 +159,7 @@ class Bundler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._complete = False
         calls, self._waiting = [one for one in self._waiting if not one.answer.done()], []
         self._expected = max(2, self._under_way, self._expected - 1)
         if len(calls) < 2:
