@@ -119,6 +119,15 @@ async def test_a_time_limit_counts_from_the_beginning(desk: Desk, start_worker: 
     assert not desk.failed
 
 
+async def test_every_attempt_has_a_time_limit_of_its_own(desk: Desk, start_worker: StartWorker) -> None:
+    desk.requeue = False
+    await start_worker(worker_slots=3)
+    long, short, middle = (desk.add(steps=24, step_ms=50, timeout_seconds=limit) for limit in (60, 0.3, 0.7))
+    await desk.until(lambda: desk.completions(long))
+    assert [each.ref.job_id for each in desk.failed] == [short, middle]
+    assert {each.category for each in desk.failed} == {ERROR_CATEGORY_TIMEOUT}
+
+
 async def test_an_attempt_that_has_not_begun_at_its_limit_is_handed_back(desk: Desk, start_worker: StartWorker) -> None:
     await start_worker()
     running, waiting = desk.add(steps=40, step_ms=50), desk.add(timeout_seconds=0.6)

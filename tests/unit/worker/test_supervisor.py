@@ -1,5 +1,5 @@
 import pytest
-from atelier.inference.v1.child_pb2 import ChildJob
+from atelier.inference.v1.child_pb2 import ChildJob, ToChild
 
 from meshkit.worker import wire
 from meshkit.worker.supervisor import ChildLimits, ChildState, Supervisor, _Pipe
@@ -14,3 +14,14 @@ async def test_a_batch_that_no_frame_carries_is_refused_and_never_overdue(monkey
     with pytest.raises(wire.WireError):
         await supervisor.run(jobs, lambda _: None)
     assert not supervisor._running
+
+
+async def test_a_cancel_in_the_moment_of_the_handover_follows_the_job() -> None:
+    supervisor = Supervisor(["true"], limits=ChildLimits(memory_bytes=1 << 30))
+    pipe = _Pipe(lambda _: None)
+    supervisor._state, supervisor._pipe = ChildState.READY, pipe
+    supervisor.begin([ChildJob(number=7)], lambda _: None)
+    supervisor.cancel(7)
+    frames = wire.FrameDecoder(ToChild).feed(b"".join(pipe._unsent))
+    assert [frame.WhichOneof("frame") for frame in frames] == ["run", "cancel"]
+    assert frames[1].cancel.number == 7
