@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakSet
 
 import grpc
 from atelier.mesh.v1.bundle_service_pb2 import CarryRequest, CarryResponse
@@ -41,6 +42,9 @@ _log = get_logger(__name__)
 
 _SECONDS = metrics.histogram("rpc_server_seconds", "Duration of calls served", ("method", "code"))
 _IN_FLIGHT = metrics.gauge("rpc_server_in_flight", "Calls being served")
+# Servers count for themselves; the page adds up when it is asked.
+_servers: WeakSet[MeshServer] = WeakSet()
+_IN_FLIGHT.set_function(lambda: float(sum(server.calls for server in _servers)))
 
 _SCOPE_NAMES: Mapping[int, str] = {
     options_pb2.SCOPE_READ: auth.READ,
@@ -116,6 +120,7 @@ class MeshServer:
         self._max_streams = settings.max_concurrent_calls // 2
         self._calls = 0
         self._streams = 0
+        _servers.add(self)
         self._names = [name for _, _, name in servicers]
         self._server = grpc.aio.server(
             options=server_options(settings.max_message_bytes),
@@ -133,6 +138,11 @@ class MeshServer:
         if reflection:
             _enable_reflection(self._names, self._server)
         self.port = 0
+
+    @property
+    def calls(self) -> int:
+        """Calls being served."""
+        return self._calls
 
     @property
     def address(self) -> str:
@@ -218,7 +228,6 @@ class MeshServer:
             MeshError: Whatever is wrong with it.
         """
         begun = self._clock()
-        _IN_FLIGHT.inc()
         entered = False
         code = grpc.StatusCode.OK
         try:
@@ -243,7 +252,6 @@ class MeshServer:
     def _streaming(self, method: _Method, behaviour: Callable[..., Any]) -> Callable[[Any, Context], Any]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             begun = self._clock()
-            _IN_FLIGHT.inc()
             entered = False
             code = grpc.StatusCode.OK
             try:
@@ -317,7 +325,6 @@ class MeshServer:
             await _abort(context, error)
 
     def _observe(self, method: _Method, code: grpc.StatusCode, begun: float) -> None:
-        _IN_FLIGHT.dec()
         seconds = self._clock() - begun
         series = self._series.get((method.name, code))
         if series is None:
