@@ -57,6 +57,8 @@ class Edge:
     def __init__(self, app: ASGIApp, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._app = app
         self._clock = clock
+        # What `get_logger` gives looks for its settings at every line.
+        self._log = _log.bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -101,15 +103,14 @@ class Edge:
             self._account(scope, status, self._clock() - started)
             tracing.use(before)
 
-    @staticmethod
-    def _account(scope: Scope, status: int, seconds: float) -> None:
+    def _account(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope.get("atelier.route", "none")
         answered, took = _figures(route, status)
         answered.inc()
         took.observe(seconds)
         client = scope.get("client")
         # Probes come every few seconds and say nothing as long as they succeed.
-        write = _log.debug if route.startswith("GET /health") and status == 200 else _log.info
+        write = self._log.debug if route.startswith("GET /health") and status == 200 else self._log.info
         write(
             "request",
             method=scope["method"],
