@@ -26,11 +26,12 @@ WHERE s.id = %(id)s AND s.subject = %(subject)s AND s.closed_at IS NULL AND s.ex
 RETURNING s.acknowledged
 """
 
-# What is reported was received.
+# What is reported was received. IS TRUE and, below, IS NOT DISTINCT keep the planner from the index by session, which
+# holds all that the session has ended: tasks are looked up by their ids.
 _ACKNOWLEDGE = """
 WITH reported AS (
     SELECT t.lease_session AS id, max(t.lease_sequence) AS sequence FROM tasks t
-    WHERE t.id = ANY(%b) AND t.lease_session = ANY(%b) GROUP BY t.lease_session
+    WHERE t.id = ANY(%b) AND (t.lease_session = ANY(%b)) IS TRUE GROUP BY t.lease_session
 ), behind AS (
     SELECT s.id FROM sessions s JOIN reported r ON r.id = s.id WHERE s.acknowledged < r.sequence
     ORDER BY s.id FOR UPDATE OF s
@@ -45,7 +46,8 @@ FROM unnest(%b::uuid[], %b::integer[], %b::uuid[], %b::float8[]) AS p (id, attem
 WHERE t.id = ANY(ARRAY(
         SELECT l.id FROM tasks l WHERE l.id = ANY(%b::uuid[]) AND l.status = 'EXECUTING'
         ORDER BY l.id FOR UPDATE SKIP LOCKED))
-    AND t.id = p.id AND t.status = 'EXECUTING' AND t.attempt = p.attempt AND t.lease_session = p.session
+    AND t.id = p.id AND t.status = 'EXECUTING' AND t.attempt = p.attempt
+    AND t.lease_session IS NOT DISTINCT FROM p.session
 """
 
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from meshkit.pipeline import _parse
-from services.tasks.postgres import columns, counters, endings, rounds, sweeps
+from services.tasks.postgres import columns, counters, endings, rounds, sessions, sweeps
 from services.tasks.postgres.rounds import CANDIDATES
 from services.tasks.postgres.store import PIPELINE_SETTINGS
 from tests.integration.tasks.conftest import Mesh, StartMesh, fill
@@ -47,6 +47,7 @@ HOT = (
     (rounds._GRANT, {"tasks_pkey", None}),
     (rounds._REGISTER, {"sessions_pkey"}),
     (rounds._CONFIRM, {"sessions_pkey"}),
+    (sessions._WRITE_PROGRESS, {"tasks_pkey"}),
     (counters._TENANTS, {"queues_pkey"}),
     (counters._ENTER, {"queue_tenants_pkey"}),
     (counters._FOLLOW, {"queue_lanes_pkey", "queue_tenants_pkey"}),
