@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import select
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -120,6 +121,7 @@ class Database:
             min_size=min_size,
             max_size=max(min_size, max_size - max_size // 2),
             timeout=acquire_timeout_seconds,
+            check=_check,
             max_idle=300.0,
             reconnect_timeout=30.0,
             open=False,
@@ -272,6 +274,14 @@ class Database:
             await self._pool.check()
         except (psycopg.Error, PoolTimeout, PoolClosed) as error:
             _log.info("pool check failed", cause=type(error).__name__)
+
+
+async def _check(conn: DirectConnection) -> None:
+    # A server says nothing to who asks nothing, unless it is gone.
+    at_rest = select.poll()
+    at_rest.register(conn.fileno(), select.POLLIN)
+    if at_rest.poll(0):
+        await AsyncConnectionPool.check_connection(conn)
 
 
 def connection_options(schema: str, statement_timeout_seconds: float, application_name: str) -> dict[str, Any]:
