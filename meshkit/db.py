@@ -266,7 +266,7 @@ class Database:
             raise DatabaseUnavailableError from error
 
     def _test_idle_connections(self) -> None:
-        if self._checking is None or self._checking.done():
+        if not self._pool.closed and (self._checking is None or self._checking.done()):
             self._checking = asyncio.create_task(self._check_pool())
 
     async def _check_pool(self) -> None:
