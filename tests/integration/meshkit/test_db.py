@@ -132,7 +132,7 @@ async def test_every_idle_connection_may_have_died(db: Database) -> None:
 async def _kill_others(db: Database) -> None:
     async with await psycopg.AsyncConnection.connect(db.dsn, autocommit=True) as admin:
         await admin.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
 
