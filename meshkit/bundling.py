@@ -161,7 +161,7 @@ class Bundler:
             self._timer = None
         self._complete = False
         calls, self._waiting = [one for one in self._waiting if not one.answer.done()], []
-        self._expected = max(2, self._under_way, self._expected - 1)
+        self._expected = max(2, self._under_way, self._expected // 2)
         if len(calls) < 2:
             _refuse(calls, NotCarriedError())
             return

@@ -76,7 +76,7 @@ class MeshSettings(BaseSettings):
 
     database_url: SecretStr = Field(default=SecretStr(""), description="postgresql://user:password@host:port/name")
     database_min_connections: int = Field(default=1, ge=0)
-    database_max_connections: int = Field(default=10, ge=1)
+    database_max_connections: int = Field(default=10, ge=2)
     database_statement_timeout_seconds: float = Field(default=30.0, ge=0, description="0 for none.")
 
     nats_url: SecretStr = Field(

@@ -23,7 +23,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from meshkit import revisions
 from meshkit.errors import Kind, MeshError
 from meshkit.logging import get_logger
-from meshkit.pipeline import Pipeline, PipelinePool, connect
+from meshkit.pipeline import STALE, Pipeline, PipelinePool, connect
 
 if TYPE_CHECKING:
     from sqlalchemy.sql.elements import ClauseElement
@@ -64,7 +64,7 @@ class Connection(Protocol):
         ...
 
 
-_RETRYABLE = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected, pg_errors.LockNotAvailable)
+_RETRYABLE = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected, pg_errors.LockNotAvailable, *STALE)
 # The server is shutting down, was killed, or is starting: what follows on a new connection may well work.
 _LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
 _ATTEMPTS = 6
@@ -86,7 +86,7 @@ class Database:
         dsn: `postgresql://` address.
         schema: The service's schema; its connections see nothing else.
         min_size: Connections kept open.
-        max_size: Connections at most; half of them for pipelines.
+        max_size: Connections at most, and 2 at least; half of them for pipelines.
         statement_timeout_seconds: How long one statement may take; 0 for no limit.
         acquire_timeout_seconds: How long to wait for a free connection.
         application_name: What the server's own views call the connections.
@@ -202,6 +202,10 @@ class Database:
         try:
             async with self._pipelines.acquire() as pipeline, pipeline.transaction(durable=durable):
                 yield pipeline
+        except STALE:
+            # The others were prepared for the same tables.
+            await self._pipelines.discard()
+            raise
         except psycopg.OperationalError as error:
             if not _is_lost(error):
                 raise
@@ -227,7 +231,7 @@ class Database:
             raise DatabaseUnavailableError from None
 
     async def retrying(self, body: Callable[[], Awaitable[_T]], attempts: int = _ATTEMPTS) -> _T:
-        """Runs work again that failed by a deadlock, a serialization failure or a lost connection.
+        """Runs work again that failed by a deadlock, a changed table, a serialization failure or a lost connection.
 
         The work must open its transaction itself and must be repeatable: a connection lost during the commit leaves
         unknown whether it took place.

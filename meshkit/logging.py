@@ -66,7 +66,9 @@ class Lines:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._held: list[bytes] = []
-        self._lock = threading.Lock()
+        self._flushed_by: asyncio.AbstractEventLoop | None = None
+        # Reentrant: whatever is collected as garbage meanwhile may have a word to say.
+        self._lock = threading.RLock()
 
     def info(self, line: bytes) -> None:
         """Writes a line by the loop's next turn."""
@@ -77,8 +79,8 @@ class Lines:
             return
         with self._lock:
             self._held.append(line)
-            first = len(self._held) == 1
-        if first:
+            asked, self._flushed_by = self._flushed_by, loop
+        if asked is not loop:
             loop.call_soon(self.flush)
 
     def error(self, line: bytes) -> None:
@@ -90,10 +92,10 @@ class Lines:
     def flush(self) -> None:
         """Writes what is held."""
         with self._lock:
-            if self._held:
-                self._held.append(b"")
-                held, self._held = b"\n".join(self._held), []
-                self._file.write(held)
+            self._flushed_by = None
+            held, self._held = self._held, []
+            if held:
+                self._file.write(b"\n".join([*held, b""]))
                 self._file.flush()
 
     debug = info
@@ -191,7 +193,10 @@ def _stamp(service: str) -> structlog.types.Processor:
 
 
 def _render(_logger: object, _method: str, event: MutableMapping[str, Any]) -> bytes:
-    line = _dump(event)
+    try:
+        line = _dump(event)
+    except TypeError:  # of keys that are no strings, which `redact` spells
+        return _dump(redact(event))
     return line if _needs_no_cover(event, line) else _dump(redact(event))
 
 

@@ -164,6 +164,9 @@ class Relay:
         except psycopg.OperationalError as error:
             await self.close()
             raise DatabaseUnavailableError from error
+        except psycopg.Error:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Gives the lock back."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 from psycopg import errors as pg_errors
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from psycopg_pool import PoolClosed, PoolTimeout
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ _FORMATS = {b"s": PyFormat.AUTO, b"b": PyFormat.BINARY, b"t": PyFormat.TEXT}
 # A service's hot statements are a few dozen; of those composed for an occasion the least used are forgotten.
 _MOST_PREPARED = 200
 _MAX_AGE_SECONDS = 3600.0
-_STALE = (pg_errors.FeatureNotSupported, pg_errors.InvalidSqlStatementName)
+# What was prepared for a table that has changed since fails for as long as the connection lives.
+STALE = (pg_errors.FeatureNotSupported, pg_errors.InvalidSqlStatementName)
 _FIRST_PAUSE_SECONDS = 0.05
 _LAST_PAUSE_SECONDS = 1.0
 
@@ -126,6 +127,7 @@ class Pipeline:
         self._socket = self._pgconn.socket
         # For as long as the connection lives: to ask the loop anew for each answer costs more than to take it.
         self._loop.add_reader(self._socket, self._read)
+        self._watched = True
         self._awaited: asyncio.Future[None] | None = None
         self._transformer = Transformer(connection)
         self._pending: deque[Rows | _Prepared | _Sync] = deque()
@@ -134,16 +136,21 @@ class Pipeline:
         self._numbers = 0
         self._failure: psycopg.Error | None = None
         self._open = False
-        self.born = time.monotonic()
+        self._born = time.monotonic()
 
     @property
     def usable(self) -> bool:
         """Whether another transaction can begin."""
         return self._pgconn.status == ConnStatus.OK and not self._open
 
+    @property
+    def aged(self) -> bool:
+        """Whether it has lived for so long that another takes its place: a backend's memory grows with its age."""
+        return time.monotonic() - self._born > _MAX_AGE_SECONDS
+
     async def close(self) -> None:
         """Closes the connection; what it did not commit is undone by the server."""
-        self._loop.remove_reader(self._socket)
+        self._unwatch()
         await self._connection.close()
 
     async def execute(
@@ -266,8 +273,7 @@ class Pipeline:
             await self._synchronise()
         except psycopg.Error:
             return
-        # What was prepared for a table that has changed since fails for as long as the connection lives.
-        self._open = not rolled_back.settled or isinstance(self._failure, _STALE)
+        self._open = not rolled_back.settled or isinstance(self._failure, STALE)
 
     async def _take(self) -> Rows | _Prepared | _Sync:
         """Takes the answer to the oldest statement that waits for one; a failure is noted."""
@@ -283,10 +289,16 @@ class Pipeline:
             if isinstance(item, _Prepared) and item.key is not None:
                 self._names.pop(item.key, None)
             if self._failure is None:
-                self._failure = pg_errors.error_from_result(result)
+                self._failure = self._error(result)
         elif isinstance(item, Rows):
             item.settle(result)
         return item
+
+    def _error(self, result: PGresult) -> psycopg.Error:
+        if self._pgconn.status != ConnStatus.OK and not result.error_field(DiagnosticField.SQLSTATE):
+            # Of libpq's own making, where the server left without a word.
+            return psycopg.OperationalError(result.get_error_message())
+        return pg_errors.error_from_result(result)
 
     async def _result(self) -> PGresult | None:
         while self._pgconn.is_busy() and self._pgconn.status == ConnStatus.OK:
@@ -300,7 +312,8 @@ class Pipeline:
             try:
                 await self._answer()
             finally:
-                self._loop.remove_writer(self._socket)
+                if self._watched:
+                    self._loop.remove_writer(self._socket)
 
     async def _answer(self) -> None:
         """Waits until the next answer is here, or the socket takes something where that is waited for."""
@@ -315,11 +328,18 @@ class Pipeline:
             self._pgconn.consume_input()
         except psycopg.OperationalError:
             # The server is gone. Whoever waits is told by the next result, at rest `usable` tells.
-            self._loop.remove_reader(self._socket)
+            self._unwatch()
             self._wake()
         else:
             if self._awaited is not None and not self._pgconn.is_busy():
                 self._wake()
+
+    def _unwatch(self) -> None:
+        # Once: libpq closes the socket of a server that is gone, and the next connection may have its number.
+        if self._watched:
+            self._watched = False
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
 
     def _wake(self) -> None:
         if self._awaited is not None and not self._awaited.done():
@@ -379,8 +399,7 @@ class PipelinePool:
             try:
                 yield pipeline
             finally:
-                aged = time.monotonic() - pipeline.born > _MAX_AGE_SECONDS
-                if pipeline.usable and not aged and not self._closed:
+                if pipeline.usable and not pipeline.aged and not self._closed:
                     self._idle.append(pipeline)
                 else:
                     await pipeline.close()
@@ -401,7 +420,7 @@ class PipelinePool:
     async def _idle_one(self) -> Pipeline | None:
         while self._idle:
             pipeline = self._idle.pop()
-            if pipeline.usable:
+            if pipeline.usable and not pipeline.aged:
                 return pipeline
             await pipeline.close()
         return None

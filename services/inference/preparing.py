@@ -73,7 +73,8 @@ class Preparer:
         if (trace := tracing.current()) is not None:
             payload.traceparent = trace.traceparent
         if not refs:
-            return Job(type_name(kind), _batch_key(payload, handler.batch_key(spec, task), kind), payload, on_progress)
+            key = _batch_key(payload, handler.batch_key(spec, task), kind, ())
+            return Job(type_name(kind), key, payload, on_progress)
         async with AsyncExitStack() as held:
             held.callback(self._folders.remove, payload.folder)
             files = await self._fetched(held, tenant, refs, self._folders.make(payload.folder))

@@ -102,6 +102,17 @@ RETURNING {columns.SELECT_T}
 """  # noqa: S608 -- fixed names
 
 
+# A replica of before may have ended an attempt that this release leased, and so left no row of it: then the task tells.
+# An attempt's number is one session's alone.
+_REPORTED = """
+SELECT FROM attempts
+WHERE task_id = %(id)s AND attempt = %(attempt)s AND session = %(session)s AND outcome = %(outcome)s
+UNION ALL
+SELECT FROM tasks t WHERE t.id = %(id)s AND t.attempt = %(attempt)s AND t.status = %(outcome)s
+    AND NOT EXISTS (SELECT FROM attempts a WHERE a.task_id = t.id AND a.attempt = t.attempt)
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
     """Why an attempt ends without a result.
@@ -284,8 +295,7 @@ async def lock_leases(conn: Connection, session_id: UUID, ids: Sequence[UUID] | 
 async def was_reported(conn: Connection, ref: Ref, session: UUID, outcome: Outcome) -> bool:
     """Whether this session ended this attempt so before: its answer was lost, and it asks again."""
     cursor = await conn.execute(
-        "SELECT FROM attempts WHERE task_id = %s AND attempt = %s AND session = %s AND outcome = %s",
-        (ref.job_id, ref.attempt, session, outcome.value),
+        _REPORTED, {"id": ref.job_id, "attempt": ref.attempt, "session": session, "outcome": outcome.value}
     )
     return await cursor.fetchone() is not None
 

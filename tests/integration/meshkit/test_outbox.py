@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import psutil
 import pytest
+from psycopg import errors as pg_errors
 
 from meshkit import tracing
 from meshkit.bus import Bus, Message
@@ -183,6 +184,17 @@ async def test_a_relay_that_lost_nats_leaves_the_work_to_one_that_has_it(
     await cut_off.close()
     await leader.run_once()
     await write(db, 2)
+    await run_until_published(db, relay)
+
+
+async def test_a_relay_reads_on_after_its_table_has_changed(db: Database, relay: Relay) -> None:
+    await write(db, 1)
+    await relay.run_once()
+    async with db.transaction() as conn:
+        await conn.execute("ALTER TABLE outbox ALTER COLUMN subject TYPE varchar(500)")
+    await write(db, 2)
+    with pytest.raises(pg_errors.FeatureNotSupported):
+        await relay.run_once()
     await run_until_published(db, relay)
 
 

@@ -1,14 +1,16 @@
 import asyncio
+import contextlib
 import uuid
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from psycopg import errors as pg_errors
 
-from meshkit.db import Database, DatabaseUnavailableError
-from meshkit.pipeline import Pipeline
+from meshkit.db import Database, DatabaseUnavailableError, connection_options
+from meshkit.pipeline import Pipeline, connect
 
 
 @pytest.fixture
@@ -210,18 +212,104 @@ async def test_values_must_fit_the_placeholders(piped: Database) -> None:
     assert await numbers(piped) == []
 
 
-async def test_a_table_that_changed_under_a_prepared_statement_fails_once_at_most(piped: Database) -> None:
+async def test_a_table_that_changed_under_prepared_statements_costs_one_repetition(piped: Database) -> None:
+    attempts = []
+
     async def read() -> list[Any]:
+        attempts.append(1)
         async with piped.pipeline() as conn:
             return await (await conn.execute("SELECT * FROM piped")).fetchall()
 
     await insert(piped, 1)
-    assert await read() == [(1, None)]
+    await asyncio.gather(*(read() for _ in range(3)))  # each on a connection of its own
     async with piped.transaction() as conn:
         await conn.execute("ALTER TABLE piped ADD COLUMN more integer DEFAULT 5")
     with pytest.raises(pg_errors.FeatureNotSupported):
         await read()
     assert await read() == [(1, None, 5)]
+    async with piped.transaction() as conn:
+        await conn.execute("ALTER TABLE piped DROP COLUMN more")
+    attempts.clear()
+    assert await piped.retrying(read) == [(1, None)]
+    assert len(attempts) == 2
+
+
+class Proxy:
+    """Stands between a client and the server, and can leave without a word."""
+
+    def __init__(self, dsn: str) -> None:
+        self._to = urlsplit(dsn)
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        netloc = self._to.netloc.rpartition(":")[0]
+        self.dsn = self._to._replace(netloc=f"{netloc}:{self._server.sockets[0].getsockname()[1]}").geturl()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.drop()
+        self._server.close()
+
+    async def drop(self) -> None:
+        """Ends all connections on both sides."""
+        writers, self._writers = self._writers, []
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.1)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, forth = await asyncio.open_connection(self._to.hostname, self._to.port)
+        self._writers += [writer, forth]
+        await asyncio.gather(self._pass(reader, forth), self._pass(back, writer))
+
+    @staticmethod
+    async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+async def test_a_server_that_leaves_without_a_word_is_said_to_be_unavailable(fresh_postgres_dsn: str) -> None:
+    async with Proxy(fresh_postgres_dsn) as proxy:
+        database = Database(proxy.dsn, schema="public")
+        await database.open()
+
+        async def wait() -> None:
+            async with database.pipeline() as conn:
+                await (await conn.execute("SELECT pg_sleep(30)")).fetchall()
+
+        waiting = [asyncio.create_task(wait()) for _ in range(3)]
+        await asyncio.sleep(0.5)
+        await proxy.drop()
+        async with asyncio.timeout(10):
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(one) for one in outcomes] == [DatabaseUnavailableError] * 3
+            async with database.pipeline() as conn:
+                assert await backend(conn) > 0
+        await database.close()
+
+
+async def test_a_connection_that_takes_the_number_of_one_that_died_hears_the_server(fresh_postgres_dsn: str) -> None:
+    async with Proxy(fresh_postgres_dsn) as proxy:
+        options = connection_options("public", 30, "test")
+        dead = [await connect(proxy.dsn, options) for _ in range(3)]
+        await proxy.drop()
+        assert not any(one.usable for one in dead)
+        alive = [await connect(proxy.dsn, options) for _ in range(3)]
+        assert {one._socket for one in alive} & {one._socket for one in dead}, "the numbers are used again"
+        for one in dead:
+            await one.close()
+        async with asyncio.timeout(10):
+            for one in alive:
+                async with one.transaction():
+                    assert await backend(one) > 0
+        await proxy.drop()
+        assert not any(one.usable for one in alive)
+        for one in alive:
+            await one.close()
 
 
 async def test_statements_that_are_used_least_are_forgotten(piped: Database) -> None:

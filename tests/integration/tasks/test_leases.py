@@ -1,5 +1,6 @@
 import asyncio
 from datetime import timedelta
+from functools import partial
 
 import grpc
 import pytest
@@ -248,6 +249,23 @@ async def test_attempt_that_a_release_of_before_wrote_at_its_lease_ends_as_one_r
     assert await outcomes(mesh, task.id) == ["UNSPECIFIED"]
     await (worker.complete(lease) if ending == "complete" else worker.fail(lease))
     assert await outcomes(mesh, task.id) == ["COMPLETED" if ending == "complete" else "FAILED"]
+
+
+@pytest.mark.parametrize("ending", ["complete", "fail"])
+async def test_end_that_a_replica_of_before_wrote_without_an_attempt_is_known_when_it_is_repeated(
+    mesh: Mesh, ending: str
+) -> None:
+    task = await mesh.create()
+    worker = await mesh.worker()
+    [lease] = await worker.lease()
+    end = worker.complete if ending == "complete" else partial(worker.fail, retryable=False)
+    await end(lease)
+    await mesh.execute("DELETE FROM attempts")
+    await end(lease)
+    assert await outcomes(mesh, task.id) == []
+    lease.attempt += 1
+    with pytest.raises(MeshError):
+        await end(lease)
 
 
 async def test_released_lease_goes_back_for_free(mesh: Mesh) -> None:
