@@ -248,15 +248,14 @@ class Proxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.drop()
+        self.drop()
         self._server.close()
 
-    async def drop(self) -> None:
+    def drop(self) -> None:
         """Ends all connections on both sides."""
         writers, self._writers = self._writers, []
         for writer in writers:
             writer.transport.abort()
-        await asyncio.sleep(0.1)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         back, forth = await asyncio.open_connection(self._to.hostname, self._to.port)
@@ -272,6 +271,22 @@ class Proxy:
         writer.close()
 
 
+async def sleepers(dsn: str) -> int:
+    async with await psycopg.AsyncConnection.connect(dsn) as conn:
+        cursor = await conn.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+async def gone(*pipelines: Pipeline) -> None:
+    async with asyncio.timeout(20):
+        while any(one.usable for one in pipelines):  # noqa: ASYNC110 -- what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
 async def test_a_server_that_leaves_without_a_word_is_said_to_be_unavailable(fresh_postgres_dsn: str) -> None:
     async with Proxy(fresh_postgres_dsn) as proxy:
         database = Database(proxy.dsn, schema="public")
@@ -282,9 +297,11 @@ async def test_a_server_that_leaves_without_a_word_is_said_to_be_unavailable(fre
                 await (await conn.execute("SELECT pg_sleep(30)")).fetchall()
 
         waiting = [asyncio.create_task(wait()) for _ in range(3)]
-        await asyncio.sleep(0.5)
-        await proxy.drop()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
+            while await sleepers(fresh_postgres_dsn) < 3:  # noqa: ASYNC110 -- what is waited for has no event
+                await asyncio.sleep(0.05)
+        proxy.drop()
+        async with asyncio.timeout(20):
             outcomes = await asyncio.gather(*waiting, return_exceptions=True)
             assert [type(one) for one in outcomes] == [DatabaseUnavailableError] * 3
             async with database.pipeline() as conn:
@@ -296,18 +313,18 @@ async def test_a_connection_that_takes_the_number_of_one_that_died_hears_the_ser
     async with Proxy(fresh_postgres_dsn) as proxy:
         options = connection_options("public", 30, "test")
         dead = [await connect(proxy.dsn, options) for _ in range(3)]
-        await proxy.drop()
-        assert not any(one.usable for one in dead)
+        proxy.drop()
+        await gone(*dead)
         alive = [await connect(proxy.dsn, options) for _ in range(3)]
         assert {one._socket for one in alive} & {one._socket for one in dead}, "the numbers are used again"
         for one in dead:
             await one.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             for one in alive:
                 async with one.transaction():
                     assert await backend(one) > 0
-        await proxy.drop()
-        assert not any(one.usable for one in alive)
+        proxy.drop()
+        await gone(*alive)
         for one in alive:
             await one.close()
 
@@ -349,24 +366,30 @@ async def test_settings_of_pipelines_hold_for_them_alone(fresh_postgres_dsn: str
 
 
 async def test_connections_are_bounded_and_waited_for(fresh_postgres_dsn: str) -> None:
-    database = Database(fresh_postgres_dsn, schema="public", max_size=4, acquire_timeout_seconds=0.5)
+    database = Database(fresh_postgres_dsn, schema="public", max_size=4, acquire_timeout_seconds=3)
     await database.open()
     used: list[int] = []
+    free = asyncio.Event()
+    free.set()
 
-    async def use(seconds: float) -> None:
+    async def use() -> None:
         async with database.pipeline() as conn:
             used.append(await backend(conn))
-            await asyncio.sleep(seconds)
+            await free.wait()
 
-    await asyncio.gather(*(use(0.01) for _ in range(20)))
+    await asyncio.gather(*(use() for _ in range(20)))
     assert len(used) == 20
     assert len(set(used)) == 2
-    holders = [asyncio.create_task(use(2)) for _ in range(2)]
-    await asyncio.sleep(0.1)
+    free.clear()
+    holders = [asyncio.create_task(use()) for _ in range(2)]
+    async with asyncio.timeout(20):
+        while len(used) < 22:  # noqa: ASYNC110 -- what is waited for has no event
+            await asyncio.sleep(0.01)
     with pytest.raises(DatabaseUnavailableError):
-        await use(0)
+        await use()
+    free.set()
     await asyncio.gather(*holders)
-    await use(0)
+    await use()
     await database.close()
 
 
