@@ -298,3 +298,14 @@ async def waits_for_lock(mesh: Mesh) -> bool:
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     [[count]] = await mesh.rows(query)
     return bool(count)
+
+
+async def outcomes(mesh: Mesh, task_id: str) -> list[str]:
+    """How a task's attempts ended."""
+    name = tasks_service_pb2.AttemptOutcome.Name
+    return [name(each.outcome).removeprefix("ATTEMPT_OUTCOME_") for each in await mesh.attempts(task_id)]
+
+
+async def age_session(mesh: Mesh, worker: Worker) -> None:
+    """Has a session's time run out."""
+    await mesh.execute("UPDATE sessions SET expires_at = now() - interval '1 s' WHERE id = %s", worker.session)
