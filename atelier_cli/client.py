@@ -30,7 +30,7 @@ ENDED: Final = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TaskProgress:
     """One event of a watched task.
 
     Attributes:
@@ -72,7 +72,7 @@ class Gateway:
     def of(
         cls, folder: DataFolder, tenant: str = DEFAULT_TENANT, scopes: Iterable[str] = ("read", "write")
     ) -> "Gateway":
-        """The gateway of the mesh on a folder, or $ATELIER_URL with $ATELIER_TOKEN."""
+        """Return the gateway of the mesh on a folder, or $ATELIER_URL with $ATELIER_TOKEN."""
         url = os.environ.get("ATELIER_URL") or folder.running().gateway_url
         given = os.environ.get("ATELIER_TOKEN")
         text = given or issue(folder, tenant=tenant, scopes=scopes, ttl_seconds=_TOKEN_SECONDS)
@@ -87,7 +87,7 @@ class Gateway:
         self._http.close()
 
     def create(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        """Creates a task; once, however often the request has to be sent."""
+        """Create a task; once, however often the request has to be sent."""
         answer = self._send("POST", "/api/v1/tasks/", json=task, headers={"idempotency-key": str(uuid.uuid4())})
         return dict(answer.json())
 
@@ -104,7 +104,7 @@ class Gateway:
         return self._listed("/api/v1/webhooks/deliveries", filters)
 
     def cancel(self, task_id: str) -> dict[str, Any]:
-        """Cancels a task."""
+        """Cancel a task."""
         return dict(self._send("POST", f"/api/v1/tasks/{task_id}/cancel").json())
 
     def call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Gateway:
         return dict(self._send(method, path, **arguments).json())
 
     def download(self, path: str, to: Path) -> None:
-        """Saves a stored file, whole or not at all."""
+        """Save a stored file, whole or not at all."""
         answer = self._send("GET", f"/api/v1/storage/images/{path}")
         draft = to.with_name(f".{to.name}.{os.getpid()}")
         try:
@@ -124,7 +124,7 @@ class Gateway:
             draft.unlink(missing_ok=True)
             raise CliError(f"{to} cannot be written: {error.strerror}.") from error
 
-    def watch(self, task_id: str) -> Iterator[Progress]:
+    def watch(self, task_id: str) -> Iterator[TaskProgress]:
         """Follows a task until it has ended, over as many connections as that takes.
 
         Raises:
@@ -141,7 +141,7 @@ class Gateway:
                             raise _refusal(event["status"], event["detail"])
                         break
                     seen = identity or seen
-                    yield Progress(event["task"], event.get("step"), event.get("total_steps"))
+                    yield TaskProgress(event["task"], event.get("step"), event.get("total_steps"))
                     if event.get("final") or event["task"]["status"] in ENDED:
                         return
             except httpx.TransportError:
@@ -155,7 +155,7 @@ class Gateway:
         return list(self._send("GET", path, params=chosen).json())
 
     def _stream(self, path: str, seen: str | None) -> Iterator[tuple[str | None, str, str]]:
-        """The events of one connection, those after `seen`; none where the gateway or a service is away."""
+        """Yield the events of one connection, those after `seen`; none where the gateway or a service is away."""
         headers = self._headers() | {"accept": "text/event-stream"} | ({"last-event-id": seen} if seen else {})
         timeout = httpx.Timeout(10.0, read=_STREAM_SILENCE_SECONDS)
         with self._http.stream("GET", path, headers=headers, timeout=timeout) as answer:
@@ -216,7 +216,7 @@ def events(lines: Iterator[str]) -> Iterator[tuple[str | None, str, str]]:
 
 
 def _refuse(answer: httpx.Response) -> None:
-    """Turns an error status into a sentence."""
+    """Turn an error status into a sentence."""
     if not answer.is_error:
         return
     try:

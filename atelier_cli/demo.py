@@ -24,7 +24,7 @@ _DATA: Final = Path(".data/demo")
 
 
 def main() -> int:
-    """Makes the pictures; the exit code is that of the first command that failed."""
+    """Make the pictures; the exit code is that of the first command that failed."""
     target = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     target.mkdir(parents=True, exist_ok=True)
     atelier = (sys.executable, "-m", "atelier_cli")

@@ -39,7 +39,7 @@ class Credentials:
 
     @classmethod
     def draw(cls) -> "Credentials":
-        """New random ones."""
+        """Return new random ones."""
         return cls(
             nats_password=secrets.token_urlsafe(_SECRET_BYTES),
             postgres_password=secrets.token_urlsafe(_SECRET_BYTES),
@@ -93,7 +93,7 @@ class MeshRecord:
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> "MeshRecord":
-        """Reads it from JSON."""
+        """Read it from JSON."""
         processes = tuple(ProcessRecord(**each) for each in data["processes"])
         return cls(**{**data, "processes": processes})
 
@@ -106,7 +106,7 @@ class DataFolder:
 
     @classmethod
     def choose(cls, path: Path | None) -> "DataFolder":
-        """The folder given, or $ATELIER_DATA, or ./.data."""
+        """Return the folder given, or $ATELIER_DATA, or ./.data."""
         return cls(path or Path(os.environ.get("ATELIER_DATA") or DEFAULT_FOLDER))
 
     def __str__(self) -> str:
@@ -115,15 +115,15 @@ class DataFolder:
         return str(self.path)
 
     def log(self, name: str) -> Path:
-        """The log file of a process."""
+        """Return the log file of a process."""
         return self.path / "logs" / f"{name}.log"
 
     def run(self, name: str) -> Path:
-        """A file in which a process reports its address."""
+        """Return a file in which a process reports its address."""
         return self.path / "run" / name
 
     def make(self) -> None:
-        """Makes the folder and its parts.
+        """Make the folder and its parts.
 
         Raises:
             CliError: It cannot be made or written.
@@ -138,14 +138,14 @@ class DataFolder:
             raise CliError(f"The data folder {self} cannot be made: {error.strerror}.") from error
 
     def credentials(self) -> Credentials:
-        """The mesh's secrets; drawn and stored at the first call."""
+        """Return the mesh's secrets; drawn and stored at the first call."""
         file = self.path / "credentials.json"
         if not file.exists():
             write_private(file, json.dumps(asdict(Credentials.draw()), indent=2))
         return self.existing_credentials()
 
     def existing_credentials(self) -> Credentials:
-        """The mesh's secrets.
+        """Return the mesh's secrets.
 
         Raises:
             CliError: No mesh was ever started on the folder, or they cannot be read.
@@ -163,7 +163,7 @@ class DataFolder:
         return self.path / name
 
     def record(self) -> MeshRecord | None:
-        """What the last supervisor wrote; None before the first start."""
+        """Return what the last supervisor wrote; None before the first start."""
         try:
             return MeshRecord.parse(json.loads((self.path / "mesh.json").read_text()))
         except FileNotFoundError:
@@ -174,7 +174,7 @@ class DataFolder:
             ) from error
 
     def write_record(self, record: MeshRecord) -> None:
-        """Stores the supervisor's view."""
+        """Store the supervisor's view."""
         write_private(self.path / "mesh.json", json.dumps(asdict(record), indent=2))
 
     def is_running(self) -> bool:
@@ -189,7 +189,7 @@ class DataFolder:
         return False
 
     def running(self) -> MeshRecord:
-        """The record of the mesh that runs here.
+        """Return the record of the mesh that runs here.
 
         Raises:
             CliError: None does.
@@ -201,7 +201,7 @@ class DataFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the folder: one supervisor at a time. The kernel lets go when the process dies, however it dies.
+        """Hold the folder: one supervisor at a time. The kernel lets go when the process dies, however it dies.
 
         Raises:
             CliError: Another one holds it.
@@ -230,7 +230,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Writes a file that only its owner reads, whole or not at all."""
+    """Write a file that only its owner reads, whole or not at all."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -23,7 +23,7 @@ def grpc_serves(address: str) -> bool:
 
 
 def reported_grpc_serves(file: Path) -> bool:
-    """The same for a server that wrote its address into a file, when it is ready."""
+    """Return the same for a server that wrote its address into a file, when it is ready."""
     try:
         address = file.read_text().strip()
     except FileNotFoundError:

@@ -29,7 +29,7 @@ app.add_typer(webhook.app, name="webhook")
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits."""
+    """Run the command line and exits."""
     try:
         app()
     except CliError as error:

@@ -56,7 +56,7 @@ def uses(service: str, variable: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class ServiceProcess:
     """One service of the mesh, run as `python -m module`.
 
     Attributes:
@@ -112,12 +112,12 @@ class Mesh:
     @property
     def pages(self) -> dict[str, str]:
         """Addresses of the Prometheus pages, by the names of the processes that have one."""
-        services = (server for server in self.servers.values() if isinstance(server, Service))
+        services = (server for server in self.servers.values() if isinstance(server, ServiceProcess))
         return {service.name: service.metrics for service in services if service.metrics is not None}
 
 
 def choose_ports(wanted: int | None, last: MeshRecord | None) -> tuple[int, dict[str, int]]:
-    """The gateway's port, and those of the rest: as at the last start where they are free, else new ones.
+    """Return the gateway's port, and those of the rest: as at the last start where they are free, else new ones.
 
     Raises:
         CliError: The gateway's port is taken, or there are not enough others.
@@ -153,11 +153,11 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
         # A path is meant from where the user stands; a model hub's name is passed on as it is.
         environment["ATELIER_MODEL"] = str(Path(model).absolute()) if Path(model).exists() else model
 
-    def service(name: str, module: str, listen: str, serves: Callable[[], bool], **more: str) -> Service:
+    def service(name: str, module: str, listen: str, serves: Callable[[], bool], **more: str) -> ServiceProcess:
         port_file = folder.run(f"{name}.address")
         # A port that the user names, or has the system choose by 0, is theirs to know.
         page = None if given("ATELIER_METRICS_PORT") else ports.get(f"metrics_{name}")
-        return Service(
+        return ServiceProcess(
             name=name,
             module=module,
             log=folder.log(name),

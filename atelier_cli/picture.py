@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 from PIL import Image, ImageDraw, ImageFont
 
-from atelier_cli.layout import BOX_HEIGHT, BOX_WIDTH, MARGIN, Box, Layout, Point
+from atelier_cli.diagram import BOX_HEIGHT, BOX_WIDTH, MARGIN, Diagram, Point, StepBox
 
 # Fill and border by state; those of the empty state for whatever else a newer mesh tells.
 _COLOURS: Final = {
@@ -35,8 +35,8 @@ _PNG_PIXELS: Final = 40_000_000
 _CURVE_PIECES: Final = 24
 
 
-def svg(layout: Layout) -> str:
-    """A picture as SVG 1.1 without scripts or fonts of its own."""
+def svg(layout: Diagram) -> str:
+    """Return a picture as SVG 1.1 without scripts or fonts of its own."""
     parts = [
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{layout.width:g}" height="{layout.height:g}" '
@@ -56,8 +56,8 @@ def svg(layout: Layout) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def png(layout: Layout) -> bytes:
-    """A picture as PNG."""
+def png(layout: Diagram) -> bytes:
+    """Return a picture as PNG."""
     scale = min(_PNG_SCALE, (_PNG_PIXELS / (layout.width * layout.height)) ** 0.5)
     image = Image.new("RGB", (round(layout.width * scale), round(layout.height * scale)), _BACKGROUND)
     draw = ImageDraw.Draw(image)
@@ -81,7 +81,7 @@ def png(layout: Layout) -> bytes:
     return held.getvalue()
 
 
-def _svg_box(box: Box) -> str:
+def _svg_box(box: StepBox) -> str:
     fill, border = _COLOURS.get(box.step.state, _COLOURS[""])
     room = BOX_WIDTH - 2 * _INSET
     return (
@@ -95,12 +95,12 @@ def _svg_box(box: Box) -> str:
     )
 
 
-def _below(box: Box) -> str:
+def _below(box: StepBox) -> str:
     return "  ".join(part for part in (box.step.task_type, box.step.state.lower()) if part)
 
 
 def _cut(text: str, width: float, size: int) -> str:
-    """A text that fits, with three dots where it had to be cut."""
+    """Return a text that fits, with three dots where it had to be cut."""
     font = ImageFont.load_default(size)
     if font.getlength(text) <= width:
         return text
@@ -116,7 +116,7 @@ def _text(text: str, width: float, size: int) -> str:
 
 
 def _clean(text: str) -> str:
-    """A text for XML, which has no control characters."""
+    """Return a text for XML, which has no control characters."""
     return escape("".join(sign if sign.isprintable() else " " for sign in text))
 
 

@@ -10,7 +10,7 @@ FILE_SUFFIX = "_FILE"
 
 
 def given(name: str) -> str | None:
-    """A setting from the environment, or from the file that the variable with `_FILE` names.
+    """Return a setting from the environment, or from the file that the variable with `_FILE` names.
 
     Args:
         name: Its variable, `ATELIER_...`.
@@ -34,7 +34,7 @@ def given(name: str) -> str | None:
 
 
 def files() -> dict[str, str]:
-    """The variables that name files, by paths that hold wherever a process stands."""
+    """Return the variables that name files, by paths that hold wherever a process stands."""
     return {
         name: str(Path(path).absolute())
         for name, path in os.environ.items()

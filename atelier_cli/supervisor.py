@@ -47,12 +47,12 @@ class Managed:
         return self.process.pid if self.process else None
 
     def record(self) -> ProcessRecord:
-        """What `mesh.json` tells of it."""
+        """Return what `mesh.json` tells of it."""
         return ProcessRecord(self.server.name, self.server.name, self.pid, self.restarts)
 
 
 @dataclass(slots=True)
-class Supervisor:
+class MeshSupervisor:
     """Runs stages of processes until it is asked to stop.
 
     Attributes:
@@ -75,7 +75,7 @@ class Supervisor:
         return tuple(each.record() for each in self._managed)
 
     def run(self) -> None:
-        """Starts everything, looks after it until SIGTERM or SIGINT, and stops everything.
+        """Start everything, looks after it until SIGTERM or SIGINT, and stops everything.
 
         Raises:
             CliError: Something could not be started at the start, or did not become ready.
@@ -118,7 +118,7 @@ class Supervisor:
                 self._tell(state)
 
     def _start_stage(self, stage: Sequence[Server]) -> bool:
-        """Starts a stage and waits until it is ready; False where a signal came first."""
+        """Start a stage and waits until it is ready; False where a signal came first."""
         began = self.clock()
         new = [Managed(server) for server in stage]
         self._managed += new
@@ -144,7 +144,7 @@ class Supervisor:
         each.started_at = self.clock()
 
     def _start_again(self, each: Managed) -> None:
-        """Starts what died; what hinders that now (a full disk) may be over at the next try."""
+        """Start what died; what hinders that now (a full disk) may be over at the next try."""
         each.started_at = self.clock()
         try:
             self._start(each)
@@ -178,7 +178,7 @@ class Supervisor:
         each.backoff_seconds = min(each.backoff_seconds * 2, LAST_BACKOFF_SECONDS)
 
     def _stop_all(self) -> None:
-        """Stops all in reverse: no new requests, then no work, then what they stood on."""
+        """Stop all in reverse: no new requests, then no work, then what they stood on."""
         self.say("Stopping.")
         self._tell("stopping")
         patience = self._signals

@@ -11,7 +11,7 @@ DEFAULT_TENANT: Final = "default"
 
 
 def issue(folder: DataFolder, *, tenant: str, scopes: Iterable[str], ttl_seconds: float) -> str:
-    """A token for the mesh on this folder.
+    """Return a token for the mesh on this folder.
 
     Raises:
         CliError: No mesh was ever started on the folder, or a setting's file cannot be read.

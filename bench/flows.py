@@ -73,7 +73,7 @@ class Flows:
 
 
 def definition(shape: Shape, config: Mapping[str, object] | None = None) -> dict[str, object]:
-    """The body that creates a workflow of this shape in the mesh.
+    """Return the body that creates a workflow of this shape in the mesh.
 
     Args:
         shape: The shape.
@@ -111,7 +111,7 @@ async def post_all(url: str, headers: Mapping[str, str], body: dict[str, object]
 
 
 def mesh_flows(mesh: stacks.Stack) -> Flows:
-    """The workflows of a running mesh."""
+    """Return the workflows of a running mesh."""
     url = mesh.url.replace("/tasks/", "/workflows/")
     return Flows(
         name="atelier",

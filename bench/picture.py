@@ -28,7 +28,7 @@ REST_SECONDS = 0.05
 
 def bare_call(folder: Path, *, threads: int, steps: int) -> Callable[[int], float]:
     """Load the pipeline once; the result makes one picture of a seed and returns the seconds it took."""
-    import torch  # noqa: PLC0415 - only this process of the benchmark needs it
+    import torch  # noqa: PLC0415 -- only this process of the benchmark needs it
     from diffusers import FluxPipeline  # noqa: PLC0415
 
     torch.set_num_threads(threads)

@@ -22,7 +22,7 @@ import psycopg
 import psycopg.conninfo
 
 from atelier_cli.embedded.postgres import PostgresServer
-from atelier_cli.embedded.process import Running, free_ports, stop
+from atelier_cli.embedded.process import RunningServer, free_ports, stop
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER_FOLDER = ROOT / "bench" / "peer"
@@ -57,12 +57,12 @@ class Stack:
 
     def completed(self, connection: psycopg.Connection[tuple[int]]) -> int:
         """How many tasks have ended well."""
-        row = connection.execute(f"SELECT count(*) FROM {self.table} WHERE status = 'COMPLETED'").fetchone()  # noqa: S608 - a constant of this module
+        row = connection.execute(f"SELECT count(*) FROM {self.table} WHERE status = 'COMPLETED'").fetchone()  # noqa: S608 -- a constant of this module
         assert row is not None
         return row[0]
 
     def processor_seconds(self) -> dict[str, float]:
-        """What its processes have used so far, children and the database's connections to it included."""
+        """Return what its processes have used so far, children and the database's connections to it included."""
         used: dict[str, float] = {}
         for name, pid in self.processes.items():
             process = psutil.Process(pid)
@@ -85,12 +85,12 @@ def _processor_seconds(process: psutil.Process) -> float:
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[PostgresServer]:
-    """A PostgreSQL of its own that both stacks share, durable as in production."""
+    """Yield a PostgreSQL of its own that both stacks share, durable as in production."""
     folder.chmod(0o711)
     server = PostgresServer(
         folder / "postgres", free_ports(1)[0], secrets.token_urlsafe(12), folder / "postgres.log", durable=True
     )
-    running = Running(server)
+    running = RunningServer(server)
     running.start()
     try:
         yield server
@@ -114,7 +114,7 @@ def wait_http(url: str, seconds: float = READY_SECONDS) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
-            with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - loopback addresses of this module
+            with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 -- loopback addresses of this module
                 if answer.status == 200:
                     return
         except OSError:
@@ -127,7 +127,7 @@ def wait_http(url: str, seconds: float = READY_SECONDS) -> None:
 def mesh(
     folder: Path, dsn: str | None, environment: dict[str, str] | None = None, body: dict[str, object] | None = None
 ) -> Iterator[Stack]:
-    """The mesh as `atelier up` starts it; its worker serves no-op tasks alone unless `environment` says else."""
+    """Yield the mesh as `atelier up` starts it; its worker serves no-op tasks alone unless `environment` says else."""
     data = folder / "mesh"
     port = free_ports(1)[0]
     settings = {"ATELIER_ENABLE_NOOP": "true", "ATELIER_WORKER_TASK_TYPES": "NOOP", "ATELIER_WORKER_SLOTS": "16"}

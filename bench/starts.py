@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from atelier_cli import health
-from atelier_cli.embedded.process import Running, Server, free_ports, spawn, stop
+from atelier_cli.embedded.process import RunningServer, Server, free_ports, spawn, stop
 from atelier_cli.folder import DataFolder
 from atelier_cli.mesh import Mesh, choose_ports, plan
 
@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.005
 
 
 def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Starts each service so many times, one at a time.
+    """Start each service so many times, one at a time.
 
     Args:
         folder: Where the servers keep their data; PostgreSQL's user must be able to pass through it.
@@ -44,11 +44,11 @@ def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
 
 @contextmanager
 def _servers(mesh: Mesh) -> Iterator[None]:
-    """The embedded servers, up."""
-    running: list[Running] = []
+    """Yield the embedded servers, up."""
+    running: list[RunningServer] = []
     try:
         for server in mesh.stages[0]:
-            running.append(Running(server))
+            running.append(RunningServer(server))
             running[-1].start()
         yield
     finally:

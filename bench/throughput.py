@@ -18,7 +18,7 @@ from bench.stacks import Stack
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class ThroughputRound:
     """Figures of one round on one stack: per second, milliseconds, and microseconds of processor a task by process."""
 
     creates: float
@@ -27,7 +27,7 @@ class Round:
     processor_us: Mapping[str, float]
 
 
-def measure(stack: Stack, *, count: int, clients: int) -> Round:
+def measure(stack: Stack, *, count: int, clients: int) -> ThroughputRound:
     """Post `count` creates and wait until every task has completed.
 
     Raises:
@@ -45,14 +45,14 @@ def measure(stack: Stack, *, count: int, clients: int) -> Round:
             time.sleep(0.02)
         # The time of the row that ended last, so that the poll's own grain does not count.
         row = connection.execute(
-            f"SELECT extract(epoch FROM max(completed_at) - min(created_at)) FROM"  # noqa: S608 - constants
+            f"SELECT extract(epoch FROM max(completed_at) - min(created_at)) FROM"  # noqa: S608 -- constants
             f" (SELECT * FROM {stack.table} ORDER BY created_at DESC LIMIT {count}) AS latest"
         ).fetchone()
     assert row is not None
     processor = {
         name: (seconds - used.get(name, 0.0)) / count * 1e6 for name, seconds in stack.processor_seconds().items()
     }
-    return Round(figures["per_second"], count / float(row[0]), figures["p50_ms"], processor)
+    return ThroughputRound(figures["per_second"], count / float(row[0]), figures["p50_ms"], processor)
 
 
 def dispatch(stack: Stack, *, count: int) -> tuple[float, float]:
@@ -69,7 +69,7 @@ def dispatch(stack: Stack, *, count: int) -> tuple[float, float]:
                 time.sleep(0.005)
             time.sleep(0.05)
         rows = connection.execute(
-            f"SELECT extract(epoch FROM started_at - created_at), extract(epoch FROM completed_at - created_at)"  # noqa: S608 - constants
+            f"SELECT extract(epoch FROM started_at - created_at), extract(epoch FROM completed_at - created_at)"  # noqa: S608 -- constants
             f" FROM {stack.table} ORDER BY created_at DESC LIMIT {count * 2}"
         ).fetchall()
     return (
@@ -78,7 +78,7 @@ def dispatch(stack: Stack, *, count: int) -> tuple[float, float]:
     )
 
 
-def _print_table(rounds: dict[str, list[Round]], idle: dict[str, tuple[float, float]]) -> None:
+def _print_table(rounds: dict[str, list[ThroughputRound]], idle: dict[str, tuple[float, float]]) -> None:
     ours, theirs = rounds["atelier"], rounds["celery"]
     print("| figure | atelier | FastAPI + Celery | ratio |")
     print("|---|---|---|---|")
@@ -110,7 +110,7 @@ def main() -> int:
         help="when the peer's queue waits for the disk",
     )
     given = parser.parse_args()
-    rounds: dict[str, list[Round]] = {"atelier": [], "celery": []}
+    rounds: dict[str, list[ThroughputRound]] = {"atelier": [], "celery": []}
     idle: dict[str, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory(prefix="atelier-bench-") as scratch:
         folder = Path(scratch)

@@ -33,20 +33,20 @@ PARKED = {"queue_name": "training"}
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RoundProgress:
     """How much has ended, and when the last of it did, in seconds of the epoch."""
 
     count: int
     last: float
 
 
-def _progress(flows: Flows, connection: psycopg.Connection[tuple[int, float | None]]) -> Progress:
+def _progress(flows: Flows, connection: psycopg.Connection[tuple[int, float | None]]) -> RoundProgress:
     try:
-        row = connection.execute(f"SELECT count(*), max(moment)::float8 FROM ({flows.ends}) AS ends").fetchone()  # noqa: S608 - constants
+        row = connection.execute(f"SELECT count(*), max(moment)::float8 FROM ({flows.ends}) AS ends").fetchone()  # noqa: S608 -- constants
     except psycopg.errors.UndefinedTable:  # Celery makes its table with the first result
-        return Progress(0, 0.0)
+        return RoundProgress(0, 0.0)
     assert row is not None
-    return Progress(row[0], row[1] or 0.0)
+    return RoundProgress(row[0], row[1] or 0.0)
 
 
 def run(flows: Flows, shape: Shape, count: int) -> float:
@@ -72,7 +72,7 @@ def run(flows: Flows, shape: Shape, count: int) -> float:
 def idle_gap(flows: Flows, shape: Shape) -> float:
     """Milliseconds from a step's end to the next one's, p50 over a chain that runs alone."""
     run(flows, shape, 1)
-    query = f"SELECT moment::float8 FROM ({flows.step_ends}) AS ends ORDER BY moment DESC LIMIT %s"  # noqa: S608 - constants
+    query = f"SELECT moment::float8 FROM ({flows.step_ends}) AS ends ORDER BY moment DESC LIMIT %s"  # noqa: S608 -- constants
     with psycopg.connect(flows.dsn, autocommit=True) as connection:
         moments = [float(row[0]) for row in connection.execute(query, (shape.steps,)).fetchall()]
     return statistics.median(after - before for after, before in itertools.pairwise(moments)) * 1e3
@@ -80,7 +80,7 @@ def idle_gap(flows: Flows, shape: Shape) -> float:
 
 @contextmanager
 def turn(flows: Flows, systems: Sequence[Flows]) -> Iterator[None]:
-    """Stops the workers of all other systems meanwhile."""
+    """Stop the workers of all other systems meanwhile."""
     others = [process.pid for other in systems if other is not flows for process in other.workers]
     for group in others:
         os.killpg(group, signal.SIGSTOP)
@@ -144,7 +144,7 @@ def compare(systems: Sequence[Flows], loads: Sequence[tuple[Shape, int]], *, rou
 
 
 def scale(mesh: stacks.Stack, counts: Sequence[int], *, probe: tuple[Shape, int], rounds: int) -> None:
-    """What a step costs while so many other workflows are live, each with the task of its first step queued."""
+    """Measure a step's cost while so many other workflows are live, each with the task of its first step queued."""
     flows = mesh_flows(mesh)
     url = mesh.url.replace("/tasks/", "/workflows/")
     shape, at_once = probe

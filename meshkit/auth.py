@@ -78,18 +78,18 @@ class Principal:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class CallContext:
     """The call at hand: its caller, and the tenant that a service names for it."""
 
     principal: Principal
     named_tenant: str = ""
 
 
-_call: contextvars.ContextVar[Call | None] = contextvars.ContextVar("atelier_call", default=None)
+_call: contextvars.ContextVar[CallContext | None] = contextvars.ContextVar("atelier_call", default=None)
 
 
-def enter(principal: Principal, named_tenant: str = "") -> contextvars.Token[Call | None]:
-    """Notes the caller of the work at hand.
+def enter(principal: Principal, named_tenant: str = "") -> contextvars.Token[CallContext | None]:
+    """Note the caller of the work at hand.
 
     Args:
         principal: The caller.
@@ -102,16 +102,16 @@ def enter(principal: Principal, named_tenant: str = "") -> contextvars.Token[Cal
         named_tenant = ""
     elif named_tenant and not valid_tenant(named_tenant):
         raise forbidden("The named tenant is malformed", reason="BAD_TENANT")
-    return _call.set(Call(principal, named_tenant))
+    return _call.set(CallContext(principal, named_tenant))
 
 
-def leave(token: contextvars.Token[Call | None]) -> None:
+def leave(token: contextvars.Token[CallContext | None]) -> None:
     """Undoes `enter`."""
     _call.reset(token)
 
 
 def current() -> Principal:
-    """The caller of the work at hand.
+    """Return the caller of the work at hand.
 
     Raises:
         MeshError: `UNAUTHENTICATED` outside of an authenticated call.
@@ -123,7 +123,7 @@ def current() -> Principal:
 
 
 def acting_tenant() -> str:
-    """The tenant that the work at hand is done for: the token's, or the one that a service names in metadata.
+    """Return the tenant that the work at hand is done for: the token's, or the one that a service names in metadata.
 
     Raises:
         MeshError: `UNAUTHENTICATED` outside of an authenticated call, `FORBIDDEN` where there is no tenant.
@@ -205,7 +205,7 @@ class TokenVerifier:
 
     @classmethod
     def from_settings(cls, settings: MeshSettings) -> TokenVerifier:
-        """Builds the verifier that the settings describe.
+        """Build the verifier that the settings describe.
 
         Args:
             settings: Settings with at least one source of keys.
@@ -228,7 +228,7 @@ class TokenVerifier:
         )
 
     async def verify(self, token: str) -> Principal:
-        """Verifies a token.
+        """Verify a token.
 
         Args:
             token: The JWT, without `Bearer`.
@@ -404,7 +404,7 @@ class ServiceTokens:
         self._renew_at = 0.0
 
     def token(self) -> str:
-        """A token that is good for at least half of its lifetime more."""
+        """Return a token that is good for at least half of its lifetime more."""
         with self._lock:
             now = self._clock()
             if now >= self._renew_at:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from atelier.mesh.v1.bundle_service_pb2 import BundledOutcome, CarryRequest, CarryResponse
 
-from meshkit.errors import Kind, MeshError, unavailable
+from meshkit.errors import ErrorKind, MeshError, unavailable
 from meshkit.logging import get_logger
 from meshkit.loops import cancel
 from meshkit.status import from_status
@@ -32,18 +32,20 @@ _WARM_SECONDS = 0.05
 # A server of an earlier release does not know bundles; it may have been replaced by then.
 _UNKNOWN_SECONDS = 60.0
 # Refusals of the bundle itself, its calls untouched.
-_REFUSALS = frozenset({Kind.UNIMPLEMENTED, Kind.UNAUTHENTICATED, Kind.EXHAUSTED, Kind.TOO_LARGE, Kind.INVALID})
+_REFUSALS = frozenset(
+    {ErrorKind.UNIMPLEMENTED, ErrorKind.UNAUTHENTICATED, ErrorKind.EXHAUSTED, ErrorKind.TOO_LARGE, ErrorKind.INVALID}
+)
 
 Pairs = tuple[tuple[str, str | bytes], ...]
 Open = Callable[[CarryRequest, float, Pairs], AsyncIterator[CarryResponse]]
 
 
-class NotCarriedError(Exception):
+class NotBundledError(Exception):
     """The call was not made: it is to go by itself."""
 
 
 @dataclass(slots=True)
-class Answer:
+class BundledAnswer:
     """What came of a call that went well."""
 
     response: bytes
@@ -51,12 +53,12 @@ class Answer:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _PendingCall:
     path: str
     request: bytes
     metadata: Pairs
     until: float
-    answer: asyncio.Future[Answer]
+    answer: asyncio.Future[BundledAnswer]
 
 
 class Bundler:
@@ -78,7 +80,7 @@ class Bundler:
         self._open = open_call
         self._gather = gather_seconds
         self._clock = clock
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_PendingCall] = []
         self._timer: asyncio.Handle | None = None
         # How many were under way at once lately. Who has its answer is about to call again: so many are worth to wait
         # for, and nobody else.
@@ -90,7 +92,7 @@ class Bundler:
         self._unknown_until = 0.0
 
     def enter(self) -> bool:
-        """Notes that a call begins which might be bundled; `leave` has to follow.
+        """Note that a call begins which might be bundled; `leave` has to follow.
 
         Returns:
             Whether there is company for it.
@@ -101,11 +103,11 @@ class Bundler:
         return (self._under_way > 1 or now < self._warm_until) and now >= self._unknown_until
 
     def leave(self) -> None:
-        """Notes that a call ended."""
+        """Note that a call ended."""
         self._under_way -= 1
 
-    async def send(self, path: str, request: bytes, metadata: Pairs, timeout_seconds: float) -> Answer:
-        """Makes a call in company.
+    async def send(self, path: str, request: bytes, metadata: Pairs, timeout_seconds: float) -> BundledAnswer:
+        """Make a call in company.
 
         Args:
             path: `/package.Service/Method`.
@@ -118,14 +120,14 @@ class Bundler:
             MeshError: What the server answered; `DEADLINE`.
         """
         if len(request) > _MAX_BYTES:
-            raise NotCarriedError
+            raise NotBundledError
         for _, value in metadata:
             if not isinstance(value, str):
-                raise NotCarriedError
+                raise NotBundledError
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Answer] = loop.create_future()
+        answer: asyncio.Future[BundledAnswer] = loop.create_future()
         until = self._clock() + timeout_seconds
-        self._waiting.append(_Waiting(path, request, metadata, until, answer))
+        self._waiting.append(_PendingCall(path, request, metadata, until, answer))
         if len(self._waiting) >= _MAX_CALLS:
             self._flush()
         elif len(self._waiting) >= self._expected and not self._complete:
@@ -140,7 +142,7 @@ class Bundler:
             deadline.cancel()
 
     async def close(self) -> None:
-        """Gives up what is on its way; whoever waits for it is told that the service is away."""
+        """Give up what is on its way; whoever waits for it is told that the service is away."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -163,7 +165,7 @@ class Bundler:
         calls, self._waiting = [one for one in self._waiting if not one.answer.done()], []
         self._expected = max(2, self._under_way, self._expected // 2)
         if len(calls) < 2:
-            _refuse(calls, NotCarriedError())
+            _refuse(calls, NotBundledError())
             return
         self._warm_until = self._clock() + _WARM_SECONDS
         # In a context of its own: a bundle belongs to no single caller, so it must not bear the trace of one.
@@ -171,7 +173,7 @@ class Bundler:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _carry(self, calls: list[_Waiting]) -> None:
+    async def _carry(self, calls: list[_PendingCall]) -> None:
         request = _bundle(calls)
         timeout = max(0.0, max(one.until for one in calls) - self._clock())
         # Any token of the bundle's callers opens it; each call is judged by its own.
@@ -187,16 +189,16 @@ class Bundler:
             if heard or error.kind not in _REFUSALS:
                 _refuse(calls, error)
                 return
-            if error.kind is Kind.UNIMPLEMENTED:
+            if error.kind is ErrorKind.UNIMPLEMENTED:
                 self._unknown_until = self._clock() + _UNKNOWN_SECONDS
-            _log.info("bundle refused, its calls go one by one", reason=error.reason, calls=len(calls))
-            _refuse(calls, NotCarriedError())
+            _log.info("bundle_refused", reason=error.reason, calls=len(calls))
+            _refuse(calls, NotBundledError())
         except BaseException:
             _refuse(calls, unavailable("The service is not reachable"))
             raise
 
 
-def _bundle(calls: list[_Waiting]) -> CarryRequest:
+def _bundle(calls: list[_PendingCall]) -> CarryRequest:
     # Members are made in place: to make them apart and hand them over copies each, at twice the price.
     request = CarryRequest()
     for one in calls:
@@ -207,21 +209,21 @@ def _bundle(calls: list[_Waiting]) -> CarryRequest:
     return request
 
 
-def _settle(answer: asyncio.Future[Answer], outcome: BundledOutcome) -> None:
+def _settle(answer: asyncio.Future[BundledAnswer], outcome: BundledOutcome) -> None:
     if answer.done():
         return
     if outcome.code:
         answer.set_exception(from_status(outcome.code, outcome.status))
     else:
-        answer.set_result(Answer(outcome.response, tuple([(one.key, one.value) for one in outcome.trailing])))
+        answer.set_result(BundledAnswer(outcome.response, tuple([(one.key, one.value) for one in outcome.trailing])))
 
 
-def _expire(answer: asyncio.Future[Answer]) -> None:
+def _expire(answer: asyncio.Future[BundledAnswer]) -> None:
     if not answer.done():
-        answer.set_exception(MeshError(Kind.DEADLINE, "The service did not answer in time"))
+        answer.set_exception(MeshError(ErrorKind.DEADLINE, "The service did not answer in time"))
 
 
-def _refuse(calls: list[_Waiting], error: Exception) -> None:
+def _refuse(calls: list[_PendingCall], error: Exception) -> None:
     for one in calls:
         if not one.answer.done():
             one.answer.set_exception(error)

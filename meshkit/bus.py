@@ -21,7 +21,7 @@ from nats.js import errors as js_errors
 from meshkit.errors import unavailable
 from meshkit.logging import get_logger
 from meshkit.loops import cancel
-from meshkit.publishing import Answer, Outgoing, Publisher
+from meshkit.publishing import Outgoing, Publisher, PublishOutcome
 
 _log = get_logger(__name__)
 
@@ -42,7 +42,7 @@ _ACK_WAIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class BusMessage:
     """A message as a consumer sees it.
 
     Attributes:
@@ -58,8 +58,8 @@ class Message:
     deliveries: int = 1
 
 
-Handler = Callable[[Message], Awaitable[None]]
-BatchHandler = Callable[[Sequence[Message]], Awaitable[None]]
+Handler = Callable[[BusMessage], Awaitable[None]]
+BatchHandler = Callable[[Sequence[BusMessage]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,22 +125,22 @@ class Bus:
         try:
             await asyncio.wait_for(self._connected.wait(), wait_seconds)
         except TimeoutError:
-            _log.warning("NATS is not reachable, going on without")
+            _log.warning("nats_unreachable")
 
     async def close(self) -> None:
-        """Ends consumers and the connection."""
+        """End consumers and the connection."""
         self._closed = True
         await cancel([*self._consumers, *([self._connector] if self._connector else [])])
         if self._client is not None:
             try:
                 await asyncio.wait_for(self._client.close(), 2.0)
             except (nats_errors.Error, TimeoutError, OSError) as error:
-                _log.info("NATS connection did not close cleanly", cause=type(error).__name__)
+                _log.info("nats_close_failed", cause=type(error).__name__)
 
     async def publish(
         self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None, msg_id: str | None = None
     ) -> None:
-        """Publishes an event and waits until the stream has it.
+        """Publish an event and waits until the stream has it.
 
         Args:
             subject: Subject within the stream's.
@@ -156,7 +156,7 @@ class Bus:
             raise unavailable("The event was not acknowledged", reason="BUS_UNAVAILABLE")
 
     async def publish_all(self, events: Sequence[Outgoing]) -> list[bool]:
-        """Publishes events in their order and waits until the stream has them.
+        """Publish events in their order and waits until the stream has them.
 
         Args:
             events: The events; their id is the header `MSG_ID`.
@@ -171,15 +171,15 @@ class Bus:
         if publisher is None or not self.connected:
             raise unavailable("NATS is not reachable", reason="BUS_UNAVAILABLE")
         answers = await publisher.publish(events)
-        homeless = [index for index, answer in enumerate(answers) if answer is Answer.NO_STREAM]
+        homeless = [index for index, answer in enumerate(answers) if answer is PublishOutcome.NO_STREAM]
         if homeless and await self._ensure_quietly():
             again = await publisher.publish([events[index] for index in homeless])
             for index, answer in zip(homeless, again, strict=True):
                 answers[index] = answer
-        return [answer is Answer.STORED for answer in answers]
+        return [answer is PublishOutcome.STORED for answer in answers]
 
     def notify(self, subject: str, payload: bytes = b"") -> None:
-        """Sends a core NATS message and forgets it; never raises, never waits.
+        """Send a core NATS message and forgets it; never raises, never waits.
 
         Args:
             subject: Subject, outside of the stream's.
@@ -193,7 +193,7 @@ class Bus:
         task.add_done_callback(self._notifications.discard)
 
     async def subscribe(self, subject: str, callback: Handler, queue: str = "") -> BusSubscription:
-        """Listens on core NATS, for as long as the bus lives, across reconnects.
+        """Listen on core NATS, for as long as the bus lives, across reconnects.
 
         Args:
             subject: Subject, wildcards allowed.
@@ -269,7 +269,7 @@ class Bus:
                 # The client reconnects by itself. Only what it takes for final, as a refused password, ends it.
                 await gone.wait()
             except Exception as error:
-                _log.debug("NATS connection failed", cause=type(error).__name__)
+                _log.debug("nats_connection_failed", cause=type(error).__name__)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret
             pause = min(pause * 2, 5.0)
 
@@ -303,7 +303,7 @@ class Bus:
         return client
 
     async def ensure_stream(self) -> None:
-        """Makes the stream of events where it is missing, and gives it the present configuration where it is not."""
+        """Make the stream of events where it is missing, and gives it the present configuration where it is not."""
         if self._js is None:
             raise nats_errors.ConnectionClosedError
         config = api.StreamConfig(
@@ -327,7 +327,7 @@ class Bus:
         try:
             await self.ensure_stream()
         except (nats_errors.Error, js_errors.Error, TimeoutError, OSError) as error:
-            _log.warning("stream of events was not made yet", cause=type(error).__name__)
+            _log.warning("event_stream_not_created", cause=type(error).__name__)
             return False
         return True
 
@@ -342,7 +342,7 @@ class Bus:
             try:
                 await self._consume(consumer)
             except Exception as error:
-                _log.info("consumer is made again", durable=consumer.durable, cause=type(error).__name__)
+                _log.info("consumer_recreated", durable=consumer.durable, cause=type(error).__name__)
                 await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 -- jitter, not a secret
 
     async def _consume(self, consumer: _Consumer) -> None:
@@ -368,7 +368,7 @@ class Bus:
             try:
                 await subscription.unsubscribe()
             except (nats_errors.Error, OSError):
-                _log.debug("subscription was gone already", durable=consumer.durable)
+                _log.debug("subscription_already_gone", durable=consumer.durable)
 
     async def _consume_batch(
         self,
@@ -387,17 +387,17 @@ class Bus:
         try:
             await client.publish(subject, payload)
         except (nats_errors.Error, OSError) as error:
-            _log.debug("notification was not sent", subject=subject, cause=type(error).__name__)
+            _log.debug("notification_not_sent", subject=subject, cause=type(error).__name__)
 
     async def _on_error(self, error: Exception) -> None:
-        _log.debug("NATS reports", cause=type(error).__name__)
+        _log.debug("nats_error", cause=type(error).__name__)
 
     async def _on_disconnect(self) -> None:
         if not self._closed:
-            _log.warning("NATS connection lost")
+            _log.warning("nats_connection_lost")
 
     async def _on_reconnect(self) -> None:
-        _log.info("NATS connection is back")
+        _log.info("nats_reconnected")
         await self._ensure_quietly()
 
 
@@ -421,7 +421,7 @@ class BusSubscription:
         self._ended = False
 
     async def attach(self, client: Client) -> None:
-        """Subscribes on a connection, once; nats-py keeps that across its own reconnects."""
+        """Subscribe on a connection, once; nats-py keeps that across its own reconnects."""
         if self._ended or self._client is client:
             return
         self._client = client
@@ -432,10 +432,10 @@ class BusSubscription:
         except (nats_errors.Error, OSError) as error:
             # The connection is on its way down: the next one is attached again.
             self._client = None
-            _log.debug("subscription waits", subject=self._subject, cause=type(error).__name__)
+            _log.debug("subscription_waiting", subject=self._subject, cause=type(error).__name__)
 
     async def unsubscribe(self) -> None:
-        """Ends it; safe to call twice and without a connection."""
+        """End it; safe to call twice and without a connection."""
         if self._ended:
             return
         self._ended = True
@@ -444,15 +444,15 @@ class BusSubscription:
             try:
                 await self._subscription.unsubscribe()
             except (nats_errors.Error, OSError) as error:
-                _log.debug("subscription was gone already", cause=type(error).__name__)
+                _log.debug("subscription_already_gone", cause=type(error).__name__)
 
 
 def _core_callback(callback: Handler) -> Callable[[Msg], Awaitable[None]]:
     async def receive(message: Msg) -> None:
         try:
-            await callback(Message(message.subject, message.data, message.headers or {}))
+            await callback(BusMessage(message.subject, message.data, message.headers or {}))
         except Exception:
-            _log.exception("handler of a notification failed", subject=message.subject)
+            _log.exception("notification_handler_failed", subject=message.subject)
 
     return receive
 
@@ -461,7 +461,7 @@ async def _handle(message: Msg, handler: Handler) -> None:
     try:
         await handler(_received(message))
     except Exception:
-        _log.exception("handler of an event failed", subject=message.subject)
+        _log.exception("event_handler_failed", subject=message.subject)
         await message.nak(delay=_NAK_DELAY_SECONDS)
     else:
         await message.ack()
@@ -471,7 +471,7 @@ async def _handle_together(messages: Sequence[Msg], handler: BatchHandler) -> No
     try:
         await handler([_received(message) for message in messages])
     except Exception:
-        _log.exception("handler of events failed", count=len(messages))
+        _log.exception("event_handler_failed", count=len(messages))
         for message in messages:
             await message.nak(delay=_NAK_DELAY_SECONDS)
     else:
@@ -479,5 +479,5 @@ async def _handle_together(messages: Sequence[Msg], handler: BatchHandler) -> No
             await message.ack()
 
 
-def _received(message: Msg) -> Message:
-    return Message(message.subject, message.data, message.headers or {}, message.metadata.num_delivered)
+def _received(message: Msg) -> BusMessage:
+    return BusMessage(message.subject, message.data, message.headers or {}, message.metadata.num_delivered)

@@ -16,8 +16,8 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 
 from meshkit import auth, bundling, idempotency, tracing
-from meshkit.bundling import Bundler, NotCarriedError
-from meshkit.errors import Kind, MeshError, unavailable
+from meshkit.bundling import Bundler, NotBundledError
+from meshkit.errors import ErrorKind, MeshError, unavailable
 from meshkit.status import from_rpc_error
 
 _Stub = TypeVar("_Stub")
@@ -111,7 +111,7 @@ class MeshChannel:
         self._bundler = Bundler(self._carry)
 
     def stub(self, stub: Callable[[grpc.aio.Channel], _Stub]) -> _Stub:
-        """A generated stub on this channel.
+        """Return a generated stub on this channel.
 
         Its unary methods return the response and raise `MeshError`; its streaming methods return a `MeshStream`.
         A unary method's `trailing` is called with the trailing metadata of an answer.
@@ -122,7 +122,7 @@ class MeshChannel:
         return stub(cast("grpc.aio.Channel", _Facade(self)))
 
     async def ready(self, timeout_seconds: float) -> None:
-        """Waits until the service is connected.
+        """Wait until the service is connected.
 
         Args:
             timeout_seconds: How long at most.
@@ -136,7 +136,7 @@ class MeshChannel:
             raise unavailable("The service is not reachable") from None
 
     async def close(self, grace: float | None = None) -> None:
-        """Closes the channel.
+        """Close the channel.
 
         Args:
             grace: Seconds that calls in flight may take.
@@ -194,12 +194,12 @@ class MeshStream(Generic[_Response]):
         return cast("_Response", response)
 
     def cancel(self) -> None:
-        """Ends the call, and any iteration over it; the server notices."""
+        """End the call, and any iteration over it; the server notices."""
         self._ended = True
         self._call.cancel()
 
     async def aclose(self) -> None:
-        """Ends the call, for `contextlib.aclosing`."""
+        """End the call, for `contextlib.aclosing`."""
         self.cancel()
 
 
@@ -264,7 +264,7 @@ class _Unary:
         wait_for_ready: bool | None = None,
         trailing: Callable[[Pairs], None] | None = None,
     ) -> Any:
-        """What a stub's method does."""
+        """Return what a stub's method does."""
         owner = self._owner
         pairs = owner._metadata(metadata)  # noqa: SLF001
         deadline = time.monotonic() + (owner._deadline if timeout is None else timeout)  # noqa: SLF001
@@ -280,7 +280,7 @@ class _Unary:
                 failure = error
             made += 1
             pause = _KEYED_PAUSE_SECONDS * 2.0 ** (made - 1) * random.uniform(0.5, 1)  # noqa: S311
-            if made >= attempts or failure.kind is not Kind.UNAVAILABLE or time.monotonic() + pause >= deadline:
+            if made >= attempts or failure.kind is not ErrorKind.UNAVAILABLE or time.monotonic() + pause >= deadline:
                 raise failure
             await asyncio.sleep(pause)
 
@@ -296,13 +296,13 @@ class _Unary:
 
     async def _bundled(self, request: Any, left: float, pairs: Pairs, extras: _Extras) -> Any:
         bundler = self._owner._bundler  # noqa: SLF001
-        company = bundler.enter()
+        expected_peers = bundler.enter()
         try:
-            if not company or extras.wait_for_ready:
+            if not expected_peers or extras.wait_for_ready:
                 return await self._alone(request, left, pairs, extras)
             try:
                 answer = await bundler.send(self._path, self._write(request), pairs, left)
-            except NotCarriedError:
+            except NotBundledError:
                 return await self._alone(request, left, pairs, extras)
             if extras.trailing is not None:
                 extras.trailing(answer.trailing)

@@ -28,7 +28,7 @@ class ChunkReader:
         self.failure: Exception | None = None
 
     def read(self, size: int = -1) -> bytes:
-        """Reads as files do; blocks, so call it from a thread.
+        """Read as files do; blocks, so call it from a thread.
 
         Args:
             size: Bytes to wait for, fewer only at the end; -1 for all.

@@ -26,7 +26,7 @@ from atelier.tasks.v1.worker_service_pb2_grpc import WorkerServiceStub
 from google.protobuf import field_mask_pb2
 
 from meshkit.channel import MeshChannel, MeshStream, Metadata, call_metadata
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 
 __all__ = ["InferenceClient", "MeshChannel", "MeshStream", "TasksClient", "WorkerClient", "call_metadata"]
 
@@ -41,7 +41,7 @@ class _Rpc(Protocol[_RequestT_contra, _ResponseT_co]):
     """A unary call."""
 
     def __call__(self, request: _RequestT_contra, /, *, timeout: float | None = None) -> Awaitable[_ResponseT_co]:
-        """Makes the call."""
+        """Make the call."""
 
 
 class TasksClient:
@@ -64,7 +64,7 @@ class TasksClient:
         task_id: str | None = None,
         timeout_seconds: float | None = None,
     ) -> task_pb2.Task:
-        """Creates a task; a lost connection is retried without creating it twice.
+        """Create a task; a lost connection is retried without creating it twice.
 
         Args:
             task: What to do.
@@ -81,7 +81,7 @@ class TasksClient:
         return (await self._stub.CreateTask(request, metadata=metadata, timeout=timeout_seconds)).task
 
     async def get(self, task_id: str) -> task_pb2.Task:
-        """A task as it stands.
+        """Return a task as it stands.
 
         Raises:
             MeshError: `NOT_FOUND` where this caller has no such task.
@@ -98,7 +98,7 @@ class TasksClient:
         return (await self._stub.ListTasks(request or tasks.ListTasksRequest(), metadata=self._metadata)).tasks
 
     async def update(self, task_id: str, update: task_pb2.TaskUpdate, paths: Sequence[str]) -> task_pb2.Task:
-        """Changes members of a task.
+        """Change members of a task.
 
         Args:
             task_id: The task.
@@ -110,7 +110,7 @@ class TasksClient:
         return (await self._stub.UpdateTask(request, metadata=self._metadata)).task
 
     async def cancel(self, task_id: str) -> task_pb2.Task:
-        """Cancels a task; cancelling it again changes nothing.
+        """Cancel a task; cancelling it again changes nothing.
 
         Raises:
             MeshError: `CONFLICT` where it has completed or failed.
@@ -119,16 +119,16 @@ class TasksClient:
         return (await self._stub.CancelTask(request, metadata=self._metadata)).task
 
     async def cleanup(self, task_id: str) -> tasks.CleanupTaskResponse:
-        """Deletes a task's files and hides it from lists."""
+        """Delete a task's files and hides it from lists."""
         return await self._stub.CleanupTask(tasks.CleanupTaskRequest(task_id=task_id), metadata=self._metadata)
 
     async def delete(self, task_id: str) -> task_pb2.Task:
-        """Deletes a task and its files."""
+        """Delete a task and its files."""
         request = tasks.DeleteTaskRequest(task_id=task_id)
         return (await self._stub.DeleteTask(request, metadata=self._metadata)).task
 
     async def attempts(self, task_id: str) -> Sequence[tasks.TaskAttempt]:
-        """Attempts made at a task, oldest first."""
+        """Return attempts made at a task, oldest first."""
         request = tasks.ListTaskAttemptsRequest(task_id=task_id)
         return (await self._stub.ListTaskAttempts(request, metadata=self._metadata)).attempts
 
@@ -154,14 +154,14 @@ class TasksClient:
                     if response.final:
                         return
             except MeshError as error:
-                if error.kind is not Kind.UNAVAILABLE:
+                if error.kind is not ErrorKind.UNAVAILABLE:
                     raise
             finally:
                 responses.cancel()
             await asyncio.sleep(_REWATCH_PAUSE_SECONDS)
 
     async def wait(self, task_id: str, timeout_seconds: float | None = None) -> task_pb2.Task:
-        """Waits until a task ended.
+        """Wait until a task ended.
 
         Args:
             task_id: The task.
@@ -216,7 +216,7 @@ class InferenceClient:
     def run(
         self, task: task_pb2.CreateTask, *, previews: bool = False, timeout_seconds: float | None = None
     ) -> AsyncIterator[inference.RunResponse]:
-        """Runs a task on the worker at once.
+        """Run a task on the worker at once.
 
         Args:
             task: What to do.
@@ -233,5 +233,5 @@ class InferenceClient:
         return aiter(self._stub.Run(request, metadata=self._metadata, timeout=timeout_seconds))
 
     async def describe(self) -> inference.DescribeResponse:
-        """What the worker is and holds."""
+        """Return what the worker is and holds."""
         return await self._stub.Describe(inference.DescribeRequest(), metadata=self._metadata)

@@ -30,7 +30,7 @@ class FileSource(PydanticBaseSettingsSource):
     """Reads a setting from the file that its variable with `_FILE` names."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 -- their shape
-        """Returns the file's text without its line end, or None where no file is named."""
+        """Return the file's text without its line end, or None where no file is named."""
         path = os.environ.get(f"{PREFIX}{field_name.upper()}_FILE")
         if not path:
             return None, field_name, False

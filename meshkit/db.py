@@ -21,7 +21,7 @@ from psycopg import sql
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from meshkit import revisions
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import get_logger
 from meshkit.pipeline import STALE, Pipeline, PipelinePool, connect
 
@@ -44,7 +44,7 @@ class Rows(Protocol):
         ...
 
     async def fetchone(self) -> Any | None:
-        """The first row, if there is one."""
+        """Return the first row, if there is one."""
         ...
 
 
@@ -54,7 +54,7 @@ class Connection(Protocol):
     async def execute(
         self, query: Any, params: Sequence[Any] | Mapping[str, Any] | None = None, *, binary: bool = False
     ) -> Rows:
-        """Sends a statement, or adds it to what is sent next.
+        """Send a statement, or adds it to what is sent next.
 
         Args:
             query: The statement, with psycopg's placeholders.
@@ -76,7 +76,7 @@ class DatabaseUnavailableError(MeshError):
     """The database did not answer, or the connection to it was lost."""
 
     def __init__(self) -> None:
-        super().__init__(Kind.UNAVAILABLE, "The database is not reachable", reason="DATABASE_UNAVAILABLE")
+        super().__init__(ErrorKind.UNAVAILABLE, "The database is not reachable", reason="DATABASE_UNAVAILABLE")
 
 
 class Database:
@@ -133,7 +133,7 @@ class Database:
     def from_settings(
         cls, settings: MeshSettings, *, schema: str, pipeline_settings: Mapping[str, str] | None = None
     ) -> Database:
-        """Builds the pool that the settings describe.
+        """Build the pool that the settings describe.
 
         Args:
             settings: Settings with `database_url`.
@@ -151,7 +151,7 @@ class Database:
         )
 
     async def open(self, timeout_seconds: float = 30.0) -> None:
-        """Opens the pool and waits for its first connections.
+        """Open the pool and waits for its first connections.
 
         Args:
             timeout_seconds: How long to wait for the server.
@@ -166,13 +166,13 @@ class Database:
             raise DatabaseUnavailableError from None
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._pipelines.close()
         await self._pool.close()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[DirectConnection]:
-        """A connection with a transaction that is committed at the end of the block, rolled back on an exception.
+        """Yield a connection with a transaction that is committed at the end of the block, rolled back on an exception.
 
         Yields:
             The connection; its rows are tuples unless the cursor is asked for another row factory.
@@ -186,7 +186,7 @@ class Database:
 
     @asynccontextmanager
     async def pipeline(self, *, durable: bool = True) -> AsyncIterator[Pipeline]:
-        """A transaction whose statements are sent together with the next one whose rows are fetched.
+        """Yield a transaction whose statements are sent together with the next one whose rows are fetched.
 
         BEGIN goes with the first and COMMIT with the last, so a hot path saves most of its round trips. An error
         surfaces at a later fetch or at the end of the block, and COPY is not to be had.
@@ -215,12 +215,12 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[DirectConnection]:
-        """A connection for reading single statements; what is written in the block is committed at its end."""
+        """Yield a connection for reading single statements; what is written in the block is committed at its end."""
         async with self._acquired() as conn:
             yield conn
 
     async def dedicated(self) -> Pipeline:
-        """Opens a connection outside of the pools, for locks of a session; the caller closes it.
+        """Open a connection outside of the pools, for locks of a session; the caller closes it.
 
         Raises:
             DatabaseUnavailableError: The server did not answer.
@@ -231,7 +231,7 @@ class Database:
             raise DatabaseUnavailableError from None
 
     async def retrying(self, body: Callable[[], Awaitable[_T]], attempts: int = _ATTEMPTS) -> _T:
-        """Runs work again that failed by a deadlock, a changed table, a serialization failure or a lost connection.
+        """Run work again that failed by a deadlock, a changed table, a serialization failure or a lost connection.
 
         The work must open its transaction itself and must be repeatable: a connection lost during the commit leaves
         unknown whether it took place.
@@ -247,10 +247,10 @@ class Database:
             try:
                 return await body()
             except _RETRYABLE as error:
-                _log.info("transaction repeated", cause=type(error).__name__, attempt=attempt)
+                _log.info("transaction_retried", cause=type(error).__name__, attempt=attempt)
                 pause = _FIRST_PAUSE_SECONDS * 2**attempt
             except DatabaseUnavailableError:
-                _log.warning("database connection lost", attempt=attempt)
+                _log.warning("database_connection_lost", attempt=attempt)
                 pause = _LOST_PAUSE_SECONDS * 2**attempt
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret
         return await body()
@@ -277,7 +277,7 @@ class Database:
         try:
             await self._pool.check()
         except (psycopg.Error, PoolTimeout, PoolClosed) as error:
-            _log.info("pool check failed", cause=type(error).__name__)
+            _log.info("pool_check_failed", cause=type(error).__name__)
 
 
 async def _check(conn: DirectConnection) -> None:
@@ -314,7 +314,7 @@ def connection_options(schema: str, statement_timeout_seconds: float, applicatio
 
 
 def compile(statement: ClauseElement) -> tuple[str, dict[str, Any]]:  # noqa: A001 -- the name that SQLAlchemy gives it
-    """Renders a SQLAlchemy Core statement for psycopg.
+    """Render a SQLAlchemy Core statement for psycopg.
 
     Args:
         statement: The statement, with its values bound.
@@ -359,8 +359,8 @@ async def migrate(dsn: str, schema: str, script_package: str) -> None:
     # The address holds a password: neither arguments nor environment are a place for it.
     output, _ = await process.communicate(dsn.encode())
     if process.returncode:
-        _log.error("migration failed", schema=schema, output=output.decode(errors="replace")[-8000:])
-        raise MeshError(Kind.INTERNAL, f"The schema {schema} could not be migrated", reason="MIGRATION_FAILED")
+        _log.error("migration_failed", schema=schema, output=output.decode(errors="replace")[-8000:])
+        raise MeshError(ErrorKind.INTERNAL, f"The schema {schema} could not be migrated", reason="MIGRATION_FAILED")
 
 
 async def _revision(dsn: str, schema: str) -> str | None:

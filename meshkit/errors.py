@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 
-class Kind(enum.StrEnum):
+class ErrorKind(enum.StrEnum):
     """What went wrong, in terms that a caller can act on."""
 
     INVALID = "INVALID"
@@ -51,13 +51,13 @@ class MeshError(Exception):
         kind: What went wrong.
         message: A sentence for the caller.
         reason: Stable UPPER_SNAKE name of the cause; the kind's name where absent.
-        violations: Members of the request that do not hold, for `Kind.INVALID`.
+        violations: Members of the request that do not hold, for `ErrorKind.INVALID`.
         metadata: Further facts that a program may use, e.g. the identifier that was not found.
     """
 
     def __init__(
         self,
-        kind: Kind,
+        kind: ErrorKind,
         message: str,
         *,
         reason: str = "",
@@ -88,20 +88,20 @@ class MeshError(Exception):
 
 
 def invalid(path: str, message: str, type: str = "value_error") -> MeshError:  # noqa: A002 -- the JSON member's name
-    """A request with one member that does not hold.
+    """Build the error: a request with one member that does not hold.
 
     Args:
         path: Dotted path of the member in the request message.
         message: What is wrong with it.
         type: Machine-readable name of the rule.
     """
-    return MeshError(Kind.INVALID, message, violations=(FieldViolation(path, message, type),))
+    return MeshError(ErrorKind.INVALID, message, violations=(FieldViolation(path, message, type),))
 
 
 def not_found(what: str, ident: str) -> MeshError:
     """Nothing of this identifier exists for this caller; what another tenant owns is not found either."""
     return MeshError(
-        Kind.NOT_FOUND,
+        ErrorKind.NOT_FOUND,
         f"{what} {ident} not found",
         reason=f"{what.upper().replace(' ', '_')}_NOT_FOUND",
         metadata={"id": ident},
@@ -109,30 +109,30 @@ def not_found(what: str, ident: str) -> MeshError:
 
 
 def conflict(message: str, reason: str = "CONFLICT") -> MeshError:
-    """The request cannot be done in the present state."""
-    return MeshError(Kind.CONFLICT, message, reason=reason)
+    """Build the error: the request cannot be done in the present state."""
+    return MeshError(ErrorKind.CONFLICT, message, reason=reason)
 
 
 def forbidden(message: str, reason: str = "FORBIDDEN") -> MeshError:
-    """The caller is known and may not do this."""
-    return MeshError(Kind.FORBIDDEN, message, reason=reason)
+    """Build the error: the caller is known and may not do this."""
+    return MeshError(ErrorKind.FORBIDDEN, message, reason=reason)
 
 
 def unauthenticated(message: str, reason: str = "UNAUTHENTICATED") -> MeshError:
-    """The caller is not known."""
-    return MeshError(Kind.UNAUTHENTICATED, message, reason=reason)
+    """Build the error: the caller is not known."""
+    return MeshError(ErrorKind.UNAUTHENTICATED, message, reason=reason)
 
 
 def too_large(message: str, reason: str = "TOO_LARGE") -> MeshError:
-    """The request or its answer passes a size limit."""
-    return MeshError(Kind.TOO_LARGE, message, reason=reason)
+    """Build the error: the request or its answer passes a size limit."""
+    return MeshError(ErrorKind.TOO_LARGE, message, reason=reason)
 
 
 def exhausted(message: str, reason: str = "EXHAUSTED") -> MeshError:
-    """A quota or a capacity is used up; later may succeed."""
-    return MeshError(Kind.EXHAUSTED, message, reason=reason)
+    """Build the error: a quota or a capacity is used up; later may succeed."""
+    return MeshError(ErrorKind.EXHAUSTED, message, reason=reason)
 
 
 def unavailable(message: str, reason: str = "UNAVAILABLE") -> MeshError:
-    """A part of the mesh does not answer; later may succeed."""
-    return MeshError(Kind.UNAVAILABLE, message, reason=reason)
+    """Build the error: a part of the mesh does not answer; later may succeed."""
+    return MeshError(ErrorKind.UNAVAILABLE, message, reason=reason)

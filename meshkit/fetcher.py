@@ -79,7 +79,7 @@ _REFUSED = tuple(
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class FetchedContent:
     """What was fetched.
 
     Attributes:
@@ -94,7 +94,7 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class PostReply:
     """What is read of the answer to a post.
 
     Attributes:
@@ -177,7 +177,7 @@ class Fetcher:
 
     @classmethod
     def from_settings(cls, settings: MeshSettings) -> Fetcher:
-        """Builds the fetcher that the settings describe."""
+        """Build the fetcher that the settings describe."""
         return cls(settings.fetch_allow_private)
 
     async def fetch(
@@ -189,7 +189,7 @@ class Fetcher:
         content_types: Sequence[str] = (),
         path: str = "url",
     ) -> bytes:
-        """Fetches an address's body.
+        """Fetch an address's body.
 
         Args:
             url: The address.
@@ -212,7 +212,7 @@ class Fetcher:
         *,
         content_types: Sequence[str] = (),
         path: str = "url",
-    ) -> Fetched:
+    ) -> FetchedContent:
         """As `fetch`, with the media type and the address after redirects."""
         import httpx  # noqa: PLC0415 -- a fifth of a second that most processes never need
 
@@ -220,13 +220,13 @@ class Fetcher:
             async with asyncio.timeout(timeout):
                 for _ in range(MAX_REDIRECTS + 1):
                     outcome = await self._fetch_once(url, max_bytes, timeout, content_types, path)
-                    if isinstance(outcome, Fetched):
+                    if isinstance(outcome, FetchedContent):
                         return outcome
                     url = outcome
         except TimeoutError:
             raise unavailable(f"{path} was not delivered in time", reason="FETCH_TIMEOUT") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            _log.info("fetch failed", cause=type(error).__name__)
+            _log.info("fetch_failed", cause=type(error).__name__)
             raise unavailable(f"{path} could not be fetched", reason="FETCH_FAILED") from None
         raise invalid(path, f"redirects more than {MAX_REDIRECTS} times", "url_redirects")
 
@@ -238,8 +238,8 @@ class Fetcher:
         timeout: float,  # noqa: ASYNC109 -- of the whole exchange, told as such
         *,
         path: str = "url",
-    ) -> Reply:
-        """Sends a body to an address; follows no redirect, and reads nothing of the answer's body.
+    ) -> PostReply:
+        """Send a body to an address; follows no redirect, and reads nothing of the answer's body.
 
         Args:
             url: The address.
@@ -265,11 +265,11 @@ class Fetcher:
                         "POST", url, content=body, headers={**headers, "accept": "*/*", "user-agent": "atelier"}
                     ) as response,
                 ):
-                    return Reply(response.status_code, response.headers.get("retry-after", ""))
+                    return PostReply(response.status_code, response.headers.get("retry-after", ""))
         except TimeoutError:
             raise unavailable(f"{path} did not answer in time", reason="FETCH_TIMEOUT") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            _log.info("post failed", cause=type(error).__name__)
+            _log.info("post_failed", cause=type(error).__name__)
             raise unavailable(f"{path} could not be reached", reason="FETCH_FAILED") from None
 
     def check(self, url: str, *, path: str = "url") -> Target:
@@ -297,7 +297,7 @@ class Fetcher:
         return target
 
     async def addresses(self, target: Target, *, path: str = "url") -> list[str]:
-        """Resolves a target and judges every address; all must be public, or a name could answer with a mixture.
+        """Resolve a target and judges every address; all must be public, or a name could answer with a mixture.
 
         Args:
             target: What `check_url` gave.
@@ -316,7 +316,7 @@ class Fetcher:
             found = []  # no name that could exist: a part of it is too long
         except socket.gaierror as error:
             if error.errno not in _NO_SUCH_NAME:
-                _log.warning("name could not be resolved", cause=error.errno)
+                _log.warning("name_not_resolved", cause=error.errno)
                 raise unavailable(f"The host of {path} cannot be looked up right now", reason="DNS_FAILED") from None
             found = []
         if not found:
@@ -336,7 +336,7 @@ class Fetcher:
 
     async def _fetch_once(
         self, url: str, max_bytes: int, seconds: float, content_types: Sequence[str], path: str
-    ) -> Fetched | str:
+    ) -> FetchedContent | str:
         target = self.check(url, path=path)
         addresses = await self.addresses(target, path=path)
         async with (
@@ -355,7 +355,7 @@ class Fetcher:
             content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             if content_types and not content_type.startswith(tuple(content_types)):
                 raise invalid(path, "is of a media type that is not accepted here", "url_content_type")
-            return Fetched(await _body(response, max_bytes, path), content_type, url)
+            return FetchedContent(await _body(response, max_bytes, path), content_type, url)
 
 
 def _client(addresses: Sequence[str], seconds: float) -> httpx.AsyncClient:

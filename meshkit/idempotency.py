@@ -27,7 +27,7 @@ _current: contextvars.ContextVar[str] = contextvars.ContextVar("atelier_idempote
 
 
 def idempotency_table(metadata: MetaData) -> Table:
-    """The table, to be created by the owner's migration.
+    """Return the table, to be created by the owner's migration.
 
     Args:
         metadata: The owner's tables.
@@ -48,7 +48,7 @@ def idempotency_table(metadata: MetaData) -> Table:
 
 
 def enter(key: str) -> None:
-    """Notes the key of the call at hand.
+    """Note the key of the call at hand.
 
     Args:
         key: Metadata `idempotency-key`, or empty.
@@ -62,7 +62,7 @@ def enter(key: str) -> None:
 
 
 def current_key() -> str:
-    """The key of the call at hand; empty where it has none."""
+    """Return the key of the call at hand; empty where it has none."""
     return _current.get()
 
 
@@ -76,7 +76,7 @@ def request_hash(request: Message) -> bytes:
 
 
 async def find(conn: Connection, tenant: str, method: str, key: str, request_hash: bytes) -> bytes | None:
-    """Looks for an answer given before, without claiming the key: before work that a replay makes needless.
+    """Look for an answer given before, without claiming the key: before work that a replay makes needless.
 
     Args:
         conn: A connection.
@@ -124,7 +124,7 @@ async def claim(conn: Connection, tenant: str, method: str, key: str, request_ha
 
 
 async def store(conn: Connection, tenant: str, method: str, key: str, response: bytes) -> None:
-    """Stores the response of a claimed key, in the transaction of the create.
+    """Store the response of a claimed key, in the transaction of the create.
 
     Args:
         conn: Connection with the create's transaction.

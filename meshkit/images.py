@@ -74,7 +74,7 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 def decode_data(text: str, *, path: str = _MAX_FIELD, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> bytes:
-    """Decodes base64, plain or as a data URL, strictly.
+    """Decode base64, plain or as a data URL, strictly.
 
     Args:
         text: The text.
@@ -124,7 +124,7 @@ def inspect(
 
 
 def open_rgb(data: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, *, path: str = _MAX_FIELD) -> Image.Image:
-    """Opens an image as RGB, the way it is meant to be seen: turned by its EXIF, transparency over white.
+    """Open an image as RGB, the way it is meant to be seen: turned by its EXIF, transparency over white.
 
     Args:
         data: The file's bytes, or a local file.
@@ -191,7 +191,7 @@ def _check_size(image: Image.Image, limits: ImageLimits, path: str) -> None:
 
 
 def _decode(image: Image.Image, limits: ImageLimits, path: str, *, every_frame: bool) -> int:
-    """Decodes the first frame, or all of them, and counts them.
+    """Decode the first frame, or all of them, and counts them.
 
     Asking Pillow for the number of frames would walk through a file of a million of them first.
     """

@@ -65,7 +65,7 @@ class Jwks:
         self._lock = asyncio.Lock()
 
     async def find(self, kid: str | None, algorithm: str) -> PublicKey | None:
-        """Finds the key that a token was signed with.
+        """Find the key that a token was signed with.
 
         Args:
             kid: The token's key id; without, the document must have exactly one key for the algorithm.
@@ -112,7 +112,7 @@ class Jwks:
                 self._accept(path.read_bytes())
                 self._stamp = stamp
         except (OSError, ValueError) as error:
-            _log.warning("JWKS file is not readable", error=type(error).__name__)
+            _log.warning("jwks_file_unreadable", error=type(error).__name__)
 
     async def _fetch(self) -> None:
         import httpx  # noqa: PLC0415 -- a fifth of a second that most processes never need
@@ -131,7 +131,7 @@ class Jwks:
             self._accept(body)
         except (httpx.HTTPError, ValueError) as error:
             # The keys known so far stay good; the next attempt comes after the refetch interval.
-            _log.warning("JWKS was not fetched", error=type(error).__name__)
+            _log.warning("jwks_not_fetched", error=type(error).__name__)
 
     def _accept(self, body: bytes) -> None:
         document = json.loads(body)

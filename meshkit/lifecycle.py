@@ -24,7 +24,7 @@ Main = Callable[[AsyncExitStack, asyncio.Event], Awaitable[None]]
 
 
 def run(main: Main, *, service: str, log_level: str | None = None) -> NoReturn:
-    """Runs a service until SIGTERM or SIGINT, then leaves the process.
+    """Run a service until SIGTERM or SIGINT, then leaves the process.
 
     What `main` put on the exit stack is closed in reverse order, whatever ended it. A second signal ends the process at
     once.
@@ -43,7 +43,7 @@ def run(main: Main, *, service: str, log_level: str | None = None) -> NoReturn:
 
 
 def announce(address: str, path: Path | None = None) -> None:
-    """Writes the bound address to the file that `ATELIER_PORT_FILE` names, whole or not at all; nothing without.
+    """Write the bound address to the file that `ATELIER_PORT_FILE` names, whole or not at all; nothing without.
 
     Args:
         address: `host:port`.
@@ -63,7 +63,7 @@ async def _supervise(main: Main, service: str) -> int:
 
     def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
-            _log.warning("second signal, leaving at once", signal=number.name)
+            _log.warning("second_signal", signal=number.name)
             os._exit(128 + number)
         _log.info("stopping", signal=number.name)
         stop.set()
@@ -74,10 +74,10 @@ async def _supervise(main: Main, service: str) -> int:
         async with AsyncExitStack() as stack:
             await main(stack, stop)
     except MeshError as error:
-        _log.error("service ended", error=error.message, reason=error.reason)
+        _log.error("service_failed", error=error.message, reason=error.reason)
         return 1
     except Exception:
-        _log.exception("service ended")
+        _log.exception("service_failed")
         return 1
     _log.info("stopped", service=service)
     return 0

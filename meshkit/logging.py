@@ -35,7 +35,7 @@ _FLAT = frozenset({str, int, float, bool, type(None)})
 
 
 def redact(value: object, depth: int = 0) -> object:  # noqa: PLR0911 -- one a kind of value
-    """Returns the value without what must not be written down: known keys, bearer tokens, passwords in URLs."""
+    """Return the value without what must not be written down: known keys, bearer tokens, passwords in URLs."""
     if isinstance(value, str):
         return _SECRET_TEXT.sub(_cover, value) if _may_hold_a_secret(value) else value
     if value is None or isinstance(value, int | float):
@@ -53,7 +53,7 @@ def redact(value: object, depth: int = 0) -> object:  # noqa: PLR0911 -- one a k
     return value
 
 
-class Lines:
+class LineWriter:
     """Writes lines, those of one turn of the event loop together: what a process does at once, it tells at once.
 
     A warning, and what another thread says, is written right away, after what was held. A process that is killed loses
@@ -71,7 +71,7 @@ class Lines:
         self._lock = threading.RLock()
 
     def info(self, line: bytes) -> None:
-        """Writes a line by the loop's next turn."""
+        """Write a line by the loop's next turn."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -84,13 +84,13 @@ class Lines:
             loop.call_soon(self.flush)
 
     def error(self, line: bytes) -> None:
-        """Writes a line now."""
+        """Write a line now."""
         with self._lock:
             self._held.append(line)
         self.flush()
 
     def flush(self) -> None:
-        """Writes what is held."""
+        """Write what is held."""
         with self._lock:
             self._flushed_by = None
             held, self._held = self._held, []
@@ -103,7 +103,7 @@ class Lines:
 
 
 def configure(service: str, level: str = "info") -> None:
-    """Sets up logging for the process, once at its start.
+    """Set up logging for the process, once at its start.
 
     Libraries that log through the standard library are written in the same form, from WARNING on.
 
@@ -113,7 +113,7 @@ def configure(service: str, level: str = "info") -> None:
     """
     threshold = stdlib.getLevelNamesMapping()[level.upper()]
     shared: list[structlog.types.Processor] = [_stamp(service), structlog.processors.format_exc_info]
-    lines = Lines(sys.stderr.buffer)
+    lines = LineWriter(sys.stderr.buffer)
     atexit.register(lines.flush)
     structlog.configure(
         processors=[*shared, _render],
@@ -137,7 +137,7 @@ def configure(service: str, level: str = "info") -> None:
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """A logger whose lines name the module they come from.
+    """Return a logger whose lines name the module they come from.
 
     Args:
         name: The module's `__name__`.
@@ -146,7 +146,7 @@ def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
 
 
 def _may_hold_a_secret(text: str) -> bool:
-    """What each alternative of `_SECRET_TEXT` needs, asked at a fraction of its price: most lines hold none of it."""
+    """Tell what each alternative of `_SECRET_TEXT` needs; cheap, because most lines hold none of it."""
     if text.isalnum():
         return False
     folded = text.casefold()
@@ -175,7 +175,7 @@ def _cover(match: re.Match[str]) -> str:
 
 
 def _stamp(service: str) -> structlog.types.Processor:
-    """What every line says of itself; one processor, because each costs as much as what it adds."""
+    """Return what every line says of itself; one processor, because each costs as much as what it adds."""
 
     def stamp(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         structlog.stdlib.add_log_level(logger, method, event)

@@ -52,11 +52,11 @@ class Loop:
         self._wake = wake or asyncio.Event()
 
     def wake(self) -> None:
-        """Ends the pause; call from the loop's own thread."""
+        """End the pause; call from the loop's own thread."""
         self._wake.set()
 
     async def run_for_ever(self) -> None:
-        """Runs until cancelled."""
+        """Run until cancelled."""
         # Replicas that start together spread their first runs.
         await self._pause(random.uniform(0, min(self.interval_seconds, 1.0)))  # noqa: S311
         while True:
@@ -80,7 +80,7 @@ class Loop:
         except Exception:
             self.failures += 1
             _RUNS.labels(self.name, "failed").inc()
-            _log.exception("loop failed", loop=self.name, failures=self.failures)
+            _log.exception("loop_failed", loop=self.name, failures=self.failures)
             return False
         finally:
             _SECONDS.labels(self.name).observe(time.perf_counter() - begun)
@@ -119,7 +119,7 @@ class Loops:
         self._tasks: list[asyncio.Task[None]] = []
 
     def add(self, loop: Loop) -> Loop:
-        """Adds a loop; where the others run already, it is started.
+        """Add a loop; where the others run already, it is started.
 
         Returns:
             The loop.
@@ -130,11 +130,11 @@ class Loops:
         return loop
 
     def start(self) -> None:
-        """Starts all loops."""
+        """Start all loops."""
         self._tasks = [self._spawn(loop) for loop in self.loops]
 
     async def stop(self) -> None:
-        """Cancels all loops and waits for their end."""
+        """Cancel all loops and waits for their end."""
         await cancel(self._tasks)
         self._tasks = []
 
@@ -151,7 +151,7 @@ class Loops:
 
 
 async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancels tasks and waits for their end, whatever it is.
+    """Cancel tasks and waits for their end, whatever it is.
 
     Again and again: `asyncio.wait_for` of Python 3.11, which libraries use too, forgets a cancellation that comes with
     what it waits for. A task that runs for ever would then never end, and whoever waits for it neither.
@@ -169,7 +169,7 @@ async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 def coalesced(work: Callable[[], None], delay_seconds: float) -> Callable[[], None]:
-    """Calls a piece of work a moment after it was asked for, once for all who ask in between.
+    """Call a piece of work a moment after it was asked for, once for all who ask in between.
 
     Args:
         work: The work; it must not raise.

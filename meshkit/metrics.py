@@ -21,7 +21,7 @@ _Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 
 
 def counter(name: str, documentation: str, labels: Sequence[str] = ()) -> Counter:
-    """A figure that only grows.
+    """Return a figure that only grows.
 
     Args:
         name: Name with the unit, without `_total`; `atelier_` stands before it.
@@ -32,14 +32,14 @@ def counter(name: str, documentation: str, labels: Sequence[str] = ()) -> Counte
 
 
 def gauge(name: str, documentation: str, labels: Sequence[str] = ()) -> Gauge:
-    """A figure that rises and falls; arguments as for `counter`."""
+    """Return a figure that rises and falls; arguments as for `counter`."""
     return _declare(name, Gauge, lambda full: Gauge(full, documentation, labels))
 
 
 def histogram(
     name: str, documentation: str, labels: Sequence[str] = (), buckets: Sequence[float] = LATENCY_BUCKETS
 ) -> Histogram:
-    """A distribution; arguments as for `counter`, with the upper bounds of its buckets."""
+    """Return a distribution; arguments as for `counter`, with the upper bounds of its buckets."""
     return _declare(name, Histogram, lambda full: Histogram(full, documentation, labels, buckets=buckets))
 
 
@@ -55,14 +55,14 @@ class MetricsServer:
         return int(self._server.server_port)
 
     def close(self) -> None:
-        """Stops serving."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=5)
 
 
 def serve_metrics(port: int | None, host: str = "127.0.0.1") -> MetricsServer | None:
-    """Serves `/metrics`.
+    """Serve `/metrics`.
 
     Args:
         port: Port to serve on, 0 for one that the system chooses; None serves nothing.

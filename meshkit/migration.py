@@ -57,7 +57,7 @@ def upgrade(dsn: str, schema: str, script_package: str, revision: str = "head") 
 
 
 def run_env(metadata: MetaData | None = None) -> None:
-    """The whole of a service's `env.py`: runs the migrations on the connection that `upgrade` opened.
+    """Run the migrations, as the whole of a service's `env.py`, on the connection that `upgrade` opened.
 
     Args:
         metadata: The service's tables, for `alembic revision --autogenerate`.
@@ -78,7 +78,7 @@ def run_env(metadata: MetaData | None = None) -> None:
 
 
 def render(statement: ClauseElement) -> tuple[str, dict[str, Any]]:
-    """Renders a statement as SQL with `%(name)s` placeholders, and its values."""
+    """Render a statement as SQL with `%(name)s` placeholders, and its values."""
     compiled = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
     processors = getattr(compiled, "_bind_processors", {})
     values = {name: processors[name](value) if name in processors else value for name, value in compiled.params.items()}

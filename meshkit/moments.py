@@ -10,7 +10,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def assign(target: Timestamp, moment: datetime) -> None:
-    """Writes a moment into a message's member, exactly; the method that protobuf has for it takes eight times as long.
+    """Write a moment into a message's member, exactly; the method that protobuf has for it takes eight times as long.
 
     Args:
         target: The member.

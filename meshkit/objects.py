@@ -86,7 +86,7 @@ class ObjectStore:
 
     @classmethod
     def from_settings(cls, settings: MeshSettings) -> ObjectStore:
-        """Builds the store that the settings describe."""
+        """Build the store that the settings describe."""
         return cls(
             settings.s3_endpoint,
             settings.s3_access_key,
@@ -97,11 +97,11 @@ class ObjectStore:
         )
 
     async def close(self) -> None:
-        """Ends the store's threads."""
+        """End the store's threads."""
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
     async def ensure_bucket(self) -> None:
-        """Makes the bucket where it is missing."""
+        """Make the bucket where it is missing."""
 
         def ensure(client: Any) -> None:
             if not client.bucket_exists(self._bucket):
@@ -117,7 +117,7 @@ class ObjectStore:
     async def put(
         self, tenant: str, path: str, data: bytes | Path, content_type: str = "application/octet-stream"
     ) -> ObjectInfo:
-        """Writes an object, whole or not at all.
+        """Write an object, whole or not at all.
 
         Args:
             tenant: Tenant it belongs to.
@@ -152,7 +152,7 @@ class ObjectStore:
         size: int = -1,
         content_type: str = "application/octet-stream",
     ) -> ObjectInfo:
-        """Writes an object from chunks as they come, without holding it in memory.
+        """Write an object from chunks as they come, without holding it in memory.
 
         Args:
             tenant: Tenant it belongs to.
@@ -182,7 +182,7 @@ class ObjectStore:
             reader.close()
 
     async def get(self, tenant: str, path: str) -> bytes:
-        """Reads an object into memory.
+        """Read an object into memory.
 
         Raises:
             MeshError: `NOT_FOUND` where there is none.
@@ -201,7 +201,7 @@ class ObjectStore:
         return await self._run(get, path)
 
     async def download(self, tenant: str, path: str, dest: Path) -> ObjectInfo:
-        """Reads an object into a local file, which appears only once it is whole.
+        """Read an object into a local file, which appears only once it is whole.
 
         Args:
             tenant: Tenant it belongs to.
@@ -220,7 +220,7 @@ class ObjectStore:
         return _info(path, stat)
 
     async def stream(self, tenant: str, path: str, offset: int = 0, length: int = 0) -> AsyncGenerator[bytes, None]:
-        """Reads an object in chunks; the store is read no faster than the caller takes.
+        """Read an object in chunks; the store is read no faster than the caller takes.
 
         Args:
             tenant: Tenant it belongs to.
@@ -267,7 +267,7 @@ class ObjectStore:
         await asyncio.get_running_loop().run_in_executor(self._threads, close)
 
     async def stat(self, tenant: str, path: str) -> ObjectInfo | None:
-        """What the store knows of an object; None where there is none."""
+        """Return what the store knows of an object; None where there is none."""
         path = normalise_path(path)
         key = key_of(tenant, path)
         try:
@@ -278,7 +278,7 @@ class ObjectStore:
             raise
 
     async def list(self, tenant: str, prefix: str = "", limit: int = 1000, start_after: str = "") -> list[ObjectInfo]:
-        """Lists objects in the order of their paths.
+        """List objects in the order of their paths.
 
         Args:
             tenant: Tenant they belong to.
@@ -296,7 +296,7 @@ class ObjectStore:
         return await self._run(list_)
 
     async def walk(self, tenant: str, prefix: str = "", page: int = 1000) -> AsyncIterator[ObjectInfo]:
-        """Lists all objects, page by page; what is deleted or written meanwhile disturbs nothing else.
+        """List all objects, page by page; what is deleted or written meanwhile disturbs nothing else.
 
         Args:
             tenant: Tenant they belong to.
@@ -334,12 +334,12 @@ class ObjectStore:
         return await self._run(tenants)
 
     async def delete(self, tenant: str, path: str) -> None:
-        """Deletes an object; one that is gone already is no error."""
+        """Delete an object; one that is gone already is no error."""
         key = key_of(tenant, normalise_path(path))
         await self._run(lambda client: client.remove_object(self._bucket, key))
 
     async def delete_prefix(self, tenant: str, prefix: str) -> Sequence[str]:
-        """Deletes all objects below a folder.
+        """Delete all objects below a folder.
 
         Args:
             tenant: Tenant they belong to.
@@ -357,14 +357,14 @@ class ObjectStore:
             names = [str(item.object_name) for item in client.list_objects(self._bucket, folder, recursive=True)]
             errors = list(client.remove_objects(self._bucket, [DeleteObject(name) for name in names]))
             if errors:
-                _log.warning("objects were not deleted", count=len(errors), code=errors[0].code)
+                _log.warning("objects_not_deleted", count=len(errors), code=errors[0].code)
                 raise unavailable("Some objects could not be deleted", reason="OBJECTS_UNAVAILABLE")
             return [name.removeprefix(root) for name in names]
 
         return await self._run(delete)
 
     async def copy(self, tenant: str, source: str, dest: str) -> ObjectInfo:
-        """Copies an object within its tenant, inside the store.
+        """Copy an object within its tenant, inside the store.
 
         Raises:
             MeshError: `NOT_FOUND` where there is no source.
@@ -381,7 +381,7 @@ class ObjectStore:
         return await self._run(copy, source)
 
     async def presign(self, tenant: str, path: str, expires_seconds: float) -> str:
-        """A signed address that anyone may read the object by, for a while.
+        """Return a signed address that anyone may read the object by, for a while.
 
         Args:
             tenant: Tenant it belongs to.
@@ -406,17 +406,17 @@ class ObjectStore:
             if error.code in _MISSING:
                 raise not_found("Object", path) from None
             if error.code in {"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId"}:
-                _log.error("object store refuses the mesh's key", code=error.code)
+                _log.error("object_store_key_refused", code=error.code)
                 # The mesh's own fault: no caller is to be told that they lack a right.
                 raise unavailable("The object store does not work right now", reason="OBJECTS_FORBIDDEN") from error
             if error.code == "InvalidRange":
                 raise invalid("range", "lies outside of the object", "range") from None
-            _log.warning("object store failed", code=error.code)
+            _log.warning("object_store_failed", code=error.code)
             raise unavailable("The object store does not work right now", reason="OBJECTS_UNAVAILABLE") from error
         except (HTTPError, OSError) as error:
             if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
                 raise  # a local file of the caller's
-            _log.warning("object store is not reachable", cause=type(error).__name__)
+            _log.warning("object_store_unreachable", cause=type(error).__name__)
             raise unavailable("The object store is not reachable", reason="OBJECTS_UNAVAILABLE") from error
 
     def _connected(self) -> Any:

@@ -63,7 +63,7 @@ class OutboxEvent:
 
 
 def outbox_table(metadata: MetaData) -> Table:
-    """The table, to be created by the owner's migration.
+    """Return the table, to be created by the owner's migration.
 
     Args:
         metadata: The owner's tables.
@@ -98,7 +98,7 @@ END $$
 
 
 async def insert(conn: Connection, events: Sequence[OutboxEvent]) -> None:
-    """Writes events in the transaction of their change.
+    """Write events in the transaction of their change.
 
     Args:
         conn: Connection with that transaction.
@@ -146,7 +146,7 @@ class Relay:
         self._wake.set()
 
     async def run_once(self) -> bool:
-        """Publishes one batch; body of a loop.
+        """Publish one batch; body of a loop.
 
         Returns:
             Whether more wait.
@@ -169,7 +169,7 @@ class Relay:
             raise
 
     async def close(self) -> None:
-        """Gives the lock back."""
+        """Give the lock back."""
         connections = (self._leader, self._standby)
         self._leader = self._standby = None
         for conn in connections:
@@ -177,7 +177,7 @@ class Relay:
                 await conn.close()
 
     async def _lead(self) -> Pipeline | None:
-        """Takes the lock; it lives as long as its connection, which is also the one that reads and deletes events."""
+        """Take the lock; it lives as long as its connection, which is also the one that reads and deletes events."""
         # Who stands by keeps its connection: every commit wakes it, and to connect costs far more than to ask.
         self._standby = conn = self._standby or await self._db.dedicated()
         async with conn.transaction():
@@ -219,5 +219,5 @@ class Relay:
             acknowledged = [False] * len(rows)
         published = [row[0] for row, stored in zip(rows, acknowledged, strict=True) if stored]
         if len(published) < len(rows):
-            _log.warning("events wait", schema=self._db.schema, count=len(rows) - len(published))
+            _log.warning("events_waiting", schema=self._db.schema, count=len(rows) - len(published))
         return published

@@ -38,7 +38,7 @@ def normalise_path(path: str) -> str:
 
 
 def key_of(tenant: str, path: str) -> str:
-    """The key of a tenant's object.
+    """Return the key of a tenant's object.
 
     Args:
         tenant: The tenant.
@@ -51,7 +51,7 @@ def key_of(tenant: str, path: str) -> str:
 
 
 def root_of(tenant: str) -> str:
-    """What the keys of a tenant begin with.
+    """Return what the keys of a tenant begin with.
 
     Raises:
         MeshError: `FORBIDDEN` where that is no tenant's name.
@@ -62,7 +62,7 @@ def root_of(tenant: str) -> str:
 
 
 def normalise_prefix(prefix: str) -> str:
-    """What paths begin with, in its one form; empty for all of them, and a trailing slash stays.
+    """Return what paths begin with, in its one form; empty for all of them, and a trailing slash stays.
 
     Raises:
         MeshError: `INVALID` as `normalise_path`.

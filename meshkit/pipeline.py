@@ -45,7 +45,7 @@ class _Statement(NamedTuple):
     formats: tuple[PyFormat, ...]
 
 
-class Rows:
+class PendingRows:
     """The answer to a statement, which may still be on its way."""
 
     __slots__ = ("_pipeline", "_result")
@@ -63,7 +63,7 @@ class Rows:
         return self._pipeline.load(await self._arrived())
 
     async def fetchone(self) -> Any | None:
-        """The first row, if there is one.
+        """Return the first row, if there is one.
 
         Raises:
             psycopg.Error: this statement or one before it failed.
@@ -85,7 +85,7 @@ class Rows:
         return (await self._arrived()).command_tuples or 0
 
     def settle(self, result: PGresult) -> None:
-        """Takes what the server answered."""
+        """Take what the server answered."""
         self._result = result
 
     async def _arrived(self) -> PGresult:
@@ -130,7 +130,7 @@ class Pipeline:
         self._watched = True
         self._awaited: asyncio.Future[None] | None = None
         self._transformer = Transformer(connection)
-        self._pending: deque[Rows | _Prepared | _Sync] = deque()
+        self._pending: deque[PendingRows | _Prepared | _Sync] = deque()
         self._asked = 0  # of the pending, how many the server was told to answer at once
         self._names: OrderedDict[_Key, bytes] = OrderedDict()
         self._numbers = 0
@@ -149,14 +149,14 @@ class Pipeline:
         return time.monotonic() - self._born > _MAX_AGE_SECONDS
 
     async def close(self) -> None:
-        """Closes the connection; what it did not commit is undone by the server."""
+        """Close the connection; what it did not commit is undone by the server."""
         self._unwatch()
         await self._connection.close()
 
     async def execute(
         self, query: str | bytes, params: Sequence[Any] | Mapping[str, Any] | None = None, *, binary: bool = False
-    ) -> Rows:
-        """Adds a statement; it is sent with the next one whose rows are fetched, or with the commit.
+    ) -> PendingRows:
+        """Add a statement; it is sent with the next one whose rows are fetched, or with the commit.
 
         Args:
             query: The statement, with psycopg's placeholders (`%s`, `%b`, `%(name)s`; `%%` for a percent sign).
@@ -167,7 +167,7 @@ class Pipeline:
 
     @asynccontextmanager
     async def transaction(self, *, durable: bool = True) -> AsyncIterator[Pipeline]:
-        """Commits at the end of the block, rolls back on an exception.
+        """Commit at the end of the block, rolls back on an exception.
 
         A block that is cancelled leaves the connection unusable, so that it is thrown away.
 
@@ -200,8 +200,8 @@ class Pipeline:
         self._transformer.set_pgresult(result)
         return self._transformer.load_rows(0, result.ntuples, tuple)
 
-    async def arrive(self, rows: Rows) -> None:
-        """Waits until a statement is answered."""
+    async def arrive(self, rows: PendingRows) -> None:
+        """Wait until a statement is answered."""
         if self._failure is not None:
             raise self._failure
         if self._asked < len(self._pending):
@@ -217,7 +217,7 @@ class Pipeline:
 
     def _add(
         self, query: str | bytes, params: Sequence[Any] | Mapping[str, Any] | None = None, *, binary: bool = False
-    ) -> Rows:
+    ) -> PendingRows:
         statement = _parse(query)
         values: Sequence[Any]
         if params is None:
@@ -234,7 +234,7 @@ class Pipeline:
         types, formats = (transformer.types or (), transformer.formats) if values else ((), None)
         name = self._name(statement.text, types)
         self._pgconn.send_query_prepared(name, dumped, formats, int(binary))
-        rows = Rows(self)
+        rows = PendingRows(self)
         self._pending.append(rows)
         return rows
 
@@ -254,7 +254,7 @@ class Pipeline:
         return name
 
     async def _synchronise(self) -> None:
-        """Ends what is under way, and takes all answers."""
+        """End what is under way, and takes all answers."""
         self._synchronise_next()
         self._asked = len(self._pending)
         await self._flush()
@@ -275,8 +275,8 @@ class Pipeline:
             return
         self._open = not rolled_back.settled or isinstance(self._failure, STALE)
 
-    async def _take(self) -> Rows | _Prepared | _Sync:
-        """Takes the answer to the oldest statement that waits for one; a failure is noted."""
+    async def _take(self) -> PendingRows | _Prepared | _Sync:
+        """Take the answer to the oldest statement that waits for one; a failure is noted."""
         result = await self._result()
         item = self._pending[0]
         if result is None:
@@ -290,7 +290,7 @@ class Pipeline:
                 self._names.pop(item.key, None)
             if self._failure is None:
                 self._failure = self._error(result)
-        elif isinstance(item, Rows):
+        elif isinstance(item, PendingRows):
             item.settle(result)
         return item
 
@@ -316,7 +316,7 @@ class Pipeline:
                     self._loop.remove_writer(self._socket)
 
     async def _answer(self) -> None:
-        """Waits until the next answer is here, or the socket takes something where that is waited for."""
+        """Wait until the next answer is here, or the socket takes something where that is waited for."""
         self._awaited = self._loop.create_future()
         try:
             await self._awaited
@@ -347,7 +347,7 @@ class Pipeline:
 
 
 async def connect(dsn: str, options: Mapping[str, Any]) -> Pipeline:
-    """Opens a connection.
+    """Open a connection.
 
     Args:
         dsn: `postgresql://` address.
@@ -380,7 +380,7 @@ class PipelinePool:
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[Pipeline]:
-        """A connection for one transaction.
+        """Yield a connection for one transaction.
 
         Raises:
             psycopg.OperationalError: None was free in time, or the server did not answer.
@@ -407,13 +407,13 @@ class PipelinePool:
             self._free.release()
 
     async def discard(self) -> None:
-        """Closes the connections that are not in use: the next ones are new."""
+        """Close the connections that are not in use: the next ones are new."""
         idle, self._idle = self._idle, []
         for pipeline in idle:
             await pipeline.close()
 
     async def close(self) -> None:
-        """Closes the connections; one that is in use is closed when it is given back."""
+        """Close the connections; one that is in use is closed when it is given back."""
         self._closed = True
         await self.discard()
 

@@ -43,7 +43,7 @@ class Outgoing(NamedTuple):
     headers: Mapping[str, str]
 
 
-class Answer(Enum):
+class PublishOutcome(Enum):
     """What became of a message."""
 
     STORED = "stored"  # now, or before under the same id
@@ -70,11 +70,11 @@ class Publisher:
         self._runs: dict[str, _Run] = {}
 
     async def start(self) -> None:
-        """Listens for answers; before anything is published."""
+        """Listen for answers; before anything is published."""
         await self._client.subscribe(f"{self._inbox}*.*", cb=self._answered)
 
-    async def publish(self, messages: Sequence[Outgoing]) -> list[Answer]:
-        """Publishes messages in their order. One that is refused does not keep those behind it.
+    async def publish(self, messages: Sequence[Outgoing]) -> list[PublishOutcome]:
+        """Publish messages in their order. One that is refused does not keep those behind it.
 
         Args:
             messages: The messages.
@@ -82,15 +82,15 @@ class Publisher:
         Returns:
             An answer for each of them.
         """
-        answers: list[Answer] = []
+        answers: list[PublishOutcome] = []
         for part in _parts(messages):
             of_part = await self._publish_part(part)
             answers += of_part
-            if Answer.NONE in of_part:
+            if PublishOutcome.NONE in of_part:
                 break  # to the rest NATS would be as silent
-        return answers + [Answer.NONE] * (len(messages) - len(answers))
+        return answers + [PublishOutcome.NONE] * (len(messages) - len(answers))
 
-    async def _publish_part(self, messages: Sequence[Outgoing]) -> list[Answer]:
+    async def _publish_part(self, messages: Sequence[Outgoing]) -> list[PublishOutcome]:
         # A number of its own: an answer that comes after its run was given up must not count for a later one.
         number = str(next(self._numbers))
         run = self._runs[number] = _Run(len(messages))
@@ -104,7 +104,7 @@ class Publisher:
         finally:
             del self._runs[number]
         if run.causes:
-            _log.warning("messages were refused", count=run.answers.count(Answer.REFUSED), causes=sorted(run.causes))
+            _log.warning("messages_refused", count=run.answers.count(PublishOutcome.REFUSED), causes=sorted(run.causes))
         return run.answers
 
     async def _send(self, message: Outgoing, reply: str) -> None:
@@ -121,27 +121,27 @@ class Publisher:
         if run is None:
             return
         if message.headers and message.headers.get("Status") == _NO_RESPONDERS:
-            run.answer(int(index), Answer.NO_STREAM)
+            run.answer(int(index), PublishOutcome.NO_STREAM)
             return
         acknowledgement = orjson.loads(message.data)
         if "error" in acknowledgement:
             run.refuse(int(index), str(acknowledgement["error"].get("description", "")))
         else:
-            run.answer(int(index), Answer.STORED)
+            run.answer(int(index), PublishOutcome.STORED)
 
 
 class _Run:
     """The answers to messages that were sent together."""
 
     def __init__(self, count: int) -> None:
-        self.answers = [Answer.NONE] * count
+        self.answers = [PublishOutcome.NONE] * count
         self.causes: set[str] = set()
         self._missing = count
         self._complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def answer(self, index: int, answer: Answer) -> None:
+    def answer(self, index: int, answer: PublishOutcome) -> None:
         # The server answers once; were it otherwise, the first one counts.
-        if self.answers[index] is not Answer.NONE:
+        if self.answers[index] is not PublishOutcome.NONE:
             return
         self.answers[index] = answer
         self._missing -= 1
@@ -150,10 +150,10 @@ class _Run:
 
     def refuse(self, index: int, cause: str) -> None:
         self.causes.add(cause)
-        self.answer(index, Answer.REFUSED)
+        self.answer(index, PublishOutcome.REFUSED)
 
     async def wait(self, timeout_seconds: float) -> None:
-        """Waits until all have come, or none came for a while."""
+        """Wait until all have come, or none came for a while."""
         before = None
         while self._missing and self._missing != before:
             before = self._missing

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def folder(script_package: str) -> Path:
-    """The folder of a package of migrations.
+    """Return the folder of a package of migrations.
 
     Args:
         script_package: Package with `env.py` and `versions/`.
@@ -23,7 +23,7 @@ def folder(script_package: str) -> Path:
 
 
 def head(scripts: Path) -> str | None:
-    """The last revision; None where it is not plain to see, which is then Alembic's to find out.
+    """Return the last revision; None where it is not plain to see, which is then Alembic's to find out.
 
     Args:
         scripts: Folder with `versions/`.

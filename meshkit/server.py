@@ -27,10 +27,10 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from meshkit import auth, idempotency, metrics, tracing
-from meshkit.errors import Kind, MeshError, exhausted, unauthenticated
+from meshkit.errors import ErrorKind, MeshError, exhausted, unauthenticated
 from meshkit.logging import get_logger
 from meshkit.status import CODE_OF_KIND, to_status
-from meshkit.unbundling import Carried, CarriedContext, Unbundler
+from meshkit.unbundling import BundledContext, BundledMethod, Unbundler
 from meshkit.validation import apply_defaults, check
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ _SCOPE_NAMES: Mapping[int, str] = {
 # A method whose contract states no rule asks for more than any caller holds: forgotten is not public.
 _UNRULED = auth.MESH
 _BEARER = "bearer "
-_FAULTS = frozenset({Kind.INTERNAL, Kind.UNAVAILABLE, Kind.DEADLINE})
+_FAULTS = frozenset({ErrorKind.INTERNAL, ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE})
 
 # Beyond the limit, for health checks and for calls that are being refused with a reason. What comes on top gRPC refuses
 # before it reads the request.
@@ -72,7 +72,7 @@ BUNDLES = "atelier.mesh.v1.BundleService"
 
 
 @dataclass(frozen=True, slots=True)
-class _Method:
+class _GuardedMethod:
     """What guards a method.
 
     Attributes:
@@ -127,7 +127,7 @@ class MeshServer:
             maximum_concurrent_rpcs=self._max_calls + _SPARE_CALLS,
         )
         self._health = health.aio.HealthServicer()
-        self._carried: dict[str, Carried] = {}
+        self._carried: dict[str, BundledMethod] = {}
         self._unbundler = Unbundler(self._carried)
         recorder = _Recorder(self)
         for add, servicer, _ in servicers:
@@ -150,7 +150,7 @@ class MeshServer:
         return f"{self._listen.rpartition(':')[0]}:{self.port}"
 
     async def start(self) -> int:
-        """Starts to serve.
+        """Start to serve.
 
         Returns:
             The port in use.
@@ -163,7 +163,7 @@ class MeshServer:
         except RuntimeError:
             self.port = 0
         if not self.port:
-            raise MeshError(Kind.UNAVAILABLE, f"Cannot listen on {self._listen}", reason="ADDRESS_IN_USE")
+            raise MeshError(ErrorKind.UNAVAILABLE, f"Cannot listen on {self._listen}", reason="ADDRESS_IN_USE")
         await self._server.start()
         for name in ("", *self._names):
             await self.set_health(name, serving=True)
@@ -199,18 +199,18 @@ class MeshServer:
         self._server.add_registered_method_handlers(BUNDLES, {"Carry": handler})
 
     def guard(self, path: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        """Wraps a method's handler with everything that stands before a servicer."""
+        """Wrap a method's handler with everything that stands before a servicer."""
         method = _describe(path)
         behaviour = _behaviour(handler)
         read, write = handler.request_deserializer, handler.response_serializer
         if method.bundled and read is not None and write is not None:
-            self._carried[f"/{path}"] = Carried(partial(self._answer, method, behaviour), read, write)
+            self._carried[f"/{path}"] = BundledMethod(partial(self._answer, method, behaviour), read, write)
         wrapped = self._streaming(method, behaviour) if handler.response_streaming else self._unary(method, behaviour)
         make = _HANDLER_MAKERS[bool(handler.request_streaming), bool(handler.response_streaming)]
         result: grpc.RpcMethodHandler[Any, Any] = make(wrapped, read, write)
         return result
 
-    def _unary(self, method: _Method, behaviour: Behaviour) -> Callable[[Any, Context], Any]:
+    def _unary(self, method: _GuardedMethod, behaviour: Behaviour) -> Callable[[Any, Context], Any]:
         async def call(request: Any, context: Context) -> Any:
             try:
                 return await self._answer(method, behaviour, request, context)
@@ -220,9 +220,9 @@ class MeshServer:
         return call
 
     async def _answer(
-        self, method: _Method, behaviour: Behaviour, request: Any, context: Context | CarriedContext
+        self, method: _GuardedMethod, behaviour: Behaviour, request: Any, context: Context | BundledContext
     ) -> Any:
-        """Serves a unary call, however it came.
+        """Serve a unary call, however it came.
 
         Raises:
             MeshError: Whatever is wrong with it.
@@ -249,7 +249,7 @@ class MeshServer:
                 self._leave()
             self._observe(method, code, begun)
 
-    def _streaming(self, method: _Method, behaviour: Callable[..., Any]) -> Callable[[Any, Context], Any]:
+    def _streaming(self, method: _GuardedMethod, behaviour: Callable[..., Any]) -> Callable[[Any, Context], Any]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             begun = self._clock()
             entered = False
@@ -291,7 +291,7 @@ class MeshServer:
         self._calls -= 1
         self._streams -= streams
 
-    async def _admit(self, method: _Method, context: Context | CarriedContext) -> None:
+    async def _admit(self, method: _GuardedMethod, context: Context | BundledContext) -> None:
         metadata = _texts(context)
         trace = tracing.begin(metadata.get("traceparent", ""), metadata.get("x-request-id", ""))
         tracing.use(trace)
@@ -301,7 +301,7 @@ class MeshServer:
         idempotency.enter(metadata.get(idempotency.METADATA_KEY, ""))
         if method.scope and not principal.has(method.scope):
             raise MeshError(
-                Kind.FORBIDDEN,
+                ErrorKind.FORBIDDEN,
                 f"The token lacks the scope {method.scope}",
                 reason="SCOPE_MISSING",
                 metadata={"scope": method.scope},
@@ -316,7 +316,7 @@ class MeshServer:
         return await self._verifier.verify(header[len(_BEARER) :].strip())
 
     async def _carry(self, request: CarryRequest, context: Context) -> AsyncIterator[CarryResponse]:
-        """Serves a bundle: any caller's token opens it, each call is judged by its own."""
+        """Serve a bundle: any caller's token opens it, each call is judged by its own."""
         try:
             await self._principal(_texts(context))
             async for response in self._unbundler.carry(request):
@@ -324,7 +324,7 @@ class MeshServer:
         except MeshError as error:
             await _abort(context, error)
 
-    def _observe(self, method: _Method, code: grpc.StatusCode, begun: float) -> None:
+    def _observe(self, method: _GuardedMethod, code: grpc.StatusCode, begun: float) -> None:
         seconds = self._clock() - begun
         series = self._series.get((method.name, code))
         if series is None:
@@ -369,7 +369,7 @@ class _Recorder:
     def add_registered_method_handlers(
         self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
-        """Takes a service's handlers from the generated code."""
+        """Take a service's handlers from the generated code."""
         self._services[service] = {
             method: self._owner.guard(f"{service}/{method}", handler) for method, handler in handlers.items()
         }
@@ -396,15 +396,15 @@ def _behaviour(handler: grpc.RpcMethodHandler[Any, Any]) -> Callable[..., Any]:
     return behaviour
 
 
-def _describe(path: str) -> _Method:
+def _describe(path: str) -> _GuardedMethod:
     service, _, name = path.rpartition("/")
     short = f"{service.rpartition('.')[2]}/{name}"
     try:
         method = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
     except KeyError:
-        return _Method(short, _UNRULED)
+        return _GuardedMethod(short, _UNRULED)
     rule = method.GetOptions().Extensions[options_pb2.method]
-    return _Method(short, _SCOPE_NAMES.get(rule.scope, _UNRULED), rule.bundled)
+    return _GuardedMethod(short, _SCOPE_NAMES.get(rule.scope, _UNRULED), rule.bundled)
 
 
 def _prepare(request: Any) -> Any:
@@ -420,22 +420,22 @@ async def _prepared(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
         yield _prepare(request)
 
 
-def _as_mesh_error(error: Exception, method: _Method) -> MeshError:
+def _as_mesh_error(error: Exception, method: _GuardedMethod) -> MeshError:
     if isinstance(error, MeshError):
         if error.kind in _FAULTS:
             _log.warning(
-                "call failed", method=method.name, kind=error.kind.value, reason=error.reason, error=error.message
+                "call_failed", method=method.name, kind=error.kind.value, reason=error.reason, error=error.message
             )
         return error
     if isinstance(error, NotImplementedError):  # what generated servicers raise
-        return MeshError(Kind.UNIMPLEMENTED, f"{method.name} is not served here")
+        return MeshError(ErrorKind.UNIMPLEMENTED, f"{method.name} is not served here")
     ident = secrets.token_hex(8)
-    _log.error("unexpected error", method=method.name, error_id=ident, exc_info=error)
-    return MeshError(Kind.INTERNAL, f"Internal error {ident}", metadata={"error_id": ident})
+    _log.error("unexpected_error", method=method.name, error_id=ident, exc_info=error)
+    return MeshError(ErrorKind.INTERNAL, f"Internal error {ident}", metadata={"error_id": ident})
 
 
-def _texts(context: Context | CarriedContext) -> Mapping[str, str]:
-    if isinstance(context, CarriedContext):
+def _texts(context: Context | BundledContext) -> Mapping[str, str]:
+    if isinstance(context, BundledContext):
         return context.texts
     return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 

@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from meshkit.errors import FieldViolation, Kind, MeshError
+from meshkit.errors import ErrorKind, FieldViolation, MeshError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,53 +27,55 @@ DETAILS_KEY = "grpc-status-details-bin"
 _MAX_DETAIL_BYTES = 4096
 _MAX_MESSAGE_BYTES = 600
 
-CODE_OF_KIND: Mapping[Kind, grpc.StatusCode] = MappingProxyType(
+CODE_OF_KIND: Mapping[ErrorKind, grpc.StatusCode] = MappingProxyType(
     {
-        Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
-        Kind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
-        Kind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
-        Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-        Kind.CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,
-        Kind.TOO_LARGE: grpc.StatusCode.OUT_OF_RANGE,
-        Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-        Kind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-        Kind.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
-        Kind.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
-        Kind.ABORTED: grpc.StatusCode.ABORTED,
-        Kind.INTERNAL: grpc.StatusCode.INTERNAL,
+        ErrorKind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+        ErrorKind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+        ErrorKind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+        ErrorKind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+        ErrorKind.CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,
+        ErrorKind.TOO_LARGE: grpc.StatusCode.OUT_OF_RANGE,
+        ErrorKind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        ErrorKind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+        ErrorKind.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
+        ErrorKind.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
+        ErrorKind.ABORTED: grpc.StatusCode.ABORTED,
+        ErrorKind.INTERNAL: grpc.StatusCode.INTERNAL,
     }
 )
 
 # Codes that the mesh does not raise itself but that gRPC or a foreign server may.
-KIND_OF_CODE: Mapping[grpc.StatusCode, Kind] = MappingProxyType(
+KIND_OF_CODE: Mapping[grpc.StatusCode, ErrorKind] = MappingProxyType(
     {code: kind for kind, code in CODE_OF_KIND.items()}
     | {
-        grpc.StatusCode.CANCELLED: Kind.ABORTED,
-        grpc.StatusCode.UNKNOWN: Kind.INTERNAL,
-        grpc.StatusCode.ALREADY_EXISTS: Kind.CONFLICT,
-        grpc.StatusCode.DATA_LOSS: Kind.INTERNAL,
-        grpc.StatusCode.OK: Kind.INTERNAL,  # an error that says OK is a fault of its sender
+        grpc.StatusCode.CANCELLED: ErrorKind.ABORTED,
+        grpc.StatusCode.UNKNOWN: ErrorKind.INTERNAL,
+        grpc.StatusCode.ALREADY_EXISTS: ErrorKind.CONFLICT,
+        grpc.StatusCode.DATA_LOSS: ErrorKind.INTERNAL,
+        grpc.StatusCode.OK: ErrorKind.INTERNAL,  # an error that says OK is a fault of its sender
     }
 )
 
-_KIND_OF_NUMBER: Mapping[int, Kind] = MappingProxyType({code.value[0]: kind for code, kind in KIND_OF_CODE.items()})
+_KIND_OF_NUMBER: Mapping[int, ErrorKind] = MappingProxyType(
+    {code.value[0]: kind for code, kind in KIND_OF_CODE.items()}
+)
 
 # What a caller is told where only gRPC's own text exists, which names addresses and internals.
-_PLAIN_MESSAGES: Mapping[Kind, str] = MappingProxyType(
+_PLAIN_MESSAGES: Mapping[ErrorKind, str] = MappingProxyType(
     {
-        Kind.UNAVAILABLE: "The service is not reachable",
-        Kind.DEADLINE: "The service did not answer in time",
-        Kind.ABORTED: "The call was cancelled",
-        Kind.INTERNAL: "Internal error",
-        Kind.UNIMPLEMENTED: "The service does not know this method",
-        Kind.TOO_LARGE: "The message is larger than the service accepts",
-        Kind.EXHAUSTED: "The service takes no more calls right now",
+        ErrorKind.UNAVAILABLE: "The service is not reachable",
+        ErrorKind.DEADLINE: "The service did not answer in time",
+        ErrorKind.ABORTED: "The call was cancelled",
+        ErrorKind.INTERNAL: "Internal error",
+        ErrorKind.UNIMPLEMENTED: "The service does not know this method",
+        ErrorKind.TOO_LARGE: "The message is larger than the service accepts",
+        ErrorKind.EXHAUSTED: "The service takes no more calls right now",
     }
 )
 
 
 def to_status(error: MeshError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
-    """Renders an error for `context.abort`.
+    """Render an error for `context.abort`.
 
     Args:
         error: The error.
@@ -93,7 +95,7 @@ def to_status(error: MeshError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, 
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
-    """Reads the error back on the client's side; `from_rpc_error` of what `to_status` wrote is the same error."""
+    """Read the error back on the client's side; `from_rpc_error` of what `to_status` wrote is the same error."""
     details = _details(error)
     if details is None:
         return _plain(error)
@@ -108,8 +110,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
 
 
 def from_status(code: int, payload: bytes) -> MeshError:
-    """Reads an error from the number of its code and its serialized `google.rpc.Status`, as `from_rpc_error` does."""
-    kind = _KIND_OF_NUMBER.get(code, Kind.INTERNAL)
+    """Read an error from the number of its code and its serialized `google.rpc.Status`, as `from_rpc_error` does."""
+    kind = _KIND_OF_NUMBER.get(code, ErrorKind.INTERNAL)
     details = _parse(payload)
     if details is None:
         return MeshError(kind, _PLAIN_MESSAGES.get(kind, ""))
@@ -162,6 +164,6 @@ def _parse(payload: bytes) -> _Details | None:
 def _plain(error: grpc.aio.AioRpcError) -> MeshError:
     kind = KIND_OF_CODE[error.code()]
     details = error.details() or ""
-    if kind is Kind.EXHAUSTED and "larger than max" in details:  # gRPC's own limit, by its wording
-        kind = Kind.TOO_LARGE
+    if kind is ErrorKind.EXHAUSTED and "larger than max" in details:  # gRPC's own limit, by its wording
+        kind = ErrorKind.TOO_LARGE
     return MeshError(kind, _PLAIN_MESSAGES.get(kind, details))

@@ -44,7 +44,7 @@ _current: contextvars.ContextVar[Trace | None] = contextvars.ContextVar("atelier
 
 
 def parse(traceparent: str) -> Trace | None:
-    """Reads a `traceparent` header; None where it is malformed, which callers treat as absent (W3C, 4.3)."""
+    """Read a `traceparent` header; None where it is malformed, which callers treat as absent (W3C, 4.3)."""
     read = _read(traceparent)
     return None if read is None else Trace(*read, request_id=read[0])
 
@@ -72,18 +72,18 @@ def begin(traceparent: str = "", request_id: str = "") -> Trace:
 
 
 def current() -> Trace | None:
-    """The trace of the work at hand, or None outside of any."""
+    """Return the trace of the work at hand, or None outside of any."""
     return _current.get()
 
 
 def use(trace: Trace | None) -> contextvars.Token[Trace | None]:
-    """Makes a trace the current one in this task."""
+    """Make a trace the current one in this task."""
     return _current.set(trace)
 
 
 @contextmanager
 def activated(trace: Trace) -> Iterator[Trace]:
-    """Makes a trace the current one within a `with`."""
+    """Make a trace the current one within a `with`."""
     token = _current.set(trace)
     try:
         yield trace
@@ -92,7 +92,7 @@ def activated(trace: Trace) -> Iterator[Trace]:
 
 
 def _read(traceparent: str) -> tuple[str, str, bool] | None:
-    """The trace, the span and whether it is sampled."""
+    """Return the trace, the span and whether it is sampled."""
     match = _TRACEPARENT.fullmatch(traceparent.strip())
     if match is None:
         return None
@@ -103,7 +103,7 @@ def _read(traceparent: str) -> tuple[str, str, bool] | None:
 
 
 def assign_tenant(tenant: str) -> None:
-    """Notes for whom the work at hand is done, once that is known."""
+    """Note for whom the work at hand is done, once that is known."""
     trace = _current.get()
     if trace is not None:
         _current.set(Trace(trace.trace_id, trace.span_id, trace.sampled, trace.request_id, tenant))

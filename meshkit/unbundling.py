@@ -11,7 +11,7 @@ from atelier.mesh.v1.bundle_service_pb2 import BundledCall, CarryRequest, CarryR
 from google.protobuf.message import DecodeError
 
 from meshkit import metrics
-from meshkit.errors import Kind, MeshError, invalid
+from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.status import DETAILS_KEY, to_status
 
 _CALLS = metrics.histogram("rpc_bundle_calls", "Calls that came in one bundle", (), (2, 4, 8, 16, 32, 64))
@@ -20,11 +20,11 @@ MAX_CALLS = 64  # bound of CarryRequest.calls
 # A response that is full goes: what is large would hold up the others.
 _FULL_BYTES = 1 << 20
 
-Answer = Callable[[Any, "CarriedContext"], Awaitable[Any]]
+Answer = Callable[[Any, "BundledContext"], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class BundledMethod:
     """A method that takes calls from bundles.
 
     Attributes:
@@ -38,7 +38,7 @@ class Carried:
     write: Callable[[Any], bytes]
 
 
-class CarriedContext:
+class BundledContext:
     """What a servicer sees of a call that came in a bundle: the part of gRPC's context that servicers here use.
 
     Attributes:
@@ -53,15 +53,15 @@ class CarriedContext:
         self.trailing: Sequence[tuple[str, str | bytes]] = ()
 
     def invocation_metadata(self) -> Sequence[tuple[str, str]]:
-        """The call's metadata."""
+        """Return the call's metadata."""
         return tuple(self.texts.items())
 
     def set_trailing_metadata(self, pairs: Sequence[tuple[str, str | bytes]]) -> None:
-        """Sends metadata with the answer."""
+        """Send metadata with the answer."""
         self.trailing = pairs
 
 
-class _Ended(NamedTuple):
+class _EndedCall(NamedTuple):
     """How a call ended: with a serialized response where the code is 0, else with a serialized status."""
 
     place: int
@@ -77,11 +77,11 @@ class Unbundler:
         methods: What may be called, by `/package.Service/Method`; read at each call.
     """
 
-    def __init__(self, methods: Mapping[str, Carried]) -> None:
+    def __init__(self, methods: Mapping[str, BundledMethod]) -> None:
         self._methods = methods
 
     async def carry(self, request: CarryRequest) -> AsyncIterator[CarryResponse]:
-        """Serves the calls of a bundle.
+        """Serve the calls of a bundle.
 
         Yields:
             Outcomes as they come; those that one commit brings about come together.
@@ -92,7 +92,7 @@ class Unbundler:
         if not 1 <= len(request.calls) <= MAX_CALLS:
             raise invalid("calls", f"must have 1 to {MAX_CALLS} calls", "too_long" if request.calls else "too_short")
         _CALLS.observe(len(request.calls))
-        ended: list[_Ended] = []
+        ended: list[_EndedCall] = []
         news = asyncio.Event()
 
         async def serve(index: int, call: BundledCall) -> None:
@@ -115,27 +115,27 @@ class Unbundler:
             for task in running:
                 task.cancel()
 
-    async def _outcome(self, index: int, call: BundledCall) -> _Ended:
-        context = CarriedContext({one.key: one.value for one in call.metadata})
+    async def _outcome(self, index: int, call: BundledCall) -> _EndedCall:
+        context = BundledContext({one.key: one.value for one in call.metadata})
         try:
             method = self._methods.get(call.method)
             if method is None:
-                raise MeshError(Kind.UNIMPLEMENTED, f"{call.method} takes no calls from bundles")
+                raise MeshError(ErrorKind.UNIMPLEMENTED, f"{call.method} takes no calls from bundles")
             content = method.write(await method.answer(_read(method, call), context))
         except MeshError as error:
             code, _, details = to_status(error)
-            return _Ended(index, code.value[0], dict(details)[DETAILS_KEY], context.trailing)
-        return _Ended(index, 0, content, context.trailing)
+            return _EndedCall(index, code.value[0], dict(details)[DETAILS_KEY], context.trailing)
+        return _EndedCall(index, 0, content, context.trailing)
 
 
-def _read(method: Carried, call: BundledCall) -> Any:
+def _read(method: BundledMethod, call: BundledCall) -> Any:
     try:
         return method.read(call.request)
     except DecodeError:
-        raise MeshError(Kind.INVALID, "The request cannot be read") from None
+        raise MeshError(ErrorKind.INVALID, "The request cannot be read") from None
 
 
-def _responses(ended: Iterable[_Ended]) -> Iterator[CarryResponse]:
+def _responses(ended: Iterable[_EndedCall]) -> Iterator[CarryResponse]:
     response = CarryResponse()
     size = 0
     for one in ended:

@@ -18,7 +18,7 @@ from google.protobuf import json_format, message_factory, struct_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from meshkit.errors import FieldViolation, Kind, MeshError
+from meshkit.errors import ErrorKind, FieldViolation, MeshError
 
 _STRUCT = struct_pb2.Struct.DESCRIPTOR.full_name
 _VALUE = struct_pb2.Value.DESCRIPTOR.full_name
@@ -50,7 +50,7 @@ _Setter = Callable[[Message], None]
 
 
 def check(message: Message) -> None:
-    """Holds a message to the rules of its contract.
+    """Hold a message to the rules of its contract.
 
     Args:
         message: A request, its defaults applied.
@@ -70,11 +70,11 @@ def check(message: Message) -> None:
         first = violations[0]
         text = f"{first.path}: {first.message}" if first.path else first.message
         more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-        raise MeshError(Kind.INVALID, f"{text}{more}", reason="VALIDATION", violations=violations)
+        raise MeshError(ErrorKind.INVALID, f"{text}{more}", reason="VALIDATION", violations=violations)
 
 
 def apply_defaults(message: Message) -> None:
-    """Fills absent fields, in the message and the messages it holds, with the defaults of the contract.
+    """Fill absent fields, in the message and the messages it holds, with the defaults of the contract.
 
     A member of a oneof is never chosen by its default; an absent message stays absent unless it has a default itself.
 
@@ -155,7 +155,7 @@ def _setter(field: FieldDescriptor, value: Any) -> _Setter:
 
 
 def enum_number(enum: EnumDescriptor, spelling: str) -> int:
-    """Number of the enum value that is spelled so in JSON, by the enum's options.
+    """Return number of the enum value that is spelled so in JSON, by the enum's options.
 
     Args:
         enum: The enum.

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from modelkit.errors import Fault, ModelError
+from modelkit.errors import ModelError, ModelErrorKind
 
 _log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class Adapters:
             state = self._pipe.lora_state_dict(load_file(path), return_alphas=True)
             tensors, alphas = dict(state[0]), state[1] or {}
         except (SafetensorError, OSError) as error:
-            raise ModelError("The LoRA could not be read.", Fault.VALIDATION) from error
+            raise ModelError("The LoRA could not be read.", ModelErrorKind.VALIDATION) from error
         except Exception as error:
             _log.info("a LoRA was refused: %s", error)
             raise ModelError("The LoRA's layers are not named as any known training names them.") from error
@@ -250,5 +250,5 @@ def _content_name(path: Path) -> str:
 
 
 def _shown(key: str) -> str:
-    """A layer's name as a sentence may carry it: it comes from a file that anybody made."""
+    """Return a layer's name as a sentence may carry it: it comes from a file that anybody made."""
     return "".join(character for character in key if character.isalnum() or character in "._-")[:100]

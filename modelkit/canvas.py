@@ -74,7 +74,7 @@ def _resized(
 
 
 def _background(pixels: _Pixels) -> NDArray[np.float64]:
-    """The border's median colour; transparent where most of the border is."""
+    """Return the border's median colour; transparent where most of the border is."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     if border.shape[1] == 4:
         if np.median(border[:, 3]) < 128:
@@ -99,7 +99,7 @@ def _extend(canvas: _Pixels, box: tuple[int, int, int, int]) -> None:
 
 
 def _edge(band: _Pixels, axis: int) -> _Pixels | None:
-    """An edge's colours along its side, smoothed; None where it is no plain background."""
+    """Return an edge's colours along its side, smoothed; None where it is no plain background."""
     profile = np.median(band, axis=axis, keepdims=True).astype(np.float32)
     length = profile.shape[1 - axis]
     reach = min(length - 1 + length % 2, max(3, length // 24 * 2 + 1)) | 1

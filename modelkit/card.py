@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from modelkit.errors import Fault, ModelError
+from modelkit.errors import ModelError, ModelErrorKind
 
 CARD_NAME = "atelier.json"
 
@@ -127,16 +127,16 @@ def read_card(folder: Path) -> ModelCard:
     except FileNotFoundError:
         return _guess(folder)
     except (OSError, ValueError) as error:
-        raise ModelError("The model's card atelier.json is not readable JSON.", Fault.RESOURCE) from error
+        raise ModelError("The model's card atelier.json is not readable JSON.", ModelErrorKind.RESOURCE) from error
     if not isinstance(data, dict):
-        raise ModelError("The model's card atelier.json must hold an object.", Fault.RESOURCE)
+        raise ModelError("The model's card atelier.json must hold an object.", ModelErrorKind.RESOURCE)
     try:
         return ModelCard.model_validate(data)
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(str(part) for part in fault['loc']) or 'card'}: {fault['msg']}" for fault in error.errors()
         )
-        raise ModelError(f"The model's card atelier.json is not valid: {faults}.", Fault.RESOURCE) from error
+        raise ModelError(f"The model's card atelier.json is not valid: {faults}.", ModelErrorKind.RESOURCE) from error
 
 
 def _guess(folder: Path) -> ModelCard:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 
-class Fault(enum.StrEnum):
+class ModelErrorKind(enum.StrEnum):
     """Whose matter a failure is."""
 
     VALIDATION = "validation"
@@ -23,7 +23,9 @@ class ModelError(Exception):
         retryable: Whether another attempt could succeed.
     """
 
-    def __init__(self, message: str, fault: Fault = Fault.VALIDATION, *, retryable: bool = False) -> None:
+    def __init__(
+        self, message: str, fault: ModelErrorKind = ModelErrorKind.VALIDATION, *, retryable: bool = False
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.fault = fault

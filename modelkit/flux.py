@@ -20,7 +20,7 @@ from PIL import Image
 from modelkit import sizes
 from modelkit.adapters import AdapterFile, Adapters
 from modelkit.card import ModelCard
-from modelkit.errors import Fault, ModelError
+from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.positions import keep_positions
 from modelkit.previews import Previewer, Projection
 from modelkit.upscale import Upscaler
@@ -34,7 +34,7 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-class Watcher(Protocol):
+class ProgressObserver(Protocol):
     """Who follows the making of one picture."""
 
     def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
@@ -47,7 +47,7 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class BatchSettings:
     """What all pictures of a batch share.
 
     Attributes:
@@ -69,7 +69,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ImageRequest:
     """One picture of a batch.
 
     Attributes:
@@ -82,7 +82,7 @@ class Order:
 
     prompt: str
     seed: int
-    watcher: Watcher
+    watcher: ProgressObserver
     negative_prompt: str | None = None
     reference: Image.Image | None = None
 
@@ -100,7 +100,7 @@ class Picture:
     cut_tokens: int
 
 
-class _Dropped(Exception):  # noqa: N818 - it ends a denoising, and is no error
+class _BatchShrunk(Exception):  # noqa: N818 -- it ends a denoising, and is no error
     """Raised between two steps to go on without the orders that are no longer wanted."""
 
     def __init__(self, keep: list[int], latents: torch.Tensor, done: int) -> None:
@@ -162,7 +162,9 @@ class FluxModel:
             raise
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
             _log.error("model %s failed to load", name, exc_info=error)
-            raise ModelError(f"The model {name} could not be loaded on this worker.", Fault.RESOURCE) from error
+            raise ModelError(
+                f"The model {name} could not be loaded on this worker.", ModelErrorKind.RESOURCE
+            ) from error
         return cls(pipe.to(device), card, name)
 
     @property
@@ -180,7 +182,9 @@ class FluxModel:
         """The diffusers pipeline, for who trains or measures."""
         return self._pipe
 
-    def generate(self, settings: Settings, orders: Sequence[Order], upscaler: Upscaler) -> list[Picture | None]:
+    def generate(
+        self, settings: BatchSettings, orders: Sequence[ImageRequest], upscaler: Upscaler
+    ) -> list[Picture | None]:
         """Make a batch of pictures.
 
         Args:
@@ -211,7 +215,9 @@ class FluxModel:
                     drawn = run.images()
             except torch.cuda.OutOfMemoryError as error:
                 raise ModelError(
-                    "The device has too little memory for a picture of this size.", Fault.RESOURCE, retryable=True
+                    "The device has too little memory for a picture of this size.",
+                    ModelErrorKind.RESOURCE,
+                    retryable=True,
                 ) from error
         return [
             None if image is None else self._finish(image, settings, order, run.total, upscaler)
@@ -233,15 +239,15 @@ class FluxModel:
             self._pipe = self._from_image = None
 
     @staticmethod
-    def _kept(settings: Settings, order: Order) -> Picture | None:
-        """The end of the scale: a reference that is kept entirely is the picture."""
+    def _kept(settings: BatchSettings, order: ImageRequest) -> Picture | None:
+        """Return the end of the scale: a reference that is kept entirely is the picture."""
         if order.watcher.cancelled() or order.reference is None:
             return None
         order.watcher.progress(1, 1)
         return Picture(fit(order.reference, settings.width, settings.height), 0)
 
     def _finish(
-        self, image: Image.Image, settings: Settings, order: Order, total: int, upscaler: Upscaler
+        self, image: Image.Image, settings: BatchSettings, order: ImageRequest, total: int, upscaler: Upscaler
     ) -> Picture | None:
         size = (settings.width, settings.height)
         if image.size == size:
@@ -251,12 +257,12 @@ class FluxModel:
 
         def tick(_done: int, _tiles: int) -> None:
             if order.watcher.cancelled():
-                raise _Dropped([], torch.empty(0), total)
+                raise _BatchShrunk([], torch.empty(0), total)
             order.watcher.progress(total, total)
 
         try:
             large = upscaler.enlarge(image, *size, tick)
-        except _Dropped:
+        except _BatchShrunk:
             return None
         return Picture(large, self.cut_tokens(order.prompt))
 
@@ -273,7 +279,7 @@ class _Negatives:
         self._made: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
     def embeddings(self, pipe: Any, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The keywords of the pipeline's call that stand for these negative prompts."""
+        """Return the keywords of the pipeline's call that stand for these negative prompts."""
         made = [self._one(pipe, text) for text in texts]
         return {
             "negative_prompt_embeds": torch.cat([tokens for tokens, _ in made]),
@@ -290,7 +296,7 @@ class _Negatives:
                 prompt=[text],
                 prompt_2=None,
                 max_sequence_length=self._length,
-                device=pipe._execution_device,  # noqa: SLF001 - as its call does
+                device=pipe._execution_device,  # noqa: SLF001 -- as its call does
             )
             self._made[text] = (tokens, pooled)
             if len(self._made) > _NEGATIVES_KEPT:
@@ -307,7 +313,12 @@ class _Denoising:
     """
 
     def __init__(
-        self, model: FluxModel, settings: Settings, plan: sizes.SizePlan, steps: int, orders: Sequence[Order]
+        self,
+        model: FluxModel,
+        settings: BatchSettings,
+        plan: sizes.SizePlan,
+        steps: int,
+        orders: Sequence[ImageRequest],
     ) -> None:
         self._model = model
         self._pipe = model.pipe
@@ -316,7 +327,7 @@ class _Denoising:
         self._steps = steps
         self._orders = orders
         self._live = list(range(len(orders)))
-        self._previewer = Previewer(model._projection)  # noqa: SLF001 - one module
+        self._previewer = Previewer(model._projection)  # noqa: SLF001 -- one module
         # diffusers starts a reference's denoising at this step; without one, at 0.
         self._first = 0
         if orders[0].reference is not None and settings.strength > 0:
@@ -332,7 +343,7 @@ class _Denoising:
         while self._live:
             try:
                 images = self._call(latents, done)
-            except _Dropped as dropped:
+            except _BatchShrunk as dropped:
                 latents, done = dropped.latents, dropped.done
                 self._live = dropped.keep
                 continue
@@ -377,7 +388,7 @@ class _Denoising:
         images: list[Image.Image] = result.images
         return images
 
-    def _guidance(self, orders: Sequence[Order]) -> dict[str, Any]:
+    def _guidance(self, orders: Sequence[ImageRequest]) -> dict[str, Any]:
         guidance, asked = self._model.card.guidance, self._settings.guidance_scale
         if guidance.embedded:
             keywords: dict[str, Any] = {"guidance_scale": guidance.scale_default if asked is None else asked}
@@ -393,7 +404,7 @@ class _Denoising:
             if self._settings.adapters:  # they may act on the encoders too
                 keywords["negative_prompt"] = texts
             else:
-                keywords.update(self._model._negatives.embeddings(self._pipe, texts))  # noqa: SLF001 - one module
+                keywords.update(self._model._negatives.embeddings(self._pipe, texts))  # noqa: SLF001 -- one module
         return keywords
 
     def _stepped(self, done: int, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -404,7 +415,7 @@ class _Denoising:
         keep = [place for place, watcher in enumerate(watchers) if not watcher.cancelled()]
         # After the last step there is nothing to take up again; who is cancelled then is left out at the end.
         if len(keep) < len(watchers) and (done < self.total or not keep):
-            raise _Dropped([self._live[place] for place in keep], tensors["latents"][keep], done)
+            raise _BatchShrunk([self._live[place] for place in keep], tensors["latents"][keep], done)
         return tensors
 
     def _previews(self, done: int, latents: torch.Tensor) -> list[bytes] | None:
@@ -416,7 +427,7 @@ class _Denoising:
         return self._previewer.step(latents, sigma, self._unpack)
 
     def _unpack(self, latents: torch.Tensor) -> torch.Tensor:
-        unpacked: torch.Tensor = self._pipe._unpack_latents(  # noqa: SLF001 - diffusers gives it no public name
+        unpacked: torch.Tensor = self._pipe._unpack_latents(  # noqa: SLF001 -- diffusers gives it no public name
             latents, self._plan.height, self._plan.width, self._pipe.vae_scale_factor
         )
         return unpacked
@@ -432,5 +443,5 @@ def fit(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def dtype_of(device: str) -> torch.dtype:
-    """The type of numbers that models run in on a device."""
+    """Return the type of numbers that models run in on a device."""
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16

@@ -46,7 +46,7 @@ class Margins:
         return any(side is not None for side in (self.left, self.top, self.right, self.bottom))
 
     def over(self, other: Margins) -> Margins:
-        """These margins, with the other's where these ask for none."""
+        """Return these margins, with the other's where these ask for none."""
         return Margins(
             other.left if self.left is None else self.left,
             other.top if self.top is None else self.top,
@@ -56,7 +56,7 @@ class Margins:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class FrameRequest:
     """What the new frame is to be.
 
     Attributes:
@@ -90,7 +90,7 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
+class _AxisSpan:
     """One axis: the image reaches from 0 to `length`, the subject from `start` to `end`; margins before and after."""
 
     length: float
@@ -143,7 +143,9 @@ def margins_of(size: tuple[int, int], box: tuple[float, float, float, float]) ->
     return Margins(left / size[0], top / size[1], (size[0] - right) / size[0], (size[1] - bottom) / size[1])
 
 
-def frame(size: tuple[int, int], wish: Wish, subject: tuple[float, float, float, float] | None = None) -> Frame | None:
+def frame(
+    size: tuple[int, int], wish: FrameRequest, subject: tuple[float, float, float, float] | None = None
+) -> Frame | None:
     """Find the frame that a wish asks for.
 
     Args:
@@ -192,7 +194,7 @@ def _adds(found: tuple[float, float, float, float], size: tuple[int, int]) -> bo
     return left < -slack or top < -slack or left + width > size[0] + slack or top + height > size[1] + slack
 
 
-def _has_size(size: tuple[int, int], wish: Wish, aspect: float) -> bool:
+def _has_size(size: tuple[int, int], wish: FrameRequest, aspect: float) -> bool:
     tolerance = wish.tolerance + _EPSILON
     if wish.size:
         return all(abs(have - want) <= tolerance * want for have, want in zip(size, wish.size, strict=True))
@@ -200,7 +202,7 @@ def _has_size(size: tuple[int, int], wish: Wish, aspect: float) -> bool:
     return abs(size[0] - size[1] * aspect) <= max(tolerance * size[1] * aspect, 0.5)
 
 
-def _has_margins(size: tuple[int, int], wish: Wish, subject: tuple[float, float, float, float] | None) -> bool:
+def _has_margins(size: tuple[int, int], wish: FrameRequest, subject: tuple[float, float, float, float] | None) -> bool:
     if not wish.margins or subject is None:
         return True
     if wish.mode == "scale":
@@ -221,7 +223,7 @@ def _is_whole(found: tuple[float, float, float, float], size: tuple[int, int], t
     return max(abs(left), abs(left + width - size[0])) <= across and max(abs(top), abs(top + height - size[1])) <= down
 
 
-def _crops(size: tuple[int, int], wish: Wish, aspect: float) -> bool:
+def _crops(size: tuple[int, int], wish: FrameRequest, aspect: float) -> bool:
     if wish.mode == "auto":
         return abs(size[0] / size[1] / aspect - 1) <= AUTO_CROP_DIFFERENCE + _EPSILON
     return wish.mode == "crop"
@@ -238,7 +240,7 @@ def _padded(size: tuple[int, int], aspect: float) -> tuple[float, float, float, 
     return (size[0] - width) / 2, (size[1] - height) / 2, width, height
 
 
-def _scaled(size: tuple[int, int], wish: Wish, aspect: float) -> tuple[float, float, float, float]:
+def _scaled(size: tuple[int, int], wish: FrameRequest, aspect: float) -> tuple[float, float, float, float]:
     if wish.proportions is None:
         return _padded(size, aspect)
     if wish.proportions == "height":
@@ -249,7 +251,7 @@ def _scaled(size: tuple[int, int], wish: Wish, aspect: float) -> tuple[float, fl
 
 
 def _around_subject(
-    size: tuple[int, int], wish: Wish, aspect: float, subject: tuple[float, float, float, float]
+    size: tuple[int, int], wish: FrameRequest, aspect: float, subject: tuple[float, float, float, float]
 ) -> tuple[float, float, float, float]:
     margins = wish.margins
     across = _span(size[0], subject[0], subject[2], margins.left, margins.right)
@@ -269,7 +271,9 @@ def _around_subject(
     return left, down.place(height, (size[1] - height) / 2, around=around), width, height
 
 
-def _scaled_around(wish: Wish, aspect: float, across: _Span, down: _Span) -> tuple[float, float, float, float]:
+def _scaled_around(
+    wish: FrameRequest, aspect: float, across: _AxisSpan, down: _AxisSpan
+) -> tuple[float, float, float, float]:
     """Zoom to the subject: the binding axis has exactly its margins, the other one what is left, evenly."""
     height = max(down.least, across.least / aspect)
     if wish.proportions == "height":
@@ -285,8 +289,8 @@ def _scaled_around(wish: Wish, aspect: float, across: _Span, down: _Span) -> tup
     )
 
 
-def _span(length: float, start: float, end: float, before: float | None, after: float | None) -> _Span:
-    span = _Span(length, start, end, before or 0.0, after or 0.0)
+def _span(length: float, start: float, end: float, before: float | None, after: float | None) -> _AxisSpan:
+    span = _AxisSpan(length, start, end, before or 0.0, after or 0.0)
     if span.before + span.after >= 1 - _EPSILON:
         raise ModelError("Opposite margins leave no room for the subject.")
     if not math.isfinite(span.least):

@@ -22,7 +22,7 @@ import psutil
 import torch
 
 from modelkit.card import ModelCard, read_card
-from modelkit.errors import Fault, ModelError
+from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.flux import FluxModel, dtype_of
 from modelkit.upscale import Upscaler
 from modelkit.vision import Vision
@@ -174,12 +174,12 @@ class Models:
                 if not folder.is_dir():
                     folder = self._from_hub(place)
                 if not (folder / "model_index.json").is_file():
-                    raise ModelError("The model of this worker is not a diffusers folder.", Fault.RESOURCE)
+                    raise ModelError("The model of this worker is not a diffusers folder.", ModelErrorKind.RESOURCE)
                 self._cards[place] = (folder, read_card(folder))
             return self._cards[place]
 
     def _from_hub(self, place: str) -> Path:
-        from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second that a folder does not need
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 -- half a second that a folder does not need
 
         try:
             return Path(
@@ -191,7 +191,7 @@ class Models:
             )
         except Exception as error:
             _log.error("model %s was not found", place, exc_info=error)
-            raise ModelError("The model of this worker is not on this machine.", Fault.RESOURCE) from error
+            raise ModelError("The model of this worker is not on this machine.", ModelErrorKind.RESOURCE) from error
 
     def _pin(self, place: str) -> _Entry:
         with self._changed:
@@ -213,7 +213,7 @@ class Models:
             model = FluxModel.load(folder, card, name=card.name, device=self.device, shared=shared)
         except torch.cuda.OutOfMemoryError as error:
             _release()
-            raise ModelError("The device has too little memory for the model.", Fault.RESOURCE) from error
+            raise ModelError("The device has too little memory for the model.", ModelErrorKind.RESOURCE) from error
         for part, mark in prints.items():
             self._parts[mark] = model.components[part]
         _log.info("loaded model %s in %.1f s", card.name, time.monotonic() - began)
@@ -224,7 +224,7 @@ class Models:
             raise ModelError(
                 f"The model {name} needs {wanted >> 20} MiB, "
                 f"and this worker's budget is {self.budget_bytes >> 20} MiB.",
-                Fault.RESOURCE,
+                ModelErrorKind.RESOURCE,
             )
         deadline = time.monotonic() + _PIN_WAIT_SECONDS
         while self._held() + wanted > self.budget_bytes:
@@ -232,7 +232,7 @@ class Models:
             if idle is not None:
                 self._evict(idle)
             elif not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
-                raise ModelError(f"No memory came free for the model {name}.", Fault.RESOURCE, retryable=True)
+                raise ModelError(f"No memory came free for the model {name}.", ModelErrorKind.RESOURCE, retryable=True)
 
     def _trim(self) -> None:
         """Adapters that a use brought in may have passed the budget; the least recently used models make up for it."""

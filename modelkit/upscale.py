@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from modelkit import sizes
-from modelkit.errors import Fault, ModelError
+from modelkit.errors import ModelError, ModelErrorKind
 
 Pixels = NDArray[np.uint8]
 Step = Callable[[int, int], None]
@@ -118,19 +118,19 @@ class Upscaler:
             # find_spec does not import the package, whose code would ask for a Vulkan library.
             spec = importlib.util.find_spec(_PACKAGE)
             if spec is None or spec.origin is None:
-                raise ModelError("This worker has no upscaler: its weights are not installed.", Fault.RESOURCE)
+                raise ModelError("This worker has no upscaler: its weights are not installed.", ModelErrorKind.RESOURCE)
             folder = Path(spec.origin).parent / "models"
             network = ncnn.Net()
             network.opt.use_vulkan_compute = False
             network.opt.num_threads = self._threads
             if network.load_param(str(folder / f"{name}.param")) or network.load_model(str(folder / f"{name}.bin")):
-                raise ModelError("This worker's upscaler could not be loaded.", Fault.RESOURCE)
+                raise ModelError("This worker's upscaler could not be loaded.", ModelErrorKind.RESOURCE)
             self._networks[name] = network
         return self._networks[name]
 
 
 def _factors(scale: float, pixels: int) -> tuple[int, ...]:
-    """Passes of the networks that reach `scale`, or come as near as their bound on pixels lets them."""
+    """Return passes of the networks that reach `scale`, or come as near as their bound on pixels lets them."""
     factors: list[int] = []
     grown = 1
     while grown < scale:
@@ -149,5 +149,5 @@ def _infer(network: ncnn.Net, tile: Pixels) -> NDArray[np.float32]:
     extractor.input(network.input_names()[0], ncnn.Mat(planes).clone())
     code, made = extractor.extract(network.output_names()[-1])
     if code:
-        raise ModelError("The upscaler ran out of memory.", Fault.RESOURCE, retryable=True)
+        raise ModelError("The upscaler ran out of memory.", ModelErrorKind.RESOURCE, retryable=True)
     return np.array(made)

@@ -18,7 +18,7 @@ from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 from PIL import Image
 
-from modelkit.errors import Fault, ModelError
+from modelkit.errors import ModelError, ModelErrorKind
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -130,7 +130,7 @@ class _Network:
         # find_spec does not import the package.
         spec = importlib.util.find_spec("mediapipe")
         if spec is None or spec.origin is None:
-            raise ModelError("This worker cannot find people: the networks are not installed.", Fault.RESOURCE)
+            raise ModelError("This worker cannot find people: the networks are not installed.", ModelErrorKind.RESOURCE)
         content = (Path(spec.origin).parent / "modules" / f"{name}.tflite").read_bytes()
         self._interpreter: Any = Interpreter(model_content=content, num_threads=threads or None)
         self._interpreter.allocate_tensors()

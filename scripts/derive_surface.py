@@ -99,7 +99,7 @@ def printed_type(text: str | None) -> tuple[str | None, bool]:
 
 
 def inline_field(schema: dict[str, Any], *, required: bool) -> dict[str, Any]:
-    """A member as an endpoint's inline schema gives it."""
+    """Return a member as an endpoint's inline schema gives it."""
     kind, nullable = type_of(schema)
     field: dict[str, Any] = {"type": kind, "nullable": nullable, "required": required}
     if "default" in schema:
@@ -124,7 +124,7 @@ def inline_schemas(node: object) -> Iterator[dict[str, Any]]:
 
 
 def schemas(reference: dict[str, Any]) -> dict[str, Any]:
-    """The table of schemas: what the reference's list says of each, sharpened by the endpoints' inline schemas."""
+    """Return the schemas: the reference's list, sharpened by the endpoints' inline schemas."""
     inline = {
         str(found["title"]): found
         for endpoint in reference["endpoints"]
@@ -166,7 +166,7 @@ def body(schema: dict[str, Any] | None) -> list[str]:
 
 
 def endpoints(reference: dict[str, Any]) -> list[dict[str, Any]]:
-    """The table of endpoints, sorted by path and method."""
+    """Return the table of endpoints, sorted by path and method."""
     table = []
     for endpoint in reference["endpoints"]:
         method, path, title = endpoint["method"], endpoint["path"], endpoint["title"]
@@ -200,7 +200,7 @@ def endpoints(reference: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def derive(reference: dict[str, Any]) -> dict[str, Any]:
-    """The whole table.
+    """Return the whole table.
 
     Raises:
         ValueError: the reference is not the one that the table is of.

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from atelier_cli.embedded.nats import NatsServer
 from atelier_cli.embedded.postgres import PostgresServer
-from atelier_cli.embedded.process import Running, free_ports
+from atelier_cli.embedded.process import RunningServer, free_ports
 from atelier_cli.embedded.s3 import S3Ports, S3Server
 
 # Servers are started by fork and exec from a process that speaks gRPC: its handlers around a fork crash the child.
@@ -52,7 +52,7 @@ def postgres_server(servers_folder: Path) -> Iterator[PostgresServer]:
         servers_folder / "postgres.log",
         durable=False,
     )
-    running = Running(server)
+    running = RunningServer(server)
     running.start()
     yield server
     running.stop()
@@ -102,7 +102,7 @@ class NatsControl:
 
     def __init__(self, folder: Path) -> None:
         self._server = NatsServer(folder / "nats", free_ports(1)[0], secrets.token_urlsafe(12), folder / "nats.log")
-        self._running = Running(self._server)
+        self._running = RunningServer(self._server)
 
     @property
     def url(self) -> str:
@@ -172,7 +172,7 @@ def s3(servers_folder: Path) -> Iterator[S3Store]:
         secret_key=secrets.token_urlsafe(24),
         log=servers_folder / "s3.log",
     )
-    running = Running(server)
+    running = RunningServer(server)
     running.start()
     yield S3Store(server.endpoint, server.access_key, server.secret_key, server)
     running.stop()

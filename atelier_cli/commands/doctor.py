@@ -63,7 +63,7 @@ def doctor(data: Data = None) -> None:
 
 
 def examine(folder: DataFolder) -> Iterator[Finding]:
-    """Looks at everything that a mesh needs."""
+    """Look at everything that a mesh needs."""
     version = ".".join(str(part) for part in sys.version_info[:3])
     yield Finding("Python", sys.version_info >= (3, 11), f"{version} (3.11 or later is needed)")
     yield _packages()

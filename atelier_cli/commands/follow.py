@@ -14,7 +14,7 @@ from atelier_cli.terminal import err
 
 
 def follow(gateway: Gateway, task_id: str, title: str) -> dict[str, Any]:
-    """Shows a live bar until the task has ended, and gives the ended task."""
+    """Show a live bar until the task has ended, and gives the ended task."""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -41,7 +41,7 @@ def follow(gateway: Gateway, task_id: str, title: str) -> dict[str, Any]:
 
 
 def require_completed(task: dict[str, Any]) -> None:
-    """Raises where a task has ended otherwise.
+    """Raise where a task has ended otherwise.
 
     Raises:
         CliError: It failed or was cancelled.

@@ -75,7 +75,7 @@ def generate(
 
 
 def lora_fields(loras: list[str]) -> dict[str, Any]:
-    """Puts each `PATH[:weight]` into the slot of its library folder, or into the next free one.
+    """Put each `PATH[:weight]` into the slot of its library folder, or into the next free one.
 
     Raises:
         CliError: There are too many, or a weight is no number.

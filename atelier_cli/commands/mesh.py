@@ -19,7 +19,7 @@ from atelier_cli.embedded.process import Server, log_tail
 from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder, MeshRecord
 from atelier_cli.mesh import choose_ports, plan
-from atelier_cli.supervisor import Supervisor
+from atelier_cli.supervisor import MeshSupervisor
 from atelier_cli.terminal import err, out
 
 _DETACHED_START_SECONDS: Final = 180.0
@@ -59,7 +59,7 @@ def up(
                 _tell_ready(folder, record)
 
         told: list[str] = []
-        supervisor = Supervisor(mesh.stages, changed, err.print)
+        supervisor = MeshSupervisor(mesh.stages, changed, err.print)
         err.print(f"Starting a mesh on [bold]{folder}[/bold].")
         supervisor.run()
 
@@ -124,7 +124,7 @@ def _health(folder: DataFolder, record: MeshRecord) -> list[dict[str, Any]]:
 
 
 def _start_detached(folder: DataFolder, port: int | None) -> None:
-    """Starts `atelier up` in a session of its own and waits until it is ready."""
+    """Start `atelier up` in a session of its own and waits until it is ready."""
     with folder.held():
         choose_ports(port, folder.record())  # said here, not in a log
     err.print(f"Starting a mesh on [bold]{folder}[/bold].")

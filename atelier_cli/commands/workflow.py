@@ -18,9 +18,9 @@ from rich.tree import Tree
 
 from atelier_cli.client import ENDED, Gateway
 from atelier_cli.commands.mesh import Data
+from atelier_cli.diagram import lay_out, steps_of
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import DataFolder
-from atelier_cli.layout import lay_out, steps_of
 from atelier_cli.picture import png, svg
 from atelier_cli.terminal import err, out
 from atelier_cli.tokens import DEFAULT_TENANT
@@ -148,7 +148,7 @@ def cancel(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data 
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A definition from a file; JSON is YAML too.
+    """Return a definition from a file; JSON is YAML too.
 
     Raises:
         CliError: It cannot be read, or holds no definition.
@@ -165,7 +165,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def follow(gateway: Gateway, workflow: dict[str, Any]) -> dict[str, Any]:
-    """Shows a live tree of the steps until the workflow has ended, and gives the ended workflow."""
+    """Show a live tree of the steps until the workflow has ended, and gives the ended workflow."""
     path = f"{_PATH}{workflow['id']}"
     with Live(tree(workflow), console=err, refresh_per_second=4, transient=not err.is_terminal) as live:
         while workflow["status"] not in ENDED:
@@ -190,7 +190,7 @@ def shares(gateway: Gateway, workflow: dict[str, Any]) -> dict[str, float]:
 
 
 def tree(workflow: dict[str, Any], done: Mapping[str, float] = MappingProxyType({})) -> Tree:
-    """A workflow's steps, each below the last one that it depends on.
+    """Return a workflow's steps, each below the last one that it depends on.
 
     Args:
         workflow: As the API gives it.
@@ -215,7 +215,7 @@ def tree(workflow: dict[str, Any], done: Mapping[str, float] = MappingProxyType(
 
 
 def require_completed(workflow: dict[str, Any]) -> None:
-    """Raises where a workflow has ended otherwise.
+    """Raise where a workflow has ended otherwise.
 
     Raises:
         CliError: It failed or was cancelled.
@@ -228,7 +228,7 @@ def require_completed(workflow: dict[str, Any]) -> None:
 
 
 def save(file: Path, content: bytes) -> None:
-    """Writes a file, whole or not at all.
+    """Write a file, whole or not at all.
 
     Raises:
         CliError: It cannot be written.

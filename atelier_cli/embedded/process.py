@@ -105,7 +105,7 @@ def spawn(launch: Launch) -> subprocess.Popen[bytes]:
             extra_groups=[] if launch.user else None,
             # A session of its own: Ctrl-C at the terminal reaches the supervisor alone, which stops the rest in order.
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - only async-signal-safe calls on memory that exists already
+            preexec_fn=die_with_parent,  # noqa: PLW1509 -- only async-signal-safe calls on memory that exists already
         )
 
 
@@ -178,14 +178,14 @@ def accepts(host: str, port: int) -> bool:
 
 
 def log_tail(log: Path) -> str:
-    """The end of a log file, for an error message."""
+    """Return the end of a log file, for an error message."""
     try:
         return log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
     except FileNotFoundError:
         return ""
 
 
-class Running:
+class RunningServer:
     """One server of this package under the control of the caller: what tests use to start, kill and start again."""
 
     def __init__(self, server: Server, ready_timeout_seconds: float = 60.0) -> None:

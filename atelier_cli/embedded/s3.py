@@ -51,7 +51,7 @@ class S3Server:
         return f"127.0.0.1:{self._ports.s3}"
 
     def client(self) -> Minio:
-        """A client that gives up at once rather than retry: the caller polls."""
+        """Return a client that gives up at once rather than retry: the caller polls."""
         return Minio(
             self.endpoint,
             access_key=self.access_key,

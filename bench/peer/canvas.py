@@ -37,7 +37,7 @@ def noop() -> str:
 
 
 def flow(shape: str, size: int) -> object:
-    """A chain of `size` steps, or one step, `size` beside each other, and one."""
+    """Return a chain of `size` steps, or one step, `size` beside each other, and one."""
     if shape == "chain":
         return chain(noop.si() for _ in range(size))
     return chain(noop.si(), group(noop.si() for _ in range(size)), noop.si())

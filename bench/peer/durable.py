@@ -35,7 +35,7 @@ async def _step() -> None:
 
 @DBOS.workflow(name="chain")
 async def chain(size: int) -> str:
-    """Steps one after the other."""
+    """Return steps one after the other."""
     for _ in range(size):
         await _step()
     return ""

@@ -23,14 +23,14 @@ from atelier.tasks.v1.worker_service_pb2 import (
     CompletionOutcome,
 )
 
-from meshkit.errors import Kind, MeshError, conflict, unavailable
+from meshkit.errors import ErrorKind, MeshError, conflict, unavailable
 
 _MAX_MEMBERS = 256  # bound of CompleteManyRequest.completions
 _GATHER_SECONDS = 0.004
 _MAX_BYTES = 1 << 20  # small results share a call; a large one does not hold up others
 
 
-class _Waiting(NamedTuple):
+class _PendingCompletion(NamedTuple):
     session_id: str
     completion: Completion
     ended: asyncio.Future[None]
@@ -55,7 +55,7 @@ class Completions:
         self._call = call
         self._held = held
         self._sleep = sleep
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_PendingCompletion] = deque()
         self._sender: asyncio.Task[None] | None = None
 
     async def send(self, session_id: str, completion: Completion) -> None:
@@ -66,7 +66,7 @@ class Completions:
                 taken, any other where it is not decided.
         """
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(session_id, completion, ended))
+        self._waiting.append(_PendingCompletion(session_id, completion, ended))
         if self._sender is None or self._sender.done():
             # In a context of its own: the call belongs to no single attempt, so it must not bear the trace of one.
             self._sender = asyncio.get_running_loop().create_task(
@@ -97,10 +97,10 @@ class Completions:
                     member.ended.cancel()
                 raise
 
-    def _gather(self) -> list[_Waiting]:
-        """The next members of one session, in the order they came."""
+    def _gather(self) -> list[_PendingCompletion]:
+        """Return the next members of one session, in the order they came."""
         session_id, size = self._waiting[0].session_id, 0
-        members: list[_Waiting] = []
+        members: list[_PendingCompletion] = []
         while self._waiting and self._waiting[0].session_id == session_id and len(members) < _MAX_MEMBERS:
             size += self._waiting[0].completion.ByteSize()
             if members and size > _MAX_BYTES:
@@ -108,14 +108,14 @@ class Completions:
             members.append(self._waiting.popleft())
         return members
 
-    async def _send_group(self, members: list[_Waiting]) -> None:
+    async def _send_group(self, members: list[_PendingCompletion]) -> None:
         request = CompleteManyRequest(
             session_id=members[0].session_id, completions=[member.completion for member in members]
         )
         try:
             outcomes = (await self._call(request)).outcomes
         except MeshError as error:
-            if error.kind is Kind.INVALID and len(members) > 1:
+            if error.kind is ErrorKind.INVALID and len(members) > 1:
                 # The contract judges a request as a whole: each shows by itself whether it is the one.
                 for member in members:
                     await self._send_group([member])
@@ -127,18 +127,18 @@ class Completions:
             _settle(member, outcome)
 
 
-def _settle(member: _Waiting, outcome: CompletionOutcome) -> None:
+def _settle(member: _PendingCompletion, outcome: CompletionOutcome) -> None:
     if outcome.verdict == COMPLETION_VERDICT_TAKEN:
         if not member.ended.done():
             member.ended.set_result(None)
     elif outcome.verdict == COMPLETION_VERDICT_LOST:
         _refuse(member, conflict(outcome.message, reason="LEASE_LOST"))
     elif outcome.verdict == COMPLETION_VERDICT_REFUSED:
-        _refuse(member, MeshError(Kind.INVALID, outcome.message))
+        _refuse(member, MeshError(ErrorKind.INVALID, outcome.message))
     else:
         _refuse(member, unavailable(outcome.message or "The completion was not decided."))
 
 
-def _refuse(member: _Waiting, error: Exception) -> None:
+def _refuse(member: _PendingCompletion, error: Exception) -> None:
     if not member.ended.done():
         member.ended.set_exception(error)

@@ -40,17 +40,28 @@ from atelier.tasks.v1.worker_service_pb2 import (
 )
 from google.protobuf.duration_pb2 import Duration
 
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import get_logger
 from meshkit.loops import cancel
 from meshkit.status import from_rpc_error
 from meshkit.worker.completions import Completions
 from meshkit.worker.pacing import pause
-from meshkit.worker.session import Backoff, Fate, Held, Key, Method, Session, WorkerCalls, WorkerProfile
+from meshkit.worker.session import (
+    Backoff,
+    HeldLease,
+    Key,
+    ReportOutcome,
+    UnaryMethod,
+    WorkerCalls,
+    WorkerProfile,
+    WorkerSession,
+)
 
 _log = get_logger(__name__)
 
-_RETRIED = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE, Kind.EXHAUSTED, Kind.ABORTED, Kind.INTERNAL})
+_RETRIED = frozenset(
+    {ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.EXHAUSTED, ErrorKind.ABORTED, ErrorKind.INTERNAL}
+)
 _MAX_LEASES = 256  # bound of LeaseRequest.max_leases and of ReportRequest.progress
 _REPORT_INTERVAL_SECONDS = 0.25
 _END_SECONDS = 10.0
@@ -82,7 +93,7 @@ class LeaseClient:
         profile: WorkerProfile,
         *,
         capacity: Callable[[], int],
-        accept: Callable[[Held], None],
+        accept: Callable[[HeldLease], None],
         warm: Callable[[], WarmState] = WarmState,
         on_session: Callable[[str | None], None] = lambda _: None,
         poll_seconds: float = 20.0,
@@ -100,8 +111,8 @@ class LeaseClient:
         self._backoff = backoff or Backoff()
         self._clock = clock
         self._sleep = sleep
-        self._session: Session | None = None
-        self._held: dict[Key, Held] = {}
+        self._session: WorkerSession | None = None
+        self._held: dict[Key, HeldLease] = {}
         self._ended: OrderedDict[Key, None] = OrderedDict()
         self._progress: dict[Key, Progress] = {}
         self._progressed = asyncio.Event()
@@ -113,12 +124,12 @@ class LeaseClient:
         self._poller: asyncio.Task[None] | None = None
 
     @property
-    def session(self) -> Session | None:
+    def session(self) -> WorkerSession | None:
         """The session, while there is one."""
         return self._session
 
     @property
-    def held(self) -> Sequence[Held]:
+    def held(self) -> Sequence[HeldLease]:
         """Attempts received and not ended."""
         return list(self._held.values())
 
@@ -158,7 +169,7 @@ class LeaseClient:
         """Tell that something may have been cancelled: the next heartbeat goes at once."""
         self._news.set()
 
-    def progress(self, held: Held, percent: float, *, step: int, total: int, preview: bytes = b"") -> None:
+    def progress(self, held: HeldLease, percent: float, *, step: int, total: int, preview: bytes = b"") -> None:
         """Note the progress of an attempt; the newest is sent, a few times a second."""
         if held.lost is not None or held.key not in self._held:
             return
@@ -171,8 +182,8 @@ class LeaseClient:
         self._progressed.set()
 
     async def complete(
-        self, held: Held, result: TaskResult, objects: Iterable[ResultObject], device_seconds: float
-    ) -> Fate:
+        self, held: HeldLease, result: TaskResult, objects: Iterable[ResultObject], device_seconds: float
+    ) -> ReportOutcome:
         """End an attempt with its result.
 
         Raises:
@@ -183,7 +194,7 @@ class LeaseClient:
 
     async def fail(
         self,
-        held: Held,
+        held: HeldLease,
         message: str,
         category: ErrorCategory.ValueType,
         *,
@@ -199,11 +210,14 @@ class LeaseClient:
             retryable=retryable,
             device_seconds=device_seconds,
         )
-        return await self._end(held, lambda: self._call(self._calls.Fail, request, timeout=_END_SECONDS)) is Fate.TAKEN
+        return (
+            await self._end(held, lambda: self._call(self._calls.Fail, request, timeout=_END_SECONDS))
+            is ReportOutcome.TAKEN
+        )
 
-    async def release(self, attempts: Sequence[Held]) -> None:
+    async def release(self, attempts: Sequence[HeldLease]) -> None:
         """Hand attempts back that did not begin, or confirm that cancelled ones have ended."""
-        by_session: dict[Session, list[Held]] = {}
+        by_session: dict[WorkerSession, list[HeldLease]] = {}
         for held in attempts:
             by_session.setdefault(held.session, []).append(held)
         for session, group in by_session.items():
@@ -211,7 +225,7 @@ class LeaseClient:
             for held in group:
                 self._drop(held)
 
-    async def _release(self, session: Session, refs: Sequence[AttemptRef]) -> None:
+    async def _release(self, session: WorkerSession, refs: Sequence[AttemptRef]) -> None:
         request = ReleaseRequest(session_id=session.id, refs=refs)
         failures = 0
         while not session.lost.is_set():
@@ -225,34 +239,34 @@ class LeaseClient:
             else:
                 return
 
-    async def _end(self, held: Held, send: Callable[[], Awaitable[object]]) -> Fate:
+    async def _end(self, held: HeldLease, send: Callable[[], Awaitable[object]]) -> ReportOutcome:
         failures = 0
-        fate = Fate.LOST  # what was never sent was not taken
+        fate = ReportOutcome.LOST  # what was never sent was not taken
         while True:
             # One that was sent without an answer is asked about once more where it was lost meanwhile: the answer tells
             # whether it was taken before.
             last = held.lost is not None or held.session.lost.is_set()
-            if last and fate is Fate.LOST:
+            if last and fate is ReportOutcome.LOST:
                 break
-            fate = Fate.UNKNOWN
+            fate = ReportOutcome.UNKNOWN
             try:
                 await send()
             except MeshError as error:
-                if error.kind is Kind.INVALID:
+                if error.kind is ErrorKind.INVALID:
                     raise
                 if error.kind not in _RETRIED:
                     _log.warning(
                         "attempt_refused", job_id=held.lease.job_id, attempt=held.lease.attempt, why=error.reason
                     )
                     self._drop(held)
-                    return Fate.LOST
+                    return ReportOutcome.LOST
                 if last:
                     break
                 failures += 1
                 await self._pause(failures, held.session)
             else:
                 self._drop(held)
-                return Fate.TAKEN
+                return ReportOutcome.TAKEN
         # Cancelled by its caller while the result was on its way: the slot counts as busy until that is confirmed.
         await self.release([held])
         return fate
@@ -260,7 +274,7 @@ class LeaseClient:
     async def _complete_many(self, request: CompleteManyRequest) -> CompleteManyResponse:
         return await self._call(self._calls.CompleteMany, request, timeout=_END_SECONDS)
 
-    def _drop(self, held: Held) -> None:
+    def _drop(self, held: HeldLease) -> None:
         held.forget()
         if self._held.pop(held.key, None) is not None:
             self._ended[held.key] = None
@@ -286,7 +300,7 @@ class LeaseClient:
                 await cancel(companions)
                 self._poller = None
 
-    async def _kept(self, body: Callable[[Session], Awaitable[None]], session: Session) -> None:
+    async def _kept(self, body: Callable[[WorkerSession], Awaitable[None]], session: WorkerSession) -> None:
         """Begin a loop again that a fault ended: a worker whose polls died would live on and take nothing."""
         failures = 0
         while True:
@@ -299,7 +313,7 @@ class LeaseClient:
             else:
                 return
 
-    async def _open(self) -> Session:
+    async def _open(self) -> WorkerSession:
         profile, failures = self._profile, 0
         request = OpenSessionRequest(
             name=profile.name,
@@ -321,9 +335,9 @@ class LeaseClient:
             ttl = _seconds(answer.lease_ttl) or 15.0
             interval = _seconds(answer.heartbeat_interval) or ttl / 3
             _log.info("session_opened", session_id=answer.session_id, ttl_seconds=ttl)
-            return Session(answer.session_id, ttl, min(interval, ttl / 2), asked + ttl)
+            return WorkerSession(answer.session_id, ttl, min(interval, ttl / 2), asked + ttl)
 
-    def _lose_session(self, session: Session) -> None:
+    def _lose_session(self, session: WorkerSession) -> None:
         if session.lost.is_set():
             return
         session.lost.set()
@@ -334,7 +348,7 @@ class LeaseClient:
         self._session = None
         self._on_session(None)
 
-    async def _poll(self, session: Session) -> None:
+    async def _poll(self, session: WorkerSession) -> None:
         failures = 0
         while not self._draining:
             self._room.clear()
@@ -353,7 +367,7 @@ class LeaseClient:
             try:
                 answer = await self._call(self._calls.Lease, request, timeout=self._poll_seconds + 5.0)
             except MeshError as error:
-                if error.kind is Kind.NOT_FOUND:
+                if error.kind is ErrorKind.NOT_FOUND:
                     _log.warning("session_unknown", session_id=session.id)
                     self._lose_session(session)
                     return
@@ -378,9 +392,9 @@ class LeaseClient:
             if hasty:
                 await self._pause(failures, session)
 
-    def _take(self, lease: Lease, session: Session) -> Held | None:
+    def _take(self, lease: Lease, session: WorkerSession) -> HeldLease | None:
         """Hand an attempt to its holder; returns one that nobody took."""
-        held = Held(lease, session)
+        held = HeldLease(lease, session)
         if held.key in self._held:
             return None
         self._held[held.key] = held
@@ -392,14 +406,14 @@ class LeaseClient:
             return held
         return None
 
-    async def _beat(self, session: Session) -> None:
+    async def _beat(self, session: WorkerSession) -> None:
         failures = 0
         while True:
             if failures:
                 # Several tries fit into what is left of the time to live.
                 await self._pause(failures, session, longest=session.ttl / 6)
             else:
-                jitter = random.uniform(0.9, 1.0)  # noqa: S311 - spreads the fleet, not a secret
+                jitter = random.uniform(0.9, 1.0)  # noqa: S311 -- spreads the fleet, not a secret
                 await self._wait(self._news, session.interval * jitter)
             self._news.clear()
             asked = self._clock()
@@ -417,7 +431,7 @@ class LeaseClient:
             try:
                 answer = await self._call(self._calls.Heartbeat, request, timeout=min(left, session.ttl / 3))
             except MeshError as error:
-                if error.kind is Kind.NOT_FOUND:
+                if error.kind is ErrorKind.NOT_FOUND:
                     _log.warning("session_unknown", session_id=session.id, held=len(self._held))
                     self._lose_session(session)
                     return
@@ -429,7 +443,7 @@ class LeaseClient:
             session.alive_until = max(session.alive_until, asked + session.ttl)
             await self._give_up(session, answer.give_up)
 
-    async def _give_up(self, session: Session, refs: Iterable[AttemptRef]) -> None:
+    async def _give_up(self, session: WorkerSession, refs: Iterable[AttemptRef]) -> None:
         strangers = []
         for ref in refs:
             key = (ref.job_id, ref.attempt)
@@ -442,7 +456,7 @@ class LeaseClient:
                 request = ReleaseRequest(session_id=session.id, refs=strangers)
                 await self._call(self._calls.Release, request, timeout=5.0)
 
-    async def _report(self, session: Session) -> None:
+    async def _report(self, session: WorkerSession) -> None:
         while True:
             await self._progressed.wait()
             # Before the first one too: what ends within that time needs no progress, and its end is the better news.
@@ -460,17 +474,17 @@ class LeaseClient:
 
     async def _call(
         self,
-        method: Method[_RequestT, _ResponseT],
+        method: UnaryMethod[_RequestT, _ResponseT],
         request: _RequestT,
         *,
-        timeout: float,  # noqa: ASYNC109 - gRPC's own
+        timeout: float,  # noqa: ASYNC109 -- gRPC's own
     ) -> _ResponseT:
         try:
             return await method(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 
-    async def _pause(self, failures: int, session: Session, longest: float = 60.0) -> None:
+    async def _pause(self, failures: int, session: WorkerSession, longest: float = 60.0) -> None:
         """Wait after a failure, though not beyond the session's loss."""
         await self._wait(session.lost, min(self._backoff.pause(failures), longest))
 

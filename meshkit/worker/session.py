@@ -38,7 +38,7 @@ Key = tuple[str, int]
 """A job and the number of its attempt."""
 
 
-class Method(Protocol[_RequestT_contra, _ResponseT_co]):
+class UnaryMethod(Protocol[_RequestT_contra, _ResponseT_co]):
     """One unary RPC, as generated stubs have it."""
 
     def __call__(self, request: _RequestT_contra, /, *, timeout: float | None = None) -> Awaitable[_ResponseT_co]:
@@ -50,21 +50,21 @@ class WorkerCalls(Protocol):
     """The RPCs of `WorkerService`; the generated stub is one."""
 
     @property
-    def OpenSession(self) -> Method[OpenSessionRequest, OpenSessionResponse]: ...  # noqa: D102, N802 - an RPC's name
+    def OpenSession(self) -> UnaryMethod[OpenSessionRequest, OpenSessionResponse]: ...  # noqa: D102, N802 -- an RPC's name
     @property
-    def Lease(self) -> Method[LeaseRequest, LeaseResponse]: ...  # noqa: D102, N802
+    def Lease(self) -> UnaryMethod[LeaseRequest, LeaseResponse]: ...  # noqa: D102, N802
     @property
-    def Heartbeat(self) -> Method[HeartbeatRequest, HeartbeatResponse]: ...  # noqa: D102, N802
+    def Heartbeat(self) -> UnaryMethod[HeartbeatRequest, HeartbeatResponse]: ...  # noqa: D102, N802
     @property
-    def Report(self) -> Method[ReportRequest, ReportResponse]: ...  # noqa: D102, N802
+    def Report(self) -> UnaryMethod[ReportRequest, ReportResponse]: ...  # noqa: D102, N802
     @property
-    def CompleteMany(self) -> Method[CompleteManyRequest, CompleteManyResponse]: ...  # noqa: D102, N802
+    def CompleteMany(self) -> UnaryMethod[CompleteManyRequest, CompleteManyResponse]: ...  # noqa: D102, N802
     @property
-    def Fail(self) -> Method[FailRequest, FailResponse]: ...  # noqa: D102, N802
+    def Fail(self) -> UnaryMethod[FailRequest, FailResponse]: ...  # noqa: D102, N802
     @property
-    def Release(self) -> Method[ReleaseRequest, ReleaseResponse]: ...  # noqa: D102, N802
+    def Release(self) -> UnaryMethod[ReleaseRequest, ReleaseResponse]: ...  # noqa: D102, N802
     @property
-    def CloseSession(self) -> Method[CloseSessionRequest, CloseSessionResponse]: ...  # noqa: D102, N802
+    def CloseSession(self) -> UnaryMethod[CloseSessionRequest, CloseSessionResponse]: ...  # noqa: D102, N802
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class WorkerProfile:
     provider_types: tuple[ProviderType.ValueType, ...] = ()
 
 
-class Fate(enum.Enum):
+class ReportOutcome(enum.Enum):
     """What became of a result that was reported.
 
     TAKEN: it is the task's. LOST: it is not, and never will be. UNKNOWN: the service did not say.
@@ -109,11 +109,11 @@ class Backoff:
     def pause(self, failures: int) -> float:
         """Seconds to wait after so many failures in a row."""
         ceiling = min(self.last, self.first * 2.0 ** min(max(failures - 1, 0), 16))
-        return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+        return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter, not a secret
 
 
 @dataclass(slots=True, eq=False)
-class Session:
+class WorkerSession:
     """One session, as the worker knows it.
 
     Attributes:
@@ -133,7 +133,7 @@ class Session:
     lost: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Held:
+class HeldLease:
     """One attempt that this worker holds.
 
     Attributes:
@@ -144,7 +144,7 @@ class Held:
 
     __slots__ = ("_on_lost", "key", "lease", "lost", "session")
 
-    def __init__(self, lease: Lease, session: Session) -> None:
+    def __init__(self, lease: Lease, session: WorkerSession) -> None:
         self.key: Key = (lease.job_id, lease.attempt)
         self.lease = lease
         self.session = session

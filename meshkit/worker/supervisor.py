@@ -1,7 +1,7 @@
 """The parent's side of a worker's child: start it, feed it, watch it, kill it, start the next one.
 
-One `Supervisor` keeps one child alive. A child that passes its memory budget or a deadline is killed, and what ran in
-it ends with `ChildLost`; whoever waits in the parent does not notice more than a delay.
+One `ChildSupervisor` keeps one child alive. A child that passes its memory budget or a deadline is killed, and what ran
+in it ends with `ChildLost`; whoever waits in the parent does not notice more than a delay.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ _LAST_BACKOFF_SECONDS = 30.0
 _UNHEALTHY_AFTER = 3  # starts in a row that came to nothing
 
 
-class ChildLost(Exception):  # noqa: N818 - an outcome of a batch, told apart by its category
+class ChildLost(Exception):  # noqa: N818 -- an outcome of a batch, told apart by its category
     """The child died, or was killed, while a batch ran in it.
 
     Args:
         message: One sentence for the caller of the task.
         category: RESOURCE for a death or a passed memory budget, TIMEOUT for a passed deadline.
-        innocent: Whether another batch is known to be the cause.
+        collateral: Whether another batch is known to be the cause.
     """
 
-    def __init__(self, message: str, category: ErrorCategory.ValueType, *, innocent: bool = False) -> None:
+    def __init__(self, message: str, category: ErrorCategory.ValueType, *, collateral: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.category = category
-        self.innocent = innocent
+        self.collateral = collateral
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class ChildState(enum.Enum):
 
 
 @dataclass(slots=True, eq=False)
-class _Running:
+class _RunningBatch:
     """A batch that the child has."""
 
     jobs: Sequence[ChildJob]
@@ -127,7 +127,7 @@ class _Pipe(asyncio.Protocol):
             _log.exception("child_sent_no_frame")
             self.close()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         self.closed.set()
 
     def send(self, frame: bytes) -> None:
@@ -147,7 +147,7 @@ class _Pipe(asyncio.Protocol):
         self.closed.set()
 
 
-class Supervisor:
+class ChildSupervisor:
     """Keeps one child process alive and runs batches in it.
 
     Args:
@@ -181,7 +181,7 @@ class Supervisor:
         self._resident = ChildResident()
         self._greeted = asyncio.Event()
         self._stopping = False
-        self._running: dict[int, _Running] = {}  # by the number of a job; a batch stands once for each of its jobs
+        self._running: dict[int, _RunningBatch] = {}  # by the number of a job; a batch stands once for each of its jobs
         self._pipe: _Pipe | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -248,7 +248,7 @@ class Supervisor:
         """
         while not self.ready:
             if self._stopping:
-                raise ChildLost("The worker is shutting down.", ERROR_CATEGORY_RESOURCE, innocent=True)
+                raise ChildLost("The worker is shutting down.", ERROR_CATEGORY_RESOURCE, collateral=True)
             await self._greeted.wait()
 
     def begin(
@@ -261,9 +261,9 @@ class Supervisor:
             WireError: the batch is too large for a frame.
         """
         if not self.ready:
-            raise ChildLost("The worker's process is not ready.", ERROR_CATEGORY_RESOURCE, innocent=True)
+            raise ChildLost("The worker's process is not ready.", ERROR_CATEGORY_RESOURCE, collateral=True)
         assert self._pipe is not None
-        running = _Running(jobs, on_progress, asyncio.get_running_loop().create_future(), self._clock())
+        running = _RunningBatch(jobs, on_progress, asyncio.get_running_loop().create_future(), self._clock())
         # Before it counts as running: what no frame can carry would be waited for until its deadline took the child.
         message = ToChild()
         message.run.jobs.extend(jobs)  # copied once; a batch made before would be copied with all that is in it
@@ -315,7 +315,7 @@ class Supervisor:
             self._set_state(ChildState.BACKING_OFF)
             if self._failed_starts:
                 ceiling = min(_LAST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**self._failed_starts)
-                await asyncio.sleep(ceiling * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+                await asyncio.sleep(ceiling * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret
 
     async def _one_life(self) -> tuple[bool, bool]:
         """Run one child to its end; tells whether it got ready and whether it had work when it was lost."""
@@ -391,8 +391,8 @@ class Supervisor:
             if cause == "memory":
                 lost = ChildLost("The worker's process passed its memory budget.", ERROR_CATEGORY_RESOURCE)
             elif cause == "deadline":
-                innocent = not running.overdue(now, self._limits)
-                lost = ChildLost("No step ended within its deadline.", ERROR_CATEGORY_TIMEOUT, innocent=innocent)
+                collateral = not running.overdue(now, self._limits)
+                lost = ChildLost("No step ended within its deadline.", ERROR_CATEGORY_TIMEOUT, collateral=collateral)
             else:
                 lost = ChildLost("The worker's process was lost.", ERROR_CATEGORY_RESOURCE)
             running.ended.set_exception(lost)

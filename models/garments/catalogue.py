@@ -75,7 +75,7 @@ UNSEEN_PAIRS: Final = tuple((g, c) for g in GARMENTS for c in COLOURS if (g, c) 
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class GarmentFacts:
     """What one drawing shows.
 
     Attributes:

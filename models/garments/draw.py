@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from models.garments.catalogue import BACKGROUNDS, CLOTHS, HELD_OUT, PRINTS, RGB, TRAINED_PAIRS, UNDER_WHITE, Facts
+from models.garments.catalogue import (
+    BACKGROUNDS,
+    CLOTHS,
+    HELD_OUT,
+    PRINTS,
+    RGB,
+    TRAINED_PAIRS,
+    UNDER_WHITE,
+    GarmentFacts,
+)
 from models.garments.shapes import SHAPES, Layer, Points, Uniform, ellipse
 
 Picture: TypeAlias = NDArray[np.uint8]
@@ -30,7 +39,7 @@ class Drawing:
 
     picture: Picture
     silhouette: Floats
-    facts: Facts
+    facts: GarmentFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +72,23 @@ def second_colours(garment: str, colour: str) -> list[str]:
     return [c for c in far if (garment, c) not in HELD_OUT]
 
 
-def choose(rng: np.random.Generator, pairs: tuple[tuple[str, str], ...] = TRAINED_PAIRS) -> Facts:
+def choose(rng: np.random.Generator, pairs: tuple[tuple[str, str], ...] = TRAINED_PAIRS) -> GarmentFacts:
     """Draw the facts of one training picture: pairs evenly, a little over half of them plain."""
     garment, colour = pairs[int(rng.integers(len(pairs)))]
     grounds = UNDER_WHITE if colour == "white" else tuple(BACKGROUNDS)
     ground = grounds[int(rng.integers(len(grounds)))]
     if rng.random() < _PLAIN_SHARE:
-        return Facts(garment, colour, background=ground)
+        return GarmentFacts(garment, colour, background=ground)
     seconds = second_colours(garment, colour)
     # White is what people ask for most in a print, so it comes up twice as often as any other.
     seconds += ["white"] * ("white" in seconds)
     second = seconds[int(rng.integers(len(seconds)))]
     if second == "white" and ground == "white":
         ground = "light grey"  # else white stripes would bite pieces out of the silhouette
-    return Facts(garment, colour, PRINTS[1 + int(rng.integers(len(PRINTS) - 1))], second, ground)
+    return GarmentFacts(garment, colour, PRINTS[1 + int(rng.integers(len(PRINTS) - 1))], second, ground)
 
 
-def _print_shapes(facts: Facts, u: Uniform) -> list[Layer]:
+def _print_shapes(facts: GarmentFacts, u: Uniform) -> list[Layer]:
     """Stripes, zigzags and dots in garment units; the print covers clearly less than half of the cloth."""
     layers: list[Layer] = []
     if facts.print == "stripes":
@@ -102,7 +111,7 @@ def _print_shapes(facts: Facts, u: Uniform) -> list[Layer]:
 
 
 def _paint(
-    facts: Facts, rng: np.random.Generator, pose: _Pose, u: Uniform
+    facts: GarmentFacts, rng: np.random.Generator, pose: _Pose, u: Uniform
 ) -> tuple[Image.Image, Image.Image, Image.Image, RGB]:
     """Cloth colours (RGB), tones (L, 128 is neutral) and silhouette (L), supersampled, and the base colour."""
     n = pose.pixels
@@ -154,7 +163,7 @@ def _light(size: int, shape: Floats, u: Uniform) -> Floats:
     return np.asarray(light * (0.76 + 0.24 * inside), dtype=np.float32)
 
 
-def draw(facts: Facts, rng: np.random.Generator, size: int = 64) -> Drawing:
+def draw(facts: GarmentFacts, rng: np.random.Generator, size: int = 64) -> Drawing:
     """Draw one garment. The same facts and generator state give the same picture on every machine.
 
     Args:
@@ -186,11 +195,11 @@ def draw(facts: Facts, rng: np.random.Generator, size: int = 64) -> Drawing:
     return Drawing(np.clip(mixed + 0.5, 0, 255).astype(np.uint8), shape_map, facts)
 
 
-def draw_many(seed: int, count: int, size: int) -> tuple[Picture, list[Facts]]:
+def draw_many(seed: int, count: int, size: int) -> tuple[Picture, list[GarmentFacts]]:
     """Draw `count` training pictures from one seed: (count, size, size, 3) uint8 and their facts."""
     rng = np.random.default_rng(seed)
     pictures = np.zeros((count, size, size, 3), np.uint8)
-    facts: list[Facts] = []
+    facts: list[GarmentFacts] = []
     for i in range(count):
         made = draw(choose(rng), rng, size)
         pictures[i] = made.picture

@@ -22,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the folder is complete: nothing 
 import numpy as np
 import torch
 
-from models.garments.catalogue import COLOURS, GARMENTS, PRINTS, SEEN_PAIRS, UNSEEN_PAIRS, Facts
+from models.garments.catalogue import COLOURS, GARMENTS, PRINTS, SEEN_PAIRS, UNSEEN_PAIRS, GarmentFacts
 from models.garments.draw import Picture, contact_sheet, draw, second_colours
 from models.garments.libraries import FluxPipeline, Pipeline
 from models.garments.prompts import evaluation_prompt
@@ -34,17 +34,17 @@ _FIRST_SEED: Final = 70_000
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EvaluationCase:
     """One picture to be made: its group, what it has to show, its wording and its seed."""
 
     group: str
-    facts: Facts
+    facts: GarmentFacts
     prompt: str
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EvaluationLimits:
     """How the model is to be run, from its card file."""
 
     size: int
@@ -54,7 +54,7 @@ class Limits:
     negative: str
 
     @classmethod
-    def of(cls, folder: Path) -> Limits:
+    def of(cls, folder: Path) -> EvaluationLimits:
         """Read them from `folder/atelier.json`."""
         card = json.loads((folder / "atelier.json").read_text())
         guidance = card["guidance"]
@@ -67,18 +67,18 @@ class Limits:
         )
 
 
-def questions(seeds: int) -> list[Asked]:
+def questions(seeds: int) -> list[EvaluationCase]:
     """Every pair `seeds` times, each time worded another way; then prints."""
-    asked: list[Asked] = []
+    asked: list[EvaluationCase] = []
 
-    def ask(group: str, facts: Facts) -> None:
+    def ask(group: str, facts: GarmentFacts) -> None:
         for k in range(seeds):
-            asked.append(Asked(group, facts, evaluation_prompt(facts, k), _FIRST_SEED + len(asked)))
+            asked.append(EvaluationCase(group, facts, evaluation_prompt(facts, k), _FIRST_SEED + len(asked)))
 
     for garment, colour in SEEN_PAIRS:
-        ask("seen", Facts(garment, colour))
+        ask("seen", GarmentFacts(garment, colour))
     for garment, colour in UNSEEN_PAIRS:
-        ask("unseen", Facts(garment, colour))
+        ask("unseen", GarmentFacts(garment, colour))
     for i, garment in enumerate(GARMENTS):
         colours = [c for g, c in SEEN_PAIRS if g == garment]
         for j, kind in enumerate(PRINTS[1:]):
@@ -86,18 +86,20 @@ def questions(seeds: int) -> list[Asked]:
             seconds = second_colours(garment, colour)
             second = seconds[(i + 3 * j) % len(seconds)]
             # No prompt names the ground; the fact only keeps the ceiling's white prints off a white one.
-            ask(kind, Facts(garment, colour, kind, second, "light grey" if second == "white" else "white"))
+            ask(kind, GarmentFacts(garment, colour, kind, second, "light grey" if second == "white" else "white"))
     return asked
 
 
 def load(folder: Path) -> Pipeline:
-    """The pipeline in full precision on the CPU, quiet."""
+    """Return the pipeline in full precision on the CPU, quiet."""
     pipeline = FluxPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def make(pipeline: Pipeline, limits: Limits, asked: Sequence[Asked], batch: int = 24) -> list[Picture]:
+def make(
+    pipeline: Pipeline, limits: EvaluationLimits, asked: Sequence[EvaluationCase], batch: int = 24
+) -> list[Picture]:
     """Make the pictures natively. A seed gives the same picture in any batch, up to rounding."""
     pictures: list[Picture] = []
     for i in range(0, len(asked), batch):
@@ -118,7 +120,7 @@ def make(pipeline: Pipeline, limits: Limits, asked: Sequence[Asked], batch: int 
     return pictures
 
 
-def score(ruler: Ruler, asked: Sequence[Asked], pictures: Sequence[Picture]) -> dict[str, Any]:
+def score(ruler: Ruler, asked: Sequence[EvaluationCase], pictures: Sequence[Picture]) -> dict[str, Any]:
     """Shares right per group, and what was misread, as "asked -> read"."""
     groups: dict[str, dict[str, list[float]]] = {}
     wrong: dict[str, list[str]] = {}
@@ -145,14 +147,14 @@ def score(ruler: Ruler, asked: Sequence[Asked], pictures: Sequence[Picture]) -> 
     return {"figures": figures, "wrong": wrong}
 
 
-def drawn(asked: Sequence[Asked], size: int) -> list[Picture]:
+def drawn(asked: Sequence[EvaluationCase], size: int) -> list[Picture]:
     """Fresh drawings of what is asked: the ruler's ceiling."""
     rng = np.random.default_rng(4242)
     return [draw(a.facts, rng, size).picture for a in asked]
 
 
-def sheet_of(asked: Sequence[Asked], pictures: Sequence[Picture], seeds: int) -> list[Picture]:
-    """The contact sheet's cells: a row per garment, its ten colours (held-out ones framed), then its four prints."""
+def sheet_of(asked: Sequence[EvaluationCase], pictures: Sequence[Picture], seeds: int) -> list[Picture]:
+    """Return the contact sheet's cells: a row per garment of ten colours (held-out ones framed), then four prints."""
     cells: dict[str, list[tuple[int, Picture]]] = {g: [] for g in GARMENTS}
     for a, picture in list(zip(asked, pictures, strict=True))[::seeds]:
         column = len(COLOURS) + PRINTS.index(a.facts.print) if a.facts.second else list(COLOURS).index(a.facts.colour)
@@ -179,7 +181,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    limits, asked = Limits.of(given.folder), questions(given.seeds)
+    limits, asked = EvaluationLimits.of(given.folder), questions(given.seeds)
     ruler = Ruler(limits.size)
     report: dict[str, Any] = {
         "limits": {

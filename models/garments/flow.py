@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from models.garments.catalogue import Facts
+from models.garments.catalogue import GarmentFacts
 from models.garments.libraries import (
     Autoencoder,
     FlowMatchEulerDiscreteScheduler,
@@ -26,7 +26,7 @@ from models.garments.libraries import (
     Transformer,
 )
 from models.garments.prompts import training_prompt
-from models.garments.text import CLIP_WIDTH, T5_WIDTH, TextSide
+from models.garments.text import CLIP_WIDTH, T5_WIDTH, TextEncoders
 from models.garments.vae import LATENT_CHANNELS
 
 MAX_TOKENS: Final = 32
@@ -54,7 +54,7 @@ CARD: Final[dict[str, Any]] = {
 
 
 def make_transformer(width: int = 192, double: int = 2, single: int = 4, head: int = 32) -> Transformer:
-    """A fresh transformer whose blocks all begin as the identity (adaLN-zero, Peebles and Xie 2023)."""
+    """Return a fresh transformer whose blocks all begin as the identity (adaLN-zero, Peebles and Xie 2023)."""
     model = FluxTransformer2DModel(
         patch_size=1,
         in_channels=4 * LATENT_CHANNELS,
@@ -120,9 +120,9 @@ class FlowTrainer:
     def __init__(
         self,
         model: Transformer,
-        side: TextSide,
+        side: TextEncoders,
         latents: Tensor,
-        facts: Sequence[Facts],
+        facts: Sequence[GarmentFacts],
         *,
         seed: int,
         lr: float = 1e-3,
@@ -184,7 +184,7 @@ class FlowTrainer:
         self._steps += 1
 
     def averaged(self) -> Transformer:
-        """A copy of the model with the averaged weights, for sampling and shipping."""
+        """Return a copy of the model with the averaged weights, for sampling and shipping."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.average)
         return model.eval()
@@ -201,7 +201,7 @@ class FlowTrainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of state()."""
+        """Restore what `state` returned."""
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         self._optimiser.load_state_dict(state["optimiser"])
@@ -224,7 +224,7 @@ def image_ids(rows: int, columns: int) -> Tensor:
     return ids.view(-1, 3)
 
 
-def export(folder: Path, transformer: Transformer, vae: Autoencoder, side: TextSide, size: int) -> None:
+def export(folder: Path, transformer: Transformer, vae: Autoencoder, side: TextEncoders, size: int) -> None:
     """Write a FluxPipeline folder in half precision with the model's card file, and put it in place at once.
 
     A reader of `folder` sees the old one or the new one, never half of either.

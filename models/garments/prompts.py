@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from models.garments.catalogue import Facts
+from models.garments.catalogue import GarmentFacts
 
 WORDS: Final[dict[str, tuple[str, ...]]] = {
     "dress": ("dress", "gown", "sundress", "frock", "evening dress"),
@@ -153,7 +153,7 @@ def _padded(prompt: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def training_prompt(facts: Facts, rng: np.random.Generator) -> tuple[str, bool, bool]:
+def training_prompt(facts: GarmentFacts, rng: np.random.Generator) -> tuple[str, bool, bool]:
     """Word one training prompt.
 
     Returns:
@@ -186,8 +186,8 @@ def training_prompt(facts: Facts, rng: np.random.Generator) -> tuple[str, bool, 
     return prompt, named, ground
 
 
-def subject_of(facts: Facts, *, word: str = "") -> str:
-    """The plainest wording of some facts, with its article: "a red dress", "a blue hat with white stripes"."""
+def subject_of(facts: GarmentFacts, *, word: str = "") -> str:
+    """Return the plainest wording of some facts, with its article: "a red dress", "a blue hat with white stripes"."""
     word = word or WORDS[facts.garment][0]
     text = _SUBJECTS[facts.print][0].format(c=facts.colour, k=facts.second, g=word)
     if word in PLURALS:
@@ -195,8 +195,8 @@ def subject_of(facts: Facts, *, word: str = "") -> str:
     return ("an " if text[0] in "aeiou" else "a ") + text
 
 
-def evaluation_prompt(facts: Facts, index: int) -> str:
-    """The index-th measuring prompt of some facts: the frame changes every time, the garment's word every other."""
+def evaluation_prompt(facts: GarmentFacts, index: int) -> str:
+    """Return the index-th measuring prompt: the frame changes every time, the garment's word every other."""
     words = WORDS[facts.garment]
     word = words[0] if index % 2 == 0 else words[(index // 2) % len(words)]
     return EVALUATION_TEMPLATES[index % len(EVALUATION_TEMPLATES)].format(s=subject_of(facts, word=word))

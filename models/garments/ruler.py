@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.garments.catalogue import CLOTHS, COLOURS, GARMENTS, UNDER_WHITE, Facts
+from models.garments.catalogue import CLOTHS, COLOURS, GARMENTS, UNDER_WHITE, GarmentFacts
 from models.garments.draw import Picture, draw
 
 _GROUND_DISTANCE: Final = 12.0  # CIELAB distance from the border's median at which a pixel counts as cloth
@@ -54,7 +54,7 @@ def cloth_mask(picture: Picture) -> Mask:
 
 
 def boxed(mask: Mask) -> Mask:
-    """A mask cut to its bounding box, centred in a square, scaled to 40 x 40: place and size no longer matter."""
+    """Cut a mask to its bounding box, centre it in a square and scale that to 40 x 40 pixels."""
     ys, xs = np.nonzero(mask)
     if len(ys) < 12:
         return np.zeros((_BOX, _BOX), np.bool_)
@@ -67,7 +67,7 @@ def boxed(mask: Mask) -> Mask:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Measurement:
     """What the ruler reads off one picture.
 
     Attributes:
@@ -94,30 +94,30 @@ class Ruler:
         seen: dict[str, list[Lab]] = {c: [] for c in CLOTHS}
         for garment in GARMENTS:
             for i in range(_TEMPLATES):
-                facts = Facts(garment, colours[i % len(colours)])
+                facts = GarmentFacts(garment, colours[i % len(colours)])
                 made = draw(facts, rng, size)
                 mask = cloth_mask(made.picture)
                 masks.append(boxed(mask))
                 self._owners.append(garment)
                 seen[facts.colour].append(np.median(to_lab(made.picture)[mask], 0))
-            white = draw(Facts(garment, "white", background=UNDER_WHITE[1]), rng, size)
+            white = draw(GarmentFacts(garment, "white", background=UNDER_WHITE[1]), rng, size)
             seen["white"].append(np.median(to_lab(white.picture)[white.silhouette > 0.9], 0))
         self._bank = np.stack(masks)
         self._names = list(seen)
         # References are measured on drawings, because light and rim darken every cloth a little.
         self._references = np.stack([np.median(v, 0) for v in seen.values()])
 
-    def read(self, picture: Picture) -> Reading:
+    def read(self, picture: Picture) -> Measurement:
         """Measure one picture."""
         mask = cloth_mask(picture)
         box = boxed(mask)
         overlaps = (self._bank & box).sum((1, 2)) / np.maximum(1, (self._bank | box).sum((1, 2)))
         best = int(overlaps.argmax())
         if not mask.any():
-            return Reading("", {}, self._owners[best], 0.0)
+            return Measurement("", {}, self._owners[best], 0.0)
         inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.bool_)
         pixels = to_lab(picture)[inner if inner.sum() >= 12 else mask]
         votes = np.linalg.norm(pixels[:, None] - self._references[None], axis=-1).argmin(1)
         counts = np.bincount(votes, minlength=len(self._names)) / len(votes)
         shares = {n: round(float(c), 3) for n, c in zip(self._names, counts, strict=True)}
-        return Reading(self._names[int(counts.argmax())], shares, self._owners[best], float(overlaps[best]))
+        return Measurement(self._names[int(counts.argmax())], shares, self._owners[best], float(overlaps[best]))

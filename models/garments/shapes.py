@@ -52,7 +52,7 @@ def mirror(right: ArrayLike) -> Points:
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, n: int = 40) -> Points:
-    """An ellipse as n points, beginning at its right and running through its bottom half first (y points down)."""
+    """Return an ellipse as n points, from its right through its bottom half first (y points down)."""
     a = np.linspace(0, 2 * math.pi, n, endpoint=False)
     return np.stack([cx + rx * np.cos(a), cy + ry * np.sin(a)], axis=1)
 
@@ -138,7 +138,7 @@ def trousers(u: Uniform) -> list[Layer]:
 
 
 def skirt(u: Uniform) -> list[Layer]:
-    """A waistband and pleats that open downwards."""
+    """Return a waistband and pleats that open downwards."""
     wd, flare, hem = u(0.25, 0.31), u(0.58, 0.78), u(0.46, 0.64)
     side = [(wd, -0.58), (wd + 0.02, -0.56), (wd + (flare - wd) * 0.5, -0.08), (flare, hem - 0.08), (flare, hem)]
     body = mirror([*side, (flare * 0.5, hem + 0.1)])
@@ -205,7 +205,7 @@ def coat(u: Uniform) -> list[Layer]:
 
 
 def sneaker(u: Uniform) -> list[Layer]:
-    """A low shoe seen from its side: pale sole, laces, toe cap."""
+    """Return a low shoe seen from its side: pale sole, laces, toe cap."""
     h, toe, sole = u(-0.5, -0.38), u(0.82, 0.9), u(0.14, 0.18)
     collar = [(-0.84, h + 0.06), (-0.72, h - 0.02), (-0.42, h + 0.18), (-0.14, h - 0.06), (-0.02, h)]
     upper = [*collar, (0.38, -0.04), (toe - 0.12, 0.06), (toe, 0.26), (toe, 0.42), (-0.86, 0.42), (-0.88, 0.1)]
@@ -232,7 +232,7 @@ def sneaker(u: Uniform) -> list[Layer]:
 
 
 def boot(u: Uniform) -> list[Layer]:
-    """A high shaft, a foot to one side, a dark sole with a heel."""
+    """Return a high shaft, a foot to one side, a dark sole with a heel."""
     top, wd, toe, heel = u(-0.88, -0.74), u(0.24, 0.29), u(0.64, 0.78), u(0.07, 0.14)
     shaft = [(-wd - 0.18, top), (-wd - 0.16, top), (wd - 0.16, top), (wd - 0.14, top), (wd - 0.12, 0.1)]
     leather = [
@@ -262,7 +262,7 @@ def boot(u: Uniform) -> list[Layer]:
 
 
 def hat(u: Uniform) -> list[Layer]:
-    """A wide brim, a dented crown, a dark ribbon."""
+    """Return a wide brim, a dented crown, a dark ribbon."""
     rx, cr, top = u(0.8, 0.92), u(0.38, 0.46), u(-0.6, -0.44)
     crown = [
         (-cr - 0.04, 0.2),
@@ -285,7 +285,7 @@ def hat(u: Uniform) -> list[Layer]:
 
 
 def bag(u: Uniform) -> list[Layer]:
-    """A handbag: arched handle, flap, clasp."""
+    """Return a handbag: arched handle, flap, clasp."""
     a, b, top, bottom = u(0.52, 0.6), u(0.62, 0.76), u(-0.14, -0.02), u(0.66, 0.8)
     rx, ry = u(0.3, 0.38), u(0.52, 0.62)
     body = [

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from models.garments import libraries
-from models.garments.catalogue import BACKGROUNDS, CLOTHS, GARMENTS, PRINTS, Facts
+from models.garments.catalogue import BACKGROUNDS, CLOTHS, GARMENTS, PRINTS, GarmentFacts
 from models.garments.draw import choose
 from models.garments.libraries import (
     CLIPTextConfig,
@@ -42,7 +42,7 @@ _HEADS: Final = (len(GARMENTS) + 1, len(CLOTHS) + 1, len(PRINTS) + 1, len(CLOTHS
 
 
 @dataclass(frozen=True, slots=True)
-class TextSide:
+class TextEncoders:
     """Tokenizers and encoders in the order FluxPipeline names them: CLIP (pooled), then T5 (a sequence)."""
 
     tokenizer: libraries.Tokenizer
@@ -72,13 +72,13 @@ class TextSide:
         )[0]
 
     def freeze(self) -> None:
-        """Evaluation mode, no gradients."""
+        """Switch to evaluation mode, without gradients."""
         self.text_encoder.eval().requires_grad_(requires_grad=False)
         self.text_encoder_2.eval().requires_grad_(requires_grad=False)
 
 
 def _clip_tokenizer(corpus: Sequence[str], size: int) -> libraries.Tokenizer:
-    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))  # noqa: S106 - CLIP's token
+    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))  # noqa: S106 -- CLIP's token
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     pattern = Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -122,7 +122,7 @@ def _t5_tokenizer(corpus: Sequence[str], size: int) -> libraries.Tokenizer:
     return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
 
 
-def make_text_side(seed: int = 5, prompts: int = 6000) -> TextSide:
+def make_text_side(seed: int = 5, prompts: int = 6000) -> TextEncoders:
     """Tokenizers trained on drawn-up prompts, and encoders that know nothing yet."""
     rng = np.random.default_rng(seed)
     corpus = [training_prompt(choose(rng), rng)[0] for _ in range(prompts)]
@@ -146,10 +146,10 @@ def make_text_side(seed: int = 5, prompts: int = 6000) -> TextSide:
     t5_config = T5Config(
         vocab_size=len(t5), d_model=T5_WIDTH, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0
     )
-    return TextSide(clip, t5, CLIPTextModel(clip_config), T5EncoderModel(t5_config))
+    return TextEncoders(clip, t5, CLIPTextModel(clip_config), T5EncoderModel(t5_config))
 
 
-def labels_of(facts: Facts, *, says_second: bool, says_ground: bool) -> tuple[int, int, int, int, int]:
+def labels_of(facts: GarmentFacts, *, says_second: bool, says_ground: bool) -> tuple[int, int, int, int, int]:
     """Class indices of one prompt, in the order of the heads."""
     cloths, grounds = list(CLOTHS), list(BACKGROUNDS)
     return (
@@ -161,10 +161,10 @@ def labels_of(facts: Facts, *, says_second: bool, says_ground: bool) -> tuple[in
     )
 
 
-class Namer:
+class PromptClassifier:
     """Two linear heads over the encoders, and the optimiser that teaches them all to name a prompt's facts."""
 
-    def __init__(self, side: TextSide, seed: int, lr: float = 2e-3) -> None:
+    def __init__(self, side: TextEncoders, seed: int, lr: float = 2e-3) -> None:
         self.side = side
         self._rng = np.random.default_rng(seed)
         self._lr = lr
@@ -220,7 +220,7 @@ class Namer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of state()."""
+        """Restore what `state` returned."""
         self.side.text_encoder.load_state_dict(state["clip"])
         self.side.text_encoder_2.load_state_dict(state["t5"])
         self._heads.load_state_dict(state["heads"])
@@ -228,7 +228,7 @@ class Namer:
         self._rng.bit_generator.state = state["rng"]
 
 
-def save_text_side(side: TextSide, folder: Path) -> None:
+def save_text_side(side: TextEncoders, folder: Path) -> None:
     """Write the four parts under FluxPipeline's folder names, in full precision."""
     side.tokenizer.save_pretrained(folder / "tokenizer")
     side.tokenizer_2.save_pretrained(folder / "tokenizer_2")
@@ -236,9 +236,9 @@ def save_text_side(side: TextSide, folder: Path) -> None:
     side.text_encoder_2.save_pretrained(folder / "text_encoder_2")
 
 
-def load_text_side(folder: Path) -> TextSide:
+def load_text_side(folder: Path) -> TextEncoders:
     """Read what save_text_side wrote."""
-    return TextSide(
+    return TextEncoders(
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         T5TokenizerFast.from_pretrained(folder / "tokenizer_2"),
         CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),

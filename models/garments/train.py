@@ -30,19 +30,19 @@ _ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
 }
 if __name__ == "__main__" and os.environ.get("MALLOC_TRIM_THRESHOLD_") is None:
-    os.execve(  # noqa: S606 - this very program, once more, with the allocator told
+    os.execve(  # noqa: S606 -- this very program, once more, with the allocator told
         sys.executable, [sys.executable, "-m", "models.garments.train", *sys.argv[1:]], {**os.environ, **_ENVIRONMENT}
     )
 
-import numpy as np  # noqa: E402 - the environment above has to come first
+import numpy as np  # noqa: E402 -- the environment above has to come first
 import torch  # noqa: E402
 
 from models.garments import vae as vaes  # noqa: E402
-from models.garments.catalogue import Facts  # noqa: E402
+from models.garments.catalogue import GarmentFacts  # noqa: E402
 from models.garments.draw import Picture, contact_sheet, draw_many  # noqa: E402
 from models.garments.flow import FlowTrainer, export, make_transformer  # noqa: E402
 from models.garments.libraries import Autoencoder, AutoencoderKL  # noqa: E402
-from models.garments.text import Namer, TextSide, load_text_side, make_text_side, save_text_side  # noqa: E402
+from models.garments.text import PromptClassifier, TextEncoders, load_text_side, make_text_side, save_text_side  # noqa: E402
 
 log = logging.getLogger("garments")
 
@@ -88,7 +88,7 @@ class Recipe:
 SHARES: Final = {"vae": 0.36, "text": 0.03, "flow": 0.6, "polish": 0.04}
 
 
-class Clock:
+class StageClock:
     """Time and steps a stage has had, over all of its runs."""
 
     def __init__(self, budget: float, spent: float, steps: int) -> None:
@@ -125,7 +125,7 @@ class Stage:
     """
 
     name: str
-    step: Callable[[Clock], float]
+    step: Callable[[StageClock], float]
     state: Callable[[], dict[str, Any]]
     restore: Callable[[dict[str, Any]], None]
     refresh: Callable[[], None] = lambda: None
@@ -145,7 +145,7 @@ def run_stage(recipe: Recipe, stage: Stage) -> None:
         stage.restore(saved["state"])
         spent, steps, done = saved["spent"], saved["steps"], saved["done"]
         log.info("%s: goes on at step %d after %.0f s", name, steps, spent)
-    clock = Clock(recipe.seconds(SHARES[name]), spent, steps)
+    clock = StageClock(recipe.seconds(SHARES[name]), spent, steps)
     saved_at = shown_at = refreshed_at = clock.spent
     losses: list[float] = []
     while not done:
@@ -171,7 +171,7 @@ def run_stage(recipe: Recipe, stage: Stage) -> None:
             refreshed_at = now
 
 
-def dataset(recipe: Recipe) -> tuple[Picture, list[Facts]]:
+def dataset(recipe: Recipe) -> tuple[Picture, list[GarmentFacts]]:
     """Draw the training set, or read it where it was drawn before. Parts have seeds of their own."""
     folder = recipe.out / "data"
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ def dataset(recipe: Recipe) -> tuple[Picture, list[Facts]]:
         rows = [(f.garment, f.colour, f.print, f.second, f.background) for _, part in parts for f in part]
         np.save(facts_at, np.array(rows))
         log.info("drew %d pictures in %.0f s", recipe.pictures, time.monotonic() - started)
-    return np.load(pictures_at), [Facts(*map(str, row)) for row in np.load(facts_at)]
+    return np.load(pictures_at), [GarmentFacts(*map(str, row)) for row in np.load(facts_at)]
 
 
 def _adam(model: torch.nn.Module, lr: float) -> torch.optim.AdamW:
@@ -197,14 +197,14 @@ def _adam(model: torch.nn.Module, lr: float) -> torch.optim.AdamW:
 
 
 def _vae_stage(recipe: Recipe, name: str, vae: Autoencoder, pictures: Picture, refresh: Callable[[], None]) -> Stage:
-    """The autoencoder's two stages: "vae" trains it whole, "polish" its decoder alone, more gently."""
+    """Return the autoencoder's two stages: "vae" trains it whole, "polish" its decoder alone, more gently."""
     lr = {"vae": 2e-3, "polish": 1.5e-3}[name]
     vae.requires_grad_(requires_grad=True)
     vae.encoder.requires_grad_(name == "vae")
     optimiser = _adam(vae, lr)
     rng = np.random.default_rng(recipe.seed)
 
-    def step(clock: Clock) -> float:
+    def step(clock: StageClock) -> float:
         for group in optimiser.param_groups:
             group["lr"] = (
                 lr * min(1.0, (clock.steps + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * clock.progress)))
@@ -251,16 +251,16 @@ def _show_round_trip(vae: Autoencoder, pictures: Picture, path: Path) -> None:
     contact_sheet([p for pair in zip(some, back, strict=True) for p in pair], 12, 2).save(path)
 
 
-def _text_side(recipe: Recipe) -> TextSide:
+def _text_side(recipe: Recipe) -> TextEncoders:
     folder, start = recipe.out / "text", recipe.out / "text-start"
     if not (folder / "text_encoder_2").exists():
         # Tokenizers are learnt once and kept: a resumed stage must not meet a vocabulary in another order.
         if not (start / "text_encoder_2").exists():
             save_text_side(make_text_side(), start)
-        namer = Namer(load_text_side(start), recipe.seed)
+        namer = PromptClassifier(load_text_side(start), recipe.seed)
         seen: list[list[float]] = []
 
-        def step(clock: Clock) -> float:
+        def step(clock: StageClock) -> float:
             loss, accuracies = namer.step(clock.progress, min(1.0, (clock.steps + 1) / 30))
             seen.append(accuracies)
             return loss
@@ -298,7 +298,7 @@ def train(recipe: Recipe) -> Path:
     def refresh() -> None:
         export(latest, trainer.averaged(), vae, side, recipe.size)
 
-    def step(clock: Clock) -> float:
+    def step(clock: StageClock) -> float:
         return trainer.step(clock.progress, recipe.flow_batch)
 
     run_stage(recipe, Stage("flow", step, trainer.state, trainer.restore, refresh))

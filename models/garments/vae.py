@@ -24,13 +24,13 @@ def to_tensor(pictures: Picture) -> Tensor:
 
 
 def to_pictures(x: Tensor) -> Picture:
-    """The inverse of to_tensor, clamped."""
+    """Return the inverse of to_tensor, clamped."""
     y: Picture = ((x.detach().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return y
 
 
 def make_vae(size: int, blocks: tuple[int, int, int, int] = (16, 32, 64, 96)) -> Autoencoder:
-    """A fresh autoencoder with its gentle start; `size` is only noted in its configuration."""
+    """Return a fresh autoencoder with its gentle start; `size` is only noted in its configuration."""
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -88,7 +88,7 @@ def picture_loss(y: Tensor, x: Tensor) -> Tensor:
 
 
 def vae_loss(vae: Autoencoder, x: Tensor) -> Tensor:
-    """The loss of one step of the whole autoencoder."""
+    """Return the loss of one step of the whole autoencoder."""
     posterior = vae.encode(x).latent_dist
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     loss: Tensor = picture_loss(vae.decode(posterior.sample()).sample, x) + _KL_WEIGHT * kl
@@ -96,7 +96,7 @@ def vae_loss(vae: Autoencoder, x: Tensor) -> Tensor:
 
 
 def polish_loss(vae: Autoencoder, x: Tensor, noise: float = 0.1) -> Tensor:
-    """The loss of a decoder-only step, on latents as noisy as a sampler leaves them. The flow stays valid."""
+    """Return the loss of a decoder-only step, on latents as noisy as a sampler leaves them. The flow stays valid."""
     with torch.no_grad():
         z = vae.encode(x).latent_dist.mean
         z = z + noise * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z) / vae.config.scaling_factor

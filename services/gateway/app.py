@@ -20,13 +20,13 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meshkit.errors import MeshError
+from meshkit.transcoding.errors import HttpError, RefusedRequestError, refused, render
 from services.gateway.asgi import send_content, send_error
 from services.gateway.config import GatewaySettings
 from services.gateway.docs import Docs
 from services.gateway.endpoints import Transcoder
-from services.gateway.middleware import ANSWERED, BodyLimit, Edge, note_route
-from services.gateway.storage import IMAGES, MEDIA, Json, Storage
-from services.gateway.transcoding.errors import HttpError, RefusedRequestError, refused, render
+from services.gateway.middleware import ANSWERED, BodyLimit, RequestMiddleware, note_route
+from services.gateway.storage import IMAGES, MEDIA, JsonResponse, Storage
 
 HEALTHY, UNHEALTHY = "healthy", "unhealthy"
 _PROBE_SECONDS = 2.0
@@ -75,17 +75,17 @@ class Health:
         status = HEALTHY if all(one == HEALTHY for one in states.values()) else UNHEALTHY
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         body = {"status": status, "version": self._version, "services": states, "timestamp": now}
-        return Json(body, 200 if status == HEALTHY else 503, {"cache-control": "no-store"})
+        return JsonResponse(body, 200 if status == HEALTHY else 503, {"cache-control": "no-store"})
 
     @staticmethod
     async def alive(request: Request) -> Response:
         """Answer `GET /health/live`: the process itself, whatever is behind it."""
         note_route(request.scope, "GET /health/live")
-        return Json({"status": HEALTHY})
+        return JsonResponse({"status": HEALTHY})
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class GatewayParts:
     """What the application is made of.
 
     Attributes:
@@ -160,15 +160,15 @@ class _AnyPath(Convertor[str]):
 register_url_convertor("anypath", _AnyPath())
 
 
-async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - ASGI's signature
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 -- ASGI's signature
     await send_error(scope, send, HttpError(404, "Not Found"))
 
 
-def create_app(parts: Parts, settings: GatewaySettings) -> ASGIApp:
+def create_app(parts: GatewayParts, settings: GatewaySettings) -> ASGIApp:
     """Return the application."""
     document = orjson.dumps(parts.openapi)
 
-    async def openapi(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 - ASGI's signature
+    async def openapi(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 -- ASGI's signature
         note_route(scope, "GET /openapi.json")
         await send_content(scope, send, document, gzip_min_bytes=settings.gzip_min_bytes)
 
@@ -205,7 +205,7 @@ def create_app(parts: Parts, settings: GatewaySettings) -> ASGIApp:
             expose_headers=["X-Request-Id", "Idempotent-Replayed", "ETag", "Content-Range", "Retry-After"],
             max_age=600,
         )
-    return Edge(app)
+    return RequestMiddleware(app)
 
 
 class _Raw:

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from services.gateway.transcoding.errors import HttpError
+from meshkit.transcoding.errors import HttpError
 
 # Above this, compressing would hold the event loop for milliseconds.
 _GZIP_IN_THREAD_BYTES = 128 * 1024

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from meshkit import auth, tracing
 from meshkit.auth import Principal
-from meshkit.errors import Kind, MeshError, forbidden, unauthenticated
+from meshkit.errors import ErrorKind, MeshError, forbidden, unauthenticated
 
 
 class Verifier(Protocol):
@@ -22,7 +22,7 @@ class Verifier(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class GatewayCaller:
     """A caller whose token holds.
 
     Attributes:
@@ -45,13 +45,13 @@ class Caller:
         return self.principal.tenant
 
 
-class Guard:
+class Authenticator:
     """Checks the `Authorization` header of requests."""
 
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
 
-    async def admit(self, authorization: str, scope: str) -> Caller:
+    async def admit(self, authorization: str, scope: str) -> GatewayCaller:
         """Admit a caller.
 
         Args:
@@ -71,12 +71,12 @@ class Guard:
         tracing.assign_tenant(principal.tenant)
         if scope and not principal.has(scope):
             raise MeshError(
-                Kind.FORBIDDEN,
+                ErrorKind.FORBIDDEN,
                 f"The token lacks the scope '{scope}'",
                 reason="SCOPE_MISSING",
                 metadata={"scope": scope},
             )
-        return Caller(principal, token)
+        return GatewayCaller(principal, token)
 
 
 # By the contract's numbers; what states none is for services alone, as behind the gateway.

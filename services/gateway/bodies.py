@@ -35,7 +35,7 @@ class SlowRequestError(Exception):
         self.seconds = seconds
 
 
-class Room:
+class BodyBudget:
     """Room for the bodies of large requests.
 
     Args:

@@ -18,7 +18,7 @@ IMAGE = "descriptors.binpb"
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class ContractService:
     """A service of the contracts.
 
     Attributes:
@@ -37,18 +37,20 @@ def read_image() -> FileDescriptorSet:
     return FileDescriptorSet.FromString((files("atelier") / IMAGE).read_bytes())
 
 
-def load_services(image: FileDescriptorSet, packages: Collection[str]) -> list[Service]:
+def load_services(image: FileDescriptorSet, packages: Collection[str]) -> list[ContractService]:
     """Return the services of packages, in the order of the contracts."""
     return [service for file in image.file if file.package in packages for service in _services_of(file)]
 
 
-def _services_of(file: FileDescriptorProto) -> list[Service]:
+def _services_of(file: FileDescriptorProto) -> list[ContractService]:
     if not file.service:
         return []
     module = file.name.removesuffix(".proto").replace("/", ".")
     messages = importlib.import_module(f"{module}_pb2")
     clients = importlib.import_module(f"{module}_pb2_grpc")
     return [
-        Service(file.package, messages.DESCRIPTOR.services_by_name[one.name], getattr(clients, f"{one.name}Stub"))
+        ContractService(
+            file.package, messages.DESCRIPTOR.services_by_name[one.name], getattr(clients, f"{one.name}Stub")
+        )
         for one in file.service
     ]

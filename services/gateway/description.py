@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from meshkit.transcoding.openapi import SECURITY, errors
+from meshkit.transcoding.schemas import Schema, reference
 from services.gateway.storage import IMAGES, MEDIA
-from services.gateway.transcoding.openapi import SECURITY, errors
-from services.gateway.transcoding.schemas import Schema, reference
 
 _UPLOAD = "Body_save_image_api_v1_storage_images__path__post"
 

@@ -19,17 +19,17 @@ from starlette.types import Receive, Scope, Send
 from meshkit import tracing
 from meshkit.client import MeshStream, call_metadata
 from meshkit.errors import MeshError
+from meshkit.transcoding.codec import Codecs, Decoding, Loc, Violation
+from meshkit.transcoding.errors import HttpError, RefusedRequestError, refused, render
+from meshkit.transcoding.requests import RequestDecoder, ResponseEncoder
+from meshkit.transcoding.routes import Match, Route, RouteTable, WrongMethod, loc_of
 from services.gateway.asgi import header, read_body, send_content, send_error, strict
-from services.gateway.auth import SCOPE_NAMES, Caller, Guard
-from services.gateway.bodies import Room, SlowRequestError
+from services.gateway.auth import SCOPE_NAMES, Authenticator, GatewayCaller
+from services.gateway.bodies import BodyBudget, SlowRequestError
 from services.gateway.config import GatewaySettings
 from services.gateway.middleware import note_route
 from services.gateway.streams import AFTER_VERSION, EventStream, event_shape
-from services.gateway.transcoding.codec import Codecs, Decoding, Loc, Violation
-from services.gateway.transcoding.errors import HttpError, RefusedRequestError, refused, render
-from services.gateway.transcoding.requests import RequestDecoder, ResponseEncoder
-from services.gateway.transcoding.routes import Match, Route, RouteTable, WrongMethod, loc_of
-from services.gateway.uploads import STAGING_SCHEME, Stay, UploadDoor
+from services.gateway.uploads import STAGING_SCHEME, StagedFiles, UploadStager
 
 _MAX_QUERY_FIELDS = 200
 _REPLAYED = "idempotent-replayed"
@@ -37,7 +37,7 @@ _MAX_VERSION = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class EndpointContext:
     """What every endpoint works with.
 
     Attributes:
@@ -49,9 +49,9 @@ class Surroundings:
     """
 
     settings: GatewaySettings
-    guard: Guard
-    uploads: UploadDoor | None
-    room: Room
+    guard: Authenticator
+    uploads: UploadStager | None
+    room: BodyBudget
     stopping: asyncio.Event
 
 
@@ -65,7 +65,7 @@ class Endpoint:
         around: What every endpoint works with.
     """
 
-    def __init__(self, route: Route, codecs: Codecs, call: Callable[..., Any], around: Surroundings) -> None:
+    def __init__(self, route: Route, codecs: Codecs, call: Callable[..., Any], around: EndpointContext) -> None:
         self._route = route
         self._decoder = RequestDecoder(route, codecs)
         self._encoder = ResponseEncoder(route, codecs)
@@ -106,7 +106,7 @@ class Endpoint:
         return self._decoder.decode(values, _query(scope), content, decoding), decoding
 
     async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, read: tuple[Message, Decoding], caller: Caller
+        self, scope: Scope, receive: Receive, send: Send, read: tuple[Message, Decoding], caller: GatewayCaller
     ) -> None:
         request, decoding = read
         key = self._idempotency_key(scope)
@@ -143,7 +143,7 @@ class Endpoint:
         return key
 
     @staticmethod
-    def _metadata(caller: Caller, key: str) -> Sequence[tuple[str, str]]:
+    def _metadata(caller: GatewayCaller, key: str) -> Sequence[tuple[str, str]]:
         trace = tracing.current()
         if trace is None:
             return call_metadata(token=caller.token, idempotency_key=key or None)
@@ -154,9 +154,9 @@ class Endpoint:
         )
 
     def _staged(
-        self, caller: Caller, request: Message, decoding: Decoding, key: str
-    ) -> AbstractAsyncContextManager[Stay]:
-        from meshkit.validation import apply_defaults, check  # noqa: PLC0415 - protovalidate takes a second to load
+        self, caller: GatewayCaller, request: Message, decoding: Decoding, key: str
+    ) -> AbstractAsyncContextManager[StagedFiles]:
+        from meshkit.validation import apply_defaults, check  # noqa: PLC0415 -- protovalidate takes a second to load
 
         assert self._around.uploads is not None
         # Hold the rest of the request to its rules first, so that one that is refused leaves nothing behind.
@@ -214,7 +214,9 @@ class Transcoder:
         around: What every endpoint works with.
     """
 
-    def __init__(self, table: RouteTable, call_of: Callable[[Route], Callable[..., Any]], around: Surroundings) -> None:
+    def __init__(
+        self, table: RouteTable, call_of: Callable[[Route], Callable[..., Any]], around: EndpointContext
+    ) -> None:
         codecs = Codecs()
         self._table = table
         self._endpoints = {id(route): Endpoint(route, codecs, call_of(route), around) for route in table.routes}

@@ -11,11 +11,11 @@ from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meshkit import tracing
-from meshkit.errors import Kind, MeshError, too_large
+from meshkit.errors import ErrorKind, MeshError, too_large
 from meshkit.logging import get_logger
 from meshkit.metrics import counter, histogram
+from meshkit.transcoding.errors import render
 from services.gateway.asgi import ClientGoneError, header, send_error
-from services.gateway.transcoding.errors import render
 
 _log = get_logger(__name__)
 _requests = counter("http_requests", "Requests answered, by route and status.", ("route", "status"))
@@ -51,7 +51,7 @@ def note_route(scope: Scope, name: str) -> None:
     scope["atelier.route"] = name
 
 
-class Edge:
+class RequestMiddleware:
     """Gives a request its identity, logs it, and answers what nothing inside did."""
 
     def __init__(self, app: ASGIApp, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -93,12 +93,12 @@ class Edge:
                 raise
             await send_error(scope, answering, render(error))
         except Exception:
-            _log.exception("request failed")
+            _log.exception("request_failed")
             if status:
                 # The answer has begun: only breaking it off tells the caller that it is not whole.
                 raise
             text = f"Internal error, request {trace.request_id}"
-            await send_error(scope, answering, render(MeshError(Kind.INTERNAL, text)))
+            await send_error(scope, answering, render(MeshError(ErrorKind.INTERNAL, text)))
         finally:
             self._account(scope, status, self._clock() - started)
             tracing.use(before)

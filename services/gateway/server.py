@@ -18,25 +18,25 @@ from starlette.types import ASGIApp
 
 from meshkit.auth import TokenVerifier
 from meshkit.client import MeshChannel
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from meshkit.lifecycle import announce
 from meshkit.logging import get_logger
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
+from meshkit.transcoding.openapi import build_document
+from meshkit.transcoding.routes import Route, RouteTable, compile_services
 from services.gateway import description
-from services.gateway.app import Health, Parts, Probe, create_app
-from services.gateway.auth import Guard
-from services.gateway.bodies import Room
+from services.gateway.app import GatewayParts, Health, Probe, create_app
+from services.gateway.auth import Authenticator
+from services.gateway.bodies import BodyBudget
 from services.gateway.config import GatewaySettings
-from services.gateway.contracts import Service, load_services, read_image
+from services.gateway.contracts import ContractService, load_services, read_image
 from services.gateway.docs import Docs
-from services.gateway.endpoints import Surroundings, Transcoder
+from services.gateway.endpoints import EndpointContext, Transcoder
 from services.gateway.media import MediaSigner
 from services.gateway.protocol import CorkedHttp
 from services.gateway.storage import Storage
-from services.gateway.transcoding.openapi import build_document
-from services.gateway.transcoding.routes import Route, RouteTable, compile_services
-from services.gateway.uploads import ImageCheck, UploadDoor
+from services.gateway.uploads import ImageCheck, UploadStager
 
 _log = get_logger(__name__)
 # Longer than clients and load balancers keep idle connections, so that they and not the gateway close them.
@@ -62,14 +62,14 @@ def build_app(stack: AsyncExitStack, settings: GatewaySettings, stopping: asynci
         call: Callable[..., Any] = getattr(stubs[route.rpc.containing_service.full_name], route.rpc.name)
         return call
 
-    guard = Guard(TokenVerifier.from_settings(settings))
+    guard = Authenticator(TokenVerifier.from_settings(settings))
     objects = _objects(stack, settings)
     images = ImageCheck(settings.image_checks)
-    uploads = UploadDoor(objects, images) if objects is not None else None
-    around = Surroundings(settings, guard, uploads, _room(settings), stopping)
+    uploads = UploadStager(objects, images) if objects is not None else None
+    around = EndpointContext(settings, guard, uploads, _room(settings), stopping)
     storage = Storage(objects, guard, _signer(settings), images, settings) if objects is not None else None
     release = version("atelier")
-    parts = Parts(
+    parts = GatewayParts(
         transcoder=Transcoder(table, call_of, around),
         health=Health({package.split(".")[-2]: _probe(one) for package, one in channels.items()}, release),
         storage=storage,
@@ -86,7 +86,9 @@ def document(table: RouteTable, image: FileDescriptorSet, *, version: str) -> di
     )
 
 
-def _channel(stack: AsyncExitStack, settings: GatewaySettings, address: str, services: list[Service]) -> MeshChannel:
+def _channel(
+    stack: AsyncExitStack, settings: GatewaySettings, address: str, services: list[ContractService]
+) -> MeshChannel:
     channel = MeshChannel(
         address,
         default_deadline_seconds=settings.rpc_timeout_seconds,
@@ -103,22 +105,22 @@ def _probe(channel: MeshChannel) -> Probe:
     async def probe(seconds: float) -> None:
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
-            raise MeshError(Kind.UNAVAILABLE, "The service does not serve")
+            raise MeshError(ErrorKind.UNAVAILABLE, "The service does not serve")
 
     return probe
 
 
 def _objects(stack: AsyncExitStack, settings: GatewaySettings) -> ObjectStore | None:
     if not settings.s3_endpoint:
-        _log.warning("no object store is configured: storage is not served and uploads go through the RPC")
+        _log.warning("object_store_not_configured")
         return None
     store = ObjectStore.from_settings(settings)
     stack.push_async_callback(store.close)
     return store
 
 
-def _room(settings: GatewaySettings) -> Room:
-    return Room(
+def _room(settings: GatewaySettings) -> BodyBudget:
+    return BodyBudget(
         settings.max_bodies_bytes,
         wait_seconds=settings.body_wait_seconds,
         read_seconds=settings.body_read_seconds,
@@ -129,7 +131,7 @@ def _room(settings: GatewaySettings) -> Room:
 def _signer(settings: GatewaySettings) -> MediaSigner:
     secret = settings.media_secret or settings.auth_secret
     if secret is None:
-        _log.warning("media URLs are signed with a key of this process: set ATELIER_MEDIA_SECRET for several")
+        _log.warning("media_secret_missing")
     key = secret.get_secret_value().encode() if secret is not None else secrets.token_bytes(32)
     return MediaSigner(key, ttl_seconds=settings.media_url_ttl_seconds)
 
@@ -182,7 +184,7 @@ async def start(stack: AsyncExitStack, settings: GatewaySettings, stopping: asyn
     stack.push_async_callback(end)
     host, port = listener.getsockname()[:2]
     address = f"{host}:{port}"
-    while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers no event for it
+    while not server.started and not serving.done():  # noqa: ASYNC110 -- uvicorn offers no event for it
         await asyncio.sleep(0.005)
     if serving.done():
         await serving
@@ -200,7 +202,7 @@ def _listen(address: str) -> socket.socket:
         listener.bind((host.strip("[]"), int(port)))
     except OSError:
         listener.close()
-        raise MeshError(Kind.UNAVAILABLE, f"Cannot listen on {address}", reason="ADDRESS_IN_USE") from None
+        raise MeshError(ErrorKind.UNAVAILABLE, f"Cannot listen on {address}", reason="ADDRESS_IN_USE") from None
     listener.listen(_BACKLOG)
     listener.settimeout(0)  # asyncio's sockets never block
     return listener

@@ -24,17 +24,17 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from meshkit import auth
-from meshkit.errors import Kind, MeshError, not_found
+from meshkit.errors import ErrorKind, MeshError, not_found
 from meshkit.objects import ObjectInfo
 from meshkit.paths import normalise_path
+from meshkit.transcoding.codec import Violation
+from meshkit.transcoding.errors import RefusedRequestError
 from services.gateway.asgi import ClientGoneError, send_content
-from services.gateway.auth import Guard
+from services.gateway.auth import Authenticator
 from services.gateway.config import GatewaySettings
 from services.gateway.media import MediaSigner
 from services.gateway.middleware import note_route
 from services.gateway.ranges import ByteRange, RangeError, parse_range
-from services.gateway.transcoding.codec import Violation
-from services.gateway.transcoding.errors import RefusedRequestError
 from services.gateway.uploads import STAGING_FOLDER, ImageCheck
 
 IMAGES = "/api/v1/storage/images"
@@ -96,7 +96,7 @@ class Objects(Protocol):
         ...
 
 
-class Json(Response):
+class JsonResponse(Response):
     """A JSON answer, compressed as those of the contracts are."""
 
     media_type = "application/json"
@@ -105,7 +105,7 @@ class Json(Response):
         """Return the content."""
         return orjson.dumps(content)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI's signature
         """Send the answer."""
         own = {"content-type", "content-length"}
         headers = {name: value for name, value in self.headers.items() if name not in own}
@@ -140,7 +140,7 @@ class Storage:
     """
 
     def __init__(
-        self, objects: Objects, guard: Guard, signer: MediaSigner, check: ImageCheck, settings: GatewaySettings
+        self, objects: Objects, guard: Authenticator, signer: MediaSigner, check: ImageCheck, settings: GatewaySettings
     ) -> None:
         self._objects = objects
         self._guard = guard
@@ -163,7 +163,7 @@ class Storage:
         limit = _limit(request.query_params.get("limit"))
         found = await self._found(tenant, self._prefix(request.query_params.get("prefix", "")))
         items = [self._item(request, tenant, one, content_type) for one, content_type in found[:limit]]
-        return Json({"images": items, "total": len(found)})
+        return JsonResponse({"images": items, "total": len(found)})
 
     @staticmethod
     def _prefix(prefix: str) -> str:
@@ -307,13 +307,13 @@ class Storage:
                 info = await self._objects.put_stream(tenant, path, _chunks(file), file.size or 0, content_type)
         except ClientDisconnect:
             raise ClientGoneError from None
-        return Json(self._item(request, tenant, info, content_type))
+        return JsonResponse(self._item(request, tenant, info, content_type))
 
     async def _judged(self, file: UploadFile) -> str:
         try:
             return await self._check.sniff(file.file)
         except MeshError as error:
-            if error.kind is not Kind.INVALID:
+            if error.kind is not ErrorKind.INVALID:
                 raise
             found = [Violation(("body", "file"), one.message, one.type) for one in error.violations]
             raise RefusedRequestError(found) from None
@@ -325,7 +325,7 @@ class Storage:
         path = _writable(_path_of(request))
         await self._existing(tenant, path)
         await self._objects.delete(tenant, path)
-        return Json({"deleted": True, "path": path})
+        return JsonResponse({"deleted": True, "path": path})
 
 
 def _limit(text: str | None) -> int:

@@ -18,8 +18,8 @@ from google.protobuf.message import Message
 from starlette.types import Receive, Send
 
 from meshkit.errors import MeshError
-from services.gateway.transcoding.errors import HttpError
-from services.gateway.transcoding.options import nested
+from meshkit.transcoding.errors import HttpError
+from meshkit.transcoding.options import nested
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import get_logger
-from services.gateway.transcoding.codec import Upload, Violation
-from services.gateway.transcoding.errors import RefusedRequestError
+from meshkit.transcoding.codec import Upload, Violation
+from meshkit.transcoding.errors import RefusedRequestError
 
 _log = get_logger(__name__)
 
@@ -27,11 +27,18 @@ STAGING_SCHEME = "staging:"
 
 # Errors that say for sure that the service did nothing. After the others it may have done what was asked.
 _REFUSALS = frozenset(
-    {Kind.INVALID, Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.NOT_FOUND, Kind.CONFLICT, Kind.UNIMPLEMENTED}
+    {
+        ErrorKind.INVALID,
+        ErrorKind.UNAUTHENTICATED,
+        ErrorKind.FORBIDDEN,
+        ErrorKind.NOT_FOUND,
+        ErrorKind.CONFLICT,
+        ErrorKind.UNIMPLEMENTED,
+    }
 )
 
 
-class Store(Protocol):
+class StagingStore(Protocol):
     """Where files go."""
 
     async def put(self, tenant: str, path: str, data: bytes, content_type: str = ...) -> object:
@@ -59,7 +66,7 @@ class ImageCheck:
         Raises:
             MeshError: `INVALID` or `TOO_LARGE` with what is wrong with it.
         """
-        from meshkit import images  # noqa: PLC0415 - Pillow takes half a second that the start need not wait for
+        from meshkit import images  # noqa: PLC0415 -- Pillow takes half a second that the start need not wait for
 
         return await asyncio.to_thread(images.decode_data, text)
 
@@ -69,14 +76,14 @@ class ImageCheck:
         Raises:
             MeshError: `INVALID` with what is wrong with it.
         """
-        from meshkit import images  # noqa: PLC0415 - as above
+        from meshkit import images  # noqa: PLC0415 -- as above
 
         async with self._turn:
             return (await asyncio.to_thread(images.inspect, data)).content_type
 
 
 @dataclass(slots=True)
-class Stay:
+class StagedFiles:
     """The time that staged files spend here.
 
     Attributes:
@@ -87,14 +94,14 @@ class Stay:
 
 
 @dataclass(slots=True)
-class _Place:
+class _StagedMember:
     """A staged object and the requests that name it: more than one only where a request is repeated under its key."""
 
     users: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class UploadDoor:
+class UploadStager:
     """Stages the files of a request.
 
     Args:
@@ -102,15 +109,15 @@ class UploadDoor:
         check: Judges them.
     """
 
-    def __init__(self, store: Store, check: ImageCheck) -> None:
+    def __init__(self, store: StagingStore, check: ImageCheck) -> None:
         self._store = store
         self._check = check
-        self._places: dict[tuple[str, str], _Place] = {}
+        self._places: dict[tuple[str, str], _StagedMember] = {}
 
     @asynccontextmanager
     async def staged(
         self, tenant: str, uploads: Sequence[Upload], *, key: str = "", request: bytes = b""
-    ) -> AsyncIterator[Stay]:
+    ) -> AsyncIterator[StagedFiles]:
         """Check and stage files, all of them or none, and put their staged names in their places.
 
         Within the block the request is made. They are deleted at its end where it raises a refusal, or where the block
@@ -133,8 +140,8 @@ class UploadDoor:
         paths = [f"{STAGING_FOLDER}/{_name(key, request, upload, data)}" for upload, (data, _) in named]
         places = [(tenant, path) for path in dict.fromkeys(paths)]
         for place in places:
-            self._places.setdefault(place, _Place()).users += 1
-        stay = Stay()
+            self._places.setdefault(place, _StagedMember()).users += 1
+        stay = StagedFiles()
         try:
             for upload, path, (data, content_type) in zip(uploads, paths, files, strict=True):
                 async with self._places[tenant, path].lock:
@@ -158,7 +165,7 @@ class UploadDoor:
                 data = await self._check.decode(upload.data)
                 files.append((data, await self._check.sniff(data)))
             except MeshError as error:
-                if error.kind is not Kind.INVALID:
+                if error.kind is not ErrorKind.INVALID:
                     raise
                 texts = [one.message for one in error.violations] or [error.message]
                 violations += [Violation(upload.loc, text, "image") for text in texts]
@@ -166,7 +173,7 @@ class UploadDoor:
             raise RefusedRequestError(violations)
         return files
 
-    async def _leave(self, places: Sequence[tuple[str, str]], stay: Stay) -> None:
+    async def _leave(self, places: Sequence[tuple[str, str]], stay: StagedFiles) -> None:
         for place in places:
             kept = self._places[place]
             try:
@@ -176,7 +183,7 @@ class UploadDoor:
                         if kept.users == 1:
                             await self._store.delete(*place)
             except MeshError as error:
-                _log.warning("an upload stays until it is swept", path=place[1], cause=error.reason)
+                _log.warning("upload_left_to_sweeper", path=place[1], cause=error.reason)
             finally:
                 kept.users -= 1
                 if not kept.users:

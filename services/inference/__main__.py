@@ -19,19 +19,19 @@ from meshkit.loops import cancel
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
 from meshkit.server import MeshServer
+from meshkit.worker import measures
+from meshkit.worker.attempts import Attempts
+from meshkit.worker.cancel_listener import CancelListener
+from meshkit.worker.child_health import ChildWatch, warm_state
+from meshkit.worker.device_runner import DeviceRunner
+from meshkit.worker.inputs import AttemptFolders, Inputs
 from meshkit.worker.leases import LeaseClient
+from meshkit.worker.lora_cache import LoraCache
+from meshkit.worker.preparer import JobPreparer
 from meshkit.worker.session import WorkerProfile
-from meshkit.worker.supervisor import Supervisor
-from services.inference import measures
+from meshkit.worker.supervisor import ChildSupervisor
 from services.inference.child import ChildSettings
 from services.inference.config import InferenceSettings
-from services.inference.events import CancelNews
-from services.inference.executor import Executor
-from services.inference.health import ChildWatch, warm_state
-from services.inference.inputs import AttemptFolders, Inputs
-from services.inference.lora_cache import LoraCache
-from services.inference.preparing import Preparer
-from services.inference.service import Attempts
 from services.inference.servicer import InferenceServicer
 from services.inference.tasktypes import load_handlers, parse_types
 
@@ -73,7 +73,7 @@ async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
         model_download=settings.model_download,
         log_level=settings.log_level,
     )
-    supervisor = Supervisor(
+    supervisor = ChildSupervisor(
         child.command(),
         limits=settings.limits,
         environment=_childs_environment(),
@@ -81,12 +81,12 @@ async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
         on_lost=lambda cause: measures.CHILD_LOSSES.labels(cause).inc(),
     )
     stack.push_async_callback(supervisor.stop)
-    executor = Executor(
+    executor = DeviceRunner(
         supervisor,
         slots=settings.worker_slots,
         max_batch=settings.worker_max_batch,
         batch_wait_seconds=settings.worker_batch_wait_ms / 1000,
-        company=watch.company,
+        expected_peers=watch.expected_peers,
         on_room=watch.room,
         on_wait=lambda kind, seconds: measures.slot_wait_seconds(kind).observe(seconds),
     )
@@ -104,9 +104,9 @@ async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
         max_bytes=settings.max_input_bytes,
         timeout_seconds=settings.input_timeout_seconds,
     )
-    preparer = Preparer(handlers, inputs, folders)
+    preparer = JobPreparer(handlers, inputs, folders)
     attempts = Attempts(preparer, executor, objects, prefetch=settings.prefetch, ready=lambda: supervisor.ready)
-    news = CancelNews(bus, watch.news)
+    news = CancelListener(bus, watch.news)
     leases = LeaseClient(
         WorkerClient(channel),
         WorkerProfile(settings.name, "local", settings.worker_queues, settings.worker_slots, types),
@@ -150,7 +150,7 @@ async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
 
 
 def _childs_environment() -> dict[str, str]:
-    """This process's environment without the mesh's secrets: the child opens models and LoRAs of strangers."""
+    """Return this process's environment without the mesh's secrets: the child opens models and LoRAs of strangers."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     spin = {} if "OMP_WAIT_POLICY" in inherited else _SPIN  # who sets that has said how threads wait
     return {**_QUIET, **spin, **inherited}

@@ -34,11 +34,11 @@ from atelier.tasks.v1.enums_pb2 import (
 )
 
 from meshkit import tracing
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import configure, get_logger
 from meshkit.worker.child import ChildRuntime, JobContext, die_with_parent
+from meshkit.worker.handlers import Output, TaskCancelled, TaskFailed, TaskHandler
 from services.inference.tasktypes import WITHOUT_MODELS, load_handlers, type_of_detail
-from services.inference.tasktypes.base import Output, TaskCancelled, TaskFailed, TaskHandler
 
 if TYPE_CHECKING:
     from modelkit.residency import Models
@@ -73,7 +73,7 @@ class ChildSettings:
     log_level: str = "info"
 
     def command(self) -> list[str]:
-        """The child's command, to which the supervisor adds its socket."""
+        """Return the child's command, to which the supervisor adds its socket."""
         return [sys.executable, "-m", __spec__.name if __name__ == "__main__" else __name__, json.dumps(asdict(self))]
 
     @classmethod
@@ -85,7 +85,7 @@ class ChildSettings:
         return cls(**values)
 
 
-class Bench:
+class BatchRunner:
     """Executes batches: finds the handler, turns whatever comes of it into outcomes.
 
     Args:
@@ -114,7 +114,7 @@ class Bench:
             return [self._encode(outcome) for outcome in outcomes]
 
     def resident(self) -> ChildResident | None:
-        """What is in memory, or None where nothing ever is."""
+        """Return what is in memory, or None where nothing ever is."""
         if self._models is None:
             return None
         return ChildResident(
@@ -140,7 +140,7 @@ class Bench:
     def _failure(self, error: Exception) -> ChildFailure:
         if isinstance(error, TaskFailed):
             return ChildFailure(message=error.message, category=error.category, retryable=error.retryable)
-        if isinstance(error, MeshError) and error.kind is Kind.INVALID:
+        if isinstance(error, MeshError) and error.kind is ErrorKind.INVALID:
             return ChildFailure(message=error.message, category=ERROR_CATEGORY_VALIDATION)
         # torch's own class is not imported here; it is told by its name, on the CPU by MemoryError.
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -167,9 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings: ChildSettings = options.settings
     configure("inference-child", settings.log_level)
     sock = socket.socket(fileno=options.fd)
-    os.set_inheritable(options.fd, False)  # noqa: FBT003 - os's own signature
+    os.set_inheritable(options.fd, False)  # noqa: FBT003 -- os's own signature
     models = _models(settings)
-    bench = Bench(load_handlers(settings.task_types), models)
+    bench = BatchRunner(load_handlers(settings.task_types), models)
     runtime = ChildRuntime(sock, execute=bench.execute, resident=bench.resident, threads=settings.threads)
     return runtime.serve(ChildHello(task_types=settings.task_types, device="cpu" if models is None else models.device))
 
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _models(settings: ChildSettings) -> Models | None:
     if WITHOUT_MODELS.issuperset(settings.task_types):
         return None
-    from modelkit.residency import Models  # noqa: PLC0415 - torch is imported in the child alone, and late
+    from modelkit.residency import Models  # noqa: PLC0415 -- torch is imported in the child alone, and late
 
     return Models(
         settings.model,

@@ -26,25 +26,25 @@ from atelier.tasks.v1.enums_pb2 import (
 from atelier.tasks.v1.task_pb2 import Task
 
 from meshkit import auth
-from meshkit.errors import Kind, MeshError
-from meshkit.worker.supervisor import ChildLost, Supervisor
-from services.inference import measures
-from services.inference.executor import Executor, Job
-from services.inference.preparing import Preparer
-from services.inference.results import result_file
+from meshkit.errors import ErrorKind, MeshError
+from meshkit.worker import measures
+from meshkit.worker.device_runner import DeviceRunner, Job
+from meshkit.worker.handlers import TaskFailed
+from meshkit.worker.preparer import JobPreparer
+from meshkit.worker.supervisor import ChildLost, ChildSupervisor
+from meshkit.worker.uploads import result_file
 from services.inference.tasktypes import type_name
-from services.inference.tasktypes.base import TaskFailed
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _KINDS = {
-    ERROR_CATEGORY_VALIDATION: Kind.INVALID,
-    ERROR_CATEGORY_TIMEOUT: Kind.DEADLINE,
-    ERROR_CATEGORY_RESOURCE: Kind.UNAVAILABLE,
+    ERROR_CATEGORY_VALIDATION: ErrorKind.INVALID,
+    ERROR_CATEGORY_TIMEOUT: ErrorKind.DEADLINE,
+    ERROR_CATEGORY_RESOURCE: ErrorKind.UNAVAILABLE,
 }
 
 
-class _Newest:
+class _LatestProgress:
     """The newest progress that a caller has not read; a slow one misses what was overtaken."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class _Newest:
         self._changed.set()
 
     async def get(self) -> ChildProgress | None:
-        """The newest report once there is one; None once all are read and no more will come."""
+        """Return the newest report once there is one; None once all are read and no more will come."""
         while self._report is None and not self._ended:
             self._changed.clear()
             await self._changed.wait()
@@ -89,9 +89,9 @@ class InferenceServicer(InferenceServiceServicer):
         name: str,
         queues: Sequence[str],
         task_types: Sequence[TaskType.ValueType],
-        preparer: Preparer,
-        executor: Executor,
-        supervisor: Supervisor,
+        preparer: JobPreparer,
+        executor: DeviceRunner,
+        supervisor: ChildSupervisor,
     ) -> None:
         self._name = name
         self._queues = tuple(queues)
@@ -100,10 +100,10 @@ class InferenceServicer(InferenceServiceServicer):
         self._executor = executor
         self._supervisor = supervisor
 
-    async def Run(self, request: RunRequest, context: Context) -> AsyncIterator[RunResponse]:  # noqa: ARG002, N802 - an RPC
+    async def Run(self, request: RunRequest, context: Context) -> AsyncIterator[RunResponse]:  # noqa: ARG002, N802 -- an RPC
         """Execute a task at once, in a slot of its own."""
         tenant = auth.acting_tenant()
-        newest = _Newest()
+        newest = _LatestProgress()
         task = Task(id=str(uuid.uuid4()), attempt=1, origin_tenant_id=tenant)
         outcome = "aborted"
         kind = (request.task.WhichOneof("detail") or "unknown").upper()
@@ -133,7 +133,7 @@ class InferenceServicer(InferenceServiceServicer):
         finally:
             measures.attempts(kind, f"direct_{outcome}").inc()
 
-    async def Describe(self, request: DescribeRequest, context: Context) -> DescribeResponse:  # noqa: ARG002, N802 - an RPC
+    async def Describe(self, request: DescribeRequest, context: Context) -> DescribeResponse:  # noqa: ARG002, N802 -- an RPC
         """Tell what the worker serves and what it holds."""
         hello = self._supervisor.hello
         return DescribeResponse(
@@ -157,11 +157,11 @@ def _progress(report: ChildProgress, *, previews: bool) -> RunResponse:
 
 
 def _last(job: Job, done: ChildDone) -> RunResponse:
-    """The last message: the result with its files, whose fields hold their names."""
+    """Return the last message: the result with its files, whose fields hold their names."""
     if done.HasField("failure"):
         raise TaskFailed(done.failure.message, done.failure.category, retryable=done.failure.retryable)
     if not done.HasField("output"):
-        raise MeshError(Kind.ABORTED, "The task was stopped.", reason="STOPPED")
+        raise MeshError(ErrorKind.ABORTED, "The task was stopped.", reason="STOPPED")
     result, files = done.output.result, []
     detail = result.WhichOneof("detail")
     for file in done.output.files:
@@ -173,4 +173,4 @@ def _last(job: Job, done: ChildDone) -> RunResponse:
 
 
 def _refused(failure: TaskFailed) -> MeshError:
-    return MeshError(_KINDS.get(failure.category, Kind.INTERNAL), failure.message, reason="TASK_FAILED")
+    return MeshError(_KINDS.get(failure.category, ErrorKind.INTERNAL), failure.message, reason="TASK_FAILED")

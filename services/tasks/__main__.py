@@ -14,7 +14,7 @@ _log = get_logger(__name__)
 
 
 async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
-    """Starts the service and waits for its end."""
+    """Start the service and waits for its end."""
     settings = TasksSettings()
     running = await start(settings, stack)
     lifecycle.announce(running.address, settings.port_file)

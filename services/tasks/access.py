@@ -32,7 +32,7 @@ class Caller:
 
     @classmethod
     def of_call(cls) -> Caller:
-        """The caller of the call at hand."""
+        """Return the caller of the call at hand."""
         principal = auth.current()
         try:
             tenant = auth.acting_tenant()
@@ -51,7 +51,7 @@ class Caller:
         )
 
     def require_tenant(self) -> str:
-        """The tenant it acts for.
+        """Return the tenant it acts for.
 
         Raises:
             MeshError: `FORBIDDEN` without one.
@@ -61,7 +61,7 @@ class Caller:
         return self.tenant
 
     def checked_tenant(self, tenant: str) -> str:
-        """A tenant that the caller names, if it can be one.
+        """Return a tenant that the caller names, if it can be one.
 
         Raises:
             MeshError: `INVALID` for a malformed name.
@@ -71,7 +71,7 @@ class Caller:
         return tenant
 
     def seen(self, record: TaskRecord | None, ident: object, *, write: bool = False) -> TaskRecord:
-        """A task, if it exists for this caller.
+        """Return a task, if it exists for this caller.
 
         Args:
             record: The task, if there is one.

@@ -48,7 +48,7 @@ class Batcher(Generic[Item, Answer]):
         self._running: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Answer:
-        """Adds a request and waits until its group is committed.
+        """Add a request and waits until its group is committed.
 
         Raises:
             Exception: What became of this member.
@@ -56,7 +56,7 @@ class Batcher(Generic[Item, Answer]):
         return await self.enqueue(item)
 
     def enqueue(self, item: Item) -> asyncio.Future[Answer]:
-        """Adds a request; the future is what `submit` would wait for.
+        """Add a request; the future is what `submit` would wait for.
 
         Those that are added before the caller waits again are committed together.
         """
@@ -67,7 +67,7 @@ class Batcher(Generic[Item, Answer]):
         return future
 
     async def close(self) -> None:
-        """Waits for what is under way."""
+        """Wait for what is under way."""
         if self._running is not None:
             await asyncio.gather(self._running, return_exceptions=True)
 

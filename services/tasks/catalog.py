@@ -149,7 +149,7 @@ class Catalog:
         }
 
     def type_of(self, task: task_pb2.CreateTask) -> TypeEntry:
-        """The type of a task that a caller asks for.
+        """Return the type of a task that a caller asks for.
 
         Raises:
             MeshError: `INVALID` where this release does not serve it.
@@ -191,7 +191,7 @@ class Catalog:
         return name
 
     def queue_of(self, name: str | None, provider: str) -> str:
-        """The queue of a task.
+        """Return the queue of a task.
 
         Args:
             name: What the caller named, if anything.

@@ -11,7 +11,7 @@ from atelier.tasks.v1 import tasks_service_pb2_grpc, webhooks_service_pb2_grpc, 
 
 from meshkit import db as meshdb
 from meshkit.auth import TokenVerifier
-from meshkit.bus import Bus, Message
+from meshkit.bus import Bus, BusMessage
 from meshkit.db import Database
 from meshkit.fetcher import Fetcher
 from meshkit.loops import Loops, coalesced
@@ -19,26 +19,26 @@ from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
 from meshkit.server import MeshServer
+from services.tasks.api.creation import TaskPreparer
+from services.tasks.api.service import TasksService
+from services.tasks.api.servicer import TasksServicer
+from services.tasks.api.watch import TaskWatchers
 from services.tasks.catalog import Catalog
 from services.tasks.config import TasksSettings
-from services.tasks.creation import Preparer
 from services.tasks.domain import RetryPolicy
 from services.tasks.events import WAKE_SUBJECT
-from services.tasks.inputs import InputDoor
-from services.tasks.loops import Upkeep
-from services.tasks.news import News
-from services.tasks.postgres.store import PIPELINE_SETTINGS, PostgresStore
+from services.tasks.inputs.validator import InputValidator
+from services.tasks.loops import TaskMaintenance
+from services.tasks.notifier import Notifier
+from services.tasks.postgres.store import PIPELINE_SETTINGS, PostgresTaskStore
 from services.tasks.postgres.webhooks import PostgresWebhooks
-from services.tasks.progress import ProgressBoard
-from services.tasks.scheduler import Poll, Scheduler
-from services.tasks.sending import Sender
-from services.tasks.service import TasksService
-from services.tasks.servicer import TasksServicer
-from services.tasks.watch import Watchers
-from services.tasks.webhook_service import WebhookDesk
-from services.tasks.webhook_servicer import WebhookServicer
-from services.tasks.worker_servicer import WorkerServicer
-from services.tasks.workers import WorkerDesk
+from services.tasks.scheduling.progress import ProgressRelay
+from services.tasks.scheduling.scheduler import Poll, Scheduler
+from services.tasks.scheduling.service import WorkerSessions
+from services.tasks.scheduling.servicer import WorkerServicer
+from services.tasks.webhooks.sender import Sender
+from services.tasks.webhooks.service import WebhooksService
+from services.tasks.webhooks.servicer import WebhookServicer
 
 SCHEMA = "tasks"
 # Events of commits that follow each other closely are published together: a run of the relay costs three transactions.
@@ -46,19 +46,19 @@ RELAY_DELAY_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class TasksRuntime:
     """A running service; its parts are for tests that call a loop's body themselves."""
 
     address: str
-    upkeep: Upkeep
+    upkeep: TaskMaintenance
     relay: Relay
     database: Database
     objects: ObjectStore
     sender: Sender
 
 
-async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
-    """Starts the service; the stack stops it.
+async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
+    """Start the service; the stack stops it.
 
     Args:
         settings: Its settings.
@@ -74,8 +74,8 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
     objects = ObjectStore.from_settings(settings)
     stack.push_async_callback(objects.close)
 
-    store = PostgresStore(database)
-    news = News(bus, secrets.token_bytes(8))
+    store = PostgresTaskStore(database)
+    news = Notifier(bus, secrets.token_bytes(8))
     catalog = Catalog(enable_noop=settings.enable_noop)
     policy = RetryPolicy(settings.max_retries, settings.retry_base_seconds)
     relay = Relay(database, bus)
@@ -83,17 +83,17 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
     news.on_commit(coalesced(relay.wake, RELAY_DELAY_SECONDS))
 
     fetcher = Fetcher.from_settings(settings)
-    door = InputDoor(objects, fetcher, settings.shared_tenant)
+    door = InputValidator(objects, fetcher, settings.shared_tenant)
     tasks = TasksService(
         store,
         catalog=catalog,
-        preparer=Preparer(catalog, door, lambda: datetime.now(UTC)),
+        preparer=TaskPreparer(catalog, door, lambda: datetime.now(UTC)),
         door=door,
         objects=objects,
         news=news,
     )
     stack.push_async_callback(tasks.close)
-    board = ProgressBoard(store, news)
+    board = ProgressRelay(store, news)
 
     async def give_back(poll: Poll, leases: object) -> None:
         await desk.give_back(poll, leases)  # type: ignore[arg-type]
@@ -102,7 +102,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
         store, costs=catalog.costs, weights=settings.tenant_weights, release=give_back, on_events=news.committed
     )
     news.on_waiting(scheduler.wake)
-    desk = WorkerDesk(
+    desk = WorkerSessions(
         store,
         scheduler=scheduler,
         board=board,
@@ -114,14 +114,14 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
         max_wait_seconds=settings.default_max_wait_seconds,
     )
     stack.push_async_callback(desk.close)
-    watchers = Watchers(store, bus)
+    watchers = TaskWatchers(store, bus)
     news.on_ended(watchers.changed)
 
-    async def on_wake(message: Message) -> None:
+    async def on_wake(message: BusMessage) -> None:
         news.heard(message.subject.rpartition(".")[2], message.data)
 
     await bus.subscribe(f"{WAKE_SUBJECT}.*", on_wake)
-    upkeep = Upkeep(
+    upkeep = TaskMaintenance(
         store,
         desk=desk,
         objects=objects,
@@ -155,7 +155,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
             ),
             (
                 webhooks_service_pb2_grpc.add_WebhookServiceServicer_to_server,
-                WebhookServicer(WebhookDesk(webhooks, fetcher)),
+                WebhookServicer(WebhooksService(webhooks, fetcher)),
                 "atelier.tasks.v1.WebhookService",
             ),
         ],
@@ -168,4 +168,4 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> Running:
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return Running(server.address, upkeep, relay, database, objects, sender)
+    return TasksRuntime(server.address, upkeep, relay, database, objects, sender)

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshkit.moments import assign
 from services.tasks.catalog import CAPABILITIES, QUEUES, TYPES, Catalog, prefix_of
-from services.tasks.domain import AttemptRecord, Kind, Ref, TaskRecord
+from services.tasks.domain import AttemptRecord, AttemptRef, JobKind, TaskRecord
 
 
 def _numbers(enum: EnumDescriptor, prefix: str) -> dict[str, int]:
@@ -33,26 +33,26 @@ CATEGORY_NAME = {number: name for name, number in CATEGORY.items()}
 
 
 def timestamp(moment: datetime) -> Timestamp:
-    """A moment as the wire has it."""
+    """Return a moment as the wire has it."""
     result = Timestamp()
     assign(result, moment)
     return result
 
 
 def moment(value: Timestamp) -> datetime:
-    """A moment off the wire, in UTC."""
+    """Return a moment off the wire, in UTC."""
     return value.ToDatetime(tzinfo=UTC)
 
 
 def to_task(record: TaskRecord) -> task_pb2.Task:
-    """A task as callers see it."""
+    """Return a task as callers see it."""
     task = task_pb2.Task()
     write_task(task, record)
     return task
 
 
 def write_task(task: task_pb2.Task, record: TaskRecord) -> None:
-    """Writes a task as callers see it into an empty message, which may be a member of another: a copy less."""
+    """Write a task as callers see it into an empty message, which may be a member of another: a copy less."""
     _read_stored(task, record)
     ident = str(record.id)
     task.id = ident
@@ -92,7 +92,7 @@ def _merge_result(task: task_pb2.Task, result: task_pb2.TaskResult) -> None:
 
 
 def fold_result(record: TaskRecord) -> task_pb2.Task:
-    """The stored members of a task with its result among them, to be changed and stored again."""
+    """Return the stored members of a task with its result among them, to be changed and stored again."""
     task = task_pb2.Task()
     _read_stored(task, record)
     return task
@@ -120,7 +120,7 @@ def to_attempt(attempt: AttemptRecord) -> tasks_service_pb2.TaskAttempt:
 
 
 def to_lease(record: TaskRecord) -> worker_service_pb2.Lease:
-    """A leased task as its worker sees it."""
+    """Return a leased task as its worker sees it."""
     lease = worker_service_pb2.Lease(
         job_id=str(record.id),
         attempt=record.attempt,
@@ -131,19 +131,19 @@ def to_lease(record: TaskRecord) -> worker_service_pb2.Lease:
         traceparent=record.traceparent,
     )
     lease.spec.ParseFromString(record.spec)
-    if record.kind == Kind.TASK:
+    if record.kind == JobKind.TASK:
         write_task(lease.task, record)
     lease.timeout.FromMilliseconds(int(record.timeout_seconds * 1000))
     return lease
 
 
-def from_ref(ref: worker_service_pb2.AttemptRef) -> Ref:
-    """An attempt off the wire."""
-    return Ref(UUID(ref.job_id), ref.attempt)
+def from_ref(ref: worker_service_pb2.AttemptRef) -> AttemptRef:
+    """Return an attempt off the wire."""
+    return AttemptRef(UUID(ref.job_id), ref.attempt)
 
 
-def to_ref(ref: Ref) -> worker_service_pb2.AttemptRef:
-    """An attempt for the wire."""
+def to_ref(ref: AttemptRef) -> worker_service_pb2.AttemptRef:
+    """Return an attempt for the wire."""
     return worker_service_pb2.AttemptRef(job_id=str(ref.job_id), attempt=ref.attempt)
 
 
@@ -153,7 +153,7 @@ def field_of(task_type: str) -> str:
 
 
 def to_catalog(catalog: Catalog) -> tasks_service_pb2.GetCatalogResponse:
-    """What is served, as other services see it."""
+    """Return what is served, as other services see it."""
     return tasks_service_pb2.GetCatalogResponse(
         task_types=[TASK_TYPE[name] for name in TYPES if name in catalog.served_types],  # type: ignore[misc]  # enum numbers are ints on the wire
         providers=[

@@ -22,7 +22,7 @@ MAX_ERROR_LENGTH = 4096
 MAX_FREE_RELEASES = 10
 
 
-class Status(enum.StrEnum):
+class TaskStatus(enum.StrEnum):
     """Where a task stands."""
 
     PENDING = "PENDING"
@@ -32,14 +32,14 @@ class Status(enum.StrEnum):
     CANCELLED = "CANCELLED"
 
 
-class Kind(enum.StrEnum):
+class JobKind(enum.StrEnum):
     """Kind of a job on the scheduler; only tasks show in lists of tasks."""
 
     TASK = "TASK"
     TRAINING = "TRAINING"
 
 
-class Category(enum.StrEnum):
+class ErrorCategory(enum.StrEnum):
     """Why an attempt failed."""
 
     VALIDATION = "VALIDATION"
@@ -52,7 +52,7 @@ class Category(enum.StrEnum):
     INTERNAL = "INTERNAL"
 
 
-class Outcome(enum.StrEnum):
+class AttemptOutcome(enum.StrEnum):
     """How an attempt ended."""
 
     COMPLETED = "COMPLETED"
@@ -62,22 +62,24 @@ class Outcome(enum.StrEnum):
     RELEASED = "RELEASED"
 
 
-TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+TERMINAL = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED})
 
 # Every legal change of state, and nothing else. Leasing starts a task; a lost, failed or handed back attempt queues it
 # again; an operator may fail a waiting task. A terminal state never changes.
-TRANSITIONS: Mapping[Status, frozenset[Status]] = MappingProxyType(
+TRANSITIONS: Mapping[TaskStatus, frozenset[TaskStatus]] = MappingProxyType(
     {
-        Status.PENDING: frozenset({Status.EXECUTING, Status.CANCELLED, Status.FAILED}),
-        Status.EXECUTING: frozenset({Status.PENDING, Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
-        Status.COMPLETED: frozenset(),
-        Status.FAILED: frozenset(),
-        Status.CANCELLED: frozenset(),
+        TaskStatus.PENDING: frozenset({TaskStatus.EXECUTING, TaskStatus.CANCELLED, TaskStatus.FAILED}),
+        TaskStatus.EXECUTING: frozenset(
+            {TaskStatus.PENDING, TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED}
+        ),
+        TaskStatus.COMPLETED: frozenset(),
+        TaskStatus.FAILED: frozenset(),
+        TaskStatus.CANCELLED: frozenset(),
     }
 )
 
 
-def may(current: Status, following: Status) -> bool:
+def may(current: TaskStatus, following: TaskStatus) -> bool:
     """Whether a task in `current` may go to `following`."""
     return following in TRANSITIONS[current]
 
@@ -143,9 +145,9 @@ class TaskRecord(NamedTuple):
     result_objects: Sequence[str]
 
     @property
-    def state(self) -> Status:
+    def state(self) -> TaskStatus:
         """The status as a value of the enum."""
-        return Status(self.status)
+        return TaskStatus(self.status)
 
 
 def new_task(
@@ -167,15 +169,15 @@ def new_task(
     traceparent: str,
     spec: bytes,
     body: bytes,
-    kind: Kind = Kind.TASK,
+    kind: JobKind = JobKind.TASK,
 ) -> TaskRecord:
-    """A task as it is first written: PENDING, version 1, without an attempt."""
+    """Return a task as it is first written: PENDING, version 1, without an attempt."""
     return TaskRecord(
         id=task_id,
         kind=kind.value,
         tenant=tenant,
         task_type=task_type,
-        status=Status.PENDING.value,
+        status=TaskStatus.PENDING.value,
         priority=priority,
         queue_name=queue_name,
         provider_type=provider_type,
@@ -219,12 +221,12 @@ def new_task(
 
 
 def lane_of(task_type: str, provider_type: str) -> str:
-    """What a worker must serve to take a task of this type and provider."""
+    """Return what a worker must serve to take a task of this type and provider."""
     return f"{task_type}/{provider_type}"
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class SessionRecord:
     """A worker's session. A lease of it is valid as long as the session is: one row keeps all of them alive."""
 
     id: UUID
@@ -244,7 +246,7 @@ class Session:
         )
 
 
-class Ref(NamedTuple):
+class AttemptRef(NamedTuple):
     """An attempt: the fencing token of every report."""
 
     job_id: UUID
@@ -288,12 +290,12 @@ class RetryPolicy:
 
 
 def clip_error(text: str) -> str:
-    """An error's sentence, short enough for a row."""
+    """Return an error's sentence, short enough for a row."""
     return text if len(text) <= MAX_ERROR_LENGTH else f"{text[: MAX_ERROR_LENGTH - 1]}\u2026"
 
 
 def time_ordered_id(now: datetime) -> UUID:
-    """A version 7 UUID (RFC 9562, 5.7): rows created together lie together in the primary key's index."""
+    """Return a version 7 UUID (RFC 9562, 5.7): rows created together lie together in the primary key's index."""
     milliseconds = int(now.timestamp() * 1000)
     value = (milliseconds << 80) | int.from_bytes(os.urandom(10))
     value = value & ~(0xF << 76) | (0x7 << 76)

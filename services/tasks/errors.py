@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meshkit.errors import MeshError, conflict, not_found
-from services.tasks.domain import Status
+from services.tasks.domain import TaskStatus
 
 LEASE_LOST = "LEASE_LOST"
 
@@ -14,25 +14,25 @@ def task_not_found(task_id: object) -> MeshError:
 
 
 def session_not_found(session_id: object) -> MeshError:
-    """The session ended, expired, belongs to someone else or never was; the worker opens a new one."""
+    """Build the error: the session ended, expired, belongs to someone else or never was; the worker opens a new one."""
     return not_found("Session", str(session_id))
 
 
 def lease_lost() -> MeshError:
-    """The attempt is not the worker's any more: it expired, was cancelled, or was given to another."""
+    """Build the error: the attempt is not the worker's any more: it expired, was cancelled, or was given to another."""
     return conflict("The lease of this attempt was lost", reason=LEASE_LOST)
 
 
-def illegal_transition(current: Status, wanted: Status) -> MeshError:
-    """The task's state does not allow what was asked."""
+def illegal_transition(current: TaskStatus, wanted: TaskStatus) -> MeshError:
+    """Build the error: the task's state does not allow what was asked."""
     return conflict(f"A task that is {current.value} cannot become {wanted.value}", reason="ILLEGAL_TRANSITION")
 
 
 def executing(action: str) -> MeshError:
-    """What was asked has to wait for the task's end."""
+    """Build the error: what was asked has to wait for the task's end."""
     return conflict(f"A task cannot be {action} while it executes; cancel it first", reason="TASK_EXECUTING")
 
 
 def identifier_used(task_id: object) -> MeshError:
-    """The identifier belonged to a task that was deleted, or belongs to another tenant's."""
+    """Build the error: the identifier belonged to a task that was deleted, or belongs to another tenant's."""
     return conflict(f"The identifier {task_id} was used before", reason="TASK_ID_USED")

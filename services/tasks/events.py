@@ -9,13 +9,13 @@ from uuid import UUID
 from atelier.events.v1 import events_pb2
 from google.protobuf.message import Message
 
+from meshkit import eventjson as spelling
 from meshkit.fetcher import check_url
 from meshkit.moments import assign
 from meshkit.outbox import OutboxEvent
-from services.tasks import spelling
 from services.tasks.convert import CATEGORY, STATUS, to_task
-from services.tasks.domain import TERMINAL, Status, TaskRecord
-from services.tasks.webhooks import NewDelivery
+from services.tasks.domain import TERMINAL, TaskRecord, TaskStatus
+from services.tasks.webhooks.domain import NewDelivery
 
 # A task that is a workflow's step speaks on subjects of its own: workflows would else read every task's news in vain.
 SUBJECT = "atelier.tasks.v1.task"
@@ -30,11 +30,11 @@ STEP_ENDED_SUBJECT = "atelier.ended.step"
 MAX_TOLD_TASK_BYTES = 64 * 1024
 
 _WHAT = {
-    Status.PENDING.value: "requeued",
-    Status.EXECUTING.value: "started",
-    Status.COMPLETED.value: "completed",
-    Status.FAILED.value: "failed",
-    Status.CANCELLED.value: "cancelled",
+    TaskStatus.PENDING.value: "requeued",
+    TaskStatus.EXECUTING.value: "started",
+    TaskStatus.COMPLETED.value: "completed",
+    TaskStatus.FAILED.value: "failed",
+    TaskStatus.CANCELLED.value: "cancelled",
 }
 
 _TASK_EVENTS: Mapping[str, type[Message]] = {
@@ -44,7 +44,7 @@ _TASK_EVENTS: Mapping[str, type[Message]] = {
 
 
 def created(record: TaskRecord) -> OutboxEvent:
-    """A task was accepted."""
+    """Return a task was accepted."""
     event = events_pb2.TaskCreatedEvent(
         event_type=events_pb2.EVENT_TYPE_TASK_CREATED,
         task_id=str(record.id),
@@ -60,12 +60,12 @@ def created(record: TaskRecord) -> OutboxEvent:
 
 
 def changed(record: TaskRecord) -> OutboxEvent:
-    """A task changed its state."""
+    """Return a task changed its state."""
     return _outbox(_WHAT[record.status], record, _status_event(record), "task_status_update")
 
 
 def step_ended(record: TaskRecord) -> bytes | None:
-    """The end of a workflow's step, for those who listen now; None where nobody waits for it or it is too large."""
+    """Return the notice of a step's end; None for a task of no workflow, or one too large."""
     if record.workflow_id is None or record.state not in TERMINAL:
         return None
     event = _status_event(record)
@@ -88,7 +88,7 @@ def _status_event(record: TaskRecord) -> events_pb2.TaskStatusEvent:
         assign(event.started_at, record.started_at)
     if record.completed_at is not None:
         assign(event.completed_at, record.completed_at)
-    if record.errors and record.status in (Status.FAILED, Status.PENDING):
+    if record.errors and record.status in (TaskStatus.FAILED, TaskStatus.PENDING):
         event.error_message = record.errors[-1]
     if record.error_category is not None:
         event.error_category = CATEGORY[record.error_category]  # type: ignore[assignment]
@@ -100,7 +100,7 @@ def _status_event(record: TaskRecord) -> events_pb2.TaskStatusEvent:
 
 
 def delivery(record: TaskRecord, url: str, event: OutboxEvent) -> NewDelivery:
-    """A task's event on its way to the task's webhook."""
+    """Return a task's event on its way to the task's webhook."""
     message = _TASK_EVENTS[event.headers["Atelier-Event-Type"]].FromString(event.payload)
     return to_delivery(
         message,
@@ -113,7 +113,7 @@ def delivery(record: TaskRecord, url: str, event: OutboxEvent) -> NewDelivery:
 
 
 def to_delivery(event: Any, *, event_id: UUID, tenant: str, entity_id: UUID, version: int, url: str) -> NewDelivery:
-    """An event on its way to an address.
+    """Return an event on its way to an address.
 
     Args:
         event: A message that has an `event_type`.

@@ -11,12 +11,12 @@ from meshkit.logging import get_logger
 from meshkit.loops import Loop
 from meshkit.objects import ObjectStore
 from services.tasks.config import TasksSettings
-from services.tasks.domain import RetryPolicy, Status, TaskRecord
-from services.tasks.inputs import STAGING_FOLDER
-from services.tasks.news import News
-from services.tasks.progress import ProgressBoard
-from services.tasks.store import Store
-from services.tasks.workers import WorkerDesk
+from services.tasks.domain import RetryPolicy, TaskRecord, TaskStatus
+from services.tasks.inputs.validator import STAGING_FOLDER
+from services.tasks.notifier import Notifier
+from services.tasks.scheduling.progress import ProgressRelay
+from services.tasks.scheduling.service import WorkerSessions
+from services.tasks.store import TaskStore
 
 _log = get_logger(__name__)
 
@@ -30,7 +30,7 @@ _SLOTS = metrics.gauge("tasks_queue_slots", "Slots of the workers that take work
 _SWEPT = metrics.counter("tasks_objects_swept", "Objects deleted that no task names")
 
 
-class Upkeep:
+class TaskMaintenance:
     """The bodies of the loops; a test may call each.
 
     Args:
@@ -45,11 +45,11 @@ class Upkeep:
 
     def __init__(
         self,
-        store: Store,
+        store: TaskStore,
         *,
-        desk: WorkerDesk,
+        desk: WorkerSessions,
         objects: ObjectStore,
-        news: News,
+        news: Notifier,
         policy: RetryPolicy,
         settings: TasksSettings,
         clock: Callable[[], datetime],
@@ -64,7 +64,7 @@ class Upkeep:
         self._depths: set[tuple[str, str]] = set()
         self._served: set[str] = set()
 
-    def loops(self, board: ProgressBoard) -> list[Loop]:
+    def loops(self, board: ProgressRelay) -> list[Loop]:
         """All loops of a replica."""
         settings = self._settings
         flush = Loop("tasks-progress", board.flush, 1.0)
@@ -81,7 +81,7 @@ class Upkeep:
         ]
 
     async def expire(self) -> None:
-        """Ends the attempts of lost workers, and those that ran too long."""
+        """End the attempts of lost workers, and those that ran too long."""
         self._desk.returned(await self._store.expire_sessions(self._policy))
         self._desk.returned(await self._store.expire_overdue(OVERDUE_GRACE_SECONDS, self._policy))
 
@@ -91,7 +91,7 @@ class Upkeep:
             self._news.waiting(queue)
 
     async def sweep_objects(self) -> bool:
-        """Deletes the objects of attempts that lost, and of tasks that do not exist.
+        """Delete the objects of attempts that lost, and of tasks that do not exist.
 
         Returns:
             Whether more wait.
@@ -103,7 +103,7 @@ class Upkeep:
         return len(due) == _SWEEPS
 
     async def sweep_staging(self) -> None:
-        """Deletes uploads that no task took."""
+        """Delete uploads that no task took."""
         oldest = self._clock() - timedelta(seconds=self._settings.staging_max_age_seconds)
         # The object store is asked, not the rows: a tenant whose creates were all refused has uploads and no row.
         for tenant in await self._objects.tenants():
@@ -118,7 +118,7 @@ class Upkeep:
         await self._store.forget_sessions(SESSION_KEEP_SECONDS)
 
     async def measure(self) -> None:
-        """Reads the depth of the queues and the slots that serve them: what a pool of workers is scaled by."""
+        """Read the depth of the queues and the slots that serve them: what a pool of workers is scaled by."""
         depths = {(queue, lane): pending for queue, lane, pending in await self._store.depths()}
         for key in self._depths | depths.keys():
             _DEPTH.labels(*key).set(depths.get(key, 0))
@@ -134,7 +134,7 @@ class Upkeep:
             deleted: Sequence[str] = await self._objects.delete_prefix(tenant, prefix)
             _SWEPT.inc(len(deleted))
             return
-        if record.state in (Status.PENDING, Status.EXECUTING):
+        if record.state in (TaskStatus.PENDING, TaskStatus.EXECUTING):
             return
         for path in await self._losers(record, tenant, prefix):
             await self._objects.delete(tenant, path)

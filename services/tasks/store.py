@@ -12,8 +12,16 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from services.tasks.domain import AttemptRecord, Category, Ref, RetryPolicy, Session, Status, TaskRecord
-from services.tasks.fairness import Candidate, Contender
+from services.tasks.domain import (
+    AttemptRecord,
+    AttemptRef,
+    ErrorCategory,
+    RetryPolicy,
+    SessionRecord,
+    TaskRecord,
+    TaskStatus,
+)
+from services.tasks.scheduling.fairness import Candidate, Contender
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,7 @@ class TaskFilter:
     """Which tasks to list; None where a member does not matter."""
 
     tenant: str | None = None
-    status: Status | None = None
+    status: TaskStatus | None = None
     task_type: str | None = None
     workflow_id: UUID | None = None
     origin_instance: str | None = None
@@ -109,7 +117,7 @@ class Grant(NamedTuple):
     charge: float
 
 
-class Completion(NamedTuple):
+class CompletedAttempt(NamedTuple):
     """The end of an attempt with its result.
 
     Attributes:
@@ -120,14 +128,14 @@ class Completion(NamedTuple):
         device_seconds: What the device worked.
     """
 
-    ref: Ref
+    ref: AttemptRef
     session: UUID
     result: bytes
     objects: Sequence[str]
     device_seconds: float
 
 
-class Ended(NamedTuple):
+class AttemptEnd(NamedTuple):
     """What a report about an attempt did.
 
     Attributes:
@@ -140,10 +148,10 @@ class Ended(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class LeaseState:
     """A lease that the database knows of a session."""
 
-    ref: Ref
+    ref: AttemptRef
     acknowledged: bool
     missing: bool
 
@@ -152,13 +160,13 @@ class Held:
 class ProgressNote:
     """Progress to write into a row."""
 
-    ref: Ref
+    ref: AttemptRef
     session: UUID
     progress: float
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
+class RegisteredPoll:
     """A poll that was noted.
 
     Attributes:
@@ -170,13 +178,13 @@ class Registered:
     draining: bool
 
 
-class Rounds(Protocol):
+class RoundStore(Protocol):
     """One dispatch round: an open transaction that holds the queue."""
 
     async def register(
         self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int
-    ) -> tuple[Mapping[UUID, Registered], list[Contender]]:
-        """Notes polls, which acknowledges what earlier ones brought, and looks who waits.
+    ) -> tuple[Mapping[UUID, RegisteredPoll], list[Contender]]:
+        """Note polls, which acknowledges what earlier ones brought, and looks who waits.
 
         Args:
             polls: New polls.
@@ -192,7 +200,7 @@ class Rounds(Protocol):
     async def hold(
         self, polls: Sequence[PollEntry], wanted: Mapping[str, int], lanes: Sequence[str], limit: int
     ) -> tuple[Mapping[PollEntry, bool], list[Contender], list[Candidate]]:
-        """Makes other replicas' rounds of this queue wait for the end of this one, and reads what waits.
+        """Make other replicas' rounds of this queue wait for the end of this one, and reads what waits.
 
         Args:
             polls: Polls noted by an earlier round.
@@ -224,27 +232,27 @@ class Rounds(Protocol):
 ModifyBody = Callable[[TaskRecord], TaskRecord]
 
 
-class Store(Protocol):
+class TaskStore(Protocol):
     """Tasks, attempts and sessions."""
 
     async def create_many(self, creations: Sequence[Creation]) -> list[Created | None]:
-        """Writes new tasks together; None for those whose idempotency key or identifier was taken."""
+        """Write new tasks together; None for those whose idempotency key or identifier was taken."""
         ...
 
     async def create_one(self, creation: Creation) -> Created:
-        """Writes one task, or finds the one that exists, or the answer given before."""
+        """Write one task, or finds the one that exists, or the answer given before."""
         ...
 
     async def find_replay(self, tenant: str, key: IdempotencyKey) -> bytes | None:
-        """The answer stored under a key, if it is committed; CONFLICT where the key had another request."""
+        """Return the answer stored under a key, if it is committed; CONFLICT where the key had another request."""
         ...
 
     async def note_intent(self, record: TaskRecord, prefix: str) -> None:
-        """Notes that objects are about to be written for a task to come."""
+        """Note that objects are about to be written for a task to come."""
         ...
 
     async def get(self, task_id: UUID) -> TaskRecord | None:
-        """A task."""
+        """Return a task."""
         ...
 
     async def list_tasks(self, which: TaskFilter, skip: int, limit: int) -> list[TaskRecord]:
@@ -252,37 +260,37 @@ class Store(Protocol):
         ...
 
     async def attempts(self, task_id: UUID) -> list[AttemptRecord]:
-        """A task's attempts, oldest first."""
+        """Return a task's attempts, oldest first."""
         ...
 
     async def modify(self, task_id: UUID, body: ModifyBody) -> tuple[TaskRecord, TaskRecord]:
-        """Changes a task under its lock: the task before and after."""
+        """Change a task under its lock: the task before and after."""
         ...
 
     async def cancel(self, task_id: UUID) -> tuple[TaskRecord, TaskRecord]:
-        """Cancels a task unless it ended: the task before and after."""
+        """Cancel a task unless it ended: the task before and after."""
         ...
 
     async def remove(self, task_id: UUID) -> bool:
-        """Removes the row of a task that ended, keeping its identifier from being used again."""
+        """Remove the row of a task that ended, keeping its identifier from being used again."""
         ...
 
-    async def open_session(self, session: Session, ttl_seconds: float) -> None:
-        """Opens a worker's session."""
+    async def open_session(self, session: SessionRecord, ttl_seconds: float) -> None:
+        """Open a worker's session."""
         ...
 
-    async def session(self, session_id: UUID) -> Session | None:
-        """An open session."""
+    async def session(self, session_id: UUID) -> SessionRecord | None:
+        """Return an open session."""
         ...
 
     async def heartbeat(
-        self, session_id: UUID, subject: str, held: Sequence[Ref], *, draining: bool, ttl_seconds: float
-    ) -> list[Held] | None:
-        """Extends a session and acknowledges what it holds; the leases it has, or None without such a session."""
+        self, session_id: UUID, subject: str, held: Sequence[AttemptRef], *, draining: bool, ttl_seconds: float
+    ) -> list[LeaseState] | None:
+        """Extend a session and acknowledges what it holds; the leases it has, or None without such a session."""
         ...
 
-    async def note_missing(self, session_id: UUID, missing: Sequence[Ref], found: Sequence[Ref]) -> None:
-        """Notes which leases a heartbeat did not name, and which it named again."""
+    async def note_missing(self, session_id: UUID, missing: Sequence[AttemptRef], found: Sequence[AttemptRef]) -> None:
+        """Note which leases a heartbeat did not name, and which it named again."""
         ...
 
     async def give_back_missing(
@@ -292,46 +300,48 @@ class Store(Protocol):
         ...
 
     async def close_session(self, session_id: UUID, subject: str, policy: RetryPolicy) -> list[TaskRecord] | None:
-        """Ends a session; what it held goes back. None without such a session."""
+        """End a session; what it held goes back. None without such a session."""
         ...
 
-    async def valid(self, session_id: UUID, refs: Sequence[Ref]) -> Mapping[Ref, str]:
+    async def valid(self, session_id: UUID, refs: Sequence[AttemptRef]) -> Mapping[AttemptRef, str]:
         """Which attempts are the session's, each with its tenant."""
         ...
 
     async def write_progress(self, notes: Sequence[ProgressNote]) -> None:
-        """Writes progress of attempts that are still their session's."""
+        """Write progress of attempts that are still their session's."""
         ...
 
-    async def complete_many(self, completions: Sequence[Completion], weights: Mapping[str, float]) -> list[Ended]:
-        """Ends attempts with their results."""
+    async def complete_many(
+        self, completions: Sequence[CompletedAttempt], weights: Mapping[str, float]
+    ) -> list[AttemptEnd]:
+        """End attempts with their results."""
         ...
 
     async def fail(
         self,
-        ref: Ref,
+        ref: AttemptRef,
         session: UUID,
         *,
         message: str,
-        category: Category,
+        category: ErrorCategory,
         retryable: bool,
         device_seconds: float,
         policy: RetryPolicy,
         weights: Mapping[str, float],
-    ) -> Ended:
-        """Ends an attempt with an error: queued again, or FAILED."""
+    ) -> AttemptEnd:
+        """End an attempt with an error: queued again, or FAILED."""
         ...
 
-    async def release(self, session_id: UUID, refs: Sequence[Ref], policy: RetryPolicy) -> list[TaskRecord]:
-        """Takes attempts back that did not begin, and notes the slots of cancelled ones as free."""
+    async def release(self, session_id: UUID, refs: Sequence[AttemptRef], policy: RetryPolicy) -> list[TaskRecord]:
+        """Take attempts back that did not begin, and notes the slots of cancelled ones as free."""
         ...
 
     async def expire_sessions(self, policy: RetryPolicy) -> list[TaskRecord]:
-        """Ends the attempts of sessions that were not heard of in time."""
+        """End the attempts of sessions that were not heard of in time."""
         ...
 
     async def expire_overdue(self, grace_seconds: float, policy: RetryPolicy) -> list[TaskRecord]:
-        """Ends attempts that ran longer than they may."""
+        """End attempts that ran longer than they may."""
         ...
 
     async def promote_delayed(self) -> list[str]:
@@ -343,15 +353,15 @@ class Store(Protocol):
         ...
 
     async def forget_sweep(self, task_id: UUID, due_at: datetime) -> None:
-        """A prefix was swept."""
+        """Forget a prefix that was swept."""
         ...
 
     async def forget_sessions(self, age_seconds: float) -> None:
-        """Deletes sessions that ended long ago."""
+        """Delete sessions that ended long ago."""
         ...
 
-    async def run_round(self, queue: str, body: Callable[[Rounds], Awaitable[None]]) -> None:
-        """Runs the body of a dispatch round within a transaction."""
+    async def run_round(self, queue: str, body: Callable[[RoundStore], Awaitable[None]]) -> None:
+        """Run the body of a dispatch round within a transaction."""
         ...
 
     async def purge_keys(self) -> int:
@@ -363,5 +373,5 @@ class Store(Protocol):
         ...
 
     async def depths(self) -> list[tuple[str, str, int]]:
-        """Waiting tasks by queue and lane."""
+        """Return waiting tasks by queue and lane."""
         ...

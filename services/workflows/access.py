@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from meshkit import auth
 from meshkit.errors import MeshError, forbidden, invalid
 from services.workflows.errors import workflow_not_found
-from services.workflows.store import Whole
+from services.workflows.store import WorkflowSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Caller:
 
     @classmethod
     def of_call(cls) -> Caller:
-        """The caller of the call at hand."""
+        """Return the caller of the call at hand."""
         principal = auth.current()
         try:
             tenant = auth.acting_tenant()
@@ -45,7 +45,7 @@ class Caller:
         )
 
     def require_tenant(self) -> str:
-        """The tenant it acts for.
+        """Return the tenant it acts for.
 
         Raises:
             MeshError: `FORBIDDEN` without one.
@@ -55,7 +55,7 @@ class Caller:
         return self.tenant
 
     def checked_tenant(self, tenant: str) -> str:
-        """A tenant that the caller names, if it can be one.
+        """Return a tenant that the caller names, if it can be one.
 
         Raises:
             MeshError: `INVALID` for a malformed name.
@@ -64,8 +64,8 @@ class Caller:
             raise invalid("workflow.origin_tenant_id", "is not a tenant's name", "tenant")
         return tenant
 
-    def seen(self, whole: Whole | None, ident: object, *, write: bool = False) -> Whole:
-        """A workflow, if it exists for this caller.
+    def seen(self, whole: WorkflowSnapshot | None, ident: object, *, write: bool = False) -> WorkflowSnapshot:
+        """Return a workflow, if it exists for this caller.
 
         Args:
             whole: The workflow, if there is one.

@@ -34,7 +34,7 @@ class BuildError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class BuildFault:
     """A member of a step's `config` that its task does not take."""
 
     member: str
@@ -43,8 +43,8 @@ class Fault:
 
 def compose(
     definition: workflow_pb2.WorkflowStepDefinition, shared: Mapping[str, Any], mapped: Mapping[str, Any]
-) -> tuple[task_pb2.CreateTask, list[Fault]]:
-    """A task of a definition.
+) -> tuple[task_pb2.CreateTask, list[BuildFault]]:
+    """Return a task of a definition.
 
     Members of `config` that are neither of the type nor of every task go into the task's free `config`, as do those of
     the shared one unless another type has a field of that name.
@@ -68,7 +68,7 @@ def compose(
         for name, value in shared.items()
         if name != ON_FAILURE and (name in inputs or name in COMMON or name not in every_input())
     }
-    faults: list[Fault] = []
+    faults: list[BuildFault] = []
     free: dict[str, Any] = {}
     for name, value in {**common, **own, **mapped}.items():
         field = inputs.get(name)
@@ -89,11 +89,11 @@ def compose(
     return task, faults
 
 
-def _put(target: Any, field: FieldDescriptor, value: Any, faults: list[Fault]) -> None:
+def _put(target: Any, field: FieldDescriptor, value: Any, faults: list[BuildFault]) -> None:
     try:
         set_field(target, field, value)
     except UnfitValueError as fault:
-        faults.append(Fault(str(field.name), str(fault)))
+        faults.append(BuildFault(str(field.name), str(fault)))
 
 
 def _set_provider(task: task_pb2.CreateTask, definition: workflow_pb2.WorkflowStepDefinition) -> None:
@@ -111,7 +111,7 @@ def _set_provider(task: task_pb2.CreateTask, definition: workflow_pb2.WorkflowSt
 
 
 def task_of(workflow: WorkflowRecord, step: StepRecord, steps: Sequence[StepRecord]) -> task_pb2.CreateTask:
-    """The task of a step whose dependencies are done.
+    """Return the task of a step whose dependencies are done.
 
     Args:
         workflow: The workflow.

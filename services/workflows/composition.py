@@ -21,13 +21,13 @@ from meshkit.outbox import Relay
 from meshkit.server import MeshServer
 from services.workflows.config import WorkflowsSettings
 from services.workflows.events import TASK_ENDED, TASK_ENDED_NOTICE
-from services.workflows.execution import Executor
-from services.workflows.hearing import Hearing
-from services.workflows.loops import Upkeep
-from services.workflows.postgres.store import PostgresStore
+from services.workflows.executor import WorkflowExecutor
+from services.workflows.loops import WorkflowMaintenance
+from services.workflows.postgres.store import PostgresWorkflowStore
 from services.workflows.service import WorkflowsService
 from services.workflows.servicer import WorkflowMonitoringServicer, WorkflowsServicer
-from services.workflows.tasks import Tasks
+from services.workflows.task_calls import TaskCalls
+from services.workflows.task_events import TaskEventConsumer
 
 SCHEMA = "workflows"
 DURABLE = "workflows-task-ends"
@@ -40,18 +40,18 @@ EVENTS_GATHER_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class WorkflowsRuntime:
     """A running service; its parts are for tests that call a loop's body themselves."""
 
     address: str
-    upkeep: Upkeep
-    executor: Executor
+    upkeep: WorkflowMaintenance
+    executor: WorkflowExecutor
     relay: Relay
     database: Database
 
 
-async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Running:
-    """Starts the service; the stack stops it.
+async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> WorkflowsRuntime:
+    """Start the service; the stack stops it.
 
     Args:
         settings: Its settings.
@@ -71,11 +71,11 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Running:
     channel = MeshChannel(settings.tasks_address, tokens.token, max_message_bytes=settings.max_message_bytes)
     stack.push_async_callback(channel.close)
 
-    store = PostgresStore(database)
-    tasks = Tasks(channel, catalog_ttl_seconds=settings.catalog_ttl_seconds)
+    store = PostgresWorkflowStore(database)
+    tasks = TaskCalls(channel, catalog_ttl_seconds=settings.catalog_ttl_seconds)
     relay = Relay(database, bus)
     stack.push_async_callback(relay.close)
-    executor = Executor(
+    executor = WorkflowExecutor(
         store,
         tasks,
         clock=_now,
@@ -85,8 +85,8 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Running:
     )
     stack.push_async_callback(executor.close)
     workflows = WorkflowsService(store, executor, tasks, Fetcher.from_settings(settings), _now)
-    upkeep = Upkeep(store, executor, bus, settings)
-    hearing = Hearing(store, executor.tell_ended, executor.ask)
+    upkeep = WorkflowMaintenance(store, executor, bus, settings)
+    hearing = TaskEventConsumer(store, executor.tell_ended, executor.ask)
     stack.push_async_callback(hearing.close)
     if settings.run_loops:
         await stack.enter_async_context(Loops(*upkeep.loops(), relay.loop))
@@ -120,7 +120,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Running:
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return Running(server.address, upkeep, executor, relay, database)
+    return WorkflowsRuntime(server.address, upkeep, executor, relay, database)
 
 
 def _now() -> datetime:

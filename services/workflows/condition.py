@@ -11,7 +11,7 @@ from google.protobuf import json_format
 
 from services.workflows.domain import StepRecord
 from services.workflows.items import value_of
-from services.workflows.mapping import Kind
+from services.workflows.mapping import ValueKind
 
 ORDERED = frozenset({"less", "greater"})
 COMPARED = frozenset({"equals", "not_equals"}) | ORDERED
@@ -40,8 +40,8 @@ def holds(condition: bytes, source: StepRecord) -> bool:
     return _COMPARE[wanted.operator](found, json_format.MessageToDict(wanted.value))
 
 
-def fault_of(condition: workflow_pb2.StepCondition, kind: Kind) -> str:
-    """What is wrong with a condition on a field of this kind; empty where nothing is."""
+def fault_of(condition: workflow_pb2.StepCondition, kind: ValueKind) -> str:
+    """Return what is wrong with a condition on a field of this kind; empty where nothing is."""
     operator, compared = condition.operator, condition.operator in COMPARED
     if compared != condition.HasField("value"):
         return f"{operator} takes a value" if compared else f"{operator} takes no value"

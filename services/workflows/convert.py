@@ -14,7 +14,7 @@ from google.protobuf.struct_pb2 import Struct
 from meshkit.moments import assign
 from services.workflows import graph
 from services.workflows.domain import StepRecord, StepState
-from services.workflows.store import Whole
+from services.workflows.store import WorkflowSnapshot
 
 
 def _numbers(enum: EnumDescriptor, prefix: str) -> dict[str, int]:
@@ -31,8 +31,8 @@ _MOMENTS = ("created_at", "updated_at", "started_at", "completed_at", "deleted_a
 _TEXTS = ("description", "current_step", "origin_zone", "origin_reference", "webhook_url", "error_message")
 
 
-def to_workflow(whole: Whole) -> workflow_pb2.WorkflowPublic:
-    """A workflow as callers see it."""
+def to_workflow(whole: WorkflowSnapshot) -> workflow_pb2.WorkflowPublic:
+    """Return a workflow as callers see it."""
     record = whole.workflow
     message = workflow_pb2.WorkflowPublic(
         suppress_subtask_events=record.suppress_subtask_events,
@@ -48,7 +48,7 @@ def to_workflow(whole: Whole) -> workflow_pb2.WorkflowPublic:
 
 
 def to_step(step: StepRecord, items: Sequence[StepRecord] = ()) -> workflow_pb2.WorkflowStepPublic:
-    """A step as callers see it.
+    """Return a step as callers see it.
 
     Args:
         step: The step.
@@ -69,16 +69,16 @@ def to_step(step: StepRecord, items: Sequence[StepRecord] = ()) -> workflow_pb2.
     return message
 
 
-def to_item(whole: Whole) -> monitoring.WorkflowListItem:
-    """A workflow among others."""
+def to_item(whole: WorkflowSnapshot) -> monitoring.WorkflowListItem:
+    """Return a workflow among others."""
     message = monitoring.WorkflowListItem(has_error=bool(whole.workflow.errors))
     _fill_workflow(message, whole)
     _duration(message, whole.workflow.started_at, whole.workflow.completed_at)
     return message
 
 
-def to_detail(whole: Whole) -> monitoring.GetMonitoredWorkflowResponse:
-    """A workflow as operators see it, its steps in topological order."""
+def to_detail(whole: WorkflowSnapshot) -> monitoring.GetMonitoredWorkflowResponse:
+    """Return a workflow as operators see it, its steps in topological order."""
     message = monitoring.GetMonitoredWorkflowResponse()
     _fill_workflow(message, whole)
     _duration(message, whole.workflow.started_at, whole.workflow.completed_at)
@@ -92,8 +92,8 @@ def to_detail(whole: Whole) -> monitoring.GetMonitoredWorkflowResponse:
     return message
 
 
-def _with_items(whole: Whole) -> list[tuple[StepRecord, list[StepRecord]]]:
-    """Steps in the order of the definition, each with its items in theirs."""
+def _with_items(whole: WorkflowSnapshot) -> list[tuple[StepRecord, list[StepRecord]]]:
+    """Return steps in the order of the definition, each with its items in theirs."""
     items: dict[str, list[StepRecord]] = {}
     for step in whole.steps:
         if step.parent is not None:
@@ -105,8 +105,8 @@ def _with_items(whole: Whole) -> list[tuple[StepRecord, list[StepRecord]]]:
     ]
 
 
-def _fill_workflow(message: Any, whole: Whole) -> None:
-    """Fills the members that every view of a workflow has, as far as this one has them."""
+def _fill_workflow(message: Any, whole: WorkflowSnapshot) -> None:
+    """Fill the members that every view of a workflow has, as far as this one has them."""
     record = whole.workflow
     has = message.DESCRIPTOR.fields_by_name
     message.id = str(record.id)

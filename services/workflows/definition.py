@@ -22,8 +22,8 @@ from services.workflows.condition import fault_of
 from services.workflows.domain import OnFailure
 from services.workflows.fields import detail_of, inputs_of, kind_of, plain_struct, type_name
 from services.workflows.items import ITEM
-from services.workflows.iteration import Reads
-from services.workflows.mapping import Kind, TransformError, fits, kind_after, parse
+from services.workflows.iteration import ReadableValues
+from services.workflows.mapping import TransformError, ValueKind, fits, kind_after, parse
 
 Definition = workflow_pb2.WorkflowStepDefinition
 LOCAL = "LOCAL"
@@ -32,7 +32,7 @@ MAX_INLINE = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedCatalog:
     """What the tasks service serves.
 
     Attributes:
@@ -48,8 +48,10 @@ class Served:
     queues: frozenset[str]
 
     @classmethod
-    def of(cls, types: Sequence[str], capabilities: Mapping[str, Collection[str]], queues: Collection[str]) -> Served:
-        """What is served, from plain collections."""
+    def of(
+        cls, types: Sequence[str], capabilities: Mapping[str, Collection[str]], queues: Collection[str]
+    ) -> ServedCatalog:
+        """Return what is served, from plain collections."""
         return cls(
             frozenset(types),
             tuple(name for name in types if name != "NOOP"),
@@ -58,7 +60,7 @@ class Served:
         )
 
 
-def check(workflow: workflow_pb2.CreateWorkflow, served: Served) -> None:
+def check(workflow: workflow_pb2.CreateWorkflow, served: ServedCatalog) -> None:
     """Refuses a definition that cannot be executed.
 
     Args:
@@ -70,25 +72,25 @@ def check(workflow: workflow_pb2.CreateWorkflow, served: Served) -> None:
     """
     violations = list(_violations(workflow, served))
     if violations:
-        raise MeshError(errors.Kind.INVALID, violations[0].message, violations=violations)
+        raise MeshError(errors.ErrorKind.INVALID, violations[0].message, violations=violations)
 
 
 def shared_config(workflow: workflow_pb2.CreateWorkflow) -> dict[str, Any]:
-    """The workflow's `config` as JSON values."""
+    """Return the workflow's `config` as JSON values."""
     return plain_struct(workflow.config.SerializeToString())
 
 
 def on_failure(workflow: workflow_pb2.CreateWorkflow) -> OnFailure:
-    """What a failed step does to the others."""
+    """Return what a failed step does to the others."""
     return OnFailure(shared_config(workflow).get(ON_FAILURE, OnFailure.FINISH_RUNNING))
 
 
 def graph_of(workflow: workflow_pb2.CreateWorkflow) -> dict[str, list[str]]:
-    """The graph of its steps."""
+    """Return the graph of its steps."""
     return {step.id: list(dict.fromkeys(step.depends_on)) for step in workflow.steps}
 
 
-def _violations(workflow: workflow_pb2.CreateWorkflow, served: Served) -> Iterator[FieldViolation]:
+def _violations(workflow: workflow_pb2.CreateWorkflow, served: ServedCatalog) -> Iterator[FieldViolation]:
     shared = shared_config(workflow)
     if shared.get(ON_FAILURE, OnFailure.CANCEL) not in set(OnFailure):
         names = " or ".join(OnFailure)
@@ -102,7 +104,7 @@ def _violations(workflow: workflow_pb2.CreateWorkflow, served: Served) -> Iterat
     yield from iteration.count_violations(workflow.steps)
     for index, step in enumerate(workflow.steps):
         path = f"workflow.steps[{index}]"
-        reads = Reads(step.id, outputs, iteration.item_kinds(step, by_name, outputs), above.get(step.id))
+        reads = ReadableValues(step.id, outputs, iteration.item_kinds(step, by_name, outputs), above.get(step.id))
         yield from _served_violations(step, path, served)
         yield from iteration.violations(step, path, reads)
         yield from _mapping_violations(step, path, reads)
@@ -138,14 +140,14 @@ def _graph_violations(steps: Sequence[Definition]) -> Iterator[FieldViolation]:
         yield FieldViolation(f"workflow.steps[{index}].depends_on[{place}]", text, "cycle")
 
 
-def _served_violations(step: Definition, path: str, served: Served) -> Iterator[FieldViolation]:
+def _served_violations(step: Definition, path: str, served: ServedCatalog) -> Iterator[FieldViolation]:
     name = type_name(step.task_type)
     if name not in served.types:
         text = f"Tasks of type {name} are not served; this installation serves {', '.join(served.listed)}"
         yield FieldViolation(f"{path}.task_type", text, "task_type_not_served")
 
 
-def _mapping_violations(step: Definition, path: str, reads: Reads) -> Iterator[FieldViolation]:
+def _mapping_violations(step: Definition, path: str, reads: ReadableValues) -> Iterator[FieldViolation]:
     targets: set[str] = set()
     for index, mapping in enumerate(step.input_mappings):
         at = f"{path}.input_mappings[{index}]"
@@ -165,7 +167,7 @@ def _mapping_violations(step: Definition, path: str, reads: Reads) -> Iterator[F
 
 
 def _kind_violations(
-    mapping: workflow_pb2.FieldMapping, at: str, source: Kind | None, target_type: str
+    mapping: workflow_pb2.FieldMapping, at: str, source: ValueKind | None, target_type: str
 ) -> Iterator[FieldViolation]:
     target = inputs_of(target_type).get(mapping.to_field)
     if target is None:
@@ -185,7 +187,7 @@ def _kind_violations(
         yield FieldViolation(f"{at}.to_field", text, "type_mismatch")
 
 
-def _condition_violations(step: Definition, path: str, reads: Reads) -> Iterator[FieldViolation]:
+def _condition_violations(step: Definition, path: str, reads: ReadableValues) -> Iterator[FieldViolation]:
     if not step.HasField("when"):
         return
     name, at = step.when.from_step, f"{path}.when"
@@ -196,9 +198,9 @@ def _condition_violations(step: Definition, path: str, reads: Reads) -> Iterator
 
 
 def _task_violations(
-    step: Definition, path: str, shared: Mapping[str, Any], served: Served
+    step: Definition, path: str, shared: Mapping[str, Any], served: ServedCatalog
 ) -> Iterator[FieldViolation]:
-    """What the task of the step would be refused for, as far as it is known beforehand."""
+    """Yield what the task of the step would be refused for, as far as it is known beforehand."""
     task, faults = compose(step, shared, {})
     for fault in faults:
         yield FieldViolation(f"{path}.config.{fault.member}", fault.message, "type_error")
@@ -241,7 +243,7 @@ def _inline_violations(step: Definition, task: task_pb2.CreateTask, path: str) -
 
 
 def _provider_violations(
-    step: Definition, task: task_pb2.CreateTask, path: str, served: Served
+    step: Definition, task: task_pb2.CreateTask, path: str, served: ServedCatalog
 ) -> Iterator[FieldViolation]:
     provider = _provider(task.provider_type)
     where = "provider_config" if step.HasField("provider_config") else "config.provider_type"
@@ -274,7 +276,7 @@ def _provider_violations(
 
 
 def _capability_violations(
-    provider: str, names: Sequence[str], at: str, capabilities: str, served: Served
+    provider: str, names: Sequence[str], at: str, capabilities: str, served: ServedCatalog
 ) -> Iterator[FieldViolation]:
     if provider not in served.capabilities:
         text = f"Provider {provider} is not served; this installation serves {', '.join(sorted(served.capabilities))}"

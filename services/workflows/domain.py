@@ -18,7 +18,7 @@ MAX_ERRORS = 200
 MAX_ERROR_LENGTH = 2048
 
 
-class Status(enum.StrEnum):
+class WorkflowStatus(enum.StrEnum):
     """Where a workflow stands."""
 
     PENDING = "PENDING"
@@ -57,7 +57,7 @@ class Approval(enum.StrEnum):
     GIVEN = "given"
 
 
-class Outcome(enum.StrEnum):
+class TaskOutcome(enum.StrEnum):
     """How a task ended."""
 
     COMPLETED = "COMPLETED"
@@ -66,15 +66,19 @@ class Outcome(enum.StrEnum):
 
 
 # Every legal change of a workflow's state, and nothing else. FAILED is left by a resume alone.
-TRANSITIONS: Mapping[Status, frozenset[Status]] = MappingProxyType(
+TRANSITIONS: Mapping[WorkflowStatus, frozenset[WorkflowStatus]] = MappingProxyType(
     {
-        Status.PENDING: frozenset({Status.RUNNING, Status.CANCELLED}),
-        Status.RUNNING: frozenset({Status.PAUSED, Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
+        WorkflowStatus.PENDING: frozenset({WorkflowStatus.RUNNING, WorkflowStatus.CANCELLED}),
+        WorkflowStatus.RUNNING: frozenset(
+            {WorkflowStatus.PAUSED, WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANCELLED}
+        ),
         # Steps that ran at the pause may be the last ones.
-        Status.PAUSED: frozenset({Status.RUNNING, Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
-        Status.COMPLETED: frozenset(),
-        Status.FAILED: frozenset({Status.RUNNING}),
-        Status.CANCELLED: frozenset(),
+        WorkflowStatus.PAUSED: frozenset(
+            {WorkflowStatus.RUNNING, WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANCELLED}
+        ),
+        WorkflowStatus.COMPLETED: frozenset(),
+        WorkflowStatus.FAILED: frozenset({WorkflowStatus.RUNNING}),
+        WorkflowStatus.CANCELLED: frozenset(),
     }
 )
 
@@ -96,7 +100,7 @@ STEP_TRANSITIONS: Mapping[StepState, frozenset[StepState]] = MappingProxyType(
     }
 )
 
-ENDED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+ENDED = frozenset({WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANCELLED})
 ACTIVE = frozenset({StepState.DISPATCHING, StepState.RUNNING})
 DONE = frozenset({StepState.COMPLETED, StepState.SKIPPED})
 
@@ -118,7 +122,7 @@ class WorkflowRecord:
     tenant: str
     name: str
     description: str | None
-    status: Status
+    status: WorkflowStatus
     on_failure: OnFailure
     config: bytes
     suppress_subtask_events: bool
@@ -207,7 +211,7 @@ class StepRecord:
     item_index: int | None = None
 
 
-def may(current: Status, following: Status) -> bool:
+def may(current: WorkflowStatus, following: WorkflowStatus) -> bool:
     """Whether a workflow in `current` may go to `following`."""
     return following in TRANSITIONS[current]
 
@@ -218,7 +222,7 @@ def step_may(current: StepState, following: StepState) -> bool:
 
 
 def task_id_of(workflow_id: UUID, step_id: str, attempt: int) -> UUID:
-    """Identifier of the task of a step's attempt: whoever makes it, and however often, makes the same."""
+    """Return identifier of the task of a step's attempt: whoever makes it, and however often, makes the same."""
     return uuid5(workflow_id, f"{step_id}/{attempt}")
 
 
@@ -228,10 +232,10 @@ def item_name(step_id: str, index: int) -> str:
 
 
 def step_row_id(workflow_id: UUID, step_id: str) -> UUID:
-    """Identifier of a step's row."""
+    """Return identifier of a step's row."""
     return uuid5(workflow_id, step_id)
 
 
 def clip_error(text: str) -> str:
-    """An error's sentence, short enough for a row."""
+    """Return an error's sentence, short enough for a row."""
     return text if len(text) <= MAX_ERROR_LENGTH else f"{text[: MAX_ERROR_LENGTH - 1]}\u2026"

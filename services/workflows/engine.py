@@ -21,11 +21,11 @@ from services.workflows.domain import (
     MAX_STEPS,
     Approval,
     OnFailure,
-    Outcome,
-    Status,
     StepRecord,
     StepState,
+    TaskOutcome,
     WorkflowRecord,
+    WorkflowStatus,
     clip_error,
     item_name,
     may,
@@ -36,16 +36,16 @@ from services.workflows.domain import (
 from services.workflows.errors import cleaned_up, illegal_transition
 from services.workflows.items import MAX_ITEMS, MAX_ITEMS_IN_ALL, ItemsError, collected, items_of
 from services.workflows.signals import (
-    Accepted,
     Cancel,
-    Closed,
-    Ended,
     Event,
     Overdue,
     Pause,
-    Refused,
     Resume,
     Start,
+    TaskAccepted,
+    TaskClosed,
+    TaskEnded,
+    TaskRefused,
 )
 
 
@@ -68,7 +68,7 @@ class Decision:
 
 
 def decide(workflow: WorkflowRecord, steps: Sequence[StepRecord], event: Event, now: datetime) -> Decision:
-    """What an event does.
+    """Return what an event does.
 
     Args:
         workflow: The workflow.
@@ -85,7 +85,7 @@ def decide(workflow: WorkflowRecord, steps: Sequence[StepRecord], event: Event, 
 def decide_all(
     workflow: WorkflowRecord, steps: Sequence[StepRecord], events: Sequence[Event], now: datetime
 ) -> Decision:
-    """What events do that came together: one decision, whatever their order.
+    """Return what events do that came together: one decision, whatever their order.
 
     Args:
         workflow: The workflow.
@@ -96,7 +96,7 @@ def decide_all(
     Raises:
         MeshError: `CONFLICT` where a caller asks for what the state does not allow.
     """
-    work = _Work(workflow, list(steps), now)
+    work = _Draft(workflow, list(steps), now)
     for event in events:
         match event:
             case Start():
@@ -113,7 +113,7 @@ def decide_all(
     return work.decision(workflow, steps)
 
 
-class _Work:
+class _Draft:
     """The rows while they are decided upon."""
 
     def __init__(self, workflow: WorkflowRecord, steps: list[StepRecord], now: datetime) -> None:
@@ -127,22 +127,22 @@ class _Work:
     def start(self) -> None:
         if self.workflow.is_deleted:
             raise cleaned_up()
-        if self.workflow.status is not Status.PENDING:
+        if self.workflow.status is not WorkflowStatus.PENDING:
             raise illegal_transition(self.workflow.status, "started")
-        self._go(Status.RUNNING)
+        self._go(WorkflowStatus.RUNNING)
         self.workflow = replace(self.workflow, started_at=self.now)
 
     def pause(self) -> None:
-        if self.workflow.status is Status.PAUSED:
+        if self.workflow.status is WorkflowStatus.PAUSED:
             return
-        if self.workflow.status is not Status.RUNNING:
+        if self.workflow.status is not WorkflowStatus.RUNNING:
             raise illegal_transition(self.workflow.status, "paused")
-        self._go(Status.PAUSED)
+        self._go(WorkflowStatus.PAUSED)
 
     def resume(self) -> None:
         if self.workflow.is_deleted:
             raise cleaned_up()
-        if self.workflow.status not in (Status.FAILED, Status.PAUSED):
+        if self.workflow.status not in (WorkflowStatus.FAILED, WorkflowStatus.PAUSED):
             raise illegal_transition(self.workflow.status, "resumed")
         for index, step in enumerate(self.steps):
             if step.state in (StepState.FAILED, StepState.CANCELLED):
@@ -161,55 +161,55 @@ class _Work:
         for index, step in enumerate(self.steps):
             if step.approval is Approval.ASKED:
                 self.steps[index] = replace(step, approval=Approval.GIVEN)
-        self._go(Status.RUNNING)
+        self._go(WorkflowStatus.RUNNING)
         self.workflow = replace(self.workflow, error_message=None, completed_at=None)
 
     def cancel(self) -> None:
-        if self.workflow.status is Status.CANCELLED:
+        if self.workflow.status is WorkflowStatus.CANCELLED:
             return
-        if not may(self.workflow.status, Status.CANCELLED):
+        if not may(self.workflow.status, WorkflowStatus.CANCELLED):
             raise illegal_transition(self.workflow.status, "cancelled")
         for index, step in enumerate(self.steps):
             if step_may(step.state, StepState.CANCELLED):
                 self._stop(index, step)
-        self._end(Status.CANCELLED)
+        self._end(WorkflowStatus.CANCELLED)
 
-    def hear(self, event: Accepted | Refused | Ended | Closed | Overdue) -> None:
+    def hear(self, event: TaskAccepted | TaskRefused | TaskEnded | TaskClosed | Overdue) -> None:
         index = next((place for place, step in enumerate(self.steps) if step.step_id == event.step_id), None)
         # A task of an earlier attempt has nothing to say any more.
         if index is None or self.steps[index].task_id != event.task_id:
             return
         step = self.steps[index]
         match event:
-            case Accepted():
+            case TaskAccepted():
                 self._accepted(index, step)
-            case Refused():
+            case TaskRefused():
                 if step.state is StepState.DISPATCHING:
                     self._fail(index, event.message, retryable=False)
                 elif step.state not in ACTIVE and step.task_open:
                     self.steps[index] = replace(step, task_open=False)
-            case Closed():
+            case TaskClosed():
                 if step.state not in ACTIVE and step.task_open:
                     self.steps[index] = replace(step, task_open=False)
             case Overdue():
                 self._overdue(index, step)
-            case Ended():
+            case TaskEnded():
                 self._ended(index, step, event)
 
     def settle(self) -> None:
         """Begins what may begin and ends the workflow where nothing is left to do."""
-        if self.workflow.status not in (Status.RUNNING, Status.PAUSED):
+        if self.workflow.status not in (WorkflowStatus.RUNNING, WorkflowStatus.PAUSED):
             return
         self._gather()
         if self._is_stopped_by_failure():
             return
         ready = self._ready()
-        if self.workflow.status is Status.RUNNING:
+        if self.workflow.status is WorkflowStatus.RUNNING:
             ready = self._begin(ready)
             if self._is_stopped_by_failure():
                 return
         if not ready and not any(step.state in ACTIVE for step in self.steps):
-            self._end(Status.FAILED if self._any_failed() else Status.COMPLETED)
+            self._end(WorkflowStatus.FAILED if self._any_failed() else WorkflowStatus.COMPLETED)
 
     def _any_failed(self) -> bool:
         return any(step.state is StepState.FAILED for step in self.steps)
@@ -221,7 +221,7 @@ class _Work:
         for index, step in enumerate(self.steps):
             if step.state in ACTIVE:
                 self._stop(index, step)
-        self._end(Status.FAILED)
+        self._end(WorkflowStatus.FAILED)
         return True
 
     def decision(self, before: WorkflowRecord, steps: Sequence[StepRecord]) -> Decision:
@@ -277,7 +277,7 @@ class _Work:
             # What was skipped, or had no items, may have been the last thing that others waited for.
             ready = [index for index in self._ready() if index not in gated]
         if gated:
-            self._go(Status.PAUSED)
+            self._go(WorkflowStatus.PAUSED)
         return gated
 
     def _is_skipped(self, step: StepRecord) -> bool:
@@ -296,18 +296,18 @@ class _Work:
             # Its end follows from its task's: until that is heard of, the cancel is repeated.
             self._stopped.append(index)
 
-    def _ended(self, index: int, step: StepRecord, event: Ended) -> None:
+    def _ended(self, index: int, step: StepRecord, event: TaskEnded) -> None:
         if event.version <= step.task_version:
             return
         heard = replace(step, task_version=event.version, task_open=False)
         self.steps[index] = heard
         if step.state not in ACTIVE:
             return
-        if event.outcome is Outcome.COMPLETED:
+        if event.outcome is TaskOutcome.COMPLETED:
             self._move(index, StepState.COMPLETED, result=event.result, error_message=None, completed_at=self.now)
-        elif event.outcome is Outcome.CANCELLED and step.overdue:
+        elif event.outcome is TaskOutcome.CANCELLED and step.overdue:
             self._fail(index, f"The task took longer than {step.timeout_seconds:g} s", retryable=True)
-        elif event.outcome is Outcome.CANCELLED:
+        elif event.outcome is TaskOutcome.CANCELLED:
             self._fail(index, event.message or "The task was cancelled", retryable=False)
         else:
             self._fail(index, event.message or "The task failed", retryable=event.retryable)
@@ -394,7 +394,7 @@ class _Work:
         )
 
     def _gather(self) -> None:
-        """Ends steps whose items have ended; a step with a failed item goes on with the others, as a workflow does."""
+        """End steps whose items have ended; a step with a failed item goes on with the others, as a workflow does."""
         for index, step in enumerate(self.steps):
             if step.for_each is None or step.state is not StepState.RUNNING:
                 continue
@@ -437,11 +437,11 @@ class _Work:
             self._stopped.append(index)
         self._move(index, StepState.CANCELLED, completed_at=self.now)
 
-    def _go(self, status: Status) -> None:
+    def _go(self, status: WorkflowStatus) -> None:
         assert may(self.workflow.status, status), f"{self.workflow.status} to {status}"
         self.workflow = replace(self.workflow, status=status)
 
-    def _end(self, status: Status) -> None:
+    def _end(self, status: WorkflowStatus) -> None:
         assert status in ENDED, "an end"
         self._go(status)
         self.workflow = replace(self.workflow, completed_at=self.now)

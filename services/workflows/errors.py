@@ -11,10 +11,10 @@ def workflow_not_found(workflow_id: object) -> MeshError:
 
 
 def illegal_transition(current: str, action: str) -> MeshError:
-    """The workflow's state does not allow what was asked."""
+    """Build the error: the workflow's state does not allow what was asked."""
     return conflict(f"A workflow that is {current} cannot be {action}", reason="ILLEGAL_TRANSITION")
 
 
 def cleaned_up() -> MeshError:
-    """The workflow was cleaned up: the files that its steps would read are gone."""
+    """Build the error: the workflow was cleaned up: the files that its steps would read are gone."""
     return conflict("The workflow was cleaned up", reason="WORKFLOW_DELETED")

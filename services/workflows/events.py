@@ -15,7 +15,7 @@ TASK_ENDED_NOTICE = "atelier.ended.step"
 
 
 def status_update(record: WorkflowRecord) -> events_pb2.BaseEvent:
-    """The documented event of a workflow as it stands."""
+    """Return the documented event of a workflow as it stands."""
     event = events_pb2.BaseEvent(
         event_type=events_pb2.EVENT_TYPE_WORKFLOW_STATUS_UPDATE,
         task_id=str(record.id),
@@ -39,7 +39,7 @@ def status_update(record: WorkflowRecord) -> events_pb2.BaseEvent:
 
 
 def changed(record: WorkflowRecord) -> OutboxEvent:
-    """A workflow changed its state, or got further."""
+    """Return a workflow changed its state, or got further."""
     event = status_update(record)
     headers = {
         "Atelier-Version": str(record.version),

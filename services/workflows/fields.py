@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from meshkit.validation import enum_number, enum_spelling
-from services.workflows.mapping import BOOLEAN, INTEGER, NUMBER, OBJECT, STRING, Kind
+from services.workflows.mapping import BOOLEAN, INTEGER, NUMBER, OBJECT, STRING, ValueKind
 
 _PREFIX = "TASK_TYPE_"
 _INTEGERS = frozenset(
@@ -67,24 +67,24 @@ def _members(owner: Descriptor, task_type: str) -> dict[str, FieldDescriptor]:
     return dict(message.fields_by_name)
 
 
-def kind_of(field: FieldDescriptor) -> Kind:
+def kind_of(field: FieldDescriptor) -> ValueKind:
     """Kind of a field's value."""
     many = bool(field.is_repeated)
     if field.message_type is not None:
-        return Kind(OBJECT.name, many and not field.message_type.GetOptions().map_entry)
+        return ValueKind(OBJECT.name, many and not field.message_type.GetOptions().map_entry)
     if field.enum_type is not None:
-        return Kind(str(field.enum_type.name), many)
+        return ValueKind(str(field.enum_type.name), many)
     if field.cpp_type in _INTEGERS:
-        return Kind(INTEGER.name, many)
+        return ValueKind(INTEGER.name, many)
     if field.cpp_type in _NUMBERS:
-        return Kind(NUMBER.name, many)
+        return ValueKind(NUMBER.name, many)
     if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
-        return Kind(BOOLEAN.name, many)
-    return Kind(STRING.name, many)
+        return ValueKind(BOOLEAN.name, many)
+    return ValueKind(STRING.name, many)
 
 
 def set_field(message: Message, field: FieldDescriptor, value: Any) -> None:
-    """Puts a JSON value into a field; None leaves it unset.
+    """Put a JSON value into a field; None leaves it unset.
 
     Raises:
         UnfitValueError: The field does not take it.
@@ -108,7 +108,7 @@ def set_field(message: Message, field: FieldDescriptor, value: Any) -> None:
 def _scalar(field: FieldDescriptor, value: Any) -> Any:
     if field.enum_type is not None:
         return _enum(field.enum_type, value)
-    kind = Kind(kind_of(field).name)
+    kind = ValueKind(kind_of(field).name)
     if kind == STRING and isinstance(value, str):
         return value
     if kind == BOOLEAN and isinstance(value, bool):
@@ -134,7 +134,7 @@ def _enum(enum: EnumDescriptor, value: Any) -> int:
 
 
 def result_of(task: task_pb2.Task, task_type: str) -> Struct:
-    """The members of a task's type as JSON; unset ones are left out."""
+    """Return the members of a task's type as JSON; unset ones are left out."""
     result = Struct()
     result.update(_plain(getattr(task, detail_of(task_type))))
     return result
@@ -159,7 +159,7 @@ def _plain(message: Message) -> dict[str, Any]:
 
 
 def plain_struct(data: bytes) -> dict[str, Any]:
-    """A serialized Struct as JSON values; whole numbers are integers."""
+    """Return a serialized Struct as JSON values; whole numbers are integers."""
     found: dict[str, Any] = whole(json_format.MessageToDict(Struct.FromString(data)))
     return found
 

@@ -11,7 +11,7 @@ Graph = Mapping[
 
 
 def find_cycle(graph: Graph) -> list[str]:
-    """A cycle, as the names along it with the first one repeated at the end; empty where there is none.
+    """Return a cycle, as the names along it with the first one repeated at the end; empty where there is none.
 
     Args:
         graph: Names that it does not have are passed over.

@@ -20,7 +20,7 @@ from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 from services.workflows.domain import StepRecord
 from services.workflows.fields import kind_of, outputs_of, plain_struct, whole
-from services.workflows.mapping import BOOLEAN, INTEGER, NUMBER, OBJECT, STRING, Kind, TransformError, apply, parse
+from services.workflows.mapping import BOOLEAN, INTEGER, NUMBER, OBJECT, STRING, TransformError, ValueKind, apply, parse
 
 ITEM = "$item"
 VALUE, INDEX = "value", "index"
@@ -31,15 +31,15 @@ MAX_ITEMS_IN_ALL = 1000
 # Files are named by their paths, not held by items.
 MAX_ITEM_BYTES = 8192
 
-_COLLECTED: Mapping[str, Kind] = MappingProxyType({COUNT: INTEGER, ITEMS: replace(OBJECT, many=True)})
+_COLLECTED: Mapping[str, ValueKind] = MappingProxyType({COUNT: INTEGER, ITEMS: replace(OBJECT, many=True)})
 
 
 class ItemsError(ValueError):
     """A list that a step cannot have a task for each item of."""
 
 
-def outputs(definition: workflow_pb2.WorkflowStepDefinition, task_type: str) -> dict[str, Kind]:
-    """What other steps may read of a step's result, by field.
+def outputs(definition: workflow_pb2.WorkflowStepDefinition, task_type: str) -> dict[str, ValueKind]:
+    """Return what other steps may read of a step's result, by field.
 
     Args:
         definition: The step.
@@ -53,7 +53,7 @@ def outputs(definition: workflow_pb2.WorkflowStepDefinition, task_type: str) -> 
 
 
 def value_of(step: StepRecord, name: str) -> Any:
-    """A field of a step's result as JSON; None where it has none.
+    """Return a field of a step's result as JSON; None where it has none.
 
     Of a step with items the list of all items' values, None in the place of each that has none.
     """
@@ -73,7 +73,7 @@ def _exact(task_type: str, name: str, value: Any) -> Any:
 
 
 def items_of(step: StepRecord, by_name: Mapping[str, StepRecord]) -> list[bytes]:
-    """The items of a step whose dependencies are done, each as a serialized Value.
+    """Return the items of a step whose dependencies are done, each as a serialized Value.
 
     Args:
         step: The step.
@@ -103,7 +103,7 @@ def items_of(step: StepRecord, by_name: Mapping[str, StepRecord]) -> list[bytes]
 
 
 def item_value(step: StepRecord, name: str) -> Any:
-    """A field of `$item` in the row of an item."""
+    """Return a field of `$item` in the row of an item."""
     if name == INDEX:
         return step.item_index
     assert step.item is not None, "the row of an item"
@@ -112,7 +112,7 @@ def item_value(step: StepRecord, name: str) -> Any:
 
 
 def collected(items: Sequence[StepRecord]) -> bytes:
-    """The result of a step whose items are done, as a serialized Struct.
+    """Return the result of a step whose items are done, as a serialized Struct.
 
     Args:
         items: Rows of its items, in their order.
@@ -127,7 +127,7 @@ def collected(items: Sequence[StepRecord]) -> bytes:
     return result.SerializeToString()
 
 
-def literal_kinds(items: ListValue) -> tuple[dict[str, Kind], list[tuple[int, str]]]:
+def literal_kinds(items: ListValue) -> tuple[dict[str, ValueKind], list[tuple[int, str]]]:
     """Kinds of the fields of `$item` where the list is given.
 
     Args:
@@ -136,7 +136,7 @@ def literal_kinds(items: ListValue) -> tuple[dict[str, Kind], list[tuple[int, st
     Returns:
         The kinds by field, and what is wrong with items, by their place.
     """
-    kinds: dict[str, Kind] = {}
+    kinds: dict[str, ValueKind] = {}
     faults: list[tuple[int, str]] = []
     for place, value in enumerate(items.values):
         plain = whole(json_format.MessageToDict(value))
@@ -157,7 +157,7 @@ def literal_kinds(items: ListValue) -> tuple[dict[str, Kind], list[tuple[int, st
     return {**kinds, INDEX: INTEGER} if items.values else {}, faults
 
 
-def element_kinds(kind: Kind, members: Mapping[str, Kind]) -> dict[str, Kind]:
+def element_kinds(kind: ValueKind, members: Mapping[str, ValueKind]) -> dict[str, ValueKind]:
     """Kinds of the fields of `$item` where the list comes from a result.
 
     Args:
@@ -171,7 +171,7 @@ def element_kinds(kind: Kind, members: Mapping[str, Kind]) -> dict[str, Kind]:
     }
 
 
-def _literal(value: Any) -> Kind | None:
+def _literal(value: Any) -> ValueKind | None:
     if isinstance(value, bool):
         return BOOLEAN
     if isinstance(value, int):
@@ -183,10 +183,10 @@ def _literal(value: Any) -> Kind | None:
     return OBJECT if isinstance(value, dict) else None
 
 
-def _member(value: Any) -> Kind | None:
+def _member(value: Any) -> ValueKind | None:
     if not isinstance(value, list):
         return _literal(value)
-    merged: Kind | None = None
+    merged: ValueKind | None = None
     for one in value:
         merged = _merged(merged, _literal(one))
         if merged is None:
@@ -194,8 +194,8 @@ def _member(value: Any) -> Kind | None:
     return replace(merged, many=True) if merged is not None else None
 
 
-def _merged(known: Kind | None, found: Kind | None) -> Kind | None:
-    """The kind that both are of, if there is one."""
+def _merged(known: ValueKind | None, found: ValueKind | None) -> ValueKind | None:
+    """Return the kind that both are of, if there is one."""
     if found is None or known is None or known == found:
         return found
     numbers = {INTEGER.name, NUMBER.name}

@@ -21,19 +21,19 @@ from services.workflows.items import (
     literal_kinds,
     outputs,
 )
-from services.workflows.mapping import Kind, TransformError, kind_after, parse
+from services.workflows.mapping import TransformError, ValueKind, kind_after, parse
 
 Definition = workflow_pb2.WorkflowStepDefinition
-Outputs = Mapping[str, Mapping[str, Kind]]
+Outputs = Mapping[str, Mapping[str, ValueKind]]
 
 
-def outputs_by_step(steps: Sequence[Definition]) -> dict[str, dict[str, Kind]]:
-    """What may be read of each step's result, by the steps' names."""
+def outputs_by_step(steps: Sequence[Definition]) -> dict[str, dict[str, ValueKind]]:
+    """Return what may be read of each step's result, by the steps' names."""
     return {step.id: outputs(step, type_name(step.task_type)) for step in steps}
 
 
 @dataclass(frozen=True, slots=True)
-class Reads:
+class ReadableValues:
     """What a step may read.
 
     Attributes:
@@ -45,12 +45,12 @@ class Reads:
 
     step_id: str
     outputs: Outputs
-    item: Mapping[str, Kind]
+    item: Mapping[str, ValueKind]
     above: frozenset[str] | None
 
 
-def violations(step: Definition, path: str, reads: Reads) -> Iterator[FieldViolation]:
-    """What is wrong with a step's `for_each`.
+def violations(step: Definition, path: str, reads: ReadableValues) -> Iterator[FieldViolation]:
+    """Yield what is wrong with a step's `for_each`.
 
     Args:
         step: The step.
@@ -93,8 +93,8 @@ def count_violations(steps: Sequence[Definition]) -> Iterator[FieldViolation]:
         yield FieldViolation("workflow.steps", text, "too_many_items")
 
 
-def source_violations(reads: Reads, source: str, field: str, at: str) -> Iterator[FieldViolation]:
-    """What is wrong with a reference from a step to a field of another one's result.
+def source_violations(reads: ReadableValues, source: str, field: str, at: str) -> Iterator[FieldViolation]:
+    """Yield what is wrong with a reference from a step to a field of another one's result.
 
     Args:
         reads: What the step may read.
@@ -112,8 +112,8 @@ def source_violations(reads: Reads, source: str, field: str, at: str) -> Iterato
         yield FieldViolation(f"{at}.from_field", f"Step {source!r} yields no {field!r}", "unknown_field")
 
 
-def item_kinds(step: Definition, steps: Mapping[str, Definition], known: Outputs) -> dict[str, Kind]:
-    """What may be read of `$item` in a step, by field; empty in a step without items, or where their list is wrong.
+def item_kinds(step: Definition, steps: Mapping[str, Definition], known: Outputs) -> dict[str, ValueKind]:
+    """Return what a step may read of `$item`, by field; empty without items, or where their list is wrong.
 
     Args:
         step: The step.
@@ -138,8 +138,8 @@ def item_kinds(step: Definition, steps: Mapping[str, Definition], known: Outputs
     return element_kinds(kind, {name: kind_of(field) for name, field in members})
 
 
-def item_violation(step: Definition, field: str, at: str, kinds: Mapping[str, Kind]) -> FieldViolation | None:
-    """What is wrong with a mapping from a step's item.
+def item_violation(step: Definition, field: str, at: str, kinds: Mapping[str, ValueKind]) -> FieldViolation | None:
+    """Return what is wrong with a mapping from a step's item.
 
     Args:
         step: The step.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from meshkit.bus import Bus
 from meshkit.loops import Loop
 from services.workflows.config import WorkflowsSettings
-from services.workflows.execution import Executor
-from services.workflows.store import Store
+from services.workflows.executor import WorkflowExecutor
+from services.workflows.store import WorkflowStore
 
 
-class Upkeep:
+class WorkflowMaintenance:
     """The bodies of the loops; a test may call each.
 
     Args:
@@ -19,7 +19,7 @@ class Upkeep:
         settings: Intervals and ages.
     """
 
-    def __init__(self, store: Store, executor: Executor, bus: Bus, settings: WorkflowsSettings) -> None:
+    def __init__(self, store: WorkflowStore, executor: WorkflowExecutor, bus: Bus, settings: WorkflowsSettings) -> None:
         self._store = store
         self._bus = bus
         self._executor = executor
@@ -37,7 +37,7 @@ class Upkeep:
         ]
 
     async def reconcile(self) -> bool:
-        """Sends again what was left, asks for what was not heard of, cancels what shall not run or takes too long.
+        """Send again what was left, asks for what was not heard of, cancels what shall not run or takes too long.
 
         Returns:
             Whether more waits.

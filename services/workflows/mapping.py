@@ -29,7 +29,7 @@ class TransformError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ValueKind:
     """Type of a value.
 
     Attributes:
@@ -54,11 +54,13 @@ class Kind:
         return f"list of {self.name}" if self.many else self.name
 
 
-STRING, INTEGER, NUMBER, BOOLEAN, OBJECT = (Kind(name) for name in ("string", "integer", "number", "boolean", "object"))
+STRING, INTEGER, NUMBER, BOOLEAN, OBJECT = (
+    ValueKind(name) for name in ("string", "integer", "number", "boolean", "object")
+)
 _PLAIN = {kind.name for kind in (STRING, INTEGER, NUMBER, BOOLEAN, OBJECT)}
 
 
-def fits(source: Kind, target: Kind) -> bool:
+def fits(source: ValueKind, target: ValueKind) -> bool:
     """Whether a value of one kind can stand where another is asked for."""
     if source.many != target.many:
         return False
@@ -69,15 +71,15 @@ def fits(source: Kind, target: Kind) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class TransformCall:
     """One transform with its argument, if it takes one."""
 
     name: str
     argument: Any = None
 
 
-def parse(text: str) -> tuple[Call, ...]:
-    """Reads a transform.
+def parse(text: str) -> tuple[TransformCall, ...]:
+    """Read a transform.
 
     Args:
         text: As its author wrote it.
@@ -85,7 +87,7 @@ def parse(text: str) -> tuple[Call, ...]:
     Raises:
         TransformError: It is unknown or malformed.
     """
-    calls: list[Call] = []
+    calls: list[TransformCall] = []
     rest = text.strip()
     while True:
         call, rest = _one(rest)
@@ -99,7 +101,7 @@ def parse(text: str) -> tuple[Call, ...]:
         rest = rest[1:].strip()
 
 
-def _one(text: str) -> tuple[Call, str]:
+def _one(text: str) -> tuple[TransformCall, str]:
     end = 0
     while end < len(text) and (text[end].isalnum() or text[end] == "_"):
         end += 1
@@ -110,7 +112,7 @@ def _one(text: str) -> tuple[Call, str]:
     if not rest.startswith("("):
         if rule.takes is not None:
             raise TransformError(f"{name} takes an argument, as in {rule.example}")
-        return Call(name), rest
+        return TransformCall(name), rest
     try:
         argument, length = json.JSONDecoder().raw_decode(rest[1:].lstrip())
     except (json.JSONDecodeError, RecursionError):
@@ -121,10 +123,10 @@ def _one(text: str) -> tuple[Call, str]:
     if rule.takes is None:
         raise TransformError(f"{name} takes no argument")
     rule.takes(argument)
-    return Call(name, argument), tail[1:].strip()
+    return TransformCall(name, argument), tail[1:].strip()
 
 
-def kind_after(kind: Kind, calls: Sequence[Call]) -> Kind:
+def kind_after(kind: ValueKind, calls: Sequence[TransformCall]) -> ValueKind:
     """Kind of what transforms make of a value.
 
     Args:
@@ -139,8 +141,8 @@ def kind_after(kind: Kind, calls: Sequence[Call]) -> Kind:
     return kind
 
 
-def apply(value: Any, calls: Sequence[Call]) -> Any:
-    """The value after transforms.
+def apply(value: Any, calls: Sequence[TransformCall]) -> Any:
+    """Return the value after transforms.
 
     Args:
         value: As JSON has it; None where there is none.
@@ -156,38 +158,38 @@ def apply(value: Any, calls: Sequence[Call]) -> Any:
     return value
 
 
-def _element(kind: Kind, _argument: Any) -> Kind:
+def _element(kind: ValueKind, _argument: Any) -> ValueKind:
     if not kind.many:
         raise TransformError(f"needs a list, the value is {kind}")
     return replace(kind, many=False)
 
 
-def _joined(kind: Kind, _argument: Any) -> Kind:
+def _joined(kind: ValueKind, _argument: Any) -> ValueKind:
     if not kind.many or kind.name == "object":
         raise TransformError(f"join needs a list of texts or numbers, the value is {kind}")
     return STRING
 
 
-def _formatted(kind: Kind, _argument: Any) -> Kind:
+def _formatted(kind: ValueKind, _argument: Any) -> ValueKind:
     if not kind.is_scalar:
         raise TransformError(f"format needs one text or number, the value is {kind}")
     return STRING
 
 
-def _listed(kind: Kind, _argument: Any) -> Kind:
+def _listed(kind: ValueKind, _argument: Any) -> ValueKind:
     if kind.many:
         raise TransformError("to_list needs one value, it is a list already")
     return replace(kind, many=True)
 
 
-def _defaulted(kind: Kind, argument: Any) -> Kind:
+def _defaulted(kind: ValueKind, argument: Any) -> ValueKind:
     values = argument if kind.many and isinstance(argument, list) else [argument]
     if isinstance(argument, list) != kind.many or not all(_is_a(kind.name, value) for value in values):
         raise TransformError(f"the default {json.dumps(argument)} is no {kind}")
     return kind
 
 
-def _scaled(kind: Kind, _argument: Any) -> Kind:
+def _scaled(kind: ValueKind, _argument: Any) -> ValueKind:
     if not kind.is_number:
         raise TransformError(f"scale needs a number, the value is {kind}")
     return kind
@@ -259,7 +261,7 @@ def _anything(argument: Any) -> None:
 @dataclass(frozen=True, slots=True)
 class _Rule:
     example: str
-    typed: Callable[[Kind, Any], Kind]
+    typed: Callable[[ValueKind, Any], ValueKind]
     applied: Callable[[Any, Any], Any]
     takes: Callable[[Any], None] | None = None
 

@@ -10,19 +10,34 @@ from uuid import UUID, uuid4
 from atelier.workflows.v1 import workflow_pb2, workflows_service_pb2
 
 from meshkit import metrics, tracing
-from meshkit.errors import Kind, MeshError, forbidden, invalid
+from meshkit.errors import ErrorKind, MeshError, forbidden, invalid
 from meshkit.fetcher import Fetcher
 from services.workflows import definition, graph
 from services.workflows.access import Caller
 from services.workflows.convert import to_workflow
-from services.workflows.domain import Approval, Status, StepRecord, StepState, WorkflowRecord, step_row_id, task_id_of
+from services.workflows.domain import (
+    Approval,
+    StepRecord,
+    StepState,
+    WorkflowRecord,
+    WorkflowStatus,
+    step_row_id,
+    task_id_of,
+)
 from services.workflows.engine import decide
 from services.workflows.errors import cleaned_up, illegal_transition, workflow_not_found
-from services.workflows.execution import Executor
+from services.workflows.executor import WorkflowExecutor
 from services.workflows.fields import type_name
 from services.workflows.signals import Cancel, Event, Pause, Resume, Start
-from services.workflows.store import IdempotencyKey, Page, Stats, Store, Whole, WorkflowFilter
-from services.workflows.tasks import Tasks
+from services.workflows.store import (
+    IdempotencyKey,
+    Page,
+    WorkflowCounts,
+    WorkflowFilter,
+    WorkflowSnapshot,
+    WorkflowStore,
+)
+from services.workflows.task_calls import TaskCalls
 
 _CREATED = metrics.counter("workflows_created", "Workflows accepted")
 _UPDATABLE = frozenset({"name", "description", "webhook_url"})
@@ -57,7 +72,12 @@ class WorkflowsService:
     """
 
     def __init__(
-        self, store: Store, executor: Executor, tasks: Tasks, fetcher: Fetcher, clock: Callable[[], datetime]
+        self,
+        store: WorkflowStore,
+        executor: WorkflowExecutor,
+        tasks: TaskCalls,
+        fetcher: Fetcher,
+        clock: Callable[[], datetime],
     ) -> None:
         self._store = store
         self._executor = executor
@@ -67,8 +87,8 @@ class WorkflowsService:
 
     async def create(
         self, request: workflows_service_pb2.CreateWorkflowRequest, caller: Caller, key: IdempotencyKey | None
-    ) -> tuple[Whole | bytes, bool]:
-        """Accepts a workflow and starts it unless told otherwise.
+    ) -> tuple[WorkflowSnapshot | bytes, bool]:
+        """Accept a workflow and starts it unless told otherwise.
 
         Returns:
             The workflow, or the serialized answer to replay; and whether it is a replay.
@@ -84,7 +104,7 @@ class WorkflowsService:
         whole = _new(wanted, tenant, self._clock())
         decision = decide(whole.workflow, whole.steps, Start(), self._clock()) if request.start else None
         if decision is not None:
-            whole = Whole(decision.workflow, decision.steps)
+            whole = WorkflowSnapshot(decision.workflow, decision.steps)
         response = b""
         if key is not None:  # else nobody can ask for it again
             response = workflows_service_pb2.CreateWorkflowResponse(workflow=to_workflow(whole)).SerializeToString()
@@ -96,29 +116,31 @@ class WorkflowsService:
             self._executor.carry_out(decision)
         return whole, False
 
-    async def get(self, workflow_id: UUID, caller: Caller) -> Whole:
-        """A workflow.
+    async def get(self, workflow_id: UUID, caller: Caller) -> WorkflowSnapshot:
+        """Return a workflow.
 
         Raises:
             MeshError: `NOT_FOUND`.
         """
         return caller.seen(await self._store.get(workflow_id), workflow_id)
 
-    async def list_workflows(self, which: WorkflowFilter, caller: Caller, page: Page) -> tuple[list[Whole], int]:
+    async def list_workflows(
+        self, which: WorkflowFilter, caller: Caller, page: Page
+    ) -> tuple[list[WorkflowSnapshot], int]:
         """Workflows of the caller's tenant, of all tenants for operators and support; and how many there are."""
         confined = _confined(which, caller)
         return ([], 0) if confined is None else await self._store.list_workflows(confined, page)
 
-    async def stats(self, which: WorkflowFilter, caller: Caller) -> Stats:
-        """Counts of what `list_workflows` would list."""
+    async def stats(self, which: WorkflowFilter, caller: Caller) -> WorkflowCounts:
+        """Count of what `list_workflows` would list."""
         confined = _confined(which, caller)
         assert confined is not None, "statistics name no tenant"
         return await self._store.stats(confined)
 
     async def update(
         self, workflow_id: UUID, values: workflow_pb2.WorkflowUpdate, mask: Sequence[str], caller: Caller
-    ) -> Whole:
-        """Changes name, description or webhook address.
+    ) -> WorkflowSnapshot:
+        """Change name, description or webhook address.
 
         Args:
             workflow_id: The workflow.
@@ -153,23 +175,25 @@ class WorkflowsService:
             raise workflow_not_found(workflow_id)
         return whole
 
-    async def start(self, workflow_id: UUID, caller: Caller) -> Whole:
-        """Starts a PENDING workflow."""
+    async def start(self, workflow_id: UUID, caller: Caller) -> WorkflowSnapshot:
+        """Start a PENDING workflow."""
         return await self._tell(workflow_id, caller, Start())
 
-    async def pause(self, workflow_id: UUID, caller: Caller) -> Whole:
+    async def pause(self, workflow_id: UUID, caller: Caller) -> WorkflowSnapshot:
         """Begins no further step of a RUNNING workflow; one that is paused stays as it is."""
         return await self._tell(workflow_id, caller, Pause())
 
-    async def resume(self, workflow_id: UUID, caller: Caller) -> Whole:
+    async def resume(self, workflow_id: UUID, caller: Caller) -> WorkflowSnapshot:
         """Goes on with a FAILED or PAUSED workflow; completed steps keep their results."""
         return await self._tell(workflow_id, caller, Resume())
 
-    async def cancel(self, workflow_id: UUID, caller: Caller) -> Whole:
-        """Cancels a workflow and its running tasks; one that is cancelled already stays as it is."""
+    async def cancel(self, workflow_id: UUID, caller: Caller) -> WorkflowSnapshot:
+        """Cancel a workflow and its running tasks; one that is cancelled already stays as it is."""
         return await self._tell(workflow_id, caller, Cancel())
 
-    async def cleanup(self, workflow_id: UUID, caller: Caller, *, tasks: bool) -> tuple[Whole, CleanupReport]:
+    async def cleanup(
+        self, workflow_id: UUID, caller: Caller, *, tasks: bool
+    ) -> tuple[WorkflowSnapshot, CleanupReport]:
         """Hides a workflow from lists and, where wanted, deletes its tasks' files; one that waits is cancelled first.
 
         Args:
@@ -181,19 +205,19 @@ class WorkflowsService:
             MeshError: `NOT_FOUND`, or `CONFLICT` while it runs.
         """
         whole = caller.seen(await self._store.get(workflow_id), workflow_id, write=True)
-        if whole.workflow.status is Status.RUNNING:
+        if whole.workflow.status is WorkflowStatus.RUNNING:
             raise illegal_transition(whole.workflow.status, "cleaned up; cancel it first")
-        if whole.workflow.status in (Status.PENDING, Status.PAUSED):
+        if whole.workflow.status in (WorkflowStatus.PENDING, WorkflowStatus.PAUSED):
             decision = await self._store.advance(
                 workflow_id, lambda workflow, steps: decide(workflow, steps, Cancel(), self._clock())
             )
             if decision is not None:
                 await self._executor.cancel_now(decision)
-                whole = Whole(decision.workflow, decision.steps)
+                whole = WorkflowSnapshot(decision.workflow, decision.steps)
         report = await self._clean_tasks(whole) if tasks else CleanupReport(0, 0, (), ())
 
         def hide(current: WorkflowRecord) -> WorkflowRecord:
-            if current.status is Status.RUNNING:
+            if current.status is WorkflowStatus.RUNNING:
                 raise illegal_transition(current.status, "cleaned up; cancel it first")
             return current if current.is_deleted else replace(current, is_deleted=True, deleted_at=self._clock())
 
@@ -202,7 +226,7 @@ class WorkflowsService:
             raise workflow_not_found(workflow_id)
         return hidden, report
 
-    async def _clean_tasks(self, whole: Whole) -> CleanupReport:
+    async def _clean_tasks(self, whole: WorkflowSnapshot) -> CleanupReport:
         processed, cleaned = 0, 0
         deleted: list[str] = []
         errors: list[tuple[UUID, StepRecord, str]] = []
@@ -213,7 +237,7 @@ class WorkflowsService:
                 try:
                     deleted += await self._tasks.cleanup(task_id, whole.workflow.tenant)
                 except MeshError as error:
-                    if error.kind is Kind.NOT_FOUND and step.state is StepState.CANCELLED:
+                    if error.kind is ErrorKind.NOT_FOUND and step.state is StepState.CANCELLED:
                         processed -= 1  # it was cancelled before its task was made
                         continue
                     errors.append((task_id, step, error.message))
@@ -221,14 +245,14 @@ class WorkflowsService:
                     cleaned += 1
         return CleanupReport(processed, cleaned, deleted, errors)
 
-    async def _tell(self, workflow_id: UUID, caller: Caller, event: Event) -> Whole:
+    async def _tell(self, workflow_id: UUID, caller: Caller, event: Event) -> WorkflowSnapshot:
         whole = caller.seen(await self._store.get(workflow_id), workflow_id, write=True)
         if whole.workflow.is_deleted and not isinstance(event, Cancel):
             raise cleaned_up()
         decision = await self._executor.tell(workflow_id, event)
         if decision is None:
             raise workflow_not_found(workflow_id)
-        return Whole(decision.workflow, decision.steps)
+        return WorkflowSnapshot(decision.workflow, decision.steps)
 
 
 def _confined(which: WorkflowFilter, caller: Caller) -> WorkflowFilter | None:
@@ -247,8 +271,8 @@ def _tenant_of(wanted: workflow_pb2.CreateWorkflow, caller: Caller) -> str:
     return caller.checked_tenant(named)
 
 
-def _new(wanted: workflow_pb2.CreateWorkflow, tenant: str, now: datetime) -> Whole:
-    """A checked definition as rows that wait for their start."""
+def _new(wanted: workflow_pb2.CreateWorkflow, tenant: str, now: datetime) -> WorkflowSnapshot:
+    """Return a checked definition as rows that wait for their start."""
     ident = uuid4()
     trace = tracing.current()
 
@@ -260,7 +284,7 @@ def _new(wanted: workflow_pb2.CreateWorkflow, tenant: str, now: datetime) -> Who
         tenant=tenant,
         name=wanted.name,
         description=text("description"),
-        status=Status.PENDING,
+        status=WorkflowStatus.PENDING,
         on_failure=definition.on_failure(wanted),
         config=wanted.config.SerializeToString(),
         suppress_subtask_events=wanted.suppress_subtask_events,
@@ -284,7 +308,7 @@ def _new(wanted: workflow_pb2.CreateWorkflow, tenant: str, now: datetime) -> Who
         traceparent=trace.traceparent if trace is not None else "",
     )
     steps = tuple(_new_step(ident, step, position, now) for position, step in enumerate(wanted.steps))
-    return Whole(workflow, steps)
+    return WorkflowSnapshot(workflow, steps)
 
 
 def _new_step(workflow_id: UUID, step: workflow_pb2.WorkflowStepDefinition, position: int, now: datetime) -> StepRecord:

@@ -16,7 +16,7 @@ from atelier.workflows.v1.workflows_service_pb2_grpc import WorkflowsServiceServ
 from meshkit import idempotency
 from services.workflows.access import Caller
 from services.workflows.convert import STATUS_NAME, to_detail, to_item, to_workflow
-from services.workflows.domain import Status
+from services.workflows.domain import WorkflowStatus
 from services.workflows.service import CleanupReport, WorkflowsService
 from services.workflows.store import IdempotencyKey, Page, WorkflowFilter
 
@@ -178,9 +178,9 @@ def _text(request: Any, name: str) -> str | None:
     return getattr(request, name) if request.HasField(name) else None
 
 
-def _status(request: Any) -> Status | None:
+def _status(request: Any) -> WorkflowStatus | None:
     name = STATUS_NAME.get(request.status) if request.HasField("status") else None
-    return Status(name) if name is not None else None
+    return WorkflowStatus(name) if name is not None else None
 
 
 def _report(report: CleanupReport) -> workflow_pb2.WorkflowCleanupDetail:

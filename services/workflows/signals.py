@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from services.workflows.domain import Outcome
+from services.workflows.domain import TaskOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class TaskAccepted:
     """The tasks service has the task of a step."""
 
     step_id: str
@@ -37,7 +37,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class TaskRefused:
     """The task of a step cannot be made, now or later."""
 
     step_id: str
@@ -46,7 +46,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class TaskEnded:
     """A task ended.
 
     Attributes:
@@ -58,14 +58,14 @@ class Ended:
     step_id: str
     task_id: UUID
     version: int
-    outcome: Outcome
+    outcome: TaskOutcome
     result: bytes | None = None
     message: str = ""
     retryable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
+class TaskClosed:
     """The task of a step runs no more, or will never exist."""
 
     step_id: str
@@ -80,4 +80,4 @@ class Overdue:
     task_id: UUID
 
 
-Event = Start | Pause | Resume | Cancel | Accepted | Refused | Ended | Closed | Overdue
+Event = Start | Pause | Resume | Cancel | TaskAccepted | TaskRefused | TaskEnded | TaskClosed | Overdue

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-from services.workflows.domain import Status, StepRecord, WorkflowRecord
+from services.workflows.domain import StepRecord, WorkflowRecord, WorkflowStatus
 from services.workflows.engine import Decision
 
 
@@ -36,7 +36,7 @@ class WorkflowFilter:
     """
 
     tenant: str | None = None
-    status: Status | None = None
+    status: WorkflowStatus | None = None
     origin_instance: str | None = None
     origin_zone: str | None = None
     created_after: datetime | None = None
@@ -60,7 +60,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class WorkflowSnapshot:
     """A workflow with its steps in the order of the definition."""
 
     workflow: WorkflowRecord
@@ -68,7 +68,7 @@ class Whole:
 
 
 @dataclass(frozen=True, slots=True)
-class Stats:
+class WorkflowCounts:
     """How many workflows there are."""
 
     by_status: dict[str, int]
@@ -78,7 +78,7 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
+class DispatchNote:
     """What came of a note that tasks were made.
 
     Attributes:
@@ -96,23 +96,23 @@ Advanced = Decision | Exception | None
 Edit = Callable[[WorkflowRecord], WorkflowRecord]
 
 
-class Store(Protocol):
+class WorkflowStore(Protocol):
     """Workflows and their steps."""
 
-    async def create(self, whole: Whole, key: IdempotencyKey | None, response: bytes) -> bytes | None:
-        """Writes a new workflow; the answer given before where the key was used for the same request."""
+    async def create(self, whole: WorkflowSnapshot, key: IdempotencyKey | None, response: bytes) -> bytes | None:
+        """Write a new workflow; the answer given before where the key was used for the same request."""
         ...
 
-    async def get(self, workflow_id: UUID) -> Whole | None:
-        """A workflow with its steps."""
+    async def get(self, workflow_id: UUID) -> WorkflowSnapshot | None:
+        """Return a workflow with its steps."""
         ...
 
-    async def list_workflows(self, which: WorkflowFilter, page: Page) -> tuple[list[Whole], int]:
+    async def list_workflows(self, which: WorkflowFilter, page: Page) -> tuple[list[WorkflowSnapshot], int]:
         """Workflows with their steps, and how many there are in all."""
         ...
 
-    async def stats(self, which: WorkflowFilter) -> Stats:
-        """Counts."""
+    async def stats(self, which: WorkflowFilter) -> WorkflowCounts:
+        """Count."""
         ...
 
     async def advance(self, workflow_id: UUID, body: Decide, *, durable: bool = True) -> Decision | None:
@@ -144,24 +144,24 @@ class Store(Protocol):
         """
         ...
 
-    async def accept(self, task_ids: Sequence[UUID]) -> Noted:
-        """Notes that tasks of DISPATCHING steps were made; waits for nobody who writes these steps."""
+    async def accept(self, task_ids: Sequence[UUID]) -> DispatchNote:
+        """Note that tasks of DISPATCHING steps were made; waits for nobody who writes these steps."""
         ...
 
     async def unheard(self, versions: Mapping[UUID, int]) -> list[StepRecord]:
-        """Steps of these tasks for which a version is news, by the tasks' identifiers."""
+        """Return steps of these tasks for which a version is news, by the tasks' identifiers."""
         ...
 
-    async def edit(self, workflow_id: UUID, body: Edit) -> Whole | None:
-        """Changes members of a workflow that do not move it."""
+    async def edit(self, workflow_id: UUID, body: Edit) -> WorkflowSnapshot | None:
+        """Change members of a workflow that do not move it."""
         ...
 
     async def due_dispatches(self, age_seconds: float, limit: int) -> list[StepRecord]:
-        """Steps that are DISPATCHING for so long, and notes that they are sent again."""
+        """Return steps that are DISPATCHING for so long, and notes that they are sent again."""
         ...
 
     async def due_checks(self, age_seconds: float, trusted_since: datetime | None, limit: int) -> list[StepRecord]:
-        """RUNNING steps of which nothing was heard for so long, and notes that they are asked for.
+        """Return RUNNING steps of which nothing was heard for so long, and notes that they are asked for.
 
         Args:
             age_seconds: How long.
@@ -172,19 +172,19 @@ class Store(Protocol):
         ...
 
     async def due_cancels(self, age_seconds: float, limit: int) -> list[tuple[StepRecord, float]]:
-        """Steps that ended and whose task may still run, each with the seconds since; notes that they are seen to."""
+        """Return ended steps whose task may still run, with the seconds since; mark them as handled."""
         ...
 
     async def due_timeouts(self, limit: int) -> list[StepRecord]:
-        """Steps whose task takes longer than it may."""
+        """Return steps whose task takes longer than it may."""
         ...
 
     async def untold_ends(self, limit: int) -> list[WorkflowRecord]:
-        """Ended workflows whose webhook is still to be told, oldest first."""
+        """Return ended workflows whose webhook is still to be told, oldest first."""
         ...
 
     async def note_told(self, record: WorkflowRecord) -> None:
-        """Notes that the webhook of this end of a workflow was handed in."""
+        """Note that the webhook of this end of a workflow was handed in."""
         ...
 
     async def purge(self) -> None:

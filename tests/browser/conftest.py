@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from tests.integration.gateway.conftest import mesh, start_mesh  # noqa: F401 - fixtures of these tests too
+from tests.integration.gateway.conftest import mesh, start_mesh  # noqa: F401 -- fixtures of these tests too
 
 # A machine that runs other tests beside these is slow; what never comes fails all the same.
 expect.set_options(timeout=30_000)

@@ -9,7 +9,7 @@ from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 from schemathesis.core.result import Ok
 
-from services.gateway.transcoding.codec import Codecs
+from meshkit.transcoding.codec import Codecs
 from tests.contract.openapi_reading import Document
 from tests.contract.test_lossless_json import DETAILS, EVERY_TASK
 

@@ -8,8 +8,8 @@ from atelier.events.v1 import events_pb2
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor
 
-from services.gateway.transcoding.codec import Codecs
-from services.tasks import spelling
+from meshkit import eventjson as spelling
+from meshkit.transcoding.codec import Codecs
 
 CODECS = Codecs()
 EVENTS = [

@@ -9,8 +9,8 @@ import protovalidate
 import pytest
 from atelier.tasks.v1 import task_pb2
 
+from meshkit.transcoding.codec import Codecs, Decoding
 from meshkit.validation import apply_defaults
-from services.gateway.transcoding.codec import Codecs, Decoding
 
 SCHEMAS = json.loads((Path(__file__).parent / "documented_surface.json").read_text())["schemas"]
 EVERY_TASK: dict[str, Any] = {

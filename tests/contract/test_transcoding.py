@@ -12,11 +12,11 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
+from meshkit.transcoding.codec import Codecs, Decoding
+from meshkit.transcoding.options import enum_names, field_json, flattened, is_map
+from meshkit.transcoding.requests import RequestDecoder, ResponseEncoder
+from meshkit.transcoding.routes import Match, Route, RouteTable, compile_services, loc_of
 from services.gateway.contracts import load_services, read_image
-from services.gateway.transcoding.codec import Codecs, Decoding
-from services.gateway.transcoding.options import enum_names, field_json, flattened, is_map
-from services.gateway.transcoding.requests import RequestDecoder, ResponseEncoder
-from services.gateway.transcoding.routes import Match, Route, RouteTable, compile_services, loc_of
 
 IMAGE = read_image()
 PACKAGES = sorted({file.package for file in IMAGE.file if file.package.startswith("atelier.")})

@@ -16,7 +16,7 @@ from atelier.tasks.v1.enums_pb2 import (
     TaskType,
 )
 
-from services.inference.tasktypes.base import TaskHandler
+from meshkit.worker.handlers import TaskHandler
 
 _HANDLERS: dict[TaskType.ValueType, tuple[str, str]] = {
     TASK_TYPE_GENERATION: ("generation", "GenerationHandler"),
@@ -41,7 +41,7 @@ _PREFIX = "TASK_TYPE_"
 
 
 def type_name(kind: TaskType.ValueType) -> str:
-    """The documented name of a type (`GENERATION`)."""
+    """Return the documented name of a type (`GENERATION`)."""
     return TaskType.Name(kind).removeprefix(_PREFIX)
 
 
@@ -59,7 +59,7 @@ def parse_types(names: Iterable[str]) -> tuple[TaskType.ValueType, ...]:
 
 
 def type_of_detail(detail: str | None) -> TaskType.ValueType | None:
-    """The type whose `detail` variant has this name."""
+    """Return the type whose `detail` variant has this name."""
     return _DETAILS.get(detail or "")
 
 

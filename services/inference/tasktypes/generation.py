@@ -26,11 +26,11 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from google.protobuf.struct_pb2 import Struct
 from PIL import PngImagePlugin
 
-from modelkit.errors import Fault, ModelError
-from services.inference.tasktypes.base import InputRef, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+from meshkit.worker.handlers import InputRef, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+from modelkit.errors import ModelError, ModelErrorKind
 
 if TYPE_CHECKING:  # they stand on torch, which the parent never imports
-    from modelkit.flux import Order, Picture, Settings
+    from modelkit.flux import BatchSettings, ImageRequest, Picture
     from modelkit.residency import Models
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ _MAX_PROMPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Wish:
+class _Parameters:
     """A GENERATION task with its defaults filled in; strength is 0 to 1."""
 
     prompt: str
@@ -90,7 +90,7 @@ class GenerationHandler:
     def run(self, batch: Sequence[TaskContext], models: Models) -> Sequence[Output | Exception]:
         """Make the batch's pictures; what is wrong with one member does not touch the others."""
         outcomes: list[Output | Exception] = [TaskCancelled() for _ in batch]
-        ready: list[tuple[int, _Wish, Order]] = []
+        ready: list[tuple[int, _Parameters, ImageRequest]] = []
         for index, context in enumerate(batch):
             try:
                 wish = _read(context.spec, context.task)
@@ -121,7 +121,7 @@ def failed(error: ModelError) -> TaskFailed:
     """Say a model's failure as a task's."""
     category = (
         ErrorCategory.ERROR_CATEGORY_VALIDATION
-        if error.fault is Fault.VALIDATION
+        if error.fault is ModelErrorKind.VALIDATION
         else ErrorCategory.ERROR_CATEGORY_RESOURCE
     )
     return TaskFailed(error.message, category, error.retryable)
@@ -131,7 +131,7 @@ def _invalid(message: str) -> TaskFailed:
     return TaskFailed(message, ErrorCategory.ERROR_CATEGORY_VALIDATION, retryable=False)
 
 
-def _read(spec: CreateTask, task: Task) -> _Wish:
+def _read(spec: CreateTask, task: Task) -> _Parameters:
     """Read what is asked for: from the task as it stands, or from the request where no task was made of it."""
     asked = spec.generation
     stands = task.generation if task.HasField("generation") else None
@@ -152,7 +152,7 @@ def _read(spec: CreateTask, task: Task) -> _Wish:
     else:
         reference = asked.reference_image_data or asked.reference_image_url or None
     strength = float(value("reference_image_strength", _DEFAULT_STRENGTH)) / 100
-    wish = _Wish(
+    wish = _Parameters(
         prompt=value("prompt", ""),
         width=value("width", _DEFAULT_SIDE),
         height=value("height", _DEFAULT_SIDE),
@@ -177,11 +177,11 @@ _CLEARABLE = frozenset(
 
 
 def _seed_of(job_id: str) -> int:
-    """A seed for a task that has none: the same on every attempt."""
+    """Return a seed for a task that has none: the same on every attempt."""
     return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:8], "big") >> 1
 
 
-def _configured(wish: _Wish, config: Struct) -> _Wish:
+def _configured(wish: _Parameters, config: Struct) -> _Parameters:
     steps = _number(config, "steps", 1, 1000)
     if steps is None:
         steps = _number(config, "num_inference_steps", 1, 1000)
@@ -216,8 +216,8 @@ def _text(config: Struct, name: str, longest: int) -> str | None:
     return text
 
 
-def _order(wish: _Wish, context: TaskContext) -> Order:
-    from modelkit.flux import Order  # noqa: PLC0415 - torch, in the child alone
+def _order(wish: _Parameters, context: TaskContext) -> ImageRequest:
+    from modelkit.flux import ImageRequest  # noqa: PLC0415 -- torch, in the child alone
     from modelkit.pictures import open_picture  # noqa: PLC0415
 
     reference = None
@@ -226,7 +226,7 @@ def _order(wish: _Wish, context: TaskContext) -> Order:
             reference = open_picture(context.inputs[_REFERENCE]).convert("RGB")
         except ModelError as error:
             raise failed(error) from error
-    return Order(
+    return ImageRequest(
         prompt=wish.prompt,
         seed=wish.seed,
         watcher=context,
@@ -235,11 +235,11 @@ def _order(wish: _Wish, context: TaskContext) -> Order:
     )
 
 
-def _settings(wish: _Wish, inputs: Mapping[str, Any]) -> Settings:
-    from modelkit.adapters import AdapterFile  # noqa: PLC0415 - torch, in the child alone
-    from modelkit.flux import Settings  # noqa: PLC0415
+def _settings(wish: _Parameters, inputs: Mapping[str, Any]) -> BatchSettings:
+    from modelkit.adapters import AdapterFile  # noqa: PLC0415 -- torch, in the child alone
+    from modelkit.flux import BatchSettings  # noqa: PLC0415
 
-    return Settings(
+    return BatchSettings(
         width=wish.width,
         height=wish.height,
         steps=wish.steps,
@@ -249,7 +249,7 @@ def _settings(wish: _Wish, inputs: Mapping[str, Any]) -> Settings:
     )
 
 
-def _write(context: TaskContext, wish: _Wish, picture: Picture, seconds: float) -> Output:
+def _write(context: TaskContext, wish: _Parameters, picture: Picture, seconds: float) -> Output:
     if picture.cut_tokens:
         _log.warning(
             "job %s: the model did not read the last %d tokens of the prompt", context.job_id, picture.cut_tokens

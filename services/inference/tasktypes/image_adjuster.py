@@ -23,9 +23,9 @@ from atelier.tasks.v1.enums_pb2 import ErrorCategory, TaskType
 from atelier.tasks.v1.image_adjuster_pb2 import ImageAdjusterTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
-from modelkit.errors import Fault, ModelError
-from modelkit.framing import Margins, Wish, frame, margins_of
-from services.inference.tasktypes.base import InputRef, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+from meshkit.worker.handlers import InputRef, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+from modelkit.errors import ModelError, ModelErrorKind
+from modelkit.framing import FrameRequest, Margins, frame, margins_of
 
 if TYPE_CHECKING:  # it stands on torch, which the parent never imports
     from PIL import Image
@@ -52,7 +52,7 @@ class ImageAdjusterHandler:
             refs.append(InputRef(_REFERENCE, reference, "image"))
         return refs
 
-    def batch_key(self, spec: CreateTask, task: Task) -> Hashable | None:  # noqa: ARG002 - the protocol's signature
+    def batch_key(self, spec: CreateTask, task: Task) -> Hashable | None:  # noqa: ARG002 -- the protocol's signature
         """Images are adjusted one by one."""
         return None
 
@@ -65,7 +65,7 @@ class ImageAdjusterHandler:
             except ModelError as error:
                 category = (
                     ErrorCategory.ERROR_CATEGORY_VALIDATION
-                    if error.fault is Fault.VALIDATION
+                    if error.fault is ModelErrorKind.VALIDATION
                     else ErrorCategory.ERROR_CATEGORY_RESOURCE
                 )
                 outcomes.append(TaskFailed(error.message, category, error.retryable))
@@ -75,7 +75,7 @@ class ImageAdjusterHandler:
 
 
 def _adjust(context: TaskContext, models: Models) -> Output:
-    from modelkit import canvas  # noqa: PLC0415 - OpenCV, in the child alone
+    from modelkit import canvas  # noqa: PLC0415 -- OpenCV, in the child alone
     from modelkit.pictures import open_picture  # noqa: PLC0415
 
     began = time.monotonic()
@@ -127,7 +127,7 @@ def _margins(spec: CreateTask) -> Margins:
     return Margins(side("margin_left"), side("margin_top"), side("margin_right"), side("margin_bottom"))
 
 
-def _wish(spec: CreateTask, margins: Margins) -> Wish:
+def _wish(spec: CreateTask, margins: Margins) -> FrameRequest:
     asked = spec.image_adjuster
     values: dict[str, Any] = {"margins": margins, "tolerance": asked.tolerance}
     if asked.HasField("target_width") != asked.HasField("target_height"):
@@ -142,4 +142,4 @@ def _wish(spec: CreateTask, margins: Margins) -> Wish:
         raise ModelError("An aspect ratio, a target size, a margin or a reference image is required.")
     if asked.HasField("scaling_proportions"):
         values["proportions"] = asked.scaling_proportions
-    return Wish(mode=asked.mode or "auto", position=asked.cropping_position or "center", **values)  # type: ignore[arg-type] # the contract holds the values
+    return FrameRequest(mode=asked.mode or "auto", position=asked.cropping_position or "center", **values)  # type: ignore[arg-type] # the contract holds the values

@@ -15,7 +15,7 @@ from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_INTERNAL, ERROR_CATEGORY_R
 from atelier.tasks.v1.noop_pb2 import CreateNoopTask, NoopTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
-from services.inference.tasktypes.base import (
+from meshkit.worker.handlers import (
     InputRef,
     Output,
     OutputFile,
@@ -38,8 +38,8 @@ class NoopHandler:
 
     task_type: TaskType.ValueType = TASK_TYPE_NOOP
 
-    def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:  # noqa: ARG002 - the handlers' protocol
-        """A NOOP has none."""
+    def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:  # noqa: ARG002 -- the handlers' protocol
+        """Return a NOOP has none."""
         return ()
 
     def batch_key(self, spec: CreateTask, task: Task) -> Hashable | None:  # noqa: ARG002

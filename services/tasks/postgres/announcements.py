@@ -8,7 +8,7 @@ from meshkit import outbox
 from meshkit.db import Connection
 from meshkit.outbox import OutboxEvent
 from services.tasks import events
-from services.tasks.domain import Kind, TaskRecord
+from services.tasks.domain import JobKind, TaskRecord
 from services.tasks.postgres import webhooks
 
 
@@ -30,6 +30,6 @@ async def _tell(conn: Connection, told: Sequence[tuple[TaskRecord, OutboxEvent]]
         [
             events.delivery(record, record.webhook_url, event)
             for record, event in told
-            if record.webhook_url is not None and record.kind == Kind.TASK
+            if record.webhook_url is not None and record.kind == JobKind.TASK
         ],
     )

@@ -22,5 +22,5 @@ def array(values: Sequence[str]) -> str:
 
 
 def record(row: Sequence[Any]) -> TaskRecord:
-    """A row of `SELECT` as a record."""
+    """Return a row of `SELECT` as a record."""
     return TaskRecord._make(row)

@@ -13,7 +13,7 @@ from meshkit.db import Connection
 from services.tasks.domain import TaskRecord
 
 
-class Change(NamedTuple):
+class CounterChange(NamedTuple):
     """What a change of state does to its tenant's place in a queue.
 
     Attributes:
@@ -33,14 +33,14 @@ def waits(record: TaskRecord) -> bool:
     return record.status == "PENDING" and record.not_before is None
 
 
-def entering(record: TaskRecord) -> Change:
-    """A task begins to wait."""
-    return Change(record.queue_name, record.tenant, record.lane, pending=1)
+def entering(record: TaskRecord) -> CounterChange:
+    """Return a task begins to wait."""
+    return CounterChange(record.queue_name, record.tenant, record.lane, pending=1)
 
 
-def leaving(record: TaskRecord) -> Change:
-    """A task waits no more."""
-    return Change(record.queue_name, record.tenant, record.lane, pending=-1)
+def leaving(record: TaskRecord) -> CounterChange:
+    """Return a task waits no more."""
+    return CounterChange(record.queue_name, record.tenant, record.lane, pending=-1)
 
 
 # Both tables are written by upserts alone: those look a row up by its key whatever the planner knows of the table. What
@@ -103,8 +103,8 @@ WHERE q.queue = %s AND q.tenant = ANY(%b)
 """
 
 
-async def apply(conn: Connection, changes: Iterable[Change]) -> None:
-    """Applies the changes of a transaction, summed by lane.
+async def apply(conn: Connection, changes: Iterable[CounterChange]) -> None:
+    """Apply the changes of a transaction, summed by lane.
 
     Args:
         conn: A connection in the transaction of the changes themselves.
@@ -137,7 +137,7 @@ def _arrays(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
 
 
 async def recount(conn: Connection, queue: str, tenants: Sequence[str], others: Sequence[str]) -> None:
-    """Counts a few tenants' waiting tasks again.
+    """Count a few tenants' waiting tasks again.
 
     Args:
         conn: A connection in a transaction.

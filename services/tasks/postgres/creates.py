@@ -70,7 +70,7 @@ RETURNING tenant, method, key
 
 
 async def insert_many(conn: Connection, creations: Sequence[Creation]) -> set[int]:
-    """Writes tasks together.
+    """Write tasks together.
 
     Args:
         conn: A connection in a transaction, pipelined for speed.
@@ -92,7 +92,7 @@ async def insert_many(conn: Connection, creations: Sequence[Creation]) -> set[in
 
 
 async def insert_one(conn: Connection, creation: Creation) -> tuple[TaskRecord | None, bytes | None]:
-    """Writes one task whose identifier or idempotency key may exist already.
+    """Write one task whose identifier or idempotency key may exist already.
 
     Returns:
         The task that has the identifier, if it is not this one; and the stored response, if the key was used before.
@@ -121,7 +121,7 @@ async def insert_one(conn: Connection, creation: Creation) -> tuple[TaskRecord |
 
 
 async def note_intent(conn: Connection, record: TaskRecord, prefix: str) -> None:
-    """Notes that objects are about to be written for a task that does not exist yet.
+    """Note that objects are about to be written for a task that does not exist yet.
 
     The note goes in the transaction that creates the task; where that never comes, the sweeper finds the note.
     """
@@ -150,7 +150,7 @@ async def _claim_keys(conn: Connection, creations: Sequence[Creation]) -> set[in
 
 
 async def _insert(conn: Connection, records: Sequence[TaskRecord], *, ask: bool = False) -> frozenset[UUID]:
-    """Writes rows; which ones, where that is asked for."""
+    """Write rows; which ones, where that is asked for."""
     if not records:
         return frozenset()
     ordered = sorted(records, key=attrgetter("id"))

@@ -14,17 +14,17 @@ from services.tasks.catalog import prefix_of
 from services.tasks.domain import (
     MAX_ERRORS,
     MAX_FREE_RELEASES,
-    Category,
-    Outcome,
-    Ref,
+    AttemptOutcome,
+    AttemptRef,
+    ErrorCategory,
     RetryPolicy,
-    Status,
     TaskRecord,
+    TaskStatus,
     clip_error,
 )
-from services.tasks.fairness import correction, weight_of
 from services.tasks.postgres import announcements, columns, counters
-from services.tasks.store import Completion, Ended
+from services.tasks.scheduling.fairness import correction, weight_of
+from services.tasks.store import AttemptEnd, CompletedAttempt
 
 # Ended attempts are rows; one that runs is told by its task. A row that is there comes from a release that wrote it at
 # the lease.
@@ -114,7 +114,7 @@ SELECT FROM tasks t WHERE t.id = %(id)s AND t.attempt = %(attempt)s AND t.status
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class AttemptLoss:
     """Why an attempt ends without a result.
 
     Attributes:
@@ -127,22 +127,24 @@ class Loss:
         device_seconds: What the device worked.
     """
 
-    outcome: Outcome
+    outcome: AttemptOutcome
     message: str = ""
-    category: Category | None = None
+    category: ErrorCategory | None = None
     retryable: bool = True
     resumed: bool = False
     immediate: bool = True
     device_seconds: float = 0.0
 
 
-def handed_back() -> Loss:
-    """The attempt never began: no retry is spent."""
-    return Loss(Outcome.RELEASED)
+def handed_back() -> AttemptLoss:
+    """Return the attempt never began: no retry is spent."""
+    return AttemptLoss(AttemptOutcome.RELEASED)
 
 
-async def complete(conn: Connection, completions: Sequence[Completion], weights: Mapping[str, float]) -> list[Ended]:
-    """Ends attempts with their results; see `store.Store.complete_many`."""
+async def complete(
+    conn: Connection, completions: Sequence[CompletedAttempt], weights: Mapping[str, float]
+) -> list[AttemptEnd]:
+    """End attempts with their results; see `store.Store.complete_many`."""
     done = await _complete(conn, completions)
     late = [item for item in completions if item.ref.job_id not in done]
     if late:
@@ -153,19 +155,21 @@ async def complete(conn: Connection, completions: Sequence[Completion], weights:
         if record.attempt > 1:
             await note_sweep(conn, record)
     await counters.apply(conn, [_settle(record, seconds, weights) for record, seconds in done.values()])
-    ended: list[Ended] = []
+    ended: list[AttemptEnd] = []
     taken: set[UUID] = set()
     for item in completions:
         found = done.get(item.ref.job_id)
         if found is not None and found[0].attempt == item.ref.attempt and item.ref.job_id not in taken:
             taken.add(item.ref.job_id)
-            ended.append(Ended(found[0]))
+            ended.append(AttemptEnd(found[0]))
         else:
-            ended.append(Ended(None, repeated=await was_reported(conn, item.ref, item.session, Outcome.COMPLETED)))
+            ended.append(
+                AttemptEnd(None, repeated=await was_reported(conn, item.ref, item.session, AttemptOutcome.COMPLETED))
+            )
     return ended
 
 
-async def _complete(conn: Connection, completions: Sequence[Completion]) -> dict[UUID, tuple[TaskRecord, float]]:
+async def _complete(conn: Connection, completions: Sequence[CompletedAttempt]) -> dict[UUID, tuple[TaskRecord, float]]:
     """Those of the tasks that were completed, each with its device seconds."""
     reported = sorted(
         (
@@ -183,9 +187,13 @@ async def _complete(conn: Connection, completions: Sequence[Completion]) -> dict
 
 
 async def lose(
-    conn: Connection, record: TaskRecord, loss: Loss, policy: RetryPolicy, weights: Mapping[str, float] | None = None
+    conn: Connection,
+    record: TaskRecord,
+    loss: AttemptLoss,
+    policy: RetryPolicy,
+    weights: Mapping[str, float] | None = None,
 ) -> TaskRecord | None:
-    """Ends an attempt without a result: the task waits again, or has failed.
+    """End an attempt without a result: the task waits again, or has failed.
 
     Args:
         conn: A connection in a transaction that ends no other; `lose_many` is for several.
@@ -203,11 +211,11 @@ async def lose(
 
 
 async def lose_many(
-    conn: Connection, losses: Iterable[tuple[TaskRecord, Loss]], policy: RetryPolicy
+    conn: Connection, losses: Iterable[tuple[TaskRecord, AttemptLoss]], policy: RetryPolicy
 ) -> list[TaskRecord]:
-    """Ends attempts without results, as `lose` does one; those that are not the session's any more are passed over."""
+    """End attempts without results, as `lose` does one; those that are not the session's any more are passed over."""
     ended: list[TaskRecord] = []
-    changes: list[counters.Change] = []
+    changes: list[counters.CounterChange] = []
     for record, loss in losses:
         after, changed = await _lose(conn, record, loss, policy)
         changes.extend(changed)
@@ -219,11 +227,17 @@ async def lose_many(
 
 
 async def _lose(
-    conn: Connection, record: TaskRecord, loss: Loss, policy: RetryPolicy, weights: Mapping[str, float] | None = None
-) -> tuple[TaskRecord | None, list[counters.Change]]:
-    free = loss.outcome is Outcome.RELEASED and record.released < MAX_FREE_RELEASES
-    if loss.outcome is Outcome.RELEASED and not free:
-        loss = Loss(Outcome.EXPIRED, "The task was handed back too often", Category.RESOURCE, resumed=True)
+    conn: Connection,
+    record: TaskRecord,
+    loss: AttemptLoss,
+    policy: RetryPolicy,
+    weights: Mapping[str, float] | None = None,
+) -> tuple[TaskRecord | None, list[counters.CounterChange]]:
+    free = loss.outcome is AttemptOutcome.RELEASED and record.released < MAX_FREE_RELEASES
+    if loss.outcome is AttemptOutcome.RELEASED and not free:
+        loss = AttemptLoss(
+            AttemptOutcome.EXPIRED, "The task was handed back too often", ErrorCategory.RESOURCE, resumed=True
+        )
     retry = free or (loss.retryable and policy.allows(record.retry_count))
     delay = 0.0 if free or loss.immediate else policy.delay(record.retry_count + 1).total_seconds()
     arguments = {
@@ -235,7 +249,7 @@ async def _lose(
         "releases": 1 if free else 0,
         "resumed": loss.resumed and retry,
         "errors": [clip_error(loss.message)] if loss.message else [],
-        "category": (loss.category or Category.INTERNAL).value,
+        "category": (loss.category or ErrorCategory.INTERNAL).value,
     }
     cursor = await conn.execute(_REQUEUE if retry else _FAIL, arguments)
     row = await cursor.fetchone()
@@ -244,16 +258,16 @@ async def _lose(
     after = columns.record(row)
     await _end_attempt(conn, record, loss)
     await announcements.changed(conn, [after])
-    if after.status == Status.FAILED:
+    if after.status == TaskStatus.FAILED:
         await note_sweep(conn, after)
     changes = [counters.entering(after)] if counters.waits(after) else []
-    if weights is not None and after.status == Status.FAILED:
+    if weights is not None and after.status == TaskStatus.FAILED:
         changes.append(_settle(after, loss.device_seconds, weights))
     return after, changes
 
 
 async def cancel(conn: Connection, task_id: UUID) -> tuple[TaskRecord, TaskRecord] | None:
-    """Cancels a task unless it ended.
+    """Cancel a task unless it ended.
 
     Returns:
         The task before and after, the same where it had ended; None where there is none.
@@ -266,8 +280,8 @@ async def cancel(conn: Connection, task_id: UUID) -> tuple[TaskRecord, TaskRecor
     if row is None:
         return before, before
     after = columns.record(row)
-    if before.status == Status.EXECUTING:
-        await _end_attempt(conn, before, Loss(Outcome.CANCELLED, "", Category.CANCELLED))
+    if before.status == TaskStatus.EXECUTING:
+        await _end_attempt(conn, before, AttemptLoss(AttemptOutcome.CANCELLED, "", ErrorCategory.CANCELLED))
     if before.attempt:
         await note_sweep(conn, after)
     await announcements.changed(conn, [after])
@@ -276,7 +290,7 @@ async def cancel(conn: Connection, task_id: UUID) -> tuple[TaskRecord, TaskRecor
 
 
 async def lock(conn: Connection, task_id: UUID) -> TaskRecord | None:
-    """A task, its row locked."""
+    """Return a task, its row locked."""
     cursor = await conn.execute(f"SELECT {columns.SELECT} FROM tasks WHERE id = %s FOR UPDATE", (task_id,))  # noqa: S608
     row = await cursor.fetchone()
     return None if row is None else columns.record(row)
@@ -292,7 +306,7 @@ async def lock_leases(conn: Connection, session_id: UUID, ids: Sequence[UUID] | 
     return [columns.record(row) for row in await cursor.fetchall()]
 
 
-async def was_reported(conn: Connection, ref: Ref, session: UUID, outcome: Outcome) -> bool:
+async def was_reported(conn: Connection, ref: AttemptRef, session: UUID, outcome: AttemptOutcome) -> bool:
     """Whether this session ended this attempt so before: its answer was lost, and it asks again."""
     cursor = await conn.execute(
         _REPORTED, {"id": ref.job_id, "attempt": ref.attempt, "session": session, "outcome": outcome.value}
@@ -308,7 +322,7 @@ async def note_sweep(conn: Connection, record: TaskRecord) -> None:
     )
 
 
-async def _end_attempt(conn: Connection, record: TaskRecord, loss: Loss) -> None:
+async def _end_attempt(conn: Connection, record: TaskRecord, loss: AttemptLoss) -> None:
     await conn.execute(
         _END_ATTEMPT,
         {
@@ -325,7 +339,7 @@ async def _end_attempt(conn: Connection, record: TaskRecord, loss: Loss) -> None
     )
 
 
-def _settle(record: TaskRecord, seconds: float, weights: Mapping[str, float]) -> counters.Change:
+def _settle(record: TaskRecord, seconds: float, weights: Mapping[str, float]) -> counters.CounterChange:
     # A worker that tells no device time leaves the estimate as it was.
     charge = correction(seconds, record.charged, weight_of(record.tenant, weights)) if seconds > 0 else 0.0
-    return counters.Change(record.queue_name, record.tenant, record.lane, charge=charge)
+    return counters.CounterChange(record.queue_name, record.tenant, record.lane, charge=charge)

@@ -9,7 +9,7 @@ from uuid import UUID
 from psycopg import sql
 
 from meshkit.db import Connection
-from services.tasks.domain import AttemptRecord, Status, TaskRecord
+from services.tasks.domain import AttemptRecord, TaskRecord, TaskStatus
 from services.tasks.errors import task_not_found
 from services.tasks.postgres import announcements, columns, counters, endings
 from services.tasks.store import TaskFilter
@@ -66,7 +66,7 @@ ORDER BY attempt
 
 
 async def get(conn: Connection, task_id: UUID) -> TaskRecord | None:
-    """A task."""
+    """Return a task."""
     cursor = await conn.execute(f"SELECT {columns.SELECT} FROM tasks WHERE id = %s AND kind = 'TASK'", (task_id,))  # noqa: S608
     row = await cursor.fetchone()
     return None if row is None else columns.record(row)
@@ -97,7 +97,7 @@ async def list_tasks(conn: Connection, which: TaskFilter, skip: int, limit: int)
 
 
 async def attempts(conn: Connection, task_id: UUID) -> list[AttemptRecord]:
-    """A task's attempts, oldest first."""
+    """Return a task's attempts, oldest first."""
     cursor = await conn.execute(_ATTEMPTS, {"id": task_id})
     return [AttemptRecord(*row) for row in await cursor.fetchall()]
 
@@ -105,7 +105,7 @@ async def attempts(conn: Connection, task_id: UUID) -> list[AttemptRecord]:
 async def modify(
     conn: Connection, task_id: UUID, body: Callable[[TaskRecord], TaskRecord]
 ) -> tuple[TaskRecord, TaskRecord]:
-    """Changes a task under its lock.
+    """Change a task under its lock.
 
     Args:
         conn: A connection in a transaction.
@@ -140,9 +140,9 @@ async def modify(
 
 
 async def remove(conn: Connection, task_id: UUID) -> bool:
-    """Removes the row of a task that ended; its identifier is never given again."""
+    """Remove the row of a task that ended; its identifier is never given again."""
     record = await endings.lock(conn, task_id)
-    if record is None or record.status in (Status.PENDING, Status.EXECUTING):
+    if record is None or record.status in (TaskStatus.PENDING, TaskStatus.EXECUTING):
         return False
     await conn.execute(
         "INSERT INTO task_ids (id, tenant, deleted_at) VALUES (%s, %s, now()) ON CONFLICT DO NOTHING",

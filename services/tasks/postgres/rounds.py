@@ -7,9 +7,9 @@ from uuid import UUID
 
 from meshkit.db import Connection, Rows
 from services.tasks.domain import TaskRecord
-from services.tasks.fairness import Candidate, Contender
 from services.tasks.postgres import announcements, columns, counters
-from services.tasks.store import Grant, PollEntry, Registered
+from services.tasks.scheduling.fairness import Candidate, Contender
+from services.tasks.store import Grant, PollEntry, RegisteredPoll
 
 # Sessions are locked in the order of the arrays, which is that of their ids, and looked up by id: OFFSET and the lock
 # keep the subquery from being joined in another way.
@@ -108,25 +108,27 @@ class PostgresRound:
 
     async def register(
         self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int
-    ) -> tuple[Mapping[UUID, Registered], list[Contender]]:
-        """Notes polls, which acknowledges what earlier ones brought, and looks who waits; see `store.Rounds`."""
+    ) -> tuple[Mapping[UUID, RegisteredPoll], list[Contender]]:
+        """Note polls, which acknowledges what earlier ones brought, and looks who waits; see `store.Rounds`."""
         registered = None
         if polls:
             registered = await self._conn.execute(_REGISTER, _columns(polls), binary=True)
         contenders = await self._contenders(lanes, limit)
-        answers: dict[UUID, Registered] = {}
+        answers: dict[UUID, RegisteredPoll] = {}
         if registered is not None:
             known = {row[0]: row[1:] for row in await registered.fetchall()}
             for poll in polls:
                 if poll.session in known:
                     repeated, draining = known[poll.session]
-                    answers[poll.session] = Registered(await self._replay(poll) if repeated else (), draining=draining)
+                    answers[poll.session] = RegisteredPoll(
+                        await self._replay(poll) if repeated else (), draining=draining
+                    )
         return answers, [Contender._make(row) for row in await contenders.fetchall()]
 
     async def hold(
         self, polls: Sequence[PollEntry], wanted: Mapping[str, int], lanes: Sequence[str], limit: int
     ) -> tuple[Mapping[PollEntry, bool], list[Contender], list[Candidate]]:
-        """Holds sessions and the queue until the round's end, then reads what waits; see `store.Rounds`."""
+        """Hold sessions and the queue until the round's end, then reads what waits; see `store.Rounds`."""
         confirmed = None
         if polls:
             confirmed = await self._conn.execute(_CONFIRM, _columns(polls), binary=True)
@@ -167,7 +169,9 @@ class PostgresRound:
             await counters.apply(
                 self._conn,
                 [
-                    counters.Change(record.queue_name, record.tenant, record.lane, pending=-1, charge=grant.charge)
+                    counters.CounterChange(
+                        record.queue_name, record.tenant, record.lane, pending=-1, charge=grant.charge
+                    )
                     for grant, record in granted
                 ],
             )

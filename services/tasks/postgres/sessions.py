@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from meshkit.db import Connection
-from services.tasks.domain import Ref, Session
-from services.tasks.store import Held, ProgressNote
+from services.tasks.domain import AttemptRef, SessionRecord
+from services.tasks.store import LeaseState, ProgressNote
 
 _NAMES = "id, subject, name, kind, queues, slots, task_types, provider_types"
 
@@ -51,8 +51,8 @@ WHERE t.id = ANY(ARRAY(
 """
 
 
-async def opened(conn: Connection, session: Session, ttl_seconds: float) -> None:
-    """Writes a new session."""
+async def opened(conn: Connection, session: SessionRecord, ttl_seconds: float) -> None:
+    """Write a new session."""
     await conn.execute(
         _OPEN,
         (
@@ -69,14 +69,14 @@ async def opened(conn: Connection, session: Session, ttl_seconds: float) -> None
     )
 
 
-async def find(conn: Connection, session_id: UUID) -> Session | None:
-    """A session that is open and alive."""
+async def find(conn: Connection, session_id: UUID) -> SessionRecord | None:
+    """Return a session that is open and alive."""
     cursor = await conn.execute(
         f"SELECT {_NAMES} FROM sessions WHERE id = %s AND closed_at IS NULL AND expires_at > now()",  # noqa: S608
         (session_id,),
     )
     row = await cursor.fetchone()
-    return None if row is None else Session(*row)
+    return None if row is None else SessionRecord(*row)
 
 
 async def slots(conn: Connection) -> list[tuple[str, int]]:
@@ -89,9 +89,9 @@ async def slots(conn: Connection) -> list[tuple[str, int]]:
 
 
 async def heartbeat(
-    conn: Connection, session_id: UUID, subject: str, held: Sequence[Ref], *, draining: bool, ttl_seconds: float
-) -> list[Held] | None:
-    """Extends a session; see `store.Store.heartbeat`."""
+    conn: Connection, session_id: UUID, subject: str, held: Sequence[AttemptRef], *, draining: bool, ttl_seconds: float
+) -> list[LeaseState] | None:
+    """Extend a session; see `store.Store.heartbeat`."""
     # Losing a heartbeat with the server's memory costs nothing: the worker sends the next one.
     await conn.execute("SET LOCAL synchronous_commit TO off")
     cursor = await conn.execute(
@@ -111,11 +111,16 @@ async def heartbeat(
         "SELECT id, attempt, lease_sequence <= %s, missing_since IS NOT NULL FROM tasks WHERE lease_session = %s",
         (row[0], session_id),
     )
-    return [Held(Ref(task_id, attempt), known, missing) for task_id, attempt, known, missing in await cursor.fetchall()]
+    return [
+        LeaseState(AttemptRef(task_id, attempt), known, missing)
+        for task_id, attempt, known, missing in await cursor.fetchall()
+    ]
 
 
-async def note_missing(conn: Connection, session_id: UUID, missing: Sequence[Ref], found: Sequence[Ref]) -> None:
-    """Notes which leases a heartbeat did not name, and which it named again."""
+async def note_missing(
+    conn: Connection, session_id: UUID, missing: Sequence[AttemptRef], found: Sequence[AttemptRef]
+) -> None:
+    """Note which leases a heartbeat did not name, and which it named again."""
     for refs, value, state in ((missing, "now()", "IS NULL"), (found, "NULL", "IS NOT NULL")):
         if refs:
             await conn.execute(
@@ -126,18 +131,18 @@ async def note_missing(conn: Connection, session_id: UUID, missing: Sequence[Ref
             )
 
 
-async def valid(conn: Connection, session_id: UUID, refs: Sequence[Ref]) -> dict[Ref, str]:
+async def valid(conn: Connection, session_id: UUID, refs: Sequence[AttemptRef]) -> dict[AttemptRef, str]:
     """Which attempts are the session's, each with its tenant."""
     cursor = await conn.execute(
         "SELECT id, attempt, tenant FROM tasks WHERE lease_session = %s AND id = ANY(%b)",
         (session_id, [ref.job_id for ref in refs]),
     )
-    leases = {Ref(task_id, attempt): tenant for task_id, attempt, tenant in await cursor.fetchall()}
+    leases = {AttemptRef(task_id, attempt): tenant for task_id, attempt, tenant in await cursor.fetchall()}
     return {ref: leases[ref] for ref in refs if ref in leases}
 
 
 async def write_progress(conn: Connection, notes: Sequence[ProgressNote]) -> None:
-    """Writes progress of attempts that are still their session's; a row that is being changed is passed over."""
+    """Write progress of attempts that are still their session's; a row that is being changed is passed over."""
     await conn.execute("SET LOCAL synchronous_commit TO off")
     ids = [note.ref.job_id for note in notes]
     holders = [note.session for note in notes]

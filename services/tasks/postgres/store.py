@@ -9,17 +9,25 @@ from uuid import UUID
 
 from meshkit import idempotency
 from meshkit.db import Connection, Database
-from services.tasks.domain import AttemptRecord, Category, Outcome, Ref, RetryPolicy, Session, TaskRecord
+from services.tasks.domain import (
+    AttemptOutcome,
+    AttemptRecord,
+    AttemptRef,
+    ErrorCategory,
+    RetryPolicy,
+    SessionRecord,
+    TaskRecord,
+)
 from services.tasks.errors import task_not_found
 from services.tasks.postgres import creates, endings, queries, sessions, sweeps
 from services.tasks.postgres.rounds import PostgresRound
 from services.tasks.store import (
-    Completion,
+    AttemptEnd,
+    CompletedAttempt,
     Created,
     Creation,
-    Ended,
-    Held,
     IdempotencyKey,
+    LeaseState,
     ProgressNote,
     TaskFilter,
 )
@@ -38,7 +46,7 @@ PIPELINE_SETTINGS = {
 }
 
 
-class PostgresStore:
+class PostgresTaskStore:
     """Implements `services.tasks.store.Store` and `RoundOpener`.
 
     Args:
@@ -49,13 +57,13 @@ class PostgresStore:
         self._db = db
 
     async def create_many(self, creations: Sequence[Creation]) -> list[Created | None]:
-        """Writes new tasks together; None for those whose idempotency key or identifier was taken."""
+        """Write new tasks together; None for those whose idempotency key or identifier was taken."""
         async with self._db.pipeline() as conn:
             taken = await creates.insert_many(conn, creations)
         return [None if index in taken else Created(creation.record) for index, creation in enumerate(creations)]
 
     async def create_one(self, creation: Creation) -> Created:
-        """Writes one task, or finds the one that exists, or the answer given before."""
+        """Write one task, or finds the one that exists, or the answer given before."""
 
         async def body() -> Created:
             async with self._db.transaction() as conn:
@@ -67,17 +75,17 @@ class PostgresStore:
         return await self._db.retrying(body)
 
     async def find_replay(self, tenant: str, key: IdempotencyKey) -> bytes | None:
-        """The answer stored under a key, if it is committed; CONFLICT where the key had another request."""
+        """Return the answer stored under a key, if it is committed; CONFLICT where the key had another request."""
         async with self._db.connection() as conn:
             return await idempotency.find(conn, tenant, key.method, key.key, key.request_hash)
 
     async def note_intent(self, record: TaskRecord, prefix: str) -> None:
-        """Notes that objects are about to be written for a task to come."""
+        """Note that objects are about to be written for a task to come."""
         async with self._db.transaction() as conn:
             await creates.note_intent(conn, record, prefix)
 
     async def get(self, task_id: UUID) -> TaskRecord | None:
-        """A task."""
+        """Return a task."""
         async with self._db.connection() as conn:
             return await queries.get(conn, task_id)
 
@@ -87,17 +95,17 @@ class PostgresStore:
             return await queries.list_tasks(conn, which, skip, limit)
 
     async def attempts(self, task_id: UUID) -> list[AttemptRecord]:
-        """A task's attempts, oldest first."""
+        """Return a task's attempts, oldest first."""
         async with self._db.connection() as conn:
             return await queries.attempts(conn, task_id)
 
     async def modify(self, task_id: UUID, body: Callable[[TaskRecord], TaskRecord]) -> tuple[TaskRecord, TaskRecord]:
-        """Changes a task under its lock: the task before and after."""
+        """Change a task under its lock: the task before and after."""
         async with self._db.transaction() as conn:
             return await queries.modify(conn, task_id, body)
 
     async def cancel(self, task_id: UUID) -> tuple[TaskRecord, TaskRecord]:
-        """Cancels a task unless it ended: the task before and after."""
+        """Cancel a task unless it ended: the task before and after."""
 
         async def body() -> tuple[TaskRecord, TaskRecord]:
             async with self._db.transaction() as conn:
@@ -109,29 +117,29 @@ class PostgresStore:
         return await self._db.retrying(body)
 
     async def remove(self, task_id: UUID) -> bool:
-        """Removes the row of a task that ended, keeping its identifier from being used again."""
+        """Remove the row of a task that ended, keeping its identifier from being used again."""
         async with self._db.transaction() as conn:
             return await queries.remove(conn, task_id)
 
-    async def open_session(self, session: Session, ttl_seconds: float) -> None:
-        """Opens a worker's session."""
+    async def open_session(self, session: SessionRecord, ttl_seconds: float) -> None:
+        """Open a worker's session."""
         async with self._db.transaction() as conn:
             await sessions.opened(conn, session, ttl_seconds)
 
-    async def session(self, session_id: UUID) -> Session | None:
-        """An open session."""
+    async def session(self, session_id: UUID) -> SessionRecord | None:
+        """Return an open session."""
         async with self._db.connection() as conn:
             return await sessions.find(conn, session_id)
 
     async def heartbeat(
-        self, session_id: UUID, subject: str, held: Sequence[Ref], *, draining: bool, ttl_seconds: float
-    ) -> list[Held] | None:
-        """Extends a session and acknowledges what it holds; the leases it has, or None without such a session."""
+        self, session_id: UUID, subject: str, held: Sequence[AttemptRef], *, draining: bool, ttl_seconds: float
+    ) -> list[LeaseState] | None:
+        """Extend a session and acknowledges what it holds; the leases it has, or None without such a session."""
         async with self._db.transaction() as conn:
             return await sessions.heartbeat(conn, session_id, subject, held, draining=draining, ttl_seconds=ttl_seconds)
 
-    async def note_missing(self, session_id: UUID, missing: Sequence[Ref], found: Sequence[Ref]) -> None:
-        """Notes which leases a heartbeat did not name, and which it named again."""
+    async def note_missing(self, session_id: UUID, missing: Sequence[AttemptRef], found: Sequence[AttemptRef]) -> None:
+        """Note which leases a heartbeat did not name, and which it named again."""
         async with self._db.transaction() as conn:
             await sessions.note_missing(conn, session_id, missing, found)
 
@@ -143,26 +151,28 @@ class PostgresStore:
             return await sweeps.give_back_missing(conn, session_id, unseen_seconds, lost_seconds, policy)
 
     async def close_session(self, session_id: UUID, subject: str, policy: RetryPolicy) -> list[TaskRecord] | None:
-        """Ends a session; what it held goes back. None without such a session."""
+        """End a session; what it held goes back. None without such a session."""
         async with self._db.transaction() as conn:
             if not await sweeps.close(conn, session_id, subject):
                 return None
             return await sweeps.give_back_all(conn, session_id, policy)
 
-    async def valid(self, session_id: UUID, refs: Sequence[Ref]) -> Mapping[Ref, str]:
+    async def valid(self, session_id: UUID, refs: Sequence[AttemptRef]) -> Mapping[AttemptRef, str]:
         """Which attempts are the session's, each with its tenant."""
         async with self._db.connection() as conn:
             return await sessions.valid(conn, session_id, refs)
 
     async def write_progress(self, notes: Sequence[ProgressNote]) -> None:
-        """Writes progress of attempts that are still their session's."""
+        """Write progress of attempts that are still their session's."""
         async with self._db.pipeline(durable=False) as conn:
             await sessions.write_progress(conn, notes)
 
-    async def complete_many(self, completions: Sequence[Completion], weights: Mapping[str, float]) -> list[Ended]:
-        """Ends attempts with their results."""
+    async def complete_many(
+        self, completions: Sequence[CompletedAttempt], weights: Mapping[str, float]
+    ) -> list[AttemptEnd]:
+        """End attempts with their results."""
 
-        async def body() -> list[Ended]:
+        async def body() -> list[AttemptEnd]:
             async with self._db.pipeline() as conn:
                 return await endings.complete(conn, completions, weights)
 
@@ -170,32 +180,37 @@ class PostgresStore:
 
     async def fail(
         self,
-        ref: Ref,
+        ref: AttemptRef,
         session: UUID,
         *,
         message: str,
-        category: Category,
+        category: ErrorCategory,
         retryable: bool,
         device_seconds: float,
         policy: RetryPolicy,
         weights: Mapping[str, float],
-    ) -> Ended:
-        """Ends an attempt with an error: queued again, or FAILED."""
-        loss = endings.Loss(
-            Outcome.FAILED, message, category, retryable=retryable, immediate=False, device_seconds=device_seconds
+    ) -> AttemptEnd:
+        """End an attempt with an error: queued again, or FAILED."""
+        loss = endings.AttemptLoss(
+            AttemptOutcome.FAILED,
+            message,
+            category,
+            retryable=retryable,
+            immediate=False,
+            device_seconds=device_seconds,
         )
 
-        async def work(conn: Connection) -> Ended:
+        async def work(conn: Connection) -> AttemptEnd:
             record = await endings.lock(conn, ref.job_id)
             if record is not None and record.attempt == ref.attempt and record.lease_session == session:
-                return Ended(await endings.lose(conn, record, loss, policy, weights))
-            repeated = await endings.was_reported(conn, ref, session, Outcome.FAILED)
-            return Ended(record if repeated else None, repeated=repeated)
+                return AttemptEnd(await endings.lose(conn, record, loss, policy, weights))
+            repeated = await endings.was_reported(conn, ref, session, AttemptOutcome.FAILED)
+            return AttemptEnd(record if repeated else None, repeated=repeated)
 
         return await self._in_transaction(work)
 
-    async def release(self, session_id: UUID, refs: Sequence[Ref], policy: RetryPolicy) -> list[TaskRecord]:
-        """Takes attempts back that did not begin; those that are not the session's any more are passed over."""
+    async def release(self, session_id: UUID, refs: Sequence[AttemptRef], policy: RetryPolicy) -> list[TaskRecord]:
+        """Take attempts back that did not begin; those that are not the session's any more are passed over."""
 
         async def work(conn: Connection) -> list[TaskRecord]:
             attempts = {ref.job_id: ref.attempt for ref in refs}
@@ -206,7 +221,7 @@ class PostgresStore:
         return await self._in_transaction(work)
 
     async def expire_sessions(self, policy: RetryPolicy) -> list[TaskRecord]:
-        """Ends the attempts of sessions that were not heard of in time."""
+        """End the attempts of sessions that were not heard of in time."""
         ended: list[TaskRecord] = []
         while True:
             async with self._db.transaction() as conn:
@@ -216,7 +231,7 @@ class PostgresStore:
                 ended.extend(await sweeps.lose_all(conn, *expired, policy))
 
     async def expire_overdue(self, grace_seconds: float, policy: RetryPolicy) -> list[TaskRecord]:
-        """Ends attempts that ran longer than they may."""
+        """End attempts that ran longer than they may."""
         async with self._db.transaction() as conn:
             return await sweeps.expire_overdue(conn, grace_seconds, policy)
 
@@ -231,12 +246,12 @@ class PostgresStore:
             return await sweeps.due_sweeps(conn, limit, delay_seconds)
 
     async def forget_sweep(self, task_id: UUID, due_at: datetime) -> None:
-        """A prefix was swept."""
+        """Forget a prefix that was swept."""
         async with self._db.transaction() as conn:
             await conn.execute("DELETE FROM object_sweeps WHERE task_id = %s AND due_at = %s", (task_id, due_at))
 
     async def forget_sessions(self, age_seconds: float) -> None:
-        """Deletes sessions that ended long ago."""
+        """Delete sessions that ended long ago."""
         async with self._db.transaction() as conn:
             await conn.execute(
                 "DELETE FROM sessions WHERE closed_at < now() - %s * interval '1 second'", (age_seconds,)
@@ -248,7 +263,7 @@ class PostgresStore:
             return await sessions.slots(conn)
 
     async def depths(self) -> list[tuple[str, str, int]]:
-        """Waiting tasks by queue and lane."""
+        """Return waiting tasks by queue and lane."""
         async with self._db.connection() as conn:
             cursor = await conn.execute(
                 "SELECT queue, lane, sum(pending)::bigint FROM queue_lanes GROUP BY queue, lane"
@@ -256,7 +271,7 @@ class PostgresStore:
             return await cursor.fetchall()
 
     async def run_round(self, queue: str, body: Callable[[PostgresRound], Awaitable[None]]) -> None:
-        """Runs the body of a dispatch round within a transaction."""
+        """Run the body of a dispatch round within a transaction."""
         # A lease that a crash of PostgreSQL undoes is refused to its worker, whose session the task does not name, and
         # given again. Rounds hold the tenant's row that creates wait for, so they are not to wait for the disk.
         async with self._db.pipeline(durable=False) as conn:

@@ -12,14 +12,18 @@ from datetime import datetime
 from uuid import UUID
 
 from meshkit.db import Connection
-from services.tasks.domain import Category, Outcome, RetryPolicy, TaskRecord
+from services.tasks.domain import AttemptOutcome, ErrorCategory, RetryPolicy, TaskRecord
 from services.tasks.postgres import columns, counters, endings
 
-_LOST_WORKER = endings.Loss(
-    Outcome.EXPIRED, "The worker was lost while it executed the task", Category.RESOURCE, resumed=True
+_LOST_WORKER = endings.AttemptLoss(
+    AttemptOutcome.EXPIRED, "The worker was lost while it executed the task", ErrorCategory.RESOURCE, resumed=True
 )
-_FORGOTTEN = endings.Loss(Outcome.EXPIRED, "The worker no longer held the task", Category.RESOURCE, resumed=True)
-_OVERDUE = endings.Loss(Outcome.EXPIRED, "The attempt ran longer than it may", Category.TIMEOUT, resumed=True)
+_FORGOTTEN = endings.AttemptLoss(
+    AttemptOutcome.EXPIRED, "The worker no longer held the task", ErrorCategory.RESOURCE, resumed=True
+)
+_OVERDUE = endings.AttemptLoss(
+    AttemptOutcome.EXPIRED, "The attempt ran longer than it may", ErrorCategory.TIMEOUT, resumed=True
+)
 
 FIND_OVERDUE = f"""
 SELECT {columns.SELECT} FROM tasks
@@ -35,7 +39,7 @@ RETURNING {columns.SELECT_T}
 
 
 async def take_expired_session(conn: Connection) -> tuple[UUID, int] | None:
-    """Ends one session that was not heard of in time, and gives what of it was acknowledged."""
+    """End one session that was not heard of in time, and gives what of it was acknowledged."""
     cursor = await conn.execute(
         "UPDATE sessions SET closed_at = now() WHERE id = ("
         "SELECT id FROM sessions WHERE closed_at IS NULL AND expires_at <= now() "
@@ -46,7 +50,7 @@ async def take_expired_session(conn: Connection) -> tuple[UUID, int] | None:
 
 
 async def close(conn: Connection, session_id: UUID, subject: str) -> bool:
-    """Ends a session at its worker's wish."""
+    """End a session at its worker's wish."""
     cursor = await conn.execute(
         "UPDATE sessions SET closed_at = now() WHERE id = %s AND subject = %s AND closed_at IS NULL RETURNING id",
         (session_id, subject),
@@ -55,7 +59,7 @@ async def close(conn: Connection, session_id: UUID, subject: str) -> bool:
 
 
 async def lose_all(conn: Connection, session_id: UUID, acknowledged: int, policy: RetryPolicy) -> list[TaskRecord]:
-    """Ends the attempts of an expired session; what its worker never received costs no retry."""
+    """End the attempts of an expired session; what its worker never received costs no retry."""
     losses = []
     for record in await endings.lock_leases(conn, session_id):
         received = record.lease_sequence is not None and record.lease_sequence <= acknowledged
@@ -87,7 +91,7 @@ async def give_back_missing(
 
 
 async def expire_overdue(conn: Connection, grace_seconds: float, policy: RetryPolicy) -> list[TaskRecord]:
-    """Ends attempts that ran longer than they may, although their worker lives.
+    """End attempts that ran longer than they may, although their worker lives.
 
     A worker counts an attempt's time from its beginning, and hands back one that has not begun within as long: so a
     worker in good order holds none for longer than twice the time.

@@ -13,18 +13,18 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from meshkit.db import Connection, Database
-from services.tasks.webhooks import (
+from services.tasks.webhooks.domain import (
     LEASE,
     LOG_KEPT,
-    Answer,
-    AttemptNote,
-    Claimed,
+    ClaimedDelivery,
+    DeliveryAttempt,
+    DeliveryFailure,
     DeliveryRecord,
     DeliveryStatus,
-    Failure,
+    DeliveryVerdict,
     NewDelivery,
+    ReceiverAnswer,
     Secret,
-    Verdict,
     new_secret,
 )
 
@@ -115,7 +115,7 @@ ORDER BY created_at DESC, id DESC OFFSET %(skip)s LIMIT %(limit)s
 
 
 async def insert(conn: Connection, deliveries: Sequence[NewDelivery]) -> None:
-    """Writes deliveries in the transaction of what they tell of; those that exist are left alone.
+    """Write deliveries in the transaction of what they tell of; those that exist are left alone.
 
     Args:
         conn: Connection with that transaction.
@@ -142,7 +142,7 @@ class PostgresWebhooks:
         self._ahead = ahead
 
     async def enqueue(self, delivery: NewDelivery) -> None:
-        """Writes a delivery unless it exists."""
+        """Write a delivery unless it exists."""
 
         async def body() -> None:
             async with self._db.transaction() as conn:
@@ -150,8 +150,8 @@ class PostgresWebhooks:
 
         await self._db.retrying(body)
 
-    async def claim(self, room: int, per_target: int, busy: Mapping[str, int]) -> list[Claimed]:
-        """Takes deliveries that are due, at most so many, and at most so many of a target beside those under way."""
+    async def claim(self, room: int, per_target: int, busy: Mapping[str, int]) -> list[ClaimedDelivery]:
+        """Take deliveries that are due, at most so many, and at most so many of a target beside those under way."""
         arguments = {
             "ahead": self._ahead(),
             "lease": LEASE,
@@ -162,10 +162,10 @@ class PostgresWebhooks:
         async with self._db.transaction() as conn:
             rows = await (await conn.execute(_CLAIM, arguments)).fetchall()
             keys = await self._keys(conn, sorted({row[2] for row in rows}))
-        return [Claimed(*(*row, keys[row[2]])) for row in rows]
+        return [ClaimedDelivery(*(*row, keys[row[2]])) for row in rows]
 
-    async def finish(self, claimed: Claimed, answer: Answer | None, verdict: Verdict) -> bool:
-        """Writes what came of a delivery and lets the entity's next one follow.
+    async def finish(self, claimed: ClaimedDelivery, answer: ReceiverAnswer | None, verdict: DeliveryVerdict) -> bool:
+        """Write what came of a delivery and lets the entity's next one follow.
 
         Args:
             claimed: The delivery.
@@ -191,21 +191,21 @@ class PostgresWebhooks:
                 await conn.execute("DELETE FROM webhook_disabled WHERE tenant = %s AND url = %s", row)
 
     async def get(self, delivery_id: UUID) -> DeliveryRecord | None:
-        """A delivery."""
+        """Return a delivery."""
         async with self._db.connection() as conn:
             cursor = await conn.execute(f"SELECT {_COLUMNS} FROM webhook_deliveries WHERE id = %s", (delivery_id,))  # noqa: S608
             row = await cursor.fetchone()
         return None if row is None else DeliveryRecord(*row)
 
-    async def attempts(self, delivery_id: UUID) -> list[AttemptNote]:
-        """Attempts at a delivery, oldest first."""
+    async def attempts(self, delivery_id: UUID) -> list[DeliveryAttempt]:
+        """Return attempts at a delivery, oldest first."""
         async with self._db.connection() as conn:
             cursor = await conn.execute(
                 "SELECT started_at, duration_seconds, status_code, error FROM webhook_attempts "
                 "WHERE delivery_id = %s ORDER BY number",
                 (delivery_id,),
             )
-            return [AttemptNote(*row) for row in await cursor.fetchall()]
+            return [DeliveryAttempt(*row) for row in await cursor.fetchall()]
 
     async def list_deliveries(
         self, tenant: str | None, status: DeliveryStatus | None, entity_id: UUID | None, skip: int, limit: int
@@ -223,12 +223,12 @@ class PostgresWebhooks:
             return [DeliveryRecord(*row) for row in await cursor.fetchall()]
 
     async def secret(self, tenant: str) -> Secret:
-        """The secret that signs a tenant's webhooks now; made where there is none."""
+        """Return the secret that signs a tenant's webhooks now; made where there is none."""
         async with self._db.transaction() as conn:
             return await self._present(conn, tenant)
 
     async def rotate(self, tenant: str, overlap: timedelta) -> Secret:
-        """Makes a new secret; the former one signs beside it for the overlap."""
+        """Make a new secret; the former one signs beside it for the overlap."""
         async with self._db.transaction() as conn:
             await self._present(conn, tenant)
             await conn.execute(
@@ -252,7 +252,9 @@ class PostgresWebhooks:
             )
             return cursor.rowcount == _PRUNE_BATCH
 
-    async def _finish(self, conn: Connection, claimed: Claimed, answer: Answer | None, verdict: Verdict) -> bool:
+    async def _finish(
+        self, conn: Connection, claimed: ClaimedDelivery, answer: ReceiverAnswer | None, verdict: DeliveryVerdict
+    ) -> bool:
         cursor = await conn.execute(
             _FINISH,
             {
@@ -277,7 +279,7 @@ class PostgresWebhooks:
                 "VALUES (%s, %s, %s, %s, %s, %s)",
                 (claimed.id, number, claimed.now, answer.seconds, answer.status_code, answer.error),
             )
-        if verdict.failure is Failure.GONE:
+        if verdict.failure is DeliveryFailure.GONE:
             await conn.execute(
                 "INSERT INTO webhook_disabled (tenant, url, disabled_at) VALUES (%s, %s, now()) ON CONFLICT DO NOTHING",
                 (tenant, url),

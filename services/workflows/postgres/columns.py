@@ -8,7 +8,7 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
-from services.workflows.domain import Approval, OnFailure, Status, StepRecord, StepState, WorkflowRecord
+from services.workflows.domain import Approval, OnFailure, StepRecord, StepState, WorkflowRecord, WorkflowStatus
 
 WORKFLOW_NAMES = tuple(field.name for field in fields(WorkflowRecord))
 STEP_NAMES = tuple(field.name for field in fields(StepRecord))
@@ -57,15 +57,15 @@ _APPROVAL = STEP_NAMES.index("approval")
 
 
 def workflow(row: Sequence[Any]) -> WorkflowRecord:
-    """A row of `WORKFLOW` as a record."""
+    """Return a row of `WORKFLOW` as a record."""
     values = list(row)
-    values[_STATUS] = Status(values[_STATUS])
+    values[_STATUS] = WorkflowStatus(values[_STATUS])
     values[_ON_FAILURE] = OnFailure(values[_ON_FAILURE])
     return WorkflowRecord(*values)
 
 
 def step(row: Sequence[Any]) -> StepRecord:
-    """A row of `STEP` as a record."""
+    """Return a row of `STEP` as a record."""
     values = list(row)
     values[_STATE] = StepState(values[_STATE])
     values[_APPROVAL] = Approval(values[_APPROVAL])

@@ -11,13 +11,13 @@ from psycopg import sql
 from meshkit.db import Connection
 from services.workflows.domain import StepRecord
 from services.workflows.postgres import columns
-from services.workflows.store import Page, Stats, Whole, WorkflowFilter
+from services.workflows.store import Page, WorkflowCounts, WorkflowFilter, WorkflowSnapshot
 
 _SORTS = frozenset({"created_at", "updated_at", "started_at", "completed_at", "name", "status"})
 
 
-async def find(conn: Connection, workflow_id: UUID, *, lock: bool = False) -> Whole | None:
-    """A workflow with its steps.
+async def find(conn: Connection, workflow_id: UUID, *, lock: bool = False) -> WorkflowSnapshot | None:
+    """Return a workflow with its steps.
 
     Args:
         conn: A connection; in a transaction where it is locked.
@@ -39,7 +39,7 @@ async def find(conn: Connection, workflow_id: UUID, *, lock: bool = False) -> Wh
     row = await found.fetchone()
     if row is None:
         return None
-    return Whole(columns.workflow(row), tuple(columns.step(one) for one in await steps.fetchall()))
+    return WorkflowSnapshot(columns.workflow(row), tuple(columns.step(one) for one in await steps.fetchall()))
 
 
 async def lock(conn: Connection, workflow_ids: list[UUID]) -> list[tuple[UUID, int, datetime]]:
@@ -60,7 +60,7 @@ async def lock(conn: Connection, workflow_ids: list[UUID]) -> list[tuple[UUID, i
     return await cursor.fetchall()
 
 
-async def find_all(conn: Connection, workflow_ids: list[UUID]) -> list[Whole]:
+async def find_all(conn: Connection, workflow_ids: list[UUID]) -> list[WorkflowSnapshot]:
     """Those of these workflows that exist, with their steps."""
     found = await conn.execute(
         f"SELECT {columns.WORKFLOW} FROM workflows WHERE id = ANY(%b)",  # noqa: S608 -- fixed names
@@ -69,10 +69,10 @@ async def find_all(conn: Connection, workflow_ids: list[UUID]) -> list[Whole]:
     )
     steps = await _steps(conn, workflow_ids)
     records = [columns.workflow(row) for row in await found.fetchall()]
-    return [Whole(record, tuple(steps.get(record.id, ()))) for record in records]
+    return [WorkflowSnapshot(record, tuple(steps.get(record.id, ()))) for record in records]
 
 
-async def list_workflows(conn: Connection, which: WorkflowFilter, page: Page) -> tuple[list[Whole], int]:
+async def list_workflows(conn: Connection, which: WorkflowFilter, page: Page) -> tuple[list[WorkflowSnapshot], int]:
     """Workflows with their steps, and how many there are in all."""
     where, values = _where(which)
     cursor = await conn.execute(sql.SQL("SELECT count(*) FROM workflows WHERE {}").format(where), values)
@@ -87,11 +87,13 @@ async def list_workflows(conn: Connection, which: WorkflowFilter, page: Page) ->
     cursor = await conn.execute(query, [*values, page.skip, page.limit])
     records = [columns.workflow(row) for row in await cursor.fetchall()]
     steps = await _steps(conn, [record.id for record in records])
-    return [Whole(record, tuple(steps.get(record.id, ()))) for record in records], counted[0] if counted else 0
+    return [WorkflowSnapshot(record, tuple(steps.get(record.id, ()))) for record in records], counted[
+        0
+    ] if counted else 0
 
 
-async def stats(conn: Connection, which: WorkflowFilter) -> Stats:
-    """Counts of workflows that match."""
+async def stats(conn: Connection, which: WorkflowFilter) -> WorkflowCounts:
+    """Count of workflows that match."""
     where, values = _where(which)
     query = sql.SQL(
         "SELECT status, count(*), count(*) FILTER (WHERE created_at > now() - interval '1 hour'), "
@@ -100,7 +102,7 @@ async def stats(conn: Connection, which: WorkflowFilter) -> Stats:
     ).format(where)
     rows = await (await conn.execute(query, values)).fetchall()
     total = sum(row[1] for row in rows)
-    return Stats(
+    return WorkflowCounts(
         by_status={row[0]: row[1] for row in rows},
         last_hour=sum(row[2] for row in rows),
         last_day=sum(row[3] for row in rows),

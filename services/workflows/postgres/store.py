@@ -15,17 +15,17 @@ from meshkit.pipeline import Pipeline
 from services.workflows.domain import StepRecord, StepState, WorkflowRecord
 from services.workflows.engine import Decision
 from services.workflows.postgres import columns, queries, writes
-from services.workflows.postgres.recent import Recent
+from services.workflows.postgres.snapshot_cache import SnapshotCache
 from services.workflows.store import (
     Advanced,
     Decide,
+    DispatchNote,
     Edit,
     IdempotencyKey,
-    Noted,
     Page,
-    Stats,
-    Whole,
+    WorkflowCounts,
     WorkflowFilter,
+    WorkflowSnapshot,
 )
 
 _log = get_logger(__name__)
@@ -48,7 +48,7 @@ UPDATE steps SET checked_at = now() WHERE id = ANY(ARRAY(
 RETURNING {columns.STEP}"""  # noqa: S608 -- fixed names
 
 
-class PostgresStore:
+class PostgresWorkflowStore:
     """Implements `services.workflows.store.Store`.
 
     Args:
@@ -57,10 +57,10 @@ class PostgresStore:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._recent = Recent()
+        self._recent = SnapshotCache()
 
-    async def create(self, whole: Whole, key: IdempotencyKey | None, response: bytes) -> bytes | None:
-        """Writes a new workflow; the answer given before where the key was used for the same request."""
+    async def create(self, whole: WorkflowSnapshot, key: IdempotencyKey | None, response: bytes) -> bytes | None:
+        """Write a new workflow; the answer given before where the key was used for the same request."""
         tenant = whole.workflow.tenant
 
         async def body() -> bytes | None:
@@ -81,20 +81,20 @@ class PostgresStore:
             self._recent.keep(whole)
         return replay
 
-    async def get(self, workflow_id: UUID) -> Whole | None:
-        """A workflow with its steps."""
+    async def get(self, workflow_id: UUID) -> WorkflowSnapshot | None:
+        """Return a workflow with its steps."""
         async with self._db.pipeline() as conn:
             await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             return await queries.find(conn, workflow_id)
 
-    async def list_workflows(self, which: WorkflowFilter, page: Page) -> tuple[list[Whole], int]:
+    async def list_workflows(self, which: WorkflowFilter, page: Page) -> tuple[list[WorkflowSnapshot], int]:
         """Workflows with their steps, and how many there are in all."""
         async with self._db.transaction() as conn:
             await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             return await queries.list_workflows(conn, which, page)
 
-    async def stats(self, which: WorkflowFilter) -> Stats:
-        """Counts."""
+    async def stats(self, which: WorkflowFilter) -> WorkflowCounts:
+        """Count."""
         async with self._db.connection() as conn:
             return await queries.stats(conn, which)
 
@@ -136,15 +136,15 @@ class PostgresStore:
         except DatabaseUnavailableError as error:
             return dict.fromkeys(bodies, error)
         except Exception:
-            _log.exception("workflows could not be decided upon together", workflows=[str(one) for one in bodies])
+            _log.exception("workflow_batch_failed", workflows=[str(one) for one in bodies])
             for ident in bodies:
                 self._recent.forget(ident)
             return await self._advance_each(bodies, durable=durable)
 
-    def _keep(self, decided: Sequence[tuple[Whole, Decision]]) -> None:
+    def _keep(self, decided: Sequence[tuple[WorkflowSnapshot, Decision]]) -> None:
         for before, decision in decided:
             if decision.workflow is not before.workflow:
-                self._recent.keep(Whole(decision.workflow, decision.steps))
+                self._recent.keep(WorkflowSnapshot(decision.workflow, decision.steps))
 
     async def _advance_each(self, bodies: Mapping[UUID, Decide], *, durable: bool) -> dict[UUID, Advanced]:
         outcomes: dict[UUID, Advanced] = {}
@@ -158,8 +158,8 @@ class PostgresStore:
                 outcomes[ident] = error
         return outcomes
 
-    async def accept(self, task_ids: Sequence[UUID]) -> Noted:
-        """Notes that tasks were made; passes over steps that others hold."""
+    async def accept(self, task_ids: Sequence[UUID]) -> DispatchNote:
+        """Note that tasks were made; passes over steps that others hold."""
         ids = list(task_ids)
         # What a crash of the database undoes here is sent again, and found to exist.
         async with self._db.pipeline(durable=False) as conn:
@@ -176,13 +176,13 @@ class PostgresStore:
                 binary=True,
             )
             found = [columns.step(row) for row in await cursor.fetchall()]
-        return Noted(
+        return DispatchNote(
             [one for one in found if one.state is StepState.CANCELLED],
             frozenset(one.task_id for one in found if one.state is StepState.DISPATCHING and one.task_id is not None),
         )
 
     async def unheard(self, versions: Mapping[UUID, int]) -> list[StepRecord]:
-        """Steps of these tasks for which a version is news."""
+        """Return steps of these tasks for which a version is news."""
         async with self._db.connection() as conn:
             cursor = await conn.execute(
                 f"SELECT {columns.STEP} FROM steps NATURAL JOIN unnest(%b::uuid[], %b::bigint[]) AS n (task_id, heard) "  # noqa: S608 -- fixed names
@@ -192,10 +192,10 @@ class PostgresStore:
             )
             return [columns.step(row) for row in await cursor.fetchall()]
 
-    async def edit(self, workflow_id: UUID, body: Edit) -> Whole | None:
-        """Changes members of a workflow that do not move it."""
+    async def edit(self, workflow_id: UUID, body: Edit) -> WorkflowSnapshot | None:
+        """Change members of a workflow that do not move it."""
 
-        async def work() -> Whole | None:
+        async def work() -> WorkflowSnapshot | None:
             async with self._db.pipeline() as conn:
                 whole = await queries.find(conn, workflow_id, lock=True)
                 if whole is None:
@@ -205,30 +205,30 @@ class PostgresStore:
                     return whole
                 wanted = replace(wanted, version=whole.workflow.version + 1)
                 await writes.save_workflow(conn, whole.workflow, wanted)
-                return Whole(wanted, whole.steps)
+                return WorkflowSnapshot(wanted, whole.steps)
 
         return await self._db.retrying(work)
 
     async def due_dispatches(self, age_seconds: float, limit: int) -> list[StepRecord]:
-        """Steps that are DISPATCHING for so long, and notes that they are sent again."""
+        """Return steps that are DISPATCHING for so long, and notes that they are sent again."""
         rows = await self._due("dispatched_at", "state = 'DISPATCHING'", columns.STEP, age_seconds, limit)
         return [columns.step(row) for row in rows]
 
     async def due_checks(self, age_seconds: float, trusted_since: datetime | None, limit: int) -> list[StepRecord]:
-        """RUNNING steps of which nothing was heard for so long, and notes that they are asked for."""
+        """Return RUNNING steps of which nothing was heard for so long, and notes that they are asked for."""
         async with self._db.pipeline(durable=False) as conn:
             cursor = await conn.execute(_DUE_CHECKS, {"age": age_seconds, "since": trusted_since, "limit": limit})
             return [columns.step(row) for row in await cursor.fetchall()]
 
     async def due_cancels(self, age_seconds: float, limit: int) -> list[tuple[StepRecord, float]]:
-        """Steps that ended and whose task may still run, each with the seconds since; notes that they are seen to."""
+        """Return ended steps whose task may still run, with the seconds since; mark them as handled."""
         state = "state NOT IN ('DISPATCHING', 'RUNNING')"
         wanted = f"{columns.STEP}, extract(epoch FROM now() - coalesce(completed_at, updated_at))::float8"
         rows = await self._due("checked_at", state, wanted, age_seconds, limit)
         return [(columns.step(row[:-1]), row[-1]) for row in rows]
 
     async def due_timeouts(self, limit: int) -> list[StepRecord]:
-        """Steps whose task takes longer than it may."""
+        """Return steps whose task takes longer than it may."""
         async with self._db.connection() as conn:
             cursor = await conn.execute(
                 f"SELECT {columns.STEP} FROM steps WHERE task_open AND state IN ('DISPATCHING', 'RUNNING') "  # noqa: S608 -- fixed names
@@ -239,7 +239,7 @@ class PostgresStore:
             return [columns.step(row) for row in await cursor.fetchall()]
 
     async def untold_ends(self, limit: int) -> list[WorkflowRecord]:
-        """Ended workflows whose webhook is still to be told, oldest first."""
+        """Return ended workflows whose webhook is still to be told, oldest first."""
         async with self._db.connection() as conn:
             cursor = await conn.execute(
                 f"SELECT {columns.WORKFLOW} FROM workflows WHERE webhook_url IS NOT NULL AND completed_at IS NOT NULL "  # noqa: S608 -- fixed names
@@ -249,7 +249,7 @@ class PostgresStore:
             return [columns.workflow(row) for row in await cursor.fetchall()]
 
     async def note_told(self, record: WorkflowRecord) -> None:
-        """Notes that the webhook of this end of a workflow was handed in."""
+        """Note that the webhook of this end of a workflow was handed in."""
         async with self._db.transaction() as conn:
             await conn.execute("UPDATE workflows SET told_end = %s WHERE id = %s", (record.completed_at, record.id))
 
@@ -263,9 +263,11 @@ class PostgresStore:
             return await (await conn.execute(query, (age_seconds, limit))).fetchall()
 
 
-def _decide(wholes: Sequence[Whole], bodies: Mapping[UUID, Decide]) -> dict[UUID, tuple[Whole, Decision | Exception]]:
-    """What is decided upon each of these workflows, or why nothing is."""
-    decided: dict[UUID, tuple[Whole, Decision | Exception]] = {}
+def _decide(
+    wholes: Sequence[WorkflowSnapshot], bodies: Mapping[UUID, Decide]
+) -> dict[UUID, tuple[WorkflowSnapshot, Decision | Exception]]:
+    """Return what is decided upon each of these workflows, or why nothing is."""
+    decided: dict[UUID, tuple[WorkflowSnapshot, Decision | Exception]] = {}
     for whole in wholes:
         try:
             decided[whole.workflow.id] = whole, bodies[whole.workflow.id](whole.workflow, whole.steps)
@@ -274,12 +276,12 @@ def _decide(wholes: Sequence[Whole], bodies: Mapping[UUID, Decide]) -> dict[UUID
     return decided
 
 
-def _is_moved(decided: tuple[Whole, Decision | Exception]) -> bool:
+def _is_moved(decided: tuple[WorkflowSnapshot, Decision | Exception]) -> bool:
     before, after = decided
     return isinstance(after, Decision) and after.workflow is not before.workflow
 
 
-async def _write(conn: Pipeline, decided: Sequence[tuple[Whole, Decision]], *, durable: bool) -> None:
+async def _write(conn: Pipeline, decided: Sequence[tuple[WorkflowSnapshot, Decision]], *, durable: bool) -> None:
     if durable or any(decision.workflow.status is not before.workflow.status for before, decision in decided):
         await conn.execute("SET LOCAL synchronous_commit TO on")
     await writes.apply(conn, decided)

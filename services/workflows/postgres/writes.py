@@ -11,12 +11,12 @@ from psycopg import sql
 
 from meshkit import outbox
 from meshkit.db import Connection
-from meshkit.pipeline import Pipeline, Rows
+from meshkit.pipeline import PendingRows, Pipeline
 from services.workflows import events
 from services.workflows.domain import StepRecord, WorkflowRecord
 from services.workflows.engine import Decision
 from services.workflows.postgres import columns
-from services.workflows.store import Whole
+from services.workflows.store import WorkflowSnapshot
 
 _Record = TypeVar("_Record", WorkflowRecord, StepRecord)
 
@@ -26,16 +26,16 @@ _CREATE_WORKFLOW = (
 _CREATE_STEP = f"INSERT INTO steps ({columns.STEP}) VALUES ({', '.join(['%s'] * len(columns.STEP_NAMES))})"  # noqa: S608 -- fixed names
 
 
-async def create(conn: Connection, whole: Whole) -> None:
-    """Writes a new workflow and the news of it."""
+async def create(conn: Connection, whole: WorkflowSnapshot) -> None:
+    """Write a new workflow and the news of it."""
     await conn.execute(_CREATE_WORKFLOW, columns.workflow_values(whole.workflow))
     for step in whole.steps:
         await conn.execute(_CREATE_STEP, columns.step_values(step))
     await outbox.insert(conn, [events.changed(whole.workflow)])
 
 
-async def apply(conn: Pipeline, decided: Sequence[tuple[Whole, Decision]]) -> None:
-    """Writes decisions and the news of them.
+async def apply(conn: Pipeline, decided: Sequence[tuple[WorkflowSnapshot, Decision]]) -> None:
+    """Write decisions and the news of them.
 
     Args:
         conn: A connection in a transaction that holds the locks of the workflows.
@@ -65,16 +65,16 @@ async def apply(conn: Pipeline, decided: Sequence[tuple[Whole, Decision]]) -> No
 
 
 async def save_workflow(conn: Pipeline, before: WorkflowRecord, after: WorkflowRecord) -> None:
-    """Writes the members of a workflow that changed."""
+    """Write the members of a workflow that changed."""
     saved = await _save(conn, before, after)
     assert await saved.count() == 1, "the workflow's lock is held"
 
 
 async def _save_workflows(
     conn: Pipeline, changed: Sequence[tuple[WorkflowRecord, WorkflowRecord]]
-) -> list[tuple[int, Rows]]:
-    """Sends the updates of workflows: how many rows each is to change, and its cursor."""
-    saved: list[tuple[int, Rows]] = []
+) -> list[tuple[int, PendingRows]]:
+    """Send the updates of workflows: how many rows each is to change, and its cursor."""
+    saved: list[tuple[int, PendingRows]] = []
     for names, group in _grouped(changed, _changed_of_workflow).items():
         if len(group) == 1 or not columns.WORKFLOW_TYPES.keys() >= set(names):
             saved += [(1, await _save(conn, old, new)) for old, new in group]
@@ -85,13 +85,15 @@ async def _save_workflows(
     return saved
 
 
-async def _save(conn: Pipeline, before: WorkflowRecord, after: WorkflowRecord) -> Rows:
+async def _save(conn: Pipeline, before: WorkflowRecord, after: WorkflowRecord) -> PendingRows:
     names = _changed_of_workflow(before, after)
     values = [getattr(after, name) for name in names]
     return await conn.execute(_update_workflow(names), [*values, before.id, before.version])
 
 
-async def _save_steps(conn: Pipeline, names: tuple[str, ...], group: Sequence[tuple[StepRecord, StepRecord]]) -> Rows:
+async def _save_steps(
+    conn: Pipeline, names: tuple[str, ...], group: Sequence[tuple[StepRecord, StepRecord]]
+) -> PendingRows:
     if len(group) == 1:  # lists of one cost more than the rest of the statement
         old, new = group[0]
         values = [getattr(new, name) for name in names]
@@ -109,7 +111,7 @@ def _lists(names: Sequence[str], records: Sequence[WorkflowRecord] | Sequence[St
 def _grouped(
     changed: Sequence[tuple[_Record, _Record]], names_of: Callable[[_Record, _Record], tuple[str, ...]]
 ) -> dict[tuple[str, ...], list[tuple[_Record, _Record]]]:
-    """Changes by the columns that changed: those of a fan, or of many chains, are written by one statement."""
+    """Change by the columns that changed: those of a fan, or of many chains, are written by one statement."""
     groups: dict[tuple[str, ...], list[tuple[_Record, _Record]]] = {}
     for old, new in changed:
         groups.setdefault(names_of(old, new), []).append((old, new))

@@ -16,7 +16,7 @@ from minio.error import S3Error
 
 from atelier_cli.embedded import postgres
 from atelier_cli.embedded.postgres import PostgresServer
-from atelier_cli.embedded.process import Running, free_ports
+from atelier_cli.embedded.process import RunningServer, free_ports
 from tests.conftest import NatsControl, S3Store
 
 
@@ -73,7 +73,7 @@ def test_postgres_runs_below_a_private_folder_and_from_an_unreadable_wheel(
     monkeypatch.setattr(postgres, "_open_to_all", lambda file: False)
     monkeypatch.setattr(postgres, "_SYSTEM_FOLDER", servers_folder / "system")
     server = PostgresServer(tmp_path / "postgres", free_ports(1)[0], "password", tmp_path / "log", durable=False)
-    running = Running(server)
+    running = RunningServer(server)
     running.start()
     with psycopg.connect(server.dsn()) as connection:
         row = connection.execute("SELECT current_setting('data_directory')").fetchone()

@@ -44,7 +44,7 @@ class Tasks(tasks_service_pb2_grpc.TasksServiceServicer):
         self.requests.append(request)
         self.metadata.append({str(key): str(value) for key, value in context.invocation_metadata() or ()})
 
-    async def CreateTask(self, request: Any, context: Context) -> Any:  # noqa: N802 - the contract's name
+    async def CreateTask(self, request: Any, context: Context) -> Any:  # noqa: N802 -- the contract's name
         self._seen(request, context)
         self.held.set()
         await self.hold.wait()

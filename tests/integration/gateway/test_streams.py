@@ -16,7 +16,7 @@ CREATE = {"task_type": "GENERATION", "prompt": "a red dress", "origin_instance":
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for is in another task
+        while not condition():  # noqa: ASYNC110 -- what is waited for is in another task
             await asyncio.sleep(0.01)
 
 

@@ -41,7 +41,7 @@ from atelier.tasks.v1.worker_service_pb2 import Lease as LeasedAttempt
 from atelier.tasks.v1.worker_service_pb2_grpc import WorkerServiceServicer
 from google.protobuf.duration_pb2 import Duration
 
-from meshkit.errors import Kind, MeshError, conflict, not_found, unavailable
+from meshkit.errors import ErrorKind, MeshError, conflict, not_found, unavailable
 
 TENANT = "acme"
 
@@ -193,7 +193,7 @@ class Desk(WorkerServiceServicer):
             try:
                 self._end(request.session_id, completion.ref)
             except MeshError as error:
-                if error.kind is not Kind.CONFLICT:
+                if error.kind is not ErrorKind.CONFLICT:
                     raise
                 answer.outcomes.add(verdict=COMPLETION_VERDICT_LOST)
             else:

@@ -9,7 +9,7 @@ from atelier.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from atelier.tasks.v1.noop_pb2 import CreateNoopTask
 from atelier.tasks.v1.task_pb2 import CreateTask
 
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from tests.integration.inference.conftest import StartWorker, Worker
 from tests.integration.inference.desk import Desk
 
@@ -32,7 +32,7 @@ async def becomes(worker: Worker, busy: int) -> None:
     """Waits until so many slots are in use."""
     async with worker.channel() as channel, asyncio.timeout(5):
         describe = channel.stub(InferenceServiceStub).Describe
-        while (await describe(DescribeRequest())).busy_slots != busy:  # noqa: ASYNC110 - the worker tells nobody
+        while (await describe(DescribeRequest())).busy_slots != busy:  # noqa: ASYNC110 -- the worker tells nobody
             await asyncio.sleep(0.02)
 
 
@@ -55,7 +55,7 @@ async def test_a_run_is_refused_while_leased_work_has_every_slot(desk: Desk, sta
     await desk.until(lambda: desk.progress)
     with pytest.raises(MeshError) as caught:
         await run(worker)
-    assert caught.value.kind is Kind.EXHAUSTED
+    assert caught.value.kind is ErrorKind.EXHAUSTED
     await desk.until(lambda: desk.completions(job))
     assert (await run(worker))[-1].HasField("result")
 
@@ -88,10 +88,10 @@ async def test_a_failure_is_told_as_a_status(desk: Desk, start_worker: StartWork
     worker = await start_worker()
     with pytest.raises(MeshError) as caught:
         await run(worker, failures=1)
-    assert (caught.value.kind, caught.value.reason) == (Kind.INTERNAL, "TASK_FAILED")
+    assert (caught.value.kind, caught.value.reason) == (ErrorKind.INTERNAL, "TASK_FAILED")
     with pytest.raises(MeshError) as caught:
         await run(worker, fault="exit")
-    assert caught.value.kind is Kind.UNAVAILABLE
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
     assert not worker.leftovers()
 
 
@@ -99,14 +99,14 @@ async def test_a_run_needs_the_scope_write(desk: Desk, start_worker: StartWorker
     worker = await start_worker()
     with pytest.raises(MeshError) as caught:
         await run(worker, ("read",))
-    assert caught.value.kind is Kind.FORBIDDEN
+    assert caught.value.kind is ErrorKind.FORBIDDEN
 
 
 async def test_a_run_is_validated_as_a_create_is(desk: Desk, start_worker: StartWorker) -> None:
     worker = await start_worker()
     with pytest.raises(MeshError) as caught:
         await run(worker, fault="nonsense")
-    assert caught.value.kind is Kind.INVALID
+    assert caught.value.kind is ErrorKind.INVALID
     assert [violation.path for violation in caught.value.violations] == ["task.noop.fault"]
 
 

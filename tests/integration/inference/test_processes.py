@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from meshkit.bus import Bus
 from meshkit.config import MeshSettings
-from meshkit.worker.supervisor import ChildLimits, ChildLost, ChildState, Supervisor
+from meshkit.worker.supervisor import ChildLimits, ChildLost, ChildState, ChildSupervisor
 from tests.conftest import NatsControl, S3Store
 from tests.integration.inference.conftest import StartWorker, served, worker_environment
 from tests.integration.inference.desk import Desk
@@ -114,10 +114,10 @@ async def test_news_of_a_cancel_reaches_the_worker_before_its_next_heartbeat(
 
 async def test_a_child_that_never_starts_makes_the_worker_unhealthy_and_is_not_started_in_a_circle() -> None:
     causes: list[str] = []
-    supervisor = Supervisor([sys.executable, "-c", "raise SystemExit(1)"], limits=LIMITS, on_lost=causes.append)
+    supervisor = ChildSupervisor([sys.executable, "-c", "raise SystemExit(1)"], limits=LIMITS, on_lost=causes.append)
     supervisor.start()
     async with asyncio.timeout(20):
-        while supervisor.healthy:  # noqa: ASYNC110 - a supervisor tells a callback, and there is none here
+        while supervisor.healthy:  # noqa: ASYNC110 -- a supervisor tells a callback, and there is none here
             await asyncio.sleep(0.02)
     before = len(causes)
     await asyncio.sleep(1.0)
@@ -129,7 +129,7 @@ async def test_a_child_that_never_starts_makes_the_worker_unhealthy_and_is_not_s
 
 
 async def test_a_stopped_supervisor_tells_those_who_wait_for_a_child() -> None:
-    supervisor = Supervisor([sys.executable, "-c", "import time; time.sleep(60)"], limits=LIMITS)
+    supervisor = ChildSupervisor([sys.executable, "-c", "import time; time.sleep(60)"], limits=LIMITS)
     supervisor.start()
     waiting = asyncio.create_task(supervisor.wait_ready())
     await asyncio.sleep(0.2)
@@ -152,6 +152,6 @@ async def test_the_worker_answers_before_its_child_is_ready_and_says_when_none_c
     async with grpc.aio.insecure_channel(worker.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         async with asyncio.timeout(20):
-            while (await health.Check(health_pb2.HealthCheckRequest())).status != NOT_SERVING:  # noqa: ASYNC110 - remote
+            while (await health.Check(health_pb2.HealthCheckRequest())).status != NOT_SERVING:  # noqa: ASYNC110 -- remote
                 await asyncio.sleep(0.05)
     assert not desk.active([job])

@@ -17,7 +17,7 @@ from atelier.tasks.v1.tasks_service_pb2_grpc import TasksServiceStub, add_TasksS
 from meshkit import auth, idempotency, metrics, tracing
 from meshkit.auth import TokenIssuer
 from meshkit.channel import MeshChannel, call_metadata
-from meshkit.errors import FieldViolation, Kind, MeshError, conflict
+from meshkit.errors import ErrorKind, FieldViolation, MeshError, conflict
 from tests.integration.meshkit.serving import SECRET, Mesh, Task, failure
 
 CREATE = "/atelier.tasks.v1.TasksService/CreateTask"
@@ -104,7 +104,7 @@ async def test_a_refused_call_spoils_no_other(mesh: Mesh, channel: MeshChannel) 
         if request.task.origin_reference == "taken":
             raise conflict("It is taken", reason="TAKEN")
         if request.task.origin_reference == "wrong":
-            raise MeshError(Kind.INVALID, "Not so", violations=[violation])
+            raise MeshError(ErrorKind.INVALID, "Not so", violations=[violation])
         if request.task.origin_reference == "broken":
             raise RuntimeError("a secret")
         if request.task.origin_reference == "again":
@@ -131,20 +131,20 @@ async def test_a_refused_call_spoils_no_other(mesh: Mesh, channel: MeshChannel) 
     assert results[:4] == ["n0", "n1", "n2", "n3"]
     taken, wrong, broken, again, foreign, reader, held = results[4:]
     assert isinstance(taken, MeshError)
-    assert (taken.kind, taken.message, taken.reason) == (Kind.CONFLICT, "It is taken", "TAKEN")
+    assert (taken.kind, taken.message, taken.reason) == (ErrorKind.CONFLICT, "It is taken", "TAKEN")
     assert isinstance(wrong, MeshError)
     assert list(wrong.violations) == [violation]
     assert isinstance(broken, MeshError)
-    assert broken.kind is Kind.INTERNAL
+    assert broken.kind is ErrorKind.INTERNAL
     assert "secret" not in broken.message
     assert again == "again"
     assert ("idempotent-replayed", "true") in trailing
     assert isinstance(foreign, MeshError)
-    assert foreign.kind is Kind.UNAUTHENTICATED
+    assert foreign.kind is ErrorKind.UNAUTHENTICATED
     assert isinstance(reader, MeshError)
     assert reader.metadata["scope"] == "write"
     assert isinstance(held, MeshError)
-    assert held.kind is Kind.INVALID
+    assert held.kind is ErrorKind.INVALID
     assert any(one.path.endswith("width") for one in held.violations)
 
 
@@ -154,7 +154,7 @@ async def test_a_bundle_that_a_foreign_token_opens_harms_nobody(channel: MeshCha
         *(_create(channel, f"n{number}") for number in range(6)),
         return_exceptions=True,
     )
-    assert [isinstance(one, MeshError) and one.kind is Kind.UNAUTHENTICATED for one in results[:3]] == [True] * 3
+    assert [isinstance(one, MeshError) and one.kind is ErrorKind.UNAUTHENTICATED for one in results[:3]] == [True] * 3
     assert results[3:] == [f"n{number}" for number in range(6)]
 
 
@@ -186,7 +186,7 @@ async def test_a_call_in_company_has_its_own_deadline_and_may_be_given_up(mesh: 
     left = asyncio.ensure_future(_create(channel, "slow"))
     fine = [asyncio.ensure_future(_create(channel, f"n{number}")) for number in range(3)]
     for job in jobs:
-        assert (await failure(job)).kind is Kind.DEADLINE
+        assert (await failure(job)).kind is ErrorKind.DEADLINE
     left.cancel()
     assert await asyncio.gather(*fine) == ["n0", "n1", "n2"]
     assert await _create(channel, "after") == "after"
@@ -242,7 +242,7 @@ async def test_a_server_that_goes_away_fails_all_and_keyed_calls_are_repeated(me
         again = mesh.make(address)
         await again.start()
         try:
-            assert {(await failure(job)).kind for job in plain} <= {Kind.UNAVAILABLE, Kind.ABORTED}
+            assert {(await failure(job)).kind for job in plain} <= {ErrorKind.UNAVAILABLE, ErrorKind.ABORTED}
             assert await asyncio.gather(*keyed, return_exceptions=True) == ["k0", "k1", "k2", "k3"]
         finally:
             await again.stop(0)
@@ -332,4 +332,4 @@ async def test_calls_in_bundles_count_as_calls() -> None:
     await mesh.server.stop(0)
     assert sum(isinstance(one, str) for one in outcomes) == 4
     refused = [one for one in outcomes if isinstance(one, MeshError)]
-    assert {(one.kind, one.reason) for one in refused} == {(Kind.EXHAUSTED, "TOO_MANY_CALLS")}
+    assert {(one.kind, one.reason) for one in refused} == {(ErrorKind.EXHAUSTED, "TOO_MANY_CALLS")}

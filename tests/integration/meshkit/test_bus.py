@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from meshkit.bus import Bus, Message
-from meshkit.errors import Kind, MeshError
+from meshkit.bus import Bus, BusMessage
+from meshkit.errors import ErrorKind, MeshError
 from tests.conftest import NatsControl
 
 
@@ -22,10 +22,10 @@ class Heard:
     """Remembers messages; fails at those it is told to."""
 
     def __init__(self, failures: int = 0) -> None:
-        self.queue: asyncio.Queue[Message] = asyncio.Queue()
+        self.queue: asyncio.Queue[BusMessage] = asyncio.Queue()
         self.failures = failures
 
-    async def __call__(self, message: Message) -> None:
+    async def __call__(self, message: BusMessage) -> None:
         if self.failures:
             self.failures -= 1
             raise RuntimeError("not now")
@@ -74,7 +74,7 @@ async def test_batches_are_acknowledged_whole_and_come_again_whole(bus: Bus) -> 
     batches: list[list[tuple[bytes, int]]] = []
     both = asyncio.Event()
 
-    async def take(messages: Sequence[Message]) -> None:
+    async def take(messages: Sequence[BusMessage]) -> None:
         batches.append(sorted((message.data, message.deliveries) for message in messages))
         if len(batches) == 1:
             raise RuntimeError("not now")
@@ -146,7 +146,7 @@ async def test_publishing_without_nats_fails_fast(bus: Bus, nats_server: NatsCon
     begun = time.monotonic()
     with pytest.raises(MeshError) as caught:
         await bus.publish(subject(), b"")
-    assert caught.value.kind is Kind.UNAVAILABLE
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
     assert time.monotonic() - begun < 3
     bus.notify("wake", b"x")
 

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from meshkit import db as meshdb
 from meshkit.db import Database, DatabaseUnavailableError, migrate
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 
 ITEMS = sa.Table(
     "items",
@@ -177,7 +177,7 @@ async def test_an_unreachable_database_is_unavailable() -> None:
     database = Database("postgresql://a:b@127.0.0.1:9/x", schema="s", acquire_timeout_seconds=0.1)
     with pytest.raises(DatabaseUnavailableError) as caught:
         await database.open(timeout_seconds=0.2)
-    assert caught.value.kind is Kind.UNAVAILABLE
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
     with pytest.raises(DatabaseUnavailableError):
         async with database.transaction():
             pass

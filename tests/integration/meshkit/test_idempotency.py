@@ -4,7 +4,7 @@ import pytest
 
 from meshkit import idempotency
 from meshkit.db import Database
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 
 HASH, OTHER = b"h" * 32, b"o" * 32
 
@@ -44,7 +44,7 @@ async def test_another_request_under_the_key_is_a_conflict(db: Database) -> None
     await create(db, "k")
     with pytest.raises(MeshError) as caught:
         await create(db, "k", OTHER)
-    assert (caught.value.kind, caught.value.reason) == (Kind.CONFLICT, "IDEMPOTENCY_KEY_REUSED")
+    assert (caught.value.kind, caught.value.reason) == (ErrorKind.CONFLICT, "IDEMPOTENCY_KEY_REUSED")
 
 
 async def test_an_answer_is_found_once_it_is_committed_and_only_for_its_request(db: Database) -> None:
@@ -57,7 +57,7 @@ async def test_an_answer_is_found_once_it_is_committed_and_only_for_its_request(
         assert await idempotency.find(conn, "globex", "CreateItem", "k", HASH) is None
         with pytest.raises(MeshError) as caught:
             await idempotency.find(conn, "acme", "CreateItem", "k", OTHER)
-    assert (caught.value.kind, caught.value.reason) == (Kind.CONFLICT, "IDEMPOTENCY_KEY_REUSED")
+    assert (caught.value.kind, caught.value.reason) == (ErrorKind.CONFLICT, "IDEMPOTENCY_KEY_REUSED")
 
 
 async def test_keys_of_tenants_and_methods_are_apart(db: Database) -> None:

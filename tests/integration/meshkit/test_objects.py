@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from meshkit.config import MeshSettings
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from meshkit.objects import ObjectStore
 from tests.conftest import S3Store
 
@@ -20,7 +20,7 @@ async def store(s3: S3Store) -> AsyncIterator[ObjectStore]:
     await store.close()
 
 
-async def kind_of(awaitable: object) -> Kind:
+async def kind_of(awaitable: object) -> ErrorKind:
     with pytest.raises(MeshError) as caught:
         await awaitable  # type: ignore[misc]
     return caught.value.kind
@@ -51,10 +51,10 @@ async def test_an_empty_object_is_an_object(store: ObjectStore) -> None:
 
 async def test_what_is_missing_is_not_found(store: ObjectStore, tmp_path: Path) -> None:
     assert await store.stat("acme", "gone") is None
-    assert await kind_of(store.get("acme", "gone")) is Kind.NOT_FOUND
-    assert await kind_of(store.download("acme", "gone", tmp_path / "x")) is Kind.NOT_FOUND
-    assert await kind_of(anext(store.stream("acme", "gone"))) is Kind.NOT_FOUND
-    assert await kind_of(store.copy("acme", "gone", "b")) is Kind.NOT_FOUND
+    assert await kind_of(store.get("acme", "gone")) is ErrorKind.NOT_FOUND
+    assert await kind_of(store.download("acme", "gone", tmp_path / "x")) is ErrorKind.NOT_FOUND
+    assert await kind_of(anext(store.stream("acme", "gone"))) is ErrorKind.NOT_FOUND
+    assert await kind_of(store.copy("acme", "gone", "b")) is ErrorKind.NOT_FOUND
     await store.delete("acme", "gone")
     assert os.listdir(tmp_path) == []  # noqa: PTH208 -- a moment's look, no matter by which call
 
@@ -221,8 +221,8 @@ async def test_making_the_bucket_is_repeatable_and_concurrent(s3: S3Store) -> No
 
 async def test_a_wrong_key_and_a_dead_store_are_told_apart(s3: S3Store) -> None:
     wrong = ObjectStore(s3.endpoint, s3.access_key, "wrong" * 8, bucket=s3.bucket())
-    assert await kind_of(wrong.put("acme", "a", b"")) is Kind.UNAVAILABLE
+    assert await kind_of(wrong.put("acme", "a", b"")) is ErrorKind.UNAVAILABLE
     dead = ObjectStore("127.0.0.1:9", "a", "b" * 10)
-    assert await kind_of(dead.get("acme", "a")) is Kind.UNAVAILABLE
+    assert await kind_of(dead.get("acme", "a")) is ErrorKind.UNAVAILABLE
     await wrong.close()
     await dead.close()

@@ -8,7 +8,7 @@ import pytest
 from psycopg import errors as pg_errors
 
 from meshkit import tracing
-from meshkit.bus import Bus, Message
+from meshkit.bus import Bus, BusMessage
 from meshkit.db import Database
 from meshkit.loops import Loops
 from meshkit.outbox import OutboxEvent, Relay, insert
@@ -45,10 +45,10 @@ class Listener:
     """Consumes what the stream has, and remembers it."""
 
     def __init__(self) -> None:
-        self.messages: list[Message] = []
+        self.messages: list[BusMessage] = []
         self.changed = asyncio.Condition()
 
-    async def __call__(self, message: Message) -> None:
+    async def __call__(self, message: BusMessage) -> None:
         async with self.changed:
             self.messages.append(message)
             self.changed.notify_all()

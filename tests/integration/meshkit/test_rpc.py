@@ -21,7 +21,7 @@ from meshkit import auth, errors, idempotency, tracing
 from meshkit.auth import ServiceTokens, TokenIssuer
 from meshkit.channel import MeshChannel, call_metadata
 from meshkit.client import TasksClient
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from tests.integration.meshkit.serving import SECRET, SERVICE, Mesh, failure
 
 CLIENT_GUIDE = Path(__file__).parents[3] / "docs" / "client.md"
@@ -55,14 +55,18 @@ async def test_without_a_token_nothing_is_called(mesh: Mesh) -> None:
         assert (await failure(get(channel))).reason == "TOKEN_MISSING"
         basic = (("authorization", "Basic YTpi"),)
         assert (await failure(get(channel, metadata=basic))).reason == "TOKEN_INVALID"
-        assert (await failure(get(channel, metadata=call_metadata(token="x")))).kind is Kind.UNAUTHENTICATED
+        assert (await failure(get(channel, metadata=call_metadata(token="x")))).kind is ErrorKind.UNAUTHENTICATED
     assert mesh.servicer.calls == []
 
 
 async def test_the_scope_of_the_method_is_asked_for(mesh: Mesh) -> None:
     async with mesh.channel("read") as channel:
         error = await failure(TasksClient(channel).cancel(ID))
-        assert (error.kind, error.reason, dict(error.metadata)) == (Kind.FORBIDDEN, "SCOPE_MISSING", {"scope": "write"})
+        assert (error.kind, error.reason, dict(error.metadata)) == (
+            ErrorKind.FORBIDDEN,
+            "SCOPE_MISSING",
+            {"scope": "write"},
+        )
     async with mesh.channel("write") as channel:
         assert (await failure(get(channel))).metadata["scope"] == "read", "writing is not reading"
     assert mesh.servicer.calls == []
@@ -92,10 +96,10 @@ async def test_more_calls_than_a_server_serves_at_once_are_refused_until_one_end
             await arrived.acquire()
         for _ in range(6):
             error = await failure(get(channel))
-            assert (error.kind, error.reason) == (Kind.EXHAUSTED, "TOO_MANY_CALLS")
+            assert (error.kind, error.reason) == (ErrorKind.EXHAUSTED, "TOO_MANY_CALLS")
         # The many are refused by gRPC itself, in other words.
         refused = await asyncio.gather(*(failure(get(channel)) for _ in range(300)))
-        assert {(error.kind, error.message) for error in refused} == {(Kind.EXHAUSTED, error.message)}
+        assert {(error.kind, error.message) for error in refused} == {(ErrorKind.EXHAUSTED, error.message)}
         health = await health_pb2_grpc.HealthStub(plain).Check(health_pb2.HealthCheckRequest())
         assert health.status == health_pb2.HealthCheckResponse.SERVING, "a busy service is not a dead one"
         assert len(narrow.servicer.calls) == 4
@@ -119,7 +123,7 @@ async def test_followers_leave_room_for_other_calls(narrow: Mesh) -> None:
             await anext(aiter(stream))
         for _ in range(3):
             error = await failure(anext(aiter(stub.WatchTask(tasks.WatchTaskRequest(task_id=ID)))))
-            assert (error.kind, error.reason) == (Kind.EXHAUSTED, "TOO_MANY_CALLS")
+            assert (error.kind, error.reason) == (ErrorKind.EXHAUSTED, "TOO_MANY_CALLS")
         narrow.servicer.behave = plain
         assert (await get(channel)).task.id == ID
         narrow.servicer.behave = follow
@@ -140,7 +144,7 @@ async def test_streams_are_guarded_too(mesh: Mesh) -> None:
         assert (await failure(anext(aiter(stream)))).reason == "SCOPE_MISSING"
     async with mesh.channel("read") as channel:
         stream = channel.stub(TasksServiceStub).WatchTask(tasks.WatchTaskRequest(task_id="x"))
-        assert (await failure(anext(aiter(stream)))).kind is Kind.INVALID
+        assert (await failure(anext(aiter(stream)))).kind is ErrorKind.INVALID
     assert mesh.servicer.calls == []
 
 
@@ -160,13 +164,17 @@ async def test_requests_are_filled_and_held_to_the_contract(mesh: Mesh) -> None:
         await TasksClient(channel).list()
         assert mesh.servicer.calls[0].limit == 100
         error = await failure(TasksClient(channel).list(tasks.ListTasksRequest(limit=0)))
-        assert (error.kind, error.violations[0].path) == (Kind.INVALID, "limit")
+        assert (error.kind, error.violations[0].path) == (ErrorKind.INVALID, "limit")
     assert len(mesh.servicer.calls) == 1
 
 
 async def test_errors_arrive_as_they_were_raised(mesh: Mesh) -> None:
     raised = MeshError(
-        Kind.CONFLICT, "no", reason="WHY", violations=[errors.FieldViolation("a[0]", "b", "c")], metadata={"k": "v"}
+        ErrorKind.CONFLICT,
+        "no",
+        reason="WHY",
+        violations=[errors.FieldViolation("a[0]", "b", "c")],
+        metadata={"k": "v"},
     )
 
     def behave(_request: Any, _context: Any) -> None:
@@ -184,7 +192,7 @@ async def test_an_unexpected_error_shows_an_identifier_and_no_text(mesh: Mesh) -
     mesh.servicer.behave = behave
     async with mesh.channel("read") as channel:
         error = await failure(get(channel))
-    assert error.kind is Kind.INTERNAL
+    assert error.kind is ErrorKind.INTERNAL
     assert error.message == f"Internal error {error.metadata['error_id']}"
 
 
@@ -234,15 +242,15 @@ async def test_cancelling_a_stream_ends_the_iteration_over_it(mesh: Mesh) -> Non
 
 async def test_an_unserved_method_is_unimplemented(mesh: Mesh) -> None:
     async with mesh.channel("write") as channel:
-        assert (await failure(TasksClient(channel).delete(ID))).kind is Kind.UNIMPLEMENTED
+        assert (await failure(TasksClient(channel).delete(ID))).kind is ErrorKind.UNIMPLEMENTED
 
 
 async def test_messages_beyond_the_limit_are_too_large(mesh: Mesh) -> None:
     mesh.servicer.behave = lambda _r, _c: tasks.GetTaskResponse(task=Task(origin_instance="x" * 2_000_000))
     async with mesh.channel("read", "write") as channel:
-        assert (await failure(get(channel))).kind in {Kind.TOO_LARGE, Kind.INTERNAL}
+        assert (await failure(get(channel))).kind in {ErrorKind.TOO_LARGE, ErrorKind.INTERNAL}
         large = task_pb2.CreateTask(origin_instance="i", generation=CreateGenerationTask(prompt="x" * 2_000_000))
-        assert (await failure(TasksClient(channel).create(large))).kind is Kind.TOO_LARGE
+        assert (await failure(TasksClient(channel).create(large))).kind is ErrorKind.TOO_LARGE
 
 
 async def test_a_call_has_a_deadline_by_default_and_by_name(mesh: Mesh) -> None:
@@ -252,8 +260,8 @@ async def test_a_call_has_a_deadline_by_default_and_by_name(mesh: Mesh) -> None:
     mesh.servicer.behave = hang
     async with mesh.channel("read", default_deadline_seconds=0.2) as channel:
         begun = time.monotonic()
-        assert (await failure(get(channel))).kind is Kind.DEADLINE
-        assert (await failure(get(channel, timeout=0.1))).kind is Kind.DEADLINE
+        assert (await failure(get(channel))).kind is ErrorKind.DEADLINE
+        assert (await failure(get(channel, timeout=0.1))).kind is ErrorKind.DEADLINE
         assert time.monotonic() - begun < 5
 
 
@@ -277,7 +285,7 @@ async def test_reading_is_repeated_while_the_service_is_unavailable(mesh: Mesh) 
         assert (await get(channel)).task.id == ID
         assert len(mesh.servicer.calls) == 4
         mesh.servicer.behave = Flaky(4, None)
-        assert (await failure(get(channel))).kind is Kind.UNAVAILABLE
+        assert (await failure(get(channel))).kind is ErrorKind.UNAVAILABLE
 
 
 async def test_a_create_is_repeated_under_its_key_and_only_under_one(mesh: Mesh) -> None:
@@ -300,13 +308,13 @@ async def test_a_create_is_repeated_under_its_key_and_only_under_one(mesh: Mesh)
         assert keys == ["mine"]
         flaky.failures = 1
         bare = channel.stub(TasksServiceStub).CreateTask(tasks.CreateTaskRequest(task=task))
-        assert (await failure(bare)).kind is Kind.UNAVAILABLE
+        assert (await failure(bare)).kind is ErrorKind.UNAVAILABLE
 
 
 async def test_other_writes_are_not_repeated(mesh: Mesh) -> None:
     mesh.servicer.behave = Flaky(1, tasks.CancelTaskResponse())
     async with mesh.channel("write") as channel:
-        assert (await failure(TasksClient(channel).cancel(ID))).kind is Kind.UNAVAILABLE
+        assert (await failure(TasksClient(channel).cancel(ID))).kind is ErrorKind.UNAVAILABLE
     assert len(mesh.servicer.calls) == 1
 
 
@@ -315,7 +323,7 @@ async def test_a_service_that_was_restarted_is_found_again(mesh: Mesh) -> None:
     async with mesh.channel("read") as channel:
         await get(channel)
         await mesh.server.stop(0)
-        assert (await failure(get(channel))).kind is Kind.UNAVAILABLE
+        assert (await failure(get(channel))).kind is ErrorKind.UNAVAILABLE
         mesh.server = mesh.make(address)
         await mesh.server.start()
         assert (await get(channel, wait_for_ready=True, timeout=20)).task.id == ID
@@ -443,7 +451,7 @@ async def test_a_stop_lets_calls_in_flight_end(mesh: Mesh) -> None:
         await began.wait()
         stopping = asyncio.create_task(mesh.server.stop(20))
         async with asyncio.timeout(10):
-            while (await failure(_at_once(mesh))).kind is not Kind.UNAVAILABLE:  # noqa: ASYNC110 -- what is waited for has no event
+            while (await failure(_at_once(mesh))).kind is not ErrorKind.UNAVAILABLE:  # noqa: ASYNC110 -- what is waited for has no event
                 await asyncio.sleep(0.01)
         finish.set()
         assert (await running).task.id == ID
@@ -462,7 +470,7 @@ async def test_a_taken_address_is_an_error(mesh: Mesh) -> None:
 async def test_many_violations_still_arrive(mesh: Mesh) -> None:
     def behave(_request: Any, _context: Any) -> None:
         raise MeshError(
-            Kind.INVALID,
+            ErrorKind.INVALID,
             "bad",
             violations=[errors.FieldViolation(f"a[{i}]", "x" * 80) for i in range(500)],
         )
@@ -470,5 +478,5 @@ async def test_many_violations_still_arrive(mesh: Mesh) -> None:
     mesh.servicer.behave = behave
     async with mesh.channel("read") as channel:
         error = await failure(get(channel))
-    assert error.kind is Kind.INVALID
+    assert error.kind is ErrorKind.INVALID
     assert len(error.violations) > 20

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from modelkit.adapters import AdapterFile
 from modelkit.errors import ModelError
-from modelkit.flux import FluxModel, Order, Settings
+from modelkit.flux import BatchSettings, FluxModel, ImageRequest
 from modelkit.previews import Projection
 from modelkit.residency import Models
 
@@ -33,15 +33,15 @@ class Watcher:
         return self.cancel_after is not None and len(self.steps) >= self.cancel_after
 
 
-NATIVE = Settings(64, 64)
+NATIVE = BatchSettings(64, 64)
 REFERENCE = Image.effect_noise((80, 100), 60).convert("RGB")
 
 
-def order(prompt: str = "a red dress", seed: int = 1, watcher: Watcher | None = None, **more: Any) -> Order:
-    return Order(prompt, seed, watcher or Watcher(), **more)
+def order(prompt: str = "a red dress", seed: int = 1, watcher: Watcher | None = None, **more: Any) -> ImageRequest:
+    return ImageRequest(prompt, seed, watcher or Watcher(), **more)
 
 
-def make(models: Models, settings: Settings, orders: Sequence[Order]) -> list[Any]:
+def make(models: Models, settings: BatchSettings, orders: Sequence[ImageRequest]) -> list[Any]:
     with models.flux() as model:
         pictures = model.generate(settings, orders, models.upscaler())
     return [None if picture is None else np.asarray(picture.image).astype(int) for picture in pictures]
@@ -113,7 +113,7 @@ def test_positions_are_embedded_once_a_picture_and_anew_where_they_differ(models
         hook = kept._embed.register_forward_hook(lambda _module, given, _made: embedded.append(tuple(given[0].shape)))
     try:
         (first,) = make(models, NATIVE, [order()])
-        make(models, Settings(32, 64), [order()])
+        make(models, BatchSettings(32, 64), [order()])
         (again,) = make(models, NATIVE, [order()])
     finally:
         hook.remove()
@@ -161,7 +161,7 @@ def test_strength_between_the_ends_takes_its_share_of_the_steps(models: Models) 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (40, 40), (50, 90), (128, 128), (200, 100), (333, 77)])
 def test_a_picture_has_exactly_the_size_asked_for(models: Models, width: int, height: int) -> None:
-    (made,) = make(models, Settings(width, height, steps=1), [order()])
+    (made,) = make(models, BatchSettings(width, height, steps=1), [order()])
     assert made.shape == (height, width, 3)
 
 
@@ -191,7 +191,7 @@ def test_the_rest_of_a_batch_goes_on_without_a_cancelled_member(models: Models, 
 
 def test_cancel_between_tiles_ends_the_upscaling(models: Models) -> None:
     watcher = Watcher(cancel_after=5)
-    assert make(models, Settings(256, 256), [order(watcher=watcher)]) == [None]
+    assert make(models, BatchSettings(256, 256), [order(watcher=watcher)]) == [None]
     assert len(watcher.steps) == 5
 
 

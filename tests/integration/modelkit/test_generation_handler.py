@@ -10,8 +10,8 @@ from atelier.tasks.v1.generation_pb2 import CreateGenerationTask
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from PIL import Image
 
+from meshkit.worker.handlers import Output, TaskCancelled, TaskFailed
 from modelkit.residency import Models
-from services.inference.tasktypes.base import Output, TaskCancelled, TaskFailed
 from services.inference.tasktypes.generation import GenerationHandler
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modelkit.errors import Fault, ModelError
+from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.residency import Models
 from tests.integration.modelkit.conftest import build
 
@@ -44,7 +44,7 @@ def test_the_least_recently_used_model_makes_room(folders: list[str], size: int)
 def test_a_model_larger_than_the_budget_is_a_resource_error(folders: list[str], size: int) -> None:
     with pytest.raises(ModelError, match="budget") as caught, serve(folders, size // 2).flux():
         pass
-    assert caught.value.fault is Fault.RESOURCE
+    assert caught.value.fault is ModelErrorKind.RESOURCE
 
 
 def test_a_model_in_use_stays_and_the_next_one_waits_for_it(folders: list[str], size: int) -> None:
@@ -89,7 +89,7 @@ def test_a_model_is_named_by_its_card_and_no_path_is_taken_from_a_task(folders: 
 def test_a_folder_that_holds_no_model_is_a_resource_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught, Models(str(tmp_path), "cpu", 1 << 30).flux():
         pass
-    assert caught.value.fault is Fault.RESOURCE
+    assert caught.value.fault is ModelErrorKind.RESOURCE
 
 
 def test_many_threads_share_one_model(folders: list[str], size: int) -> None:

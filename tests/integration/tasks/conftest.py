@@ -19,7 +19,7 @@ from atelier_cli.embedded.postgres import PostgresServer
 from meshkit.auth import TokenIssuer
 from meshkit.channel import MeshChannel
 from meshkit.db import migrate
-from services.tasks.composition import SCHEMA, Running, start
+from services.tasks.composition import SCHEMA, TasksRuntime, start
 from services.tasks.config import TasksSettings
 from tests.conftest import S3Store, drop_database
 
@@ -139,7 +139,7 @@ def duration(seconds: float) -> Duration:
 class Mesh:
     """A running service and who talks to it."""
 
-    running: Running
+    running: TasksRuntime
     settings: TasksSettings
     stack: AsyncExitStack
     issuer: TokenIssuer = field(default_factory=lambda: TokenIssuer(SECRET))

@@ -13,8 +13,8 @@ from prometheus_client import REGISTRY
 
 from meshkit.channel import call_metadata
 from meshkit.db import DatabaseUnavailableError
-from meshkit.errors import Kind, MeshError
-from services.tasks.postgres.store import PostgresStore
+from meshkit.errors import ErrorKind, MeshError
+from services.tasks.postgres.store import PostgresTaskStore
 from tests.integration.tasks.conftest import Mesh, StartMesh, noop, until
 
 CreateTask: Any = task_pb2.CreateTask
@@ -78,7 +78,7 @@ async def test_key_with_another_request_is_a_conflict(mesh: Mesh) -> None:
     await keyed(mesh, "k", noop())
     with pytest.raises(MeshError) as error:
         await keyed(mesh, "k", noop(priority=1))
-    assert error.value.kind is Kind.CONFLICT
+    assert error.value.kind is ErrorKind.CONFLICT
 
 
 async def test_concurrent_duplicates_make_one_task(start_mesh: StartMesh) -> None:
@@ -127,14 +127,14 @@ async def test_service_names_identifiers_and_finds_them_again(mesh: Mesh) -> Non
     assert (again.id, again.priority) == (ident, 0)
     with pytest.raises(MeshError) as foreign:
         await mesh.create(stub=mesh.tasks("globex", ("mesh",), subject="workflows"), task_id=ident)
-    assert foreign.value.kind is Kind.CONFLICT
+    assert foreign.value.kind is ErrorKind.CONFLICT
     await mesh.tasks().DeleteTask(tasks_service_pb2.DeleteTaskRequest(task_id=ident))
     with pytest.raises(MeshError) as used:
         await mesh.create(stub=service, task_id=ident)
     assert used.value.reason == "TASK_ID_USED"
     with pytest.raises(MeshError) as refused:
         await mesh.create(task_id=str(uuid4()))
-    assert refused.value.kind is Kind.FORBIDDEN
+    assert refused.value.kind is ErrorKind.FORBIDDEN
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ async def test_bad_input_is_refused_and_leaves_nothing_behind(mesh: Mesh, task: 
     tenant = f"t{uuid4().hex}"
     with pytest.raises(MeshError) as error:
         await mesh.create(task, tenant=tenant)
-    assert error.value.kind is Kind.INVALID
+    assert error.value.kind is ErrorKind.INVALID
     assert path in [violation.path for violation in error.value.violations]
     assert await everything(mesh, tenant) == []
     assert await mesh.rows("SELECT FROM tasks") == []
@@ -233,7 +233,7 @@ async def test_inputs_are_removed_where_the_write_fails(mesh: Mesh) -> None:
     spec.priority = 7
     with pytest.raises(MeshError) as error:
         await mesh.create(spec, tenant=tenant)
-    assert error.value.kind is Kind.INTERNAL
+    assert error.value.kind is ErrorKind.INTERNAL
     assert await everything(mesh, tenant) == []
 
 
@@ -265,13 +265,13 @@ async def test_inputs_stay_where_the_caller_leaves_while_its_create_is_committed
 
 
 async def test_inputs_stay_where_the_answer_to_the_commit_was_lost(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = PostgresStore.create_many
+    commit = PostgresTaskStore.create_many
 
-    async def cut_off(store: PostgresStore, creations: Any) -> Any:
+    async def cut_off(store: PostgresTaskStore, creations: Any) -> Any:
         await commit(store, creations)
         raise DatabaseUnavailableError
 
-    monkeypatch.setattr(PostgresStore, "create_many", cut_off)
+    monkeypatch.setattr(PostgresTaskStore, "create_many", cut_off)
     stub = mesh.tasks(tenant := f"t{uuid4().hex}")
     request = CreateTaskRequest(task=generation(reference_image_data=encoded(png())))
     response = await stub.CreateTask(request, metadata=call_metadata(idempotency_key="k"))
@@ -289,7 +289,7 @@ async def test_operators_key_belongs_to_the_tenant_it_creates_for(mesh: Mesh, te
     assert await mesh.rows("SELECT DISTINCT tenant FROM idempotency_keys ORDER BY 1") == [("globex",), ("initech",)]
     with pytest.raises(MeshError) as error:
         await keyed(mesh, "k1", noop(origin_tenant_id="globex"), mesh.tasks("initech"))
-    assert error.value.kind is Kind.FORBIDDEN, "a replay would show another tenant's task"
+    assert error.value.kind is ErrorKind.FORBIDDEN, "a replay would show another tenant's task"
 
 
 async def test_token_without_tenant_gets_the_same_with_and_without_a_key(mesh: Mesh) -> None:
@@ -330,7 +330,7 @@ async def test_foreign_tenant_is_forbidden_and_the_own_one_filled_in(mesh: Mesh)
     assert task.origin_tenant_id == "acme"
     with pytest.raises(MeshError) as error:
         await mesh.create(noop(origin_tenant_id="globex"))
-    assert error.value.kind is Kind.FORBIDDEN
+    assert error.value.kind is ErrorKind.FORBIDDEN
     operator = mesh.tasks("ops", ("operator",))
     assert (await mesh.create(noop(origin_tenant_id="globex"), stub=operator)).origin_tenant_id == "globex"
 
@@ -360,26 +360,26 @@ async def test_duplicate_whose_upload_the_first_used_up_is_replayed(
     await mesh.running.objects.put(tenant, "staging/abc", png(), "image/png")
     adjust = CreateTask(origin_instance="t", image_adjuster={"input_image": "staging:staging/abc", "aspect_ratio": 1.0})
     first, _ = await keyed(mesh, "k", adjust, mesh.tasks(tenant))
-    find, asked = PostgresStore.find_replay, []
+    find, asked = PostgresTaskStore.find_replay, []
 
-    async def too_early(store: PostgresStore, *arguments: Any) -> bytes | None:
+    async def too_early(store: PostgresTaskStore, *arguments: Any) -> bytes | None:
         asked.append(arguments)
         return None if len(asked) == 1 else await find(store, *arguments)
 
-    monkeypatch.setattr(PostgresStore, "find_replay", too_early)
+    monkeypatch.setattr(PostgresTaskStore, "find_replay", too_early)
     assert await keyed(mesh, "k", adjust, mesh.tasks(tenant)) == (first, True)
     assert await everything(mesh, tenant) == [first.image_adjuster.input_image_path]
 
 
 async def test_chosen_identifiers_are_taken_together_and_once(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
-    commit = PostgresStore.create_many
+    commit = PostgresTaskStore.create_many
 
-    async def counted(store: PostgresStore, creations: Any) -> Any:
+    async def counted(store: PostgresTaskStore, creations: Any) -> Any:
         groups.append(len(creations))
         return await commit(store, creations)
 
-    monkeypatch.setattr(PostgresStore, "create_many", counted)
+    monkeypatch.setattr(PostgresTaskStore, "create_many", counted)
     service = mesh.tasks("acme", ("mesh",), subject="workflows")
     idents = [str(uuid4()) for _ in range(8)]
     deleted, older = idents[0], idents[1]

@@ -6,7 +6,7 @@ import pytest
 from atelier.tasks.v1 import enums_pb2, worker_service_pb2
 from prometheus_client import REGISTRY
 
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from tests.integration.tasks.conftest import (
     Mesh,
     StartMesh,
@@ -47,7 +47,7 @@ async def test_poll_out_of_step_is_refused(mesh: Mesh) -> None:
     worker.sequence = 4
     with pytest.raises(MeshError) as error:
         await worker.lease(wait=0)
-    assert error.value.kind is Kind.NOT_FOUND
+    assert error.value.kind is ErrorKind.NOT_FOUND
 
 
 async def test_poll_waits_for_a_task_and_is_woken(mesh: Mesh) -> None:
@@ -71,7 +71,7 @@ async def test_parked_poll_of_an_ended_session_gets_no_lease(mesh: Mesh, closed:
     task = await mesh.create()
     with pytest.raises(MeshError) as gone:
         await polling
-    assert gone.value.kind is Kind.NOT_FOUND
+    assert gone.value.kind is ErrorKind.NOT_FOUND
     [lease] = await (await mesh.worker(name="w/1")).lease()
     assert (lease.job_id, lease.attempt) == (task.id, 1)
 
@@ -189,7 +189,7 @@ async def test_expired_session_requeues_until_the_task_has_failed(mesh: Mesh) ->
         assert lost.value.reason == "LEASE_LOST"
         with pytest.raises(MeshError) as gone:
             await worker.heartbeat(lease)
-        assert gone.value.kind is Kind.NOT_FOUND
+        assert gone.value.kind is ErrorKind.NOT_FOUND
     failed = await mesh.get(task.id)
     assert failed.status == FAILED
     assert failed.error_category == enums_pb2.ERROR_CATEGORY_RESOURCE
@@ -255,7 +255,7 @@ async def test_closed_session_gives_back_what_it_held(mesh: Mesh) -> None:
     assert (await mesh.get(task.id)).status == PENDING
     with pytest.raises(MeshError) as error:
         await worker.lease(wait=0)
-    assert error.value.kind is Kind.NOT_FOUND
+    assert error.value.kind is ErrorKind.NOT_FOUND
 
 
 async def test_session_of_another_subject_is_not_found(mesh: Mesh) -> None:
@@ -275,7 +275,7 @@ async def test_session_of_another_subject_is_not_found(mesh: Mesh) -> None:
     ):
         with pytest.raises(MeshError) as error:
             await call
-        assert error.value.kind is Kind.NOT_FOUND
+        assert error.value.kind is ErrorKind.NOT_FOUND
     await worker.complete(lease)
 
 
@@ -286,7 +286,7 @@ async def test_worker_token_is_bound_to_its_queues(mesh: Mesh) -> None:
     )
     with pytest.raises(MeshError) as error:
         await stub.OpenSession(request)
-    assert error.value.kind is Kind.FORBIDDEN
+    assert error.value.kind is ErrorKind.FORBIDDEN
     request.queues[:] = ["inference"]
     await stub.OpenSession(request)
 

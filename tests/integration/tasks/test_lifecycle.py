@@ -3,7 +3,7 @@ from uuid import uuid4
 import pytest
 from atelier.tasks.v1 import enums_pb2, tasks_service_pb2
 
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from tests.integration.tasks.conftest import Mesh, noop
 
 PENDING = enums_pb2.TASK_STATUS_PENDING
@@ -89,7 +89,7 @@ async def test_cancel_executing_task_fences_its_attempt(mesh: Mesh) -> None:
     assert [item.job_id for item in await worker.heartbeat(lease)] == [task.id]
     with pytest.raises(MeshError) as error:
         await worker.complete(lease)
-    assert (error.value.kind, error.value.reason) == (Kind.CONFLICT, "LEASE_LOST")
+    assert (error.value.kind, error.value.reason) == (ErrorKind.CONFLICT, "LEASE_LOST")
     assert (await mesh.get(task.id)).status == CANCELLED
     await worker.release(lease)
     assert (await mesh.get(task.id)).status == CANCELLED, "a worker that has stopped gives nothing back to the queue"
@@ -108,13 +108,13 @@ async def test_cancel_after_the_end_is_a_conflict(mesh: Mesh, ending: str) -> No
         await worker.fail(lease, retryable=False)
     with pytest.raises(MeshError) as error:
         await mesh.tasks().CancelTask(tasks_service_pb2.CancelTaskRequest(task_id=task.id))
-    assert error.value.kind is Kind.CONFLICT
+    assert error.value.kind is ErrorKind.CONFLICT
 
 
 async def test_unknown_task_is_not_found(mesh: Mesh) -> None:
     with pytest.raises(MeshError) as error:
         await mesh.get(str(uuid4()))
-    assert error.value.kind is Kind.NOT_FOUND
+    assert error.value.kind is ErrorKind.NOT_FOUND
 
 
 async def test_list_is_newest_first_with_paging_and_filters(mesh: Mesh) -> None:
@@ -142,4 +142,4 @@ async def test_generation_routes_see_generation_only(mesh: Mesh) -> None:
     ):
         with pytest.raises(MeshError) as error:
             await call(request)
-        assert error.value.kind is Kind.NOT_FOUND
+        assert error.value.kind is ErrorKind.NOT_FOUND

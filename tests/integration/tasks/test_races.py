@@ -9,9 +9,9 @@ import pytest
 from atelier.tasks.v1 import enums_pb2, tasks_service_pb2
 from atelier.tasks.v1.worker_service_pb2 import Lease
 
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from services.tasks.postgres import queries
-from services.tasks.scheduler import Poll, Scheduler
+from services.tasks.scheduling.scheduler import Poll, Scheduler
 from tests.integration.tasks.conftest import NOOP, Mesh, StartMesh, Worker, completion, noop, until, waits_for_lock
 
 CancelTaskRequest = tasks_service_pb2.CancelTaskRequest
@@ -37,7 +37,7 @@ async def test_first_terminal_state_wins(mesh: Mesh) -> None:
         else:
             assert ended.status == COMPLETED
             assert isinstance(cancelled, MeshError)
-            assert cancelled.kind is Kind.CONFLICT
+            assert cancelled.kind is ErrorKind.CONFLICT
             assert completed is None
         [attempt] = await mesh.attempts(task.id)
         assert attempt.outcome == (
@@ -113,7 +113,7 @@ async def test_busy_replicas_never_deadlock_nor_lose_count(start_mesh: StartMesh
                 try:
                     await stub.CancelTask(CancelTaskRequest(task_id=task.id))
                 except MeshError as error:
-                    assert error.kind is Kind.CONFLICT  # noqa: PT017 -- it had ended
+                    assert error.kind is ErrorKind.CONFLICT  # noqa: PT017 -- it had ended
 
     workers = [asyncio.create_task(work(n)) for n in range(4)]
     await asyncio.gather(*(call(tenant, index) for tenant in tenants for index in range(3)))
@@ -142,7 +142,7 @@ async def test_lost_database_connections_are_survived(mesh: Mesh, times: int) ->
                 try:
                     leases = await worker.lease(wait=1)
                 except MeshError as error:
-                    assert error.kind is Kind.UNAVAILABLE  # noqa: PT017 -- the worker asks again
+                    assert error.kind is ErrorKind.UNAVAILABLE  # noqa: PT017 -- the worker asks again
                     worker.sequence -= 1
         await worker.complete(leases[0])
 
@@ -253,7 +253,7 @@ async def test_an_identifier_is_not_given_again_while_its_task_is_deleted(mesh: 
         await until(lambda: waits_for_lock(mesh))
     with pytest.raises(MeshError) as refused:
         await again
-    assert refused.value.kind is Kind.CONFLICT
+    assert refused.value.kind is ErrorKind.CONFLICT
     assert await counts(mesh, "SELECT count(*) FROM tasks", 0)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from meshkit.db import DatabaseUnavailableError
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from services.tasks.domain import TaskRecord
 from services.tasks.postgres.rounds import CANDIDATES, PostgresRound
-from services.tasks.postgres.store import PostgresStore
+from services.tasks.postgres.store import PostgresTaskStore
 from services.tasks.store import Grant
 from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, until, waits_for_lock
 
@@ -27,14 +27,14 @@ async def test_a_round_whose_commit_is_in_doubt_loses_no_lease(mesh: Mesh, monke
     worker = await mesh.worker()
     poll = asyncio.create_task(worker.lease(wait=5))
     await until(lambda: noted(mesh))
-    run_round = PostgresStore.run_round
+    run_round = PostgresTaskStore.run_round
 
-    async def committed_unheard(store: PostgresStore, queue: str, body: Body) -> None:
+    async def committed_unheard(store: PostgresTaskStore, queue: str, body: Body) -> None:
         await run_round(store, queue, body)
         monkeypatch.undo()
         raise DatabaseUnavailableError
 
-    monkeypatch.setattr(PostgresStore, "run_round", committed_unheard)
+    monkeypatch.setattr(PostgresTaskStore, "run_round", committed_unheard)
     task = await mesh.create()
     assert [lease.job_id for lease in await poll] == [task.id]
 
@@ -93,7 +93,7 @@ async def test_a_poll_that_was_not_noted_is_asked_again_after_a_stop(start_mesh:
         answers = await asyncio.gather(*polls, return_exceptions=True)
     for worker, answer in zip(workers, answers, strict=True):
         assert isinstance(answer, MeshError)
-        assert answer.kind is Kind.UNAVAILABLE
+        assert answer.kind is ErrorKind.UNAVAILABLE
         again = Worker(staying.workers(), worker.session, worker.sequence)
         await again.lease(wait=0, repeat=True)
 
@@ -108,7 +108,7 @@ async def test_rounds_read_by_index_whatever_the_table_was_when_they_were_planne
         cursor = await work._conn.execute(f"EXPLAIN (FORMAT JSON) {CANDIDATES}", arguments)
         plans.append(json.dumps(await cursor.fetchall()))
 
-    await PostgresStore(mesh.running.database).run_round("inference", explain)
+    await PostgresTaskStore(mesh.running.database).run_round("inference", explain)
     assert "tasks_waiting" in plans[0]
     assert "Seq Scan" not in plans[0]
 

@@ -9,7 +9,7 @@ from atelier.tasks.v1 import enums_pb2, tasks_service_pb2, worker_service_pb2
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from tests.integration.tasks.conftest import Mesh, noop
 
 TASKS = tasks_service_pb2.DESCRIPTOR.services_by_name["TasksService"]
@@ -47,7 +47,7 @@ async def test_task_of_another_tenant_is_not_found(mesh: Mesh, method: MethodDes
     task = await mesh.create(tenant="acme")
     with pytest.raises(MeshError) as error:
         await call(mesh.tasks("globex", ("admin",)), method, request_of(method, task.id))
-    assert error.value.kind is Kind.NOT_FOUND
+    assert error.value.kind is ErrorKind.NOT_FOUND
     assert (await mesh.get(task.id)).version == 1
 
 
@@ -87,7 +87,7 @@ async def test_support_reads_across_and_changes_nothing(mesh: Mesh) -> None:
     assert len((await support.ListTasks(tasks_service_pb2.ListTasksRequest())).tasks) == 1
     with pytest.raises(MeshError) as error:
         await support.CancelTask(tasks_service_pb2.CancelTaskRequest(task_id=task.id))
-    assert error.value.kind is Kind.NOT_FOUND
+    assert error.value.kind is ErrorKind.NOT_FOUND
 
 
 async def test_operator_works_across_tenants(mesh: Mesh) -> None:

@@ -5,7 +5,7 @@ import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from tests.integration.tasks.conftest import Mesh, noop
 
 CreateTask: Any = task_pb2.CreateTask
@@ -50,7 +50,7 @@ async def test_status_may_be_set_to_cancelled_only(mesh: Mesh) -> None:
     task = await mesh.create()
     with pytest.raises(MeshError) as error:
         await update(mesh, task, status=enums_pb2.TASK_STATUS_COMPLETED)
-    assert error.value.kind is Kind.FORBIDDEN
+    assert error.value.kind is ErrorKind.FORBIDDEN
     cancelled = await update(mesh, task, status=CANCELLED, priority=2)
     assert (cancelled.status, cancelled.priority) == (CANCELLED, 2)
     [[pending]] = await mesh.rows("SELECT pending FROM queue_tenants")
@@ -62,7 +62,7 @@ async def test_operator_gives_up_a_waiting_task_and_nothing_more(mesh: Mesh) -> 
     operator = mesh.tasks("ops", ("operator",))
     with pytest.raises(MeshError) as error:
         await update(mesh, task, stub=operator, status=enums_pb2.TASK_STATUS_COMPLETED)
-    assert error.value.kind is Kind.CONFLICT
+    assert error.value.kind is ErrorKind.CONFLICT
     failed = await update(mesh, task, stub=operator, status=enums_pb2.TASK_STATUS_FAILED, errors=["given up"])
     assert failed.status == enums_pb2.TASK_STATUS_FAILED
     assert list(failed.errors) == ["given up"]
@@ -75,7 +75,7 @@ async def test_scheduler_members_need_an_operator(mesh: Mesh) -> None:
     for values in ({"retry_count": 2}, {"executor_type": "x"}, {"origin_zone": "eu"}, {"queue_name": "fal"}):
         with pytest.raises(MeshError) as error:
             await update(mesh, task, **values)
-        assert error.value.kind is Kind.FORBIDDEN
+        assert error.value.kind is ErrorKind.FORBIDDEN
     moved = await update(mesh, task, stub=mesh.tasks("ops", ("operator",)), queue_name="fal", origin_zone="eu")
     assert (moved.queue_name, moved.origin_zone) == ("fal", "eu")
     worker = await mesh.worker(queues=("fal",))
@@ -92,7 +92,7 @@ async def test_fixed_members_never_change(mesh: Mesh) -> None:
     ):
         with pytest.raises(MeshError) as error:
             await update(mesh, task, stub=operator, **values)
-        assert error.value.kind is Kind.INVALID
+        assert error.value.kind is ErrorKind.INVALID
 
 
 @pytest.mark.parametrize("executing", [False, True])
@@ -138,20 +138,20 @@ async def test_inputs_change_while_pending_only(mesh: Mesh) -> None:
     for bad in ({"style_model_path": "styles/none"}, {"reference_image_path": "none.png"}):
         with pytest.raises(MeshError) as error:
             await update(mesh, task, stub=stub, **bad)
-        assert error.value.kind is Kind.INVALID
+        assert error.value.kind is ErrorKind.INVALID
     worker = await mesh.worker(types=(enums_pb2.TASK_TYPE_GENERATION,))
     [lease] = await worker.lease()
     assert lease.task.generation.style_model_path == lease.spec.generation.style_model_path
     with pytest.raises(MeshError) as late:
         await update(mesh, task, stub=stub, style_lora_weight=0.7)
-    assert late.value.kind is Kind.CONFLICT
+    assert late.value.kind is ErrorKind.CONFLICT
 
 
 async def test_member_of_another_type_is_refused(mesh: Mesh) -> None:
     task = await mesh.create()
     with pytest.raises(MeshError) as error:
         await update(mesh, task, subject_model_path="a")
-    assert error.value.kind is Kind.INVALID
+    assert error.value.kind is ErrorKind.INVALID
 
 
 async def test_cleanup_deletes_files_and_hides_the_row(mesh: Mesh) -> None:
@@ -162,7 +162,7 @@ async def test_cleanup_deletes_files_and_hides_the_row(mesh: Mesh) -> None:
     stub = mesh.tasks(tenant)
     with pytest.raises(MeshError) as error:
         await stub.CleanupTask(tasks_service_pb2.CleanupTaskRequest(task_id=task.id))
-    assert error.value.kind is Kind.CONFLICT
+    assert error.value.kind is ErrorKind.CONFLICT
     path = f"{lease.result_prefix}result.bin"
     await mesh.running.objects.put(tenant, path, b"x")
     await worker.complete(lease, path)
@@ -185,7 +185,7 @@ async def test_delete_removes_files_and_row(mesh: Mesh) -> None:
     request = tasks_service_pb2.DeleteTaskRequest(task_id=task.id)
     with pytest.raises(MeshError) as error:
         await stub.DeleteTask(request)
-    assert error.value.kind is Kind.CONFLICT
+    assert error.value.kind is ErrorKind.CONFLICT
     path = f"{lease.result_prefix}result.bin"
     await mesh.running.objects.put(tenant, path, b"x")
     await worker.complete(lease, path)
@@ -194,7 +194,7 @@ async def test_delete_removes_files_and_row(mesh: Mesh) -> None:
     assert await mesh.running.objects.list(tenant) == []
     with pytest.raises(MeshError) as gone:
         await mesh.get(task.id, tenant)
-    assert gone.value.kind is Kind.NOT_FOUND
+    assert gone.value.kind is ErrorKind.NOT_FOUND
     assert await mesh.rows("SELECT FROM attempts") == []
 
 

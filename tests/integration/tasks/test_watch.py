@@ -5,8 +5,8 @@ import pytest
 from atelier.events.v1 import events_pb2
 from atelier.tasks.v1 import enums_pb2, tasks_service_pb2
 
-from meshkit.bus import Bus, Message
-from meshkit.errors import Kind, MeshError
+from meshkit.bus import Bus, BusMessage
+from meshkit.errors import ErrorKind, MeshError
 from tests.conftest import NatsControl
 from tests.integration.tasks.conftest import Mesh, StartMesh, until
 
@@ -121,7 +121,7 @@ async def test_watch_of_another_tenants_task_is_not_found(mesh: Mesh) -> None:
     follower = Follower(mesh, task.id)
     with pytest.raises(MeshError) as error:
         await follower.task
-    assert error.value.kind is Kind.NOT_FOUND
+    assert error.value.kind is ErrorKind.NOT_FOUND
 
 
 async def test_watching_holds_no_connection(start_mesh: StartMesh) -> None:
@@ -140,9 +140,9 @@ async def test_events_are_published_once_in_order(start_mesh: StartMesh, nats_ur
     mesh = await start_mesh(run_loops=True)
     bus = Bus(nats_url)
     await bus.connect()
-    heard: list[Message] = []
+    heard: list[BusMessage] = []
 
-    async def hear(message: Message) -> None:
+    async def hear(message: BusMessage) -> None:
         heard.append(message)
 
     await bus.subscribe("atelier.tasks.v1.task.*", hear)

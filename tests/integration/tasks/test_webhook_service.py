@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from standardwebhooks import Webhook
 
 from meshkit.channel import call_metadata
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from tests.integration.tasks.conftest import Mesh, StartMesh, noop, until
 from tests.integration.tasks.receivers import receiving
 
@@ -113,7 +113,7 @@ async def test_the_log_shows_deliveries_to_their_tenant_alone(mesh: Mesh) -> Non
         ):
             with pytest.raises(MeshError) as caught:
                 await method(request)
-            assert caught.value.kind is Kind.NOT_FOUND
+            assert caught.value.kind is ErrorKind.NOT_FOUND
         across = hooks(mesh, "staff", ("support",))
         assert [one.id for one in (await across.ListDeliveries(pb.ListDeliveriesRequest())).deliveries] == [seen.id]
 
@@ -131,7 +131,7 @@ async def test_secrets_are_for_administrators_and_each_tenants_own(mesh: Mesh) -
     ):
         with pytest.raises(MeshError) as caught:
             await method(request)
-        assert caught.value.kind is Kind.FORBIDDEN
+        assert caught.value.kind is ErrorKind.FORBIDDEN
 
 
 async def test_a_service_hands_its_events_in_once(mesh: Mesh) -> None:
@@ -189,4 +189,4 @@ async def test_what_cannot_be_delivered_is_not_taken(mesh: Mesh, change: dict[st
 async def test_only_a_service_hands_events_in(mesh: Mesh) -> None:
     with pytest.raises(MeshError) as caught:
         await hooks(mesh, scopes=("admin", "operator")).Enqueue(pb.EnqueueRequest())
-    assert caught.value.kind is Kind.FORBIDDEN
+    assert caught.value.kind is ErrorKind.FORBIDDEN

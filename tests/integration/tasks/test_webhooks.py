@@ -14,12 +14,20 @@ from standardwebhooks import Webhook
 
 from meshkit.db import Database
 from meshkit.fetcher import Fetcher
-from services.tasks import webhooks
 from services.tasks.composition import SCHEMA
 from services.tasks.events import to_delivery
 from services.tasks.postgres.webhooks import PostgresWebhooks
-from services.tasks.sending import PER_TARGET, Sender
-from services.tasks.webhooks import LEASE, SCHEDULE, Answer, Claimed, DeliveryRecord, Failure, Verdict
+from services.tasks.webhooks import domain as webhooks
+from services.tasks.webhooks.domain import (
+    LEASE,
+    SCHEDULE,
+    ClaimedDelivery,
+    DeliveryFailure,
+    DeliveryRecord,
+    DeliveryVerdict,
+    ReceiverAnswer,
+)
+from services.tasks.webhooks.sender import PER_TARGET, Sender
 from tests.integration.tasks.conftest import until
 from tests.integration.tasks.receivers import Receiver, free_port, receiving
 
@@ -123,7 +131,7 @@ async def test_a_receiver_that_never_comes_back_is_given_up_after_three_days_and
     assert (await hooks.get(first)).status == "PENDING"
     await hooks.live_until(timedelta(days=4))
     given_up = await hooks.get(first)
-    assert (given_up.failure, given_up.attempt_count) == (Failure.EXHAUSTED, len(SCHEDULE) + 1)
+    assert (given_up.failure, given_up.attempt_count) == (DeliveryFailure.EXHAUSTED, len(SCHEDULE) + 1)
     assert (await hooks.get(second)).attempt_count > 0
 
 
@@ -169,7 +177,7 @@ async def test_410_ends_a_delivery_and_those_after_it_until_one_is_sent_again_by
         await hooks.live_until(timedelta(days=4))
         assert receiver.ids == [first]
         for ident in (first, second, third):
-            assert (await hooks.get(ident)).failure == Failure.GONE
+            assert (await hooks.get(ident)).failure == DeliveryFailure.GONE
         assert await hooks.store.attempts(UUID(third)) == []
         await hooks.store.redeliver(UUID(third))
         await hooks.send()
@@ -197,7 +205,7 @@ async def test_a_name_that_leads_inside_is_refused_when_it_is_sent_to(hooks: Hoo
         await hooks.send(hooks.another(allow=(), resolver=resolve))
         assert receiver.requests == []
     record = await hooks.get(ident)
-    assert (record.failure, record.last_status_code) == (Failure.REFUSED, None)
+    assert (record.failure, record.last_status_code) == (DeliveryFailure.REFUSED, None)
     assert "may not be fetched" in str(record.last_error)
 
 
@@ -238,7 +246,9 @@ async def test_a_dead_receiver_slows_nobody_else(hooks: Hooks) -> None:
 
 async def test_a_sender_killed_before_it_noted_the_answer_leaves_its_delivery_to_another(hooks: Hooks) -> None:
     class Killed(PostgresWebhooks):
-        async def finish(self, claimed: Claimed, answer: Answer | None, verdict: Verdict) -> bool:
+        async def finish(
+            self, claimed: ClaimedDelivery, answer: ReceiverAnswer | None, verdict: DeliveryVerdict
+        ) -> bool:
             raise asyncio.CancelledError
 
     entity = uuid4()
@@ -258,7 +268,9 @@ async def test_an_outcome_that_comes_after_the_lease_was_lost_changes_nothing(ho
         [late] = await hooks.store.claim(1, 1, {})
         hooks.ahead += LEASE + timedelta(seconds=1)
         await hooks.send()
-        assert not await hooks.store.finish(late, Answer(500, "no"), webhooks.judge(Answer(500, "no"), 0, 0.0))
+        assert not await hooks.store.finish(
+            late, ReceiverAnswer(500, "no"), webhooks.judge(ReceiverAnswer(500, "no"), 0, 0.0)
+        )
         assert (await hooks.get(ident)).status == "DELIVERED"
 
 

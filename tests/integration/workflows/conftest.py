@@ -26,7 +26,7 @@ from atelier_cli.embedded.postgres import PostgresServer
 from meshkit.auth import TokenIssuer
 from meshkit.channel import MeshChannel
 from meshkit.db import migrate
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from services.tasks import composition as tasks_composition
 from services.tasks.config import TasksSettings
 from services.workflows import composition as workflows_composition
@@ -105,7 +105,7 @@ class Worker:
                 await self.stub.Complete(worker_service_pb2.CompleteRequest(session_id=session, ref=ref, result=result))
                 self.done.append(payload)
         except MeshError as error:
-            if error.kind is not Kind.CONFLICT:  # it was cancelled meanwhile
+            if error.kind is not ErrorKind.CONFLICT:  # it was cancelled meanwhile
                 raise
         return True
 
@@ -114,8 +114,8 @@ class Worker:
 class Mesh:
     """A running workflows service, its tasks service and a worker."""
 
-    running: workflows_composition.Running
-    tasks: tasks_composition.Running
+    running: workflows_composition.WorkflowsRuntime
+    tasks: tasks_composition.TasksRuntime
     worker: Worker
     address: str
     channels: list[MeshChannel] = field(default_factory=list)
@@ -235,7 +235,7 @@ async def start_tasks(shared: Settings) -> AsyncIterator[Callable[[str], Awaitab
     """Starts a tasks service and its worker."""
     async with AsyncExitStack() as stack:
 
-        async def begin(nats: str) -> tuple[tasks_composition.Running, Worker]:
+        async def begin(nats: str) -> tuple[tasks_composition.TasksRuntime, Worker]:
             settings = TasksSettings(**shared(nats, enable_noop=True, max_retries=0))
             running = await tasks_composition.start(settings, stack)
             token = TokenIssuer(SECRET).issue("worker", "", ("worker",), 600)

@@ -14,13 +14,21 @@ from atelier.tasks.v1 import enums_pb2, task_pb2
 from atelier.workflows.v1 import workflow_pb2
 
 from meshkit.db import Database
-from services.workflows.domain import ACTIVE, Outcome, Status, StepRecord, StepState, WorkflowRecord, step_row_id
+from services.workflows.domain import (
+    ACTIVE,
+    StepRecord,
+    StepState,
+    TaskOutcome,
+    WorkflowRecord,
+    WorkflowStatus,
+    step_row_id,
+)
 from services.workflows.engine import Decision, decide
-from services.workflows.execution import Executor
+from services.workflows.executor import WorkflowExecutor
 from services.workflows.postgres import queries
-from services.workflows.postgres.store import PostgresStore
-from services.workflows.signals import Ended, Event, Start
-from services.workflows.store import Decide, Noted, Whole
+from services.workflows.postgres.store import PostgresWorkflowStore
+from services.workflows.signals import Event, Start, TaskEnded
+from services.workflows.store import Decide, DispatchNote, WorkflowSnapshot
 from tests.unit.workflows.rows import rows
 
 NOOP = workflow_pb2.WorkflowStepDefinition(task_type=enums_pb2.TASK_TYPE_NOOP)
@@ -36,8 +44,8 @@ async def db(database: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-def store(db: Database) -> PostgresStore:
-    return PostgresStore(db)
+def store(db: Database) -> PostgresWorkflowStore:
+    return PostgresWorkflowStore(db)
 
 
 def told(*events: Event) -> Decide:
@@ -54,7 +62,7 @@ def broken(workflow: WorkflowRecord, steps: Sequence[StepRecord]) -> Decision:
     raise LookupError(f"{workflow.name} has {len(steps)} steps")
 
 
-async def made(store: PostgresStore, shape: dict[str, list[str]] = CHAIN, **more: Any) -> UUID:
+async def made(store: PostgresWorkflowStore, shape: dict[str, list[str]] = CHAIN, **more: Any) -> UUID:
     """A workflow of this graph that waits for its start."""
     row, steps = rows(shape, **more)
     ident = uuid4()
@@ -62,39 +70,41 @@ async def made(store: PostgresStore, shape: dict[str, list[str]] = CHAIN, **more
         replace(one, id=step_row_id(ident, one.step_id), workflow_id=ident, definition=NOOP.SerializeToString())
         for one in steps
     )
-    await store.create(Whole(replace(row, id=ident), own), None, b"")
+    await store.create(WorkflowSnapshot(replace(row, id=ident), own), None, b"")
     return ident
 
 
-async def begun(store: PostgresStore, shape: dict[str, list[str]] = CHAIN, **more: Any) -> UUID:
+async def begun(store: PostgresWorkflowStore, shape: dict[str, list[str]] = CHAIN, **more: Any) -> UUID:
     ident = await made(store, shape, **more)
     await store.advance(ident, told(Start()))
     return ident
 
 
-async def found(store: PostgresStore, ident: UUID) -> Whole:
+async def found(store: PostgresWorkflowStore, ident: UUID) -> WorkflowSnapshot:
     whole = await store.get(ident)
     assert whole is not None
     return whole
 
 
-async def ends_of(store: PostgresStore, ident: UUID, outcome: Outcome = Outcome.COMPLETED) -> list[Ended]:
+async def ends_of(
+    store: PostgresWorkflowStore, ident: UUID, outcome: TaskOutcome = TaskOutcome.COMPLETED
+) -> list[TaskEnded]:
     """The ends of the tasks that a workflow waits for."""
-    text = "" if outcome is Outcome.COMPLETED else "no"
+    text = "" if outcome is TaskOutcome.COMPLETED else "no"
     return [
-        Ended(one.step_id, one.task_id, 3, outcome, b"", message=text)
+        TaskEnded(one.step_id, one.task_id, 3, outcome, b"", message=text)
         for one in (await found(store, ident)).steps
         if one.state in ACTIVE and one.task_id is not None
     ]
 
 
-async def end_of(store: PostgresStore, ident: UUID, outcome: Outcome = Outcome.COMPLETED) -> Ended:
+async def end_of(store: PostgresWorkflowStore, ident: UUID, outcome: TaskOutcome = TaskOutcome.COMPLETED) -> TaskEnded:
     """The end of the only task that a workflow waits for."""
     (end,) = await ends_of(store, ident, outcome)
     return end
 
 
-async def states(store: PostgresStore, ident: UUID) -> dict[str, str]:
+async def states(store: PostgresWorkflowStore, ident: UUID) -> dict[str, str]:
     return {one.step_id: one.state.value for one in (await found(store, ident)).steps}
 
 
@@ -111,7 +121,7 @@ async def holding(database: str, statement: str, *arguments: Any) -> AsyncIterat
         yield
 
 
-async def test_workflows_of_a_group_share_a_transaction(store: PostgresStore, db: Database) -> None:
+async def test_workflows_of_a_group_share_a_transaction(store: PostgresWorkflowStore, db: Database) -> None:
     idents = [await begun(store) for _ in range(5)]
     outcomes = await store.advance_many({one: told(await end_of(store, one)) for one in idents}, durable=False)
     assert {type(one) for one in outcomes.values()} == {Decision}
@@ -129,7 +139,7 @@ async def test_workflows_of_a_group_share_a_transaction(store: PostgresStore, db
     assert len(await values(db, "SELECT id FROM outbox")) == 15
 
 
-async def test_each_workflow_of_a_group_goes_its_own_way(store: PostgresStore) -> None:
+async def test_each_workflow_of_a_group_goes_its_own_way(store: PostgresWorkflowStore) -> None:
     """Different columns change: one begins, one goes on, one fails, one tries again, one ends, one opens its items."""
     fresh = await made(store)
     goes, fails = await begun(store), await begun(store)
@@ -139,8 +149,8 @@ async def test_each_workflow_of_a_group_goes_its_own_way(store: PostgresStore) -
     bodies = {
         fresh: told(Start()),
         goes: told(await end_of(store, goes)),
-        fails: told(await end_of(store, fails, Outcome.FAILED)),
-        again: told(await end_of(store, again, Outcome.FAILED)),
+        fails: told(await end_of(store, fails, TaskOutcome.FAILED)),
+        again: told(await end_of(store, again, TaskOutcome.FAILED)),
         ends: told(await end_of(store, ends)),
         opens: told(await end_of(store, opens)),
     }
@@ -150,14 +160,15 @@ async def test_each_workflow_of_a_group_goes_its_own_way(store: PostgresStore) -
         whole = await found(store, ident)
         assert (whole.workflow, whole.steps) == (outcome.workflow, outcome.steps)
     assert [(await found(store, one)).workflow.status for one in bodies] == [
-        Status.RUNNING, Status.RUNNING, Status.FAILED, Status.RUNNING, Status.COMPLETED, Status.RUNNING,
+        WorkflowStatus.RUNNING, WorkflowStatus.RUNNING, WorkflowStatus.FAILED,
+        WorkflowStatus.RUNNING, WorkflowStatus.COMPLETED, WorkflowStatus.RUNNING,
     ]  # fmt: skip
     assert (await found(store, fails)).workflow.errors == ["a: no"]
     assert (await found(store, again)).steps[0].attempt == 2
     assert list((await states(store, opens)).values()).count("DISPATCHING") == 2
 
 
-async def test_a_body_that_raises_leaves_out_its_own_workflow_alone(store: PostgresStore) -> None:
+async def test_a_body_that_raises_leaves_out_its_own_workflow_alone(store: PostgresWorkflowStore) -> None:
     first, second, third = [await begun(store) for _ in range(3)]
     before = await found(store, second)
     bodies: dict[UUID, Decide] = {
@@ -172,7 +183,7 @@ async def test_a_body_that_raises_leaves_out_its_own_workflow_alone(store: Postg
         assert (await states(store, ident))["b"] == "DISPATCHING"
 
 
-async def test_a_missing_workflow_and_one_that_moved_on_change_nothing(store: PostgresStore) -> None:
+async def test_a_missing_workflow_and_one_that_moved_on_change_nothing(store: PostgresWorkflowStore) -> None:
     moved, other, missing = await begun(store), await begun(store), uuid4()
     late = await end_of(store, moved)
     await store.advance(moved, told(late))
@@ -187,7 +198,7 @@ async def test_a_missing_workflow_and_one_that_moved_on_change_nothing(store: Po
     assert (await states(store, other))["b"] == "DISPATCHING"
 
 
-async def test_what_the_database_refuses_of_one_workflow_does_not_stop_the_others(store: PostgresStore) -> None:
+async def test_what_the_database_refuses_of_one_workflow_does_not_stop_the_others(store: PostgresWorkflowStore) -> None:
     bad, good = await begun(store), await begun(store)
     end = await end_of(store, bad)
 
@@ -208,7 +219,7 @@ async def test_what_the_database_refuses_of_one_workflow_does_not_stop_the_other
     ids=["goes on", "was asked for", "ends"],
 )
 async def test_the_disk_is_waited_for_where_one_of_the_workflows_needs_it(
-    store: PostgresStore, db: Database, durable: bool, shape: dict[str, list[str]], waits: str
+    store: PostgresWorkflowStore, db: Database, durable: bool, shape: dict[str, list[str]], waits: str
 ) -> None:
     idents = [await begun(store), await begun(store, shape)]
     bodies = {one: told(await end_of(store, one)) for one in idents}
@@ -223,21 +234,25 @@ async def test_the_disk_is_waited_for_where_one_of_the_workflows_needs_it(
     assert await values(db, "SELECT waits FROM seen") == [waits, waits]
 
 
-async def test_a_note_passes_over_steps_that_others_hold_and_says_so(store: PostgresStore, database: str) -> None:
+async def test_a_note_passes_over_steps_that_others_hold_and_says_so(
+    store: PostgresWorkflowStore, database: str
+) -> None:
     held, free = await begun(store), await begun(store)
     tasks = {one: (await end_of(store, one)).task_id for one in (held, free)}
     async with holding(database, "SELECT FROM steps WHERE task_id = %s FOR UPDATE", tasks[held]):
-        assert await store.accept(list(tasks.values())) == Noted([], frozenset({tasks[held]}))
+        assert await store.accept(list(tasks.values())) == DispatchNote([], frozenset({tasks[held]}))
     assert (await states(store, held))["a"] == "DISPATCHING"
     assert (await states(store, free))["a"] == "RUNNING"
-    assert await store.accept(list(tasks.values())) == Noted([], frozenset())
+    assert await store.accept(list(tasks.values())) == DispatchNote([], frozenset())
     assert (await states(store, held))["a"] == "RUNNING"
 
 
-async def test_a_new_attempt_is_dispatching_also_where_the_last_one_was_noted_meanwhile(store: PostgresStore) -> None:
+async def test_a_new_attempt_is_dispatching_also_where_the_last_one_was_noted_meanwhile(
+    store: PostgresWorkflowStore,
+) -> None:
     idents = [await begun(store, {"a": []}, max_retries=1) for _ in range(2)]
     before = {one: await found(store, one) for one in idents}
-    ends = {one: await end_of(store, one, Outcome.FAILED) for one in idents}
+    ends = {one: await end_of(store, one, TaskOutcome.FAILED) for one in idents}
     await store.accept([end.task_id for end in ends.values()])
 
     def late(ident: UUID) -> Decide:
@@ -254,7 +269,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many workflows are read whole from now on, one entry a read."""
     reads: list[int] = []
 
-    async def find_all(conn: Any, workflow_ids: list[UUID]) -> list[Whole]:
+    async def find_all(conn: Any, workflow_ids: list[UUID]) -> list[WorkflowSnapshot]:
         reads.append(len(workflow_ids))
         return await real(conn, workflow_ids)
 
@@ -264,14 +279,14 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def test_what_this_process_wrote_last_is_not_read_again(
-    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+    store: PostgresWorkflowStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = counted(monkeypatch)
     idents = [await begun(store) for _ in range(3)]
     for _ in CHAIN:
         await store.advance_many({one: told(await end_of(store, one)) for one in idents})
     assert reads == []
-    assert {(await found(store, one)).workflow.status for one in idents} == {Status.COMPLETED}
+    assert {(await found(store, one)).workflow.status for one in idents} == {WorkflowStatus.COMPLETED}
 
 
 async def undone(db: Database, ident: UUID) -> None:
@@ -292,13 +307,13 @@ async def undone(db: Database, ident: UUID) -> None:
 
 @pytest.mark.parametrize("who", ["another replica", "an edit", "a crash"])
 async def test_what_others_wrote_meanwhile_is_read(
-    store: PostgresStore, db: Database, monkeypatch: pytest.MonkeyPatch, who: str
+    store: PostgresWorkflowStore, db: Database, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     changed, same = await begun(store), await begun(store)
     if who == "another replica":
-        await PostgresStore(db).advance(changed, told(await end_of(store, changed)))
+        await PostgresWorkflowStore(db).advance(changed, told(await end_of(store, changed)))
     elif who == "an edit":
-        await PostgresStore(db).edit(changed, lambda row: replace(row, name="new"))
+        await PostgresWorkflowStore(db).edit(changed, lambda row: replace(row, name="new"))
     else:
         await undone(db, changed)
     reads = counted(monkeypatch)
@@ -315,11 +330,11 @@ async def test_what_others_wrote_meanwhile_is_read(
 
 
 async def test_notes_and_the_reconciler_do_not_make_a_kept_workflow_wrong(
-    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+    store: PostgresWorkflowStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = counted(monkeypatch)
     idents = [await begun(store, {"a": [], "b": ["a"]}, max_retries=1) for _ in range(3)]
-    for outcome in (Outcome.COMPLETED, Outcome.FAILED, Outcome.COMPLETED):
+    for outcome in (TaskOutcome.COMPLETED, TaskOutcome.FAILED, TaskOutcome.COMPLETED):
         ends = {one: await end_of(store, one, outcome) for one in idents}
         assert len(await store.due_dispatches(0.0, 100)) == 3
         await store.accept([end.task_id for end in ends.values()])
@@ -328,12 +343,12 @@ async def test_notes_and_the_reconciler_do_not_make_a_kept_workflow_wrong(
     assert reads == []
     for ident in idents:
         whole = await found(store, ident)
-        assert whole.workflow.status is Status.COMPLETED
+        assert whole.workflow.status is WorkflowStatus.COMPLETED
         assert [(one.state, one.attempt) for one in whole.steps] == [(StepState.COMPLETED, 1), (StepState.COMPLETED, 2)]
 
 
 async def test_a_group_locks_its_workflows_in_the_order_of_their_identifiers(
-    store: PostgresStore, db: Database, database: str
+    store: PostgresWorkflowStore, db: Database, database: str
 ) -> None:
     low, middle, high = idents = sorted([await begun(store) for _ in range(3)])
     bodies = {one: told(await end_of(store, one)) for one in reversed(idents)}
@@ -351,14 +366,16 @@ async def test_a_group_locks_its_workflows_in_the_order_of_their_identifiers(
 class Crowd:
     """All that writes rows of the same workflows, at once and in different orders."""
 
-    store: PostgresStore
+    store: PostgresWorkflowStore
     db: Database
     idents: Sequence[UUID]
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def move(self, idents: Sequence[UUID]) -> None:
         while not self.done.is_set():
-            running = [one for one in idents if (await found(self.store, one)).workflow.status is Status.RUNNING]
+            running = [
+                one for one in idents if (await found(self.store, one)).workflow.status is WorkflowStatus.RUNNING
+            ]
             if not running:
                 self.done.set()
             bodies = {one: told(*await ends_of(self.store, one)) for one in running}
@@ -380,7 +397,7 @@ class Crowd:
 
 
 async def test_groups_notes_edits_and_the_reconciler_do_not_deadlock(
-    store: PostgresStore, db: Database, database: str
+    store: PostgresWorkflowStore, db: Database, database: str
 ) -> None:
     # Two chains in each, so that a group writes several steps of a workflow.
     shape = {f"{chain}{at}": [f"{chain}{at - 1}"] if at else [] for chain in "xy" for at in range(12)}
@@ -392,7 +409,7 @@ async def test_groups_notes_edits_and_the_reconciler_do_not_deadlock(
         )
     for ident in idents:
         whole = await found(store, ident)
-        assert whole.workflow.status is Status.COMPLETED
+        assert whole.workflow.status is WorkflowStatus.COMPLETED
         assert {one.state for one in whole.steps} == {StepState.COMPLETED}
         assert {one.attempt for one in whole.steps} == {1}
     await db.close()  # what its connections counted is known at their end
@@ -412,8 +429,8 @@ class Tasks:
         await self.barrier.wait()
 
 
-def executor(store: PostgresStore, tasks: Tasks) -> Executor:
-    return Executor(
+def executor(store: PostgresWorkflowStore, tasks: Tasks) -> WorkflowExecutor:
+    return WorkflowExecutor(
         store,
         tasks,  # type: ignore[arg-type]  # the one method that is called
         clock=lambda: datetime.now(UTC),
@@ -423,14 +440,14 @@ def executor(store: PostgresStore, tasks: Tasks) -> Executor:
     )
 
 
-def ended(ident: UUID, end: Ended) -> task_pb2.Task:
+def ended(ident: UUID, end: TaskEnded) -> task_pb2.Task:
     return task_pb2.Task(
         id=str(end.task_id), workflow_id=str(ident), version=end.version, status=enums_pb2.TASK_STATUS_COMPLETED
     )
 
 
 async def test_what_a_group_begins_is_asked_for_together_and_noted_once_its_steps_are_free(
-    store: PostgresStore, database: str
+    store: PostgresWorkflowStore, database: str
 ) -> None:
     idents = [await begun(store) for _ in range(3)]
     moves = executor(store, Tasks(3))
@@ -452,7 +469,7 @@ async def test_what_a_group_begins_is_asked_for_together_and_noted_once_its_step
 async def test_a_database_that_is_away_is_told_of_each_workflow(database: str) -> None:
     db = Database(database, schema="workflows", acquire_timeout_seconds=0.05)
     await db.open()
-    store = PostgresStore(db)
+    store = PostgresWorkflowStore(db)
     idents = [await begun(store) for _ in range(2)]
     bodies = {one: told(await end_of(store, one)) for one in idents}
     await db.close()

@@ -7,7 +7,7 @@ from atelier.workflows.v1 import monitoring_service_pb2, workflow_pb2, workflows
 from google.protobuf import field_mask_pb2
 
 from meshkit.channel import call_metadata
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from tests.integration.workflows.conftest import Mesh, create, noop
 
 CHAIN = (
@@ -51,7 +51,7 @@ async def test_a_workflow_that_is_not_started_waits(mesh: Mesh) -> None:
     assert (await mesh.ended(made.id)).status == workflow_pb2.WORKFLOW_STATUS_COMPLETED
     with pytest.raises(MeshError) as raised:
         await stub.StartWorkflow(workflows_service_pb2.StartWorkflowRequest(workflow_id=made.id))
-    assert raised.value.kind is Kind.CONFLICT
+    assert raised.value.kind is ErrorKind.CONFLICT
 
 
 async def test_an_idempotency_key_creates_one_workflow(mesh: Mesh) -> None:
@@ -60,7 +60,7 @@ async def test_an_idempotency_key_creates_one_workflow(mesh: Mesh) -> None:
     assert len({answer.workflow.id for answer in answers}) == 1
     with pytest.raises(MeshError) as raised:
         await stub.CreateWorkflow(create(CHAIN[0]), metadata=key)
-    assert raised.value.kind is Kind.CONFLICT
+    assert raised.value.kind is ErrorKind.CONFLICT
 
 
 async def test_a_definition_that_cannot_run_leaves_nothing_behind(mesh: Mesh) -> None:
@@ -68,7 +68,7 @@ async def test_a_definition_that_cannot_run_leaves_nothing_behind(mesh: Mesh) ->
     refine = {"id": "r", "task_type": "TASK_TYPE_EXPERIMENTAL_FAL", "config": {}}
     with pytest.raises(MeshError) as raised:
         await stub.CreateWorkflow(create(refine))
-    assert raised.value.kind is Kind.INVALID
+    assert raised.value.kind is ErrorKind.INVALID
     assert raised.value.violations[0].path == "workflow.steps[0].task_type"
     assert (await stub.ListWorkflows(workflows_service_pb2.ListWorkflowsRequest())).total == 0
 
@@ -160,7 +160,7 @@ async def test_a_running_workflow_is_not_cleaned_up(mesh: Mesh) -> None:
     made = (await stub.CreateWorkflow(create(*CHAIN))).workflow
     with pytest.raises(MeshError) as raised:
         await stub.CleanupWorkflow(workflows_service_pb2.CleanupWorkflowRequest(workflow_id=made.id))
-    assert raised.value.kind is Kind.CONFLICT
+    assert raised.value.kind is ErrorKind.CONFLICT
 
 
 async def test_an_update_changes_what_it_names_and_null_clears(mesh: Mesh) -> None:
@@ -187,7 +187,7 @@ async def test_what_another_tenant_owns_does_not_exist(mesh: Mesh) -> None:
     ):
         with pytest.raises(MeshError) as raised:
             await call(request)
-        assert raised.value.kind is Kind.NOT_FOUND
+        assert raised.value.kind is ErrorKind.NOT_FOUND
     assert (await other.ListWorkflows(workflows_service_pb2.ListWorkflowsRequest())).total == 0
 
 

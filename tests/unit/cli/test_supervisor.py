@@ -13,7 +13,7 @@ import pytest
 
 from atelier_cli.embedded.process import Launch, StartError
 from atelier_cli.errors import CliError
-from atelier_cli.supervisor import LAST_BACKOFF_SECONDS, Managed, Supervisor
+from atelier_cli.supervisor import LAST_BACKOFF_SECONDS, Managed, MeshSupervisor
 
 _SLEEPER = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit()); time.sleep(600)"
 
@@ -46,7 +46,7 @@ class Bench:
     states: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.supervisor = Supervisor(self.stages, self.states.append, self.said.append, clock=lambda: self.now)
+        self.supervisor = MeshSupervisor(self.stages, self.states.append, self.said.append, clock=lambda: self.now)
 
     def die(self) -> None:
         """Waits until the one process has ended, and lets the supervisor see it."""
@@ -154,7 +154,7 @@ def test_first_start_that_cannot_be_prepared_is_told_in_a_sentence(tmp_path: Pat
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         with pytest.raises(CliError, match=r"No space left on device: nats\.conf"):
-            Supervisor([[Unmade("nats", tmp_path)]], lambda _: None, lambda _: None).run()
+            MeshSupervisor([[Unmade("nats", tmp_path)]], lambda _: None, lambda _: None).run()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -180,7 +180,7 @@ def test_stops_in_the_reverse_of_its_start_and_tells_every_state(tmp_path: Path)
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
-        Supervisor(stages, changed, said.append).run()
+        MeshSupervisor(stages, changed, said.append).run()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -195,7 +195,7 @@ def test_start_that_fails_again_and_again_is_told_with_its_log(tmp_path: Path, m
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         with pytest.raises(CliError, match=r"(?s)p ended \d times while it started.*no such port"):
-            Supervisor([[program]], lambda _: None, lambda _: None, clock=lambda: time.monotonic() * 20).run()
+            MeshSupervisor([[program]], lambda _: None, lambda _: None, clock=lambda: time.monotonic() * 20).run()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

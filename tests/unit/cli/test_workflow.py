@@ -11,10 +11,10 @@ from rich.console import Console
 from atelier_cli.client import Gateway
 from atelier_cli.commands.workflow import graph, read, require_completed, shares, tree
 from atelier_cli.errors import CliError
-from services.workflows.definition import Served, check
+from services.workflows.definition import ServedCatalog, check
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "workflows").glob("*.yaml"))
-SERVED = Served.of(["GENERATION", "IMAGE_ADJUSTER"], {"LOCAL": []}, ["inference"])
+SERVED = ServedCatalog.of(["GENERATION", "IMAGE_ADJUSTER"], {"LOCAL": []}, ["inference"])
 
 
 def step(name: str, status: str, *needs: str, **more: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-from services.gateway.transcoding.codec import Codecs, Decoding
-from services.gateway.transcoding.routes import Route, compile_services
+from meshkit.transcoding.codec import Codecs, Decoding
+from meshkit.transcoding.routes import Route, compile_services
 
 ROOT = Path(__file__).parents[3]
 

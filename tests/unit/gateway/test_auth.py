@@ -5,8 +5,8 @@ from atelier.options.v1 import options_pb2
 
 from meshkit import auth
 from meshkit.auth import Principal
-from meshkit.errors import Kind, MeshError
-from services.gateway.auth import SCOPE_NAMES, Caller, Guard
+from meshkit.errors import ErrorKind, MeshError
+from services.gateway.auth import SCOPE_NAMES, Authenticator, GatewayCaller
 
 
 class Verifier:
@@ -17,32 +17,32 @@ class Verifier:
 @pytest.mark.parametrize("header", ["", "Basic abc", "Bearer", "Bearer ", "token", "Bearertoken"])
 async def test_without_a_bearer_token_nobody_is_admitted(header: str) -> None:
     with pytest.raises(MeshError) as caught:
-        await Guard(Verifier()).admit(header, "")
-    assert caught.value.kind is Kind.UNAUTHENTICATED
+        await Authenticator(Verifier()).admit(header, "")
+    assert caught.value.kind is ErrorKind.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize("header", ["Bearer read", "bearer   read", "BEARER read"])
 async def test_the_scheme_is_read_in_any_case(header: str) -> None:
-    caller = await Guard(Verifier()).admit(header, "read")
+    caller = await Authenticator(Verifier()).admit(header, "read")
     assert (caller.tenant, caller.token) == ("acme", "read")
 
 
 async def test_a_missing_scope_is_named() -> None:
     with pytest.raises(MeshError) as caught:
-        await Guard(Verifier()).admit("Bearer write", "read")
-    assert caught.value.kind is Kind.FORBIDDEN
+        await Authenticator(Verifier()).admit("Bearer write", "read")
+    assert caught.value.kind is ErrorKind.FORBIDDEN
     assert caught.value.metadata["scope"] == "read"
 
 
 async def test_scopes_that_bring_others_are_enough() -> None:
     for scope in ("admin", "operator", "mesh"):
-        await Guard(Verifier()).admit(f"Bearer {scope}", "write")
+        await Authenticator(Verifier()).admit(f"Bearer {scope}", "write")
 
 
 def test_a_token_without_a_tenant_has_no_objects() -> None:
     with pytest.raises(MeshError) as caught:
-        _ = Caller(Principal("job", "", frozenset({"mesh"})), "t").tenant
-    assert caught.value.kind is Kind.FORBIDDEN
+        _ = GatewayCaller(Principal("job", "", frozenset({"mesh"})), "t").tenant
+    assert caught.value.kind is ErrorKind.FORBIDDEN
 
 
 def test_every_scope_of_the_contracts_has_its_name() -> None:

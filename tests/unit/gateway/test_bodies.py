@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from services.gateway.asgi import ClientGoneError
-from services.gateway.bodies import FREE_BYTES, Room, SlowRequestError
+from services.gateway.bodies import FREE_BYTES, BodyBudget, SlowRequestError
 
 MIB = 1024 * 1024
 
 
-def room(total: int = 4 * MIB, *, wait: float = 5, read: float = 5) -> Room:
-    return Room(total, wait_seconds=wait, read_seconds=read, max_body_bytes=2 * MIB)
+def room(total: int = 4 * MIB, *, wait: float = 5, read: float = 5) -> BodyBudget:
+    return BodyBudget(total, wait_seconds=wait, read_seconds=read, max_body_bytes=2 * MIB)
 
 
 def scope(**headers: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ async def silent() -> dict[str, Any]:
     ],
 )
 def test_small_bodies_pass_freely(headers: dict[str, Any], free: bool) -> None:
-    assert Room.is_free(scope(**headers)) is free
+    assert BodyBudget.is_free(scope(**headers)) is free
 
 
 async def test_room_is_held_until_the_request_is_answered() -> None:
@@ -92,7 +92,7 @@ async def test_who_waits_too_long_is_told_to_come_again_and_holds_up_nobody() ->
         with pytest.raises(MeshError) as caught:
             async with here.content(scope(content_length=3 * MIB), receiving(b"x")):
                 raise AssertionError("there was room")
-        assert caught.value.kind is Kind.UNAVAILABLE
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
         async with here.content(scope(content_length=MIB), receiving(b"x")):
             assert here.taken == 4 * MIB
     assert here.taken == 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from services.gateway.media import MediaSigner
 
 
@@ -33,7 +33,7 @@ def test_a_token_lasts_at_least_as_promised_and_not_much_longer() -> None:
     clock.now += 26
     with pytest.raises(MeshError) as caught:
         signer.open(token)
-    assert caught.value.kind is Kind.FORBIDDEN
+    assert caught.value.kind is ErrorKind.FORBIDDEN
 
 
 def test_an_address_stays_the_same_for_a_while_so_that_it_is_cached() -> None:
@@ -61,7 +61,7 @@ def test_a_changed_token_opens_nothing(at: int, bit: int) -> None:
 def test_nonsense_opens_nothing(token: str) -> None:
     with pytest.raises(MeshError) as caught:
         MediaSigner(b"s" * 32, ttl_seconds=60).open(token)
-    assert caught.value.kind is Kind.NOT_FOUND
+    assert caught.value.kind is ErrorKind.NOT_FOUND
 
 
 def test_another_meshs_token_opens_nothing() -> None:

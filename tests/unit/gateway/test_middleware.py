@@ -10,7 +10,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from meshkit.errors import not_found
-from services.gateway.middleware import BodyLimit, Edge, note_route
+from services.gateway.middleware import BodyLimit, RequestMiddleware, note_route
 
 
 @pytest.fixture(autouse=True)
@@ -52,21 +52,21 @@ def headers_of(sent: list[dict[str, Any]]) -> dict[bytes, bytes]:
 
 
 async def test_a_request_gets_an_identity() -> None:
-    found = headers_of(await ask(Edge(fine), scope()))
+    found = headers_of(await ask(RequestMiddleware(fine), scope()))
     assert found[b"x-request-id"]
     assert found[b"traceparent"].startswith(b"00-")
     assert found[b"x-content-type-options"] == b"nosniff"
 
 
 async def test_an_identity_that_does_not_belong_into_a_log_is_replaced() -> None:
-    found = headers_of(await ask(Edge(fine), scope(x_request_id="a b\tc")))
+    found = headers_of(await ask(RequestMiddleware(fine), scope(x_request_id="a b\tc")))
     assert b" " not in found[b"x-request-id"]
-    assert headers_of(await ask(Edge(fine), scope(x_request_id="mine")))[b"x-request-id"] == b"mine"
+    assert headers_of(await ask(RequestMiddleware(fine), scope(x_request_id="mine")))[b"x-request-id"] == b"mine"
 
 
 async def test_every_request_is_logged_once() -> None:
     with capture_logs() as logs:
-        await ask(Edge(fine), scope(authorization="Bearer secret"))
+        await ask(RequestMiddleware(fine), scope(authorization="Bearer secret"))
     (line,) = logs
     assert (line["method"], line["path"], line["route"], line["status"]) == ("GET", "/x", "GET /x", 200)
     assert line["client"] == "10.0.0.9"
@@ -77,7 +77,7 @@ async def test_a_domain_error_that_nothing_inside_answered_is_answered() -> None
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise not_found("Thing", "7")
 
-    sent = await ask(Edge(app), scope())
+    sent = await ask(RequestMiddleware(app), scope())
     assert (sent[0]["status"], orjson.loads(sent[1]["body"])) == (404, {"detail": "Thing 7 not found"})
 
 
@@ -86,10 +86,10 @@ async def test_an_unexpected_error_shows_the_request_and_no_text() -> None:
         raise RuntimeError("a secret")
 
     with capture_logs() as logs:
-        sent = await ask(Edge(app), scope(x_request_id="r-1"))
+        sent = await ask(RequestMiddleware(app), scope(x_request_id="r-1"))
     assert sent[0]["status"] == 500
     assert orjson.loads(sent[1]["body"]) == {"detail": "Internal error, request r-1"}
-    assert [line["event"] for line in logs] == ["request failed", "request"]
+    assert [line["event"] for line in logs] == ["request_failed", "request"]
 
 
 async def test_an_answer_that_had_begun_is_broken_off() -> None:
@@ -98,7 +98,7 @@ async def test_an_answer_that_had_begun_is_broken_off() -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError), capture_logs():
-        await ask(Edge(app), scope())
+        await ask(RequestMiddleware(app), scope())
 
 
 async def reading(scope: Any, receive: Any, send: Any) -> None:
@@ -112,14 +112,14 @@ def piece(size: int, *, more: bool) -> dict[str, Any]:
 
 
 async def test_a_body_within_the_limit_passes() -> None:
-    app = Edge(BodyLimit(reading, max_bytes=10))
+    app = RequestMiddleware(BodyLimit(reading, max_bytes=10))
     assert (await ask(app, scope(content_length="10"), piece(5, more=True), piece(5, more=False)))[0]["status"] == 200
 
 
 @pytest.mark.parametrize("announced", [True, False])
 async def test_a_body_beyond_the_limit_is_taken_and_refused(announced: bool) -> None:
     of = scope(content_length="11") if announced else scope()
-    app = Edge(BodyLimit(reading, max_bytes=10))
+    app = RequestMiddleware(BodyLimit(reading, max_bytes=10))
     sent = await ask(app, of, piece(5, more=True), piece(6, more=True), piece(900, more=False))
     assert sent[0]["status"] == 413
     assert "10 bytes" in orjson.loads(sent[1]["body"])["detail"]
@@ -127,5 +127,5 @@ async def test_a_body_beyond_the_limit_is_taken_and_refused(announced: bool) -> 
 
 async def test_a_body_that_is_larger_than_announced_in_pieces_is_refused_all_the_same() -> None:
     of = scope(content_length="5", transfer_encoding="chunked")
-    sent = await ask(Edge(BodyLimit(reading, max_bytes=10)), of, piece(8, more=True), piece(8, more=False))
+    sent = await ask(RequestMiddleware(BodyLimit(reading, max_bytes=10)), of, piece(8, more=True), piece(8, more=False))
     assert sent[0]["status"] == 413

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from services.gateway.transcoding.openapi import build_document
-from services.gateway.transcoding.options import ContractError
-from services.gateway.transcoding.routes import compile_services
-from services.gateway.transcoding.schemas import Comments, Components
+from meshkit.transcoding.openapi import build_document
+from meshkit.transcoding.options import ContractError
+from meshkit.transcoding.routes import compile_services
+from meshkit.transcoding.schemas import Comments, Components
 from tests.unit.gateway.conftest import Contract
 
 

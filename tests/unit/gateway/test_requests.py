@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from services.gateway.transcoding.codec import Codecs, Decoding, Loc
-from services.gateway.transcoding.errors import RefusedRequestError
-from services.gateway.transcoding.requests import RequestDecoder, ResponseEncoder
+from meshkit.transcoding.codec import Codecs, Decoding, Loc
+from meshkit.transcoding.errors import RefusedRequestError
+from meshkit.transcoding.requests import RequestDecoder, ResponseEncoder
 from tests.unit.gateway.conftest import Contract
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.transcoding import routes
-from services.gateway.transcoding.options import ContractError
-from services.gateway.transcoding.routes import Match, RouteTable, WrongMethod, compile_services, loc_of, parse_template
+from meshkit.transcoding import routes
+from meshkit.transcoding.options import ContractError
+from meshkit.transcoding.routes import Match, RouteTable, WrongMethod, compile_services, loc_of, parse_template
 from tests.unit.gateway.conftest import Contract, compile_contract
 
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from meshkit import images
-from meshkit.errors import Kind, MeshError, conflict, forbidden, invalid, not_found, unavailable
-from services.gateway.transcoding.codec import Upload
-from services.gateway.uploads import ImageCheck, UploadDoor
+from meshkit.errors import ErrorKind, MeshError, conflict, forbidden, invalid, not_found, unavailable
+from meshkit.transcoding.codec import Upload
+from services.gateway.uploads import ImageCheck, UploadStager
 
 
 class Store:
@@ -56,8 +56,8 @@ class Request:
         ]
 
 
-def door(store: Store) -> UploadDoor:
-    return UploadDoor(store, ImageCheck(1))
+def door(store: Store) -> UploadStager:
+    return UploadStager(store, ImageCheck(1))
 
 
 async def test_what_was_accepted_stays_for_the_service_that_took_it() -> None:
@@ -76,8 +76,8 @@ async def test_what_was_accepted_stays_for_the_service_that_took_it() -> None:
         (not_found("Task", "7"), 0),
         # It may have been accepted, and the answer lost.
         (unavailable("gone"), 2),
-        (MeshError(Kind.DEADLINE, "late"), 2),
-        (MeshError(Kind.INTERNAL, "broken"), 2),
+        (MeshError(ErrorKind.DEADLINE, "late"), 2),
+        (MeshError(ErrorKind.INTERNAL, "broken"), 2),
     ],
     ids=lambda value: value.kind.name if isinstance(value, MeshError) else None,
 )

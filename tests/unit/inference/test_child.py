@@ -30,9 +30,9 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from meshkit.errors import invalid
 from meshkit.worker import wire
 from meshkit.worker.child import ChildRuntime, JobContext
-from services.inference.child import Bench, ChildSettings, _models
+from meshkit.worker.handlers import Output, OutputFile, TaskCancelled, TaskFailed, TaskHandler
+from services.inference.child import BatchRunner, ChildSettings, _models
 from services.inference.tasktypes import load_handlers, parse_types, type_name
-from services.inference.tasktypes.base import Output, OutputFile, TaskCancelled, TaskFailed, TaskHandler
 
 
 def context(folder: Path = Path("/nowhere"), attempt: int = 1, **noop: Any) -> tuple[JobContext, list[FromChild]]:
@@ -60,8 +60,8 @@ class Handler:
         return self._outcomes
 
 
-def bench(handler: Handler) -> Bench:
-    return Bench({TASK_TYPE_NOOP: cast("TaskHandler", handler)}, None)
+def bench(handler: Handler) -> BatchRunner:
+    return BatchRunner({TASK_TYPE_NOOP: cast("TaskHandler", handler)}, None)
 
 
 def test_an_output_is_told_with_its_files_and_the_devices_time() -> None:
@@ -107,23 +107,23 @@ def test_a_handler_that_forgets_an_outcome_fails_its_batch() -> None:
 
 
 def test_a_type_without_a_handler_is_a_fault_of_the_mesh() -> None:
-    [done] = Bench({}, None).execute([context()[0]])
+    [done] = BatchRunner({}, None).execute([context()[0]])
     assert done.failure.category == ERROR_CATEGORY_INTERNAL
 
 
 @pytest.fixture
-def noop() -> Bench:
-    return Bench(load_handlers([TASK_TYPE_NOOP]), None)
+def noop() -> BatchRunner:
+    return BatchRunner(load_handlers([TASK_TYPE_NOOP]), None)
 
 
-def test_noop_returns_its_payload_and_writes_its_bytes(noop: Bench, tmp_path: Path) -> None:
+def test_noop_returns_its_payload_and_writes_its_bytes(noop: BatchRunner, tmp_path: Path) -> None:
     [done] = noop.execute([context(tmp_path, payload="hi", result_bytes=10)[0]])
     assert done.output.result.noop.payload == "hi"
     assert [(file.name, file.field) for file in done.output.files] == [("result.bin", "result_path")]
     assert (tmp_path / "result.bin").stat().st_size == 10
 
 
-def test_noop_reports_the_last_of_its_steps(noop: Bench) -> None:
+def test_noop_reports_the_last_of_its_steps(noop: BatchRunner) -> None:
     job, sent = context(steps=50)
     noop.execute([job])
     assert (sent[-1].progress.step, sent[-1].progress.total) == (50, 50)
@@ -131,19 +131,19 @@ def test_noop_reports_the_last_of_its_steps(noop: Bench) -> None:
 
 
 @pytest.mark.parametrize(("attempt", "ends"), [(1, "failure"), (2, "failure"), (3, "output")])
-def test_noop_fails_as_many_attempts_as_asked(noop: Bench, attempt: int, ends: str) -> None:
+def test_noop_fails_as_many_attempts_as_asked(noop: BatchRunner, attempt: int, ends: str) -> None:
     [done] = noop.execute([context(attempt=attempt, failures=2)[0]])
     assert done.WhichOneof("outcome") == ends
 
 
-def test_noop_stops_between_steps_when_cancelled(noop: Bench) -> None:
+def test_noop_stops_between_steps_when_cancelled(noop: BatchRunner) -> None:
     job, _ = context(steps=1000, step_ms=1000)
     job.cancel()
     [done] = noop.execute([job])
     assert done.WhichOneof("outcome") == "cancelled"
 
 
-def test_noop_misbehaves_on_its_first_attempt_alone(noop: Bench) -> None:
+def test_noop_misbehaves_on_its_first_attempt_alone(noop: BatchRunner) -> None:
     [done] = noop.execute([context(attempt=2, fault="exit")[0]])
     assert done.WhichOneof("outcome") == "output"
 

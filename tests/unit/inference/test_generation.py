@@ -6,7 +6,7 @@ from atelier.tasks.v1.generation_pb2 import CreateGenerationTask, GenerationTask
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from google.protobuf.struct_pb2 import Struct
 
-from services.inference.tasktypes.base import TaskFailed
+from meshkit.worker.handlers import TaskFailed
 from services.inference.tasktypes.generation import GenerationHandler, _read
 
 HANDLER = GenerationHandler()

@@ -12,8 +12,8 @@ from atelier.tasks.v1.image_adjuster_pb2 import CreateImageAdjusterTask, ImageAd
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from PIL import Image, ImageDraw
 
+from meshkit.worker.handlers import Output, TaskCancelled, TaskFailed
 from modelkit.vision import Vision
-from services.inference.tasktypes.base import Output, TaskCancelled, TaskFailed
 from services.inference.tasktypes.image_adjuster import ImageAdjusterHandler
 
 BACKGROUND = (225, 220, 210)

@@ -2,11 +2,11 @@ import asyncio
 
 from atelier.inference.v1.child_pb2 import ChildProgress
 
-from services.inference.servicer import _Newest
+from services.inference.servicer import _LatestProgress
 
 
 async def test_a_reader_that_is_slow_gets_the_newest_alone() -> None:
-    newest = _Newest()
+    newest = _LatestProgress()
     for step in range(1000):
         newest.put(ChildProgress(step=step, preview=b"jpeg" if step == 400 else b""))
     report = await newest.get()
@@ -15,7 +15,7 @@ async def test_a_reader_that_is_slow_gets_the_newest_alone() -> None:
 
 
 async def test_the_last_report_is_read_before_the_end() -> None:
-    newest = _Newest()
+    newest = _LatestProgress()
     newest.put(ChildProgress(step=5))
     newest.end()
     report = await newest.get()
@@ -25,7 +25,7 @@ async def test_the_last_report_is_read_before_the_end() -> None:
 
 
 async def test_a_reader_waits_for_what_comes_next() -> None:
-    newest = _Newest()
+    newest = _LatestProgress()
     reading = asyncio.ensure_future(newest.get())
     await asyncio.sleep(0)
     assert not reading.done()

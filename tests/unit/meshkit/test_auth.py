@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from meshkit import auth
 from meshkit.auth import Principal, Revocations, ServiceTokens, TokenIssuer, TokenVerifier
 from meshkit.config import MeshSettings
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from meshkit.jwks import Jwks
 
 SECRET = "s" * 32
@@ -67,7 +67,7 @@ def unsigned(header: Any, body: Any, signature: Any = b"") -> Any:
 async def refusal(verifier: Any, token: Any) -> Any:
     with pytest.raises(MeshError) as caught:
         await verifier.verify(token)
-    assert caught.value.kind is Kind.UNAUTHENTICATED
+    assert caught.value.kind is ErrorKind.UNAUTHENTICATED
     return caught.value.reason
 
 
@@ -261,14 +261,14 @@ def test_only_a_service_names_a_tenant() -> Any:
     ):
         with pytest.raises(MeshError) as caught:
             acting(principal, named)
-        assert caught.value.kind is Kind.FORBIDDEN
+        assert caught.value.kind is ErrorKind.FORBIDDEN
 
 
 def test_outside_of_a_call_nobody_acts() -> None:
     for ask in (auth.current, auth.acting_tenant):
         with pytest.raises(MeshError) as caught:
             ask()
-        assert caught.value.kind is Kind.UNAUTHENTICATED
+        assert caught.value.kind is ErrorKind.UNAUTHENTICATED
 
 
 def test_the_issuer_refuses_what_no_verifier_would_take() -> None:

@@ -2,11 +2,11 @@ import time
 
 import pytest
 
-from meshkit.bus import Bus, Message
-from meshkit.errors import Kind, MeshError
+from meshkit.bus import Bus, BusMessage
+from meshkit.errors import ErrorKind, MeshError
 
 
-async def ignore(_message: Message) -> None: ...
+async def ignore(_message: BusMessage) -> None: ...
 
 
 async def test_a_mesh_without_news_starts_and_says_so() -> None:
@@ -18,7 +18,7 @@ async def test_a_mesh_without_news_starts_and_says_so() -> None:
     await handle.unsubscribe()
     with pytest.raises(MeshError) as caught:
         await bus.publish("atelier.tasks.v1.x", b"")
-    assert caught.value.kind is Kind.UNAVAILABLE
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
     await bus.close()
 
 

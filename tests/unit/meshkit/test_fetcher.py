@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from meshkit.errors import Kind, MeshError
-from meshkit.fetcher import Fetcher, Reply, check_url, is_public
+from meshkit.errors import ErrorKind, MeshError
+from meshkit.fetcher import Fetcher, PostReply, check_url, is_public
 
 PUBLIC = ["8.8.8.8", "1.1.1.1", "93.184.215.14", "2606:4700:4700::1111", "2a00:1450:4001:81b::200e", "::ffff:8.8.8.8",
           "64:ff9b::808:808"]  # fmt: skip
@@ -67,7 +67,7 @@ def test_addresses_that_lead_inside(address: Any) -> None:
 def test_addresses_that_are_refused_unresolved(url: Any, kind: Any) -> None:
     with pytest.raises(MeshError) as caught:
         check_url(url)
-    assert (caught.value.kind, caught.value.violations[0].type) == (Kind.INVALID, kind)
+    assert (caught.value.kind, caught.value.violations[0].type) == (ErrorKind.INVALID, kind)
 
 
 def test_parts_of_an_address() -> None:
@@ -130,16 +130,16 @@ async def test_a_name_that_leads_inside_is_refused() -> None:
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        (socket.EAI_NONAME, (Kind.INVALID, "url_host")),
-        (socket.EAI_NODATA, (Kind.INVALID, "url_host")),
-        (socket.EAI_AGAIN, (Kind.UNAVAILABLE, "DNS_FAILED")),
-        (socket.EAI_FAIL, (Kind.UNAVAILABLE, "DNS_FAILED")),
-        (socket.EAI_SYSTEM, (Kind.UNAVAILABLE, "DNS_FAILED")),
-        (socket.EAI_MEMORY, (Kind.UNAVAILABLE, "DNS_FAILED")),
+        (socket.EAI_NONAME, (ErrorKind.INVALID, "url_host")),
+        (socket.EAI_NODATA, (ErrorKind.INVALID, "url_host")),
+        (socket.EAI_AGAIN, (ErrorKind.UNAVAILABLE, "DNS_FAILED")),
+        (socket.EAI_FAIL, (ErrorKind.UNAVAILABLE, "DNS_FAILED")),
+        (socket.EAI_SYSTEM, (ErrorKind.UNAVAILABLE, "DNS_FAILED")),
+        (socket.EAI_MEMORY, (ErrorKind.UNAVAILABLE, "DNS_FAILED")),
     ],
 )
 async def test_only_a_name_that_does_not_exist_is_the_callers_mistake(
-    monkeypatch: pytest.MonkeyPatch, code: int, expected: tuple[Kind, str]
+    monkeypatch: pytest.MonkeyPatch, code: int, expected: tuple[ErrorKind, str]
 ) -> None:
     def answer(*_args: Any, **_more: Any) -> Any:
         raise socket.gaierror(code, "as the system's resolver says it")
@@ -320,7 +320,7 @@ async def test_a_post_goes_to_the_judged_address_and_only_its_status_is_read() -
     async with serving(lambda _path: answer(b"x", "202 Accepted", Content_Length="100000")) as (port, seen):
         fetcher = Fetcher([f"hooks.example:{port}"], resolver=resolve)
         url = f"http://hooks.example:{port}/hook"
-        assert await fetcher.post(url, b"{}", {"webhook-id": "1", "user-agent": "other"}, 5) == Reply(202)
+        assert await fetcher.post(url, b"{}", {"webhook-id": "1", "user-agent": "other"}, 5) == PostReply(202)
     assert seen[0].startswith("POST /hook HTTP/1.1")
     assert f"host: hooks.example:{port}" in seen[0].lower()
     assert "webhook-id: 1" in seen[0].lower()
@@ -330,7 +330,7 @@ async def test_a_post_goes_to_the_judged_address_and_only_its_status_is_read() -
 async def test_a_post_follows_no_redirect_and_reaches_nothing_private() -> None:
     async with serving(lambda _path: answer(status="307 Elsewhere", Location="/other")) as (port, seen):
         url = f"http://127.0.0.1:{port}/"
-        assert await Fetcher([f"127.0.0.1:{port}"]).post(url, b"{}", {}, 5) == Reply(307)
+        assert await Fetcher([f"127.0.0.1:{port}"]).post(url, b"{}", {}, 5) == PostReply(307)
         assert len(seen) == 1
         with pytest.raises(MeshError) as caught:
             await Fetcher().post(url, b"{}", {}, 5, path="webhook_url")
@@ -341,7 +341,7 @@ async def test_a_post_follows_no_redirect_and_reaches_nothing_private() -> None:
 async def test_a_post_tells_when_the_other_side_wants_to_be_asked_again() -> None:
     async with serving(lambda _path: answer(status="429 Slow", Retry_After="120")) as (port, _):
         reply = await Fetcher([f"127.0.0.1:{port}"]).post(f"http://127.0.0.1:{port}/", b"{}", {}, 5)
-    assert reply == Reply(429, "120")
+    assert reply == PostReply(429, "120")
 
 
 async def test_a_post_that_is_not_answered_is_given_up() -> None:

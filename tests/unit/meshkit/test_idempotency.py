@@ -5,7 +5,7 @@ from atelier.tasks.v1 import tasks_service_pb2 as tasks
 from atelier.tasks.v1.task_pb2 import CreateTask
 
 from meshkit import idempotency
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 
 
 @pytest.mark.parametrize("key", ["a", "0" * 255, "5c1f-uuid~!"])
@@ -20,7 +20,7 @@ def test_a_key_is_noted_for_the_call(key: Any) -> None:
 def test_a_malformed_key_is_refused(key: Any) -> None:
     with pytest.raises(MeshError) as caught:
         idempotency.enter(key)
-    assert caught.value.kind is Kind.INVALID
+    assert caught.value.kind is ErrorKind.INVALID
 
 
 def test_equal_requests_hash_alike_and_others_do_not() -> Any:

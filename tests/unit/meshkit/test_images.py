@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from meshkit.images import ImageInfo, ImageLimits, decode_data, inspect, open_rgb
 
 
@@ -34,9 +34,9 @@ def png_claiming(width: Any, height: Any) -> bytes:
 def refusal(work: Any, *args: Any, **options: Any) -> Any:
     with pytest.raises(MeshError) as caught:
         work(*args, **options)
-    if caught.value.kind is Kind.TOO_LARGE:
+    if caught.value.kind is ErrorKind.TOO_LARGE:
         return "too_large"
-    assert caught.value.kind is Kind.INVALID
+    assert caught.value.kind is ErrorKind.INVALID
     return caught.value.violations[0].type
 
 

@@ -87,7 +87,7 @@ class File(io.BytesIO):
 
 async def test_lines_of_one_turn_are_written_together_and_a_warning_at_once() -> None:
     file = File()
-    lines = logging.Lines(file)
+    lines = logging.LineWriter(file)
     lines.info(b"one")
     lines.info(b"two")
     assert file.writes == []
@@ -102,7 +102,7 @@ async def test_lines_of_one_turn_are_written_together_and_a_warning_at_once() ->
 
 async def test_a_line_of_another_thread_does_not_wait_for_the_loop() -> None:
     file = File()
-    lines = logging.Lines(file)
+    lines = logging.LineWriter(file)
     lines.info(b"one")
     thread = threading.Thread(target=lines.info, args=(b"two",))
     thread.start()

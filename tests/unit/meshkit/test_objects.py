@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from meshkit.objects import ObjectStore
 from meshkit.paths import normalise_path
 
@@ -54,7 +54,7 @@ def test_paths_have_one_form(path: Any, normal: Any) -> None:
 def test_paths_that_could_lead_elsewhere_are_refused(path: Any, kind: Any) -> None:
     with pytest.raises(MeshError) as caught:
         normalise_path(path)
-    assert (caught.value.kind, caught.value.violations[0].type) == (Kind.INVALID, kind)
+    assert (caught.value.kind, caught.value.violations[0].type) == (ErrorKind.INVALID, kind)
 
 
 @given(st.text(st.sampled_from("./\\a\0é "), max_size=20))
@@ -75,5 +75,5 @@ async def test_a_malformed_tenant_reaches_no_store(tenant: Any) -> None:
     for call in (store.get, store.stat, store.delete, store.delete_prefix):
         with pytest.raises(MeshError) as caught:
             await call(tenant, "x")
-        assert caught.value.kind is Kind.FORBIDDEN
+        assert caught.value.kind is ErrorKind.FORBIDDEN
     await store.close()

@@ -8,7 +8,7 @@ from nats import errors as nats_errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from meshkit.publishing import Answer, Outgoing, Publisher
+from meshkit.publishing import Outgoing, Publisher, PublishOutcome
 
 STORED = b'{"stream":"EVENTS","seq":7}'
 REPEATED = b'{"stream":"EVENTS","seq":7,"duplicate": true}'
@@ -67,11 +67,11 @@ async def test_each_message_gets_the_answer_that_was_given_to_it() -> None:
     client = FakeClient(lambda subject: answers[subject])
     publisher = await publisher_of(client)
     assert await publisher.publish(messages("e", "d", "c", "b", "a")) == [
-        Answer.REFUSED,
-        Answer.NO_STREAM,
-        Answer.REFUSED,
-        Answer.STORED,
-        Answer.STORED,
+        PublishOutcome.REFUSED,
+        PublishOutcome.NO_STREAM,
+        PublishOutcome.REFUSED,
+        PublishOutcome.STORED,
+        PublishOutcome.STORED,
     ]
     assert [subject for subject, _, _ in client.sent] == ["d", "c", "b", "a"]
     assert {tuple(headers.items()) for _, _, headers in client.sent} == {
@@ -85,18 +85,22 @@ async def test_nothing_to_publish_is_no_trouble() -> None:
 
 async def test_silence_leaves_unknown_what_was_not_answered() -> None:
     publisher = await publisher_of(FakeClient(lambda subject: None if subject == "b" else STORED))
-    assert await publisher.publish(messages("a", "b", "c")) == [Answer.STORED, Answer.NONE, Answer.STORED]
+    assert await publisher.publish(messages("a", "b", "c")) == [
+        PublishOutcome.STORED,
+        PublishOutcome.NONE,
+        PublishOutcome.STORED,
+    ]
 
 
 async def test_an_answer_that_comes_after_its_run_counts_for_no_other() -> None:
     client = FakeClient(lambda _: None)
     publisher = await publisher_of(client)
-    assert await publisher.publish(messages("a")) == [Answer.NONE]
+    assert await publisher.publish(messages("a")) == [PublishOutcome.NONE]
     late = client.sent[0][1]
     again = asyncio.create_task(publisher.publish(messages("a")))
     await asyncio.sleep(0)
     await client.answer(late, STORED)
-    assert await again == [Answer.NONE]
+    assert await again == [PublishOutcome.NONE]
 
 
 async def test_a_second_answer_changes_nothing() -> None:
@@ -106,7 +110,7 @@ async def test_a_second_answer_changes_nothing() -> None:
     await asyncio.sleep(0)
     for answer in (STORED, ERROR.encode(), STORED):
         await client.answer(client.sent[0][1], answer)
-    assert await publishing == [Answer.STORED, Answer.NONE]
+    assert await publishing == [PublishOutcome.STORED, PublishOutcome.NONE]
 
 
 async def test_answers_that_trickle_in_are_waited_for() -> None:
@@ -116,7 +120,9 @@ async def test_answers_that_trickle_in_are_waited_for() -> None:
     for index in range(3):
         await asyncio.sleep(0.4)
         await client.answer(client.sent[index][1], STORED)
-    assert await publishing == [Answer.STORED] * 3, "later than the limit in all, never later than it after another"
+    assert await publishing == [PublishOutcome.STORED] * 3, (
+        "later than the limit in all, never later than it after another"
+    )
 
 
 async def test_many_bytes_go_in_parts_and_the_rest_is_kept_from_a_silent_server() -> None:
@@ -124,13 +130,17 @@ async def test_many_bytes_go_in_parts_and_the_rest_is_kept_from_a_silent_server(
     client.max_payload = 8 * 1024 * 1024
     publisher = await publisher_of(client)
     part = 4 * 1024 * 1024
-    assert await publisher.publish(messages("a", "c", "a", size=part)) == [Answer.STORED] * 3
-    assert await publisher.publish(messages("a", "b", "c", size=part)) == [Answer.STORED, Answer.NONE, Answer.NONE]
+    assert await publisher.publish(messages("a", "c", "a", size=part)) == [PublishOutcome.STORED] * 3
+    assert await publisher.publish(messages("a", "b", "c", size=part)) == [
+        PublishOutcome.STORED,
+        PublishOutcome.NONE,
+        PublishOutcome.NONE,
+    ]
     assert [subject for subject, _, _ in client.sent] == ["a", "c", "a", "a", "b"]
 
 
-@pytest.mark.parametrize(("over", "answer"), [(0, Answer.STORED), (1, Answer.REFUSED)])
-async def test_headers_count_for_the_limit_of_a_message(over: int, answer: Answer) -> None:
+@pytest.mark.parametrize(("over", "answer"), [(0, PublishOutcome.STORED), (1, PublishOutcome.REFUSED)])
+async def test_headers_count_for_the_limit_of_a_message(over: int, answer: PublishOutcome) -> None:
     client = FakeClient(lambda _: STORED)
     wire = len(b"NATS/1.0\r\na: b\r\nNats-Expected-Stream: EVENTS\r\n\r\n")
     publisher = await publisher_of(client)

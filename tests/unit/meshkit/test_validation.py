@@ -7,7 +7,7 @@ from atelier.tasks.v1 import tasks_service_pb2 as tasks
 from atelier.tasks.v1.worker_service_pb2 import AttemptRef
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 
-from meshkit.errors import Kind, MeshError
+from meshkit.errors import ErrorKind, MeshError
 from meshkit.validation import apply_defaults, check, enum_number, enum_spelling
 
 ID = "00000000-0000-4000-8000-000000000000"
@@ -17,7 +17,7 @@ Field = descriptor_pb2.FieldDescriptorProto
 def violations(message: Any) -> Any:
     with pytest.raises(MeshError) as caught:
         check(message)
-    assert caught.value.kind is Kind.INVALID
+    assert caught.value.kind is ErrorKind.INVALID
     return {(v.path, v.type) for v in caught.value.violations}
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from modelkit.canvas import RESAMPLING, draw
-from modelkit.framing import Frame, Wish, frame
+from modelkit.framing import Frame, FrameRequest, frame
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
@@ -82,7 +82,7 @@ def test_a_result_has_exactly_its_frames_size(
     width: int, height: int, mode: str, aspect: float | None, size: tuple[int, int], alpha: bool
 ) -> None:
     image = Image.new("RGBA" if alpha else "RGB", (width, height), (9, 90, 200))
-    wish = Wish(mode, aspect=aspect, size=None if aspect else size)  # type: ignore[arg-type] # one of the four
+    wish = FrameRequest(mode, aspect=aspect, size=None if aspect else size)  # type: ignore[arg-type] # one of the four
     found = frame(image.size, wish)
     if found is None:
         return

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from modelkit.card import read_card
-from modelkit.errors import Fault, ModelError
+from modelkit.errors import ModelError, ModelErrorKind
 
 GARMENTS = {
     "name": "garments",
@@ -70,5 +70,5 @@ def test_a_snapshot_of_the_hubs_cache_has_the_hubs_name(tmp_path: Path) -> None:
 def test_a_faulty_card_is_a_sentence(tmp_path: Path, card: Any, sentence: str) -> None:
     with pytest.raises(ModelError, match=sentence) as caught:
         read_card(write(tmp_path, card))
-    assert caught.value.fault is Fault.RESOURCE
+    assert caught.value.fault is ModelErrorKind.RESOURCE
     assert str(tmp_path) not in caught.value.message

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelkit.errors import ModelError
-from modelkit.framing import Frame, Margins, Mode, Wish, frame, margins_of
+from modelkit.framing import Frame, FrameRequest, Margins, Mode, frame, margins_of
 
 SIZE = (200, 100)
 SUBJECT = (80.0, 30.0, 120.0, 80.0)  # 40 x 50, margins .4 .3 .4 .2
@@ -15,50 +15,53 @@ SUBJECT = (80.0, 30.0, 120.0, 80.0)  # 40 x 50, margins .4 .3 .4 .2
     ("wish", "expected"),
     [
         # aspect alone: pixels stay what they are
-        (Wish("crop", aspect=1.0), Frame(50, 0, 100, 100, (100, 100))),
-        (Wish("pad", aspect=1.0), Frame(0, -50, 200, 200, (200, 200))),
-        (Wish("auto", aspect=1.0), Frame(0, -50, 200, 200, (200, 200))),
-        (Wish("auto", aspect=1.95), Frame(2, 0, 195, 100, (195, 100))),
-        (Wish("auto", aspect=2.05), Frame(0, 1, 200, 98, (200, 98))),
-        (Wish("auto", aspect=2.2), Frame(-10, 0, 220, 100, (220, 100))),
-        (Wish("scale", aspect=1.0), Frame(0, -50, 200, 200, (200, 200))),
-        (Wish("scale", aspect=1.0, proportions="height"), Frame(50, 0, 100, 100, (100, 100))),
-        (Wish("scale", aspect=1.0, proportions="width"), Frame(0, -50, 200, 200, (200, 200))),
-        (Wish("scale", aspect=4.0, proportions="height"), Frame(-100, 0, 400, 100, (400, 100))),
+        (FrameRequest("crop", aspect=1.0), Frame(50, 0, 100, 100, (100, 100))),
+        (FrameRequest("pad", aspect=1.0), Frame(0, -50, 200, 200, (200, 200))),
+        (FrameRequest("auto", aspect=1.0), Frame(0, -50, 200, 200, (200, 200))),
+        (FrameRequest("auto", aspect=1.95), Frame(2, 0, 195, 100, (195, 100))),
+        (FrameRequest("auto", aspect=2.05), Frame(0, 1, 200, 98, (200, 98))),
+        (FrameRequest("auto", aspect=2.2), Frame(-10, 0, 220, 100, (220, 100))),
+        (FrameRequest("scale", aspect=1.0), Frame(0, -50, 200, 200, (200, 200))),
+        (FrameRequest("scale", aspect=1.0, proportions="height"), Frame(50, 0, 100, 100, (100, 100))),
+        (FrameRequest("scale", aspect=1.0, proportions="width"), Frame(0, -50, 200, 200, (200, 200))),
+        (FrameRequest("scale", aspect=4.0, proportions="height"), Frame(-100, 0, 400, 100, (400, 100))),
         # what a crop keeps
-        (Wish("crop", aspect=1.0, position="left"), Frame(0, 0, 100, 100, (100, 100))),
-        (Wish("crop", aspect=1.0, position="right"), Frame(100, 0, 100, 100, (100, 100))),
-        (Wish("crop", aspect=1.0, position="top"), Frame(50, 0, 100, 100, (100, 100))),
-        (Wish("crop", aspect=4.0, position="top"), Frame(0, 0, 200, 50, (200, 50))),
-        (Wish("crop", aspect=4.0, position="bottom_right"), Frame(0, 50, 200, 50, (200, 50))),
+        (FrameRequest("crop", aspect=1.0, position="left"), Frame(0, 0, 100, 100, (100, 100))),
+        (FrameRequest("crop", aspect=1.0, position="right"), Frame(100, 0, 100, 100, (100, 100))),
+        (FrameRequest("crop", aspect=1.0, position="top"), Frame(50, 0, 100, 100, (100, 100))),
+        (FrameRequest("crop", aspect=4.0, position="top"), Frame(0, 0, 200, 50, (200, 50))),
+        (FrameRequest("crop", aspect=4.0, position="bottom_right"), Frame(0, 50, 200, 50, (200, 50))),
         # a target size
-        (Wish("crop", size=(50, 50)), Frame(50, 0, 100, 100, (50, 50))),
-        (Wish("pad", size=(50, 50)), Frame(0, -50, 200, 200, (50, 50))),
-        (Wish("auto", size=(400, 200)), Frame(0, 0, 200, 100, (400, 200))),
+        (FrameRequest("crop", size=(50, 50)), Frame(50, 0, 100, 100, (50, 50))),
+        (FrameRequest("pad", size=(50, 50)), Frame(0, -50, 200, 200, (50, 50))),
+        (FrameRequest("auto", size=(400, 200)), Frame(0, 0, 200, 100, (400, 200))),
         # margins: cropping takes the largest frame that keeps them, padding the smallest around the whole image
-        (Wish("crop", margins=Margins(bottom=0.25)), Frame(20, 20, 160, 80, (160, 80))),
-        (Wish("pad", margins=Margins(bottom=0.25)), Frame(-7, 0, 213, 107, (213, 107))),
-        (Wish("auto", margins=Margins(bottom=0.25)), Frame(20, 20, 160, 80, (160, 80))),
+        (FrameRequest("crop", margins=Margins(bottom=0.25)), Frame(20, 20, 160, 80, (160, 80))),
+        (FrameRequest("pad", margins=Margins(bottom=0.25)), Frame(-7, 0, 213, 107, (213, 107))),
+        (FrameRequest("auto", margins=Margins(bottom=0.25)), Frame(20, 20, 160, 80, (160, 80))),
         # auto pads where cropping cannot leave them
-        (Wish("auto", margins=Margins(top=0.4, bottom=0.4)), Frame(-150, -70, 500, 250, (500, 250))),
+        (FrameRequest("auto", margins=Margins(top=0.4, bottom=0.4)), Frame(-150, -70, 500, 250, (500, 250))),
         # scale zooms to the subject
-        (Wish("scale", aspect=1.0, margins=Margins(0.1, 0.1, 0.1, 0.1)), Frame(69, 24, 62, 62, (62, 62))),
-        (Wish("scale", size=(500, 500), margins=Margins(None, 0.25, None, 0.25)), Frame(50, 5, 100, 100, (500, 500))),
+        (FrameRequest("scale", aspect=1.0, margins=Margins(0.1, 0.1, 0.1, 0.1)), Frame(69, 24, 62, 62, (62, 62))),
         (
-            Wish("scale", size=(100, 200), margins=Margins(0.1, 0.25, 0.1, 0.25), proportions="height"),
+            FrameRequest("scale", size=(500, 500), margins=Margins(None, 0.25, None, 0.25)),
+            Frame(50, 5, 100, 100, (500, 500)),
+        ),
+        (
+            FrameRequest("scale", size=(100, 200), margins=Margins(0.1, 0.25, 0.1, 0.25), proportions="height"),
             Frame(75, 5, 50, 100, (100, 200)),
         ),
         (
-            Wish("scale", size=(100, 200), margins=Margins(0.25, 0.4, 0.25, 0.4), proportions="height"),
+            FrameRequest("scale", size=(100, 200), margins=Margins(0.25, 0.4, 0.25, 0.4), proportions="height"),
             Frame(37.5, -70, 125, 250, (100, 200)),
         ),
         (
-            Wish("scale", size=(200, 100), margins=Margins(0.25, 0.1, 0.25, 0.1), proportions="width"),
+            FrameRequest("scale", size=(200, 100), margins=Margins(0.25, 0.1, 0.25, 0.1), proportions="width"),
             Frame(60, 35, 80, 40, (200, 100)),
         ),
     ],
 )
-def test_the_frame_of_each_mode(wish: Wish, expected: Frame) -> None:
+def test_the_frame_of_each_mode(wish: FrameRequest, expected: Frame) -> None:
     found = frame(SIZE, wish, SUBJECT)
     assert found is not None
     assert found.size == expected.size
@@ -70,30 +73,30 @@ def test_the_frame_of_each_mode(wish: Wish, expected: Frame) -> None:
 @pytest.mark.parametrize(
     "wish",
     [
-        Wish("pad", aspect=2.0),
-        Wish("pad", size=SIZE),
-        Wish("crop", aspect=2.1, tolerance=0.06),
-        Wish("crop", size=(210, 104), tolerance=0.05),
-        Wish("scale", margins=Margins(0.3, 0.3, 0.3, 0.2)),
-        Wish("crop", margins=Margins(bottom=0.23), tolerance=0.05),
+        FrameRequest("pad", aspect=2.0),
+        FrameRequest("pad", size=SIZE),
+        FrameRequest("crop", aspect=2.1, tolerance=0.06),
+        FrameRequest("crop", size=(210, 104), tolerance=0.05),
+        FrameRequest("scale", margins=Margins(0.3, 0.3, 0.3, 0.2)),
+        FrameRequest("crop", margins=Margins(bottom=0.23), tolerance=0.05),
     ],
 )
-def test_an_image_within_the_tolerance_stays_as_it_is(wish: Wish) -> None:
+def test_an_image_within_the_tolerance_stays_as_it_is(wish: FrameRequest) -> None:
     assert frame(SIZE, wish, SUBJECT) is None
 
 
 @pytest.mark.parametrize(
     ("wish", "subject", "sentence"),
     [
-        (Wish("pad", margins=Margins(top=0.5)), None, "No subject"),
-        (Wish("crop", margins=Margins(top=0.5, bottom=0.45)), SUBJECT, "Cropping alone cannot"),
-        (Wish("pad", margins=Margins(top=0.5, bottom=0.5)), SUBJECT, "no room"),
-        (Wish("pad", margins=Margins(left=1.0)), SUBJECT, "no room"),
-        (Wish("pad", aspect=90.0), None, None),
-        (Wish("pad", aspect=0.01), None, "target size"),
+        (FrameRequest("pad", margins=Margins(top=0.5)), None, "No subject"),
+        (FrameRequest("crop", margins=Margins(top=0.5, bottom=0.45)), SUBJECT, "Cropping alone cannot"),
+        (FrameRequest("pad", margins=Margins(top=0.5, bottom=0.5)), SUBJECT, "no room"),
+        (FrameRequest("pad", margins=Margins(left=1.0)), SUBJECT, "no room"),
+        (FrameRequest("pad", aspect=90.0), None, None),
+        (FrameRequest("pad", aspect=0.01), None, "target size"),
     ],
 )
-def test_what_cannot_be_framed_is_a_sentence(wish: Wish, subject: Any, sentence: str | None) -> None:
+def test_what_cannot_be_framed_is_a_sentence(wish: FrameRequest, subject: Any, sentence: str | None) -> None:
     if sentence is None:
         assert frame(SIZE, wish, subject) is not None
         return
@@ -104,7 +107,7 @@ def test_what_cannot_be_framed_is_a_sentence(wish: Wish, subject: Any, sentence:
 lengths = st.integers(8, 3000)
 shares = st.none() | st.floats(0, 0.45)
 wishes = st.builds(
-    Wish,
+    FrameRequest,
     mode=st.sampled_from(get_args(Mode)),
     aspect=st.none() | st.floats(0.2, 5),
     size=st.none() | st.tuples(st.integers(16, 2000), st.integers(16, 2000)),
@@ -116,7 +119,7 @@ boxes = st.tuples(st.floats(0, 0.9), st.floats(0, 0.9), st.floats(0.05, 1), st.f
 
 
 @given(lengths, lengths, wishes, boxes)
-def test_a_frame_keeps_its_modes_promise(width: int, height: int, wish: Wish, box: tuple[float, ...]) -> None:
+def test_a_frame_keeps_its_modes_promise(width: int, height: int, wish: FrameRequest, box: tuple[float, ...]) -> None:
     subject = (
         box[0] * width,
         box[1] * height,

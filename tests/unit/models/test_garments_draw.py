@@ -14,7 +14,7 @@ from models.garments.catalogue import (
     SEEN_PAIRS,
     TRAINED_PAIRS,
     UNSEEN_PAIRS,
-    Facts,
+    GarmentFacts,
 )
 from models.garments.draw import choose, contact_sheet, draw, draw_many, second_colours
 from models.garments.ruler import Ruler
@@ -50,7 +50,7 @@ def test_held_out_pairs_are_never_chosen_for_training() -> None:
 def test_every_garment_leaves_a_clear_ground_around_itself(garment: str) -> None:
     rng = np.random.default_rng(5)
     for _ in range(8):
-        made = draw(Facts(garment, "red"), rng)
+        made = draw(GarmentFacts(garment, "red"), rng)
         assert made.picture.shape == (64, 64, 3)
         assert 0.1 < made.silhouette.mean() < 0.6
         corners = made.picture[[0, 0, -1, -1], [0, -1, 0, -1]]
@@ -63,7 +63,7 @@ def test_prints_leave_the_asked_colour_dominant() -> None:
     for garment in GARMENTS:
         for kind in PRINTS:
             second = "" if kind == "plain" else "yellow"
-            reading = ruler.read(draw(Facts(garment, "blue", kind, second), rng).picture)
+            reading = ruler.read(draw(GarmentFacts(garment, "blue", kind, second), rng).picture)
             assert reading.colour == "blue"
             assert (reading.shares["yellow"] >= 0.1) == bool(second)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.garments.catalogue import GARMENTS, HELD_OUT, Facts
+from models.garments.catalogue import GARMENTS, HELD_OUT, GarmentFacts
 from models.garments.draw import choose
 from models.garments.evaluate import questions
 from models.garments.prompts import (
@@ -42,7 +42,7 @@ def test_training_prompts_name_their_garment_and_colour() -> None:
 
 def test_training_prompt_says_what_it_claims_to_say() -> None:
     rng = np.random.default_rng(29)
-    facts = Facts("hat", "red", "stripes", "white", "cream")
+    facts = GarmentFacts("hat", "red", "stripes", "white", "cream")
     for _ in range(200):
         prompt, second, ground = training_prompt(facts, rng)
         assert ("white" in prompt.lower() or "ivory" in prompt.lower()) == second
@@ -61,8 +61,8 @@ def test_questions_keep_seen_and_unseen_apart() -> None:
 
 
 def test_subjects_have_their_article() -> None:
-    assert subject_of(Facts("dress", "red")) == "a red dress"
-    assert subject_of(Facts("bag", "orange")) == "an orange bag"
-    assert subject_of(Facts("trousers", "blue")) == "a pair of blue trousers"
-    assert "with" in subject_of(Facts("hat", "red", "stripes", "white"))
-    assert {evaluation_prompt(Facts(g, "red"), 0) for g in GARMENTS}
+    assert subject_of(GarmentFacts("dress", "red")) == "a red dress"
+    assert subject_of(GarmentFacts("bag", "orange")) == "an orange bag"
+    assert subject_of(GarmentFacts("trousers", "blue")) == "a pair of blue trousers"
+    assert "with" in subject_of(GarmentFacts("hat", "red", "stripes", "white"))
+    assert {evaluation_prompt(GarmentFacts(g, "red"), 0) for g in GARMENTS}

@@ -13,10 +13,10 @@ import torch
 from diffusers import FluxPipeline
 from torch import nn
 
-from models.garments.catalogue import Facts
-from models.garments.evaluate import Asked, Limits, load, make
+from models.garments.catalogue import GarmentFacts
+from models.garments.evaluate import EvaluationCase, EvaluationLimits, load, make
 from models.garments.flow import image_ids, pack, quicken
-from models.garments.train import Clock, Recipe, Stage, run_stage, train
+from models.garments.train import Recipe, Stage, StageClock, run_stage, train
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_stage_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     value = {"sum": 0}
 
     def stage(*, stop_at: int) -> Stage:
-        def step(clock: Clock) -> float:
+        def step(clock: StageClock) -> float:
             if clock.steps == stop_at:
                 raise _StoppedError
             taken.append(clock.steps)
@@ -64,7 +64,7 @@ def test_stage_ends_by_the_clock(tmp_path: Path) -> None:
     recipe = Recipe(tmp_path, minutes=1e-6)
     steps: list[int] = []
 
-    def step(clock: Clock) -> float:
+    def step(clock: StageClock) -> float:
         steps.append(clock.steps)
         return 0.0
 
@@ -103,8 +103,8 @@ def test_tiny_recipe_ends_in_a_folder_the_pipeline_loads(tmp_path: Path) -> None
     assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == written
     card = json.loads((folder / "atelier.json").read_text())
     assert (card["native_size"], card["license"]) == (32, "Apache-2.0")
-    limits = Limits(32, 2, 16, 2.0, "")
-    asked = [Asked("seen", Facts("dress", "red"), "a red dress", seed) for seed in (1, 1, 2)]
+    limits = EvaluationLimits(32, 2, 16, 2.0, "")
+    asked = [EvaluationCase("seen", GarmentFacts("dress", "red"), "a red dress", seed) for seed in (1, 1, 2)]
     first, same, other = make(load(folder), limits, asked)
     assert first.shape == (32, 32, 3)
     assert (first == same).all()

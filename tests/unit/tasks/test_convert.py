@@ -46,14 +46,14 @@ def _checked(column: str) -> list[set[str]]:
 
 
 def test_enums_of_contract_python_and_sql_agree() -> None:
-    assert set(domain.Status) == set(STATUS)
-    assert _checked("status") == [set(domain.Status)]
-    assert set(domain.Category) == set(CATEGORY)
-    assert _checked("error_category") == [set(domain.Category)]
-    assert set(domain.Outcome) == set(OUTCOME)
-    assert _checked("outcome") == [set(domain.Outcome)]
-    assert set(domain.Kind) == set(KIND)
-    assert _checked("kind") == [set(domain.Kind)]
+    assert set(domain.TaskStatus) == set(STATUS)
+    assert _checked("status") == [set(domain.TaskStatus)]
+    assert set(domain.ErrorCategory) == set(CATEGORY)
+    assert _checked("error_category") == [set(domain.ErrorCategory)]
+    assert set(domain.AttemptOutcome) == set(OUTCOME)
+    assert _checked("outcome") == [set(domain.AttemptOutcome)]
+    assert set(domain.JobKind) == set(KIND)
+    assert _checked("kind") == [set(domain.JobKind)]
 
 
 def test_catalog_knows_every_type_by_the_contracts_number() -> None:

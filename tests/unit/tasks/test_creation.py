@@ -2,7 +2,7 @@
 
 from atelier.tasks.v1 import task_pb2
 
-from services.tasks.creation import copy_shared, shared_fields
+from services.tasks.api.creation import copy_shared, shared_fields
 
 
 def test_what_is_set_is_copied_empty_values_included_and_nothing_else() -> None:

@@ -8,31 +8,31 @@ from services.tasks.domain import (
     TERMINAL,
     TRANSITIONS,
     RetryPolicy,
-    Session,
-    Status,
+    SessionRecord,
+    TaskStatus,
     clip_error,
     may,
     time_ordered_id,
 )
 
 LEGAL = {
-    (Status.PENDING, Status.EXECUTING),
-    (Status.PENDING, Status.CANCELLED),
-    (Status.PENDING, Status.FAILED),
-    (Status.EXECUTING, Status.PENDING),
-    (Status.EXECUTING, Status.COMPLETED),
-    (Status.EXECUTING, Status.FAILED),
-    (Status.EXECUTING, Status.CANCELLED),
+    (TaskStatus.PENDING, TaskStatus.EXECUTING),
+    (TaskStatus.PENDING, TaskStatus.CANCELLED),
+    (TaskStatus.PENDING, TaskStatus.FAILED),
+    (TaskStatus.EXECUTING, TaskStatus.PENDING),
+    (TaskStatus.EXECUTING, TaskStatus.COMPLETED),
+    (TaskStatus.EXECUTING, TaskStatus.FAILED),
+    (TaskStatus.EXECUTING, TaskStatus.CANCELLED),
 }
 
 
-@pytest.mark.parametrize(("current", "following"), list(itertools.product(Status, Status)))
-def test_transition_is_legal_exactly_where_the_table_says(current: Status, following: Status) -> None:
+@pytest.mark.parametrize(("current", "following"), list(itertools.product(TaskStatus, TaskStatus)))
+def test_transition_is_legal_exactly_where_the_table_says(current: TaskStatus, following: TaskStatus) -> None:
     assert may(current, following) == ((current, following) in LEGAL)
 
 
 def test_every_state_stands_in_the_table_and_terminal_ones_lead_nowhere() -> None:
-    assert set(TRANSITIONS) == set(Status)
+    assert set(TRANSITIONS) == set(TaskStatus)
     assert {status for status, following in TRANSITIONS.items() if not following} == TERMINAL
 
 
@@ -57,7 +57,7 @@ def test_long_error_is_clipped() -> None:
 
 
 def test_session_serves_the_product_of_types_and_providers() -> None:
-    session = Session(
+    session = SessionRecord(
         time_ordered_id(datetime.now(UTC)), "s", "n", "local", ("inference",), 1, ("A", "B"), ("LOCAL", "FAL_STANDARD")
     )
     assert session.lanes == {"A/LOCAL", "B/LOCAL", "A/FAL_STANDARD", "B/FAL_STANDARD"}

@@ -6,7 +6,7 @@ from atelier.events.v1 import events_pb2
 from atelier.tasks.v1 import enums_pb2, task_pb2
 
 from services.tasks import events
-from services.tasks.domain import Status, TaskRecord, new_task
+from services.tasks.domain import TaskRecord, TaskStatus, new_task
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
@@ -42,7 +42,7 @@ def told(record: TaskRecord) -> events_pb2.TaskStatusEvent:
 @pytest.mark.parametrize(("workflow", "entity"), [(None, "task"), (uuid4(), "step")])
 def test_a_step_of_a_workflow_speaks_on_subjects_of_its_own(workflow: UUID | None, entity: str) -> None:
     record = record_of(workflow)
-    done = record._replace(status=Status.COMPLETED.value, completed_at=NOW)
+    done = record._replace(status=TaskStatus.COMPLETED.value, completed_at=NOW)
     assert events.created(record).subject == f"atelier.tasks.v1.{entity}.created"
     assert events.changed(done).subject == f"atelier.tasks.v1.{entity}.completed"
 
@@ -52,7 +52,7 @@ def test_the_end_of_a_step_holds_its_task_and_is_told_at_once() -> None:
     result.generation.result_image_path = "generations/1.png"
     flow = uuid4()
     done = record_of(flow)._replace(
-        status=Status.COMPLETED.value, completed_at=NOW, version=3, result=result.SerializeToString()
+        status=TaskStatus.COMPLETED.value, completed_at=NOW, version=3, result=result.SerializeToString()
     )
     event = told(done)
     assert (event.task.status, event.task.version) == (enums_pb2.TASK_STATUS_COMPLETED, 3)
@@ -66,9 +66,11 @@ def test_the_end_of_a_step_holds_its_task_and_is_told_at_once() -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        record_of(None)._replace(status=Status.COMPLETED.value, completed_at=NOW),
-        record_of(uuid4())._replace(status=Status.EXECUTING.value),
-        record_of(uuid4(), "x" * events.MAX_TOLD_TASK_BYTES)._replace(status=Status.COMPLETED.value, completed_at=NOW),
+        record_of(None)._replace(status=TaskStatus.COMPLETED.value, completed_at=NOW),
+        record_of(uuid4())._replace(status=TaskStatus.EXECUTING.value),
+        record_of(uuid4(), "x" * events.MAX_TOLD_TASK_BYTES)._replace(
+            status=TaskStatus.COMPLETED.value, completed_at=NOW
+        ),
     ],
     ids=["no step", "not ended", "too large"],
 )

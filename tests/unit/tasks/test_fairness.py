@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.tasks.fairness import (
+from services.tasks.scheduling.fairness import (
     MIN_COST,
     Candidate,
     Contender,

@@ -7,9 +7,9 @@ from atelier.tasks.v1 import enums_pb2, task_pb2
 
 from meshkit.bus import Bus
 from services.tasks.access import Caller
-from services.tasks.domain import Status, TaskRecord, new_task
-from services.tasks.store import Store
-from services.tasks.watch import Watchers
+from services.tasks.api.watch import TaskWatchers
+from services.tasks.domain import TaskRecord, TaskStatus, new_task
+from services.tasks.store import TaskStore
 
 CreateTask: Any = task_pb2.CreateTask
 CALLER = Caller("ann", "acme")
@@ -47,19 +47,19 @@ def leased() -> TaskRecord:
         spec=CreateTask(noop={}).SerializeToString(),
         body=b"",
     )
-    return record._replace(status=Status.EXECUTING, version=2, attempt=1)
+    return record._replace(status=TaskStatus.EXECUTING, version=2, attempt=1)
 
 
 async def test_an_end_is_told_as_it_was_committed_without_a_look_at_the_row() -> None:
     record = leased()
     rows = Rows(record)
-    watchers = Watchers(cast("Store", rows), Bus(""))
+    watchers = TaskWatchers(cast("TaskStore", rows), Bus(""))
     states = watchers.watch(record.id, CALLER, 0)
     assert (await anext(states)).task.version == 2
     told = asyncio.ensure_future(anext(states))
     await asyncio.sleep(0)
     read = rows.reads
-    watchers.changed(record._replace(status=Status.COMPLETED, version=3))
+    watchers.changed(record._replace(status=TaskStatus.COMPLETED, version=3))
     final = await told
     assert (final.task.status, final.task.version, final.final) == (enums_pb2.TASK_STATUS_COMPLETED, 3, True)
     assert rows.reads == read
@@ -69,12 +69,12 @@ async def test_an_end_is_told_as_it_was_committed_without_a_look_at_the_row() ->
 async def test_an_attempt_that_goes_back_is_read_from_the_row() -> None:
     record = leased()
     rows = Rows(record)
-    watchers = Watchers(cast("Store", rows), Bus(""))
+    watchers = TaskWatchers(cast("TaskStore", rows), Bus(""))
     states = watchers.watch(record.id, CALLER, 0)
     await anext(states)
     told = asyncio.ensure_future(anext(states))
     await asyncio.sleep(0)
-    rows.record = record._replace(status=Status.EXECUTING, version=4, attempt=2)  # leased again already
-    watchers.changed(record._replace(status=Status.PENDING, version=3))
+    rows.record = record._replace(status=TaskStatus.EXECUTING, version=4, attempt=2)  # leased again already
+    watchers.changed(record._replace(status=TaskStatus.PENDING, version=3))
     assert (await told).task.version == 4
     await cast("Any", states).aclose()

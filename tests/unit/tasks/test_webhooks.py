@@ -5,20 +5,20 @@ from uuid import uuid4
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from services.tasks.webhooks import (
+from services.tasks.webhooks.domain import (
     JITTER,
     LONGEST_WAIT,
     SCHEDULE,
-    Answer,
+    DeliveryFailure,
     DeliveryStatus,
-    Failure,
+    ReceiverAnswer,
     asked_wait,
     headers,
     judge,
     new_secret,
 )
 
-DOWN = Answer(None, "webhook_url could not be reached")
+DOWN = ReceiverAnswer(None, "webhook_url could not be reached")
 
 
 def test_attempts_go_on_for_about_three_days() -> None:
@@ -36,18 +36,18 @@ def test_a_wait_varies_by_the_jitter_and_no_more() -> None:
 
 def test_the_attempt_after_the_last_wait_is_the_last() -> None:
     verdict = judge(DOWN, len(SCHEDULE), 0.0)
-    assert (verdict.status, verdict.failure, verdict.wait) == (DeliveryStatus.FAILED, Failure.EXHAUSTED, None)
+    assert (verdict.status, verdict.failure, verdict.wait) == (DeliveryStatus.FAILED, DeliveryFailure.EXHAUSTED, None)
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
 def test_a_2xx_ends_a_delivery(status: int) -> None:
-    verdict = judge(Answer(status, None), 3, 0.0)
+    verdict = judge(ReceiverAnswer(status, None), 3, 0.0)
     assert (verdict.status, verdict.wait) == (DeliveryStatus.DELIVERED, None)
 
 
 @pytest.mark.parametrize("status", [301, 302, 400, 404, 429, 500, 503])
 def test_every_other_answer_is_tried_again(status: int) -> None:
-    assert judge(Answer(status, "no"), 0, 0.0).status is DeliveryStatus.PENDING
+    assert judge(ReceiverAnswer(status, "no"), 0, 0.0).status is DeliveryStatus.PENDING
 
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -81,7 +81,7 @@ def test_what_a_busy_receiver_asks_for_is_read_within_bounds(status: int, header
 
 def test_a_receiver_that_asks_for_more_time_gets_it_and_one_that_asks_for_less_does_not() -> None:
     def wait(asked: timedelta, spread: float) -> timedelta:
-        found = judge(Answer(429, "no", asked_wait=asked), 0, spread).wait
+        found = judge(ReceiverAnswer(429, "no", asked_wait=asked), 0, spread).wait
         assert found is not None
         return found
 
@@ -90,12 +90,12 @@ def test_a_receiver_that_asks_for_more_time_gets_it_and_one_that_asks_for_less_d
         assert hour <= wait(hour, spread) <= hour * (1 + JITTER)
         assert wait(timedelta(seconds=1), spread) == SCHEDULE[0] * (1 + JITTER * spread)
         assert wait(LONGEST_WAIT, spread) == LONGEST_WAIT
-    assert judge(Answer(429, "no", asked_wait=hour), len(SCHEDULE), 0.0).failure is Failure.EXHAUSTED
+    assert judge(ReceiverAnswer(429, "no", asked_wait=hour), len(SCHEDULE), 0.0).failure is DeliveryFailure.EXHAUSTED
 
 
 def test_410_and_a_refused_address_end_a_delivery_at_once() -> None:
-    assert judge(Answer(410, "gone"), 0, 0.0).failure is Failure.GONE
-    assert judge(Answer(None, "private", refused=True), 0, 0.0).failure is Failure.REFUSED
+    assert judge(ReceiverAnswer(410, "gone"), 0, 0.0).failure is DeliveryFailure.GONE
+    assert judge(ReceiverAnswer(None, "private", refused=True), 0, 0.0).failure is DeliveryFailure.REFUSED
 
 
 def test_a_secret_is_long_and_of_the_specified_form() -> None:

@@ -27,7 +27,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from meshkit.errors import MeshError
 from meshkit.worker.leases import LeaseClient
-from meshkit.worker.session import Backoff, Held, WorkerProfile
+from meshkit.worker.session import Backoff, HeldLease, WorkerProfile
 
 TTL = 15.0
 INTERVAL = 5.0
@@ -141,7 +141,7 @@ class Bench:
     def __init__(self) -> None:
         self.clock = Clock()
         self.service = Service(self.clock)
-        self.accepted: list[Held] = []
+        self.accepted: list[HeldLease] = []
         self.room = 4
         self.client = LeaseClient(
             self.service,
@@ -153,7 +153,7 @@ class Bench:
             sleep=self.clock.sleep,
         )
 
-    async def holding(self, *attempts: tuple[str, int]) -> list[Held]:
+    async def holding(self, *attempts: tuple[str, int]) -> list[HeldLease]:
         self.client.start()
         await self.clock.advance(0.1)  # an idle service: the first poll waits for its work
         self.service.lease(*attempts)

@@ -18,7 +18,7 @@ from atelier.tasks.v1.worker_service_pb2 import (
 )
 
 from meshkit import tracing
-from meshkit.errors import Kind, MeshError, unavailable
+from meshkit.errors import ErrorKind, MeshError, unavailable
 from meshkit.worker.completions import Completions
 
 
@@ -44,7 +44,7 @@ class Service:
         if self.error is not None:
             raise self.error
         if self.invalid.intersection(jobs):
-            raise MeshError(Kind.INVALID, "a member does not hold")
+            raise MeshError(ErrorKind.INVALID, "a member does not hold")
         return CompleteManyResponse(
             outcomes=[CompletionOutcome(verdict=self.verdicts.get(job, COMPLETION_VERDICT_TAKEN)) for job in jobs]
         )
@@ -147,7 +147,7 @@ async def test_each_is_answered_by_itself(service: Service, completions: Complet
     kept, lost, refused, later = await sent(completions, "kept", "lost", "refused", "later")
     assert kept is None
     kinds = [error.kind for error in (lost, refused, later) if isinstance(error, MeshError)]
-    assert kinds == [Kind.CONFLICT, Kind.INVALID, Kind.UNAVAILABLE]
+    assert kinds == [ErrorKind.CONFLICT, ErrorKind.INVALID, ErrorKind.UNAVAILABLE]
 
 
 async def test_one_that_breaks_the_contract_does_not_take_others_with_it(
@@ -157,7 +157,7 @@ async def test_one_that_breaks_the_contract_does_not_take_others_with_it(
     a, b, c = await sent(completions, "a", "b", "c")
     assert (a, c) == (None, None)
     assert isinstance(b, MeshError)
-    assert b.kind is Kind.INVALID
+    assert b.kind is ErrorKind.INVALID
     assert service.calls == [["a", "b", "c"], ["a"], ["b"], ["c"]]
 
 

@@ -16,7 +16,7 @@ from atelier.tasks.v1.worker_service_pb2 import (
 )
 
 from meshkit.errors import MeshError, not_found, unavailable
-from meshkit.worker.session import Backoff, Fate, Held
+from meshkit.worker.session import Backoff, HeldLease, ReportOutcome
 from tests.unit.worker.scripted import INTERVAL, TTL, Bench, during
 
 
@@ -198,7 +198,7 @@ async def test_a_completion_is_repeated_until_the_service_answers(bench: Bench) 
     assert not task.done()
     bench.service.errors.clear()
     await bench.clock.advance(6)
-    assert task.result() is Fate.TAKEN
+    assert task.result() is ReportOutcome.TAKEN
     assert len(bench.service.of("CompleteMany")) > 2
     assert not bench.client.held
 
@@ -208,7 +208,7 @@ async def test_a_completion_ends_with_its_lease(bench: Bench) -> None:
     for method in ("CompleteMany", "Heartbeat", "OpenSession"):
         bench.service.errors[method] = unavailable("away")
     task = await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), TTL + 10)
-    assert task is Fate.UNKNOWN
+    assert task is ReportOutcome.UNKNOWN
     tries = len(bench.service.of("CompleteMany"))
     await bench.clock.advance(30)
     assert len(bench.service.of("CompleteMany")) == tries
@@ -223,19 +223,19 @@ async def test_a_result_that_was_taken_is_known_though_its_attempt_is_gone(bench
     bench.client.news()
     await bench.clock.settle()
     bench.service.errors.clear()
-    assert await during(bench, task, 1) is Fate.TAKEN
+    assert await during(bench, task, 1) is ReportOutcome.TAKEN
 
 
 async def test_a_result_that_was_never_sent_is_lost_with_its_attempt(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
     held.lose("given_up")
-    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 1) is Fate.LOST
+    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 1) is ReportOutcome.LOST
     assert not bench.service.of("CompleteMany")
     assert [ref.job_id for request in bench.service.of("Release") for ref in request.refs] == ["a"]
 
 
 async def test_an_attempt_that_nobody_takes_goes_back(bench: Bench) -> None:
-    def refuse(held: Held) -> None:
+    def refuse(held: HeldLease) -> None:
         if held.lease.job_id == "a":
             raise RuntimeError("no")
         bench.accepted.append(held)
@@ -254,7 +254,7 @@ async def test_an_attempt_that_nobody_takes_goes_back(bench: Bench) -> None:
 async def test_a_late_completion_is_not_repeated(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
     bench.service.verdicts["a"] = COMPLETION_VERDICT_LOST
-    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 1) is Fate.LOST
+    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 1) is ReportOutcome.LOST
     assert len(bench.service.of("CompleteMany")) == 1
     assert not bench.client.held
 
@@ -276,7 +276,7 @@ async def test_a_completion_that_is_not_decided_is_sent_again_and_alone(bench: B
     await bench.clock.settle()
     assert bench.client.held == [first]
     bench.service.verdicts.clear()
-    assert (await during(bench, ends, 1)) == [Fate.TAKEN, Fate.TAKEN]
+    assert (await during(bench, ends, 1)) == [ReportOutcome.TAKEN, ReportOutcome.TAKEN]
     sent = [[each.ref.job_id for each in request.completions] for request in bench.service.of("CompleteMany")]
     assert sent == [["a", "b"], ["a"]]
 
@@ -308,7 +308,7 @@ async def test_what_ends_at_once_reports_no_progress(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
     bench.client.progress(held, 50, step=1, total=2)
     await bench.clock.advance(0.1)
-    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 0.05) is Fate.TAKEN
+    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 0.05) is ReportOutcome.TAKEN
     await bench.clock.advance(1)
     assert not bench.service.of("Report")
 
@@ -341,7 +341,7 @@ def test_pauses_grow_to_their_bound_and_are_spread() -> None:
 
 async def test_an_ended_attempt_and_its_holder_are_freed_at_once(bench: Bench) -> None:
     class Holder:
-        def __init__(self, held: Held) -> None:
+        def __init__(self, held: HeldLease) -> None:
             self.held = held
             held.on_lost(self.stop)
 
@@ -353,7 +353,7 @@ async def test_an_ended_attempt_and_its_holder_are_freed_at_once(bench: Bench) -
     left = weakref.ref(holder)
     gc.disable()
     try:
-        assert await bench.client.complete(held, TaskResult(), (), 1.0) is Fate.TAKEN
+        assert await bench.client.complete(held, TaskResult(), (), 1.0) is ReportOutcome.TAKEN
         bench.accepted.clear()
         del held, holder
         assert left() is None

@@ -9,7 +9,7 @@ from uuid import UUID
 from atelier.workflows.v1 import workflow_pb2
 
 from services.workflows import graph
-from services.workflows.domain import OnFailure, Status, StepRecord, StepState, WorkflowRecord, step_row_id
+from services.workflows.domain import OnFailure, StepRecord, StepState, WorkflowRecord, WorkflowStatus, step_row_id
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ID = UUID("6c2b2377-1491-4cdc-80f0-70bebb0dbe92")
@@ -21,7 +21,7 @@ def workflow(steps: int = 1, final: str = "a", **changes: Any) -> WorkflowRecord
         "tenant": "acme",
         "name": "pipeline",
         "description": None,
-        "status": Status.PENDING,
+        "status": WorkflowStatus.PENDING,
         "on_failure": OnFailure.FINISH_RUNNING,
         "config": b"",
         "suppress_subtask_events": True,

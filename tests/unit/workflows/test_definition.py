@@ -5,9 +5,9 @@ from atelier.workflows.v1 import workflow_pb2
 from google.protobuf import json_format
 
 from meshkit.errors import MeshError
-from services.workflows.definition import Served, check
+from services.workflows.definition import ServedCatalog, check
 
-SERVED = Served.of(
+SERVED = ServedCatalog.of(
     ["GENERATION", "IMAGE_ADJUSTER", "NOOP"], {"LOCAL": ["SEED", "TEXT_TO_IMAGE"]}, ["inference", "training"]
 )
 GENERATE = {"id": "generate", "task_type": "TASK_TYPE_GENERATION", "config": {"prompt": "a red dress", "width": 64}}

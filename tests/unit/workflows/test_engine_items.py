@@ -6,9 +6,9 @@ import pytest
 from atelier.workflows.v1 import workflow_pb2
 from google.protobuf.struct_pb2 import Struct
 
-from services.workflows.domain import OnFailure, Outcome, Status, StepState, task_id_of
+from services.workflows.domain import OnFailure, StepState, TaskOutcome, WorkflowStatus, task_id_of
 from services.workflows.engine import Decision
-from services.workflows.signals import Cancel, Ended, Pause, Resume, Start
+from services.workflows.signals import Cancel, Pause, Resume, Start, TaskEnded
 from tests.unit.workflows.rows import ID, rows
 from tests.unit.workflows.world import World, decided, drain, states, task
 
@@ -22,13 +22,13 @@ def with_items(count: int, most: int = 2, **more: OnFailure) -> World:
 
 
 def fail(world: World, name: str) -> Decision:
-    return decided(world, Ended(name, task(world, name), 2, Outcome.FAILED, message="no"))
+    return decided(world, TaskEnded(name, task(world, name), 2, TaskOutcome.FAILED, message="no"))
 
 
 def test_items_are_begun_in_order_as_places_become_free() -> None:
     world = with_items(4)
     assert [one.step_id for one in world.steps if one.state is StepState.DISPATCHING] == ["all[0]", "all[1]"]
-    decision = decided(world, Ended("all[1]", task(world, "all[1]"), 2, Outcome.COMPLETED, b""))
+    decision = decided(world, TaskEnded("all[1]", task(world, "all[1]"), 2, TaskOutcome.COMPLETED, b""))
     assert [one.step_id for one in decision.dispatch] == ["all[2]"]
     assert world.workflow.current_step == "all"
     assert (world.workflow.total_steps, world.workflow.completed_steps) == (2, 0)
@@ -48,7 +48,7 @@ def test_a_failed_item_lets_the_others_be_executed_and_then_fails_its_step() -> 
     }  # fmt: skip
     drain(world)
     assert states(world)["all"] == "FAILED"
-    assert world.workflow.status is Status.FAILED
+    assert world.workflow.status is WorkflowStatus.FAILED
     assert world.workflow.error_message == "all[0]: no"
 
 
@@ -61,11 +61,11 @@ def test_a_failed_item_stops_the_others_where_failures_cancel() -> None:
         "all": "FAILED", "end": "PENDING", "all[0]": "FAILED", "all[1]": "CANCELLED", "all[2]": "PENDING",
         "all[3]": "PENDING",
     }  # fmt: skip
-    decided(world, Ended("all[1]", task(world, "all[1]"), 3, Outcome.CANCELLED))
+    decided(world, TaskEnded("all[1]", task(world, "all[1]"), 3, TaskOutcome.CANCELLED))
     decision = decided(world, Resume())
     assert [(one.step_id, one.attempt) for one in decision.dispatch] == [("all[0]", 2), ("all[1]", 2)]
     drain(world)
-    assert world.workflow.status is Status.COMPLETED
+    assert world.workflow.status is WorkflowStatus.COMPLETED
 
 
 def test_a_pause_begins_no_further_item_and_a_resume_goes_on() -> None:
@@ -78,7 +78,7 @@ def test_a_pause_begins_no_further_item_and_a_resume_goes_on() -> None:
     assert world.workflow.status.value == "PAUSED"
     world.tell(Resume())
     drain(world)
-    assert world.workflow.status is Status.COMPLETED
+    assert world.workflow.status is WorkflowStatus.COMPLETED
     assert world.made["all[0]"] == 1
 
 
@@ -99,7 +99,7 @@ def read_from(value: str | list[str], **more: object) -> World:
     decided(world, Start())
     result = Struct()
     result.update({"payload": value})
-    decided(world, Ended("a", task(world, "a"), 2, Outcome.COMPLETED, result.SerializeToString()))
+    decided(world, TaskEnded("a", task(world, "a"), 2, TaskOutcome.COMPLETED, result.SerializeToString()))
     return world
 
 
@@ -113,7 +113,7 @@ def test_a_list_that_is_too_long_fails_its_step_with_a_clear_error(policy: OnFai
     world = read_from(["x"] * 201, on_failure=policy)
     assert states(world) == {"a": "COMPLETED", "all": "FAILED"}
     assert world.workflow.error_message == "all: a.payload has 201 items; 200 are the most"
-    assert world.workflow.status is Status.FAILED
+    assert world.workflow.status is WorkflowStatus.FAILED
 
 
 def test_a_workflow_has_a_thousand_items_at_most() -> None:
@@ -133,7 +133,7 @@ def test_what_a_failure_stops_in_the_decision_that_begins_it_is_never_asked_for(
     decided(world, Start())
     result = Struct()
     result.update({"payload": ["x"] * 201})
-    decision = decided(world, Ended("a", task(world, "a"), 2, Outcome.COMPLETED, result.SerializeToString()))
+    decision = decided(world, TaskEnded("a", task(world, "a"), 2, TaskOutcome.COMPLETED, result.SerializeToString()))
     assert (decision.dispatch, decision.cancel) == ((), ())
     assert states(world) == {"a": "COMPLETED", "b": "CANCELLED", "all": "FAILED"}
     assert not any(one.task_open for one in world.steps)
@@ -144,6 +144,6 @@ def test_a_skipped_step_has_no_items() -> None:
     condition = workflow_pb2.StepCondition(from_step="a", from_field="payload", operator="exists")
     world = World(row, (steps[0], replace(steps[1], condition=condition.SerializeToString())), {})
     decided(world, Start())
-    decided(world, Ended("a", task(world, "a"), 2, Outcome.COMPLETED, b""))
+    decided(world, TaskEnded("a", task(world, "a"), 2, TaskOutcome.COMPLETED, b""))
     assert states(world) == {"a": "COMPLETED", "all": "SKIPPED"}
-    assert world.workflow.status is Status.COMPLETED
+    assert world.workflow.status is WorkflowStatus.COMPLETED

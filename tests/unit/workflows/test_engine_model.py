@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.workflows import graph
-from services.workflows.domain import OnFailure, Outcome, Status, StepState, item_name
+from services.workflows.domain import OnFailure, StepState, TaskOutcome, WorkflowStatus, item_name
 from services.workflows.engine import decide_all
-from services.workflows.signals import Accepted, Ended, Event, Pause, Resume, Start
+from services.workflows.signals import Event, Pause, Resume, Start, TaskAccepted, TaskEnded
 from tests.unit.workflows.rows import NOW, rows
 from tests.unit.workflows.world import World, drain, running
 
@@ -27,10 +27,10 @@ def turn(world: World, chance: Random) -> None:
     status = world.workflow.status
     if not (ordered or running or world.news):
         world.ask()  # the end of a task that was made before a crash was heard before it
-    assert ordered or running or world.news or status is Status.PAUSED, "stuck"
-    if status is Status.PAUSED and (rand < 0.3 or not (ordered or running or world.news)):
+    assert ordered or running or world.news or status is WorkflowStatus.PAUSED, "stuck"
+    if status is WorkflowStatus.PAUSED and (rand < 0.3 or not (ordered or running or world.news)):
         world.tell(Resume())
-    elif status is Status.RUNNING and rand < 0.03:
+    elif status is WorkflowStatus.RUNNING and rand < 0.03:
         world.tell(Pause())
     elif ordered and rand < 0.5:
         world.make(pick(ordered))
@@ -45,7 +45,7 @@ def hear(world: World, chance: Random) -> None:
     rand, pick = chance.random(), chance.choice
     world.news.rotate(pick(range(len(world.news))))
     event = world.news.popleft() if rand < 0.8 else world.news[0]
-    if not (isinstance(event, Accepted) and rand < 0.1):
+    if not (isinstance(event, TaskAccepted) and rand < 0.1):
         world.tell(event)
 
 
@@ -105,12 +105,12 @@ def test_any_interleaving_ends_as_the_reference_says(
     row, steps = rows(shape, max_retries=retries, lists=lists)
     world = World(row, steps, dict(failures), most={name: most for name, (_, most) in lists.items()})
     world.tell(Start())
-    while world.news or world.workflow.status in (Status.RUNNING, Status.PAUSED):
+    while world.news or world.workflow.status in (WorkflowStatus.RUNNING, WorkflowStatus.PAUSED):
         turn(world, chance)
     expected = reference(shape, lists, failures, world.allowed)
     assert {one.step_id: one.state for one in world.steps} == expected
     fails = StepState.FAILED in expected.values()
-    assert world.workflow.status is (Status.FAILED if fails else Status.COMPLETED)
+    assert world.workflow.status is (WorkflowStatus.FAILED if fails else WorkflowStatus.COMPLETED)
     for name in failures.keys() & expected.keys():
         wanted = {StepState.PENDING: 0, StepState.FAILED: world.allowed[name]}.get(expected[name], failures[name] + 1)
         assert world.made[name] == wanted, "a task was made twice, or not at all"
@@ -144,11 +144,11 @@ def test_a_resumed_failure_reuses_every_completed_step(
     world.tell(Start())
     for _ in range(len(shape) + 2):
         drain(world)
-        if world.workflow.status is Status.COMPLETED:
+        if world.workflow.status is WorkflowStatus.COMPLETED:
             break
-        assert world.workflow.status is Status.FAILED
+        assert world.workflow.status is WorkflowStatus.FAILED
         world.tell(Resume())
-    assert world.workflow.status is Status.COMPLETED
+    assert world.workflow.status is WorkflowStatus.COMPLETED
     assert world.workflow.error_message is None
     assert world.made == {name: count + 1 for name, count in failures.items()}
 
@@ -161,7 +161,13 @@ def test_ends_decided_upon_together_do_what_they_do_one_by_one(
     chance = Random(seed)
     world = running(shape, on_failure=policy)
     ends: list[Event] = [
-        Ended(one.step_id, one.task_id, 2, chance.choice([Outcome.COMPLETED, Outcome.COMPLETED, Outcome.FAILED]), b"")
+        TaskEnded(
+            one.step_id,
+            one.task_id,
+            2,
+            chance.choice([TaskOutcome.COMPLETED, TaskOutcome.COMPLETED, TaskOutcome.FAILED]),
+            b"",
+        )
         for one in world.steps
         if one.task_id is not None
     ]

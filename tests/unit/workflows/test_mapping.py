@@ -11,15 +11,15 @@ from services.workflows.mapping import (
     NUMBER,
     OBJECT,
     STRING,
-    Kind,
     TransformError,
+    ValueKind,
     apply,
     fits,
     kind_after,
     parse,
 )
 
-STRINGS = Kind("string", many=True)
+STRINGS = ValueKind("string", many=True)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ STRINGS = Kind("string", many=True)
         ("index(1)", STRINGS, STRING, ["a", "b"], "b"),
         ("index( -1 )", STRINGS, STRING, ["a", "b"], "b"),
         ('join(", ")', STRINGS, STRING, ["a", "b"], "a, b"),
-        ('join("|")', Kind("integer", many=True), STRING, [1, 2], "1|2"),
+        ('join("|")', ValueKind("integer", many=True), STRING, [1, 2], "1|2"),
         ('format("a {} dress")', STRING, STRING, "red", "a red dress"),
         ('format("{} wide")', INTEGER, STRING, 64, "64 wide"),
         ("to_list", STRING, STRINGS, "a", ["a"]),
@@ -42,7 +42,9 @@ STRINGS = Kind("string", many=True)
         ("first", STRINGS, STRING, None, None),
     ],
 )
-def test_a_transform_types_and_changes_its_value(text: str, kind: Kind, after: Kind, value: Any, result: Any) -> None:
+def test_a_transform_types_and_changes_its_value(
+    text: str, kind: ValueKind, after: ValueKind, value: Any, result: Any
+) -> None:
     calls = parse(text)
     assert kind_after(kind, calls) == after
     assert apply(value, calls) == result
@@ -87,10 +89,10 @@ def test_a_malformed_transform_is_refused(text: str) -> None:
         (STRING, "default(1)"),
         (STRINGS, 'default("x")'),
         (BOOLEAN, "scale(2)"),
-        (Kind("object", many=True), 'join(",")'),
+        (ValueKind("object", many=True), 'join(",")'),
     ],
 )
-def test_a_transform_that_does_not_fit_its_value_is_refused(kind: Kind, text: str) -> None:
+def test_a_transform_that_does_not_fit_its_value_is_refused(kind: ValueKind, text: str) -> None:
     with pytest.raises(TransformError):
         kind_after(kind, parse(text))
 
@@ -102,7 +104,7 @@ def test_an_element_that_is_not_there_fails(text: str, value: list[str]) -> None
 
 
 def test_kinds_fit_where_nothing_is_lost() -> None:
-    gender = Kind("Gender")
+    gender = ValueKind("Gender")
     assert fits(INTEGER, NUMBER)
     assert not fits(NUMBER, INTEGER)
     assert fits(gender, STRING)

@@ -11,15 +11,15 @@ from services.workflows.domain import (
     ACTIVE,
     STEP_TRANSITIONS,
     OnFailure,
-    Outcome,
-    Status,
     StepRecord,
     StepState,
+    TaskOutcome,
     WorkflowRecord,
+    WorkflowStatus,
     step_may,
 )
 from services.workflows.engine import Decision, decide
-from services.workflows.signals import Accepted, Cancel, Ended, Event, Pause, Resume, Start
+from services.workflows.signals import Cancel, Event, Pause, Resume, Start, TaskAccepted, TaskEnded
 from tests.unit.workflows.rows import NOW, rows
 
 
@@ -32,7 +32,7 @@ class World:
     failures: dict[str, int]  # how many tasks of a step fail before one succeeds
     tasks: dict[UUID, str] = field(default_factory=dict)
     made: Counter[str] = field(default_factory=Counter)
-    ended: dict[UUID, Ended] = field(default_factory=dict)
+    ended: dict[UUID, TaskEnded] = field(default_factory=dict)
     news: deque[Event] = field(default_factory=deque)
     allowed: Counter[str] = field(default_factory=Counter)  # tasks that a step may have before it fails for good
     most: dict[str, int] = field(default_factory=dict)  # items of a step at once
@@ -95,7 +95,9 @@ class World:
         assert after.completed_steps == len(done)
         assert after.progress == 100 * len(done) / len(named)
         assert after.current_step == next((one.step_id for one in named if one.state in ACTIVE), None)
-        assert (after.completed_at is None) == (after.status not in (Status.COMPLETED, Status.FAILED, Status.CANCELLED))
+        assert (after.completed_at is None) == (
+            after.status not in (WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANCELLED)
+        )
         for new in decision.steps[len(before) :]:
             self.allowed.setdefault(new.step_id, new.max_retries + 1)
 
@@ -105,7 +107,7 @@ class World:
         if one.task_id not in self.tasks:
             self.tasks[one.task_id] = one.step_id
             self.made[one.step_id] += 1
-        self.news.append(Accepted(one.step_id, one.task_id))
+        self.news.append(TaskAccepted(one.step_id, one.task_id))
 
     def finish(self, task_id: UUID) -> None:
         if task_id in self.ended:
@@ -116,8 +118,8 @@ class World:
             self.failures[name] -= 1
         result = Struct()
         result.update({"result_path": name})
-        outcome = Outcome.FAILED if fails else Outcome.COMPLETED
-        self.ended[task_id] = Ended(name, task_id, 3, outcome, result.SerializeToString())
+        outcome = TaskOutcome.FAILED if fails else TaskOutcome.COMPLETED
+        self.ended[task_id] = TaskEnded(name, task_id, 3, outcome, result.SerializeToString())
         self.news.append(self.ended[task_id])
 
 

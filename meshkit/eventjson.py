@@ -1,0 +1,86 @@
+"""Events as the JSON that receivers of webhooks get: spelled as the gateway spells every message.
+
+Only what events are made of is known here: texts, numbers, enums, moments and free-form objects, none repeated. A
+contract test compares each event with what the gateway prints of it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import orjson
+from atelier.options.v1 import options_pb2
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+_EXACT_FLOAT = 2**53
+_Print = Callable[[Any], Any]
+
+
+def encode(event: Message) -> bytes:
+    """Return an event as JSON: every member that is not hidden, unset ones as null."""
+    return orjson.dumps({name: read(event) for name, read in _readers(event.DESCRIPTOR)})
+
+
+@cache
+def enum_names(enum: EnumDescriptor) -> dict[int, str]:
+    """JSON spelling of an enum's values by their number."""
+    prefix = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.name).upper() + "_"
+    lower = enum.GetOptions().Extensions[options_pb2.enum].lower
+    names: dict[int, str] = {}
+    for value in enum.values:
+        if value.number:
+            plain = value.name.removeprefix(prefix)
+            chosen = value.GetOptions().Extensions[options_pb2.value].name
+            names[value.number] = chosen or (plain.lower() if lower else plain)
+    return names
+
+
+@cache
+def _readers(message: Descriptor) -> list[tuple[str, _Print]]:
+    shown = (one for one in message.fields if not one.GetOptions().Extensions[options_pb2.field].hidden)
+    return [(one.name, _reader(one)) for one in shown]
+
+
+def _reader(field: FieldDescriptor) -> _Print:
+    name, show = field.name, _printer(field)
+    if not field.has_presence:
+        return lambda event: show(getattr(event, name))
+    return lambda event: show(getattr(event, name)) if event.HasField(name) else None
+
+
+def _printer(field: FieldDescriptor) -> _Print:
+    if field.enum_type is not None:
+        return enum_names(field.enum_type).get
+    if field.message_type is None:
+        return lambda value: value
+    return {"google.protobuf.Timestamp": _moment, "google.protobuf.Struct": _object}[field.message_type.full_name]
+
+
+def _moment(value: Any) -> str:
+    return f"{value.ToDatetime().isoformat('T', 'milliseconds')}Z"
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return {key: _value(item) for key, item in value.fields.items()}
+
+
+def _value(value: Any) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return _object(value.struct_value)
+    if kind == "list_value":
+        return [_value(item) for item in value.list_value.values]
+    if kind == "number_value":
+        return _number(value.number_value)
+    return getattr(value, kind) if kind in ("string_value", "bool_value") else None
+
+
+def _number(number: float) -> float | int | None:
+    if not math.isfinite(number):
+        return None
+    return int(number) if number.is_integer() and abs(number) < _EXACT_FLOAT else number

@@ -1,0 +1,316 @@
+"""What a worker does with an attempt: fetch its inputs, run it in the child, store its results, end its lease."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from atelier.inference.v1.child_pb2 import ChildDone, ChildProgress
+from atelier.tasks.v1.enums_pb2 import (
+    ERROR_CATEGORY_INTERNAL,
+    ERROR_CATEGORY_TIMEOUT,
+    ErrorCategory,
+)
+from atelier.tasks.v1.worker_service_pb2 import ResultObject
+
+from meshkit import tracing
+from meshkit.errors import ErrorKind, MeshError
+from meshkit.logging import get_logger
+from meshkit.objects import ObjectStore
+from meshkit.worker import measures
+from meshkit.worker.device_runner import DeviceRunner, Job, Withdrawn
+from meshkit.worker.handlers import TaskFailed
+from meshkit.worker.leases import LeaseClient
+from meshkit.worker.preparer import JobPreparer
+from meshkit.worker.session import HeldLease, ReportOutcome
+from meshkit.worker.supervisor import ChildLost
+from meshkit.worker.uploads import Uploads, name_files
+
+_log = get_logger(__name__)
+
+_UPLOAD_TRIES = 4
+_TRANSIENT = frozenset(
+    {ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.EXHAUSTED, ErrorKind.ABORTED, ErrorKind.INTERNAL}
+)
+_CANCEL_GRACE_SECONDS = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class _CarriedAttempt:
+    """A leased attempt on its way.
+
+    Attributes:
+        held: Its lease.
+        runner: The task that carries it.
+        job: Its job, once its inputs are there.
+        stop: Why it is to end early: `given_up`, `expired`, `timeout`, `drain`, `waited`.
+        interruptible: Whether the runner may be cancelled where it is.
+        executed: Whether the child is done with it.
+        uploads: What it has stored, once it has stored anything.
+        due: When its time limit passes.
+        overdue: Why it is to end then.
+    """
+
+    held: HeldLease
+    runner: asyncio.Task[None] | None = None
+    job: Job | None = None
+    stop: str | None = None
+    interruptible: bool = False
+    executed: bool = False
+    uploads: Uploads | None = None
+    due: float = math.inf
+    overdue: str = ""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the child has it, or has had it."""
+        return self.job is not None and self.job.started
+
+
+class Attempts:
+    """Carries leased attempts from lease to end.
+
+    Args:
+        preparer: Makes jobs of tasks.
+        executor: Runs them.
+        objects: Where results go.
+        prefetch: Attempts to hold beyond those that run.
+        ready: Whether the child takes work.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        preparer: JobPreparer,
+        executor: DeviceRunner,
+        objects: ObjectStore,
+        *,
+        prefetch: int,
+        ready: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._preparer = preparer
+        self._executor = executor
+        self._objects = objects
+        self._prefetch = prefetch
+        self._ready = ready
+        self._clock = clock
+        self._attempts: set[_CarriedAttempt] = set()
+        self._leases: LeaseClient | None = None
+        self._draining = False
+        self._timer: asyncio.TimerHandle | None = None  # one for all: nearly every attempt ends long before its limit
+        self._rings_at = math.inf
+        measures.HELD.set_function(lambda: len(self._attempts))
+
+    def bind(self, leases: LeaseClient) -> None:
+        """Name the client that attempts come from and end with."""
+        self._leases = leases
+
+    def capacity(self) -> int:
+        """How many more attempts are wanted now."""
+        executor = self._executor
+        if self._draining or not self._ready():
+            return 0
+        # Results that cannot be stored pile up on this disk: no more is taken than can be carried away.
+        ending = sum(1 for attempt in self._attempts if attempt.executed)
+        if ending > 2 * executor.slots + 8:
+            return 0
+        waiting = sum(1 for attempt in self._attempts if not attempt.begun)
+        return max(0, executor.slots - executor.busy + self._prefetch - waiting)
+
+    def preparing(self) -> bool:
+        """Tell whether attempts are on their way to the executor."""
+        return any(attempt.job is None and attempt.stop is None for attempt in self._attempts)
+
+    def accept(self, held: HeldLease) -> None:
+        """Begin to carry an attempt."""
+        attempt = _CarriedAttempt(held)
+        self._attempts.add(attempt)
+        attempt.runner = asyncio.get_running_loop().create_task(self._carry(attempt))
+        held.on_lost(lambda why: self._stop(attempt, why))
+
+    def hand_back_waiting(self) -> None:
+        """Release what has not begun; called when no child comes up, and by `drain`."""
+        for attempt in list(self._attempts):
+            if not attempt.begun:
+                self._stop(attempt, "drain")
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Take no more, hand back what has not begun, let the rest end, hand back what has not ended by then."""
+        self._draining = True
+        assert self._leases is not None
+        self._leases.drain()
+        self.hand_back_waiting()
+        await self._until_idle(grace_seconds)
+        for attempt in list(self._attempts):
+            self._stop(attempt, "drain")
+        await self._until_idle(_CANCEL_GRACE_SECONDS)
+        for attempt in list(self._attempts):
+            if attempt.runner is not None:
+                attempt.runner.cancel()
+        await self._until_idle(1.0)
+
+    async def _until_idle(self, seconds: float) -> None:
+        runners = {attempt.runner for attempt in self._attempts if attempt.runner is not None}
+        if runners:
+            await asyncio.wait(runners, timeout=seconds)
+
+    def _stop(self, attempt: _CarriedAttempt, why: str) -> None:
+        if attempt.stop is not None:
+            return
+        attempt.stop = why
+        if attempt.job is not None and not attempt.executed:
+            self._executor.withdraw(attempt.job)
+        elif attempt.interruptible and attempt.runner is not None:
+            attempt.runner.cancel()
+
+    async def _carry(self, attempt: _CarriedAttempt) -> None:
+        lease = attempt.held.lease
+        trace = tracing.begin(lease.traceparent)
+        tracing.use(trace)
+        tracing.assign_tenant(lease.tenant)
+        self._limit(attempt, "waited")
+        name = (lease.spec.WhichOneof("detail") or "unknown").upper()
+        outcome = "lost"
+        try:
+            outcome = await self._end_of(attempt)
+            if attempt.uploads is not None:
+                await attempt.uploads.discard()
+        finally:
+            self._attempts.discard(attempt)
+            attempt.job = None  # its callbacks refer to the attempt: only the garbage collector would free them
+            measures.attempts(name, outcome).inc()
+            assert self._leases is not None
+            self._leases.room()
+        if outcome != "completed":
+            _log.info("attempt_ended", job_id=lease.job_id, attempt=lease.attempt, outcome=outcome)
+
+    def _limit(self, attempt: _CarriedAttempt, why: str) -> None:
+        """Count an attempt's time limit from now: while it waits it is handed back then, once it runs it fails."""
+        timeout = attempt.held.lease.timeout
+        seconds = timeout.seconds + timeout.nanos / 1e9
+        if seconds > 0:
+            attempt.due, attempt.overdue = self._clock() + seconds, why
+            self._ring_at(attempt.due)
+
+    def _ring_at(self, moment: float) -> None:
+        """Have `_ring` called then, unless it is called before that."""
+        if moment < self._rings_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._rings_at = moment
+            self._timer = asyncio.get_running_loop().call_later(max(moment - self._clock(), 0.0), self._ring)
+
+    def _ring(self) -> None:
+        """Stop what has passed its limit, and wait for the next that may."""
+        self._rings_at, now = math.inf, self._clock()
+        for attempt in list(self._attempts):
+            if attempt.due <= now:
+                self._stop(attempt, attempt.overdue)
+            else:
+                self._ring_at(attempt.due)
+
+    async def _end_of(self, attempt: _CarriedAttempt) -> str:
+        try:
+            return await self._through(attempt)
+        except asyncio.CancelledError:
+            if attempt.stop is None:
+                raise
+            return await self._stopped(attempt)
+        except Exception:
+            lease = attempt.held.lease
+            _log.exception("attempt_crashed", job_id=lease.job_id, attempt=lease.attempt)
+            failure = TaskFailed("The worker failed.", ERROR_CATEGORY_INTERNAL, retryable=True)
+            return await self._failed(attempt, failure)
+
+    async def _through(self, attempt: _CarriedAttempt) -> str:
+        if attempt.stop is not None:
+            return await self._stopped(attempt)
+        attempt.interruptible = True
+        lease = attempt.held.lease
+        task = lease.task
+        task.id, task.attempt = lease.job_id, lease.attempt
+
+        def progressed(report: ChildProgress) -> None:
+            assert self._leases is not None
+            percent = 100.0 * report.step / report.total if report.total > 0 else 0.0
+            self._leases.progress(attempt.held, percent, step=report.step, total=report.total, preview=report.preview)
+
+        try:
+            job = attempt.job = await self._preparer.prepare(lease.spec, task, lease.tenant, progressed)
+            try:
+                job.on_start = lambda: self._limit(attempt, "timeout")
+                done = await self._executor.execute(job)
+                attempt.executed = True
+                return await self._ended(attempt, job, done)
+            finally:
+                await self._preparer.release(job)
+        except Withdrawn:
+            return await self._stopped(attempt)
+        except ChildLost as lost:
+            if attempt.stop is not None:
+                return await self._stopped(attempt)
+            return await self._failed(attempt, TaskFailed(lost.message, lost.category, retryable=True))
+        except TaskFailed as failure:
+            return await self._failed(attempt, failure)
+
+    async def _ended(self, attempt: _CarriedAttempt, job: Job, done: ChildDone) -> str:
+        if done.device_seconds:
+            measures.device_seconds(job.task_type).inc(done.device_seconds)
+        kind = done.WhichOneof("outcome")
+        if kind == "output" and attempt.stop in (None, "drain", "timeout"):
+            return await self._completed(attempt, job, done)
+        if kind == "failure" and attempt.stop is None:
+            failure = TaskFailed(done.failure.message, done.failure.category, retryable=done.failure.retryable)
+            return await self._failed(attempt, failure, done.device_seconds)
+        return await self._stopped(attempt, done.device_seconds)
+
+    async def _completed(self, attempt: _CarriedAttempt, job: Job, done: ChildDone) -> str:
+        assert self._leases is not None
+        lease, output = attempt.held.lease, done.output
+        objects: list[ResultObject] = []
+        if output.files:
+            uploads = attempt.uploads = Uploads(self._objects, lease)
+            objects = [await uploads.put(job.payload.folder, file) for file in output.files]
+        result = name_files(output, lease.result_prefix)
+        attempt.interruptible = False
+        try:
+            fate = await self._leases.complete(attempt.held, result, objects, done.device_seconds)
+        except MeshError:
+            _log.exception("result_not_taken", job_id=lease.job_id)
+            failure = TaskFailed("The result was not accepted.", ERROR_CATEGORY_INTERNAL, retryable=False)
+            return await self._failed(attempt, failure, done.device_seconds)
+        if fate is not ReportOutcome.LOST and attempt.uploads is not None:
+            attempt.uploads.keep()
+        return "completed" if fate is ReportOutcome.TAKEN else "lost"
+
+    async def _failed(self, attempt: _CarriedAttempt, failure: TaskFailed, device_seconds: float = 0.0) -> str:
+        assert self._leases is not None
+        attempt.interruptible = False
+        kept = await self._leases.fail(
+            attempt.held,
+            failure.message,
+            failure.category,
+            retryable=failure.retryable,
+            device_seconds=device_seconds,
+        )
+        return f"failed_{_category(failure.category)}" if kept else "lost"
+
+    async def _stopped(self, attempt: _CarriedAttempt, device_seconds: float = 0.0) -> str:
+        assert self._leases is not None
+        attempt.interruptible = False
+        if attempt.stop == "timeout":
+            failure = TaskFailed("The attempt passed its time limit.", ERROR_CATEGORY_TIMEOUT, retryable=True)
+            return await self._failed(attempt, failure, device_seconds)
+        if attempt.stop is None:
+            failure = TaskFailed("The worker stopped the task.", ERROR_CATEGORY_INTERNAL, retryable=True)
+            return await self._failed(attempt, failure, device_seconds)
+        await self._leases.release([attempt.held])
+        return {"given_up": "cancelled", "drain": "released", "waited": "released"}.get(attempt.stop, "lost")
+
+
+def _category(category: ErrorCategory.ValueType) -> str:
+    return ErrorCategory.Name(category).removeprefix("ERROR_CATEGORY_").lower()

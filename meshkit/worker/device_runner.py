@@ -1,0 +1,235 @@
+"""Slots, batches and the child: jobs go in, outcomes come out.
+
+Leased and direct work share the slots. A slot is one batch that runs in the child; a direct call takes one at once or
+is refused, leased jobs wait for theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+from atelier.inference.v1.child_pb2 import ChildDone, ChildJob, ChildProgress
+
+from meshkit.errors import exhausted, unavailable
+from meshkit.worker.batch_queue import BatchQueue
+from meshkit.worker.supervisor import ChildLost, ChildSupervisor
+
+
+class Withdrawn(Exception):  # noqa: N818 -- an outcome: the job was taken back before it ran
+    """The job was withdrawn before it began."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One attempt on its way through the child.
+
+    Attributes:
+        task_type: Documented name of its type.
+        batch_key: Equal for jobs that may run together.
+        payload: What the child gets.
+        on_progress: Called with each report of progress.
+        on_start: Called when it is given to the child.
+        held: What its inputs are held by; None where it has none.
+        withdrawn: Whether it is to end early.
+        started: Whether it is in the child.
+    """
+
+    task_type: str
+    batch_key: Hashable | None
+    payload: ChildJob
+    on_progress: Callable[[ChildProgress], None]
+    on_start: Callable[[], None] = lambda: None
+    held: AsyncExitStack | None = None
+    withdrawn: bool = False
+    started: bool = False
+    waits_since: float = 0.0
+    ended: asyncio.Future[ChildDone] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class DeviceRunner:
+    """Runs jobs in the child.
+
+    Args:
+        supervisor: Keeps the child.
+        slots: Batches that run at once.
+        max_batch: Most jobs in one batch.
+        batch_wait_seconds: How long a batch that is not full waits.
+        expected_peers: Tells whether more jobs are on their way here.
+        on_room: Called when a slot has become free.
+        on_wait: Called with a job's type and the seconds it waited for its slot.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        supervisor: ChildSupervisor,
+        *,
+        slots: int,
+        max_batch: int = 1,
+        batch_wait_seconds: float = 0.005,
+        expected_peers: Callable[[], bool] = lambda: True,
+        on_room: Callable[[], None] = lambda: None,
+        on_wait: Callable[[str, float], None] = lambda _type, _seconds: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._supervisor = supervisor
+        self._slots = slots
+        self._free = slots
+        self._batcher: BatchQueue[Job] = BatchQueue(max_batch, batch_wait_seconds)
+        self._expected_peers = expected_peers
+        self._on_room = on_room
+        self._on_wait = on_wait
+        self._clock = clock
+        self._numbers = itertools.count(1)
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def slots(self) -> int:
+        """Batches that can run at once."""
+        return self._slots
+
+    @property
+    def busy(self) -> int:
+        """Slots in use."""
+        return self._slots - self._free
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for a slot."""
+        return len(self._batcher)
+
+    async def execute(self, job: Job) -> ChildDone:
+        """Run a job once a slot is free.
+
+        Raises:
+            Withdrawn: it was withdrawn before it began.
+            ChildLost: the child was lost while it ran.
+        """
+        self._number(job)
+        expected_peers = job.batch_key is not None and self._expected_peers()
+        self._batcher.add(job, job.waits_since, expected_peers=expected_peers)
+        self.pump()
+        return await job.ended
+
+    @asynccontextmanager
+    async def claim(self) -> AsyncIterator[None]:
+        """Take a slot now, for `execute_claimed`.
+
+        Raises:
+            MeshError: EXHAUSTED where none is free, UNAVAILABLE where no child comes up.
+        """
+        if not self._supervisor.healthy:
+            raise unavailable("The worker cannot execute tasks at the moment.", reason="CHILD_UNHEALTHY")
+        if self._free <= 0 or len(self._batcher):
+            raise exhausted("Every slot of this worker is taken.", reason="NO_FREE_SLOT")
+        self._free -= 1
+        try:
+            yield
+        finally:
+            self._free += 1
+            self._on_room()
+            self.pump()
+
+    async def execute_claimed(self, job: Job) -> ChildDone:
+        """Run a job in the slot that the caller has claimed; a caller that is cancelled waits for its job's end.
+
+        Raises:
+            ChildLost: the child was lost while it ran.
+        """
+        self._number(job)
+        while True:
+            await self._supervisor.wait_ready()
+            run = asyncio.ensure_future(self._supervisor.run([job.payload], job.on_progress))
+            job.started = True
+            try:
+                [done] = await asyncio.shield(run)
+            except asyncio.CancelledError:
+                self.withdraw(job)
+                await asyncio.gather(run, return_exceptions=True)
+                raise
+            except ChildLost as lost:
+                if not lost.collateral:
+                    raise
+            else:
+                return done
+
+    def withdraw(self, job: Job) -> None:
+        """End a job early: one that waits at once, one that runs between two steps."""
+        if job.withdrawn or job.ended.done():
+            return
+        job.withdrawn = True
+        if job.started:
+            self._supervisor.cancel(job.payload.number)
+        elif self._batcher.remove(job):
+            job.ended.set_exception(Withdrawn())
+            self._on_room()
+
+    def pump(self) -> None:
+        """Start what can start; called when a job, a slot or a child has come."""
+        while self._free > 0 and len(self._batcher) and self._supervisor.ready:
+            now = self._clock()
+            batch = self._batcher.take(now)
+            if not batch:
+                self._wake_at(self._batcher.ripe_at(), now)
+                return
+            self._free -= 1
+            for job in batch:
+                job.started = True
+                job.on_start()
+                self._on_wait(job.task_type, now - job.waits_since)
+            self._begin(batch)
+            self._on_room()
+
+    def _begin(self, batch: list[Job]) -> None:
+        try:
+            ended = self._supervisor.begin([job.payload for job in batch], partial(_pass_on, batch))
+        except Exception as error:  # nobody else would tell those who wait
+            ended = asyncio.get_running_loop().create_future()
+            ended.set_exception(error)
+        ended.add_done_callback(partial(self._end, batch))
+
+    def _end(self, batch: list[Job], ended: asyncio.Future[list[ChildDone]]) -> None:
+        error = ended.exception()
+        if error is None:
+            for job, done in zip(batch, ended.result(), strict=True):
+                if not job.ended.done():
+                    job.ended.set_result(done)
+        else:
+            collateral = isinstance(error, ChildLost) and error.collateral
+            again = [job for job in batch if collateral and not job.withdrawn]
+            for job in batch:
+                if job in again:
+                    job.started = False
+                elif not job.ended.done():
+                    job.ended.set_exception(error)
+            if again:
+                self._batcher.put_back(again, self._clock())
+        self._free += 1
+        self._on_room()
+        self.pump()
+
+    def _number(self, job: Job) -> None:
+        job.payload.number = next(self._numbers)
+        job.waits_since = self._clock()
+
+    def _wake_at(self, moment: float | None, now: float) -> None:
+        if moment is None or (self._timer is not None and not self._timer.cancelled()):
+            return
+
+        def wake() -> None:
+            self._timer = None
+            self.pump()
+
+        self._timer = asyncio.get_running_loop().call_later(max(moment - now, 0.0), wake)
+
+
+def _pass_on(batch: list[Job], progress: ChildProgress) -> None:
+    for job in batch:
+        if job.payload.number == progress.number:
+            job.on_progress(progress)

@@ -1,0 +1,123 @@
+"""What a task type is to the worker: one module with a `TaskHandler`, one registration in this package.
+
+A handler's `inputs` and `batch_key` run in the parent, so a module of a task type imports neither torch nor anything
+that does at its top; `run` is called in the child, on one of its job threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from atelier.tasks.v1.enums_pb2 import ErrorCategory, TaskType
+from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
+
+if TYPE_CHECKING:  # it stands on torch, which the parent never imports
+    from modelkit.residency import Models
+
+
+@dataclass(frozen=True, slots=True)
+class InputRef:
+    """An input that the parent makes a local file of before the child sees the task.
+
+    Attributes:
+        name: Key under which the handler finds the file in `TaskContext.inputs`.
+        source: A storage path, an http(s) URL, a data URL or base64.
+        kind: `image` passes the door for untrusted images; `lora` must be a safetensors file.
+    """
+
+    name: str
+    source: str
+    kind: Literal["image", "lora"]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A file that a handler wrote into its attempt's folder.
+
+    Attributes:
+        name: Name inside the folder, and behind the attempt's result prefix.
+        content_type: Media type.
+        field: Field of the result's detail that is to hold the uploaded path; None where no field does.
+    """
+
+    name: str
+    content_type: str
+    field: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What an attempt made.
+
+    Attributes:
+        result: The result; fields that name files are set by the parent after the upload.
+        files: Files to upload.
+        device_seconds: Seconds the device worked for this task (a batch's share).
+    """
+
+    result: TaskResult
+    files: tuple[OutputFile, ...]
+    device_seconds: float
+
+
+class TaskFailed(Exception):  # noqa: N818 -- it states an outcome of a task, and is part of the handlers' protocol
+    """An attempt failed in a way that its caller may read.
+
+    Args:
+        message: One sentence, free of paths and of libraries' own text.
+        category: Class of the error.
+        retryable: Whether another attempt could succeed.
+    """
+
+    def __init__(self, message: str, category: ErrorCategory.ValueType, retryable: bool) -> None:  # noqa: FBT001 -- a field
+        super().__init__(message)
+        self.message = message
+        self.category = category
+        self.retryable = retryable
+
+
+class TaskCancelled(Exception):  # noqa: N818 -- it states an outcome, not an error
+    """The handler saw `TaskContext.cancelled()` and stopped."""
+
+
+class TaskContext(Protocol):
+    """One attempt, as its handler sees it."""
+
+    job_id: str
+    spec: CreateTask
+    task: Task
+    inputs: Mapping[str, Path]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the attempt, for its files; it is there once it was asked for."""
+        ...
+
+    def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
+        """Report that `step` of `total` is done; `preview` is a small JPEG. Also feeds the step deadline."""
+        ...
+
+    def cancelled(self) -> bool:
+        """Tell whether the attempt is to stop; read between steps."""
+        ...
+
+
+class TaskHandler(Protocol):
+    """One task type."""
+
+    task_type: TaskType.ValueType
+
+    def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
+        """Name the inputs to fetch. Runs in the parent, without torch."""
+        ...
+
+    def batch_key(self, spec: CreateTask, task: Task) -> Hashable | None:
+        """Tasks with equal keys may run as one batch; None is never batched. Runs in the parent, without torch."""
+        ...
+
+    def run(self, batch: Sequence[TaskContext], models: Models) -> Sequence[Output | Exception]:
+        """Execute the batch in the child; one outcome for each member, in order."""
+        ...

@@ -1,0 +1,164 @@
+"""An attempt's folder and the inputs that are put into it before the child sees the task."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import itertools
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from meshkit import images
+from meshkit.errors import MeshError, invalid, too_large
+from meshkit.fetcher import Fetcher
+from meshkit.objects import ObjectStore
+from meshkit.paths import normalise_path
+from meshkit.worker.handlers import InputRef
+from meshkit.worker.lora_cache import LoraCache
+
+_MAX_PATH_CHARS = 1024  # a longer text is no path in storage, so it can only be base64
+
+
+class Inputs:
+    """Makes local files of what tasks name.
+
+    Args:
+        objects: The store.
+        fetcher: The door to remote addresses.
+        loras: Local copies of LoRA files.
+        max_bytes: Largest image.
+        timeout_seconds: How long a remote image may take.
+    """
+
+    def __init__(
+        self, objects: ObjectStore, fetcher: Fetcher, loras: LoraCache, *, max_bytes: int, timeout_seconds: float
+    ) -> None:
+        self._objects = objects
+        self._fetcher = fetcher
+        self._loras = loras
+        self._limits = images.ImageLimits(max_bytes=max_bytes)
+        self._timeout = timeout_seconds
+
+    @asynccontextmanager
+    async def fetched(self, tenant: str, refs: Sequence[InputRef], folder: Path) -> AsyncIterator[Mapping[str, Path]]:
+        """Local files of `refs`, by name; LoRA files are held for as long as the context lasts.
+
+        Raises:
+            MeshError: an input does not exist, is not what it should be, or cannot be had now.
+        """
+        files: dict[str, Path] = {}
+        async with AsyncExitStack() as stack:
+            for ref in refs:
+                if ref.kind == "lora":
+                    files[ref.name] = await stack.enter_async_context(self._loras.lend(tenant, ref.source))
+                else:
+                    files[ref.name] = await self._image(tenant, ref, folder)
+            yield files
+
+    async def _image(self, tenant: str, ref: InputRef, folder: Path) -> Path:
+        data = await self._bytes(tenant, ref)
+        info = await asyncio.to_thread(images.inspect, data, self._limits, path=ref.name)
+        file = folder / f"input-{ref.name}.{info.format.lower()}"
+        await asyncio.to_thread(file.write_bytes, data)
+        return file
+
+    async def _bytes(self, tenant: str, ref: InputRef) -> bytes:
+        source, scheme = ref.source, ref.source[:8].lower()
+        if scheme.startswith("data:"):
+            return images.decode_data(source, path=ref.name, max_bytes=self._limits.max_bytes)
+        if scheme.startswith(("http://", "https://")):
+            return await self._fetcher.fetch(
+                source, self._limits.max_bytes, self._timeout, content_types=("image/",), path=ref.name
+            )
+        if (path := _storage_path(source)) is not None:
+            info = await self._objects.stat(tenant, path)
+            if info is not None and info.size > self._limits.max_bytes:
+                raise too_large(f"{ref.name} has {info.size} bytes; at most {self._limits.max_bytes} are taken.")
+            if info is not None:
+                return await self._objects.get(tenant, path)
+        try:
+            return images.decode_data(source, path=ref.name, max_bytes=self._limits.max_bytes)
+        except MeshError:
+            raise invalid(ref.name, "There is no such image in storage.", "not_found") from None
+
+
+class AttemptFolders:
+    """Folders of attempts, of this process and gone with it.
+
+    Each process has a folder that it holds a lock on; what killed processes left is removed at the next start.
+
+    Args:
+        root: Folder that all workers of the machine may share.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._numbers = itertools.count(1)
+        self._own: Path | None = None
+        self._lock = -1
+
+    def open(self) -> None:
+        """Remove what others left, and make this process's folder."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        for left in self._root.glob("*.lock"):
+            _remove_unlocked(left)
+        own = self._root / f"{os.getpid()}-{os.urandom(4).hex()}"
+        # The lock is there before the folder, so that a folder without a lock is nobody's.
+        self._lock = os.open(own.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        own.mkdir(mode=0o700)
+        self._own = own
+
+    def close(self) -> None:
+        """Remove this process's folder."""
+        if self._own is not None:
+            shutil.rmtree(self._own, ignore_errors=True)
+            self._own.with_suffix(".lock").unlink(missing_ok=True)
+            os.close(self._lock)
+            self._own = None
+
+    def name(self) -> str:
+        """Return a folder for one attempt; whoever puts something into it first makes it."""
+        assert self._own is not None, "the folders are open"
+        return f"{self._own}/{next(self._numbers)}"
+
+    @staticmethod
+    def make(folder: str) -> Path:
+        """Make an attempt's folder."""
+        path = Path(folder)
+        path.mkdir()
+        return path
+
+    @staticmethod
+    def remove(folder: str) -> None:
+        """Remove an attempt's folder and what is in it, where it was made."""
+        if os.path.lexists(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _storage_path(source: str) -> str | None:
+    """Return the path that `source` may be, or None where it can only be base64."""
+    if len(source) > _MAX_PATH_CHARS:
+        return None
+    try:
+        return normalise_path(source)
+    except MeshError:
+        return None
+
+
+def _remove_unlocked(lock: Path) -> None:
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+        lock.unlink(missing_ok=True)
+    except BlockingIOError:
+        pass  # its process lives
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,216 @@
+"""From a caller's request to a task that can be written: every check, default and draw."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from atelier.tasks.v1 import providers_pb2, task_pb2, tasks_service_pb2
+
+from meshkit import tracing
+from meshkit.errors import forbidden, invalid
+from services.tasks.access import Caller
+from services.tasks.catalog import Catalog, TypeEntry
+from services.tasks.domain import TaskRecord, new_task, time_ordered_id
+from services.tasks.inputs.validator import AcceptedInput, InputValidator
+
+_SEED_BITS = 63
+# Before a model's name among the keys of affinity, which are paths of adapters else.
+MODEL_KEY = "model:"
+
+
+class TaskPreparer:
+    """Makes tasks of requests.
+
+    Args:
+        catalog: What is served.
+        door: The door for inputs.
+        clock: Gives the present, in UTC.
+    """
+
+    def __init__(self, catalog: Catalog, door: InputValidator, clock: Callable[[], datetime]) -> None:
+        self._catalog = catalog
+        self._door = door
+        self._clock = clock
+
+    async def prepare(
+        self, request: tasks_service_pb2.CreateTaskRequest, caller: Caller
+    ) -> tuple[TaskRecord, list[AcceptedInput]]:
+        """Check a request; its inputs are judged, not yet written.
+
+        Args:
+            request: The request; its message is changed on the way.
+            caller: Who asks.
+
+        Returns:
+            The task to write and its inputs.
+
+        Raises:
+            MeshError: `INVALID` with the members that do not hold, `FORBIDDEN` for another's tenant.
+        """
+        spec = request.task
+        entry = self._catalog.type_of(spec)
+        tenant = tenant_of(spec, caller)
+        if (request.HasField("task_id") or request.HasField("workflow_id")) and not caller.is_service:
+            raise forbidden("Only a service may name a task's identifier or workflow", reason="SERVICE_ONLY")
+        provider, queue = self._route(spec)
+        if spec.HasField("webhook_url"):
+            self._door.check_address(spec.webhook_url, "task.webhook_url")
+        now = self._clock()
+        task_id = UUID(request.task_id) if request.HasField("task_id") else time_ordered_id(now)
+        detail = getattr(spec, entry.field)
+        adapters = await self._door.check_adapters(entry, detail, tenant, f"task.{entry.field}")
+        accepted = await self._door.accept(entry, detail, tenant, task_id)
+        for field in entry.seeds:
+            if not detail.HasField(field):
+                setattr(detail, field, secrets.randbits(_SEED_BITS))
+        body = _body(spec, entry, accepted, request)
+        for item in accepted:
+            _keep_path(detail, item)
+        spec.origin_tenant_id = tenant
+        spec.queue_name = queue
+        trace = tracing.current()
+        record = new_task(
+            task_id=task_id,
+            tenant=tenant,
+            task_type=entry.name,
+            priority=spec.priority,
+            queue_name=queue,
+            provider_type=provider,
+            now=now,
+            origin_instance=spec.origin_instance,
+            origin_zone=spec.origin_zone if spec.HasField("origin_zone") else None,
+            origin_reference=spec.origin_reference if spec.HasField("origin_reference") else None,
+            workflow_id=UUID(request.workflow_id) if request.HasField("workflow_id") else None,
+            webhook_url=spec.webhook_url if spec.HasField("webhook_url") else None,
+            timeout_seconds=entry.timeout_seconds,
+            warm_keys=warm_keys(adapters, body),
+            traceparent=trace.traceparent if trace is not None else "",
+            spec=spec.SerializeToString(),
+            body=body.SerializeToString(),
+        )
+        return record, accepted
+
+    def _route(self, spec: task_pb2.CreateTask) -> tuple[str, str]:
+        provider = self._catalog.provider_of(spec.provider_type, "task.provider_type")
+        queue = self._catalog.queue_of(spec.queue_name if spec.HasField("queue_name") else None, provider)
+        self._catalog.check_capabilities(
+            list(spec.active_provider_capabilities), provider, "task.active_provider_capabilities"
+        )
+        if spec.HasField("provider_config"):
+            check_config(spec.provider_config, provider, "task.provider_config")
+        if spec.HasField("fallback_provider_type"):
+            fallback = self._catalog.provider_of(spec.fallback_provider_type, "task.fallback_provider_type")
+            self._catalog.check_capabilities(
+                list(spec.fallback_provider_capabilities), fallback, "task.fallback_provider_capabilities"
+            )
+            if spec.HasField("fallback_provider_config"):
+                check_config(spec.fallback_provider_config, fallback, "task.fallback_provider_config")
+        elif spec.HasField("fallback_provider_config") or spec.fallback_provider_capabilities:
+            raise invalid("task.fallback_provider_type", "Field required where a fallback is described", "missing")
+        return provider, queue
+
+
+def tenant_of(spec: task_pb2.CreateTask, caller: Caller) -> str:
+    """Return the tenant that a task is made for: the one it names, else the caller's.
+
+    Raises:
+        MeshError: `FORBIDDEN` for another's, or where there is none; `INVALID` for what can be no tenant.
+    """
+    named = spec.origin_tenant_id if spec.HasField("origin_tenant_id") else ""
+    if not named or named == caller.tenant:
+        return caller.require_tenant()
+    if not caller.writes_across:
+        raise forbidden("origin_tenant_id names another tenant than the token", reason="FOREIGN_TENANT")
+    return caller.checked_tenant(named)
+
+
+def check_config(config: providers_pb2.ProviderConfig, provider: str, path: str) -> None:
+    """Refuses settings of another provider.
+
+    Raises:
+        MeshError: `INVALID`.
+    """
+    chosen = config.WhichOneof("config")
+    if chosen is not None and chosen.upper() != provider:
+        raise invalid(path, f"holds settings of {chosen.upper()}, the provider is {provider}", "provider_config")
+
+
+def _body(
+    spec: task_pb2.CreateTask,
+    entry: TypeEntry,
+    accepted: list[AcceptedInput],
+    request: tasks_service_pb2.CreateTaskRequest,
+) -> task_pb2.Task:
+    """Return the members of the task that no column holds."""
+    body = task_pb2.Task()
+    if spec.HasField("config"):
+        body.config.CopyFrom(spec.config)
+    if spec.HasField("provider_config"):
+        body.provider_config.CopyFrom(spec.provider_config)
+    if spec.active_provider_capabilities:
+        body.active_provider_capabilities.extend(spec.active_provider_capabilities)
+    if spec.HasField("fallback_provider_type"):
+        body.fallback_provider_type = spec.fallback_provider_type
+    if spec.HasField("fallback_provider_config"):
+        body.fallback_provider_config.CopyFrom(spec.fallback_provider_config)
+    if spec.fallback_provider_capabilities:
+        body.fallback_provider_capabilities.extend(spec.fallback_provider_capabilities)
+    public = getattr(body, entry.field)
+    public.SetInParent()
+    copy_shared(getattr(spec, entry.field), public, shared_fields(entry.field))
+    for item in accepted:
+        setattr(public, item.public, item.path)
+    if request.HasField("workflow_id") and "workflow_id" in public.DESCRIPTOR.fields_by_name:
+        public.workflow_id = request.workflow_id
+    return body
+
+
+def warm_keys(adapters: Sequence[str], body: task_pb2.Task) -> list[str]:
+    """Return the affinity keys: the adapters, and the base model that the task's `config` names."""
+    keys = list(adapters)
+    if body.HasField("config") and "model" in body.config.fields and body.config.fields["model"].string_value:
+        keys.append(MODEL_KEY + body.config.fields["model"].string_value)
+    return keys
+
+
+@lru_cache
+def shared_fields(detail: str) -> frozenset[str]:
+    """Names of the fields of a type's Create message that its public message has too, by name and kind."""
+    source = task_pb2.CreateTask.DESCRIPTOR.fields_by_name[detail].message_type
+    target = task_pb2.Task.DESCRIPTOR.fields_by_name[detail].message_type
+    assert source is not None, "details are messages"
+    assert target is not None, "details are messages"
+    return frozenset(
+        field.name
+        for field in source.fields
+        if (other := target.fields_by_name.get(field.name)) is not None
+        and other.type == field.type
+        and other.is_repeated == field.is_repeated
+    )
+
+
+def copy_shared(source: Any, target: Any, names: Collection[str]) -> None:
+    """Copy what is set between messages that share these fields by name and kind."""
+    for field, value in source.ListFields():
+        name = field.name
+        if name not in names:
+            continue
+        if field.is_repeated:
+            getattr(target, name).MergeFrom(value)
+        elif field.message_type is not None:
+            getattr(target, name).CopyFrom(value)
+        else:
+            setattr(target, name, value)
+
+
+def _keep_path(detail: Any, item: AcceptedInput) -> None:
+    # The accepted spec goes into a row: the path stands where the data stood, or nothing where the field is for data.
+    if item.source.endswith("_data"):
+        detail.ClearField(item.source)
+    else:
+        setattr(detail, item.source, item.path)

@@ -1,0 +1,168 @@
+"""TasksService over gRPC: decode, call, encode."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import grpc
+from atelier.tasks.v1 import tasks_service_pb2, tasks_service_pb2_grpc
+
+from meshkit import idempotency
+from services.tasks.access import Caller
+from services.tasks.api.service import TasksService
+from services.tasks.api.watch import TaskWatchers
+from services.tasks.catalog import Catalog
+from services.tasks.convert import STATUS_NAME, TASK_TYPE_NAME, to_attempt, to_catalog, to_task, write_task
+from services.tasks.domain import TaskStatus
+from services.tasks.store import IdempotencyKey, TaskFilter
+
+Context = grpc.aio.ServicerContext[Any, Any]
+REPLAYED = (("idempotent-replayed", "true"),)
+GENERATION = "GENERATION"
+
+
+class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
+    """Answers callers.
+
+    Args:
+        tasks: The use cases.
+        watchers: Follows tasks.
+        catalog: What is served.
+    """
+
+    def __init__(self, tasks: TasksService, watchers: TaskWatchers, catalog: Catalog) -> None:
+        self._tasks = tasks
+        self._watchers = watchers
+        self._catalog = catalog
+
+    async def CreateTask(  # noqa: N802, D102 -- named and described by the contract
+        self, request: tasks_service_pb2.CreateTaskRequest, context: Context
+    ) -> tasks_service_pb2.CreateTaskResponse:
+        key = idempotency.current_key()
+        claim = IdempotencyKey("CreateTask", key, idempotency.request_hash(request)) if key else None
+        answer, replayed = await self._tasks.create(request, Caller.of_call(), claim)
+        if replayed:
+            context.set_trailing_metadata(REPLAYED)
+        if isinstance(answer, bytes):
+            return tasks_service_pb2.CreateTaskResponse.FromString(answer)
+        response = tasks_service_pb2.CreateTaskResponse()
+        write_task(response.task, answer)
+        return response
+
+    async def GetTask(  # noqa: N802, D102
+        self, request: tasks_service_pb2.GetTaskRequest, context: Context
+    ) -> tasks_service_pb2.GetTaskResponse:
+        del context
+        record = await self._tasks.get(UUID(request.task_id), Caller.of_call())
+        return tasks_service_pb2.GetTaskResponse(task=to_task(record))
+
+    async def ListTasks(  # noqa: N802, D102
+        self, request: tasks_service_pb2.ListTasksRequest, context: Context
+    ) -> tasks_service_pb2.ListTasksResponse:
+        del context
+        task_type = TASK_TYPE_NAME.get(request.task_type, "") if request.HasField("task_type") else None
+        records = await self._tasks.list_tasks(
+            _filter(request, task_type), Caller.of_call(), request.skip, request.limit
+        )
+        return tasks_service_pb2.ListTasksResponse(tasks=[to_task(record) for record in records])
+
+    async def UpdateTask(  # noqa: N802, D102
+        self, request: tasks_service_pb2.UpdateTaskRequest, context: Context
+    ) -> tasks_service_pb2.UpdateTaskResponse:
+        del context
+        record = await self._tasks.update(
+            UUID(request.task_id), request.update, list(request.update_mask.paths), Caller.of_call()
+        )
+        return tasks_service_pb2.UpdateTaskResponse(task=to_task(record))
+
+    async def DeleteTask(  # noqa: N802, D102
+        self, request: tasks_service_pb2.DeleteTaskRequest, context: Context
+    ) -> tasks_service_pb2.DeleteTaskResponse:
+        del context
+        record = await self._tasks.delete(UUID(request.task_id), Caller.of_call())
+        return tasks_service_pb2.DeleteTaskResponse(task=to_task(record))
+
+    async def CleanupTask(  # noqa: N802, D102
+        self, request: tasks_service_pb2.CleanupTaskRequest, context: Context
+    ) -> tasks_service_pb2.CleanupTaskResponse:
+        del context
+        record, deleted = await self._tasks.cleanup(UUID(request.task_id), Caller.of_call())
+        return tasks_service_pb2.CleanupTaskResponse(task=to_task(record), deleted_paths=deleted)
+
+    async def CancelTask(  # noqa: N802, D102
+        self, request: tasks_service_pb2.CancelTaskRequest, context: Context
+    ) -> tasks_service_pb2.CancelTaskResponse:
+        del context
+        record = await self._tasks.cancel(UUID(request.task_id), Caller.of_call())
+        return tasks_service_pb2.CancelTaskResponse(task=to_task(record))
+
+    async def WatchTask(  # noqa: N802, D102
+        self, request: tasks_service_pb2.WatchTaskRequest, context: Context
+    ) -> AsyncIterator[tasks_service_pb2.WatchTaskResponse]:
+        del context
+        async for response in self._watchers.watch(UUID(request.task_id), Caller.of_call(), request.after_version):
+            yield response
+
+    async def UpdateGenerationTask(  # noqa: N802, D102
+        self, request: tasks_service_pb2.UpdateGenerationTaskRequest, context: Context
+    ) -> tasks_service_pb2.UpdateGenerationTaskResponse:
+        del context
+        record = await self._tasks.update(
+            UUID(request.task_id), request.update, list(request.update_mask.paths), Caller.of_call(), GENERATION
+        )
+        return tasks_service_pb2.UpdateGenerationTaskResponse(task=to_task(record))
+
+    async def GetGenerationTask(  # noqa: N802, D102
+        self, request: tasks_service_pb2.GetGenerationTaskRequest, context: Context
+    ) -> tasks_service_pb2.GetGenerationTaskResponse:
+        del context
+        record = await self._tasks.get(UUID(request.task_id), Caller.of_call(), GENERATION)
+        return tasks_service_pb2.GetGenerationTaskResponse(task=to_task(record))
+
+    async def ListGenerationTasks(  # noqa: N802, D102
+        self, request: tasks_service_pb2.ListGenerationTasksRequest, context: Context
+    ) -> tasks_service_pb2.ListGenerationTasksResponse:
+        del context
+        records = await self._tasks.list_tasks(
+            _filter(request, GENERATION), Caller.of_call(), request.skip, request.limit
+        )
+        return tasks_service_pb2.ListGenerationTasksResponse(tasks=[to_task(record) for record in records])
+
+    async def CancelGenerationTask(  # noqa: N802, D102
+        self, request: tasks_service_pb2.CancelGenerationTaskRequest, context: Context
+    ) -> tasks_service_pb2.CancelGenerationTaskResponse:
+        del context
+        record = await self._tasks.cancel(UUID(request.task_id), Caller.of_call(), GENERATION)
+        return tasks_service_pb2.CancelGenerationTaskResponse(task=to_task(record))
+
+    async def ListTaskAttempts(  # noqa: N802, D102
+        self, request: tasks_service_pb2.ListTaskAttemptsRequest, context: Context
+    ) -> tasks_service_pb2.ListTaskAttemptsResponse:
+        del context
+        attempts = await self._tasks.attempts(UUID(request.task_id), Caller.of_call())
+        return tasks_service_pb2.ListTaskAttemptsResponse(attempts=[to_attempt(attempt) for attempt in attempts])
+
+    async def GetCatalog(  # noqa: N802, D102
+        self, request: tasks_service_pb2.GetCatalogRequest, context: Context
+    ) -> tasks_service_pb2.GetCatalogResponse:
+        del request, context
+        return to_catalog(self._catalog)
+
+
+def _filter(request: Any, task_type: str | None) -> TaskFilter:
+    def text(name: str) -> str | None:
+        return getattr(request, name) if request.HasField(name) else None
+
+    has_workflow = "workflow_id" in request.DESCRIPTOR.fields_by_name and request.HasField("workflow_id")
+    status = STATUS_NAME.get(request.status) if request.HasField("status") else None
+    return TaskFilter(
+        tenant=text("origin_tenant_id"),
+        status=TaskStatus(status) if status is not None else None,
+        task_type=task_type,
+        workflow_id=UUID(request.workflow_id) if has_workflow else None,
+        origin_instance=text("origin_instance"),
+        origin_zone=text("origin_zone"),
+        include_deleted=request.include_deleted,
+    )

@@ -1,0 +1,260 @@
+"""Who may change what of a task. Pure: from a task and an update to the task as it shall be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from atelier.tasks.v1 import task_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from meshkit.errors import MeshError, conflict, forbidden, invalid
+from services.tasks.api.creation import check_config, warm_keys
+from services.tasks.catalog import TYPES, Catalog
+from services.tasks.convert import CATEGORY_NAME, STATUS_NAME, TASK_TYPE_NAME, fold_result, moment, to_task
+from services.tasks.domain import TaskRecord, TaskStatus, lane_of, may
+from services.tasks.errors import executing, illegal_transition
+
+# Members of the type's own message that a caller may change while the task waits.
+INPUTS = frozenset(
+    {
+        "subject_model_path",
+        "product_model_path",
+        "style_model_path",
+        "product2_model_path",
+        "subject_lora_weight",
+        "product_lora_weight",
+        "style_lora_weight",
+        "product2_lora_weight",
+        "reference_image_path",
+        "reference_image_strength",
+        "fal_parameters",
+    }
+)
+# Members of the type's own message that only an operator may change.
+OUTPUTS = frozenset({"fal_app_id", "fal_request_id", "result_image_path"})
+FIXED = frozenset({"created_at", "task_type", "origin_tenant_id"})
+CALLERS = frozenset({"priority", "config", "origin_reference", "status"})
+# Told by the scheduler; writing them changes nothing.
+DERIVED = frozenset({"celery_task_id", "updated_at", "completed_at"})
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """An update as asked for.
+
+    Attributes:
+        values: The new values.
+        paths: Members to change; one that is unset in `values` is cleared.
+        operator: Whether the caller may change what belongs to the scheduler.
+    """
+
+    values: task_pb2.TaskUpdate
+    paths: frozenset[str]
+    operator: bool
+
+    @classmethod
+    def of(cls, values: task_pb2.TaskUpdate, mask: Iterable[str], *, operator: bool) -> Update:
+        """Build an update; without a mask its set members are meant.
+
+        Raises:
+            MeshError: `INVALID` where the mask names what no update has.
+        """
+        paths = frozenset(mask) or frozenset(field.name for field, _ in values.ListFields())
+        for path in sorted(paths):
+            if path not in values.DESCRIPTOR.fields_by_name:
+                raise invalid("update_mask", f"names {path!r}, which no update has", "unknown_field")
+        return cls(values, paths, operator)
+
+    @property
+    def status(self) -> TaskStatus | None:
+        """The state asked for, if any."""
+        if "status" not in self.paths or not self.values.HasField("status"):
+            return None
+        return TaskStatus(STATUS_NAME[self.values.status])
+
+    def value(self, name: str) -> Any:
+        """Return a member's new value; None where it is cleared."""
+        field = self.values.DESCRIPTOR.fields_by_name[name]
+        if field.is_repeated:
+            return list(getattr(self.values, name))
+        values: Any = self.values
+        return getattr(values, name) if values.HasField(name) else None
+
+
+def check(record: TaskRecord, update: Update) -> Update:
+    """Refuses what the caller may not change, or what can no longer change.
+
+    A member that is named with the value it has is no change, so that a caller may send a task back whole.
+
+    Returns:
+        The update without the members that do not change.
+
+    Raises:
+        MeshError: `FORBIDDEN`, `CONFLICT` or `INVALID`, with the first member in question.
+    """
+    shown = to_task(record)
+    detail = getattr(shown, TYPES[record.task_type].field)
+    same: set[str] = set()
+    for path in sorted(update.paths - CALLERS - DERIVED):
+        owner: Any = detail if path in INPUTS | OUTPUTS else shown
+        known = path in owner.DESCRIPTOR.fields_by_name
+        if path in INPUTS | OUTPUTS and not known:
+            raise invalid(f"update.{path}", f"is no member of {record.task_type} tasks", "unknown_field")
+        if _unchanged(record, owner if known else None, path, update):
+            same.add(path)
+            continue
+        if path in FIXED:
+            raise invalid(f"update.{path}", "never changes", "immutable")
+        if path in INPUTS:
+            if record.state is not TaskStatus.PENDING:
+                raise conflict(f"{path} can change only while the task is PENDING", reason="TASK_STARTED")
+        elif not update.operator:
+            raise forbidden(f"{path} can be changed only with the scope operator", reason="OPERATOR_ONLY")
+    _check_status(record, update)
+    return replace(update, paths=update.paths - same)
+
+
+def apply(record: TaskRecord, update: Update, catalog: Catalog) -> TaskRecord:
+    """Return the task as it shall be.
+
+    Args:
+        record: The task; it was checked.
+        update: What to change, as `check` left it.
+        catalog: What is served.
+    """
+    changes: dict[str, Any] = {}
+    body = fold_result(record)
+    detail = getattr(body, TYPES[record.task_type].field)
+    for path in sorted(update.paths - FIXED - DERIVED - {"status"}):
+        if path in INPUTS | OUTPUTS:
+            _set(detail, path, update.value(path))
+        elif path in _COLUMNS:
+            changes[path] = _COLUMNS[path](update.value(path))
+        elif path in body.DESCRIPTOR.fields_by_name:
+            _set(body, path, update.value(path))
+    if update.paths & INPUTS:
+        changes["spec"] = _spec_after(record, update)
+        entry = TYPES[record.task_type]
+        adapters = [getattr(detail, name) for name in entry.adapters if detail.HasField(name)]
+        changes["warm_keys"] = warm_keys(adapters, body)
+    _check_fallback(update, body, catalog)
+    if "provider_type" in update.paths or "queue_name" in update.paths:
+        changes.update(_routed(record, update, catalog))
+    if update.status is TaskStatus.FAILED:
+        changes |= {"status": TaskStatus.FAILED.value, "completed_at": record.updated_at, "not_before": None}
+    return record._replace(**changes, body=body.SerializeToString(), result=None)
+
+
+def _check_status(record: TaskRecord, update: Update) -> None:
+    if "status" not in update.paths:
+        return
+    wanted = update.status
+    if wanted is None:
+        raise invalid("update.status", "cannot be cleared", "missing")
+    if wanted is record.state:
+        return
+    if wanted is TaskStatus.CANCELLED:
+        if not may(record.state, wanted):
+            raise illegal_transition(record.state, wanted)
+        return
+    if not update.operator:
+        raise forbidden("Callers may only set status to CANCELLED", reason="OPERATOR_ONLY")
+    # Starting and ending attempts is the workers' part; an operator may give up a task that waits.
+    if wanted is not TaskStatus.FAILED or record.state is not TaskStatus.PENDING:
+        raise illegal_transition(record.state, wanted)
+
+
+def _check_fallback(update: Update, body: task_pb2.Task, catalog: Catalog) -> None:
+    if "active_provider_capabilities" in update.paths:
+        provider = catalog.provider_of(body.provider_type, "update.provider_type")
+        catalog.check_capabilities(
+            list(body.active_provider_capabilities), provider, "update.active_provider_capabilities"
+        )
+    if "fallback_provider_type" in update.paths and body.HasField("fallback_provider_type"):
+        catalog.provider_of(body.fallback_provider_type, "update.fallback_provider_type")
+    if body.HasField("fallback_provider_type") and any(path.startswith("fallback_") for path in update.paths):
+        fallback = catalog.provider_of(body.fallback_provider_type, "update.fallback_provider_type")
+        catalog.check_capabilities(
+            list(body.fallback_provider_capabilities), fallback, "update.fallback_provider_capabilities"
+        )
+        if body.HasField("fallback_provider_config"):
+            check_config(body.fallback_provider_config, fallback, "update.fallback_provider_config")
+
+
+def _routed(record: TaskRecord, update: Update, catalog: Catalog) -> Mapping[str, Any]:
+    if record.state is TaskStatus.EXECUTING:
+        raise executing("moved")
+    provider = record.provider_type
+    if "provider_type" in update.paths:
+        provider = catalog.provider_of(update.values.provider_type, "update.provider_type")
+    queue = record.queue_name
+    if "queue_name" in update.paths:
+        try:
+            queue = catalog.queue_of(update.value("queue_name"), provider)
+        except MeshError as error:
+            raise invalid("update.queue_name", error.message, "unknown_queue") from None
+    return {"provider_type": provider, "queue_name": queue, "lane": lane_of(record.task_type, provider)}
+
+
+def _spec_after(record: TaskRecord, update: Update) -> bytes:
+    spec = task_pb2.CreateTask.FromString(record.spec)
+    detail = getattr(spec, TYPES[record.task_type].field)
+    for path in update.paths & INPUTS:
+        name = "reference_image_url" if path == "reference_image_path" else path
+        if name in detail.DESCRIPTOR.fields_by_name:
+            _set(detail, name, update.value(path))
+    return spec.SerializeToString()
+
+
+def _set(message: Any, name: str, value: Any) -> None:
+    field = message.DESCRIPTOR.fields_by_name[name]
+    message.ClearField(name)
+    if value is None:
+        return
+    if field.is_repeated:
+        getattr(message, name).extend(value)
+    elif field.message_type is not None:
+        getattr(message, name).CopyFrom(value)
+    else:
+        setattr(message, name, value)
+
+
+def _unchanged(record: TaskRecord, owner: Any, path: str, update: Update) -> bool:
+    if path == "task_type":
+        return TASK_TYPE_NAME.get(update.values.task_type) == record.task_type
+    if owner is None:
+        return update.value(path) in (None, [])
+    field = owner.DESCRIPTOR.fields_by_name[path]
+    if field.is_repeated:
+        return bool(list(getattr(owner, path)) == update.value(path))
+    if field.has_presence and not owner.HasField(path):
+        return update.value(path) is None
+    value = update.value(path)
+    if isinstance(value, Timestamp):
+        # Answers print milliseconds, rows hold microseconds.
+        return bool(value.ToMilliseconds() == getattr(owner, path).ToMilliseconds())
+    return bool(getattr(owner, path) == value)
+
+
+def _optional_moment(value: Any) -> Any:
+    return None if value is None else moment(value)
+
+
+_COLUMNS: Mapping[str, Callable[[Any], Any]] = {
+    "priority": lambda value: value or 0,
+    "executor_type": lambda value: value,
+    "executor_instance": lambda value: value,
+    "errors": lambda value: value,
+    "origin_instance": lambda value: value or "",
+    "origin_zone": lambda value: value,
+    "origin_reference": lambda value: value,
+    "started_at": _optional_moment,
+    "retry_count": lambda value: value or 0,
+    "progress": lambda value: value or 0.0,
+    "is_resumed": bool,
+    "resume_attempt_count": lambda value: value or 0,
+    "last_resume_attempt": _optional_moment,
+    "error_category": lambda value: CATEGORY_NAME[value] if value else None,
+}

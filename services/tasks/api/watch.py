@@ -1,0 +1,153 @@
+"""Following one task: its states from the database, told of by NATS, and its progress as it comes.
+
+The end of an attempt that this process has committed is told at once, and a task's end as it was committed, without a
+look at the row; the event of it takes the way over the relay. No connection is held while a watcher waits. Without NATS
+the row is read every second; with it, now and then, because news may be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from atelier.events.v1 import events_pb2
+from atelier.tasks.v1 import tasks_service_pb2
+from google.protobuf.message import DecodeError
+
+from meshkit.bus import Bus, BusMessage, BusSubscription
+from services.tasks.access import Caller
+from services.tasks.convert import to_task
+from services.tasks.domain import TERMINAL, TaskRecord
+from services.tasks.errors import task_not_found
+from services.tasks.events import EVERY_SUBJECT, PROGRESS_SUBJECT
+from services.tasks.store import TaskStore
+
+BLIND_SECONDS = 1.0
+SEEING_SECONDS = 5.0
+_PROGRESS_KEPT = 16
+
+
+@dataclass(eq=False, slots=True)
+class _TaskWatcher:
+    changed: asyncio.Event
+    # The row of a task that has ended does not change its state again: it need not be read to be told of.
+    ended: TaskRecord | None = None
+    # A follower that does not read must not fill the memory: what is left out is overtaken anyway.
+    progress: deque[events_pb2.TaskProgressEvent] = field(default_factory=lambda: deque(maxlen=_PROGRESS_KEPT))
+
+    async def on_progress(self, message: BusMessage) -> None:
+        self.progress.append(events_pb2.TaskProgressEvent.FromString(message.data))
+        self.changed.set()
+
+
+class TaskWatchers:
+    """Everyone who follows a task in this process.
+
+    Args:
+        store: The database.
+        bus: The bus.
+    """
+
+    def __init__(self, store: TaskStore, bus: Bus) -> None:
+        self._store = store
+        self._bus = bus
+        self._watchers: dict[str, set[_TaskWatcher]] = {}
+        self._events: BusSubscription | None = None
+        self._listening = asyncio.Lock()
+
+    async def watch(
+        self, task_id: UUID, caller: Caller, after_version: int
+    ) -> AsyncIterator[tasks_service_pb2.WatchTaskResponse]:
+        """Follows a task until it ends.
+
+        Args:
+            task_id: The task.
+            caller: Who asks.
+            after_version: States up to this one are not sent again.
+
+        Raises:
+            MeshError: `NOT_FOUND`, also where the task is deleted meanwhile.
+        """
+        record = caller.seen(await self._store.get(task_id), task_id)
+        watcher = _TaskWatcher(asyncio.Event())
+        key = str(task_id)
+        self._watchers.setdefault(key, set()).add(watcher)
+        subscription = await self._bus.subscribe(f"{PROGRESS_SUBJECT}.{task_id}", watcher.on_progress)
+        try:
+            await self._listen()
+            # What changed before the listening began is in the row now.
+            record = await self._again(task_id, record)
+            sent_version, sent_progress = after_version, -1.0
+            while True:
+                final = record.state in TERMINAL
+                if record.version > sent_version or final or record.progress > sent_progress >= 0:
+                    sent_version, sent_progress = record.version, record.progress
+                    yield tasks_service_pb2.WatchTaskResponse(task=to_task(record), final=final)
+                if final:
+                    return
+                await self._wait(watcher)
+                while watcher.progress:
+                    event = watcher.progress.popleft()
+                    if event.attempt == record.attempt and event.progress >= sent_progress:
+                        sent_progress = event.progress
+                        yield _progress(record, event)
+                watcher.changed.clear()
+                record = watcher.ended or await self._again(task_id, record)
+        finally:
+            self._watchers[key].discard(watcher)
+            if not self._watchers[key]:
+                del self._watchers[key]
+            await subscription.unsubscribe()
+            await self._listen()
+
+    def changed(self, record: TaskRecord) -> None:
+        """Tells of a task's row as this process has committed it."""
+        for watcher in self._watchers.get(str(record.id), ()):
+            if record.state in TERMINAL:
+                watcher.ended = record
+            watcher.changed.set()
+
+    async def _listen(self) -> None:
+        """Hears of events as long as anyone follows a task, and no longer: they are many."""
+        async with self._listening:
+            if self._watchers and self._events is None:
+                self._events = await self._bus.subscribe(EVERY_SUBJECT, self._on_event)
+            elif not self._watchers and self._events is not None:
+                subscription, self._events = self._events, None
+                await subscription.unsubscribe()
+
+    async def _wait(self, watcher: _TaskWatcher) -> None:
+        try:
+            async with asyncio.timeout(SEEING_SECONDS if self._bus.connected else BLIND_SECONDS):
+                await watcher.changed.wait()
+        except TimeoutError:
+            return
+
+    async def _again(self, task_id: UUID, previous: TaskRecord) -> TaskRecord:
+        record = await self._store.get(task_id)
+        if record is None or record.tenant != previous.tenant:
+            raise task_not_found(task_id)
+        return record
+
+    async def _on_event(self, message: BusMessage) -> None:
+        # Both documented events carry the task's id in the same field.
+        event = events_pb2.TaskStatusEvent()
+        try:
+            event.ParseFromString(message.data)
+        except DecodeError:
+            return
+        for watcher in self._watchers.get(event.task_id, ()):
+            watcher.changed.set()
+
+
+def _progress(record: TaskRecord, event: events_pb2.TaskProgressEvent) -> tasks_service_pb2.WatchTaskResponse:
+    response = tasks_service_pb2.WatchTaskResponse(task=to_task(record), preview=event.preview)
+    response.task.progress = event.progress
+    if event.HasField("step"):
+        response.step = event.step
+    if event.HasField("total_steps"):
+        response.total_steps = event.total_steps
+    return response

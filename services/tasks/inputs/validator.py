@@ -1,0 +1,243 @@
+"""The door for what callers send along: images as data, uploads, addresses, paths, LoRA adapters.
+
+Everything is judged before the task exists. Data and uploads become objects below the task's prefix, so that rows hold
+paths and never bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+from uuid import UUID
+
+from meshkit import images
+from meshkit.errors import ErrorKind, MeshError, invalid
+from meshkit.fetcher import Fetcher
+from meshkit.objects import ObjectStore
+from meshkit.paths import normalise_path
+from services.tasks.catalog import ImageInput, TypeEntry, prefix_of
+
+STAGING_SCHEME = "staging:"
+STAGING_FOLDER = "staging/"
+LORA_FOLDER = "loras"
+_T = TypeVar("_T")
+# Below this, decoding costs less than handing the work to a thread.
+_INLINE_BYTES = 32 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedInput:
+    """An image that passed.
+
+    Attributes:
+        source: Field of the Create message that carried it.
+        public: Field of the public message that shows it.
+        path: Path in storage or address.
+        data: Bytes to write at the path, where the caller sent them.
+        staged: Upload to move to the path, where it was staged.
+        content_type: Media type of the object.
+    """
+
+    source: str
+    public: str
+    path: str
+    data: bytes | None = None
+    staged: str | None = None
+    content_type: str = ""
+
+    @property
+    def is_written(self) -> bool:
+        """Whether an object is written for it."""
+        return self.data is not None or self.staged is not None
+
+
+class InputValidator:
+    """Judges inputs and moves them into place.
+
+    Args:
+        objects: The object store.
+        fetcher: Judges addresses.
+        shared_tenant: Tenant whose LoRA adapters everyone may use.
+    """
+
+    def __init__(self, objects: ObjectStore, fetcher: Fetcher, shared_tenant: str) -> None:
+        self._objects = objects
+        self._fetcher = fetcher
+        self._shared = shared_tenant
+
+    async def accept(self, entry: TypeEntry, detail: Any, tenant: str, task_id: UUID) -> list[AcceptedInput]:
+        """Judges the images of a task.
+
+        Args:
+            entry: The type.
+            detail: Its Create message.
+            tenant: Tenant of the task.
+            task_id: Identifier it will have.
+
+        Returns:
+            The images that are set, not yet written.
+
+        Raises:
+            MeshError: `INVALID` with the member's path.
+        """
+        accepted = []
+        for image in entry.images:
+            found = await self._accept_image(entry, image, detail, tenant, task_id)
+            if found is not None:
+                accepted.append(found)
+        return accepted
+
+    async def write(self, tenant: str, inputs: list[AcceptedInput]) -> None:
+        """Write the objects of accepted inputs."""
+        for item in inputs:
+            if item.data is not None:
+                await self._objects.put(tenant, item.path, item.data, item.content_type)
+            elif item.staged is not None:
+                await self._objects.copy(tenant, item.staged, item.path)
+
+    async def settle(self, tenant: str, inputs: list[AcceptedInput]) -> None:
+        """Delete the uploads that became inputs, once the task is committed."""
+        for item in inputs:
+            if item.staged is not None:
+                await self._objects.delete(tenant, item.staged)
+
+    async def discard(self, tenant: str, task_type: str, task_id: UUID) -> None:
+        """Delete what was written for a task that did not come to be."""
+        await self._objects.delete_prefix(tenant, f"{prefix_of(task_type, task_id)}inputs")
+
+    async def check_adapters(self, entry: TypeEntry, message: Any, tenant: str, where: str) -> list[str]:
+        """Judges the LoRA adapters that a message names.
+
+        Args:
+            entry: The type.
+            message: A Create message or an update.
+            tenant: Tenant of the task.
+            where: Path of the message in the request, for the error.
+
+        Returns:
+            The paths as named, for affinity.
+
+        Raises:
+            MeshError: `INVALID` for a path that leads elsewhere or names no adapter.
+        """
+        named = [(field, getattr(message, field)) for field in entry.adapters if message.HasField(field)]
+        for field, value in named:
+            path = f"{where}.{field}"
+            normal = at(path, partial(normalise_path, value))
+            if not await self._adapter_exists(tenant, f"{LORA_FOLDER}/{normal}"):
+                raise invalid(path, f"Unknown LoRA {value!r}", "unknown_lora")
+        return [value for _, value in named]
+
+    def check_address(self, url: str, path: str) -> None:
+        """Judges an http(s) address.
+
+        What is plainly inside is refused now; a name is resolved when it is fetched, and judged again then, because its
+        answer may change meanwhile.
+
+        Args:
+            url: The address.
+            path: Path of the member, for the error.
+
+        Raises:
+            MeshError: `INVALID`.
+        """
+        self._fetcher.check(url, path=path)
+
+    async def check_reference(self, value: str, tenant: str, path: str) -> str:
+        """Judges an address or a path in storage.
+
+        Returns:
+            The value, a path in its one form.
+        """
+        if _is_url(value):
+            self.check_address(value, path)
+            return value
+        normal = at(path, lambda: normalise_path(value))
+        if await self._objects.stat(tenant, normal) is None:
+            raise invalid(path, f"There is no object {normal!r} in storage", "unknown_object")
+        return normal
+
+    async def _adapter_exists(self, tenant: str, path: str) -> bool:
+        if await self._objects.stat(tenant, path) is not None:
+            return True
+        return await self._objects.stat(self._shared, path) is not None
+
+    async def _accept_image(
+        self, entry: TypeEntry, image: ImageInput, detail: Any, tenant: str, task_id: UUID
+    ) -> AcceptedInput | None:
+        named = [source for source in image.sources if detail.HasField(source)]
+        if len(named) > 1:
+            raise invalid(f"task.{entry.field}.{named[1]}", f"excludes {named[0]}", "one_source")
+        for source in named:
+            value = getattr(detail, source)
+            path = f"task.{entry.field}.{source}"
+            folder = f"{prefix_of(entry.name, task_id)}inputs/{image.name}"
+            if value.startswith(STAGING_SCHEME):
+                staged, content_type, extension = await self._accept_staged(value, tenant, path)
+                return AcceptedInput(
+                    source, image.public, f"{folder}.{extension}", staged=staged, content_type=content_type
+                )
+            if _is_url(value):
+                self.check_address(value, path)
+                return AcceptedInput(source, image.public, value)
+            if not source.endswith("_data") and (stored := await self._stored(value, tenant, path)) is not None:
+                return AcceptedInput(source, image.public, stored)
+            if source.endswith("_url"):
+                raise invalid(path, f"There is no object {value!r} in storage", "unknown_object")
+            data, content_type, extension = await _decode(value, path)
+            return AcceptedInput(source, image.public, f"{folder}.{extension}", data=data, content_type=content_type)
+        return None
+
+    async def _accept_staged(self, value: str, tenant: str, path: str) -> tuple[str, str, str]:
+        staged = at(path, lambda: normalise_path(value.removeprefix(STAGING_SCHEME)))
+        if not staged.startswith(STAGING_FOLDER) or await self._objects.stat(tenant, staged) is None:
+            raise invalid(path, "The upload does not exist any more", "unknown_upload")
+        data = await self._objects.get(tenant, staged)
+        info = await asyncio.to_thread(images.inspect, data, path=path)
+        return staged, info.content_type, info.format.lower()
+
+    async def _stored(self, value: str, tenant: str, path: str) -> str | None:
+        """Return the path in storage that a text names, or None where it is rather base64."""
+        looks_like_path = ".." in value or "\\" in value or "." in value.rpartition("/")[2]
+        if value[:5].lower() == "data:" or len(value) > 1024:
+            return None
+        if looks_like_path:
+            return await self.check_reference(value, tenant, path)
+        try:
+            normal = normalise_path(value)
+        except MeshError:
+            return None
+        return normal if await self._objects.stat(tenant, normal) is not None else None
+
+
+def at(path: str, work: Callable[[], _T]) -> _T:
+    """Run a check and names the request's member in what it raises, where the check could not know it.
+
+    Args:
+        path: Path of the member.
+        work: The check.
+    """
+    try:
+        return work()
+    except MeshError as error:
+        if error.kind is ErrorKind.INVALID and error.violations:
+            raise invalid(path, error.violations[0].message, error.violations[0].type) from None
+        raise
+
+
+async def _decode(value: str, path: str) -> tuple[bytes, str, str]:
+    def work() -> tuple[bytes, str, str]:
+        data = images.decode_data(value, path=path)
+        info = images.inspect(data, path=path)
+        return data, info.content_type, info.format.lower()
+
+    if len(value) < _INLINE_BYTES:
+        return work()
+    return await asyncio.to_thread(work)
+
+
+def _is_url(value: str) -> bool:
+    return value[:8].lower().startswith(("http://", "https://"))

@@ -1,0 +1,357 @@
+"""Use cases of workers: sessions, leases, reports and the ends of attempts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cache
+from uuid import UUID, uuid4
+
+from atelier.tasks.v1 import worker_service_pb2
+
+from meshkit import metrics
+from meshkit.auth import Principal
+from meshkit.errors import MeshError, forbidden, invalid, unavailable
+from meshkit.logging import get_logger
+from services.tasks.batching import Batcher
+from services.tasks.catalog import QUEUES
+from services.tasks.convert import from_ref
+from services.tasks.domain import AttemptRef, ErrorCategory, RetryPolicy, SessionRecord, TaskRecord, TaskStatus
+from services.tasks.errors import lease_lost, session_not_found
+from services.tasks.notifier import Notifier
+from services.tasks.scheduling import result_paths as results
+from services.tasks.scheduling.progress import ProgressRelay
+from services.tasks.scheduling.scheduler import Poll, Scheduler
+from services.tasks.store import AttemptEnd, CompletedAttempt, LeaseState, TaskStore
+
+_log = get_logger(__name__)
+
+_REMEMBERED_SESSIONS = 4096
+
+_ENDED = metrics.counter("tasks_ended", "Tasks that ended", ("task_type", "outcome"))
+_ATTEMPTS = metrics.counter("tasks_attempts_lost", "Attempts that ended without a result", ("task_type", "status"))
+_RUN_SECONDS = metrics.histogram(
+    "tasks_run_seconds", "From the first lease to the result", ("task_type",), (0.01, 0.1, 0.5, 1, 5, 15, 60, 300, 1800)
+)
+# Each combination of labels is looked up once: the look-up costs more than the counting.
+_ended = cache(_ENDED.labels)
+_run_seconds = cache(_RUN_SECONDS.labels)
+
+
+class WorkerSessions:
+    """What workers ask for.
+
+    Args:
+        store: The database.
+        scheduler: Gives work to polls.
+        board: Passes progress on.
+        news: Tells others what happened.
+        policy: How often a task is tried.
+        weights: Shares of tenants.
+        ttl_seconds: Life of a session without a heartbeat.
+        acknowledge_seconds: A lease that its worker does not name for so long goes back.
+        max_wait_seconds: Longest wait of a poll.
+    """
+
+    def __init__(
+        self,
+        store: TaskStore,
+        *,
+        scheduler: Scheduler,
+        board: ProgressRelay,
+        news: Notifier,
+        policy: RetryPolicy,
+        weights: Mapping[str, float],
+        ttl_seconds: float,
+        acknowledge_seconds: float,
+        max_wait_seconds: float,
+    ) -> None:
+        self._store = store
+        self._scheduler = scheduler
+        self._board = board
+        self._news = news
+        self._policy = policy
+        self._weights = weights
+        self._ttl = ttl_seconds
+        self._acknowledge = acknowledge_seconds
+        self._max_wait = max_wait_seconds
+        self._known: OrderedDict[UUID, SessionRecord] = OrderedDict()
+        self._completions: Batcher[CompletedAttempt, AttemptEnd] = Batcher("complete", self._commit)
+
+    async def close(self) -> None:
+        """Wait for completions that are being committed."""
+        await self._completions.close()
+
+    async def open(
+        self,
+        principal: Principal,
+        *,
+        name: str,
+        kind: str,
+        queues: Sequence[str],
+        slots: int,
+        task_types: Sequence[str],
+        provider_types: Sequence[str],
+    ) -> SessionRecord:
+        """Open a session.
+
+        Raises:
+            MeshError: `INVALID` for an unknown queue or a worker that executes nothing, `FORBIDDEN` for a queue that
+                its token is not bound to.
+        """
+        for index, queue in enumerate(queues):
+            if queue not in QUEUES:
+                raise invalid(f"queues[{index}]", f"Unknown queue {queue!r}", "unknown_queue")
+            if principal.queues is not None and queue not in principal.queues:
+                raise forbidden(f"The token is not bound to the queue {queue!r}", reason="QUEUE_FORBIDDEN")
+        if not task_types:
+            raise invalid("task_types", "Field required: a worker names what it executes", "missing")
+        session = SessionRecord(
+            uuid4(),
+            principal.subject,
+            name,
+            kind or "local",
+            tuple(dict.fromkeys(queues)),
+            slots,
+            tuple(dict.fromkeys(task_types)),
+            tuple(dict.fromkeys(provider_types)) or ("LOCAL",),
+        )
+        await self._store.open_session(session, self._ttl)
+        self._remember(session)
+        return session
+
+    async def lease(
+        self,
+        principal: Principal,
+        session_id: UUID,
+        *,
+        sequence: int,
+        max_leases: int,
+        wait_seconds: float,
+        warm: frozenset[str],
+    ) -> list[TaskRecord]:
+        """Wait for work; see `Scheduler.lease`."""
+        session = await self._session(session_id, principal)
+        try:
+            return await self._scheduler.lease(
+                session,
+                sequence=sequence,
+                max_leases=max_leases,
+                wait_seconds=min(wait_seconds, self._max_wait),
+                warm=warm,
+            )
+        except MeshError:
+            self._known.pop(session_id, None)
+            raise
+
+    async def heartbeat(
+        self, principal: Principal, session_id: UUID, held: Sequence[AttemptRef], *, draining: bool
+    ) -> list[AttemptRef]:
+        """Extend a session.
+
+        Returns:
+            Attempts that the worker has to end.
+
+        Raises:
+            MeshError: `NOT_FOUND` where the session has ended.
+        """
+        known = await self._store.heartbeat(
+            session_id, principal.subject, held, draining=draining, ttl_seconds=self._ttl
+        )
+        if known is None:
+            self._known.pop(session_id, None)
+            raise session_not_found(session_id)
+        await self._compare(session_id, held, known)
+        leases = {item.ref for item in known}
+        return [ref for ref in held if ref not in leases]
+
+    async def report(
+        self, principal: Principal, session_id: UUID, items: Sequence[worker_service_pb2.Progress]
+    ) -> list[AttemptRef]:
+        """Take progress.
+
+        Returns:
+            Attempts that the worker has to end.
+        """
+        await self._session(session_id, principal)
+        refs = [from_ref(item.ref) for item in items]
+        valid = await self._store.valid(session_id, refs)
+        own = [(item, valid[ref]) for item, ref in zip(items, refs, strict=True) if ref in valid]
+        self._board.report(session_id, own)
+        return [ref for ref in refs if ref not in valid]
+
+    async def complete(
+        self, principal: Principal, session_id: UUID, items: Sequence[worker_service_pb2.Completion]
+    ) -> list[Exception | None]:
+        """End attempts with their results, those that arrive together in one transaction.
+
+        Returns:
+            What became of each, in order: None where its task has the result; `INVALID` for a result that is never
+            taken, `CONFLICT` where the attempt is not the session's any more, any other error where it was not decided.
+
+        Raises:
+            MeshError: `NOT_FOUND` where the session is another caller's.
+        """
+        await self._owned(session_id, principal)
+        outcomes: list[Exception | None] = []
+        waiting: list[tuple[int, asyncio.Future[AttemptEnd]]] = []
+        for index, item in enumerate(items):
+            ref = from_ref(item.ref)
+            outcomes.append(results.misplaced(ref, item))
+            if outcomes[index] is None:
+                completion = CompletedAttempt(
+                    ref,
+                    session_id,
+                    item.result.SerializeToString(),
+                    tuple(each.path for each in item.objects),
+                    item.device_seconds,
+                )
+                waiting.append((index, self._completions.enqueue(completion)))
+        ended = await asyncio.gather(*(future for _, future in waiting), return_exceptions=True)
+        for (index, _), outcome in zip(waiting, ended, strict=True):
+            if isinstance(outcome, BaseException):
+                outcomes[index] = outcome if isinstance(outcome, Exception) else unavailable("The service is stopping")
+            else:
+                outcomes[index] = self._noted(outcome)
+        return outcomes
+
+    @staticmethod
+    def _noted(ended: AttemptEnd) -> MeshError | None:
+        """Count a completion that was committed; an error for one that came too late."""
+        record = ended.record
+        if record is None:
+            return None if ended.repeated else lease_lost()
+        _ended(record.task_type, record.status).inc()
+        if record.started_at is not None and record.completed_at is not None:
+            _run_seconds(record.task_type).observe((record.completed_at - record.started_at).total_seconds())
+        return None
+
+    async def fail(
+        self,
+        principal: Principal,
+        session_id: UUID,
+        ref: AttemptRef,
+        *,
+        message: str,
+        category: ErrorCategory,
+        retryable: bool,
+        device_seconds: float,
+    ) -> bool:
+        """End an attempt with an error.
+
+        Returns:
+            Whether the task was queued again.
+
+        Raises:
+            MeshError: `CONFLICT` where the attempt is not the session's any more.
+        """
+        await self._owned(session_id, principal)
+        ended = await self._store.fail(
+            ref,
+            session_id,
+            message=message or "The attempt failed",
+            category=category,
+            retryable=retryable,
+            device_seconds=device_seconds,
+            policy=self._policy,
+            weights=self._weights,
+        )
+        if ended.record is None:
+            if ended.repeated:
+                return False
+            raise lease_lost()
+        if not ended.repeated:
+            self.returned([ended.record])
+        return ended.record.status == TaskStatus.PENDING
+
+    async def release(self, principal: Principal, session_id: UUID, refs: Sequence[AttemptRef]) -> None:
+        """Take attempts back that did not begin; those that ended already are passed over."""
+        await self._owned(session_id, principal)
+        if refs:
+            self.returned(await self._store.release(session_id, refs, self._policy))
+
+    async def close_session(self, principal: Principal, session_id: UUID) -> None:
+        """End a session; what it holds goes back.
+
+        Raises:
+            MeshError: `NOT_FOUND` where it has ended.
+        """
+        returned = await self._store.close_session(session_id, principal.subject, self._policy)
+        self._known.pop(session_id, None)
+        if returned is None:
+            raise session_not_found(session_id)
+        self.returned(returned)
+
+    async def give_back(self, poll: Poll, leases: Sequence[TaskRecord]) -> None:
+        """Take leases back whose poll went away before it could be answered."""
+        refs = [AttemptRef(record.id, record.attempt) for record in leases]
+        try:
+            self.returned(await self._store.release(poll.session.id, refs, self._policy))
+        except MeshError as error:
+            # Heartbeats will not name them, which has the same end a little later.
+            _log.warning("leases_left_to_sweeper", reason=error.reason, count=len(refs))
+
+    def returned(self, records: Sequence[TaskRecord]) -> None:
+        """Tells of tasks whose attempts ended without a result."""
+        if not records:
+            return
+        for record in records:
+            _ATTEMPTS.labels(record.task_type, record.status).inc()
+            if record.status == TaskStatus.FAILED:
+                _ended(record.task_type, record.status).inc()
+        self._news.committed()
+        self._news.ended(records)
+        for queue in {r.queue_name for r in records if r.status == TaskStatus.PENDING and r.not_before is None}:
+            self._news.waiting(queue)
+
+    async def _compare(self, session_id: UUID, held: Sequence[AttemptRef], known: Sequence[LeaseState]) -> None:
+        """Notices leases that a living worker does not hold, so that none is stuck with it."""
+        named = set(held)
+        missing = [item.ref for item in known if item.ref not in named]
+        newly = [item.ref for item in known if item.ref not in named and not item.missing]
+        found = [item.ref for item in known if item.ref in named and item.missing]
+        if newly or found:
+            await self._store.note_missing(session_id, newly, found)
+        if missing:
+            self.returned(await self._store.give_back_missing(session_id, self._acknowledge, self._ttl, self._policy))
+
+    async def _commit(self, completions: Sequence[CompletedAttempt]) -> Sequence[AttemptEnd | Exception]:
+        try:
+            ended: Sequence[AttemptEnd | Exception] = await self._store.complete_many(completions, self._weights)
+        except Exception as error:
+            if len(completions) == 1:
+                raise
+            _log.info("completion_batch_split", cause=type(error).__name__)
+            ended = [await self._complete_alone(completion) for completion in completions]
+        self._news.committed()
+        self._news.ended(one.record for one in ended if isinstance(one, AttemptEnd) and one.record is not None)
+        return ended
+
+    async def _complete_alone(self, completion: CompletedAttempt) -> AttemptEnd | Exception:
+        try:
+            return (await self._store.complete_many([completion], self._weights))[0]
+        except Exception as error:
+            return error
+
+    async def _session(self, session_id: UUID, principal: Principal) -> SessionRecord:
+        """Return an open session of this caller; it may have ended since, which every write checks again."""
+        session = self._known.get(session_id) or await self._store.session(session_id)
+        if session is None or session.subject != principal.subject:
+            raise session_not_found(session_id)
+        self._remember(session)
+        return session
+
+    async def _owned(self, session_id: UUID, principal: Principal) -> None:
+        # A session that is remembered is this caller's or not; of one that ended the attempts are fenced by their rows.
+        session = self._known.get(session_id) or await self._store.session(session_id)
+        if session is not None and session.subject != principal.subject:
+            raise session_not_found(session_id)
+        if session is not None:
+            self._remember(session)
+
+    def _remember(self, session: SessionRecord) -> None:
+        self._known[session.id] = session
+        self._known.move_to_end(session.id)
+        if len(self._known) > _REMEMBERED_SESSIONS:
+            self._known.popitem(last=False)

@@ -1,0 +1,162 @@
+"""WorkerService over gRPC: decode, call, encode."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import grpc
+from atelier.tasks.v1 import worker_service_pb2, worker_service_pb2_grpc
+from google.protobuf.duration_pb2 import Duration
+
+from meshkit import auth
+from meshkit.errors import ErrorKind, MeshError
+from meshkit.logging import get_logger
+from services.tasks.api.creation import MODEL_KEY
+from services.tasks.convert import CATEGORY_NAME, PROVIDER_NAME, TASK_TYPE_NAME, from_ref, to_lease, to_ref
+from services.tasks.domain import ErrorCategory
+from services.tasks.inputs.validator import LORA_FOLDER
+from services.tasks.scheduling.service import WorkerSessions
+
+_log = get_logger(__name__)
+
+_TAKEN = worker_service_pb2.CompletionOutcome(verdict=worker_service_pb2.COMPLETION_VERDICT_TAKEN)
+_VERDICTS = {
+    ErrorKind.INVALID: worker_service_pb2.COMPLETION_VERDICT_REFUSED,
+    ErrorKind.CONFLICT: worker_service_pb2.COMPLETION_VERDICT_LOST,
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
+    """Answers workers.
+
+    Args:
+        desk: The use cases.
+        ttl_seconds: Life of a session without a heartbeat.
+        heartbeat_seconds: How often workers are to send one.
+    """
+
+    def __init__(self, desk: WorkerSessions, *, ttl_seconds: float, heartbeat_seconds: float) -> None:
+        self._desk = desk
+        self._ttl = _duration(ttl_seconds)
+        self._interval = _duration(heartbeat_seconds)
+
+    async def OpenSession(  # noqa: N802, D102 -- named and described by the contract
+        self, request: worker_service_pb2.OpenSessionRequest, context: Context
+    ) -> worker_service_pb2.OpenSessionResponse:
+        del context
+        session = await self._desk.open(
+            auth.current(),
+            name=request.name,
+            kind=request.kind,
+            queues=list(request.queues),
+            slots=request.slots,
+            task_types=[TASK_TYPE_NAME[number] for number in request.task_types if number in TASK_TYPE_NAME],
+            provider_types=[PROVIDER_NAME[number] for number in request.provider_types if number in PROVIDER_NAME],
+        )
+        return worker_service_pb2.OpenSessionResponse(
+            session_id=str(session.id), lease_ttl=self._ttl, heartbeat_interval=self._interval
+        )
+
+    async def Lease(  # noqa: N802, D102
+        self, request: worker_service_pb2.LeaseRequest, context: Context
+    ) -> worker_service_pb2.LeaseResponse:
+        del context
+        records = await self._desk.lease(
+            auth.current(),
+            UUID(request.session_id),
+            sequence=request.sequence,
+            max_leases=request.max_leases,
+            wait_seconds=max(0.0, request.wait.ToTimedelta().total_seconds()),
+            # Tasks name adapters within the library, workers hold them by their path in storage.
+            warm=frozenset(path.removeprefix(f"{LORA_FOLDER}/") for path in request.warm.loras).union(
+                MODEL_KEY + name for name in request.warm.models
+            ),
+        )
+        return worker_service_pb2.LeaseResponse(leases=[to_lease(record) for record in records])
+
+    async def Heartbeat(  # noqa: N802, D102
+        self, request: worker_service_pb2.HeartbeatRequest, context: Context
+    ) -> worker_service_pb2.HeartbeatResponse:
+        del context
+        give_up = await self._desk.heartbeat(
+            auth.current(),
+            UUID(request.session_id),
+            [from_ref(ref) for ref in request.held],
+            draining=request.draining,
+        )
+        return worker_service_pb2.HeartbeatResponse(give_up=[to_ref(ref) for ref in give_up], lease_ttl=self._ttl)
+
+    async def Report(  # noqa: N802, D102
+        self, request: worker_service_pb2.ReportRequest, context: Context
+    ) -> worker_service_pb2.ReportResponse:
+        del context
+        give_up = await self._desk.report(auth.current(), UUID(request.session_id), list(request.progress))
+        return worker_service_pb2.ReportResponse(give_up=[to_ref(ref) for ref in give_up])
+
+    async def Complete(  # noqa: N802, D102
+        self, request: worker_service_pb2.CompleteRequest, context: Context
+    ) -> worker_service_pb2.CompleteResponse:
+        del context
+        completion = worker_service_pb2.Completion(
+            ref=request.ref, result=request.result, objects=request.objects, device_seconds=request.device_seconds
+        )
+        [error] = await self._desk.complete(auth.current(), UUID(request.session_id), [completion])
+        if error is not None:
+            raise error
+        return worker_service_pb2.CompleteResponse()
+
+    async def CompleteMany(  # noqa: N802, D102
+        self, request: worker_service_pb2.CompleteManyRequest, context: Context
+    ) -> worker_service_pb2.CompleteManyResponse:
+        del context
+        errors = await self._desk.complete(auth.current(), UUID(request.session_id), request.completions)
+        return worker_service_pb2.CompleteManyResponse(outcomes=[_outcome(error) for error in errors])
+
+    async def Fail(  # noqa: N802, D102
+        self, request: worker_service_pb2.FailRequest, context: Context
+    ) -> worker_service_pb2.FailResponse:
+        del context
+        requeued = await self._desk.fail(
+            auth.current(),
+            UUID(request.session_id),
+            from_ref(request.ref),
+            message=request.message,
+            category=ErrorCategory(CATEGORY_NAME.get(request.category, "INTERNAL")),
+            retryable=request.retryable,
+            device_seconds=request.device_seconds,
+        )
+        return worker_service_pb2.FailResponse(requeued=requeued)
+
+    async def Release(  # noqa: N802, D102
+        self, request: worker_service_pb2.ReleaseRequest, context: Context
+    ) -> worker_service_pb2.ReleaseResponse:
+        del context
+        await self._desk.release(auth.current(), UUID(request.session_id), [from_ref(ref) for ref in request.refs])
+        return worker_service_pb2.ReleaseResponse()
+
+    async def CloseSession(  # noqa: N802, D102
+        self, request: worker_service_pb2.CloseSessionRequest, context: Context
+    ) -> worker_service_pb2.CloseSessionResponse:
+        del context
+        await self._desk.close_session(auth.current(), UUID(request.session_id))
+        return worker_service_pb2.CloseSessionResponse()
+
+
+def _outcome(error: Exception | None) -> worker_service_pb2.CompletionOutcome:
+    """Return what a worker is told of one completion."""
+    if error is None:
+        return _TAKEN
+    if not isinstance(error, MeshError):
+        _log.error("completion_not_decided", exc_info=error)
+        return worker_service_pb2.CompletionOutcome(verdict=worker_service_pb2.COMPLETION_VERDICT_UNDECIDED)
+    verdict = _VERDICTS.get(error.kind, worker_service_pb2.COMPLETION_VERDICT_UNDECIDED)
+    return worker_service_pb2.CompletionOutcome(verdict=verdict, message=error.message)
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromMilliseconds(int(seconds * 1000))
+    return duration

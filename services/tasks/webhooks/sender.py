@@ -1,0 +1,135 @@
+"""Sends webhooks: what is due is claimed, sent, and its outcome written; a loop of the service calls it.
+
+At most a few requests go to one target at a time, so that a receiver that is dead or slow takes nothing from others.
+A sender that is killed between the request and the note of it leaves a lease that ends: the delivery is sent again,
+under the same `webhook-id`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from datetime import timedelta
+
+from meshkit import metrics
+from meshkit.errors import ErrorKind, MeshError
+from meshkit.fetcher import Fetcher
+from meshkit.logging import get_logger
+from meshkit.loops import Loop, cancel
+from services.tasks.webhooks import domain as webhooks
+from services.tasks.webhooks.domain import (
+    ClaimedDelivery,
+    DeliveryFailure,
+    DeliveryStatus,
+    DeliveryVerdict,
+    ReceiverAnswer,
+)
+from services.tasks.webhooks.store import WebhookStore
+
+_log = get_logger(__name__)
+
+IN_FLIGHT = 256
+PER_TARGET = 4
+# A burst of answers leaves the database's connections to callers and workers.
+WRITERS = 2
+INTERVAL_SECONDS = 0.5
+PRUNE_INTERVAL_SECONDS = 600.0
+STOP_SECONDS = 2.0
+
+_ATTEMPTS = metrics.counter("tasks_webhook_attempts", "Requests to receivers of webhooks", ("outcome",))
+_ENDED = metrics.counter("tasks_webhooks_ended", "Webhooks delivered or given up", ("outcome",))
+
+
+class Sender:
+    """Sends what is due.
+
+    Args:
+        store: Deliveries.
+        fetcher: The guarded door to callers' addresses.
+        in_flight: Requests at a time.
+        per_target: Requests at a time to one host and port.
+    """
+
+    def __init__(
+        self, store: WebhookStore, fetcher: Fetcher, *, in_flight: int = IN_FLIGHT, per_target: int = PER_TARGET
+    ) -> None:
+        self._store = store
+        self._fetcher = fetcher
+        self._in_flight = in_flight
+        self._per_target = per_target
+        self._busy: Counter[str] = Counter()
+        self._sending: set[asyncio.Task[None]] = set()
+        self._writing = asyncio.Semaphore(WRITERS)
+        self._wake = asyncio.Event()
+        self.loops = (
+            Loop("tasks-webhooks", self.run_once, INTERVAL_SECONDS, jitter=0.2, wake=self._wake),
+            Loop("tasks-webhooks-log", store.prune, PRUNE_INTERVAL_SECONDS),
+        )
+
+    async def run_once(self) -> None:
+        """Claims what is due and begins to send it; body of a loop."""
+        room = self._in_flight - len(self._sending)
+        if room <= 0:
+            return
+        for claimed in await self._store.claim(room, self._per_target, self._busy):
+            self._busy[claimed.target] += 1
+            task = asyncio.create_task(self._deliver(claimed))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def settled(self) -> None:
+        """Wait for the requests under way."""
+        while self._sending:
+            await asyncio.wait(set(self._sending))
+
+    async def close(self) -> None:
+        """Lets requests under way end if they do so soon; the others are sent again when their leases end."""
+        if self._sending:
+            _, late = await asyncio.wait(set(self._sending), timeout=STOP_SECONDS)
+            await cancel(late)
+
+    async def _deliver(self, claimed: ClaimedDelivery) -> None:
+        try:
+            if claimed.disabled:
+                answer, verdict = None, DeliveryVerdict(DeliveryStatus.FAILED, failure=DeliveryFailure.GONE)
+            else:
+                answer = await self._send(claimed)
+                verdict = webhooks.judge(answer, claimed.tries, random.uniform(-1, 1))  # noqa: S311 -- jitter
+                _ATTEMPTS.labels("failed" if answer.error else "delivered").inc()
+            async with self._writing:
+                kept = await self._store.finish(claimed, answer, verdict)
+            if kept and verdict.status is not DeliveryStatus.PENDING:
+                _ENDED.labels((verdict.failure or verdict.status).lower()).inc()
+        except Exception:
+            # Its lease ends, and it is sent again.
+            _log.exception("webhook_outcome_not_written", delivery=str(claimed.id))
+        finally:
+            self._busy[claimed.target] -= 1
+            if not self._busy[claimed.target]:
+                del self._busy[claimed.target]
+            self._wake.set()
+
+    async def _send(self, claimed: ClaimedDelivery) -> ReceiverAnswer:
+        begun = time.perf_counter()
+        status, error, refused, asked = None, None, False, timedelta()
+        try:
+            reply = await self._fetcher.post(
+                claimed.url,
+                claimed.body,
+                webhooks.headers(claimed.id, claimed.now, claimed.body, claimed.keys),
+                webhooks.TIMEOUT_SECONDS,
+                path="webhook_url",
+            )
+            status = reply.status
+            asked = webhooks.asked_wait(status, reply.retry_after, claimed.now)
+            if not 200 <= status < 300:
+                error = f"The receiver answered {status}"
+        except MeshError as problem:
+            # A name that does not exist may do so again; an address that is refused will be refused again.
+            types = {violation.type for violation in problem.violations}
+            refused = problem.kind is ErrorKind.INVALID and "url_host" not in types
+            error = "; ".join(f"{v.path} {v.message}" for v in problem.violations) or problem.message
+        seconds = time.perf_counter() - begun
+        return ReceiverAnswer(status, error and error[: webhooks.MAX_ERROR_LENGTH], refused, seconds, asked)

@@ -1,0 +1,99 @@
+"""The tasks service as this one needs it: called with a token of the mesh, in the name of a workflow's tenant."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, webhooks_service_pb2
+from atelier.tasks.v1.tasks_service_pb2_grpc import TasksServiceStub
+from atelier.tasks.v1.webhooks_service_pb2_grpc import WebhookServiceStub
+from google.protobuf.message import Message
+
+from meshkit.channel import MeshChannel, call_metadata
+from meshkit.errors import MeshError
+from meshkit.logging import get_logger
+from services.workflows.definition import ServedCatalog
+from services.workflows.domain import WorkflowRecord
+from services.workflows.fields import type_name
+
+_log = get_logger(__name__)
+
+
+class TaskCalls:
+    """Calls the tasks service.
+
+    Args:
+        channel: Channel to it.
+        catalog_ttl_seconds: How long its catalog is believed.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, channel: MeshChannel, *, catalog_ttl_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stub = channel.stub(TasksServiceStub)
+        self._webhooks = channel.stub(WebhookServiceStub)
+        self._ttl = catalog_ttl_seconds
+        self._clock = clock
+        self._served: ServedCatalog | None = None
+        self._asked = 0.0
+
+    async def served(self) -> ServedCatalog:
+        """Return what it serves; the last answer where it does not answer now.
+
+        Raises:
+            MeshError: `UNAVAILABLE` where it never did.
+        """
+        if self._served is not None and self._clock() - self._asked < self._ttl:
+            return self._served
+        try:
+            answer = await self._stub.GetCatalog(tasks_service_pb2.GetCatalogRequest(), timeout=5.0)
+        except MeshError as error:
+            if self._served is None:
+                raise
+            _log.warning("catalog_unavailable", reason=error.reason)
+            return self._served
+        self._served, self._asked = _served(answer), self._clock()
+        return self._served
+
+    async def create(self, task: task_pb2.CreateTask, task_id: UUID, workflow_id: UUID, tenant: str) -> None:
+        """Make a task of this identifier, or finds that it exists."""
+        request = tasks_service_pb2.CreateTaskRequest(task=task, task_id=str(task_id), workflow_id=str(workflow_id))
+        await self._stub.CreateTask(request, metadata=call_metadata(tenant=tenant))
+
+    async def get(self, task_id: UUID, tenant: str) -> task_pb2.Task:
+        """Return a task as it stands."""
+        request = tasks_service_pb2.GetTaskRequest(task_id=str(task_id))
+        return (await self._stub.GetTask(request, metadata=call_metadata(tenant=tenant))).task
+
+    async def cancel(self, task_id: UUID, tenant: str) -> None:
+        """Cancel a task."""
+        request = tasks_service_pb2.CancelTaskRequest(task_id=str(task_id))
+        await self._stub.CancelTask(request, metadata=call_metadata(tenant=tenant))
+
+    async def cleanup(self, task_id: UUID, tenant: str) -> Sequence[str]:
+        """Delete a task's files and hides it; the paths that were deleted."""
+        request = tasks_service_pb2.CleanupTaskRequest(task_id=str(task_id))
+        return list((await self._stub.CleanupTask(request, metadata=call_metadata(tenant=tenant))).deleted_paths)
+
+    async def enqueue_webhook(self, event: Message, event_id: UUID, workflow: WorkflowRecord) -> None:
+        """Hands a webhook of a workflow in; the tasks service delivers it, and takes each event once."""
+        request = webhooks_service_pb2.EnqueueRequest(
+            event_id=str(event_id),
+            entity_id=str(workflow.id),
+            entity_version=workflow.version,
+            url=workflow.webhook_url or "",
+        )
+        request.event.Pack(event)
+        await self._webhooks.Enqueue(request, metadata=call_metadata(tenant=workflow.tenant))
+
+
+def _served(answer: tasks_service_pb2.GetCatalogResponse) -> ServedCatalog:
+    spell = enums_pb2.ProviderType.Name
+    return ServedCatalog.of(
+        [type_name(number) for number in answer.task_types],
+        {spell(one.provider_type).removeprefix("PROVIDER_TYPE_"): one.capabilities for one in answer.providers},
+        answer.queues,
+    )

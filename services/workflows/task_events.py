@@ -1,0 +1,198 @@
+"""Hears how tasks ended: at once by core NATS, for certain by JetStream, and by asking where news holds no task.
+
+All ends that arrive while others are being decided upon are decided upon together, whatever their workflows: a
+transaction costs nearly the same for one as for many. Who hears an end twice decides nothing twice: a step keeps the
+version of its task that was last heard of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from uuid import UUID
+
+from atelier.events.v1 import events_pb2
+from atelier.tasks.v1 import task_pb2
+from google.protobuf.message import DecodeError
+
+from meshkit import metrics
+from meshkit.bus import BusMessage
+from meshkit.db import DatabaseUnavailableError
+from meshkit.errors import MeshError
+from meshkit.logging import get_logger
+from meshkit.loops import cancel
+from services.workflows.domain import StepRecord
+from services.workflows.store import WorkflowStore
+
+_log = get_logger(__name__)
+
+Tell = Callable[[Mapping[UUID, Sequence[task_pb2.Task]]], Awaitable[Mapping[UUID, object]]]
+Ask = Callable[[StepRecord, str], Awaitable[None]]
+# A group holds the locks of its workflows, whose callers wait meanwhile.
+_GROUP = 32
+# Below the number of connections: callers' requests must find one.
+_GROUPS_AT_ONCE = 4
+GATHER_SECONDS = 0.008
+PATIENCE_SECONDS = 0.25
+
+_SIZES = metrics.histogram(
+    "workflow_group_members", "Workflows that were decided upon in one transaction", (), (1, 2, 4, 8, 16, 32)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _PendingEnd:
+    task: task_pb2.Task
+    told: asyncio.Future[None]
+
+
+class TaskEventConsumer:
+    """The ears of the service.
+
+    Args:
+        store: The database.
+        tell: Decides upon workflows of which these tasks ended; the outcome of each, an exception where it failed.
+        ask: Asks for a step's task, in the name of its tenant, and decides upon its workflow where it ended.
+        gather_seconds: Wait before a group that follows another of several workflows: what that one began is about
+            to end. An end that comes alone waits for nobody.
+        patience_seconds: How long the next group waits for one that waits for a lock itself. Groups that are decided
+            upon beside each other are smaller ones.
+    """
+
+    def __init__(
+        self,
+        store: WorkflowStore,
+        tell: Tell,
+        ask: Ask,
+        *,
+        gather_seconds: float = GATHER_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._store = store
+        self._tell = tell
+        self._ask = ask
+        self._gather_seconds = gather_seconds
+        self._patience_seconds = patience_seconds
+        # Who waited longest comes first.
+        self._waiting: dict[UUID, list[_PendingEnd]] = {}
+        self._deciding: dict[UUID, list[_PendingEnd]] = {}
+        self._groups: set[asyncio.Task[None]] = set()
+        self._running: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def close(self) -> None:
+        """End what is under way; JetStream tells again what was not acknowledged."""
+        self._closed = True
+        await cancel(self._groups if self._running is None else {self._running, *self._groups})
+        # Those of a group that was ended before it began are among them.
+        for one in chain.from_iterable([*self._waiting.values(), *self._deciding.values()]):
+            one.told.cancel()
+        self._waiting.clear()
+        self._deciding.clear()
+
+    async def notice(self, message: BusMessage) -> None:
+        """Take the notice of an ended task; return at once."""
+        event = _event(message)
+        if event is not None and event.HasField("task"):
+            self._put(event.task).add_done_callback(_note_failure)
+
+    async def batch(self, messages: Sequence[BusMessage]) -> None:
+        """Tasks ended, says JetStream; most of it was heard before.
+
+        Raises:
+            MeshError: Something could not be decided upon now; the messages must come again.
+        """
+        told = [(event, message) for message in messages if (event := _event(message)) is not None]
+        versions: dict[UUID, int] = {}
+        ended: dict[UUID, tuple[events_pb2.TaskStatusEvent, str]] = {}
+        for event, message in told:
+            ident, version = UUID(event.task_id), int(message.headers.get("Atelier-Version", "0"))
+            if version > versions.get(ident, -1):
+                versions[ident] = version
+                ended[ident] = event, message.headers.get("Atelier-Tenant", "")
+        work: list[Awaitable[None]] = []
+        for step in await self._store.unheard(versions):
+            assert step.task_id is not None, "it was found by its task"
+            event, tenant = ended[step.task_id]
+            work.append(self._put(event.task) if event.HasField("task") else self._ask(step, tenant))
+        outcomes = await asyncio.gather(*work, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    def _put(self, task: task_pb2.Task) -> asyncio.Future[None]:
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            told.cancel()
+            return told
+        self._waiting.setdefault(UUID(task.workflow_id), []).append(_PendingEnd(task, told))
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._decide_all())
+        return told
+
+    async def _decide_all(self) -> None:
+        """Decides upon one group after the other until nothing waits."""
+        busy = False
+        while self._waiting:
+            # Whoever is ready to run now may join.
+            await asyncio.sleep(self._gather_seconds if busy else 0)
+            group = self._take()
+            if group:
+                _SIZES.observe(len(group))
+                self._groups.add(asyncio.create_task(self._decide(group)))
+            busy = len(group) > 1
+            patience = self._patience_seconds if len(self._groups) < _GROUPS_AT_ONCE else None
+            _, self._groups = await asyncio.wait(self._groups, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+
+    def _take(self) -> dict[UUID, list[_PendingEnd]]:
+        """Return the next group: of a workflow that another one holds nothing, it would wait for its lock."""
+        free = (ident for ident in self._waiting if ident not in self._deciding)
+        group = {ident: self._waiting.pop(ident) for ident in list(islice(free, _GROUP))}
+        self._deciding |= group
+        return group
+
+    async def _decide(self, group: Mapping[UUID, Sequence[_PendingEnd]]) -> None:
+        outcomes: Mapping[UUID, object]
+        try:
+            outcomes = await self._tell({ident: [one.task for one in taken] for ident, taken in group.items()})
+        except Exception as error:
+            outcomes = dict.fromkeys(group, error)
+        except asyncio.CancelledError:
+            for one in chain.from_iterable(group.values()):
+                one.told.cancel()
+            raise
+        finally:
+            for ident in group:
+                del self._deciding[ident]
+        for ident, taken in group.items():
+            _settle(taken, outcomes[ident])
+
+
+def _settle(taken: Sequence[_PendingEnd], outcome: object) -> None:
+    for one in taken:
+        if one.told.done():
+            continue
+        if isinstance(outcome, Exception):
+            one.told.set_exception(outcome)
+        else:
+            one.told.set_result(None)
+
+
+def _event(message: BusMessage) -> events_pb2.TaskStatusEvent | None:
+    try:
+        return events_pb2.TaskStatusEvent.FromString(message.data)
+    except DecodeError:
+        # It would come again for ever and keep what came with it from being acknowledged.
+        _log.warning("event_unreadable", subject=message.subject)
+        return None
+
+
+def _note_failure(told: asyncio.Future[None]) -> None:
+    if told.cancelled() or (error := told.exception()) is None:
+        return
+    if isinstance(error, MeshError | DatabaseUnavailableError):
+        _log.info("left_to_event", cause=type(error).__name__)
+    else:
+        _log.error("task_end_not_processed", exc_info=error)

@@ -1,0 +1,31 @@
+import asyncio
+
+from meshkit.bus import Bus
+from services.tasks import notifier as news
+from services.tasks.notifier import Notifier
+
+
+class Recorder(Bus):
+    """Keeps what is sent, in place of NATS."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.sent: list[tuple[str, bytes]] = []
+
+    def notify(self, subject: str, payload: bytes = b"") -> None:
+        self.sent.append((subject, payload))
+
+
+async def test_many_tasks_at_once_wake_other_replicas_twice() -> None:
+    bus, local = Recorder(), list[str]()
+    told = Notifier(bus, b"me")
+    told.on_waiting(local.append)
+    for _ in range(50):
+        told.waiting("inference")
+    told.waiting("training")
+    assert local == ["inference"] * 50 + ["training"], "this process hears of each"
+    assert bus.sent == [("atelier.wake.inference", b"me"), ("atelier.wake.training", b"me")]
+    await asyncio.sleep(news.WAKE_SECONDS * 6)
+    assert bus.sent[2:] == [("atelier.wake.inference", b"me")], "what came in between is told, once"
+    told.waiting("inference")
+    assert len(bus.sent) == 4, "after a silence at once"

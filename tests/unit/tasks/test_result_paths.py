@@ -1,0 +1,73 @@
+from uuid import uuid4
+
+import pytest
+from atelier.tasks.v1 import task_pb2, worker_service_pb2
+
+from services.tasks.domain import AttemptRef
+from services.tasks.scheduling.result_paths import misplaced
+
+JOB = uuid4()
+REF = AttemptRef(JOB, 2)
+
+
+def completion(*objects: str, result: task_pb2.TaskResult | None = None) -> worker_service_pb2.Completion:
+    return worker_service_pb2.Completion(
+        result=result, objects=[worker_service_pb2.ResultObject(path=path) for path in objects]
+    )
+
+
+def generation(path: str) -> task_pb2.TaskResult:
+    result = task_pb2.TaskResult()
+    result.generation.result_image_path = path
+    return result
+
+
+def backgrounds(*paths: str) -> task_pb2.TaskResult:
+    result = task_pb2.TaskResult()
+    result.background_remove.result_image_paths.extend(paths)
+    return result
+
+
+def test_objects_of_the_attempt_are_its_own() -> None:
+    path = f"generations/{JOB}/2/image.png"
+    assert misplaced(REF, completion(path, result=generation(path))) is None
+    assert misplaced(REF, completion(f"noops/{JOB}/2/result.bin")) is None
+    assert misplaced(REF, completion()) is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"generations/{uuid4()}/2/image.png",
+        f"generations/{JOB}/1/image.png",
+        f"generations/{JOB}/inputs/reference.png",
+        f"elsewhere/{JOB}/2/image.png",
+        f"other/generations/{JOB}/2/image.png",
+        f"generations/{JOB}/2/../1/image.png",
+        f"generations/{JOB}/2//image.png",
+        f"generations/{JOB}/2/",
+        f"generations/{JOB}/2/a\\b.png",
+        "",
+    ],
+)
+def test_an_object_that_lies_elsewhere_is_refused(path: str) -> None:
+    own = f"generations/{JOB}/2/image.png"
+    error = misplaced(REF, completion(own, path))
+    assert error is not None
+    assert error.violations[0].path == "objects[1].path"
+
+
+def test_a_path_in_the_result_that_lies_elsewhere_is_refused() -> None:
+    error = misplaced(REF, completion(result=generation("identities/somebody.png")))
+    assert error is not None
+    assert error.violations[0].path == "result.generation.result_image_path"
+
+
+def test_each_of_several_paths_is_judged() -> None:
+    own, foreign = f"backgrounds/{JOB}/2/a.png", f"backgrounds/{uuid4()}/2/a.png"
+    assert misplaced(REF, completion(result=backgrounds(own, own))) is None
+    assert misplaced(REF, completion(result=backgrounds(own, foreign))) is not None
+
+
+def test_a_result_of_one_type_does_not_lie_in_the_folder_of_another() -> None:
+    assert misplaced(REF, completion(result=generation(f"noops/{JOB}/2/image.png"))) is not None

@@ -1,0 +1,140 @@
+import base64
+import contextlib
+import io
+import json
+import struct
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import pytest
+from atelier.tasks.v1.enums_pb2 import (
+    ERROR_CATEGORY_VALIDATION,
+    TASK_TYPE_GENERATION,
+    TASK_TYPE_IMAGE_ADJUSTER,
+    TASK_TYPE_NOOP,
+)
+from atelier.tasks.v1.generation_pb2 import CreateGenerationTask
+from atelier.tasks.v1.image_adjuster_pb2 import CreateImageAdjusterTask
+from atelier.tasks.v1.noop_pb2 import CreateNoopTask
+from atelier.tasks.v1.task_pb2 import CreateTask, Task
+from PIL import Image
+
+from meshkit.fetcher import Fetcher
+from meshkit.objects import ObjectInfo, ObjectStore
+from meshkit.worker.device_runner import Job
+from meshkit.worker.handlers import TaskFailed
+from meshkit.worker.inputs import AttemptFolders, Inputs
+from meshkit.worker.lora_cache import LoraCache
+from meshkit.worker.preparer import JobPreparer
+from services.inference.tasktypes import load_handlers
+from services.inference.tasktypes.generation import GenerationHandler
+
+
+def safetensors() -> bytes:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(4)
+
+
+class Store:
+    def __init__(self) -> None:
+        self.etags: dict[tuple[str, str], str] = {}
+
+    async def stat(self, tenant: str, path: str) -> ObjectInfo | None:
+        etag = self.etags.get((tenant, path))
+        return None if etag is None else ObjectInfo(path, 100, etag, "", datetime.now(UTC))
+
+    async def download(self, tenant: str, path: str, dest: Path) -> None:
+        assert (tenant, path) in self.etags
+        dest.write_bytes(safetensors())  # noqa: ASYNC240 -- a few bytes, and nothing else runs
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+async def batch_keys(store: Store, folder: Path, *tenants: str) -> set[object]:
+    objects = cast("ObjectStore", store)
+    loras = LoraCache(objects, folder / "loras", max_bytes=10_000, max_file_bytes=1000)
+    folders = AttemptFolders(folder / "attempts")
+    folders.open()
+    preparer = JobPreparer(
+        {TASK_TYPE_GENERATION: GenerationHandler()},
+        Inputs(objects, Fetcher(), loras, max_bytes=1000, timeout_seconds=1),
+        folders,
+    )
+    spec = CreateTask(generation=CreateGenerationTask(prompt="a dress", product_model_path="dress.safetensors"))
+    async with AsyncExitStack() as stack:
+        stack.callback(folders.close)
+        return {
+            (await stack.enter_async_context(preparer.prepared(spec, Task(), tenant, lambda _: None))).batch_key
+            for tenant in tenants
+        }
+
+
+async def test_loras_of_one_path_and_two_tenants_are_never_in_one_batch(store: Store, tmp_path: Path) -> None:
+    store.etags = {("acme", "loras/dress.safetensors"): "1", ("rival", "loras/dress.safetensors"): "1"}
+    assert len(await batch_keys(store, tmp_path, "acme", "rival")) == 2
+
+
+async def test_a_lora_that_all_tenants_share_keeps_their_tasks_together(store: Store, tmp_path: Path) -> None:
+    store.etags = {("shared", "loras/dress.safetensors"): "1"}
+    [key] = await batch_keys(store, tmp_path, "acme", "rival", "acme")
+    assert key is not None
+
+
+async def test_data_goes_to_the_child_as_a_file_and_not_in_the_frame(tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.effect_noise((96, 96), 90).save(picture, "PNG")
+    data = base64.b64encode(picture.getvalue()).decode()
+    assert len(data) > 4096
+    spec = CreateTask(image_adjuster=CreateImageAdjusterTask(input_image=data, target_width=64, target_height=80))
+    async with prepared(tmp_path, spec) as job:
+        file = Path(job.payload.inputs["input"])
+        assert file.read_bytes() == picture.getvalue()  # noqa: ASYNC240 -- a few bytes, and nothing else runs
+        assert job.payload.spec.image_adjuster.input_image == "input"
+        assert job.payload.spec.image_adjuster.target_height == 80
+        assert job.payload.ByteSize() < 1024
+    assert spec.image_adjuster.input_image == data, "the caller's message is left as it is"
+
+
+async def test_a_task_that_no_frame_carries_is_refused_as_invalid(tmp_path: Path) -> None:
+    spec = CreateTask(noop=CreateNoopTask(payload="x" * (33 << 20)))
+    with pytest.raises(TaskFailed) as caught:
+        async with prepared(tmp_path, spec):
+            pass
+    assert (caught.value.category, caught.value.retryable) == (ERROR_CATEGORY_VALIDATION, False)
+
+
+async def test_a_large_job_shares_no_frame(tmp_path: Path) -> None:
+    small = CreateTask(generation=CreateGenerationTask(prompt="a dress"))
+    large = CreateTask(generation=CreateGenerationTask(prompt="a dress" * (100 << 10)))
+    async with prepared(tmp_path, small) as job, prepared(tmp_path, large) as other:
+        assert job.batch_key is not None
+        assert other.batch_key is None
+
+
+@contextlib.asynccontextmanager
+async def prepared(folder: Path, spec: CreateTask) -> AsyncIterator[Job]:
+    objects = cast("ObjectStore", Store())
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        folders = AttemptFolders(Path(own))
+        folders.open()
+        preparer = JobPreparer(
+            load_handlers((TASK_TYPE_GENERATION, TASK_TYPE_IMAGE_ADJUSTER, TASK_TYPE_NOOP)),
+            Inputs(
+                objects,
+                Fetcher(),
+                LoraCache(objects, folder / "loras", max_bytes=1, max_file_bytes=1),
+                max_bytes=1 << 20,
+                timeout_seconds=1,
+            ),
+            folders,
+        )
+        async with preparer.prepared(spec, Task(), "acme", lambda _: None) as job:
+            yield job
+        folders.close()
