@@ -57,9 +57,10 @@ demo: setup ## Start a mesh, make four pictures into demo/, stop it.
 test: setup ## Run the tests, without the long ones.
 	@$(BIN)/python -m pytest -q -m "$(MARKS)" $(TESTS)
 
-check: setup ## The inner loop: format, lint, types, unit tests; under two minutes.
+check: setup ## The inner loop: format, lint, import contracts, types, unit tests; under two minutes.
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/mypy --no-error-summary $(filter-out gen,$(PACKAGES)) scripts tests
 	@$(BIN)/python -m pytest -q tests/unit
 
