@@ -12,10 +12,11 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import psutil
@@ -42,14 +43,14 @@ class ResidentModel:
 
     Attributes:
         name: Its name.
-        kind: Its family.
+        family: Its family.
         bytes: What its weights and adapters hold; parts that it shares with another model count for both here.
         pins: Uses under way.
         loras: Labels of its adapters.
     """
 
     name: str
-    kind: str
+    family: str
     bytes: int
     pins: int
     loras: tuple[str, ...]
@@ -59,6 +60,17 @@ class ResidentModel:
 class _Entry:
     model: FluxModel
     pins: int = 0
+
+
+class ModelNeed(Protocol):
+    """A model that somebody must have: the name to give it under, its family, its own name."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 -- see above
+    @property
+    def family(self) -> str: ...  # noqa: D102 -- see above
+    @property
+    def model(self) -> str | None: ...  # noqa: D102 -- see above
 
 
 class Models:
@@ -97,6 +109,22 @@ class Models:
         self._changed = threading.Condition(threading.RLock())
         self._upscaler: Upscaler | None = None
         self._vision: Vision | None = None
+
+    @contextmanager
+    def lend(self, needs: Sequence[ModelNeed]) -> Iterator[Mapping[str, Any]]:
+        """Lend models by the names of the needs, loaded if need be; they stay in memory for as long as they are lent.
+
+        Raises:
+            ModelError: One is not served here, does not fit the budget, or does not load.
+        """
+        with ExitStack() as stack:
+            lent: dict[str, Any] = {}
+            for need in needs:
+                if need.family == "flux":
+                    lent[need.name] = stack.enter_context(self.flux(need.model))
+                else:
+                    lent[need.name] = {"upscaler": self.upscaler, "vision": self.vision}[need.family]()
+            yield lent
 
     @contextmanager
     def flux(self, name: str | None = None) -> Iterator[FluxModel]:

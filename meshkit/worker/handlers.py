@@ -1,21 +1,20 @@
 """What a task type is to the worker: one module with a `TaskHandler`, one registration in this package.
 
-A handler's `inputs` and `batch_key` run in the parent, so a module of a task type imports neither torch nor anything
-that does at its top; `run` is called in the child, on one of its job threads.
+`inputs` and `batch_key` run in the parent, so a task type's module imports neither torch nor anything that does at its
+top. `needs` and `run` are called in the child, on one of its job threads. A handler says which models it needs; the
+child lends it those for the time of the batch, and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from atelier.tasks.v1.enums_pb2 import ErrorCategory, TaskType
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
-
-if TYPE_CHECKING:  # it stands on torch, which the parent never imports
-    from modelkit.residency import Models
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,71 @@ class Output:
     device_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A model that a handler must have to execute a batch.
+
+    Attributes:
+        name: Key under which the handler finds the model in what it is lent.
+        family: Family of the model (`flux`, `upscaler`, `vision`).
+        model: Name of the model within the family; the worker's default where None.
+    """
+
+    name: str
+    family: str
+    model: str | None = None
+
+
+class HeldModel(Protocol):
+    """A model in memory, as a lender describes it."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """Family of the model."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that it holds."""
+        ...
+
+    @property
+    def pins(self) -> int:
+        """Number of batches that use it now."""
+        ...
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """Labels of its loaded adapters."""
+        ...
+
+
+class Lender(Protocol):
+    """Keeps models in memory and lends them to batches."""
+
+    @property
+    def device(self) -> str:
+        """Device of the models (`cpu`, `cuda:0`)."""
+        ...
+
+    def lend(self, needs: Sequence[Need]) -> AbstractContextManager[Mapping[str, Any]]:
+        """Lend models by the names of the needs; they stay in memory until the block ends."""
+        ...
+
+    def resident(self) -> Sequence[HeldModel]:
+        """List what is in memory."""
+        ...
+
+    def free(self) -> None:
+        """Unload every model that no batch uses."""
+        ...
+
+
 class TaskFailed(Exception):  # noqa: N818 -- it states an outcome of a task, and is part of the handlers' protocol
     """An attempt failed in a way that its caller may read.
 
@@ -106,9 +170,15 @@ class TaskContext(Protocol):
 
 
 class TaskHandler(Protocol):
-    """One task type."""
+    """One task type.
+
+    Attributes:
+        task_type: The type.
+        families: Families that `needs` may name; a child whose handlers name none keeps no models and imports no torch.
+    """
 
     task_type: TaskType.ValueType
+    families: tuple[str, ...]
 
     def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
         """Name the inputs to fetch. Runs in the parent, without torch."""
@@ -118,6 +188,19 @@ class TaskHandler(Protocol):
         """Tasks with equal keys may run as one batch; None is never batched. Runs in the parent, without torch."""
         ...
 
-    def run(self, batch: Sequence[TaskContext], models: Models) -> Sequence[Output | Exception]:
-        """Execute the batch in the child; one outcome for each member, in order."""
+    def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:
+        """Name the models that the task needs; tasks with equal batch keys have equal needs.
+
+        Raises:
+            TaskFailed: The task cannot be executed as it is.
+        """
+        ...
+
+    def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
+        """Execute the batch in the child; one outcome for each member, in order.
+
+        Args:
+            batch: Tasks of equal batch keys.
+            lent: The models that `needs` named, by their names.
+        """
         ...

@@ -1,7 +1,7 @@
 """`python -m services.inference.child`: the process that owns the device and the models.
 
-Started by the supervisor alone. It imports torch only where one of its task types needs models, and answers every
-job, whatever a handler does short of ending the process.
+Started by the supervisor alone. It imports torch only where one of its handlers needs models. It answers every job,
+whatever a handler does short of ending the process.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, cast
+from typing import Any
 
 from atelier.inference.v1.child_pb2 import (
     ChildCancelled,
@@ -37,11 +38,9 @@ from meshkit import tracing
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import configure, get_logger
 from meshkit.worker.child import ChildRuntime, JobContext, die_with_parent
-from meshkit.worker.handlers import Output, TaskCancelled, TaskFailed, TaskHandler
-from services.inference.tasktypes import WITHOUT_MODELS, load_handlers, type_of_detail
-
-if TYPE_CHECKING:
-    from modelkit.residency import Models
+from meshkit.worker.handlers import Lender, Need, Output, TaskCancelled, TaskFailed, TaskHandler
+from services.inference.tasktypes import load_handlers, type_of_detail
+from services.inference.tasktypes.failures import explained
 
 _log = get_logger(__name__)
 
@@ -86,16 +85,23 @@ class ChildSettings:
 
 
 class BatchRunner:
-    """Executes batches: finds the handler, turns whatever comes of it into outcomes.
+    """Executes batches: finds the handler, lends it the models it needs, turns whatever comes of it into outcomes.
 
     Args:
         handlers: One handler a type.
-        models: What is resident; None for types that need none.
+        lender: Keeps the models; None where no handler needs any.
+        explain: Turns an exception of the models' library into a `TaskFailed`; returns any other as it is.
     """
 
-    def __init__(self, handlers: Mapping[TaskType.ValueType, TaskHandler], models: Models | None) -> None:
+    def __init__(
+        self,
+        handlers: Mapping[TaskType.ValueType, TaskHandler],
+        lender: Lender | None = None,
+        explain: Callable[[Exception], Exception] = lambda error: error,
+    ) -> None:
         self._handlers = handlers
-        self._models = models
+        self._lender = lender
+        self._explain = explain
 
     def execute(self, batch: Sequence[JobContext]) -> list[ChildDone]:
         """Run one batch of one type; one outcome a job."""
@@ -105,24 +111,52 @@ class BatchRunner:
             missing = ChildFailure(message="This worker does not execute the type.", category=ERROR_CATEGORY_INTERNAL)
             return [ChildDone(failure=missing) for _ in batch]
         with tracing.activated(tracing.begin(batch[0].traceparent)):
-            try:
-                outcomes = handler.run(batch, cast("Models", self._models))
-                if len(outcomes) != len(batch):
-                    raise RuntimeError(f"{len(outcomes)} outcomes for {len(batch)} tasks")
-            except Exception as error:  # a handler's fault ends its batch, never the process
-                outcomes = [error] * len(batch)
-            return [self._encode(outcome) for outcome in outcomes]
+            return [self._encode(outcome) for outcome in self._run(handler, batch)]
 
     def resident(self) -> ChildResident | None:
         """Return what is in memory, or None where nothing ever is."""
-        if self._models is None:
+        if self._lender is None:
             return None
         return ChildResident(
             models=[
                 ResidentModel(name=model.name, bytes=model.bytes, loras=model.loras, pinned=model.pins > 0)
-                for model in self._models.resident()
+                for model in self._lender.resident()
             ]
         )
+
+    def _run(self, handler: TaskHandler, batch: Sequence[JobContext]) -> list[Output | Exception]:
+        """Run the members whose needs are known; the others fail by themselves."""
+        failures: dict[int, Exception] = {}
+        needs: list[Need] = []
+        for index, context in enumerate(batch):
+            try:
+                needs += handler.needs(context.spec, context.task)
+            except Exception as error:
+                failures[index] = error
+        able = [context for index, context in enumerate(batch) if index not in failures]
+        outcomes = iter(self._lent(handler, able, needs))
+        return [failures[index] if index in failures else next(outcomes) for index in range(len(batch))]
+
+    def _lent(
+        self, handler: TaskHandler, batch: Sequence[JobContext], needs: Iterable[Need]
+    ) -> Sequence[Output | Exception]:
+        if not batch:
+            return []
+        try:
+            with self._lend(tuple(dict.fromkeys(needs))) as lent:
+                outcomes = handler.run(batch, lent)
+            if len(outcomes) != len(batch):
+                raise RuntimeError(f"{len(outcomes)} outcomes for {len(batch)} tasks")
+        except Exception as error:  # a handler's fault ends its batch, never the process
+            return [error] * len(batch)
+        return outcomes
+
+    def _lend(self, needs: Sequence[Need]) -> AbstractContextManager[Mapping[str, Any]]:
+        if not needs:
+            return nullcontext({})
+        if self._lender is None:
+            raise RuntimeError("a handler needs a model and names no families")
+        return self._lender.lend(needs)
 
     def _encode(self, outcome: Output | Exception) -> ChildDone:
         if isinstance(outcome, Output):
@@ -135,18 +169,18 @@ class BatchRunner:
             )
         if isinstance(outcome, TaskCancelled):
             return ChildDone(cancelled=ChildCancelled())
-        return ChildDone(failure=self._failure(outcome))
+        return ChildDone(failure=self._failure(self._explain(outcome)))
 
     def _failure(self, error: Exception) -> ChildFailure:
+        if exhausted := _out_of_memory(error):
+            _log.warning("out_of_memory", exc_info=error)
+            if self._lender is not None:
+                self._lender.free()
         if isinstance(error, TaskFailed):
             return ChildFailure(message=error.message, category=error.category, retryable=error.retryable)
         if isinstance(error, MeshError) and error.kind is ErrorKind.INVALID:
             return ChildFailure(message=error.message, category=ERROR_CATEGORY_VALIDATION)
-        # torch's own class is not imported here; it is told by its name, on the CPU by MemoryError.
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            _log.warning("out_of_memory", exc_info=error)
-            if self._models is not None:
-                self._models.free()
+        if exhausted:
             return ChildFailure(
                 message="The device ran out of memory.", category=ERROR_CATEGORY_RESOURCE, retryable=True
             )
@@ -154,6 +188,19 @@ class BatchRunner:
         _log.error("task_crashed", error_id=error_id, exc_info=error)
         message = f"The worker failed to execute the task (error {error_id})."
         return ChildFailure(message=message, category=ERROR_CATEGORY_INTERNAL, retryable=True)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception, or one that caused it, says that memory ran out.
+
+    torch's class is told by its name, because it is not imported here.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -168,14 +215,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure("inference-child", settings.log_level)
     sock = socket.socket(fileno=options.fd)
     os.set_inheritable(options.fd, False)  # noqa: FBT003 -- os's own signature
-    models = _models(settings)
-    bench = BatchRunner(load_handlers(settings.task_types), models)
-    runtime = ChildRuntime(sock, execute=bench.execute, resident=bench.resident, threads=settings.threads)
-    return runtime.serve(ChildHello(task_types=settings.task_types, device="cpu" if models is None else models.device))
+    handlers = load_handlers(settings.task_types)
+    lender = _lender(settings, handlers.values())
+    runner = BatchRunner(handlers, lender, explained)
+    runtime = ChildRuntime(sock, execute=runner.execute, resident=runner.resident, threads=settings.threads)
+    return runtime.serve(ChildHello(task_types=settings.task_types, device="cpu" if lender is None else lender.device))
 
 
-def _models(settings: ChildSettings) -> Models | None:
-    if WITHOUT_MODELS.issuperset(settings.task_types):
+def _lender(settings: ChildSettings, handlers: Iterable[TaskHandler]) -> Lender | None:
+    if not any(handler.families for handler in handlers):
         return None
     from modelkit.residency import Models  # noqa: PLC0415 -- torch is imported in the child alone, and late
 

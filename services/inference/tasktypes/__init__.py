@@ -31,9 +31,6 @@ _DETAILS: dict[str, TaskType.ValueType] = {
 }
 """Name of the `detail` variant of each type, in every message that has one."""
 
-WITHOUT_MODELS = frozenset({TASK_TYPE_NOOP})
-"""Types whose handlers never touch the models: a worker of these alone does not import torch."""
-
 DEFAULT_TYPES = tuple(kind for kind in _HANDLERS if kind != TASK_TYPE_NOOP)
 """What a worker serves when it is not told."""
 

@@ -26,17 +26,19 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from google.protobuf.struct_pb2 import Struct
 from PIL import PngImagePlugin
 
-from meshkit.worker.handlers import InputRef, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
-from modelkit.errors import ModelError, ModelErrorKind
+from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+from modelkit.errors import ModelError
+from services.inference.tasktypes.failures import explained
 
 if TYPE_CHECKING:  # they stand on torch, which the parent never imports
     from modelkit.flux import BatchSettings, ImageRequest, Picture
-    from modelkit.residency import Models
 
 _log = logging.getLogger(__name__)
 
 _SLOTS = ("subject", "product", "style", "product2")
 _REFERENCE = "reference"
+_MODEL = "model"
+_UPSCALER = "upscaler"
 _RESULT = "image.png"
 _DEFAULT_SIDE = 1024
 # The reference names no default; half lets both the picture and the prompt be seen.
@@ -65,6 +67,7 @@ class GenerationHandler:
     """Makes GENERATION tasks' pictures with the worker's FLUX models."""
 
     task_type: TaskType.ValueType = TaskType.TASK_TYPE_GENERATION
+    families: tuple[str, ...] = ("flux", "upscaler")
 
     def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
         """Name the reference picture, where it has a say, and the LoRA files of all slots."""
@@ -87,7 +90,11 @@ class GenerationHandler:
             None if wish.reference is None else wish.strength,
         )
 
-    def run(self, batch: Sequence[TaskContext], models: Models) -> Sequence[Output | Exception]:
+    def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:
+        """Name the model that draws, and the upscaler for pictures larger than it draws."""
+        return (Need(_MODEL, "flux", _read(spec, task).model), Need(_UPSCALER, "upscaler"))
+
+    def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
         """Make the batch's pictures; what is wrong with one member does not touch the others."""
         outcomes: list[Output | Exception] = [TaskCancelled() for _ in batch]
         ready: list[tuple[int, _Parameters, ImageRequest]] = []
@@ -95,36 +102,25 @@ class GenerationHandler:
             try:
                 wish = _read(context.spec, context.task)
                 ready.append((index, wish, _order(wish, context)))
-            except TaskFailed as failure:
-                outcomes[index] = failure
+            except (TaskFailed, ModelError) as error:
+                outcomes[index] = explained(error)
         if not ready:
             return outcomes
         wish, context = ready[0][1], batch[ready[0][0]]
         began = time.monotonic()
         try:
-            with models.flux(wish.model) as model:
-                pictures = model.generate(
-                    _settings(wish, context.inputs), [order for _, _, order in ready], models.upscaler()
-                )
+            pictures = lent[_MODEL].generate(
+                _settings(wish, context.inputs), [order for _, _, order in ready], lent[_UPSCALER]
+            )
         except ModelError as error:
             for index, _, _ in ready:
-                outcomes[index] = failed(error)
+                outcomes[index] = explained(error)
             return outcomes
         share = (time.monotonic() - began) / len(ready)
         for (index, wish, _), picture in zip(ready, pictures, strict=True):
             if picture is not None:
                 outcomes[index] = _write(batch[index], wish, picture, share)
         return outcomes
-
-
-def failed(error: ModelError) -> TaskFailed:
-    """Say a model's failure as a task's."""
-    category = (
-        ErrorCategory.ERROR_CATEGORY_VALIDATION
-        if error.fault is ModelErrorKind.VALIDATION
-        else ErrorCategory.ERROR_CATEGORY_RESOURCE
-    )
-    return TaskFailed(error.message, category, error.retryable)
 
 
 def _invalid(message: str) -> TaskFailed:
@@ -222,10 +218,7 @@ def _order(wish: _Parameters, context: TaskContext) -> ImageRequest:
 
     reference = None
     if wish.reference is not None:
-        try:
-            reference = open_picture(context.inputs[_REFERENCE]).convert("RGB")
-        except ModelError as error:
-            raise failed(error) from error
+        reference = open_picture(context.inputs[_REFERENCE]).convert("RGB")
     return ImageRequest(
         prompt=wish.prompt,
         seed=wish.seed,

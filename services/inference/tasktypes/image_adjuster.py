@@ -16,24 +16,26 @@ are. The result is a PNG, transparent where the image is.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atelier.tasks.v1.enums_pb2 import ErrorCategory, TaskType
+from atelier.tasks.v1.enums_pb2 import TaskType
 from atelier.tasks.v1.image_adjuster_pb2 import ImageAdjusterTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
-from meshkit.worker.handlers import InputRef, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
-from modelkit.errors import ModelError, ModelErrorKind
+from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+from modelkit.errors import ModelError
 from modelkit.framing import FrameRequest, Margins, frame, margins_of
+from services.inference.tasktypes.failures import explained
 
-if TYPE_CHECKING:  # it stands on torch, which the parent never imports
+if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
     from PIL import Image
 
-    from modelkit.residency import Models
+    from modelkit.vision import Vision
 
 _INPUT = "input"
 _REFERENCE = "reference"
+_VISION = "vision"
 _RESULT = "image.png"
 _STEPS = 3
 
@@ -42,6 +44,7 @@ class ImageAdjusterHandler:
     """Adjusts IMAGE_ADJUSTER tasks' images, on the processor."""
 
     task_type: TaskType.ValueType = TaskType.TASK_TYPE_IMAGE_ADJUSTER
+    families: tuple[str, ...] = ("vision",)
 
     def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
         """Name the image, and the reference image where there is one."""
@@ -53,28 +56,25 @@ class ImageAdjusterHandler:
         return refs
 
     def batch_key(self, spec: CreateTask, task: Task) -> Hashable | None:  # noqa: ARG002 -- the protocol's signature
-        """Images are adjusted one by one."""
+        """Adjust images one by one."""
         return None
 
-    def run(self, batch: Sequence[TaskContext], models: Models) -> Sequence[Output | Exception]:
+    def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:
+        """Name the networks that find the subject, where margins are measured from one."""
+        return (Need(_VISION, "vision"),) if _margins(spec) or _reference(spec, task) else ()
+
+    def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
         """Adjust each image; what is wrong with one does not touch the others."""
         outcomes: list[Output | Exception] = []
         for context in batch:
             try:
-                outcomes.append(_adjust(context, models))
-            except ModelError as error:
-                category = (
-                    ErrorCategory.ERROR_CATEGORY_VALIDATION
-                    if error.fault is ModelErrorKind.VALIDATION
-                    else ErrorCategory.ERROR_CATEGORY_RESOURCE
-                )
-                outcomes.append(TaskFailed(error.message, category, error.retryable))
-            except (TaskFailed, TaskCancelled) as outcome:
-                outcomes.append(outcome)
+                outcomes.append(_adjust(context, lent.get(_VISION)))
+            except (ModelError, TaskFailed, TaskCancelled) as outcome:
+                outcomes.append(explained(outcome))
         return outcomes
 
 
-def _adjust(context: TaskContext, models: Models) -> Output:
+def _adjust(context: TaskContext, vision: Vision | None) -> Output:
     from modelkit import canvas  # noqa: PLC0415 -- OpenCV, in the child alone
     from modelkit.pictures import open_picture  # noqa: PLC0415
 
@@ -84,9 +84,9 @@ def _adjust(context: TaskContext, models: Models) -> Output:
     margins = _margins(context.spec)
     if _REFERENCE in context.inputs:
         reference = open_picture(context.inputs[_REFERENCE])
-        margins = margins.over(margins_of(reference.size, _subject(models, reference, "reference image")))
+        margins = margins.over(margins_of(reference.size, _subject(vision, reference, "reference image")))
     wish = _wish(context.spec, margins)
-    found = frame(image.size, wish, _subject(models, image, "image") if margins else None)
+    found = frame(image.size, wish, _subject(vision, image, "image") if margins else None)
     _reached(context, 2)
     if found is not None:
         image = canvas.draw(image, found, context.spec.image_adjuster.resampling or "lanczos")
@@ -99,8 +99,9 @@ def _adjust(context: TaskContext, models: Models) -> Output:
     )
 
 
-def _subject(models: Models, image: Image.Image, what: str) -> tuple[float, float, float, float]:
-    subject = models.vision().subject(image)
+def _subject(vision: Vision | None, image: Image.Image, what: str) -> tuple[float, float, float, float]:
+    assert vision is not None  # `needs` names it for every task that measures margins
+    subject = vision.subject(image)
     if subject is None:
         raise ModelError(f"No subject was found in the {what}, and margins are measured from one.")
     return subject.box

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_INTERNAL, ERROR_CATEGORY_RESOURCE, TASK_TYPE_NOOP, TaskType
 from atelier.tasks.v1.noop_pb2 import CreateNoopTask, NoopTaskPublic
@@ -17,15 +17,13 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
 from meshkit.worker.handlers import (
     InputRef,
+    Need,
     Output,
     OutputFile,
     TaskCancelled,
     TaskContext,
     TaskFailed,
 )
-
-if TYPE_CHECKING:
-    from modelkit.residency import Models
 
 _RESULT_NAME = "result.bin"
 _POLL_SECONDS = 0.02  # a cancel is seen this fast inside a long step
@@ -37,16 +35,25 @@ class NoopHandler:
     """Executes NOOP tasks."""
 
     task_type: TaskType.ValueType = TASK_TYPE_NOOP
+    families: tuple[str, ...] = ()
 
     def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:  # noqa: ARG002 -- the handlers' protocol
-        """Return a NOOP has none."""
+        """Name no inputs."""
         return ()
 
-    def batch_key(self, spec: CreateTask, task: Task) -> Hashable | None:  # noqa: ARG002
-        """Never batched: each is to cost what a task costs."""
+    def batch_key(self, spec: CreateTask, task: Task) -> Hashable | None:  # noqa: ARG002 -- the handlers' protocol
+        """Never batch: each NOOP must cost what a task costs."""
         return None
 
-    def run(self, batch: Sequence[TaskContext], models: Models) -> Sequence[Output | Exception]:  # noqa: ARG002
+    def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:  # noqa: ARG002 -- the handlers' protocol
+        """Name no models."""
+        return ()
+
+    def run(
+        self,
+        batch: Sequence[TaskContext],
+        lent: Mapping[str, Any],  # noqa: ARG002 -- the handlers' protocol
+    ) -> Sequence[Output | Exception]:
         """Execute one after the other."""
         outcomes: list[Output | Exception] = []
         for context in batch:

@@ -1,6 +1,6 @@
 """GENERATION from the task to the file, on a tiny model of random weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ from atelier.tasks.v1.generation_pb2 import CreateGenerationTask
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from PIL import Image
 
-from meshkit.worker.handlers import Output, TaskCancelled, TaskFailed
+from meshkit.worker.handlers import Need, Output, TaskCancelled, TaskFailed
+from modelkit.errors import ModelError
 from modelkit.residency import Models
+from services.inference.tasktypes.failures import explained
 from services.inference.tasktypes.generation import GenerationHandler
 
 
@@ -39,9 +41,27 @@ class Context:
         return self._cancelled
 
 
+def execute(models: Models, *batch: Any) -> list[Output | Exception]:
+    """Run the handler with the models it needs, as a child does."""
+    handler = GenerationHandler()
+    wanted = dict.fromkeys(need for context in batch for need in needs(handler, context))
+    try:
+        with models.lend(tuple(wanted)) as lent:
+            return list(handler.run(batch, lent))
+    except ModelError as error:
+        return [explained(error)] * len(batch)
+
+
+def needs(handler: GenerationHandler, context: Any) -> Sequence[Need]:
+    try:
+        return handler.needs(context.spec, context.task)
+    except TaskFailed:
+        return ()
+
+
 def test_a_batch_becomes_files(models: Models, tmp_path: Path) -> None:
     contexts = [Context(tmp_path / "a"), Context(tmp_path / "b", cancelled=True), Context(tmp_path / "c", seed=6)]
-    first, second, third = GenerationHandler().run(contexts, models)
+    first, second, third = execute(models, *contexts)
     assert isinstance(second, TaskCancelled)
     for outcome, context in ((first, contexts[0]), (third, contexts[2])):
         assert isinstance(outcome, Output)
@@ -61,7 +81,7 @@ def test_reference_and_lora_files_are_used(models: Models, tmp_path: Path, make_
     Image.effect_noise((64, 64), 50).save(tmp_path / "reference.png")
     rich.inputs = {"style": make_lora(), "reference": tmp_path / "reference.png"}
     for context in (plain, rich):
-        assert isinstance(GenerationHandler().run([context], models)[0], Output)
+        assert isinstance(execute(models, context)[0], Output)
     assert (plain.folder / "image.png").read_bytes() != (rich.folder / "image.png").read_bytes()
     assert rich.steps[-1] == (2, 2)
     assert models.resident()[0].loras == ("styles/a.safetensors",)
@@ -78,7 +98,7 @@ def test_reference_and_lora_files_are_used(models: Models, tmp_path: Path, make_
 def test_what_the_model_does_not_take_is_a_validation_failure(
     models: Models, tmp_path: Path, config: Any, sentence: str
 ) -> None:
-    (failure,) = GenerationHandler().run([Context(tmp_path / "a", config=config)], models)
+    (failure,) = execute(models, Context(tmp_path / "a", config=config))
     assert isinstance(failure, TaskFailed)
     assert sentence in failure.message
     assert failure.category == ErrorCategory.ERROR_CATEGORY_VALIDATION
@@ -92,13 +112,13 @@ def test_a_faulty_lora_and_a_faulty_reference_fail_by_themselves(models: Models,
     picture = Context(tmp_path / "b", reference_image_data="data:,")
     picture.inputs = {"reference": tmp_path / "junk"}
     for context, sentence in ((lora, "not a safetensors file"), (picture, "could not be read")):
-        (failure,) = GenerationHandler().run([context], models)
+        (failure,) = execute(models, context)
         assert isinstance(failure, TaskFailed)
         assert sentence in failure.message
 
 
 def test_a_member_that_cannot_run_does_not_touch_the_others(models: Models, tmp_path: Path) -> None:
     contexts = [Context(tmp_path / "a", config={"steps": "x"}), Context(tmp_path / "b")]
-    bad, good = GenerationHandler().run(contexts, models)
+    bad, good = execute(models, *contexts)
     assert isinstance(bad, TaskFailed)
     assert isinstance(good, Output)

@@ -1,8 +1,10 @@
 import socket
+import subprocess
 import sys
 import threading
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,9 +32,20 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from meshkit.errors import invalid
 from meshkit.worker import wire
 from meshkit.worker.child import ChildRuntime, JobContext
-from meshkit.worker.handlers import Output, OutputFile, TaskCancelled, TaskFailed, TaskHandler
-from services.inference.child import BatchRunner, ChildSettings, _models
-from services.inference.tasktypes import load_handlers, parse_types, type_name
+from meshkit.worker.handlers import (
+    HeldModel,
+    Lender,
+    Need,
+    Output,
+    OutputFile,
+    TaskCancelled,
+    TaskFailed,
+    TaskHandler,
+)
+from modelkit.errors import ModelError, ModelErrorKind
+from services.inference.child import BatchRunner, ChildSettings, _lender
+from services.inference.tasktypes import DEFAULT_TYPES, load_handlers, parse_types, type_name
+from services.inference.tasktypes.failures import explained
 
 
 def context(folder: Path = Path("/nowhere"), attempt: int = 1, **noop: Any) -> tuple[JobContext, list[FromChild]]:
@@ -50,18 +63,59 @@ def context(folder: Path = Path("/nowhere"), attempt: int = 1, **noop: Any) -> t
 class Handler:
     """Gives the outcome it is told to give."""
 
-    def __init__(self, *outcomes: Output | Exception, raises: Exception | None = None) -> None:
+    families = ("a family",)
+
+    def __init__(
+        self,
+        *outcomes: Output | Exception,
+        raises: Exception | None = None,
+        needs: Sequence[Need] = (),
+        refuses: Exception | None = None,
+    ) -> None:
         self._outcomes = outcomes
         self._raises = raises
+        self._needs = needs
+        self._refuses = refuses
 
-    def run(self, batch: Sequence[Any], models: object) -> Sequence[Output | Exception]:
+    def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:
+        if self._refuses is not None:
+            refused, self._refuses = self._refuses, None
+            raise refused
+        return self._needs
+
+    def run(self, batch: Sequence[Any], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
+        self.lent = lent
         if self._raises is not None:
             raise self._raises
         return self._outcomes
 
 
-def bench(handler: Handler) -> BatchRunner:
-    return BatchRunner({TASK_TYPE_NOOP: cast("TaskHandler", handler)}, None)
+class Shelf:
+    """A lender that writes down what it is asked for."""
+
+    device = "cpu"
+
+    def __init__(self, refuses: Exception | None = None) -> None:
+        self._refuses = refuses
+        self.told: list[object] = []
+
+    @contextmanager
+    def lend(self, needs: Sequence[Need]) -> Iterator[Mapping[str, Any]]:
+        if self._refuses is not None:
+            raise self._refuses
+        self.told.append(tuple(needs))
+        yield {need.name: f"a {need.family}" for need in needs}
+        self.told.append("back")
+
+    def resident(self) -> Sequence[HeldModel]:
+        return ()
+
+    def free(self) -> None:
+        self.told.append("free")
+
+
+def bench(handler: Handler, lender: Lender | None = None) -> BatchRunner:
+    return BatchRunner({TASK_TYPE_NOOP: cast("TaskHandler", handler)}, lender, explained)
 
 
 def test_an_output_is_told_with_its_files_and_the_devices_time() -> None:
@@ -166,8 +220,80 @@ def test_the_threads_of_one_computation_reach_torch(monkeypatch: pytest.MonkeyPa
     module = types.ModuleType("modelkit.residency")
     module.Models = lambda *_, **keywords: asked.update(keywords)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "modelkit.residency", module)
-    _models(ChildSettings((TASK_TYPE_GENERATION,), 1, "a model", "cpu", 0, torch_threads=3))
+    handlers = load_handlers([TASK_TYPE_GENERATION])
+    _lender(ChildSettings((TASK_TYPE_GENERATION,), 1, "a model", "cpu", 0, torch_threads=3), handlers.values())
     assert asked["threads"] == 3
+
+
+def test_a_child_whose_handlers_need_no_models_imports_no_torch() -> None:
+    """The whole child, from the command line of its parent to the answer of a job."""
+    code = """
+import socket, sys, threading
+from atelier.inference.v1.child_pb2 import ChildBatch, ChildJob, ChildStop, FromChild, ToChild
+from atelier.tasks.v1.noop_pb2 import CreateNoopTask
+from atelier.tasks.v1.task_pb2 import CreateTask, Task
+from meshkit.worker import wire
+from services.inference import child
+child.die_with_parent = lambda parent: None
+ours, theirs = socket.socketpair()
+job = ChildJob(number=1, task=Task(attempt=1), spec=CreateTask(noop=CreateNoopTask(payload="hi")))
+ours.sendall(b"".join(wire.pack(frame) for frame in (ToChild(run=ChildBatch(jobs=[job])), ToChild(stop=ChildStop()))))
+settings = child.ChildSettings((%d,), 1, "a model", "auto", 0).command()[-1]
+assert child.main([settings, "--fd", str(theirs.detach()), "--parent", "1"]) == 0
+pipe, done = wire.BlockingPipe(ours, FromChild), None
+while done is None:
+    done = next((frame.done for frame in pipe.receive() if frame.HasField("done")), None)
+heavy = ("torch", "numpy", "modelkit.residency")
+print(done.output.result.noop.payload, [name for name in heavy if name in sys.modules])
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code % TASK_TYPE_NOOP], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ran.stdout.strip().splitlines()[-1] == "hi []"
+
+
+def test_every_handler_names_the_families_of_its_needs() -> None:
+    for handler in load_handlers(DEFAULT_TYPES).values():
+        assert handler.families
+
+
+def test_a_batch_is_lent_what_its_handler_needs_and_gives_it_back() -> None:
+    needs = (Need("model", "flux"), Need("upscaler", "upscaler"))
+    shelf, handler = Shelf(), Handler(TaskCancelled(), TaskCancelled(), needs=needs)
+    bench(handler, shelf).execute([context()[0], context()[0]])
+    assert handler.lent == {"model": "a flux", "upscaler": "a upscaler"}
+    assert shelf.told == [needs, "back"]
+
+
+def test_a_handler_that_needs_nothing_is_lent_nothing() -> None:
+    shelf, handler = Shelf(), Handler(TaskCancelled())
+    bench(handler, shelf).execute([context()[0]])
+    assert handler.lent == {}
+    assert shelf.told == []
+
+
+def test_a_need_that_cannot_be_met_is_told_in_the_lenders_words() -> None:
+    refused = ModelError("The model a needs 3 MiB.", ModelErrorKind.RESOURCE, retryable=True)
+    [done] = bench(Handler(needs=(Need("model", "flux"),)), Shelf(refuses=refused)).execute([context()[0]])
+    assert (done.failure.message, done.failure.category) == ("The model a needs 3 MiB.", ERROR_CATEGORY_RESOURCE)
+    assert done.failure.retryable
+
+
+def test_a_member_whose_needs_are_unknown_fails_without_the_others() -> None:
+    refused = TaskFailed("config.model must be text.", ERROR_CATEGORY_VALIDATION, retryable=False)
+    handler = Handler(Output(TaskResult(), (), 0.0), refuses=refused)
+    first, second = bench(handler).execute([context()[0], context()[0]])
+    assert first.failure.message == "config.model must be text."
+    assert second.HasField("output")
+
+
+def test_memory_that_ran_out_is_freed_after_the_models_are_back_even_where_the_handler_explained_it() -> None:
+    failure = ModelError("Too little memory for a picture of this size.", ModelErrorKind.RESOURCE, retryable=True)
+    failure.__cause__ = OutOfMemoryError()
+    need, shelf = (Need("model", "flux"),), Shelf()
+    [done] = bench(Handler(failure, needs=need), shelf).execute([context()[0]])
+    assert done.failure.message == failure.message
+    assert shelf.told == [need, "back", "free"]
 
 
 def test_batches_that_come_together_run_at_once_and_the_rest_after_them() -> None:

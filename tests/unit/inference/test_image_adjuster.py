@@ -2,7 +2,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from services.inference.tasktypes.image_adjuster import ImageAdjusterHandler
 
 BACKGROUND = (225, 220, 210)
 VISION = Vision(1)
-MODELS: Any = SimpleNamespace(vision=lambda: VISION)
+LENT = {"vision": VISION}
 
 
 def product(width: int = 200, height: int = 100, box: tuple[int, int, int, int] = (80, 30, 120, 80)) -> Image.Image:
@@ -31,7 +30,8 @@ class Context:
     def __init__(self, folder: Path, *, cancelled: bool = False, **fields: Any) -> None:
         self.job_id = "job"
         self.spec = CreateTask(image_adjuster=CreateImageAdjusterTask(**fields))
-        self.task = Task(image_adjuster=ImageAdjusterTaskPublic(input_image_path="x"))
+        stored = ImageAdjusterTaskPublic(input_image_path="x", reference_image_path=fields.get("reference_image"))
+        self.task = Task(image_adjuster=stored)
         self.folder = folder
         self.inputs: Mapping[str, Path] = {}
         self.steps: list[tuple[int, int]] = []
@@ -54,7 +54,9 @@ def adjust(tmp_path: Path) -> Callable[..., Any]:
             if picture is not None:
                 context.inputs = {**context.inputs, name: tmp_path / f"{name}.png"}
                 picture.save(context.inputs[name])
-        (outcome,) = ImageAdjusterHandler().run([context], MODELS)
+        handler = ImageAdjusterHandler()
+        lent = {need.name: LENT[need.family] for need in handler.needs(context.spec, context.task)}
+        (outcome,) = handler.run([context], lent)
         if not isinstance(outcome, Output):
             return outcome
         assert outcome.files[0].field == "result_image_path"
@@ -192,7 +194,7 @@ def test_a_cancelled_task_stops_and_the_next_one_runs(tmp_path: Path) -> None:
     contexts = [Context(tmp_path, cancelled=cancelled, mode="crop", aspect_ratio=1.0) for cancelled in (True, False)]
     for context in contexts:
         context.inputs = {"input": tmp_path / "input.png"}
-    first, second = ImageAdjusterHandler().run(contexts, MODELS)
+    first, second = ImageAdjusterHandler().run(contexts, {})
     assert isinstance(first, TaskCancelled)
     assert isinstance(second, Output)
 
@@ -207,6 +209,17 @@ def test_inputs_are_named_from_the_task_as_it_stands() -> None:
     ]
     assert [ref.source for ref in handler.inputs(spec, Task())] == ["data:,", "data:,"]
     assert handler.batch_key(spec, task) is None
+
+
+def test_the_networks_are_needed_where_margins_are_measured() -> None:
+    handler = ImageAdjusterHandler()
+    for fields, needed in (
+        ({"aspect_ratio": 1.0}, []),
+        ({"margin_top": 0.1}, ["vision"]),
+        ({"reference_image": "data:,"}, ["vision"]),
+    ):
+        spec = CreateTask(image_adjuster=CreateImageAdjusterTask(**fields))
+        assert [need.family for need in handler.needs(spec, Task())] == needed
 
 
 def test_the_handlers_are_imported_without_torch_or_image_libraries() -> None:
