@@ -26,6 +26,7 @@ OUTCOME = _numbers(tasks_service_pb2.AttemptOutcome.DESCRIPTOR, "ATTEMPT_OUTCOME
 KIND = _numbers(worker_service_pb2.JobKind.DESCRIPTOR, "JOB_KIND_")
 STATUS_NAME = {number: name for name, number in STATUS.items()}
 TASK_TYPE_NAME = {number: name for name, number in TASK_TYPE.items()}
+KIND_NAME = {number: name for name, number in KIND.items()}
 PROVIDER_NAME = {number: name for name, number in PROVIDER.items()}
 _OPTIONAL_TEXTS = ("origin_zone", "origin_reference", "executor_type", "executor_instance")
 _MOMENTS = ("created_at", "updated_at", "started_at", "completed_at", "deleted_at", "last_resume_attempt")

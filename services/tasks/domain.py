@@ -88,7 +88,7 @@ class TaskRecord(NamedTuple):
     """A task as the database holds it. The order of the fields is the order of the columns in every query.
 
     Attributes:
-        lane: What a worker must serve to take it: `<task type>/<provider>`.
+        lane: The pair that a worker must run to be given it; see `lane_of`.
         not_before: Waiting for a retry until then; null where it is ready.
         released: Times it went back without costing a retry.
         charged: Cost already charged to its tenant, in expected device seconds; never charged twice.
@@ -181,7 +181,7 @@ def new_task(
         priority=priority,
         queue_name=queue_name,
         provider_type=provider_type,
-        lane=lane_of(task_type, provider_type),
+        lane=lane_of(task_type, provider_type, kind),
         created_at=now,
         updated_at=now,
         started_at=None,
@@ -220,14 +220,21 @@ def new_task(
     )
 
 
-def lane_of(task_type: str, provider_type: str) -> str:
-    """Return what a worker must serve to take a task of this type and provider."""
-    return f"{task_type}/{provider_type}"
+def lane_of(task_type: str, provider_type: str, kind: JobKind = JobKind.TASK) -> str:
+    """Name a pair: what a worker must run to be given the job.
+
+    Training jobs have no task type: all of one provider share a lane.
+    """
+    return f"{task_type if kind is JobKind.TASK else kind.value}/{provider_type}"
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """A worker's session. A lease of it is valid as long as the session is: one row keeps all of them alive."""
+    """A worker's session. A lease of it is valid as long as the session is: one row keeps all of them alive.
+
+    Attributes:
+        pairs: The pairs that its worker runs, named by `lane_of`; no other work is leased to it.
+    """
 
     id: UUID
     subject: str
@@ -235,15 +242,12 @@ class SessionRecord:
     kind: str
     queues: Sequence[str]
     slots: int
-    task_types: Sequence[str]
-    provider_types: Sequence[str]
+    pairs: Sequence[str]
 
     @property
     def lanes(self) -> frozenset[str]:
-        """The lanes it serves."""
-        return frozenset(
-            lane_of(task_type, provider) for task_type in self.task_types for provider in self.provider_types
-        )
+        """The pairs, in no order."""
+        return frozenset(self.pairs)
 
 
 class AttemptRef(NamedTuple):

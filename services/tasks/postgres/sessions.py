@@ -9,12 +9,17 @@ from meshkit.db import Connection
 from services.tasks.domain import AttemptRef, SessionRecord
 from services.tasks.store import LeaseState, ProgressNote
 
-_NAMES = "id, subject, name, kind, queues, slots, task_types, provider_types"
+# A replica of an older release names types and providers, and means each with each.
+_FIND = """
+SELECT id, subject, name, kind, queues, slots, coalesce(pairs, ARRAY(
+    SELECT t.name || '/' || p.name FROM unnest(task_types) AS t (name), unnest(provider_types) AS p (name)))
+FROM sessions WHERE id = %s AND closed_at IS NULL AND expires_at > now()
+"""
 
-_OPEN = f"""
-INSERT INTO sessions ({_NAMES}, opened_at, last_heartbeat, expires_at)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, now(), now(), now() + %s * interval '1 second')
-"""  # noqa: S608 -- fixed names
+_OPEN = """
+INSERT INTO sessions (id, subject, name, kind, queues, slots, pairs, opened_at, last_heartbeat, expires_at)
+VALUES (%s, %s, %s, %s, %s, %s, %s, now(), now(), now() + %s * interval '1 second')
+"""
 
 # What the worker holds it has received: so it acknowledges, also where it is too busy to poll.
 _HEARTBEAT = """
@@ -62,8 +67,7 @@ async def opened(conn: Connection, session: SessionRecord, ttl_seconds: float) -
             session.kind,
             list(session.queues),
             session.slots,
-            list(session.task_types),
-            list(session.provider_types),
+            list(session.pairs),
             ttl_seconds,
         ),
     )
@@ -71,10 +75,7 @@ async def opened(conn: Connection, session: SessionRecord, ttl_seconds: float) -
 
 async def find(conn: Connection, session_id: UUID) -> SessionRecord | None:
     """Return a session that is open and alive."""
-    cursor = await conn.execute(
-        f"SELECT {_NAMES} FROM sessions WHERE id = %s AND closed_at IS NULL AND expires_at > now()",  # noqa: S608
-        (session_id,),
-    )
+    cursor = await conn.execute(_FIND, (session_id,))
     row = await cursor.fetchone()
     return None if row is None else SessionRecord(*row)
 

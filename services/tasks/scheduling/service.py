@@ -91,10 +91,17 @@ class WorkerSessions:
         kind: str,
         queues: Sequence[str],
         slots: int,
-        task_types: Sequence[str],
-        provider_types: Sequence[str],
+        pairs: Sequence[str],
     ) -> SessionRecord:
         """Open a session.
+
+        Args:
+            principal: Who calls.
+            name: The worker's name.
+            kind: Its kind; `local` where empty.
+            queues: Queues it serves.
+            slots: Attempts it runs at once.
+            pairs: What it runs, named by `domain.lane_of`.
 
         Raises:
             MeshError: `INVALID` for an unknown queue or a worker that executes nothing, `FORBIDDEN` for a queue that
@@ -105,8 +112,8 @@ class WorkerSessions:
                 raise invalid(f"queues[{index}]", f"Unknown queue {queue!r}", "unknown_queue")
             if principal.queues is not None and queue not in principal.queues:
                 raise forbidden(f"The token is not bound to the queue {queue!r}", reason="QUEUE_FORBIDDEN")
-        if not task_types:
-            raise invalid("task_types", "Field required: a worker names what it executes", "missing")
+        if not pairs:
+            raise invalid("pairs", "Field required: a worker names what it runs", "missing")
         session = SessionRecord(
             uuid4(),
             principal.subject,
@@ -114,8 +121,7 @@ class WorkerSessions:
             kind or "local",
             tuple(dict.fromkeys(queues)),
             slots,
-            tuple(dict.fromkeys(task_types)),
-            tuple(dict.fromkeys(provider_types)) or ("LOCAL",),
+            tuple(dict.fromkeys(pairs)),
         )
         await self._store.open_session(session, self._ttl)
         self._remember(session)

@@ -13,8 +13,17 @@ from meshkit import auth
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import get_logger
 from services.tasks.api.creation import MODEL_KEY
-from services.tasks.convert import CATEGORY_NAME, PROVIDER_NAME, TASK_TYPE_NAME, from_ref, to_lease, to_ref
-from services.tasks.domain import ErrorCategory
+from services.tasks.catalog import LOCAL
+from services.tasks.convert import (
+    CATEGORY_NAME,
+    KIND_NAME,
+    PROVIDER_NAME,
+    TASK_TYPE_NAME,
+    from_ref,
+    to_lease,
+    to_ref,
+)
+from services.tasks.domain import ErrorCategory, JobKind, lane_of
 from services.tasks.inputs.validator import LORA_FOLDER
 from services.tasks.scheduling.service import WorkerSessions
 
@@ -53,8 +62,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             kind=request.kind,
             queues=list(request.queues),
             slots=request.slots,
-            task_types=[TASK_TYPE_NAME[number] for number in request.task_types if number in TASK_TYPE_NAME],
-            provider_types=[PROVIDER_NAME[number] for number in request.provider_types if number in PROVIDER_NAME],
+            pairs=served_pairs(request),
         )
         return worker_service_pb2.OpenSessionResponse(
             session_id=str(session.id), lease_ttl=self._ttl, heartbeat_interval=self._interval
@@ -143,6 +151,21 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         del context
         await self._desk.close_session(auth.current(), UUID(request.session_id))
         return worker_service_pb2.CloseSessionResponse()
+
+
+def served_pairs(request: worker_service_pb2.OpenSessionRequest) -> list[str]:
+    """Name the pairs of a session; an older worker names types and providers, and means each with each."""
+    if not request.pairs:
+        providers = [PROVIDER_NAME[number] for number in request.provider_types] or [LOCAL]
+        return [lane_of(TASK_TYPE_NAME[number], provider) for number in request.task_types for provider in providers]
+    return [
+        lane_of(
+            TASK_TYPE_NAME.get(pair.task_type, ""),
+            PROVIDER_NAME.get(pair.provider_type, LOCAL),
+            JobKind(KIND_NAME.get(pair.job_kind, JobKind.TASK)),
+        )
+        for pair in request.pairs
+    ]
 
 
 def _outcome(error: Exception | None) -> worker_service_pb2.CompletionOutcome:

@@ -164,12 +164,22 @@ class Mesh:
         *,
         queues: tuple[str, ...] = ("inference",),
         types: tuple[int, ...] = (NOOP,),
+        providers: tuple[int, ...] = (),
+        pairs: tuple[worker_service_pb2.ServedPair, ...] = (),
         name: str = "w/0",
         subject: str = "worker",
     ) -> Worker:
         stub = self.workers(subject)
         opened = await stub.OpenSession(
-            worker_service_pb2.OpenSessionRequest(name=name, kind="local", queues=queues, slots=4, task_types=types)  # type: ignore[arg-type]
+            worker_service_pb2.OpenSessionRequest(
+                name=name,
+                kind="local",
+                queues=queues,
+                slots=4,
+                task_types=types,  # type: ignore[arg-type] # numbers off the wire
+                provider_types=providers,  # type: ignore[arg-type]
+                pairs=pairs,
+            )
         )
         return Worker(stub, opened.session_id)
 

@@ -7,10 +7,12 @@ from services.tasks.domain import (
     MAX_ERROR_LENGTH,
     TERMINAL,
     TRANSITIONS,
+    JobKind,
     RetryPolicy,
     SessionRecord,
     TaskStatus,
     clip_error,
+    lane_of,
     may,
     time_ordered_id,
 )
@@ -56,8 +58,7 @@ def test_long_error_is_clipped() -> None:
     assert clip_error("short") == "short"
 
 
-def test_session_serves_the_product_of_types_and_providers() -> None:
-    session = SessionRecord(
-        time_ordered_id(datetime.now(UTC)), "s", "n", "local", ("inference",), 1, ("A", "B"), ("LOCAL", "FAL_STANDARD")
-    )
-    assert session.lanes == {"A/LOCAL", "B/LOCAL", "A/FAL_STANDARD", "B/FAL_STANDARD"}
+def test_session_serves_the_pairs_that_it_names_and_no_combination_of_them() -> None:
+    pairs = (lane_of("A", "LOCAL"), lane_of("B", "FAL_STANDARD"), lane_of("", "LOCAL", JobKind.TRAINING))
+    session = SessionRecord(time_ordered_id(datetime.now(UTC)), "s", "n", "local", ("inference",), 1, pairs)
+    assert session.lanes == {"A/LOCAL", "B/FAL_STANDARD", "TRAINING/LOCAL"}

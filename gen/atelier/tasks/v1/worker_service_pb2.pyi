@@ -109,6 +109,36 @@ class WarmState(_message.Message):
 Global___WarmState: _TypeAlias = WarmState  # noqa: Y015
 
 @_typing.final
+class ServedPair(_message.Message):
+    """What a worker runs: one task type, or training, by one provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_TYPE_FIELD_NUMBER: _builtins.int
+    PROVIDER_TYPE_FIELD_NUMBER: _builtins.int
+    JOB_KIND_FIELD_NUMBER: _builtins.int
+    task_type: _enums_pb2.TaskType.ValueType
+    """Task type; none where `job_kind` is training."""
+    provider_type: _enums_pb2.ProviderType.ValueType
+    """Provider that does the work; LOCAL where unspecified."""
+    job_kind: Global___JobKind.ValueType
+    """Kind of the jobs; tasks where unspecified."""
+    def __init__(
+        self,
+        *,
+        task_type: _enums_pb2.TaskType.ValueType = ...,
+        provider_type: _enums_pb2.ProviderType.ValueType = ...,
+        job_kind: Global___JobKind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_kind", b"job_kind", "provider_type", b"provider_type", "task_type", b"task_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServedPair: _TypeAlias = ServedPair  # noqa: Y015
+
+@_typing.final
 class OpenSessionRequest(_message.Message):
     """Request of OpenSession."""
 
@@ -120,6 +150,7 @@ class OpenSessionRequest(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     TASK_TYPES_FIELD_NUMBER: _builtins.int
     PROVIDER_TYPES_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the worker, unique while it lives (`pod-7f9c/0`)."""
     kind: _builtins.str
@@ -132,11 +163,15 @@ class OpenSessionRequest(_message.Message):
 
     @_builtins.property
     def task_types(self) -> _containers.RepeatedScalarFieldContainer[_enums_pb2.TaskType.ValueType]:
-        """Task types it executes; work of others is not leased to it."""
+        """Task types it executes, where it names no pairs: each of them by each of `provider_types`."""
 
     @_builtins.property
     def provider_types(self) -> _containers.RepeatedScalarFieldContainer[_enums_pb2.ProviderType.ValueType]:
-        """Providers it calls; LOCAL where empty."""
+        """Providers it calls, where it names no pairs; LOCAL where empty."""
+
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedPair]:
+        """What it runs; no other work is leased to it. Where present, `task_types` and `provider_types` are not read."""
 
     def __init__(
         self,
@@ -147,10 +182,11 @@ class OpenSessionRequest(_message.Message):
         slots: _builtins.int = ...,
         task_types: _abc.Iterable[_enums_pb2.TaskType.ValueType] | None = ...,
         provider_types: _abc.Iterable[_enums_pb2.ProviderType.ValueType] | None = ...,
+        pairs: _abc.Iterable[Global___ServedPair] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "provider_types", b"provider_types", "queues", b"queues", "slots", b"slots", "task_types", b"task_types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "pairs", b"pairs", "provider_types", b"provider_types", "queues", b"queues", "slots", b"slots", "task_types", b"task_types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
