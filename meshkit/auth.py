@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import jwt
 
-from meshkit.errors import forbidden, unauthenticated, unavailable
+from meshkit.errors import MeshError, forbidden, unauthenticated, unavailable
 from meshkit.jwks import Jwks, KeysUnavailableError
 
 if TYPE_CHECKING:
@@ -128,13 +128,27 @@ def acting_tenant() -> str:
     Raises:
         MeshError: `UNAUTHENTICATED` outside of an authenticated call, `FORBIDDEN` where there is no tenant.
     """
+    tenant = named_tenant()
+    if not tenant:
+        raise no_tenant()
+    return tenant
+
+
+def named_tenant() -> str:
+    """Return the tenant that the work at hand is done for, as `acting_tenant` does; empty where there is none.
+
+    Raises:
+        MeshError: `UNAUTHENTICATED` outside of an authenticated call.
+    """
     call = _call.get()
     if call is None:
         raise unauthenticated("No token was given")
-    tenant = call.named_tenant or call.principal.tenant
-    if not tenant:
-        raise forbidden("The token names no tenant", reason="NO_TENANT")
-    return tenant
+    return call.named_tenant or call.principal.tenant
+
+
+def no_tenant() -> MeshError:
+    """Build the error: the work needs a tenant, and the caller's token names none."""
+    return forbidden("The token names no tenant", reason="NO_TENANT")
 
 
 def valid_tenant(tenant: str) -> bool:

@@ -29,6 +29,12 @@ class ErrorKind(enum.StrEnum):
     INTERNAL = "INTERNAL"
 
 
+TRANSIENT = frozenset(
+    {ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.EXHAUSTED, ErrorKind.ABORTED, ErrorKind.INTERNAL}
+)
+"""Kinds of errors after which the same call may succeed later: the caller did nothing wrong."""
+
+
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
     """One member of a request that does not hold.

@@ -7,15 +7,16 @@ contract test compares each event with what the gateway prints of it.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import orjson
 from atelier.options.v1 import options_pb2
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
+
+from meshkit.spelling import enum_names
 
 _EXACT_FLOAT = 2**53
 _Print = Callable[[Any], Any]
@@ -24,20 +25,6 @@ _Print = Callable[[Any], Any]
 def encode(event: Message) -> bytes:
     """Return an event as JSON: every member that is not hidden, unset ones as null."""
     return orjson.dumps({name: read(event) for name, read in _readers(event.DESCRIPTOR)})
-
-
-@cache
-def enum_names(enum: EnumDescriptor) -> dict[int, str]:
-    """JSON spelling of an enum's values by their number."""
-    prefix = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.name).upper() + "_"
-    lower = enum.GetOptions().Extensions[options_pb2.enum].lower
-    names: dict[int, str] = {}
-    for value in enum.values:
-        if value.number:
-            plain = value.name.removeprefix(prefix)
-            chosen = value.GetOptions().Extensions[options_pb2.value].name
-            names[value.number] = chosen or (plain.lower() if lower else plain)
-    return names
 
 
 @cache
@@ -55,7 +42,7 @@ def _reader(field: FieldDescriptor) -> _Print:
 
 def _printer(field: FieldDescriptor) -> _Print:
     if field.enum_type is not None:
-        return enum_names(field.enum_type).get
+        return enum_names(field.enum_type).by_number.get
     if field.message_type is None:
         return lambda value: value
     return {"google.protobuf.Timestamp": _moment, "google.protobuf.Struct": _object}[field.message_type.full_name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextvars
 import hashlib
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from meshkit.errors import conflict, invalid
@@ -19,11 +20,40 @@ if TYPE_CHECKING:
     from meshkit.db import Connection, Database
 
 METADATA_KEY = "idempotency-key"
+REPLAYED_KEY = "idempotent-replayed"
+# Trailing metadata of an answer that was given before.
+REPLAYED = ((REPLAYED_KEY, "true"),)
 KEEP_HOURS = 48
 _SELECT = "SELECT request_hash, response FROM idempotency_keys WHERE tenant = %s AND method = %s AND key = %s"
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 _current: contextvars.ContextVar[str] = contextvars.ContextVar("atelier_idempotency_key", default="")
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A caller's key for a create.
+
+    Attributes:
+        method: Name of the method.
+        key: The caller's key.
+        request_hash: `request_hash` of the request; another request under the key is a conflict.
+    """
+
+    method: str
+    key: str
+    request_hash: bytes
+
+    @classmethod
+    def of_call(cls, method: str, request: Message) -> IdempotencyKey | None:
+        """Return the key of the call at hand, if it has one.
+
+        Args:
+            method: Name of the method.
+            request: The request as it arrived at the servicer, defaults applied.
+        """
+        key = current_key()
+        return cls(method, key, request_hash(request)) if key else None
 
 
 def idempotency_table(metadata: MetaData) -> Table:

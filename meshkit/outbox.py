@@ -36,6 +36,10 @@ _log = get_logger(__name__)
 _PUBLISHED = metrics.counter("outbox_published", "Events acknowledged by NATS", ("schema",))
 _WAITING = metrics.gauge("outbox_oldest_unpublished_seconds", "Age of the oldest event that waits", ("schema",))
 
+VERSION_HEADER = "Atelier-Version"
+TENANT_HEADER = "Atelier-Tenant"
+EVENT_TYPE_HEADER = "Atelier-Event-Type"
+
 _LOCK_SPACE = 0x6F7574  # "out": keeps these advisory locks apart from others in the same database
 _BATCH = 200
 _CLAIM = """
@@ -60,6 +64,21 @@ class OutboxEvent:
     payload: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
     event_id: uuid.UUID = field(default_factory=uuid.uuid4)
+
+
+def event_headers(*, version: int, tenant: str, event_type: str, traceparent: str) -> dict[str, str]:
+    """Return the headers of an event that tells of an entity.
+
+    Args:
+        version: Version of the entity; a consumer passes over one that is not above what it knows.
+        tenant: Tenant that the entity belongs to.
+        event_type: Documented name of the event.
+        traceparent: Trace of the entity; empty where it has none.
+    """
+    headers = {VERSION_HEADER: str(version), TENANT_HEADER: tenant, EVENT_TYPE_HEADER: event_type}
+    if traceparent:
+        headers["traceparent"] = traceparent
+    return headers
 
 
 def outbox_table(metadata: MetaData) -> Table:

@@ -29,6 +29,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from meshkit import auth, idempotency, metrics, tracing
 from meshkit.errors import ErrorKind, MeshError, exhausted, unauthenticated
 from meshkit.logging import get_logger
+from meshkit.scopes import scope_name
 from meshkit.status import CODE_OF_KIND, to_status
 from meshkit.unbundling import BundledContext, BundledMethod, Unbundler
 from meshkit.validation import apply_defaults, check
@@ -46,18 +47,6 @@ _IN_FLIGHT = metrics.gauge("rpc_server_in_flight", "Calls being served")
 _servers: WeakSet[MeshServer] = WeakSet()
 _IN_FLIGHT.set_function(lambda: float(sum(server.calls for server in _servers)))
 
-_SCOPE_NAMES: Mapping[int, str] = {
-    options_pb2.SCOPE_READ: auth.READ,
-    options_pb2.SCOPE_WRITE: auth.WRITE,
-    options_pb2.SCOPE_ADMIN: auth.ADMIN,
-    options_pb2.SCOPE_OPERATOR: auth.OPERATOR,
-    options_pb2.SCOPE_SUPPORT: auth.SUPPORT,
-    options_pb2.SCOPE_WORKER: auth.WORKER,
-    options_pb2.SCOPE_MESH: auth.MESH,
-    options_pb2.SCOPE_CALLER: "",
-}
-# A method whose contract states no rule asks for more than any caller holds: forgotten is not public.
-_UNRULED = auth.MESH
 _BEARER = "bearer "
 _FAULTS = frozenset({ErrorKind.INTERNAL, ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE})
 
@@ -402,9 +391,9 @@ def _describe(path: str) -> _GuardedMethod:
     try:
         method = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
     except KeyError:
-        return _GuardedMethod(short, _UNRULED)
+        return _GuardedMethod(short, scope_name(options_pb2.SCOPE_UNSPECIFIED))
     rule = method.GetOptions().Extensions[options_pb2.method]
-    return _GuardedMethod(short, _SCOPE_NAMES.get(rule.scope, _UNRULED), rule.bundled)
+    return _GuardedMethod(short, scope_name(rule.scope), rule.bundled)
 
 
 def _prepare(request: Any) -> Any:

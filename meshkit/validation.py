@@ -15,10 +15,11 @@ from typing import Any, cast
 import protovalidate
 from atelier.options.v1 import options_pb2
 from google.protobuf import json_format, message_factory, struct_pb2
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from meshkit.errors import ErrorKind, FieldViolation, MeshError
+from meshkit.spelling import enum_number
 
 _STRUCT = struct_pb2.Struct.DESCRIPTOR.full_name
 _VALUE = struct_pb2.Value.DESCRIPTOR.full_name
@@ -152,43 +153,6 @@ def _setter(field: FieldDescriptor, value: Any) -> _Setter:
             setattr(message, name, scalar)
 
     return set_zero
-
-
-def enum_number(enum: EnumDescriptor, spelling: str) -> int:
-    """Return number of the enum value that is spelled so in JSON, by the enum's options.
-
-    Args:
-        enum: The enum.
-        spelling: Its JSON spelling, or the value's full name.
-
-    Raises:
-        KeyError: No value is spelled so.
-    """
-    for value in enum.values:
-        if spelling in (value.name, enum_spelling(enum, value.number)):
-            return int(value.number)
-    raise KeyError(spelling)
-
-
-def enum_spelling(enum: EnumDescriptor, number: int) -> str:
-    """JSON spelling of an enum value: its own where it has one, else its name without the enum's prefix.
-
-    Args:
-        enum: The enum.
-        number: Number of the value.
-
-    Raises:
-        KeyError: The enum has no such number.
-    """
-    value = enum.values_by_number[number]
-    own = str(value.GetOptions().Extensions[options_pb2.value].name)
-    if own:
-        return own
-    prefix = "".join(
-        f"_{c}" if c.isupper() and i and not enum.name[i - 1].isupper() else c for i, c in enumerate(enum.name)
-    )
-    name = str(value.name).removeprefix(f"{prefix.upper()}_")
-    return name.lower() if enum.GetOptions().Extensions[options_pb2.enum].lower else name
 
 
 def _walk(field: FieldDescriptor) -> _Setter:

@@ -13,8 +13,8 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from meshkit.spelling import ContractError
 from meshkit.transcoding.options import (
-    ContractError,
     Flattened,
     field_json,
     flattened,

@@ -9,10 +9,10 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
+from meshkit.scopes import scope_name
 from meshkit.transcoding.options import field_json, field_rules, json_name, nested
 from meshkit.transcoding.routes import Route
 from meshkit.transcoding.schemas import Comments, Components, Schema, reference, title_of
-from services.gateway.auth import SCOPE_NAMES
 
 SECURITY: list[dict[str, list[str]]] = [{"HTTPBearer": []}]
 
@@ -162,7 +162,7 @@ def _path(route: Route) -> str:
 def _operation(route: Route, components: Components) -> Schema:
     rpc = route.rpc
     title = route.rule.summary or _SNAKE.sub(" ", rpc.name)
-    scope = SCOPE_NAMES[route.rule.scope]
+    scope = scope_name(route.rule.scope)
     needs = f"Needs the scope `{scope}`." if scope else "Any caller with a token may."
     operation: Schema = {
         "tags": [route.rule.tag or route.rpc.containing_service.name],

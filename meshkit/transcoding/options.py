@@ -5,7 +5,6 @@ Everything here is read once, at start, while codecs, routes and the OpenAPI doc
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,33 +14,14 @@ from atelier.options.v1 import options_pb2
 from buf.validate import validate_pb2
 from google.protobuf.descriptor import (
     Descriptor,
-    EnumDescriptor,
-    EnumValueDescriptor,
     FieldDescriptor,
     MethodDescriptor,
     OneofDescriptor,
 )
 
+from meshkit.spelling import ContractError
+
 _FREE_FORM = frozenset({"google.protobuf.Struct", "google.protobuf.ListValue"})
-
-
-class ContractError(Exception):
-    """The contracts cannot be presented as they stand; raised at start, never while serving."""
-
-
-@dataclass(frozen=True, slots=True)
-class EnumNames:
-    """Both directions of an enum's JSON spelling.
-
-    Attributes:
-        by_number: Spelling of every value but the zero value that means "unspecified".
-        by_name: The inverse.
-        public: Spellings that the OpenAPI document and error messages show.
-    """
-
-    by_number: Mapping[int, str]
-    by_name: Mapping[str, int]
-    public: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +44,6 @@ class Flattened:
     def public(self) -> tuple[str, ...]:
         """Discriminator values that the document and error messages show."""
         return tuple(value for value, field in self.variants.items() if not field_json(field).hidden)
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def field_json(field: FieldDescriptor) -> options_pb2.FieldJson:
@@ -126,38 +102,6 @@ def nested(field: FieldDescriptor) -> Descriptor:
 def prints_null(field: FieldDescriptor) -> bool:
     """Tell whether an empty list or map prints `null`."""
     return field_json(field).empty == options_pb2.EMPTY_NULL
-
-
-@cache
-def enum_names(enum: EnumDescriptor) -> EnumNames:
-    """Return the JSON spelling of an enum: value names without the enum's prefix, in lower case where it says so.
-
-    Raises:
-        ContractError: two values share a spelling.
-    """
-    prefix = _snake(enum.name).upper() + "_"
-    lower = enum.GetOptions().Extensions[options_pb2.enum].lower
-    by_number: dict[int, str] = {}
-    public: list[str] = []
-    for value in enum.values:
-        if value.number == 0 and value.name.endswith("_UNSPECIFIED"):
-            continue
-        spelled = _value_name(value, prefix, lower=lower)
-        if spelled in by_number.values():
-            raise ContractError(f"{enum.full_name}: two values are spelled {spelled}")
-        by_number[value.number] = spelled
-        if not value.GetOptions().Extensions[options_pb2.value].hidden:
-            public.append(spelled)
-    by_name = {name: number for number, name in by_number.items()}
-    return EnumNames(MappingProxyType(by_number), MappingProxyType(by_name), tuple(public))
-
-
-def _value_name(value: EnumValueDescriptor, prefix: str, *, lower: bool) -> str:
-    chosen = value.GetOptions().Extensions[options_pb2.value].name
-    if chosen:
-        return chosen
-    plain = value.name.removeprefix(prefix)
-    return plain.lower() if lower else plain
 
 
 @cache

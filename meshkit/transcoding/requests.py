@@ -11,9 +11,10 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from meshkit.spelling import ContractError
 from meshkit.transcoding.codec import Codecs, Decoding, Loc, MessageCodec, Violation
 from meshkit.transcoding.errors import RefusedRequestError
-from meshkit.transcoding.options import ContractError, json_name, nested, prints_null
+from meshkit.transcoding.options import json_name, nested, prints_null
 from meshkit.transcoding.routes import Route
 from meshkit.transcoding.scalars import BadValueError, text_converter, well_known
 

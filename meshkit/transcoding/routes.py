@@ -18,7 +18,8 @@ from google.api.http_pb2 import HttpRule
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodDescriptorProto
 
-from meshkit.transcoding.options import ContractError, field_json, flattened, json_name, method_rule, nested
+from meshkit.spelling import ContractError
+from meshkit.transcoding.options import field_json, flattened, json_name, method_rule, nested
 
 _TOKEN = re.compile(r"\{([a-z][a-z0-9_.]*)(?:=([^{}]+))?\}|([^{}/]+)")
 _PATTERNS = ("get", "put", "post", "delete", "patch")

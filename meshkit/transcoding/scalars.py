@@ -18,7 +18,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from meshkit.transcoding.options import enum_names
+from meshkit.spelling import enum_names
 
 Json = Any
 Convert = Callable[[Json], Any]

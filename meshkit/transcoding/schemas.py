@@ -15,10 +15,9 @@ from buf.validate import validate_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet, SourceCodeInfo
 
+from meshkit.spelling import ContractError, enum_names
 from meshkit.transcoding.options import (
-    ContractError,
     Flattened,
-    enum_names,
     field_json,
     field_rules,
     flattened,

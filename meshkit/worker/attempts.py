@@ -17,9 +17,10 @@ from atelier.tasks.v1.enums_pb2 import (
 from atelier.tasks.v1.worker_service_pb2 import ResultObject
 
 from meshkit import tracing
-from meshkit.errors import ErrorKind, MeshError
+from meshkit.errors import MeshError
 from meshkit.logging import get_logger
 from meshkit.objects import ObjectStore
+from meshkit.spelling import value_names
 from meshkit.worker import measures
 from meshkit.worker.device_runner import DeviceRunner, Job, Withdrawn
 from meshkit.worker.handlers import TaskFailed
@@ -32,9 +33,6 @@ from meshkit.worker.uploads import Uploads, name_files
 _log = get_logger(__name__)
 
 _UPLOAD_TRIES = 4
-_TRANSIENT = frozenset(
-    {ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.EXHAUSTED, ErrorKind.ABORTED, ErrorKind.INTERNAL}
-)
 _CANCEL_GRACE_SECONDS = 5.0
 
 
@@ -313,4 +311,4 @@ class Attempts:
 
 
 def _category(category: ErrorCategory.ValueType) -> str:
-    return ErrorCategory.Name(category).removeprefix("ERROR_CATEGORY_").lower()
+    return value_names(ErrorCategory.DESCRIPTOR)[category].lower()

@@ -40,7 +40,7 @@ from atelier.tasks.v1.worker_service_pb2 import (
 )
 from google.protobuf.duration_pb2 import Duration
 
-from meshkit.errors import ErrorKind, MeshError
+from meshkit.errors import TRANSIENT, ErrorKind, MeshError
 from meshkit.logging import get_logger
 from meshkit.loops import cancel
 from meshkit.status import from_rpc_error
@@ -59,9 +59,6 @@ from meshkit.worker.session import (
 
 _log = get_logger(__name__)
 
-_RETRIED = frozenset(
-    {ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.EXHAUSTED, ErrorKind.ABORTED, ErrorKind.INTERNAL}
-)
 _MAX_LEASES = 256  # bound of LeaseRequest.max_leases and of ReportRequest.progress
 _REPORT_INTERVAL_SECONDS = 0.25
 _END_SECONDS = 10.0
@@ -232,7 +229,7 @@ class LeaseClient:
             try:
                 await self._call(self._calls.Release, request, timeout=5.0)
             except MeshError as error:
-                if error.kind not in _RETRIED:
+                if error.kind not in TRANSIENT:
                     return
                 failures += 1
                 await self._pause(failures, session)
@@ -254,7 +251,7 @@ class LeaseClient:
             except MeshError as error:
                 if error.kind is ErrorKind.INVALID:
                     raise
-                if error.kind not in _RETRIED:
+                if error.kind not in TRANSIENT:
                     _log.warning(
                         "attempt_refused", job_id=held.lease.job_id, attempt=held.lease.attempt, why=error.reason
                     )
@@ -372,7 +369,7 @@ class LeaseClient:
                     self._lose_session(session)
                     return
                 failures += 1
-                if error.kind not in _RETRIED:
+                if error.kind not in TRANSIENT:
                     _log.error("poll_refused", kind=error.kind.value, why=error.message)
                 await self._pause(failures, session)
                 continue

@@ -11,7 +11,7 @@ from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_INTERNAL, ERROR_CATEGORY_R
 from atelier.tasks.v1.task_pb2 import TaskResult
 from atelier.tasks.v1.worker_service_pb2 import Lease, ResultObject
 
-from meshkit.errors import ErrorKind, MeshError
+from meshkit.errors import TRANSIENT, MeshError
 from meshkit.logging import get_logger
 from meshkit.objects import ObjectInfo, ObjectStore
 from meshkit.worker.handlers import TaskFailed
@@ -20,9 +20,6 @@ from meshkit.worker.session import Backoff
 _log = get_logger(__name__)
 
 _TRIES = 4
-_TRANSIENT = frozenset(
-    {ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.EXHAUSTED, ErrorKind.ABORTED, ErrorKind.INTERNAL}
-)
 _SETTLE_SECONDS = 60.0
 
 
@@ -57,7 +54,7 @@ class Uploads:
                 info = await asyncio.shield(put)
                 return ResultObject(path=info.path, size=info.size, content_type=file.content_type)
             except MeshError as error:
-                if error.kind not in _TRANSIENT or tried == _TRIES:
+                if error.kind not in TRANSIENT or tried == _TRIES:
                     _log.warning("upload_failed", path=path, kind=error.kind.value, tried=tried)
                     break
             await asyncio.sleep(backoff.pause(tried))

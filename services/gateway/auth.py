@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from meshkit import auth, tracing
+from meshkit import tracing
 from meshkit.auth import Principal
 from meshkit.errors import ErrorKind, MeshError, forbidden, unauthenticated
 
@@ -77,17 +77,3 @@ class Authenticator:
                 metadata={"scope": scope},
             )
         return GatewayCaller(principal, token)
-
-
-# By the contract's numbers; what states none is for services alone, as behind the gateway.
-SCOPE_NAMES = {
-    0: auth.MESH,
-    1: auth.READ,
-    2: auth.WRITE,
-    3: auth.ADMIN,
-    4: auth.OPERATOR,
-    5: auth.SUPPORT,
-    6: auth.WORKER,
-    7: auth.MESH,
-    8: "",
-}

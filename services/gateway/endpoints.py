@@ -19,20 +19,22 @@ from starlette.types import Receive, Scope, Send
 from meshkit import tracing
 from meshkit.client import MeshStream, call_metadata
 from meshkit.errors import MeshError
+from meshkit.idempotency import REPLAYED_KEY
+from meshkit.scopes import scope_name
+from meshkit.staging import STAGING_SCHEME
 from meshkit.transcoding.codec import Codecs, Decoding, Loc, Violation
 from meshkit.transcoding.errors import HttpError, RefusedRequestError, refused, render
 from meshkit.transcoding.requests import RequestDecoder, ResponseEncoder
 from meshkit.transcoding.routes import Match, Route, RouteTable, WrongMethod, loc_of
 from services.gateway.asgi import header, read_body, send_content, send_error, strict
-from services.gateway.auth import SCOPE_NAMES, Authenticator, GatewayCaller
+from services.gateway.auth import Authenticator, GatewayCaller
 from services.gateway.bodies import BodyBudget, SlowRequestError
 from services.gateway.config import GatewaySettings
 from services.gateway.middleware import note_route
 from services.gateway.streams import AFTER_VERSION, EventStream, event_shape
-from services.gateway.uploads import STAGING_SCHEME, StagedFiles, UploadStager
+from services.gateway.uploads import StagedFiles, UploadStager
 
 _MAX_QUERY_FIELDS = 200
-_REPLAYED = "idempotent-replayed"
 _MAX_VERSION = (1 << 63) - 1
 
 
@@ -71,7 +73,7 @@ class Endpoint:
         self._encoder = ResponseEncoder(route, codecs)
         self._call = call
         self._around = around
-        self._scope = SCOPE_NAMES[route.rule.scope]
+        self._scope = scope_name(route.rule.scope)
         self._idempotent = route.rule.idempotent
         self._shape = event_shape(route.response) if route.streaming else None
         self._resumes = route.streaming and AFTER_VERSION in route.request.fields_by_name
@@ -121,7 +123,7 @@ class Endpoint:
                 response, replayed = await self._ask(request, metadata, keyed=bool(key))
                 # The first of them took its files long ago.
                 stay.unclaimed = replayed
-        headers = {_REPLAYED: "true"} if replayed else {}
+        headers = {REPLAYED_KEY: "true"} if replayed else {}
         if decoding.strict:
             headers["preference-applied"] = "handling=strict"
         content = self._encoder.encode(response)
@@ -178,7 +180,7 @@ class Endpoint:
 
         def on_trailing(pairs: Sequence[tuple[str, str | bytes]]) -> None:
             nonlocal replayed
-            replayed = any(name == _REPLAYED for name, _ in pairs)
+            replayed = any(name == REPLAYED_KEY for name, _ in pairs)
 
         response = await self._call(request, timeout=timeout, metadata=metadata, trailing=on_trailing)
         return response, replayed

@@ -27,6 +27,7 @@ from meshkit import auth
 from meshkit.errors import ErrorKind, MeshError, not_found
 from meshkit.objects import ObjectInfo
 from meshkit.paths import normalise_path
+from meshkit.staging import STAGING_FOLDER, is_staged
 from meshkit.transcoding.codec import Violation
 from meshkit.transcoding.errors import RefusedRequestError
 from services.gateway.asgi import ClientGoneError, send_content
@@ -35,7 +36,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.media import MediaSigner
 from services.gateway.middleware import note_route
 from services.gateway.ranges import ByteRange, RangeError, parse_range
-from services.gateway.uploads import STAGING_FOLDER, ImageCheck
+from services.gateway.uploads import ImageCheck
 
 IMAGES = "/api/v1/storage/images"
 MEDIA = "/api/v1/media"
@@ -182,7 +183,7 @@ class Storage:
         seen, after = 0, ""
         while seen < _MOST_LISTED:
             page = await self._objects.list(tenant, prefix, _PAGE, after)
-            kept = [one for one in page if not one.path.startswith(f"{STAGING_FOLDER}/")]
+            kept = [one for one in page if not is_staged(one.path)]
             types = await self._types(tenant, kept)
             found += [(one, kind) for one, kind in zip(kept, types, strict=True) if kind.startswith("image/")]
             if len(page) < _PAGE:

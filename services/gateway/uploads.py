@@ -17,13 +17,11 @@ from typing import BinaryIO, Protocol
 
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import get_logger
+from meshkit.staging import STAGING_FOLDER, STAGING_SCHEME
 from meshkit.transcoding.codec import Upload, Violation
 from meshkit.transcoding.errors import RefusedRequestError
 
 _log = get_logger(__name__)
-
-STAGING_FOLDER = "staging"
-STAGING_SCHEME = "staging:"
 
 # Errors that say for sure that the service did nothing. After the others it may have done what was asked.
 _REFUSALS = frozenset(

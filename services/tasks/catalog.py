@@ -12,6 +12,7 @@ from types import MappingProxyType
 from atelier.tasks.v1 import enums_pb2, task_pb2
 
 from meshkit.errors import invalid
+from meshkit.spelling import value_names
 
 LOCAL = "LOCAL"
 
@@ -181,7 +182,7 @@ class Catalog:
         Raises:
             MeshError: `INVALID` where this release does not call it.
         """
-        name = enums_pb2.ProviderType.Name(number).removeprefix("PROVIDER_TYPE_") if number else LOCAL  # type: ignore[arg-type]  # a number off the wire
+        name = value_names(enums_pb2.ProviderType.DESCRIPTOR)[number] if number else LOCAL
         if name not in CAPABILITIES:
             raise invalid(
                 path,

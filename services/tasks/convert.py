@@ -6,31 +6,26 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, worker_service_pb2
-from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshkit.moments import assign
+from meshkit.spelling import value_names, value_numbers
 from services.tasks.catalog import CAPABILITIES, QUEUES, TYPES, Catalog, prefix_of
 from services.tasks.domain import AttemptRecord, AttemptRef, JobKind, TaskRecord
 
-
-def _numbers(enum: EnumDescriptor, prefix: str) -> dict[str, int]:
-    return {value.name.removeprefix(prefix): value.number for value in enum.values if value.number}
-
-
-STATUS = _numbers(enums_pb2.TaskStatus.DESCRIPTOR, "TASK_STATUS_")
-TASK_TYPE = _numbers(enums_pb2.TaskType.DESCRIPTOR, "TASK_TYPE_")
-PROVIDER = _numbers(enums_pb2.ProviderType.DESCRIPTOR, "PROVIDER_TYPE_")
-CATEGORY = _numbers(enums_pb2.ErrorCategory.DESCRIPTOR, "ERROR_CATEGORY_")
-OUTCOME = _numbers(tasks_service_pb2.AttemptOutcome.DESCRIPTOR, "ATTEMPT_OUTCOME_")
-KIND = _numbers(worker_service_pb2.JobKind.DESCRIPTOR, "JOB_KIND_")
-STATUS_NAME = {number: name for name, number in STATUS.items()}
-TASK_TYPE_NAME = {number: name for name, number in TASK_TYPE.items()}
-KIND_NAME = {number: name for name, number in KIND.items()}
-PROVIDER_NAME = {number: name for name, number in PROVIDER.items()}
+STATUS = value_numbers(enums_pb2.TaskStatus.DESCRIPTOR)
+TASK_TYPE = value_numbers(enums_pb2.TaskType.DESCRIPTOR)
+PROVIDER = value_numbers(enums_pb2.ProviderType.DESCRIPTOR)
+CATEGORY = value_numbers(enums_pb2.ErrorCategory.DESCRIPTOR)
+OUTCOME = value_numbers(tasks_service_pb2.AttemptOutcome.DESCRIPTOR)
+KIND = value_numbers(worker_service_pb2.JobKind.DESCRIPTOR)
+STATUS_NAME = value_names(enums_pb2.TaskStatus.DESCRIPTOR)
+TASK_TYPE_NAME = value_names(enums_pb2.TaskType.DESCRIPTOR)
+KIND_NAME = value_names(worker_service_pb2.JobKind.DESCRIPTOR)
+PROVIDER_NAME = value_names(enums_pb2.ProviderType.DESCRIPTOR)
 _OPTIONAL_TEXTS = ("origin_zone", "origin_reference", "executor_type", "executor_instance")
 _MOMENTS = ("created_at", "updated_at", "started_at", "completed_at", "deleted_at", "last_resume_attempt")
-CATEGORY_NAME = {number: name for name, number in CATEGORY.items()}
+CATEGORY_NAME = value_names(enums_pb2.ErrorCategory.DESCRIPTOR)
 
 
 def timestamp(moment: datetime) -> Timestamp:

@@ -13,6 +13,11 @@ def task_not_found(task_id: object) -> MeshError:
     return not_found("Task", str(task_id))
 
 
+def delivery_not_found(delivery_id: object) -> MeshError:
+    """No such delivery for this caller."""
+    return not_found("Delivery", str(delivery_id))
+
+
 def session_not_found(session_id: object) -> MeshError:
     """Build the error: the session ended, expired, belongs to someone else or never was; the worker opens a new one."""
     return not_found("Session", str(session_id))

@@ -9,10 +9,11 @@ from uuid import UUID
 from atelier.events.v1 import events_pb2
 from google.protobuf.message import Message
 
-from meshkit import eventjson as spelling
+from meshkit import eventjson
 from meshkit.fetcher import check_url
 from meshkit.moments import assign
-from meshkit.outbox import OutboxEvent
+from meshkit.outbox import EVENT_TYPE_HEADER, OutboxEvent, event_headers
+from meshkit.spelling import enum_names
 from services.tasks.convert import CATEGORY, STATUS, to_task
 from services.tasks.domain import TERMINAL, TaskRecord, TaskStatus
 from services.tasks.webhooks.domain import NewDelivery
@@ -101,7 +102,7 @@ def _status_event(record: TaskRecord) -> events_pb2.TaskStatusEvent:
 
 def delivery(record: TaskRecord, url: str, event: OutboxEvent) -> NewDelivery:
     """Return a task's event on its way to the task's webhook."""
-    message = _TASK_EVENTS[event.headers["Atelier-Event-Type"]].FromString(event.payload)
+    message = _TASK_EVENTS[event.headers[EVENT_TYPE_HEADER]].FromString(event.payload)
     return to_delivery(
         message,
         event_id=event.event_id,
@@ -129,20 +130,16 @@ def to_delivery(event: Any, *, event_id: UUID, tenant: str, entity_id: UUID, ver
         tenant=tenant,
         entity_id=entity_id,
         entity_version=version,
-        event_type=spelling.enum_names(events_pb2.EventType.DESCRIPTOR)[event.event_type],
+        event_type=enum_names(events_pb2.EventType.DESCRIPTOR).by_number[event.event_type],
         url=url,
         target=f"{target.host}:{target.port}",
-        body=spelling.encode(event),
+        body=eventjson.encode(event),
     )
 
 
 def _outbox(what: str, record: TaskRecord, event: Any, event_type: str) -> OutboxEvent:
-    headers = {
-        "Atelier-Version": str(record.version),
-        "Atelier-Tenant": record.tenant,
-        "Atelier-Event-Type": event_type,
-    }
-    if record.traceparent:
-        headers["traceparent"] = record.traceparent
+    headers = event_headers(
+        version=record.version, tenant=record.tenant, event_type=event_type, traceparent=record.traceparent
+    )
     subject = f"{SUBJECT if record.workflow_id is None else STEP_SUBJECT}.{what}"
     return OutboxEvent(subject=subject, payload=event.SerializeToString(), headers=headers)

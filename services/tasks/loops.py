@@ -10,9 +10,9 @@ from meshkit import metrics
 from meshkit.logging import get_logger
 from meshkit.loops import Loop
 from meshkit.objects import ObjectStore
+from meshkit.staging import STAGING_FOLDER
 from services.tasks.config import TasksSettings
 from services.tasks.domain import RetryPolicy, TaskRecord, TaskStatus
-from services.tasks.inputs.validator import STAGING_FOLDER
 from services.tasks.notifier import Notifier
 from services.tasks.scheduling.progress import ProgressRelay
 from services.tasks.scheduling.service import WorkerSessions
@@ -107,7 +107,7 @@ class TaskMaintenance:
         oldest = self._clock() - timedelta(seconds=self._settings.staging_max_age_seconds)
         # The object store is asked, not the rows: a tenant whose creates were all refused has uploads and no row.
         for tenant in await self._objects.tenants():
-            async for info in self._objects.walk(tenant, STAGING_FOLDER):
+            async for info in self._objects.walk(tenant, f"{STAGING_FOLDER}/"):
                 if info.modified < oldest:
                     await self._objects.delete(tenant, info.path)
                     _SWEPT.inc()

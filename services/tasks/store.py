@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
+from meshkit.idempotency import IdempotencyKey
 from services.tasks.domain import (
     AttemptRecord,
     AttemptRef,
@@ -22,21 +23,6 @@ from services.tasks.domain import (
     TaskStatus,
 )
 from services.tasks.scheduling.fairness import Candidate, Contender
-
-
-@dataclass(frozen=True, slots=True)
-class IdempotencyKey:
-    """A caller's key for a create.
-
-    Attributes:
-        method: Name of the method.
-        key: The caller's key.
-        request_hash: Digest of the request under it.
-    """
-
-    method: str
-    key: str
-    request_hash: bytes
 
 
 class Creation(NamedTuple):

@@ -8,22 +8,17 @@ from typing import Any
 
 from atelier.workflows.v1 import monitoring_service_pb2 as monitoring
 from atelier.workflows.v1 import workflow_pb2
-from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.struct_pb2 import Struct
 
 from meshkit.moments import assign
+from meshkit.spelling import value_names, value_numbers
 from services.workflows import graph
 from services.workflows.domain import StepRecord, StepState
 from services.workflows.store import WorkflowSnapshot
 
-
-def _numbers(enum: EnumDescriptor, prefix: str) -> dict[str, int]:
-    return {value.name.removeprefix(prefix): value.number for value in enum.values if value.number}
-
-
-STATUS = _numbers(workflow_pb2.WorkflowStatus.DESCRIPTOR, "WORKFLOW_STATUS_")
-STATUS_NAME = {number: name for name, number in STATUS.items()}
-_STEP = _numbers(workflow_pb2.StepStatus.DESCRIPTOR, "STEP_STATUS_")
+STATUS = value_numbers(workflow_pb2.WorkflowStatus.DESCRIPTOR)
+STATUS_NAME = value_names(workflow_pb2.WorkflowStatus.DESCRIPTOR)
+_STEP = value_numbers(workflow_pb2.StepStatus.DESCRIPTOR)
 # That its task is about to be made is the service's own affair.
 STEP_STATUS = {**_STEP, StepState.DISPATCHING.value: _STEP[StepState.RUNNING.value]}
 

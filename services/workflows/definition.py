@@ -16,6 +16,7 @@ from atelier.workflows.v1 import workflow_pb2
 
 from meshkit import errors, validation
 from meshkit.errors import FieldViolation, MeshError
+from meshkit.spelling import value_names
 from services.workflows import graph, iteration
 from services.workflows.building import ON_FAILURE, compose
 from services.workflows.condition import fault_of
@@ -290,4 +291,4 @@ def _capability_violations(
 
 
 def _provider(number: int) -> str:
-    return enums_pb2.ProviderType.Name(number).removeprefix("PROVIDER_TYPE_") if number else LOCAL  # type: ignore[arg-type]  # a number off the wire
+    return value_names(enums_pb2.ProviderType.DESCRIPTOR)[number] if number else LOCAL

@@ -5,7 +5,7 @@ from __future__ import annotations
 from atelier.events.v1 import events_pb2
 
 from meshkit.moments import assign
-from meshkit.outbox import OutboxEvent
+from meshkit.outbox import OutboxEvent, event_headers
 from services.workflows.domain import WorkflowRecord
 
 SUBJECT = "atelier.workflows.v1.workflow"
@@ -41,11 +41,10 @@ def status_update(record: WorkflowRecord) -> events_pb2.BaseEvent:
 def changed(record: WorkflowRecord) -> OutboxEvent:
     """Return a workflow changed its state, or got further."""
     event = status_update(record)
-    headers = {
-        "Atelier-Version": str(record.version),
-        "Atelier-Tenant": record.tenant,
-        "Atelier-Event-Type": "workflow_status_update",
-    }
-    if record.traceparent:
-        headers["traceparent"] = record.traceparent
+    headers = event_headers(
+        version=record.version,
+        tenant=record.tenant,
+        event_type="workflow_status_update",
+        traceparent=record.traceparent,
+    )
     return OutboxEvent(f"{SUBJECT}.{record.status.value.lower()}", event.SerializeToString(), headers)

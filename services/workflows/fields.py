@@ -11,10 +11,9 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
-from meshkit.validation import enum_number, enum_spelling
+from meshkit.spelling import enum_names, enum_number, value_names, value_numbers
 from services.workflows.mapping import BOOLEAN, INTEGER, NUMBER, OBJECT, STRING, ValueKind
 
-_PREFIX = "TASK_TYPE_"
 _INTEGERS = frozenset(
     {
         FieldDescriptor.CPPTYPE_INT32,
@@ -34,7 +33,7 @@ class UnfitValueError(ValueError):
 
 def type_name(number: int) -> str:
     """Spelling of a task type."""
-    return enums_pb2.TaskType.Name(number).removeprefix(_PREFIX)  # type: ignore[arg-type]  # a number off the wire
+    return value_names(enums_pb2.TaskType.DESCRIPTOR)[number]
 
 
 def detail_of(task_type: str) -> str:
@@ -57,8 +56,7 @@ def outputs_of(task_type: str) -> dict[str, FieldDescriptor]:
 @cache
 def every_input() -> frozenset[str]:
     """Names of the inputs of all types."""
-    names = [type_name(value.number) for value in enums_pb2.TaskType.DESCRIPTOR.values if value.number]
-    return frozenset(field for name in names for field in inputs_of(name))
+    return frozenset(field for name in value_numbers(enums_pb2.TaskType.DESCRIPTOR) for field in inputs_of(name))
 
 
 def _members(owner: Descriptor, task_type: str) -> dict[str, FieldDescriptor]:
@@ -129,7 +127,7 @@ def _enum(enum: EnumDescriptor, value: Any) -> int:
     try:
         return enum_number(enum, value)
     except KeyError:
-        names = ", ".join(enum_spelling(enum, one.number) for one in enum.values if one.number)
+        names = ", ".join(enum_names(enum).by_name)
         raise UnfitValueError(f"Input should be one of {names}") from None
 
 
@@ -144,10 +142,8 @@ def _plain(message: Message) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field, value in message.ListFields():
         if field.enum_type is not None:
-            spell = field.enum_type
-            found[field.name] = (
-                [enum_spelling(spell, one) for one in value] if field.is_repeated else enum_spelling(spell, value)
-            )
+            names = enum_names(field.enum_type).by_number
+            found[field.name] = [names[one] for one in value] if field.is_repeated else names[value]
         elif field.message_type is not None:
             found[field.name] = json_format.MessageToDict(message, preserving_proto_field_name=True)[field.name]
         elif field.is_repeated:

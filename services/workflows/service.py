@@ -10,10 +10,11 @@ from uuid import UUID, uuid4
 from atelier.workflows.v1 import workflow_pb2, workflows_service_pb2
 
 from meshkit import metrics, tracing
-from meshkit.errors import ErrorKind, MeshError, forbidden, invalid
+from meshkit.access import Caller
+from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.fetcher import Fetcher
+from meshkit.idempotency import IdempotencyKey
 from services.workflows import definition, graph
-from services.workflows.access import Caller
 from services.workflows.convert import to_workflow
 from services.workflows.domain import (
     Approval,
@@ -30,7 +31,6 @@ from services.workflows.executor import WorkflowExecutor
 from services.workflows.fields import type_name
 from services.workflows.signals import Cancel, Event, Pause, Resume, Start
 from services.workflows.store import (
-    IdempotencyKey,
     Page,
     WorkflowCounts,
     WorkflowFilter,
@@ -97,7 +97,7 @@ class WorkflowsService:
             MeshError: `INVALID` with all that does not hold, `FORBIDDEN`, `CONFLICT`, `UNAVAILABLE`.
         """
         wanted = request.workflow
-        tenant = _tenant_of(wanted, caller)
+        tenant = caller.tenant_of(wanted.origin_tenant_id, "workflow.origin_tenant_id")
         if wanted.HasField("webhook_url"):
             self._fetcher.check(wanted.webhook_url, path="workflow.webhook_url")
         definition.check(wanted, await self._tasks.served())
@@ -122,7 +122,7 @@ class WorkflowsService:
         Raises:
             MeshError: `NOT_FOUND`.
         """
-        return caller.seen(await self._store.get(workflow_id), workflow_id)
+        return caller.seen(await self._store.get(workflow_id), workflow_id, workflow_not_found)
 
     async def list_workflows(
         self, which: WorkflowFilter, caller: Caller, page: Page
@@ -151,7 +151,7 @@ class WorkflowsService:
         Raises:
             MeshError: `NOT_FOUND`, `INVALID`.
         """
-        caller.seen(await self._store.get(workflow_id), workflow_id, write=True)
+        caller.seen(await self._store.get(workflow_id), workflow_id, workflow_not_found, write=True)
         paths = set(mask) or {field.name for field, _ in values.ListFields()}
         for path in paths - _UPDATABLE:
             raise invalid(f"update.{path}", "Unknown member", "extra_forbidden")
@@ -204,7 +204,7 @@ class WorkflowsService:
         Raises:
             MeshError: `NOT_FOUND`, or `CONFLICT` while it runs.
         """
-        whole = caller.seen(await self._store.get(workflow_id), workflow_id, write=True)
+        whole = caller.seen(await self._store.get(workflow_id), workflow_id, workflow_not_found, write=True)
         if whole.workflow.status is WorkflowStatus.RUNNING:
             raise illegal_transition(whole.workflow.status, "cleaned up; cancel it first")
         if whole.workflow.status in (WorkflowStatus.PENDING, WorkflowStatus.PAUSED):
@@ -246,7 +246,7 @@ class WorkflowsService:
         return CleanupReport(processed, cleaned, deleted, errors)
 
     async def _tell(self, workflow_id: UUID, caller: Caller, event: Event) -> WorkflowSnapshot:
-        whole = caller.seen(await self._store.get(workflow_id), workflow_id, write=True)
+        whole = caller.seen(await self._store.get(workflow_id), workflow_id, workflow_not_found, write=True)
         if whole.workflow.is_deleted and not isinstance(event, Cancel):
             raise cleaned_up()
         decision = await self._executor.tell(workflow_id, event)
@@ -260,15 +260,6 @@ def _confined(which: WorkflowFilter, caller: Caller) -> WorkflowFilter | None:
         return which
     tenant = caller.require_tenant()
     return None if which.tenant not in (None, tenant) else replace(which, tenant=tenant)
-
-
-def _tenant_of(wanted: workflow_pb2.CreateWorkflow, caller: Caller) -> str:
-    named = wanted.origin_tenant_id if wanted.HasField("origin_tenant_id") else ""
-    if not named or named == caller.tenant:
-        return caller.require_tenant()
-    if not caller.writes_across:
-        raise forbidden("origin_tenant_id names another tenant than the token", reason="FOREIGN_TENANT")
-    return caller.checked_tenant(named)
 
 
 def _new(wanted: workflow_pb2.CreateWorkflow, tenant: str, now: datetime) -> WorkflowSnapshot:

@@ -13,15 +13,14 @@ from atelier.workflows.v1 import workflows_service_pb2 as api
 from atelier.workflows.v1.monitoring_service_pb2_grpc import WorkflowMonitoringServiceServicer
 from atelier.workflows.v1.workflows_service_pb2_grpc import WorkflowsServiceServicer
 
-from meshkit import idempotency
-from services.workflows.access import Caller
+from meshkit.access import Caller
+from meshkit.idempotency import REPLAYED, IdempotencyKey
 from services.workflows.convert import STATUS_NAME, to_detail, to_item, to_workflow
 from services.workflows.domain import WorkflowStatus
 from services.workflows.service import CleanupReport, WorkflowsService
-from services.workflows.store import IdempotencyKey, Page, WorkflowFilter
+from services.workflows.store import Page, WorkflowFilter
 
 Context = grpc.aio.ServicerContext[Any, Any]
-REPLAYED = (("idempotent-replayed", "true"),)
 
 
 class WorkflowsServicer(WorkflowsServiceServicer):
@@ -37,9 +36,8 @@ class WorkflowsServicer(WorkflowsServiceServicer):
     async def CreateWorkflow(  # noqa: N802, D102 -- named and described by the contract
         self, request: api.CreateWorkflowRequest, context: Context
     ) -> api.CreateWorkflowResponse:
-        key = idempotency.current_key()
-        claim = IdempotencyKey("CreateWorkflow", key, idempotency.request_hash(request)) if key else None
-        answer, replayed = await self._workflows.create(request, Caller.of_call(), claim)
+        key = IdempotencyKey.of_call("CreateWorkflow", request)
+        answer, replayed = await self._workflows.create(request, Caller.of_call(), key)
         if replayed:
             context.set_trailing_metadata(REPLAYED)
         if isinstance(answer, bytes):

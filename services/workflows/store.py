@@ -8,23 +8,9 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
+from meshkit.idempotency import IdempotencyKey
 from services.workflows.domain import StepRecord, WorkflowRecord, WorkflowStatus
 from services.workflows.engine import Decision
-
-
-@dataclass(frozen=True, slots=True)
-class IdempotencyKey:
-    """A caller's key.
-
-    Attributes:
-        method: Method it was used with.
-        key: The key.
-        request_hash: Hash of the request; another request under the key is a conflict.
-    """
-
-    method: str
-    key: str
-    request_hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +51,11 @@ class WorkflowSnapshot:
 
     workflow: WorkflowRecord
     steps: tuple[StepRecord, ...]
+
+    @property
+    def tenant(self) -> str:
+        """Tenant that it belongs to."""
+        return self.workflow.tenant
 
 
 @dataclass(frozen=True, slots=True)

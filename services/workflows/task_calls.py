@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from meshkit.channel import MeshChannel, call_metadata
 from meshkit.errors import MeshError
 from meshkit.logging import get_logger
+from meshkit.spelling import value_names
 from services.workflows.definition import ServedCatalog
 from services.workflows.domain import WorkflowRecord
 from services.workflows.fields import type_name
@@ -91,9 +92,9 @@ class TaskCalls:
 
 
 def _served(answer: tasks_service_pb2.GetCatalogResponse) -> ServedCatalog:
-    spell = enums_pb2.ProviderType.Name
+    names = value_names(enums_pb2.ProviderType.DESCRIPTOR)
     return ServedCatalog.of(
         [type_name(number) for number in answer.task_types],
-        {spell(one.provider_type).removeprefix("PROVIDER_TYPE_"): one.capabilities for one in answer.providers},
+        {names[one.provider_type]: one.capabilities for one in answer.providers},
         answer.queues,
     )

@@ -23,6 +23,7 @@ from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import MeshError
 from meshkit.logging import get_logger
 from meshkit.loops import cancel
+from meshkit.outbox import TENANT_HEADER, VERSION_HEADER
 from services.workflows.domain import StepRecord
 from services.workflows.store import WorkflowStore
 
@@ -108,10 +109,10 @@ class TaskEventConsumer:
         versions: dict[UUID, int] = {}
         ended: dict[UUID, tuple[events_pb2.TaskStatusEvent, str]] = {}
         for event, message in told:
-            ident, version = UUID(event.task_id), int(message.headers.get("Atelier-Version", "0"))
+            ident, version = UUID(event.task_id), int(message.headers.get(VERSION_HEADER, "0"))
             if version > versions.get(ident, -1):
                 versions[ident] = version
-                ended[ident] = event, message.headers.get("Atelier-Tenant", "")
+                ended[ident] = event, message.headers.get(TENANT_HEADER, "")
         work: list[Awaitable[None]] = []
         for step in await self._store.unheard(versions):
             assert step.task_id is not None, "it was found by its task"

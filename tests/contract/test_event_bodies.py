@@ -8,7 +8,8 @@ from atelier.events.v1 import events_pb2
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor
 
-from meshkit import eventjson as spelling
+from meshkit import eventjson
+from meshkit.spelling import enum_names
 from meshkit.transcoding.codec import Codecs
 
 CODECS = Codecs()
@@ -38,12 +39,12 @@ def filled(message: Descriptor) -> Any:
 @pytest.mark.parametrize("message", EVENTS, ids=lambda message: message.name)
 def test_an_event_is_spelled_as_the_gateway_spells_it(message: Descriptor) -> None:
     for event in (filled(message), message_factory.GetMessageClass(message)()):
-        told = json.loads(spelling.encode(event))
+        told = json.loads(eventjson.encode(event))
         assert told == CODECS.of(message).encode(event)
         assert list(told) == [field.name for field in message.fields if field.name != "task"]
 
 
 def test_every_type_of_event_has_the_gateways_spelling() -> None:
-    numbers = spelling.enum_names(events_pb2.EventType.DESCRIPTOR)
+    numbers = enum_names(events_pb2.EventType.DESCRIPTOR).by_number
     assert set(numbers) == {value.number for value in events_pb2.EventType.DESCRIPTOR.values if value.number}
     assert numbers[events_pb2.EVENT_TYPE_TASK_STATUS_UPDATE] == "task_status_update"

@@ -16,6 +16,7 @@ from atelier.tasks.v1.enums_pb2 import (
     TaskType,
 )
 
+from meshkit.spelling import value_names
 from meshkit.worker.handlers import TaskHandler
 
 _HANDLERS: dict[TaskType.ValueType, tuple[str, str]] = {
@@ -34,12 +35,10 @@ _DETAILS: dict[str, TaskType.ValueType] = {
 DEFAULT_TYPES = tuple(kind for kind in _HANDLERS if kind != TASK_TYPE_NOOP)
 """What a worker serves when it is not told."""
 
-_PREFIX = "TASK_TYPE_"
-
 
 def type_name(kind: TaskType.ValueType) -> str:
     """Return the documented name of a type (`GENERATION`)."""
-    return TaskType.Name(kind).removeprefix(_PREFIX)
+    return value_names(TaskType.DESCRIPTOR)[kind]
 
 
 def parse_types(names: Iterable[str]) -> tuple[TaskType.ValueType, ...]:

@@ -12,8 +12,8 @@ from uuid import UUID
 from atelier.tasks.v1 import providers_pb2, task_pb2, tasks_service_pb2
 
 from meshkit import tracing
+from meshkit.access import Caller
 from meshkit.errors import forbidden, invalid
-from services.tasks.access import Caller
 from services.tasks.catalog import Catalog, TypeEntry
 from services.tasks.domain import TaskRecord, new_task, time_ordered_id
 from services.tasks.inputs.validator import AcceptedInput, InputValidator
@@ -21,6 +21,7 @@ from services.tasks.inputs.validator import AcceptedInput, InputValidator
 _SEED_BITS = 63
 # Before a model's name among the keys of affinity, which are paths of adapters else.
 MODEL_KEY = "model:"
+TENANT_PATH = "task.origin_tenant_id"
 
 
 class TaskPreparer:
@@ -54,7 +55,7 @@ class TaskPreparer:
         """
         spec = request.task
         entry = self._catalog.type_of(spec)
-        tenant = tenant_of(spec, caller)
+        tenant = caller.tenant_of(spec.origin_tenant_id, TENANT_PATH)
         if (request.HasField("task_id") or request.HasField("workflow_id")) and not caller.is_service:
             raise forbidden("Only a service may name a task's identifier or workflow", reason="SERVICE_ONLY")
         provider, queue = self._route(spec)
@@ -113,20 +114,6 @@ class TaskPreparer:
         elif spec.HasField("fallback_provider_config") or spec.fallback_provider_capabilities:
             raise invalid("task.fallback_provider_type", "Field required where a fallback is described", "missing")
         return provider, queue
-
-
-def tenant_of(spec: task_pb2.CreateTask, caller: Caller) -> str:
-    """Return the tenant that a task is made for: the one it names, else the caller's.
-
-    Raises:
-        MeshError: `FORBIDDEN` for another's, or where there is none; `INVALID` for what can be no tenant.
-    """
-    named = spec.origin_tenant_id if spec.HasField("origin_tenant_id") else ""
-    if not named or named == caller.tenant:
-        return caller.require_tenant()
-    if not caller.writes_across:
-        raise forbidden("origin_tenant_id names another tenant than the token", reason="FOREIGN_TENANT")
-    return caller.checked_tenant(named)
 
 
 def check_config(config: providers_pb2.ProviderConfig, provider: str, path: str) -> None:

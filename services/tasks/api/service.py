@@ -13,13 +13,14 @@ from atelier.tasks.v1 import task_pb2, tasks_service_pb2
 from prometheus_client import Counter
 
 from meshkit import metrics
+from meshkit.access import Caller
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import ErrorKind, MeshError, invalid
+from meshkit.idempotency import IdempotencyKey
 from meshkit.logging import get_logger
 from meshkit.objects import ObjectStore
-from services.tasks.access import Caller
 from services.tasks.api import updates
-from services.tasks.api.creation import TaskPreparer, tenant_of
+from services.tasks.api.creation import TENANT_PATH, TaskPreparer
 from services.tasks.batching import Batcher
 from services.tasks.catalog import TYPES, Catalog, prefix_of
 from services.tasks.convert import write_task
@@ -27,7 +28,7 @@ from services.tasks.domain import AttemptRecord, AttemptRef, TaskRecord, TaskSta
 from services.tasks.errors import executing, identifier_used, illegal_transition, task_not_found
 from services.tasks.inputs.validator import AcceptedInput, InputValidator
 from services.tasks.notifier import Notifier
-from services.tasks.store import Created, Creation, IdempotencyKey, TaskFilter, TaskStore
+from services.tasks.store import Created, Creation, TaskFilter, TaskStore
 
 _log = get_logger(__name__)
 
@@ -97,7 +98,7 @@ class TasksService:
         if key is None:
             return await self._accept(request, caller, None)
         # Keys are kept by the task's tenant, as they are stored with it; who may not name it learns of no replay.
-        tenant = tenant_of(request.task, caller)
+        tenant = caller.tenant_of(request.task.origin_tenant_id, TENANT_PATH)
         replay = await self._store.find_replay(tenant, key)
         if replay is not None:
             return replay, True
@@ -167,7 +168,7 @@ class TasksService:
         Raises:
             MeshError: `NOT_FOUND`.
         """
-        record = caller.seen(await self._store.get(task_id), task_id)
+        record = caller.seen(await self._store.get(task_id), task_id, task_not_found)
         return _of_type(record, task_type)
 
     async def list_tasks(self, which: TaskFilter, caller: Caller, skip: int, limit: int) -> list[TaskRecord]:
@@ -181,7 +182,7 @@ class TasksService:
 
     async def attempts(self, task_id: UUID, caller: Caller) -> list[AttemptRecord]:
         """Return attempts made at a task, oldest first."""
-        caller.seen(await self._store.get(task_id), task_id)
+        caller.seen(await self._store.get(task_id), task_id, task_not_found)
         return await self._store.attempts(task_id)
 
     async def update(
@@ -204,7 +205,7 @@ class TasksService:
         Raises:
             MeshError: `NOT_FOUND`, `FORBIDDEN`, `CONFLICT`, `INVALID`.
         """
-        record = _of_type(caller.seen(await self._store.get(task_id), task_id, write=True), task_type)
+        record = _of_type(caller.seen(await self._store.get(task_id), task_id, task_not_found, write=True), task_type)
         update = updates.Update.of(values, mask, operator=caller.is_operator)
         await self._check_inputs(record, update)
         cancels = update.status is TaskStatus.CANCELLED
@@ -230,7 +231,7 @@ class TasksService:
         Raises:
             MeshError: `NOT_FOUND`, or `CONFLICT` where it has completed or failed.
         """
-        record = caller.seen(await self._store.get(task_id), task_id, write=True)
+        record = caller.seen(await self._store.get(task_id), task_id, task_not_found, write=True)
         return await self._cancel(_of_type(record, task_type))
 
     async def cleanup(self, task_id: UUID, caller: Caller) -> tuple[TaskRecord, list[str]]:
@@ -242,7 +243,8 @@ class TasksService:
         Raises:
             MeshError: `NOT_FOUND`, or `CONFLICT` while it executes.
         """
-        record = await self._put_to_rest(caller.seen(await self._store.get(task_id), task_id, write=True), "cleaned up")
+        record = caller.seen(await self._store.get(task_id), task_id, task_not_found, write=True)
+        record = await self._put_to_rest(record, "cleaned up")
         _, after = await self._store.modify(task_id, lambda current: current._replace(is_deleted=True))
         deleted = await self._objects.delete_prefix(record.tenant, prefix_of(record.task_type, record.id))
         return after, sorted(deleted)
@@ -256,7 +258,7 @@ class TasksService:
         Raises:
             MeshError: `NOT_FOUND`, or `CONFLICT` while it executes.
         """
-        record = caller.seen(await self._store.get(task_id), task_id, write=True)
+        record = caller.seen(await self._store.get(task_id), task_id, task_not_found, write=True)
         await self._put_to_rest(record, "deleted")
         # Files first: a row without files can be deleted again, files without a row would be nobody's.
         await self._objects.delete_prefix(record.tenant, prefix_of(record.task_type, record.id))

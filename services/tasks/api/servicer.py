@@ -9,17 +9,16 @@ from uuid import UUID
 import grpc
 from atelier.tasks.v1 import tasks_service_pb2, tasks_service_pb2_grpc
 
-from meshkit import idempotency
-from services.tasks.access import Caller
+from meshkit.access import Caller
+from meshkit.idempotency import REPLAYED, IdempotencyKey
 from services.tasks.api.service import TasksService
 from services.tasks.api.watch import TaskWatchers
 from services.tasks.catalog import Catalog
 from services.tasks.convert import STATUS_NAME, TASK_TYPE_NAME, to_attempt, to_catalog, to_task, write_task
 from services.tasks.domain import TaskStatus
-from services.tasks.store import IdempotencyKey, TaskFilter
+from services.tasks.store import TaskFilter
 
 Context = grpc.aio.ServicerContext[Any, Any]
-REPLAYED = (("idempotent-replayed", "true"),)
 GENERATION = "GENERATION"
 
 
@@ -40,9 +39,8 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
     async def CreateTask(  # noqa: N802, D102 -- named and described by the contract
         self, request: tasks_service_pb2.CreateTaskRequest, context: Context
     ) -> tasks_service_pb2.CreateTaskResponse:
-        key = idempotency.current_key()
-        claim = IdempotencyKey("CreateTask", key, idempotency.request_hash(request)) if key else None
-        answer, replayed = await self._tasks.create(request, Caller.of_call(), claim)
+        key = IdempotencyKey.of_call("CreateTask", request)
+        answer, replayed = await self._tasks.create(request, Caller.of_call(), key)
         if replayed:
             context.set_trailing_metadata(REPLAYED)
         if isinstance(answer, bytes):

@@ -17,8 +17,8 @@ from atelier.events.v1 import events_pb2
 from atelier.tasks.v1 import tasks_service_pb2
 from google.protobuf.message import DecodeError
 
+from meshkit.access import Caller
 from meshkit.bus import Bus, BusMessage, BusSubscription
-from services.tasks.access import Caller
 from services.tasks.convert import to_task
 from services.tasks.domain import TERMINAL, TaskRecord
 from services.tasks.errors import task_not_found
@@ -71,7 +71,7 @@ class TaskWatchers:
         Raises:
             MeshError: `NOT_FOUND`, also where the task is deleted meanwhile.
         """
-        record = caller.seen(await self._store.get(task_id), task_id)
+        record = caller.seen(await self._store.get(task_id), task_id, task_not_found)
         watcher = _TaskWatcher(asyncio.Event())
         key = str(task_id)
         self._watchers.setdefault(key, set()).add(watcher)

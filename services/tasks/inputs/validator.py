@@ -18,10 +18,9 @@ from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.fetcher import Fetcher
 from meshkit.objects import ObjectStore
 from meshkit.paths import normalise_path
+from meshkit.staging import STAGING_SCHEME, is_staged
 from services.tasks.catalog import ImageInput, TypeEntry, prefix_of
 
-STAGING_SCHEME = "staging:"
-STAGING_FOLDER = "staging/"
 LORA_FOLDER = "loras"
 _T = TypeVar("_T")
 # Below this, decoding costs less than handing the work to a thread.
@@ -193,7 +192,7 @@ class InputValidator:
 
     async def _accept_staged(self, value: str, tenant: str, path: str) -> tuple[str, str, str]:
         staged = at(path, lambda: normalise_path(value.removeprefix(STAGING_SCHEME)))
-        if not staged.startswith(STAGING_FOLDER) or await self._objects.stat(tenant, staged) is None:
+        if not is_staged(staged) or await self._objects.stat(tenant, staged) is None:
             raise invalid(path, "The upload does not exist any more", "unknown_upload")
         data = await self._objects.get(tenant, staged)
         info = await asyncio.to_thread(images.inspect, data, path=path)

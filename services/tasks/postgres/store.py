@@ -9,6 +9,7 @@ from uuid import UUID
 
 from meshkit import idempotency
 from meshkit.db import Connection, Database
+from meshkit.idempotency import IdempotencyKey
 from services.tasks.domain import (
     AttemptOutcome,
     AttemptRecord,
@@ -26,7 +27,6 @@ from services.tasks.store import (
     CompletedAttempt,
     Created,
     Creation,
-    IdempotencyKey,
     LeaseState,
     ProgressNote,
     TaskFilter,

@@ -11,16 +11,17 @@ from atelier.events.v1 import events_pb2
 from google.protobuf import any_pb2, message_factory
 from google.protobuf.message import DecodeError
 
-from meshkit import eventjson as spelling
-from meshkit.errors import invalid, not_found
+from meshkit.access import Caller
+from meshkit.errors import invalid
 from meshkit.fetcher import Fetcher
-from services.tasks.access import Caller
+from meshkit.spelling import enum_names
+from services.tasks.errors import delivery_not_found
 from services.tasks.events import to_delivery
 from services.tasks.webhooks.domain import DeliveryAttempt, DeliveryRecord, DeliveryStatus, Secret
 from services.tasks.webhooks.store import WebhookStore
 
 _FILE = events_pb2.DESCRIPTOR
-_TYPE_NAMES = spelling.enum_names(events_pb2.EventType.DESCRIPTOR)
+_TYPE_NAMES = enum_names(events_pb2.EventType.DESCRIPTOR).by_number
 
 
 class WebhooksService:
@@ -63,7 +64,7 @@ class WebhooksService:
         Raises:
             MeshError: `NOT_FOUND`.
         """
-        record = await self._seen(caller, delivery_id, across=caller.reads_across)
+        record = await self._seen(caller, delivery_id)
         return record, await self._store.attempts(delivery_id)
 
     async def redeliver(self, caller: Caller, delivery_id: UUID) -> DeliveryRecord:
@@ -72,9 +73,9 @@ class WebhooksService:
         Raises:
             MeshError: `NOT_FOUND`.
         """
-        await self._seen(caller, delivery_id, across=caller.writes_across)
+        await self._seen(caller, delivery_id, write=True)
         await self._store.redeliver(delivery_id)
-        return await self._seen(caller, delivery_id, across=caller.writes_across)
+        return await self._seen(caller, delivery_id, write=True)
 
     async def secret(self, caller: Caller) -> Secret:
         """Return what signs the tenant's webhooks now."""
@@ -84,11 +85,8 @@ class WebhooksService:
         """Make a new secret; the former one signs beside it for the overlap."""
         return await self._store.rotate(caller.require_tenant(), overlap)
 
-    async def _seen(self, caller: Caller, delivery_id: UUID, *, across: bool) -> DeliveryRecord:
-        record = await self._store.get(delivery_id)
-        if record is None or not (across or (caller.tenant and record.tenant == caller.tenant)):
-            raise not_found("Delivery", str(delivery_id))
-        return record
+    async def _seen(self, caller: Caller, delivery_id: UUID, *, write: bool = False) -> DeliveryRecord:
+        return caller.seen(await self._store.get(delivery_id), delivery_id, delivery_not_found, write=write)
 
 
 def _unpacked(event: any_pb2.Any) -> Any:

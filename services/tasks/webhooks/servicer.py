@@ -11,7 +11,8 @@ import grpc
 from atelier.tasks.v1 import webhooks_service_pb2 as pb
 from atelier.tasks.v1 import webhooks_service_pb2_grpc
 
-from services.tasks.access import Caller
+from meshkit.access import Caller
+from meshkit.spelling import value_names
 from services.tasks.convert import timestamp
 from services.tasks.webhooks.domain import DeliveryAttempt, DeliveryRecord, DeliveryStatus, Secret
 from services.tasks.webhooks.service import WebhooksService
@@ -47,7 +48,7 @@ class WebhookServicer(webhooks_service_pb2_grpc.WebhookServiceServicer):
         del context
         status = None
         if request.HasField("status") and request.status != pb.DELIVERY_STATUS_UNSPECIFIED:
-            status = DeliveryStatus(pb.DeliveryStatus.Name(request.status).removeprefix("DELIVERY_STATUS_"))
+            status = DeliveryStatus(value_names(pb.DeliveryStatus.DESCRIPTOR)[request.status])
         records = await self._desk.list_deliveries(
             Caller.of_call(),
             status,

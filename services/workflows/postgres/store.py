@@ -10,6 +10,7 @@ from uuid import UUID
 
 from meshkit import idempotency
 from meshkit.db import Database, DatabaseUnavailableError
+from meshkit.idempotency import IdempotencyKey
 from meshkit.logging import get_logger
 from meshkit.pipeline import Pipeline
 from services.workflows.domain import StepRecord, StepState, WorkflowRecord
@@ -21,7 +22,6 @@ from services.workflows.store import (
     Decide,
     DispatchNote,
     Edit,
-    IdempotencyKey,
     Page,
     WorkflowCounts,
     WorkflowFilter,

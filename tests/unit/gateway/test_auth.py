@@ -1,12 +1,10 @@
-"""The door."""
+"""Who is let in by the gateway."""
 
 import pytest
-from atelier.options.v1 import options_pb2
 
-from meshkit import auth
 from meshkit.auth import Principal
 from meshkit.errors import ErrorKind, MeshError
-from services.gateway.auth import SCOPE_NAMES, Authenticator, GatewayCaller
+from services.gateway.auth import Authenticator, GatewayCaller
 
 
 class Verifier:
@@ -43,11 +41,3 @@ def test_a_token_without_a_tenant_has_no_objects() -> None:
     with pytest.raises(MeshError) as caught:
         _ = GatewayCaller(Principal("job", "", frozenset({"mesh"})), "t").tenant
     assert caught.value.kind is ErrorKind.FORBIDDEN
-
-
-def test_every_scope_of_the_contracts_has_its_name() -> None:
-    named = {number: name.removeprefix("SCOPE_").lower() for name, number in options_pb2.Scope.items()}
-    wanted = {number: "" if name == "caller" else name for number, name in named.items()}
-    # What was forgotten is not public.
-    assert wanted | {0: auth.MESH} == SCOPE_NAMES
-    assert set(SCOPE_NAMES.values()) - {""} == auth.SCOPES

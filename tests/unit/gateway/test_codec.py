@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from meshkit.spelling import ContractError
 from meshkit.transcoding.codec import Codecs, Decoding
-from meshkit.transcoding.options import ContractError
 from tests.unit.gateway.conftest import Contract, Decode, compile_contract
 
 Encode = Callable[[Any], dict[str, Any]]

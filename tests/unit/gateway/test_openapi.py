@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from meshkit.spelling import ContractError
 from meshkit.transcoding.openapi import build_document
-from meshkit.transcoding.options import ContractError
 from meshkit.transcoding.routes import compile_services
 from meshkit.transcoding.schemas import Comments, Components
 from tests.unit.gateway.conftest import Contract

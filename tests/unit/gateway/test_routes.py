@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from meshkit.spelling import ContractError
 from meshkit.transcoding import routes
-from meshkit.transcoding.options import ContractError
 from meshkit.transcoding.routes import Match, RouteTable, WrongMethod, compile_services, loc_of, parse_template
 from tests.unit.gateway.conftest import Contract, compile_contract
 

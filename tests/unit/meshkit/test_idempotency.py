@@ -32,3 +32,12 @@ def test_equal_requests_hash_alike_and_others_do_not() -> Any:
     assert hashed(a=1, b=2, c=3) == hashed(c=3, b=2, a=1)
     assert hashed(a=1) != hashed(a=2)
     assert len(hashed()) == 32
+
+
+def test_the_key_of_a_call_carries_its_method_and_request() -> None:
+    request = tasks.CreateTaskRequest(task=CreateTask(origin_instance="i"))
+    idempotency.enter("k")
+    key = idempotency.IdempotencyKey.of_call("CreateTask", request)
+    assert key == idempotency.IdempotencyKey("CreateTask", "k", idempotency.request_hash(request))
+    idempotency.enter("")
+    assert idempotency.IdempotencyKey.of_call("CreateTask", request) is None

@@ -8,7 +8,7 @@ from atelier.tasks.v1.worker_service_pb2 import AttemptRef
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 
 from meshkit.errors import ErrorKind, MeshError
-from meshkit.validation import apply_defaults, check, enum_number, enum_spelling
+from meshkit.validation import apply_defaults, check
 
 ID = "00000000-0000-4000-8000-000000000000"
 Field = descriptor_pb2.FieldDescriptorProto
@@ -178,16 +178,3 @@ def test_defaults_twice_are_defaults_once(sample: Any) -> None:
     once = message.SerializeToString(deterministic=True)
     apply_defaults(message)
     assert message.SerializeToString(deterministic=True) == once
-
-
-@pytest.mark.parametrize("enum", [enums_pb2.TaskStatus.DESCRIPTOR, enums_pb2.TaskType.DESCRIPTOR])
-def test_spelling_and_number_of_an_enum_are_inverse(enum: Any) -> None:
-    for value in enum.values:
-        assert enum_number(enum, enum_spelling(enum, value.number)) == value.number
-        assert enum_number(enum, value.name) == value.number
-
-
-def test_the_prefix_of_an_enum_is_dropped() -> None:
-    assert enum_spelling(enums_pb2.TaskStatus.DESCRIPTOR, enums_pb2.TASK_STATUS_COMPLETED).upper() == "COMPLETED"
-    with pytest.raises(KeyError):
-        enum_number(enums_pb2.TaskStatus.DESCRIPTOR, "NOPE")

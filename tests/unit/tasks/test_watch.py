@@ -5,8 +5,8 @@ from uuid import UUID, uuid4
 
 from atelier.tasks.v1 import enums_pb2, task_pb2
 
+from meshkit.access import Caller
 from meshkit.bus import Bus
-from services.tasks.access import Caller
 from services.tasks.api.watch import TaskWatchers
 from services.tasks.domain import TaskRecord, TaskStatus, new_task
 from services.tasks.store import TaskStore
