@@ -26,8 +26,6 @@ from meshkit.logging import get_logger
 from meshkit.pipeline import STALE, Pipeline, PipelinePool, connect
 
 if TYPE_CHECKING:
-    from sqlalchemy.sql.elements import ClauseElement
-
     from meshkit.config import MeshSettings
 
 _log = get_logger(__name__)
@@ -313,25 +311,11 @@ def connection_options(schema: str, statement_timeout_seconds: float, applicatio
     }
 
 
-def compile(statement: ClauseElement) -> tuple[str, dict[str, Any]]:  # noqa: A001 -- the name that SQLAlchemy gives it
-    """Render a SQLAlchemy Core statement for psycopg.
-
-    Args:
-        statement: The statement, with its values bound.
-
-    Returns:
-        The SQL with `%(name)s` placeholders, and the values.
-    """
-    from meshkit.migration import render  # noqa: PLC0415 -- SQLAlchemy, only where it is used
-
-    return render(statement)
-
-
 async def migrate(dsn: str, schema: str, script_package: str) -> None:
-    """Brings a schema up to date, creating it where it is missing.
+    """Bring a schema up to date; create it where it is missing.
 
-    Several processes may do so at once: one works, the others wait for it. The work is done by a process of its own, so
-    that no service holds SQLAlchemy and Alembic in memory for its whole life because of its first second.
+    Several processes may do so at once: one works, the others wait for it. A process of its own does the work, so that
+    no service keeps SQLAlchemy and Alembic in memory for the rest of its life.
 
     Args:
         dsn: `postgresql://` address.

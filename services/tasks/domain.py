@@ -293,6 +293,87 @@ class RetryPolicy:
         return timedelta(seconds=min(self.max_seconds, self.base_seconds * 2 ** max(0, retry_count - 1)))
 
 
+@dataclass(frozen=True, slots=True)
+class AttemptLoss:
+    """Why an attempt ends without a result.
+
+    Attributes:
+        outcome: What the attempt's row says.
+        message: A sentence for the task's errors; empty where the task gets none.
+        category: Class of the error.
+        retryable: Whether another attempt could succeed.
+        resumed: Whether the next attempt takes over from a lost one.
+        immediate: Whether the next attempt may start at once.
+        device_seconds: How long the device worked.
+    """
+
+    outcome: AttemptOutcome
+    message: str = ""
+    category: ErrorCategory | None = None
+    retryable: bool = True
+    resumed: bool = False
+    immediate: bool = True
+    device_seconds: float = 0.0
+
+
+# An attempt that never began.
+HANDED_BACK = AttemptLoss(AttemptOutcome.RELEASED)
+_HANDED_BACK_TOO_OFTEN = AttemptLoss(
+    AttemptOutcome.EXPIRED, "The task was handed back too often", ErrorCategory.RESOURCE, resumed=True
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """The task waits for another attempt.
+
+    Attributes:
+        loss: How the ended attempt is recorded.
+        delay: Wait before the task may be leased.
+        free: Whether it counts as a release instead of a retry.
+        resumed: Whether the next attempt takes over from a lost one.
+    """
+
+    loss: AttemptLoss
+    delay: timedelta
+    free: bool
+    resumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The task has failed.
+
+    Attributes:
+        loss: How the ended attempt is recorded.
+        category: Why the task failed.
+    """
+
+    loss: AttemptLoss
+    category: ErrorCategory
+
+
+def after_loss(record: TaskRecord, loss: AttemptLoss, policy: RetryPolicy) -> Requeue | Fail:
+    """Decide what follows an attempt that ended without a result.
+
+    An attempt that was handed back costs nothing, up to `MAX_FREE_RELEASES` times; after that it counts as lost.
+    Any other attempt costs a retry while the loss is retryable and the policy allows one more.
+
+    Args:
+        record: The task as it was while the attempt ran.
+        loss: Why the attempt ended.
+        policy: How often a task is retried, and after which wait.
+    """
+    if loss.outcome is AttemptOutcome.RELEASED:
+        if record.released < MAX_FREE_RELEASES:
+            return Requeue(loss, timedelta(), free=True, resumed=loss.resumed)
+        loss = _HANDED_BACK_TOO_OFTEN
+    if not loss.retryable or not policy.allows(record.retry_count):
+        return Fail(loss, loss.category or ErrorCategory.INTERNAL)
+    delay = timedelta() if loss.immediate else policy.delay(record.retry_count + 1)
+    return Requeue(loss, delay, free=False, resumed=loss.resumed)
+
+
 def clip_error(text: str) -> str:
     """Return an error's sentence, short enough for a row."""
     return text if len(text) <= MAX_ERROR_LENGTH else f"{text[: MAX_ERROR_LENGTH - 1]}\u2026"

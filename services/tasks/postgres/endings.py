@@ -1,25 +1,39 @@
 """Ends of attempts: completed, failed, expired, handed back, cancelled.
 
-Each is a guarded UPDATE whose rows are counted.
+Before: the task is EXECUTING, and its row names the session and the number of the attempt. Both guard the UPDATE; a row
+that does not match is left as it is, and the caller is told that the attempt was not the session's any more.
+
+After, in the same transaction: the task is PENDING or terminal and names no session; the attempt has a row with an
+outcome, which never changes again; the change is in the outbox; the counters tell how many tasks wait; objects that a
+lost attempt may still write are noted for a sweep.
+
+Lock order, the same for every transaction here: the session (whoever ends one has locked it), then tasks in the order
+of their ids, or with SKIP LOCKED in any order, then the rows of `counters`, once and last. So `counters.apply` is
+called once in a transaction, for all tasks together.
+
+What follows a lost attempt is decided by `domain.after_loss`; this module only writes it. `lose`, `lose_many` and
+`cancel` are for callers that hold the task's row lock or take it here; `_lose` and `_end_attempt` leave the counters to
+their caller, who must apply the returned changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 from meshkit.db import Connection
 from services.tasks.catalog import prefix_of
 from services.tasks.domain import (
     MAX_ERRORS,
-    MAX_FREE_RELEASES,
+    AttemptLoss,
     AttemptOutcome,
     AttemptRef,
     ErrorCategory,
+    Requeue,
     RetryPolicy,
     TaskRecord,
     TaskStatus,
+    after_loss,
     clip_error,
 )
 from services.tasks.postgres import announcements, columns, counters
@@ -102,8 +116,8 @@ RETURNING {columns.SELECT_T}
 """  # noqa: S608 -- fixed names
 
 
-# A replica of before may have ended an attempt that this release leased, and so left no row of it: then the task tells.
-# An attempt's number is one session's alone.
+# A replica of an earlier release may have ended an attempt that this one leased, and left no row of it: then the task's
+# row tells. The number of an attempt belongs to one session alone.
 _REPORTED = """
 SELECT FROM attempts
 WHERE task_id = %(id)s AND attempt = %(attempt)s AND session = %(session)s AND outcome = %(outcome)s
@@ -113,34 +127,6 @@ SELECT FROM tasks t WHERE t.id = %(id)s AND t.attempt = %(attempt)s AND t.status
 """
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptLoss:
-    """Why an attempt ends without a result.
-
-    Attributes:
-        outcome: What its row says.
-        message: A sentence for the task's errors; none for what costs no retry.
-        category: Class of the error.
-        retryable: Whether another attempt could succeed.
-        resumed: Whether the next attempt takes over from a lost one.
-        immediate: Whether it may be retried at once.
-        device_seconds: What the device worked.
-    """
-
-    outcome: AttemptOutcome
-    message: str = ""
-    category: ErrorCategory | None = None
-    retryable: bool = True
-    resumed: bool = False
-    immediate: bool = True
-    device_seconds: float = 0.0
-
-
-def handed_back() -> AttemptLoss:
-    """Return the attempt never began: no retry is spent."""
-    return AttemptLoss(AttemptOutcome.RELEASED)
-
-
 async def complete(
     conn: Connection, completions: Sequence[CompletedAttempt], weights: Mapping[str, float]
 ) -> list[AttemptEnd]:
@@ -148,7 +134,7 @@ async def complete(
     done = await _complete(conn, completions)
     late = [item for item in completions if item.ref.job_id not in done]
     if late:
-        # A row that somebody else changed until it was locked lies where the statement did not look; the next one does.
+        # A row that another transaction changed while this one waited for its lock has moved: look it up again.
         done |= await _complete(conn, late)
     await announcements.changed(conn, [record for record, _ in done.values()])
     for record, _ in done.values():
@@ -196,14 +182,14 @@ async def lose(
     """End an attempt without a result: the task waits again, or has failed.
 
     Args:
-        conn: A connection in a transaction that ends no other; `lose_many` is for several.
-        record: The task, executing; its attempt and session guard the change.
-        loss: Why.
+        conn: A connection in a transaction that ends no other attempt; `lose_many` is for several.
+        record: The task, executing, its row locked; its attempt and session guard the change.
+        loss: Why the attempt ended.
         policy: How often it may be tried.
         weights: Shares of tenants, where the attempt's cost is known now.
 
     Returns:
-        The task after it, or None where the attempt was not the session's any more.
+        The task after the change, or None where the attempt was not the session's any more.
     """
     after, changes = await _lose(conn, record, loss, policy, weights)
     await counters.apply(conn, changes)
@@ -233,25 +219,28 @@ async def _lose(
     policy: RetryPolicy,
     weights: Mapping[str, float] | None = None,
 ) -> tuple[TaskRecord | None, list[counters.CounterChange]]:
-    free = loss.outcome is AttemptOutcome.RELEASED and record.released < MAX_FREE_RELEASES
-    if loss.outcome is AttemptOutcome.RELEASED and not free:
-        loss = AttemptLoss(
-            AttemptOutcome.EXPIRED, "The task was handed back too often", ErrorCategory.RESOURCE, resumed=True
-        )
-    retry = free or (loss.retryable and policy.allows(record.retry_count))
-    delay = 0.0 if free or loss.immediate else policy.delay(record.retry_count + 1).total_seconds()
-    arguments = {
+    """End one attempt; the caller applies the returned changes of counters, once in its transaction."""
+    following = after_loss(record, loss, policy)
+    loss = following.loss
+    guarded = {
         "id": record.id,
         "attempt": record.attempt,
         "session": record.lease_session,
-        "delay": delay,
-        "retries": 0 if free else 1,
-        "releases": 1 if free else 0,
-        "resumed": loss.resumed and retry,
         "errors": [clip_error(loss.message)] if loss.message else [],
-        "category": (loss.category or ErrorCategory.INTERNAL).value,
     }
-    cursor = await conn.execute(_REQUEUE if retry else _FAIL, arguments)
+    if isinstance(following, Requeue):
+        cursor = await conn.execute(
+            _REQUEUE,
+            {
+                **guarded,
+                "delay": following.delay.total_seconds(),
+                "retries": 0 if following.free else 1,
+                "releases": 1 if following.free else 0,
+                "resumed": following.resumed,
+            },
+        )
+    else:
+        cursor = await conn.execute(_FAIL, {**guarded, "category": following.category.value})
     row = await cursor.fetchone()
     if row is None:
         return None, []
@@ -297,7 +286,7 @@ async def lock(conn: Connection, task_id: UUID) -> TaskRecord | None:
 
 
 async def lock_leases(conn: Connection, session_id: UUID, ids: Sequence[UUID] | None = None) -> list[TaskRecord]:
-    """Tasks that a session holds, all or some, locked in order."""
+    """Lock the tasks that a session holds, all or some, in the order of their ids."""
     chosen = "AND id = ANY(%b)" if ids is not None else ""
     cursor = await conn.execute(
         f"SELECT {columns.SELECT} FROM tasks WHERE lease_session = %s {chosen} ORDER BY id FOR UPDATE",  # noqa: S608
@@ -307,7 +296,7 @@ async def lock_leases(conn: Connection, session_id: UUID, ids: Sequence[UUID] | 
 
 
 async def was_reported(conn: Connection, ref: AttemptRef, session: UUID, outcome: AttemptOutcome) -> bool:
-    """Whether this session ended this attempt so before: its answer was lost, and it asks again."""
+    """Whether this session already ended this attempt so: the answer was lost, and the worker repeats its report."""
     cursor = await conn.execute(
         _REPORTED, {"id": ref.job_id, "attempt": ref.attempt, "session": session, "outcome": outcome.value}
     )
@@ -315,7 +304,7 @@ async def was_reported(conn: Connection, ref: AttemptRef, session: UUID, outcome
 
 
 async def note_sweep(conn: Connection, record: TaskRecord) -> None:
-    """Has the task's objects looked through a while from now, when its lost attempts have stopped writing."""
+    """Note that the task's objects are to be swept later, when its lost attempts have stopped writing."""
     await conn.execute(
         "INSERT INTO object_sweeps (task_id, tenant, prefix, due_at) VALUES (%s, %s, %s, now()) ON CONFLICT DO NOTHING",
         (record.id, record.tenant, prefix_of(record.task_type, record.id)),
@@ -323,6 +312,7 @@ async def note_sweep(conn: Connection, record: TaskRecord) -> None:
 
 
 async def _end_attempt(conn: Connection, record: TaskRecord, loss: AttemptLoss) -> None:
+    """Write the attempt's row; the task's own row was changed before, in this transaction, under its lock."""
     await conn.execute(
         _END_ATTEMPT,
         {
@@ -340,6 +330,6 @@ async def _end_attempt(conn: Connection, record: TaskRecord, loss: AttemptLoss) 
 
 
 def _settle(record: TaskRecord, seconds: float, weights: Mapping[str, float]) -> counters.CounterChange:
-    # A worker that tells no device time leaves the estimate as it was.
+    # A worker that reports no device time leaves the estimate as it was.
     charge = correction(seconds, record.charged, weight_of(record.tenant, weights)) if seconds > 0 else 0.0
     return counters.CounterChange(record.queue_name, record.tenant, record.lane, charge=charge)

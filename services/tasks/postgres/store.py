@@ -11,6 +11,8 @@ from meshkit import idempotency
 from meshkit.db import Connection, Database
 from meshkit.idempotency import IdempotencyKey
 from services.tasks.domain import (
+    HANDED_BACK,
+    AttemptLoss,
     AttemptOutcome,
     AttemptRecord,
     AttemptRef,
@@ -191,7 +193,7 @@ class PostgresTaskStore:
         weights: Mapping[str, float],
     ) -> AttemptEnd:
         """End an attempt with an error: queued again, or FAILED."""
-        loss = endings.AttemptLoss(
+        loss = AttemptLoss(
             AttemptOutcome.FAILED,
             message,
             category,
@@ -215,7 +217,7 @@ class PostgresTaskStore:
         async def work(conn: Connection) -> list[TaskRecord]:
             attempts = {ref.job_id: ref.attempt for ref in refs}
             held = await endings.lock_leases(conn, session_id, sorted(attempts))
-            losses = [(record, endings.handed_back()) for record in held if attempts[record.id] == record.attempt]
+            losses = [(record, HANDED_BACK) for record in held if attempts[record.id] == record.attempt]
             return await endings.lose_many(conn, losses, policy)
 
         return await self._in_transaction(work)

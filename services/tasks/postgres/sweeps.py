@@ -12,16 +12,16 @@ from datetime import datetime
 from uuid import UUID
 
 from meshkit.db import Connection
-from services.tasks.domain import AttemptOutcome, ErrorCategory, RetryPolicy, TaskRecord
+from services.tasks.domain import HANDED_BACK, AttemptLoss, AttemptOutcome, ErrorCategory, RetryPolicy, TaskRecord
 from services.tasks.postgres import columns, counters, endings
 
-_LOST_WORKER = endings.AttemptLoss(
+_LOST_WORKER = AttemptLoss(
     AttemptOutcome.EXPIRED, "The worker was lost while it executed the task", ErrorCategory.RESOURCE, resumed=True
 )
-_FORGOTTEN = endings.AttemptLoss(
+_FORGOTTEN = AttemptLoss(
     AttemptOutcome.EXPIRED, "The worker no longer held the task", ErrorCategory.RESOURCE, resumed=True
 )
-_OVERDUE = endings.AttemptLoss(
+_OVERDUE = AttemptLoss(
     AttemptOutcome.EXPIRED, "The attempt ran longer than it may", ErrorCategory.TIMEOUT, resumed=True
 )
 
@@ -63,14 +63,14 @@ async def lose_all(conn: Connection, session_id: UUID, acknowledged: int, policy
     losses = []
     for record in await endings.lock_leases(conn, session_id):
         received = record.lease_sequence is not None and record.lease_sequence <= acknowledged
-        losses.append((record, _LOST_WORKER if received else endings.handed_back()))
+        losses.append((record, _LOST_WORKER if received else HANDED_BACK))
     return await endings.lose_many(conn, losses, policy)
 
 
 async def give_back_all(conn: Connection, session_id: UUID, policy: RetryPolicy) -> list[TaskRecord]:
     """Queues again what a session held that its worker closed."""
     held = await endings.lock_leases(conn, session_id)
-    return await endings.lose_many(conn, [(record, endings.handed_back()) for record in held], policy)
+    return await endings.lose_many(conn, [(record, HANDED_BACK) for record in held], policy)
 
 
 async def give_back_missing(
@@ -84,9 +84,7 @@ async def give_back_missing(
         "(CASE WHEN t.lease_sequence > s.acknowledged THEN %s ELSE %s END)::float8 ORDER BY t.id FOR UPDATE OF t",
         (session_id, unseen_seconds, lost_seconds),
     )
-    losses = [
-        (columns.record(row[1:]), endings.handed_back() if row[0] else _FORGOTTEN) for row in await cursor.fetchall()
-    ]
+    losses = [(columns.record(row[1:]), HANDED_BACK if row[0] else _FORGOTTEN) for row in await cursor.fetchall()]
     return await endings.lose_many(conn, losses, policy)
 
 

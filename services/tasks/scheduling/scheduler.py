@@ -1,8 +1,8 @@
-"""Gives waiting tasks to the workers that ask: one dispatcher a queue serves all polls of this replica.
+"""Lease waiting tasks to the workers that poll: one dispatcher a queue serves all polls of this replica.
 
-A round leases for the parked polls of one kind of worker in one transaction. Rounds begin when a poll arrives, when a
-task begins to wait (told within the process, and by NATS from other replicas), and every second besides. Replicas take
-turns on a queue by a row lock, so two of them never serve the same turn.
+A round leases for the parked polls of one kind of worker in one transaction. It starts when a poll arrives, when a task
+begins to wait (noted within the process, or told by NATS from other replicas), and every second besides. Replicas take
+turns on a queue by a row lock, so that two of them never serve the same turn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _log = get_logger(__name__)
 LOOK_AHEAD = 16
 MAX_ROUND = 512
 POLL_SECONDS = 1.0
-# A task whose row was held is looked at again so long afterwards: at once would only spin until it is let go.
+# Wait before a task whose row was locked is looked at again: at once would only spin until the lock is released.
 HELD_SECONDS = 0.02
 
 _DISPATCH_SECONDS = metrics.histogram(
@@ -69,12 +69,12 @@ class Poll:
         self.lanes = self.session.lanes
 
     def settle(self) -> None:
-        """Answers it without work if nobody listens any more."""
+        """Answer without work if the worker polls again."""
         if self.superseded and not self.answer.done():
             self.answer.set_result([])
 
     def refuse(self) -> None:
-        """Has its worker ask again, with the same number."""
+        """Tell the worker to ask again, with the same number."""
         if not self.answer.done():
             self.answer.set_exception(unavailable("The scheduler is not ready", reason="SCHEDULER_UNAVAILABLE"))
 
@@ -111,7 +111,7 @@ class Scheduler:
         self._closed = False
 
     def wake(self, queue: str) -> None:
-        """Tells that a task waits in a queue; without a poll for it nothing happens."""
+        """Note that a task waits in a queue; without a poll for it nothing happens."""
         event = self._events.get(queue)
         if event is not None and self._polls.get(queue):
             event.set()
@@ -206,11 +206,11 @@ class Scheduler:
             await self._serve_queue(queue)
 
     async def _serve_queue(self, queue: str) -> None:
-        # A round for each kind of worker: of two in one transaction the second would lock tenants' rows out of order.
+        # One round for each kind of worker; see `DispatchRound`.
         for lanes in dict.fromkeys(poll.lanes for poll in self._polls.get(queue, ())):
             polls = self._take(queue, lanes)
             if polls and not await self._serve(queue, polls):
-                # The database is in trouble: haste would not help it.
+                # The database is in trouble: a round at once would fail too.
                 await asyncio.sleep(0.2)
                 self.wake(queue)
                 return
@@ -279,7 +279,25 @@ class Scheduler:
 
 
 class DispatchRound:
-    """What one round does; its effects on polls are delivered only after its commit.
+    """One round: leases waiting tasks for parked polls in one transaction.
+
+    Before: all polls serve the same lanes, are marked busy by the scheduler, so that no other round of this process
+    works for them, and the transaction is open and empty.
+
+    During: the round changes the database and its own fields alone. No poll is answered, because the transaction may
+    still fail.
+
+    After the commit: `answers`, `refused`, `granted`, `again` and `held` say what the scheduler delivers. Every task in
+    `answers` is EXECUTING, leased to the session of its poll under the number of that poll. A session that ended or
+    polled elsewhere is in `refused` and has no lease; a draining one has none and is not refused. After a rollback the
+    fields mean nothing, and the round is thrown away.
+
+    Lock order: sessions in the order of their ids (`register` or `hold`), the queue's row, which rounds of other
+    replicas wait for (`hold`), tasks with SKIP LOCKED (`grant`), then counters in the order of tenants and lanes.
+    Candidates are read only after the queue is held, so that two rounds never serve the same turn. Polls of different
+    lanes take rounds of their own: the second of two in one transaction would lock tenants' rows out of order.
+
+    Only `Scheduler._serve` makes a round, and only `Store.run_round` runs it, once.
 
     Args:
         queue: The queue.
@@ -325,9 +343,9 @@ class DispatchRound:
                 self._draining.add(poll)
 
     def _confirm(self, asked: Sequence[Poll], confirmed: Mapping[PollEntry, bool]) -> None:
-        """Refuses polls whose session ended, or polled anew elsewhere, while they were parked; spares draining ones.
+        """Refuse polls whose session ended, or polled anew elsewhere, while they were parked; keep draining ones waiting.
 
-        A task leased to such a session would be nobody's: its expiry, which gives leases back, is over already.
+        A task leased to such a session would be lost: the expiry that gives its leases back is over already.
         """
         for poll in asked:
             draining = confirmed.get(_entry(poll))
@@ -340,7 +358,7 @@ class DispatchRound:
                 self._draining.add(poll)
 
     def _open(self) -> list[Poll]:
-        """Those of the polls that may be given work."""
+        """Return the polls that may be given work."""
         return [
             poll
             for poll in self.polls
@@ -351,7 +369,7 @@ class DispatchRound:
         polls = self._open()
         if not polls:
             return
-        # Who was looked up before the queue was held may be another's turn by now: those are seen in the next round.
+        # Another replica may have served these tenants before the queue was held: the next round sees the others.
         wanted = share(contenders, _capacity(polls), self._costs, self._weights)
         ahead = LOOK_AHEAD if any(poll.warm for poll in polls) else 0
         asked = [poll for poll in self.polls if poll not in self._confirmed and poll not in self.refused]
@@ -387,7 +405,7 @@ class DispatchRound:
         polls: Sequence[Poll],
         capacity: int,
     ) -> tuple[list[Grant], dict[UUID, Poll], float]:
-        """Deals tasks out in the order of their tenants' virtual time, to the polls in turn."""
+        """Deal tasks out in the order of their tenants' virtual time, to the polls in turn."""
         clocks = {contender.tenant: contender.virtual_time for contender in contenders if contender.tenant in waiting}
         heap = [(clock, tenant) for tenant, clock in clocks.items()]
         heapq.heapify(heap)
@@ -440,5 +458,5 @@ def _capacity(polls: Sequence[Poll]) -> int:
 
 
 def _limit(polls: Sequence[Poll]) -> int:
-    # A tenant whose counter is wrong takes a place: look a little further than needed.
+    # A tenant whose counter is wrong takes a place: read a few more than needed.
     return _capacity(polls) + 8

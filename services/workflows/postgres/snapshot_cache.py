@@ -1,10 +1,19 @@
-"""Rows of workflows as this process wrote them last, so that the next decision need not read them again.
+"""Workflows as this process committed them last, so that the next decision need not read their rows again.
 
-What is kept counts only where the workflow's row, read under its lock, still has the version and the moment of that
-write: whoever decides changes both. The moment tells a version apart from one that a crash of the database undid and
-another replica gave away again. Notes made without the lock change neither: a step that is kept as DISPATCHING may be
-RUNNING by now, and may have been sent or asked for again since. Decisions upon ends are the same for both, and what is
-written of a step names the columns that changed.
+Before a snapshot is used: the caller holds the lock of the workflow's row and has read its version and `updated_at`
+under that lock. Both must equal the snapshot's: every decision changes both. The version alone is not enough, because a
+crash of the database may undo a commit, and another replica may then give the same version away again.
+
+After: the snapshot is the workflow's committed state, but for notes on steps that are written without the workflow's
+lock (`accept`, `due_dispatches`, `due_checks`, `due_cancels`). They change neither version nor `updated_at`: a step
+that is kept as DISPATCHING may be RUNNING, and may have been sent or asked for again. The engine decides the same for
+both, and `writes` names only the columns that changed, so that such a note is not overwritten.
+
+A snapshot that was passed over is not wrong, only unused: the caller then reads the rows, in a statement of its own
+after the lock.
+
+Who may call: `keep` after the commit alone, with what was committed; `find` under the lock; `forget` at any time, and
+after any failure that leaves open what was committed. The cache belongs to one event loop and takes no locks itself.
 """
 
 from __future__ import annotations
@@ -17,12 +26,12 @@ from services.workflows.domain import ENDED
 from services.workflows.store import WorkflowSnapshot
 
 _MAX_BYTES = 32 * 1024 * 1024
-# A record and its small members; what callers and tasks give comes on top.
+# A record and its small members; definitions, results and items come on top.
 _STEP_BYTES = 2048
 
 
 class SnapshotCache:
-    """Workflows that were written last, up to a number of bytes.
+    """The workflows that were committed last, up to a number of bytes.
 
     Args:
         max_bytes: How much to keep.
@@ -34,7 +43,7 @@ class SnapshotCache:
         self._kept: OrderedDict[UUID, tuple[WorkflowSnapshot, int]] = OrderedDict()
 
     def keep(self, whole: WorkflowSnapshot) -> None:
-        """Keep a workflow as it was committed; one that ended is forgotten."""
+        """Keep a workflow as it was committed; drop it where it ended."""
         self.forget(whole.workflow.id)
         if whole.workflow.status in ENDED:
             return
@@ -46,12 +55,12 @@ class SnapshotCache:
             self._bytes -= freed
 
     def forget(self, workflow_id: UUID) -> None:
-        """Keep a workflow no longer."""
+        """Drop a workflow; without one nothing happens."""
         _, size = self._kept.pop(workflow_id, (None, 0))
         self._bytes -= size
 
     def find(self, workflow_id: UUID, version: int, updated_at: datetime) -> WorkflowSnapshot | None:
-        """Return a workflow whose row has this version and moment, if it is kept."""
+        """Return the workflow if it is kept with this version and this time of its last change."""
         whole, _ = self._kept.get(workflow_id, (None, 0))
         if whole is None or (whole.workflow.version, whole.workflow.updated_at) != (version, updated_at):
             return None
@@ -59,5 +68,5 @@ class SnapshotCache:
 
 
 def _size(whole: WorkflowSnapshot) -> int:
-    given = sum(len(step.definition) + len(step.result or b"") + len(step.item or b"") for step in whole.steps)
-    return _STEP_BYTES * (len(whole.steps) + 1) + len(whole.workflow.config) + given
+    variable = sum(len(step.definition) + len(step.result or b"") + len(step.item or b"") for step in whole.steps)
+    return _STEP_BYTES * (len(whole.steps) + 1) + len(whole.workflow.config) + variable

@@ -9,10 +9,7 @@ import pytest
 import sqlalchemy as sa
 from psycopg import errors as pg_errors
 from psycopg.rows import dict_row
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql import insert as pg_insert
 
-from meshkit import db as meshdb
 from meshkit.db import Database, DatabaseUnavailableError, migrate
 from meshkit.errors import ErrorKind, MeshError
 
@@ -61,41 +58,6 @@ async def test_a_statement_that_takes_too_long_is_ended(fresh_postgres_dsn: str)
     async with database.connection() as conn:
         assert (await (await conn.execute("SELECT 1")).fetchone()) == (1,)
     await database.close()
-
-
-async def test_core_statements_are_rendered_for_psycopg(db: Database) -> None:
-    async with db.transaction() as conn:
-        for number in range(4):
-            await conn.execute(*_rendered(sa.insert(ITEMS).values(id=number, value=f"100% {number}")))
-        upsert = (
-            pg_insert(ITEMS)
-            .values(id=3, value="new")
-            .on_conflict_do_update(index_elements=["id"], set_={"value": "up"})
-        )
-        await conn.execute(*_rendered(upsert))
-        rows = await conn.execute(
-            *_rendered(sa.select(ITEMS.c.value).where(ITEMS.c.id.in_([1, 3])).order_by(ITEMS.c.id))
-        )
-        assert await rows.fetchall() == [("100% 1",), ("up",)]
-        like = await conn.execute(*_rendered(sa.select(sa.func.count()).where(ITEMS.c.value.like("100\\% %"))))
-        assert await like.fetchone() == (3,)
-
-
-async def test_values_of_every_type_pass_through_core(db: Database) -> None:
-    table = sa.Table(
-        "kinds", sa.MetaData(), sa.Column("id", sa.Uuid), sa.Column("data", JSONB), sa.Column("tags", sa.ARRAY(sa.Text))
-    )
-    ident = uuid.uuid4()
-    async with db.transaction() as conn:
-        await conn.execute("CREATE TABLE kinds (id uuid, data jsonb, tags text[])")
-        await conn.execute(*_rendered(sa.insert(table).values(id=ident, data={"a": [1]}, tags=["x", "y"])))
-        cursor = await conn.execute(*_rendered(sa.select(table).where(table.c.id == ident)))
-        assert await cursor.fetchone() == (ident, {"a": [1]}, ["x", "y"])
-
-
-def _rendered(statement: sa.sql.elements.ClauseElement) -> tuple[bytes, dict[str, object]]:
-    text, parameters = meshdb.compile(statement)
-    return text.encode(), parameters
 
 
 async def test_work_that_lost_its_connections_is_repeated(db: Database) -> None:
