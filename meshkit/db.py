@@ -23,7 +23,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from meshkit import revisions
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import get_logger
-from meshkit.pipeline import STALE, Pipeline, PipelinePool, connect
+from meshkit.pipeline import STALE, LocalSettings, Pipeline, PipelinePool, connect
 
 if TYPE_CHECKING:
     from meshkit.config import MeshSettings
@@ -52,7 +52,7 @@ class Connection(Protocol):
     async def execute(
         self, query: Any, params: Sequence[Any] | Mapping[str, Any] | None = None, *, binary: bool = False
     ) -> Rows:
-        """Send a statement, or adds it to what is sent next.
+        """Send a statement, or add it to what is sent next.
 
         Args:
             query: The statement, with psycopg's placeholders.
@@ -88,7 +88,6 @@ class Database:
         statement_timeout_seconds: How long one statement may take; 0 for no limit.
         acquire_timeout_seconds: How long to wait for a free connection.
         application_name: What the server's own views call the connections.
-        pipeline_settings: The server's settings that hold for pipelines alone, e.g. of its planner.
     """
 
     def __init__(
@@ -101,17 +100,12 @@ class Database:
         statement_timeout_seconds: float = 30.0,
         acquire_timeout_seconds: float = 10.0,
         application_name: str = "atelier",
-        pipeline_settings: Mapping[str, str] | None = None,
     ) -> None:
         self.dsn = dsn
         self.schema = schema
         self._kwargs = connection_options(schema, statement_timeout_seconds, application_name)
-        settings = "".join(f" -c {name}={value}" for name, value in (pipeline_settings or {}).items())
         self._pipelines = PipelinePool(
-            dsn,
-            {**self._kwargs, "options": self._kwargs["options"] + settings},
-            size=max(1, max_size // 2),
-            timeout_seconds=acquire_timeout_seconds,
+            dsn, self._kwargs, size=max(1, max_size // 2), timeout_seconds=acquire_timeout_seconds
         )
         self._pool: AsyncConnectionPool[DirectConnection] = AsyncConnectionPool(
             dsn,
@@ -128,15 +122,12 @@ class Database:
         self._checking: asyncio.Task[None] | None = None
 
     @classmethod
-    def from_settings(
-        cls, settings: MeshSettings, *, schema: str, pipeline_settings: Mapping[str, str] | None = None
-    ) -> Database:
+    def from_settings(cls, settings: MeshSettings, *, schema: str) -> Database:
         """Build the pool that the settings describe.
 
         Args:
             settings: Settings with `database_url`.
             schema: The service's schema.
-            pipeline_settings: The server's settings that hold for pipelines alone.
         """
         return cls(
             settings.database_url.get_secret_value(),
@@ -145,11 +136,10 @@ class Database:
             max_size=settings.database_max_connections,
             statement_timeout_seconds=settings.database_statement_timeout_seconds,
             application_name=f"atelier-{schema}",
-            pipeline_settings=pipeline_settings,
         )
 
     async def open(self, timeout_seconds: float = 30.0) -> None:
-        """Open the pool and waits for its first connections.
+        """Open the pool and wait for its first connections.
 
         Args:
             timeout_seconds: How long to wait for the server.
@@ -183,22 +173,23 @@ class Database:
             yield conn
 
     @asynccontextmanager
-    async def pipeline(self, *, durable: bool = True) -> AsyncIterator[Pipeline]:
+    async def pipeline(self, *, durable: bool = True, settings: LocalSettings | None = None) -> AsyncIterator[Pipeline]:
         """Yield a transaction whose statements are sent together with the next one whose rows are fetched.
 
         BEGIN goes with the first and COMMIT with the last, so a hot path saves most of its round trips. An error
-        surfaces at a later fetch or at the end of the block, and COPY is not to be had.
+        surfaces at a later fetch or at the end of the block. COPY is not supported.
 
         Args:
-            durable: Wait until the commit is on disk. Without, a crash of PostgreSQL itself may undo the last moment's
+            durable: Wait until the commit is on disk. Without, a crash of PostgreSQL itself may undo the latest
                 commits, in order and whole: for what is repeated then without harm, as a lease or a mark.
+            settings: Settings of the server for this transaction alone, e.g. of its planner.
 
         Raises:
             DatabaseUnavailableError: No connection could be had, or it was lost; whether a commit took place is then
                 unknown.
         """
         try:
-            async with self._pipelines.acquire() as pipeline, pipeline.transaction(durable=durable):
+            async with self._pipelines.acquire() as pipeline, pipeline.transaction(durable=durable, settings=settings):
                 yield pipeline
         except STALE:
             # The others were prepared for the same tables.
@@ -279,7 +270,7 @@ class Database:
 
 
 async def _check(conn: DirectConnection) -> None:
-    # A server says nothing to who asks nothing, unless it is gone.
+    # On an idle connection a server sends nothing, unless it closes it.
     at_rest = select.poll()
     at_rest.register(conn.fileno(), select.POLLIN)
     if at_rest.poll(0):

@@ -30,7 +30,7 @@ from services.tasks.events import WAKE_SUBJECT
 from services.tasks.inputs.validator import InputValidator
 from services.tasks.loops import TaskMaintenance
 from services.tasks.notifier import Notifier
-from services.tasks.postgres.store import PIPELINE_SETTINGS, PostgresTaskStore
+from services.tasks.postgres.store import PostgresTaskStore
 from services.tasks.postgres.webhooks import PostgresWebhooks
 from services.tasks.scheduling.progress import ProgressRelay
 from services.tasks.scheduling.scheduler import Poll, Scheduler
@@ -65,7 +65,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         stack: Closed in reverse order at the end.
     """
     await meshdb.migrate(settings.database_url.get_secret_value(), SCHEMA, "services.tasks.migrations")
-    database = Database.from_settings(settings, schema=SCHEMA, pipeline_settings=PIPELINE_SETTINGS)
+    database = Database.from_settings(settings, schema=SCHEMA)
     await database.open()
     stack.push_async_callback(database.close)
     bus = Bus(settings.nats_url.get_secret_value())

@@ -54,9 +54,14 @@ FROM (SELECT {unnested}) n
 _UNLESS_TAKEN = "ON CONFLICT (id) DO NOTHING RETURNING id"
 
 # Nor may they have that of a deleted task. Looked at afterwards, because an insert may have waited for the end of a
-# deletion, and did not see what that retired.
+# deletion, and did not see what that retired. The rows are this transaction's own. They are found one at a time by
+# their ids, so that no plan is left that reads more of the table.
 _WITHDRAW = """
-DELETE FROM tasks WHERE id = ANY(ARRAY(SELECT d.id FROM task_ids d WHERE d.id = ANY(%b))) RETURNING id
+DELETE FROM tasks WHERE ctid = ANY(ARRAY(
+    SELECT t.place FROM task_ids d
+    CROSS JOIN LATERAL (SELECT t.ctid AS place FROM tasks t WHERE t.id = d.id FOR UPDATE) t
+    WHERE d.id = ANY(%b)))
+RETURNING id
 """
 
 _CLAIM_KEYS = """

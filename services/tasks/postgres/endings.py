@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
 from meshkit.db import Connection
+from meshkit.pipeline import Pipeline
 from services.tasks.catalog import prefix_of
 from services.tasks.domain import (
     MAX_ERRORS,
@@ -128,7 +129,7 @@ SELECT FROM tasks t WHERE t.id = %(id)s AND t.attempt = %(attempt)s AND t.status
 
 
 async def complete(
-    conn: Connection, completions: Sequence[CompletedAttempt], weights: Mapping[str, float]
+    conn: Pipeline, completions: Sequence[CompletedAttempt], weights: Mapping[str, float]
 ) -> list[AttemptEnd]:
     """End attempts with their results; see `store.Store.complete_many`."""
     done = await _complete(conn, completions)
@@ -148,10 +149,10 @@ async def complete(
         if found is not None and found[0].attempt == item.ref.attempt and item.ref.job_id not in taken:
             taken.add(item.ref.job_id)
             ended.append(AttemptEnd(found[0]))
-        else:
-            ended.append(
-                AttemptEnd(None, repeated=await was_reported(conn, item.ref, item.session, AttemptOutcome.COMPLETED))
-            )
+            continue
+        async with conn.server_settings():
+            repeated = await was_reported(conn, item.ref, item.session, AttemptOutcome.COMPLETED)
+        ended.append(AttemptEnd(None, repeated=repeated))
     return ended
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from meshkit.db import Connection, Rows
+from meshkit.db import Rows
+from meshkit.pipeline import Pipeline
 from services.tasks.domain import TaskRecord
 from services.tasks.postgres import announcements, columns, counters
 from services.tasks.scheduling.fairness import Candidate, Contender
@@ -95,21 +96,21 @@ ON CONFLICT (name) DO UPDATE SET virtual_time = greatest(q.virtual_time, exclude
 
 
 class PostgresRound:
-    """A round on an open transaction, pipelined: what needs no answer of what goes before travels with it.
+    """A round on an open transaction: what needs no answer of what goes before travels with it.
 
     Args:
-        conn: A connection in a transaction.
+        conn: A connection in a transaction, with the settings of hot statements.
         queue: The queue; dispatched by one replica at a time, so that two never serve the same tenant's turn.
     """
 
-    def __init__(self, conn: Connection, queue: str) -> None:
+    def __init__(self, conn: Pipeline, queue: str) -> None:
         self._conn = conn
         self._queue = queue
 
     async def register(
         self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int
     ) -> tuple[Mapping[UUID, RegisteredPoll], list[Contender]]:
-        """Note polls, which acknowledges what earlier ones brought, and looks who waits; see `store.Rounds`."""
+        """Note polls, which acknowledges what earlier ones brought, and look who waits; see `store.Rounds`."""
         registered = None
         if polls:
             registered = await self._conn.execute(_REGISTER, _columns(polls), binary=True)
@@ -128,7 +129,7 @@ class PostgresRound:
     async def hold(
         self, polls: Sequence[PollEntry], wanted: Mapping[str, int], lanes: Sequence[str], limit: int
     ) -> tuple[Mapping[PollEntry, bool], list[Contender], list[Candidate]]:
-        """Hold sessions and the queue until the round's end, then reads what waits; see `store.Rounds`."""
+        """Hold sessions and the queue until the round's end, then read what waits; see `store.Rounds`."""
         confirmed = None
         if polls:
             confirmed = await self._conn.execute(_CONFIRM, _columns(polls), binary=True)
@@ -146,7 +147,7 @@ class PostgresRound:
         )
 
     async def grant(self, grants: Sequence[Grant], virtual_time: float) -> list[TaskRecord]:
-        """Leases tasks; those that are not waiting any more are left out."""
+        """Lease tasks; those that are not waiting any more are left out."""
         cursor = await self._conn.execute(
             _GRANT,
             {
@@ -178,20 +179,22 @@ class PostgresRound:
         return [record for _, record in granted]
 
     async def recount(self, tenants: Sequence[str], granted: Sequence[str]) -> None:
-        """Corrects the counters of tenants that have less work than they say; see `store.Rounds`."""
-        await counters.recount(self._conn, self._queue, tenants, granted)
+        """Correct the counters of tenants that have less work than they say; see `store.Rounds`."""
+        async with self._conn.server_settings():
+            await counters.recount(self._conn, self._queue, tenants, granted)
 
     async def _contenders(self, lanes: Sequence[str], limit: int) -> Rows:
         return await self._conn.execute(_CONTENDERS, (list(lanes), self._queue, limit), binary=True)
 
     async def _replay(self, poll: PollEntry) -> Sequence[TaskRecord]:
-        cursor = await self._conn.execute(_REPLAY, (poll.session, poll.sequence))
-        leases = [columns.record(row) for row in await cursor.fetchall()]
-        if leases:
-            await self._conn.execute(
-                "UPDATE tasks SET missing_since = NULL WHERE lease_session = %s AND missing_since IS NOT NULL",
-                (poll.session,),
-            )
+        async with self._conn.server_settings():
+            cursor = await self._conn.execute(_REPLAY, (poll.session, poll.sequence))
+            leases = [columns.record(row) for row in await cursor.fetchall()]
+            if leases:
+                await self._conn.execute(
+                    "UPDATE tasks SET missing_since = NULL WHERE lease_session = %s AND missing_since IS NOT NULL",
+                    (poll.session,),
+                )
         return leases
 
 

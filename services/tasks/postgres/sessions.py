@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from meshkit.db import Connection
+from meshkit.pipeline import Pipeline
 from services.tasks.domain import AttemptRef, SessionRecord
 from services.tasks.store import LeaseState, ProgressNote
 
@@ -142,13 +143,14 @@ async def valid(conn: Connection, session_id: UUID, refs: Sequence[AttemptRef]) 
     return {ref: leases[ref] for ref in refs if ref in leases}
 
 
-async def write_progress(conn: Connection, notes: Sequence[ProgressNote]) -> None:
+async def write_progress(conn: Pipeline, notes: Sequence[ProgressNote]) -> None:
     """Write progress of attempts that are still their session's; a row that is being changed is passed over."""
-    await conn.execute("SET LOCAL synchronous_commit TO off")
     ids = [note.ref.job_id for note in notes]
     holders = [note.session for note in notes]
-    # Sessions before tasks, as everyone locks them: whoever ends a session waits for its tasks.
-    await conn.execute(_ACKNOWLEDGE, (ids, holders))
+    # Sessions before tasks, as in every transaction: whoever ends a session waits for its tasks. The table of sessions
+    # is small: the planner may read it as it likes.
+    async with conn.server_settings():
+        await conn.execute(_ACKNOWLEDGE, (ids, holders))
     await conn.execute(
         _WRITE_PROGRESS, (ids, [note.ref.attempt for note in notes], holders, [n.progress for n in notes], ids)
     )

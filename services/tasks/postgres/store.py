@@ -10,6 +10,7 @@ from uuid import UUID
 from meshkit import idempotency
 from meshkit.db import Connection, Database
 from meshkit.idempotency import IdempotencyKey
+from meshkit.pipeline import LocalSettings
 from services.tasks.domain import (
     HANDED_BACK,
     AttemptLoss,
@@ -36,23 +37,25 @@ from services.tasks.store import (
 
 _T = TypeVar("_T")
 
-# Each statement of the hot transactions has one index to use, and planning anew for the values costs more than reading.
-# A plan made while a table was small would read all of it until the next ANALYZE, so that choice is taken away.
-# Rows are locked in the order in which an index or a nested loop comes to them.
-PIPELINE_SETTINGS = {
+# For the statements of the hot transactions, and for no others: creates, rounds, completions and progress. Each of them
+# has one index to use, and to plan anew for the values costs more than to read. A plan that was made while a table was
+# small would read all of it until the next ANALYZE, so that choice is taken away. Rows are locked in the order in which
+# an index or a nested loop comes to them. A rare statement of such a transaction runs with `Pipeline.server_settings`.
+HOT_SETTINGS = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
+_HOT = LocalSettings(HOT_SETTINGS)
 
 
 class PostgresTaskStore:
     """Implements `services.tasks.store.Store` and `RoundOpener`.
 
     Args:
-        db: The service's database, migrated, with `PIPELINE_SETTINGS`.
+        db: The service's database, migrated.
     """
 
     def __init__(self, db: Database) -> None:
@@ -60,12 +63,12 @@ class PostgresTaskStore:
 
     async def create_many(self, creations: Sequence[Creation]) -> list[Created | None]:
         """Write new tasks together; None for those whose idempotency key or identifier was taken."""
-        async with self._db.pipeline() as conn:
+        async with self._db.pipeline(settings=_HOT) as conn:
             taken = await creates.insert_many(conn, creations)
         return [None if index in taken else Created(creation.record) for index, creation in enumerate(creations)]
 
     async def create_one(self, creation: Creation) -> Created:
-        """Write one task, or finds the one that exists, or the answer given before."""
+        """Write one task, or find the one that exists, or the answer given before."""
 
         async def body() -> Created:
             async with self._db.transaction() as conn:
@@ -136,7 +139,7 @@ class PostgresTaskStore:
     async def heartbeat(
         self, session_id: UUID, subject: str, held: Sequence[AttemptRef], *, draining: bool, ttl_seconds: float
     ) -> list[LeaseState] | None:
-        """Extend a session and acknowledges what it holds; the leases it has, or None without such a session."""
+        """Extend a session and acknowledge what it holds; the leases it has, or None without such a session."""
         async with self._db.transaction() as conn:
             return await sessions.heartbeat(conn, session_id, subject, held, draining=draining, ttl_seconds=ttl_seconds)
 
@@ -148,7 +151,7 @@ class PostgresTaskStore:
     async def give_back_missing(
         self, session_id: UUID, unseen_seconds: float, lost_seconds: float, policy: RetryPolicy
     ) -> list[TaskRecord]:
-        """Queues again what a living worker has not named for too long."""
+        """Queue again what a living worker has not named for too long."""
         async with self._db.transaction() as conn:
             return await sweeps.give_back_missing(conn, session_id, unseen_seconds, lost_seconds, policy)
 
@@ -166,7 +169,7 @@ class PostgresTaskStore:
 
     async def write_progress(self, notes: Sequence[ProgressNote]) -> None:
         """Write progress of attempts that are still their session's."""
-        async with self._db.pipeline(durable=False) as conn:
+        async with self._db.pipeline(durable=False, settings=_HOT) as conn:
             await sessions.write_progress(conn, notes)
 
     async def complete_many(
@@ -175,7 +178,7 @@ class PostgresTaskStore:
         """End attempts with their results."""
 
         async def body() -> list[AttemptEnd]:
-            async with self._db.pipeline() as conn:
+            async with self._db.pipeline(settings=_HOT) as conn:
                 return await endings.complete(conn, completions, weights)
 
         return await self._db.retrying(body)
@@ -238,7 +241,7 @@ class PostgresTaskStore:
             return await sweeps.expire_overdue(conn, grace_seconds, policy)
 
     async def promote_delayed(self) -> list[str]:
-        """Lets retries wait in their queue whose time has come; the queues."""
+        """Let retries whose delay has passed wait in their queues; return the queues."""
         async with self._db.transaction() as conn:
             return await sweeps.promote_delayed(conn)
 
@@ -276,11 +279,11 @@ class PostgresTaskStore:
         """Run the body of a dispatch round within a transaction."""
         # A lease that a crash of PostgreSQL undoes is refused to its worker, whose session the task does not name, and
         # given again. Rounds hold the tenant's row that creates wait for, so they are not to wait for the disk.
-        async with self._db.pipeline(durable=False) as conn:
+        async with self._db.pipeline(durable=False, settings=_HOT) as conn:
             await body(PostgresRound(conn, queue))
 
     async def purge_keys(self) -> int:
-        """Forgets idempotency keys after their time."""
+        """Forget idempotency keys after their time."""
         return await idempotency.purge(self._db)
 
     async def _in_transaction(self, work: Callable[[Connection], Awaitable[_T]]) -> _T:

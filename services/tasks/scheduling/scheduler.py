@@ -343,7 +343,7 @@ class DispatchRound:
                 self._draining.add(poll)
 
     def _confirm(self, asked: Sequence[Poll], confirmed: Mapping[PollEntry, bool]) -> None:
-        """Refuse polls whose session ended, or polled anew elsewhere, while they were parked; keep draining ones waiting.
+        """Refuse polls whose session ended, or polled elsewhere, while they were parked; keep draining ones waiting.
 
         A task leased to such a session would be lost: the expiry that gives its leases back is over already.
         """

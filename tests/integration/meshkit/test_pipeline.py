@@ -8,9 +8,10 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from psycopg import errors as pg_errors
+from psycopg import sql
 
 from meshkit.db import Database, DatabaseUnavailableError, connection_options
-from meshkit.pipeline import Pipeline, connect
+from meshkit.pipeline import LocalSettings, Pipeline, connect
 
 
 @pytest.fixture
@@ -346,23 +347,64 @@ async def test_statements_that_are_used_least_are_forgotten(piped: Database) -> 
     assert await numbers(piped) == [1]
 
 
-async def test_without_durability_only_this_commit_does_not_wait(fresh_postgres_dsn: str) -> None:
-    database = Database(fresh_postgres_dsn, schema="public", pipeline_settings={"synchronous_commit": "local"})
+async def test_without_durability_only_this_commit_does_not_wait(piped: Database) -> None:
+    settings = LocalSettings({"synchronous_commit": "local"})
     for durable, expected in ((False, "off"), (True, "local")):
-        async with database.pipeline(durable=durable) as conn:
+        async with piped.pipeline(durable=durable, settings=settings) as conn:
             row = await (await conn.execute("SELECT current_setting('synchronous_commit')")).fetchone()
         assert row == (expected,)
-    await database.close()
 
 
-async def test_settings_of_pipelines_hold_for_them_alone(fresh_postgres_dsn: str) -> None:
-    database = Database(fresh_postgres_dsn, schema="public", pipeline_settings={"enable_seqscan": "off"})
+SEQSCAN = "SELECT current_setting('enable_seqscan'), current_setting('search_path')"
+
+
+async def test_settings_hold_for_their_transaction_alone(fresh_postgres_dsn: str) -> None:
+    database = Database(fresh_postgres_dsn, schema="public", max_size=2)
     await database.open()
-    query = "SELECT current_setting('enable_seqscan'), current_setting('search_path')"
-    async with database.pipeline() as conn, database.connection() as plain:
-        assert await (await conn.execute(query)).fetchone() == ("off", "public")
-        assert await (await plain.execute(query)).fetchone() == ("on", "public")
+    hot = LocalSettings({"enable_seqscan": "off", "enable_hashjoin": "off"})
+    backends = set()
+    for settings, expected in ((hot, "off"), (None, "on"), (hot, "off")):
+        async with database.pipeline(settings=settings) as conn, database.connection() as plain:
+            backends.add(await backend(conn))
+            assert await (await conn.execute(SEQSCAN)).fetchone() == (expected, "public")
+            assert await (await plain.execute(SEQSCAN)).fetchone() == ("on", "public")
+    with pytest.raises(pg_errors.DivisionByZero):
+        async with database.pipeline(settings=hot) as conn:
+            await conn.execute("SELECT 1 / 0")
+    async with database.pipeline() as conn:
+        backends.add(await backend(conn))
+        assert await (await conn.execute(SEQSCAN)).fetchone() == ("on", "public")
+    assert len(backends) == 1
     await database.close()
+
+
+async def test_a_statement_may_run_with_the_servers_settings_among_others(fresh_postgres_dsn: str) -> None:
+    async with await psycopg.AsyncConnection.connect(fresh_postgres_dsn, autocommit=True) as admin:
+        name = fresh_postgres_dsn.rpartition("/")[2]
+        await admin.execute(sql.SQL("ALTER DATABASE {} SET enable_mergejoin TO off").format(sql.Identifier(name)))
+    database = Database(fresh_postgres_dsn, schema="public")
+    hot = LocalSettings({"enable_seqscan": "off", "enable_mergejoin": "on"})
+    query = "SELECT current_setting('enable_seqscan'), current_setting('enable_mergejoin')"
+    async with database.pipeline(settings=hot) as conn:
+        seen = [await conn.execute(query)]
+        async with conn.server_settings():
+            seen.append(await conn.execute(query))
+        seen.append(await conn.execute(query))
+        assert [await rows.fetchone() for rows in seen] == [("off", "on"), ("on", "off"), ("off", "on")]
+    async with database.pipeline() as conn, conn.server_settings():
+        assert await (await conn.execute(query)).fetchone() == ("on", "off")
+    await database.close()
+
+
+async def test_a_plan_made_under_settings_is_not_used_without_them(piped: Database) -> None:
+    hot = LocalSettings({"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"})
+    prepared = "SELECT count(*) FROM pg_prepared_statements WHERE statement = %s"
+    query = "SELECT t FROM piped WHERE n = %s"
+    for settings in (hot, None, hot, None):
+        async with piped.pipeline(settings=settings) as conn:
+            await conn.execute(query, (1,))
+    async with piped.pipeline() as conn:
+        assert await (await conn.execute(prepared, ("SELECT t FROM piped WHERE n = $1",))).fetchone() == (2,)
 
 
 async def test_connections_are_bounded_and_waited_for(fresh_postgres_dsn: str) -> None:

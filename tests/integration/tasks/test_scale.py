@@ -1,13 +1,14 @@
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
-from meshkit.pipeline import _parse
-from services.tasks.postgres import columns, counters, endings, rounds, sessions, sweeps
+from meshkit.pipeline import Pipeline, _parse
+from services.tasks.postgres import columns, counters, creates, endings, rounds, sessions, sweeps
 from services.tasks.postgres.rounds import CANDIDATES
-from services.tasks.postgres.store import PIPELINE_SETTINGS
-from tests.integration.tasks.conftest import Mesh, StartMesh, fill
+from services.tasks.postgres.store import HOT_SETTINGS
+from tests.integration.tasks.conftest import Mesh, StartMesh, completion, fill, until
 
 
 def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
@@ -47,6 +48,7 @@ HOT = (
     (rounds._GRANT, {"tasks_pkey", None}),
     (rounds._REGISTER, {"sessions_pkey"}),
     (rounds._CONFIRM, {"sessions_pkey"}),
+    (creates._WITHDRAW, {"task_ids_pkey", "tasks_pkey", None}),
     (sessions._WRITE_PROGRESS, {"tasks_pkey"}),
     (counters._TENANTS, {"queues_pkey"}),
     (counters._ENTER, {"queue_tenants_pkey"}),
@@ -60,7 +62,7 @@ async def test_hot_statements_look_rows_up_by_their_key(start_mesh: StartMesh, r
     if rows is not None:
         await fill(mesh, rows=rows, tenants=5)
     async with mesh.running.database.transaction() as conn:
-        for name, value in PIPELINE_SETTINGS.items():
+        for name, value in HOT_SETTINGS.items():
             await conn.execute(f"SET LOCAL {name} TO {value}")
         for statement, keys in HOT:
             explained = await conn.execute(b"EXPLAIN (GENERIC_PLAN, FORMAT JSON) " + _parse(statement).text)
@@ -68,6 +70,45 @@ async def test_hot_statements_look_rows_up_by_their_key(start_mesh: StartMesh, r
             scans = [node for node in nodes(plan[0]["Plan"]) if "Relation Name" in node and "Scan" in node["Node Type"]]
             assert {scan.get("Index Name") for scan in scans} == keys, statement
             assert all(scan.get("Index Cond") or scan.get("TID Cond") for scan in scans), statement
+
+
+RARE = (endings._REPORTED, rounds._REPLAY, counters._RECOUNT_LANES, counters._RECOUNT_TENANTS, sessions._ACKNOWLEDGE)
+SETTINGS = "SELECT " + ", ".join(f"current_setting('{name}')" for name in HOT_SETTINGS)
+
+
+async def test_settings_of_hot_statements_reach_no_others(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[Any, set[Any]] = {}
+    execute = Pipeline.execute
+
+    async def watched(self: Pipeline, query: Any, *arguments: Any, **options: Any) -> Any:
+        before = await execute(self, SETTINGS)
+        rows = await execute(self, query, *arguments, **options)
+        seen.setdefault(query, set()).add(tuple(await before.fetchone() or ()))
+        return rows
+
+    async with mesh.running.database.connection() as conn:
+        defaults = await (await conn.execute(SETTINGS.encode())).fetchone()
+    monkeypatch.setattr(Pipeline, "execute", watched)
+    worker = await mesh.worker()
+    parked = asyncio.create_task(worker.lease())
+
+    async def noted() -> bool:
+        return rounds._REGISTER in seen
+
+    await until(noted)
+    await mesh.create()
+    [lease] = await parked
+    assert await worker.lease(repeat=True) == [lease]
+    await worker.report(lease, 50.0)
+    await mesh.running.upkeep._desk._board.flush()
+    for _ in range(2):
+        assert await worker.complete_many(completion(lease)) == ["TAKEN"]
+    for table in ("queue_lanes", "queue_tenants"):
+        await mesh.execute(f"UPDATE {table} SET pending = 5")
+    assert await worker.lease(wait=0.1) == []
+    hot = [statement for statement, _ in HOT if statement is not creates._WITHDRAW]
+    assert all(seen[statement] == {tuple(HOT_SETTINGS.values())} for statement in hot)
+    assert all(seen[statement] == {defaults} for statement in RARE)
 
 
 @pytest.mark.parametrize("analyze", [False, True])
