@@ -1,7 +1,7 @@
 """The gateway's JSON API, as the commands use it.
 
-Requests survive a gateway that is being started again: reads are repeated, creates are too because they carry an
-`Idempotency-Key`, and a watched stream goes on behind the last event that came.
+Requests survive a restart of the gateway: reads are repeated, creates too because they carry an `Idempotency-Key`, and
+a watched stream resumes after the last event.
 """
 
 import json
@@ -35,7 +35,7 @@ class TaskProgress:
 
     Attributes:
         task: The task as it stood.
-        step: Steps done, where the worker tells.
+        step: Steps done, where the worker reports them.
         total_steps: Steps in all.
     """
 
@@ -49,9 +49,9 @@ class Gateway:
 
     Args:
         url: Its address.
-        token: A callable that gives the bearer token.
+        token: A callable that returns the bearer token.
         transport: Replaces the network, for tests.
-        patience_seconds: How long to go on trying while it cannot be reached.
+        patience_seconds: How long to retry while it cannot be reached.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Gateway:
         self._http.close()
 
     def create(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        """Create a task; once, however often the request has to be sent."""
+        """Create a task once, however often the request is sent."""
         answer = self._send("POST", "/api/v1/tasks/", json=task, headers={"idempotency-key": str(uuid.uuid4())})
         return dict(answer.json())
 
@@ -108,7 +108,7 @@ class Gateway:
         return dict(self._send("POST", f"/api/v1/tasks/{task_id}/cancel").json())
 
     def call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        """Any other request that is answered with an object; a POST is sent once, however often it has to be."""
+        """Send any other request that returns an object; a POST takes effect once, however often it is sent."""
         if method == "POST":
             arguments["headers"] = {"idempotency-key": str(uuid.uuid4())}
         return dict(self._send(method, path, **arguments).json())
@@ -125,7 +125,7 @@ class Gateway:
             raise CliError(f"{to} cannot be written: {error.strerror}.") from error
 
     def watch(self, task_id: str) -> Iterator[TaskProgress]:
-        """Follows a task until it has ended, over as many connections as that takes.
+        """Follow a task until it has ended, over as many connections as needed.
 
         Raises:
             CliError: The gateway refused, or could not be reached for too long.
@@ -155,7 +155,7 @@ class Gateway:
         return list(self._send("GET", path, params=chosen).json())
 
     def _stream(self, path: str, seen: str | None) -> Iterator[tuple[str | None, str, str]]:
-        """Yield the events of one connection, those after `seen`; none where the gateway or a service is away."""
+        """Yield the events of one connection after `seen`; none while the gateway or a service cannot be reached."""
         headers = self._headers() | {"accept": "text/event-stream"} | ({"last-event-id": seen} if seen else {})
         timeout = httpx.Timeout(10.0, read=_STREAM_SILENCE_SECONDS)
         with self._http.stream("GET", path, headers=headers, timeout=timeout) as answer:
@@ -167,7 +167,7 @@ class Gateway:
             yield from events(self._noted(answer.iter_lines()))
 
     def _noted(self, lines: Iterator[str]) -> Iterator[str]:
-        """Lines as they come; a task that waits for long is silent but for comments, and its gateway is there."""
+        """Yield lines as they arrive; a waiting task sends only comments, which show that its gateway lives."""
         for line in lines:
             self._heard = time.monotonic()
             yield line
@@ -195,7 +195,7 @@ class Gateway:
 
 
 def events(lines: Iterator[str]) -> Iterator[tuple[str | None, str, str]]:
-    """Server-sent events as (id, name, data); comments and fields that are not used here are passed over."""
+    """Yield server-sent events as (id, name, data); skip comments and unused fields."""
     identity: str | None = None
     event = "message"
     data: list[str] = []

@@ -31,7 +31,7 @@ def main() -> int:
     data = ("--data", str(_DATA))
     began = time.monotonic()
     err.print("Starting a mesh: PostgreSQL, NATS, an S3 store, gateway, tasks and a worker.")
-    # A port of its own: a mesh on the usual one may be running.
+    # A port of its own: a mesh may be running on the default port.
     up = (*atelier, "up", *data, "--detach", "--port", str(free_ports(1)[0]))
     started = subprocess.run(up, check=False, capture_output=True, text=True)
     if started.returncode:

@@ -1,7 +1,7 @@
-"""Where the steps of a workflow stand in a picture of it: levels from left to right, and lines between them. Pure.
+"""Lay out the steps of a workflow for a picture: levels from left to right, and lines between them. Pure.
 
-A step stands one level right of the last one that it depends on. A line that passes levels gets a place of its own in
-each, so that it goes between steps and not through them; places are ordered so that few lines cross.
+A step is placed one level right of the last step that it depends on. A line that passes levels gets a place in each, so
+that it runs between steps and not through them; places are ordered so that few lines cross.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ class DiagramStep:
         name: Its name.
         task_type: What its task does.
         needs: Names of those it depends on.
-        state: Where it stands; empty for a step of a file.
+        state: Its state; empty for a step of a file.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Diagram:
     """A whole picture.
 
     Attributes:
-        title: What stands above.
+        title: Text above the picture.
         width: Of the picture.
         height: Of the picture.
         boxes: The steps.
@@ -127,7 +127,7 @@ def lay_out(title: str, steps: Sequence[DiagramStep]) -> Diagram:
     """Give every step its place.
 
     Args:
-        title: What stands above the picture.
+        title: Text above the picture.
         steps: Those of `steps_of`.
 
     Raises:
@@ -190,7 +190,7 @@ def _places(steps: Sequence[DiagramStep], levels: Mapping[str, int]) -> tuple[li
 
 
 def _order(column: list[_Cell], *, forward: bool) -> None:
-    """Sorts a column by the mean place of each one's neighbours; who has none keeps its own."""
+    """Sort a column by the mean place of each step's neighbours; a step without neighbours keeps its place."""
 
     def mean(one: _Cell) -> float:
         neighbours = one.before if forward else one.after

@@ -3,9 +3,9 @@
 | code | meaning |
 |---|---|
 | 0 | done |
-| 1 | it failed: a task failed, a request was refused, a process did not start |
+| 1 | failed: a task failed, a request was refused, a process did not start |
 | 2 | wrong use of the command |
-| 3 | nothing runs there: no mesh on the folder, or its gateway cannot be reached |
+| 3 | no mesh runs on the folder, or its gateway cannot be reached |
 | 4 | the token is missing, expired, or lacks a scope |
 | 5 | `doctor` found that something needed is missing |
 | 130 | interrupted by Ctrl-C |
@@ -27,7 +27,7 @@ class ExitCode(enum.IntEnum):
 
 
 class CliError(Exception):
-    """A failure that the user is told in one sentence."""
+    """A failure that is shown to the user as one sentence."""
 
     def __init__(self, sentence: str, code: ExitCode = ExitCode.FAILED) -> None:
         super().__init__(sentence)

@@ -1,11 +1,11 @@
 """The data folder: everything that one mesh keeps on this machine.
 
 DIR/credentials.json   random secrets, 0600
-DIR/mesh.json          ports, processes, where the gateway listens; written by the supervisor alone
+DIR/mesh.json          ports, processes, the gateway's address; written by the supervisor alone
 DIR/lock               held by the supervisor while the mesh runs
-DIR/logs/              one log a process
+DIR/logs/              one log per process
 DIR/run/               addresses that services report
-DIR/{nats,postgres,s3} what the embedded servers keep
+DIR/{nats,postgres,s3} data of the embedded servers
 """
 
 import contextlib
@@ -54,11 +54,11 @@ class ProcessRecord:
     """One process as `mesh.json` shows it.
 
     Attributes:
-        name: What it is called, unique in the mesh.
+        name: Its name, unique in the mesh.
         role: gateway, tasks, worker, nats, postgres, s3.
         pid: Its process id; None while it is down.
-        restarts: How often it was started again.
-        metrics: Address of its Prometheus page, where it has one that the mesh knows of.
+        restarts: How often it was restarted.
+        metrics: Address of its Prometheus page, if the mesh knows one.
     """
 
     name: str
@@ -70,7 +70,7 @@ class ProcessRecord:
 
 @dataclass(frozen=True, slots=True)
 class MeshRecord:
-    """What the supervisor tells of a mesh.
+    """What the supervisor records about a mesh.
 
     Attributes:
         pid: The supervisor.
@@ -201,12 +201,12 @@ class DataFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the folder: one supervisor at a time. The kernel lets go when the process dies, however it dies.
+        """Lock the folder for one supervisor. The kernel releases the lock when the process dies, however it dies.
 
         Raises:
             CliError: Another one holds it.
         """
-        # Never inherited: a child that outlived a killed supervisor would hold the folder for ever.
+        # Never inherited: a child that outlived a killed supervisor would keep the lock for ever.
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             deadline = time.monotonic() + _LOCK_PATIENCE_SECONDS

@@ -1,4 +1,4 @@
-"""Whether a process answers."""
+"""Health of processes."""
 
 from pathlib import Path
 from typing import Final
@@ -11,7 +11,7 @@ _TIMEOUT_SECONDS: Final = 2.0
 
 
 def grpc_serves(address: str) -> bool:
-    """Whether the gRPC server there says SERVING."""
+    """Whether the gRPC server at the address reports SERVING."""
     with grpc.insecure_channel(address) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(

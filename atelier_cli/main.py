@@ -1,4 +1,4 @@
-"""The command `atelier`: its commands, and one place where failures become sentences and exit codes."""
+"""The command `atelier`: its commands, and the place where failures become sentences and exit codes."""
 
 import sys
 from typing import NoReturn
@@ -29,7 +29,7 @@ app.add_typer(webhook.app, name="webhook")
 
 
 def main() -> NoReturn:
-    """Run the command line and exits."""
+    """Run the command line and exit."""
     try:
         app()
     except CliError as error:

@@ -1,4 +1,4 @@
-"""Draws a laid out workflow as SVG by hand, or as PNG by Pillow; both look the same."""
+"""Draw a laid out workflow as SVG, or as PNG by Pillow; both look the same."""
 
 import io
 import itertools
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from atelier_cli.diagram import BOX_HEIGHT, BOX_WIDTH, MARGIN, Diagram, Point, StepBox
 
-# Fill and border by state; those of the empty state for whatever else a newer mesh tells.
+# Fill and border by state; the empty state's for any state that a newer mesh adds.
 _COLOURS: Final = {
     "": ("#ffffff", "#5f6b7a"),
     "PENDING": ("#f1f3f5", "#868e96"),
@@ -29,7 +29,7 @@ _INSET: Final = 10
 _TITLE_SIZE, _NAME_SIZE, _SMALL_SIZE = 16, 13, 11
 _TITLE_Y: Final = MARGIN + 10
 _NAME_Y, _SMALL_Y = 22, 40
-# Twice as many pixels as units, and fewer where a picture would become too large for one that others open.
+# Two pixels per unit, and fewer where a picture would become too large to open.
 _PNG_SCALE: Final = 2.0
 _PNG_PIXELS: Final = 40_000_000
 _CURVE_PIECES: Final = 24
@@ -100,7 +100,7 @@ def _below(box: StepBox) -> str:
 
 
 def _cut(text: str, width: float, size: int) -> str:
-    """Return a text that fits, with three dots where it had to be cut."""
+    """Return a text that fits, cut with three dots where needed."""
     font = ImageFont.load_default(size)
     if font.getlength(text) <= width:
         return text

@@ -1,7 +1,7 @@
 """Keeps the processes of one mesh running.
 
-One thread does everything: it starts processes (which die with this thread, see `embedded.process`), looks after them
-ten times a second, starts again what died, and stops them in the reverse of the order they started in.
+One thread does everything: it starts processes (which die with this thread, see `embedded.process`), checks them ten
+times a second, restarts those that died, and stops them in reverse order of their start.
 """
 
 import signal
@@ -19,11 +19,11 @@ from atelier_cli.folder import ProcessRecord
 _TICK_SECONDS: Final = 0.1
 FIRST_BACKOFF_SECONDS: Final = 0.5
 LAST_BACKOFF_SECONDS: Final = 30.0
-# One that ran this long did not die of its start: its next back-off is the first again.
+# A process that ran this long did not fail at its start: its backoff begins anew.
 _SETTLED_SECONDS: Final = 60.0
 _READY_TIMEOUT_SECONDS: Final = 120.0
 _STOP_TIMEOUT_SECONDS: Final = 30.0
-# While the mesh starts, one that keeps dying ends the start; later it is tried again for ever.
+# While the mesh starts, a process that keeps dying ends the start; later it is retried for ever.
 _DEATHS_AT_START: Final = 4
 
 
@@ -57,7 +57,7 @@ class MeshSupervisor:
 
     Attributes:
         stages: The processes; those of one stage start together, once the stage before is ready.
-        changed: Called with the state's name whenever `mesh.json` has to tell something new.
+        changed: Called with the state's name whenever `mesh.json` has to change.
         say: Shows one line to the user.
         clock: Seconds, monotonic.
     """
@@ -75,7 +75,7 @@ class MeshSupervisor:
         return tuple(each.record() for each in self._managed)
 
     def run(self) -> None:
-        """Start everything, looks after it until SIGTERM or SIGINT, and stops everything.
+        """Start all processes, supervise them until SIGTERM or SIGINT, and stop them.
 
         Raises:
             CliError: Something could not be started at the start, or did not become ready.
@@ -84,7 +84,7 @@ class MeshSupervisor:
             signal.signal(number, self._on_signal)
         try:
             began = self.clock()
-            # Before the first preparation, which may take seconds: until then the last run's process ids are told.
+            # Before the first preparation, which may take seconds: until then `mesh.json` has the last run's ids.
             self._tell("starting")
             if all(self._start_stage(stage) for stage in self.stages):
                 self.say(f"[bold]The mesh is ready[/bold] after {self.clock() - began:.1f} s.")
@@ -98,7 +98,7 @@ class MeshSupervisor:
             self._stop_all()
 
     def look_after(self, state: str) -> None:
-        """One round: starts again what died, notices what became ready."""
+        """Run one round: restart what died, record what became ready."""
         if self._untold:
             self._tell(state)
         for each in self._managed:
@@ -118,7 +118,7 @@ class MeshSupervisor:
                 self._tell(state)
 
     def _start_stage(self, stage: Sequence[Server]) -> bool:
-        """Start a stage and waits until it is ready; False where a signal came first."""
+        """Start a stage and wait until it is ready; False if a signal came first."""
         began = self.clock()
         new = [Managed(server) for server in stage]
         self._managed += new
@@ -144,7 +144,7 @@ class MeshSupervisor:
         each.started_at = self.clock()
 
     def _start_again(self, each: Managed) -> None:
-        """Start what died; what hinders that now (a full disk) may be over at the next try."""
+        """Restart what died; what prevents it now (a full disk) may be over at the next try."""
         each.started_at = self.clock()
         try:
             self._start(each)
@@ -152,7 +152,7 @@ class MeshSupervisor:
             self._note_death(each, f"could not be started: {_sentence(error)}")
 
     def _tell(self, state: str) -> None:
-        """Tells a new state; where it cannot be written, the mesh goes on and it is told later."""
+        """Record a new state; if it cannot be written, the mesh goes on and it is written later."""
         try:
             self.changed(state)
         except OSError as error:
@@ -163,7 +163,7 @@ class MeshSupervisor:
             self._untold = False
 
     def _note_death(self, each: Managed, cause: str) -> None:
-        """Plans the next start of a process that ended, or did not begin."""
+        """Plan the next start of a process that ended, or did not start."""
         now = self.clock()
         if now - each.started_at > _SETTLED_SECONDS:
             each.backoff_seconds = FIRST_BACKOFF_SECONDS
@@ -178,7 +178,7 @@ class MeshSupervisor:
         each.backoff_seconds = min(each.backoff_seconds * 2, LAST_BACKOFF_SECONDS)
 
     def _stop_all(self) -> None:
-        """Stop all in reverse: no new requests, then no work, then what they stood on."""
+        """Stop all in reverse: first the gateway, then the services, then the servers."""
         self.say("Stopping.")
         self._tell("stopping")
         patience = self._signals
@@ -192,7 +192,7 @@ class MeshSupervisor:
         deadline = self.clock() + _STOP_TIMEOUT_SECONDS
         each.process.send_signal(each.launch.stop_signal)
         while each.process.poll() is None:
-            # A second Ctrl-C means now.
+            # A second Ctrl-C stops at once.
             if self.clock() > deadline or self._signals > max(patience, 1):
                 self.say(f"[red]●[/red] {each.server.name:9s} did not stop and is killed")
                 each.process.kill()
@@ -204,7 +204,7 @@ class MeshSupervisor:
         each.process = None
         each.ready = False
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 -- the shape of a handler
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 -- the signature of a signal handler
         self._signals += 1
 
 

@@ -1,4 +1,4 @@
-"""The terminal: answers go to standard output, everything about them to standard error."""
+"""The terminal: answers go to standard output, everything else to standard error."""
 
 import sys
 from typing import Final

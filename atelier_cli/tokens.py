@@ -15,7 +15,7 @@ def issue(folder: DataFolder, *, tenant: str, scopes: Iterable[str], ttl_seconds
 
     Raises:
         CliError: No mesh was ever started on the folder, or a setting's file cannot be read.
-        ValueError: The tenant or a scope is none.
+        ValueError: The tenant or a scope is malformed.
     """
     secret = given("ATELIER_AUTH_SECRET") or folder.existing_credentials().auth_secret
     issuer = TokenIssuer(secret, given("ATELIER_AUTH_ISSUER"), audience=given("ATELIER_AUTH_AUDIENCE"))

@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError, Future
 
 
 class ChunkReader:
-    """An async iterator of chunks as the file that a client reads in its thread.
+    """Presents an async iterator of chunks as a file that a client reads in its thread.
 
     Args:
         loop: The loop that the chunks come from.
@@ -51,7 +51,7 @@ class ChunkReader:
         return data
 
     def close(self) -> None:
-        """Lets the thread go, which must not take what came so far for the whole."""
+        """Release the thread with an error: it must not take the chunks so far for the whole."""
         with self._lock:
             self._abandoned = True
             if self._waiting is not None:

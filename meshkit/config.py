@@ -29,7 +29,7 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 class FileSource(PydanticBaseSettingsSource):
     """Reads a setting from the file that its variable with `_FILE` names."""
 
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 -- their shape
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 -- the library's signature
         """Return the file's text without its line end, or None where no file is named."""
         path = os.environ.get(f"{PREFIX}{field_name.upper()}_FILE")
         if not path:
@@ -37,13 +37,13 @@ class FileSource(PydanticBaseSettingsSource):
         return Path(path).read_text(encoding="utf-8").rstrip("\r\n"), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """All settings that have a file."""
+        """Return all settings that have a file."""
         values = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
         return {name: value for name, value in values.items() if value is not None}
 
 
 class MeshSettings(BaseSettings):
-    """What every service may be told. Each service's `config.py` adds its own fields to a subclass."""
+    """Settings of every service. Each service's `config.py` adds its own fields to a subclass."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -80,7 +80,7 @@ class MeshSettings(BaseSettings):
     database_statement_timeout_seconds: float = Field(default=30.0, ge=0, description="0 for none.")
 
     nats_url: SecretStr = Field(
-        default=SecretStr(""), description="nats://user:password@host:port; none runs without news."
+        default=SecretStr(""), description="nats://user:password@host:port; without it the service runs, and polls."
     )
 
     s3_endpoint: str = Field(default="", description="host:port of the object store.")
@@ -94,7 +94,9 @@ class MeshSettings(BaseSettings):
         default=None, description="Key of HS256 tokens, which services sign theirs with."
     )
     auth_jwks_url: str | None = Field(default=None, description="Keys of RS256, ES256 and EdDSA tokens, by http(s).")
-    auth_jwks_file: Path | None = Field(default=None, description="The same from a file, read again when it changes.")
+    auth_jwks_file: Path | None = Field(
+        default=None, description="The same keys from a file, read again when it changes."
+    )
     auth_issuer: str | None = Field(default=None, description="`iss` that tokens must carry, where set.")
     auth_audience: str | None = Field(default=None, description="`aud` that tokens must carry, where set.")
     auth_revoked_file: Path | None = Field(
@@ -126,8 +128,8 @@ class MeshSettings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- no file of settings is read behind one's back
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- settings come from no dotenv file
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments win over the environment, the environment over files."""
         return init_settings, env_settings, FileSource(settings_cls)

@@ -1,7 +1,7 @@
-"""The one door for addresses that callers name.
+"""Fetch addresses that callers name. The only place that does.
 
-An address is parsed once, its name resolved once, every resolved address judged, and the connection made to exactly the
-address that was judged: there is no second look-up that could answer differently. Redirects pass the same gate.
+An address is parsed once, its name resolved once, every resolved address checked, and the connection made to exactly
+the address that was checked: no second look-up could answer differently. Redirects are checked the same way.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 # What a resolver answers of a name that does not exist, or has no address; not every system knows the second. Any other
-# answer (EAI_AGAIN, EAI_FAIL, EAI_SYSTEM, ...) tells of the resolver and not of the name.
+# answer (EAI_AGAIN, EAI_FAIL, EAI_SYSTEM, ...) is about the resolver and not about the name.
 _NO_SUCH_NAME = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -43,7 +43,7 @@ Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 # Last parts of names that no public name has (RFC 6761, RFC 6762, RFC 8375, and what clouds use).
 _INNER_NAMES = frozenset({"localhost", "local", "internal", "intranet", "lan", "home", "corp", "private", "arpa"})
 
-# What `ipaddress` counts as global and yet leads inside: translation prefixes that carry an IPv4 address.
+# `ipaddress` counts these as global although they lead to private addresses: prefixes that carry an IPv4 address.
 _NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
 _REFUSED = tuple(
     ipaddress.ip_network(text)
@@ -116,7 +116,7 @@ class Target:
 
 
 def check_url(url: str, *, path: str = "url") -> Target:
-    """Judges the form of an address; where it leads is for a `Fetcher` to judge.
+    """Check the form of an address; a `Fetcher` checks where it leads.
 
     Args:
         url: The address.
@@ -126,7 +126,7 @@ def check_url(url: str, *, path: str = "url") -> Target:
         Its parts.
 
     Raises:
-        MeshError: `INVALID` for another scheme than http and https, credentials, a malformed host.
+        MeshError: `INVALID` for a scheme other than http and https, credentials, a malformed host.
     """
     if len(url) > MAX_URL_CHARS:
         raise invalid(path, f"must have at most {MAX_URL_CHARS} characters", "url_too_long")
@@ -151,13 +151,13 @@ def is_public(address: Address) -> bool:
     """Whether an address belongs to the public Internet.
 
     Args:
-        address: The address; IPv4 within IPv6 (mapped, NAT64) is judged by the address it carries.
+        address: The address; IPv4 within IPv6 (mapped, NAT64) is checked by the address it carries.
     """
     return all(_is_plainly_public(inner) for inner in _carried(address))
 
 
 class Fetcher:
-    """Fetches what callers name, and posts to where they ask for it.
+    """Fetches addresses of callers, and posts to them.
 
     Args:
         allow_private: `host:port` or CIDR that may be reached although it is private.
@@ -273,9 +273,9 @@ class Fetcher:
             raise unavailable(f"{path} could not be reached", reason="FETCH_FAILED") from None
 
     def check(self, url: str, *, path: str = "url") -> Target:
-        """Judges an address as far as that goes without a look-up, e.g. when a request that names it is accepted.
+        """Check an address as far as possible without a look-up, e.g. when a request that names it is accepted.
 
-        What a name resolves to is judged when it is fetched, because the answer may change until then.
+        What a name resolves to is checked when it is fetched, because the answer may change until then.
 
         Args:
             url: The address.
@@ -285,7 +285,7 @@ class Fetcher:
             Its parts.
 
         Raises:
-            MeshError: `INVALID` for what `check_url` refuses, and for an address or name that is plainly an inner one.
+            MeshError: `INVALID` for what `check_url` refuses, and for an address or name that is plainly private.
         """
         target = check_url(url, path=path)
         if (target.host, target.port) in self._allowed_hosts:
@@ -297,7 +297,7 @@ class Fetcher:
         return target
 
     async def addresses(self, target: Target, *, path: str = "url") -> list[str]:
-        """Resolve a target and judges every address; all must be public, or a name could answer with a mixture.
+        """Resolve a target and check every address; all must be public, because a name may answer with a mixture.
 
         Args:
             target: What `check_url` gave.
@@ -313,7 +313,7 @@ class Fetcher:
         try:
             found = await self._resolve(target.host, target.port)
         except UnicodeError:
-            found = []  # no name that could exist: a part of it is too long
+            found = []  # such a name cannot exist: a part of it is too long
         except socket.gaierror as error:
             if error.errno not in _NO_SUCH_NAME:
                 _log.warning("name_not_resolved", cause=error.errno)
@@ -386,7 +386,7 @@ async def _body(response: httpx.Response, max_bytes: int, path: str) -> bytes:
 def _ssl_context() -> ssl.SSLContext:
     import httpx  # noqa: PLC0415 -- only in a process that fetches
 
-    # Reading the authorities' certificates takes longer than many a fetch.
+    # Reading the authorities' certificates takes longer than many fetches.
     return httpx.create_ssl_context(trust_env=False)
 
 
@@ -395,14 +395,14 @@ def _pinned_transport(addresses: Sequence[str]) -> httpx.AsyncBaseTransport:
     import httpx  # noqa: PLC0415 -- only in a process that fetches
 
     class PinnedBackend(httpcore.AsyncNetworkBackend):
-        """Connects to judged addresses, whatever the name resolves to by now; Host and SNI stay the name's."""
+        """Connects to checked addresses, whatever the name resolves to now; Host and SNI keep the name."""
 
         def __init__(self) -> None:
             self._inner = httpcore.AnyIOBackend()
 
         async def connect_tcp(
             self,
-            host: str,  # noqa: ARG002 -- the point: the name is not resolved again
+            host: str,  # noqa: ARG002 -- on purpose: the name is not resolved again
             port: int,
             timeout: float | None = None,  # noqa: ASYNC109 -- httpcore's signature
             local_address: str | None = None,
@@ -466,7 +466,7 @@ def _carried(address: Address) -> Iterable[Address]:
 
 def _is_plainly_public(address: Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return True  # judged by what it carries
+        return True  # checked by the address it carries
     if any(address in network for network in _REFUSED if network.version == address.version):
         return False
     return not (

@@ -1,6 +1,6 @@
-"""The one door for images that nobody vouches for.
+"""Check and open untrusted images. The only place that does.
 
-Sizes are judged by the header, before a single pixel is decoded; then the whole file must decode. torch-free.
+The header decides on size before a single pixel is decoded; then the whole file must decode. Imports no torch.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _DATA_URL = re.compile(r"data:(?P<type>[a-z0-9.+/-]*)(?P<options>(?:;[a-z0-9=._-]+)*?);base64,", re.IGNORECASE)
 _MAX_FIELD = "image"
 
-# Process-wide settings of Pillow; set here because this is the only module that opens what others sent.
+# Process-wide settings of Pillow; set here because only this module opens untrusted images.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What an image may be.
+    """Limits of an image.
 
     Attributes:
         max_bytes: Bytes of the file.
@@ -50,7 +50,7 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What an image is.
+    """Facts about an image.
 
     Attributes:
         format: Name of its format as Pillow calls it.
@@ -88,15 +88,15 @@ def decode_data(text: str, *, path: str = _MAX_FIELD, max_bytes: int = DEFAULT_L
     if match is None and text[:5].lower() == "data:":
         raise invalid(path, "must be a data URL with base64", "data_url")
     body = text[match.end() :] if match else text
-    # Line breaks are what encoders put in; any other stray character is a broken text.
+    # Encoders insert line breaks; any other stray character is an error.
     body = body.replace("\r", "").replace("\n", "")
     if len(body) // 4 * 3 > max_bytes + 3:
         raise too_large(f"{path} has more than {max_bytes} bytes")
-    if len(body) % 4:  # the decoder forgives padding that is too long
+    if len(body) % 4:  # the decoder accepts padding that is too long
         raise invalid(path, "is not valid base64", "base64")
     try:
         data = binascii.a2b_base64(body, strict_mode=True)
-    except ValueError:  # binascii.Error is one, and so is what other than ASCII raises
+    except ValueError:  # covers binascii.Error, and what non-ASCII text raises
         raise invalid(path, "is not valid base64", "base64") from None
     if not data:
         raise invalid(path, "must not be empty", "base64")
@@ -108,10 +108,10 @@ def decode_data(text: str, *, path: str = _MAX_FIELD, max_bytes: int = DEFAULT_L
 def inspect(
     data: bytes | Path | BinaryIO, limits: ImageLimits = DEFAULT_LIMITS, *, path: str = _MAX_FIELD
 ) -> ImageInfo:
-    """Judges an image: format, size, frames, and that all of it decodes.
+    """Check an image: format, size, frames, and that all of it decodes.
 
     Args:
-        data: The file's bytes, or a local file, or an open one, which stays open and is left at any place.
+        data: The file's bytes, or a local file, or an open one, which stays open at an undefined position.
         limits: What is allowed.
         path: Path of the request's member, for the error.
 
@@ -124,7 +124,7 @@ def inspect(
 
 
 def open_rgb(data: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, *, path: str = _MAX_FIELD) -> Image.Image:
-    """Open an image as RGB, the way it is meant to be seen: turned by its EXIF, transparency over white.
+    """Open an image as RGB as a viewer shows it: turned by its EXIF, transparency over white.
 
     Args:
         data: The file's bytes, or a local file.
@@ -191,11 +191,11 @@ def _check_size(image: Image.Image, limits: ImageLimits, path: str) -> None:
 
 
 def _decode(image: Image.Image, limits: ImageLimits, path: str, *, every_frame: bool) -> int:
-    """Decode the first frame, or all of them, and counts them.
+    """Decode the first frame, or all frames, and count them.
 
     Asking Pillow for the number of frames would walk through a file of a million of them first.
     """
-    # Pillow's decoders raise nearly anything on hostile input; none of it is the caller's business.
+    # Pillow's decoders raise nearly anything on hostile input; no caller needs its text.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

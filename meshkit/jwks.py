@@ -17,11 +17,11 @@ from meshkit.logging import get_logger
 _log = get_logger(__name__)
 
 TTL_SECONDS = 300.0
-MIN_REFETCH_SECONDS = 10.0  # an unknown key id must not become a way to flood the issuer
+MIN_REFETCH_SECONDS = 10.0  # an unknown key id must not let a caller flood the issuer
 FETCH_TIMEOUT_SECONDS = 5.0
 MAX_BYTES = 1024 * 1024
 
-# The one algorithm that a key is good for, by its type and curve. Symmetric keys have no place in a public document.
+# The one algorithm that a key is used with, by its type and curve. A public document holds no symmetric keys.
 _ALGORITHMS: Mapping[tuple[str, str], str] = {
     ("RSA", ""): "RS256",
     ("EC", "P-256"): "ES256",
@@ -30,12 +30,12 @@ _ALGORITHMS: Mapping[tuple[str, str], str] = {
 
 
 class KeysUnavailableError(Exception):
-    """The keys could not be had, now or before."""
+    """No keys are available: no document could be read yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A key and the one algorithm it is good for."""
+    """A key and the one algorithm it is used with."""
 
     kid: str | None
     algorithm: str
@@ -72,10 +72,10 @@ class Jwks:
             algorithm: The token's algorithm.
 
         Returns:
-            The key, or None where no key of this id is good for this algorithm.
+            The key, or None where no key of this id fits this algorithm.
 
         Raises:
-            KeysUnavailableError: No document could be had yet.
+            KeysUnavailableError: No document could be read yet.
         """
         now = self._clock()
         if self._path is not None or now >= self._fresh_until:
@@ -98,7 +98,7 @@ class Jwks:
                 await asyncio.to_thread(self._read_file, self._path)
                 return
             now = self._clock()
-            # Others waited for the same document, or one was asked for a moment ago.
+            # Another call fetched the document while this one waited, or shortly before.
             if self._last_attempt != seen_attempt or now - self._last_attempt < MIN_REFETCH_SECONDS:
                 return
             self._last_attempt = now
@@ -130,7 +130,7 @@ class Jwks:
                         raise ValueError("document too large")
             self._accept(body)
         except (httpx.HTTPError, ValueError) as error:
-            # The keys known so far stay good; the next attempt comes after the refetch interval.
+            # The known keys stay valid; the next attempt follows after the refetch interval.
             _log.warning("jwks_not_fetched", error=type(error).__name__)
 
     def _accept(self, body: bytes) -> None:
@@ -149,7 +149,7 @@ def _public_key(entry: object) -> PublicKey | None:
     algorithm = _ALGORITHMS.get(kind)
     if algorithm is None or entry.get("alg", algorithm) != algorithm:
         return None
-    # Only public parts: a document that leaks a private key does not make it ours.
+    # Only public parts are kept, also where a document contains a private key.
     public = {name: value for name, value in entry.items() if name in {"kty", "crv", "n", "e", "x", "y", "kid"}}
     try:
         return PublicKey(entry.get("kid"), algorithm, jwt.PyJWK(public, algorithm=algorithm).key)

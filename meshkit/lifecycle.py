@@ -1,4 +1,4 @@
-"""The life of a service process: start, signals, orderly end, exit code."""
+"""The lifecycle of a service process: start, signals, orderly end, exit code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Main = Callable[[AsyncExitStack, asyncio.Event], Awaitable[None]]
 
 
 def run(main: Main, *, service: str, log_level: str | None = None) -> NoReturn:
-    """Run a service until SIGTERM or SIGINT, then leaves the process.
+    """Run a service until SIGTERM or SIGINT, then exit the process.
 
     What `main` put on the exit stack is closed in reverse order, whatever ended it. A second signal ends the process at
     once.
@@ -35,7 +35,7 @@ def run(main: Main, *, service: str, log_level: str | None = None) -> NoReturn:
         log_level: Least level that is written; `ATELIER_LOG_LEVEL`, else info, where absent.
     """
     level = (log_level or os.environ.get(f"{PREFIX}LOG_LEVEL") or "info").lower()
-    # What starting made lives as long as the process, and messages are freed by counting: looking through all of it at
+    # Objects made at the start live as long as the process, and messages are freed by reference counts: to scan all at
     # every 700th allocation, Python's default, took 3 % of a busy service's time.
     gc.set_threshold(20_000, 20, 100)
     configure(service, level if level in {"debug", "info", "warning", "error"} else "info")

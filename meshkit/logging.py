@@ -34,8 +34,8 @@ _MAX_DEPTH = 6
 _FLAT = frozenset({str, int, float, bool, type(None)})
 
 
-def redact(value: object, depth: int = 0) -> object:  # noqa: PLR0911 -- one a kind of value
-    """Return the value without what must not be written down: known keys, bearer tokens, passwords in URLs."""
+def redact(value: object, depth: int = 0) -> object:  # noqa: PLR0911 -- one return per kind of value
+    """Return the value without secrets: known keys, bearer tokens, passwords in URLs."""
     if isinstance(value, str):
         return _SECRET_TEXT.sub(_cover, value) if _may_hold_a_secret(value) else value
     if value is None or isinstance(value, int | float):
@@ -54,10 +54,10 @@ def redact(value: object, depth: int = 0) -> object:  # noqa: PLR0911 -- one a k
 
 
 class LineWriter:
-    """Writes lines, those of one turn of the event loop together: what a process does at once, it tells at once.
+    """Writes lines; those of one turn of the event loop are written together.
 
-    A warning, and what another thread says, is written right away, after what was held. A process that is killed loses
-    what it held, the lines of a millisecond or so.
+    A warning, or a line of another thread, is written at once, after the lines that are held. A process that is killed
+    loses the held lines, those of about a millisecond.
 
     Args:
         file: Where to.
@@ -67,11 +67,11 @@ class LineWriter:
         self._file = file
         self._held: list[bytes] = []
         self._flushed_by: asyncio.AbstractEventLoop | None = None
-        # Reentrant: whatever is collected as garbage meanwhile may have a word to say.
+        # Reentrant: a finalizer that the garbage collector runs meanwhile may log too.
         self._lock = threading.RLock()
 
     def info(self, line: bytes) -> None:
-        """Write a line by the loop's next turn."""
+        """Write a line at the loop's next turn."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -90,7 +90,7 @@ class LineWriter:
         self.flush()
 
     def flush(self) -> None:
-        """Write what is held."""
+        """Write the held lines."""
         with self._lock:
             self._flushed_by = None
             held, self._held = self._held, []
@@ -137,7 +137,7 @@ def configure(service: str, level: str = "info") -> None:
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """Return a logger whose lines name the module they come from.
+    """Return a logger whose lines name their module.
 
     Args:
         name: The module's `__name__`.
@@ -146,7 +146,7 @@ def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
 
 
 def _may_hold_a_secret(text: str) -> bool:
-    """Tell what each alternative of `_SECRET_TEXT` needs; cheap, because most lines hold none of it."""
+    """Whether a text contains what each alternative of `_SECRET_TEXT` needs; cheap, because most lines do not."""
     if text.isalnum():
         return False
     folded = text.casefold()
@@ -175,7 +175,7 @@ def _cover(match: re.Match[str]) -> str:
 
 
 def _stamp(service: str) -> structlog.types.Processor:
-    """Return what every line says of itself; one processor, because each costs as much as what it adds."""
+    """Return the processor that adds the members of every line; one, because each processor has a cost of its own."""
 
     def stamp(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         structlog.stdlib.add_log_level(logger, method, event)
@@ -201,11 +201,11 @@ def _render(_logger: object, _method: str, event: MutableMapping[str, Any]) -> b
 
 
 def _needs_no_cover(event: Mapping[str, Any], line: bytes) -> bool:
-    """Whether `redact` would change nothing, as with nearly every line: flat, no secret's name, no secret's mark.
+    """Whether `redact` would change nothing, as for nearly every line: flat, no key of a secret, no sign of a secret.
 
     Args:
-        event: What is said.
-        line: The same as JSON, where a mark reads as it does in the text itself.
+        event: The line's members.
+        line: The same as JSON, where a sign of a secret reads as in the text itself.
     """
     # Letters beyond ASCII have cases of their own, which `_may_hold_a_secret` would have to look at one by one.
     return (
@@ -232,8 +232,8 @@ def _dump_text(event: object, **options: object) -> str:
     return _dump(event, **options).decode()
 
 
-# A program that uses a part of the mesh without being a service of it (a command, a test) hears of trouble alone, on
-# its standard error, and without the local variables that structlog would show by itself.
+# A program that uses a part of the mesh without being a service (a command, a test) gets warnings and errors only, on
+# standard error, and without the local variables that structlog shows by default.
 if not structlog.is_configured():
     structlog.configure(
         processors=[

@@ -1,6 +1,6 @@
-"""Named background work: a body that is run again and again, and must never take its service down.
+"""Named background work: a body that runs again and again, and whose failure never stops its service.
 
-A body can be called by a test; the loop around it adds interval, jitter, back-off and a metric.
+A test can call the body; the loop around it adds interval, jitter, backoff and a metric.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Loop:
             await self._pause(self._pause_seconds())
 
     async def run_once(self) -> bool:
-        """One run of the body; what it raises is logged and counted.
+        """Run the body once; log and count what it raises.
 
         Returns:
             Whether the body asks to be run again at once.
@@ -119,7 +119,7 @@ class Loops:
         self._tasks: list[asyncio.Task[None]] = []
 
     def add(self, loop: Loop) -> Loop:
-        """Add a loop; where the others run already, it is started.
+        """Add a loop; start it if the others run already.
 
         Returns:
             The loop.
@@ -134,7 +134,7 @@ class Loops:
         self._tasks = [self._spawn(loop) for loop in self.loops]
 
     async def stop(self) -> None:
-        """Cancel all loops and waits for their end."""
+        """Cancel all loops and wait for their end."""
         await cancel(self._tasks)
         self._tasks = []
 
@@ -151,10 +151,10 @@ class Loops:
 
 
 async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and waits for their end, whatever it is.
+    """Cancel tasks and wait for their end, whatever it is.
 
-    Again and again: `asyncio.wait_for` of Python 3.11, which libraries use too, forgets a cancellation that comes with
-    what it waits for. A task that runs for ever would then never end, and whoever waits for it neither.
+    It cancels repeatedly: `asyncio.wait_for` of Python 3.11, which libraries use too, loses a cancellation that arrives
+    together with its result. A task that runs for ever would then never end, nor would its waiter.
 
     Args:
         tasks: The tasks.
@@ -169,14 +169,14 @@ async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 def coalesced(work: Callable[[], None], delay_seconds: float) -> Callable[[], None]:
-    """Call a piece of work a moment after it was asked for, once for all who ask in between.
+    """Call some work shortly after it was asked for, once for all requests in between.
 
     Args:
         work: The work; it must not raise.
-        delay_seconds: The moment.
+        delay_seconds: Delay after the first request.
 
     Returns:
-        What asks for it; to be called from the loop's own thread.
+        A function that asks for the work; call it from the loop's own thread.
     """
     pending = False
 

@@ -1,6 +1,6 @@
-"""Prometheus metrics: one registry a process, and a page that serves it.
+"""Prometheus metrics: one registry per process, and a page that serves it.
 
-A metric is declared where it is used; declaring it again gives the same one, so that tests may build a thing twice.
+Declare a metric where it is used. To declare it again returns the same one, so that tests may build an object twice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def counter(name: str, documentation: str, labels: Sequence[str] = ()) -> Counte
     """Return a figure that only grows.
 
     Args:
-        name: Name with the unit, without `_total`; `atelier_` stands before it.
+        name: Name with the unit, without `_total`; the prefix `atelier_` is added.
         documentation: What is counted.
         labels: Names of its labels, whose values must be few.
     """

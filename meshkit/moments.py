@@ -1,4 +1,4 @@
-"""Moments between Python and the wire."""
+"""Timestamps between Python and the wire."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def assign(target: Timestamp, moment: datetime) -> None:
-    """Write a moment into a message's member, exactly; the method that protobuf has for it takes eight times as long.
+    """Write a datetime into a message's member, exactly; protobuf's own method takes eight times as long.
 
     Args:
         target: The member.

@@ -1,6 +1,6 @@
-"""The object store, and the only place that knows it: S3 through the `minio` client.
+"""The object store: S3 by the `minio` client, which only this module uses.
 
-Callers speak of a tenant and a path; the key `tenants/{tenant}/{path}` never leaves this module.
+Callers name a tenant and a path; the key `tenants/{tenant}/{path}` never leaves this module.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ObjectInfo:
         path: The object's path within its tenant.
         size: Bytes.
         etag: Changes with the content; without quotes.
-        content_type: Media type, empty where a listing does not tell.
+        content_type: Media type, empty where a listing does not include it.
         modified: When it was written, UTC.
     """
 
@@ -101,14 +101,14 @@ class ObjectStore:
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
     async def ensure_bucket(self) -> None:
-        """Make the bucket where it is missing."""
+        """Create the bucket if it is missing."""
 
         def ensure(client: Any) -> None:
             if not client.bucket_exists(self._bucket):
                 try:
                     client.make_bucket(self._bucket)
                 except _s3_error() as error:
-                    # Another process was faster.
+                    # Another process created it meanwhile.
                     if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
                         raise
 
@@ -296,7 +296,7 @@ class ObjectStore:
         return await self._run(list_)
 
     async def walk(self, tenant: str, prefix: str = "", page: int = 1000) -> AsyncIterator[ObjectInfo]:
-        """List all objects, page by page; what is deleted or written meanwhile disturbs nothing else.
+        """List all objects, page by page; concurrent deletes and writes do not disturb the rest.
 
         Args:
             tenant: Tenant they belong to.
@@ -407,7 +407,7 @@ class ObjectStore:
                 raise not_found("Object", path) from None
             if error.code in {"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId"}:
                 _log.error("object_store_key_refused", code=error.code)
-                # The mesh's own fault: no caller is to be told that they lack a right.
+                # The mesh's own fault: the caller does not lack a right.
                 raise unavailable("The object store does not work right now", reason="OBJECTS_FORBIDDEN") from error
             if error.code == "InvalidRange":
                 raise invalid("range", "lies outside of the object", "range") from None
@@ -426,7 +426,7 @@ class ObjectStore:
             return self._client
 
     def _connect(self) -> Any:
-        # Half a second of imports that most calls of a process never need at its start.
+        # These imports take half a second, which a process does not need at its start.
         import urllib3  # noqa: PLC0415
         from minio import Minio  # noqa: PLC0415
 

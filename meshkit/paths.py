@@ -1,4 +1,4 @@
-"""Paths of objects, and where a tenant's lie in the store."""
+"""Paths of objects, and the keys of a tenant's objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TENANTS = "tenants/"
 
 
 def normalise_path(path: str) -> str:
-    """Brings a caller's path into its one form and refuses what could lead elsewhere.
+    """Return a caller's path in its normal form; refuse one that could lead outside of the tenant.
 
     Args:
         path: Path with `/` between its parts.

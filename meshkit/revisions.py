@@ -23,7 +23,7 @@ def folder(script_package: str) -> Path:
 
 
 def head(scripts: Path) -> str | None:
-    """Return the last revision; None where it is not plain to see, which is then Alembic's to find out.
+    """Return the last revision; None where it is not certain, so that Alembic has to decide.
 
     Args:
         scripts: Folder with `versions/`.

@@ -1,6 +1,6 @@
-"""W3C trace context, and what identifies the call that is being served.
+"""W3C trace context, and the identity of the call that is being served.
 
-Only the propagation is here: an identifier that enters at the gateway is found in every service's log, event and task.
+This module only propagates: an identifier that enters at the gateway appears in every service's log, event and task.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def parse(traceparent: str) -> Trace | None:
 
 
 def new(request_id: str = "") -> Trace:
-    """Begins a trace."""
+    """Begin a trace."""
     trace_id = os.urandom(16).hex()
-    return Trace(trace_id, trace_id[:16], True, request_id or trace_id)  # noqa: FBT003 -- as it is declared
+    return Trace(trace_id, trace_id[:16], True, request_id or trace_id)  # noqa: FBT003 -- a field of the tuple
 
 
 def begin(traceparent: str = "", request_id: str = "") -> Trace:
-    """Continues the caller's trace where it sent one, else begins one.
+    """Continue the caller's trace, or begin one.
 
     Args:
         traceparent: Header of that name, or empty.
@@ -103,7 +103,7 @@ def _read(traceparent: str) -> tuple[str, str, bool] | None:
 
 
 def assign_tenant(tenant: str) -> None:
-    """Note for whom the work at hand is done, once that is known."""
+    """Record the tenant of the current work, once it is known."""
     trace = _current.get()
     if trace is not None:
         _current.set(Trace(trace.trace_id, trace.span_id, trace.sampled, trace.request_id, tenant))

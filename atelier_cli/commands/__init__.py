@@ -1,1 +1,1 @@
-"""The commands, one module a topic; each turns arguments into calls and answers into lines."""
+"""The commands, one module per topic; each turns arguments into calls and answers into lines."""

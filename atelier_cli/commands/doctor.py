@@ -27,7 +27,7 @@ _GIB: Final = 1024**3
 _DISK_GIB: Final = 2.0
 # Servers and services take 0.6 GiB, the worker with the shipped model 1.2 GiB.
 _MEMORY_GIB: Final = 3.0
-# Asked of a process of its own: importing torch takes seconds, and a broken driver must not end the doctor.
+# Runs in a process of its own: to import torch takes seconds, and a broken driver must not end the doctor.
 _TORCH_PROGRAM: Final = (
     "import torch; print(torch.__version__, '|', ', '.join(torch.cuda.get_device_name(i)"
     " for i in range(torch.cuda.device_count())) if torch.cuda.is_available() else '')"
@@ -36,10 +36,10 @@ _TORCH_PROGRAM: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """One check.
 
     Attributes:
-        what: Its name.
+        what: Name of the check.
         fine: Whether a mesh can run with it.
         text: What was found, and where it is not fine, what to do.
     """
@@ -50,7 +50,7 @@ class Finding:
 
 
 def doctor(data: Data = None) -> None:
-    """Say what is missing on this machine; exit code 5 where something is."""
+    """Report what is missing on this machine; exit code 5 if something is."""
     findings = list(examine(DataFolder.choose(data)))
     for finding in findings:
         mark = "[green]✓[/green]" if finding.fine else "[red]✗[/red]"
@@ -63,7 +63,7 @@ def doctor(data: Data = None) -> None:
 
 
 def examine(folder: DataFolder) -> Iterator[Finding]:
-    """Look at everything that a mesh needs."""
+    """Check everything that a mesh needs."""
     version = ".".join(str(part) for part in sys.version_info[:3])
     yield Finding("Python", sys.version_info >= (3, 11), f"{version} (3.11 or later is needed)")
     yield _packages()

@@ -14,7 +14,7 @@ from atelier_cli.terminal import err
 
 
 def follow(gateway: Gateway, task_id: str, title: str) -> dict[str, Any]:
-    """Show a live bar until the task has ended, and gives the ended task."""
+    """Show a live bar until the task has ended, and return the ended task."""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -41,7 +41,7 @@ def follow(gateway: Gateway, task_id: str, title: str) -> dict[str, Any]:
 
 
 def require_completed(task: dict[str, Any]) -> None:
-    """Raise where a task has ended otherwise.
+    """Raise unless the task has completed.
 
     Raises:
         CliError: It failed or was cancelled.
@@ -55,9 +55,9 @@ def require_completed(task: dict[str, Any]) -> None:
 
 @contextmanager
 def cancelled_on_interrupt(gateway: Gateway, task_id: str) -> Iterator[None]:
-    """Ctrl-C (or SIGTERM) in the block cancels the task: nobody waits for it any more."""
+    """Cancel the task on Ctrl-C (or SIGTERM) in the block: nobody waits for it any more."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -- the shape of a handler
+    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -- the signature of a signal handler
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

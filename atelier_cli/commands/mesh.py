@@ -65,7 +65,7 @@ def up(
 
 
 def down(data: Data = None) -> None:
-    """Stop the mesh in order. What it holds stays."""
+    """Stop the mesh in order. Its data stays."""
     folder = DataFolder.choose(data)
     if not folder.is_running():
         err.print(f"No mesh runs on {folder}.")
@@ -82,7 +82,7 @@ def down(data: Data = None) -> None:
 
 
 def status(data: Data = None, *, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show the processes of the mesh and whether they answer."""
+    """Show the processes of the mesh and their health."""
     folder = DataFolder.choose(data)
     try:
         record = folder.running()
@@ -106,7 +106,7 @@ def status(data: Data = None, *, as_json: Annotated[bool, typer.Option("--json",
 
 
 def _health(folder: DataFolder, record: MeshRecord) -> list[dict[str, Any]]:
-    """Asks every process at once."""
+    """Ask every process at once."""
     servers = plan(folder, folder.existing_credentials(), record.gateway_port, record.ports).servers
 
     def ask(server: Server | None, pid: int | None) -> str:
@@ -124,9 +124,9 @@ def _health(folder: DataFolder, record: MeshRecord) -> list[dict[str, Any]]:
 
 
 def _start_detached(folder: DataFolder, port: int | None) -> None:
-    """Start `atelier up` in a session of its own and waits until it is ready."""
+    """Start `atelier up` in a session of its own and wait until it is ready."""
     with folder.held():
-        choose_ports(port, folder.record())  # said here, not in a log
+        choose_ports(port, folder.record())  # printed here, not into a log
     err.print(f"Starting a mesh on [bold]{folder}[/bold].")
     log = folder.log("atelier")
     arguments = ["--data", str(folder.path), *(["--port", str(port)] if port else [])]

@@ -1,4 +1,4 @@
-"""`atelier webhook`: looks at deliveries of webhooks, sends them again, shows and rotates the signing secret."""
+"""`atelier webhook`: shows deliveries of webhooks, sends them again, shows and rotates the signing secret."""
 
 import json
 from typing import Annotated, Any
@@ -25,8 +25,8 @@ def list_deliveries(
     *,
     status: Annotated[str | None, typer.Option(help="Only of this state: PENDING, DELIVERED, FAILED.")] = None,
     entity: Annotated[str | None, typer.Option(help="Only of this task, workflow or training job.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Show at most so many.")] = 20,
-    skip: Annotated[int, typer.Option(min=0, help="Pass over so many.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Show at most this many.")] = 20,
+    skip: Annotated[int, typer.Option(min=0, help="Skip this many.")] = 0,
     tenant: Tenant = DEFAULT_TENANT,
     data: Data = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -54,7 +54,7 @@ def get(delivery_id: DeliveryId, tenant: Tenant = DEFAULT_TENANT, data: Data = N
 
 @app.command("redeliver")
 def redeliver(delivery_id: DeliveryId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
-    """Send a delivery again at once; an address that answered 410 is enabled by it."""
+    """Send a delivery again at once; this enables an address that answered 410."""
     with Gateway.of(DataFolder.choose(data), tenant) as gateway:
         delivery = gateway.call("POST", f"{_PATH}/deliveries/{delivery_id}/redeliver")
     out.print(f"{delivery['id']} {delivery['status']}")

@@ -1,4 +1,4 @@
-"""`atelier workflow`: runs workflows from files, looks at them, draws them, moves them."""
+"""`atelier workflow`: runs workflows from files, shows, draws and controls them."""
 
 import json
 import os
@@ -65,8 +65,8 @@ def get(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = N
 def list_workflows(
     *,
     status: Annotated[str | None, typer.Option(help="Only of this state: PENDING, RUNNING, PAUSED...")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="Show at most so many.")] = 20,
-    skip: Annotated[int, typer.Option(min=0, help="Pass over so many.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Show at most this many.")] = 20,
+    skip: Annotated[int, typer.Option(min=0, help="Skip this many.")] = 0,
     tenant: Tenant = DEFAULT_TENANT,
     data: Data = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -165,7 +165,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def follow(gateway: Gateway, workflow: dict[str, Any]) -> dict[str, Any]:
-    """Show a live tree of the steps until the workflow has ended, and gives the ended workflow."""
+    """Show a live tree of the steps until the workflow has ended, and return the ended workflow."""
     path = f"{_PATH}{workflow['id']}"
     with Live(tree(workflow), console=err, refresh_per_second=4, transient=not err.is_terminal) as live:
         while workflow["status"] not in ENDED:
@@ -176,14 +176,14 @@ def follow(gateway: Gateway, workflow: dict[str, Any]) -> dict[str, Any]:
 
 
 def shares(gateway: Gateway, workflow: dict[str, Any]) -> dict[str, float]:
-    """How many percent of running steps are done, of as many as are worth a request each."""
+    """Return the percentage done of running steps, for as many as justify a request each."""
     found = {}
     running = [one for one in workflow["steps"] if one["status"] == "RUNNING" and one["task_id"]]
     for step in running[:_ASKED_STEPS]:
         try:
             found[step["step_id"]] = float(gateway.task(step["task_id"])["progress"])
         except CliError as error:
-            # A step has its task's identifier shortly before the task is made.
+            # A step has its task's identifier shortly before the task is created.
             if error.code is not ExitCode.FAILED:
                 raise
     return found
@@ -215,7 +215,7 @@ def tree(workflow: dict[str, Any], done: Mapping[str, float] = MappingProxyType(
 
 
 def require_completed(workflow: dict[str, Any]) -> None:
-    """Raise where a workflow has ended otherwise.
+    """Raise unless the workflow has completed.
 
     Raises:
         CliError: It failed or was cancelled.

