@@ -1,4 +1,4 @@
-"""Benchmarks: what the mesh costs, side by side with what its users run today.
+"""Benchmarks: what the mesh costs beside what its users run today.
 
-Every figure that the project states comes from here; `bench/README.md` holds the figures and their commands.
+Every figure that the project states comes from these modules; `bench/README.md` has the figures and their commands.
 """

@@ -1,7 +1,8 @@
 """The three systems whose workflows are measured side by side, each with a database of its own in one PostgreSQL.
 
 All queue a step to worker processes and keep its state in PostgreSQL: the mesh by its HTTP API, Celery canvas with its
-database result backend, DBOS with its queues. A `Flows` says how workflows are submitted, and where the moments stand.
+database result backend, DBOS with its queues. `Flows` says how workflows are submitted and where
+their timestamps are.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ class Flows:
     """A running system that executes workflows of no-op steps.
 
     Attributes:
-        name: How it is called in the figures.
+        name: Its name in the figures.
         dsn: Its database.
-        submit: Starts so many workflows of a shape; returns the moment it began, in seconds of the epoch.
-        step_ends: A query of the moments at which steps ended, in seconds of the epoch.
+        submit: Starts a number of workflows of a shape; returns when it began, in seconds of the epoch.
+        step_ends: A query of the times at which steps ended, in seconds of the epoch.
         flow_ends: The same of workflows, where these have rows of their own.
-        workers: Processes that look at their database again and again, each with a process group of its own.
+        workers: Processes that poll their database, each with a process group of its own.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Flows:
 
     @property
     def ends(self) -> str:
-        """A query of all moments at which something ended."""
+        """Return a query of all times at which something ended."""
         return self.step_ends if self.flow_ends is None else f"{self.step_ends} UNION ALL {self.flow_ends}"
 
 
@@ -92,7 +93,7 @@ def definition(shape: Shape, config: Mapping[str, object] | None = None) -> dict
 
 
 async def post_all(url: str, headers: Mapping[str, str], body: dict[str, object], count: int) -> float:
-    """Post so many creates over a few connections; returns the moment it began."""
+    """Post a number of creates over a few connections; return when it began."""
     content = json.dumps(body).encode()
     left = count
     async with httpx.AsyncClient(
@@ -144,7 +145,7 @@ def celery(folder: Path, dsn: str, poll_seconds: float) -> Iterator[Flows]:
             name="celery",
             dsn=dsn,
             submit=lambda shape, count: _submit([scripts / "python", "canvas.py"], shape, count, env),
-            # The column has no zone: its moments stand in that of the session which wrote them.
+            # The column has no zone: its times are in that of the session which wrote them.
             step_ends="SELECT extract(epoch FROM date_done AT TIME ZONE current_setting('TimeZone')) AS moment"
             " FROM celery_taskmeta WHERE status = 'SUCCESS'",
             flow_ends=None,

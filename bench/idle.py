@@ -1,4 +1,4 @@
-"""How long the mesh and each of its services take to stand, and what a process holds while nothing is asked of it."""
+"""How long the mesh and each of its services take to start, and the memory of each process at rest."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def show_starts(rounds: int) -> None:
 
 
 def show_mesh(rounds: int, rest: float) -> None:
-    """Print how long a mesh takes to stand, and what its processes hold after a rest."""
+    """Print how long a mesh takes to start, and the memory of its processes after a rest."""
     seconds: list[float] = []
     held: dict[str, list[float]] = {}
     for _ in range(rounds):

@@ -1,7 +1,7 @@
-"""A lean HTTP client for load: keep-alive connections that send one prepared request again and again.
+"""A minimal HTTP client for load: keep-alive connections that repeat one prepared request.
 
-It runs as a process of its own and does as little as it can per request, because it shares the processors with what
-it measures. `python -m bench.load URL --count N --clients N --body JSON [--header K:V]` prints one JSON object.
+It runs as a process of its own and does little per request, because it shares the processors with the system that it
+measures. `python -m bench.load URL --count N --clients N --body JSON [--header K:V]` prints one JSON object.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the mesh adds to a picture: the bare diffusers call and the same picture through the mesh, in turn.
 
 Both make the same call: model, native size, steps, guidance and threads are those of the model's card. The mesh's time
-runs from sending the create to the news that the task has completed, its picture stored.
+runs from sending the create to the event that the task has completed, its picture stored.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import httpx
 from bench import stacks
 
 PROMPT = "a red dress"
-# After a call OpenMP's threads look for more work for 8 ms: neither side is timed beside what the other leaves behind.
+# After a call OpenMP's threads spin for 8 ms: neither side is timed while the other's threads spin.
 REST_SECONDS = 0.05
 
 
 def bare_call(folder: Path, *, threads: int, steps: int) -> Callable[[int], float]:
     """Load the pipeline once; the result makes one picture of a seed and returns the seconds it took."""
     import torch  # noqa: PLC0415 -- only this process of the benchmark needs it
-    from diffusers import FluxPipeline  # noqa: PLC0415
+    from diffusers import FluxPipeline  # noqa: PLC0415 -- as above
 
     torch.set_num_threads(threads)
     card = json.loads((folder / "atelier.json").read_text())

@@ -36,7 +36,7 @@ class Stack:
     """A running system that takes creates over HTTP.
 
     Attributes:
-        name: How it is called in the figures.
+        name: Its name in the figures.
         url: Where a create is posted.
         body: A create of one no-op task.
         headers: Sent with every create.
@@ -56,7 +56,7 @@ class Stack:
     processes: Mapping[str, int]
 
     def completed(self, connection: psycopg.Connection[tuple[int]]) -> int:
-        """How many tasks have ended well."""
+        """Return how many tasks have completed."""
         row = connection.execute(f"SELECT count(*) FROM {self.table} WHERE status = 'COMPLETED'").fetchone()  # noqa: S608 -- a constant of this module
         assert row is not None
         return row[0]
@@ -187,8 +187,8 @@ def peer(folder: Path, dsn: str, fsync: str = "always") -> Iterator[Stack]:
     Args:
         folder: Where its files lie.
         dsn: Its database.
-        fsync: When Redis waits for the disk: `always`, as a queue must that loses no accepted task, or `everysec`, its
-            default, which may lose those of the last second.
+        fsync: When Redis waits for the disk: `always`, so that no accepted task is lost, or `everysec`, its default,
+            which may lose those of the last second.
     """
     need_redis()
     set_up_peer()

@@ -67,7 +67,7 @@ def _start(mesh: Mesh, name: str) -> float:
     begun = time.perf_counter()
     process = spawn(launch)
     try:
-        # A client that asked before anyone listens would take processor time from the start, and back off.
+        # A client that asks too early would take processor time from the start, and back off.
         while not (_listens(port) and answers()):
             if process.poll() is not None or time.perf_counter() - begun > PATIENCE_SECONDS:
                 raise TimeoutError(_late(server, launch.log))
@@ -83,7 +83,7 @@ def _listens(port: int) -> bool:
 
 
 def _answers_http(port: int) -> bool:
-    """Whether a GET is answered, whatever the answer says: what the gateway leads to is not up."""
+    """Whether a GET is answered, with any status: the services behind the gateway are not up."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/health")

@@ -2,7 +2,7 @@
 
 Chains and fans of no-op steps: steps a second with several workflows at once, and milliseconds from one step's end to
 the next one's end in a chain that runs alone. Peers' workers are stopped (SIGSTOP) while another system has its turn:
-they look at their database all the time, and would take the processors from it. `--alone` measures an idle mesh without
+they poll their database, which would take processor time from it. `--alone` measures an idle mesh without
 any peer, `--scale` the mesh with up to 10,000 workflows live.
 """
 
@@ -34,7 +34,7 @@ PARKED = {"queue_name": "training"}
 
 @dataclass(frozen=True, slots=True)
 class RoundProgress:
-    """How much has ended, and when the last of it did, in seconds of the epoch."""
+    """Return how many have ended, and when the last one did, in seconds of the epoch."""
 
     count: int
     last: float
@@ -43,17 +43,17 @@ class RoundProgress:
 def _progress(flows: Flows, connection: psycopg.Connection[tuple[int, float | None]]) -> RoundProgress:
     try:
         row = connection.execute(f"SELECT count(*), max(moment)::float8 FROM ({flows.ends}) AS ends").fetchone()  # noqa: S608 -- constants
-    except psycopg.errors.UndefinedTable:  # Celery makes its table with the first result
+    except psycopg.errors.UndefinedTable:  # Celery creates its table with the first result
         return RoundProgress(0, 0.0)
     assert row is not None
     return RoundProgress(row[0], row[1] or 0.0)
 
 
 def run(flows: Flows, shape: Shape, count: int) -> float:
-    """Start so many workflows and wait for the end of all.
+    """Start a number of workflows and wait until all have ended.
 
     Returns:
-        Seconds from the first submission to the moment at which the last one is recorded as ended.
+        Seconds from the first submission to the recorded end of the last one.
 
     Raises:
         TimeoutError: they did not end in ten minutes.
@@ -144,7 +144,7 @@ def compare(systems: Sequence[Flows], loads: Sequence[tuple[Shape, int]], *, rou
 
 
 def scale(mesh: stacks.Stack, counts: Sequence[int], *, probe: tuple[Shape, int], rounds: int) -> None:
-    """Measure a step's cost while so many other workflows are live, each with the task of its first step queued."""
+    """Measure a step's cost while many other workflows are live, each with the task of its first step queued."""
     flows = mesh_flows(mesh)
     url = mesh.url.replace("/tasks/", "/workflows/")
     shape, at_once = probe
@@ -163,7 +163,7 @@ def scale(mesh: stacks.Stack, counts: Sequence[int], *, probe: tuple[Shape, int]
 
 
 def _wait_parked(flows: Flows, count: int) -> None:
-    """Until the tasks of all first steps are made.
+    """Wait until the tasks of all first steps are created.
 
     Raises:
         TimeoutError: they were not in ten minutes.
@@ -182,20 +182,23 @@ def _wait_parked(flows: Flows, count: int) -> None:
 
 
 def main() -> int:
-    """Run what was asked for."""
+    """Run the requested measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chains", type=int, default=20, help="chains at once")
     parser.add_argument("--fans", type=int, default=10, help="fans at once")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--idle", type=int, default=5, help="chains that run alone")
     parser.add_argument(
-        "--poll", type=float, default=0.05, help="seconds between a peer's looks at its database; theirs would be 1"
+        "--poll",
+        type=float,
+        default=0.05,
+        help="seconds between a peer's polls of its database; their own default is 1",
     )
     parser.add_argument("--alone", action="store_true", help="the idle mesh, without peers")
     parser.add_argument("--scale", action="store_true", help="the mesh alone, with more and more live workflows")
     parser.add_argument("--live", type=int, nargs="+", default=[10, 100, 1000, 10000], help="how many for --scale")
     given = parser.parse_args()
-    # What was started is stopped, whoever ends this.
+    # Stop what was started, however this ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     loads = [(Shape("chain", 10), given.chains), (Shape("fan", 20), given.fans)]
     with tempfile.TemporaryDirectory(prefix="atelier-bench-") as scratch:

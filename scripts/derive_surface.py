@@ -25,7 +25,7 @@ BOUNDS = {
     "maxLength": "max_length",
 }
 
-# The reference prints an enum as a bare string. The values are those that its prose and public sources name.
+# The reference prints an enum as a bare string. The values are those of its prose and of public sources.
 ENUMS: dict[str, list[str]] = {
     "AnatomyIssue": [
         "extra_limb", "missing_limb", "malformed_hand", "malformed_face", "distorted_proportions", "other",
@@ -203,7 +203,7 @@ def derive(reference: dict[str, Any]) -> dict[str, Any]:
     """Return the whole table.
 
     Raises:
-        ValueError: the reference is not the one that the table is of.
+        ValueError: the reference is not the one of the table.
     """
     table = {"endpoints": endpoints(reference), "schemas": schemas(reference)}
     found = len(table["endpoints"]), len(table["schemas"])

@@ -1,7 +1,7 @@
 """Generate `gen/` from `proto/`: messages, stubs, type stubs and the descriptor image with its comments.
 
-Runs offline. `--check` generates into a scratch folder and fails where `gen/` is not what the contracts say.
-`--baseline`, at a release, makes the contracts as they stand the ones that later changes may not break:
+Runs offline. `--check` generates into a scratch folder and fails if `gen/` is not current.
+`--baseline`, at a release, makes the present contracts the ones that later changes may not break:
 `buf breaking proto --against proto/baseline.binpb` needs neither a network nor a history.
 """
 
@@ -23,7 +23,7 @@ BASELINE = "baseline.binpb"
 
 
 def generate(out: Path) -> None:
-    """Write everything that is made from the contracts into `out`.
+    """Write everything that is generated from the contracts into `out`.
 
     Raises:
         subprocess.CalledProcessError: a contract does not compile.

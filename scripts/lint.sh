@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that can be said of the sources without running them. Offline.
+# All static checks of the sources. Offline.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 bin=.venv/bin

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Looks for secrets in what git knows (a data folder holds real ones) and people write.
-# --accept makes .secrets.baseline anew: everything that is found now was looked at and is none.
+# Scans for secrets in files that git knows and people write; a data folder, which holds real ones, is not scanned.
+# --accept rewrites .secrets.baseline: all findings were looked at and are false alarms.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 made='^(gen|third_party)/|\.lock$|\.safetensors$|\.binpb$|^\.secrets\.baseline$'

@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS peer_tasks (
 """
 
 queue = Celery("peer", broker=BROKER)
-# Late acknowledgement is what users choose who do not want to lose a task with its worker.
+# Users who do not want to lose a task with its worker choose late acknowledgement.
 queue.conf.update(task_acks_late=True, task_ignore_result=True, broker_connection_retry_on_startup=True)
 
 _connection: dict[str, psycopg.Connection[Any]] = {}
@@ -49,7 +49,7 @@ def _connect(**_: object) -> None:
 
 @queue.task(name="peer.noop")
 def noop(task_id: str) -> None:
-    """Mark the task as begun and as done: two commits, as the mesh makes."""
+    """Mark the task as begun and as done: two commits, as the mesh does."""
     connection = _connection["worker"]
     connection.execute(
         "UPDATE peer_tasks SET status = 'EXECUTING', started_at = clock_timestamp()"

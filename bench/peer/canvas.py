@@ -22,17 +22,17 @@ queue = Celery(
     backend="db+" + DSN.replace("postgresql://", "postgresql+psycopg://", 1),
 )
 queue.conf.update(
-    # What users choose who do not want to lose a chain with its worker.
+    # Users who do not want to lose a chain with its worker choose this.
     task_acks_late=True,
     broker_connection_retry_on_startup=True,
-    # A chord on this backend is joined by a task that looks again and again; Celery's own interval is a second.
+    # A polling task joins a chord on this backend; Celery's own interval is a second.
     result_chord_retry_interval=POLL,
 )
 
 
 @queue.task(name="canvas.noop")
 def noop() -> str:
-    """Nothing; its result is a row."""
+    """Do nothing; the result is a row."""
     return ""
 
 
@@ -44,7 +44,7 @@ def flow(shape: str, size: int) -> object:
 
 
 def main() -> None:
-    """Submit flows; connections and imports stand before the clock starts."""
+    """Submit flows; connections and imports are ready before the clock starts."""
     shape, size, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     with queue.producer_pool.acquire(block=True) as producer:
         producer.connection.ensure_connection()

@@ -17,14 +17,14 @@ import time
 from dbos import DBOS, DBOSClient, DBOSConfig
 
 DSN = os.environ["PEER_DATABASE_URL"].replace("postgresql://", "postgresql+psycopg://", 1)
-# How often DBOS looks for queued work and for the end of what it waits for; its own interval is a second.
+# How often DBOS polls for queued work and for the end of what it waits for; its own interval is a second.
 POLL = float(os.environ["PEER_POLL_SECONDS"])
 VERSION = "1"
 
 
 @DBOS.workflow(name="noop")
 async def noop() -> str:
-    """Nothing; its result is a row."""
+    """Do nothing; the result is a row."""
     return ""
 
 
@@ -71,7 +71,7 @@ def work(number: str) -> None:
 
 
 def submit(shape: str, size: int, count: int) -> None:
-    """Enqueue flows; connections and imports stand before the clock starts."""
+    """Enqueue flows; connections and imports are ready before the clock starts."""
     client = DBOSClient(system_database_url=DSN)
     begun = time.time()
     for _ in range(count):

@@ -84,7 +84,7 @@ def choose(rng: np.random.Generator, pairs: tuple[tuple[str, str], ...] = TRAINE
     seconds += ["white"] * ("white" in seconds)
     second = seconds[int(rng.integers(len(seconds)))]
     if second == "white" and ground == "white":
-        ground = "light grey"  # else white stripes would bite pieces out of the silhouette
+        ground = "light grey"  # else white stripes would cut pieces out of the silhouette
     return GarmentFacts(garment, colour, PRINTS[1 + int(rng.integers(len(PRINTS) - 1))], second, ground)
 
 

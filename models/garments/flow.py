@@ -177,7 +177,7 @@ class FlowTrainer:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        # A young average forgets faster, or it would carry its random start for thousands of steps.
+        # Early on the average forgets faster, or it would keep its random start for thousands of steps.
         keep = min(_EMA, (1 + self._steps) / (10 + self._steps))
         live = self.model.state_dict()
         torch._foreach_lerp_([self.average[k] for k in live], list(live.values()), 1 - keep)
@@ -227,7 +227,7 @@ def image_ids(rows: int, columns: int) -> Tensor:
 def export(folder: Path, transformer: Transformer, vae: Autoencoder, side: TextEncoders, size: int) -> None:
     """Write a FluxPipeline folder in half precision with the model's card file, and put it in place at once.
 
-    A reader of `folder` sees the old one or the new one, never half of either.
+    A reader of `folder` sees the old or the new content, never a part of it.
     """
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)

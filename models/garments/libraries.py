@@ -1,4 +1,4 @@
-"""The untyped edge: classes of diffusers and transformers, which mypy cannot follow through their lazy modules.
+"""Untyped classes of diffusers and transformers, which mypy cannot follow through their lazy modules.
 
 Everything past this module is typed; what comes out of these classes is typed again where it enters a signature.
 """

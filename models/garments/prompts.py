@@ -112,7 +112,7 @@ EVALUATION_TEMPLATES: Final = (
     "{s}, isolated, high quality",
 )
 
-# Words that say nothing the model draws: it learns to read past them.
+# Words that name nothing the model draws: it learns to ignore them.
 _FILLER_TEXT: Final = """
 nice pretty lovely new old fancy simple elegant modern classic cute cool soft warm cheap summer
 winter spring autumn cotton wool silk leather fashion style clothing studio light clean detailed
@@ -144,7 +144,7 @@ def _made_up(rng: np.random.Generator) -> str:
 
 
 def _padded(prompt: str, rng: np.random.Generator) -> str:
-    """Put one to three words that mean nothing to the model around the ones that do, mostly at the two ends."""
+    """Add one to three words without meaning for the model, mostly at the two ends."""
     words = prompt.split(" ")
     for _ in range(int(rng.integers(1, 4))):
         word = _made_up(rng) if rng.random() < 0.4 else FILLERS[int(rng.integers(len(FILLERS)))]

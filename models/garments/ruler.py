@@ -3,7 +3,7 @@
  colour      each cloth pixel votes for the nearest of eleven colours in CIELAB; the most votes win
  silhouette  the cloth's outline, boxed and scaled, against drawn templates of every garment; the best overlap wins
 
-The same ruler runs over fresh drawings too, which gives the ceiling its own mistakes set.
+The same ruler also measures fresh drawings, which gives the ceiling that its own mistakes set.
 """
 
 from __future__ import annotations

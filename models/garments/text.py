@@ -1,7 +1,7 @@
 """The text side: two tokenizers and two small encoders, taught to name what a prompt asks for and then frozen.
 
 Classification is what makes unseen pairs work: "red" and "dress" end up in separate directions of the embedding, so
-the transformer meets nothing new when a held-out pair is asked for.
+the transformer gets no unknown input for a held-out pair.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _t5_tokenizer(corpus: Sequence[str], size: int) -> libraries.Tokenizer:
 
 
 def make_text_side(seed: int = 5, prompts: int = 6000) -> TextEncoders:
-    """Tokenizers trained on drawn-up prompts, and encoders that know nothing yet."""
+    """Return tokenizers trained on generated prompts, and untrained encoders."""
     rng = np.random.default_rng(seed)
     corpus = [training_prompt(choose(rng), rng)[0] for _ in range(prompts)]
     known = [w for words in (*WORDS.values(), *COLOUR_WORDS.values()) for w in words]

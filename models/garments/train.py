@@ -3,7 +3,7 @@
     python -m models.garments.train --out DIR --minutes 95
 
 Every stage has a share of the minutes and saves its state as it goes; started again with the same DIR, the recipe goes
-on where it was, and time already spent counts. `DIR/latest` is always a complete FluxPipeline folder once the text
+on where it was, and the time already spent counts. `DIR/latest` is always a complete FluxPipeline folder once the text
 stage is done.
 """
 
@@ -26,23 +26,23 @@ _ENVIRONMENT: Final = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_TOP_PAD_": "268435456",
-    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads would rob neighbours, and each other, of shared cores
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads would take shared cores from other processes
     "HF_HUB_OFFLINE": "1",
 }
 if __name__ == "__main__" and os.environ.get("MALLOC_TRIM_THRESHOLD_") is None:
-    os.execve(  # noqa: S606 -- this very program, once more, with the allocator told
+    os.execve(  # noqa: S606 -- restarts this program with the allocator's settings
         sys.executable, [sys.executable, "-m", "models.garments.train", *sys.argv[1:]], {**os.environ, **_ENVIRONMENT}
     )
 
-import numpy as np  # noqa: E402 -- the environment above has to come first
-import torch  # noqa: E402
+import numpy as np  # noqa: E402 -- after the environment above
+import torch  # noqa: E402 -- as above
 
-from models.garments import vae as vaes  # noqa: E402
-from models.garments.catalogue import GarmentFacts  # noqa: E402
-from models.garments.draw import Picture, contact_sheet, draw_many  # noqa: E402
-from models.garments.flow import FlowTrainer, export, make_transformer  # noqa: E402
-from models.garments.libraries import Autoencoder, AutoencoderKL  # noqa: E402
-from models.garments.text import PromptClassifier, TextEncoders, load_text_side, make_text_side, save_text_side  # noqa: E402
+from models.garments import vae as vaes  # noqa: E402 -- as above
+from models.garments.catalogue import GarmentFacts  # noqa: E402 -- as above
+from models.garments.draw import Picture, contact_sheet, draw_many  # noqa: E402 -- as above
+from models.garments.flow import FlowTrainer, export, make_transformer  # noqa: E402 -- as above
+from models.garments.libraries import Autoencoder, AutoencoderKL  # noqa: E402 -- as above
+from models.garments.text import PromptClassifier, TextEncoders, load_text_side, make_text_side, save_text_side  # noqa: E402 -- as above
 
 log = logging.getLogger("garments")
 
@@ -52,7 +52,7 @@ _UNSEEN: Final = 256  # pictures at the end of the set that only measure the rou
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What the driver does, and for how long.
+    """Settings of a run.
 
     Attributes:
         out: Folder of the data, the states and the pipeline.
@@ -121,7 +121,7 @@ class Stage:
         step: One step; returns its loss.
         state: Everything a resumed stage needs.
         restore: The inverse of state.
-        refresh: Called now and then, and at the end, to show what there is by then.
+        refresh: Called at intervals and at the end, to export what there is.
     """
 
     name: str
@@ -284,7 +284,7 @@ def _latents(recipe: Recipe, vae: Autoencoder, pictures: Picture) -> torch.Tenso
 
 
 def train(recipe: Recipe) -> Path:
-    """Run (or go on with) the whole recipe; returns the pipeline's folder."""
+    """Run or resume the whole recipe; return the pipeline's folder."""
     torch.manual_seed(recipe.seed)
     recipe.out.mkdir(parents=True, exist_ok=True)
     latest = recipe.out / "latest"

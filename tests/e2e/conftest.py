@@ -1,4 +1,4 @@
-"""Meshes for the stories: one for all of them, because each leaves it whole, and others with settings of their own."""
+"""Meshes for the stories: one for all stories that leave it intact, and others with settings of their own."""
 
 import tempfile
 from collections.abc import Callable, Iterator

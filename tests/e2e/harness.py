@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
 ATELIER = (sys.executable, "-m", "atelier_cli")
-# A worker of NOOP tasks alone: its child imports no torch, and starts in a blink.
+# A worker of NOOP tasks alone: its child imports no torch and starts at once.
 NOOP_ENVIRONMENT = {
     "ATELIER_ENABLE_NOOP": "true",
     "ATELIER_WORKER_TASK_TYPES": "NOOP",
@@ -39,7 +39,7 @@ NOOP_ENVIRONMENT = {
 
 
 def until(ask: Callable[[], T | None], what: str, timeout_seconds: float = 60.0, pause_seconds: float = 0.1) -> T:
-    """Waits for a condition and gives what it gave."""
+    """Wait for a condition and return its value."""
     deadline = time.monotonic() + timeout_seconds
     while True:
         answer = ask()
@@ -109,11 +109,11 @@ class RunningMesh:
         return next(each.restarts for each in self.record.processes if each.role == role)
 
     def wait_restarted(self, role: str, before: int) -> None:
-        """Waits until a role's process was started once more than `before`."""
+        """Wait until a role's process was started once more than `before`."""
         until(lambda: self.restarts(role) == before + 1 and self.pid(role), f"{role} runs again", 40)
 
     def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> int:
-        """Sends a signal to a role's process; gives its id."""
+        """Send a signal to a role's process; return its id."""
         pid = self.pid(role)
         os.kill(pid, number)
         return pid
@@ -132,7 +132,7 @@ class RunningMesh:
         return httpx.Client(base_url=self.url, headers=headers, timeout=timeout_seconds)
 
     def create(self, client: httpx.Client, key: str, **fields: Any) -> dict[str, Any]:
-        """Creates a task and goes on asking, under one key, while the mesh is being broken."""
+        """Create a task, and repeat under one key while processes of the mesh are killed."""
 
         def once() -> httpx.Response | None:
             try:
@@ -161,7 +161,7 @@ class RunningMesh:
                 return found
 
     def wait_ended(self, client: httpx.Client, count: int, timeout_seconds: float) -> list[dict[str, Any]]:
-        """Waits until `count` tasks of the client's tenant have ended."""
+        """Wait until `count` tasks of the client's tenant have ended."""
 
         def ended() -> list[dict[str, Any]] | None:
             done = [task for task in self.tasks(client) if task["status"] in ENDED]

@@ -1,4 +1,4 @@
-"""Bad input: each a clear error, and nothing is left behind."""
+"""Bad input: each case is a clear error, and nothing is left over."""
 
 import base64
 import io
@@ -102,7 +102,7 @@ def test_body_of_60_mb_is_refused(client: httpx.Client) -> None:
     try:
         answer = client.post("/api/v1/tasks/", content=body, headers={"content-type": "application/json"})
     except httpx.WriteError:
-        return  # refused before all of it was sent, which is as clear as TCP can be
+        return  # refused before all of it was sent: TCP has no clearer answer
     assert answer.status_code == 413
     assert "detail" in answer.json()
 

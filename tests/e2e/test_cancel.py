@@ -24,7 +24,7 @@ def test_cancel_ends_an_executing_task_within_one_step(mesh: RunningMesh) -> Non
         answer = client.post(f"/api/v1/tasks/{task['id']}/cancel")
         assert answer.status_code == 200
         assert answer.json()["status"] == "CANCELLED"
-        # The worker is free for the next one within a step, and the time that it takes to tell so.
+        # The worker is free for the next task within a step, plus the time to report it.
         follower = mesh.create(client, str(uuid.uuid4()), steps=0)
         until(
             lambda: client.get(f"/api/v1/tasks/{follower['id']}").json()["status"] == "COMPLETED",

@@ -96,7 +96,7 @@ def test_table_of_the_status_names_every_role(shell: Shell) -> None:
 def test_secrets_are_private_to_their_owner(shell: Shell) -> None:
     file = shell.path / "credentials.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    # The access key is a name and no secret; the store tells it in its log.
+    # The access key is a name, not a secret; the store writes it into its log.
     secrets = [secret for name, secret in json.loads(file.read_text()).items() if name != "s3_access_key"]
     logs = "".join(log.read_text(errors="replace") for log in (shell.path / "logs").iterdir())
     assert not any(secret in logs for secret in secrets)

@@ -1,4 +1,4 @@
-"""Whatever dies amid the work, every accepted task ends with one result, and its attempts tell the truth."""
+"""Whichever process dies, every accepted task ends with one result, and its attempts are recorded correctly."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ _FREE = {"RELEASED"}
 
 
 def _create_all(mesh: RunningMesh, client: httpx.Client, count: int, **fields: object) -> list[str]:
-    """Creates tasks from several threads; every one that was answered is accepted."""
+    """Create tasks from several threads; every answered create is accepted."""
     keys = [str(uuid.uuid4()) for _ in range(count)]
     with ThreadPoolExecutor(8) as pool:
         tasks = pool.map(lambda key: mesh.create(client, key, **{**_STEPS, **fields}), keys)

@@ -1,4 +1,4 @@
-"""What the document promises holds under generated requests: no server error, no undocumented status or shape."""
+"""Generated requests get no server error and no undocumented status or shape."""
 
 import subprocess
 import sysconfig
@@ -21,7 +21,7 @@ def test_generated_requests_get_documented_answers(mesh: RunningMesh, tmp_path: 
         "--header",
         f"Authorization: Bearer {mesh.token()}",
     ]
-    # Half of what is generated is wrong on purpose. The seed makes a failure one that can be seen again.
+    # Half of the requests are wrong on purpose. The seed makes a failure reproducible.
     command += ["--phases", "fuzzing", "--mode", "all", "--max-examples", "8", "--seed", "20261122"]
     command += ["--checks", CHECKS, "--no-color", "--request-timeout", "30"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

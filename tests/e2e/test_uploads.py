@@ -1,4 +1,4 @@
-"""Large images in JSON, through gateway, object store and tasks service: one task, and nothing beside it."""
+"""Large images in JSON, through gateway, object store and tasks service: one task, and nothing left over."""
 
 import base64
 import concurrent.futures
@@ -16,7 +16,7 @@ from tests.e2e.harness import RunningMesh
 
 @pytest.fixture(scope="module")
 def picture() -> str:
-    """An image that goes through the upload door."""
+    """An image that is large enough to be staged."""
     out = io.BytesIO()
     Image.frombytes("RGB", (400, 400), random.Random(2).randbytes(400 * 400 * 3)).save(out, "PNG")
     return base64.b64encode(out.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Workflows over HTTP: what each endpoint does, what is refused, and what holds while what carries them is killed."""
+"""Workflows over HTTP: what each endpoint does, what is refused, and what holds while processes are killed."""
 
 import json
 import uuid
@@ -78,7 +78,7 @@ def done(client: httpx.Client) -> int:
 
 
 def refused(client: httpx.Client, *steps: dict[str, Any], **more: Any) -> list[tuple[list[Any], str]]:
-    """Where and of what kind the errors of a definition are."""
+    """Return path and type of each error of a definition."""
     answer = client.post(WORKFLOWS, json={"name": "refused", "origin_instance": "e2e", "steps": list(steps), **more})
     assert answer.status_code == 422, answer.text
     return [(each["loc"], each["type"]) for each in answer.json()["detail"]]
@@ -86,7 +86,7 @@ def refused(client: httpx.Client, *steps: dict[str, Any], **more: Any) -> list[t
 
 @pytest.fixture(scope="module")
 def own_mesh(start_mesh: Callable[..., RunningMesh]) -> RunningMesh:
-    """A mesh for killing: what is left of it is nobody else's."""
+    """A mesh of its own, whose processes the tests kill."""
     return start_mesh()
 
 
