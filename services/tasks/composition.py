@@ -76,7 +76,11 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
 
     store = PostgresTaskStore(database)
     news = Notifier(bus, secrets.token_bytes(8))
-    catalog = Catalog(enable_noop=settings.enable_noop)
+    catalog = Catalog(
+        task_types=settings.served_task_types,
+        providers=settings.served_providers,
+        enable_noop=settings.enable_noop,
+    )
     policy = RetryPolicy(settings.max_retries, settings.retry_base_seconds)
     relay = Relay(database, bus)
     stack.push_async_callback(relay.close)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
-from meshkit.config import MeshSettings
+from meshkit.catalog import PROVIDERS, TASK_TYPES
+from meshkit.config import CommaSeparated, MeshSettings
+from services.tasks.catalog import PROVIDERS_WITH_HANDLERS, TASK_TYPES_WITH_HANDLERS
 
 
 def _weights(value: object) -> object:
@@ -15,6 +18,12 @@ def _weights(value: object) -> object:
         return value
     pairs = (part.rpartition("=") for part in value.split(",") if part.strip())
     return {tenant.strip(): float(weight) for tenant, _, weight in pairs}
+
+
+def _known(what: str, names: tuple[str, ...], declared: Collection[str]) -> tuple[str, ...]:
+    if unknown := sorted(set(names) - set(declared)):
+        raise ValueError(f"unknown {what} {', '.join(unknown)}; known are {', '.join(declared)}")
+    return names
 
 
 # `tenant=3,other=1`, as people write it in an environment.
@@ -25,6 +34,12 @@ class TasksSettings(MeshSettings):
     """What the tasks service may be told; see `MeshSettings` for what every service may."""
 
     listen: str = Field(default="127.0.0.1:9101", description="Address to serve on.")
+    served_task_types: CommaSeparated = Field(
+        default=TASK_TYPES_WITH_HANDLERS, description="Task types that are taken: `GENERATION,EDITING`."
+    )
+    served_providers: CommaSeparated = Field(
+        default=PROVIDERS_WITH_HANDLERS, description="Providers that tasks may name: `LOCAL,FAL_STANDARD`."
+    )
     enable_noop: bool = Field(default=False, description="Serve NOOP tasks, for tests and benchmarks.")
     lease_ttl_seconds: float = Field(default=15.0, gt=0, description="How long a session lives without a heartbeat.")
     heartbeat_seconds: float = Field(
@@ -48,6 +63,16 @@ class TasksSettings(MeshSettings):
     staging_max_age_seconds: float = Field(default=7200.0, gt=0, description="Age at which unused uploads go.")
     shared_tenant: str = Field(default="shared", description="Tenant whose LoRA adapters everyone may use.")
     run_loops: bool = Field(default=True, description="Run the relay and the sweepers in this replica.")
+
+    @field_validator("served_task_types")
+    @classmethod
+    def _declared_types(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _known("task types", names, TASK_TYPES)
+
+    @field_validator("served_providers")
+    @classmethod
+    def _declared_providers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _known("providers", names, PROVIDERS)
 
     @property
     def heartbeat_interval_seconds(self) -> float:

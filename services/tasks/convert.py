@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshkit.moments import assign
 from meshkit.spelling import value_names, value_numbers
-from services.tasks.catalog import CAPABILITIES, QUEUES, TYPES, Catalog, prefix_of
+from services.tasks.catalog import QUEUES, Catalog, prefix_of
 from services.tasks.domain import AttemptRecord, AttemptRef, JobKind, TaskRecord
 
 STATUS = value_numbers(enums_pb2.TaskStatus.DESCRIPTOR)
@@ -143,21 +143,16 @@ def to_ref(ref: AttemptRef) -> worker_service_pb2.AttemptRef:
     return worker_service_pb2.AttemptRef(job_id=str(ref.job_id), attempt=ref.attempt)
 
 
-def field_of(task_type: str) -> str:
-    """Field of a type in the `detail` of a message."""
-    return TYPES[task_type].field
-
-
 def to_catalog(catalog: Catalog) -> tasks_service_pb2.GetCatalogResponse:
     """Return what is served, as other services see it."""
     return tasks_service_pb2.GetCatalogResponse(
-        task_types=[TASK_TYPE[name] for name in TYPES if name in catalog.served_types],  # type: ignore[misc]  # enum numbers are ints on the wire
+        task_types=[TASK_TYPE[name] for name in catalog.served_types],  # type: ignore[misc]  # enum numbers are ints on the wire
         providers=[
             tasks_service_pb2.ServedProvider(
                 provider_type=PROVIDER[name],  # type: ignore[arg-type]
-                capabilities=sorted(capabilities),
+                capabilities=sorted(catalog.capabilities(name)),
             )
-            for name, capabilities in sorted(CAPABILITIES.items())
+            for name in sorted(catalog.served_providers)
         ],
         queues=sorted(QUEUES),
     )

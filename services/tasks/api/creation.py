@@ -13,8 +13,9 @@ from atelier.tasks.v1 import providers_pb2, task_pb2, tasks_service_pb2
 
 from meshkit import tracing
 from meshkit.access import Caller
+from meshkit.catalog import ProviderSpec, TaskTypeSpec, provider_of_config, type_of_detail
 from meshkit.errors import forbidden, invalid
-from services.tasks.catalog import Catalog, TypeEntry
+from services.tasks.catalog import Catalog
 from services.tasks.domain import TaskRecord, new_task, time_ordered_id
 from services.tasks.inputs.validator import AcceptedInput, InputValidator
 
@@ -22,6 +23,7 @@ _SEED_BITS = 63
 # Before a model's name among the keys of affinity, which are paths of adapters else.
 MODEL_KEY = "model:"
 TENANT_PATH = "task.origin_tenant_id"
+_WORKFLOW = "workflow_id"
 
 
 class TaskPreparer:
@@ -54,41 +56,41 @@ class TaskPreparer:
             MeshError: `INVALID` with the members that do not hold, `FORBIDDEN` for another's tenant.
         """
         spec = request.task
-        entry = self._catalog.type_of(spec)
+        task_type = self._catalog.type_of(spec)
         tenant = caller.tenant_of(spec.origin_tenant_id, TENANT_PATH)
         if (request.HasField("task_id") or request.HasField("workflow_id")) and not caller.is_service:
             raise forbidden("Only a service may name a task's identifier or workflow", reason="SERVICE_ONLY")
-        provider, queue = self._route(spec)
+        provider, queue = self._route(spec, task_type)
         if spec.HasField("webhook_url"):
             self._door.check_address(spec.webhook_url, "task.webhook_url")
         now = self._clock()
         task_id = UUID(request.task_id) if request.HasField("task_id") else time_ordered_id(now)
-        detail = getattr(spec, entry.field)
-        adapters = await self._door.check_adapters(entry, detail, tenant, f"task.{entry.field}")
-        accepted = await self._door.accept(entry, detail, tenant, task_id)
-        for field in entry.seeds:
+        detail = getattr(spec, task_type.detail)
+        adapters = await self._door.check_adapters(task_type, detail, tenant, f"task.{task_type.detail}")
+        accepted = await self._door.accept(task_type, detail, tenant, task_id)
+        for field in task_type.seeds:
             if not detail.HasField(field):
                 setattr(detail, field, secrets.randbits(_SEED_BITS))
-        body = _body(spec, entry, accepted, request)
-        for item in accepted:
-            _keep_path(detail, item)
+        keep_paths(detail, task_type, accepted)
+        _set_workflow(detail, request)
+        body = _body(spec, task_type, accepted, request)
         spec.origin_tenant_id = tenant
         spec.queue_name = queue
         trace = tracing.current()
         record = new_task(
             task_id=task_id,
             tenant=tenant,
-            task_type=entry.name,
+            task_type=task_type.name,
             priority=spec.priority,
             queue_name=queue,
-            provider_type=provider,
+            provider_type=provider.name,
             now=now,
             origin_instance=spec.origin_instance,
             origin_zone=spec.origin_zone if spec.HasField("origin_zone") else None,
             origin_reference=spec.origin_reference if spec.HasField("origin_reference") else None,
             workflow_id=UUID(request.workflow_id) if request.HasField("workflow_id") else None,
             webhook_url=spec.webhook_url if spec.HasField("webhook_url") else None,
-            timeout_seconds=entry.timeout_seconds,
+            timeout_seconds=task_type.timeout_seconds,
             warm_keys=warm_keys(adapters, body),
             traceparent=trace.traceparent if trace is not None else "",
             spec=spec.SerializeToString(),
@@ -96,18 +98,18 @@ class TaskPreparer:
         )
         return record, accepted
 
-    def _route(self, spec: task_pb2.CreateTask) -> tuple[str, str]:
-        provider = self._catalog.provider_of(spec.provider_type, "task.provider_type")
+    def _route(self, spec: task_pb2.CreateTask, task_type: TaskTypeSpec) -> tuple[ProviderSpec, str]:
+        provider = self._catalog.provider_of(spec.provider_type, task_type, "task.provider_type")
         queue = self._catalog.queue_of(spec.queue_name if spec.HasField("queue_name") else None, provider)
         self._catalog.check_capabilities(
-            list(spec.active_provider_capabilities), provider, "task.active_provider_capabilities"
+            spec.active_provider_capabilities, provider, "task.active_provider_capabilities"
         )
         if spec.HasField("provider_config"):
             check_config(spec.provider_config, provider, "task.provider_config")
         if spec.HasField("fallback_provider_type"):
-            fallback = self._catalog.provider_of(spec.fallback_provider_type, "task.fallback_provider_type")
+            fallback = self._catalog.provider_of(spec.fallback_provider_type, task_type, "task.fallback_provider_type")
             self._catalog.check_capabilities(
-                list(spec.fallback_provider_capabilities), fallback, "task.fallback_provider_capabilities"
+                spec.fallback_provider_capabilities, fallback, "task.fallback_provider_capabilities"
             )
             if spec.HasField("fallback_provider_config"):
                 check_config(spec.fallback_provider_config, fallback, "task.fallback_provider_config")
@@ -116,20 +118,20 @@ class TaskPreparer:
         return provider, queue
 
 
-def check_config(config: providers_pb2.ProviderConfig, provider: str, path: str) -> None:
-    """Refuses settings of another provider.
+def check_config(config: providers_pb2.ProviderConfig, provider: ProviderSpec, path: str) -> None:
+    """Refuse settings of another provider.
 
     Raises:
         MeshError: `INVALID`.
     """
-    chosen = config.WhichOneof("config")
-    if chosen is not None and chosen.upper() != provider:
-        raise invalid(path, f"holds settings of {chosen.upper()}, the provider is {provider}", "provider_config")
+    chosen = provider_of_config(config)
+    if chosen is not None and chosen is not provider:
+        raise invalid(path, f"holds settings of {chosen.name}, the provider is {provider.name}", "provider_config")
 
 
 def _body(
     spec: task_pb2.CreateTask,
-    entry: TypeEntry,
+    task_type: TaskTypeSpec,
     accepted: list[AcceptedInput],
     request: tasks_service_pb2.CreateTaskRequest,
 ) -> task_pb2.Task:
@@ -147,13 +149,11 @@ def _body(
         body.fallback_provider_config.CopyFrom(spec.fallback_provider_config)
     if spec.fallback_provider_capabilities:
         body.fallback_provider_capabilities.extend(spec.fallback_provider_capabilities)
-    public = getattr(body, entry.field)
+    public = getattr(body, task_type.detail)
     public.SetInParent()
-    copy_shared(getattr(spec, entry.field), public, shared_fields(entry.field))
-    for item in accepted:
-        setattr(public, item.public, item.path)
-    if request.HasField("workflow_id") and "workflow_id" in public.DESCRIPTOR.fields_by_name:
-        public.workflow_id = request.workflow_id
+    copy_shared(getattr(spec, task_type.detail), public, shared_fields(task_type.detail))
+    show_paths(public, task_type, accepted)
+    _set_workflow(public, request)
     return body
 
 
@@ -167,15 +167,22 @@ def warm_keys(adapters: Sequence[str], body: task_pb2.Task) -> list[str]:
 
 @lru_cache
 def shared_fields(detail: str) -> frozenset[str]:
-    """Names of the fields of a type's Create message that its public message has too, by name and kind."""
+    """Names of the fields of a type's Create message that its public message has too, by name and kind.
+
+    Those of inputs are left out, for they may hold files, and so is the workflow, which only a service names.
+    """
     source = task_pb2.CreateTask.DESCRIPTOR.fields_by_name[detail].message_type
     target = task_pb2.Task.DESCRIPTOR.fields_by_name[detail].message_type
+    task_type = type_of_detail(detail)
     assert source is not None, "details are messages"
     assert target is not None, "details are messages"
+    assert task_type is not None, "each detail is a task type's"
+    apart = {one.field for image in task_type.inputs for one in image.sources} | {_WORKFLOW}
     return frozenset(
         field.name
         for field in source.fields
-        if (other := target.fields_by_name.get(field.name)) is not None
+        if field.name not in apart
+        and (other := target.fields_by_name.get(field.name)) is not None
         and other.type == field.type
         and other.is_repeated == field.is_repeated
     )
@@ -195,9 +202,34 @@ def copy_shared(source: Any, target: Any, names: Collection[str]) -> None:
             setattr(target, name, value)
 
 
-def _keep_path(detail: Any, item: AcceptedInput) -> None:
-    # The accepted spec goes into a row: the path stands where the data stood, or nothing where the field is for data.
-    if item.source.endswith("_data"):
-        detail.ClearField(item.source)
-    else:
-        setattr(detail, item.source, item.path)
+def keep_paths(detail: Any, task_type: TaskTypeSpec, accepted: Sequence[AcceptedInput]) -> None:
+    """Leave in a Create message the paths and addresses of its inputs alone: it goes into a row."""
+    for image in task_type.inputs:
+        for source in image.sources:
+            detail.ClearField(source.field)
+        _put(detail, image.kept.field, [item.path for item in accepted if item.input is image], many=image.many)
+
+
+def show_paths(public: Any, task_type: TaskTypeSpec, accepted: Sequence[AcceptedInput]) -> None:
+    """Set the members of a public message that show where its inputs lie."""
+    for image in task_type.inputs:
+        paths = [item.path for item in accepted if item.input is image]
+        _put(public, image.public, paths, many=image.many)
+        if image.first is not None:
+            _put(public, image.first, paths, many=False)
+
+
+def _put(message: Any, field: str, paths: Sequence[str], *, many: bool) -> None:
+    if many:
+        getattr(message, field).extend(paths)
+    elif paths:
+        setattr(message, field, paths[0])
+
+
+def _set_workflow(detail: Any, request: tasks_service_pb2.CreateTaskRequest) -> None:
+    """Set the workflow that a service names; one that the task itself names could be anybody's."""
+    if _WORKFLOW not in detail.DESCRIPTOR.fields_by_name:
+        return
+    detail.ClearField(_WORKFLOW)
+    if request.HasField(_WORKFLOW):
+        setattr(detail, _WORKFLOW, request.workflow_id)

@@ -14,6 +14,7 @@ from prometheus_client import Counter
 
 from meshkit import metrics
 from meshkit.access import Caller
+from meshkit.catalog import TASK_TYPES
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.idempotency import IdempotencyKey
@@ -22,7 +23,7 @@ from meshkit.objects import ObjectStore
 from services.tasks.api import updates
 from services.tasks.api.creation import TENANT_PATH, TaskPreparer
 from services.tasks.batching import Batcher
-from services.tasks.catalog import TYPES, Catalog, prefix_of
+from services.tasks.catalog import Catalog, prefix_of
 from services.tasks.convert import write_task
 from services.tasks.domain import AttemptRecord, AttemptRef, TaskRecord, TaskStatus
 from services.tasks.errors import executing, identifier_used, illegal_transition, task_not_found
@@ -212,7 +213,7 @@ class TasksService:
 
         def body(current: TaskRecord) -> TaskRecord:
             changed = updates.check(current, update)
-            if not changed.paths - updates.DERIVED - {"status"} and (cancels or update.status in (None, current.state)):
+            if not changed.paths - {"status"} and (cancels or update.status in (None, current.state)):
                 return current
             return updates.apply(current, changed, self._catalog)
 
@@ -293,20 +294,20 @@ class TasksService:
         return after
 
     async def _check_inputs(self, record: TaskRecord, update: updates.Update) -> None:
-        entry = TYPES[record.task_type]
+        task_type = TASK_TYPES[record.task_type]
         named = task_pb2.TaskUpdate()
-        for path in update.paths.intersection(entry.adapters):
+        for path in update.paths.intersection(task_type.adapters):
             if update.values.HasField(path):  # type: ignore[arg-type]  # a checked name of the message
                 setattr(named, path, getattr(update.values, path))
-        if update.paths & set(entry.adapters):
-            await self._door.check_adapters(entry, named, record.tenant, "update")
-        if "reference_image_path" in update.paths and update.values.HasField("reference_image_path"):
-            value = update.values.reference_image_path
-            if value.startswith("data:"):
-                raise invalid("update.reference_image_path", "must be an address or a path in storage")
-            update.values.reference_image_path = await self._door.check_reference(
-                value, record.tenant, "update.reference_image_path"
-            )
+        if update.paths.intersection(task_type.adapters):
+            await self._door.check_adapters(task_type, named, record.tenant, "update")
+        for path in update.paths.intersection(image.public for image in task_type.inputs):
+            value = update.value(path)
+            if value is not None:
+                if value.startswith("data:"):
+                    raise invalid(f"update.{path}", "must be an address or a path in storage")
+                kept = await self._door.check_reference(value, record.tenant, f"update.{path}")
+                setattr(update.values, path, kept)
 
     async def _commit(self, creations: Sequence[Creation]) -> list[Created | Exception]:
         """Commit creates that arrived together; what cannot go with the others goes alone."""

@@ -9,35 +9,13 @@ from typing import Any
 from atelier.tasks.v1 import task_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from meshkit.catalog import DECLARED, PROVIDERS, TASK_TYPES, Change, TaskTypeSpec
 from meshkit.errors import MeshError, conflict, forbidden, invalid
 from services.tasks.api.creation import check_config, warm_keys
-from services.tasks.catalog import TYPES, Catalog
+from services.tasks.catalog import Catalog
 from services.tasks.convert import CATEGORY_NAME, STATUS_NAME, TASK_TYPE_NAME, fold_result, moment, to_task
 from services.tasks.domain import TaskRecord, TaskStatus, lane_of, may
 from services.tasks.errors import executing, illegal_transition
-
-# Members of the type's own message that a caller may change while the task waits.
-INPUTS = frozenset(
-    {
-        "subject_model_path",
-        "product_model_path",
-        "style_model_path",
-        "product2_model_path",
-        "subject_lora_weight",
-        "product_lora_weight",
-        "style_lora_weight",
-        "product2_lora_weight",
-        "reference_image_path",
-        "reference_image_strength",
-        "fal_parameters",
-    }
-)
-# Members of the type's own message that only an operator may change.
-OUTPUTS = frozenset({"fal_app_id", "fal_request_id", "result_image_path"})
-FIXED = frozenset({"created_at", "task_type", "origin_tenant_id"})
-CALLERS = frozenset({"priority", "config", "origin_reference", "status"})
-# Told by the scheduler; writing them changes nothing.
-DERIVED = frozenset({"celery_task_id", "updated_at", "completed_at"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +61,21 @@ class Update:
         return getattr(values, name) if values.HasField(name) else None
 
 
+def change_of(task_type: TaskTypeSpec, path: str) -> Change:
+    """Return who may change a member of a task of this type.
+
+    Raises:
+        MeshError: `INVALID` where tasks of the type have no such member.
+    """
+    if path not in DECLARED.type_members:
+        return DECLARED.changes[path]
+    if path not in task_type.changes:
+        raise invalid(f"update.{path}", f"is no member of {task_type.name} tasks", "unknown_field")
+    return task_type.changes[path]
+
+
 def check(record: TaskRecord, update: Update) -> Update:
-    """Refuses what the caller may not change, or what can no longer change.
+    """Refuse what the caller may not change, or what can no longer change.
 
     A member that is named with the value it has is no change, so that a caller may send a task back whole.
 
@@ -94,20 +85,21 @@ def check(record: TaskRecord, update: Update) -> Update:
     Raises:
         MeshError: `FORBIDDEN`, `CONFLICT` or `INVALID`, with the first member in question.
     """
+    task_type = TASK_TYPES[record.task_type]
     shown = to_task(record)
-    detail = getattr(shown, TYPES[record.task_type].field)
+    detail = getattr(shown, task_type.detail)
     same: set[str] = set()
-    for path in sorted(update.paths - CALLERS - DERIVED):
-        owner: Any = detail if path in INPUTS | OUTPUTS else shown
-        known = path in owner.DESCRIPTOR.fields_by_name
-        if path in INPUTS | OUTPUTS and not known:
-            raise invalid(f"update.{path}", f"is no member of {record.task_type} tasks", "unknown_field")
-        if _unchanged(record, owner if known else None, path, update):
-            same.add(path)
+    for path in sorted(update.paths):
+        change = change_of(task_type, path)
+        if change is Change.ANY_TIME:
             continue
-        if path in FIXED:
+        owner = detail if path in DECLARED.type_members else shown
+        known = path in owner.DESCRIPTOR.fields_by_name
+        if change is Change.IGNORED or _unchanged(record, owner if known else None, path, update):
+            same.add(path)
+        elif change is Change.NEVER:
             raise invalid(f"update.{path}", "never changes", "immutable")
-        if path in INPUTS:
+        elif change is Change.WHILE_PENDING:
             if record.state is not TaskStatus.PENDING:
                 raise conflict(f"{path} can change only while the task is PENDING", reason="TASK_STARTED")
         elif not update.operator:
@@ -124,22 +116,23 @@ def apply(record: TaskRecord, update: Update, catalog: Catalog) -> TaskRecord:
         update: What to change, as `check` left it.
         catalog: What is served.
     """
+    task_type = TASK_TYPES[record.task_type]
     changes: dict[str, Any] = {}
     body = fold_result(record)
-    detail = getattr(body, TYPES[record.task_type].field)
-    for path in sorted(update.paths - FIXED - DERIVED - {"status"}):
-        if path in INPUTS | OUTPUTS:
+    detail = getattr(body, task_type.detail)
+    for path in sorted(update.paths - {"status"}):
+        if path in DECLARED.type_members:
             _set(detail, path, update.value(path))
         elif path in _COLUMNS:
             changes[path] = _COLUMNS[path](update.value(path))
         elif path in body.DESCRIPTOR.fields_by_name:
             _set(body, path, update.value(path))
-    if update.paths & INPUTS:
-        changes["spec"] = _spec_after(record, update)
-        entry = TYPES[record.task_type]
-        adapters = [getattr(detail, name) for name in entry.adapters if detail.HasField(name)]
+    asked = {path for path in update.paths if task_type.changes.get(path) is Change.WHILE_PENDING}
+    if asked:
+        changes["spec"] = _spec_after(record, update, task_type, asked)
+        adapters = [getattr(detail, name) for name in task_type.adapters if detail.HasField(name)]
         changes["warm_keys"] = warm_keys(adapters, body)
-    _check_fallback(update, body, catalog)
+    _check_providers(record, update, body, catalog)
     if "provider_type" in update.paths or "queue_name" in update.paths:
         changes.update(_routed(record, update, catalog))
     if update.status is TaskStatus.FAILED:
@@ -166,18 +159,19 @@ def _check_status(record: TaskRecord, update: Update) -> None:
         raise illegal_transition(record.state, wanted)
 
 
-def _check_fallback(update: Update, body: task_pb2.Task, catalog: Catalog) -> None:
+def _check_providers(record: TaskRecord, update: Update, body: task_pb2.Task, catalog: Catalog) -> None:
+    task_type = TASK_TYPES[record.task_type]
     if "active_provider_capabilities" in update.paths:
-        provider = catalog.provider_of(body.provider_type, "update.provider_type")
+        number = body.provider_type or PROVIDERS[record.provider_type].number
         catalog.check_capabilities(
-            list(body.active_provider_capabilities), provider, "update.active_provider_capabilities"
+            body.active_provider_capabilities,
+            catalog.provider_of(number, task_type, "update.provider_type"),
+            "update.active_provider_capabilities",
         )
-    if "fallback_provider_type" in update.paths and body.HasField("fallback_provider_type"):
-        catalog.provider_of(body.fallback_provider_type, "update.fallback_provider_type")
     if body.HasField("fallback_provider_type") and any(path.startswith("fallback_") for path in update.paths):
-        fallback = catalog.provider_of(body.fallback_provider_type, "update.fallback_provider_type")
+        fallback = catalog.provider_of(body.fallback_provider_type, task_type, "update.fallback_provider_type")
         catalog.check_capabilities(
-            list(body.fallback_provider_capabilities), fallback, "update.fallback_provider_capabilities"
+            body.fallback_provider_capabilities, fallback, "update.fallback_provider_capabilities"
         )
         if body.HasField("fallback_provider_config"):
             check_config(body.fallback_provider_config, fallback, "update.fallback_provider_config")
@@ -186,25 +180,30 @@ def _check_fallback(update: Update, body: task_pb2.Task, catalog: Catalog) -> No
 def _routed(record: TaskRecord, update: Update, catalog: Catalog) -> Mapping[str, Any]:
     if record.state is TaskStatus.EXECUTING:
         raise executing("moved")
-    provider = record.provider_type
+    provider = PROVIDERS[record.provider_type]
     if "provider_type" in update.paths:
-        provider = catalog.provider_of(update.values.provider_type, "update.provider_type")
+        task_type = TASK_TYPES[record.task_type]
+        provider = catalog.provider_of(update.values.provider_type, task_type, "update.provider_type")
     queue = record.queue_name
     if "queue_name" in update.paths:
         try:
             queue = catalog.queue_of(update.value("queue_name"), provider)
         except MeshError as error:
             raise invalid("update.queue_name", error.message, "unknown_queue") from None
-    return {"provider_type": provider, "queue_name": queue, "lane": lane_of(record.task_type, provider)}
+    return {"provider_type": provider.name, "queue_name": queue, "lane": lane_of(record.task_type, provider.name)}
 
 
-def _spec_after(record: TaskRecord, update: Update) -> bytes:
+def _spec_after(record: TaskRecord, update: Update, task_type: TaskTypeSpec, paths: Iterable[str]) -> bytes:
     spec = task_pb2.CreateTask.FromString(record.spec)
-    detail = getattr(spec, TYPES[record.task_type].field)
-    for path in update.paths & INPUTS:
-        name = "reference_image_url" if path == "reference_image_path" else path
-        if name in detail.DESCRIPTOR.fields_by_name:
-            _set(detail, name, update.value(path))
+    detail = getattr(spec, task_type.detail)
+    images = {image.public: image for image in task_type.inputs}
+    for path in paths:
+        if path in images:
+            for source in images[path].sources:
+                detail.ClearField(source.field)
+            _set(detail, images[path].kept.field, update.value(path))
+        elif path in detail.DESCRIPTOR.fields_by_name:
+            _set(detail, path, update.value(path))
     return spec.SerializeToString()
 
 

@@ -1,25 +1,26 @@
-"""The door for what callers send along: images as data, uploads, addresses, paths, LoRA adapters.
+"""Inputs of tasks: images as data, uploads, addresses or paths, one or a list, and LoRA adapters.
 
-Everything is judged before the task exists. Data and uploads become objects below the task's prefix, so that rows hold
-paths and never bytes.
+Everything is judged before the task exists, each item of a list by itself. Data and uploads become objects below the
+task's prefix, so that rows hold paths and never bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
 from meshkit import images
+from meshkit.catalog import Form, InputSpec, SourceSpec, TaskTypeSpec
 from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.fetcher import Fetcher
 from meshkit.objects import ObjectStore
 from meshkit.paths import normalise_path
 from meshkit.staging import STAGING_SCHEME, is_staged
-from services.tasks.catalog import ImageInput, TypeEntry, prefix_of
+from services.tasks.catalog import prefix_of
 
 LORA_FOLDER = "loras"
 _T = TypeVar("_T")
@@ -29,19 +30,17 @@ _INLINE_BYTES = 32 * 1024
 
 @dataclass(frozen=True, slots=True)
 class AcceptedInput:
-    """An image that passed.
+    """An image that passed; an item of a list is one by itself.
 
     Attributes:
-        source: Field of the Create message that carried it.
-        public: Field of the public message that shows it.
+        input: The input that it is, or is an item of.
         path: Path in storage or address.
         data: Bytes to write at the path, where the caller sent them.
         staged: Upload to move to the path, where it was staged.
         content_type: Media type of the object.
     """
 
-    source: str
-    public: str
+    input: InputSpec
     path: str
     data: bytes | None = None
     staged: str | None = None
@@ -67,27 +66,27 @@ class InputValidator:
         self._fetcher = fetcher
         self._shared = shared_tenant
 
-    async def accept(self, entry: TypeEntry, detail: Any, tenant: str, task_id: UUID) -> list[AcceptedInput]:
-        """Judges the images of a task.
+    async def accept(self, task_type: TaskTypeSpec, detail: Any, tenant: str, task_id: UUID) -> list[AcceptedInput]:
+        """Judge the images of a task.
 
         Args:
-            entry: The type.
+            task_type: Its type.
             detail: Its Create message.
             tenant: Tenant of the task.
             task_id: Identifier it will have.
 
         Returns:
-            The images that are set, not yet written.
+            The images that are set, not yet written; items of a list in its order.
 
         Raises:
-            MeshError: `INVALID` with the member's path.
+            MeshError: `INVALID` with the member's path, such as `task.editing.reference_images[2]`.
         """
-        accepted = []
-        for image in entry.images:
-            found = await self._accept_image(entry, image, detail, tenant, task_id)
-            if found is not None:
-                accepted.append(found)
-        return accepted
+        folder = f"{prefix_of(task_type.name, task_id)}inputs/"
+        return [
+            await self._accept_image(given, tenant)
+            for image in task_type.inputs
+            for given in _given(task_type, image, detail, folder)
+        ]
 
     async def write(self, tenant: str, inputs: list[AcceptedInput]) -> None:
         """Write the objects of accepted inputs."""
@@ -107,11 +106,11 @@ class InputValidator:
         """Delete what was written for a task that did not come to be."""
         await self._objects.delete_prefix(tenant, f"{prefix_of(task_type, task_id)}inputs")
 
-    async def check_adapters(self, entry: TypeEntry, message: Any, tenant: str, where: str) -> list[str]:
-        """Judges the LoRA adapters that a message names.
+    async def check_adapters(self, task_type: TaskTypeSpec, message: Any, tenant: str, where: str) -> list[str]:
+        """Judge the LoRA adapters that a message names.
 
         Args:
-            entry: The type.
+            task_type: The type.
             message: A Create message or an update.
             tenant: Tenant of the task.
             where: Path of the message in the request, for the error.
@@ -122,7 +121,7 @@ class InputValidator:
         Raises:
             MeshError: `INVALID` for a path that leads elsewhere or names no adapter.
         """
-        named = [(field, getattr(message, field)) for field in entry.adapters if message.HasField(field)]
+        named = [(field, getattr(message, field)) for field in task_type.adapters if message.HasField(field)]
         for field, value in named:
             path = f"{where}.{field}"
             normal = at(path, partial(normalise_path, value))
@@ -131,7 +130,7 @@ class InputValidator:
         return [value for _, value in named]
 
     def check_address(self, url: str, path: str) -> None:
-        """Judges an http(s) address.
+        """Judge an http(s) address.
 
         What is plainly inside is refused now; a name is resolved when it is fetched, and judged again then, because its
         answer may change meanwhile.
@@ -146,7 +145,7 @@ class InputValidator:
         self._fetcher.check(url, path=path)
 
     async def check_reference(self, value: str, tenant: str, path: str) -> str:
-        """Judges an address or a path in storage.
+        """Judge an address or a path in storage.
 
         Returns:
             The value, a path in its one form.
@@ -164,31 +163,20 @@ class InputValidator:
             return True
         return await self._objects.stat(self._shared, path) is not None
 
-    async def _accept_image(
-        self, entry: TypeEntry, image: ImageInput, detail: Any, tenant: str, task_id: UUID
-    ) -> AcceptedInput | None:
-        named = [source for source in image.sources if detail.HasField(source)]
-        if len(named) > 1:
-            raise invalid(f"task.{entry.field}.{named[1]}", f"excludes {named[0]}", "one_source")
-        for source in named:
-            value = getattr(detail, source)
-            path = f"task.{entry.field}.{source}"
-            folder = f"{prefix_of(entry.name, task_id)}inputs/{image.name}"
-            if value.startswith(STAGING_SCHEME):
-                staged, content_type, extension = await self._accept_staged(value, tenant, path)
-                return AcceptedInput(
-                    source, image.public, f"{folder}.{extension}", staged=staged, content_type=content_type
-                )
-            if _is_url(value):
-                self.check_address(value, path)
-                return AcceptedInput(source, image.public, value)
-            if not source.endswith("_data") and (stored := await self._stored(value, tenant, path)) is not None:
-                return AcceptedInput(source, image.public, stored)
-            if source.endswith("_url"):
-                raise invalid(path, f"There is no object {value!r} in storage", "unknown_object")
-            data, content_type, extension = await _decode(value, path)
-            return AcceptedInput(source, image.public, f"{folder}.{extension}", data=data, content_type=content_type)
-        return None
+    async def _accept_image(self, given: _Given, tenant: str) -> AcceptedInput:
+        value, accepts, path = given.value, given.source.accepts, given.path
+        if value.startswith(STAGING_SCHEME) and Form.DATA in accepts:
+            staged, content_type, extension = await self._accept_staged(value, tenant, path)
+            return AcceptedInput(given.input, f"{given.stem}.{extension}", staged=staged, content_type=content_type)
+        if _is_url(value) and Form.URL in accepts:
+            self.check_address(value, path)
+            return AcceptedInput(given.input, value)
+        if Form.PATH in accepts and (stored := await self._stored(value, tenant, path)) is not None:
+            return AcceptedInput(given.input, stored)
+        if Form.DATA not in accepts:
+            raise invalid(path, f"There is no object {value!r} in storage", "unknown_object")
+        data, content_type, extension = await _decode(value, path)
+        return AcceptedInput(given.input, f"{given.stem}.{extension}", data=data, content_type=content_type)
 
     async def _accept_staged(self, value: str, tenant: str, path: str) -> tuple[str, str, str]:
         staged = at(path, lambda: normalise_path(value.removeprefix(STAGING_SCHEME)))
@@ -210,6 +198,48 @@ class InputValidator:
         except MeshError:
             return None
         return normal if await self._objects.stat(tenant, normal) is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """An image as a caller gives it.
+
+    Attributes:
+        input: The input that it is, or is an item of.
+        source: Field of the Create message that carries it.
+        value: Data, upload, address or path.
+        path: Path of the member in the request.
+        stem: Path of the object that data becomes, without an extension.
+    """
+
+    input: InputSpec
+    source: SourceSpec
+    value: str
+    path: str
+    stem: str
+
+
+def given_sources(image: InputSpec, detail: Any) -> list[SourceSpec]:
+    """Return the sources of an input that a Create message sets, in their order of precedence."""
+    return [
+        source
+        for source in image.sources
+        if (len(getattr(detail, source.field)) if source.many else detail.HasField(source.field))
+    ]
+
+
+def _given(task_type: TaskTypeSpec, image: InputSpec, detail: Any, folder: str) -> Iterator[_Given]:
+    where = f"task.{task_type.detail}"
+    named = given_sources(image, detail)
+    if len(named) > 1 and image.exclusive:
+        raise invalid(f"{where}.{named[1].field}", f"excludes {named[0].field}", "one_source")
+    for source in named[:1]:
+        value = getattr(detail, source.field)
+        values: Iterable[str] = value if source.many else [value]
+        for index, one in enumerate(values):
+            path = f"{where}.{source.field}[{index}]" if source.many else f"{where}.{source.field}"
+            stem = f"{folder}{image.name}-{index}" if image.many else f"{folder}{image.name}"
+            yield _Given(image, source, one, path, stem)
 
 
 def at(path: str, work: Callable[[], _T]) -> _T:

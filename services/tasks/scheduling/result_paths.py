@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 from atelier.tasks.v1 import worker_service_pb2
-from google.protobuf.descriptor import Descriptor
 
+from meshkit.catalog import TASK_TYPES, type_of_detail
 from meshkit.errors import MeshError, invalid
 from meshkit.paths import normalise_path
-from services.tasks.catalog import FIELDS, TYPES, prefix_of
+from services.tasks.catalog import prefix_of
 from services.tasks.domain import AttemptRef
 
 
@@ -19,19 +17,20 @@ def misplaced(ref: AttemptRef, completion: worker_service_pb2.Completion) -> Mes
     What is named here is served to the task's callers and deleted with the task, so that a foreign path would give
     away, or destroy, what is another task's.
     """
-    detail = completion.result.WhichOneof("detail")
-    types = TYPES if detail is None else (FIELDS[detail].name,)
+    spec = type_of_detail(completion.result.WhichOneof("detail"))
+    types = TASK_TYPES if spec is None else (spec.name,)
     folders = tuple(f"{prefix_of(name, ref.job_id)}{ref.attempt}/" for name in types)
     for index, item in enumerate(completion.objects):
         if not _inside(item.path, folders):
             return invalid(f"objects[{index}].path", "lies outside of the attempt's prefix", "foreign_object")
-    if detail is not None:
-        fields = getattr(completion.result, detail)
-        for name, repeated in _path_fields(fields.DESCRIPTOR):
-            value = getattr(fields, name)
-            for path in value if repeated else (value,):
-                if path and not _inside(path, folders):
-                    return invalid(f"result.{detail}.{name}", "lies outside of the attempt's prefix", "foreign_object")
+    for output in spec.outputs if spec is not None else ():
+        value = getattr(getattr(completion.result, spec.detail), output.field)
+        for index, path in enumerate(value if output.many else (value,)):
+            # An item of a list that failed has an empty path in its place.
+            if path and not _inside(path, folders):
+                place = f"[{index}]" if output.many else ""
+                where = f"result.{spec.detail}.{output.field}{place}"
+                return invalid(where, "lies outside of the attempt's prefix", "foreign_object")
     return None
 
 
@@ -42,13 +41,3 @@ def _inside(path: str, folders: tuple[str, ...]) -> bool:
         return normalise_path(path) == path
     except MeshError:
         return False
-
-
-@functools.cache
-def _path_fields(message: Descriptor) -> tuple[tuple[str, bool], ...]:
-    """Fields of a type's result that name objects which the attempt wrote, and whether each names several."""
-    return tuple(
-        (field.name, field.is_repeated)
-        for field in message.fields
-        if field.name.startswith("result") and field.name.endswith(("_path", "_paths"))
-    )

@@ -28,7 +28,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)atelier/tasks/v1/background_removal.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1c\x61telier/tasks/v1/enums.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"P\n\x1b\x43reateBackgroundRemovalTask\x12\x31\n\x11input_image_paths\x18\x01 \x03(\tB\x16\xbaH\x13\x92\x01\r\x08\x01\x10@\"\x07r\x05\x10\x01\x18\x80@\xc8\x01\x01\"\\\n\x1b\x42\x61\x63kgroundRemovalTaskPublic\x12\x19\n\x11input_image_paths\x18\x01 \x03(\t\x12\"\n\x12result_image_paths\x18\x02 \x03(\tB\x06\xd2\xf3\x18\x02\x18\x01\"\xba\x02\n!BackgroundRemovalTaskPublicUpdate\x12\x31\n\x06status\x18\x01 \x01(\x0e\x32\x1c.atelier.tasks.v1.TaskStatusH\x00\x88\x01\x01\x12\x15\n\x08priority\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\rexecutor_type\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1e\n\x11\x65xecutor_instance\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x16\n\x06\x65rrors\x18\x05 \x03(\tB\x06\xd2\xf3\x18\x02\x18\x01\x12,\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructH\x04\x88\x01\x01\x42\t\n\x07_statusB\x0b\n\t_priorityB\x10\n\x0e_executor_typeB\x14\n\x12_executor_instanceB\t\n\x07_configb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)atelier/tasks/v1/background_removal.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1c\x61telier/tasks/v1/enums.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"X\n\x1b\x43reateBackgroundRemovalTask\x12\x39\n\x11input_image_paths\x18\x01 \x03(\tB\x1e\xbaH\x13\x92\x01\r\x08\x01\x10@\"\x07r\x05\x10\x01\x18\x80@\xc8\x01\x01\xfa\xf3\x18\x04\n\x02\x02\x03\"\x88\x01\n\x1b\x42\x61\x63kgroundRemovalTaskPublic\x12=\n\x11input_image_paths\x18\x01 \x03(\tB\"\xfa\xf3\x18\x1e\"\x1c\n\x05input\x10\x01\x1a\x11input_image_paths\x12*\n\x12result_image_paths\x18\x02 \x03(\tB\x0e\xd2\xf3\x18\x02\x18\x01\xfa\xf3\x18\x04*\x02\x08\x01\"\xba\x02\n!BackgroundRemovalTaskPublicUpdate\x12\x31\n\x06status\x18\x01 \x01(\x0e\x32\x1c.atelier.tasks.v1.TaskStatusH\x00\x88\x01\x01\x12\x15\n\x08priority\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\rexecutor_type\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1e\n\x11\x65xecutor_instance\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x16\n\x06\x65rrors\x18\x05 \x03(\tB\x06\xd2\xf3\x18\x02\x18\x01\x12,\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructH\x04\x88\x01\x01\x42\t\n\x07_statusB\x0b\n\t_priorityB\x10\n\x0e_executor_typeB\x14\n\x12_executor_instanceB\t\n\x07_configb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,15 +36,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atelier.tasks.v1.background
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEBACKGROUNDREMOVALTASK'].fields_by_name['input_image_paths']._loaded_options = None
-  _globals['_CREATEBACKGROUNDREMOVALTASK'].fields_by_name['input_image_paths']._serialized_options = b'\272H\023\222\001\r\010\001\020@\"\007r\005\020\001\030\200@\310\001\001'
+  _globals['_CREATEBACKGROUNDREMOVALTASK'].fields_by_name['input_image_paths']._serialized_options = b'\272H\023\222\001\r\010\001\020@\"\007r\005\020\001\030\200@\310\001\001\372\363\030\004\n\002\002\003'
+  _globals['_BACKGROUNDREMOVALTASKPUBLIC'].fields_by_name['input_image_paths']._loaded_options = None
+  _globals['_BACKGROUNDREMOVALTASKPUBLIC'].fields_by_name['input_image_paths']._serialized_options = b'\372\363\030\036\"\034\n\005input\020\001\032\021input_image_paths'
   _globals['_BACKGROUNDREMOVALTASKPUBLIC'].fields_by_name['result_image_paths']._loaded_options = None
-  _globals['_BACKGROUNDREMOVALTASKPUBLIC'].fields_by_name['result_image_paths']._serialized_options = b'\322\363\030\002\030\001'
+  _globals['_BACKGROUNDREMOVALTASKPUBLIC'].fields_by_name['result_image_paths']._serialized_options = b'\322\363\030\002\030\001\372\363\030\004*\002\010\001'
   _globals['_BACKGROUNDREMOVALTASKPUBLICUPDATE'].fields_by_name['errors']._loaded_options = None
   _globals['_BACKGROUNDREMOVALTASKPUBLICUPDATE'].fields_by_name['errors']._serialized_options = b'\322\363\030\002\030\001'
   _globals['_CREATEBACKGROUNDREMOVALTASK']._serialized_start=186
-  _globals['_CREATEBACKGROUNDREMOVALTASK']._serialized_end=266
-  _globals['_BACKGROUNDREMOVALTASKPUBLIC']._serialized_start=268
-  _globals['_BACKGROUNDREMOVALTASKPUBLIC']._serialized_end=360
-  _globals['_BACKGROUNDREMOVALTASKPUBLICUPDATE']._serialized_start=363
-  _globals['_BACKGROUNDREMOVALTASKPUBLICUPDATE']._serialized_end=677
+  _globals['_CREATEBACKGROUNDREMOVALTASK']._serialized_end=274
+  _globals['_BACKGROUNDREMOVALTASKPUBLIC']._serialized_start=277
+  _globals['_BACKGROUNDREMOVALTASKPUBLIC']._serialized_end=413
+  _globals['_BACKGROUNDREMOVALTASKPUBLICUPDATE']._serialized_start=416
+  _globals['_BACKGROUNDREMOVALTASKPUBLICUPDATE']._serialized_end=730
 # @@protoc_insertion_point(module_scope)

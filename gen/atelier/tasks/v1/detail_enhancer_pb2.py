@@ -28,7 +28,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&atelier/tasks/v1/detail_enhancer.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1c\x61telier/tasks/v1/enums.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xce\x01\n\x18\x43reateDetailEnhancerTask\x12)\n\nbase_image\x18\x01 \x01(\tB\x10\xbaH\x07r\x02\x10\x01\xc8\x01\x01\xd2\xf3\x18\x02\x38\x01H\x00\x88\x01\x01\x12.\n\x0freference_image\x18\x02 \x01(\tB\x10\xbaH\x07r\x02\x10\x01\xc8\x01\x01\xd2\xf3\x18\x02\x38\x01H\x01\x88\x01\x01\x12#\n\x0c\x64\x65tail_label\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01H\x02\x88\x01\x01\x42\r\n\x0b_base_imageB\x12\n\x10_reference_imageB\x0f\n\r_detail_label\"\xca\x01\n\x18\x44\x65tailEnhancerTaskPublic\x12\x17\n\x0f\x62\x61se_image_path\x18\x01 \x01(\t\x12\x1c\n\x14reference_image_path\x18\x02 \x01(\t\x12\x19\n\x0c\x64\x65tail_label\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x1e\n\x11result_image_path\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x15\n\rfallback_used\x18\x05 \x01(\x08\x42\x0f\n\r_detail_labelB\x14\n\x12_result_image_path\"\xb7\x02\n\x1e\x44\x65tailEnhancerTaskPublicUpdate\x12\x31\n\x06status\x18\x01 \x01(\x0e\x32\x1c.atelier.tasks.v1.TaskStatusH\x00\x88\x01\x01\x12\x15\n\x08priority\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\rexecutor_type\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1e\n\x11\x65xecutor_instance\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x16\n\x06\x65rrors\x18\x05 \x03(\tB\x06\xd2\xf3\x18\x02\x18\x01\x12,\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructH\x04\x88\x01\x01\x42\t\n\x07_statusB\x0b\n\t_priorityB\x10\n\x0e_executor_typeB\x14\n\x12_executor_instanceB\t\n\x07_configb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&atelier/tasks/v1/detail_enhancer.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1c\x61telier/tasks/v1/enums.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xe0\x01\n\x18\x43reateDetailEnhancerTask\x12\x32\n\nbase_image\x18\x01 \x01(\tB\x19\xbaH\x07r\x02\x10\x01\xc8\x01\x01\xd2\xf3\x18\x02\x38\x01\xfa\xf3\x18\x05\n\x03\x01\x02\x03H\x00\x88\x01\x01\x12\x37\n\x0freference_image\x18\x02 \x01(\tB\x19\xbaH\x07r\x02\x10\x01\xc8\x01\x01\xd2\xf3\x18\x02\x38\x01\xfa\xf3\x18\x05\n\x03\x01\x02\x03H\x01\x88\x01\x01\x12#\n\x0c\x64\x65tail_label\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01H\x02\x88\x01\x01\x42\r\n\x0b_base_imageB\x12\n\x10_reference_imageB\x0f\n\r_detail_label\"\x9a\x02\n\x18\x44\x65tailEnhancerTaskPublic\x12\x33\n\x0f\x62\x61se_image_path\x18\x01 \x01(\tB\x1a\xfa\xf3\x18\x16\"\x14\n\x04\x62\x61se\x10\x01\x1a\nbase_image\x12\x44\n\x14reference_image_path\x18\x02 \x01(\tB&\xfa\xf3\x18\"\"\x1e\n\treference\x10\x01\x1a\x0freference_image0\x04\x12\x19\n\x0c\x64\x65tail_label\x18\x03 \x01(\tH\x00\x88\x01\x01\x12*\n\x11result_image_path\x18\x04 \x01(\tB\n\xfa\xf3\x18\x06*\x02\x08\x01\x30\x03H\x01\x88\x01\x01\x12\x15\n\rfallback_used\x18\x05 \x01(\x08\x42\x0f\n\r_detail_labelB\x14\n\x12_result_image_path\"\xb7\x02\n\x1e\x44\x65tailEnhancerTaskPublicUpdate\x12\x31\n\x06status\x18\x01 \x01(\x0e\x32\x1c.atelier.tasks.v1.TaskStatusH\x00\x88\x01\x01\x12\x15\n\x08priority\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\rexecutor_type\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1e\n\x11\x65xecutor_instance\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x16\n\x06\x65rrors\x18\x05 \x03(\tB\x06\xd2\xf3\x18\x02\x18\x01\x12,\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructH\x04\x88\x01\x01\x42\t\n\x07_statusB\x0b\n\t_priorityB\x10\n\x0e_executor_typeB\x14\n\x12_executor_instanceB\t\n\x07_configb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atelier.tasks.v1.detail_enh
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEDETAILENHANCERTASK'].fields_by_name['base_image']._loaded_options = None
-  _globals['_CREATEDETAILENHANCERTASK'].fields_by_name['base_image']._serialized_options = b'\272H\007r\002\020\001\310\001\001\322\363\030\0028\001'
+  _globals['_CREATEDETAILENHANCERTASK'].fields_by_name['base_image']._serialized_options = b'\272H\007r\002\020\001\310\001\001\322\363\030\0028\001\372\363\030\005\n\003\001\002\003'
   _globals['_CREATEDETAILENHANCERTASK'].fields_by_name['reference_image']._loaded_options = None
-  _globals['_CREATEDETAILENHANCERTASK'].fields_by_name['reference_image']._serialized_options = b'\272H\007r\002\020\001\310\001\001\322\363\030\0028\001'
+  _globals['_CREATEDETAILENHANCERTASK'].fields_by_name['reference_image']._serialized_options = b'\272H\007r\002\020\001\310\001\001\322\363\030\0028\001\372\363\030\005\n\003\001\002\003'
   _globals['_CREATEDETAILENHANCERTASK'].fields_by_name['detail_label']._loaded_options = None
   _globals['_CREATEDETAILENHANCERTASK'].fields_by_name['detail_label']._serialized_options = b'\272H\005r\003\030\377\001'
+  _globals['_DETAILENHANCERTASKPUBLIC'].fields_by_name['base_image_path']._loaded_options = None
+  _globals['_DETAILENHANCERTASKPUBLIC'].fields_by_name['base_image_path']._serialized_options = b'\372\363\030\026\"\024\n\004base\020\001\032\nbase_image'
+  _globals['_DETAILENHANCERTASKPUBLIC'].fields_by_name['reference_image_path']._loaded_options = None
+  _globals['_DETAILENHANCERTASKPUBLIC'].fields_by_name['reference_image_path']._serialized_options = b'\372\363\030\"\"\036\n\treference\020\001\032\017reference_image0\004'
+  _globals['_DETAILENHANCERTASKPUBLIC'].fields_by_name['result_image_path']._loaded_options = None
+  _globals['_DETAILENHANCERTASKPUBLIC'].fields_by_name['result_image_path']._serialized_options = b'\372\363\030\006*\002\010\0010\003'
   _globals['_DETAILENHANCERTASKPUBLICUPDATE'].fields_by_name['errors']._loaded_options = None
   _globals['_DETAILENHANCERTASKPUBLICUPDATE'].fields_by_name['errors']._serialized_options = b'\322\363\030\002\030\001'
   _globals['_CREATEDETAILENHANCERTASK']._serialized_start=184
-  _globals['_CREATEDETAILENHANCERTASK']._serialized_end=390
-  _globals['_DETAILENHANCERTASKPUBLIC']._serialized_start=393
-  _globals['_DETAILENHANCERTASKPUBLIC']._serialized_end=595
-  _globals['_DETAILENHANCERTASKPUBLICUPDATE']._serialized_start=598
-  _globals['_DETAILENHANCERTASKPUBLICUPDATE']._serialized_end=909
+  _globals['_CREATEDETAILENHANCERTASK']._serialized_end=408
+  _globals['_DETAILENHANCERTASKPUBLIC']._serialized_start=411
+  _globals['_DETAILENHANCERTASKPUBLIC']._serialized_end=693
+  _globals['_DETAILENHANCERTASKPUBLICUPDATE']._serialized_start=696
+  _globals['_DETAILENHANCERTASKPUBLICUPDATE']._serialized_end=1007
 # @@protoc_insertion_point(module_scope)

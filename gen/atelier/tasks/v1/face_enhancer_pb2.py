@@ -28,7 +28,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$atelier/tasks/v1/face_enhancer.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1c\x61telier/tasks/v1/enums.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"T\n\x16\x43reateFaceEnhancerTask\x12*\n\x0binput_image\x18\x01 \x01(\tB\x10\xbaH\x07r\x02\x10\x01\xc8\x01\x01\xd2\xf3\x18\x02\x38\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_input_image\"\xcd\x02\n\x16\x46\x61\x63\x65\x45nhancerTaskPublic\x12\x18\n\x10input_image_path\x18\x01 \x01(\t\x12\x1e\n\x11result_image_path\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x15\n\rface_detected\x18\x03 \x01(\x08\x12\x15\n\rattempts_used\x18\x04 \x01(\x05\x12\x15\n\rfallback_used\x18\x05 \x01(\x08\x12\x1d\n\x10\x66inal_ssim_score\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11\x66inal_lpips_score\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11\x66inal_dists_score\x18\x08 \x01(\x01H\x03\x88\x01\x01\x42\x14\n\x12_result_image_pathB\x13\n\x11_final_ssim_scoreB\x14\n\x12_final_lpips_scoreB\x14\n\x12_final_dists_score\"\xb5\x02\n\x1c\x46\x61\x63\x65\x45nhancerTaskPublicUpdate\x12\x31\n\x06status\x18\x01 \x01(\x0e\x32\x1c.atelier.tasks.v1.TaskStatusH\x00\x88\x01\x01\x12\x15\n\x08priority\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\rexecutor_type\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1e\n\x11\x65xecutor_instance\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x16\n\x06\x65rrors\x18\x05 \x03(\tB\x06\xd2\xf3\x18\x02\x18\x01\x12,\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructH\x04\x88\x01\x01\x42\t\n\x07_statusB\x0b\n\t_priorityB\x10\n\x0e_executor_typeB\x14\n\x12_executor_instanceB\t\n\x07_configb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$atelier/tasks/v1/face_enhancer.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1c\x61telier/tasks/v1/enums.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"]\n\x16\x43reateFaceEnhancerTask\x12\x33\n\x0binput_image\x18\x01 \x01(\tB\x19\xbaH\x07r\x02\x10\x01\xc8\x01\x01\xd2\xf3\x18\x02\x38\x01\xfa\xf3\x18\x05\n\x03\x01\x02\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_input_image\"\xf7\x02\n\x16\x46\x61\x63\x65\x45nhancerTaskPublic\x12\x36\n\x10input_image_path\x18\x01 \x01(\tB\x1c\xfa\xf3\x18\x18\"\x16\n\x05input\x10\x01\x1a\x0binput_image\x12*\n\x11result_image_path\x18\x02 \x01(\tB\n\xfa\xf3\x18\x06*\x02\x08\x01\x30\x03H\x00\x88\x01\x01\x12\x15\n\rface_detected\x18\x03 \x01(\x08\x12\x15\n\rattempts_used\x18\x04 \x01(\x05\x12\x15\n\rfallback_used\x18\x05 \x01(\x08\x12\x1d\n\x10\x66inal_ssim_score\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11\x66inal_lpips_score\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11\x66inal_dists_score\x18\x08 \x01(\x01H\x03\x88\x01\x01\x42\x14\n\x12_result_image_pathB\x13\n\x11_final_ssim_scoreB\x14\n\x12_final_lpips_scoreB\x14\n\x12_final_dists_score\"\xb5\x02\n\x1c\x46\x61\x63\x65\x45nhancerTaskPublicUpdate\x12\x31\n\x06status\x18\x01 \x01(\x0e\x32\x1c.atelier.tasks.v1.TaskStatusH\x00\x88\x01\x01\x12\x15\n\x08priority\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\rexecutor_type\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1e\n\x11\x65xecutor_instance\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x16\n\x06\x65rrors\x18\x05 \x03(\tB\x06\xd2\xf3\x18\x02\x18\x01\x12,\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructH\x04\x88\x01\x01\x42\t\n\x07_statusB\x0b\n\t_priorityB\x10\n\x0e_executor_typeB\x14\n\x12_executor_instanceB\t\n\x07_configb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atelier.tasks.v1.face_enhan
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEFACEENHANCERTASK'].fields_by_name['input_image']._loaded_options = None
-  _globals['_CREATEFACEENHANCERTASK'].fields_by_name['input_image']._serialized_options = b'\272H\007r\002\020\001\310\001\001\322\363\030\0028\001'
+  _globals['_CREATEFACEENHANCERTASK'].fields_by_name['input_image']._serialized_options = b'\272H\007r\002\020\001\310\001\001\322\363\030\0028\001\372\363\030\005\n\003\001\002\003'
+  _globals['_FACEENHANCERTASKPUBLIC'].fields_by_name['input_image_path']._loaded_options = None
+  _globals['_FACEENHANCERTASKPUBLIC'].fields_by_name['input_image_path']._serialized_options = b'\372\363\030\030\"\026\n\005input\020\001\032\013input_image'
+  _globals['_FACEENHANCERTASKPUBLIC'].fields_by_name['result_image_path']._loaded_options = None
+  _globals['_FACEENHANCERTASKPUBLIC'].fields_by_name['result_image_path']._serialized_options = b'\372\363\030\006*\002\010\0010\003'
   _globals['_FACEENHANCERTASKPUBLICUPDATE'].fields_by_name['errors']._loaded_options = None
   _globals['_FACEENHANCERTASKPUBLICUPDATE'].fields_by_name['errors']._serialized_options = b'\322\363\030\002\030\001'
   _globals['_CREATEFACEENHANCERTASK']._serialized_start=181
-  _globals['_CREATEFACEENHANCERTASK']._serialized_end=265
-  _globals['_FACEENHANCERTASKPUBLIC']._serialized_start=268
-  _globals['_FACEENHANCERTASKPUBLIC']._serialized_end=601
-  _globals['_FACEENHANCERTASKPUBLICUPDATE']._serialized_start=604
-  _globals['_FACEENHANCERTASKPUBLICUPDATE']._serialized_end=913
+  _globals['_CREATEFACEENHANCERTASK']._serialized_end=274
+  _globals['_FACEENHANCERTASKPUBLIC']._serialized_start=277
+  _globals['_FACEENHANCERTASKPUBLIC']._serialized_end=652
+  _globals['_FACEENHANCERTASKPUBLICUPDATE']._serialized_start=655
+  _globals['_FACEENHANCERTASKPUBLICUPDATE']._serialized_end=964
 # @@protoc_insertion_point(module_scope)
