@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from atelier.options.v1 import options_pb2
 from atelier.tasks.v1 import enums_pb2, providers_pb2, task_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
-from meshkit.validation import enum_spelling
+from meshkit.spelling import value_names
 
 
 class CatalogError(Exception):
@@ -126,7 +126,7 @@ class TaskTypeSpec:
     """
 
     name: str
-    number: int
+    number: enums_pb2.TaskType.ValueType
     detail: str
     prefix: str
     expected_seconds: float
@@ -157,7 +157,7 @@ class ProviderSpec:
     """
 
     name: str
-    number: int
+    number: enums_pb2.ProviderType.ValueType
     queue: str
     config: str
     tasks: Mapping[str, frozenset[str]]
@@ -230,52 +230,12 @@ def load(
     }
     _unique("detail", [spec.detail for spec in types.values()])
     _unique("config", [spec.config for spec in found.values()])
-    _check_names(types, found, _names(capabilities).values())
+    _checkvalue_names(types, found, value_names(capabilities).values())
     return Declarations(MappingProxyType(types), MappingProxyType(found), MappingProxyType(changes), frozenset(by_type))
 
 
-DECLARED = load()
-TASK_TYPES = DECLARED.task_types
-PROVIDERS = DECLARED.providers
-_BY_NUMBER = {spec.number: spec for spec in TASK_TYPES.values()}
-_BY_DETAIL = {spec.detail: spec for spec in TASK_TYPES.values()}
-_PROVIDER_BY_NUMBER = {spec.number: spec for spec in PROVIDERS.values()}
-_PROVIDER_BY_CONFIG = {spec.config: spec for spec in PROVIDERS.values()}
-
-
-def type_numbered(number: int) -> TaskTypeSpec:
-    """Return the task type of a number off the wire.
-
-    Raises:
-        KeyError: The contract has none.
-    """
-    return _BY_NUMBER[number]
-
-
-def type_of_detail(detail: str | None) -> TaskTypeSpec | None:
-    """Return the task type whose field in `detail` this is; None where none is set, or a newer contract's."""
-    return _BY_DETAIL.get(detail or "")
-
-
-def provider_numbered(number: int) -> ProviderSpec:
-    """Return the provider of a number off the wire.
-
-    Raises:
-        KeyError: The contract has none.
-    """
-    return _PROVIDER_BY_NUMBER[number]
-
-
-def provider_of_config(config: providers_pb2.ProviderConfig) -> ProviderSpec | None:
-    """Return the provider whose settings these are; None where none are set."""
-    return _PROVIDER_BY_CONFIG.get(config.WhichOneof("config") or "")
-
-
-# -- reading the contract ----------------------------------------------------------------------------------------------
-
-
 def _declared(enum: EnumDescriptor, extension: Any) -> Iterator[tuple[str, int, Any]]:
-    names = _names(enum)
+    names = value_names(enum)
     for value in enum.values:
         if not value.number:
             continue
@@ -300,7 +260,7 @@ def _task_type(
     _unique(f"{name} input", [one.name for one in inputs])
     return TaskTypeSpec(
         name=name,
-        number=number,
+        number=cast("enums_pb2.TaskType.ValueType", number),
         detail=facts.detail,
         prefix=facts.prefix,
         expected_seconds=facts.expected_seconds,
@@ -395,10 +355,11 @@ def _provider(name: str, number: int, facts: Any, config: Descriptor) -> Provide
         raise CatalogError(f"{name}: a provider has a queue, and settings in {config.full_name}")
     _unique(f"{name} task type", [task.task_type for task in facts.tasks])
     tasks = {task.task_type: frozenset(task.capabilities) for task in facts.tasks}
-    return ProviderSpec(name, number, facts.queue, facts.config, MappingProxyType(tasks))
+    value = cast("enums_pb2.ProviderType.ValueType", number)
+    return ProviderSpec(name, value, facts.queue, facts.config, MappingProxyType(tasks))
 
 
-def _check_names(
+def _checkvalue_names(
     types: Mapping[str, TaskTypeSpec], providers: Mapping[str, ProviderSpec], capabilities: Iterable[str]
 ) -> None:
     for provider in providers.values():
@@ -410,10 +371,6 @@ def _check_names(
             raise CatalogError(f"{spec.name}: its default provider {spec.default_provider!r} does not execute it")
 
 
-def _names(enum: EnumDescriptor) -> dict[int, str]:
-    return {value.number: enum_spelling(enum, value.number) for value in enum.values if value.number}
-
-
 def _unique(what: str, names: list[str]) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise CatalogError(f"{what} {twice[0]!r} is declared twice")
@@ -421,3 +378,49 @@ def _unique(what: str, names: list[str]) -> None:
 
 def _facts(field: FieldDescriptor) -> Any:
     return field.GetOptions().Extensions[options_pb2.task_field]
+
+
+DECLARED = load()
+TASK_TYPES = DECLARED.task_types
+PROVIDERS = DECLARED.providers
+_BY_NUMBER: dict[int, TaskTypeSpec] = {spec.number: spec for spec in TASK_TYPES.values()}
+_BY_DETAIL = {spec.detail: spec for spec in TASK_TYPES.values()}
+_PROVIDER_BY_NUMBER: dict[int, ProviderSpec] = {spec.number: spec for spec in PROVIDERS.values()}
+_PROVIDER_BY_CONFIG = {spec.config: spec for spec in PROVIDERS.values()}
+
+
+def type_numbered(number: int) -> TaskTypeSpec:
+    """Return the task type of a number off the wire.
+
+    Raises:
+        KeyError: The contract has none.
+    """
+    return _BY_NUMBER[number]
+
+
+def type_of_detail(detail: str | None) -> TaskTypeSpec | None:
+    """Return the task type whose field in `detail` this is; None where none is set, or a newer contract's."""
+    return _BY_DETAIL.get(detail or "")
+
+
+def type_name(number: int) -> str:
+    """Return the spelling of a task type's number off the wire.
+
+    Raises:
+        KeyError: The contract has none.
+    """
+    return _BY_NUMBER[number].name
+
+
+def provider_numbered(number: int) -> ProviderSpec:
+    """Return the provider of a number off the wire.
+
+    Raises:
+        KeyError: The contract has none.
+    """
+    return _PROVIDER_BY_NUMBER[number]
+
+
+def provider_of_config(config: providers_pb2.ProviderConfig) -> ProviderSpec | None:
+    """Return the provider whose settings these are; None where none are set."""
+    return _PROVIDER_BY_CONFIG.get(config.WhichOneof("config") or "")

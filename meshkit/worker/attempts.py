@@ -17,6 +17,7 @@ from atelier.tasks.v1.enums_pb2 import (
 from atelier.tasks.v1.worker_service_pb2 import ResultObject
 
 from meshkit import tracing
+from meshkit.catalog import type_of_detail
 from meshkit.errors import MeshError
 from meshkit.logging import get_logger
 from meshkit.objects import ObjectStore
@@ -171,7 +172,8 @@ class Attempts:
         tracing.use(trace)
         tracing.assign_tenant(lease.tenant)
         self._limit(attempt, "waited")
-        name = (lease.spec.WhichOneof("detail") or "unknown").upper()
+        kind = type_of_detail(lease.spec.WhichOneof("detail"))
+        name = "UNKNOWN" if kind is None else kind.name
         outcome = "lost"
         try:
             outcome = await self._end_of(attempt)

@@ -16,12 +16,12 @@ from atelier.tasks.v1.enums_pb2 import (
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 
 from meshkit import tracing
+from meshkit.catalog import type_of_detail
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.worker.device_runner import Job
 from meshkit.worker.handlers import InputRef, TaskFailed, TaskHandler
 from meshkit.worker.inputs import AttemptFolders, Inputs
 from meshkit.worker.wire import MAX_FRAME_BYTES
-from services.inference.tasktypes import type_name, type_of_detail
 
 _CALLERS_FAULT = frozenset({ErrorKind.INVALID, ErrorKind.NOT_FOUND, ErrorKind.FORBIDDEN, ErrorKind.TOO_LARGE})
 _MAX_JOB_BYTES = MAX_FRAME_BYTES - 1024
@@ -65,7 +65,7 @@ class JobPreparer:
             TaskFailed: the task cannot be executed.
         """
         kind = type_of_detail(spec.WhichOneof("detail"))
-        handler = None if kind is None else self._handlers.get(kind)
+        handler = None if kind is None else self._handlers.get(kind.number)
         if kind is None or handler is None:
             raise TaskFailed("This worker does not execute the type.", ERROR_CATEGORY_INTERNAL, retryable=True)
         refs = handler.inputs(spec, task)
@@ -73,8 +73,8 @@ class JobPreparer:
         if (trace := tracing.current()) is not None:
             payload.traceparent = trace.traceparent
         if not refs:
-            key = _batch_key(payload, handler.batch_key(spec, task), kind, ())
-            return Job(type_name(kind), key, payload, on_progress)
+            key = _batch_key(payload, handler.batch_key(spec, task), kind.name, ())
+            return Job(kind.name, key, payload, on_progress)
         async with AsyncExitStack() as held:
             held.callback(self._folders.remove, payload.folder)
             files = await self._fetched(held, tenant, refs, self._folders.make(payload.folder))
@@ -82,8 +82,8 @@ class JobPreparer:
             # A batch is made with its first member's LoRAs. Tasks name them within their tenant, so that two may mean
             # different files by one path: what is compared are the files.
             loras = tuple((ref.name, files[ref.name]) for ref in refs if ref.kind == "lora")
-            key = _batch_key(payload, handler.batch_key(spec, task), kind, loras)
-            return Job(type_name(kind), key, payload, on_progress, held=held.pop_all())
+            key = _batch_key(payload, handler.batch_key(spec, task), kind.name, loras)
+            return Job(kind.name, key, payload, on_progress, held=held.pop_all())
 
     async def release(self, job: Job) -> None:
         """Remove a job's folder and give its inputs back."""

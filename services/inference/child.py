@@ -35,11 +35,12 @@ from atelier.tasks.v1.enums_pb2 import (
 )
 
 from meshkit import tracing
+from meshkit.catalog import type_of_detail
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import configure, get_logger
 from meshkit.worker.child import ChildRuntime, JobContext, die_with_parent
 from meshkit.worker.handlers import Lender, Need, Output, TaskCancelled, TaskFailed, TaskHandler
-from services.inference.tasktypes import load_handlers, type_of_detail
+from services.inference.tasktypes import load_handlers
 from services.inference.tasktypes.failures import explained
 
 _log = get_logger(__name__)
@@ -106,7 +107,7 @@ class BatchRunner:
     def execute(self, batch: Sequence[JobContext]) -> list[ChildDone]:
         """Run one batch of one type; one outcome a job."""
         kind = type_of_detail(batch[0].spec.WhichOneof("detail"))
-        handler = None if kind is None else self._handlers.get(kind)
+        handler = None if kind is None else self._handlers.get(kind.number)
         if handler is None:
             missing = ChildFailure(message="This worker does not execute the type.", category=ERROR_CATEGORY_INTERNAL)
             return [ChildDone(failure=missing) for _ in batch]

@@ -26,6 +26,7 @@ from atelier.tasks.v1.enums_pb2 import (
 from atelier.tasks.v1.task_pb2 import Task
 
 from meshkit import auth
+from meshkit.catalog import type_name, type_of_detail
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.worker import measures
 from meshkit.worker.device_runner import DeviceRunner, Job
@@ -33,7 +34,6 @@ from meshkit.worker.handlers import TaskFailed
 from meshkit.worker.preparer import JobPreparer
 from meshkit.worker.supervisor import ChildLost, ChildSupervisor
 from meshkit.worker.uploads import result_file
-from services.inference.tasktypes import type_name
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -106,7 +106,8 @@ class InferenceServicer(InferenceServiceServicer):
         newest = _LatestProgress()
         task = Task(id=str(uuid.uuid4()), attempt=1, origin_tenant_id=tenant)
         outcome = "aborted"
-        kind = (request.task.WhichOneof("detail") or "unknown").upper()
+        known = type_of_detail(request.task.WhichOneof("detail"))
+        kind = "UNKNOWN" if known is None else known.name
         try:
             async with (
                 self._executor.claim(),

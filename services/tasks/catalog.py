@@ -10,7 +10,8 @@ from meshkit.catalog import PROVIDERS, TASK_TYPES, ProviderSpec, TaskTypeSpec, p
 from meshkit.errors import invalid
 
 TASK_TYPES_WITH_HANDLERS = ("GENERATION", "IMAGE_ADJUSTER")
-PROVIDERS_WITH_HANDLERS = ("LOCAL",)
+LOCAL = PROVIDERS["LOCAL"].name
+PROVIDERS_WITH_HANDLERS = (LOCAL,)
 # Training jobs are of no task type, and have a queue of their own.
 TRAINING_QUEUE = "training"
 QUEUES = frozenset(spec.queue for spec in PROVIDERS.values()) | {TRAINING_QUEUE}

@@ -6,20 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from atelier.tasks.v1 import enums_pb2, task_pb2
+from atelier.tasks.v1 import task_pb2
 from atelier.workflows.v1 import workflow_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.struct_pb2 import Struct
 
+from meshkit.catalog import provider_of_config, type_numbered
 from services.workflows.domain import StepRecord, WorkflowRecord
 from services.workflows.fields import (
     UnfitValueError,
-    detail_of,
     every_input,
     inputs_of,
     plain_struct,
     set_field,
-    type_name,
 )
 from services.workflows.items import ITEM, item_value, value_of
 from services.workflows.mapping import TransformError, apply, parse
@@ -57,10 +56,10 @@ def compose(
     Returns:
         The task and the members that it did not take.
     """
-    task_type = type_name(definition.task_type)
-    inputs = inputs_of(task_type)
+    task_type = type_numbered(definition.task_type)
+    inputs = inputs_of(task_type.name)
     task = task_pb2.CreateTask()
-    detail = getattr(task, detail_of(task_type))
+    detail = getattr(task, task_type.detail)
     detail.SetInParent()
     own = plain_struct(definition.config.SerializeToString())
     common = {
@@ -99,9 +98,9 @@ def _put(target: Any, field: FieldDescriptor, value: Any, faults: list[BuildFaul
 def _set_provider(task: task_pb2.CreateTask, definition: workflow_pb2.WorkflowStepDefinition) -> None:
     if definition.HasField("provider_config"):
         task.provider_config.CopyFrom(definition.provider_config)
-        chosen = definition.provider_config.WhichOneof("config")
+        chosen = provider_of_config(definition.provider_config)
         if chosen is not None and not task.HasField("provider_type"):
-            task.provider_type = enums_pb2.ProviderType.Value(f"PROVIDER_TYPE_{chosen.upper()}")
+            task.provider_type = chosen.number
     task.active_provider_capabilities.extend(definition.active_provider_capabilities)
     if definition.HasField("fallback_provider_type"):
         task.fallback_provider_type = definition.fallback_provider_type

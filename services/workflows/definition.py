@@ -11,23 +11,31 @@ from types import MappingProxyType
 from typing import Any
 
 from atelier.options.v1 import options_pb2
-from atelier.tasks.v1 import enums_pb2, task_pb2
+from atelier.tasks.v1 import task_pb2
 from atelier.workflows.v1 import workflow_pb2
 
 from meshkit import errors, validation
+from meshkit.catalog import (
+    PROVIDERS,
+    TASK_TYPES,
+    ProviderSpec,
+    TaskTypeSpec,
+    provider_numbered,
+    provider_of_config,
+    type_name,
+    type_numbered,
+)
 from meshkit.errors import FieldViolation, MeshError
-from meshkit.spelling import value_names
 from services.workflows import graph, iteration
 from services.workflows.building import ON_FAILURE, compose
 from services.workflows.condition import fault_of
 from services.workflows.domain import OnFailure
-from services.workflows.fields import detail_of, inputs_of, kind_of, plain_struct, type_name
+from services.workflows.fields import inputs_of, kind_of, plain_struct
 from services.workflows.items import ITEM
 from services.workflows.iteration import ReadableValues
 from services.workflows.mapping import TransformError, ValueKind, fits, kind_after, parse
 
 Definition = workflow_pb2.WorkflowStepDefinition
-LOCAL = "LOCAL"
 # A step's row holds paths and addresses; a picture itself belongs into storage.
 MAX_INLINE = 8192
 
@@ -55,7 +63,7 @@ class ServedCatalog:
         """Return what is served, from plain collections."""
         return cls(
             frozenset(types),
-            tuple(name for name in types if name != "NOOP"),
+            tuple(name for name in types if not TASK_TYPES[name].internal),
             MappingProxyType({name: frozenset(values) for name, values in capabilities.items()}),
             frozenset(queues),
         )
@@ -208,7 +216,7 @@ def _task_violations(
     yield from _inline_violations(step, task, path)
     yield from _provider_violations(step, task, path, served)
     mapped = {mapping.to_field for mapping in step.input_mappings}
-    detail = detail_of(type_name(step.task_type))
+    detail = type_numbered(step.task_type).detail
     task.origin_instance = "workflow"
     validation.apply_defaults(task)
     for violation in _rules_broken(task):
@@ -231,22 +239,23 @@ def _rules_broken(task: task_pb2.CreateTask) -> Sequence[FieldViolation]:
 
 
 def _inline_violations(step: Definition, task: task_pb2.CreateTask, path: str) -> Iterator[FieldViolation]:
-    name = type_name(step.task_type)
-    detail = getattr(task, detail_of(name))
+    detail = getattr(task, type_numbered(step.task_type).detail)
     for field, value in detail.ListFields():
-        if (
-            field.GetOptions().Extensions[options_pb2.field].upload
-            and isinstance(value, str)
-            and (len(value) > MAX_INLINE or value.startswith("data:"))
-        ):
-            text = "must be a path in storage or an address: a workflow's definition holds no files"
-            yield FieldViolation(f"{path}.config.{field.name}", text, "inline_file")
+        if not field.GetOptions().Extensions[options_pb2.field].upload:
+            continue
+        where = f"{path}.config.{field.name}"
+        items = {f"{where}[{index}]": one for index, one in enumerate(value)} if field.is_repeated else {where: value}
+        for at, text in items.items():
+            if len(text) > MAX_INLINE or text.startswith("data:"):
+                message = "must be a path in storage or an address: a workflow's definition holds no files"
+                yield FieldViolation(at, message, "inline_file")
 
 
 def _provider_violations(
     step: Definition, task: task_pb2.CreateTask, path: str, served: ServedCatalog
 ) -> Iterator[FieldViolation]:
-    provider = _provider(task.provider_type)
+    task_type = type_numbered(step.task_type)
+    provider = _provider(task.provider_type, task_type)
     where = "provider_config" if step.HasField("provider_config") else "config.provider_type"
     yield from _capability_violations(
         provider,
@@ -256,16 +265,16 @@ def _provider_violations(
         served,
     )
     if step.HasField("provider_config"):
-        chosen = step.provider_config.WhichOneof("config")
-        if chosen is not None and chosen.upper() != provider:
-            text = f"holds settings of {chosen.upper()}, the provider is {provider}"
+        chosen = provider_of_config(step.provider_config)
+        if chosen is not None and chosen is not provider:
+            text = f"holds settings of {chosen.name}, the provider is {provider.name}"
             yield FieldViolation(f"{path}.provider_config", text, "provider_config")
     if task.HasField("queue_name") and task.queue_name not in served.queues:
         text = f"Unknown queue {task.queue_name!r}; one of {', '.join(sorted(served.queues))}"
         yield FieldViolation(f"{path}.config.queue_name", text, "unknown_queue")
     if step.HasField("fallback_provider_type"):
         yield from _capability_violations(
-            _provider(step.fallback_provider_type),
+            _provider(step.fallback_provider_type, task_type),
             list(step.fallback_provider_capabilities),
             f"{path}.fallback_provider_type",
             f"{path}.fallback_provider_capabilities",
@@ -277,18 +286,19 @@ def _provider_violations(
 
 
 def _capability_violations(
-    provider: str, names: Sequence[str], at: str, capabilities: str, served: ServedCatalog
+    provider: ProviderSpec, names: Sequence[str], at: str, capabilities: str, served: ServedCatalog
 ) -> Iterator[FieldViolation]:
-    if provider not in served.capabilities:
-        text = f"Provider {provider} is not served; this installation serves {', '.join(sorted(served.capabilities))}"
+    if provider.name not in served.capabilities:
+        known = ", ".join(sorted(served.capabilities))
+        text = f"Provider {provider.name} is not served; this installation serves {known}"
         yield FieldViolation(at, text, "provider_type_not_served")
         return
     for index, name in enumerate(names):
-        if name not in served.capabilities[provider]:
-            has = ", ".join(sorted(served.capabilities[provider]))
-            text = f"Provider {provider} has no capability {name!r}; it has {has}"
+        if name not in served.capabilities[provider.name]:
+            has = ", ".join(sorted(served.capabilities[provider.name]))
+            text = f"Provider {provider.name} has no capability {name!r}; it has {has}"
             yield FieldViolation(f"{capabilities}[{index}]", text, "unknown_capability")
 
 
-def _provider(number: int) -> str:
-    return value_names(enums_pb2.ProviderType.DESCRIPTOR)[number] if number else LOCAL
+def _provider(number: int, task_type: TaskTypeSpec) -> ProviderSpec:
+    return provider_numbered(number) if number else PROVIDERS[task_type.default_provider]

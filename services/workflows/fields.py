@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from atelier.tasks.v1 import enums_pb2, task_pb2
+from atelier.tasks.v1 import task_pb2
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
-from meshkit.spelling import enum_names, enum_number, value_names, value_numbers
+from meshkit.catalog import TASK_TYPES
+from meshkit.spelling import enum_names, enum_number
 from services.workflows.mapping import BOOLEAN, INTEGER, NUMBER, OBJECT, STRING, ValueKind
 
 _INTEGERS = frozenset(
@@ -31,16 +32,6 @@ class UnfitValueError(ValueError):
     """A JSON value that a field does not take."""
 
 
-def type_name(number: int) -> str:
-    """Spelling of a task type."""
-    return value_names(enums_pb2.TaskType.DESCRIPTOR)[number]
-
-
-def detail_of(task_type: str) -> str:
-    """Field of a type in the `detail` of CreateTask and Task."""
-    return task_type.lower()
-
-
 @cache
 def inputs_of(task_type: str) -> dict[str, FieldDescriptor]:
     """Fields of a type's Create message, by name."""
@@ -56,11 +47,11 @@ def outputs_of(task_type: str) -> dict[str, FieldDescriptor]:
 @cache
 def every_input() -> frozenset[str]:
     """Names of the inputs of all types."""
-    return frozenset(field for name in value_numbers(enums_pb2.TaskType.DESCRIPTOR) for field in inputs_of(name))
+    return frozenset(field for name in TASK_TYPES for field in inputs_of(name))
 
 
 def _members(owner: Descriptor, task_type: str) -> dict[str, FieldDescriptor]:
-    message = owner.fields_by_name[detail_of(task_type)].message_type
+    message = owner.fields_by_name[TASK_TYPES[task_type].detail].message_type
     assert message is not None, "details are messages"
     return dict(message.fields_by_name)
 
@@ -134,7 +125,7 @@ def _enum(enum: EnumDescriptor, value: Any) -> int:
 def result_of(task: task_pb2.Task, task_type: str) -> Struct:
     """Return the members of a task's type as JSON; unset ones are left out."""
     result = Struct()
-    result.update(_plain(getattr(task, detail_of(task_type))))
+    result.update(_plain(getattr(task, TASK_TYPES[task_type].detail)))
     return result
 
 

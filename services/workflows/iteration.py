@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from atelier.workflows.v1 import workflow_pb2
 
+from meshkit.catalog import type_name
 from meshkit.errors import FieldViolation
-from services.workflows.fields import kind_of, outputs_of, type_name
+from services.workflows.fields import kind_of, outputs_of
 from services.workflows.items import (
     ITEM,
     ITEMS,

@@ -11,6 +11,7 @@ from atelier.workflows.v1 import workflow_pb2, workflows_service_pb2
 
 from meshkit import metrics, tracing
 from meshkit.access import Caller
+from meshkit.catalog import type_name
 from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.fetcher import Fetcher
 from meshkit.idempotency import IdempotencyKey
@@ -28,7 +29,6 @@ from services.workflows.domain import (
 from services.workflows.engine import decide
 from services.workflows.errors import cleaned_up, illegal_transition, workflow_not_found
 from services.workflows.executor import WorkflowExecutor
-from services.workflows.fields import type_name
 from services.workflows.signals import Cancel, Event, Pause, Resume, Start
 from services.workflows.store import (
     Page,

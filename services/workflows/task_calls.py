@@ -6,18 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, webhooks_service_pb2
+from atelier.tasks.v1 import task_pb2, tasks_service_pb2, webhooks_service_pb2
 from atelier.tasks.v1.tasks_service_pb2_grpc import TasksServiceStub
 from atelier.tasks.v1.webhooks_service_pb2_grpc import WebhookServiceStub
 from google.protobuf.message import Message
 
+from meshkit.catalog import PROVIDERS, TASK_TYPES
 from meshkit.channel import MeshChannel, call_metadata
 from meshkit.errors import MeshError
 from meshkit.logging import get_logger
-from meshkit.spelling import value_names
 from services.workflows.definition import ServedCatalog
 from services.workflows.domain import WorkflowRecord
-from services.workflows.fields import type_name
 
 _log = get_logger(__name__)
 
@@ -92,9 +91,10 @@ class TaskCalls:
 
 
 def _served(answer: tasks_service_pb2.GetCatalogResponse) -> ServedCatalog:
-    names = value_names(enums_pb2.ProviderType.DESCRIPTOR)
+    # What a newer tasks service serves beyond this contract can be named in no definition.
+    capabilities = {one.provider_type: one.capabilities for one in answer.providers}
     return ServedCatalog.of(
-        [type_name(number) for number in answer.task_types],
-        {names[one.provider_type]: one.capabilities for one in answer.providers},
+        [name for name, spec in TASK_TYPES.items() if spec.number in answer.task_types],
+        {name: capabilities[spec.number] for name, spec in PROVIDERS.items() if spec.number in capabilities},
         answer.queues,
     )

@@ -231,5 +231,5 @@ def _set_workflow(detail: Any, request: tasks_service_pb2.CreateTaskRequest) -> 
     if _WORKFLOW not in detail.DESCRIPTOR.fields_by_name:
         return
     detail.ClearField(_WORKFLOW)
-    if request.HasField(_WORKFLOW):
+    if request.HasField("workflow_id"):
         setattr(detail, _WORKFLOW, request.workflow_id)

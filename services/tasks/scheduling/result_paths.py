@@ -23,7 +23,9 @@ def misplaced(ref: AttemptRef, completion: worker_service_pb2.Completion) -> Mes
     for index, item in enumerate(completion.objects):
         if not _inside(item.path, folders):
             return invalid(f"objects[{index}].path", "lies outside of the attempt's prefix", "foreign_object")
-    for output in spec.outputs if spec is not None else ():
+    if spec is None:
+        return None
+    for output in spec.outputs:
         value = getattr(getattr(completion.result, spec.detail), output.field)
         for index, path in enumerate(value if output.many else (value,)):
             # An item of a list that failed has an empty path in its place.

@@ -7,8 +7,7 @@ from uuid import uuid4
 from atelier.tasks.v1 import task_pb2
 
 from services.tasks import domain
-from services.tasks.catalog import TYPES
-from services.tasks.convert import CATEGORY, KIND, OUTCOME, STATUS, TASK_TYPE, to_lease, to_task
+from services.tasks.convert import CATEGORY, KIND, OUTCOME, STATUS, to_lease, to_task
 from services.tasks.domain import TaskRecord, new_task
 
 CreateTask: Any = task_pb2.CreateTask
@@ -54,24 +53,6 @@ def test_enums_of_contract_python_and_sql_agree() -> None:
     assert _checked("outcome") == [set(domain.AttemptOutcome)]
     assert set(domain.JobKind) == set(KIND)
     assert _checked("kind") == [set(domain.JobKind)]
-
-
-def test_catalog_knows_every_type_by_the_contracts_number() -> None:
-    assert set(TYPES) == set(TASK_TYPE)
-    for name, entry in TYPES.items():
-        for message in (task_pb2.CreateTask, task_pb2.Task, task_pb2.TaskResult):
-            assert message.DESCRIPTOR.fields_by_name[entry.field].number == 100 + TASK_TYPE[name]
-
-
-def test_catalog_names_fields_that_exist() -> None:
-    for entry in TYPES.values():
-        create = task_pb2.CreateTask.DESCRIPTOR.fields_by_name[entry.field].message_type
-        public = task_pb2.Task.DESCRIPTOR.fields_by_name[entry.field].message_type
-        assert create is not None
-        assert public is not None
-        names = {source for image in entry.images for source in image.sources} | {*entry.adapters, *entry.seeds}
-        assert names <= set(create.fields_by_name)
-        assert {image.public for image in entry.images} <= set(public.fields_by_name)
 
 
 def test_waiting_task_has_neither_times_nor_errors() -> None:

@@ -3,6 +3,7 @@ from uuid import uuid4
 import pytest
 from atelier.tasks.v1 import task_pb2, worker_service_pb2
 
+from meshkit.catalog import TASK_TYPES, TaskTypeSpec
 from services.tasks.domain import AttemptRef
 from services.tasks.scheduling.result_paths import misplaced
 
@@ -66,7 +67,26 @@ def test_a_path_in_the_result_that_lies_elsewhere_is_refused() -> None:
 def test_each_of_several_paths_is_judged() -> None:
     own, foreign = f"backgrounds/{JOB}/2/a.png", f"backgrounds/{uuid4()}/2/a.png"
     assert misplaced(REF, completion(result=backgrounds(own, own))) is None
-    assert misplaced(REF, completion(result=backgrounds(own, foreign))) is not None
+    error = misplaced(REF, completion(result=backgrounds(own, foreign)))
+    assert error is not None
+    assert error.violations[0].path == "result.background_remove.result_image_paths[1]"
+
+
+def test_empty_text_may_stand_where_an_item_failed() -> None:
+    own = f"backgrounds/{JOB}/2/a.png"
+    assert misplaced(REF, completion(result=backgrounds(own, "", own))) is None
+
+
+@pytest.mark.parametrize("spec", TASK_TYPES.values(), ids=TASK_TYPES)
+def test_every_declared_output_of_every_type_is_judged(spec: TaskTypeSpec) -> None:
+    for output in spec.outputs:
+        result = task_pb2.TaskResult()
+        detail = getattr(result, spec.detail)
+        if output.many:
+            getattr(detail, output.field).append("elsewhere/x.png")
+        else:
+            setattr(detail, output.field, "elsewhere/x.png")
+        assert misplaced(REF, completion(result=result)) is not None
 
 
 def test_a_result_of_one_type_does_not_lie_in_the_folder_of_another() -> None:

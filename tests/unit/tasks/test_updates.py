@@ -1,27 +1,106 @@
-import itertools
 from typing import Any
 
 import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2
 
+from meshkit.catalog import DECLARED, TASK_TYPES, Change
 from meshkit.errors import ErrorKind, MeshError
 from services.tasks.api import updates
 from services.tasks.catalog import Catalog
-from services.tasks.domain import TaskStatus
+from services.tasks.domain import TaskRecord, TaskStatus
 from tests.unit.tasks.test_convert import record
 
-ALL = {field.name for field in task_pb2.TaskUpdate.DESCRIPTOR.fields}
-OPERATORS = ALL - updates.CALLERS - updates.INPUTS - updates.FIXED - updates.DERIVED
+CreateTask: Any = task_pb2.CreateTask
+Task: Any = task_pb2.Task
 
 
 def update(operator: bool = False, **values: Any) -> updates.Update:
     return updates.Update.of(task_pb2.TaskUpdate(**values), (), operator=operator)
 
 
-def test_every_member_of_an_update_has_exactly_one_rule() -> None:
-    groups = (updates.CALLERS, updates.INPUTS, updates.FIXED, updates.DERIVED, OPERATORS)
-    assert set().union(*groups) == ALL
-    assert all(not one & other for one, other in itertools.combinations(groups, 2))
+def experimental_fal(**changes: Any) -> TaskRecord:
+    spec = CreateTask(experimental_fal={"fal_app_id": "fal-ai/flux", "fal_parameters": {"steps": 4}})
+    body = Task(experimental_fal={"fal_app_id": "fal-ai/flux", "fal_parameters": {"steps": 4}})
+    return record(
+        task_type="EXPERIMENTAL_FAL",
+        provider_type="FAL_STANDARD",
+        spec=spec.SerializeToString(),
+        body=body.SerializeToString(),
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "members"),
+    [
+        (Change.ANY_TIME, {"status", "priority", "config", "origin_reference"}),
+        (Change.NEVER, {"created_at", "task_type", "origin_tenant_id"}),
+        (Change.IGNORED, {"celery_task_id", "updated_at", "completed_at"}),
+    ],
+)
+def test_callers_change_these_members_of_any_task(change: Change, members: set[str]) -> None:
+    assert {name for name, who in DECLARED.changes.items() if who is change} == members
+
+
+@pytest.mark.parametrize(
+    ("task_type", "members"),
+    [
+        (
+            "GENERATION",
+            {
+                *(f"{slot}_model_path" for slot in ("subject", "product", "style", "product2")),
+                *(f"{slot}_lora_weight" for slot in ("subject", "product", "style", "product2")),
+                "reference_image_path",
+                "reference_image_strength",
+            },
+        ),
+        ("EXPERIMENTAL_FAL", {"fal_app_id", "fal_parameters"}),
+        ("IMAGE_ADJUSTER", {"reference_image_path"}),
+        ("EDITING", set()),
+        ("LLM_INTERACTION", set()),
+    ],
+)
+def test_callers_change_these_members_of_a_type_while_it_waits(task_type: str, members: set[str]) -> None:
+    changes = TASK_TYPES[task_type].changes
+    assert {name for name, who in changes.items() if who is Change.WHILE_PENDING} == members
+
+
+def test_application_and_parameters_of_a_waiting_experimental_task_are_its_callers() -> None:
+    asked = update(fal_app_id="fal-ai/other", fal_parameters={"steps": 8})
+    waiting = experimental_fal()
+    after = updates.apply(waiting, updates.check(waiting, asked), Catalog())
+    for changed in (CreateTask.FromString(after.spec), Task.FromString(after.body)):
+        assert changed.experimental_fal.fal_app_id == "fal-ai/other"
+        assert changed.experimental_fal.fal_parameters["steps"] == 8
+    with pytest.raises(MeshError) as error:
+        updates.check(experimental_fal(status="EXECUTING"), asked)
+    assert error.value.reason == "TASK_STARTED"
+
+
+def test_application_of_another_type_is_an_operators() -> None:
+    with pytest.raises(MeshError) as error:
+        updates.check(record(), update(fal_app_id="fal-ai/other"))
+    assert error.value.reason == "OPERATOR_ONLY"
+    updates.check(record(), update(operator=True, fal_app_id="fal-ai/other"))
+
+
+def test_member_of_another_type_is_refused() -> None:
+    with pytest.raises(MeshError) as error:
+        updates.check(record(), update(operator=True, fal_parameters={"steps": 8}))
+    assert error.value.violations[0].path == "update.fal_parameters"
+
+
+def test_new_reference_takes_the_place_of_every_source() -> None:
+    spec = CreateTask(image_adjuster={"input_image": "a.png", "reference_image": "b.png"})
+    body = Task(image_adjuster={"input_image_path": "a.png", "reference_image_path": "b.png"})
+    adjuster = record(task_type="IMAGE_ADJUSTER", spec=spec.SerializeToString(), body=body.SerializeToString())
+    for waiting, detail, source in (
+        (adjuster, "image_adjuster", "reference_image"),
+        (record(), "generation", "reference_image_url"),
+    ):
+        after = updates.apply(waiting, updates.check(waiting, update(reference_image_path="c.png")), Catalog())
+        assert getattr(getattr(CreateTask.FromString(after.spec), detail), source) == "c.png"
+        assert getattr(Task.FromString(after.body), detail).reference_image_path == "c.png"
 
 
 def test_mask_with_an_unknown_member_is_refused() -> None:
