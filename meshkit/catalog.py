@@ -230,7 +230,7 @@ def load(
     }
     _unique("detail", [spec.detail for spec in types.values()])
     _unique("config", [spec.config for spec in found.values()])
-    _checkvalue_names(types, found, value_names(capabilities).values())
+    _check_names(types, found, value_names(capabilities).values())
     return Declarations(MappingProxyType(types), MappingProxyType(found), MappingProxyType(changes), frozenset(by_type))
 
 
@@ -359,7 +359,7 @@ def _provider(name: str, number: int, facts: Any, config: Descriptor) -> Provide
     return ProviderSpec(name, value, facts.queue, facts.config, MappingProxyType(tasks))
 
 
-def _checkvalue_names(
+def _check_names(
     types: Mapping[str, TaskTypeSpec], providers: Mapping[str, ProviderSpec], capabilities: Iterable[str]
 ) -> None:
     for provider in providers.values():
