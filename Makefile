@@ -18,7 +18,7 @@ TESTS ?= tests
 # The short form of the tests; `make e2e-long` runs the rest.
 MARKS ?= not long and not bench
 
-.PHONY: help setup up demo test check lint format proto proto-baseline bench e2e-long clean
+.PHONY: help setup up demo test check lint format proto proto-baseline bench gpu-check e2e-long clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -79,6 +79,10 @@ proto-baseline: setup ## At a release: make the contracts as they stand the ones
 
 bench: setup ## Measure the mesh beside its peer; writes figures as bench/README.md says.
 	@$(BIN)/python -m bench
+
+gpu-check: setup ## Check and measure the worker on a GPU, as bench/gpu.md says; needs CUDA.
+	@mkdir -p build
+	@$(BIN)/python -m bench.gpu --json build/gpu-check.json
 
 e2e-long: setup ## Run the long tests too.
 	@$(BIN)/python -m pytest -q -m "long" --timeout 1800 $(TESTS)

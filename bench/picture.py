@@ -15,7 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -54,8 +56,21 @@ def bare_call(folder: Path, *, threads: int, steps: int) -> Callable[[int], floa
     return make
 
 
-async def through_mesh(client: httpx.AsyncClient, stack: stacks.Stack, body: dict[str, object]) -> float:
-    """Create the task, follow its events to the end, and return the seconds between.
+@dataclass(frozen=True, slots=True)
+class MeshPicture:
+    """A picture that the mesh made.
+
+    Attributes:
+        seconds: From sending the create to the event of its completion.
+        task: The task as that event has it.
+    """
+
+    seconds: float
+    task: dict[str, Any]
+
+
+async def through_mesh(client: httpx.AsyncClient, stack: stacks.Stack, body: dict[str, object]) -> MeshPicture:
+    """Create the task and follow its events to the end.
 
     Raises:
         RuntimeError: the task did not complete.
@@ -63,19 +78,18 @@ async def through_mesh(client: httpx.AsyncClient, stack: stacks.Stack, body: dic
     begun = time.perf_counter()
     created = await client.post(stack.url, json=body, headers=stack.headers)
     created.raise_for_status()
-    task = created.json()["id"]
-    status = "PENDING"
-    async with client.stream("GET", f"{stack.url}{task}/events", headers=stack.headers) as events:
+    task = created.json()
+    async with client.stream("GET", f"{stack.url}{task['id']}/events", headers=stack.headers) as events:
         async for line in events.aiter_lines():
             if line.startswith("data:"):
-                status = json.loads(line[5:])["task"]["status"]
-                if status in {"COMPLETED", "FAILED", "CANCELLED"}:
+                task = json.loads(line[5:])["task"]
+                if task["status"] in {"COMPLETED", "FAILED", "CANCELLED"}:
                     break
     took = time.perf_counter() - begun
-    if status != "COMPLETED":
-        message = f"the task ended {status}"
+    if task["status"] != "COMPLETED":
+        message = f"the task ended {task['status']}: {task.get('errors')}"
         raise RuntimeError(message)
-    return took
+    return MeshPicture(took, task)
 
 
 async def _pairs(stack: stacks.Stack, bare: Callable[[int], float], *, pairs: int, size: int, steps: int) -> None:
@@ -94,7 +108,7 @@ async def _pairs(stack: stacks.Stack, bare: Callable[[int], float], *, pairs: in
             }
             alone = bare(number)
             await asyncio.sleep(REST_SECONDS)
-            mesh = await through_mesh(client, stack, body)
+            mesh = (await through_mesh(client, stack, body)).seconds
             await asyncio.sleep(REST_SECONDS)
             if number >= 2:  # the first two warm both sides
                 bares.append(alone)
