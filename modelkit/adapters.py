@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import struct
 import warnings
@@ -18,34 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from modelkit.errors import ModelError, ModelErrorKind
+from modelkit.requests import AdapterFile
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(module=__name__)
 
 SLOTS = ("subject", "product", "style", "product2")
 MAX_FILE_BYTES = 4 << 30
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_TENSORS = 20_000
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterFile:
-    """A LoRA that a picture asks for.
-
-    Attributes:
-        path: The file, here.
-        weight: How strongly it acts; 1 is as trained.
-        label: Name under which its owner knows it, such as its path in storage.
-    """
-
-    path: Path
-    weight: float
-    label: str = ""
 
 
 @dataclass(slots=True)
@@ -110,6 +96,13 @@ class Adapters:
         self._max_bytes = max_bytes
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         self._active: tuple[tuple[str, float], ...] = ()
+        self._labels: tuple[str, ...] = ()
+        self._changes = 0
+
+    @property
+    def changes(self) -> int:
+        """How often an adapter was loaded or unloaded."""
+        return self._changes
 
     @property
     def bytes(self) -> int:
@@ -118,8 +111,8 @@ class Adapters:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Labels of the loaded adapters."""
-        return tuple(sorted(label for entry in self._loaded.values() for label in entry.labels))
+        """Labels of the loaded adapters; may be read while another thread loads some."""
+        return self._labels
 
     def use(self, files: Sequence[AdapterFile]) -> None:
         """Make exactly these adapters act. One file named twice acts with the sum of its weights.
@@ -128,6 +121,24 @@ class Adapters:
             ModelError: A file is no LoRA, or does not fit the model; the adapters that acted before are set again
                 by the next call, and the base is unchanged.
         """
+        try:
+            self._use(files)
+        finally:
+            self._note_labels()
+
+    def clear(self) -> None:
+        """Unload all adapters; the pipeline's layers are then the base's own again."""
+        if self._loaded:
+            self._pipe.unload_lora_weights()
+            self._changes += 1
+        self._loaded.clear()
+        self._active = ()
+        self._note_labels()
+
+    def _note_labels(self) -> None:
+        self._labels = tuple(sorted(label for entry in self._loaded.values() for label in entry.labels))
+
+    def _use(self, files: Sequence[AdapterFile]) -> None:
         weights: dict[str, float] = {}
         for file in files:
             name = _content_name(file.path)
@@ -147,13 +158,6 @@ class Adapters:
             self._pipe.disable_lora()
         self._active = wanted
 
-    def clear(self) -> None:
-        """Unload all adapters; the pipeline's layers are then the base's own again."""
-        if self._loaded:
-            self._pipe.unload_lora_weights()
-        self._loaded.clear()
-        self._active = ()
-
     def _evict(self, keep: set[str]) -> None:
         for name in list(self._loaded):
             if len(self._loaded) <= self._max_loaded and self.bytes <= self._max_bytes:
@@ -161,6 +165,7 @@ class Adapters:
             if name not in keep:
                 self._pipe.delete_adapters(name)
                 del self._loaded[name]
+                self._changes += 1
 
     def _load(self, name: str, path: Path) -> None:
         size = inspect(path)
@@ -170,7 +175,7 @@ class Adapters:
         except (SafetensorError, OSError) as error:
             raise ModelError("The LoRA could not be read.", ModelErrorKind.VALIDATION) from error
         except Exception as error:
-            _log.info("a LoRA was refused: %s", error)
+            _log.info("lora_not_understood", exc_info=error)
             raise ModelError("The LoRA's layers are not named as any known training names them.") from error
         self._check(tensors)
         _fold_scales(tensors, path)
@@ -183,11 +188,12 @@ class Adapters:
                 warnings.simplefilter("ignore", UserWarning)
                 self._pipe.load_lora_weights({**tensors, **alphas}, adapter_name=name)
         except Exception as error:
-            _log.info("a LoRA failed to load", exc_info=error)
+            _log.info("lora_load_failed", exc_info=error)
             if any(name in names for names in self._pipe.get_list_adapters().values()):
                 self._pipe.delete_adapters(name)
             raise ModelError("The LoRA does not fit this model.") from error
         self._loaded[name] = _Loaded(size, set())
+        self._changes += 1
 
     def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Refuse what would not fit. diffusers would widen the base for it, drop parts of it, or fail half way."""

@@ -1,14 +1,14 @@
 """A model's card, `atelier.json`: the limits that the model itself sets.
 
-The card stands beside `model_index.json` in the model's folder. A folder without one is taken for a FLUX.1-dev, or for
-a FLUX.1-schnell where its transformer takes no guidance.
+The card stands in the model's folder. A folder without one is taken for a FLUX.1-dev, or for a FLUX.1-schnell where its
+transformer takes no guidance. Models that make no pictures leave the members on sizes and steps at their defaults.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -70,7 +70,7 @@ class ModelCard(_Part):
 
     Attributes:
         name: Name under which tasks ask for the model.
-        architecture: Family; `flux` is the one that is run here.
+        architecture: What the model is (`flux`); the families of `modelkit.family` decide by it which of them runs it.
         license: SPDX name of the weights' licence, where known.
         native_size: Side of the square that the model was trained on.
         min_size: Smallest side that the model draws well; smaller results are drawn larger and reduced.
@@ -84,7 +84,7 @@ class ModelCard(_Part):
     """
 
     name: Annotated[str, Field(min_length=1, max_length=255)] = "flux"
-    architecture: Literal["flux"] = "flux"
+    architecture: Annotated[str, Field(min_length=1, max_length=64)] = "flux"
     license: str = ""
     native_size: Annotated[int, Field(ge=16, le=8192)] = 1024
     min_size: Annotated[int, Field(ge=8, le=8192)] = 256

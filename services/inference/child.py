@@ -120,7 +120,13 @@ class BatchRunner:
             return None
         return ChildResident(
             models=[
-                ResidentModel(name=model.name, bytes=model.bytes, loras=model.loras, pinned=model.pins > 0)
+                ResidentModel(
+                    name=model.name,
+                    family=model.family,
+                    bytes=model.bytes,
+                    loras=model.loras,
+                    pinned=model.pins > 0,
+                )
                 for model in self._lender.resident()
             ]
         )
@@ -224,7 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _lender(settings: ChildSettings, handlers: Iterable[TaskHandler]) -> Lender | None:
-    if not any(handler.families for handler in handlers):
+    families = {family for handler in handlers for family in handler.families}
+    if not families:
         return None
     from modelkit.residency import Models  # noqa: PLC0415 -- torch is imported in the child alone, and late
 
@@ -235,6 +242,7 @@ def _lender(settings: ChildSettings, handlers: Iterable[TaskHandler]) -> Lender 
         threads=settings.torch_threads,
         extra_models=settings.extra_models,
         allow_download=settings.model_download,
+        families=sorted(families),
     )
 
 

@@ -13,12 +13,11 @@ What a caller may set beside the documented fields stands in `config`; other mem
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atelier.tasks.v1.enums_pb2 import ErrorCategory, TaskType
 from atelier.tasks.v1.generation_pb2 import GenerationTaskPublic
@@ -26,14 +25,14 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from google.protobuf.struct_pb2 import Struct
 from PIL import PngImagePlugin
 
+from meshkit.logging import get_logger
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
 from modelkit.errors import ModelError
+from modelkit.pictures import open_picture
+from modelkit.requests import AdapterFile, BatchSettings, ImageRequest, Picture
 from services.inference.tasktypes.failures import explained
 
-if TYPE_CHECKING:  # they stand on torch, which the parent never imports
-    from modelkit.flux import BatchSettings, ImageRequest, Picture
-
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _SLOTS = ("subject", "product", "style", "product2")
 _REFERENCE = "reference"
@@ -213,9 +212,6 @@ def _text(config: Struct, name: str, longest: int) -> str | None:
 
 
 def _order(wish: _Parameters, context: TaskContext) -> ImageRequest:
-    from modelkit.flux import ImageRequest  # noqa: PLC0415 -- torch, in the child alone
-    from modelkit.pictures import open_picture  # noqa: PLC0415
-
     reference = None
     if wish.reference is not None:
         reference = open_picture(context.inputs[_REFERENCE]).convert("RGB")
@@ -229,9 +225,6 @@ def _order(wish: _Parameters, context: TaskContext) -> ImageRequest:
 
 
 def _settings(wish: _Parameters, inputs: Mapping[str, Any]) -> BatchSettings:
-    from modelkit.adapters import AdapterFile  # noqa: PLC0415 -- torch, in the child alone
-    from modelkit.flux import BatchSettings  # noqa: PLC0415
-
     return BatchSettings(
         width=wish.width,
         height=wish.height,
@@ -244,9 +237,7 @@ def _settings(wish: _Parameters, inputs: Mapping[str, Any]) -> BatchSettings:
 
 def _write(context: TaskContext, wish: _Parameters, picture: Picture, seconds: float) -> Output:
     if picture.cut_tokens:
-        _log.warning(
-            "job %s: the model did not read the last %d tokens of the prompt", context.job_id, picture.cut_tokens
-        )
+        _log.warning("prompt_cut", job_id=context.job_id, tokens=picture.cut_tokens)
     notes = PngImagePlugin.PngInfo()
     # What repeats the picture, and nothing that its caller wrote.
     notes.add_text("Software", "Atelier")

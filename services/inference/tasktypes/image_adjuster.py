@@ -26,6 +26,7 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
 from modelkit.errors import ModelError
 from modelkit.framing import FrameRequest, Margins, frame, margins_of
+from modelkit.pictures import open_picture
 from services.inference.tasktypes.failures import explained
 
 if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
@@ -76,7 +77,6 @@ class ImageAdjusterHandler:
 
 def _adjust(context: TaskContext, vision: Vision | None) -> Output:
     from modelkit import canvas  # noqa: PLC0415 -- OpenCV, in the child alone
-    from modelkit.pictures import open_picture  # noqa: PLC0415
 
     began = time.monotonic()
     image = open_picture(context.inputs[_INPUT])

@@ -3,6 +3,7 @@
 import json
 import string
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
+from meshkit.worker.handlers import Need
+from modelkit.flux import FluxModel
 from modelkit.residency import Models
 
 CARD = {
@@ -84,6 +87,12 @@ def build(folder: Path, *, seed: int = 0, name: str = "tiny") -> Path:
     pipe.save_pretrained(folder, safe_serialization=True)
     (folder / "atelier.json").write_text(json.dumps({**CARD, "name": name}))
     return folder
+
+
+@contextmanager
+def lend_flux(models: Models, name: str | None = None) -> Iterator[FluxModel]:
+    with models.lend([Need("model", "flux", name)]) as lent:
+        yield lent["model"]
 
 
 @pytest.fixture(scope="session")

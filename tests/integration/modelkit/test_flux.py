@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from modelkit.adapters import AdapterFile
+from meshkit.worker.handlers import Need
 from modelkit.errors import ModelError
-from modelkit.flux import BatchSettings, FluxModel, ImageRequest
+from modelkit.flux import FluxModel
 from modelkit.previews import Projection
+from modelkit.requests import AdapterFile, BatchSettings, ImageRequest
 from modelkit.residency import Models
+from tests.integration.modelkit.conftest import lend_flux
 
 
 class Watcher:
@@ -42,8 +44,8 @@ def order(prompt: str = "a red dress", seed: int = 1, watcher: Watcher | None = 
 
 
 def make(models: Models, settings: BatchSettings, orders: Sequence[ImageRequest]) -> list[Any]:
-    with models.flux() as model:
-        pictures = model.generate(settings, orders, models.upscaler())
+    with models.lend([Need("model", "flux"), Need("upscaler", "upscaler")]) as lent:
+        pictures = lent["model"].generate(settings, orders, lent["upscaler"])
     return [None if picture is None else np.asarray(picture.image).astype(int) for picture in pictures]
 
 
@@ -75,7 +77,7 @@ def test_prompt_negative_prompt_steps_and_guidance_matter(models: Models) -> Non
 def test_a_picture_is_the_one_that_diffusers_own_call_makes(models: Models) -> None:
     for negative in ("", "blur", "blur"):
         (made,) = make(models, replace(NATIVE, guidance_scale=3.0), [order(negative_prompt=negative)])
-        with models.flux() as model:
+        with lend_flux(models) as model:
             own = model.pipe(
                 prompt="a red dress",
                 negative_prompt=negative,
@@ -91,7 +93,7 @@ def test_a_picture_is_the_one_that_diffusers_own_call_makes(models: Models) -> N
 
 def test_a_negative_prompt_is_encoded_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[Any] = []
-    with models.flux() as model:
+    with lend_flux(models) as model:
         encode = model.pipe.encode_prompt
 
         def counted(**keywords: Any) -> Any:
@@ -108,7 +110,7 @@ def test_a_negative_prompt_is_encoded_once(models: Models, monkeypatch: pytest.M
 
 def test_positions_are_embedded_once_a_picture_and_anew_where_they_differ(models: Models) -> None:
     embedded: list[tuple[int, ...]] = []
-    with models.flux() as model:
+    with lend_flux(models) as model:
         kept = model.pipe.transformer.pos_embed
         hook = kept._embed.register_forward_hook(lambda _module, given, _made: embedded.append(tuple(given[0].shape)))
     try:
@@ -207,14 +209,14 @@ def test_previews_are_small_jpegs_of_every_member(models: Models, monkeypatch: p
 
 def test_a_projection_fitted_to_a_large_decoder_shows_colours(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modelkit.previews._SMALL_DECODER", 0)
-    with models.flux() as model:
+    with lend_flux(models) as model:
         latents = torch.zeros(2, 4, 8, 8)
         images = Projection(model.pipe.vae).images(latents)
     assert [image.size for image in images] == [(8, 8), (8, 8)]
 
 
 def test_tokens_beyond_the_cards_length_are_counted(models: Models) -> None:
-    with models.flux() as model:
+    with lend_flux(models) as model:
         assert model.cut_tokens("ab") == 0
         assert model.cut_tokens("a" * 40) > 20
 
@@ -244,26 +246,26 @@ class TestAdapters:
         (after,) = make(models, NATIVE, [order()])
         assert (adapted != before).any()
         assert (after == before).all()
-        assert models.resident()[0].loras == ("styles/a.safetensors",)
-        with models.flux() as model:
+        assert models.resident()[-1].loras == ("styles/a.safetensors",)
+        with lend_flux(models) as model:
             model.adapters.clear()
         (cleared,) = make(models, NATIVE, [order()])
         assert (cleared == before).all()
-        assert models.resident()[0].loras == ()
+        assert models.resident()[-1].loras == ()
 
     def test_swapping_back_gives_the_same_picture_without_loading(self, models: Models, make_lora: Any) -> None:
         a, b = ((AdapterFile(make_lora(name, seed), 1.0, name),) for name, seed in (("a", 1), ("b", 2)))
         (first,) = make(models, replace(NATIVE, adapters=a), [order()])
         make(models, replace(NATIVE, adapters=b), [order()])
-        with models.flux() as model:
+        with lend_flux(models) as model:
             loaded = dict(model.adapters._loaded)
         (again,) = make(models, replace(NATIVE, adapters=a), [order()])
         assert (first == again).all()
-        with models.flux() as model:
+        with lend_flux(models) as model:
             assert dict(model.adapters._loaded) == loaded
 
     def test_the_least_recently_used_make_room(self, models: Models, make_lora: Any) -> None:
-        with models.flux() as model:
+        with lend_flux(models) as model:
             model.adapters._max_loaded = 2
             for seed in (1, 2, 3):
                 model.adapters.use([AdapterFile(make_lora(str(seed), seed), 1.0, str(seed))])
@@ -287,7 +289,7 @@ class TestAdapters:
             make(models, replace(NATIVE, adapters=(AdapterFile(make_lora(**arguments), 1.0),)), [order()])
         (after,) = make(models, NATIVE, [order()])
         assert (after == before).all()
-        assert models.resident()[0].loras == ()
+        assert models.resident()[-1].loras == ()
 
     def test_a_good_lora_beside_a_bad_one_does_not_stay_active(self, models: Models, make_lora: Any) -> None:
         (before,) = make(models, NATIVE, [order()])
@@ -312,7 +314,7 @@ class TestAdapters:
 
 def test_a_closed_model_holds_nothing(tiny: Any) -> None:
     own = Models(str(tiny), "cpu", 1 << 30)
-    with own.flux() as model:
+    with lend_flux(own) as model:
         held: FluxModel = model
     own.free()
     assert held.pipe is None

@@ -84,7 +84,7 @@ def test_reference_and_lora_files_are_used(models: Models, tmp_path: Path, make_
         assert isinstance(execute(models, context)[0], Output)
     assert (plain.folder / "image.png").read_bytes() != (rich.folder / "image.png").read_bytes()
     assert rich.steps[-1] == (2, 2)
-    assert models.resident()[0].loras == ("styles/a.safetensors",)
+    assert models.resident()[-1].loras == ("styles/a.safetensors",)
 
 
 @pytest.mark.parametrize(

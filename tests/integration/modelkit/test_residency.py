@@ -9,7 +9,7 @@ import pytest
 
 from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.residency import Models
-from tests.integration.modelkit.conftest import build
+from tests.integration.modelkit.conftest import build, lend_flux
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def size(folders: list[str]) -> int:
     models = Models(folders[0], "cpu", 1 << 30)
-    with models.flux():
+    with lend_flux(models):
         return models.resident()[0].bytes
 
 
@@ -36,13 +36,13 @@ def names(models: Models) -> list[str]:
 def test_the_least_recently_used_model_makes_room(folders: list[str], size: int) -> None:
     models = serve(folders, int(2.5 * size))
     for name in ("one", "two", "one", "three"):
-        with models.flux(name):
+        with lend_flux(models, name):
             pass
     assert names(models) == ["one", "three"]
 
 
 def test_a_model_larger_than_the_budget_is_a_resource_error(folders: list[str], size: int) -> None:
-    with pytest.raises(ModelError, match="budget") as caught, serve(folders, size // 2).flux():
+    with pytest.raises(ModelError, match="budget") as caught, lend_flux(serve(folders, size // 2)):
         pass
     assert caught.value.fault is ModelErrorKind.RESOURCE
 
@@ -52,11 +52,11 @@ def test_a_model_in_use_stays_and_the_next_one_waits_for_it(folders: list[str], 
     loaded = threading.Event()
 
     def other() -> None:
-        with models.flux("two"):
+        with lend_flux(models, "two"):
             loaded.set()
 
     thread = threading.Thread(target=other)
-    with models.flux("one"):
+    with lend_flux(models, "one"):
         thread.start()
         assert not loaded.wait(0.3)
         assert names(models) == ["one"]
@@ -71,7 +71,7 @@ def test_parts_of_equal_content_are_held_once(tmp_path: Path, tiny: Path) -> Non
     shutil.copytree(tiny, twin)
     (twin / "atelier.json").write_text((tiny / "atelier.json").read_text().replace('"tiny"', '"twin"'))
     models = Models(str(tiny), "cpu", 1 << 30, extra_models=(str(twin),))
-    with models.flux("tiny") as one, models.flux("twin") as two:
+    with lend_flux(models, "tiny") as one, lend_flux(models, "twin") as two:
         assert one.components["vae"] is two.components["vae"]
         assert one.components["text_encoder_2"] is two.components["text_encoder_2"]
         assert one.components["transformer"] is not two.components["transformer"]
@@ -80,14 +80,15 @@ def test_parts_of_equal_content_are_held_once(tmp_path: Path, tiny: Path) -> Non
 
 def test_a_model_is_named_by_its_card_and_no_path_is_taken_from_a_task(folders: list[str]) -> None:
     models = Models(folders[0], "cpu", 1 << 30)
-    assert models.card("one").name == "one"
+    with lend_flux(models, "one") as model:
+        assert model.card.name == "one"
     for name in ("two", folders[1], "../one", "black-forest-labs/FLUX.1-dev"):
-        with pytest.raises(ModelError, match="not served"):
-            models.card(name)
+        with pytest.raises(ModelError, match="not served"), lend_flux(models, name):
+            pass
 
 
 def test_a_folder_that_holds_no_model_is_a_resource_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError) as caught, Models(str(tmp_path), "cpu", 1 << 30).flux():
+    with pytest.raises(ModelError) as caught, lend_flux(Models(str(tmp_path), "cpu", 1 << 30)):
         pass
     assert caught.value.fault is ModelErrorKind.RESOURCE
 
@@ -97,7 +98,7 @@ def test_many_threads_share_one_model(folders: list[str], size: int) -> None:
     seen = set()
 
     def use() -> None:
-        with models.flux() as model:
+        with lend_flux(models) as model:
             seen.add(id(model))
 
     threads = [threading.Thread(target=use) for _ in range(8)]
@@ -111,9 +112,9 @@ def test_many_threads_share_one_model(folders: list[str], size: int) -> None:
 
 def test_an_evicted_models_weights_are_gone(folders: list[str], size: int) -> None:
     models = serve(folders, int(1.5 * size))
-    with models.flux("one") as model:
+    with lend_flux(models, "one") as model:
         weights = [weakref.ref(part) for part in model.components.values()]
     del model
-    with models.flux("two"):
+    with lend_flux(models, "two"):
         assert names(models) == ["two"]
     assert [ref() for ref in weights] == [None] * len(weights)

@@ -64,7 +64,8 @@ def test_a_snapshot_of_the_hubs_cache_has_the_hubs_name(tmp_path: Path) -> None:
         ({**GARMENTS, "max_size": 32}, "min_size <= native_size <= max_size"),
         ({**GARMENTS, "size_multiple": 48}, "multiples of size_multiple"),
         ({**GARMENTS, "max_sequence_length": 513}, "max_sequence_length"),
-        ({**GARMENTS, "architecture": "unet"}, "architecture"),
+        ({**GARMENTS, "architecture": ""}, "architecture"),
+        ({**GARMENTS, "architecture": 7}, "architecture"),
     ],
 )
 def test_a_faulty_card_is_a_sentence(tmp_path: Path, card: Any, sentence: str) -> None:

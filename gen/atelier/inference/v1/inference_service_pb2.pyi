@@ -213,12 +213,15 @@ class ResidentModel(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     LORAS_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
+    FAMILY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     bytes: _builtins.int
     """Bytes it takes."""
     pinned: _builtins.bool
-    """Whether it is never evicted."""
+    """Whether a batch uses it now, so that it is not evicted."""
+    family: _builtins.str
+    """Family (`flux`, `upscaler`, `vision`)."""
     @_builtins.property
     def loras(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Paths of its loaded LoRA adapters."""
@@ -230,10 +233,11 @@ class ResidentModel(_message.Message):
         bytes: _builtins.int = ...,
         loras: _abc.Iterable[_builtins.str] | None = ...,
         pinned: _builtins.bool = ...,
+        family: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "loras", b"loras", "name", b"name", "pinned", b"pinned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "family", b"family", "loras", b"loras", "name", b"name", "pinned", b"pinned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,128 @@
+"""Which models a process serves: packaged ones, and folders or hub names that its settings list."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from modelkit.card import read_card
+from modelkit.errors import ModelError, ModelErrorKind
+from modelkit.family import Family, Source
+
+_log = structlog.get_logger(module=__name__)
+# Only what diffusers and transformers read; never a pickle.
+_HUB_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+
+
+class ModelNeed(Protocol):
+    """A model that a batch must have: the key it is lent under, its family, and its name."""
+
+    @property
+    def name(self) -> str:
+        """Key in what is lent."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """Family of the model."""
+        ...
+
+    @property
+    def model(self) -> str | None:
+        """Name of the model; the family's default where None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that is served here.
+
+    Attributes:
+        family_name: Name of its family.
+        family: Its family.
+        source: Where it comes from.
+    """
+
+    family_name: str
+    family: Family
+    source: Source
+
+    @property
+    def name(self) -> str:
+        """Name under which tasks ask for it."""
+        return self.source.card.name
+
+    @property
+    def key(self) -> Hashable:
+        """Tell it from all others."""
+        return (self.family_name, self.source.folder or self.name)
+
+
+class ServedModels:
+    """Finds the model of a need. Safe to share between threads.
+
+    Args:
+        places: Folders and hub names, the default first.
+        families: Families by their names.
+        allow_download: Whether a hub name that is not in the local cache may be fetched.
+    """
+
+    def __init__(self, places: Sequence[str], families: Mapping[str, Family], *, allow_download: bool) -> None:
+        self._places = places
+        self._families = families
+        self._allow_download = allow_download
+        self._sources: dict[str, Source] = {}
+        self._lock = threading.Lock()
+
+    def find(self, need: ModelNeed) -> ServedModel:
+        """Find the model of a need: the one that it names, or the first of the family.
+
+        Only what is served here is found: a task must not name a path of its own.
+
+        Raises:
+            ModelError: No such model is served here, or its files are not here.
+        """
+        family = self._families[need.family]
+        for card in family.packaged:
+            if need.model in (None, card.name):
+                return ServedModel(need.family, family, Source(card))
+        other_kind = False
+        for place in self._places:
+            try:
+                source = self._source(place)
+            except ModelError:
+                if need.model in (None, place):  # another model must not stand in for it
+                    raise
+                continue
+            if need.model in (None, place, source.card.name):
+                if family.matches(source.card):
+                    return ServedModel(need.family, family, source)
+                other_kind = need.model is not None
+        if other_kind:
+            raise ModelError("The model that was asked for is of a kind that cannot do this task.")
+        if need.model is not None:
+            raise ModelError("The model that was asked for is not served here.")
+        raise ModelError(f"This worker serves no model of the family {need.family}.", ModelErrorKind.RESOURCE)
+
+    def _source(self, place: str) -> Source:
+        with self._lock:
+            if place not in self._sources:
+                folder = Path(place)
+                if not folder.is_dir():
+                    folder = self._from_hub(place)
+                self._sources[place] = Source(read_card(folder), folder)
+            return self._sources[place]
+
+    def _from_hub(self, place: str) -> Path:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 -- half a second that a folder does not need
+
+        try:
+            return Path(snapshot_download(place, local_files_only=not self._allow_download, allow_patterns=_HUB_FILES))
+        except Exception as error:
+            _log.error("model_not_found", model=place, exc_info=error)
+            raise ModelError("The model of this worker is not on this machine.", ModelErrorKind.RESOURCE) from error
