@@ -1,4 +1,4 @@
-"""What a worker does with an attempt: fetch its inputs, run it in the child, store its results, end its lease."""
+"""What a worker does with an attempt: fetch its inputs, run it, store its results, end its lease."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_TIMEOUT,
     ErrorCategory,
 )
-from atelier.tasks.v1.worker_service_pb2 import ResultObject
+from atelier.tasks.v1.worker_service_pb2 import JOB_KIND_TASK, ResultObject
 
 from meshkit import tracing
-from meshkit.catalog import type_of_detail
 from meshkit.errors import MeshError
 from meshkit.logging import get_logger
+from meshkit.moments import seconds_of
 from meshkit.objects import ObjectStore
 from meshkit.spelling import value_names
-from meshkit.worker import measures
-from meshkit.worker.device_runner import DeviceRunner, Job, Withdrawn
+from meshkit.worker import metrics
+from meshkit.worker.ends import AttemptEnds, ReportOutcome
 from meshkit.worker.handlers import TaskFailed
-from meshkit.worker.leases import LeaseClient
+from meshkit.worker.held import HeldLease, HeldLeases
+from meshkit.worker.pairs import Pair, pair_of
 from meshkit.worker.preparer import JobPreparer
-from meshkit.worker.session import HeldLease, ReportOutcome
-from meshkit.worker.supervisor import ChildLost
+from meshkit.worker.runner import Job, JobLost, Runner, Withdrawn
 from meshkit.worker.uploads import Uploads, name_files
 
 _log = get_logger(__name__)
 
-_UPLOAD_TRIES = 4
 _CANCEL_GRACE_SECONDS = 5.0
 
 
@@ -43,18 +42,20 @@ class _CarriedAttempt:
 
     Attributes:
         held: Its lease.
-        runner: The task that carries it.
+        pair: What it is.
+        carrier: The task that carries it, once that runs.
         job: Its job, once its inputs are there.
         stop: Why it is to end early: `given_up`, `expired`, `timeout`, `drain`, `waited`.
-        interruptible: Whether the runner may be cancelled where it is.
-        executed: Whether the child is done with it.
+        interruptible: Whether the carrier may be cancelled where it is.
+        executed: Whether the runner is done with it.
         uploads: What it has stored, once it has stored anything.
         due: When its time limit passes.
         overdue: Why it is to end then.
     """
 
     held: HeldLease
-    runner: asyncio.Task[None] | None = None
+    pair: Pair
+    carrier: asyncio.Task[None] | None = None
     job: Job | None = None
     stop: str | None = None
     interruptible: bool = False
@@ -65,7 +66,7 @@ class _CarriedAttempt:
 
     @property
     def begun(self) -> bool:
-        """Whether the child has it, or has had it."""
+        """Whether a handler has it, or has had it."""
         return self.job is not None and self.job.started
 
 
@@ -74,65 +75,64 @@ class Attempts:
 
     Args:
         preparer: Makes jobs of tasks.
-        executor: Runs them.
+        runner: Runs them.
         objects: Where results go.
+        held: The leases that are held.
+        ends: Ends them.
+        room: Set when `capacity` may have risen.
         prefetch: Attempts to hold beyond those that run.
-        ready: Whether the child takes work.
         clock: Monotonic seconds.
     """
 
     def __init__(
         self,
         preparer: JobPreparer,
-        executor: DeviceRunner,
+        runner: Runner,
         objects: ObjectStore,
+        held: HeldLeases,
+        ends: AttemptEnds,
         *,
+        room: asyncio.Event,
         prefetch: int,
-        ready: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._preparer = preparer
-        self._executor = executor
+        self._runner = runner
         self._objects = objects
+        self._held = held
+        self._ends = ends
+        self._room = room
         self._prefetch = prefetch
-        self._ready = ready
         self._clock = clock
         self._attempts: set[_CarriedAttempt] = set()
-        self._leases: LeaseClient | None = None
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None  # one for all: nearly every attempt ends long before its limit
         self._rings_at = math.inf
-        measures.HELD.set_function(lambda: len(self._attempts))
 
-    def bind(self, leases: LeaseClient) -> None:
-        """Name the client that attempts come from and end with."""
-        self._leases = leases
+    def __len__(self) -> int:
+        return len(self._attempts)
 
     def capacity(self) -> int:
         """How many more attempts are wanted now."""
-        executor = self._executor
-        if self._draining or not self._ready():
+        runner = self._runner
+        if self._draining or not runner.ready:
             return 0
         # Results that cannot be stored pile up on this disk: no more is taken than can be carried away.
         ending = sum(1 for attempt in self._attempts if attempt.executed)
-        if ending > 2 * executor.slots + 8:
+        if ending > 2 * runner.slots + 8:
             return 0
         waiting = sum(1 for attempt in self._attempts if not attempt.begun)
-        return max(0, executor.slots - executor.busy + self._prefetch - waiting)
-
-    def preparing(self) -> bool:
-        """Tell whether attempts are on their way to the executor."""
-        return any(attempt.job is None and attempt.stop is None for attempt in self._attempts)
+        return max(0, runner.slots - runner.busy + self._prefetch - waiting)
 
     def accept(self, held: HeldLease) -> None:
         """Begin to carry an attempt."""
-        attempt = _CarriedAttempt(held)
+        attempt = _CarriedAttempt(held, pair_of(held.lease.spec, held.lease.task, held.lease.kind or JOB_KIND_TASK))
         self._attempts.add(attempt)
-        attempt.runner = asyncio.get_running_loop().create_task(self._carry(attempt))
+        attempt.carrier = asyncio.get_running_loop().create_task(self._carry(attempt))
         held.on_lost(lambda why: self._stop(attempt, why))
 
     def hand_back_waiting(self) -> None:
-        """Release what has not begun; called when no child comes up, and by `drain`."""
+        """Release what has not begun; called when the runner is not healthy, and by `drain`."""
         for attempt in list(self._attempts):
             if not attempt.begun:
                 self._stop(attempt, "drain")
@@ -140,31 +140,29 @@ class Attempts:
     async def drain(self, grace_seconds: float) -> None:
         """Take no more, hand back what has not begun, let the rest end, hand back what has not ended by then."""
         self._draining = True
-        assert self._leases is not None
-        self._leases.drain()
         self.hand_back_waiting()
         await self._until_idle(grace_seconds)
         for attempt in list(self._attempts):
             self._stop(attempt, "drain")
         await self._until_idle(_CANCEL_GRACE_SECONDS)
         for attempt in list(self._attempts):
-            if attempt.runner is not None:
-                attempt.runner.cancel()
+            if attempt.carrier is not None:
+                attempt.carrier.cancel()
         await self._until_idle(1.0)
 
     async def _until_idle(self, seconds: float) -> None:
-        runners = {attempt.runner for attempt in self._attempts if attempt.runner is not None}
-        if runners:
-            await asyncio.wait(runners, timeout=seconds)
+        carriers = {attempt.carrier for attempt in self._attempts if attempt.carrier is not None}
+        if carriers:
+            await asyncio.wait(carriers, timeout=seconds)
 
     def _stop(self, attempt: _CarriedAttempt, why: str) -> None:
         if attempt.stop is not None:
             return
         attempt.stop = why
         if attempt.job is not None and not attempt.executed:
-            self._executor.withdraw(attempt.job)
-        elif attempt.interruptible and attempt.runner is not None:
-            attempt.runner.cancel()
+            self._runner.withdraw(attempt.job)
+        elif attempt.interruptible and attempt.carrier is not None:
+            attempt.carrier.cancel()
 
     async def _carry(self, attempt: _CarriedAttempt) -> None:
         lease = attempt.held.lease
@@ -172,8 +170,6 @@ class Attempts:
         tracing.use(trace)
         tracing.assign_tenant(lease.tenant)
         self._limit(attempt, "waited")
-        kind = type_of_detail(lease.spec.WhichOneof("detail"))
-        name = "UNKNOWN" if kind is None else kind.name
         outcome = "lost"
         try:
             outcome = await self._end_of(attempt)
@@ -182,17 +178,18 @@ class Attempts:
         finally:
             self._attempts.discard(attempt)
             attempt.job = None  # its callbacks refer to the attempt: only the garbage collector would free them
-            measures.attempts(name, outcome).inc()
-            assert self._leases is not None
-            self._leases.room()
+            metrics.attempts(attempt.pair.label, outcome).inc()
+            self._room.set()
         if outcome != "completed":
             _log.info("attempt_ended", job_id=lease.job_id, attempt=lease.attempt, outcome=outcome)
 
+    def _preparing(self) -> bool:
+        """Tell whether attempts are on their way to the runner."""
+        return any(attempt.job is None and attempt.stop is None for attempt in self._attempts)
+
     def _limit(self, attempt: _CarriedAttempt, why: str) -> None:
         """Count an attempt's time limit from now: while it waits it is handed back then, once it runs it fails."""
-        timeout = attempt.held.lease.timeout
-        seconds = timeout.seconds + timeout.nanos / 1e9
-        if seconds > 0:
+        if (seconds := seconds_of(attempt.held.lease.timeout)) > 0:
             attempt.due, attempt.overdue = self._clock() + seconds, why
             self._ring_at(attempt.due)
 
@@ -235,22 +232,21 @@ class Attempts:
         task.id, task.attempt = lease.job_id, lease.attempt
 
         def progressed(report: ChildProgress) -> None:
-            assert self._leases is not None
             percent = 100.0 * report.step / report.total if report.total > 0 else 0.0
-            self._leases.progress(attempt.held, percent, step=report.step, total=report.total, preview=report.preview)
+            self._held.progress(attempt.held, percent, step=report.step, total=report.total, preview=report.preview)
 
         try:
-            job = attempt.job = await self._preparer.prepare(lease.spec, task, lease.tenant, progressed)
+            job = attempt.job = await self._preparer.prepare(attempt.pair, lease.spec, task, lease.tenant, progressed)
             try:
                 job.on_start = lambda: self._limit(attempt, "timeout")
-                done = await self._executor.execute(job)
+                done = await self._runner.execute(job, expected_peers=job.batch_key is not None and self._preparing())
                 attempt.executed = True
                 return await self._ended(attempt, job, done)
             finally:
                 await self._preparer.release(job)
         except Withdrawn:
             return await self._stopped(attempt)
-        except ChildLost as lost:
+        except JobLost as lost:
             if attempt.stop is not None:
                 return await self._stopped(attempt)
             return await self._failed(attempt, TaskFailed(lost.message, lost.category, retryable=True))
@@ -259,7 +255,7 @@ class Attempts:
 
     async def _ended(self, attempt: _CarriedAttempt, job: Job, done: ChildDone) -> str:
         if done.device_seconds:
-            measures.device_seconds(job.task_type).inc(done.device_seconds)
+            metrics.device_seconds(job.pair.label).inc(done.device_seconds)
         kind = done.WhichOneof("outcome")
         if kind == "output" and attempt.stop in (None, "drain", "timeout"):
             return await self._completed(attempt, job, done)
@@ -269,7 +265,6 @@ class Attempts:
         return await self._stopped(attempt, done.device_seconds)
 
     async def _completed(self, attempt: _CarriedAttempt, job: Job, done: ChildDone) -> str:
-        assert self._leases is not None
         lease, output = attempt.held.lease, done.output
         objects: list[ResultObject] = []
         if output.files:
@@ -278,19 +273,18 @@ class Attempts:
         result = name_files(output, lease.result_prefix)
         attempt.interruptible = False
         try:
-            fate = await self._leases.complete(attempt.held, result, objects, done.device_seconds)
+            reported = await self._ends.complete(attempt.held, result, objects, done.device_seconds)
         except MeshError:
             _log.exception("result_not_taken", job_id=lease.job_id)
             failure = TaskFailed("The result was not accepted.", ERROR_CATEGORY_INTERNAL, retryable=False)
             return await self._failed(attempt, failure, done.device_seconds)
-        if fate is not ReportOutcome.LOST and attempt.uploads is not None:
+        if reported is not ReportOutcome.LOST and attempt.uploads is not None:
             attempt.uploads.keep()
-        return "completed" if fate is ReportOutcome.TAKEN else "lost"
+        return "completed" if reported is ReportOutcome.TAKEN else "lost"
 
     async def _failed(self, attempt: _CarriedAttempt, failure: TaskFailed, device_seconds: float = 0.0) -> str:
-        assert self._leases is not None
         attempt.interruptible = False
-        kept = await self._leases.fail(
+        kept = await self._ends.fail(
             attempt.held,
             failure.message,
             failure.category,
@@ -300,7 +294,6 @@ class Attempts:
         return f"failed_{_category(failure.category)}" if kept else "lost"
 
     async def _stopped(self, attempt: _CarriedAttempt, device_seconds: float = 0.0) -> str:
-        assert self._leases is not None
         attempt.interruptible = False
         if attempt.stop == "timeout":
             failure = TaskFailed("The attempt passed its time limit.", ERROR_CATEGORY_TIMEOUT, retryable=True)
@@ -308,7 +301,7 @@ class Attempts:
         if attempt.stop is None:
             failure = TaskFailed("The worker stopped the task.", ERROR_CATEGORY_INTERNAL, retryable=True)
             return await self._failed(attempt, failure, device_seconds)
-        await self._leases.release([attempt.held])
+        await self._ends.release([attempt.held])
         return {"given_up": "cancelled", "drain": "released", "waited": "released"}.get(attempt.stop, "lost")
 
 

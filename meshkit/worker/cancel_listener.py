@@ -1,6 +1,6 @@
-"""News that the worker listens to: that an attempt of its session may have been cancelled.
+"""Messages that an attempt of the worker's session may have been cancelled.
 
-The news only makes the next heartbeat go at once, whose answer is the truth; without NATS it goes at its interval.
+A message makes the next heartbeat go at once, and its answer decides. Without NATS heartbeats go at their interval.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class CancelListener:
 
     Args:
         bus: The bus.
-        on_news: Called for every message.
+        on_message: Called for every message.
     """
 
-    def __init__(self, bus: Bus, on_news: Callable[[], None]) -> None:
+    def __init__(self, bus: Bus, on_message: Callable[[], None]) -> None:
         self._bus = bus
-        self._on_news = on_news
+        self._on_message = on_message
         self._wanted: str | None = None
         self._changed = asyncio.Event()
 
@@ -45,4 +45,4 @@ class CancelListener:
                 current = await self._bus.subscribe(_SUBJECT.format(session=self._wanted), self._receive)
 
     async def _receive(self, message: BusMessage) -> None:  # noqa: ARG002 -- whatever it says, the heartbeat's answer counts
-        self._on_news()
+        self._on_message()

@@ -14,29 +14,25 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from atelier.inference.v1.child_pb2 import (
     ChildBatch,
     ChildDone,
     ChildFailure,
     ChildHello,
-    ChildJob,
     ChildProgress,
     ChildResident,
     FromChild,
     ToChild,
 )
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_VALIDATION
-from atelier.tasks.v1.task_pb2 import CreateTask, Task
 
+from meshkit.worker.job_context import JobContext
 from meshkit.worker.wire import BlockingPipe, WireError, pack
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_PROGRESS_INTERVAL_SECONDS = 0.05
 _LOOK, _END = True, False  # what a job thread is called for: to look for batches, and to end after it
 _TOO_LARGE = ChildFailure(message="The result is too large.", category=ERROR_CATEGORY_VALIDATION)
 
@@ -52,76 +48,6 @@ def die_with_parent(parent_pid: int) -> None:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
         os._exit(1)
-
-
-class JobContext:
-    """One attempt inside the child; what a task's handler is given.
-
-    Attributes:
-        job_id: Identifier of the task.
-        spec: The task as accepted.
-        task: The task as it stands; `task.attempt` is the number of this attempt.
-        inputs: Local files of the inputs, by name.
-        traceparent: W3C trace context.
-    """
-
-    __slots__ = (
-        "_cancelled",
-        "_folder",
-        "_number",
-        "_reported",
-        "_send",
-        "inputs",
-        "job_id",
-        "spec",
-        "task",
-        "traceparent",
-    )
-
-    def __init__(self, job: ChildJob, send: Callable[[FromChild], None]) -> None:
-        self.job_id: str = job.job_id
-        self.spec: CreateTask = job.spec
-        self.task: Task = job.task
-        self._folder: str = job.folder
-        self.inputs: Mapping[str, Path] = {name: Path(path) for name, path in job.inputs.items()}
-        self.traceparent = job.traceparent
-        self._number = job.number
-        self._send = send
-        self._cancelled = False
-        self._reported = -1.0
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the attempt, made when it is asked for: many small tasks need none."""
-        folder = Path(self._folder)
-        folder.mkdir(exist_ok=True)
-        return folder
-
-    @property
-    def number(self) -> int:
-        """Number that names the attempt to the supervisor."""
-        return self._number
-
-    def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
-        """Tell the supervisor that `step` of `total` is done; also feeds the step deadline.
-
-        Steps that come faster than twenty a second are thinned out; the last one and previews are always told.
-        """
-        now = time.monotonic()
-        if preview is None and step < total and now - self._reported < _PROGRESS_INTERVAL_SECONDS:
-            return
-        self._reported = now
-        self._send(
-            FromChild(progress=ChildProgress(number=self._number, step=step, total=total, preview=preview or b""))
-        )
-
-    def cancelled(self) -> bool:
-        """Tell whether the attempt is to stop; read between steps."""
-        return self._cancelled
-
-    def cancel(self) -> None:
-        """Ask the attempt to stop; called by the control thread."""
-        self._cancelled = True
 
 
 Execute = Callable[[Sequence[JobContext]], Sequence[ChildDone]]
@@ -184,7 +110,7 @@ class ChildRuntime:
         os._exit(1)
 
     def _accept(self, batch: ChildBatch) -> None:
-        contexts = [JobContext(job, self._send) for job in batch.jobs]
+        contexts = [JobContext(job, self._progressed) for job in batch.jobs]
         for context in contexts:
             self._jobs[context.number] = context
         self._batches.append(contexts)
@@ -232,6 +158,9 @@ class ChildRuntime:
         if now != self._told:
             self._told = now
             self._send(FromChild(resident=resident))
+
+    def _progressed(self, report: ChildProgress) -> None:
+        self._send(FromChild(progress=report))
 
     def _send(self, frame: FromChild) -> None:
         self._frames.put(pack(frame))

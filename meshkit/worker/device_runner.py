@@ -1,4 +1,4 @@
-"""Slots, batches and the child: jobs go in, outcomes come out.
+"""The runner of work that needs a device: slots, batches and the child that executes them.
 
 Leased and direct work share the slots. A slot is one batch that runs in the child; a direct call takes one at once or
 is refused, leased jobs wait for theirs.
@@ -9,60 +9,29 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Hashable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 
-from atelier.inference.v1.child_pb2 import ChildDone, ChildJob, ChildProgress
+from atelier.inference.v1.child_pb2 import ChildDone, ChildProgress
+from atelier.tasks.v1.worker_service_pb2 import WarmState
 
 from meshkit.errors import exhausted, unavailable
+from meshkit.worker import metrics
 from meshkit.worker.batch_queue import BatchQueue
+from meshkit.worker.runner import Job, Withdrawn
 from meshkit.worker.supervisor import ChildLost, ChildSupervisor
 
 
-class Withdrawn(Exception):  # noqa: N818 -- an outcome: the job was taken back before it ran
-    """The job was withdrawn before it began."""
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One attempt on its way through the child.
-
-    Attributes:
-        task_type: Documented name of its type.
-        batch_key: Equal for jobs that may run together.
-        payload: What the child gets.
-        on_progress: Called with each report of progress.
-        on_start: Called when it is given to the child.
-        held: What its inputs are held by; None where it has none.
-        withdrawn: Whether it is to end early.
-        started: Whether it is in the child.
-    """
-
-    task_type: str
-    batch_key: Hashable | None
-    payload: ChildJob
-    on_progress: Callable[[ChildProgress], None]
-    on_start: Callable[[], None] = lambda: None
-    held: AsyncExitStack | None = None
-    withdrawn: bool = False
-    started: bool = False
-    waits_since: float = 0.0
-    ended: asyncio.Future[ChildDone] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-
 class DeviceRunner:
-    """Runs jobs in the child.
+    """Runs jobs in a child process that owns a device.
 
     Args:
         supervisor: Keeps the child.
         slots: Batches that run at once.
         max_batch: Most jobs in one batch.
         batch_wait_seconds: How long a batch that is not full waits.
-        expected_peers: Tells whether more jobs are on their way here.
-        on_room: Called when a slot has become free.
-        on_wait: Called with a job's type and the seconds it waited for its slot.
+        room: Set when more jobs may be taken.
         clock: Monotonic seconds.
     """
 
@@ -73,18 +42,14 @@ class DeviceRunner:
         slots: int,
         max_batch: int = 1,
         batch_wait_seconds: float = 0.005,
-        expected_peers: Callable[[], bool] = lambda: True,
-        on_room: Callable[[], None] = lambda: None,
-        on_wait: Callable[[str, float], None] = lambda _type, _seconds: None,
+        room: asyncio.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._supervisor = supervisor
         self._slots = slots
         self._free = slots
         self._batcher: BatchQueue[Job] = BatchQueue(max_batch, batch_wait_seconds)
-        self._expected_peers = expected_peers
-        self._on_room = on_room
-        self._on_wait = on_wait
+        self._room = room
         self._clock = clock
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
@@ -104,15 +69,39 @@ class DeviceRunner:
         """Jobs that wait for a slot."""
         return len(self._batcher)
 
-    async def execute(self, job: Job) -> ChildDone:
-        """Run a job once a slot is free.
+    @property
+    def ready(self) -> bool:
+        """Whether a child takes work now."""
+        return self._supervisor.ready
 
-        Raises:
-            Withdrawn: it was withdrawn before it began.
-            ChildLost: the child was lost while it ran.
-        """
+    @property
+    def healthy(self) -> bool:
+        """False once several children in a row died before they were ready."""
+        return self._supervisor.healthy
+
+    @property
+    def supervisor(self) -> ChildSupervisor:
+        """What keeps the child."""
+        return self._supervisor
+
+    def warm(self) -> WarmState:
+        """Return the models and adapters in the child's memory."""
+        models = self._supervisor.resident.models
+        return WarmState(
+            models=[model.name for model in models], loras=sorted({lora for model in models for lora in model.loras})
+        )
+
+    def start(self) -> None:
+        """Start the first child; returns before it is ready."""
+        self._supervisor.start()
+
+    async def close(self) -> None:
+        """End the child."""
+        await self._supervisor.stop()
+
+    async def execute(self, job: Job, *, expected_peers: bool = True) -> ChildDone:
+        """Run a job once a slot is free; see `Runner.execute`."""
         self._number(job)
-        expected_peers = job.batch_key is not None and self._expected_peers()
         self._batcher.add(job, job.waits_since, expected_peers=expected_peers)
         self.pump()
         return await job.ended
@@ -133,7 +122,7 @@ class DeviceRunner:
             yield
         finally:
             self._free += 1
-            self._on_room()
+            self._room.set()
             self.pump()
 
     async def execute_claimed(self, job: Job) -> ChildDone:
@@ -168,7 +157,7 @@ class DeviceRunner:
             self._supervisor.cancel(job.payload.number)
         elif self._batcher.remove(job):
             job.ended.set_exception(Withdrawn())
-            self._on_room()
+            self._room.set()
 
     def pump(self) -> None:
         """Start what can start; called when a job, a slot or a child has come."""
@@ -182,9 +171,9 @@ class DeviceRunner:
             for job in batch:
                 job.started = True
                 job.on_start()
-                self._on_wait(job.task_type, now - job.waits_since)
+                metrics.slot_wait_seconds(job.pair.label).observe(now - job.waits_since)
             self._begin(batch)
-            self._on_room()
+            self._room.set()
 
     def _begin(self, batch: list[Job]) -> None:
         try:
@@ -211,7 +200,7 @@ class DeviceRunner:
             if again:
                 self._batcher.put_back(again, self._clock())
         self._free += 1
-        self._on_room()
+        self._room.set()
         self.pump()
 
     def _number(self, job: Job) -> None:

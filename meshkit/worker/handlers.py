@@ -1,4 +1,4 @@
-"""What a task type is to the worker: one module with a `TaskHandler`, one registration in this package.
+"""What a worker asks of a task type, and of a provider: a `TaskHandler` or a `CallHandler`.
 
 `inputs` and `batch_key` run in the parent, so a task type's module imports neither torch nor anything that does at its
 top. `needs` and `run` are called in the child, on one of its job threads. A handler says which models it needs; the
@@ -24,12 +24,17 @@ class InputRef:
     Attributes:
         name: Key under which the handler finds the file in `TaskContext.inputs`.
         source: A storage path, an http(s) URL, a data URL or base64.
-        kind: `image` passes the door for untrusted images; `lora` must be a safetensors file.
+        kind: `image` is judged as an untrusted image; `lora` must be a safetensors file.
     """
 
     name: str
     source: str
     kind: Literal["image", "lora"]
+
+
+def image_refs(name: str, sources: Sequence[str]) -> list[InputRef]:
+    """Name the images of a list, one by one: `reference[0]`, `reference[1]`."""
+    return [InputRef(f"{name}[{index}]", source, "image") for index, source in enumerate(sources)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +45,13 @@ class OutputFile:
         name: Name inside the folder, and behind the attempt's result prefix.
         content_type: Media type.
         field: Field of the result's detail that is to hold the uploaded path; None where no field does.
+        index: Place in the field where it is a list. A place that no file takes holds what the result has there, or "".
     """
 
     name: str
     content_type: str
     field: str | None
+    index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,5 +209,27 @@ class TaskHandler(Protocol):
         Args:
             batch: Tasks of equal batch keys.
             lent: The models that `needs` named, by their names.
+        """
+        ...
+
+
+class CallHandler(Protocol):
+    """One task type by one provider that is called over the network: a coroutine in the parent."""
+
+    def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
+        """Name the inputs to fetch."""
+        ...
+
+    async def run(self, context: TaskContext) -> Output:
+        """Have the provider do the task.
+
+        It is cancelled where the task is, or where its time limit has passed, and has a few seconds then to call the
+        provider off. It must not block: all calls of the worker share one thread.
+
+        Args:
+            context: The attempt; files of the result go into its folder.
+
+        Raises:
+            TaskFailed: The provider did not do it.
         """
         ...

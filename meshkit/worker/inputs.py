@@ -1,12 +1,8 @@
-"""An attempt's folder and the inputs that are put into it before the child sees the task."""
+"""An attempt's inputs as local files, before its handler sees the task."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import itertools
-import os
-import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -85,60 +81,6 @@ class Inputs:
             raise invalid(ref.name, "There is no such image in storage.", "not_found") from None
 
 
-class AttemptFolders:
-    """Folders of attempts, of this process and gone with it.
-
-    Each process has a folder that it holds a lock on; what killed processes left is removed at the next start.
-
-    Args:
-        root: Folder that all workers of the machine may share.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._numbers = itertools.count(1)
-        self._own: Path | None = None
-        self._lock = -1
-
-    def open(self) -> None:
-        """Remove what others left, and make this process's folder."""
-        self._root.mkdir(parents=True, exist_ok=True)
-        for left in self._root.glob("*.lock"):
-            _remove_unlocked(left)
-        own = self._root / f"{os.getpid()}-{os.urandom(4).hex()}"
-        # The lock is there before the folder, so that a folder without a lock is nobody's.
-        self._lock = os.open(own.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        own.mkdir(mode=0o700)
-        self._own = own
-
-    def close(self) -> None:
-        """Remove this process's folder."""
-        if self._own is not None:
-            shutil.rmtree(self._own, ignore_errors=True)
-            self._own.with_suffix(".lock").unlink(missing_ok=True)
-            os.close(self._lock)
-            self._own = None
-
-    def name(self) -> str:
-        """Return a folder for one attempt; whoever puts something into it first makes it."""
-        assert self._own is not None, "the folders are open"
-        return f"{self._own}/{next(self._numbers)}"
-
-    @staticmethod
-    def make(folder: str) -> Path:
-        """Make an attempt's folder."""
-        path = Path(folder)
-        path.mkdir()
-        return path
-
-    @staticmethod
-    def remove(folder: str) -> None:
-        """Remove an attempt's folder and what is in it, where it was made."""
-        if os.path.lexists(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def _storage_path(source: str) -> str | None:
     """Return the path that `source` may be, or None where it can only be base64."""
     if len(source) > _MAX_PATH_CHARS:
@@ -147,18 +89,3 @@ def _storage_path(source: str) -> str | None:
         return normalise_path(source)
     except MeshError:
         return None
-
-
-def _remove_unlocked(lock: Path) -> None:
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-        lock.unlink(missing_ok=True)
-    except BlockingIOError:
-        pass  # its process lives
-    finally:
-        os.close(descriptor)

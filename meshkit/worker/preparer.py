@@ -1,26 +1,28 @@
-"""From a task to a job of the child: its folder, its inputs as local files, and what of it fits into a frame."""
+"""From a task to a job: its folder, its inputs as local files, and what of it fits into a frame."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 from atelier.inference.v1.child_pb2 import ChildJob, ChildProgress
 from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_INTERNAL,
     ERROR_CATEGORY_RESOURCE,
     ERROR_CATEGORY_VALIDATION,
-    TaskType,
 )
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
+from google.protobuf.descriptor import FieldDescriptor
 
 from meshkit import tracing
-from meshkit.catalog import type_of_detail
 from meshkit.errors import ErrorKind, MeshError
-from meshkit.worker.device_runner import Job
-from meshkit.worker.handlers import InputRef, TaskFailed, TaskHandler
-from meshkit.worker.inputs import AttemptFolders, Inputs
+from meshkit.worker.folders import AttemptFolders
+from meshkit.worker.handlers import InputRef, TaskFailed
+from meshkit.worker.inputs import Inputs
+from meshkit.worker.pairs import Pair
+from meshkit.worker.runner import Job
 from meshkit.worker.wire import MAX_FRAME_BYTES
 
 _CALLERS_FAULT = frozenset({ErrorKind.INVALID, ErrorKind.NOT_FOUND, ErrorKind.FORBIDDEN, ErrorKind.TOO_LARGE})
@@ -29,52 +31,72 @@ _MAX_SHARED_BYTES = MAX_FRAME_BYTES // 64  # the largest batch of jobs of this s
 _LONG_CHARS = 4096
 
 
+class InputNames(Protocol):
+    """The part of a handler that is asked before its task runs."""
+
+    def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
+        """Name the inputs to fetch."""
+        ...
+
+
+BatchKey = Callable[[CreateTask, Task], Hashable | None]
+"""Gives equal keys to tasks that may run as one batch; None to one that runs alone."""
+
+
 class JobPreparer:
     """Turns tasks into jobs.
 
     Args:
-        handlers: One handler a type.
+        handlers: What names the inputs of each pair.
         inputs: Fetches inputs.
         folders: Folders of attempts.
+        batch_keys: For pairs whose tasks run in batches.
     """
 
     def __init__(
-        self, handlers: Mapping[TaskType.ValueType, TaskHandler], inputs: Inputs, folders: AttemptFolders
+        self,
+        handlers: Mapping[Pair, InputNames],
+        inputs: Inputs,
+        folders: AttemptFolders,
+        batch_keys: Mapping[Pair, BatchKey] | None = None,
     ) -> None:
         self._handlers = handlers
         self._inputs = inputs
         self._folders = folders
+        self._batch_keys = batch_keys or {}
 
     @asynccontextmanager
     async def prepared(
-        self, spec: CreateTask, task: Task, tenant: str, on_progress: Callable[[ChildProgress], None]
+        self, pair: Pair, spec: CreateTask, task: Task, tenant: str, on_progress: Callable[[ChildProgress], None]
     ) -> AsyncIterator[Job]:
         """Yield a job that is prepared and, at the end of the context, released; raises as `prepare` does."""
-        job = await self.prepare(spec, task, tenant, on_progress)
+        job = await self.prepare(pair, spec, task, tenant, on_progress)
         try:
             yield job
         finally:
             await self.release(job)
 
     async def prepare(
-        self, spec: CreateTask, task: Task, tenant: str, on_progress: Callable[[ChildProgress], None]
+        self, pair: Pair, spec: CreateTask, task: Task, tenant: str, on_progress: Callable[[ChildProgress], None]
     ) -> Job:
         """Make a job, whose folder and inputs last until it is released.
 
         Raises:
             TaskFailed: the task cannot be executed.
         """
-        kind = type_of_detail(spec.WhichOneof("detail"))
-        handler = None if kind is None else self._handlers.get(kind.number)
-        if kind is None or handler is None:
+        handler = self._handlers.get(pair)
+        if handler is None:
             raise TaskFailed("This worker does not execute the type.", ERROR_CATEGORY_INTERNAL, retryable=True)
         refs = handler.inputs(spec, task)
-        payload = ChildJob(job_id=task.id, spec=without_data(spec, refs), task=task, folder=self._folders.name())
+        payload = ChildJob(
+            job_id=task.id, kind=pair.kind, spec=without_data(spec, refs), task=task, folder=self._folders.name()
+        )
         if (trace := tracing.current()) is not None:
             payload.traceparent = trace.traceparent
+        keyed = self._batch_keys.get(pair)
         if not refs:
-            key = _batch_key(payload, handler.batch_key(spec, task), kind.name, ())
-            return Job(kind.name, key, payload, on_progress)
+            key = _batch_key(payload, None if keyed is None else keyed(spec, task), pair, ())
+            return Job(pair, key, payload, on_progress)
         async with AsyncExitStack() as held:
             held.callback(self._folders.remove, payload.folder)
             files = await self._fetched(held, tenant, refs, self._folders.make(payload.folder))
@@ -82,8 +104,8 @@ class JobPreparer:
             # A batch is made with its first member's LoRAs. Tasks name them within their tenant, so that two may mean
             # different files by one path: what is compared are the files.
             loras = tuple((ref.name, files[ref.name]) for ref in refs if ref.kind == "lora")
-            key = _batch_key(payload, handler.batch_key(spec, task), kind.name, loras)
-            return Job(kind.name, key, payload, on_progress, held=held.pop_all())
+            key = _batch_key(payload, None if keyed is None else keyed(spec, task), pair, loras)
+            return Job(pair, key, payload, on_progress, held=held.pop_all())
 
     async def release(self, job: Job) -> None:
         """Remove a job's folder and give its inputs back."""
@@ -101,7 +123,7 @@ class JobPreparer:
             raise failed_input(error) from error
 
 
-def _batch_key(payload: ChildJob, key: Hashable | None, *kind: Hashable) -> Hashable | None:
+def _batch_key(payload: ChildJob, key: Hashable | None, *more: Hashable) -> Hashable | None:
     """Return what is equal for jobs that may run together.
 
     Raises:
@@ -110,7 +132,7 @@ def _batch_key(payload: ChildJob, key: Hashable | None, *kind: Hashable) -> Hash
     size = payload.ByteSize()
     if size > _MAX_JOB_BYTES:
         raise TaskFailed("The task is too large to be executed.", ERROR_CATEGORY_VALIDATION, retryable=False)
-    return None if key is None or size > _MAX_SHARED_BYTES else (*kind, key)
+    return None if key is None or size > _MAX_SHARED_BYTES else (*more, key)
 
 
 def without_data(spec: CreateTask, refs: Sequence[InputRef]) -> CreateTask:
@@ -126,7 +148,11 @@ def without_data(spec: CreateTask, refs: Sequence[InputRef]) -> CreateTask:
     short.CopyFrom(spec)
     fields = getattr(short, detail)
     for field, value in fields.ListFields():
-        if isinstance(value, str) and value in long:
+        if field.type != FieldDescriptor.TYPE_STRING:
+            continue
+        if field.is_repeated:
+            value[:] = [long.get(item, item) for item in value]
+        elif value in long:
             setattr(fields, field.name, long[value])
     return short
 

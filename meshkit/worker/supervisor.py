@@ -33,6 +33,7 @@ from atelier.inference.v1.child_pb2 import (
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_TIMEOUT, ErrorCategory
 
 from meshkit.logging import get_logger
+from meshkit.worker.runner import JobLost
 from meshkit.worker.wire import FrameDecoder, WireError, pack
 
 _log = get_logger(__name__)
@@ -42,7 +43,7 @@ _LAST_BACKOFF_SECONDS = 30.0
 _UNHEALTHY_AFTER = 3  # starts in a row that came to nothing
 
 
-class ChildLost(Exception):  # noqa: N818 -- an outcome of a batch, told apart by its category
+class ChildLost(JobLost):
     """The child died, or was killed, while a batch ran in it.
 
     Args:
@@ -52,9 +53,7 @@ class ChildLost(Exception):  # noqa: N818 -- an outcome of a batch, told apart b
     """
 
     def __init__(self, message: str, category: ErrorCategory.ValueType, *, collateral: bool = False) -> None:
-        super().__init__(message)
-        self.message = message
-        self.category = category
+        super().__init__(message, category)
         self.collateral = collateral
 
 

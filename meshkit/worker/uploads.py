@@ -15,7 +15,7 @@ from meshkit.errors import TRANSIENT, MeshError
 from meshkit.logging import get_logger
 from meshkit.objects import ObjectInfo, ObjectStore
 from meshkit.worker.handlers import TaskFailed
-from meshkit.worker.session import Backoff
+from meshkit.worker.pacing import Backoff
 
 _log = get_logger(__name__)
 
@@ -92,10 +92,19 @@ def result_file(folder: str, file: ChildFile) -> Path:
 
 
 def name_files(output: ChildOutput, prefix: str) -> TaskResult:
-    """Return the result with the paths of its files set."""
+    """Return the result with the paths of its files set, those of a list in the places that their files name."""
     result = output.result
     detail = result.WhichOneof("detail")
+    if detail is None:
+        return result
+    fields = getattr(result, detail)
     for file in output.files:
-        if file.field and detail is not None:
-            setattr(getattr(result, detail), file.field, prefix + file.name)
+        if not file.field:
+            continue
+        if file.HasField("index"):
+            paths = getattr(fields, file.field)
+            paths.extend([""] * (file.index + 1 - len(paths)))
+            paths[file.index] = prefix + file.name
+        else:
+            setattr(fields, file.field, prefix + file.name)
     return result

@@ -21,19 +21,17 @@ from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_RESOURCE,
     ERROR_CATEGORY_TIMEOUT,
     ERROR_CATEGORY_VALIDATION,
-    TaskType,
 )
 from atelier.tasks.v1.task_pb2 import Task
 
 from meshkit import auth
-from meshkit.catalog import type_name, type_of_detail
 from meshkit.errors import ErrorKind, MeshError
-from meshkit.worker import measures
-from meshkit.worker.device_runner import DeviceRunner, Job
+from meshkit.worker import metrics
 from meshkit.worker.handlers import TaskFailed
-from meshkit.worker.preparer import JobPreparer
-from meshkit.worker.supervisor import ChildLost, ChildSupervisor
-from meshkit.worker.uploads import result_file
+from meshkit.worker.host import DevicePool
+from meshkit.worker.pairs import Pair, pair_of
+from meshkit.worker.runner import Job, JobLost
+from meshkit.worker.uploads import name_files, result_file
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -77,28 +75,17 @@ class InferenceServicer(InferenceServiceServicer):
     Args:
         name: The worker's name.
         queues: Queues it serves.
-        task_types: Types it executes.
-        preparer: Makes jobs of tasks.
-        executor: Runs them.
-        supervisor: Knows the child.
+        pairs: What it runs on its device.
+        device: The pool of its device.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        queues: Sequence[str],
-        task_types: Sequence[TaskType.ValueType],
-        preparer: JobPreparer,
-        executor: DeviceRunner,
-        supervisor: ChildSupervisor,
-    ) -> None:
+    def __init__(self, *, name: str, queues: Sequence[str], pairs: Sequence[Pair], device: DevicePool) -> None:
         self._name = name
         self._queues = tuple(queues)
-        self._types = tuple(type_name(kind) for kind in task_types)
-        self._preparer = preparer
-        self._executor = executor
-        self._supervisor = supervisor
+        self._types = tuple(pair.label for pair in pairs)
+        self._preparer = device.pool.preparer
+        self._runner = device.runner
+        self._supervisor = device.supervisor
 
     async def Run(self, request: RunRequest, context: Context) -> AsyncIterator[RunResponse]:  # noqa: ARG002, N802 -- an RPC
         """Execute a task at once, in a slot of its own."""
@@ -106,14 +93,13 @@ class InferenceServicer(InferenceServiceServicer):
         newest = _LatestProgress()
         task = Task(id=str(uuid.uuid4()), attempt=1, origin_tenant_id=tenant)
         outcome = "aborted"
-        known = type_of_detail(request.task.WhichOneof("detail"))
-        kind = "UNKNOWN" if known is None else known.name
+        pair = pair_of(request.task, task)
         try:
             async with (
-                self._executor.claim(),
-                self._preparer.prepared(request.task, task, tenant, newest.put) as job,
+                self._runner.claim(),
+                self._preparer.prepared(pair, request.task, task, tenant, newest.put) as job,
             ):
-                run = asyncio.ensure_future(self._executor.execute_claimed(job))
+                run = asyncio.ensure_future(self._runner.execute_claimed(job))
                 run.add_done_callback(lambda _: newest.end())
                 try:
                     while (report := await newest.get()) is not None:
@@ -128,11 +114,11 @@ class InferenceServicer(InferenceServiceServicer):
         except TaskFailed as failure:
             outcome = "failed"
             raise _refused(failure) from failure
-        except ChildLost as lost:
+        except JobLost as lost:
             outcome = "failed"
             raise _refused(TaskFailed(lost.message, lost.category, retryable=True)) from lost
         finally:
-            measures.attempts(kind, f"direct_{outcome}").inc()
+            metrics.attempts(pair.label, f"direct_{outcome}").inc()
 
     async def Describe(self, request: DescribeRequest, context: Context) -> DescribeResponse:  # noqa: ARG002, N802 -- an RPC
         """Tell what the worker serves and what it holds."""
@@ -141,8 +127,8 @@ class InferenceServicer(InferenceServiceServicer):
             name=self._name,
             task_types=self._types,
             queues=self._queues,
-            slots=self._executor.slots,
-            busy_slots=self._executor.busy,
+            slots=self._runner.slots,
+            busy_slots=self._runner.busy,
             models=self._supervisor.resident.models,
             device="" if hello is None else hello.device,
         )
@@ -163,14 +149,15 @@ def _last(job: Job, done: ChildDone) -> RunResponse:
         raise TaskFailed(done.failure.message, done.failure.category, retryable=done.failure.retryable)
     if not done.HasField("output"):
         raise MeshError(ErrorKind.ABORTED, "The task was stopped.", reason="STOPPED")
-    result, files = done.output.result, []
-    detail = result.WhichOneof("detail")
-    for file in done.output.files:
-        data = result_file(job.payload.folder, file).read_bytes()
-        files.append(RunFile(name=file.name, content_type=file.content_type, data=data))
-        if file.field and detail is not None:
-            setattr(getattr(result, detail), file.field, file.name)
-    return RunResponse(progress=100.0, result=result, files=files)
+    files = [
+        RunFile(
+            name=file.name,
+            content_type=file.content_type,
+            data=result_file(job.payload.folder, file).read_bytes(),
+        )
+        for file in done.output.files
+    ]
+    return RunResponse(progress=100.0, result=name_files(done.output, ""), files=files)
 
 
 def _refused(failure: TaskFailed) -> MeshError:

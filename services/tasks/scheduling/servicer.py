@@ -7,11 +7,11 @@ from uuid import UUID
 
 import grpc
 from atelier.tasks.v1 import worker_service_pb2, worker_service_pb2_grpc
-from google.protobuf.duration_pb2 import Duration
 
 from meshkit import auth
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import get_logger
+from meshkit.moments import duration_of
 from services.tasks.api.creation import MODEL_KEY
 from services.tasks.catalog import LOCAL
 from services.tasks.convert import (
@@ -49,8 +49,8 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
 
     def __init__(self, desk: WorkerSessions, *, ttl_seconds: float, heartbeat_seconds: float) -> None:
         self._desk = desk
-        self._ttl = _duration(ttl_seconds)
-        self._interval = _duration(heartbeat_seconds)
+        self._ttl = duration_of(ttl_seconds)
+        self._interval = duration_of(heartbeat_seconds)
 
     async def OpenSession(  # noqa: N802, D102 -- named and described by the contract
         self, request: worker_service_pb2.OpenSessionRequest, context: Context
@@ -177,9 +177,3 @@ def _outcome(error: Exception | None) -> worker_service_pb2.CompletionOutcome:
         return worker_service_pb2.CompletionOutcome(verdict=worker_service_pb2.COMPLETION_VERDICT_UNDECIDED)
     verdict = _VERDICTS.get(error.kind, worker_service_pb2.COMPLETION_VERDICT_UNDECIDED)
     return worker_service_pb2.CompletionOutcome(verdict=verdict, message=error.message)
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromMilliseconds(int(seconds * 1000))
-    return duration

@@ -26,8 +26,12 @@ from atelier.tasks.v1.worker_service_pb2 import (
 from google.protobuf.duration_pb2 import Duration
 
 from meshkit.errors import MeshError
+from meshkit.worker.ends import AttemptEnds
+from meshkit.worker.held import HeldLease, HeldLeases
 from meshkit.worker.leases import LeaseClient
-from meshkit.worker.session import Backoff, HeldLease, WorkerProfile
+from meshkit.worker.pacing import Backoff, Pauses
+from meshkit.worker.pairs import Pair
+from meshkit.worker.session import SessionProfile
 
 TTL = 15.0
 INTERVAL = 5.0
@@ -143,14 +147,22 @@ class Bench:
         self.service = Service(self.clock)
         self.accepted: list[HeldLease] = []
         self.room = 4
+        self.asked = asyncio.Event()
+        self.heartbeat_now = asyncio.Event()
+        pauses = Pauses(Backoff(0.1, 5.0), self.clock.sleep)
+        self.held = HeldLeases(self.asked)
+        self.ends = AttemptEnds(self.service, self.held, pauses)
         self.client = LeaseClient(
             self.service,
-            WorkerProfile("w", "local", ("inference",), 2, (TASK_TYPE_NOOP,)),
+            SessionProfile("w", "local", ("inference",), 2, (Pair(TASK_TYPE_NOOP),)),
+            self.held,
+            self.ends,
             capacity=lambda: self.room - len(self.accepted),
             accept=self.accepted.append,
-            backoff=Backoff(0.1, 5.0),
+            room=self.asked,
+            heartbeat_now=self.heartbeat_now,
+            pauses=pauses,
             clock=self.clock,
-            sleep=self.clock.sleep,
         )
 
     async def holding(self, *attempts: tuple[str, int]) -> list[HeldLease]:

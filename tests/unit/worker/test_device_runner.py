@@ -4,12 +4,16 @@ from typing import cast
 
 import pytest
 from atelier.inference.v1.child_pb2 import ChildDone, ChildJob, ChildOutput, ChildProgress
-from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_TIMEOUT
+from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_TIMEOUT, TASK_TYPE_NOOP
 
 from meshkit.errors import ErrorKind, MeshError
-from meshkit.worker.device_runner import DeviceRunner, Job, Withdrawn
+from meshkit.worker.device_runner import DeviceRunner
+from meshkit.worker.pairs import Pair
+from meshkit.worker.runner import Job, Withdrawn
 from meshkit.worker.supervisor import ChildLost, ChildSupervisor
 from meshkit.worker.wire import WireError
+
+NOOP = Pair(TASK_TYPE_NOOP)
 
 
 class Child:
@@ -62,11 +66,13 @@ def child() -> Child:
 
 
 def executor(child: Child, slots: int = 1, max_batch: int = 4) -> DeviceRunner:
-    return DeviceRunner(cast("ChildSupervisor", child), slots=slots, max_batch=max_batch, batch_wait_seconds=0.0)
+    return DeviceRunner(
+        cast("ChildSupervisor", child), slots=slots, max_batch=max_batch, batch_wait_seconds=0.0, room=asyncio.Event()
+    )
 
 
 def job(key: str | None = None) -> Job:
-    return Job("NOOP", key, ChildJob(), lambda _: None)
+    return Job(NOOP, key, ChildJob(), lambda _: None)
 
 
 async def test_compatible_jobs_that_wait_for_a_slot_run_as_one_batch(child: Child) -> None:
@@ -137,7 +143,7 @@ async def test_progress_reaches_the_job_of_its_batch_that_made_it(child: Child) 
     seen: list[tuple[str, int]] = []
 
     def named(name: str) -> Job:
-        return Job("NOOP", "a", ChildJob(), lambda report: seen.append((name, report.number)))
+        return Job(NOOP, "a", ChildJob(), lambda report: seen.append((name, report.number)))
 
     pair = [named("x"), named("y")]
     ends = [asyncio.create_task(work.execute(each)) for each in pair]

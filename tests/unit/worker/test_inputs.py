@@ -1,6 +1,5 @@
 import base64
 import io
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -12,7 +11,7 @@ from meshkit.errors import ErrorKind, MeshError, unavailable
 from meshkit.fetcher import Fetcher
 from meshkit.objects import ObjectInfo, ObjectStore
 from meshkit.worker.handlers import InputRef
-from meshkit.worker.inputs import AttemptFolders, Inputs
+from meshkit.worker.inputs import Inputs
 from meshkit.worker.lora_cache import LoraCache
 
 
@@ -99,35 +98,3 @@ async def test_an_image_above_the_limit_is_not_fetched(store: Store, inputs: Inp
     with pytest.raises(MeshError) as caught:
         await fetched(inputs, tmp_path, "a.png")
     assert caught.value.kind is ErrorKind.TOO_LARGE
-
-
-def test_nothing_is_left_of_an_attempt_whatever_it_wrote(tmp_path: Path) -> None:
-    folders = AttemptFolders(tmp_path)
-    folders.open()
-    folder = folders.make(folders.name())
-    (folder / "deep").mkdir()
-    (folder / "deep" / "file").write_text("x")
-    folders.remove(str(folder))
-    assert not folder.exists()
-    unmade = folders.name()
-    assert unmade != str(folder)
-    folders.remove(unmade)
-    folders.make(folders.name())
-    folders.close()
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_a_killed_process_left_is_removed_and_what_another_uses_is_not(tmp_path: Path) -> None:
-    dead = tmp_path / "77-dead"
-    (dead / "1").mkdir(parents=True)
-    dead.with_suffix(".lock").touch()
-    living = AttemptFolders(tmp_path)
-    living.open()
-    kept = living.make(living.name())
-    other = AttemptFolders(tmp_path)
-    other.open()
-    assert not dead.exists()
-    assert kept.exists()
-    assert len({path.name.split("-")[0] for path in tmp_path.glob("*.lock")} | {str(os.getpid())}) == 1
-    other.close()
-    living.close()

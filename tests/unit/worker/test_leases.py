@@ -16,7 +16,9 @@ from atelier.tasks.v1.worker_service_pb2 import (
 )
 
 from meshkit.errors import MeshError, not_found, unavailable
-from meshkit.worker.session import Backoff, HeldLease, ReportOutcome
+from meshkit.worker.ends import ReportOutcome
+from meshkit.worker.held import HeldLease
+from meshkit.worker.pacing import Backoff
 from tests.unit.worker.scripted import INTERVAL, TTL, Bench, during
 
 
@@ -50,7 +52,7 @@ async def test_polls_stop_without_room_and_go_on_with_it(bench: Bench) -> None:
     await bench.clock.advance(3)
     assert len(bench.service.of("Lease")) == 1
     bench.room = 2
-    bench.client.room()
+    bench.asked.set()
     await bench.clock.settle()
     assert [request.max_leases for request in bench.service.of("Lease")] == [4 - 3, 1]
 
@@ -68,7 +70,7 @@ async def test_a_poll_that_was_given_many_is_followed_once_these_may_have_ended(
     bench.room = 8
     held = await bench.holding(*((str(number), 1) for number in range(8)))
     bench.room = 10  # two slots are free already
-    bench.client.room()
+    bench.asked.set()
     await bench.clock.settle()
     assert len(bench.service.of("Lease")) == 1
     held.clear()
@@ -121,7 +123,7 @@ async def test_heartbeats_name_what_is_held(bench: Bench) -> None:
 
 async def test_news_makes_the_next_heartbeat_go_at_once(bench: Bench) -> None:
     await bench.holding(("a", 1))
-    bench.client.news()
+    bench.heartbeat_now.set()
     await bench.clock.settle()
     assert len(bench.service.of("Heartbeat")) == 1
 
@@ -133,9 +135,9 @@ async def test_what_is_to_be_given_up_is_taken_from_its_holder(bench: Bench) -> 
     bench.service.give_up = [AttemptRef(job_id="a", attempt=1)]
     await bench.clock.advance(INTERVAL)
     assert why == ["given_up"]
-    await bench.client.release([held])
+    await bench.ends.release([held])
     assert [ref.job_id for request in bench.service.of("Release") for ref in request.refs] == ["a"]
-    assert not bench.client.held
+    assert not len(bench.held)
 
 
 async def test_what_it_never_had_is_confirmed_at_once(bench: Bench) -> None:
@@ -194,20 +196,20 @@ async def test_an_unknown_session_is_replaced_and_starts_counting_anew(bench: Be
 async def test_a_completion_is_repeated_until_the_service_answers(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
     bench.service.errors["CompleteMany"] = unavailable("away")
-    task = await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 4)
+    task = await during(bench, bench.ends.complete(held, TaskResult(), (), 1.0), 4)
     assert not task.done()
     bench.service.errors.clear()
     await bench.clock.advance(6)
     assert task.result() is ReportOutcome.TAKEN
     assert len(bench.service.of("CompleteMany")) > 2
-    assert not bench.client.held
+    assert not len(bench.held)
 
 
 async def test_a_completion_ends_with_its_lease(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
     for method in ("CompleteMany", "Heartbeat", "OpenSession"):
         bench.service.errors[method] = unavailable("away")
-    task = await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), TTL + 10)
+    task = await during(bench, bench.ends.complete(held, TaskResult(), (), 1.0), TTL + 10)
     assert task is ReportOutcome.UNKNOWN
     tries = len(bench.service.of("CompleteMany"))
     await bench.clock.advance(30)
@@ -217,10 +219,10 @@ async def test_a_completion_ends_with_its_lease(bench: Bench) -> None:
 async def test_a_result_that_was_taken_is_known_though_its_attempt_is_gone(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
     bench.service.errors["CompleteMany"] = unavailable("the answer is lost")
-    task = asyncio.ensure_future(bench.client.complete(held, TaskResult(), (), 1.0))
+    task = asyncio.ensure_future(bench.ends.complete(held, TaskResult(), (), 1.0))
     await bench.clock.settle()
     bench.service.give_up = [AttemptRef(job_id="a", attempt=1)]  # it has ended: by this very report
-    bench.client.news()
+    bench.heartbeat_now.set()
     await bench.clock.settle()
     bench.service.errors.clear()
     assert await during(bench, task, 1) is ReportOutcome.TAKEN
@@ -229,7 +231,7 @@ async def test_a_result_that_was_taken_is_known_though_its_attempt_is_gone(bench
 async def test_a_result_that_was_never_sent_is_lost_with_its_attempt(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
     held.lose("given_up")
-    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 1) is ReportOutcome.LOST
+    assert await during(bench, bench.ends.complete(held, TaskResult(), (), 1.0), 1) is ReportOutcome.LOST
     assert not bench.service.of("CompleteMany")
     assert [ref.job_id for request in bench.service.of("Release") for ref in request.refs] == ["a"]
 
@@ -245,7 +247,7 @@ async def test_an_attempt_that_nobody_takes_goes_back(bench: Bench) -> None:
     bench.service.lease(("a", 1), ("b", 1))
     await bench.clock.advance(1)
     assert [ref.job_id for request in bench.service.of("Release") for ref in request.refs] == ["a"]
-    assert [held.key for held in bench.client.held] == [("b", 1)]
+    assert [held.key for held in bench.held.all()] == [("b", 1)]
     bench.service.lease(("c", 1))
     await bench.clock.advance(1)
     assert [held.key for held in bench.accepted] == [("b", 1), ("c", 1)]
@@ -254,27 +256,27 @@ async def test_an_attempt_that_nobody_takes_goes_back(bench: Bench) -> None:
 async def test_a_late_completion_is_not_repeated(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
     bench.service.verdicts["a"] = COMPLETION_VERDICT_LOST
-    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 1) is ReportOutcome.LOST
+    assert await during(bench, bench.ends.complete(held, TaskResult(), (), 1.0), 1) is ReportOutcome.LOST
     assert len(bench.service.of("CompleteMany")) == 1
-    assert not bench.client.held
+    assert not len(bench.held)
 
 
 async def test_a_result_that_is_refused_for_itself_is_the_callers_to_fail(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
     bench.service.verdicts["a"] = COMPLETION_VERDICT_REFUSED
     with pytest.raises(MeshError):
-        await bench.client.complete(held, TaskResult(), (), 1.0)
-    assert bench.client.held == [held]
-    assert await bench.client.fail(held, "x" * 9000, ERROR_CATEGORY_INTERNAL, retryable=True)
+        await bench.ends.complete(held, TaskResult(), (), 1.0)
+    assert bench.held.all() == [held]
+    assert await bench.ends.fail(held, "x" * 9000, ERROR_CATEGORY_INTERNAL, retryable=True)
     assert len(bench.service.of("Fail")[0].message) == 4096
 
 
 async def test_a_completion_that_is_not_decided_is_sent_again_and_alone(bench: Bench) -> None:
     first, second = await bench.holding(("a", 1), ("b", 1))
     bench.service.verdicts["a"] = COMPLETION_VERDICT_UNDECIDED
-    ends = asyncio.gather(*(bench.client.complete(held, TaskResult(), (), 1.0) for held in (first, second)))
+    ends = asyncio.gather(*(bench.ends.complete(held, TaskResult(), (), 1.0) for held in (first, second)))
     await bench.clock.settle()
-    assert bench.client.held == [first]
+    assert bench.held.all() == [first]
     bench.service.verdicts.clear()
     assert (await during(bench, ends, 1)) == [ReportOutcome.TAKEN, ReportOutcome.TAKEN]
     sent = [[each.ref.job_id for each in request.completions] for request in bench.service.of("CompleteMany")]
@@ -284,18 +286,18 @@ async def test_a_completion_that_is_not_decided_is_sent_again_and_alone(bench: B
 async def test_closing_does_not_wait_for_completions_that_are_on_their_way(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
     bench.service.errors["CompleteMany"] = unavailable("away")
-    task = asyncio.ensure_future(bench.client.complete(held, TaskResult(), (), 1.0))
+    task = asyncio.ensure_future(bench.ends.complete(held, TaskResult(), (), 1.0))
     await bench.clock.settle()
     await bench.client.close()
     await bench.clock.advance(1)
     assert task.done()
-    assert not bench.client.held
+    assert not len(bench.held)
 
 
 async def test_progress_is_sent_a_few_times_a_second_and_only_the_newest(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
     for step in range(100):
-        bench.client.progress(held, step, step=step, total=100, preview=b"jpeg" if step == 50 else b"")
+        bench.held.progress(held, step, step=step, total=100, preview=b"jpeg" if step == 50 else b"")
         await bench.clock.advance(0.01)
     await bench.clock.advance(1)
     reports = [report for request in bench.service.of("Report") for report in request.progress]
@@ -306,9 +308,9 @@ async def test_progress_is_sent_a_few_times_a_second_and_only_the_newest(bench: 
 
 async def test_what_ends_at_once_reports_no_progress(bench: Bench) -> None:
     [held] = await bench.holding(("a", 1))
-    bench.client.progress(held, 50, step=1, total=2)
+    bench.held.progress(held, 50, step=1, total=2)
     await bench.clock.advance(0.1)
-    assert await during(bench, bench.client.complete(held, TaskResult(), (), 1.0), 0.05) is ReportOutcome.TAKEN
+    assert await during(bench, bench.ends.complete(held, TaskResult(), (), 1.0), 0.05) is ReportOutcome.TAKEN
     await bench.clock.advance(1)
     assert not bench.service.of("Report")
 
@@ -353,7 +355,7 @@ async def test_an_ended_attempt_and_its_holder_are_freed_at_once(bench: Bench) -
     left = weakref.ref(holder)
     gc.disable()
     try:
-        assert await bench.client.complete(held, TaskResult(), (), 1.0) is ReportOutcome.TAKEN
+        assert await bench.ends.complete(held, TaskResult(), (), 1.0) is ReportOutcome.TAKEN
         bench.accepted.clear()
         del held, holder
         assert left() is None

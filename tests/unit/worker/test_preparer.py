@@ -25,11 +25,13 @@ from PIL import Image
 
 from meshkit.fetcher import Fetcher
 from meshkit.objects import ObjectInfo, ObjectStore
-from meshkit.worker.device_runner import Job
+from meshkit.worker.folders import AttemptFolders
 from meshkit.worker.handlers import TaskFailed
-from meshkit.worker.inputs import AttemptFolders, Inputs
+from meshkit.worker.inputs import Inputs
 from meshkit.worker.lora_cache import LoraCache
+from meshkit.worker.pairs import Pair, pair_of
 from meshkit.worker.preparer import JobPreparer
+from meshkit.worker.runner import Job
 from services.inference.tasktypes import load_handlers
 from services.inference.tasktypes.generation import GenerationHandler
 
@@ -60,18 +62,19 @@ def store() -> Store:
 async def batch_keys(store: Store, folder: Path, *tenants: str) -> set[object]:
     objects = cast("ObjectStore", store)
     loras = LoraCache(objects, folder / "loras", max_bytes=10_000, max_file_bytes=1000)
-    folders = AttemptFolders(folder / "attempts")
-    folders.open()
+    folders = AttemptFolders.open(folder / "attempts")
+    handler, pair = GenerationHandler(), Pair(TASK_TYPE_GENERATION)
     preparer = JobPreparer(
-        {TASK_TYPE_GENERATION: GenerationHandler()},
+        {pair: handler},
         Inputs(objects, Fetcher(), loras, max_bytes=1000, timeout_seconds=1),
         folders,
+        {pair: handler.batch_key},
     )
     spec = CreateTask(generation=CreateGenerationTask(prompt="a dress", product_model_path="dress.safetensors"))
     async with AsyncExitStack() as stack:
         stack.callback(folders.close)
         return {
-            (await stack.enter_async_context(preparer.prepared(spec, Task(), tenant, lambda _: None))).batch_key
+            (await stack.enter_async_context(preparer.prepared(pair, spec, Task(), tenant, lambda _: None))).batch_key
             for tenant in tenants
         }
 
@@ -122,10 +125,11 @@ async def test_a_large_job_shares_no_frame(tmp_path: Path) -> None:
 async def prepared(folder: Path, spec: CreateTask) -> AsyncIterator[Job]:
     objects = cast("ObjectStore", Store())
     with tempfile.TemporaryDirectory(dir=folder) as own:
-        folders = AttemptFolders(Path(own))
-        folders.open()
+        folders = AttemptFolders.open(Path(own))
+        types = (TASK_TYPE_GENERATION, TASK_TYPE_IMAGE_ADJUSTER, TASK_TYPE_NOOP)
+        handlers = {Pair(kind): handler for kind, handler in load_handlers(types).items()}
         preparer = JobPreparer(
-            load_handlers((TASK_TYPE_GENERATION, TASK_TYPE_IMAGE_ADJUSTER, TASK_TYPE_NOOP)),
+            handlers,
             Inputs(
                 objects,
                 Fetcher(),
@@ -134,7 +138,8 @@ async def prepared(folder: Path, spec: CreateTask) -> AsyncIterator[Job]:
                 timeout_seconds=1,
             ),
             folders,
+            {pair: handler.batch_key for pair, handler in handlers.items()},
         )
-        async with preparer.prepared(spec, Task(), "acme", lambda _: None) as job:
+        async with preparer.prepared(pair_of(spec, Task()), spec, Task(), "acme", lambda _: None) as job:
             yield job
         folders.close()

@@ -6,6 +6,7 @@ isort:skip_file
 from atelier.inference.v1 import inference_service_pb2 as _inference_service_pb2
 from atelier.tasks.v1 import enums_pb2 as _enums_pb2
 from atelier.tasks.v1 import task_pb2 as _task_pb2
+from atelier.tasks.v1 import worker_service_pb2 as _worker_service_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -160,6 +161,7 @@ class ChildJob(_message.Message):
     FOLDER_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number that names the attempt between supervisor and child; never used twice."""
     job_id: _builtins.str
@@ -168,6 +170,8 @@ class ChildJob(_message.Message):
     """Folder of the attempt; results are written there."""
     traceparent: _builtins.str
     """W3C trace context."""
+    kind: _worker_service_pb2.JobKind.ValueType
+    """Kind of the job; a task where unspecified."""
     @_builtins.property
     def spec(self) -> _task_pb2.CreateTask:
         """The task as accepted."""
@@ -190,10 +194,11 @@ class ChildJob(_message.Message):
         folder: _builtins.str = ...,
         inputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         traceparent: _builtins.str = ...,
+        kind: _worker_service_pb2.JobKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "inputs", b"inputs", "job_id", b"job_id", "number", b"number", "spec", b"spec", "task", b"task", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "inputs", b"inputs", "job_id", b"job_id", "kind", b"kind", "number", b"number", "spec", b"spec", "task", b"task", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,24 +390,30 @@ class ChildFile(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name inside the folder."""
     content_type: _builtins.str
     """Media type."""
     field: _builtins.str
     """Field of the result's detail that takes the uploaded path; none where empty."""
+    index: _builtins.int
+    """Place in the field, where it is a list."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         content_type: _builtins.str = ...,
         field: _builtins.str = ...,
+        index: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "index", b"index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "field", b"field", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "content_type", b"content_type", "field", b"field", "index", b"index", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
+    _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__index) -> _WhichOneofReturnType__index | None: ...
 
 Global___ChildFile: _TypeAlias = ChildFile  # noqa: Y015
 

@@ -1,4 +1,4 @@
-"""The worker's metrics."""
+"""What a worker counts and measures."""
 
 from __future__ import annotations
 

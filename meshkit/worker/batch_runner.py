@@ -1,0 +1,126 @@
+"""The child's side of a batch: find the handler, lend it what it needs, tell what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from atelier.inference.v1.child_pb2 import ChildDone, ChildResident
+from atelier.inference.v1.inference_service_pb2 import ResidentModel
+from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_INTERNAL, ERROR_CATEGORY_RESOURCE
+
+from meshkit import tracing
+from meshkit.logging import get_logger
+from meshkit.worker.handlers import Lender, Need, Output, TaskFailed, TaskHandler
+from meshkit.worker.job_context import JobContext
+from meshkit.worker.outcomes import done_of
+from meshkit.worker.pairs import Pair, pair_of
+
+_log = get_logger(__name__)
+
+
+class BatchRunner:
+    """Executes batches: finds the handler, lends it the models it needs, turns whatever comes of it into outcomes.
+
+    Args:
+        handlers: One handler a pair.
+        lender: Keeps the models; None where no handler needs any.
+        explain: Turns an exception of the models' library into a `TaskFailed`; returns any other as it is.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[Pair, TaskHandler],
+        lender: Lender | None = None,
+        explain: Callable[[Exception], Exception] = lambda error: error,
+    ) -> None:
+        self._handlers = handlers
+        self._lender = lender
+        self._explain = explain
+
+    def execute(self, batch: Sequence[JobContext]) -> list[ChildDone]:
+        """Run one batch of one pair; one outcome a job."""
+        first = batch[0]
+        handler = self._handlers.get(pair_of(first.spec, first.task, first.kind))
+        if handler is None:
+            missing = TaskFailed("This worker does not execute the type.", ERROR_CATEGORY_INTERNAL, retryable=False)
+            return [done_of(missing) for _ in batch]
+        with tracing.activated(tracing.begin(first.traceparent)):
+            return [self._done(outcome) for outcome in self._run(handler, batch)]
+
+    def resident(self) -> ChildResident | None:
+        """Return what is in memory, or None where nothing ever is."""
+        if self._lender is None:
+            return None
+        return ChildResident(
+            models=[
+                ResidentModel(
+                    name=model.name,
+                    family=model.family,
+                    bytes=model.bytes,
+                    loras=model.loras,
+                    pinned=model.pins > 0,
+                )
+                for model in self._lender.resident()
+            ]
+        )
+
+    def _run(self, handler: TaskHandler, batch: Sequence[JobContext]) -> list[Output | Exception]:
+        """Run the members whose needs are known; the others fail by themselves."""
+        failures: dict[int, Exception] = {}
+        needs: list[Need] = []
+        for index, context in enumerate(batch):
+            try:
+                needs += handler.needs(context.spec, context.task)
+            except Exception as error:
+                failures[index] = error
+        able = [context for index, context in enumerate(batch) if index not in failures]
+        outcomes = iter(self._lent(handler, able, needs))
+        return [failures[index] if index in failures else next(outcomes) for index in range(len(batch))]
+
+    def _lent(
+        self, handler: TaskHandler, batch: Sequence[JobContext], needs: Iterable[Need]
+    ) -> Sequence[Output | Exception]:
+        if not batch:
+            return []
+        try:
+            with self._lend(tuple(dict.fromkeys(needs))) as lent:
+                outcomes = handler.run(batch, lent)
+            if len(outcomes) != len(batch):
+                raise RuntimeError(f"{len(outcomes)} outcomes for {len(batch)} tasks")
+        except Exception as error:  # a handler's fault ends its batch, never the process
+            return [error] * len(batch)
+        return outcomes
+
+    def _lend(self, needs: Sequence[Need]) -> AbstractContextManager[Mapping[str, Any]]:
+        if not needs:
+            return nullcontext({})
+        if self._lender is None:
+            raise RuntimeError("a handler needs a model and names no families")
+        return self._lender.lend(needs)
+
+    def _done(self, outcome: Output | Exception) -> ChildDone:
+        if isinstance(outcome, Output):
+            return done_of(outcome)
+        error = self._explain(outcome)
+        if _out_of_memory(error):
+            _log.warning("out_of_memory", exc_info=error)
+            if self._lender is not None:
+                self._lender.free()
+            if not isinstance(error, TaskFailed):
+                error = TaskFailed("The device ran out of memory.", ERROR_CATEGORY_RESOURCE, retryable=True)
+        return done_of(error)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception, or one that caused it, says that memory ran out.
+
+    torch's class is told by its name, because it is not imported here.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+            return True
+        cause = cause.__cause__
+    return False

@@ -1,0 +1,305 @@
+"""A worker put together from what it runs: queues, pairs, handlers, slots.
+
+Work that shares slots is a pool: one runner, one session with the tasks service, one set of attempts. A worker has a
+pool for its device, where it has one, and a pool for each queue whose work waits on somebody else's service, so that
+slow calls of one queue never take the slots of another.
+
+Whoever uses this opens a host, adds its pools, serves what it serves, and starts the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from meshkit import auth
+from meshkit.bus import Bus
+from meshkit.channel import MeshChannel
+from meshkit.client import WorkerClient
+from meshkit.config import PREFIX
+from meshkit.fetcher import Fetcher
+from meshkit.logging import get_logger
+from meshkit.loops import cancel
+from meshkit.metrics import serve_metrics
+from meshkit.objects import ObjectStore
+from meshkit.worker import metrics
+from meshkit.worker.attempts import Attempts
+from meshkit.worker.call_runner import CallRunner
+from meshkit.worker.cancel_listener import CancelListener
+from meshkit.worker.changes import Changes
+from meshkit.worker.config import WorkerSettings
+from meshkit.worker.device_runner import DeviceRunner
+from meshkit.worker.ends import AttemptEnds
+from meshkit.worker.folders import AttemptFolders
+from meshkit.worker.handlers import CallHandler, TaskHandler
+from meshkit.worker.held import HeldLeases
+from meshkit.worker.inputs import Inputs
+from meshkit.worker.leases import LeaseClient
+from meshkit.worker.lora_cache import LoraCache
+from meshkit.worker.pacing import Pauses
+from meshkit.worker.pairs import Pair
+from meshkit.worker.preparer import JobPreparer
+from meshkit.worker.runner import Runner
+from meshkit.worker.session import SessionProfile
+from meshkit.worker.supervisor import ChildSupervisor
+
+_log = get_logger(__name__)
+
+_BUS_CONNECT_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWork:
+    """Work that runs on the device, in a child process.
+
+    Attributes:
+        queues: Queues that it comes from.
+        handlers: One handler a pair; their `inputs` and `batch_key` are called here, the rest in the child.
+        command: The child's command.
+        environment: What the child gets beside this process's environment.
+    """
+
+    queues: tuple[str, ...]
+    handlers: Mapping[Pair, TaskHandler]
+    command: Sequence[str]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class CallWork:
+    """Work that waits on somebody else's service.
+
+    Attributes:
+        queue: Queue that it comes from.
+        handlers: One handler a pair.
+        slots: Calls at once.
+    """
+
+    queue: str
+    handlers: Mapping[Pair, CallHandler]
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Work that shares slots.
+
+    Attributes:
+        runner: Executes it.
+        preparer: Makes jobs of tasks.
+        attempts: The attempts that are under way.
+        leases: The session that they come from.
+    """
+
+    runner: Runner
+    preparer: JobPreparer
+    attempts: Attempts
+    leases: LeaseClient
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Take no more, let what runs end, hand back the rest."""
+        self.leases.drain()
+        await self.attempts.drain(grace_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePool:
+    """The pool of the device, and what direct calls of it need.
+
+    Attributes:
+        pool: The pool.
+        runner: Its runner.
+        supervisor: Keeps the child.
+    """
+
+    pool: Pool
+    runner: DeviceRunner
+    supervisor: ChildSupervisor
+
+
+@dataclass(frozen=True, slots=True)
+class _Connections:
+    """What pools share."""
+
+    objects: ObjectStore
+    bus: Bus
+    client: WorkerClient
+    inputs: Inputs
+    folders: AttemptFolders
+
+
+class WorkerHost:
+    """A worker: its pools, and what they share.
+
+    Args:
+        settings: Where its services are, and its limits.
+        stack: Ends what is started here.
+        connections: What its pools share.
+    """
+
+    def __init__(self, settings: WorkerSettings, stack: AsyncExitStack, connections: _Connections) -> None:
+        self._settings = settings
+        self._stack = stack
+        self._shared = connections
+        self._changes = Changes()
+        self._pools: list[Pool] = []
+        self._listeners: list[CancelListener] = []
+
+    @classmethod
+    def open(cls, settings: WorkerSettings, queues: Sequence[str], stack: AsyncExitStack) -> WorkerHost:
+        """Open what all pools share: the object store, the bus, the channel to the tasks service.
+
+        Args:
+            settings: Where its services are, and its limits.
+            queues: All queues of the worker; its own token is bound to them.
+            stack: Closes it.
+        """
+        page = serve_metrics(settings.metrics_port, settings.metrics_host)
+        if page is not None:
+            stack.callback(page.close)
+        folders = AttemptFolders.open(settings.data / "attempts")
+        stack.callback(folders.close)
+        objects = ObjectStore.from_settings(settings)
+        stack.push_async_callback(objects.close)
+        bus = Bus(settings.nats_url.get_secret_value())
+        stack.push_async_callback(bus.close)
+        channel = MeshChannel(
+            settings.tasks_address, _tokens(settings, queues), max_message_bytes=settings.max_message_bytes
+        )
+        stack.push_async_callback(channel.close)
+        loras = LoraCache(
+            objects,
+            settings.data / "loras",
+            max_bytes=settings.lora_cache_bytes,
+            max_file_bytes=settings.max_lora_bytes,
+            shared_tenant=settings.shared_tenant,
+        )
+        inputs = Inputs(
+            objects,
+            Fetcher.from_settings(settings),
+            loras,
+            max_bytes=settings.max_input_bytes,
+            timeout_seconds=settings.input_timeout_seconds,
+        )
+        return cls(settings, stack, _Connections(objects, bus, WorkerClient(channel), inputs, folders))
+
+    def run_device(self, work: DeviceWork) -> DevicePool:
+        """Add the pool of the device, and start its child; nothing is leased before `start`."""
+        settings, room = self._settings, asyncio.Event()
+        supervisor = ChildSupervisor(
+            work.command,
+            limits=settings.limits,
+            environment=_childs_environment(work.environment),
+            on_change=self._changes,
+            on_lost=lambda cause: metrics.CHILD_LOSSES.labels(cause).inc(),
+        )
+        runner = DeviceRunner(
+            supervisor,
+            slots=settings.worker_slots,
+            max_batch=settings.worker_max_batch,
+            batch_wait_seconds=settings.worker_batch_wait_ms / 1000,
+            room=room,
+        )
+        self._changes.subscribe(runner.pump)
+        self._changes.subscribe(room.set)
+        metrics.MODEL_BYTES.set_function(lambda: sum(model.bytes for model in supervisor.resident.models))
+        batch_keys = {pair: handler.batch_key for pair, handler in work.handlers.items()}
+        preparer = JobPreparer(work.handlers, self._shared.inputs, self._shared.folders, batch_keys)
+        profile = SessionProfile(settings.name, "local", work.queues, runner.slots, tuple(work.handlers))
+        return DevicePool(self._pool(profile, runner, preparer, room, settings.prefetch), runner, supervisor)
+
+    def run_calls(self, work: CallWork) -> Pool:
+        """Add a pool of calls; nothing is leased before `start`."""
+        room = asyncio.Event()
+        runner = CallRunner(work.handlers, slots=work.slots, room=room)
+        preparer = JobPreparer(work.handlers, self._shared.inputs, self._shared.folders)
+        name = f"{self._settings.name}/{work.queue}"
+        profile = SessionProfile(name, "provider", (work.queue,), runner.slots, tuple(work.handlers))
+        return self._pool(profile, runner, preparer, room, prefetch=0)
+
+    async def start(self, set_health: Callable[[bool], Awaitable[None]]) -> None:
+        """Begin to lease.
+
+        Args:
+            set_health: Told of each change of the worker's health.
+        """
+        pools = tuple(self._pools)
+        metrics.SLOTS.set(sum(pool.runner.slots for pool in pools))
+        metrics.SLOTS_BUSY.set_function(lambda: sum(pool.runner.busy for pool in pools))
+        metrics.HELD.set_function(lambda: sum(len(pool.attempts) for pool in pools))
+        metrics.SESSION.set_function(lambda: sum(pool.leases.session is not None for pool in pools))
+        await self._shared.bus.connect(_BUS_CONNECT_SECONDS)
+        bodies = [listener.run() for listener in self._listeners]
+        for body in (*bodies, self._follow_health(set_health)):
+            self._stack.push_async_callback(cancel, [asyncio.ensure_future(body)])
+        for pool in pools:
+            pool.leases.start()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Take no more work, let what runs end within the grace, hand back the rest."""
+        await asyncio.gather(*(pool.drain(grace_seconds) for pool in self._pools))
+
+    def _pool(
+        self, profile: SessionProfile, runner: Runner, preparer: JobPreparer, room: asyncio.Event, prefetch: int
+    ) -> Pool:
+        shared, pauses, heartbeat_now = self._shared, Pauses(), asyncio.Event()
+        held = HeldLeases(room)
+        ends = AttemptEnds(shared.client, held, pauses)
+        attempts = Attempts(preparer, runner, shared.objects, held, ends, room=room, prefetch=prefetch)
+        listener = CancelListener(shared.bus, heartbeat_now.set)
+        leases = LeaseClient(
+            shared.client,
+            profile,
+            held,
+            ends,
+            capacity=attempts.capacity,
+            accept=attempts.accept,
+            room=room,
+            heartbeat_now=heartbeat_now,
+            warm=runner.warm,
+            on_session=listener.follow,
+            pauses=pauses,
+        )
+        pool = Pool(runner, preparer, attempts, leases)
+        self._pools.append(pool)
+        self._listeners.append(listener)
+        runner.start()  # a child imports torch for seconds; nothing waits for it
+        self._stack.push_async_callback(runner.close)
+        self._stack.push_async_callback(leases.close)
+        return pool
+
+    async def _follow_health(self, set_health: Callable[[bool], Awaitable[None]]) -> None:
+        """Pass the health of runners on, and hand back what waits for one that does not come up."""
+        changed, healthy = asyncio.Event(), True
+        self._changes.subscribe(changed.set)
+        while True:
+            now = all(pool.runner.healthy for pool in self._pools)
+            if now is not healthy:
+                healthy = now
+                _log.warning("health_changed", healthy=healthy)
+                await set_health(healthy)
+            for pool in self._pools:
+                if not pool.runner.healthy:
+                    # Other workers may be able to; here it would wait for a child that does not come up.
+                    pool.attempts.hand_back_waiting()
+            await changed.wait()
+            changed.clear()
+
+
+def _childs_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment without the mesh's secrets: the child opens models and LoRAs of strangers."""
+    return {**more, **{name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}}
+
+
+def _tokens(settings: WorkerSettings, queues: Sequence[str]) -> Callable[[], str] | None:
+    if settings.worker_token is not None:
+        return settings.worker_token.get_secret_value
+    if settings.auth_secret is None:
+        return None
+    issuer = auth.TokenIssuer(
+        settings.auth_secret.get_secret_value(), settings.auth_issuer, audience=settings.auth_audience
+    )
+    return auth.ServiceTokens(issuer, f"worker/{settings.name}", (auth.WORKER,), queues=tuple(queues)).token

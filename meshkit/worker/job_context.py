@@ -1,0 +1,88 @@
+"""One attempt, as its handler sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from atelier.inference.v1.child_pb2 import ChildJob, ChildProgress
+from atelier.tasks.v1.task_pb2 import CreateTask, Task
+from atelier.tasks.v1.worker_service_pb2 import JOB_KIND_TASK
+
+_PROGRESS_INTERVAL_SECONDS = 0.05
+
+
+class JobContext:
+    """One attempt; what a task's handler is given, in the child and in the parent.
+
+    Attributes:
+        job_id: Identifier of the task.
+        spec: The task as accepted.
+        task: The task as it stands; `task.attempt` is the number of this attempt.
+        inputs: Local files of the inputs, by name.
+        kind: Kind of the job.
+        traceparent: W3C trace context.
+
+    Args:
+        job: The attempt.
+        report: Takes its progress.
+    """
+
+    __slots__ = (
+        "_cancelled",
+        "_folder",
+        "_number",
+        "_report",
+        "_reported",
+        "inputs",
+        "job_id",
+        "kind",
+        "spec",
+        "task",
+        "traceparent",
+    )
+
+    def __init__(self, job: ChildJob, report: Callable[[ChildProgress], None]) -> None:
+        self.job_id: str = job.job_id
+        self.spec: CreateTask = job.spec
+        self.task: Task = job.task
+        self._folder: str = job.folder
+        self.inputs: Mapping[str, Path] = {name: Path(path) for name, path in job.inputs.items()}
+        self.kind = job.kind or JOB_KIND_TASK
+        self.traceparent = job.traceparent
+        self._number = job.number
+        self._report = report
+        self._cancelled = False
+        self._reported = -1.0
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the attempt, made when it is asked for: many small tasks need none."""
+        folder = Path(self._folder)
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def number(self) -> int:
+        """Number that names the attempt to the supervisor."""
+        return self._number
+
+    def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
+        """Report that `step` of `total` is done; also feeds the step deadline of a child.
+
+        Steps that come faster than twenty a second are thinned out; the last one and previews are always told.
+        """
+        now = time.monotonic()
+        if preview is None and step < total and now - self._reported < _PROGRESS_INTERVAL_SECONDS:
+            return
+        self._reported = now
+        self._report(ChildProgress(number=self._number, step=step, total=total, preview=preview or b""))
+
+    def cancelled(self) -> bool:
+        """Tell whether the attempt is to stop; read between steps."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Ask the attempt to stop; called by another thread than the one that runs it."""
+        self._cancelled = True

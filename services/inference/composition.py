@@ -1,0 +1,92 @@
+"""The worker put together: what `__main__` runs and what the tests start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from atelier.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
+
+from meshkit import auth
+from meshkit.server import MeshServer
+from meshkit.worker.host import DeviceWork, WorkerHost
+from meshkit.worker.pairs import Pair
+from services.inference.child import ChildSettings
+from services.inference.config import InferenceSettings
+from services.inference.servicer import InferenceServicer
+from services.inference.tasktypes import load_handlers, parse_types
+
+_SERVICE = "atelier.inference.v1.InferenceService"
+# The child's log is lines of JSON; these libraries would print advice between them.
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+# OpenMP's threads (libgomp's) look for more work so many times before they sleep. Its own 300,000 keep a processor busy
+# for 8 ms after each picture, which is when its result is stored and told of; this outlasts the gaps within a picture.
+_SPIN = {"GOMP_SPINCOUNT": "30000"}
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRuntime:
+    """A running worker."""
+
+    address: str
+
+
+async def start(settings: InferenceSettings, stack: AsyncExitStack) -> InferenceRuntime:
+    """Start the worker; the stack drains and stops it.
+
+    Args:
+        settings: Its settings.
+        stack: Closed in reverse order at the end.
+    """
+    work = _device_work(settings)
+    worker = WorkerHost.open(settings, work.queues, stack)
+    device = worker.run_device(work)
+    server = MeshServer(
+        settings,
+        servicers=[
+            (
+                add_InferenceServiceServicer_to_server,
+                InferenceServicer(
+                    name=settings.name,
+                    queues=work.queues,
+                    pairs=tuple(work.handlers),
+                    device=device,
+                ),
+                _SERVICE,
+            )
+        ],
+        verifier=auth.TokenVerifier.from_settings(settings),
+    )
+
+    async def set_health(healthy: bool) -> None:  # noqa: FBT001 -- the state itself
+        for name in ("", _SERVICE):
+            await server.set_health(name, serving=healthy)
+
+    async def stop() -> None:
+        grace = settings.shutdown_grace_seconds
+        await asyncio.gather(worker.drain(grace), server.stop(grace))
+
+    await server.start()
+    await worker.start(set_health)
+    stack.push_async_callback(stop)
+    return InferenceRuntime(server.address)
+
+
+def _device_work(settings: InferenceSettings) -> DeviceWork:
+    types = parse_types(settings.worker_task_types)
+    child = ChildSettings(
+        task_types=types,
+        threads=settings.worker_slots,
+        model=settings.default_model,
+        device=settings.device,
+        model_budget_bytes=settings.model_budget_bytes,
+        torch_threads=settings.torch_threads,
+        extra_models=settings.extra_models,
+        model_download=settings.model_download,
+        log_level=settings.log_level,
+    )
+    spin = {} if "OMP_WAIT_POLICY" in os.environ else _SPIN  # who sets that has said how threads wait
+    handlers = {Pair(kind): handler for kind, handler in load_handlers(types).items()}
+    return DeviceWork(settings.worker_queues, handlers, child.command(), {**_QUIET, **spin})
