@@ -24,6 +24,13 @@ from bench.gpu.setting import SCALES, Setting
 
 TOTAL_SECONDS = 480.0
 _STATUS_FAILED, _STATUS_CANNOT_RUN = 1, 2
+# What `bench.gpu.pipelines` loads, in so far as it is imported late.
+_PRELOADED = (
+    "bench.gpu.pipelines",
+    "diffusers.pipelines.flux.pipeline_flux",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.t5.modeling_t5",
+)
 # Nothing is looked up elsewhere, and libraries' advice would stand between the lines of the table.
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -48,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _STATUS_CANNOT_RUN
         # On a shared machine threads of one computation wait for each other; every process of the run inherits this.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        running.preload("bench.gpu.pipelines", "diffusers")
+        running.preload(*_PRELOADED)
     elif not _has_cuda():
         print(
             "The GPU check needs CUDA, and torch sees none here. To try its code: --device cpu --scale tiny.",
