@@ -10,25 +10,25 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 _TIMEOUT_SECONDS: Final = 2.0
 
 
-def grpc_serves(address: str) -> bool:
-    """Whether the gRPC server at the address reports SERVING."""
+def grpc_serves(address: str, service: str = "") -> bool:
+    """Whether the gRPC server at the address, or one of its services, reports SERVING."""
     with grpc.insecure_channel(address) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_SECONDS
+                health_pb2.HealthCheckRequest(service=service), timeout=_TIMEOUT_SECONDS
             )
         except grpc.RpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def reported_grpc_serves(file: Path) -> bool:
+def reported_grpc_serves(file: Path, service: str = "") -> bool:
     """Return the same for a server that wrote its address into a file, when it is ready."""
     try:
         address = file.read_text().strip()
     except FileNotFoundError:
         return False
-    return bool(address) and grpc_serves(address)
+    return bool(address) and grpc_serves(address, service)
 
 
 def http_serves(url: str) -> bool:

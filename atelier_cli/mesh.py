@@ -20,39 +20,30 @@ from atelier_cli.embedded.s3 import S3Ports, S3Server
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import Credentials, DataFolder, MeshRecord
 from atelier_cli.settings import FILE_SUFFIX, files, given
+from meshkit import topology
+from meshkit.topology import GATEWAY, ServiceSpec
 
-DEFAULT_GATEWAY_PORT: Final = 9000
+DEFAULT_GATEWAY_PORT: Final = GATEWAY.port
 _BUCKET: Final = "atelier"
 _S3_PARTS: Final = tuple(S3Ports.__dataclass_fields__)
 
-_DATABASE: Final = frozenset({"ATELIER_DATABASE_URL"})
-_NEWS: Final = frozenset({"ATELIER_NATS_URL"})
-_OBJECTS: Final = frozenset(
-    {"ATELIER_S3_ENDPOINT", "ATELIER_S3_ACCESS_KEY", "ATELIER_S3_SECRET_KEY", "ATELIER_S3_BUCKET"}
-)
-_TOKENS: Final = frozenset({"ATELIER_AUTH_SECRET"})
-# What each service uses of the addresses and secrets that join the mesh; it is given no other, and inherits no other.
-USES: Final[Mapping[str, frozenset[str]]] = {
-    "tasks": _DATABASE | _NEWS | _OBJECTS | _TOKENS,
-    "workflows": _DATABASE | _NEWS | _TOKENS | {"ATELIER_TASKS_ADDRESS"},
-    "worker": _NEWS | _OBJECTS | _TOKENS | {"ATELIER_TASKS_ADDRESS", "ATELIER_MODEL", "ATELIER_WORKER_TOKEN"},
-    "gateway": _OBJECTS
-    | _TOKENS
-    | {"ATELIER_TASKS_ADDRESS", "ATELIER_WORKFLOWS_ADDRESS", "ATELIER_MEDIA_SECRET", "ATELIER_UPSTREAMS"},
-}
-_JOINING: Final = frozenset().union(*USES.values())
-_PORT_NAMES: Final = (
-    *("nats", "postgres", "tasks", "workflows"),
-    *(f"s3_{part}" for part in _S3_PARTS),
-    *(f"metrics_{service}" for service in USES),
-)
 _EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 -- compared with, not bound
 
 
 def uses(service: str, variable: str) -> bool:
     """Whether a service is given a variable that `atelier up` has, itself or as the name of a file."""
     setting = variable.removesuffix(FILE_SUFFIX)
-    return setting not in _JOINING or setting in USES[service]
+    return setting in topology.by_role(service).uses or setting not in topology.joining_settings()
+
+
+def _port_names() -> tuple[str, ...]:
+    """Names of the ports that a mesh needs beside its gateway's."""
+    return (
+        *("nats", "postgres"),
+        *(spec.role for spec in topology.addressed()),
+        *(f"s3_{part}" for part in _S3_PARTS),
+        *(f"metrics_{spec.role}" for spec in topology.SERVICES),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +116,9 @@ def choose_ports(wanted: int | None, last: MeshRecord | None) -> tuple[int, dict
     gateway = wanted or (last.gateway_port if last else DEFAULT_GATEWAY_PORT)
     if not is_free(gateway):
         raise CliError(f"Port {gateway} is taken by another program; choose one with --port.")
-    kept = {name: port for name, port in (last.ports if last else {}).items() if name in _PORT_NAMES and is_free(port)}
-    missing = [name for name in _PORT_NAMES if name not in kept]
+    names = _port_names()
+    kept = {name: port for name, port in (last.ports if last else {}).items() if name in names and is_free(port)}
+    missing = [name for name in names if name not in kept]
     taken = {gateway, *kept.values()}
     # Some too many, because one of them may be a port that is kept.
     try:
@@ -146,61 +138,63 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
     environment |= {
         "ATELIER_S3_BUCKET": given("ATELIER_S3_BUCKET") or _BUCKET,
         "ATELIER_AUTH_SECRET": given("ATELIER_AUTH_SECRET") or credentials.auth_secret,
-        "ATELIER_TASKS_ADDRESS": f"127.0.0.1:{ports['tasks']}",
-        "ATELIER_WORKFLOWS_ADDRESS": f"127.0.0.1:{ports['workflows']}",
+        **{topology.address_setting(spec.role): f"127.0.0.1:{ports[spec.role]}" for spec in topology.addressed()},
     }
     if model := given("ATELIER_MODEL"):
         # A path is meant from where the user stands; a model hub's name is passed on as it is.
         environment["ATELIER_MODEL"] = str(Path(model).absolute()) if Path(model).exists() else model
 
-    def service(name: str, module: str, listen: str, serves: Callable[[], bool], **more: str) -> ServiceProcess:
-        port_file = folder.run(f"{name}.address")
-        # A port that the user names, or has the system choose by 0, is theirs to know.
-        page = None if given("ATELIER_METRICS_PORT") else ports.get(f"metrics_{name}")
-        return ServiceProcess(
-            name=name,
-            module=module,
-            log=folder.log(name),
-            environment={
-                **{variable: path for variable, path in files().items() if uses(name, variable)},
-                **{variable: value for variable, value in environment.items() if variable in USES[name]},
-                "PYTHONUNBUFFERED": "1",
-                # The worker starts its child by fork and exec; gRPC's handlers around a fork would only fill its log.
-                "GRPC_ENABLE_FORK_SUPPORT": "0",
-                "ATELIER_LISTEN": listen,
-                "ATELIER_PORT_FILE": str(port_file),
-                **({} if page is None else {"ATELIER_METRICS_PORT": str(page)}),
-                **more,
-            },
-            folder=folder.path,
-            serves=serves,
-            port_file=port_file,
-            metrics=None if page is None else _page_address(page),
-        )
-
-    tasks_address = f"127.0.0.1:{ports['tasks']}"
-    workflows_address = f"127.0.0.1:{ports['workflows']}"
-    worker_file = folder.run("worker.address")
-    services = (
-        service("tasks", "services.tasks", tasks_address, lambda: health.grpc_serves(tasks_address)),
-        service("workflows", "services.workflows", workflows_address, lambda: health.grpc_serves(workflows_address)),
-        service(
-            "worker",
-            "services.inference",
-            "127.0.0.1:0",
-            lambda: health.reported_grpc_serves(worker_file),
-            ATELIER_WORKER_NAME=os.environ.get("ATELIER_WORKER_NAME", "worker"),
-            ATELIER_DATA=str(folder / "worker"),  # to the worker, the folder of its attempts and caches
-        ),
-        service(
-            "gateway",
-            "services.gateway",
-            f"127.0.0.1:{gateway_port}",
-            lambda: health.http_serves(f"http://127.0.0.1:{gateway_port}/health"),
-            ATELIER_PUBLIC_URL=os.environ.get("ATELIER_PUBLIC_URL", f"http://127.0.0.1:{gateway_port}"),
-        ),
-    )
+    services = tuple(_service(spec, folder, environment, gateway_port, ports) for spec in topology.SERVICES)
     return Mesh(gateway_port, ports, (embedded, services) if embedded else (services,))
+
+
+def _service(
+    spec: ServiceSpec, folder: DataFolder, environment: Mapping[str, str], gateway_port: int, ports: Mapping[str, int]
+) -> ServiceProcess:
+    port_file = folder.run(f"{spec.role}.address")
+    # A port that the user names, or has the system choose by 0, is theirs to know.
+    page = None if given("ATELIER_METRICS_PORT") else ports.get(f"metrics_{spec.role}")
+    listen = f"127.0.0.1:{gateway_port if spec.fronts else ports.get(spec.role, 0)}"
+    return ServiceProcess(
+        name=spec.role,
+        module=spec.module,
+        log=folder.log(spec.role),
+        environment={
+            **{variable: path for variable, path in files().items() if uses(spec.role, variable)},
+            **{variable: value for variable, value in environment.items() if variable in spec.uses},
+            "PYTHONUNBUFFERED": "1",
+            # A worker starts its child by fork and exec; gRPC's handlers around a fork would only fill its log.
+            "GRPC_ENABLE_FORK_SUPPORT": "0",
+            "ATELIER_LISTEN": listen,
+            "ATELIER_PORT_FILE": str(port_file),
+            **({} if page is None else {"ATELIER_METRICS_PORT": str(page)}),
+            **_own_settings(spec, folder, listen),
+        },
+        folder=folder.path,
+        serves=_probe(spec, listen, port_file),
+        port_file=port_file,
+        metrics=None if page is None else _page_address(page),
+    )
+
+
+def _own_settings(spec: ServiceSpec, folder: DataFolder, listen: str) -> dict[str, str]:
+    """Return what only this kind of service is told; the user's environment may replace it."""
+    if spec.fronts:
+        return {"ATELIER_PUBLIC_URL": os.environ.get("ATELIER_PUBLIC_URL", f"http://{listen}")}
+    if spec.is_worker:
+        return {
+            "ATELIER_WORKER_NAME": os.environ.get("ATELIER_WORKER_NAME", spec.role),
+            "ATELIER_DATA": str(folder / spec.role),  # to a worker, the folder of its attempts and caches
+        }
+    return {}
+
+
+def _probe(spec: ServiceSpec, listen: str, port_file: Path) -> Callable[[], bool]:
+    if spec.fronts:
+        return partial(health.http_serves, f"http://{listen}/health")
+    if spec.port:
+        return partial(health.grpc_serves, listen, spec.health)
+    return partial(health.reported_grpc_serves, port_file, spec.health)
 
 
 def _page_address(port: int) -> str:
@@ -213,7 +207,7 @@ def _page_address(port: int) -> str:
 def _backends(
     folder: DataFolder, credentials: Credentials, ports: Mapping[str, int]
 ) -> tuple[dict[str, str], tuple[Server, ...]]:
-    """Environment of database, news and objects, and the embedded servers that it takes."""
+    """Environment of database, NATS and object store, and the embedded servers that it takes."""
     environment: dict[str, str] = {}
     embedded: list[Server] = []
     if url := given("ATELIER_DATABASE_URL"):

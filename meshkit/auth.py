@@ -417,6 +417,32 @@ class ServiceTokens:
         self._token = ""
         self._renew_at = 0.0
 
+    @classmethod
+    def from_settings(
+        cls,
+        settings: MeshSettings,
+        subject: str,
+        scopes: Iterable[str],
+        *,
+        queues: Iterable[str] | None = None,
+    ) -> ServiceTokens:
+        """Build the tokens of a service that the settings describe.
+
+        Args:
+            settings: Settings with the secret that services sign with.
+            subject: Name of the service.
+            scopes: What it may do, as `meshkit.topology` names it.
+            queues: Queues that a worker is bound to.
+
+        Raises:
+            MeshError: `UNAUTHENTICATED` without the secret.
+        """
+        if settings.auth_secret is None:
+            raise unauthenticated("ATELIER_AUTH_SECRET is needed: the service signs its own token with it")
+        secret = settings.auth_secret.get_secret_value()
+        issuer = TokenIssuer(secret, settings.auth_issuer, audience=settings.auth_audience)
+        return cls(issuer, subject, scopes, queues=queues)
+
     def token(self) -> str:
         """Return a token that is good for at least half of its lifetime more."""
         with self._lock:

@@ -15,7 +15,7 @@ from atelier.options.v1 import options_pb2
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 
-from meshkit import auth, bundling, idempotency, tracing
+from meshkit import auth, bundling, idempotency, topology, tracing
 from meshkit.bundling import Bundler, NotBundledError
 from meshkit.errors import ErrorKind, MeshError, unavailable
 from meshkit.status import from_rpc_error
@@ -27,12 +27,6 @@ Pairs = tuple[tuple[str, str | bytes], ...]
 
 DEFAULT_DEADLINE_SECONDS = 30.0
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-SERVICES = (
-    "atelier.tasks.v1.TasksService",
-    "atelier.tasks.v1.WorkerService",
-    "atelier.tasks.v1.WebhookService",
-    "atelier.inference.v1.InferenceService",
-)
 
 # gRPC itself repeats what only reads; a create is repeated below, where the call is known to carry a key.
 _RETRY_POLICY = {
@@ -85,7 +79,7 @@ class MeshChannel:
         default_deadline_seconds: Deadline of unary calls that name none; streams have none.
         max_message_bytes: Largest message, either way.
         wait_for_ready: Whether calls wait for a connection, within their deadline, in place of failing at once.
-        services: Full names of services whose reading methods are retried.
+        services: Full names of services whose reading methods are retried; all of the mesh where absent.
     """
 
     def __init__(
@@ -96,13 +90,14 @@ class MeshChannel:
         default_deadline_seconds: float = DEFAULT_DEADLINE_SECONDS,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         wait_for_ready: bool = False,
-        services: Sequence[str] = SERVICES,
+        services: Sequence[str] | None = None,
     ) -> None:
         self.target = target
         self._tokens = tokens
         self._deadline = default_deadline_seconds
         self._wait_for_ready = wait_for_ready
-        self._channel = grpc.aio.insecure_channel(target, options=_channel_options(max_message_bytes, services))
+        retried = topology.grpc_services() if services is None else services
+        self._channel = grpc.aio.insecure_channel(target, options=_channel_options(max_message_bytes, retried))
         self._bundles = self._channel.unary_stream(
             bundling.PATH,
             request_serializer=CarryRequest.SerializeToString,

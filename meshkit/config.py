@@ -26,15 +26,26 @@ def _split(value: object) -> object:
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
+def read_setting(name: str) -> str:
+    """Return a setting that has no field of its own, from its variable or its file; empty where neither is set.
+
+    Args:
+        name: Its name in lower case, without the prefix.
+    """
+    return os.environ.get(f"{PREFIX}{name.upper()}") or _from_file(name) or ""
+
+
+def _from_file(name: str) -> str | None:
+    path = os.environ.get(f"{PREFIX}{name.upper()}_FILE")
+    return Path(path).read_text(encoding="utf-8").rstrip("\r\n") if path else None
+
+
 class FileSource(PydanticBaseSettingsSource):
     """Reads a setting from the file that its variable with `_FILE` names."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 -- the library's signature
         """Return the file's text without its line end, or None where no file is named."""
-        path = os.environ.get(f"{PREFIX}{field_name.upper()}_FILE")
-        if not path:
-            return None, field_name, False
-        return Path(path).read_text(encoding="utf-8").rstrip("\r\n"), field_name, False
+        return _from_file(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
         """Return all settings that have a file."""

@@ -10,16 +10,17 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol, TypeVar
 
 import uvloop
 
-from meshkit.config import PREFIX
+from meshkit.config import PREFIX, MeshSettings
 from meshkit.errors import MeshError
 from meshkit.logging import configure, get_logger
 
 _log = get_logger(__name__)
 
+_SettingsT = TypeVar("_SettingsT", bound=MeshSettings)
 Main = Callable[[AsyncExitStack, asyncio.Event], Awaitable[None]]
 
 
@@ -40,6 +41,36 @@ def run(main: Main, *, service: str, log_level: str | None = None) -> NoReturn:
     gc.set_threshold(20_000, 20, 100)
     configure(service, level if level in {"debug", "info", "warning", "error"} else "info")
     sys.exit(uvloop.run(_supervise(main, service)))
+
+
+class Runtime(Protocol):
+    """A running service, as its `composition` returns it."""
+
+    @property
+    def address(self) -> str:
+        """The bound address, `host:port`."""
+        ...
+
+
+def run_service(
+    role: str, settings: type[_SettingsT], start: Callable[[_SettingsT, AsyncExitStack], Awaitable[Runtime]]
+) -> NoReturn:
+    """Run a service from its settings until it is told to stop: what each `__main__` does.
+
+    Args:
+        role: Its role in `meshkit.topology`, by which its logs name it.
+        settings: Its settings, read from the environment.
+        start: The `start` of its `composition`.
+    """
+
+    async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
+        given = settings()
+        running = await start(given, stack)
+        announce(running.address, given.port_file)
+        _log.info("ready", address=running.address)
+        await stop.wait()
+
+    run(main, service=role)
 
 
 def announce(address: str, path: Path | None = None) -> None:

@@ -73,7 +73,7 @@ class Decoding:
 
     Attributes:
         strict: Whether unknown members are violations.
-        upload_threshold: Characters from which an upload member goes through the upload door.
+        upload_threshold: Characters from which an upload member is handed over as an upload.
     """
 
     strict: bool = False

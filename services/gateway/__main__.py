@@ -1,20 +1,11 @@
-"""`python -m services.gateway`: wires the gateway and serves it."""
+"""Runs the gateway: `python -m services.gateway`."""
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import AsyncExitStack
-
-from meshkit.lifecycle import run
+from meshkit import lifecycle
+from meshkit.topology import GATEWAY
+from services.gateway.composition import start
 from services.gateway.config import GatewaySettings
-from services.gateway.server import start
-
-
-async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
-    """Serve until told to stop."""
-    await start(stack, GatewaySettings(), stop)
-    await stop.wait()
-
 
 if __name__ == "__main__":
-    run(main, service="gateway")
+    lifecycle.run_service(GATEWAY.role, GatewaySettings, start)

@@ -1,4 +1,4 @@
-"""The door: who is calling, and whether they may.
+"""Check who sends a request, and whether the token allows its route.
 
 Tokens are checked here so that a bad one costs no RPC, and again by the service that the token is forwarded to.
 """

@@ -1,8 +1,8 @@
 """How much of large requests the gateway holds at once.
 
 JSON has to be whole before it can be read, and is held several times over while it is: as content, as text, as decoded
-files. Small bodies pass freely; large ones wait in line for room, in the order in which they came, so that a flood of
-them costs time and not the process.
+files. Small bodies pass freely. Large ones wait, in the order in which they came, until enough bytes of the budget are
+free: many of them at once take longer and do not exhaust the process's memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SlowRequestError(Exception):
 
 
 class BodyBudget:
-    """Room for the bodies of large requests.
+    """The bytes that the bodies of large requests may take together.
 
     Args:
         total_bytes: Bytes of all of them together; one that is larger waits until it is alone.
@@ -68,14 +68,14 @@ class BodyBudget:
 
     @asynccontextmanager
     async def content(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
-        """Read a request's content and hold room for it as long as the request is answered.
+        """Read a request's content and keep its bytes counted until the request is answered.
 
         Yields:
             The content; to be let go of as soon as it is read.
 
         Raises:
             ClientGoneError: the caller left before it was complete.
-            MeshError: `UNAVAILABLE`: there was no room in time.
+            MeshError: `UNAVAILABLE`: the budget was used up for too long.
             SlowRequestError: the content did not arrive in time.
         """
         announced = header(scope, b"content-length")

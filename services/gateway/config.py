@@ -6,18 +6,25 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
-from meshkit.config import CommaSeparated, MeshSettings
+from meshkit import topology
+from meshkit.config import CommaSeparated, MeshSettings, read_setting
+from meshkit.topology import GATEWAY, TASKS
+
+
+def _named_addresses() -> dict[str, str]:
+    named = {spec.role: read_setting(f"{spec.role}_address") for spec in topology.routed()}
+    # There is no mesh without its tasks.
+    return named | {TASKS.role: named[TASKS.role] or TASKS.address}
 
 
 class GatewaySettings(MeshSettings):
     """What the gateway may be told beside what every service may be."""
 
-    listen: str = Field(
-        default="127.0.0.1:9000", description="Address to serve HTTP on; port 0 lets the system choose."
-    )
-    tasks_address: str = Field(default="127.0.0.1:9101", description="Address of the tasks service.")
-    workflows_address: str = Field(
-        default="", description="Address of the workflows service; its routes are not served where empty."
+    listen: str = Field(default=GATEWAY.address, description="Address to serve HTTP on; port 0 lets the system choose.")
+    addresses: dict[str, str] = Field(
+        default_factory=_named_addresses,
+        description="Addresses of the services by role, each from its own variable, as `ATELIER_WORKFLOWS_ADDRESS`; "
+        "the routes of a service without one are not served.",
     )
     upstreams: dict[str, str] = Field(
         default_factory=dict,
@@ -57,7 +64,12 @@ class GatewaySettings(MeshSettings):
     gzip_min_bytes: int = Field(default=1024, ge=0, description="Smallest JSON answer that is compressed.")
     keep_alive_seconds: float = Field(default=15.0, gt=0, description="Longest silence on an event stream.")
 
-    def addresses(self) -> dict[str, str]:
-        """Return the address of every service that is served, by proto package."""
-        named = {"atelier.tasks.v1": self.tasks_address, "atelier.workflows.v1": self.workflows_address}
-        return {package: address for package, address in named.items() if address} | self.upstreams
+    def packages(self) -> dict[str, str]:
+        """Return the address of every proto package that is served."""
+        named = {
+            package: address
+            for spec in topology.routed()
+            if (address := self.addresses.get(spec.role))
+            for package in spec.packages
+        }
+        return named | self.upstreams

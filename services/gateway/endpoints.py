@@ -31,8 +31,8 @@ from services.gateway.auth import Authenticator, GatewayCaller
 from services.gateway.bodies import BodyBudget, SlowRequestError
 from services.gateway.config import GatewaySettings
 from services.gateway.middleware import note_route
+from services.gateway.staging import StagedFiles, UploadStager
 from services.gateway.streams import AFTER_VERSION, EventStream, event_shape
-from services.gateway.uploads import StagedFiles, UploadStager
 
 _MAX_QUERY_FIELDS = 200
 _MAX_VERSION = (1 << 63) - 1
@@ -46,14 +46,14 @@ class EndpointContext:
         settings: Settings of the gateway.
         guard: Checks tokens.
         uploads: Takes large files; None where there is no object store, and they then go through the RPC.
-        room: Room for large bodies.
+        bodies: Bounds how much of large bodies is held at once.
         stopping: Set when the process ends.
     """
 
     settings: GatewaySettings
     guard: Authenticator
     uploads: UploadStager | None
-    room: BodyBudget
+    bodies: BodyBudget
     stopping: asyncio.Event
 
 
@@ -64,35 +64,35 @@ class Endpoint:
         route: The route.
         codecs: Shared codecs.
         call: The RPC on a channel to the service that answers.
-        around: What every endpoint works with.
+        context: What every endpoint works with.
     """
 
-    def __init__(self, route: Route, codecs: Codecs, call: Callable[..., Any], around: EndpointContext) -> None:
+    def __init__(self, route: Route, codecs: Codecs, call: Callable[..., Any], context: EndpointContext) -> None:
         self._route = route
         self._decoder = RequestDecoder(route, codecs)
         self._encoder = ResponseEncoder(route, codecs)
         self._call = call
-        self._around = around
+        self._context = context
         self._scope = scope_name(route.rule.scope)
         self._idempotent = route.rule.idempotent
         self._shape = event_shape(route.response) if route.streaming else None
         self._resumes = route.streaming and AFTER_VERSION in route.request.fields_by_name
         self._loc_of = partial(loc_of, route)
-        self._threshold = around.settings.upload_threshold_bytes if around.uploads is not None else 1 << 62
+        self._threshold = context.settings.upload_threshold_bytes if context.uploads is not None else 1 << 62
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, values: tuple[str, ...]) -> None:
         """Answer one request."""
         note_route(scope, self._route.name)
-        room = self._around.room
+        bodies = self._context.bodies
         try:
-            caller = await self._around.guard.admit(header(scope, b"authorization"), self._scope)
+            caller = await self._context.guard.admit(header(scope, b"authorization"), self._scope)
             if not self._decoder.has_body:
                 await self._answer(scope, receive, send, self._decode(scope, values, b""), caller)
-            elif room.is_free(scope):
+            elif bodies.is_free(scope):
                 read = self._decode(scope, values, await read_body(receive))
                 await self._answer(scope, receive, send, read, caller)
             else:
-                async with room.content(scope, receive) as content:
+                async with bodies.content(scope, receive) as content:
                     read = self._decode(scope, values, content)
                     del content  # the answer may take its time, and needs it no more
                     await self._answer(scope, receive, send, read, caller)
@@ -127,7 +127,7 @@ class Endpoint:
         if decoding.strict:
             headers["preference-applied"] = "handling=strict"
         content = self._encoder.encode(response)
-        await send_content(scope, send, content, headers=headers, gzip_min_bytes=self._around.settings.gzip_min_bytes)
+        await send_content(scope, send, content, headers=headers, gzip_min_bytes=self._context.settings.gzip_min_bytes)
 
     def _render(self, error: MeshError) -> HttpError:
         return render(error, self._place)
@@ -160,7 +160,7 @@ class Endpoint:
     ) -> AbstractAsyncContextManager[StagedFiles]:
         from meshkit.validation import apply_defaults, check  # noqa: PLC0415 -- protovalidate takes a second to load
 
-        assert self._around.uploads is not None
+        assert self._context.uploads is not None
         # Hold the rest of the request to its rules first, so that one that is refused leaves nothing behind.
         for upload in decoding.uploads:
             upload.replace(STAGING_SCHEME)
@@ -169,11 +169,11 @@ class Endpoint:
         apply_defaults(probe)
         check(probe)
         rest = request.SerializeToString(deterministic=True)
-        return self._around.uploads.staged(caller.tenant, decoding.uploads, key=key, request=rest)
+        return self._context.uploads.staged(caller.tenant, decoding.uploads, key=key, request=rest)
 
     async def _ask(self, request: Message, metadata: Sequence[tuple[str, str]], *, keyed: bool) -> tuple[Message, bool]:
         """Make the call; tell whether its answer is that of an earlier one under the same key."""
-        timeout = self._around.settings.rpc_timeout_seconds
+        timeout = self._context.settings.rpc_timeout_seconds
         if not keyed:
             return await self._call(request, timeout=timeout, metadata=metadata), False
         replayed = False
@@ -198,8 +198,8 @@ class Endpoint:
             shape=self._shape,
             encode=self._encoder.encode,
             error=self._render,
-            stopping=self._around.stopping,
-            keep_alive_seconds=self._around.settings.keep_alive_seconds,
+            stopping=self._context.stopping,
+            keep_alive_seconds=self._context.settings.keep_alive_seconds,
         )
         try:
             await stream.serve(receive, send)
@@ -213,15 +213,15 @@ class Transcoder:
     Args:
         table: The routes.
         call_of: Gives the RPC of a route on a channel to its service.
-        around: What every endpoint works with.
+        context: What every endpoint works with.
     """
 
     def __init__(
-        self, table: RouteTable, call_of: Callable[[Route], Callable[..., Any]], around: EndpointContext
+        self, table: RouteTable, call_of: Callable[[Route], Callable[..., Any]], context: EndpointContext
     ) -> None:
         codecs = Codecs()
         self._table = table
-        self._endpoints = {id(route): Endpoint(route, codecs, call_of(route), around) for route in table.routes}
+        self._endpoints = {id(route): Endpoint(route, codecs, call_of(route), context) for route in table.routes}
 
     def serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None] | None:
         """Answer a request, if its path is one of the contracts'; None where it is not."""

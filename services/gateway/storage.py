@@ -36,7 +36,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.media import MediaSigner
 from services.gateway.middleware import note_route
 from services.gateway.ranges import ByteRange, RangeError, parse_range
-from services.gateway.uploads import ImageCheck
+from services.gateway.staging import ImageCheck
 
 IMAGES = "/api/v1/storage/images"
 MEDIA = "/api/v1/media"

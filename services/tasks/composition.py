@@ -19,6 +19,7 @@ from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
 from meshkit.server import MeshServer
+from meshkit.topology import TASKS
 from services.tasks.api.creation import TaskPreparer
 from services.tasks.api.service import TasksService
 from services.tasks.api.servicer import TasksServicer
@@ -33,14 +34,13 @@ from services.tasks.notifier import Notifier
 from services.tasks.postgres.store import PostgresTaskStore
 from services.tasks.postgres.webhooks import PostgresWebhooks
 from services.tasks.scheduling.progress import ProgressRelay
-from services.tasks.scheduling.scheduler import Poll, Scheduler
+from services.tasks.scheduling.scheduler import Scheduler
 from services.tasks.scheduling.service import WorkerSessions
 from services.tasks.scheduling.servicer import WorkerServicer
 from services.tasks.webhooks.sender import Sender
 from services.tasks.webhooks.service import WebhooksService
 from services.tasks.webhooks.servicer import WebhookServicer
 
-SCHEMA = "tasks"
 # Events of commits that follow each other closely are published together: a run of the relay costs three transactions.
 RELAY_DELAY_SECONDS = 0.02
 
@@ -64,8 +64,8 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         settings: Its settings.
         stack: Closed in reverse order at the end.
     """
-    await meshdb.migrate(settings.database_url.get_secret_value(), SCHEMA, "services.tasks.migrations")
-    database = Database.from_settings(settings, schema=SCHEMA)
+    await meshdb.migrate(settings.database_url.get_secret_value(), TASKS.schema, TASKS.migrations)
+    database = Database.from_settings(settings, schema=TASKS.schema)
     await database.open()
     stack.push_async_callback(database.close)
     bus = Bus(settings.nats_url.get_secret_value())
@@ -75,7 +75,6 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     stack.push_async_callback(objects.close)
 
     store = PostgresTaskStore(database)
-    news = Notifier(bus, secrets.token_bytes(8))
     catalog = Catalog(
         task_types=settings.served_task_types,
         providers=settings.served_providers,
@@ -84,7 +83,16 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     policy = RetryPolicy(settings.max_retries, settings.retry_base_seconds)
     relay = Relay(database, bus)
     stack.push_async_callback(relay.close)
-    news.on_commit(coalesced(relay.wake, RELAY_DELAY_SECONDS))
+    wake_relay = coalesced(relay.wake, RELAY_DELAY_SECONDS)
+    scheduler = Scheduler(store, costs=catalog.costs, weights=settings.tenant_weights, on_events=wake_relay)
+    watchers = TaskWatchers(store, bus)
+    notifier = Notifier(
+        bus,
+        secrets.token_bytes(8),
+        on_waiting=scheduler.wake,
+        on_commit=wake_relay,
+        on_ended=watchers.changed,
+    )
 
     fetcher = Fetcher.from_settings(settings)
     door = InputValidator(objects, fetcher, settings.shared_tenant)
@@ -94,42 +102,32 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         preparer=TaskPreparer(catalog, door, lambda: datetime.now(UTC)),
         door=door,
         objects=objects,
-        news=news,
+        news=notifier,
     )
     stack.push_async_callback(tasks.close)
-    board = ProgressRelay(store, news)
-
-    async def give_back(poll: Poll, leases: object) -> None:
-        await desk.give_back(poll, leases)  # type: ignore[arg-type]
-
-    scheduler = Scheduler(
-        store, costs=catalog.costs, weights=settings.tenant_weights, release=give_back, on_events=news.committed
-    )
-    news.on_waiting(scheduler.wake)
-    desk = WorkerSessions(
+    progress = ProgressRelay(store, notifier)
+    sessions = WorkerSessions(
         store,
         scheduler=scheduler,
-        board=board,
-        news=news,
+        board=progress,
+        news=notifier,
         policy=policy,
         weights=settings.tenant_weights,
         ttl_seconds=settings.lease_ttl_seconds,
         acknowledge_seconds=settings.acknowledge_seconds,
         max_wait_seconds=settings.default_max_wait_seconds,
     )
-    stack.push_async_callback(desk.close)
-    watchers = TaskWatchers(store, bus)
-    news.on_ended(watchers.changed)
+    stack.push_async_callback(sessions.close)
 
     async def on_wake(message: BusMessage) -> None:
-        news.heard(message.subject.rpartition(".")[2], message.data)
+        notifier.heard(message.subject.rpartition(".")[2], message.data)
 
     await bus.subscribe(f"{WAKE_SUBJECT}.*", on_wake)
     upkeep = TaskMaintenance(
         store,
-        desk=desk,
+        desk=sessions,
         objects=objects,
-        news=news,
+        news=notifier,
         policy=policy,
         settings=settings,
         clock=lambda: datetime.now(UTC),
@@ -138,7 +136,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     sender = Sender(webhooks, fetcher)
     stack.push_async_callback(sender.close)
     single = [relay.loop, *sender.loops] if settings.run_loops else []
-    loops = Loops(*upkeep.loops(board), *single)
+    loops = Loops(*upkeep.loops(progress), *single)
     await stack.enter_async_context(loops)
     server = MeshServer(
         settings,
@@ -151,7 +149,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
             (
                 worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
                 WorkerServicer(
-                    desk,
+                    sessions,
                     ttl_seconds=settings.lease_ttl_seconds,
                     heartbeat_seconds=settings.heartbeat_interval_seconds,
                 ),

@@ -10,6 +10,7 @@ from pydantic_settings import NoDecode
 
 from meshkit.catalog import PROVIDERS, TASK_TYPES
 from meshkit.config import CommaSeparated, MeshSettings
+from meshkit.topology import TASKS
 from services.tasks.catalog import PROVIDERS_WITH_HANDLERS, TASK_TYPES_WITH_HANDLERS
 
 
@@ -33,7 +34,7 @@ Weights = Annotated[dict[str, float], NoDecode, BeforeValidator(_weights)]
 class TasksSettings(MeshSettings):
     """What the tasks service may be told; see `MeshSettings` for what every service may."""
 
-    listen: str = Field(default="127.0.0.1:9101", description="Address to serve on.")
+    listen: str = Field(default=TASKS.address, description="Address to serve on.")
     served_task_types: CommaSeparated = Field(
         default=TASK_TYPES_WITH_HANDLERS, description="Task types that are taken: `GENERATION,EDITING`."
     )

@@ -1,4 +1,7 @@
-"""Telling others at once what the database holds already. All of it may be lost: whoever needs to know looks again."""
+"""Notify others at once of what is committed already.
+
+A notice may be lost, and nothing depends on it: whoever needs to know reads the database again after a while.
+"""
 
 from __future__ import annotations
 
@@ -11,58 +14,54 @@ from services.tasks.convert import to_ref
 from services.tasks.domain import AttemptRef, TaskRecord
 from services.tasks.events import CANCEL_SUBJECT, PROGRESS_SUBJECT, STEP_ENDED_SUBJECT, WAKE_SUBJECT, step_ended
 
-# Between two wakes of one queue: whoever was woken a moment ago is about to look anyway.
+# Between two notices of one queue: a replica that was woken just now is about to read the queue anyway.
 WAKE_SECONDS = 0.005
 
 
 class Notifier:
-    """What happened, for this process and the others.
+    """Notifies this process and the others.
 
     Args:
-        bus: The bus.
-        origin: Marks this process, which has heard its own news already.
+        bus: Carries notices to the others.
+        origin: Marks this process, so that it passes over its own notices.
+        on_waiting: Called when a task begins to wait in a queue, in whatever process.
+        on_commit: Called after a commit that wrote events.
+        on_ended: Called with each task whose attempt has ended, after the commit.
     """
 
-    def __init__(self, bus: Bus, origin: bytes) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        origin: bytes,
+        *,
+        on_waiting: Callable[[str], None],
+        on_commit: Callable[[], None],
+        on_ended: Callable[[TaskRecord], None],
+    ) -> None:
         self._bus = bus
         self._origin = origin
-        self._on_waiting: list[Callable[[str], None]] = []
-        self._on_commit: list[Callable[[], None]] = []
-        self._on_ended: list[Callable[[TaskRecord], None]] = []
-        # Queues that were told of just now, and whether there is more to tell.
+        self._on_waiting = on_waiting
+        self._on_commit = on_commit
+        self._on_ended = on_ended
+        # Queues whose notice was just sent, and whether another one is due.
         self._told: dict[str, bool] = {}
-
-    def on_waiting(self, listener: Callable[[str], None]) -> None:
-        """Has a listener called when a task begins to wait in a queue."""
-        self._on_waiting.append(listener)
-
-    def on_commit(self, listener: Callable[[], None]) -> None:
-        """Has a listener called after a commit that wrote events."""
-        self._on_commit.append(listener)
-
-    def on_ended(self, listener: Callable[[TaskRecord], None]) -> None:
-        """Has a listener called with each task whose attempt has ended, after the commit."""
-        self._on_ended.append(listener)
 
     def waiting(self, queue: str) -> None:
         """Tell that a task waits in a queue."""
-        for listener in self._on_waiting:
-            listener(queue)
+        self._on_waiting(queue)
         if queue in self._told:
             self._told[queue] = True
         else:
             self._wake_others(queue)
 
     def committed(self) -> None:
-        """Events were written."""
-        for listener in self._on_commit:
-            listener()
+        """Tell that events were committed."""
+        self._on_commit()
 
     def ended(self, records: Iterable[TaskRecord]) -> None:
         """Tell watchers and workflows of ended attempts, ahead of the relay."""
         for record in records:
-            for listener in self._on_ended:
-                listener(record)
+            self._on_ended(record)
             event = step_ended(record)
             if event is not None:
                 self._bus.notify(STEP_ENDED_SUBJECT, event)
@@ -85,7 +84,6 @@ class Notifier:
             self._wake_others(queue)
 
     def heard(self, queue: str, origin: bytes) -> None:
-        """Another replica says that a task waits."""
+        """Take the notice of another replica that a task waits."""
         if origin != self._origin:
-            for listener in self._on_waiting:
-                listener(queue)
+            self._on_waiting(queue)

@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 from atelier.workflows.v1 import monitoring_service_pb2_grpc, workflows_service_pb2_grpc
 
 from meshkit import db as meshdb
-from meshkit.auth import ServiceTokens, TokenIssuer, TokenVerifier
+from meshkit.auth import ServiceTokens, TokenVerifier
 from meshkit.bus import Bus
 from meshkit.channel import MeshChannel
 from meshkit.db import Database
-from meshkit.errors import unauthenticated
 from meshkit.fetcher import Fetcher
 from meshkit.loops import Loops, coalesced
 from meshkit.metrics import serve_metrics
 from meshkit.outbox import Relay
 from meshkit.server import MeshServer
+from meshkit.topology import WORKFLOWS
 from services.workflows.config import WorkflowsSettings
 from services.workflows.events import TASK_ENDED, TASK_ENDED_NOTICE
 from services.workflows.executor import WorkflowExecutor
@@ -29,7 +29,6 @@ from services.workflows.servicer import WorkflowMonitoringServicer, WorkflowsSer
 from services.workflows.task_calls import TaskCalls
 from services.workflows.task_events import TaskEventConsumer
 
-SCHEMA = "workflows"
 DURABLE = "workflows-task-ends"
 # Replicas share the notices.
 QUEUE = "workflows"
@@ -57,17 +56,14 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
         settings: Its settings.
         stack: Closed in reverse order at the end.
     """
-    if settings.auth_secret is None:
-        raise unauthenticated("ATELIER_AUTH_SECRET is needed: the service signs its own token with it")
-    await meshdb.migrate(settings.database_url.get_secret_value(), SCHEMA, "services.workflows.migrations")
-    database = Database.from_settings(settings, schema=SCHEMA)
+    tokens = ServiceTokens.from_settings(settings, WORKFLOWS.role, WORKFLOWS.scopes)
+    await meshdb.migrate(settings.database_url.get_secret_value(), WORKFLOWS.schema, WORKFLOWS.migrations)
+    database = Database.from_settings(settings, schema=WORKFLOWS.schema)
     await database.open()
     stack.push_async_callback(database.close)
     bus = Bus(settings.nats_url.get_secret_value())
     await bus.connect()
     stack.push_async_callback(bus.close)
-    issuer = TokenIssuer(settings.auth_secret.get_secret_value(), settings.auth_issuer, audience=settings.auth_audience)
-    tokens = ServiceTokens(issuer, "workflows")
     channel = MeshChannel(settings.tasks_address, tokens.token, max_message_bytes=settings.max_message_bytes)
     stack.push_async_callback(channel.close)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pydantic import Field
 
 from meshkit.config import MeshSettings
+from meshkit.topology import TASKS, WORKFLOWS
 
 
 class WorkflowsSettings(MeshSettings):
     """What the workflows service may be told; see `MeshSettings` for what every service may."""
 
-    listen: str = Field(default="127.0.0.1:9102", description="Address to serve on.")
-    tasks_address: str = Field(default="127.0.0.1:9101", description="Address of the tasks service.")
+    listen: str = Field(default=WORKFLOWS.address, description="Address to serve on.")
+    tasks_address: str = Field(default=TASKS.address, description="Address of the tasks service.")
     catalog_ttl_seconds: float = Field(
         default=30.0, ge=0, description="How long what the tasks service serves is believed before it is asked again."
     )

@@ -10,8 +10,9 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from meshkit import topology
+from services.gateway.composition import build_app
 from services.gateway.config import GatewaySettings
-from services.gateway.server import build_app
 from tests.contract.openapi_reading import Document
 from tests.contract.test_documented_surface import ENDPOINTS
 
@@ -34,14 +35,13 @@ class Gateway:
 async def _ask() -> Gateway:
     settings = GatewaySettings(
         auth_secret=SecretStr("a key that no mesh has, for contract tests"),
-        tasks_address=NOWHERE,
-        workflows_address=NOWHERE,
+        addresses={spec.role: NOWHERE for spec in topology.routed()},
         s3_endpoint=NOWHERE,
         s3_access_key="none",
         s3_secret_key=SecretStr("none"),
     )
     async with AsyncExitStack() as stack:
-        app = build_app(stack, settings, asyncio.Event())
+        app = build_app(settings, stack, asyncio.Event())
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://gateway"))
         document = (await client.get("/openapi.json")).json()

@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -86,7 +86,6 @@ class Scheduler:
         store: The database.
         costs: Expected device seconds by lane.
         weights: Shares of tenants.
-        release: Takes leases back whose poll went away before it was answered.
         on_events: Called after a commit that wrote events.
     """
 
@@ -96,18 +95,15 @@ class Scheduler:
         *,
         costs: Mapping[str, float],
         weights: Mapping[str, float],
-        release: Callable[[Poll, Sequence[TaskRecord]], Awaitable[None]],
         on_events: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._costs = costs
         self._weights = weights
-        self._release = release
         self._on_events = on_events
         self._polls: dict[str, list[Poll]] = {}
         self._events: dict[str, asyncio.Event] = {}
         self._dispatchers: dict[str, asyncio.Task[None]] = {}
-        self._returning: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def wake(self, queue: str) -> None:
@@ -127,30 +123,38 @@ class Scheduler:
         await cancel(self._dispatchers.values())
         for poll in parked:
             poll.refuse()
-        await asyncio.gather(*self._returning, return_exceptions=True)
 
-    async def lease(
-        self, session: SessionRecord, *, sequence: int, max_leases: int, wait_seconds: float, warm: frozenset[str]
-    ) -> list[TaskRecord]:
-        """Wait for work.
+    def park(self, session: SessionRecord, *, sequence: int, max_leases: int, warm: frozenset[str]) -> Poll:
+        """Begin a poll; `wait` or `abandon` has to follow.
 
         Args:
             session: The worker's session.
             sequence: Number of the poll.
             max_leases: Leases wanted at most.
-            wait_seconds: How long to wait for the first one.
             warm: Adapters that the worker holds.
+
+        Raises:
+            MeshError: `UNAVAILABLE` where the scheduler is stopping.
+        """
+        if self._closed:
+            raise unavailable("The scheduler is stopping", reason="SCHEDULER_UNAVAILABLE")
+        self._supersede(session)
+        poll = Poll(session, sequence, max_leases, warm, asyncio.get_running_loop().create_future())
+        for queue in session.queues:
+            self._park(queue, poll)
+        return poll
+
+    async def wait(self, poll: Poll, wait_seconds: float) -> list[TaskRecord]:
+        """Wait for the work of a poll; a caller that is cancelled meanwhile has to `abandon` it.
+
+        Args:
+            poll: The poll.
+            wait_seconds: How long to wait for the first lease.
 
         Raises:
             MeshError: `NOT_FOUND` where the session is not open any more or the number is out of step.
         """
-        if self._closed:
-            raise unavailable("The scheduler is stopping", reason="SCHEDULER_UNAVAILABLE")
         loop = asyncio.get_running_loop()
-        self._supersede(session)
-        poll = Poll(session, sequence, max_leases, warm, loop.create_future())
-        for queue in session.queues:
-            self._park(queue, poll)
         deadline = loop.time() + wait_seconds
         try:
             while not poll.answer.done():
@@ -159,13 +163,28 @@ class Scheduler:
                     return []
                 await asyncio.wait({poll.answer}, timeout=max(left, 0.02))
             return poll.answer.result()
-        except asyncio.CancelledError:
-            self._abandon(poll)
-            raise
         finally:
-            for queue in session.queues:
-                if poll in self._polls[queue]:
-                    self._polls[queue].remove(poll)
+            self._unpark(poll)
+
+    async def abandon(self, poll: Poll) -> list[TaskRecord]:
+        """End a poll that nobody waits for any more.
+
+        Returns:
+            Leases that a round gave it all the same: they are the caller's to give back.
+        """
+        self._unpark(poll)
+        poll.superseded = True  # the round that works for it answers it at its end, with leases or without
+        if not poll.busy:
+            poll.settle()
+        try:
+            return await poll.answer
+        except MeshError:
+            return []
+
+    def _unpark(self, poll: Poll) -> None:
+        for queue in poll.session.queues:
+            if poll in self._polls[queue]:
+                self._polls[queue].remove(poll)
 
     def _supersede(self, session: SessionRecord) -> None:
         # A worker that polls again has given up its earlier call.
@@ -183,18 +202,6 @@ class Scheduler:
         if dispatcher is None or dispatcher.done():
             self._dispatchers[queue] = asyncio.create_task(self._dispatch(queue, event), name=f"dispatch-{queue}")
         event.set()
-
-    def _abandon(self, poll: Poll) -> None:
-        def give_back(future: asyncio.Future[list[TaskRecord]]) -> None:
-            if not future.cancelled() and future.exception() is None and future.result():
-                task = asyncio.ensure_future(self._release(poll, future.result()))
-                self._returning.add(task)
-                task.add_done_callback(self._returning.discard)
-
-        if poll.answer.done() or poll.busy:
-            poll.answer.add_done_callback(give_back)
-        else:
-            poll.answer.cancel()
 
     async def _dispatch(self, queue: str, event: asyncio.Event) -> None:
         while True:

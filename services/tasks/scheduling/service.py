@@ -77,10 +77,12 @@ class WorkerSessions:
         self._acknowledge = acknowledge_seconds
         self._max_wait = max_wait_seconds
         self._known: OrderedDict[UUID, SessionRecord] = OrderedDict()
+        self._returning: set[asyncio.Task[None]] = set()
         self._completions: Batcher[CompletedAttempt, AttemptEnd] = Batcher("complete", self._commit)
 
     async def close(self) -> None:
-        """Wait for completions that are being committed."""
+        """Wait for completions and returned leases that are being committed."""
+        await asyncio.gather(*self._returning, return_exceptions=True)
         await self._completions.close()
 
     async def open(
@@ -137,16 +139,17 @@ class WorkerSessions:
         wait_seconds: float,
         warm: frozenset[str],
     ) -> list[TaskRecord]:
-        """Wait for work; see `Scheduler.lease`."""
+        """Wait for work; see `Scheduler.wait`."""
         session = await self._session(session_id, principal)
         try:
-            return await self._scheduler.lease(
-                session,
-                sequence=sequence,
-                max_leases=max_leases,
-                wait_seconds=min(wait_seconds, self._max_wait),
-                warm=warm,
-            )
+            poll = self._scheduler.park(session, sequence=sequence, max_leases=max_leases, warm=warm)
+            try:
+                return await self._scheduler.wait(poll, min(wait_seconds, self._max_wait))
+            except asyncio.CancelledError:
+                task = asyncio.get_running_loop().create_task(self._give_back(poll))
+                self._returning.add(task)
+                task.add_done_callback(self._returning.discard)
+                raise
         except MeshError:
             self._known.pop(session_id, None)
             raise
@@ -289,9 +292,11 @@ class WorkerSessions:
             raise session_not_found(session_id)
         self.returned(returned)
 
-    async def give_back(self, poll: Poll, leases: Sequence[TaskRecord]) -> None:
+    async def _give_back(self, poll: Poll) -> None:
         """Take leases back whose poll went away before it could be answered."""
-        refs = [AttemptRef(record.id, record.attempt) for record in leases]
+        refs = [AttemptRef(record.id, record.attempt) for record in await self._scheduler.abandon(poll)]
+        if not refs:
+            return
         try:
             self.returned(await self._store.release(poll.session.id, refs, self._policy))
         except MeshError as error:

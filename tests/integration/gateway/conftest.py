@@ -16,8 +16,8 @@ from meshkit import idempotency
 from meshkit.auth import TokenIssuer, TokenVerifier
 from meshkit.errors import MeshError, conflict, not_found, unavailable
 from meshkit.server import MeshServer
+from services.gateway.composition import start
 from services.gateway.config import GatewaySettings
-from services.gateway.server import start
 from tests.conftest import S3Store
 
 SECRET = "a secret for tests that is long enough"
@@ -189,10 +189,9 @@ async def start_mesh() -> AsyncIterator[StartMesh]:
         )
         port = await server.start()
         stack.push_async_callback(server.stop, 0)
-        stopping = asyncio.Event()
-        settings = base.model_copy(update={"tasks_address": f"127.0.0.1:{port}"})
-        address = await start(stack, settings, stopping)
-        mesh = Mesh(f"http://{address}", tasks, server, TokenIssuer(SECRET), stopping, stack)
+        settings = base.model_copy(update={"addresses": {"tasks": f"127.0.0.1:{port}"}})
+        running = await start(settings, stack)
+        mesh = Mesh(f"http://{running.address}", tasks, server, TokenIssuer(SECRET), running.stopping, stack)
         meshes.append(mesh)
         return mesh
 

@@ -19,7 +19,8 @@ from atelier_cli.embedded.postgres import PostgresServer
 from meshkit.auth import TokenIssuer
 from meshkit.channel import MeshChannel
 from meshkit.db import migrate
-from services.tasks.composition import SCHEMA, TasksRuntime, start
+from meshkit.topology import TASKS
+from services.tasks.composition import TasksRuntime, start
 from services.tasks.config import TasksSettings
 from tests.conftest import S3Store, drop_database
 
@@ -214,7 +215,7 @@ StartMesh = Callable[..., Awaitable[Mesh]]
 def template(make_database: Callable[[str], str]) -> str:
     """A migrated database; each test gets a copy."""
     dsn = make_database("tasks_template")
-    asyncio.run(migrate(dsn, SCHEMA, "services.tasks.migrations"))
+    asyncio.run(migrate(dsn, TASKS.schema, TASKS.migrations))
     return dsn
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 import psycopg
 
 from meshkit import migration
-from services.tasks.composition import SCHEMA
+from meshkit.topology import TASKS
 
-PACKAGE = "services.tasks.migrations"
+SCHEMA, PACKAGE = TASKS.schema, TASKS.migrations
 
 
 async def test_the_outbox_keeps_what_waits_although_a_replica_of_before_prunes(

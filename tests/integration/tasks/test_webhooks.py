@@ -14,7 +14,7 @@ from standardwebhooks import Webhook
 
 from meshkit.db import Database
 from meshkit.fetcher import Fetcher
-from services.tasks.composition import SCHEMA
+from meshkit.topology import TASKS
 from services.tasks.events import to_delivery
 from services.tasks.postgres.webhooks import PostgresWebhooks
 from services.tasks.webhooks import domain as webhooks
@@ -83,7 +83,7 @@ class Hooks:
 
 @pytest.fixture
 async def hooks(tasks_dsn: str) -> AsyncIterator[Hooks]:
-    database = Database(tasks_dsn, schema=SCHEMA, max_size=6)
+    database = Database(tasks_dsn, schema=TASKS.schema, max_size=6)
     await database.open()
     made = Hooks(database)
     yield made

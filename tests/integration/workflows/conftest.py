@@ -27,6 +27,7 @@ from meshkit.auth import TokenIssuer
 from meshkit.channel import MeshChannel
 from meshkit.db import migrate
 from meshkit.errors import ErrorKind, MeshError
+from meshkit.topology import TASKS, WORKFLOWS
 from services.tasks import composition as tasks_composition
 from services.tasks.config import TasksSettings
 from services.workflows import composition as workflows_composition
@@ -191,8 +192,8 @@ StartMesh = Callable[..., Awaitable[Mesh]]
 def migrated(make_database: Callable[[str], str]) -> str:
     """A database with both services' schemas; each test gets a copy."""
     dsn = make_database("workflows_template")
-    for one in (tasks_composition, workflows_composition):
-        asyncio.run(migrate(dsn, one.SCHEMA, f"{one.__package__}.migrations"))
+    for one in (TASKS, WORKFLOWS):
+        asyncio.run(migrate(dsn, one.schema, one.migrations))
     return dsn
 
 

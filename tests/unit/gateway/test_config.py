@@ -1,8 +1,11 @@
 """Settings."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from meshkit import topology
 from services.gateway.config import GatewaySettings
 
 
@@ -11,8 +14,20 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ATELIER_UPSTREAMS", '{"atelier.workflows.v1": "workflows:2"}')
     monkeypatch.setenv("ATELIER_CORS_ORIGINS", "https://a.example, https://b.example")
     settings = GatewaySettings()
-    assert settings.addresses() == {"atelier.tasks.v1": "tasks:1", "atelier.workflows.v1": "workflows:2"}
+    assert settings.packages() == {"atelier.tasks.v1": "tasks:1", "atelier.workflows.v1": "workflows:2"}
     assert settings.cors_origins == ("https://a.example", "https://b.example")
+
+
+def test_a_service_without_an_address_is_not_served_but_tasks_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for spec in topology.routed():
+        monkeypatch.delenv(topology.address_setting(spec.role), raising=False)
+    assert GatewaySettings().packages() == {"atelier.tasks.v1": topology.TASKS.address}
+
+
+def test_addresses_may_come_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "address").write_text("workflows:3\n")
+    monkeypatch.setenv("ATELIER_WORKFLOWS_ADDRESS_FILE", str(tmp_path / "address"))
+    assert GatewaySettings().packages()["atelier.workflows.v1"] == "workflows:3"
 
 
 @pytest.mark.parametrize("options", [{"max_body_bytes": 1}, {"storage_redirect": "maybe"}, {"rpc_timeout_seconds": 0}])

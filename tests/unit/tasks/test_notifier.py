@@ -1,8 +1,7 @@
 import asyncio
 
 from meshkit.bus import Bus
-from services.tasks import notifier as news
-from services.tasks.notifier import Notifier
+from services.tasks.notifier import WAKE_SECONDS, Notifier
 
 
 class Recorder(Bus):
@@ -18,14 +17,13 @@ class Recorder(Bus):
 
 async def test_many_tasks_at_once_wake_other_replicas_twice() -> None:
     bus, local = Recorder(), list[str]()
-    told = Notifier(bus, b"me")
-    told.on_waiting(local.append)
+    told = Notifier(bus, b"me", on_waiting=local.append, on_commit=lambda: None, on_ended=lambda _: None)
     for _ in range(50):
         told.waiting("inference")
     told.waiting("training")
     assert local == ["inference"] * 50 + ["training"], "this process hears of each"
     assert bus.sent == [("atelier.wake.inference", b"me"), ("atelier.wake.training", b"me")]
-    await asyncio.sleep(news.WAKE_SECONDS * 6)
+    await asyncio.sleep(WAKE_SECONDS * 6)
     assert bus.sent[2:] == [("atelier.wake.inference", b"me")], "what came in between is told, once"
     told.waiting("inference")
     assert len(bus.sent) == 4, "after a silence at once"

@@ -1,4 +1,4 @@
-"""The one door for files that come with a request.
+"""Put the files of a request into the object store, before the request is forwarded.
 
 A file inside JSON that is too large for an RPC is checked and put into the object store under `staging/`; its member
 then reads `staging:<path>`, which the service that owns the request resolves. The service moves what it takes over;

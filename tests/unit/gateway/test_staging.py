@@ -12,7 +12,7 @@ from PIL import Image
 from meshkit import images
 from meshkit.errors import ErrorKind, MeshError, conflict, forbidden, invalid, not_found, unavailable
 from meshkit.transcoding.codec import Upload
-from services.gateway.uploads import ImageCheck, UploadStager
+from services.gateway.staging import ImageCheck, UploadStager
 
 
 class Store:

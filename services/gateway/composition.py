@@ -1,0 +1,174 @@
+"""The service put together: what `__main__` runs and what the tests start."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from starlette.types import ASGIApp
+
+from meshkit import topology
+from meshkit.auth import TokenVerifier
+from meshkit.channel import MeshChannel
+from meshkit.errors import ErrorKind, MeshError
+from meshkit.logging import get_logger
+from meshkit.metrics import serve_metrics
+from meshkit.objects import ObjectStore
+from meshkit.transcoding.openapi import build_document
+from meshkit.transcoding.routes import Route, RouteTable, compile_services
+from services.gateway import description, server
+from services.gateway.app import GatewayParts, Health, Probe, create_app
+from services.gateway.auth import Authenticator
+from services.gateway.bodies import BodyBudget
+from services.gateway.config import GatewaySettings
+from services.gateway.contracts import load_services, read_image
+from services.gateway.docs import Docs
+from services.gateway.endpoints import EndpointContext, Transcoder
+from services.gateway.media import MediaSigner
+from services.gateway.staging import ImageCheck, UploadStager
+from services.gateway.storage import Storage
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayRuntime:
+    """A running gateway.
+
+    Attributes:
+        address: The bound address, `host:port`.
+        stopping: Set when the gateway begins to end: open event streams close then, other requests are finished.
+    """
+
+    address: str
+    stopping: asyncio.Event
+
+
+async def start(settings: GatewaySettings, stack: AsyncExitStack) -> GatewayRuntime:
+    """Start the service; the stack stops it.
+
+    Args:
+        settings: Its settings.
+        stack: Closed in reverse order at the end.
+
+    Raises:
+        ContractError: The contracts cannot be served as they stand.
+        ValueError: The settings name no key to verify tokens with.
+    """
+    stopping = asyncio.Event()
+    app = build_app(settings, stack, stopping)
+    metrics = serve_metrics(settings.metrics_port, settings.metrics_host)
+    if metrics is not None:
+        stack.callback(metrics.close)
+    address = await server.serve(app, settings, stack)
+    # Closed first of all: a server that stops waits for its requests, and streams end by this alone.
+    stack.callback(stopping.set)
+    return GatewayRuntime(address, stopping)
+
+
+def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asyncio.Event) -> ASGIApp:
+    """Build the application and everything it stands on; what needs closing goes on the stack.
+
+    Raises:
+        ContractError: The contracts cannot be served as they stand.
+        ValueError: The settings name no key to verify tokens with.
+    """
+    image = read_image()
+    addresses = settings.packages()
+    services = load_services(image, addresses)
+    names = [one.descriptor.full_name for one in services]
+    # One channel for each address: a service of several packages shares it.
+    channels = {address: _channel(settings, stack, address, names) for address in dict.fromkeys(addresses.values())}
+    table = RouteTable(compile_services(one.descriptor for one in services))
+    stubs = {one.descriptor.full_name: channels[addresses[one.package]].stub(one.stub) for one in services}
+
+    def call_of(route: Route) -> Callable[..., Any]:
+        call: Callable[..., Any] = getattr(stubs[route.rpc.containing_service.full_name], route.rpc.name)
+        return call
+
+    guard = Authenticator(TokenVerifier.from_settings(settings))
+    objects = _objects(settings, stack)
+    images = ImageCheck(settings.image_checks)
+    context = EndpointContext(
+        settings=settings,
+        guard=guard,
+        uploads=UploadStager(objects, images) if objects is not None else None,
+        bodies=BodyBudget(
+            settings.max_bodies_bytes,
+            wait_seconds=settings.body_wait_seconds,
+            read_seconds=settings.body_read_seconds,
+            max_body_bytes=settings.max_body_bytes,
+        ),
+        stopping=stopping,
+    )
+    storage = Storage(objects, guard, _signer(settings), images, settings) if objects is not None else None
+    release = version("atelier")
+    probes = {_role_of(package): _probe(channels[address], package) for package, address in addresses.items()}
+    parts = GatewayParts(
+        transcoder=Transcoder(table, call_of, context),
+        health=Health(probes, release),
+        storage=storage,
+        openapi=document(table, image, version=release),
+        docs=Docs(),
+    )
+    return create_app(parts, settings)
+
+
+def document(table: RouteTable, image: FileDescriptorSet, *, version: str) -> dict[str, Any]:
+    """Return the OpenAPI document of the gateway."""
+    return build_document(
+        table.routes, image, version=version, extra_paths=description.PATHS, extra_schemas=description.SCHEMAS
+    )
+
+
+def _channel(settings: GatewaySettings, stack: AsyncExitStack, address: str, services: list[str]) -> MeshChannel:
+    channel = MeshChannel(
+        address,
+        default_deadline_seconds=settings.rpc_timeout_seconds,
+        max_message_bytes=settings.max_message_bytes,
+        services=services,
+    )
+    stack.push_async_callback(channel.close)
+    return channel
+
+
+def _role_of(package: str) -> str:
+    """Return what `/health` calls the service of a package."""
+    known = {package: spec.role for spec in topology.SERVICES for package in spec.packages}
+    return known.get(package) or package.split(".")[-2]
+
+
+def _probe(channel: MeshChannel, package: str) -> Probe:
+    stub = channel.stub(health_pb2_grpc.HealthStub)
+    asked = next((spec.health for spec in topology.SERVICES if package in spec.packages), "")
+
+    async def probe(seconds: float) -> None:
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=asked), timeout=seconds)
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            raise MeshError(ErrorKind.UNAVAILABLE, "The service does not serve")
+
+    return probe
+
+
+def _objects(settings: GatewaySettings, stack: AsyncExitStack) -> ObjectStore | None:
+    if not settings.s3_endpoint:
+        _log.warning("object_store_not_configured")
+        return None
+    store = ObjectStore.from_settings(settings)
+    stack.push_async_callback(store.close)
+    return store
+
+
+def _signer(settings: GatewaySettings) -> MediaSigner:
+    secret = settings.media_secret or settings.auth_secret
+    if secret is None:
+        _log.warning("media_secret_missing")
+    key = secret.get_secret_value().encode() if secret is not None else secrets.token_bytes(32)
+    return MediaSigner(key, ttl_seconds=settings.media_url_ttl_seconds)
