@@ -86,9 +86,9 @@ def test_servers_die_with_their_parent(tmp_path: Path) -> None:
     program = textwrap.dedent(f"""
         import os, pathlib, signal
         from atelier_cli.embedded.nats import NatsServer
-        from atelier_cli.embedded.process import Running, free_ports
+        from atelier_cli.embedded.process import RunningServer, free_ports
         folder = pathlib.Path({str(tmp_path)!r})
-        running = Running(NatsServer(folder / "nats", free_ports(1)[0], "password", folder / "nats.log"))
+        running = RunningServer(NatsServer(folder / "nats", free_ports(1)[0], "password", folder / "nats.log"))
         running.start()
         print(running.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
