@@ -1,20 +1,32 @@
+import importlib
 import re
 
-from meshkit.config import PREFIX
-from services.gateway.config import GatewaySettings
-from services.inference.config import InferenceSettings
-from services.tasks.config import TasksSettings
-from services.workflows.config import WorkflowsSettings
+from meshkit import topology
+from meshkit.config import PREFIX, MeshSettings
 from tests.unit.repository.sources import ROOT, pages, place
 
 # What the command line reads itself, and a stream of NATS that is called so.
 _OTHERS = {"ATELIER_DATA", "ATELIER_URL", "ATELIER_TOKEN", "ATELIER_EVENTS"}
-_SERVICES = (GatewaySettings, InferenceSettings, TasksSettings, WorkflowsSettings)
 _NAME = re.compile(r"\bATELIER_[A-Z0-9_]*[A-Z0-9]\b")
+
+
+def _settings_of(spec: topology.ServiceSpec) -> type[MeshSettings]:
+    module = importlib.import_module(f"{spec.module}.config")
+    own = [
+        one
+        for one in vars(module).values()
+        if isinstance(one, type) and issubclass(one, MeshSettings) and one.__module__ == module.__name__
+    ]
+    assert len(own) == 1, f"{module.__name__} holds the settings of its service, in one class"
+    return own[0]
+
+
+_SERVICES = tuple(_settings_of(spec) for spec in topology.SERVICES)
 
 
 def _known() -> set[str]:
     fields = {f"{PREFIX}{field.upper()}" for settings in _SERVICES for field in settings.model_fields}
+    fields |= {topology.address_setting(spec.role) for spec in topology.addressed()}
     return fields | {f"{name}_FILE" for name in fields} | _OTHERS
 
 
