@@ -53,12 +53,12 @@ class Runtime(Protocol):
 
 
 def run_service(
-    role: str, settings: type[_SettingsT], start: Callable[[_SettingsT, AsyncExitStack], Awaitable[Runtime]]
+    service: str, settings: type[_SettingsT], start: Callable[[_SettingsT, AsyncExitStack], Awaitable[Runtime]]
 ) -> NoReturn:
     """Run a service from its settings until it is told to stop: what each `__main__` does.
 
     Args:
-        role: Its role in `meshkit.topology`, by which its logs name it.
+        service: Name of the service in its logs.
         settings: Its settings, read from the environment.
         start: The `start` of its `composition`.
     """
@@ -70,7 +70,7 @@ def run_service(
         _log.info("ready", address=running.address)
         await stop.wait()
 
-    run(main, service=role)
+    run(main, service=service)
 
 
 def announce(address: str, path: Path | None = None) -> None:

@@ -11,6 +11,7 @@ import psutil
 from pydantic import Field, SecretStr
 
 from meshkit.config import CommaSeparated, MeshSettings
+from meshkit.topology import TASKS
 from meshkit.worker.supervisor import ChildLimits
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -20,7 +21,7 @@ _CHILD_SHARE = 0.8  # of the container's memory; the rest is the parent's, and r
 class WorkerSettings(MeshSettings):
     """The settings of any worker."""
 
-    tasks_address: str = Field(default="127.0.0.1:9101", description="host:port of the tasks service.")
+    tasks_address: str = Field(default=TASKS.address, description="host:port of the tasks service.")
     worker_name: str = Field(default="", description="Unique while it lives; host and process where empty.")
     worker_token: SecretStr | None = Field(default=None, description="Token of scope worker; own ones without.")
     worker_queues: CommaSeparated = Field(default=("inference",), description="Queues to serve.")

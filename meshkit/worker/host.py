@@ -299,7 +299,6 @@ def _tokens(settings: WorkerSettings, queues: Sequence[str]) -> Callable[[], str
         return settings.worker_token.get_secret_value
     if settings.auth_secret is None:
         return None
-    issuer = auth.TokenIssuer(
-        settings.auth_secret.get_secret_value(), settings.auth_issuer, audience=settings.auth_audience
-    )
-    return auth.ServiceTokens(issuer, f"worker/{settings.name}", (auth.WORKER,), queues=tuple(queues)).token
+    return auth.ServiceTokens.from_settings(
+        settings, f"worker/{settings.name}", (auth.WORKER,), queues=tuple(queues)
+    ).token

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from meshkit import lifecycle
-from meshkit.topology import GATEWAY
 from services.gateway.composition import start
 from services.gateway.config import GatewaySettings
 
 if __name__ == "__main__":
-    lifecycle.run_service(GATEWAY.role, GatewaySettings, start)
+    lifecycle.run_service("gateway", GatewaySettings, start)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from meshkit import lifecycle
-from meshkit.topology import TASKS
 from services.tasks.composition import start
 from services.tasks.config import TasksSettings
 
 if __name__ == "__main__":
-    lifecycle.run_service(TASKS.role, TasksSettings, start)
+    lifecycle.run_service("tasks", TasksSettings, start)

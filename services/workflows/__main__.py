@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from meshkit import lifecycle
-from meshkit.topology import WORKFLOWS
 from services.workflows.composition import start
 from services.workflows.config import WorkflowsSettings
 
 if __name__ == "__main__":
-    lifecycle.run_service(WORKFLOWS.role, WorkflowsSettings, start)
+    lifecycle.run_service("workflows", WorkflowsSettings, start)
