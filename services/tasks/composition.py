@@ -95,12 +95,12 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     )
 
     fetcher = Fetcher.from_settings(settings)
-    door = InputValidator(objects, fetcher, settings.shared_tenant)
+    inputs = InputValidator(objects, fetcher, settings.shared_tenant)
     tasks = TasksService(
         store,
         catalog=catalog,
-        preparer=TaskPreparer(catalog, door, lambda: datetime.now(UTC)),
-        door=door,
+        preparer=TaskPreparer(catalog, inputs, lambda: datetime.now(UTC)),
+        inputs=inputs,
         objects=objects,
         news=notifier,
     )

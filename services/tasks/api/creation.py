@@ -31,13 +31,13 @@ class TaskPreparer:
 
     Args:
         catalog: What is served.
-        door: The door for inputs.
+        inputs: Judges inputs and moves them into place.
         clock: Gives the present, in UTC.
     """
 
-    def __init__(self, catalog: Catalog, door: InputValidator, clock: Callable[[], datetime]) -> None:
+    def __init__(self, catalog: Catalog, inputs: InputValidator, clock: Callable[[], datetime]) -> None:
         self._catalog = catalog
-        self._door = door
+        self._inputs = inputs
         self._clock = clock
 
     async def prepare(
@@ -62,12 +62,12 @@ class TaskPreparer:
             raise forbidden("Only a service may name a task's identifier or workflow", reason="SERVICE_ONLY")
         provider, queue = self._route(spec, task_type)
         if spec.HasField("webhook_url"):
-            self._door.check_address(spec.webhook_url, "task.webhook_url")
+            self._inputs.check_address(spec.webhook_url, "task.webhook_url")
         now = self._clock()
         task_id = UUID(request.task_id) if request.HasField("task_id") else time_ordered_id(now)
         detail = getattr(spec, task_type.detail)
-        adapters = await self._door.check_adapters(task_type, detail, tenant, f"task.{task_type.detail}")
-        accepted = await self._door.accept(task_type, detail, tenant, task_id)
+        adapters = await self._inputs.check_adapters(task_type, detail, tenant, f"task.{task_type.detail}")
+        accepted = await self._inputs.accept(task_type, detail, tenant, task_id)
         for field in task_type.seeds:
             if not detail.HasField(field):
                 setattr(detail, field, secrets.randbits(_SEED_BITS))

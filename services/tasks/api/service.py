@@ -53,7 +53,7 @@ class TasksService:
         store: The database.
         catalog: What is served.
         preparer: Makes tasks of requests.
-        door: The door for inputs.
+        inputs: Judges inputs and moves them into place.
         objects: The object store.
         news: Tells others what happened.
     """
@@ -64,14 +64,14 @@ class TasksService:
         *,
         catalog: Catalog,
         preparer: TaskPreparer,
-        door: InputValidator,
+        inputs: InputValidator,
         objects: ObjectStore,
         news: Notifier,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._preparer = preparer
-        self._door = door
+        self._inputs = inputs
         self._objects = objects
         self._news = news
         self._creates: Batcher[Creation, Created] = Batcher("create", self._commit)
@@ -140,7 +140,7 @@ class TasksService:
         record = creation.record
         try:
             if written:
-                await self._door.write(record.tenant, written)
+                await self._inputs.write(record.tenant, written)
             created = await self._creates.submit(creation)
         except (DatabaseUnavailableError, asyncio.CancelledError):
             # Whether the commit takes place is unknown, a caller that leaves does not stop it: the sweeper finds out.
@@ -300,13 +300,13 @@ class TasksService:
             if update.values.HasField(path):  # type: ignore[arg-type]  # a checked name of the message
                 setattr(named, path, getattr(update.values, path))
         if update.paths.intersection(task_type.adapters):
-            await self._door.check_adapters(task_type, named, record.tenant, "update")
+            await self._inputs.check_adapters(task_type, named, record.tenant, "update")
         for path in update.paths.intersection(image.public for image in task_type.inputs):
             value = update.value(path)
             if value is not None:
                 if value.startswith("data:"):
                     raise invalid(f"update.{path}", "must be an address or a path in storage")
-                kept = await self._door.check_reference(value, record.tenant, f"update.{path}")
+                kept = await self._inputs.check_reference(value, record.tenant, f"update.{path}")
                 setattr(update.values, path, kept)
 
     async def _commit(self, creations: Sequence[Creation]) -> list[Created | Exception]:
@@ -341,7 +341,7 @@ class TasksService:
 
     async def _settle(self, record: TaskRecord, written: list[AcceptedInput]) -> None:
         try:
-            await self._door.settle(record.tenant, written)
+            await self._inputs.settle(record.tenant, written)
         except MeshError as error:
             _log.warning("uploads_left_to_sweeper", task_id=str(record.id), reason=error.reason)
 
@@ -351,7 +351,7 @@ class TasksService:
             return
         record = creation.record
         try:
-            await self._door.discard(record.tenant, record.task_type, record.id)
+            await self._inputs.discard(record.tenant, record.task_type, record.id)
         except MeshError as error:
             _log.warning("inputs_left_to_sweeper", task_id=str(record.id), reason=error.reason)
 

@@ -1,4 +1,4 @@
-"""Bodies that are too large, files that go through the upload door, callers that leave."""
+"""Bodies that are too large, files that are staged, callers that leave."""
 
 import asyncio
 import base64
@@ -17,6 +17,12 @@ from tests.conftest import S3Store
 from tests.integration.gateway.conftest import Mesh, StartMesh, s3_options
 
 CREATE: dict[str, Any] = {"task_type": "GENERATION", "prompt": "a red dress", "origin_instance": "shop"}
+EDIT: dict[str, Any] = {
+    "task_type": "EDITING",
+    "prompt": "a red dress",
+    "origin_instance": "shop",
+    "base_image": "https://example.com/a.png",
+}
 MIB = 1024 * 1024
 
 
@@ -26,6 +32,10 @@ def noise(side: int = 400) -> bytes:
     pixels = random.Random(1).randbytes(side * side * 3)
     Image.frombytes("RGB", (side, side), pixels).save(out, "PNG")
     return out.getvalue()
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def bomb() -> bytes:
@@ -96,6 +106,44 @@ async def test_a_large_image_in_json_is_staged_and_named_in_its_place(start_mesh
         assert info.content_type == "image/png"
         await store.close()
     assert (await mesh.client().get("/api/v1/storage/images")).json()["total"] == 0, "staging is not listed"
+
+
+async def test_large_images_of_a_list_are_staged_one_by_one(start_mesh: StartMesh, s3: S3Store) -> None:
+    options = s3_options(s3)
+    mesh: Mesh = await start_mesh(**options)
+    small, large = encoded(noise(20)), encoded(noise())
+    references = [small, large, "https://example.com/a.png", f"data:image/png;base64,{large}"]
+    answer = await mesh.client().post("/api/v1/tasks/", json=EDIT | {"reference_images": references})
+    assert answer.status_code == 200, answer.text
+    sent = list(mesh.tasks.requests[-1].task.editing.reference_images)
+    assert [sent[0], sent[2]] == [references[0], references[2]]
+    staged = [one.removeprefix("staging:") for one in (sent[1], sent[3])]
+    assert len(set(staged)) == 2
+    store = ObjectStore(options["s3_endpoint"], s3.access_key, s3.secret_key, bucket=options["s3_bucket"])
+    assert [await store.get("acme", path) for path in staged] == [noise(), noise()]
+    await store.close()
+
+
+async def test_large_item_of_a_list_that_is_no_image_is_named(start_mesh: StartMesh, s3: S3Store) -> None:
+    options = s3_options(s3)
+    mesh: Mesh = await start_mesh(**options)
+    references = [encoded(noise()), encoded(noise()), "!" * 300_000]
+    answer = await mesh.client().post("/api/v1/tasks/", json=EDIT | {"reference_images": references})
+    assert answer.status_code == 422
+    assert [one["loc"] for one in answer.json()["detail"]] == [["body", "reference_images", 2]]
+    await _nothing_stored(options, s3)
+    assert not mesh.tasks.requests
+
+
+async def test_item_of_a_list_that_the_service_refuses_is_named(start_mesh: StartMesh, s3: S3Store) -> None:
+    options = s3_options(s3)
+    mesh: Mesh = await start_mesh(**options)
+    mesh.tasks.refusal = invalid("task.editing.reference_images[2]", "There is no object", "unknown_object")
+    references = [encoded(noise()), encoded(noise(20)), "none.png"]
+    answer = await mesh.client().post("/api/v1/tasks/", json=EDIT | {"reference_images": references})
+    assert answer.status_code == 422
+    assert [one["loc"] for one in answer.json()["detail"]] == [["body", "reference_images", 2]]
+    await _nothing_stored(options, s3)
 
 
 async def test_a_small_image_goes_through_as_it_came(stored: Mesh) -> None:
