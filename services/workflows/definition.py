@@ -5,7 +5,7 @@ Every violation points into the request, as `workflow.steps[2].depends_on[0]`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -257,12 +257,9 @@ def _provider_violations(
     task_type = type_numbered(step.task_type)
     provider = _provider(task.provider_type, task_type)
     where = "provider_config" if step.HasField("provider_config") else "config.provider_type"
+    yield from _unfit_provider(provider, task_type, f"{path}.{where}", served)
     yield from _capability_violations(
-        provider,
-        list(step.active_provider_capabilities),
-        f"{path}.{where}",
-        f"{path}.active_provider_capabilities",
-        served,
+        provider, step.active_provider_capabilities, f"{path}.active_provider_capabilities", served
     )
     if step.HasField("provider_config"):
         chosen = provider_of_config(step.provider_config)
@@ -273,31 +270,38 @@ def _provider_violations(
         text = f"Unknown queue {task.queue_name!r}; one of {', '.join(sorted(served.queues))}"
         yield FieldViolation(f"{path}.config.queue_name", text, "unknown_queue")
     if step.HasField("fallback_provider_type"):
+        fallback = _provider(step.fallback_provider_type, task_type)
+        yield from _unfit_provider(fallback, task_type, f"{path}.fallback_provider_type", served)
         yield from _capability_violations(
-            _provider(step.fallback_provider_type, task_type),
-            list(step.fallback_provider_capabilities),
-            f"{path}.fallback_provider_type",
-            f"{path}.fallback_provider_capabilities",
-            served,
+            fallback, step.fallback_provider_capabilities, f"{path}.fallback_provider_capabilities", served
         )
     elif step.HasField("fallback_provider_config") or step.fallback_provider_capabilities:
         text = "Field required where a fallback is described"
         yield FieldViolation(f"{path}.fallback_provider_type", text, "missing")
 
 
-def _capability_violations(
-    provider: ProviderSpec, names: Sequence[str], at: str, capabilities: str, served: ServedCatalog
+def _unfit_provider(
+    provider: ProviderSpec, task_type: TaskTypeSpec, at: str, served: ServedCatalog
 ) -> Iterator[FieldViolation]:
     if provider.name not in served.capabilities:
         known = ", ".join(sorted(served.capabilities))
         text = f"Provider {provider.name} is not served; this installation serves {known}"
         yield FieldViolation(at, text, "provider_type_not_served")
+    elif task_type.name not in provider.tasks:
+        text = f"Provider {provider.name} does not execute {task_type.name} tasks"
+        yield FieldViolation(at, text, "provider_type_unfit")
+
+
+def _capability_violations(
+    provider: ProviderSpec, names: Iterable[str], path: str, served: ServedCatalog
+) -> Iterator[FieldViolation]:
+    known = served.capabilities.get(provider.name)
+    if known is None:
         return
     for index, name in enumerate(names):
-        if name not in served.capabilities[provider.name]:
-            has = ", ".join(sorted(served.capabilities[provider.name]))
-            text = f"Provider {provider.name} has no capability {name!r}; it has {has}"
-            yield FieldViolation(f"{capabilities}[{index}]", text, "unknown_capability")
+        if name not in known:
+            text = f"Provider {provider.name} has no capability {name!r}; it has {', '.join(sorted(known))}"
+            yield FieldViolation(f"{path}[{index}]", text, "unknown_capability")
 
 
 def _provider(number: int, task_type: TaskTypeSpec) -> ProviderSpec:

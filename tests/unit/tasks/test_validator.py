@@ -64,7 +64,7 @@ def encoded(color: str = "red") -> str:
 class Case:
     """One task on its way through the validator."""
 
-    def __init__(self, task_type: str, objects: Objects | None = None, **members: Any) -> None:
+    def __init__(self, task_type: str, objects: Objects | None = None, /, **members: Any) -> None:
         self.objects = objects or Objects()
         self.spec = TASK_TYPES[task_type]
         self.detail = getattr(CreateTask(**{self.spec.detail: members}), self.spec.detail)

@@ -126,6 +126,36 @@ def test_an_unknown_failure_policy_is_refused() -> None:
     assert "workflow.config.on_failure" in faults(GENERATE, on_failure="shrug")
 
 
+def faults_of(served: ServedCatalog, *steps: dict[str, Any]) -> dict[str, str]:
+    with pytest.raises(MeshError) as raised:
+        check(definition(*steps), served)
+    return {one.path: one.type for one in raised.value.violations}
+
+
+def test_a_provider_must_execute_the_type_of_the_step() -> None:
+    served = ServedCatalog.of(
+        ["LLM_INTERACTION", "EXPERIMENTAL_FAL"], {"LOCAL": [], "FAL_STANDARD": []}, ["fal", "inference"]
+    )
+    config = {"provider_type": "FAL_STANDARD", "prompt": "?"}
+    ask = {"id": "ask", "task_type": "TASK_TYPE_LLM_INTERACTION", "config": config}
+    assert faults_of(served, ask) == {"workflow.steps[0].config.provider_type": "provider_type_unfit"}
+    other = {**ask, "config": {"prompt": "?"}, "fallback_provider_type": "PROVIDER_TYPE_FAL_STANDARD"}
+    assert faults_of(served, other) == {"workflow.steps[0].fallback_provider_type": "provider_type_unfit"}
+    # Without a provider the type's default counts: fal for an application at fal, LOCAL else.
+    check(definition({**ask, "config": {"prompt": "?"}}), served)
+    app = {"id": "app", "task_type": "TASK_TYPE_EXPERIMENTAL_FAL", "config": {"fal_app_id": "fal-ai/flux"}}
+    check(definition(app), served)
+
+
+def test_files_do_not_stand_in_a_definition_not_in_a_list_either() -> None:
+    served = ServedCatalog.of(["EDITING"], {"LOCAL": []}, ["inference"])
+    config = {"prompt": "x", "base_image": "a.png", "reference_images": ["b.png", "data:image/png;base64,aGk="]}
+    step = {"id": "edit", "task_type": "TASK_TYPE_EDITING", "config": config}
+    assert faults_of(served, step) == {"workflow.steps[0].config.reference_images[1]": "inline_file"}
+    config |= {"base_image": "data:image/png;base64,aGk=", "reference_images": ["b.png"]}
+    assert faults_of(served, step) == {"workflow.steps[0].config.base_image": "inline_file"}
+
+
 def test_providers_and_capabilities_are_checked_as_for_tasks() -> None:
     found = faults({**GENERATE, "active_provider_capabilities": ["SEED", "VIDEO"]})
     assert "VIDEO" in found["workflow.steps[0].active_provider_capabilities[1]"]

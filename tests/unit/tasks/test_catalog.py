@@ -1,0 +1,98 @@
+"""What an installation serves: by default what this release has handlers for, else what its settings name."""
+
+from typing import Any
+
+import pytest
+from atelier.tasks.v1 import enums_pb2, task_pb2
+from pydantic import ValidationError
+
+from meshkit.catalog import PROVIDERS, TASK_TYPES
+from meshkit.errors import MeshError
+from services.tasks.catalog import Catalog
+from services.tasks.config import TasksSettings
+from services.tasks.convert import to_catalog
+
+CreateTask: Any = task_pb2.CreateTask
+LOCAL = PROVIDERS["LOCAL"]
+FAL = enums_pb2.PROVIDER_TYPE_FAL_STANDARD
+
+
+def test_this_release_serves_what_it_has_handlers_for() -> None:
+    answer = to_catalog(Catalog(enable_noop=True))
+    assert list(answer.task_types) == [
+        enums_pb2.TASK_TYPE_GENERATION,
+        enums_pb2.TASK_TYPE_IMAGE_ADJUSTER,
+        enums_pb2.TASK_TYPE_NOOP,
+    ]
+    [local] = answer.providers
+    assert local.provider_type == enums_pb2.PROVIDER_TYPE_LOCAL
+    assert list(local.capabilities) == ["BATCH", "IMAGE_TO_IMAGE", "LORA", "OUTPUT_SIZE", "SEED", "TEXT_TO_IMAGE"]
+    assert list(answer.queues) == ["ai_core", "fal", "fashn", "freepik", "inference", "training", "vertex"]
+
+
+def test_internal_types_are_served_where_configured_and_never_listed() -> None:
+    assert "NOOP" not in Catalog().served_types
+    served = Catalog(enable_noop=True)
+    assert served.served_types == ("GENERATION", "IMAGE_ADJUSTER", "NOOP")
+    assert served.public_types == ["GENERATION", "IMAGE_ADJUSTER"]
+
+
+def test_capabilities_are_those_for_the_types_that_are_served() -> None:
+    served = Catalog(task_types=["REFINE"])
+    served.check_capabilities(["UPSCALE_4X", "FACE_DETAIL"], LOCAL, "task.active_provider_capabilities")
+    with pytest.raises(MeshError) as error:
+        served.check_capabilities(["SEED", "LORA"], LOCAL, "task.active_provider_capabilities")
+    assert error.value.violations[0].path == "task.active_provider_capabilities[1]"
+
+
+def test_type_that_is_not_served_is_refused_with_those_that_are() -> None:
+    with pytest.raises(MeshError) as error:
+        Catalog(enable_noop=True).type_of(CreateTask(refine={}))
+    assert error.value.message == (
+        "Tasks of type REFINE are not served; this installation serves GENERATION, IMAGE_ADJUSTER"
+    )
+    with pytest.raises(MeshError) as error:
+        Catalog().type_of(CreateTask())
+    assert error.value.violations[0].type == "missing"
+
+
+def test_provider_is_the_types_default_where_none_is_named() -> None:
+    served = Catalog(task_types=TASK_TYPES, providers=PROVIDERS)
+    names = {name: served.provider_of(0, spec, "task.provider_type").name for name, spec in TASK_TYPES.items()}
+    assert names == dict.fromkeys(TASK_TYPES, "LOCAL") | {"EXPERIMENTAL_FAL": "FAL_STANDARD"}
+
+
+def test_provider_must_be_served_and_execute_the_type() -> None:
+    generation, refine = TASK_TYPES["GENERATION"], TASK_TYPES["REFINE"]
+    for served, spec, number, kind in (
+        (Catalog(), generation, FAL, "provider_type_not_served"),
+        (Catalog(), TASK_TYPES["EXPERIMENTAL_FAL"], 0, "provider_type_not_served"),
+        (Catalog(providers=PROVIDERS), refine, enums_pb2.PROVIDER_TYPE_AI_CORE, "provider_type_unfit"),
+    ):
+        with pytest.raises(MeshError) as error:
+            served.provider_of(number, spec, "task.provider_type")
+        assert [(one.path, one.type) for one in error.value.violations] == [("task.provider_type", kind)]
+    assert Catalog(providers=PROVIDERS).provider_of(FAL, refine, "task.provider_type").queue == "fal"
+
+
+def test_every_pair_of_the_contract_has_a_cost() -> None:
+    costs = Catalog().costs
+    assert costs["IMAGE_ADJUSTER/LOCAL"] == 0.5
+    assert costs["VIDEO_GENERATION/FAL_STANDARD"] == 60.0
+    assert set(costs) == {f"{name}/{spec.name}" for spec in PROVIDERS.values() for name in spec.tasks}
+
+
+def test_settings_name_what_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TasksSettings().served_task_types == ("GENERATION", "IMAGE_ADJUSTER")
+    assert TasksSettings().served_providers == ("LOCAL",)
+    monkeypatch.setenv("ATELIER_SERVED_TASK_TYPES", "GENERATION, EDITING")
+    monkeypatch.setenv("ATELIER_SERVED_PROVIDERS", "LOCAL,FAL_STANDARD")
+    assert TasksSettings().served_task_types == ("GENERATION", "EDITING")
+    assert TasksSettings().served_providers == ("LOCAL", "FAL_STANDARD")
+
+
+@pytest.mark.parametrize("name", ["ATELIER_SERVED_TASK_TYPES", "ATELIER_SERVED_PROVIDERS"])
+def test_settings_that_name_the_unknown_are_refused_at_start(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "SINGING")
+    with pytest.raises(ValidationError, match="SINGING; known are"):
+        TasksSettings()
