@@ -10,12 +10,13 @@ import psutil
 import pytest
 from atelier.tasks.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 
-from meshkit import auth
+from meshkit import auth, lifecycle
 from meshkit.channel import MeshChannel
 from meshkit.config import MeshSettings
 from meshkit.objects import ObjectStore
 from meshkit.server import MeshServer
-from services.inference.__main__ import main
+from services.inference import composition
+from services.inference.config import InferenceSettings
 from tests.conftest import S3Store
 from tests.integration.inference.desk import TENANT, Desk
 
@@ -92,7 +93,10 @@ async def start_worker(
 
 async def _run(stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
-        await main(stack, stop)
+        settings = InferenceSettings()
+        running = await composition.start(settings, stack)
+        lifecycle.announce(running.address, settings.port_file)
+        await stop.wait()
 
 
 def worker_environment(s3: S3Store, folder: Path) -> dict[str, str]:
