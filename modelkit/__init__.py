@@ -1,5 +1,5 @@
-"""What every torch process stands on: models loaded, placed, adapted and sampled; images enlarged, understood, framed.
+"""Models and images: load models under a budget, sample and adapt them; enlarge, understand and frame images.
 
-It imports no service and nothing of the mesh. `card`, `sizes`, `framing` and `errors` are free of torch and may be
-imported anywhere; `residency`, `flux`, `adapters` and `previews` belong in child processes, which own the device.
+It imports no service and nothing of the mesh. `card`, `errors`, `framing`, `pictures`, `requests` and `sizes` import no
+torch and may be imported anywhere. The other modules belong in child processes, which own the device.
 """

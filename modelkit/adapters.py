@@ -1,7 +1,7 @@
-"""LoRA adapters on a resident model: loaded once, mixed by weight, swapped without touching the base.
+"""LoRA adapters on a loaded model: loaded once, mixed by weight, swapped without a change of the base.
 
-Adapters stay loaded beside the base, named by their content, so that a task which asks for them again only sets
-weights. Nothing is fused: taking an adapter away leaves the base as it was, bit for bit.
+Adapters stay loaded beside the base and are named by their content. A task that asks for them again only sets weights.
+Nothing is fused: after an adapter is removed, the base is the same bit for bit.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class _Loaded:
 
 
 def inspect(path: Path) -> int:
-    """Check that a file is a sound safetensors file of plausible content, without reading its tensors.
+    """Check that a file is a valid safetensors file of plausible content, without reading its tensors.
 
     Returns:
         Bytes of its tensors.
 
     Raises:
-        ModelError: It is not.
+        ModelError: The file is not valid.
     """
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
@@ -82,12 +82,12 @@ def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
 
 
 class Adapters:
-    """The adapters of one pipeline; its owner serialises the calls.
+    """The adapters of one pipeline. The owner must serialise the calls.
 
     Args:
         pipe: A diffusers FLUX pipeline.
-        max_loaded: Adapters kept loaded; the least recently used beyond it are unloaded.
-        max_bytes: Bytes of adapters kept loaded.
+        max_loaded: Most adapters kept loaded; beyond it the least recently used are unloaded.
+        max_bytes: Most bytes of adapters kept loaded.
     """
 
     def __init__(self, pipe: Any, *, max_loaded: int = 16, max_bytes: int = 2 << 30) -> None:
@@ -115,11 +115,11 @@ class Adapters:
         return self._labels
 
     def use(self, files: Sequence[AdapterFile]) -> None:
-        """Make exactly these adapters act. One file named twice acts with the sum of its weights.
+        """Activate exactly these adapters. A file that is named twice gets the sum of its weights.
 
         Raises:
-            ModelError: A file is no LoRA, or does not fit the model; the adapters that acted before are set again
-                by the next call, and the base is unchanged.
+            ModelError: A file is no LoRA, or does not fit the model. The base is unchanged, and the next call sets the
+                active adapters anew.
         """
         try:
             self._use(files)
@@ -127,7 +127,7 @@ class Adapters:
             self._note_labels()
 
     def clear(self) -> None:
-        """Unload all adapters; the pipeline's layers are then the base's own again."""
+        """Unload all adapters, so that the layers are the base's own again."""
         if self._loaded:
             self._pipe.unload_lora_weights()
             self._changes += 1
@@ -179,12 +179,12 @@ class Adapters:
             raise ModelError("The LoRA's layers are not named as any known training names them.") from error
         self._check(tensors)
         _fold_scales(tensors, path)
-        # A new adapter acts at once, beside those that did; `use` sets what is to act in any case.
+        # diffusers activates a new adapter at once, beside the active ones. This value makes `use` set the active ones.
         self._active = ((name, math.nan),)
-        # It goes in as the tensors that were checked, so that nothing read later can differ.
+        # Load the tensors that were checked, not the file: it could have changed since.
         try:
             with warnings.catch_warnings():
-                # peft points out that the model has adapters already, which here is the aim.
+                # peft warns that the model has adapters already, which is intended here.
                 warnings.simplefilter("ignore", UserWarning)
                 self._pipe.load_lora_weights({**tensors, **alphas}, adapter_name=name)
         except Exception as error:
@@ -196,7 +196,7 @@ class Adapters:
         self._changes += 1
 
     def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Refuse what would not fit. diffusers would widen the base for it, drop parts of it, or fail half way."""
+        """Refuse a LoRA that does not fit: diffusers would widen the base, drop parts, or fail half way."""
         modules = {
             f"{part}.{path}": module
             for part in ("transformer", "text_encoder")
@@ -204,7 +204,7 @@ class Adapters:
         }
         for key, tensor in tensors.items():
             path, _, which = key.partition(".lora_")
-            # transformers flattened CLIP's tree; older trainings name its layers by the deeper path.
+            # transformers flattened CLIP's modules; older LoRAs name the layers by the deeper path.
             module = modules.get(path) or modules.get(path.replace("text_encoder.text_model.", "text_encoder."))
             layer = getattr(module, "base_layer", module)
             if not which.startswith(("A.", "B.", "down.", "up.")):
@@ -226,10 +226,10 @@ class Adapters:
 
 
 def _fold_scales(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Fold the scale that the file's own notes name (alpha / rank) into its tensors.
+    """Fold the scale that the file's metadata names (alpha / rank) into its tensors.
 
-    diffusers would build a layer configuration from those notes as they stand; taken as plain numbers, they cannot ask
-    for anything but a scale.
+    diffusers would build a layer configuration from the metadata. Read as plain numbers, the metadata can set a scale
+    and nothing else.
     """
     with safe_open(path, "pt") as file:
         notes = (file.metadata() or {}).get("lora_adapter_metadata")
@@ -247,7 +247,7 @@ def _fold_scales(tensors: dict[str, torch.Tensor], path: Path) -> None:
                 rank = tensor.shape[1]
                 tensors[key] = tensor * (float(alpha) / (math.sqrt(rank) if config.get(f"{part}.use_rslora") else rank))
     except (ValueError, TypeError, AttributeError) as error:
-        raise ModelError("The LoRA's notes on its training are not readable.") from error
+        raise ModelError("The LoRA's metadata of its training is not readable.") from error
 
 
 def _content_name(path: Path) -> str:
@@ -256,5 +256,5 @@ def _content_name(path: Path) -> str:
 
 
 def _shown(key: str) -> str:
-    """Return a layer's name as a sentence may carry it: it comes from a file that anybody made."""
+    """Return a layer's name in characters that are safe in a message: it comes from an untrusted file."""
     return "".join(character for character in key if character.isalnum() or character in "._-")[:100]

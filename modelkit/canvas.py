@@ -1,4 +1,4 @@
-"""Drawing an image into a frame: resampling what is kept, and going on with the background where the image ends."""
+"""Draw an image into a frame: resample what the frame keeps, and extend the background into the padding."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# Deviation of an edge's colours, in levels of 255, up to which it is background that goes on as it shades off.
+# Deviation of an edge's colours, in levels of 255, up to which the edge counts as plain background and is extended.
 _PLAIN = 14.0
 
 _Pixels = NDArray[np.uint8]
 
 
 def draw(image: Image.Image, frame: Frame, resampling: str = "lanczos") -> Image.Image:
-    """Draw what a frame shows of an image.
+    """Draw the part of an image that a frame shows.
 
     Args:
         image: RGB, or RGBA, whose padding is transparent where its border is, else opaque.
@@ -48,7 +48,7 @@ def draw(image: Image.Image, frame: Frame, resampling: str = "lanczos") -> Image
     else:
         left, top = round((box[0] - frame.left) * scale_x), round((box[1] - frame.top) * scale_y)
         right, bottom = round((box[2] - frame.left) * scale_x), round((box[3] - frame.top) * scale_y)
-    # A sliver that rounds to nothing still is there: it gets a pixel.
+    # A sliver that rounds to no pixel still gets one.
     left, top = min(left, width - 1), min(top, height - 1)
     right, bottom = max(right, left + 1), max(bottom, top + 1)
     shown = _resized(image, (right - left, bottom - top), box, resampling)
@@ -84,7 +84,7 @@ def _background(pixels: _Pixels) -> NDArray[np.float64]:
 
 
 def _extend(canvas: _Pixels, box: tuple[int, int, int, int]) -> None:
-    """Go on with each side's plain edge into the padding beside it; first across, then over the full width."""
+    """Extend each plain edge into the padding beside it: left and right first, then top and bottom at full width."""
     left, top, right, bottom = box
     rows = slice(top, bottom)
     band = max(1, min(right - left, bottom - top) // 64)
@@ -99,7 +99,7 @@ def _extend(canvas: _Pixels, box: tuple[int, int, int, int]) -> None:
 
 
 def _edge(band: _Pixels, axis: int) -> _Pixels | None:
-    """Return an edge's colours along its side, smoothed; None where it is no plain background."""
+    """Return the smoothed colours of an edge; None if it is no plain background."""
     profile = np.median(band, axis=axis, keepdims=True).astype(np.float32)
     length = profile.shape[1 - axis]
     reach = min(length - 1 + length % 2, max(3, length // 24 * 2 + 1)) | 1

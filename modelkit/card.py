@@ -1,4 +1,4 @@
-"""A model's card, `atelier.json`: the limits that the model itself sets.
+"""The card of a model, `atelier.json`: its name, its architecture and its limits.
 
 The card stands in the model's folder. A folder without one is taken for a FLUX.1-dev, or for a FLUX.1-schnell where its
 transformer takes no guidance. Models that make no pictures leave the members on sizes and steps at their defaults.
@@ -18,7 +18,7 @@ CARD_NAME = "atelier.json"
 
 
 class _Part(BaseModel):
-    """Cards are written for more readers than this one, so members that are unknown here are left alone."""
+    """A part of a card. Other programs read cards too, so unknown members are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -27,8 +27,8 @@ class StepRange(_Part):
     """Denoising steps.
 
     Attributes:
-        default: Steps where the caller names none.
-        min: Fewest that still give a picture.
+        default: Steps if the caller names none.
+        min: Least that a caller may ask for.
         max: Most that a caller may ask for.
     """
 
@@ -48,9 +48,9 @@ class Guidance(_Part):
 
     Attributes:
         embedded: The transformer was distilled on a guidance scale and takes it as an input.
-        scale_default: That scale, where the caller names none.
+        scale_default: That scale, if the caller names none.
         true_cfg_scale: Scale of classifier-free guidance by a second, negative prediction; 1 and less is none.
-        negative_prompt: Prompt of that prediction, where the caller names none.
+        negative_prompt: Prompt of that prediction, if the caller names none.
     """
 
     embedded: bool = True
@@ -66,7 +66,7 @@ class LoraTargets(_Part):
 
 
 class ModelCard(_Part):
-    """What a worker must know of a model to run it well; all sizes in pixels.
+    """Properties of a model that a worker needs to run it; all sizes in pixels.
 
     Attributes:
         name: Name under which tasks ask for the model.
@@ -80,7 +80,7 @@ class ModelCard(_Part):
         steps: Denoising steps.
         guidance: Guidance.
         lora: Layers that a training adapts.
-        dtype: Type of numbers the weights were made in.
+        dtype: Type of numbers that the weights were trained in.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=255)] = "flux"

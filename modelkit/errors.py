@@ -1,4 +1,4 @@
-"""What can go wrong with a model, in sentences that a caller may read."""
+"""Failures of models, with messages that a caller may read."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import enum
 
 
 class ModelErrorKind(enum.StrEnum):
-    """Whose matter a failure is."""
+    """Who can do something about a failure."""
 
     VALIDATION = "validation"
-    """What was asked cannot be done; asking again would fail alike."""
+    """The caller: the request cannot be met, and a second attempt would fail too."""
     RESOURCE = "resource"
-    """Memory or a file of this worker is missing; another worker, or a later attempt, may have it."""
+    """The operator: this worker lacks memory or a file; another worker, or a later attempt, may have it."""
 
 
 class ModelError(Exception):
-    """A failure with a sentence free of paths and of libraries' own text.
+    """A failure whose message holds no path and no text of a library.
 
     Args:
-        message: The sentence.
-        fault: Whose matter it is.
+        message: One sentence.
+        fault: Who can do something about it.
         retryable: Whether another attempt could succeed.
     """
 

@@ -1,4 +1,4 @@
-"""What a family of models is to the rest: which models it runs, how large they are, how one is loaded and closed.
+"""The protocol of a family of models: which models it runs, how large they are, how one is loaded and closed.
 
 A family is one module with a class that satisfies `Family`, and one line in `FAMILIES`. `modelkit.residency` keeps the
 models of all families under one budget of bytes.

@@ -32,17 +32,17 @@ from modelkit.weights import fingerprint, memory_of, stored_numbers
 
 _log = structlog.get_logger(module=__name__)
 _NEGATIVES_KEPT = 8  # a few megabytes each for the largest models
-# Parts without adapters, and so without a state of their own: models that hold the same bytes can share them.
+# Parts without adapters have no state of their own, so models with the same weights can share them.
 _SHAREABLE = ("text_encoder_2", "vae")
-# Both libraries draw progress bars and advise their developers on stderr; what a worker must know comes as exceptions.
+# Both libraries write progress bars and advice to stderr. Failures reach the worker as exceptions.
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-class _BatchShrunk(Exception):  # noqa: N818 -- it ends a denoising, and is no error
-    """Raised between two steps to go on without the orders that are no longer wanted."""
+class _BatchShrunk(Exception):  # noqa: N818 -- it ends a call of the pipeline, and is no error
+    """Raised between two steps, to go on without the cancelled requests."""
 
     def __init__(self, keep: list[int], latents: torch.Tensor, done: int) -> None:
         super().__init__()
@@ -117,8 +117,8 @@ class FluxModel:
         Args:
             folder: A diffusers folder with safetensors weights.
             card: The model's limits.
-            device: Where it is to run.
-            shared: Components that are in memory already and are taken instead of the folder's own.
+            device: Device to load it onto.
+            shared: Components that are in memory already, to use instead of the folder's own.
 
         Raises:
             ModelError: The folder holds no FLUX pipeline that loads.
@@ -157,21 +157,21 @@ class FluxModel:
 
     @property
     def pipe(self) -> Any:
-        """The diffusers pipeline, for who trains or measures."""
+        """The diffusers pipeline, for training and measurements."""
         return self._pipe
 
     def generate(
-        self, settings: BatchSettings, orders: Sequence[ImageRequest], upscaler: Upscaler
+        self, settings: BatchSettings, requests: Sequence[ImageRequest], upscaler: Upscaler
     ) -> list[Picture | None]:
         """Make a batch of pictures.
 
         Args:
-            settings: What they share.
-            orders: The pictures.
-            upscaler: Enlarges what is larger than the model draws.
+            settings: Settings that they share.
+            requests: The pictures.
+            upscaler: Enlarges pictures that the model cannot draw at their size.
 
         Returns:
-            A picture for each order, of exactly the size asked for; None where its watcher cancelled it.
+            A picture for each request, of exactly the requested size; None for a cancelled one.
 
         Raises:
             ModelError: A setting is out of the card's range, or an adapter does not fit.
@@ -182,13 +182,13 @@ class FluxModel:
             raise ModelError(
                 f"The model {self.card.name} takes {self.card.steps.min} to {self.card.steps.max} steps, not {steps}."
             )
-        if orders[0].reference is not None and settings.strength >= 1:
-            return [self._kept(settings, order) for order in orders]
+        if requests[0].reference is not None and settings.strength >= 1:
+            return [self._kept(settings, request) for request in requests]
         with self._lock:
             self._adapt(settings.adapters)
-            run = _Denoising(self, settings, plan, steps, orders)
+            run = _Denoising(self, settings, plan, steps, requests)
             try:
-                # Half of a small model's time is the bookkeeping of its operations, which this mode has less of.
+                # A small model spends half its time on autograd's bookkeeping, which this mode leaves out.
                 with torch.inference_mode():
                     drawn = run.images()
             except torch.cuda.OutOfMemoryError as error:
@@ -198,27 +198,27 @@ class FluxModel:
                     retryable=True,
                 ) from error
         return [
-            None if image is None else self._finish(image, settings, order, run.total, upscaler)
-            for image, order in zip(drawn, orders, strict=True)
+            None if image is None else self._finish(image, settings, request, run.total, upscaler)
+            for image, request in zip(drawn, requests, strict=True)
         ]
 
     def cut_tokens(self, prompt: str) -> int:
         """Count the tokens of a prompt that the long encoder does not read."""
         if len(prompt.encode()) + 2 <= self.card.max_sequence_length:
-            return 0  # a token is a byte at least, beside the mark that starts a word and the one that ends the text
+            return 0  # a token is at least one byte; two more mark the start of a word and the end of the text
         return max(0, len(self._pipe.tokenizer_2(prompt).input_ids) - self.card.max_sequence_length)
 
     def close(self) -> None:
-        """Let go of all weights; the model is not used again."""
+        """Release all weights. The model is not used again."""
         with self._lock:
             self._adapters.clear()
-            self._projection = None  # type: ignore[assignment] # a closed model has no parts; none is used again
+            self._projection = None  # type: ignore[assignment] # a closed model is not used again
             self._negatives.clear()
             self._pipe = self._from_image = None
             self._holdings = {}
 
     def _adapt(self, files: Sequence[AdapterFile]) -> None:
-        """Make these adapters act, and take stock of memory if others are loaded now."""
+        """Activate these adapters, and count memory again if the loaded ones have changed."""
         before = self._adapters.changes
         try:
             self._adapters.use(files)
@@ -227,39 +227,39 @@ class FluxModel:
                 self._holdings = memory_of(self.components.values())
 
     @staticmethod
-    def _kept(settings: BatchSettings, order: ImageRequest) -> Picture | None:
-        """Return the end of the scale: a reference that is kept entirely is the picture."""
-        if order.watcher.cancelled() or order.reference is None:
+    def _kept(settings: BatchSettings, request: ImageRequest) -> Picture | None:
+        """Return the reference itself: at strength 1 all of it is kept."""
+        if request.observer.cancelled() or request.reference is None:
             return None
-        order.watcher.progress(1, 1)
-        return Picture(fit(order.reference, settings.width, settings.height), 0)
+        request.observer.progress(1, 1)
+        return Picture(fit(request.reference, settings.width, settings.height), 0)
 
     def _finish(
-        self, image: Image.Image, settings: BatchSettings, order: ImageRequest, total: int, upscaler: Upscaler
+        self, image: Image.Image, settings: BatchSettings, request: ImageRequest, total: int, upscaler: Upscaler
     ) -> Picture | None:
         size = (settings.width, settings.height)
         if image.size == size:
-            return Picture(image, self.cut_tokens(order.prompt))
+            return Picture(image, self.cut_tokens(request.prompt))
         if image.width >= size[0] and image.height >= size[1]:
-            return Picture(fit(image, *size), self.cut_tokens(order.prompt))
+            return Picture(fit(image, *size), self.cut_tokens(request.prompt))
 
         def tick(_done: int, _tiles: int) -> None:
-            if order.watcher.cancelled():
+            if request.observer.cancelled():
                 raise _BatchShrunk([], torch.empty(0), total)
-            order.watcher.progress(total, total)
+            request.observer.progress(total, total)
 
         try:
             large = upscaler.enlarge(image, *size, tick)
         except _BatchShrunk:
             return None
-        return Picture(large, self.cut_tokens(order.prompt))
+        return Picture(large, self.cut_tokens(request.prompt))
 
 
 class _Negatives:
-    """What the text encoders made of negative prompts: few differ from the card's, and each is encoded once.
+    """Embeddings of negative prompts. Most are the card's, so each is encoded once.
 
     Args:
-        length: Tokens that the long encoder reads.
+        length: Most tokens that the long encoder reads.
     """
 
     def __init__(self, length: int) -> None:
@@ -267,7 +267,7 @@ class _Negatives:
         self._made: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
     def embeddings(self, pipe: Any, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Return the keywords of the pipeline's call that stand for these negative prompts."""
+        """Return these negative prompts as keywords of the pipeline's call."""
         made = [self._one(pipe, text) for text in texts]
         return {
             "negative_prompt_embeds": torch.cat([tokens for tokens, _ in made]),
@@ -275,7 +275,7 @@ class _Negatives:
         }
 
     def clear(self) -> None:
-        """Let go of them."""
+        """Drop all embeddings."""
         self._made.clear()
 
     def _one(self, pipe: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -294,10 +294,10 @@ class _Negatives:
 
 
 class _Denoising:
-    """One batch on its way from noise to images.
+    """The denoising of one batch.
 
-    It runs the pipeline's own call. When a member is cancelled, the call is left between two steps and taken up again
-    with the others' latents and the remaining noise levels, which gives the same pictures as never having left it.
+    It runs the pipeline's own call. When a member is cancelled, the call ends between two steps, and a new call goes on
+    with the others' latents and the remaining noise levels. The pictures are the same as without a cancel.
     """
 
     def __init__(
@@ -306,26 +306,26 @@ class _Denoising:
         settings: BatchSettings,
         plan: sizes.SizePlan,
         steps: int,
-        orders: Sequence[ImageRequest],
+        requests: Sequence[ImageRequest],
     ) -> None:
         self._model = model
         self._pipe = model.pipe
         self._settings = settings
         self._plan = plan
         self._steps = steps
-        self._orders = orders
-        self._live = list(range(len(orders)))
+        self._requests = requests
+        self._live = list(range(len(requests)))
         self._previewer = Previewer(model._projection)  # noqa: SLF001 -- one module
         # diffusers starts a reference's denoising at this step; without one, at 0.
         self._first = 0
-        if orders[0].reference is not None and settings.strength > 0:
+        if requests[0].reference is not None and settings.strength > 0:
             self._first = int(max(steps - min(steps * (1 - settings.strength), steps), 0))
         self.total = steps - self._first
 
     def images(self) -> list[Image.Image | None]:
-        """Run it; one image a member, None for who was cancelled."""
-        made: list[Image.Image | None] = [None] * len(self._orders)
-        self._forget_cancelled()
+        """Run it; return one image a member, None for a cancelled one."""
+        made: list[Image.Image | None] = [None] * len(self._requests)
+        self._drop_cancelled()
         latents: torch.Tensor | None = None
         done = 0
         while self._live:
@@ -335,39 +335,39 @@ class _Denoising:
                 latents, done = dropped.latents, dropped.done
                 self._live = dropped.keep
                 continue
-            self._forget_cancelled(images)
+            self._drop_cancelled(images)
             for index, image in zip(self._live, images, strict=True):
                 made[index] = image
             break
         return made
 
-    def _forget_cancelled(self, images: list[Image.Image] | None = None) -> None:
-        keep = [place for place, index in enumerate(self._live) if not self._orders[index].watcher.cancelled()]
+    def _drop_cancelled(self, images: list[Image.Image] | None = None) -> None:
+        keep = [place for place, index in enumerate(self._live) if not self._requests[index].observer.cancelled()]
         self._live = [self._live[place] for place in keep]
         if images is not None:
             images[:] = [images[place] for place in keep]
 
     def _call(self, latents: torch.Tensor | None, done: int) -> list[Image.Image]:
-        orders = [self._orders[index] for index in self._live]
+        requests = [self._requests[index] for index in self._live]
         keywords: dict[str, Any] = {
-            "prompt": [order.prompt for order in orders],
+            "prompt": [request.prompt for request in requests],
             "width": self._plan.width,
             "height": self._plan.height,
             "num_inference_steps": self._steps,
-            # The same noise on every device and in every batch: each picture draws its own, on the processor.
-            "generator": [torch.Generator().manual_seed(order.seed) for order in orders],
+            # Each picture draws its noise on the processor: it is the same on every device and in every batch.
+            "generator": [torch.Generator().manual_seed(request.seed) for request in requests],
             "max_sequence_length": self._model.card.max_sequence_length,
             "callback_on_step_end": lambda _pipe, step, _time, tensors: self._stepped(done + step + 1, tensors),
             "callback_on_step_end_tensor_inputs": ["latents"],
-            **self._guidance(orders),
+            **self._guidance(requests),
         }
         if latents is not None:
-            # As FluxPipeline spaces them, less the steps that are done.
+            # The noise levels of FluxPipeline, without those of the steps that are done.
             sigmas = np.linspace(1.0, 1 / self._steps, self._steps)[self._first + done :]
             result = self._pipe(**keywords, latents=latents, sigmas=sigmas)
-        elif orders[0].reference is not None and self._settings.strength > 0:
+        elif requests[0].reference is not None and self._settings.strength > 0:
             references = [
-                fit(order.reference, self._plan.width, self._plan.height) for order in orders if order.reference
+                fit(request.reference, self._plan.width, self._plan.height) for request in requests if request.reference
             ]
             strength = 1 - self._settings.strength
             result = self._model._from_image(**keywords, image=references, strength=strength)  # noqa: SLF001
@@ -376,7 +376,7 @@ class _Denoising:
         images: list[Image.Image] = result.images
         return images
 
-    def _guidance(self, orders: Sequence[ImageRequest]) -> dict[str, Any]:
+    def _guidance(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
         guidance, asked = self._model.card.guidance, self._settings.guidance_scale
         if guidance.embedded:
             keywords: dict[str, Any] = {"guidance_scale": guidance.scale_default if asked is None else asked}
@@ -387,22 +387,23 @@ class _Denoising:
         if true_cfg > 1:
             keywords["true_cfg_scale"] = true_cfg
             texts = [
-                guidance.negative_prompt if order.negative_prompt is None else order.negative_prompt for order in orders
+                guidance.negative_prompt if request.negative_prompt is None else request.negative_prompt
+                for request in requests
             ]
-            if self._settings.adapters:  # they may act on the encoders too
+            if self._settings.adapters:  # they may change the text encoders too
                 keywords["negative_prompt"] = texts
             else:
                 keywords.update(self._model._negatives.embeddings(self._pipe, texts))  # noqa: SLF001 -- one module
         return keywords
 
     def _stepped(self, done: int, tensors: dict[str, Any]) -> dict[str, Any]:
-        watchers = [self._orders[index].watcher for index in self._live]
+        observers = [self._requests[index].observer for index in self._live]
         previews = self._previews(done, tensors["latents"])
-        for place, watcher in enumerate(watchers):
-            watcher.progress(done, self.total, previews[place] if previews else None)
-        keep = [place for place, watcher in enumerate(watchers) if not watcher.cancelled()]
-        # After the last step there is nothing to take up again; who is cancelled then is left out at the end.
-        if len(keep) < len(watchers) and (done < self.total or not keep):
+        for place, observer in enumerate(observers):
+            observer.progress(done, self.total, previews[place] if previews else None)
+        keep = [place for place, observer in enumerate(observers) if not observer.cancelled()]
+        # After the last step there is nothing to go on with: `images` drops those cancelled then.
+        if len(keep) < len(observers) and (done < self.total or not keep):
             raise _BatchShrunk([self._live[place] for place in keep], tensors["latents"][keep], done)
         return tensors
 
@@ -410,7 +411,7 @@ class _Denoising:
         if done >= self.total:
             return None
         scheduler = self._pipe.scheduler
-        # step_index points behind the step that has just been made; the count of sigmas left is what is left to do.
+        # step_index already points to the next step, so this is the noise level of these latents.
         sigma = float(scheduler.sigmas[scheduler.step_index])
         return self._previewer.step(latents, sigma, self._unpack)
 
@@ -422,7 +423,7 @@ class _Denoising:
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Resize to exactly `width` x `height`; what does not fit the aspect is cut evenly from both sides."""
+    """Resize to exactly `width` x `height`; cut evenly on both sides to fit the aspect."""
     image = image.convert("RGB")
     if image.size == (width, height):
         return image

@@ -1,7 +1,7 @@
-"""Which part of an image, and how much around it, a new frame shows: the geometry of cropping, padding and scaling.
+"""The geometry of cropping, padding and scaling: which rectangle a new frame shows of an image.
 
-A frame is a rectangle in the image's own pixels. Where it reaches beyond the image there will be padding, what lies
-outside it is cut. All rules are pure; `modelkit.canvas` draws.
+A frame is a rectangle in the image's own pixels. It is padded where it reaches beyond the image, and the image is cut
+where it reaches beyond the frame. All functions are pure; `modelkit.canvas` draws.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from modelkit.errors import ModelError
 Mode = Literal["auto", "crop", "pad", "scale"]
 Proportions = Literal["height", "width"]
 
-# Up to this relative difference of aspect `auto` crops, beyond it pads (documented).
+# `auto` crops up to this relative difference of aspect, and pads beyond it (documented).
 AUTO_CROP_DIFFERENCE = 0.05
 MAX_SIDE = 16_384
 MAX_PIXELS = 64_000_000
@@ -35,7 +35,7 @@ _EPSILON = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """Least distances from the subject to the frame, as shares of the frame's sides; None is not asked for."""
+    """Least distances from the subject to the frame, as shares of the frame's sides; None where not requested."""
 
     left: float | None = None
     top: float | None = None
@@ -46,7 +46,7 @@ class Margins:
         return any(side is not None for side in (self.left, self.top, self.right, self.bottom))
 
     def over(self, other: Margins) -> Margins:
-        """Return these margins, with the other's where these ask for none."""
+        """Return these margins, completed by the other's where None."""
         return Margins(
             other.left if self.left is None else self.left,
             other.top if self.top is None else self.top,
@@ -57,16 +57,16 @@ class Margins:
 
 @dataclass(frozen=True, slots=True)
 class FrameRequest:
-    """What the new frame is to be.
+    """A requested frame.
 
     Attributes:
         mode: Whether pixels may be cut, added, or both.
         aspect: Width by height; the image's own where None.
-        size: Width and height in pixels of the result; as many as the frame covers where None.
+        size: Width and height of the result in pixels; the frame's own where None.
         margins: Least margins of the subject.
-        position: What `crop` keeps, where margins do not say.
-        proportions: Which side `scale` matches exactly; both as far as they agree where None.
-        tolerance: Share by which the image may miss all of this and stay as it is.
+        position: What `crop` keeps, unless margins decide it.
+        proportions: Which side `scale` matches exactly; where None, the side that binds.
+        tolerance: Share by which the image may differ from the request and stay unchanged.
     """
 
     mode: Mode = "auto"
@@ -120,11 +120,11 @@ class _AxisSpan:
         return max(self.length, (self.length - self.start) / (1 - self.before), self.end / (1 - self.after), self.least)
 
     def place(self, frame: float, wanted: float, *, around: bool | None) -> float:
-        """Start of a frame of this length, as near to `wanted` as margins, and the image's ends, allow.
+        """Return the start of a frame of this length, as near to `wanted` as margins and the image's ends allow.
 
         Args:
             frame: Length of the frame.
-            wanted: Where it would start if it were free to.
+            wanted: Preferred start.
             around: True if the frame must hold the whole image, False if it must stay inside, None for neither.
         """
         low, high = self.end - (1 - self.after) * frame, self.start - self.before * frame
@@ -132,7 +132,7 @@ class _AxisSpan:
             low, high = max(low, self.length - frame), min(high, 0.0)
         elif around is False:
             low, high = max(low, 0.0), min(high, self.length - frame)
-        if low > high:  # by rounding alone, or where one axis had to give way: both sides share what is missing
+        if low > high:  # by rounding, or because the other axis binds: split the difference
             return (low + high) / 2
         return min(max(wanted, low), high)
 
@@ -144,14 +144,14 @@ def margins_of(size: tuple[int, int], box: tuple[float, float, float, float]) ->
 
 
 def frame(
-    size: tuple[int, int], wish: FrameRequest, subject: tuple[float, float, float, float] | None = None
+    size: tuple[int, int], request: FrameRequest, subject: tuple[float, float, float, float] | None = None
 ) -> Frame | None:
-    """Find the frame that a wish asks for.
+    """Find the frame for a request.
 
     Args:
         size: The image's width and height.
-        wish: What is asked for.
-        subject: The subject's box; needed where margins are asked for.
+        request: The requested frame.
+        subject: The subject's box; needed for margins.
 
     Returns:
         The frame; None where the image is already within the tolerance of it.
@@ -159,31 +159,31 @@ def frame(
     Raises:
         ModelError: No frame keeps the margins in this mode, or the result would be too large.
     """
-    if wish.margins and subject is None:
+    if request.margins and subject is None:
         raise ModelError("No subject was found in the image, and margins are measured from one.")
-    aspect = wish.size[0] / wish.size[1] if wish.size else wish.aspect or size[0] / size[1]
-    has_size = _has_size(size, wish, aspect)
-    if has_size and _has_margins(size, wish, subject):
+    aspect = request.size[0] / request.size[1] if request.size else request.aspect or size[0] / size[1]
+    has_size = _has_size(size, request, aspect)
+    if has_size and _has_margins(size, request, subject):
         return None
-    if wish.margins and subject is not None:
-        found = _around_subject(size, wish, aspect, subject)
-        if has_size and _is_whole(found, size, wish.tolerance):
+    if request.margins and subject is not None:
+        found = _around_subject(size, request, aspect, subject)
+        if has_size and _is_whole(found, size, request.tolerance):
             return None
-    elif wish.mode == "scale":
-        found = _scaled(size, wish, aspect)
-    elif _crops(size, wish, aspect):
-        found = _cut(size, aspect, wish.position)
+    elif request.mode == "scale":
+        found = _scaled(size, request, aspect)
+    elif _crops(size, request, aspect):
+        found = _cut(size, aspect, request.position)
     else:
         found = _padded(size, aspect)
     left, top, width, height = found
-    if wish.size:
-        return Frame(left, top, width, height, wish.size)
+    if request.size:
+        return Frame(left, top, width, height, request.size)
     result = (max(1, round(width)), max(1, round(height)))
     if max(result) > MAX_SIDE or result[0] * result[1] > MAX_PIXELS:
         raise ModelError(f"The result would be {result[0]} x {result[1]} pixels; give a target size.")
-    # Without a size to reach, pixels stay what they are: the frame goes onto whole ones.
+    # Without a target size, pixels are not resampled: round the frame to whole pixels.
     left, top = float(round(left)), float(round(top))
-    if wish.mode != "scale" and not _adds(found, size):
+    if request.mode != "scale" and not _adds(found, size):
         left, top = min(max(left, 0.0), size[0] - result[0]), min(max(top, 0.0), size[1] - result[1])
     return Frame(left, top, float(result[0]), float(result[1]), result)
 
@@ -194,27 +194,29 @@ def _adds(found: tuple[float, float, float, float], size: tuple[int, int]) -> bo
     return left < -slack or top < -slack or left + width > size[0] + slack or top + height > size[1] + slack
 
 
-def _has_size(size: tuple[int, int], wish: FrameRequest, aspect: float) -> bool:
-    tolerance = wish.tolerance + _EPSILON
-    if wish.size:
-        return all(abs(have - want) <= tolerance * want for have, want in zip(size, wish.size, strict=True))
-    # Half a pixel is as near to an aspect as an image can be.
+def _has_size(size: tuple[int, int], request: FrameRequest, aspect: float) -> bool:
+    tolerance = request.tolerance + _EPSILON
+    if request.size:
+        return all(abs(have - want) <= tolerance * want for have, want in zip(size, request.size, strict=True))
+    # Sides are whole pixels, so an image can miss an aspect by half a pixel.
     return abs(size[0] - size[1] * aspect) <= max(tolerance * size[1] * aspect, 0.5)
 
 
-def _has_margins(size: tuple[int, int], wish: FrameRequest, subject: tuple[float, float, float, float] | None) -> bool:
-    if not wish.margins or subject is None:
+def _has_margins(
+    size: tuple[int, int], request: FrameRequest, subject: tuple[float, float, float, float] | None
+) -> bool:
+    if not request.margins or subject is None:
         return True
-    if wish.mode == "scale":
-        return False  # it matches margins exactly; more than they ask for is not enough
+    if request.mode == "scale":
+        return False  # it matches margins exactly, so larger margins do not count as matched
     have = margins_of(size, subject)
     pairs = (
-        (have.left, wish.margins.left),
-        (have.top, wish.margins.top),
-        (have.right, wish.margins.right),
-        (have.bottom, wish.margins.bottom),
+        (have.left, request.margins.left),
+        (have.top, request.margins.top),
+        (have.right, request.margins.right),
+        (have.bottom, request.margins.bottom),
     )
-    return all(want is None or (is_ or 0.0) >= want - wish.tolerance - _EPSILON for is_, want in pairs)
+    return all(want is None or (is_ or 0.0) >= want - request.tolerance - _EPSILON for is_, want in pairs)
 
 
 def _is_whole(found: tuple[float, float, float, float], size: tuple[int, int], tolerance: float) -> bool:
@@ -223,10 +225,10 @@ def _is_whole(found: tuple[float, float, float, float], size: tuple[int, int], t
     return max(abs(left), abs(left + width - size[0])) <= across and max(abs(top), abs(top + height - size[1])) <= down
 
 
-def _crops(size: tuple[int, int], wish: FrameRequest, aspect: float) -> bool:
-    if wish.mode == "auto":
+def _crops(size: tuple[int, int], request: FrameRequest, aspect: float) -> bool:
+    if request.mode == "auto":
         return abs(size[0] / size[1] / aspect - 1) <= AUTO_CROP_DIFFERENCE + _EPSILON
-    return wish.mode == "crop"
+    return request.mode == "crop"
 
 
 def _cut(size: tuple[int, int], aspect: float, position: str) -> tuple[float, float, float, float]:
@@ -240,10 +242,10 @@ def _padded(size: tuple[int, int], aspect: float) -> tuple[float, float, float, 
     return (size[0] - width) / 2, (size[1] - height) / 2, width, height
 
 
-def _scaled(size: tuple[int, int], wish: FrameRequest, aspect: float) -> tuple[float, float, float, float]:
-    if wish.proportions is None:
+def _scaled(size: tuple[int, int], request: FrameRequest, aspect: float) -> tuple[float, float, float, float]:
+    if request.proportions is None:
         return _padded(size, aspect)
-    if wish.proportions == "height":
+    if request.proportions == "height":
         width, height = size[1] * aspect, float(size[1])
     else:
         width, height = float(size[0]), size[0] / aspect
@@ -251,18 +253,18 @@ def _scaled(size: tuple[int, int], wish: FrameRequest, aspect: float) -> tuple[f
 
 
 def _around_subject(
-    size: tuple[int, int], wish: FrameRequest, aspect: float, subject: tuple[float, float, float, float]
+    size: tuple[int, int], request: FrameRequest, aspect: float, subject: tuple[float, float, float, float]
 ) -> tuple[float, float, float, float]:
-    margins = wish.margins
+    margins = request.margins
     across = _span(size[0], subject[0], subject[2], margins.left, margins.right)
     down = _span(size[1], subject[1], subject[3], margins.top, margins.bottom)
-    if wish.mode == "scale":
-        return _scaled_around(wish, aspect, across, down)
+    if request.mode == "scale":
+        return _scaled_around(request, aspect, across, down)
     least = max(down.least, across.least / aspect)
     most = min(down.longest_inside, across.longest_inside / aspect)
-    if _crops(size, wish, aspect) and least <= most + _EPSILON:
+    if _crops(size, request, aspect) and least <= most + _EPSILON:
         height, around = most, False
-    elif wish.mode == "crop":
+    elif request.mode == "crop":
         raise ModelError("Cropping alone cannot leave the margins that are asked for; use the mode pad or auto.")
     else:
         height, around = max(down.least_around, across.least_around / aspect), True
@@ -272,13 +274,13 @@ def _around_subject(
 
 
 def _scaled_around(
-    wish: FrameRequest, aspect: float, across: _AxisSpan, down: _AxisSpan
+    request: FrameRequest, aspect: float, across: _AxisSpan, down: _AxisSpan
 ) -> tuple[float, float, float, float]:
-    """Zoom to the subject: the binding axis has exactly its margins, the other one what is left, evenly."""
+    """Zoom to the subject: the binding axis gets exactly its margins, the other is centred."""
     height = max(down.least, across.least / aspect)
-    if wish.proportions == "height":
+    if request.proportions == "height":
         height = down.least
-    elif wish.proportions == "width":
+    elif request.proportions == "width":
         height = across.least / aspect
     width = height * aspect
     return (

@@ -1,4 +1,4 @@
-"""Opening pictures that have passed the door for untrusted images."""
+"""Open pictures that the input validator has accepted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def open_picture(path: Path) -> Image.Image:
                 raise ModelError("The image is larger than 64 megapixels.")
             upright = ImageOps.exif_transpose(image)
             if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-                # Pillow would cut deep greys off at 255 instead of scaling them.
+                # Pillow would clip 16-bit grey levels at 255 instead of scaling them.
                 upright = upright.convert("F").point(lambda level: level / 257).convert("L")
             if upright.has_transparency_data:
                 rgba = upright.convert("RGBA")

@@ -1,4 +1,4 @@
-"""The rotary embedding of a picture's positions, made once a picture and not once a forward pass."""
+"""The rotary embedding of positions, computed once a picture instead of once a forward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class KeptPositions(torch.nn.Module):
-    """Stands before a transformer's position embedding and keeps its last result: all steps of a picture ask the same.
+    """Wraps a position embedding and keeps its last result, because all steps of a picture have the same positions.
 
     Args:
         embed: The embedding, a function of its argument alone.
@@ -21,8 +21,8 @@ class KeptPositions(torch.nn.Module):
 
     def forward(self, ids: torch.Tensor) -> Any:
         """Embed positions."""
-        # Elsewhere than on a processor the comparison would wait for the device, and what was made in inference mode
-        # cannot be used where gradients are wanted.
+        # On a GPU the comparison would wait for the device. Training must not get a tensor that was made in inference
+        # mode, because it has no gradient.
         if ids.device.type != "cpu" or not torch.is_inference_mode_enabled():
             return self._embed(ids)
         last = self._last
@@ -32,7 +32,7 @@ class KeptPositions(torch.nn.Module):
 
 
 def keep_positions(transformer: torch.nn.Module) -> None:
-    """Have a FLUX transformer keep its positions; without effect where it does already."""
+    """Wrap the position embedding of a FLUX transformer; do nothing if it is wrapped already."""
     embed = cast("torch.nn.Module", transformer.pos_embed)
     if not isinstance(embed, KeptPositions):
         transformer.pos_embed = KeptPositions(embed)

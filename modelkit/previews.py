@@ -1,4 +1,4 @@
-"""Small pictures of a denoising that is under way."""
+"""Previews: small pictures of a denoising in progress."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from PIL import Image
 
 MAX_BYTES = 16 * 1024
 _MAX_SIDE = 256
-# Previews go out a few a second at most, and may take this share of the time that the denoising takes.
+# Send at most a few previews a second, and spend at most this share of the denoising time on them.
 _INTERVAL_SECONDS = 0.4
 _TIME_SHARE = 0.02
-# A decoder this small, on latents this few, costs less than a step; beyond, a linear projection stands in for it.
+# A decoder this small, on this few latents, costs less than a step. Larger ones are replaced by a linear projection.
 _SMALL_DECODER = 20_000_000
 _SMALL_LATENTS = 32 * 32
 
 
 class Previewer:
-    """Turns the latents of one denoising into previews, no more often than they are worth.
+    """Turns the latents of one denoising into previews, within a limit of time.
 
     Args:
         projection: The model's picture of its latents.
@@ -38,10 +38,10 @@ class Previewer:
     def step(
         self, latents: torch.Tensor, sigma: float, unpack: Callable[[torch.Tensor], torch.Tensor]
     ) -> list[bytes] | None:
-        """Take a step's latents; draw the pictures that they are heading for, where that is due.
+        """Take a step's latents, and draw the pictures that they lead to if a preview is due.
 
-        The step's direction, which the pipeline does not show, is taken from two steps' latents: with x' - x =
-        (sigma' - sigma) v, the clean estimate is x' - sigma' v.
+        The pipeline does not show the predicted direction v, so it is computed from the latents of two steps:
+        x' - x = (sigma' - sigma) v, and the clean estimate is x' - sigma' v.
 
         Args:
             latents: The batch's latents after the step, as the pipeline packs them.
@@ -49,7 +49,7 @@ class Previewer:
             unpack: Makes (batch, channels, height, width) of them.
 
         Returns:
-            A JPEG for each picture; None where none is due, and after a first step, of which no direction is known.
+            A JPEG for each picture; None if none is due, and after the first step, whose direction is unknown.
         """
         before, self._before = self._before, (latents, sigma)
         began = self._clock()
@@ -67,7 +67,7 @@ class Previewer:
 
 
 class Projection:
-    """A cheap picture of latents: the decoder itself where it is small, else a projection fitted to it once.
+    """Draws latents cheaply: by the decoder if it is small, else by a linear projection that is fitted once.
 
     Args:
         vae: The model's autoencoder.
@@ -80,7 +80,7 @@ class Projection:
 
     @torch.no_grad()
     def images(self, latents: torch.Tensor) -> list[Image.Image]:
-        """Picture latents of (batch, channels, height, width), as the transformer sees them."""
+        """Draw latents of (batch, channels, height, width), scaled as the transformer sees them."""
         if self._small and latents.shape[-1] * latents.shape[-2] <= _SMALL_LATENTS:
             config = self._vae.config
             planes = self._vae.decode(
@@ -95,7 +95,7 @@ class Projection:
         return [Image.fromarray(image) for image in levels.movedim(1, -1).cpu().numpy()]
 
     def _fit(self) -> torch.Tensor:
-        """Least squares from latents to colours, over patches of every hue that the encoder is shown."""
+        """Fit latents to colours by least squares, over random patches that the encoder encodes."""
         vae, config = self._vae, self._vae.config
         generator = torch.Generator().manual_seed(0)
         coarse = torch.rand(16, 3, 4, 4, generator=generator) * 2 - 1
@@ -105,7 +105,7 @@ class Projection:
         colours = torch.nn.functional.adaptive_avg_pool2d(shown, latents.shape[-2:]).to(latents.device)
         x = latents.movedim(1, -1).flatten(0, 2)
         x = torch.cat([x, torch.ones_like(x[:, :1])], -1)
-        # A ridge keeps the projection calm for channels that these patches do not move.
+        # The ridge keeps the projection stable for channels that these patches do not vary.
         gram = x.T @ x + 1e-3 * torch.eye(x.shape[1], device=x.device)
         solved: torch.Tensor = torch.linalg.solve(gram, x.T @ colours.movedim(1, -1).flatten(0, 2))
         return solved

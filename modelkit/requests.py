@@ -1,4 +1,4 @@
-"""What is asked of a model that makes pictures, and what comes of it. Free of torch."""
+"""Requests to a model that makes pictures, and its results. Free of torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class AdapterFile:
     """A LoRA that a picture asks for.
 
     Attributes:
-        path: The file, here.
-        weight: How strongly it acts; 1 is as trained.
-        label: Name under which its owner knows it, such as its path in storage.
+        path: Local file.
+        weight: Strength; 1 is as trained.
+        label: Name for reports, such as its path in storage.
     """
 
     path: Path
@@ -26,20 +26,20 @@ class AdapterFile:
 
 
 class ProgressObserver(Protocol):
-    """Who follows the making of one picture."""
+    """Observer of one picture in progress."""
 
     def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
-        """Hear that `step` of `total` is done; `preview` is a JPEG."""
+        """Take note that `step` of `total` is done; `preview` is a JPEG."""
         ...
 
     def cancelled(self) -> bool:
-        """Tell whether the picture is still wanted; read between steps."""
+        """Tell whether the picture was cancelled; called between steps."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSettings:
-    """What all pictures of a batch share.
+    """Settings that all pictures of a batch share.
 
     Attributes:
         width: Width of the pictures in pixels.
@@ -48,7 +48,7 @@ class BatchSettings:
         guidance_scale: How closely prompts are followed: the embedded scale where the model has one, else that of
             classifier-free guidance; the card's where None.
         strength: How much of the references is kept, 0 (nothing) to 1 (all); ignored without references.
-        adapters: LoRAs that act.
+        adapters: LoRAs to activate.
     """
 
     width: int
@@ -64,27 +64,27 @@ class ImageRequest:
     """One picture of a batch.
 
     Attributes:
-        prompt: What it shows.
+        prompt: Description of the picture.
         seed: Seed of its noise.
-        watcher: Who follows it.
-        negative_prompt: What it must not show; the card's where None.
-        reference: Picture to start from; all orders of a batch have one, or none has.
+        observer: Observer of its progress.
+        negative_prompt: Description of what to avoid; the card's where None.
+        reference: Picture to start from; all requests of a batch have one, or none has.
     """
 
     prompt: str
     seed: int
-    watcher: ProgressObserver
+    observer: ProgressObserver
     negative_prompt: str | None = None
     reference: Image.Image | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What was made.
+    """A finished picture.
 
     Attributes:
-        image: RGB, of exactly the size asked for.
-        cut_tokens: Tokens of the prompt beyond what the model reads; they had no say.
+        image: RGB, of exactly the requested size.
+        cut_tokens: Number of the prompt's tokens beyond the model's limit; the model did not read them.
     """
 
     image: Image.Image

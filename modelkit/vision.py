@@ -36,7 +36,7 @@ _MOST_SHARE = 0.97
 _FACES = "face_detection/face_detection_short_range"
 _BODIES = "pose_detection/pose_detection"
 _PEOPLE = "selfie_segmentation/selfie_segmentation"
-# LiteRT packs weights for the processor and adds room for activations: the three hold ten times their files.
+# LiteRT packs weights and adds memory for activations: the three networks take ten times their files (measured).
 _BYTES_PER_FILE_BYTE = 10
 
 
@@ -106,17 +106,17 @@ class Vision:
         if mask is None:
             return None
         if person is not None and thing is not None:
-            # Before a plain background the person's outline, and what the person holds, are known better.
+            # On a plain background the foreground has the better outline, and includes what the person holds.
             mask = mask | _touching(thing, mask)
         full = cv2.resize(mask.astype(np.uint8), (pixels.shape[1], pixels.shape[0]), interpolation=cv2.INTER_NEAREST)
         return _subject(full.astype(bool), kind)  # type: ignore[arg-type] # a literal, chosen above
 
     def holdings(self) -> Mapping[Hashable, int]:
-        """Return the bytes of all networks, of those too that are not loaded yet."""
+        """Return the bytes of all networks, including those not loaded yet."""
         return {self: self._size}
 
     def close(self) -> None:
-        """Let go of all networks."""
+        """Unload all networks."""
         with self._lock:
             self._networks.clear()
             self._size = 0
@@ -141,7 +141,7 @@ class Vision:
     def _detections(
         self, name: str, strides: tuple[int, ...], pixels: Pixels, low: float, threshold: float = 0.5
     ) -> list[tuple[float, float, float, float]]:
-        """Boxes of faces, or of the faces that bodies have, in pixels of the picture (BlazeFace, arXiv:1907.05047)."""
+        """Return boxes of faces, or of the faces of bodies, in pixels of the picture (BlazeFace, arXiv:1907.05047)."""
         network = self._network(name)
         side = network.size[0]
         height, width = pixels.shape[:2]
@@ -197,9 +197,9 @@ def _size() -> int:
 
 
 def foreground(pixels: Pixels) -> Mask | None:
-    """Mask what differs from a plain background, whose colour may shade off smoothly.
+    """Mask what differs from a plain background, which may have a smooth gradient.
 
-    The background is a quadratic surface in CIELAB through the border's pixels; those of a subject that reaches the
+    The background is a quadratic surface in CIELAB, fitted to the border's pixels. Pixels of a subject that reaches the
     border are left out as outliers.
 
     Returns:
@@ -239,7 +239,7 @@ def foreground(pixels: Pixels) -> Mask | None:
 
 
 def _touching(mask: Mask, other: Mask) -> Mask:
-    """Pieces of `mask` that meet `other`."""
+    """Return the connected parts of `mask` that overlap `other`."""
     _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     wanted = np.unique(labels[mask & other])
     return np.isin(labels, wanted[wanted > 0])
@@ -252,7 +252,7 @@ def _subject(mask: Mask, kind: Literal["cutout", "person", "object"]) -> Subject
 
 
 def _anchors(side: int, strides: tuple[int, ...]) -> Floats:
-    """Centres that a detector's boxes are offsets from: two a cell and layer, layers of one stride side by side."""
+    """Return the centres that a detector's boxes are offsets from: two for each cell and layer."""
     parts = []
     for stride in sorted(set(strides)):
         cells = side // stride

@@ -1,6 +1,6 @@
 """GENERATION: a picture from a prompt, and optionally from a reference picture and LoRA adapters.
 
-What a caller may set beside the documented fields stands in `config`; other members there are left alone:
+Beside the documented fields, a caller may set these members of `config`; other members of it are ignored:
 
 | member | value |
 |---|---|
@@ -40,7 +40,7 @@ _MODEL = "model"
 _UPSCALER = "upscaler"
 _RESULT = "image.png"
 _DEFAULT_SIDE = 1024
-# The reference names no default; half lets both the picture and the prompt be seen.
+# The documentation names no default. At half, both the reference and the prompt shape the picture.
 _DEFAULT_STRENGTH = 50.0
 _MAX_PROMPT = 10_000
 
@@ -69,24 +69,24 @@ class GenerationHandler:
     families: tuple[str, ...] = ("flux", "upscaler")
 
     def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
-        """Name the reference picture, where it has a say, and the LoRA files of all slots."""
-        wish = _read(spec, task)
-        refs = [InputRef(slot, path, "lora") for slot, path, _ in wish.adapters]
-        if wish.reference is not None:
-            refs.append(InputRef(_REFERENCE, wish.reference, "image"))
+        """Name the LoRA files of all slots, and the reference picture if its strength is above 0."""
+        parameters = _read(spec, task)
+        refs = [InputRef(slot, path, "lora") for slot, path, _ in parameters.adapters]
+        if parameters.reference is not None:
+            refs.append(InputRef(_REFERENCE, parameters.reference, "image"))
         return refs
 
     def batch_key(self, spec: CreateTask, task: Task) -> Hashable | None:
-        """Pictures run together that one call of the pipeline can make; seeds and prompts may differ."""
-        wish = _read(spec, task)
+        """Batch pictures that one call of the pipeline can make; seeds and prompts may differ."""
+        parameters = _read(spec, task)
         return (
-            wish.model,
-            wish.width,
-            wish.height,
-            wish.steps,
-            wish.guidance_scale,
-            wish.adapters,
-            None if wish.reference is None else wish.strength,
+            parameters.model,
+            parameters.width,
+            parameters.height,
+            parameters.steps,
+            parameters.guidance_scale,
+            parameters.adapters,
+            None if parameters.reference is None else parameters.strength,
         )
 
     def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:
@@ -94,31 +94,31 @@ class GenerationHandler:
         return (Need(_MODEL, "flux", _read(spec, task).model), Need(_UPSCALER, "upscaler"))
 
     def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
-        """Make the batch's pictures; what is wrong with one member does not touch the others."""
+        """Make the batch's pictures; a member that fails by itself does not fail the others."""
         outcomes: list[Output | Exception] = [TaskCancelled() for _ in batch]
         ready: list[tuple[int, _Parameters, ImageRequest]] = []
         for index, context in enumerate(batch):
             try:
-                wish = _read(context.spec, context.task)
-                ready.append((index, wish, _order(wish, context)))
+                parameters = _read(context.spec, context.task)
+                ready.append((index, parameters, _request(parameters, context)))
             except (TaskFailed, ModelError) as error:
                 outcomes[index] = explained(error)
         if not ready:
             return outcomes
-        wish, context = ready[0][1], batch[ready[0][0]]
+        parameters, context = ready[0][1], batch[ready[0][0]]
         began = time.monotonic()
         try:
             pictures = lent[_MODEL].generate(
-                _settings(wish, context.inputs), [order for _, _, order in ready], lent[_UPSCALER]
+                _settings(parameters, context.inputs), [request for _, _, request in ready], lent[_UPSCALER]
             )
         except ModelError as error:
             for index, _, _ in ready:
                 outcomes[index] = explained(error)
             return outcomes
         share = (time.monotonic() - began) / len(ready)
-        for (index, wish, _), picture in zip(ready, pictures, strict=True):
+        for (index, parameters, _), picture in zip(ready, pictures, strict=True):
             if picture is not None:
-                outcomes[index] = _write(batch[index], wish, picture, share)
+                outcomes[index] = _write(batch[index], parameters, picture, share)
         return outcomes
 
 
@@ -127,32 +127,32 @@ def _invalid(message: str) -> TaskFailed:
 
 
 def _read(spec: CreateTask, task: Task) -> _Parameters:
-    """Read what is asked for: from the task as it stands, or from the request where no task was made of it."""
-    asked = spec.generation
-    stands = task.generation if task.HasField("generation") else None
+    """Read the parameters from the current task; for a direct run, which stores no task, from the request."""
+    requested = spec.generation
+    current = task.generation if task.HasField("generation") else None
 
     def value(field: Any, default: Any = None) -> Any:
-        if stands is not None and (stands.HasField(field) or field in _CLEARABLE):
-            # What is absent from a task that stands was cleared while it was PENDING.
-            return getattr(stands, field) if stands.HasField(field) else default
-        return getattr(asked, field) if asked.HasField(field) else default
+        if current is not None and (current.HasField(field) or field in _CLEARABLE):
+            # What the current task lacks was cleared while it was PENDING.
+            return getattr(current, field) if current.HasField(field) else default
+        return getattr(requested, field) if requested.HasField(field) else default
 
     adapters = tuple(
         (slot, path, float(value(f"{slot}_lora_weight", 1.0)))
         for slot in _SLOTS
         if (path := value(f"{slot}_model_path"))
     )
-    if stands is not None:
-        reference = stands.reference_image_path or None
+    if current is not None:
+        reference = current.reference_image_path or None
     else:
-        reference = asked.reference_image_data or asked.reference_image_url or None
+        reference = requested.reference_image_data or requested.reference_image_url or None
     strength = float(value("reference_image_strength", _DEFAULT_STRENGTH)) / 100
-    wish = _Parameters(
+    parameters = _Parameters(
         prompt=value("prompt", ""),
         width=value("width", _DEFAULT_SIDE),
         height=value("height", _DEFAULT_SIDE),
         seed=value("seed", _seed_of(task.id)),
-        # A reference without a say is not even fetched.
+        # A reference of strength 0 is not fetched.
         reference=reference if strength > 0 else None,
         strength=strength,
         adapters=adapters,
@@ -161,7 +161,7 @@ def _read(spec: CreateTask, task: Task) -> _Parameters:
         negative_prompt=None,
         model=None,
     )
-    return _configured(wish, task.config if task.HasField("config") else spec.config)
+    return _configured(parameters, task.config if task.HasField("config") else spec.config)
 
 
 _CLEARABLE = frozenset(
@@ -176,14 +176,14 @@ def _seed_of(job_id: str) -> int:
     return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:8], "big") >> 1
 
 
-def _configured(wish: _Parameters, config: Struct) -> _Parameters:
+def _configured(parameters: _Parameters, config: Struct) -> _Parameters:
     steps = _number(config, "steps", 1, 1000)
     if steps is None:
         steps = _number(config, "num_inference_steps", 1, 1000)
     if steps is not None and not steps.is_integer():
         raise _invalid("config.steps must be a whole number.")
     return replace(
-        wish,
+        parameters,
         steps=None if steps is None else int(steps),
         guidance_scale=_number(config, "guidance_scale", 0, 100),
         negative_prompt=_text(config, "negative_prompt", _MAX_PROMPT),
@@ -211,40 +211,40 @@ def _text(config: Struct, name: str, longest: int) -> str | None:
     return text
 
 
-def _order(wish: _Parameters, context: TaskContext) -> ImageRequest:
+def _request(parameters: _Parameters, context: TaskContext) -> ImageRequest:
     reference = None
-    if wish.reference is not None:
+    if parameters.reference is not None:
         reference = open_picture(context.inputs[_REFERENCE]).convert("RGB")
     return ImageRequest(
-        prompt=wish.prompt,
-        seed=wish.seed,
-        watcher=context,
-        negative_prompt=wish.negative_prompt,
+        prompt=parameters.prompt,
+        seed=parameters.seed,
+        observer=context,
+        negative_prompt=parameters.negative_prompt,
         reference=reference,
     )
 
 
-def _settings(wish: _Parameters, inputs: Mapping[str, Any]) -> BatchSettings:
+def _settings(parameters: _Parameters, inputs: Mapping[str, Any]) -> BatchSettings:
     return BatchSettings(
-        width=wish.width,
-        height=wish.height,
-        steps=wish.steps,
-        guidance_scale=wish.guidance_scale,
-        strength=wish.strength if wish.reference is not None else 0.0,
-        adapters=tuple(AdapterFile(inputs[slot], weight, path) for slot, path, weight in wish.adapters),
+        width=parameters.width,
+        height=parameters.height,
+        steps=parameters.steps,
+        guidance_scale=parameters.guidance_scale,
+        strength=parameters.strength if parameters.reference is not None else 0.0,
+        adapters=tuple(AdapterFile(inputs[slot], weight, path) for slot, path, weight in parameters.adapters),
     )
 
 
-def _write(context: TaskContext, wish: _Parameters, picture: Picture, seconds: float) -> Output:
+def _write(context: TaskContext, parameters: _Parameters, picture: Picture, seconds: float) -> Output:
     if picture.cut_tokens:
         _log.warning("prompt_cut", job_id=context.job_id, tokens=picture.cut_tokens)
     notes = PngImagePlugin.PngInfo()
-    # What repeats the picture, and nothing that its caller wrote.
+    # What is needed to repeat the picture, and nothing that the caller wrote.
     notes.add_text("Software", "Atelier")
-    notes.add_text("Seed", str(wish.seed))
+    notes.add_text("Seed", str(parameters.seed))
     picture.image.save(context.folder / _RESULT, "PNG", pnginfo=notes)
     return Output(
-        TaskResult(generation=GenerationTaskPublic(seed=wish.seed)),
+        TaskResult(generation=GenerationTaskPublic(seed=parameters.seed)),
         (OutputFile(_RESULT, "image/png", "result_image_path"),),
         seconds,
     )

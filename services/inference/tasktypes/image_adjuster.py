@@ -7,10 +7,10 @@
 | `auto` | crops up to 5 % difference of aspect, pads beyond it and where cropping cannot leave the margins |
 | `scale` | zooms: with margins, to the subject, so that it has exactly those of the binding side |
 
-`scaling_proportions` makes `scale` match one side exactly: `height` the vertical margins (or the image's height, where
-none are asked for), cutting or adding across; `width` the other way round. Margins that are not given are taken from
-the subject of `reference_image`, where there is one. Without a target size the frame's own pixels are kept as they
-are. The result is a PNG, transparent where the image is.
+`scaling_proportions` makes `scale` match one side exactly. `height` matches the vertical margins (the image's height if
+there are none) and cuts or pads left and right; `width` does the same across. Margins that are not given come from the
+subject of `reference_image`, if there is one. Without a target size, pixels are not resampled. The result is a PNG,
+transparent where the image is.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ImageAdjusterHandler:
         return (Need(_VISION, "vision"),) if _margins(spec) or _reference(spec, task) else ()
 
     def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
-        """Adjust each image; what is wrong with one does not touch the others."""
+        """Adjust each image; one that fails does not fail the others."""
         outcomes: list[Output | Exception] = []
         for context in batch:
             try:
@@ -85,8 +85,8 @@ def _adjust(context: TaskContext, vision: Vision | None) -> Output:
     if _REFERENCE in context.inputs:
         reference = open_picture(context.inputs[_REFERENCE])
         margins = margins.over(margins_of(reference.size, _subject(vision, reference, "reference image")))
-    wish = _wish(context.spec, margins)
-    found = frame(image.size, wish, _subject(vision, image, "image") if margins else None)
+    request = _frame_request(context.spec, margins)
+    found = frame(image.size, request, _subject(vision, image, "image") if margins else None)
     _reached(context, 2)
     if found is not None:
         image = canvas.draw(image, found, context.spec.image_adjuster.resampling or "lanczos")
@@ -120,27 +120,27 @@ def _reference(spec: CreateTask, task: Task) -> str:
 
 
 def _margins(spec: CreateTask) -> Margins:
-    asked = spec.image_adjuster
+    requested = spec.image_adjuster
 
     def side(name: str) -> float | None:
-        return getattr(asked, name) if asked.HasField(name) else None  # type: ignore[arg-type] # one of four below
+        return getattr(requested, name) if requested.HasField(name) else None  # type: ignore[arg-type] # one of four below
 
     return Margins(side("margin_left"), side("margin_top"), side("margin_right"), side("margin_bottom"))
 
 
-def _wish(spec: CreateTask, margins: Margins) -> FrameRequest:
-    asked = spec.image_adjuster
-    values: dict[str, Any] = {"margins": margins, "tolerance": asked.tolerance}
-    if asked.HasField("target_width") != asked.HasField("target_height"):
+def _frame_request(spec: CreateTask, margins: Margins) -> FrameRequest:
+    requested = spec.image_adjuster
+    values: dict[str, Any] = {"margins": margins, "tolerance": requested.tolerance}
+    if requested.HasField("target_width") != requested.HasField("target_height"):
         raise ModelError("target_width and target_height are given together.")
-    if asked.HasField("target_width"):
-        values["size"] = (asked.target_width, asked.target_height)
-    if asked.HasField("aspect_ratio"):
+    if requested.HasField("target_width"):
+        values["size"] = (requested.target_width, requested.target_height)
+    if requested.HasField("aspect_ratio"):
         if "size" in values:
             raise ModelError("aspect_ratio excludes target_width and target_height.")
-        values["aspect"] = asked.aspect_ratio
+        values["aspect"] = requested.aspect_ratio
     if not margins and "size" not in values and "aspect" not in values:
         raise ModelError("An aspect ratio, a target size, a margin or a reference image is required.")
-    if asked.HasField("scaling_proportions"):
-        values["proportions"] = asked.scaling_proportions
-    return FrameRequest(mode=asked.mode or "auto", position=asked.cropping_position or "center", **values)  # type: ignore[arg-type] # the contract holds the values
+    if requested.HasField("scaling_proportions"):
+        values["proportions"] = requested.scaling_proportions
+    return FrameRequest(mode=requested.mode or "auto", position=requested.cropping_position or "center", **values)  # type: ignore[arg-type] # the contract holds the values

@@ -15,7 +15,7 @@ from modelkit.family import FAMILIES
 from modelkit.requests import AdapterFile, BatchSettings, ImageRequest
 from modelkit.residency import Models
 from tests.integration.modelkit.conftest import build
-from tests.integration.modelkit.test_flux import Watcher
+from tests.integration.modelkit.test_flux import Observer
 from tests.integration.modelkit.throwaway import ThrowawayFamily
 
 MIB = 1 << 20
@@ -266,7 +266,7 @@ def test_adapters_count_for_the_budget(tiny: Path, make_lora: Callable[..., Path
     adapters = (AdapterFile(make_lora(), 1.0, "styles/a.safetensors"),)
     with models.lend([FLUX, UPSCALER]) as lent:
         lent["model"].generate(
-            BatchSettings(64, 64, steps=1, adapters=adapters), [ImageRequest("a", 1, Watcher())], lent["upscaler"]
+            BatchSettings(64, 64, steps=1, adapters=adapters), [ImageRequest("a", 1, Observer())], lent["upscaler"]
         )
     [flux] = [model for model in models.resident() if model.family == "flux"]
     assert flux.bytes == sizes["flux"] + 2 * 4 * 32 * 4  # two matrices of rank 4

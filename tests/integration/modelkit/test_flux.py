@@ -20,7 +20,7 @@ from modelkit.residency import Models
 from tests.integration.modelkit.conftest import lend_flux
 
 
-class Watcher:
+class Observer:
     def __init__(self, cancel_after: int | None = None) -> None:
         self.cancel_after = cancel_after
         self.steps: list[tuple[int, int]] = []
@@ -39,36 +39,36 @@ NATIVE = BatchSettings(64, 64)
 REFERENCE = Image.effect_noise((80, 100), 60).convert("RGB")
 
 
-def order(prompt: str = "a red dress", seed: int = 1, watcher: Watcher | None = None, **more: Any) -> ImageRequest:
-    return ImageRequest(prompt, seed, watcher or Watcher(), **more)
+def request(prompt: str = "a red dress", seed: int = 1, observer: Observer | None = None, **more: Any) -> ImageRequest:
+    return ImageRequest(prompt, seed, observer or Observer(), **more)
 
 
-def make(models: Models, settings: BatchSettings, orders: Sequence[ImageRequest]) -> list[Any]:
+def make(models: Models, settings: BatchSettings, requests: Sequence[ImageRequest]) -> list[Any]:
     with models.lend([Need("model", "flux"), Need("upscaler", "upscaler")]) as lent:
-        pictures = lent["model"].generate(settings, orders, lent["upscaler"])
+        pictures = lent["model"].generate(settings, requests, lent["upscaler"])
     return [None if picture is None else np.asarray(picture.image).astype(int) for picture in pictures]
 
 
 def test_same_seed_gives_the_same_picture_and_another_seed_another(models: Models) -> None:
-    (first,), (again,), (other,) = (make(models, NATIVE, [order(seed=seed)]) for seed in (1, 1, 2))
+    (first,), (again,), (other,) = (make(models, NATIVE, [request(seed=seed)]) for seed in (1, 1, 2))
     assert (first == again).all()
     assert np.abs(first - other).mean() > 1
 
 
 def test_a_picture_does_not_depend_on_its_batch(models: Models) -> None:
-    (alone,) = make(models, NATIVE, [order()])
-    batch = make(models, NATIVE, [order("a blue hat", 7), order(), order("boots", 9)])
+    (alone,) = make(models, NATIVE, [request()])
+    batch = make(models, NATIVE, [request("a blue hat", 7), request(), request("boots", 9)])
     assert np.abs(batch[1] - alone).max() <= 2
     assert np.abs(batch[0] - alone).mean() > 1
 
 
 def test_prompt_negative_prompt_steps_and_guidance_matter(models: Models) -> None:
-    (base,) = make(models, NATIVE, [order()])
+    (base,) = make(models, NATIVE, [request()])
     for settings, changed in (
-        (NATIVE, order("something else")),
-        (NATIVE, order(negative_prompt="blur")),
-        (replace(NATIVE, steps=9), order()),
-        (replace(NATIVE, guidance_scale=9.0), order()),
+        (NATIVE, request("something else")),
+        (NATIVE, request(negative_prompt="blur")),
+        (replace(NATIVE, steps=9), request()),
+        (replace(NATIVE, guidance_scale=9.0), request()),
     ):
         (other,) = make(models, settings, [changed])
         assert (other != base).any()
@@ -76,7 +76,7 @@ def test_prompt_negative_prompt_steps_and_guidance_matter(models: Models) -> Non
 
 def test_a_picture_is_the_one_that_diffusers_own_call_makes(models: Models) -> None:
     for negative in ("", "blur", "blur"):
-        (made,) = make(models, replace(NATIVE, guidance_scale=3.0), [order(negative_prompt=negative)])
+        (made,) = make(models, replace(NATIVE, guidance_scale=3.0), [request(negative_prompt=negative)])
         with lend_flux(models) as model:
             own = model.pipe(
                 prompt="a red dress",
@@ -103,8 +103,8 @@ def test_a_negative_prompt_is_encoded_once(models: Models, monkeypatch: pytest.M
 
         monkeypatch.setattr(model.pipe, "encode_prompt", counted)
     for _ in range(2):
-        make(models, replace(NATIVE, guidance_scale=3.0), [order("boots", negative_prompt="rust")])
-        make(models, replace(NATIVE, guidance_scale=3.0), [order("hats", negative_prompt="rain")])
+        make(models, replace(NATIVE, guidance_scale=3.0), [request("boots", negative_prompt="rust")])
+        make(models, replace(NATIVE, guidance_scale=3.0), [request("hats", negative_prompt="rain")])
     assert sorted(encoded) == ["boots", "boots", "hats", "hats", "rain", "rust"]
 
 
@@ -114,9 +114,9 @@ def test_positions_are_embedded_once_a_picture_and_anew_where_they_differ(models
         kept = model.pipe.transformer.pos_embed
         hook = kept._embed.register_forward_hook(lambda _module, given, _made: embedded.append(tuple(given[0].shape)))
     try:
-        (first,) = make(models, NATIVE, [order()])
-        make(models, BatchSettings(32, 64), [order()])
-        (again,) = make(models, NATIVE, [order()])
+        (first,) = make(models, NATIVE, [request()])
+        make(models, BatchSettings(32, 64), [request()])
+        (again,) = make(models, NATIVE, [request()])
     finally:
         hook.remove()
     assert (first == again).all()
@@ -126,65 +126,67 @@ def test_positions_are_embedded_once_a_picture_and_anew_where_they_differ(models
 
 def test_a_batch_may_mix_negative_prompts(models: Models) -> None:
     settings = replace(NATIVE, guidance_scale=3.0)
-    (alone,) = make(models, settings, [order(negative_prompt="blur")])
-    batch = make(models, settings, [order(negative_prompt="noise"), order(negative_prompt="blur")])
+    (alone,) = make(models, settings, [request(negative_prompt="blur")])
+    batch = make(models, settings, [request(negative_prompt="noise"), request(negative_prompt="blur")])
     assert np.abs(batch[1] - alone).max() <= 2
     assert (batch[0] != batch[1]).any()
 
 
 def test_steps_outside_the_cards_range_are_refused(models: Models) -> None:
     with pytest.raises(ModelError, match="1 to 20 steps"):
-        make(models, replace(NATIVE, steps=21), [order()])
+        make(models, replace(NATIVE, steps=21), [request()])
 
 
 def test_progress_counts_every_step(models: Models) -> None:
-    watcher = Watcher()
-    make(models, NATIVE, [order(watcher=watcher)])
-    assert watcher.steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    observer = Observer()
+    make(models, NATIVE, [request(observer=observer)])
+    assert observer.steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_strength_0_ignores_the_reference_and_100_keeps_it(models: Models) -> None:
-    (free,) = make(models, NATIVE, [order()])
-    (ignored,) = make(models, NATIVE, [order(reference=REFERENCE)])
-    (kept,) = make(models, replace(NATIVE, strength=1.0), [order(reference=REFERENCE)])
+    (free,) = make(models, NATIVE, [request()])
+    (ignored,) = make(models, NATIVE, [request(reference=REFERENCE)])
+    (kept,) = make(models, replace(NATIVE, strength=1.0), [request(reference=REFERENCE)])
     assert (ignored == free).all()
     resized = np.asarray(REFERENCE.resize((64, 64), Image.Resampling.LANCZOS, box=(0, 10, 80, 90), reducing_gap=3.0))
     assert (kept == resized).all()
 
 
 def test_strength_between_the_ends_takes_its_share_of_the_steps(models: Models) -> None:
-    (free,) = make(models, NATIVE, [order()])
+    (free,) = make(models, NATIVE, [request()])
     for strength, steps in ((0.25, 3), (0.5, 2), (0.99, 1)):
-        watcher = Watcher()
-        (made,) = make(models, replace(NATIVE, strength=strength), [order(reference=REFERENCE, watcher=watcher)])
-        assert watcher.steps[-1] == (steps, steps)
+        observer = Observer()
+        (made,) = make(models, replace(NATIVE, strength=strength), [request(reference=REFERENCE, observer=observer)])
+        assert observer.steps[-1] == (steps, steps)
         assert (made != free).any()
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (40, 40), (50, 90), (128, 128), (200, 100), (333, 77)])
 def test_a_picture_has_exactly_the_size_asked_for(models: Models, width: int, height: int) -> None:
-    (made,) = make(models, BatchSettings(width, height, steps=1), [order()])
+    (made,) = make(models, BatchSettings(width, height, steps=1), [request()])
     assert made.shape == (height, width, 3)
 
 
 def test_cancel_ends_within_a_step(models: Models) -> None:
-    watcher = Watcher(cancel_after=2)
-    assert make(models, replace(NATIVE, steps=20), [order(watcher=watcher)]) == [None]
-    assert len(watcher.steps) == 2
+    observer = Observer(cancel_after=2)
+    assert make(models, replace(NATIVE, steps=20), [request(observer=observer)]) == [None]
+    assert len(observer.steps) == 2
 
 
-def test_an_order_cancelled_before_it_starts_makes_no_step(models: Models) -> None:
-    watcher = Watcher(cancel_after=0)
-    assert make(models, NATIVE, [order(watcher=watcher)]) == [None]
-    assert watcher.steps == []
+def test_a_request_cancelled_before_it_starts_makes_no_step(models: Models) -> None:
+    observer = Observer(cancel_after=0)
+    assert make(models, NATIVE, [request(observer=observer)]) == [None]
+    assert observer.steps == []
 
 
 @pytest.mark.parametrize("reference", [None, REFERENCE])
 def test_the_rest_of_a_batch_goes_on_without_a_cancelled_member(models: Models, reference: Image.Image | None) -> None:
     settings = replace(NATIVE, steps=8, strength=0.25)
-    (alone,) = make(models, settings, [order(reference=reference)])
-    gone, stays = Watcher(cancel_after=3), Watcher()
-    made = make(models, settings, [order("x", 5, gone, reference=reference), order(watcher=stays, reference=reference)])
+    (alone,) = make(models, settings, [request(reference=reference)])
+    gone, stays = Observer(cancel_after=3), Observer()
+    made = make(
+        models, settings, [request("x", 5, gone, reference=reference), request(observer=stays, reference=reference)]
+    )
     assert made[0] is None
     assert len(gone.steps) == 3
     assert [step for step, _ in stays.steps] == list(range(1, len(stays.steps) + 1))
@@ -192,19 +194,19 @@ def test_the_rest_of_a_batch_goes_on_without_a_cancelled_member(models: Models, 
 
 
 def test_cancel_between_tiles_ends_the_upscaling(models: Models) -> None:
-    watcher = Watcher(cancel_after=5)
-    assert make(models, BatchSettings(256, 256), [order(watcher=watcher)]) == [None]
-    assert len(watcher.steps) == 5
+    observer = Observer(cancel_after=5)
+    assert make(models, BatchSettings(256, 256), [request(observer=observer)]) == [None]
+    assert len(observer.steps) == 5
 
 
 def test_previews_are_small_jpegs_of_every_member(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modelkit.previews._INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr("modelkit.previews._TIME_SHARE", 1.0)
-    watchers = [Watcher(), Watcher()]
-    make(models, NATIVE, [order(watcher=watchers[0]), order("hat", 2, watchers[1])])
-    for watcher in watchers:
-        assert len(watcher.previews) == 2  # none after the first step, whose direction is unknown, nor after the last
-        assert all(preview[:2] == b"\xff\xd8" and len(preview) <= 16384 for preview in watcher.previews)
+    observers = [Observer(), Observer()]
+    make(models, NATIVE, [request(observer=observers[0]), request("hat", 2, observers[1])])
+    for observer in observers:
+        assert len(observer.previews) == 2  # none after the first step, whose direction is unknown, nor after the last
+        assert all(preview[:2] == b"\xff\xd8" and len(preview) <= 16384 for preview in observer.previews)
 
 
 def test_a_projection_fitted_to_a_large_decoder_shows_colours(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,11 +230,11 @@ class TestAdapters:
             weights: make(
                 models,
                 replace(NATIVE, adapters=(AdapterFile(a, weights[0], "a"), AdapterFile(b, weights[1], "b"))),
-                [order()],
+                [request()],
             )[0]
             for weights in ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.5, 1.0), (0.0, 0.0))
         }
-        (base,) = make(models, NATIVE, [order()])
+        (base,) = make(models, NATIVE, [request()])
         assert (pictures[0.0, 0.0] == base).all()
         distinct = [pictures[key] for key in ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.5, 1.0))]
         for index, picture in enumerate(distinct):
@@ -240,26 +242,26 @@ class TestAdapters:
             assert all((picture != other).any() for other in distinct[index + 1 :])
 
     def test_the_base_is_unchanged_by_what_came_and_went(self, models: Models, make_lora: Any) -> None:
-        (before,) = make(models, NATIVE, [order()])
+        (before,) = make(models, NATIVE, [request()])
         adapters = (AdapterFile(make_lora(), 1.0, "styles/a.safetensors"),)
-        (adapted,) = make(models, replace(NATIVE, adapters=adapters), [order()])
-        (after,) = make(models, NATIVE, [order()])
+        (adapted,) = make(models, replace(NATIVE, adapters=adapters), [request()])
+        (after,) = make(models, NATIVE, [request()])
         assert (adapted != before).any()
         assert (after == before).all()
         assert models.resident()[-1].loras == ("styles/a.safetensors",)
         with lend_flux(models) as model:
             model.adapters.clear()
-        (cleared,) = make(models, NATIVE, [order()])
+        (cleared,) = make(models, NATIVE, [request()])
         assert (cleared == before).all()
         assert models.resident()[-1].loras == ()
 
     def test_swapping_back_gives_the_same_picture_without_loading(self, models: Models, make_lora: Any) -> None:
         a, b = ((AdapterFile(make_lora(name, seed), 1.0, name),) for name, seed in (("a", 1), ("b", 2)))
-        (first,) = make(models, replace(NATIVE, adapters=a), [order()])
-        make(models, replace(NATIVE, adapters=b), [order()])
+        (first,) = make(models, replace(NATIVE, adapters=a), [request()])
+        make(models, replace(NATIVE, adapters=b), [request()])
         with lend_flux(models) as model:
             loaded = dict(model.adapters._loaded)
-        (again,) = make(models, replace(NATIVE, adapters=a), [order()])
+        (again,) = make(models, replace(NATIVE, adapters=a), [request()])
         assert (first == again).all()
         with lend_flux(models) as model:
             assert dict(model.adapters._loaded) == loaded
@@ -273,8 +275,10 @@ class TestAdapters:
 
     def test_one_file_in_two_slots_acts_with_the_sum(self, models: Models, make_lora: Any) -> None:
         file = make_lora()
-        (twice,) = make(models, replace(NATIVE, adapters=(AdapterFile(file, 0.5), AdapterFile(file, 0.25))), [order()])
-        (once,) = make(models, replace(NATIVE, adapters=(AdapterFile(file, 0.75),)), [order()])
+        (twice,) = make(
+            models, replace(NATIVE, adapters=(AdapterFile(file, 0.5), AdapterFile(file, 0.25))), [request()]
+        )
+        (once,) = make(models, replace(NATIVE, adapters=(AdapterFile(file, 0.75),)), [request()])
         assert (twice == once).all()
 
     @pytest.mark.parametrize(
@@ -284,19 +288,19 @@ class TestAdapters:
     def test_a_lora_of_another_model_is_refused_and_leaves_no_trace(
         self, models: Models, make_lora: Any, arguments: dict[str, Any], reason: str
     ) -> None:
-        (before,) = make(models, NATIVE, [order()])
+        (before,) = make(models, NATIVE, [request()])
         with pytest.raises(ModelError, match=reason):
-            make(models, replace(NATIVE, adapters=(AdapterFile(make_lora(**arguments), 1.0),)), [order()])
-        (after,) = make(models, NATIVE, [order()])
+            make(models, replace(NATIVE, adapters=(AdapterFile(make_lora(**arguments), 1.0),)), [request()])
+        (after,) = make(models, NATIVE, [request()])
         assert (after == before).all()
         assert models.resident()[-1].loras == ()
 
     def test_a_good_lora_beside_a_bad_one_does_not_stay_active(self, models: Models, make_lora: Any) -> None:
-        (before,) = make(models, NATIVE, [order()])
+        (before,) = make(models, NATIVE, [request()])
         both = (AdapterFile(make_lora("a"), 1.0, "a"), AdapterFile(make_lora("b", width=48), 1.0, "b"))
         with pytest.raises(ModelError):
-            make(models, replace(NATIVE, adapters=both), [order()])
-        (after,) = make(models, NATIVE, [order()])
+            make(models, replace(NATIVE, adapters=both), [request()])
+        (after,) = make(models, NATIVE, [request()])
         assert (after == before).all()
 
     def test_the_scale_in_a_files_notes_counts(self, models: Models, make_lora: Any, tmp_path: Any) -> None:
@@ -307,8 +311,8 @@ class TestAdapters:
             noted,
             {"lora_adapter_metadata": json.dumps({"transformer.r": 4, "transformer.lora_alpha": 2})},
         )
-        (half,) = make(models, replace(NATIVE, adapters=(AdapterFile(plain, 0.5),)), [order()])
-        (scaled,) = make(models, replace(NATIVE, adapters=(AdapterFile(noted, 1.0),)), [order()])
+        (half,) = make(models, replace(NATIVE, adapters=(AdapterFile(plain, 0.5),)), [request()])
+        (scaled,) = make(models, replace(NATIVE, adapters=(AdapterFile(noted, 1.0),)), [request()])
         assert np.abs(half - scaled).max() <= 2
 
 

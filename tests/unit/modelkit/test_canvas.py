@@ -82,8 +82,8 @@ def test_a_result_has_exactly_its_frames_size(
     width: int, height: int, mode: str, aspect: float | None, size: tuple[int, int], alpha: bool
 ) -> None:
     image = Image.new("RGBA" if alpha else "RGB", (width, height), (9, 90, 200))
-    wish = FrameRequest(mode, aspect=aspect, size=None if aspect else size)  # type: ignore[arg-type] # one of the four
-    found = frame(image.size, wish)
+    wanted = FrameRequest(mode, aspect=aspect, size=None if aspect else size)  # type: ignore[arg-type] # one of the four
+    found = frame(image.size, wanted)
     if found is None:
         return
     made = draw(image, found)

@@ -12,7 +12,7 @@ SUBJECT = (80.0, 30.0, 120.0, 80.0)  # 40 x 50, margins .4 .3 .4 .2
 
 
 @pytest.mark.parametrize(
-    ("wish", "expected"),
+    ("wanted", "expected"),
     [
         # aspect alone: pixels stay what they are
         (FrameRequest("crop", aspect=1.0), Frame(50, 0, 100, 100, (100, 100))),
@@ -61,8 +61,8 @@ SUBJECT = (80.0, 30.0, 120.0, 80.0)  # 40 x 50, margins .4 .3 .4 .2
         ),
     ],
 )
-def test_the_frame_of_each_mode(wish: FrameRequest, expected: Frame) -> None:
-    found = frame(SIZE, wish, SUBJECT)
+def test_the_frame_of_each_mode(wanted: FrameRequest, expected: Frame) -> None:
+    found = frame(SIZE, wanted, SUBJECT)
     assert found is not None
     assert found.size == expected.size
     assert (found.left, found.top, found.width, found.height) == pytest.approx(
@@ -71,7 +71,7 @@ def test_the_frame_of_each_mode(wish: FrameRequest, expected: Frame) -> None:
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "wanted",
     [
         FrameRequest("pad", aspect=2.0),
         FrameRequest("pad", size=SIZE),
@@ -81,12 +81,12 @@ def test_the_frame_of_each_mode(wish: FrameRequest, expected: Frame) -> None:
         FrameRequest("crop", margins=Margins(bottom=0.23), tolerance=0.05),
     ],
 )
-def test_an_image_within_the_tolerance_stays_as_it_is(wish: FrameRequest) -> None:
-    assert frame(SIZE, wish, SUBJECT) is None
+def test_an_image_within_the_tolerance_stays_as_it_is(wanted: FrameRequest) -> None:
+    assert frame(SIZE, wanted, SUBJECT) is None
 
 
 @pytest.mark.parametrize(
-    ("wish", "subject", "sentence"),
+    ("wanted", "subject", "sentence"),
     [
         (FrameRequest("pad", margins=Margins(top=0.5)), None, "No subject"),
         (FrameRequest("crop", margins=Margins(top=0.5, bottom=0.45)), SUBJECT, "Cropping alone cannot"),
@@ -96,17 +96,17 @@ def test_an_image_within_the_tolerance_stays_as_it_is(wish: FrameRequest) -> Non
         (FrameRequest("pad", aspect=0.01), None, "target size"),
     ],
 )
-def test_what_cannot_be_framed_is_a_sentence(wish: FrameRequest, subject: Any, sentence: str | None) -> None:
+def test_what_cannot_be_framed_is_a_sentence(wanted: FrameRequest, subject: Any, sentence: str | None) -> None:
     if sentence is None:
-        assert frame(SIZE, wish, subject) is not None
+        assert frame(SIZE, wanted, subject) is not None
         return
     with pytest.raises(ModelError, match=sentence):
-        frame(SIZE, wish, subject)
+        frame(SIZE, wanted, subject)
 
 
 lengths = st.integers(8, 3000)
 shares = st.none() | st.floats(0, 0.45)
-wishes = st.builds(
+frame_requests = st.builds(
     FrameRequest,
     mode=st.sampled_from(get_args(Mode)),
     aspect=st.none() | st.floats(0.2, 5),
@@ -118,8 +118,8 @@ wishes = st.builds(
 boxes = st.tuples(st.floats(0, 0.9), st.floats(0, 0.9), st.floats(0.05, 1), st.floats(0.05, 1))
 
 
-@given(lengths, lengths, wishes, boxes)
-def test_a_frame_keeps_its_modes_promise(width: int, height: int, wish: FrameRequest, box: tuple[float, ...]) -> None:
+@given(lengths, lengths, frame_requests, boxes)
+def test_a_frame_keeps_its_modes_promise(width: int, height: int, wanted: FrameRequest, box: tuple[float, ...]) -> None:
     subject = (
         box[0] * width,
         box[1] * height,
@@ -127,9 +127,9 @@ def test_a_frame_keeps_its_modes_promise(width: int, height: int, wish: FrameReq
         (box[1] + (1 - box[1]) * box[3]) * height,
     )
     try:
-        found = frame((width, height), wish, subject)
+        found = frame((width, height), wanted, subject)
     except ModelError:
-        assert wish.margins or (wish.aspect and not wish.size)
+        assert wanted.margins or (wanted.aspect and not wanted.size)
         return
     if found is None:
         return
@@ -137,21 +137,21 @@ def test_a_frame_keeps_its_modes_promise(width: int, height: int, wish: FrameReq
     right, bottom = found.left + found.width, found.top + found.height
     inside = found.left >= -slack and found.top >= -slack and right <= width + slack and bottom <= height + slack
     around = found.left <= slack and found.top <= slack and right >= width - slack and bottom >= height - slack
-    if wish.mode == "crop":
+    if wanted.mode == "crop":
         assert inside
-    if wish.mode == "pad":
+    if wanted.mode == "pad":
         assert around
-    if wish.mode == "auto":
+    if wanted.mode == "auto":
         assert inside or around
-    if wish.size:
-        assert found.size == wish.size
-        assert found.width / found.height == pytest.approx(wish.size[0] / wish.size[1], rel=1e-6)
-        if wish.mode != "scale" and wish.margins:
+    if wanted.size:
+        assert found.size == wanted.size
+        assert found.width / found.height == pytest.approx(wanted.size[0] / wanted.size[1], rel=1e-6)
+        if wanted.mode != "scale" and wanted.margins:
             have = margins_of(
                 (round(found.width * 1e6), round(found.height * 1e6)),
                 tuple((edge - start) * 1e6 for edge, start in zip(subject, (found.left, found.top) * 2, strict=True)),  # type: ignore[arg-type] # four edges
             )
-            for is_, want in ((have.left, wish.margins.left), (have.top, wish.margins.top)):
+            for is_, want in ((have.left, wanted.margins.left), (have.top, wanted.margins.top)):
                 assert want is None or is_ >= want - 1e-4  # type: ignore[operator] # all four are known
     else:
         assert found.size == (found.width, found.height)
