@@ -69,9 +69,9 @@ class MeshSettings(BaseSettings):
     port_file: Path | None = Field(
         default=None, description="The bound address is written here once the service is ready."
     )
-    log_level: str = Field(default="info", description="debug, info, warning or error.")
+    log_level: str = Field(default="info", description="Least level that is written: debug, info, warning or error.")
     metrics_port: int | None = Field(
-        default=None, ge=0, le=65535, description="Port of the Prometheus page; none without."
+        default=None, ge=0, le=65535, description="Port of the Prometheus page; no page if unset."
     )
     metrics_host: str = Field(default="127.0.0.1", description="Address of the Prometheus page.")
     shutdown_grace_seconds: float = Field(
@@ -82,36 +82,44 @@ class MeshSettings(BaseSettings):
     max_concurrent_calls: int = Field(
         default=2000,
         ge=2,
-        description="Calls that are served at once, parked polls of workers included; streams may be half of them.",
+        description="Calls that are served at once, parked polls included; at most half of them are streams.",
     )
 
-    database_url: SecretStr = Field(default=SecretStr(""), description="postgresql://user:password@host:port/name")
-    database_min_connections: int = Field(default=1, ge=0)
-    database_max_connections: int = Field(default=10, ge=2)
-    database_statement_timeout_seconds: float = Field(default=30.0, ge=0, description="0 for none.")
+    database_url: SecretStr = Field(
+        default=SecretStr(""), description="PostgreSQL: postgresql://user:password@host:port/name"
+    )
+    database_min_connections: int = Field(default=1, ge=0, description="Connections that are kept open.")
+    database_max_connections: int = Field(
+        default=10, ge=2, description="Most connections; hot transactions and other queries share them."
+    )
+    database_statement_timeout_seconds: float = Field(
+        default=30.0, ge=0, description="Longest statement; 0 for no limit."
+    )
 
     nats_url: SecretStr = Field(
-        default=SecretStr(""), description="nats://user:password@host:port; without it the service runs, and polls."
+        default=SecretStr(""), description="NATS: nats://user:password@host:port; without it the service polls."
     )
 
     s3_endpoint: str = Field(default="", description="host:port of the object store.")
-    s3_access_key: str = ""
-    s3_secret_key: SecretStr = SecretStr("")
-    s3_bucket: str = Field(default="atelier", min_length=3, max_length=63)
-    s3_secure: bool = False
-    s3_region: str = "us-east-1"
+    s3_access_key: str = Field(default="", description="Access key of the object store.")
+    s3_secret_key: SecretStr = Field(default=SecretStr(""), description="Secret key of the object store.")
+    s3_bucket: str = Field(
+        default="atelier", min_length=3, max_length=63, description="Bucket; created if it is missing."
+    )
+    s3_secure: bool = Field(default=False, description="Whether to use TLS.")
+    s3_region: str = Field(default="us-east-1", description="Region that requests are signed for.")
 
     auth_secret: SecretStr | None = Field(
-        default=None, description="Key of HS256 tokens, which services sign theirs with."
+        default=None, description="Key of HS256 tokens; services sign their own tokens with it."
     )
     auth_jwks_url: str | None = Field(default=None, description="Keys of RS256, ES256 and EdDSA tokens, by http(s).")
     auth_jwks_file: Path | None = Field(
         default=None, description="The same keys from a file, read again when it changes."
     )
-    auth_issuer: str | None = Field(default=None, description="`iss` that tokens must carry, where set.")
-    auth_audience: str | None = Field(default=None, description="`aud` that tokens must carry, where set.")
+    auth_issuer: str | None = Field(default=None, description="`iss` that tokens must have, if set.")
+    auth_audience: str | None = Field(default=None, description="`aud` that tokens must have, if set.")
     auth_revoked_file: Path | None = Field(
-        default=None, description="Revoked `jti`s, one a line, read again on change."
+        default=None, description="Revoked `jti`s, one per line, read again when the file changes."
     )
 
     fetch_allow_private: CommaSeparated = Field(

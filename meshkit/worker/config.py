@@ -1,4 +1,4 @@
-"""What every worker can be told, by `ATELIER_*` variables."""
+"""Settings of every worker, by `ATELIER_*` variables."""
 
 from __future__ import annotations
 
@@ -22,14 +22,20 @@ class WorkerSettings(MeshSettings):
     """The settings of any worker."""
 
     tasks_address: str = Field(default=TASKS.address, description="host:port of the tasks service.")
-    worker_name: str = Field(default="", description="Unique while it lives; host and process where empty.")
-    worker_token: SecretStr | None = Field(default=None, description="Token of scope worker; own ones without.")
+    worker_name: str = Field(default="", description="Unique while the worker lives; host and process if empty.")
+    worker_token: SecretStr | None = Field(
+        default=None, description="Token of scope worker; signed by itself if unset."
+    )
     worker_queues: CommaSeparated = Field(default=("inference",), description="Queues to serve.")
     worker_slots: int = Field(default=1, ge=1, le=1024, description="Batches that run at once.")
-    worker_prefetch: int | None = Field(default=None, ge=0, description="Attempts to hold beyond the slots; as many.")
+    worker_prefetch: int | None = Field(
+        default=None, ge=0, description="Attempts held beyond the slots; as many if unset."
+    )
     worker_max_batch: int = Field(default=4, ge=1, le=64, description="Most attempts in one batch.")
-    worker_batch_wait_ms: float = Field(default=5.0, ge=0, le=1000, description="How long a free slot waits.")
-    child_memory_bytes: int = Field(default=0, ge=0, description="Memory at which the child is killed; 0 for a share.")
+    worker_batch_wait_ms: float = Field(default=5.0, ge=0, le=1000, description="How long a batch waits to fill.")
+    child_memory_bytes: int = Field(
+        default=0, ge=0, description="Memory at which the child is killed; 0 for four fifths."
+    )
     step_deadline_seconds: float = Field(default=120.0, gt=0, description="Longest time between two steps.")
     first_step_deadline_seconds: float = Field(default=900.0, gt=0, description="Longest time to the first step.")
     child_start_seconds: float = Field(default=300.0, gt=0, description="Longest time until a child is ready.")

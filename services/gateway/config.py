@@ -18,7 +18,7 @@ def _named_addresses() -> dict[str, str]:
 
 
 class GatewaySettings(MeshSettings):
-    """What the gateway may be told beside what every service may be."""
+    """Settings of the gateway, beside those of `MeshSettings`."""
 
     listen: str = Field(default=GATEWAY.address, description="Address to serve HTTP on; port 0 lets the system choose.")
     addresses: dict[str, str] = Field(
@@ -28,13 +28,11 @@ class GatewaySettings(MeshSettings):
     )
     upstreams: dict[str, str] = Field(
         default_factory=dict,
-        description='Further services: their address by proto package, as JSON: {"atelier.training.v1": "host:port"}.',
+        description='Further services: address by proto package, as JSON: {"atelier.training.v1": "host:port"}.',
     )
     rpc_timeout_seconds: float = Field(default=30.0, gt=0, description="How long a service may take to answer.")
 
-    public_url: str = Field(
-        "", description="Address that callers know the gateway by; that of the request where empty."
-    )
+    public_url: str = Field("", description="Public address of the gateway; the request's own if empty.")
     cdn_url: str = Field(
         default="", description="CDN in front of the bucket; reads of stored images are redirected to it."
     )
@@ -42,10 +40,10 @@ class GatewaySettings(MeshSettings):
         default="none", description="Whether reads of stored images are redirected to URLs signed for the object store."
     )
     media_url_ttl_seconds: int = Field(
-        default=3600, ge=1, le=604800, description="How long a signed media URL is good for."
+        default=3600, ge=1, le=604800, description="How long a signed media URL is valid."
     )
     media_secret: SecretStr | None = Field(
-        default=None, description="Key of signed media URLs; derived from the mesh's auth secret where absent."
+        default=None, description="Key of signed media URLs; derived from the mesh's auth secret if unset."
     )
 
     cors_origins: CommaSeparated = Field(default=(), description="Origins that browsers may call from; `*` for any.")

@@ -1,4 +1,4 @@
-"""What the inference worker can be told, by `ATELIER_*` variables."""
+"""Settings of the inference worker, by `ATELIER_*` variables."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _ROOT = Path(__file__).resolve().parents[2]
 class InferenceSettings(WorkerSettings):
     """The inference worker's settings."""
 
-    worker_task_types: CommaSeparated = Field(default=(), description="Types to execute; all but NOOP where empty.")
+    worker_task_types: CommaSeparated = Field(default=(), description="Task types to execute; all but NOOP if empty.")
     model: str = Field(default="models/garments/weights", description="Default model: a folder or a hub name.")
-    extra_models: CommaSeparated = Field(default=(), description="Models that tasks may name beside the default.")
+    extra_models: CommaSeparated = Field(default=(), description="Models that tasks may name besides the default.")
     model_download: bool = Field(default=False, description="Whether a hub name may be downloaded.")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1.")
+    device: str = Field(default="auto", description="Device: auto, cpu, cuda, cuda:1.")
     torch_threads: int = Field(default=0, ge=0, description="Processor threads of one computation; 0 for all.")
-    model_budget_bytes: int = Field(default=0, ge=0, description="Memory for models; 0 for a share of the device's.")
+    model_budget_bytes: int = Field(default=0, ge=0, description="Memory for models; 0 for four fifths of the free.")
 
     @field_validator("worker_task_types")
     @classmethod

@@ -32,11 +32,11 @@ Weights = Annotated[dict[str, float], NoDecode, BeforeValidator(_weights)]
 
 
 class TasksSettings(MeshSettings):
-    """What the tasks service may be told; see `MeshSettings` for what every service may."""
+    """Settings of the tasks service, beside those of `MeshSettings`."""
 
     listen: str = Field(default=TASKS.address, description="Address to serve on.")
     served_task_types: CommaSeparated = Field(
-        default=TASK_TYPES_WITH_HANDLERS, description="Task types that are taken: `GENERATION,EDITING`."
+        default=TASK_TYPES_WITH_HANDLERS, description="Task types that are accepted: `GENERATION,EDITING`."
     )
     served_providers: CommaSeparated = Field(
         default=PROVIDERS_WITH_HANDLERS, description="Providers that tasks may name: `LOCAL,FAL_STANDARD`."
@@ -44,24 +44,24 @@ class TasksSettings(MeshSettings):
     enable_noop: bool = Field(default=False, description="Serve NOOP tasks, for tests and benchmarks.")
     lease_ttl_seconds: float = Field(default=15.0, gt=0, description="How long a session lives without a heartbeat.")
     heartbeat_seconds: float = Field(
-        default=0.0, ge=0, description="Interval told to workers; a third of the lease's where 0."
+        default=0.0, ge=0, description="Heartbeat interval of workers; 0 for a third of the lease's time."
     )
     max_retries: int = Field(default=3, ge=0, description="Attempts at a task beyond the first.")
     retry_base_seconds: float = Field(
-        default=0.5, ge=0, description="Wait before the first retry of a failed attempt; doubles."
+        default=0.5, ge=0, description="Wait before the first retry of a failed attempt; it doubles with each."
     )
     acknowledge_seconds: float = Field(
-        default=5.0, gt=0, description="A lease its worker does not name for so long goes back."
+        default=5.0, gt=0, description="A lease that its worker has not acknowledged by then goes back."
     )
     tenant_weights: Weights = Field(
         default_factory=dict, description="Shares of tenants, `tenant=3,other=1`; 1 for others."
     )
     default_max_wait_seconds: float = Field(default=30.0, gt=0, le=60, description="Longest wait of one Lease call.")
-    sweep_interval_seconds: float = Field(default=1.0, gt=0, description="How often expired leases are looked for.")
+    sweep_interval_seconds: float = Field(default=1.0, gt=0, description="How often expired leases are searched.")
     object_sweep_delay_seconds: float = Field(
-        default=120.0, ge=0, description="Age at which objects of lost attempts go."
+        default=120.0, ge=0, description="Age at which objects of lost attempts are deleted."
     )
-    staging_max_age_seconds: float = Field(default=7200.0, gt=0, description="Age at which unused uploads go.")
+    staging_max_age_seconds: float = Field(default=7200.0, gt=0, description="Age at which unused uploads are deleted.")
     shared_tenant: str = Field(default="shared", description="Tenant whose LoRA adapters everyone may use.")
     run_loops: bool = Field(default=True, description="Run the relay and the sweepers in this replica.")
 
