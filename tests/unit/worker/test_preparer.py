@@ -4,13 +4,15 @@ import io
 import json
 import struct
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
 import pytest
+from atelier.tasks.v1.background_removal_pb2 import CreateBackgroundRemovalTask
+from atelier.tasks.v1.editing_pb2 import CreateEditingTask
 from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_VALIDATION,
     TASK_TYPE_GENERATION,
@@ -26,11 +28,11 @@ from PIL import Image
 from meshkit.fetcher import Fetcher
 from meshkit.objects import ObjectInfo, ObjectStore
 from meshkit.worker.folders import AttemptFolders
-from meshkit.worker.handlers import TaskFailed
+from meshkit.worker.handlers import InputRef, TaskFailed, image_refs
 from meshkit.worker.inputs import Inputs
 from meshkit.worker.lora_cache import LoraCache
 from meshkit.worker.pairs import Pair, pair_of
-from meshkit.worker.preparer import JobPreparer
+from meshkit.worker.preparer import InputNames, JobPreparer
 from meshkit.worker.runner import Job
 from services.inference.tasktypes import load_handlers
 from services.inference.tasktypes.generation import GenerationHandler
@@ -42,8 +44,12 @@ def safetensors() -> bytes:
 
 
 class Store:
-    def __init__(self) -> None:
-        self.etags: dict[tuple[str, str], str] = {}
+    def __init__(self, stored: Mapping[str, bytes] | None = None) -> None:
+        self.stored = dict(stored or {})
+        self.etags = {("acme", path): "1" for path in self.stored}
+
+    async def get(self, tenant: str, path: str) -> bytes:
+        return self.stored[path]
 
     async def stat(self, tenant: str, path: str) -> ObjectInfo | None:
         etag = self.etags.get((tenant, path))
@@ -105,6 +111,58 @@ async def test_data_goes_to_the_child_as_a_file_and_not_in_the_frame(tmp_path: P
     assert spec.image_adjuster.input_image == data, "the caller's message is left as it is"
 
 
+class ListHandler:
+    """Names each image of a list, as a handler of EDITING or BACKGROUND_REMOVE does."""
+
+    def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
+        if spec.HasField("editing"):
+            base = InputRef("base", task.editing.base_image_path or spec.editing.base_image, "image")
+            return [base, *image_refs("reference", spec.editing.reference_images)]
+        return image_refs("input", spec.background_remove.input_image_paths)
+
+
+async def test_items_of_a_list_are_inputs_of_their_own_and_their_bytes_stay_out_of_the_frame(tmp_path: Path) -> None:
+    pictures = []
+    for side in (96, 97, 98):
+        picture = io.BytesIO()
+        Image.effect_noise((side, side), 90).save(picture, "PNG")
+        pictures.append(picture.getvalue())
+    base, first, second = (base64.b64encode(picture).decode() for picture in pictures)
+    editing = CreateEditingTask(prompt="p", base_image=base, reference_images=[first, second])
+    spec = CreateTask(editing=editing)
+    async with prepared(tmp_path, spec, ListHandler()) as job:
+        files = job.payload.inputs
+        kept = [Path(files[name]).read_bytes() for name in ("base", "reference[0]", "reference[1]")]  # noqa: ASYNC240 -- a few bytes
+        assert kept == pictures
+        assert job.payload.spec.editing.base_image == "base"
+        assert list(job.payload.spec.editing.reference_images) == ["reference[0]", "reference[1]"]
+        assert job.payload.spec.editing.prompt == "p"
+        assert job.payload.ByteSize() < 1024
+    assert list(spec.editing.reference_images) == [first, second], "the caller's message is left as it is"
+
+
+async def test_paths_in_a_list_stay_as_they_are(tmp_path: Path) -> None:
+    paths = ["uploads/a.png", "uploads/b.png"]
+    spec = CreateTask(background_remove=CreateBackgroundRemovalTask(input_image_paths=paths))
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    async with prepared(tmp_path, spec, ListHandler(), dict.fromkeys(paths, picture.getvalue())) as job:
+        assert sorted(job.payload.inputs) == ["input[0]", "input[1]"]
+        assert list(job.payload.spec.background_remove.input_image_paths) == paths
+
+
+async def test_an_item_that_is_no_image_fails_the_task_and_is_named(tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    stored = {"a.png": picture.getvalue(), "b.png": b"no image"}
+    spec = CreateTask(background_remove=CreateBackgroundRemovalTask(input_image_paths=list(stored)))
+    with pytest.raises(TaskFailed) as caught:
+        async with prepared(tmp_path, spec, ListHandler(), stored):
+            pass
+    assert caught.value.category == ERROR_CATEGORY_VALIDATION
+    assert caught.value.message.startswith("input[1]: ")
+
+
 async def test_a_task_that_no_frame_carries_is_refused_as_invalid(tmp_path: Path) -> None:
     spec = CreateTask(noop=CreateNoopTask(payload="x" * (33 << 20)))
     with pytest.raises(TaskFailed) as caught:
@@ -122,14 +180,17 @@ async def test_a_large_job_shares_no_frame(tmp_path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def prepared(folder: Path, spec: CreateTask) -> AsyncIterator[Job]:
-    objects = cast("ObjectStore", Store())
+async def prepared(
+    folder: Path, spec: CreateTask, handler: InputNames | None = None, stored: Mapping[str, bytes] | None = None
+) -> AsyncIterator[Job]:
+    """A job of a handler, of the worker's own where none is given, with what the tenant has stored."""
+    objects, pair = cast("ObjectStore", Store(stored or {})), pair_of(spec, Task())
     with tempfile.TemporaryDirectory(dir=folder) as own:
         folders = AttemptFolders.open(Path(own))
         types = (TASK_TYPE_GENERATION, TASK_TYPE_IMAGE_ADJUSTER, TASK_TYPE_NOOP)
         handlers = {Pair(kind): handler for kind, handler in load_handlers(types).items()}
         preparer = JobPreparer(
-            handlers,
+            handlers if handler is None else {pair: handler},
             Inputs(
                 objects,
                 Fetcher(),
@@ -140,6 +201,6 @@ async def prepared(folder: Path, spec: CreateTask) -> AsyncIterator[Job]:
             folders,
             {pair: handler.batch_key for pair, handler in handlers.items()},
         )
-        async with preparer.prepared(pair_of(spec, Task()), spec, Task(), "acme", lambda _: None) as job:
+        async with preparer.prepared(pair, spec, Task(), "acme", lambda _: None) as job:
             yield job
         folders.close()

@@ -4,13 +4,16 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from atelier.inference.v1.child_pb2 import ChildFile
+from atelier.inference.v1.child_pb2 import ChildFile, ChildOutput
+from atelier.tasks.v1.background_removal_pb2 import BackgroundRemovalTaskPublic
+from atelier.tasks.v1.noop_pb2 import NoopTaskPublic
+from atelier.tasks.v1.task_pb2 import TaskResult
 from atelier.tasks.v1.worker_service_pb2 import Lease
 
 from meshkit.errors import MeshError, invalid, unavailable
 from meshkit.objects import ObjectInfo, ObjectStore
 from meshkit.worker.handlers import TaskFailed
-from meshkit.worker.uploads import Uploads
+from meshkit.worker.uploads import Uploads, name_files
 
 LEASE = Lease(job_id="j", attempt=1, tenant="acme", result_prefix="noops/j/1/")
 FILE = ChildFile(name="a.png", content_type="image/png")
@@ -107,3 +110,32 @@ async def test_only_plain_files_of_the_folder_are_stored(
     with pytest.raises(TaskFailed):
         await uploads.put(folder, ChildFile(name=name))
     assert not store.begun
+
+
+def test_a_files_path_is_set_where_the_result_has_a_field_for_it() -> None:
+    output = ChildOutput(
+        result=TaskResult(noop=NoopTaskPublic()),
+        files=[ChildFile(name="a.png", field="result_path"), ChildFile(name="notes.txt")],
+    )
+    assert name_files(output, "noops/j/1/").noop.result_path == "noops/j/1/a.png"
+
+
+def test_files_of_a_list_are_named_in_their_places_whatever_order_they_come_in() -> None:
+    output = ChildOutput(
+        result=TaskResult(background_remove=BackgroundRemovalTaskPublic()),
+        files=[
+            ChildFile(name="2.png", field="result_image_paths", index=2),
+            ChildFile(name="0.png", field="result_image_paths", index=0),
+        ],
+    )
+    named = name_files(output, "backgrounds/j/1/").background_remove
+    assert list(named.result_image_paths) == ["backgrounds/j/1/0.png", "", "backgrounds/j/1/2.png"]
+
+
+def test_an_item_that_failed_at_the_end_of_a_list_keeps_its_place() -> None:
+    output = ChildOutput(
+        result=TaskResult(background_remove=BackgroundRemovalTaskPublic(result_image_paths=["", ""])),
+        files=[ChildFile(name="0.png", field="result_image_paths", index=0)],
+    )
+    named = name_files(output, "p/").background_remove
+    assert list(named.result_image_paths) == ["p/0.png", ""]
