@@ -6,15 +6,17 @@ import asyncio
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from atelier.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 
 from meshkit import auth
 from meshkit.server import MeshServer
-from meshkit.worker.host import DeviceWork, WorkerHost
+from meshkit.worker.host import DevicePool, DeviceWork, WorkerHost
 from meshkit.worker.pairs import Pair
 from services.inference.child import ChildSettings
 from services.inference.config import InferenceSettings
+from services.inference.providers import LOCAL, load_calls
 from services.inference.servicer import InferenceServicer
 from services.inference.tasktypes import load_handlers, parse_types
 
@@ -40,28 +42,20 @@ async def start(settings: InferenceSettings, stack: AsyncExitStack) -> Inference
         settings: Its settings.
         stack: Closed in reverse order at the end.
     """
-    work = _device_work(settings)
-    worker = WorkerHost.open(settings, work.queues, stack)
-    device = worker.run_device(work)
+    calls = load_calls(settings.worker_providers, settings.worker_calls)
+    device = _device_work(settings) if LOCAL in settings.worker_providers else None
+    queues = (*(() if device is None else device.queues), *(work.queue for work in calls))
+    worker = WorkerHost.open(settings, tuple(dict.fromkeys(queues)), stack)
+    for work in calls:
+        worker.run_calls(work)
     server = MeshServer(
         settings,
-        servicers=[
-            (
-                add_InferenceServiceServicer_to_server,
-                InferenceServicer(
-                    name=settings.name,
-                    queues=work.queues,
-                    pairs=tuple(work.handlers),
-                    device=device,
-                ),
-                _SERVICE,
-            )
-        ],
+        servicers=[] if device is None else [_direct(settings, device, worker.run_device(device))],
         verifier=auth.TokenVerifier.from_settings(settings),
     )
 
     async def set_health(healthy: bool) -> None:  # noqa: FBT001 -- the state itself
-        for name in ("", _SERVICE):
+        for name in ("", *([] if device is None else [_SERVICE])):
             await server.set_health(name, serving=healthy)
 
     async def stop() -> None:
@@ -72,6 +66,12 @@ async def start(settings: InferenceSettings, stack: AsyncExitStack) -> Inference
     await worker.start(set_health)
     stack.push_async_callback(stop)
     return InferenceRuntime(server.address)
+
+
+def _direct(settings: InferenceSettings, work: DeviceWork, pool: DevicePool) -> tuple[Any, InferenceServicer, str]:
+    """Return the service that runs tasks on the device without a queue."""
+    servicer = InferenceServicer(name=settings.name, queues=work.queues, pairs=tuple(work.handlers), device=pool)
+    return add_InferenceServiceServicer_to_server, servicer, _SERVICE
 
 
 def _device_work(settings: InferenceSettings) -> DeviceWork:

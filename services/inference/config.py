@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from meshkit.config import CommaSeparated
 from meshkit.worker.config import WorkerSettings
+from services.inference.providers import LOCAL, parse_providers
 from services.inference.tasktypes import parse_types
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +18,10 @@ class InferenceSettings(WorkerSettings):
     """The inference worker's settings."""
 
     worker_task_types: CommaSeparated = Field(default=(), description="Task types to execute; all but NOOP if empty.")
+    worker_providers: CommaSeparated = Field(
+        default=(LOCAL,), description="Providers to serve: LOCAL is the device, others are called."
+    )
+    worker_calls: int = Field(default=16, ge=1, le=1024, description="Calls to providers at once, for each queue.")
     model: str = Field(default="models/garments/weights", description="Default model: a folder or a hub name.")
     extra_models: CommaSeparated = Field(default=(), description="Models that tasks may name besides the default.")
     model_download: bool = Field(default=False, description="Whether a hub name may be downloaded.")
@@ -29,6 +34,11 @@ class InferenceSettings(WorkerSettings):
     def _known_types(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         parse_types(names)
         return names
+
+    @field_validator("worker_providers")
+    @classmethod
+    def _known_providers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return parse_providers(names)
 
     @property
     def default_model(self) -> str:

@@ -1,0 +1,62 @@
+"""The providers that a worker can call: one module each, one line each in `_MODULES`.
+
+A provider's module has a function `handlers()` that returns a `CallHandler` for each task type that the provider
+executes. Its queue, its types and its capabilities are declared in the contract (`meshkit.catalog.PROVIDERS`). LOCAL is
+not among them: it is the worker's own device, and the handlers of `tasktypes` do its work.
+
+Modules are imported when they are asked for, so that a worker of one provider does not pay for the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
+
+from atelier.tasks.v1.enums_pb2 import TaskType
+
+from meshkit.catalog import PROVIDERS
+from meshkit.worker.handlers import CallHandler
+from meshkit.worker.host import CallWork
+from meshkit.worker.pairs import Pair
+
+LOCAL = "LOCAL"
+
+Handlers = Callable[[], Mapping[TaskType.ValueType, CallHandler]]
+
+# Module, by the spelling of the provider.
+_MODULES: dict[str, str] = {}
+
+
+def parse_providers(names: Iterable[str]) -> tuple[str, ...]:
+    """Return providers by their documented names, LOCAL among them where the device is to work.
+
+    Raises:
+        ValueError: A name is no provider that this worker can call, or none is named.
+    """
+    known = {LOCAL, *_MODULES}
+    wanted = tuple(dict.fromkeys(name.strip().upper() for name in names))
+    if not wanted:
+        raise ValueError(f"name at least one provider; known are {', '.join(sorted(known))}")
+    if unknown := sorted(set(wanted) - known):
+        raise ValueError(f"unknown providers {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return wanted
+
+
+def load_calls(names: Iterable[str], slots: int) -> tuple[CallWork, ...]:
+    """Import the handlers of these providers, and group them by their queues.
+
+    Args:
+        names: Spellings of providers; LOCAL is passed over.
+        slots: Calls at once, for each queue.
+    """
+    queues: dict[str, dict[Pair, CallHandler]] = {}
+    for name in names:
+        if name == LOCAL:
+            continue
+        spec = PROVIDERS[name]
+        module = importlib.import_module(_MODULES[name])
+        handlers = cast("Handlers", module.handlers)()
+        pairs = {Pair(kind, spec.number): handler for kind, handler in handlers.items()}
+        queues.setdefault(spec.queue, {}).update(pairs)
+    return tuple(CallWork(queue, handlers, slots) for queue, handlers in queues.items())

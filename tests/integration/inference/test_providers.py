@@ -1,0 +1,60 @@
+"""A worker that calls providers, beside its device or without one."""
+
+import sys
+import types
+from collections.abc import Sequence
+
+import pytest
+from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_FAL_STANDARD, PROVIDER_TYPE_LOCAL, TASK_TYPE_NOOP
+from atelier.tasks.v1.noop_pb2 import CreateNoopTask, NoopTaskPublic
+from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
+from atelier.tasks.v1.worker_service_pb2 import JOB_KIND_TASK, ServedPair
+
+from meshkit.worker.handlers import InputRef, Output, TaskContext
+from services.inference import providers
+from tests.integration.inference.conftest import StartWorker
+from tests.integration.inference.desk import Desk
+
+
+class Handler:
+    def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
+        return ()
+
+    async def run(self, context: TaskContext) -> Output:
+        return Output(TaskResult(noop=NoopTaskPublic(payload=f"called: {context.spec.noop.payload}")), (), 0.0)
+
+
+@pytest.fixture(autouse=True)
+def provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("throwaway_provider")
+    module.handlers = lambda: {TASK_TYPE_NOOP: Handler()}  # type: ignore[attr-defined] # a module made here
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(providers._MODULES, "FAL_STANDARD", module.__name__)
+
+
+def pair(provider: int) -> ServedPair:
+    return ServedPair(task_type=TASK_TYPE_NOOP, provider_type=provider, job_kind=JOB_KIND_TASK)  # type: ignore[arg-type] # one of two numbers
+
+
+async def test_the_device_and_a_queue_of_calls_have_a_session_each(desk: Desk, start_worker: StartWorker) -> None:
+    await start_worker(worker_name="w", worker_providers="LOCAL,FAL_STANDARD", worker_slots=2, worker_calls=9)
+    await desk.until(lambda: len(desk.opened) == 2)
+    opened = {request.name: request for request in desk.opened}
+    assert list(opened["w"].pairs) == [pair(PROVIDER_TYPE_LOCAL)]
+    assert list(opened["w/fal"].pairs) == [pair(PROVIDER_TYPE_FAL_STANDARD)]
+    assert [(list(each.queues), each.slots) for each in (opened["w"], opened["w/fal"])] == [
+        (["inference"], 2),
+        (["fal"], 9),
+    ]
+
+
+async def test_a_worker_without_a_device_has_no_child(desk: Desk, start_worker: StartWorker) -> None:
+    worker = await start_worker(worker_providers="FAL_STANDARD")
+    spec = CreateTask(
+        origin_instance="test", provider_type=PROVIDER_TYPE_FAL_STANDARD, noop=CreateNoopTask(payload="hello")
+    )
+    job = desk.add(spec=spec)
+    await desk.until(lambda: desk.completions(job))
+    assert desk.completions(job)[0].result.noop.payload == "called: hello"
+    with pytest.raises(ValueError, match="not enough values"):
+        worker.child()
