@@ -61,7 +61,7 @@ check: setup ## The inner loop: format, lint, import contracts, types, unit test
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/lint-imports --no-cache --no-logo
-	@$(BIN)/mypy --no-error-summary $(filter-out gen,$(PACKAGES)) scripts tests
+	@$(BIN)/mypy --no-error-summary $(filter-out gen,$(PACKAGES)) scripts tests bench
 	@$(BIN)/python -m pytest -q tests/unit
 
 lint: setup ## All linters, contracts and the secret scan included.

@@ -1,14 +1,17 @@
-"""What every service of the mesh stands on, and no service itself.
+"""The library that every service of the mesh uses.
 
-Owns no table and no subject of its own: the outbox and the idempotency keys it describes live in the schema of the
-service that uses them. Imports no service, no model code, and nothing heavy before it is needed.
+Owns no table and no subject: the tables of the outbox and of idempotency keys belong to the schema of the service that
+uses them. Imports no service and no model code, and loads what is large only where it is used.
 
-- `errors` `status` `validation`: what may go wrong, how it crosses gRPC, what a request must hold
-- `config` `logging` `tracing` `metrics` `lifecycle` `loops`: a process and how it is watched
-- `auth` `jwks`: who calls and what they may do
-- `server` `channel` `client`: gRPC on both ends
-- `db` `migration` `revisions` `outbox` `idempotency`: PostgreSQL, the truth
-- `bus`: NATS, the news
-- `objects` `chunks` `images` `fetcher`: bytes that others sent, by one door each
-- `worker`: what a worker's supervisor and its child share
+- `errors` `status` `validation`: domain errors, their gRPC status, the rules of requests
+- `config` `logging` `tracing` `metrics` `lifecycle` `loops`: a process, its settings, logs and background work
+- `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for
+- `topology`: the one table of services
+- `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths
+- `server` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that travel together
+- `db` `pipeline` `migration` `outbox` `idempotency`: PostgreSQL, which holds all state
+- `bus` `publishing` `eventjson`: NATS, which only notifies
+- `objects` `chunks` `staging` `images` `fetcher`: files, and the checks of untrusted ones
+- `transcoding`: JSON over HTTP to gRPC and back
+- `worker`: what every worker uses
 """

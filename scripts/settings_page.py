@@ -85,7 +85,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if the page is not current")
     if parser.parse_args().check:
-        return 0 if PAGE.read_text(encoding="utf-8") == render() else 1
+        if PAGE.read_text(encoding="utf-8") == render():
+            return 0
+        sys.stderr.write("docs/settings.md is not current: run scripts/settings_page.py\n")
+        return 1
     PAGE.write_text(render(), encoding="utf-8")
     return 0
 

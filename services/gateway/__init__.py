@@ -3,4 +3,10 @@
 It owns the public surface: routes, JSON, the OpenAPI document, the first check of tokens, stored images and signed
 URLs. It calls whatever services the contracts bind to HTTP, holds no table and no subject, and knows no business rule:
 what a request means is decided by the service that answers it.
+
+Rooms:
+    A request passes `server` and `protocol` (HTTP), `app` (routes), `middleware` (identity, access log, limits),
+    `auth`, `bodies` (memory) and `staging` (its files). `endpoints` forwards it as an RPC, `streams` answers with
+    events. `storage`, `media` and `ranges` serve stored images, `docs` and `description` the API's page and document.
+    `contracts` finds the services in the descriptors, `asgi` holds small tools, `composition` builds the service.
 """

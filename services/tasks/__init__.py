@@ -1,4 +1,4 @@
-"""The tasks service: accepts tasks, schedules them, leases them to workers and keeps their story.
+"""The tasks service: accepts tasks, schedules them, leases them to workers and records their attempts.
 
 Owns:
     Schema `tasks` in PostgreSQL: `tasks`, `attempts`, `sessions`, `queues`, `queue_tenants`, `queue_lanes`, `task_ids`,
@@ -9,12 +9,15 @@ Owns:
     Objects below `generations/`, `editings/`, `refines/` and the other types' prefixes.
 Serves:
     `atelier.tasks.v1.TasksService` to callers, `atelier.tasks.v1.WorkerService` to workers, and
-    `atelier.tasks.v1.WebhookService` to callers and to services that have events to tell.
+    `atelier.tasks.v1.WebhookService` to callers and to services that hand in events.
 Calls:
     No other service; receivers of webhooks.
 
-Rooms: `domain` and `fairness` are pure; `store` is what the use cases need of a database and `postgres` the only SQL;
-`service` and `workers` are the use cases, `scheduler` gives work to polls; `servicer` and `worker_servicer` speak gRPC;
-`inputs` lets untrusted inputs in; `watch` follows one task; `loops` is what runs by itself; `webhooks` (pure),
-`sending` and `webhook_service` tell receivers; `__main__` wires.
+Rooms:
+    `api` serves callers, `scheduling` workers, `webhooks` receivers; `inputs` checks what callers send along. Each has
+    its own `service` and `servicer`.
+    `domain` is pure: states, transitions, what follows a lost attempt. `catalog` is what this installation serves.
+    `store` is what the use cases need of a database, and `postgres` the only SQL. `batching` lets calls that arrive
+    together share a transaction. `convert`, `events` and `errors` are between domain and wire. `notifier` tells other
+    processes by core NATS. `loops` is the background work. `composition` builds the service.
 """
