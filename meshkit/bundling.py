@@ -1,14 +1,13 @@
-"""Makes short calls that begin at the same time travel together, by `BundleService`.
+"""Short calls that begin at the same time travel together, by `BundleService`.
 
 A gRPC call costs a Python client about 100 us and a server about 200 us of processor, however little it says; as a
-member of a bundle it costs a third of that. A call that is alone goes by itself at once and waits for nobody; others
-wait until as many are there as were lately under way, and a few milliseconds at most.
+member of a bundle it costs a third of that. A call that is alone goes by itself at once. Others wait until as many wait
+as were lately under way, and a few milliseconds at most.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from atelier.mesh.v1.bundle_service_pb2 import BundledOutcome, CarryRequest, Car
 
 from meshkit.errors import ErrorKind, MeshError, unavailable
 from meshkit.logging import get_logger
-from meshkit.loops import cancel
+from meshkit.microbatch import BUNDLE_LINGER, MicroBatcher
 from meshkit.status import from_status
 
 _log = get_logger(__name__)
@@ -26,8 +25,7 @@ PATH = "/atelier.mesh.v1.BundleService/Carry"
 # A call of more bytes gains little, and would hold up the others.
 _MAX_BYTES = 64 * 1024
 _MAX_CALLS = 32
-_GATHER_SECONDS = 0.006
-# For so long after a bundle a call that is alone waits for company: those who made the last ones are about to go on.
+# For so long after a bundle a call that is alone waits for others: the callers of the last ones are about to go on.
 _WARM_SECONDS = 0.05
 # A server of an earlier release does not know bundles; it may have been replaced by then.
 _UNKNOWN_SECONDS = 60.0
@@ -66,7 +64,7 @@ class Bundler:
 
     Args:
         open_call: Sends a bundle, with a deadline in seconds and metadata; its outcomes, or `MeshError`.
-        gather_seconds: How long the first call of a bundle waits for others at most.
+        linger: How long the first call of a bundle waits for others at most.
         clock: Monotonic seconds.
     """
 
@@ -74,19 +72,23 @@ class Bundler:
         self,
         open_call: Open,
         *,
-        gather_seconds: float = _GATHER_SECONDS,
+        linger: float = BUNDLE_LINGER,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open = open_call
-        self._gather = gather_seconds
         self._clock = clock
-        self._waiting: list[_PendingCall] = []
-        self._timer: asyncio.Handle | None = None
-        # How many were under way at once lately. Who has its answer is about to call again: so many are worth to wait
-        # for, and nobody else.
+        self._calls: MicroBatcher[_PendingCall] = MicroBatcher(
+            self._carry,
+            name="bundles",
+            linger=linger,
+            max_items=_MAX_CALLS,
+            more=lambda waiting, _: waiting < self._expected,
+            at_once=None,
+            clock=clock,
+        )
+        # How many calls were under way at once lately. Whoever got an answer is about to call again: for so many a
+        # bundle waits, and for no more.
         self._expected = 2
-        self._complete = False
-        self._running: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._warm_until = 0.0
         self._unknown_until = 0.0
@@ -95,7 +97,7 @@ class Bundler:
         """Note that a call begins which might be bundled; `leave` has to follow.
 
         Returns:
-            Whether there is company for it.
+            Whether other calls are under way, or were a moment ago.
         """
         self._under_way += 1
         self._expected = max(self._expected, self._under_way)
@@ -107,7 +109,7 @@ class Bundler:
         self._under_way -= 1
 
     async def send(self, path: str, request: bytes, metadata: Pairs, timeout_seconds: float) -> BundledAnswer:
-        """Make a call in company.
+        """Make a call as a member of a bundle.
 
         Args:
             path: `/package.Service/Method`.
@@ -116,7 +118,7 @@ class Bundler:
             timeout_seconds: Its deadline.
 
         Raises:
-            NotCarriedError: Nothing was sent of it; large ones and those with binary metadata are never carried.
+            NotBundledError: Nothing was sent of it; large ones and those with binary metadata are never carried.
             MeshError: What the server answered; `DEADLINE`.
         """
         if len(request) > _MAX_BYTES:
@@ -127,13 +129,7 @@ class Bundler:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[BundledAnswer] = loop.create_future()
         until = self._clock() + timeout_seconds
-        self._waiting.append(_PendingCall(path, request, metadata, until, answer))
-        if len(self._waiting) >= _MAX_CALLS:
-            self._flush()
-        elif len(self._waiting) >= self._expected and not self._complete:
-            self._flush_soon(loop)
-        elif self._timer is None:
-            self._timer = loop.call_later(self._gather, self._flush, context=contextvars.Context())
+        self._calls.put(_PendingCall(path, request, metadata, until, answer))
         # A fifth of what `asyncio.timeout` costs; the answer is awaited here alone.
         deadline = loop.call_later(timeout_seconds, _expire, answer)
         try:
@@ -143,50 +139,28 @@ class Bundler:
 
     async def close(self) -> None:
         """Give up what is on its way; whoever waits for it is told that the service is away."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        waiting, self._waiting = self._waiting, []
-        _refuse(waiting, unavailable("The channel is closed"))
-        await cancel(self._running)
+        _refuse(await self._calls.close(), unavailable("The channel is closed"))
 
-    def _flush_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Whoever is ready to run now may join.
-        self._complete = True
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_soon(self._flush, context=contextvars.Context())
-
-    def _flush(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._complete = False
-        calls, self._waiting = [one for one in self._waiting if not one.answer.done()], []
+    async def _carry(self, gathered: list[_PendingCall]) -> None:
+        calls = [one for one in gathered if not one.answer.done()]
         self._expected = max(2, self._under_way, self._expected // 2)
         if len(calls) < 2:
             _refuse(calls, NotBundledError())
             return
         self._warm_until = self._clock() + _WARM_SECONDS
-        # In a context of its own: a bundle belongs to no single caller, so it must not bear the trace of one.
-        task = asyncio.get_running_loop().create_task(self._carry(calls), context=contextvars.Context())
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-    async def _carry(self, calls: list[_PendingCall]) -> None:
         request = _bundle(calls)
         timeout = max(0.0, max(one.until for one in calls) - self._clock())
         # Any token of the bundle's callers opens it; each call is judged by its own.
         token = tuple(pair for pair in calls[0].metadata if pair[0] == "authorization")
-        heard = False
+        answered = False
         try:
             async for response in self._open(request, timeout, token):
-                heard = True
+                answered = True
                 for outcome in response.outcomes:
                     _settle(calls[outcome.index].answer, outcome)
             _refuse(calls, unavailable("The service did not answer"))
         except MeshError as error:
-            if heard or error.kind not in _REFUSALS:
+            if answered or error.kind not in _REFUSALS:
                 _refuse(calls, error)
                 return
             if error.kind is ErrorKind.UNIMPLEMENTED:

@@ -233,7 +233,7 @@ class Bus:
         subjects: Sequence[str],
         handler: BatchHandler,
         *,
-        gather_seconds: float = 0.0,
+        linger: float = 0.0,
         on_made: Callable[[], None] | None = None,
     ) -> asyncio.Task[None]:
         """Consumes events durably as `consume` does, as many at once as there are.
@@ -244,13 +244,13 @@ class Bus:
             durable: Name of the consumer, which keeps the place; processes of one name share the events.
             subjects: Subjects to consume.
             handler: Called for one batch after the other.
-            gather_seconds: Wait between two batches, for news that is not urgent: larger batches cost less.
+            linger: Seconds between two batches, for events that are not urgent: larger batches cost less.
             on_made: Called when the consumer has been made, also again after it was lost: events of before may be gone.
         """
 
         async def together(messages: Sequence[Msg]) -> None:
             await _handle_together(messages, handler)
-            await asyncio.sleep(gather_seconds)
+            await asyncio.sleep(linger)
 
         return self._start_consumer(_Consumer(durable, list(subjects), together, on_made))
 

@@ -1,17 +1,12 @@
 """Completions on their way to the service: those that are ready together travel in one RPC.
 
-One that is alone waits for nobody. Where the worker holds more attempts, a completion waits a moment for the next ones,
-and what becomes ready during a call gathers for the next: a call and its commit cost the service nearly as much for one
-as for ten.
+One that is alone goes at once. Where the worker holds more attempts, a completion lingers for theirs, and what becomes
+ready during a call gathers for the next: a call and its commit cost the service nearly as much for one as for ten.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
 
 from atelier.tasks.v1.worker_service_pb2 import (
     COMPLETION_VERDICT_LOST,
@@ -24,25 +19,21 @@ from atelier.tasks.v1.worker_service_pb2 import (
 )
 
 from meshkit.errors import ErrorKind, MeshError, conflict, unavailable
+from meshkit.microbatch import COMPLETION_LINGER, GroupCall
 
 _MAX_MEMBERS = 256  # bound of CompleteManyRequest.completions
-_GATHER_SECONDS = 0.004
 _MAX_BYTES = 1 << 20  # small results share a call; a large one does not hold up others
 
-
-class _PendingCompletion(NamedTuple):
-    session_id: str
-    completion: Completion
-    ended: asyncio.Future[None]
+_Member = tuple[str, Completion]  # with its session
 
 
 class Completions:
-    """Sends completions, gathered.
+    """Sends completions, in groups of one session.
 
     Args:
         call: Makes the RPC.
         held: How many attempts the worker holds, those that wait here among them.
-        sleep: Waits so many seconds.
+        linger: How long a completion waits for those of the other attempts.
     """
 
     def __init__(
@@ -50,13 +41,17 @@ class Completions:
         call: Callable[[CompleteManyRequest], Awaitable[CompleteManyResponse]],
         *,
         held: Callable[[], int],
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        linger: float = COMPLETION_LINGER,
     ) -> None:
         self._call = call
-        self._held = held
-        self._sleep = sleep
-        self._waiting: deque[_PendingCompletion] = deque()
-        self._sender: asyncio.Task[None] | None = None
+        self._groups: GroupCall[_Member, None] = GroupCall(
+            self._complete,
+            name="completions",
+            linger=linger,
+            max_items=_MAX_MEMBERS,
+            max_bytes=_MAX_BYTES,
+            more=lambda waiting, _: held() > waiting,
+        )
 
     async def send(self, session_id: str, completion: Completion) -> None:
         """Send a completion; returns once its task has the result.
@@ -65,80 +60,29 @@ class Completions:
             MeshError: CONFLICT where the attempt is not the session's any more, INVALID where the result will never be
                 taken, any other where it is not decided.
         """
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_PendingCompletion(session_id, completion, ended))
-        if self._sender is None or self._sender.done():
-            # In a context of its own: the call belongs to no single attempt, so it must not bear the trace of one.
-            self._sender = asyncio.get_running_loop().create_task(
-                self._send_all(), name="completions", context=contextvars.Context()
-            )
-        await ended
+        await self._groups.submit((session_id, completion), key=session_id, size=completion.ByteSize())
 
     async def close(self) -> None:
-        """Give up what is on its way; whoever waits for it is cancelled."""
-        if self._sender is not None:
-            self._sender.cancel()
-            await asyncio.gather(self._sender, return_exceptions=True)
-        while self._waiting:
-            self._waiting.popleft().ended.cancel()
+        """Stop sending; whoever waits for it is cancelled."""
+        await self._groups.close()
 
-    async def _send_all(self) -> None:
-        while self._waiting:
-            if self._held() > len(self._waiting):
-                await self._sleep(_GATHER_SECONDS)
-            members = self._gather()
-            try:
-                await self._send_group(members)
-            except Exception as error:  # nobody else would tell those who wait
-                for member in members:
-                    _refuse(member, error)
-            except asyncio.CancelledError:
-                for member in members:
-                    member.ended.cancel()
-                raise
-
-    def _gather(self) -> list[_PendingCompletion]:
-        """Return the next members of one session, in the order they came."""
-        session_id, size = self._waiting[0].session_id, 0
-        members: list[_PendingCompletion] = []
-        while self._waiting and self._waiting[0].session_id == session_id and len(members) < _MAX_MEMBERS:
-            size += self._waiting[0].completion.ByteSize()
-            if members and size > _MAX_BYTES:
-                break
-            members.append(self._waiting.popleft())
-        return members
-
-    async def _send_group(self, members: list[_PendingCompletion]) -> None:
-        request = CompleteManyRequest(
-            session_id=members[0].session_id, completions=[member.completion for member in members]
-        )
+    async def _complete(self, members: Sequence[_Member]) -> list[Exception | None]:
+        request = CompleteManyRequest(session_id=members[0][0], completions=[completion for _, completion in members])
         try:
             outcomes = (await self._call(request)).outcomes
         except MeshError as error:
             if error.kind is ErrorKind.INVALID and len(members) > 1:
-                # The contract judges a request as a whole: each shows by itself whether it is the one.
-                for member in members:
-                    await self._send_group([member])
-                return
-            for member in members:
-                _refuse(member, error)
-            return
-        for member, outcome in zip(members, outcomes, strict=True):
-            _settle(member, outcome)
+                # The contract judges a request as a whole: sent by itself, each shows whether it is the one.
+                return [answer for member in members for answer in await self._complete([member])]
+            return [error] * len(members)
+        return [_error(outcome) for outcome in outcomes]
 
 
-def _settle(member: _PendingCompletion, outcome: CompletionOutcome) -> None:
+def _error(outcome: CompletionOutcome) -> MeshError | None:
     if outcome.verdict == COMPLETION_VERDICT_TAKEN:
-        if not member.ended.done():
-            member.ended.set_result(None)
-    elif outcome.verdict == COMPLETION_VERDICT_LOST:
-        _refuse(member, conflict(outcome.message, reason="LEASE_LOST"))
-    elif outcome.verdict == COMPLETION_VERDICT_REFUSED:
-        _refuse(member, MeshError(ErrorKind.INVALID, outcome.message))
-    else:
-        _refuse(member, unavailable(outcome.message or "The completion was not decided."))
-
-
-def _refuse(member: _PendingCompletion, error: Exception) -> None:
-    if not member.ended.done():
-        member.ended.set_exception(error)
+        return None
+    if outcome.verdict == COMPLETION_VERDICT_LOST:
+        return conflict(outcome.message, reason="LEASE_LOST")
+    if outcome.verdict == COMPLETION_VERDICT_REFUSED:
+        return MeshError(ErrorKind.INVALID, outcome.message)
+    return unavailable(outcome.message or "The completion was not decided.")

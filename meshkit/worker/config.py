@@ -11,6 +11,7 @@ import psutil
 from pydantic import Field, SecretStr
 
 from meshkit.config import CommaSeparated, MeshSettings
+from meshkit.microbatch import DEVICE_BATCH_LINGER
 from meshkit.topology import TASKS
 from meshkit.worker.supervisor import ChildLimits
 
@@ -32,7 +33,9 @@ class WorkerSettings(MeshSettings):
         default=None, ge=0, description="Attempts held beyond the slots; as many if unset."
     )
     worker_max_batch: int = Field(default=4, ge=1, le=64, description="Most attempts in one batch.")
-    worker_batch_wait_ms: float = Field(default=5.0, ge=0, le=1000, description="How long a batch waits to fill.")
+    worker_batch_wait_ms: float = Field(
+        default=1000 * DEVICE_BATCH_LINGER, ge=0, le=1000, description="How long a batch waits to fill."
+    )
     child_memory_bytes: int = Field(
         default=0, ge=0, description="Memory at which the child is killed; 0 for four fifths."
     )

@@ -17,8 +17,8 @@ from atelier.inference.v1.child_pb2 import ChildDone, ChildProgress
 from atelier.tasks.v1.worker_service_pb2 import WarmState
 
 from meshkit.errors import exhausted, unavailable
+from meshkit.microbatch import DEVICE_BATCH_LINGER, Groups
 from meshkit.worker import metrics
-from meshkit.worker.batch_queue import BatchQueue
 from meshkit.worker.runner import Job, Withdrawn
 from meshkit.worker.supervisor import ChildLost, ChildSupervisor
 
@@ -41,14 +41,14 @@ class DeviceRunner:
         *,
         slots: int,
         max_batch: int = 1,
-        batch_wait_seconds: float = 0.005,
+        batch_wait_seconds: float = DEVICE_BATCH_LINGER,
         room: asyncio.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._supervisor = supervisor
         self._slots = slots
         self._free = slots
-        self._batcher: BatchQueue[Job] = BatchQueue(max_batch, batch_wait_seconds)
+        self._waiting: Groups[Job] = Groups(linger=batch_wait_seconds, max_items=max_batch)
         self._room = room
         self._clock = clock
         self._numbers = itertools.count(1)
@@ -67,7 +67,7 @@ class DeviceRunner:
     @property
     def waiting(self) -> int:
         """Jobs that wait for a slot."""
-        return len(self._batcher)
+        return len(self._waiting)
 
     @property
     def ready(self) -> bool:
@@ -102,7 +102,7 @@ class DeviceRunner:
     async def execute(self, job: Job, *, expected_peers: bool = True) -> ChildDone:
         """Run a job once a slot is free; see `Runner.execute`."""
         self._number(job)
-        self._batcher.add(job, job.waits_since, expected_peers=expected_peers)
+        self._waiting.add(job, job.waits_since, key=job.batch_key, more=expected_peers)
         self.pump()
         return await job.ended
 
@@ -115,7 +115,7 @@ class DeviceRunner:
         """
         if not self._supervisor.healthy:
             raise unavailable("The worker cannot execute tasks at the moment.", reason="CHILD_UNHEALTHY")
-        if self._free <= 0 or len(self._batcher):
+        if self._free <= 0 or len(self._waiting):
             raise exhausted("Every slot of this worker is taken.", reason="NO_FREE_SLOT")
         self._free -= 1
         try:
@@ -155,17 +155,17 @@ class DeviceRunner:
         job.withdrawn = True
         if job.started:
             self._supervisor.cancel(job.payload.number)
-        elif self._batcher.remove(job):
+        elif self._waiting.remove(job):
             job.ended.set_exception(Withdrawn())
             self._room.set()
 
     def pump(self) -> None:
         """Start what can start; called when a job, a slot or a child has come."""
-        while self._free > 0 and len(self._batcher) and self._supervisor.ready:
+        while self._free > 0 and len(self._waiting) and self._supervisor.ready:
             now = self._clock()
-            batch = self._batcher.take(now)
+            batch = self._waiting.take(now)
             if not batch:
-                self._wake_at(self._batcher.ripe_at(), now)
+                self._wake_at(self._waiting.ready_at(), now)
                 return
             self._free -= 1
             for job in batch:
@@ -198,7 +198,7 @@ class DeviceRunner:
                 elif not job.ended.done():
                     job.ended.set_exception(error)
             if again:
-                self._batcher.put_back(again, self._clock())
+                self._waiting.put_back(again, self._clock())
         self._free += 1
         self._room.set()
         self.pump()

@@ -57,7 +57,7 @@ class AttemptEnds:
         self._calls = calls
         self._held = held
         self._pauses = pauses
-        self._completions = Completions(self._complete_many, held=lambda: len(held), sleep=pauses.sleep)
+        self._completions = Completions(self._complete_many, held=lambda: len(held))
 
     async def close(self) -> None:
         """Give up completions on their way."""

@@ -10,9 +10,10 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from meshkit.microbatch import POLL_LINGER
+
 _MANY = 8
 _BUSY_SECONDS = 0.02
-_GATHER_SECONDS = 0.015
 _TURNOVER_SECONDS = 0.008
 
 
@@ -29,7 +30,7 @@ def pause(given: int, wanted: int, took_seconds: float) -> float:
         # tasks are over in a moment.
         return _TURNOVER_SECONDS
     if given >= _MANY or (0 < given < wanted and took_seconds < _BUSY_SECONDS):
-        return _GATHER_SECONDS  # work keeps coming
+        return POLL_LINGER  # work keeps coming
     return 0.0
 
 

@@ -16,6 +16,7 @@ from meshkit.db import Database
 from meshkit.fetcher import Fetcher
 from meshkit.loops import Loops, coalesced
 from meshkit.metrics import serve_metrics
+from meshkit.microbatch import TASKS_RELAY_LINGER
 from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
 from meshkit.server import MeshServer
@@ -40,9 +41,6 @@ from services.tasks.scheduling.servicer import WorkerServicer
 from services.tasks.webhooks.sender import Sender
 from services.tasks.webhooks.service import WebhooksService
 from services.tasks.webhooks.servicer import WebhookServicer
-
-# Events of commits that follow each other closely are published together: a run of the relay costs three transactions.
-RELAY_DELAY_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     policy = RetryPolicy(settings.max_retries, settings.retry_base_seconds)
     relay = Relay(database, bus)
     stack.push_async_callback(relay.close)
-    wake_relay = coalesced(relay.wake, RELAY_DELAY_SECONDS)
+    wake_relay = coalesced(relay.wake, TASKS_RELAY_LINGER)
     scheduler = Scheduler(store, costs=catalog.costs, weights=settings.tenant_weights, on_events=wake_relay)
     watchers = TaskWatchers(store, bus)
     notifier = Notifier(

@@ -16,6 +16,7 @@ from meshkit.db import Database
 from meshkit.fetcher import Fetcher
 from meshkit.loops import Loops, coalesced
 from meshkit.metrics import serve_metrics
+from meshkit.microbatch import TASK_EVENT_LINGER, WORKFLOWS_RELAY_LINGER
 from meshkit.outbox import Relay
 from meshkit.server import MeshServer
 from meshkit.topology import WORKFLOWS
@@ -32,10 +33,6 @@ from services.workflows.task_events import TaskEventConsumer
 DURABLE = "workflows-task-ends"
 # Replicas share the notices.
 QUEUE = "workflows"
-# Events of commits that follow each other closely are published together; nobody's next step waits for them.
-RELAY_DELAY_SECONDS = 0.05
-# Nearly all of it was heard by notices before, so that it need not be quick.
-EVENTS_GATHER_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
         store,
         tasks,
         clock=_now,
-        on_commit=coalesced(relay.wake, RELAY_DELAY_SECONDS),
+        on_commit=coalesced(relay.wake, WORKFLOWS_RELAY_LINGER),
         concurrency=settings.dispatch_concurrency,
         abandon_seconds=settings.abandon_seconds,
     )
@@ -91,7 +88,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
             DURABLE,
             TASK_ENDED,
             hearing.batch,
-            gather_seconds=EVENTS_GATHER_SECONDS,
+            linger=TASK_EVENT_LINGER,
             on_made=executor.trust_news,
         )
         stack.callback(consumer.cancel)

@@ -1,8 +1,8 @@
-"""Hears how tasks ended: at once by core NATS, for certain by JetStream, and by asking where news holds no task.
+"""Consumes ends of tasks: at once by core NATS, for certain by JetStream, and by asking where an event holds no task.
 
-All ends that arrive while others are being decided upon are decided upon together, whatever their workflows: a
-transaction costs nearly the same for one as for many. Who hears an end twice decides nothing twice: a step keeps the
-version of its task that was last heard of.
+Ends that arrive while others are decided are decided together, whatever their workflows: a transaction costs nearly the
+same for one as for many. An end that comes twice is decided once: a step keeps the last version of its task that was
+processed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from uuid import UUID
 
 from atelier.events.v1 import events_pb2
@@ -22,7 +22,7 @@ from meshkit.bus import BusMessage
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import MeshError
 from meshkit.logging import get_logger
-from meshkit.loops import cancel
+from meshkit.microbatch import TASK_END_LINGER, MicroBatcher
 from meshkit.outbox import TENANT_HEADER, VERSION_HEADER
 from services.workflows.domain import StepRecord
 from services.workflows.store import WorkflowStore
@@ -35,7 +35,6 @@ Ask = Callable[[StepRecord, str], Awaitable[None]]
 _GROUP = 32
 # Below the number of connections: callers' requests must find one.
 _GROUPS_AT_ONCE = 4
-GATHER_SECONDS = 0.008
 PATIENCE_SECONDS = 0.25
 
 _SIZES = metrics.histogram(
@@ -50,16 +49,18 @@ class _PendingEnd:
 
 
 class TaskEventConsumer:
-    """The ears of the service.
+    """Hands ends of tasks to the workflows that wait for them.
+
+    Ends of one workflow wait for each other: while a group decides upon the workflow, and so holds its lock, later ends
+    gather for the group after. A workflow is in one group at most.
 
     Args:
         store: The database.
         tell: Decides upon workflows of which these tasks ended; the outcome of each, an exception where it failed.
         ask: Asks for a step's task, in the name of its tenant, and decides upon its workflow where it ended.
-        gather_seconds: Wait before a group that follows another of several workflows: what that one began is about
-            to end. An end that comes alone waits for nobody.
-        patience_seconds: How long the next group waits for one that waits for a lock itself. Groups that are decided
-            upon beside each other are smaller ones.
+        linger: Wait before a group that follows another of several workflows.
+        patience_seconds: How long the next group waits for one that waits for a lock itself, before it sets out beside
+            it: groups beside each other are smaller ones.
     """
 
     def __init__(
@@ -68,26 +69,29 @@ class TaskEventConsumer:
         tell: Tell,
         ask: Ask,
         *,
-        gather_seconds: float = GATHER_SECONDS,
+        linger: float = TASK_END_LINGER,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._store = store
         self._tell = tell
         self._ask = ask
-        self._gather_seconds = gather_seconds
-        self._patience_seconds = patience_seconds
-        # Who waited longest comes first.
+        self._groups: MicroBatcher[UUID] = MicroBatcher(
+            self._decide,
+            name="task-ends",
+            linger=linger,
+            max_items=_GROUP,
+            at_once=_GROUPS_AT_ONCE,
+            patience=patience_seconds,
+        )
+        # By workflow. One that has an entry in either waits in the groups or is being decided upon.
         self._waiting: dict[UUID, list[_PendingEnd]] = {}
         self._deciding: dict[UUID, list[_PendingEnd]] = {}
-        self._groups: set[asyncio.Task[None]] = set()
-        self._running: asyncio.Task[None] | None = None
         self._closed = False
 
     async def close(self) -> None:
         """End what is under way; JetStream tells again what was not acknowledged."""
         self._closed = True
-        await cancel(self._groups if self._running is None else {self._running, *self._groups})
-        # Those of a group that was ended before it began are among them.
+        await self._groups.close()
         for one in chain.from_iterable([*self._waiting.values(), *self._deciding.values()]):
             one.told.cancel()
         self._waiting.clear()
@@ -128,33 +132,20 @@ class TaskEventConsumer:
         if self._closed:
             told.cancel()
             return told
-        self._waiting.setdefault(UUID(task.workflow_id), []).append(_PendingEnd(task, told))
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._decide_all())
+        workflow_id, end = UUID(task.workflow_id), _PendingEnd(task, told)
+        waiting = self._waiting.get(workflow_id)
+        if waiting is not None:
+            waiting.append(end)
+            return told
+        self._waiting[workflow_id] = [end]
+        if workflow_id not in self._deciding:
+            self._groups.put(workflow_id)
         return told
 
-    async def _decide_all(self) -> None:
-        """Decides upon one group after the other until nothing waits."""
-        busy = False
-        while self._waiting:
-            # Whoever is ready to run now may join.
-            await asyncio.sleep(self._gather_seconds if busy else 0)
-            group = self._take()
-            if group:
-                _SIZES.observe(len(group))
-                self._groups.add(asyncio.create_task(self._decide(group)))
-            busy = len(group) > 1
-            patience = self._patience_seconds if len(self._groups) < _GROUPS_AT_ONCE else None
-            _, self._groups = await asyncio.wait(self._groups, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-
-    def _take(self) -> dict[UUID, list[_PendingEnd]]:
-        """Return the next group: of a workflow that another one holds nothing, it would wait for its lock."""
-        free = (ident for ident in self._waiting if ident not in self._deciding)
-        group = {ident: self._waiting.pop(ident) for ident in list(islice(free, _GROUP))}
+    async def _decide(self, workflow_ids: Sequence[UUID]) -> None:
+        _SIZES.observe(len(workflow_ids))
+        group = {ident: self._waiting.pop(ident) for ident in workflow_ids}
         self._deciding |= group
-        return group
-
-    async def _decide(self, group: Mapping[UUID, Sequence[_PendingEnd]]) -> None:
         outcomes: Mapping[UUID, object]
         try:
             outcomes = await self._tell({ident: [one.task for one in taken] for ident, taken in group.items()})
@@ -167,6 +158,8 @@ class TaskEventConsumer:
         finally:
             for ident in group:
                 del self._deciding[ident]
+                if ident in self._waiting and not self._closed:
+                    self._groups.put(ident)
         for ident, taken in group.items():
             _settle(taken, outcomes[ident])
 

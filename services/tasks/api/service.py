@@ -19,15 +19,16 @@ from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.idempotency import IdempotencyKey
 from meshkit.logging import get_logger
+from meshkit.microbatch import COMMIT_LINGER, GroupCall
 from meshkit.objects import ObjectStore
 from services.tasks.api import updates
 from services.tasks.api.creation import TENANT_PATH, TaskPreparer
-from services.tasks.batching import Batcher
 from services.tasks.catalog import Catalog, prefix_of
 from services.tasks.convert import write_task
 from services.tasks.domain import AttemptRecord, AttemptRef, TaskRecord, TaskStatus
 from services.tasks.errors import executing, identifier_used, illegal_transition, task_not_found
 from services.tasks.inputs.validator import AcceptedInput, InputValidator
+from services.tasks.metrics import COMMIT_MEMBERS
 from services.tasks.notifier import Notifier
 from services.tasks.store import Created, Creation, TaskFilter, TaskStore
 
@@ -35,6 +36,7 @@ _log = get_logger(__name__)
 
 _CREATED = metrics.counter("tasks_created", "Tasks accepted", ("queue", "task_type"))
 _ENDED = metrics.counter("tasks_ended", "Tasks that ended", ("task_type", "outcome"))
+_commit_members = COMMIT_MEMBERS.labels("create")
 
 
 @cache
@@ -74,11 +76,11 @@ class TasksService:
         self._inputs = inputs
         self._objects = objects
         self._news = news
-        self._creates: Batcher[Creation, Created] = Batcher("create", self._commit)
+        self._creates: GroupCall[Creation, Created] = GroupCall(self._commit, name="creates", linger=COMMIT_LINGER)
 
     async def close(self) -> None:
         """Wait for creates that are being committed."""
-        await self._creates.close()
+        await self._creates.finish()
 
     async def create(
         self, request: tasks_service_pb2.CreateTaskRequest, caller: Caller, key: IdempotencyKey | None
@@ -311,6 +313,7 @@ class TasksService:
 
     async def _commit(self, creations: Sequence[Creation]) -> list[Created | Exception]:
         """Commit creates that arrived together; what cannot go with the others goes alone."""
+        _commit_members.observe(len(creations))
         together, alone = _divide(creations)
         results: dict[int, Created | Exception] = {}
         if together:

@@ -14,11 +14,12 @@ from meshkit import metrics
 from meshkit.auth import Principal
 from meshkit.errors import MeshError, forbidden, invalid, unavailable
 from meshkit.logging import get_logger
-from services.tasks.batching import Batcher
+from meshkit.microbatch import COMMIT_LINGER, GroupCall
 from services.tasks.catalog import QUEUES
 from services.tasks.convert import from_ref
 from services.tasks.domain import AttemptRef, ErrorCategory, RetryPolicy, SessionRecord, TaskRecord, TaskStatus
 from services.tasks.errors import lease_lost, session_not_found
+from services.tasks.metrics import COMMIT_MEMBERS
 from services.tasks.notifier import Notifier
 from services.tasks.scheduling import result_paths as results
 from services.tasks.scheduling.progress import ProgressRelay
@@ -37,6 +38,7 @@ _RUN_SECONDS = metrics.histogram(
 # Each combination of labels is looked up once: the look-up costs more than the counting.
 _ended = cache(_ENDED.labels)
 _run_seconds = cache(_RUN_SECONDS.labels)
+_commit_members = COMMIT_MEMBERS.labels("complete")
 
 
 class WorkerSessions:
@@ -78,12 +80,14 @@ class WorkerSessions:
         self._max_wait = max_wait_seconds
         self._known: OrderedDict[UUID, SessionRecord] = OrderedDict()
         self._returning: set[asyncio.Task[None]] = set()
-        self._completions: Batcher[CompletedAttempt, AttemptEnd] = Batcher("complete", self._commit)
+        self._completions: GroupCall[CompletedAttempt, AttemptEnd] = GroupCall(
+            self._commit, name="completions", linger=COMMIT_LINGER
+        )
 
     async def close(self) -> None:
         """Wait for completions and returned leases that are being committed."""
         await asyncio.gather(*self._returning, return_exceptions=True)
-        await self._completions.close()
+        await self._completions.finish()
 
     async def open(
         self,
@@ -328,6 +332,7 @@ class WorkerSessions:
             self.returned(await self._store.give_back_missing(session_id, self._acknowledge, self._ttl, self._policy))
 
     async def _commit(self, completions: Sequence[CompletedAttempt]) -> Sequence[AttemptEnd | Exception]:
+        _commit_members.observe(len(completions))
         try:
             ended: Sequence[AttemptEnd | Exception] = await self._store.complete_many(completions, self._weights)
         except Exception as error:

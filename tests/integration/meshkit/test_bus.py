@@ -83,7 +83,7 @@ async def test_batches_are_acknowledged_whole_and_come_again_whole(bus: Bus) -> 
 
     for payload in (b"1", b"2"):
         await bus.publish(name, payload)
-    await bus.consume_batches("batches", [name], take, gather_seconds=0.01, on_made=lambda: made.append("made"))
+    await bus.consume_batches("batches", [name], take, linger=0.01, on_made=lambda: made.append("made"))
     async with asyncio.timeout(20):
         while not batches:  # noqa: ASYNC110 -- the bus drives it
             await asyncio.sleep(0.01)

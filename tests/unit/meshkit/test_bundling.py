@@ -52,7 +52,7 @@ def _calls(bundler: Bundler, count: int) -> list[asyncio.Task[bytes]]:
 
 async def test_as_many_as_came_lately_wait_for_nobody() -> None:
     server = Server()
-    bundler = Bundler(server.carry, gather_seconds=NEVER)
+    bundler = Bundler(server.carry, linger=NEVER)
     calls = _calls(bundler, 5)
     await _turns()
     assert server.bundles == [5], "those who are ready in the same moment join"
@@ -70,7 +70,7 @@ async def test_as_many_as_came_lately_wait_for_nobody() -> None:
 
 async def test_calls_wait_for_those_whose_answer_is_on_its_way() -> None:
     server = Server()
-    bundler = Bundler(server.carry, gather_seconds=NEVER)
+    bundler = Bundler(server.carry, linger=NEVER)
     first = _calls(bundler, 4)
     await _turns()
     second = _calls(bundler, 4)
@@ -87,7 +87,7 @@ async def test_calls_wait_for_those_whose_answer_is_on_its_way() -> None:
 
 async def test_nobody_waits_longer_than_for_the_time_to_gather() -> None:
     server = Server()
-    bundler = Bundler(server.carry, gather_seconds=0.001)
+    bundler = Bundler(server.carry, linger=0.001)
     first = _calls(bundler, 4)
     await _turns()
     second = _calls(bundler, 2)  # the first are still under way, and stay so

@@ -21,6 +21,8 @@ from meshkit import tracing
 from meshkit.errors import ErrorKind, MeshError, unavailable
 from meshkit.worker.completions import Completions
 
+NEVER = 3600.0
+
 
 class Service:
     """Answers calls once it is let go; remembers who came together."""
@@ -62,16 +64,10 @@ def service() -> Service:
 
 
 class Worker:
-    """How many attempts a worker holds; its sleeps last until they are let go."""
+    """How many attempts a worker holds."""
 
     def __init__(self) -> None:
         self.held = 0
-        self.slept: list[float] = []
-        self.awake = asyncio.Event()
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        await self.awake.wait()
 
 
 @pytest.fixture
@@ -81,7 +77,7 @@ def worker() -> Worker:
 
 @pytest.fixture
 def completions(service: Service, worker: Worker) -> Completions:
-    return Completions(service.complete_many, held=lambda: worker.held, sleep=worker.sleep)
+    return Completions(service.complete_many, held=lambda: worker.held, linger=NEVER)
 
 
 async def sent(completions: Completions, *jobs: str, session: str = "s") -> list[object]:
@@ -98,27 +94,31 @@ async def test_one_that_is_alone_is_sent_at_once(service: Service, completions: 
     await task
 
 
-async def test_one_that_has_company_waits_a_moment_for_it(
+async def test_one_waits_for_the_other_attempts_that_the_worker_holds(
     service: Service, completions: Completions, worker: Worker
 ) -> None:
     worker.held = 3
     first = asyncio.ensure_future(sent(completions, "a"))
     await asyncio.sleep(0.01)
-    assert service.calls == []
     second = asyncio.ensure_future(sent(completions, "b"))
     await asyncio.sleep(0.01)
-    worker.awake.set()
-    await asyncio.gather(first, second)
+    assert service.calls == []
+    await asyncio.gather(first, second, sent(completions, "c"))
+    assert service.calls == [["a", "b", "c"]]
+
+
+async def test_one_waits_no_longer_than_its_linger(service: Service, worker: Worker) -> None:
+    worker.held = 3
+    completions = Completions(service.complete_many, held=lambda: worker.held)
+    async with asyncio.timeout(10):
+        await sent(completions, "a", "b")
     assert service.calls == [["a", "b"]]
-    assert len(worker.slept) == 1
-    assert worker.slept[0] < 0.01
 
 
 async def test_the_last_ones_wait_for_nobody(service: Service, completions: Completions, worker: Worker) -> None:
     worker.held = 2
     await sent(completions, "a", "b")
     assert service.calls == [["a", "b"]]
-    assert not worker.slept
 
 
 async def test_those_that_are_ready_together_share_a_call(service: Service, completions: Completions) -> None:

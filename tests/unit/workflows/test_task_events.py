@@ -38,7 +38,7 @@ class World:
         self.failure: Exception | None = None
         self.may_go = asyncio.Event()
         self.may_go.set()
-        self.hearing = TaskEventConsumer(self, self.tell, self.ask, gather_seconds=0, patience_seconds=3600)  # type: ignore[arg-type]  # the one method that is called
+        self.hearing = TaskEventConsumer(self, self.tell, self.ask, linger=0, patience_seconds=3600)  # type: ignore[arg-type]  # the one method that is called
 
     async def unheard(self, versions: dict[UUID, int]) -> list[StepRecord]:
         found = [one for one in versions if one in self.unheard_of]
@@ -85,7 +85,7 @@ async def test_workflows_whose_ends_wait_are_decided_upon_together() -> None:
 
 async def test_an_end_that_comes_alone_waits_for_nobody() -> None:
     world = World()
-    world.hearing = TaskEventConsumer(world, world.tell, world.ask, gather_seconds=3600)  # type: ignore[arg-type]  # as above
+    world.hearing = TaskEventConsumer(world, world.tell, world.ask, linger=3600)  # type: ignore[arg-type]  # as above
     for _ in range(2):
         await world.hearing.notice(ended(FLOW)[1])
         await world.rest()
