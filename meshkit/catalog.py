@@ -24,7 +24,7 @@ class CatalogError(Exception):
     """The contract contradicts itself; raised when it is loaded, never while serving."""
 
 
-class Media(StrEnum):
+class MediaKind(StrEnum):
     """What a file is."""
 
     IMAGE = "IMAGE"
@@ -81,7 +81,7 @@ class InputSpec:
     """
 
     name: str
-    media: Media
+    media: MediaKind
     public: str
     many: bool
     first: str | None
@@ -101,7 +101,7 @@ class OutputSpec:
     """
 
     field: str
-    media: Media
+    media: MediaKind
     many: bool
 
 
@@ -343,11 +343,11 @@ def _change(field: FieldDescriptor) -> Change:
     return Change(name)
 
 
-def _media(number: Any, field: FieldDescriptor) -> Media:
+def _media(number: Any, field: FieldDescriptor) -> MediaKind:
     name = options_pb2.Media.Name(number).removeprefix("MEDIA_")
-    if name not in Media.__members__:
+    if name not in MediaKind.__members__:
         raise CatalogError(f"{field.full_name}: it does not say what its file is")
-    return Media(name)
+    return MediaKind(name)
 
 
 def _provider(name: str, number: int, facts: Any, config: Descriptor) -> ProviderSpec:

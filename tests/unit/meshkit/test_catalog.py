@@ -9,7 +9,7 @@ from atelier.tasks.v1 import enums_pb2, providers_pb2, task_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 from meshkit import catalog
-from meshkit.catalog import PROVIDERS, TASK_TYPES, CatalogError, Change, Form, Media
+from meshkit.catalog import PROVIDERS, TASK_TYPES, CatalogError, Change, Form, MediaKind
 
 LISTED = set(TASK_TYPES) - {"NOOP"}
 # Which provider executes which type, as the reference decides it.
@@ -116,8 +116,8 @@ def test_fields_that_take_data_are_those_the_gateway_stages() -> None:
 
 
 def test_a_clip_is_told_from_an_image() -> None:
-    assert [one.media for one in TASK_TYPES["VIDEO_GENERATION"].outputs] == [Media.VIDEO]
-    assert [one.media for one in TASK_TYPES["VIDEO_GENERATION"].inputs] == [Media.IMAGE]
+    assert [one.media for one in TASK_TYPES["VIDEO_GENERATION"].outputs] == [MediaKind.VIDEO]
+    assert [one.media for one in TASK_TYPES["VIDEO_GENERATION"].inputs] == [MediaKind.IMAGE]
 
 
 def test_seeds_and_adapters_are_declared() -> None:
@@ -228,6 +228,63 @@ def provider_facts(edit: Callable[[Any], None]) -> Callable[[Any], None]:
 def test_unchanged_contract_loads_alike() -> None:
     again = load()
     assert again == catalog.DECLARED
+
+
+def sketch(file: descriptor_pb2.FileDescriptorProto) -> None:
+    """Declare a task type and a provider that the contract does not have."""
+    if file.name.endswith("/enums.proto"):
+        enums = {one.name: one for one in file.enum_type}
+        drawn = enums["TaskType"].value.add(name="TASK_TYPE_SKETCH", number=50)
+        facts: Any = drawn.options.Extensions[options_pb2.task_type]
+        facts.detail, facts.prefix, facts.default_provider = "sketch", "sketches", "PENCIL"
+        facts.expected_seconds, facts.timeout_seconds = 1, 60
+        pencil = enums["ProviderType"].value.add(name="PROVIDER_TYPE_PENCIL", number=50)
+        provider: Any = pencil.options.Extensions[options_pb2.provider]
+        provider.queue, provider.config = "pencil", "pencil"
+        provider.tasks.add(task_type="SKETCH", capabilities=["SEED"])
+        return
+    kind = descriptor_pb2.FieldDescriptorProto
+    text = {"type": kind.TYPE_STRING, "label": kind.LABEL_OPTIONAL}
+    messages = {one.name: one for one in file.message_type}
+    if file.name.endswith("/providers.proto"):
+        settings = file.message_type.add(name="PencilConfig")
+        messages["ProviderConfig"].field.add(
+            name="pencil",
+            number=50,
+            type=kind.TYPE_MESSAGE,
+            label=kind.LABEL_OPTIONAL,
+            type_name=f".{file.package}.{settings.name}",
+            oneof_index=0,
+        )
+        return
+    create, public = (file.message_type.add(name=name) for name in ("CreateSketchTask", "SketchTaskPublic"))
+    given, seed = create.field.add(name="photo", number=1, **text), create.field.add(name="seed", number=2, **text)
+    given.options.Extensions[options_pb2.task_field].accepts.append(options_pb2.FORM_PATH)
+    seed.options.Extensions[options_pb2.task_field].seed = True
+    shown, made = (public.field.add(name=name, number=n, **text) for n, name in enumerate(("photo", "drawing"), 1))
+    photo: Any = shown.options.Extensions[options_pb2.task_field].input
+    photo.name, photo.media = "photo", options_pb2.MEDIA_IMAGE
+    photo.sources.append("photo")
+    made.options.Extensions[options_pb2.task_field].output.media = options_pb2.MEDIA_IMAGE
+    for owner, detail in (("CreateTask", create), ("Task", public), ("TaskResult", public)):
+        messages[owner].field.add(
+            name="sketch",
+            number=150,
+            type=kind.TYPE_MESSAGE,
+            label=kind.LABEL_OPTIONAL,
+            type_name=f".{file.package}.{detail.name}",
+            oneof_index=next(at for at, one in enumerate(messages[owner].oneof_decl) if one.name == "detail"),
+        )
+
+
+def test_a_type_and_a_provider_are_what_the_contract_says_of_them() -> None:
+    added = load(("enums", sketch), ("providers", sketch), ("task", sketch))
+    spec = added.task_types["SKETCH"]
+    assert (spec.detail, spec.folder("x"), spec.seeds) == ("sketch", "sketches/x/", ("seed",))
+    assert [(one.name, one.public, one.kept.field) for one in spec.inputs] == [("photo", "photo", "photo")]
+    assert [one.field for one in spec.outputs] == ["drawing"]
+    assert added.providers["PENCIL"].tasks == {"SKETCH": {"SEED"}}
+    assert {name: added.task_types[name] for name in TASK_TYPES} == dict(TASK_TYPES), "the others stay as they are"
 
 
 REFINE = "TASK_TYPE_REFINE"

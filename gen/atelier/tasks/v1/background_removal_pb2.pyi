@@ -58,7 +58,7 @@ class BackgroundRemovalTaskPublic(_message.Message):
 
     @_builtins.property
     def result_image_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Paths of the cut-outs in the same order, once made."""
+        """Paths of the cut-outs in the same order, once made; an empty text stands in the place of one that failed."""
 
     def __init__(
         self,

@@ -30,9 +30,9 @@ class CreateDetailEnhancerTask(_message.Message):
     REFERENCE_IMAGE_FIELD_NUMBER: _builtins.int
     DETAIL_LABEL_FIELD_NUMBER: _builtins.int
     base_image: _builtins.str
-    """Image whose detail is restored: base64, data URL or http(s) address."""
+    """Image whose detail is restored: base64, data URL, http(s) address or path in storage."""
     reference_image: _builtins.str
-    """Image that shows the detail as it should be: base64, data URL or http(s) address."""
+    """Image that shows the detail as it should be: base64, data URL, http(s) address or path in storage."""
     detail_label: _builtins.str
     """Kind of detail (`tshirt`, `shirt`, `pants`, `logos`)."""
     def __init__(

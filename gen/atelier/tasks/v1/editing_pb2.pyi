@@ -52,7 +52,9 @@ class CreateEditingTask(_message.Message):
     seed: _builtins.int
     """Seed of the noise. Drawn and stored where absent."""
     base_image: _builtins.str
-    """Image to edit: base64, data URL, http(s) address or path in storage."""
+    """Image to edit: base64, data URL, http(s) address or path in storage. Where former names are set too, this one
+    counts, then `base_image_data`, then `base_image_url`.
+    """
     @_builtins.property
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def base_image_data(self) -> _builtins.str:
@@ -96,10 +98,12 @@ class CreateEditingTask(_message.Message):
     fal_app_id: _builtins.str
     """Application that executes the task where the provider is fal."""
     workflow_id: _builtins.str
-    """Workflow that the task belongs to."""
+    """Workflow that the task belongs to; ignored unless a service of the mesh creates the task for that workflow."""
     @_builtins.property
     def reference_images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Images that the edit draws on: base64, data URLs or http(s) addresses."""
+        """Images that the edit draws on: base64, data URLs, http(s) addresses or paths in storage. Where former names are set
+        too, this one counts, then `reference_image_data`, then `reference_image_url`.
+        """
 
     def __init__(
         self,

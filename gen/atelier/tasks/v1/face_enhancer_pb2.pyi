@@ -28,7 +28,7 @@ class CreateFaceEnhancerTask(_message.Message):
 
     INPUT_IMAGE_FIELD_NUMBER: _builtins.int
     input_image: _builtins.str
-    """Image whose face is restored: base64, data URL or http(s) address."""
+    """Image whose face is restored: base64, data URL, http(s) address or path in storage."""
     def __init__(
         self,
         *,

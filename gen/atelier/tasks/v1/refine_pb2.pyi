@@ -56,13 +56,13 @@ class CreateRefineTask(_message.Message):
     face_detail_enabled: _builtins.bool
     """Whether to restore the faces in it."""
     face_detail_prompt: _builtins.str
-    """What the faces is guided by; words of the provider's own where absent."""
+    """What restoring the faces is guided by; words of the provider's own where absent."""
     face_detail_steps: _builtins.int
-    """Denoising steps of the faces."""
+    """Denoising steps of restoring the faces."""
     face_detail_denoise: _builtins.float
-    """Share of the picture that the faces may repaint, 0 to 1."""
+    """Share of the faces that restoring may repaint, 0 to 1."""
     face_detail_seed: _builtins.int
-    """Seed of the faces. Drawn and stored where absent."""
+    """Seed of restoring the faces. Drawn and stored where absent."""
     upscale_factor: _builtins.float
     """Factor of both sides: 2, 4 and 8 ask for UPSCALE_2X, UPSCALE_4X and UPSCALE_8X, others for UPSCALE_FLOAT; where absent,
     the target size counts and OUTPUT_SIZE is asked for.
@@ -187,11 +187,11 @@ class RefineTaskPublic(_message.Message):
     upscale_factor: _builtins.float
     """Factor of both sides."""
     face_detail_steps: _builtins.int
-    """Denoising steps of the faces."""
+    """Denoising steps of restoring the faces."""
     face_detail_denoise: _builtins.float
-    """Share that the faces may repaint."""
+    """Share of the faces that restoring may repaint."""
     face_detail_seed: _builtins.int
-    """Seed of the faces."""
+    """Seed of restoring the faces."""
     target_width: _builtins.int
     """Width of the result in pixels."""
     target_height: _builtins.int

@@ -77,7 +77,7 @@ class CreateTask(_message.Message):
     origin_reference: _builtins.str
     """Identifier or text by which the caller knows the task."""
     provider_type: _enums_pb2.ProviderType.ValueType
-    """Who executes the task; LOCAL where absent."""
+    """Who executes the task. Where absent, LOCAL does, and FAL_STANDARD for EXPERIMENTAL_FAL tasks."""
     fallback_provider_type: _enums_pb2.ProviderType.ValueType
     """Who executes the task once the first provider's retries are spent."""
     queue_name: _builtins.str
