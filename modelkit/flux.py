@@ -100,7 +100,8 @@ class FluxModel:
         self.card = card
         self._pipe = pipe
         keep_positions(pipe.transformer)
-        self._from_image = FluxImg2ImgPipeline.from_pipe(pipe)
+        # Without a type of number, `from_pipe` turns the networks, which both share, into float32.
+        self._from_image = FluxImg2ImgPipeline.from_pipe(pipe, dtype=pipe.dtype)
         self._from_image.set_progress_bar_config(disable=True)
         self._adapters = Adapters(pipe)
         self._projection = Projection(pipe.vae)

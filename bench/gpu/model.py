@@ -112,10 +112,10 @@ def measure(setting: Setting) -> Iterator[Figure]:
     """
     import torch  # noqa: PLC0415 -- only the part's own process imports it
 
-    from bench.gpu.pipelines import dtype_of  # noqa: PLC0415
+    from modelkit.device import Device  # noqa: PLC0415
 
     sizes = SIZES[setting.scale.name]
-    dtype = dtype_of(setting.device)
+    dtype = Device(setting.device).dtype
     count = _parameters(sizes)
     _check_room(setting, count * dtype.itemsize)
     begun = time.perf_counter()

@@ -8,22 +8,19 @@ from typing import Any
 
 import torch
 
+from modelkit.device import Device
+
 
 def load(folder: Path, device: str) -> Any:
-    """Load a FLUX pipeline: float32 on a CPU, bfloat16 elsewhere."""
-    import diffusers  # noqa: PLC0415 -- seconds, which who asks for a type of number alone does not need
+    """Load a FLUX pipeline onto a device, in the type of numbers that the worker takes there."""
+    import diffusers  # noqa: PLC0415 -- seconds, which a fork server spends once
     import transformers  # noqa: PLC0415
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.logging.disable_progress_bar()
     if device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    pipeline = diffusers.FluxPipeline.from_pretrained(folder, dtype=dtype_of(device), local_files_only=True)
+    pipeline = diffusers.FluxPipeline.from_pretrained(folder, dtype=Device(device).dtype, local_files_only=True)
     pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def dtype_of(device: str) -> torch.dtype:
-    """Return the type of numbers that models run in on a device."""
-    return torch.float32 if device == "cpu" else torch.bfloat16
