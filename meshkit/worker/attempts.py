@@ -38,19 +38,19 @@ _CANCEL_GRACE_SECONDS = 5.0
 
 @dataclass(slots=True, eq=False)
 class _CarriedAttempt:
-    """A leased attempt on its way.
+    """A leased attempt between its lease and its end.
 
     Attributes:
         held: Its lease.
-        pair: What it is.
-        carrier: The task that carries it, once that runs.
+        pair: Task type and provider.
+        carrier: The asyncio task that takes it from lease to end.
         job: Its job, once its inputs are there.
         stop: Why it is to end early: `given_up`, `expired`, `timeout`, `drain`, `waited`.
-        interruptible: Whether the carrier may be cancelled where it is.
-        executed: Whether the runner is done with it.
-        uploads: What it has stored, once it has stored anything.
+        interruptible: Whether the carrier may be cancelled now.
+        executed: Whether the runner has returned its outcome.
+        uploads: Objects that it has stored; None before the first.
         due: When its time limit passes.
-        overdue: Why it is to end then.
+        overdue: The value of `stop` then.
     """
 
     held: HeldLease
@@ -66,7 +66,7 @@ class _CarriedAttempt:
 
     @property
     def begun(self) -> bool:
-        """Whether a handler has it, or has had it."""
+        """Whether its handler has been called."""
         return self.job is not None and self.job.started
 
 
@@ -106,18 +106,18 @@ class Attempts:
         self._clock = clock
         self._attempts: set[_CarriedAttempt] = set()
         self._draining = False
-        self._timer: asyncio.TimerHandle | None = None  # one for all: nearly every attempt ends long before its limit
+        self._timer: asyncio.TimerHandle | None = None  # one for all attempts: nearly all end long before their limit
         self._rings_at = math.inf
 
     def __len__(self) -> int:
         return len(self._attempts)
 
     def capacity(self) -> int:
-        """How many more attempts are wanted now."""
+        """Return how many more attempts to lease now."""
         runner = self._runner
         if self._draining or not runner.ready:
             return 0
-        # Results that cannot be stored pile up on this disk: no more is taken than can be carried away.
+        # Results that cannot be stored fill this disk: with too many of them waiting, no attempt is taken.
         ending = sum(1 for attempt in self._attempts if attempt.executed)
         if ending > 2 * runner.slots + 8:
             return 0
@@ -125,7 +125,7 @@ class Attempts:
         return max(0, runner.slots - runner.busy + self._prefetch - waiting)
 
     def accept(self, held: HeldLease) -> None:
-        """Begin to carry an attempt."""
+        """Take an attempt, and bring it to its end."""
         attempt = _CarriedAttempt(held, pair_of(held.lease.spec, held.lease.task, held.lease.kind or JOB_KIND_TASK))
         self._attempts.add(attempt)
         attempt.carrier = asyncio.get_running_loop().create_task(self._carry(attempt))
@@ -177,24 +177,24 @@ class Attempts:
                 await attempt.uploads.discard()
         finally:
             self._attempts.discard(attempt)
-            attempt.job = None  # its callbacks refer to the attempt: only the garbage collector would free them
+            attempt.job = None  # its callbacks refer to the attempt: a cycle that only the garbage collector would free
             metrics.attempts(attempt.pair.label, outcome).inc()
             self._room.set()
         if outcome != "completed":
             _log.info("attempt_ended", job_id=lease.job_id, attempt=lease.attempt, outcome=outcome)
 
     def _preparing(self) -> bool:
-        """Tell whether attempts are on their way to the runner."""
+        """Tell whether inputs of attempts are being fetched: their jobs will come to the runner."""
         return any(attempt.job is None and attempt.stop is None for attempt in self._attempts)
 
     def _limit(self, attempt: _CarriedAttempt, why: str) -> None:
-        """Count an attempt's time limit from now: while it waits it is handed back then, once it runs it fails."""
+        """Start the attempt's time limit. Past it a waiting attempt is handed back, a running one fails."""
         if (seconds := seconds_of(attempt.held.lease.timeout)) > 0:
             attempt.due, attempt.overdue = self._clock() + seconds, why
             self._ring_at(attempt.due)
 
     def _ring_at(self, moment: float) -> None:
-        """Have `_ring` called then, unless it is called before that."""
+        """Call `_ring` at that moment, unless it is due earlier."""
         if moment < self._rings_at:
             if self._timer is not None:
                 self._timer.cancel()
@@ -202,7 +202,7 @@ class Attempts:
             self._timer = asyncio.get_running_loop().call_later(max(moment - self._clock(), 0.0), self._ring)
 
     def _ring(self) -> None:
-        """Stop what has passed its limit, and wait for the next that may."""
+        """Stop attempts that have passed their limits, and set the timer for the next."""
         self._rings_at, now = math.inf, self._clock()
         for attempt in list(self._attempts):
             if attempt.due <= now:

@@ -14,7 +14,7 @@ _SUBJECT = "atelier.cancel.{session}"
 
 
 class CancelListener:
-    """Follows the worker's session from one to the next.
+    """Listens for the session that the worker has now.
 
     Args:
         bus: The bus.
@@ -44,5 +44,5 @@ class CancelListener:
             if self._wanted is not None:
                 current = await self._bus.subscribe(_SUBJECT.format(session=self._wanted), self._receive)
 
-    async def _receive(self, message: BusMessage) -> None:  # noqa: ARG002 -- whatever it says, the heartbeat's answer counts
+    async def _receive(self, message: BusMessage) -> None:  # noqa: ARG002 -- the answer of the heartbeat decides
         self._on_message()

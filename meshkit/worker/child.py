@@ -1,7 +1,7 @@
 """The child's side of a worker: a process that owns the device, runs jobs on threads and dies with its parent.
 
 The main thread is the control thread: it only reads frames, so a cancel is seen while a job computes. Jobs run on as
-many threads as the worker has slots; work on one device is serialised by the models' own locks.
+many threads as the worker has slots. The locks of the models serialise work on one device.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from meshkit.worker.job_context import JobContext
 from meshkit.worker.wire import BlockingPipe, WireError, pack
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LOOK, _END = True, False  # what a job thread is called for: to look for batches, and to end after it
+_LOOK, _END = True, False  # what wakes a job thread: look for batches, or look for them a last time and end
 _TOO_LARGE = ChildFailure(message="The result is too large.", category=ERROR_CATEGORY_VALIDATION)
 
 
 def die_with_parent(parent_pid: int) -> None:
     """Have the kernel kill this process when the thread that started it ends; leave at once if it has already.
 
-    Without the second look a parent that dies between fork and prctl would leave an orphan that holds the device.
+    Without the second check, a parent that dies between fork and prctl would leave an orphan that holds the device.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
@@ -58,7 +58,7 @@ Resident = Callable[[], ChildResident | None]
 
 
 class ChildRuntime:
-    """Reads frames, runs batches on threads, answers.
+    """Reads frames, runs batches on threads, sends outcomes.
 
     Args:
         sock: The child's end of the socketpair.
@@ -106,7 +106,7 @@ class ChildRuntime:
                     self._frames.put(b"")
                     teller.join()
                     return 0
-        # The parent is gone: nothing that still runs has anyone to answer to, and it may hold the device for minutes.
+        # The parent is gone: nobody takes the outcome of what still runs, and it may hold the device for minutes.
         os._exit(1)
 
     def _accept(self, batch: ChildBatch) -> None:
@@ -117,7 +117,7 @@ class ChildRuntime:
         self._call()
 
     def _call(self) -> None:
-        """Wake a job thread, unless one is waking: of many short batches a thread for each would find nothing left."""
+        """Wake a job thread, unless one is waking: with many short batches, most would find none left."""
         if not self._called:
             self._called = True
             self._calls.put(_LOOK)
@@ -146,7 +146,7 @@ class ChildRuntime:
             outcome.number = context.number
             try:
                 self._send(FromChild(done=outcome))
-            except WireError:  # nobody would be told of a thread that died of it
+            except WireError:  # an exception here would end the thread unnoticed
                 self._send(FromChild(done=ChildDone(number=context.number, failure=_TOO_LARGE)))
         self._tell_resident()
 
@@ -166,7 +166,7 @@ class ChildRuntime:
         self._frames.put(pack(frame))
 
     def _tell(self) -> None:
-        """Send what job threads have to tell; what ends while others end too wakes the parent once."""
+        """Send the frames of job threads, all that wait at once, so that the parent wakes once."""
         while frame := self._frames.get():
             frames = [frame]
             with contextlib.suppress(queue.Empty):

@@ -122,10 +122,10 @@ class AttemptEnds:
 
     async def _end(self, held: HeldLease, send: Callable[[], Awaitable[object]]) -> ReportOutcome:
         failures = 0
-        outcome = ReportOutcome.LOST  # what was never sent was not taken
+        outcome = ReportOutcome.LOST  # as long as nothing was sent
         while True:
-            # One that was sent without an answer is asked about once more where it was lost meanwhile: the answer tells
-            # whether it was taken before.
+            # The lease may have been lost after a request that got no answer. Then the request is sent once more: the
+            # answer says whether the first one was taken.
             last = held.lost is not None or held.session.lost.is_set()
             if last and outcome is ReportOutcome.LOST:
                 break
@@ -148,7 +148,7 @@ class AttemptEnds:
             else:
                 self._held.drop(held)
                 return ReportOutcome.TAKEN
-        # Cancelled by its caller while the result was on its way: the slot counts as busy until that is confirmed.
+        # The task was cancelled while its result was on its way: the service counts the slot as busy until this.
         await self.release([held])
         return outcome
 

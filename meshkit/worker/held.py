@@ -1,4 +1,4 @@
-"""The attempts that a worker holds: which they are, whose they were lately, and how far they have come."""
+"""The attempts that a worker holds, those that ended lately, and progress that is not reported yet."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class HeldLease:
             callback(self.lost)
 
     def lose(self, why: str) -> None:
-        """Take the attempt from its holder; the first reason stays."""
+        """Tell the holder that the attempt is lost; the first reason stays."""
         if self.lost is None:
             self.lost = why
             if self._on_lost is not None:
@@ -105,14 +105,14 @@ class HeldLeases:
         self._room.set()
 
     def lose(self, session: WorkerSession) -> None:
-        """Take the attempts of a session that is lost from their holders."""
+        """Drop the attempts of a session that is lost, and tell their holders."""
         for held in [held for held in self._held.values() if held.session is session]:
             held.lose("expired")
             self.drop(held)
         self._progress.clear()
 
     def progress(self, held: HeldLease, percent: float, *, step: int, total: int, preview: bytes = b"") -> None:
-        """Note the progress of an attempt; the newest is sent, a few times a second."""
+        """Note the progress of an attempt. The newest is reported, a few times a second."""
         if held.lost is not None or held.key not in self._held:
             return
         before = self._progress.get(held.key)
@@ -124,7 +124,7 @@ class HeldLeases:
         self.progressed.set()
 
     def take_progress(self, most: int) -> list[Progress]:
-        """Take what was noted and not yet sent; `progressed` stays set where some is left."""
+        """Take progress to report; `progressed` stays set where more is left."""
         self.progressed.clear()
         batch = [self._progress.pop(key) for key in list(self._progress)[:most]]
         if self._progress:

@@ -23,7 +23,7 @@ class Inputs:
 
     Args:
         objects: The store.
-        fetcher: The door to remote addresses.
+        fetcher: Fetches remote addresses, and refuses private ones.
         loras: Local copies of LoRA files.
         max_bytes: Largest image.
         timeout_seconds: How long a remote image may take.
@@ -40,7 +40,7 @@ class Inputs:
 
     @asynccontextmanager
     async def fetched(self, tenant: str, refs: Sequence[InputRef], folder: Path) -> AsyncIterator[Mapping[str, Path]]:
-        """Local files of `refs`, by name; LoRA files are held for as long as the context lasts.
+        """Yield local files of `refs`, by name; LoRA files are held for as long as the context lasts.
 
         Raises:
             MeshError: an input does not exist, is not what it should be, or cannot be had now.

@@ -103,12 +103,12 @@ class LeaseClient:
         return self._session
 
     def start(self) -> None:
-        """Start to lease; returns before a session is open."""
+        """Open a session and lease; returns at once."""
         assert self._runner is None, "a lease client starts once"
         self._runner = asyncio.get_running_loop().create_task(self._run(), name="lease-client")
 
     def drain(self) -> None:
-        """Take no more work; what is held lives on until it is ended or released."""
+        """Take no more work. Attempts that are held stay held until they are ended or released."""
         self._draining = True
         if self._poller is not None:
             self._poller.cancel()
@@ -136,7 +136,7 @@ class LeaseClient:
             self._session = session
             self._on_session(session.id)
             self._poller = asyncio.create_task(self._kept(self._poll, session), name="lease-poll")
-            companions = [
+            loops = [
                 self._poller,
                 asyncio.create_task(self._kept(self._beat, session), name="lease-heartbeat"),
                 asyncio.create_task(self._kept(self._report, session), name="lease-report"),
@@ -144,11 +144,11 @@ class LeaseClient:
             try:
                 await session.lost.wait()
             finally:
-                await cancel(companions)
+                await cancel(loops)
                 self._poller = None
 
     async def _kept(self, body: Callable[[WorkerSession], Awaitable[None]], session: WorkerSession) -> None:
-        """Begin a loop again that a fault ended: a worker whose polls died would live on and take nothing."""
+        """Restart a loop that an error ended. Without its polls a worker would live on and take no work."""
         failures = 0
         while True:
             try:
@@ -229,14 +229,14 @@ class LeaseClient:
             given = len(answer.leases)
             if (seconds := pause(given, wanted, self._clock() - asked)) > 0:
                 await self._pauses.sleep(seconds)
-            # A service that answers an empty poll at once, for whatever reason, must not be asked in a circle.
+            # A service that answers an empty poll at once, for whatever reason, must not be asked without a pause.
             hasty = given == 0 and self._clock() - asked < min(0.1, self._poll_seconds / 2)
             failures = failures + 1 if hasty else 0
             if hasty:
                 await self._pauses.after(failures, session.lost)
 
     def _take(self, lease: Lease, session: WorkerSession) -> HeldLease | None:
-        """Hand an attempt to its holder; returns one that nobody took."""
+        """Pass an attempt on; return it where it was not accepted."""
         held = HeldLease(lease, session)
         if not self._held.add(held):
             return None
@@ -285,25 +285,25 @@ class LeaseClient:
             await self._give_up(session, answer.give_up)
 
     async def _give_up(self, session: WorkerSession, refs: Iterable[AttemptRef]) -> None:
-        strangers = []
+        unknown = []
         for ref in refs:
             key = (ref.job_id, ref.attempt)
             if (held := self._held.get(key)) is not None:
                 held.lose("given_up")  # its holder stops it, then releases it
             elif not self._held.has_ended(key):
-                strangers.append(ref)
-        if strangers:
+                unknown.append(ref)
+        if unknown:
             with contextlib.suppress(MeshError):  # the next heartbeat names them again
-                request = ReleaseRequest(session_id=session.id, refs=strangers)
+                request = ReleaseRequest(session_id=session.id, refs=unknown)
                 await call(self._calls.Release, request, timeout=5.0)
 
     async def _report(self, session: WorkerSession) -> None:
         while True:
             await self._held.progressed.wait()
-            # Before the first one too: what ends within that time needs no progress.
+            # Also before the first report: an attempt that ends within that time needs none.
             await self._pauses.sleep(_REPORT_INTERVAL_SECONDS)
             if batch := self._held.take_progress(_MAX_LEASES):
-                # Progress that is lost is overtaken by the next; only the ends of attempts are repeated.
+                # Lost progress is not repeated: the next report replaces it.
                 with contextlib.suppress(MeshError):
                     request = ReportRequest(session_id=session.id, progress=batch)
                     answer = await call(self._calls.Report, request, timeout=5.0)

@@ -102,7 +102,7 @@ class JobPreparer:
             files = await self._fetched(held, tenant, refs, self._folders.make(payload.folder))
             payload.inputs.update({name: str(path) for name, path in files.items()})
             # A batch is made with its first member's LoRAs. Tasks name them within their tenant, so that two may mean
-            # different files by one path: what is compared are the files.
+            # different files by one path: the files are compared.
             loras = tuple((ref.name, files[ref.name]) for ref in refs if ref.kind == "lora")
             key = _batch_key(payload, None if keyed is None else keyed(spec, task), pair, loras)
             return Job(pair, key, payload, on_progress, held=held.pop_all())
@@ -158,7 +158,7 @@ def without_data(spec: CreateTask, refs: Sequence[InputRef]) -> CreateTask:
 
 
 def failed_input(error: MeshError) -> TaskFailed:
-    """Say why an input could not be had as a task's failure."""
+    """Return the failure of a task whose input could not be fetched."""
     if error.kind in _CALLERS_FAULT:
         where = f"{error.violations[0].path}: " if error.violations else ""
         return TaskFailed(f"{where}{error.message}", ERROR_CATEGORY_VALIDATION, retryable=False)

@@ -1,4 +1,4 @@
-"""The parent's side of a worker's child: start it, feed it, watch it, kill it, start the next one.
+"""The parent's side of a worker's child: start it, send it batches, watch it, kill it, start the next one.
 
 One `ChildSupervisor` keeps one child alive. A child that passes its memory budget or a deadline is killed, and what ran
 in it ends with `ChildLost`; whoever waits in the parent does not notice more than a delay.
@@ -40,7 +40,7 @@ _log = get_logger(__name__)
 
 _FIRST_BACKOFF_SECONDS = 0.2
 _LAST_BACKOFF_SECONDS = 30.0
-_UNHEALTHY_AFTER = 3  # starts in a row that came to nothing
+_UNHEALTHY_AFTER = 3  # starts in a row without a ready child
 
 
 class ChildLost(JobLost):
@@ -77,7 +77,7 @@ class ChildLimits:
 
 
 class ChildState(enum.Enum):
-    """Where the supervisor stands with its child."""
+    """State of the child."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -87,7 +87,7 @@ class ChildState(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class _RunningBatch:
-    """A batch that the child has."""
+    """A batch that was sent to the child."""
 
     jobs: Sequence[ChildJob]
     on_progress: Callable[[ChildProgress], None]
@@ -123,14 +123,14 @@ class _Pipe(asyncio.Protocol):
             for frame in self._decoder.feed(data):
                 self._on_frame(frame)
         except WireError:
-            _log.exception("child_sent_no_frame")
+            _log.exception("child_frame_invalid")
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
         self.closed.set()
 
     def send(self, frame: bytes) -> None:
-        """Send a frame; those of one turn of the loop wake the child once."""
+        """Send a frame. Frames of one turn of the event loop are written together, so that the child wakes once."""
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
         self._unsent.append(frame)
@@ -180,14 +180,14 @@ class ChildSupervisor:
         self._resident = ChildResident()
         self._greeted = asyncio.Event()
         self._stopping = False
-        self._running: dict[int, _RunningBatch] = {}  # by the number of a job; a batch stands once for each of its jobs
+        self._running: dict[int, _RunningBatch] = {}  # by the number of each of its jobs
         self._pipe: _Pipe | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> ChildState:
-        """Where the child stands."""
+        """State of the child."""
         return self._state
 
     @property
@@ -216,7 +216,7 @@ class ChildSupervisor:
         return self._resident
 
     def start(self) -> None:
-        """Start to keep a child; returns before it is ready."""
+        """Start the first child; returns before it is ready."""
         assert self._keeper is None, "a supervisor starts once"
         self._keeper = asyncio.get_running_loop().create_task(self._keep(), name="child-supervisor")
 
@@ -237,7 +237,7 @@ class ChildSupervisor:
         with contextlib.suppress(asyncio.CancelledError):
             await self._keeper
         self._set_state(ChildState.STOPPED)
-        self._greeted.set()  # whoever waits for a child sees that none will come
+        self._greeted.set()  # wakes `wait_ready`, which then raises
 
     async def wait_ready(self) -> None:
         """Wait until a child takes work.
@@ -263,9 +263,9 @@ class ChildSupervisor:
             raise ChildLost("The worker's process is not ready.", ERROR_CATEGORY_RESOURCE, collateral=True)
         assert self._pipe is not None
         running = _RunningBatch(jobs, on_progress, asyncio.get_running_loop().create_future(), self._clock())
-        # Before it counts as running: what no frame can carry would be waited for until its deadline took the child.
+        # Packed first: a batch that is too large must not count as running, or its deadline would kill the child.
         message = ToChild()
-        message.run.jobs.extend(jobs)  # copied once; a batch made before would be copied with all that is in it
+        message.run.jobs.extend(jobs)  # copied once; a ChildBatch made before would be copied again
         frame = pack(message)
         for job in jobs:
             self._running[job.number] = running
@@ -304,10 +304,10 @@ class ChildSupervisor:
             try:
                 greeted, busy = await self._one_life()
             except Exception:
-                _log.exception("child_not_kept")
+                _log.exception("child_supervision_failed")
                 greeted, busy = False, False
-            # A child lost under work is the work's fault, and the next one starts at once. One that dies before it is
-            # ready, or idle, would do so again: those starts are spread out.
+            # A child that was lost with work was lost by that work: the next one starts at once. A child that dies
+            # before it is ready, or idle, will most likely die again: those starts back off.
             self._failed_starts = 0 if greeted and busy else self._failed_starts + 1
             if self._stopping:
                 break
@@ -329,7 +329,7 @@ class ChildSupervisor:
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=self._environment,
-                start_new_session=True,  # a Ctrl-C in the terminal is the parent's to handle, by a drain
+                start_new_session=True,  # a Ctrl-C in the terminal must reach the parent alone, which drains
             )
         except OSError:
             _log.exception("child_not_started")
@@ -437,7 +437,7 @@ class ChildSupervisor:
 class _ProcessTree:
     """Resident memory of a process and of all it started."""
 
-    _RESCAN_EVERY = 4  # a scan of all processes is the dear part, and children of a child are rare
+    _RESCAN_EVERY = 4  # to list processes is the slow part, and children of a child are rare
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -445,7 +445,7 @@ class _ProcessTree:
         self._members: list[psutil.Process] = []
 
     def resident_bytes(self) -> int:
-        """Sum over the members that live."""
+        """Return the sum over the processes that live."""
         if self._samples % self._RESCAN_EVERY == 0:
             with contextlib.suppress(psutil.Error):
                 root = psutil.Process(self._pid)

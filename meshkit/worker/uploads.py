@@ -1,4 +1,4 @@
-"""What an attempt made on its way into the store, and out of it again where nobody takes it."""
+"""Stores the files of an attempt, and deletes them again where its result is not taken."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ _SETTLE_SECONDS = 60.0
 class Uploads:
     """The objects of one attempt.
 
-    A write that is under way cannot be called back: whoever is cancelled while it lasts leaves it running, and
-    `discard` waits for it.
+    A write that has begun cannot be stopped. Where its caller is cancelled it goes on, and `discard` waits for it.
 
     Args:
         objects: The store.

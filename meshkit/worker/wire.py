@@ -21,7 +21,7 @@ FrameT = TypeVar("FrameT", bound=Message)
 
 
 class WireError(Exception):
-    """The other side sent what is no frame; the connection is of no more use."""
+    """The other side sent no valid frame; the connection cannot be used any more."""
 
 
 def pack(message: Message) -> bytes:

@@ -43,7 +43,7 @@ _KINDS = {
 
 
 class _LatestProgress:
-    """The newest progress that a caller has not read; a slow one misses what was overtaken."""
+    """The newest progress that a caller has not read. A slow caller misses older reports."""
 
     def __init__(self) -> None:
         self._report: ChildProgress | None = None
@@ -52,7 +52,7 @@ class _LatestProgress:
 
     def put(self, report: ChildProgress) -> None:
         if not report.preview and self._report is not None:
-            report.preview = self._report.preview  # they are rare, and none that was made is left out
+            report.preview = self._report.preview  # previews are rare: the last one is kept
         self._report = report
         self._changed.set()
 

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+from atelier.inference.v1.child_pb2 import ChildJob, ChildProgress
+from atelier.tasks.v1.worker_service_pb2 import JOB_KIND_TASK
+
+from meshkit.worker.job_context import JobContext
+
+
+def test_the_folder_is_made_when_it_is_asked_for(tmp_path: Path) -> None:
+    context = JobContext(ChildJob(folder=str(tmp_path / "1")), lambda _: None)
+    assert not (tmp_path / "1").exists()
+    assert context.folder.is_dir()
+    assert context.folder == tmp_path / "1"
+
+
+def test_steps_that_come_fast_are_thinned_out_but_for_previews_and_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("meshkit.worker.job_context.time.monotonic", lambda: now)
+    seen: list[ChildProgress] = []
+    context = JobContext(ChildJob(number=7), seen.append)
+    for step in range(1, 6):
+        context.progress(step, 5, b"jpeg" if step == 3 else None)
+    assert [(report.number, report.step, report.preview) for report in seen] == [
+        (7, 1, b""),
+        (7, 3, b"jpeg"),
+        (7, 5, b""),
+    ]
+    now += 1.0
+    context.progress(1, 9)
+    assert seen[-1].step == 1
+
+
+def test_a_job_without_a_kind_is_a_task() -> None:
+    assert JobContext(ChildJob(), lambda _: None).kind == JOB_KIND_TASK
+
+
+def test_a_cancel_is_seen() -> None:
+    context = JobContext(ChildJob(), lambda _: None)
+    assert not context.cancelled()
+    context.cancel()
+    assert context.cancelled()
