@@ -6,12 +6,11 @@ import asyncio
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from atelier.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 
-from meshkit import auth
-from meshkit.server import MeshServer
+from meshkit.server import AddServicer, build_server
+from meshkit.topology import INFERENCE
 from meshkit.worker.host import DevicePool, DeviceWork, WorkerHost
 from meshkit.worker.pairs import Pair
 from services.inference.child import ChildSettings
@@ -20,7 +19,6 @@ from services.inference.providers import LOCAL, load_calls
 from services.inference.servicer import InferenceServicer
 from services.inference.tasktypes import load_handlers, parse_types
 
-_SERVICE = "atelier.inference.v1.InferenceService"
 # The child's log is lines of JSON; these libraries would print advice between them.
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 # OpenMP's threads (libgomp's) look for more work so many times before they sleep. Its own 300,000 keep a processor busy
@@ -48,14 +46,11 @@ async def start(settings: InferenceSettings, stack: AsyncExitStack) -> Inference
     worker = WorkerHost.open(settings, tuple(dict.fromkeys(queues)), stack)
     for work in calls:
         worker.run_calls(work)
-    server = MeshServer(
-        settings,
-        servicers=[] if device is None else [_direct(settings, device, worker.run_device(device))],
-        verifier=auth.TokenVerifier.from_settings(settings),
-    )
+    servicers = [] if device is None else [_direct(settings, device, worker.run_device(device))]
+    server = build_server(settings, INFERENCE, servicers)
 
     async def set_health(healthy: bool) -> None:  # noqa: FBT001 -- the state itself
-        for name in ("", *([] if device is None else [_SERVICE])):
+        for name in ("", *server.services):
             await server.set_health(name, serving=healthy)
 
     async def stop() -> None:
@@ -68,10 +63,10 @@ async def start(settings: InferenceSettings, stack: AsyncExitStack) -> Inference
     return InferenceRuntime(server.address)
 
 
-def _direct(settings: InferenceSettings, work: DeviceWork, pool: DevicePool) -> tuple[Any, InferenceServicer, str]:
+def _direct(settings: InferenceSettings, work: DeviceWork, pool: DevicePool) -> tuple[AddServicer, InferenceServicer]:
     """Return the service that runs tasks on the device without a queue."""
     servicer = InferenceServicer(name=settings.name, queues=work.queues, pairs=tuple(work.handlers), device=pool)
-    return add_InferenceServiceServicer_to_server, servicer, _SERVICE
+    return add_InferenceServiceServicer_to_server, servicer
 
 
 def _device_work(settings: InferenceSettings) -> DeviceWork:

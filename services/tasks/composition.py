@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from atelier.tasks.v1 import tasks_service_pb2_grpc, webhooks_service_pb2_grpc, worker_service_pb2_grpc
 
 from meshkit import db as meshdb
-from meshkit.auth import TokenVerifier
 from meshkit.bus import Bus, BusMessage
 from meshkit.db import Database
 from meshkit.fetcher import Fetcher
@@ -19,7 +18,7 @@ from meshkit.metrics import serve_metrics
 from meshkit.microbatch import TASKS_RELAY_LINGER
 from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
-from meshkit.server import MeshServer
+from meshkit.server import build_server
 from meshkit.topology import TASKS
 from services.tasks.api.creation import TaskPreparer
 from services.tasks.api.service import TasksService
@@ -136,13 +135,13 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     single = [relay.loop, *sender.loops] if settings.run_loops else []
     loops = Loops(*upkeep.loops(progress), *single)
     await stack.enter_async_context(loops)
-    server = MeshServer(
+    server = build_server(
         settings,
-        servicers=[
+        TASKS,
+        [
             (
                 tasks_service_pb2_grpc.add_TasksServiceServicer_to_server,
                 TasksServicer(tasks, watchers, catalog),
-                "atelier.tasks.v1.TasksService",
             ),
             (
                 worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
@@ -151,15 +150,12 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
                     ttl_seconds=settings.lease_ttl_seconds,
                     heartbeat_seconds=settings.heartbeat_interval_seconds,
                 ),
-                "atelier.tasks.v1.WorkerService",
             ),
             (
                 webhooks_service_pb2_grpc.add_WebhookServiceServicer_to_server,
                 WebhookServicer(WebhooksService(webhooks, fetcher)),
-                "atelier.tasks.v1.WebhookService",
             ),
         ],
-        verifier=TokenVerifier.from_settings(settings),
     )
     await server.start()
     stack.push_async_callback(server.stop)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from atelier.workflows.v1 import monitoring_service_pb2_grpc, workflows_service_pb2_grpc
 
 from meshkit import db as meshdb
-from meshkit.auth import ServiceTokens, TokenVerifier
+from meshkit.auth import ServiceTokens
 from meshkit.bus import Bus
 from meshkit.channel import MeshChannel
 from meshkit.db import Database
@@ -18,7 +18,7 @@ from meshkit.loops import Loops, coalesced
 from meshkit.metrics import serve_metrics
 from meshkit.microbatch import TASK_EVENT_LINGER, WORKFLOWS_RELAY_LINGER
 from meshkit.outbox import Relay
-from meshkit.server import MeshServer
+from meshkit.server import build_server
 from meshkit.topology import WORKFLOWS
 from services.workflows.config import WorkflowsSettings
 from services.workflows.events import TASK_ENDED, TASK_ENDED_NOTICE
@@ -92,21 +92,19 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
             on_made=executor.trust_news,
         )
         stack.callback(consumer.cancel)
-    server = MeshServer(
+    server = build_server(
         settings,
-        servicers=[
+        WORKFLOWS,
+        [
             (
                 workflows_service_pb2_grpc.add_WorkflowsServiceServicer_to_server,
                 WorkflowsServicer(workflows),
-                "atelier.workflows.v1.WorkflowsService",
             ),
             (
                 monitoring_service_pb2_grpc.add_WorkflowMonitoringServiceServicer_to_server,
                 WorkflowMonitoringServicer(workflows),
-                "atelier.workflows.v1.WorkflowMonitoringService",
             ),
         ],
-        verifier=TokenVerifier.from_settings(settings),
     )
     await server.start()
     stack.push_async_callback(server.stop)

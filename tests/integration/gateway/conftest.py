@@ -178,13 +178,7 @@ async def start_mesh() -> AsyncIterator[StartMesh]:
         base = GatewaySettings(listen="127.0.0.1:0", auth_secret=SECRET, shutdown_grace_seconds=2, **options)
         server = MeshServer(
             base,
-            servicers=[
-                (
-                    tasks_service_pb2_grpc.add_TasksServiceServicer_to_server,
-                    tasks,
-                    tasks_service_pb2.DESCRIPTOR.services_by_name["TasksService"].full_name,
-                )
-            ],
+            servicers=[(tasks_service_pb2_grpc.add_TasksServiceServicer_to_server, tasks)],
             verifier=TokenVerifier(secret=SECRET),
         )
         port = await server.start()

@@ -118,7 +118,7 @@ def worker_environment(s3: S3Store, folder: Path) -> dict[str, str]:
 async def served(desk: Desk, settings: MeshSettings) -> AsyncIterator[MeshServer]:
     server = MeshServer(
         settings,
-        servicers=[(add_WorkerServiceServicer_to_server, desk, "atelier.tasks.v1.WorkerService")],
+        servicers=[(add_WorkerServiceServicer_to_server, desk)],
         verifier=auth.TokenVerifier.from_settings(settings),
     )
     await server.start()

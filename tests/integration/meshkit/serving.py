@@ -57,7 +57,7 @@ class Mesh:
     def make(self, listen: str) -> MeshServer:
         return MeshServer(
             self.settings,
-            servicers=[(add_TasksServiceServicer_to_server, self.servicer, SERVICE)],
+            servicers=[(add_TasksServiceServicer_to_server, self.servicer)],
             verifier=TokenVerifier.from_settings(self.settings),
             listen=listen,
         )

@@ -1,6 +1,11 @@
+from typing import Any
+
+import grpc
 import pytest
 
-from meshkit.server import _describe
+from meshkit.server import describe
+
+HANDLER: Any = grpc.unary_unary_rpc_method_handler(lambda request, _: request)
 
 
 @pytest.mark.parametrize(
@@ -14,4 +19,4 @@ from meshkit.server import _describe
     ids=["reading", "working", "contract without a rule", "no contract"],
 )
 def test_a_method_without_a_rule_is_the_meshs_own(path: str, scope: str) -> None:
-    assert _describe(path).scope == scope
+    assert describe(path, HANDLER).scope == scope
