@@ -1,13 +1,18 @@
 """`InferenceService`: direct execution in the slots that leased work uses."""
 
 import asyncio
+import base64
+import io
 from typing import Any
 
 import pytest
 from atelier.inference.v1.inference_service_pb2 import DescribeRequest, RunRequest, RunResponse
 from atelier.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+from atelier.tasks.v1.generation_pb2 import CreateGenerationTask
+from atelier.tasks.v1.image_adjuster_pb2 import CreateImageAdjusterTask
 from atelier.tasks.v1.noop_pb2 import CreateNoopTask
 from atelier.tasks.v1.task_pb2 import CreateTask
+from PIL import Image
 
 from meshkit.errors import ErrorKind, MeshError
 from tests.integration.inference.conftest import StartWorker, Worker
@@ -117,3 +122,56 @@ async def test_the_worker_describes_itself(desk: Desk, start_worker: StartWorker
         answer = await channel.stub(InferenceServiceStub).Describe(DescribeRequest())
     assert (answer.name, answer.slots, answer.busy_slots, answer.device) == ("w7", 3, 0, "cpu")
     assert (list(answer.task_types), list(answer.queues)) == (["NOOP"], ["inference", "training"])
+
+
+async def test_models_of_all_families_share_the_budget_and_are_described(desk: Desk, start_worker: StartWorker) -> None:
+    """The three need 322 MiB: FLUX 15, the upscaler 274, the networks that find subjects 33."""
+    worker = await start_worker(
+        worker_task_types="GENERATION,IMAGE_ADJUSTER",
+        device="cpu",
+        torch_threads=1,
+        model_budget_bytes=310 << 20,
+        step_deadline_seconds=60,
+        first_step_deadline_seconds=100,
+    )
+    shown = io.BytesIO()
+    picture = Image.new("RGB", (64, 48), (225, 220, 210))
+    picture.paste((180, 40, 50), (20, 10, 40, 30))
+    picture.save(shown, "PNG")
+    generation = CreateTask(generation=CreateGenerationTask(prompt="a red dress", width=64, height=64, seed=1))
+    generation.config.update({"steps": 1})
+    adjuster = CreateTask(
+        image_adjuster=CreateImageAdjusterTask(
+            input_image="data:image/png;base64," + base64.b64encode(shown.getvalue()).decode(),
+            mode="pad",
+            margin_top=0.3,
+        )
+    )
+    async with worker.channel() as channel:
+        stub = channel.stub(InferenceServiceStub)
+
+        async def held_after(task: CreateTask) -> dict[str, str]:
+            task.origin_instance = "test"
+            answers = [answer async for answer in stub.Run(RunRequest(task=task), timeout=100)]
+            assert answers[-1].files[0].data.startswith(b"\x89PNG")
+            models = (await stub.Describe(DescribeRequest())).models
+            assert sum(model.bytes for model in models) <= 310 << 20
+            assert not any(model.pinned for model in models)
+            return {model.family: model.name for model in models}
+
+        flux, upscaler, vision = {"flux": "garments"}, {"upscaler": "real-esrgan"}, {"vision": "mediapipe"}
+        assert await held_after(generation) == flux | upscaler
+        assert await held_after(adjuster) == flux | vision
+        assert await held_after(generation) == flux | upscaler
+
+
+async def test_a_need_above_the_budget_is_refused_with_its_figures(desk: Desk, start_worker: StartWorker) -> None:
+    worker = await start_worker(
+        worker_task_types="GENERATION", device="cpu", model_budget_bytes=100 << 20, first_step_deadline_seconds=100
+    )
+    generation = CreateTask(origin_instance="test", generation=CreateGenerationTask(prompt="a", width=64, height=64))
+    async with worker.channel() as channel:
+        with pytest.raises(MeshError) as caught:
+            _ = [answer async for answer in channel.stub(InferenceServiceStub).Run(RunRequest(task=generation))]
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    assert caught.value.message == "The model real-esrgan needs 274 MiB, and this worker's budget is 100 MiB."

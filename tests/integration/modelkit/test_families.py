@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
 from meshkit.worker.handlers import HeldModel, Lender, Need
+from modelkit.device import release
 from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.family import FAMILIES
 from modelkit.requests import AdapterFile, BatchSettings, ImageRequest
@@ -94,6 +96,23 @@ def test_what_is_evicted_is_closed_and_works_again_when_it_is_lent_anew(tiny: Pa
     with models.lend([UPSCALER]) as lent:
         assert lent["upscaler"] is not upscaler
         assert lent["upscaler"].enlarge(picture, 64, 64).tobytes() == before.tobytes()
+
+
+def test_an_evicted_upscaler_gives_its_memory_back_and_holds_what_it_says(tiny: Path) -> None:
+    models = serve(tiny, 1 << 30)
+    process = psutil.Process()
+    release()
+    before = process.memory_full_info().uss
+    with models.lend([UPSCALER]) as lent:
+        for side in (64, 97):  # the networks of small pictures, and of large ones
+            lent["upscaler"].enlarge(Image.new("RGB", (side, side), (9, 9, 9)), side * 8, side * 8)
+            release()
+            held = process.memory_full_info().uss - before
+            says = sum(lent["upscaler"].holdings().values())
+    del lent
+    assert says / 1.3 < held < says * 1.3
+    models.free()
+    assert process.memory_full_info().uss - before < held / 3
 
 
 def test_a_family_of_one_module_and_one_registration_is_lent_evicted_and_closed(tiny: Path, journal: list[str]) -> None:
@@ -271,6 +290,31 @@ def test_adapters_count_for_the_budget(tiny: Path, make_lora: Callable[..., Path
     [flux] = [model for model in models.resident() if model.family == "flux"]
     assert flux.bytes == sizes["flux"] + 2 * 4 * 32 * 4  # two matrices of rank 4
     assert flux.loras == ("styles/a.safetensors",)
+
+
+def test_models_are_listed_while_another_thread_loads_adapters(tiny: Path, make_lora: Callable[..., Path]) -> None:
+    models = serve(tiny, 1 << 30)
+    loras = [AdapterFile(make_lora(str(seed), seed), 1.0, str(seed)) for seed in range(6)]
+    failures: list[BaseException] = []
+
+    def draw() -> None:
+        try:
+            for lora in loras:
+                settings = BatchSettings(32, 32, steps=1, adapters=(lora,))
+                with models.lend([FLUX, UPSCALER]) as lent:
+                    lent["model"].generate(settings, [ImageRequest("a", 1, Observer())], lent["upscaler"])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=draw) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        for model in models.resident():
+            assert model.loras == tuple(sorted(model.loras))
+        models.free()
+        threads[0].join(0.001)
+    assert failures == []
 
 
 @pytest.fixture
