@@ -1,4 +1,7 @@
-"""The task types a worker can execute: one module each, one line each in `_HANDLERS`.
+"""The task types that a worker's device can execute: one module each, named as the type's field in the contract.
+
+A module is registered by being here. It has a function `handler()` that returns the type's `TaskHandler`. What else is
+known of a type is declared in the contract (`meshkit.catalog.TASK_TYPES`).
 
 Modules are imported when they are asked for, so that a worker of one type does not pay for the others.
 """
@@ -6,23 +9,23 @@ Modules are imported when they are asked for, so that a worker of one type does 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+import importlib.util
+from collections.abc import Callable, Iterable
 from typing import cast
 
 from atelier.tasks.v1.enums_pb2 import TaskType
 
-from meshkit.catalog import TASK_TYPES, type_name
+from meshkit.catalog import TASK_TYPES, TaskTypeSpec, type_name
 from meshkit.worker.handlers import TaskHandler
 
-# Module and class, by the spelling of the type.
-_HANDLERS = {
-    "GENERATION": "generation:GenerationHandler",
-    "IMAGE_ADJUSTER": "image_adjuster:ImageAdjusterHandler",
-    "NOOP": "noop:NoopHandler",
-}
 
-DEFAULT_TYPES = tuple(TASK_TYPES[name].number for name in _HANDLERS if not TASK_TYPES[name].internal)
-"""What a worker serves when it is not told."""
+def _module(spec: TaskTypeSpec) -> str:
+    return f"{__name__}.{spec.detail}"
+
+
+def handled_types() -> dict[str, TaskType.ValueType]:
+    """Return the types that have a module here: their numbers by their spellings."""
+    return {name: spec.number for name, spec in TASK_TYPES.items() if importlib.util.find_spec(_module(spec))}
 
 
 def parse_types(names: Iterable[str]) -> tuple[TaskType.ValueType, ...]:
@@ -31,17 +34,18 @@ def parse_types(names: Iterable[str]) -> tuple[TaskType.ValueType, ...]:
     Raises:
         ValueError: A name is no type that this worker can execute.
     """
-    known = {name: TASK_TYPES[name].number for name in _HANDLERS}
+    known = handled_types()
     wanted = [name.strip().upper() for name in names]
     if unknown := sorted(set(wanted) - set(known)):
         raise ValueError(f"unknown task types {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    return tuple(dict.fromkeys(known[name] for name in wanted)) or DEFAULT_TYPES
+    default = (number for name, number in known.items() if not TASK_TYPES[name].internal)
+    return tuple(dict.fromkeys(known[name] for name in wanted)) or tuple(default)
 
 
 def load_handlers(kinds: Iterable[TaskType.ValueType]) -> dict[TaskType.ValueType, TaskHandler]:
     """Import the handlers of these types."""
     handlers: dict[TaskType.ValueType, TaskHandler] = {}
     for kind in kinds:
-        module, _, name = _HANDLERS[type_name(kind)].partition(":")
-        handlers[kind] = cast("TaskHandler", getattr(importlib.import_module(f"{__name__}.{module}"), name)())
+        module = importlib.import_module(_module(TASK_TYPES[type_name(kind)]))
+        handlers[kind] = cast("Callable[[], TaskHandler]", module.handler)()
     return handlers

@@ -122,6 +122,11 @@ class GenerationHandler:
         return outcomes
 
 
+def handler() -> GenerationHandler:
+    """Return the handler of the type."""
+    return GenerationHandler()
+
+
 def _invalid(message: str) -> TaskFailed:
     return TaskFailed(message, ErrorCategory.ERROR_CATEGORY_VALIDATION, retryable=False)
 

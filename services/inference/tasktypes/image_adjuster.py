@@ -75,6 +75,11 @@ class ImageAdjusterHandler:
         return outcomes
 
 
+def handler() -> ImageAdjusterHandler:
+    """Return the handler of the type."""
+    return ImageAdjusterHandler()
+
+
 def _adjust(context: TaskContext, vision: Vision | None) -> Output:
     from modelkit import canvas  # noqa: PLC0415 -- OpenCV, in the child alone
 

@@ -64,6 +64,11 @@ class NoopHandler:
         return outcomes
 
 
+def handler() -> NoopHandler:
+    """Return the handler of the type."""
+    return NoopHandler()
+
+
 def _execute(context: TaskContext) -> Output:
     noop, attempt = context.spec.noop, context.task.attempt
     started = time.monotonic()
