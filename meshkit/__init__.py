@@ -8,7 +8,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for
 - `topology`: the one table of services
 - `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths
-- `server` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that travel together
+- `server` `interceptors` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that travel together
 - `db` `pipeline` `migration` `outbox` `idempotency`: PostgreSQL, which holds all state
 - `bus` `publishing` `eventjson`: NATS, which only notifies
 - `objects` `chunks` `staging` `images` `fetcher`: files, and the checks of untrusted ones
