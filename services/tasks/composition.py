@@ -99,15 +99,15 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         preparer=TaskPreparer(catalog, inputs, lambda: datetime.now(UTC)),
         inputs=inputs,
         objects=objects,
-        news=notifier,
+        notifier=notifier,
     )
     stack.push_async_callback(tasks.close)
     progress = ProgressRelay(store, notifier)
     sessions = WorkerSessions(
         store,
         scheduler=scheduler,
-        board=progress,
-        news=notifier,
+        progress=progress,
+        notifier=notifier,
         policy=policy,
         weights=settings.tenant_weights,
         ttl_seconds=settings.lease_ttl_seconds,
@@ -122,9 +122,9 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     await bus.subscribe(f"{WAKE_SUBJECT}.*", on_wake)
     upkeep = TaskMaintenance(
         store,
-        desk=sessions,
+        sessions=sessions,
         objects=objects,
-        news=notifier,
+        notifier=notifier,
         policy=policy,
         settings=settings,
         clock=lambda: datetime.now(UTC),

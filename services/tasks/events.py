@@ -18,7 +18,7 @@ from services.tasks.convert import CATEGORY, STATUS, to_task
 from services.tasks.domain import TERMINAL, TaskRecord, TaskStatus
 from services.tasks.webhooks.domain import NewDelivery
 
-# A task that is a workflow's step speaks on subjects of its own: workflows would else read every task's news in vain.
+# Events of a workflow's steps have subjects of their own, so that workflows does not receive those of all tasks.
 SUBJECT = "atelier.tasks.v1.task"
 STEP_SUBJECT = "atelier.tasks.v1.step"
 EVERY_SUBJECT = "atelier.tasks.v1.*.*"
@@ -27,7 +27,7 @@ WAKE_SUBJECT = "atelier.wake"
 CANCEL_SUBJECT = "atelier.cancel"
 # On core NATS, at once after the commit: the same as the outbox tells a little later and for certain.
 STEP_ENDED_SUBJECT = "atelier.ended.step"
-# NATS takes messages of up to a megabyte; news is kept far smaller than that.
+# NATS takes messages of up to a megabyte; ours are far smaller.
 MAX_TOLD_TASK_BYTES = 64 * 1024
 
 _WHAT = {

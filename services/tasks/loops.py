@@ -35,9 +35,9 @@ class TaskMaintenance:
 
     Args:
         store: The database.
-        desk: Tells of attempts that ended.
+        sessions: Tells of attempts that ended.
         objects: The object store.
-        news: Tells others what happened.
+        notifier: Tells other replicas and workers what happened.
         policy: How often a task is tried.
         settings: Intervals and ages.
         clock: Gives the present, in UTC; only the age of uploads is judged by it.
@@ -47,27 +47,27 @@ class TaskMaintenance:
         self,
         store: TaskStore,
         *,
-        desk: WorkerSessions,
+        sessions: WorkerSessions,
         objects: ObjectStore,
-        news: Notifier,
+        notifier: Notifier,
         policy: RetryPolicy,
         settings: TasksSettings,
         clock: Callable[[], datetime],
     ) -> None:
         self._store = store
-        self._desk = desk
+        self._sessions = sessions
         self._objects = objects
-        self._news = news
+        self._notifier = notifier
         self._policy = policy
         self._settings = settings
         self._clock = clock
         self._depths: set[tuple[str, str]] = set()
         self._served: set[str] = set()
 
-    def loops(self, board: ProgressRelay) -> list[Loop]:
+    def loops(self, progress: ProgressRelay) -> list[Loop]:
         """All loops of a replica."""
         settings = self._settings
-        flush = Loop("tasks-progress", board.flush, 1.0)
+        flush = Loop("tasks-progress", progress.flush, 1.0)
         if not settings.run_loops:
             return [flush]
         return [
@@ -82,13 +82,13 @@ class TaskMaintenance:
 
     async def expire(self) -> None:
         """End the attempts of lost workers, and those that ran too long."""
-        self._desk.returned(await self._store.expire_sessions(self._policy))
-        self._desk.returned(await self._store.expire_overdue(OVERDUE_GRACE_SECONDS, self._policy))
+        self._sessions.returned(await self._store.expire_sessions(self._policy))
+        self._sessions.returned(await self._store.expire_overdue(OVERDUE_GRACE_SECONDS, self._policy))
 
     async def promote(self) -> None:
         """Lets retries wait in their queue whose time has come."""
         for queue in await self._store.promote_delayed():
-            self._news.waiting(queue)
+            self._notifier.waiting(queue)
 
     async def sweep_objects(self) -> bool:
         """Delete the objects of attempts that lost, and of tasks that do not exist.

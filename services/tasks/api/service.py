@@ -57,7 +57,7 @@ class TasksService:
         preparer: Makes tasks of requests.
         inputs: Judges inputs and moves them into place.
         objects: The object store.
-        news: Tells others what happened.
+        notifier: Tells other replicas and workers what happened.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class TasksService:
         preparer: TaskPreparer,
         inputs: InputValidator,
         objects: ObjectStore,
-        news: Notifier,
+        notifier: Notifier,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._preparer = preparer
         self._inputs = inputs
         self._objects = objects
-        self._news = news
+        self._notifier = notifier
         self._creates: GroupCall[Creation, Created] = GroupCall(self._commit, name="creates", linger=COMMIT_LINGER)
 
     async def close(self) -> None:
@@ -223,9 +223,9 @@ class TasksService:
         if cancels and before.state is not TaskStatus.CANCELLED:
             return await self._cancel(after)
         if before.version != after.version:
-            self._news.committed()
+            self._notifier.committed()
             if after.status == TaskStatus.PENDING:
-                self._news.waiting(after.queue_name)
+                self._notifier.waiting(after.queue_name)
         return after
 
     async def cancel(self, task_id: UUID, caller: Caller, task_type: str | None = None) -> TaskRecord:
@@ -290,9 +290,9 @@ class TasksService:
             raise illegal_transition(before.state, TaskStatus.CANCELLED)
         if before.state is not TaskStatus.CANCELLED:
             _ENDED.labels(after.task_type, TaskStatus.CANCELLED.value).inc()
-            self._news.committed()
+            self._notifier.committed()
         if before.lease_session is not None:
-            self._news.cancelled(before.lease_session, AttemptRef(before.id, before.attempt))
+            self._notifier.cancelled(before.lease_session, AttemptRef(before.id, before.attempt))
         return after
 
     async def _check_inputs(self, record: TaskRecord, update: updates.Update) -> None:
@@ -330,11 +330,11 @@ class TasksService:
                         results[index] = answer
         for index in alone:
             results[index] = await _attempt(lambda index=index: self._create_alone(creations[index]))  # type: ignore[misc]
-        self._news.committed()
+        self._notifier.committed()
         # Once a queue: who looks finds all of them.
         fresh = [one for one in results.values() if isinstance(one, Created) and not one.existed]
         for queue in {one.record.queue_name for one in fresh if one.record is not None}:
-            self._news.waiting(queue)
+            self._notifier.waiting(queue)
         return [results[index] for index in range(len(creations))]
 
     async def _create_alone(self, creation: Creation) -> Created:

@@ -22,7 +22,7 @@ INSERT INTO sessions (id, subject, name, kind, queues, slots, pairs, opened_at, 
 VALUES (%s, %s, %s, %s, %s, %s, %s, now(), now(), now() + %s * interval '1 second')
 """
 
-# What the worker holds it has received: so it acknowledges, also where it is too busy to poll.
+# A heartbeat that names a lease acknowledges its poll, also from a worker that is too busy to poll again.
 _HEARTBEAT = """
 UPDATE sessions s SET
     last_heartbeat = now(), expires_at = now() + %(ttl)s * interval '1 second', draining = %(draining)s,
@@ -32,8 +32,8 @@ WHERE s.id = %(id)s AND s.subject = %(subject)s AND s.closed_at IS NULL AND s.ex
 RETURNING s.acknowledged
 """
 
-# What is reported was received. IS TRUE and, below, IS NOT DISTINCT keep the planner from the index by session, which
-# holds all that the session has ended: tasks are looked up by their ids.
+# A report acknowledges its lease too. IS TRUE and, below, IS NOT DISTINCT keep the planner from the index by session,
+# which holds all that the session has ended: tasks are looked up by their ids.
 _ACKNOWLEDGE = """
 WITH reported AS (
     SELECT t.lease_session AS id, max(t.lease_sequence) AS sequence FROM tasks t
@@ -82,7 +82,7 @@ async def find(conn: Connection, session_id: UUID) -> SessionRecord | None:
 
 
 async def slots(conn: Connection) -> list[tuple[str, int]]:
-    """By queue, the slots of open sessions that do not drain; one that serves several queues counts for each."""
+    """Return by queue the slots of open sessions that do not drain; one that serves several queues counts for each."""
     cursor = await conn.execute(
         "SELECT q.name, sum(s.slots)::bigint FROM sessions s, unnest(s.queues) AS q (name) "
         "WHERE s.closed_at IS NULL AND s.expires_at > now() AND NOT s.draining GROUP BY q.name"
@@ -134,7 +134,7 @@ async def note_missing(
 
 
 async def valid(conn: Connection, session_id: UUID, refs: Sequence[AttemptRef]) -> dict[AttemptRef, str]:
-    """Which attempts are the session's, each with its tenant."""
+    """Return which attempts are the session's, each with its tenant."""
     cursor = await conn.execute(
         "SELECT id, attempt, tenant FROM tasks WHERE lease_session = %s AND id = ANY(%b)",
         (session_id, [ref.job_id for ref in refs]),

@@ -23,13 +23,13 @@ class ProgressRelay:
 
     Args:
         store: The database.
-        news: The bus.
+        notifier: The bus.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, store: TaskStore, news: Notifier, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: TaskStore, notifier: Notifier, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
-        self._news = news
+        self._notifier = notifier
         self._clock = clock
         self._sent: OrderedDict[UUID, float] = OrderedDict()
         self._notes: dict[UUID, ProgressNote] = {}
@@ -47,7 +47,7 @@ class ProgressRelay:
             self._sent.move_to_end(ref.job_id)
             if len(self._sent) > _REMEMBERED:
                 self._sent.popitem(last=False)
-            self._news.progress(ref.job_id, _event(item, tenant))
+            self._notifier.progress(ref.job_id, _event(item, tenant))
 
     async def flush(self) -> None:
         """Write the latest progress of each task into its row; body of a loop."""

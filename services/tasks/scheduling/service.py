@@ -42,13 +42,13 @@ _commit_members = COMMIT_MEMBERS.labels("complete")
 
 
 class WorkerSessions:
-    """What workers ask for.
+    """What workers ask of the scheduler.
 
     Args:
         store: The database.
         scheduler: Gives work to polls.
-        board: Passes progress on.
-        news: Tells others what happened.
+        progress: Passes progress on.
+        notifier: Tells other replicas and workers what happened.
         policy: How often a task is tried.
         weights: Shares of tenants.
         ttl_seconds: Life of a session without a heartbeat.
@@ -61,8 +61,8 @@ class WorkerSessions:
         store: TaskStore,
         *,
         scheduler: Scheduler,
-        board: ProgressRelay,
-        news: Notifier,
+        progress: ProgressRelay,
+        notifier: Notifier,
         policy: RetryPolicy,
         weights: Mapping[str, float],
         ttl_seconds: float,
@@ -71,8 +71,8 @@ class WorkerSessions:
     ) -> None:
         self._store = store
         self._scheduler = scheduler
-        self._board = board
-        self._news = news
+        self._progress = progress
+        self._notifier = notifier
         self._policy = policy
         self._weights = weights
         self._ttl = ttl_seconds
@@ -191,7 +191,7 @@ class WorkerSessions:
         refs = [from_ref(item.ref) for item in items]
         valid = await self._store.valid(session_id, refs)
         own = [(item, valid[ref]) for item, ref in zip(items, refs, strict=True) if ref in valid]
-        self._board.report(session_id, own)
+        self._progress.report(session_id, own)
         return [ref for ref in refs if ref not in valid]
 
     async def complete(
@@ -304,24 +304,24 @@ class WorkerSessions:
         try:
             self.returned(await self._store.release(poll.session.id, refs, self._policy))
         except MeshError as error:
-            # Heartbeats will not name them, which has the same end a little later.
+            # The worker's heartbeats will not name them: the sweeper takes them back a little later.
             _log.warning("leases_left_to_sweeper", reason=error.reason, count=len(refs))
 
     def returned(self, records: Sequence[TaskRecord]) -> None:
-        """Tells of tasks whose attempts ended without a result."""
+        """Count and announce tasks whose attempts ended without a result."""
         if not records:
             return
         for record in records:
             _ATTEMPTS.labels(record.task_type, record.status).inc()
             if record.status == TaskStatus.FAILED:
                 _ended(record.task_type, record.status).inc()
-        self._news.committed()
-        self._news.ended(records)
+        self._notifier.committed()
+        self._notifier.ended(records)
         for queue in {r.queue_name for r in records if r.status == TaskStatus.PENDING and r.not_before is None}:
-            self._news.waiting(queue)
+            self._notifier.waiting(queue)
 
     async def _compare(self, session_id: UUID, held: Sequence[AttemptRef], known: Sequence[LeaseState]) -> None:
-        """Notices leases that a living worker does not hold, so that none is stuck with it."""
+        """Find leases that a living worker does not name, and take back those it has not named for long."""
         named = set(held)
         missing = [item.ref for item in known if item.ref not in named]
         newly = [item.ref for item in known if item.ref not in named and not item.missing]
@@ -340,8 +340,8 @@ class WorkerSessions:
                 raise
             _log.info("completion_batch_split", cause=type(error).__name__)
             ended = [await self._complete_alone(completion) for completion in completions]
-        self._news.committed()
-        self._news.ended(one.record for one in ended if isinstance(one, AttemptEnd) and one.record is not None)
+        self._notifier.committed()
+        self._notifier.ended(one.record for one in ended if isinstance(one, AttemptEnd) and one.record is not None)
         return ended
 
     async def _complete_alone(self, completion: CompletedAttempt) -> AttemptEnd | Exception:
@@ -359,7 +359,7 @@ class WorkerSessions:
         return session
 
     async def _owned(self, session_id: UUID, principal: Principal) -> None:
-        # A session that is remembered is this caller's or not; of one that ended the attempts are fenced by their rows.
+        # A session may have ended since it was remembered. Its attempts are fenced by their rows.
         session = self._known.get(session_id) or await self._store.session(session_id)
         if session is not None and session.subject != principal.subject:
             raise session_not_found(session_id)

@@ -42,13 +42,13 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     """Answers workers.
 
     Args:
-        desk: The use cases.
+        sessions: The use cases.
         ttl_seconds: Life of a session without a heartbeat.
         heartbeat_seconds: How often workers are to send one.
     """
 
-    def __init__(self, desk: WorkerSessions, *, ttl_seconds: float, heartbeat_seconds: float) -> None:
-        self._desk = desk
+    def __init__(self, sessions: WorkerSessions, *, ttl_seconds: float, heartbeat_seconds: float) -> None:
+        self._sessions = sessions
         self._ttl = duration_of(ttl_seconds)
         self._interval = duration_of(heartbeat_seconds)
 
@@ -56,7 +56,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.OpenSessionRequest, context: Context
     ) -> worker_service_pb2.OpenSessionResponse:
         del context
-        session = await self._desk.open(
+        session = await self._sessions.open(
             auth.current(),
             name=request.name,
             kind=request.kind,
@@ -72,7 +72,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.LeaseRequest, context: Context
     ) -> worker_service_pb2.LeaseResponse:
         del context
-        records = await self._desk.lease(
+        records = await self._sessions.lease(
             auth.current(),
             UUID(request.session_id),
             sequence=request.sequence,
@@ -89,7 +89,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.HeartbeatRequest, context: Context
     ) -> worker_service_pb2.HeartbeatResponse:
         del context
-        give_up = await self._desk.heartbeat(
+        give_up = await self._sessions.heartbeat(
             auth.current(),
             UUID(request.session_id),
             [from_ref(ref) for ref in request.held],
@@ -101,7 +101,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.ReportRequest, context: Context
     ) -> worker_service_pb2.ReportResponse:
         del context
-        give_up = await self._desk.report(auth.current(), UUID(request.session_id), list(request.progress))
+        give_up = await self._sessions.report(auth.current(), UUID(request.session_id), list(request.progress))
         return worker_service_pb2.ReportResponse(give_up=[to_ref(ref) for ref in give_up])
 
     async def Complete(  # noqa: N802, D102
@@ -111,7 +111,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         completion = worker_service_pb2.Completion(
             ref=request.ref, result=request.result, objects=request.objects, device_seconds=request.device_seconds
         )
-        [error] = await self._desk.complete(auth.current(), UUID(request.session_id), [completion])
+        [error] = await self._sessions.complete(auth.current(), UUID(request.session_id), [completion])
         if error is not None:
             raise error
         return worker_service_pb2.CompleteResponse()
@@ -120,14 +120,14 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.CompleteManyRequest, context: Context
     ) -> worker_service_pb2.CompleteManyResponse:
         del context
-        errors = await self._desk.complete(auth.current(), UUID(request.session_id), request.completions)
+        errors = await self._sessions.complete(auth.current(), UUID(request.session_id), request.completions)
         return worker_service_pb2.CompleteManyResponse(outcomes=[_outcome(error) for error in errors])
 
     async def Fail(  # noqa: N802, D102
         self, request: worker_service_pb2.FailRequest, context: Context
     ) -> worker_service_pb2.FailResponse:
         del context
-        requeued = await self._desk.fail(
+        requeued = await self._sessions.fail(
             auth.current(),
             UUID(request.session_id),
             from_ref(request.ref),
@@ -142,14 +142,14 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.ReleaseRequest, context: Context
     ) -> worker_service_pb2.ReleaseResponse:
         del context
-        await self._desk.release(auth.current(), UUID(request.session_id), [from_ref(ref) for ref in request.refs])
+        await self._sessions.release(auth.current(), UUID(request.session_id), [from_ref(ref) for ref in request.refs])
         return worker_service_pb2.ReleaseResponse()
 
     async def CloseSession(  # noqa: N802, D102
         self, request: worker_service_pb2.CloseSessionRequest, context: Context
     ) -> worker_service_pb2.CloseSessionResponse:
         del context
-        await self._desk.close_session(auth.current(), UUID(request.session_id))
+        await self._sessions.close_session(auth.current(), UUID(request.session_id))
         return worker_service_pb2.CloseSessionResponse()
 
 

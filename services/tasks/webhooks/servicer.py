@@ -24,15 +24,15 @@ class WebhookServicer(webhooks_service_pb2_grpc.WebhookServiceServicer):
     """Answers callers and other services.
 
     Args:
-        desk: The use cases.
+        webhooks: The use cases.
     """
 
-    def __init__(self, desk: WebhooksService) -> None:
-        self._desk = desk
+    def __init__(self, webhooks: WebhooksService) -> None:
+        self._webhooks = webhooks
 
     async def Enqueue(self, request: pb.EnqueueRequest, context: Context) -> pb.EnqueueResponse:  # noqa: N802, D102
         del context
-        await self._desk.enqueue(
+        await self._webhooks.enqueue(
             Caller.of_call(),
             request.event,
             event_id=UUID(request.event_id),
@@ -49,7 +49,7 @@ class WebhookServicer(webhooks_service_pb2_grpc.WebhookServiceServicer):
         status = None
         if request.HasField("status") and request.status != pb.DELIVERY_STATUS_UNSPECIFIED:
             status = DeliveryStatus(value_names(pb.DeliveryStatus.DESCRIPTOR)[request.status])
-        records = await self._desk.list_deliveries(
+        records = await self._webhooks.list_deliveries(
             Caller.of_call(),
             status,
             UUID(request.entity_id) if request.HasField("entity_id") else None,
@@ -62,27 +62,27 @@ class WebhookServicer(webhooks_service_pb2_grpc.WebhookServiceServicer):
         self, request: pb.GetDeliveryRequest, context: Context
     ) -> pb.GetDeliveryResponse:
         del context
-        record, attempts = await self._desk.get(Caller.of_call(), UUID(request.delivery_id))
+        record, attempts = await self._webhooks.get(Caller.of_call(), UUID(request.delivery_id))
         return pb.GetDeliveryResponse(delivery=_whole(record, attempts))
 
     async def Redeliver(  # noqa: N802, D102
         self, request: pb.RedeliverRequest, context: Context
     ) -> pb.RedeliverResponse:
         del context
-        record = await self._desk.redeliver(Caller.of_call(), UUID(request.delivery_id))
+        record = await self._webhooks.redeliver(Caller.of_call(), UUID(request.delivery_id))
         return pb.RedeliverResponse(delivery=_delivery(record))
 
     async def GetSecret(  # noqa: N802, D102
         self, request: pb.GetSecretRequest, context: Context
     ) -> pb.GetSecretResponse:
         del request, context
-        return pb.GetSecretResponse(secret=_secret(await self._desk.secret(Caller.of_call())))
+        return pb.GetSecretResponse(secret=_secret(await self._webhooks.secret(Caller.of_call())))
 
     async def RotateSecret(  # noqa: N802, D102
         self, request: pb.RotateSecretRequest, context: Context
     ) -> pb.RotateSecretResponse:
         del context
-        secret = await self._desk.rotate(Caller.of_call(), timedelta(seconds=request.overlap_seconds))
+        secret = await self._webhooks.rotate(Caller.of_call(), timedelta(seconds=request.overlap_seconds))
         return pb.RotateSecretResponse(secret=_secret(secret))
 
 

@@ -1,4 +1,4 @@
-"""The worker's composition root in the test's process, its child a real one, its tasks service a desk."""
+"""The worker's composition in the test's process; its child is a real one, its tasks service a fake."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,14 +18,14 @@ from meshkit.server import MeshServer
 from services.inference import composition
 from services.inference.config import InferenceSettings
 from tests.conftest import S3Store
-from tests.integration.inference.desk import TENANT, Desk
+from tests.integration.inference.fake_tasks import TENANT, FakeTasksService
 
 SECRET = "a secret of tests, long enough for HS256"  # pragma: allowlist secret
 
 
 @dataclass
 class Worker:
-    desk: Desk
+    tasks: FakeTasksService
     address: str
     data: Path
     stop: asyncio.Event
@@ -49,13 +49,13 @@ StartWorker = Callable[..., Awaitable[Worker]]
 
 
 @pytest.fixture
-async def desk() -> Desk:
-    return Desk()
+async def tasks() -> FakeTasksService:
+    return FakeTasksService()
 
 
 @pytest.fixture
 async def start_worker(
-    desk: Desk, s3: S3Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tasks: FakeTasksService, s3: S3Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncIterator[StartWorker]:
     """Starts a worker of NOOP tasks with the given settings, in this process."""
     async with AsyncExitStack() as stack:
@@ -66,7 +66,7 @@ async def start_worker(
         objects = ObjectStore.from_settings(settings)
         stack.push_async_callback(objects.close)
         await objects.ensure_bucket()
-        server = await stack.enter_async_context(served(desk, settings))
+        server = await stack.enter_async_context(served(tasks, settings))
         monkeypatch.setenv("ATELIER_TASKS_ADDRESS", server.address)
 
         async def start(**settings: object) -> Worker:
@@ -83,10 +83,10 @@ async def start_worker(
                 await ended
 
             stack.push_async_callback(end)
-            await desk.until(lambda: port_file.exists() or ended.done())
+            await tasks.until(lambda: port_file.exists() or ended.done())
             if ended.done():
                 ended.result()
-            return Worker(desk, port_file.read_text().strip(), tmp_path / "data", stop, ended, objects)
+            return Worker(tasks, port_file.read_text().strip(), tmp_path / "data", stop, ended, objects)
 
         yield start
 
@@ -115,10 +115,10 @@ def worker_environment(s3: S3Store, folder: Path) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def served(desk: Desk, settings: MeshSettings) -> AsyncIterator[MeshServer]:
+async def served(tasks: FakeTasksService, settings: MeshSettings) -> AsyncIterator[MeshServer]:
     server = MeshServer(
         settings,
-        servicers=[(add_WorkerServiceServicer_to_server, desk)],
+        servicers=[(add_WorkerServiceServicer_to_server, tasks)],
         verifier=auth.TokenVerifier.from_settings(settings),
     )
     await server.start()

@@ -16,16 +16,16 @@ from PIL import Image
 
 from meshkit.errors import ErrorKind, MeshError
 from tests.integration.inference.conftest import StartWorker, Worker
-from tests.integration.inference.desk import Desk
+from tests.integration.inference.fake_tasks import FakeTasksService
 
 
 def request(**noop: Any) -> RunRequest:
     return RunRequest(task=CreateTask(origin_instance="test", noop=CreateNoopTask(**noop)))
 
 
-async def ready(worker: Worker, desk: Desk) -> None:
-    job = desk.add()
-    await desk.until(lambda: desk.completions(job))
+async def ready(worker: Worker, tasks: FakeTasksService) -> None:
+    job = tasks.add()
+    await tasks.until(lambda: tasks.completions(job))
 
 
 async def run(worker: Worker, scopes: tuple[str, ...] = ("read", "write"), **noop: Any) -> list[RunResponse]:
@@ -41,7 +41,9 @@ async def becomes(worker: Worker, busy: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_run_streams_progress_and_ends_with_result_and_files(desk: Desk, start_worker: StartWorker) -> None:
+async def test_a_run_streams_progress_and_ends_with_result_and_files(
+    tasks: FakeTasksService, start_worker: StartWorker
+) -> None:
     worker = await start_worker()
     answers = await run(worker, steps=5, step_ms=60, payload="hi", result_bytes=12)
     *progress, last = answers
@@ -54,32 +56,36 @@ async def test_a_run_streams_progress_and_ends_with_result_and_files(desk: Desk,
     assert not worker.leftovers()
 
 
-async def test_a_run_is_refused_while_leased_work_has_every_slot(desk: Desk, start_worker: StartWorker) -> None:
+async def test_a_run_is_refused_while_leased_work_has_every_slot(
+    tasks: FakeTasksService, start_worker: StartWorker
+) -> None:
     worker = await start_worker()
-    job = desk.add(steps=20, step_ms=50)
-    await desk.until(lambda: desk.progress)
+    job = tasks.add(steps=20, step_ms=50)
+    await tasks.until(lambda: tasks.progress)
     with pytest.raises(MeshError) as caught:
         await run(worker)
     assert caught.value.kind is ErrorKind.EXHAUSTED
-    await desk.until(lambda: desk.completions(job))
+    await tasks.until(lambda: tasks.completions(job))
     assert (await run(worker))[-1].HasField("result")
 
 
-async def test_leased_work_waits_for_a_slot_that_a_run_has(desk: Desk, start_worker: StartWorker) -> None:
+async def test_leased_work_waits_for_a_slot_that_a_run_has(tasks: FakeTasksService, start_worker: StartWorker) -> None:
     worker = await start_worker()
-    await ready(worker, desk)
+    await ready(worker, tasks)
     direct = asyncio.create_task(run(worker, steps=20, step_ms=50))
     await becomes(worker, 1)
-    job = desk.add()
-    await desk.until(lambda: desk.active([job]))
-    assert not desk.completions(job)
+    job = tasks.add()
+    await tasks.until(lambda: tasks.active([job]))
+    assert not tasks.completions(job)
     await direct
-    await desk.until(lambda: desk.completions(job))
+    await tasks.until(lambda: tasks.completions(job))
 
 
-async def test_a_client_that_leaves_frees_its_slot_within_a_step(desk: Desk, start_worker: StartWorker) -> None:
+async def test_a_client_that_leaves_frees_its_slot_within_a_step(
+    tasks: FakeTasksService, start_worker: StartWorker
+) -> None:
     worker = await start_worker()
-    await ready(worker, desk)
+    await ready(worker, tasks)
     async with worker.channel() as channel:
         answers = channel.stub(InferenceServiceStub).Run(request(steps=10_000, step_ms=50), timeout=60)
         await anext(aiter(answers))
@@ -89,7 +95,7 @@ async def test_a_client_that_leaves_frees_its_slot_within_a_step(desk: Desk, sta
     assert (await run(worker))[-1].HasField("result")
 
 
-async def test_a_failure_is_told_as_a_status(desk: Desk, start_worker: StartWorker) -> None:
+async def test_a_failure_is_told_as_a_status(tasks: FakeTasksService, start_worker: StartWorker) -> None:
     worker = await start_worker()
     with pytest.raises(MeshError) as caught:
         await run(worker, failures=1)
@@ -100,14 +106,14 @@ async def test_a_failure_is_told_as_a_status(desk: Desk, start_worker: StartWork
     assert not worker.leftovers()
 
 
-async def test_a_run_needs_the_scope_write(desk: Desk, start_worker: StartWorker) -> None:
+async def test_a_run_needs_the_scope_write(tasks: FakeTasksService, start_worker: StartWorker) -> None:
     worker = await start_worker()
     with pytest.raises(MeshError) as caught:
         await run(worker, ("read",))
     assert caught.value.kind is ErrorKind.FORBIDDEN
 
 
-async def test_a_run_is_validated_as_a_create_is(desk: Desk, start_worker: StartWorker) -> None:
+async def test_a_run_is_validated_as_a_create_is(tasks: FakeTasksService, start_worker: StartWorker) -> None:
     worker = await start_worker()
     with pytest.raises(MeshError) as caught:
         await run(worker, fault="nonsense")
@@ -115,16 +121,18 @@ async def test_a_run_is_validated_as_a_create_is(desk: Desk, start_worker: Start
     assert [violation.path for violation in caught.value.violations] == ["task.noop.fault"]
 
 
-async def test_the_worker_describes_itself(desk: Desk, start_worker: StartWorker) -> None:
+async def test_the_worker_describes_itself(tasks: FakeTasksService, start_worker: StartWorker) -> None:
     worker = await start_worker(worker_name="w7", worker_slots=3, worker_queues="inference,training")
-    await ready(worker, desk)
+    await ready(worker, tasks)
     async with worker.channel() as channel:
         answer = await channel.stub(InferenceServiceStub).Describe(DescribeRequest())
     assert (answer.name, answer.slots, answer.busy_slots, answer.device) == ("w7", 3, 0, "cpu")
     assert (list(answer.task_types), list(answer.queues)) == (["NOOP"], ["inference", "training"])
 
 
-async def test_models_of_all_families_share_the_budget_and_are_described(desk: Desk, start_worker: StartWorker) -> None:
+async def test_models_of_all_families_share_the_budget_and_are_described(
+    tasks: FakeTasksService, start_worker: StartWorker
+) -> None:
     """The three need 322 MiB: FLUX 15, the upscaler 274, the networks that find subjects 33."""
     worker = await start_worker(
         worker_task_types="GENERATION,IMAGE_ADJUSTER",
@@ -165,7 +173,9 @@ async def test_models_of_all_families_share_the_budget_and_are_described(desk: D
         assert await held_after(generation) == flux | upscaler
 
 
-async def test_a_need_above_the_budget_is_refused_with_its_figures(desk: Desk, start_worker: StartWorker) -> None:
+async def test_a_need_above_the_budget_is_refused_with_its_figures(
+    tasks: FakeTasksService, start_worker: StartWorker
+) -> None:
     worker = await start_worker(
         worker_task_types="GENERATION", device="cpu", model_budget_bytes=100 << 20, first_step_deadline_seconds=100
     )

@@ -19,7 +19,7 @@ from meshkit.config import MeshSettings
 from meshkit.worker.supervisor import ChildLimits, ChildLost, ChildState, ChildSupervisor
 from tests.conftest import NatsControl, S3Store
 from tests.integration.inference.conftest import StartWorker, served, worker_environment
-from tests.integration.inference.desk import Desk
+from tests.integration.inference.fake_tasks import FakeTasksService
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 LIMITS = ChildLimits(memory_bytes=1 << 30, start_seconds=10, sample_seconds=0.1)
@@ -27,13 +27,13 @@ LIMITS = ChildLimits(memory_bytes=1 << 30, start_seconds=10, sample_seconds=0.1)
 
 @pytest.fixture
 async def process(
-    desk: Desk, s3: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tasks: FakeTasksService, s3: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """`python -m services.inference`, killed at the end if the test did not."""
     environment = worker_environment(s3, tmp_path)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    async with served(desk, MeshSettings()) as server:
+    async with served(tasks, MeshSettings()) as server:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -48,9 +48,11 @@ async def process(
                 await process.wait()
 
 
-async def test_the_child_dies_with_its_killed_parent(desk: Desk, process: asyncio.subprocess.Process) -> None:
-    desk.add(steps=10_000, step_ms=50)
-    await desk.until(lambda: desk.progress, 30)
+async def test_the_child_dies_with_its_killed_parent(
+    tasks: FakeTasksService, process: asyncio.subprocess.Process
+) -> None:
+    tasks.add(steps=10_000, step_ms=50)
+    await tasks.until(lambda: tasks.progress, 30)
     [child] = psutil.Process(process.pid).children()
     process.kill()
     await process.wait()
@@ -58,9 +60,11 @@ async def test_the_child_dies_with_its_killed_parent(desk: Desk, process: asynci
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-async def test_the_child_knows_none_of_the_meshs_secrets(desk: Desk, process: asyncio.subprocess.Process) -> None:
-    desk.add(steps=10_000, step_ms=50)
-    await desk.until(lambda: desk.progress, 30)
+async def test_the_child_knows_none_of_the_meshs_secrets(
+    tasks: FakeTasksService, process: asyncio.subprocess.Process
+) -> None:
+    tasks.add(steps=10_000, step_ms=50)
+    await tasks.until(lambda: tasks.progress, 30)
     parent = psutil.Process(process.pid)
     [child] = parent.children()
     assert any(name.startswith("ATELIER_") for name in parent.environ())
@@ -85,29 +89,31 @@ async def test_a_child_whose_pipe_is_closed_leaves(tmp_path: Path) -> None:
     assert await asyncio.wait_for(child.wait(), 20) == 1
 
 
-async def test_sigterm_drains_and_leaves_with_success(desk: Desk, process: asyncio.subprocess.Process) -> None:
-    running, waiting = desk.add(steps=20, step_ms=50), desk.add()
-    await desk.until(lambda: desk.progress and desk.active([running, waiting]) == 2, 30)
+async def test_sigterm_drains_and_leaves_with_success(
+    tasks: FakeTasksService, process: asyncio.subprocess.Process
+) -> None:
+    running, waiting = tasks.add(steps=20, step_ms=50), tasks.add()
+    await tasks.until(lambda: tasks.progress and tasks.active([running, waiting]) == 2, 30)
     process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(process.wait(), 20) == 0
-    assert [each.ref.job_id for each in desk.completed] == [running]
-    assert desk.released == [(waiting, 1)]
+    assert [each.ref.job_id for each in tasks.completed] == [running]
+    assert tasks.released == [(waiting, 1)]
 
 
 async def test_news_of_a_cancel_reaches_the_worker_before_its_next_heartbeat(
-    desk: Desk, start_worker: StartWorker, nats_server: NatsControl, monkeypatch: pytest.MonkeyPatch
+    tasks: FakeTasksService, start_worker: StartWorker, nats_server: NatsControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk.ttl = 60.0  # heartbeats go every 20 seconds
+    tasks.ttl = 60.0  # heartbeats go every 20 seconds
     await start_worker(nats_url=nats_server.url)
-    job = desk.add(steps=10_000, step_ms=50)
-    await desk.until(lambda: desk.progress)
+    job = tasks.add(steps=10_000, step_ms=50)
+    await tasks.until(lambda: tasks.progress)
     bus = Bus(nats_server.url)
     await bus.connect(5)
-    desk.cancelled.add(job)
-    [session] = desk.sessions
+    tasks.cancelled.add(job)
+    [session] = tasks.sessions
     bus.notify(f"atelier.cancel.{session}")
     began = time.monotonic()
-    await desk.until(lambda: (job, 1) in desk.released, 10)
+    await tasks.until(lambda: (job, 1) in tasks.released, 10)
     assert time.monotonic() - began < 2
     await bus.close()
 
@@ -141,17 +147,17 @@ async def test_a_stopped_supervisor_tells_those_who_wait_for_a_child() -> None:
 
 
 async def test_the_worker_answers_before_its_child_is_ready_and_says_when_none_comes_up(
-    desk: Desk, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+    tasks: FakeTasksService, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The child's own command fails, as with a broken installation of torch.
     monkeypatch.setattr(
         "services.inference.child.ChildSettings.command", lambda _: [sys.executable, "-c", "raise SystemExit(1)"]
     )
     worker = await start_worker()
-    job = desk.add()
+    job = tasks.add()
     async with grpc.aio.insecure_channel(worker.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         async with asyncio.timeout(20):
             while (await health.Check(health_pb2.HealthCheckRequest())).status != NOT_SERVING:  # noqa: ASYNC110 -- remote
                 await asyncio.sleep(0.05)
-    assert not desk.active([job])
+    assert not tasks.active([job])

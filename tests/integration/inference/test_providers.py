@@ -13,7 +13,7 @@ from atelier.tasks.v1.worker_service_pb2 import JOB_KIND_TASK, ServedPair
 from meshkit.worker.handlers import InputRef, Output, TaskContext
 from services.inference import providers
 from tests.integration.inference.conftest import StartWorker
-from tests.integration.inference.desk import Desk
+from tests.integration.inference.fake_tasks import FakeTasksService
 
 
 class Handler:
@@ -36,10 +36,12 @@ def pair(provider: int) -> ServedPair:
     return ServedPair(task_type=TASK_TYPE_NOOP, provider_type=provider, job_kind=JOB_KIND_TASK)  # type: ignore[arg-type] # one of two numbers
 
 
-async def test_the_device_and_a_queue_of_calls_have_a_session_each(desk: Desk, start_worker: StartWorker) -> None:
+async def test_the_device_and_a_queue_of_calls_have_a_session_each(
+    tasks: FakeTasksService, start_worker: StartWorker
+) -> None:
     await start_worker(worker_name="w", worker_providers="LOCAL,FAL_STANDARD", worker_slots=2, worker_calls=9)
-    await desk.until(lambda: len(desk.opened) == 2)
-    opened = {request.name: request for request in desk.opened}
+    await tasks.until(lambda: len(tasks.opened) == 2)
+    opened = {request.name: request for request in tasks.opened}
     assert list(opened["w"].pairs) == [pair(PROVIDER_TYPE_LOCAL)]
     assert list(opened["w/fal"].pairs) == [pair(PROVIDER_TYPE_FAL_STANDARD)]
     assert [(list(each.queues), each.slots) for each in (opened["w"], opened["w/fal"])] == [
@@ -48,13 +50,13 @@ async def test_the_device_and_a_queue_of_calls_have_a_session_each(desk: Desk, s
     ]
 
 
-async def test_a_worker_without_a_device_has_no_child(desk: Desk, start_worker: StartWorker) -> None:
+async def test_a_worker_without_a_device_has_no_child(tasks: FakeTasksService, start_worker: StartWorker) -> None:
     worker = await start_worker(worker_providers="FAL_STANDARD")
     spec = CreateTask(
         origin_instance="test", provider_type=PROVIDER_TYPE_FAL_STANDARD, noop=CreateNoopTask(payload="hello")
     )
-    job = desk.add(spec=spec)
-    await desk.until(lambda: desk.completions(job))
-    assert desk.completions(job)[0].result.noop.payload == "called: hello"
+    job = tasks.add(spec=spec)
+    await tasks.until(lambda: tasks.completions(job))
+    assert tasks.completions(job)[0].result.noop.payload == "called: hello"
     with pytest.raises(ValueError, match="not enough values"):
         worker.child()

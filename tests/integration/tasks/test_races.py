@@ -221,7 +221,7 @@ async def test_progress_takes_sessions_before_tasks(mesh: Mesh) -> None:
     # As who ends a session does.
     async with mesh.running.database.transaction() as ending:
         await ending.execute("SELECT FROM sessions FOR UPDATE")
-        flush = asyncio.create_task(mesh.running.upkeep._desk._board.flush())
+        flush = asyncio.create_task(mesh.running.upkeep._sessions._progress.flush())
         await until(lambda: waits_for_lock(mesh))
         await ending.execute("SELECT FROM tasks FOR UPDATE")
     await flush

@@ -14,7 +14,7 @@ from modelkit.errors import ModelError, ModelErrorKind
 from services.inference.child import ChildSettings, _lender
 from services.inference.tasktypes import load_handlers, parse_types
 from services.inference.tasktypes.failures import explained
-from tests.unit.worker.batches import Handler, Shelf, bench, context
+from tests.unit.worker.batches import Handler, Shelf, batch_runner, context
 
 
 class OutOfMemoryError(RuntimeError):
@@ -77,7 +77,9 @@ def test_every_handler_names_the_families_of_its_needs() -> None:
 
 def test_a_need_that_cannot_be_met_is_told_in_the_lenders_words() -> None:
     refused = ModelError("The model a needs 3 MiB.", ModelErrorKind.RESOURCE, retryable=True)
-    [done] = bench(Handler(needs=(Need("model", "flux"),)), Shelf(refuses=refused), explained).execute([context()[0]])
+    [done] = batch_runner(Handler(needs=(Need("model", "flux"),)), Shelf(refuses=refused), explained).execute(
+        [context()[0]]
+    )
     assert (done.failure.message, done.failure.category) == ("The model a needs 3 MiB.", ERROR_CATEGORY_RESOURCE)
     assert done.failure.retryable
 
@@ -86,6 +88,6 @@ def test_memory_that_ran_out_is_freed_after_the_models_are_back_even_where_the_h
     failure = ModelError("Too little memory for a picture of this size.", ModelErrorKind.RESOURCE, retryable=True)
     failure.__cause__ = OutOfMemoryError()
     need, shelf = (Need("model", "flux"),), Shelf()
-    [done] = bench(Handler(failure, needs=need), shelf, explained).execute([context()[0]])
+    [done] = batch_runner(Handler(failure, needs=need), shelf, explained).execute([context()[0]])
     assert done.failure.message == failure.message
     assert shelf.told == [need, "back", "free"]

@@ -82,7 +82,7 @@ class Shelf:
         self.told.append("free")
 
 
-def bench(
+def batch_runner(
     handler: Handler, lender: Lender | None = None, explain: Callable[[Exception], Exception] = lambda error: error
 ) -> BatchRunner:
     return BatchRunner({Pair(TASK_TYPE_NOOP): cast("TaskHandler", handler)}, lender, explain)

@@ -141,7 +141,7 @@ class Service:
         return CloseSessionResponse()
 
 
-class Bench:
+class Rig:
     def __init__(self) -> None:
         self.clock = Clock()
         self.service = Service(self.clock)
@@ -174,7 +174,7 @@ class Bench:
         return self.accepted
 
 
-async def during(bench: Bench, awaitable: Any, seconds: float) -> Any:
+async def during(rig: Rig, awaitable: Any, seconds: float) -> Any:
     task = asyncio.ensure_future(awaitable)
-    await bench.clock.advance(seconds)
+    await rig.clock.advance(seconds)
     return task.result() if task.done() else task

@@ -21,12 +21,12 @@ from meshkit.worker.handlers import (
     TaskHandler,
 )
 from meshkit.worker.pairs import Pair
-from tests.unit.worker.batches import Handler, Shelf, bench, context
+from tests.unit.worker.batches import Handler, Shelf, batch_runner, context
 
 
 def test_an_output_is_told_with_its_files_and_the_devices_time() -> None:
     output = Output(TaskResult(), (OutputFile("a.png", "image/png", "result_path"), OutputFile("b", "x/y", None)), 1.5)
-    [done] = bench(Handler(output)).execute([context()[0]])
+    [done] = batch_runner(Handler(output)).execute([context()[0]])
     assert [(file.name, file.field) for file in done.output.files] == [("a.png", "result_path"), ("b", "")]
     assert done.device_seconds == 1.5
 
@@ -55,14 +55,14 @@ def test_an_error_is_told_without_the_librarys_text(
     error: Exception, category: int, retryable: bool, message: str, raised: bool
 ) -> None:
     handler = Handler(raises=error) if raised else Handler(error)
-    [done] = bench(handler).execute([context()[0]])
+    [done] = batch_runner(handler).execute([context()[0]])
     assert (done.failure.category, done.failure.retryable) == (category, retryable)
     assert message in done.failure.message
     assert "secret" not in done.failure.message
 
 
 def test_a_handler_that_forgets_an_outcome_fails_its_batch() -> None:
-    outcomes = bench(Handler(TaskCancelled())).execute([context()[0], context()[0]])
+    outcomes = batch_runner(Handler(TaskCancelled())).execute([context()[0], context()[0]])
     assert [done.failure.category for done in outcomes] == [ERROR_CATEGORY_INTERNAL] * 2
 
 
@@ -74,14 +74,14 @@ def test_a_type_without_a_handler_is_a_fault_of_the_mesh() -> None:
 def test_a_batch_is_lent_what_its_handler_needs_and_gives_it_back() -> None:
     needs = (Need("model", "flux"), Need("upscaler", "upscaler"))
     shelf, handler = Shelf(), Handler(TaskCancelled(), TaskCancelled(), needs=needs)
-    bench(handler, shelf).execute([context()[0], context()[0]])
+    batch_runner(handler, shelf).execute([context()[0], context()[0]])
     assert handler.lent == {"model": "a flux", "upscaler": "a upscaler"}
     assert shelf.told == [needs, "back"]
 
 
 def test_a_handler_that_needs_nothing_is_lent_nothing() -> None:
     shelf, handler = Shelf(), Handler(TaskCancelled())
-    bench(handler, shelf).execute([context()[0]])
+    batch_runner(handler, shelf).execute([context()[0]])
     assert handler.lent == {}
     assert shelf.told == []
 
@@ -89,7 +89,7 @@ def test_a_handler_that_needs_nothing_is_lent_nothing() -> None:
 def test_a_member_whose_needs_are_unknown_fails_without_the_others() -> None:
     refused = TaskFailed("config.model must be text.", ERROR_CATEGORY_VALIDATION, retryable=False)
     handler = Handler(Output(TaskResult(), (), 0.0), refuses=refused)
-    first, second = bench(handler).execute([context()[0], context()[0]])
+    first, second = batch_runner(handler).execute([context()[0], context()[0]])
     assert first.failure.message == "config.model must be text."
     assert second.HasField("output")
 

@@ -19,318 +19,318 @@ from meshkit.errors import MeshError, not_found, unavailable
 from meshkit.worker.ends import ReportOutcome
 from meshkit.worker.held import HeldLease
 from meshkit.worker.pacing import Backoff
-from tests.unit.worker.scripted import INTERVAL, TTL, Bench, during
+from tests.unit.worker.scripted import INTERVAL, TTL, Rig, during
 
 
 @pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    bench = Bench()
-    yield bench
-    bench.service.errors.clear()
-    await bench.client.close()
+async def rig() -> AsyncIterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.service.errors.clear()
+    await rig.client.close()
 
 
-async def test_an_answered_poll_raises_the_sequence(bench: Bench) -> None:
-    await bench.holding(("a", 1))
-    assert [request.sequence for request in bench.service.of("Lease")] == [1, 2]
-    assert [request.max_leases for request in bench.service.of("Lease")] == [4, 3]
+async def test_an_answered_poll_raises_the_sequence(rig: Rig) -> None:
+    await rig.holding(("a", 1))
+    assert [request.sequence for request in rig.service.of("Lease")] == [1, 2]
+    assert [request.max_leases for request in rig.service.of("Lease")] == [4, 3]
 
 
-async def test_a_poll_whose_answer_is_lost_is_repeated_under_its_number(bench: Bench) -> None:
-    bench.client.start()
-    bench.service.refuse_poll(unavailable("gone"))
-    await bench.clock.advance(1)
-    assert [request.sequence for request in bench.service.of("Lease")] == [1, 1]
-    bench.service.lease(("a", 1))
-    await bench.clock.settle()
-    assert [held.key for held in bench.accepted] == [("a", 1)]
+async def test_a_poll_whose_answer_is_lost_is_repeated_under_its_number(rig: Rig) -> None:
+    rig.client.start()
+    rig.service.refuse_poll(unavailable("gone"))
+    await rig.clock.advance(1)
+    assert [request.sequence for request in rig.service.of("Lease")] == [1, 1]
+    rig.service.lease(("a", 1))
+    await rig.clock.settle()
+    assert [held.key for held in rig.accepted] == [("a", 1)]
 
 
-async def test_polls_stop_without_room_and_go_on_with_it(bench: Bench) -> None:
-    bench.room = 1
-    await bench.holding(("a", 1))
-    await bench.clock.advance(3)
-    assert len(bench.service.of("Lease")) == 1
-    bench.room = 2
-    bench.asked.set()
-    await bench.clock.settle()
-    assert [request.max_leases for request in bench.service.of("Lease")] == [4 - 3, 1]
+async def test_polls_stop_without_room_and_go_on_with_it(rig: Rig) -> None:
+    rig.room = 1
+    await rig.holding(("a", 1))
+    await rig.clock.advance(3)
+    assert len(rig.service.of("Lease")) == 1
+    rig.room = 2
+    rig.asked.set()
+    await rig.clock.settle()
+    assert [request.max_leases for request in rig.service.of("Lease")] == [4 - 3, 1]
 
 
-async def test_polls_of_a_busy_service_gather(bench: Bench) -> None:
-    bench.room = 300
-    bench.client.start()
+async def test_polls_of_a_busy_service_gather(rig: Rig) -> None:
+    rig.room = 300
+    rig.client.start()
     for number in range(100):
-        bench.service.lease((str(number), 1))
-    await bench.clock.advance(0.1)
-    assert 5 <= len(bench.accepted) <= 15
+        rig.service.lease((str(number), 1))
+    await rig.clock.advance(0.1)
+    assert 5 <= len(rig.accepted) <= 15
 
 
-async def test_a_poll_that_was_given_many_is_followed_once_these_may_have_ended(bench: Bench) -> None:
-    bench.room = 8
-    held = await bench.holding(*((str(number), 1) for number in range(8)))
-    bench.room = 10  # two slots are free already
-    bench.asked.set()
-    await bench.clock.settle()
-    assert len(bench.service.of("Lease")) == 1
+async def test_a_poll_that_was_given_many_is_followed_once_these_may_have_ended(rig: Rig) -> None:
+    rig.room = 8
+    held = await rig.holding(*((str(number), 1) for number in range(8)))
+    rig.room = 10  # two slots are free already
+    rig.asked.set()
+    await rig.clock.settle()
+    assert len(rig.service.of("Lease")) == 1
     held.clear()
-    await bench.clock.advance(0.1)
-    assert [request.max_leases for request in bench.service.of("Lease")] == [8, 10]
+    await rig.clock.advance(0.1)
+    assert [request.max_leases for request in rig.service.of("Lease")] == [8, 10]
 
 
-async def test_a_poll_that_waited_for_its_work_is_followed_at_once(bench: Bench) -> None:
-    await bench.holding(("a", 1))
-    assert len(bench.service.of("Lease")) == 2
+async def test_a_poll_that_waited_for_its_work_is_followed_at_once(rig: Rig) -> None:
+    await rig.holding(("a", 1))
+    assert len(rig.service.of("Lease")) == 2
 
 
-async def test_a_service_that_answers_nothing_at_once_is_not_asked_in_a_circle(bench: Bench) -> None:
-    bench.client.start()
+async def test_a_service_that_answers_nothing_at_once_is_not_asked_in_a_circle(rig: Rig) -> None:
+    rig.client.start()
     for _ in range(100):
-        bench.service.lease()
-    await bench.clock.advance(10)
-    assert len(bench.service.of("Lease")) < 12
+        rig.service.lease()
+    await rig.clock.advance(10)
+    assert len(rig.service.of("Lease")) < 12
 
 
-async def test_a_service_that_is_away_is_asked_ever_more_seldom_and_for_ever(bench: Bench) -> None:
-    bench.service.errors["OpenSession"] = unavailable("away")
-    bench.client.start()
-    await bench.clock.advance(120)
-    tries = len(bench.service.of("OpenSession"))
+async def test_a_service_that_is_away_is_asked_ever_more_seldom_and_for_ever(rig: Rig) -> None:
+    rig.service.errors["OpenSession"] = unavailable("away")
+    rig.client.start()
+    await rig.clock.advance(120)
+    tries = len(rig.service.of("OpenSession"))
     assert 20 < tries < 70
-    bench.service.errors.clear()
-    bench.service.lease(("a", 1))
-    await bench.clock.advance(6)
-    assert bench.accepted
+    rig.service.errors.clear()
+    rig.service.lease(("a", 1))
+    await rig.clock.advance(6)
+    assert rig.accepted
 
 
-async def test_polls_and_heartbeats_outlive_a_fault(bench: Bench) -> None:
-    bench.service._leases.put_nowait(object())  # type: ignore[arg-type]  # no answer that the client knows
-    bench.service.errors["Heartbeat"] = RuntimeError("broken")  # type: ignore[assignment]
-    bench.client.start()
-    await bench.clock.advance(INTERVAL + 0.1)
-    bench.service.errors.clear()
-    bench.service.lease(("a", 1))
-    await bench.clock.advance(TTL)
-    assert [held.key for held in bench.accepted] == [("a", 1)]
-    assert len(bench.service.of("OpenSession")) == 1
+async def test_polls_and_heartbeats_outlive_a_fault(rig: Rig) -> None:
+    rig.service._leases.put_nowait(object())  # type: ignore[arg-type]  # no answer that the client knows
+    rig.service.errors["Heartbeat"] = RuntimeError("broken")  # type: ignore[assignment]
+    rig.client.start()
+    await rig.clock.advance(INTERVAL + 0.1)
+    rig.service.errors.clear()
+    rig.service.lease(("a", 1))
+    await rig.clock.advance(TTL)
+    assert [held.key for held in rig.accepted] == [("a", 1)]
+    assert len(rig.service.of("OpenSession")) == 1
 
 
-async def test_heartbeats_name_what_is_held(bench: Bench) -> None:
-    await bench.holding(("a", 1), ("b", 3))
-    await bench.clock.advance(INTERVAL)
-    assert [(ref.job_id, ref.attempt) for ref in bench.service.of("Heartbeat")[-1].held] == [("a", 1), ("b", 3)]
+async def test_heartbeats_name_what_is_held(rig: Rig) -> None:
+    await rig.holding(("a", 1), ("b", 3))
+    await rig.clock.advance(INTERVAL)
+    assert [(ref.job_id, ref.attempt) for ref in rig.service.of("Heartbeat")[-1].held] == [("a", 1), ("b", 3)]
 
 
-async def test_news_makes_the_next_heartbeat_go_at_once(bench: Bench) -> None:
-    await bench.holding(("a", 1))
-    bench.heartbeat_now.set()
-    await bench.clock.settle()
-    assert len(bench.service.of("Heartbeat")) == 1
+async def test_news_makes_the_next_heartbeat_go_at_once(rig: Rig) -> None:
+    await rig.holding(("a", 1))
+    rig.heartbeat_now.set()
+    await rig.clock.settle()
+    assert len(rig.service.of("Heartbeat")) == 1
 
 
-async def test_what_is_to_be_given_up_is_taken_from_its_holder(bench: Bench) -> None:
-    [held] = await bench.holding(("a", 1))
+async def test_what_is_to_be_given_up_is_taken_from_its_holder(rig: Rig) -> None:
+    [held] = await rig.holding(("a", 1))
     why: list[str] = []
     held.on_lost(why.append)
-    bench.service.give_up = [AttemptRef(job_id="a", attempt=1)]
-    await bench.clock.advance(INTERVAL)
+    rig.service.give_up = [AttemptRef(job_id="a", attempt=1)]
+    await rig.clock.advance(INTERVAL)
     assert why == ["given_up"]
-    await bench.ends.release([held])
-    assert [ref.job_id for request in bench.service.of("Release") for ref in request.refs] == ["a"]
-    assert not len(bench.held)
+    await rig.ends.release([held])
+    assert [ref.job_id for request in rig.service.of("Release") for ref in request.refs] == ["a"]
+    assert not len(rig.held)
 
 
-async def test_what_it_never_had_is_confirmed_at_once(bench: Bench) -> None:
-    await bench.holding()
-    bench.service.give_up = [AttemptRef(job_id="x", attempt=2)]
-    await bench.clock.advance(INTERVAL)
-    assert [ref.job_id for ref in bench.service.of("Release")[0].refs] == ["x"]
+async def test_what_it_never_had_is_confirmed_at_once(rig: Rig) -> None:
+    await rig.holding()
+    rig.service.give_up = [AttemptRef(job_id="x", attempt=2)]
+    await rig.clock.advance(INTERVAL)
+    assert [ref.job_id for ref in rig.service.of("Release")[0].refs] == ["x"]
 
 
-async def test_an_attempt_is_stopped_once_heartbeats_failed_for_the_time_to_live(bench: Bench) -> None:
-    [held] = await bench.holding(("a", 1))
+async def test_an_attempt_is_stopped_once_heartbeats_failed_for_the_time_to_live(rig: Rig) -> None:
+    [held] = await rig.holding(("a", 1))
     why: list[str] = []
     held.on_lost(why.append)
-    bench.service.errors["Heartbeat"] = unavailable("away")
-    await bench.clock.advance(TTL - 0.5)
+    rig.service.errors["Heartbeat"] = unavailable("away")
+    await rig.clock.advance(TTL - 0.5)
     assert not why
-    await bench.clock.advance(4)
+    await rig.clock.advance(4)
     assert why == ["expired"]
-    assert len(bench.service.of("OpenSession")) == 2
+    assert len(rig.service.of("OpenSession")) == 2
 
 
-async def test_the_time_to_live_counts_from_before_the_heartbeat_was_sent(bench: Bench) -> None:
-    await bench.holding(("a", 1))
-    await bench.clock.advance(INTERVAL)
-    session = bench.client.session
-    sent = next(moment for moment, name, _ in bench.service.calls if name == "Heartbeat")
+async def test_the_time_to_live_counts_from_before_the_heartbeat_was_sent(rig: Rig) -> None:
+    await rig.holding(("a", 1))
+    await rig.clock.advance(INTERVAL)
+    session = rig.client.session
+    sent = next(moment for moment, name, _ in rig.service.calls if name == "Heartbeat")
     assert session is not None
     assert session.alive_until == sent + TTL
 
 
-async def test_a_few_lost_heartbeats_cost_nothing(bench: Bench) -> None:
-    [held] = await bench.holding(("a", 1))
-    bench.service.errors["Heartbeat"] = unavailable("away")
-    await bench.clock.advance(INTERVAL + 4)
-    bench.service.errors.clear()
-    await bench.clock.advance(60)
+async def test_a_few_lost_heartbeats_cost_nothing(rig: Rig) -> None:
+    [held] = await rig.holding(("a", 1))
+    rig.service.errors["Heartbeat"] = unavailable("away")
+    await rig.clock.advance(INTERVAL + 4)
+    rig.service.errors.clear()
+    await rig.clock.advance(60)
     assert held.lost is None
-    assert len(bench.service.of("OpenSession")) == 1
+    assert len(rig.service.of("OpenSession")) == 1
 
 
 @pytest.mark.parametrize("method", ["Lease", "Heartbeat"])
-async def test_an_unknown_session_is_replaced_and_starts_counting_anew(bench: Bench, method: str) -> None:
-    [held] = await bench.holding(("a", 1))
+async def test_an_unknown_session_is_replaced_and_starts_counting_anew(rig: Rig, method: str) -> None:
+    [held] = await rig.holding(("a", 1))
     if method == "Lease":
-        bench.service.refuse_poll(not_found("session", "s1"))
+        rig.service.refuse_poll(not_found("session", "s1"))
     else:
-        bench.service.errors["Heartbeat"] = not_found("session", "s1")
-        await bench.clock.advance(INTERVAL)
-        bench.service.errors.clear()
-    await bench.clock.settle()
+        rig.service.errors["Heartbeat"] = not_found("session", "s1")
+        await rig.clock.advance(INTERVAL)
+        rig.service.errors.clear()
+    await rig.clock.settle()
     assert held.lost == "expired"
-    last = bench.service.of("Lease")[-1]
+    last = rig.service.of("Lease")[-1]
     assert (last.session_id, last.sequence) == ("s2", 1)
 
 
-async def test_a_completion_is_repeated_until_the_service_answers(bench: Bench) -> None:
-    [held] = await bench.holding(("a", 1))
-    bench.service.errors["CompleteMany"] = unavailable("away")
-    task = await during(bench, bench.ends.complete(held, TaskResult(), (), 1.0), 4)
+async def test_a_completion_is_repeated_until_the_service_answers(rig: Rig) -> None:
+    [held] = await rig.holding(("a", 1))
+    rig.service.errors["CompleteMany"] = unavailable("away")
+    task = await during(rig, rig.ends.complete(held, TaskResult(), (), 1.0), 4)
     assert not task.done()
-    bench.service.errors.clear()
-    await bench.clock.advance(6)
+    rig.service.errors.clear()
+    await rig.clock.advance(6)
     assert task.result() is ReportOutcome.TAKEN
-    assert len(bench.service.of("CompleteMany")) > 2
-    assert not len(bench.held)
+    assert len(rig.service.of("CompleteMany")) > 2
+    assert not len(rig.held)
 
 
-async def test_a_completion_ends_with_its_lease(bench: Bench) -> None:
-    [held] = await bench.holding(("a", 1))
+async def test_a_completion_ends_with_its_lease(rig: Rig) -> None:
+    [held] = await rig.holding(("a", 1))
     for method in ("CompleteMany", "Heartbeat", "OpenSession"):
-        bench.service.errors[method] = unavailable("away")
-    task = await during(bench, bench.ends.complete(held, TaskResult(), (), 1.0), TTL + 10)
+        rig.service.errors[method] = unavailable("away")
+    task = await during(rig, rig.ends.complete(held, TaskResult(), (), 1.0), TTL + 10)
     assert task is ReportOutcome.UNKNOWN
-    tries = len(bench.service.of("CompleteMany"))
-    await bench.clock.advance(30)
-    assert len(bench.service.of("CompleteMany")) == tries
+    tries = len(rig.service.of("CompleteMany"))
+    await rig.clock.advance(30)
+    assert len(rig.service.of("CompleteMany")) == tries
 
 
-async def test_a_result_that_was_taken_is_known_though_its_attempt_is_gone(bench: Bench) -> None:
-    [held] = await bench.holding(("a", 1))
-    bench.service.errors["CompleteMany"] = unavailable("the answer is lost")
-    task = asyncio.ensure_future(bench.ends.complete(held, TaskResult(), (), 1.0))
-    await bench.clock.settle()
-    bench.service.give_up = [AttemptRef(job_id="a", attempt=1)]  # it has ended: by this very report
-    bench.heartbeat_now.set()
-    await bench.clock.settle()
-    bench.service.errors.clear()
-    assert await during(bench, task, 1) is ReportOutcome.TAKEN
+async def test_a_result_that_was_taken_is_known_though_its_attempt_is_gone(rig: Rig) -> None:
+    [held] = await rig.holding(("a", 1))
+    rig.service.errors["CompleteMany"] = unavailable("the answer is lost")
+    task = asyncio.ensure_future(rig.ends.complete(held, TaskResult(), (), 1.0))
+    await rig.clock.settle()
+    rig.service.give_up = [AttemptRef(job_id="a", attempt=1)]  # it has ended: by this very report
+    rig.heartbeat_now.set()
+    await rig.clock.settle()
+    rig.service.errors.clear()
+    assert await during(rig, task, 1) is ReportOutcome.TAKEN
 
 
-async def test_a_result_that_was_never_sent_is_lost_with_its_attempt(bench: Bench) -> None:
-    [held] = await bench.holding(("a", 1))
+async def test_a_result_that_was_never_sent_is_lost_with_its_attempt(rig: Rig) -> None:
+    [held] = await rig.holding(("a", 1))
     held.lose("given_up")
-    assert await during(bench, bench.ends.complete(held, TaskResult(), (), 1.0), 1) is ReportOutcome.LOST
-    assert not bench.service.of("CompleteMany")
-    assert [ref.job_id for request in bench.service.of("Release") for ref in request.refs] == ["a"]
+    assert await during(rig, rig.ends.complete(held, TaskResult(), (), 1.0), 1) is ReportOutcome.LOST
+    assert not rig.service.of("CompleteMany")
+    assert [ref.job_id for request in rig.service.of("Release") for ref in request.refs] == ["a"]
 
 
-async def test_an_attempt_that_nobody_takes_goes_back(bench: Bench) -> None:
+async def test_an_attempt_that_nobody_takes_goes_back(rig: Rig) -> None:
     def refuse(held: HeldLease) -> None:
         if held.lease.job_id == "a":
             raise RuntimeError("no")
-        bench.accepted.append(held)
+        rig.accepted.append(held)
 
-    bench.client._accept = refuse
-    bench.client.start()
-    bench.service.lease(("a", 1), ("b", 1))
-    await bench.clock.advance(1)
-    assert [ref.job_id for request in bench.service.of("Release") for ref in request.refs] == ["a"]
-    assert [held.key for held in bench.held.all()] == [("b", 1)]
-    bench.service.lease(("c", 1))
-    await bench.clock.advance(1)
-    assert [held.key for held in bench.accepted] == [("b", 1), ("c", 1)]
-
-
-async def test_a_late_completion_is_not_repeated(bench: Bench) -> None:
-    [held] = await bench.holding(("a", 1))
-    bench.service.verdicts["a"] = COMPLETION_VERDICT_LOST
-    assert await during(bench, bench.ends.complete(held, TaskResult(), (), 1.0), 1) is ReportOutcome.LOST
-    assert len(bench.service.of("CompleteMany")) == 1
-    assert not len(bench.held)
+    rig.client._accept = refuse
+    rig.client.start()
+    rig.service.lease(("a", 1), ("b", 1))
+    await rig.clock.advance(1)
+    assert [ref.job_id for request in rig.service.of("Release") for ref in request.refs] == ["a"]
+    assert [held.key for held in rig.held.all()] == [("b", 1)]
+    rig.service.lease(("c", 1))
+    await rig.clock.advance(1)
+    assert [held.key for held in rig.accepted] == [("b", 1), ("c", 1)]
 
 
-async def test_a_result_that_is_refused_for_itself_is_the_callers_to_fail(bench: Bench) -> None:
-    [held] = await bench.holding(("a", 1))
-    bench.service.verdicts["a"] = COMPLETION_VERDICT_REFUSED
+async def test_a_late_completion_is_not_repeated(rig: Rig) -> None:
+    [held] = await rig.holding(("a", 1))
+    rig.service.verdicts["a"] = COMPLETION_VERDICT_LOST
+    assert await during(rig, rig.ends.complete(held, TaskResult(), (), 1.0), 1) is ReportOutcome.LOST
+    assert len(rig.service.of("CompleteMany")) == 1
+    assert not len(rig.held)
+
+
+async def test_a_result_that_is_refused_for_itself_is_the_callers_to_fail(rig: Rig) -> None:
+    [held] = await rig.holding(("a", 1))
+    rig.service.verdicts["a"] = COMPLETION_VERDICT_REFUSED
     with pytest.raises(MeshError):
-        await bench.ends.complete(held, TaskResult(), (), 1.0)
-    assert bench.held.all() == [held]
-    assert await bench.ends.fail(held, "x" * 9000, ERROR_CATEGORY_INTERNAL, retryable=True)
-    assert len(bench.service.of("Fail")[0].message) == 4096
+        await rig.ends.complete(held, TaskResult(), (), 1.0)
+    assert rig.held.all() == [held]
+    assert await rig.ends.fail(held, "x" * 9000, ERROR_CATEGORY_INTERNAL, retryable=True)
+    assert len(rig.service.of("Fail")[0].message) == 4096
 
 
-async def test_a_completion_that_is_not_decided_is_sent_again_and_alone(bench: Bench) -> None:
-    first, second = await bench.holding(("a", 1), ("b", 1))
-    bench.service.verdicts["a"] = COMPLETION_VERDICT_UNDECIDED
-    ends = asyncio.gather(*(bench.ends.complete(held, TaskResult(), (), 1.0) for held in (first, second)))
-    await bench.clock.settle()
-    assert bench.held.all() == [first]
-    bench.service.verdicts.clear()
-    assert (await during(bench, ends, 1)) == [ReportOutcome.TAKEN, ReportOutcome.TAKEN]
-    sent = [[each.ref.job_id for each in request.completions] for request in bench.service.of("CompleteMany")]
+async def test_a_completion_that_is_not_decided_is_sent_again_and_alone(rig: Rig) -> None:
+    first, second = await rig.holding(("a", 1), ("b", 1))
+    rig.service.verdicts["a"] = COMPLETION_VERDICT_UNDECIDED
+    ends = asyncio.gather(*(rig.ends.complete(held, TaskResult(), (), 1.0) for held in (first, second)))
+    await rig.clock.settle()
+    assert rig.held.all() == [first]
+    rig.service.verdicts.clear()
+    assert (await during(rig, ends, 1)) == [ReportOutcome.TAKEN, ReportOutcome.TAKEN]
+    sent = [[each.ref.job_id for each in request.completions] for request in rig.service.of("CompleteMany")]
     assert sent == [["a", "b"], ["a"]]
 
 
-async def test_closing_does_not_wait_for_completions_that_are_on_their_way(bench: Bench) -> None:
-    [held] = await bench.holding(("a", 1))
-    bench.service.errors["CompleteMany"] = unavailable("away")
-    task = asyncio.ensure_future(bench.ends.complete(held, TaskResult(), (), 1.0))
-    await bench.clock.settle()
-    await bench.client.close()
-    await bench.clock.advance(1)
+async def test_closing_does_not_wait_for_completions_that_are_on_their_way(rig: Rig) -> None:
+    [held] = await rig.holding(("a", 1))
+    rig.service.errors["CompleteMany"] = unavailable("away")
+    task = asyncio.ensure_future(rig.ends.complete(held, TaskResult(), (), 1.0))
+    await rig.clock.settle()
+    await rig.client.close()
+    await rig.clock.advance(1)
     assert task.done()
-    assert not len(bench.held)
+    assert not len(rig.held)
 
 
-async def test_progress_is_sent_a_few_times_a_second_and_only_the_newest(bench: Bench) -> None:
-    [held] = await bench.holding(("a", 1))
+async def test_progress_is_sent_a_few_times_a_second_and_only_the_newest(rig: Rig) -> None:
+    [held] = await rig.holding(("a", 1))
     for step in range(100):
-        bench.held.progress(held, step, step=step, total=100, preview=b"jpeg" if step == 50 else b"")
-        await bench.clock.advance(0.01)
-    await bench.clock.advance(1)
-    reports = [report for request in bench.service.of("Report") for report in request.progress]
+        rig.held.progress(held, step, step=step, total=100, preview=b"jpeg" if step == 50 else b"")
+        await rig.clock.advance(0.01)
+    await rig.clock.advance(1)
+    reports = [report for request in rig.service.of("Report") for report in request.progress]
     assert 3 <= len(reports) <= 6
     assert reports[-1].step == 99
     assert b"jpeg" in [report.preview for report in reports]
 
 
-async def test_what_ends_at_once_reports_no_progress(bench: Bench) -> None:
-    [held] = await bench.holding(("a", 1))
-    bench.held.progress(held, 50, step=1, total=2)
-    await bench.clock.advance(0.1)
-    assert await during(bench, bench.ends.complete(held, TaskResult(), (), 1.0), 0.05) is ReportOutcome.TAKEN
-    await bench.clock.advance(1)
-    assert not bench.service.of("Report")
+async def test_what_ends_at_once_reports_no_progress(rig: Rig) -> None:
+    [held] = await rig.holding(("a", 1))
+    rig.held.progress(held, 50, step=1, total=2)
+    await rig.clock.advance(0.1)
+    assert await during(rig, rig.ends.complete(held, TaskResult(), (), 1.0), 0.05) is ReportOutcome.TAKEN
+    await rig.clock.advance(1)
+    assert not rig.service.of("Report")
 
 
-async def test_drain_asks_for_no_more_and_tells_the_service(bench: Bench) -> None:
-    await bench.holding(("a", 1))
-    polls = len(bench.service.of("Lease"))
-    bench.client.drain()
-    bench.service.lease(("b", 1))
-    await bench.clock.advance(INTERVAL)
-    assert len(bench.service.of("Lease")) == polls
-    assert bench.service.of("Heartbeat")[-1].draining
-    assert len(bench.accepted) == 1
+async def test_drain_asks_for_no_more_and_tells_the_service(rig: Rig) -> None:
+    await rig.holding(("a", 1))
+    polls = len(rig.service.of("Lease"))
+    rig.client.drain()
+    rig.service.lease(("b", 1))
+    await rig.clock.advance(INTERVAL)
+    assert len(rig.service.of("Lease")) == polls
+    assert rig.service.of("Heartbeat")[-1].draining
+    assert len(rig.accepted) == 1
 
 
-async def test_close_hands_back_what_is_held_and_ends_the_session(bench: Bench) -> None:
-    await bench.holding(("a", 1), ("b", 1))
-    await bench.client.close()
-    assert [ref.job_id for ref in bench.service.of("Release")[0].refs] == ["a", "b"]
-    assert [request.session_id for request in bench.service.of("CloseSession")] == ["s1"]
+async def test_close_hands_back_what_is_held_and_ends_the_session(rig: Rig) -> None:
+    await rig.holding(("a", 1), ("b", 1))
+    await rig.client.close()
+    assert [ref.job_id for ref in rig.service.of("Release")[0].refs] == ["a", "b"]
+    assert [request.session_id for request in rig.service.of("CloseSession")] == ["s1"]
 
 
 def test_pauses_grow_to_their_bound_and_are_spread() -> None:
@@ -341,7 +341,7 @@ def test_pauses_grow_to_their_bound_and_are_spread() -> None:
     assert len({pause(10) for _ in range(10)}) > 1
 
 
-async def test_an_ended_attempt_and_its_holder_are_freed_at_once(bench: Bench) -> None:
+async def test_an_ended_attempt_and_its_holder_are_freed_at_once(rig: Rig) -> None:
     class Holder:
         def __init__(self, held: HeldLease) -> None:
             self.held = held
@@ -350,13 +350,13 @@ async def test_an_ended_attempt_and_its_holder_are_freed_at_once(bench: Bench) -
         def stop(self, why: str) -> None:
             pass
 
-    [held] = await bench.holding(("a", 1))
+    [held] = await rig.holding(("a", 1))
     holder = Holder(held)
     left = weakref.ref(holder)
     gc.disable()
     try:
-        assert await bench.ends.complete(held, TaskResult(), (), 1.0) is ReportOutcome.TAKEN
-        bench.accepted.clear()
+        assert await rig.ends.complete(held, TaskResult(), (), 1.0) is ReportOutcome.TAKEN
+        rig.accepted.clear()
         del held, holder
         assert left() is None
     finally:

@@ -1,4 +1,4 @@
-"""A `WorkerService` in the test's process, over a real socket: it leases what a test gives it and remembers all."""
+"""A `WorkerService` in the test's process, over a real socket: it leases what a test gives it and records all."""
 
 # ruff: noqa: N802 - methods have the names of their RPCs
 
@@ -46,7 +46,7 @@ from meshkit.errors import ErrorKind, MeshError, conflict, not_found, unavailabl
 TENANT = "acme"
 
 
-class DeskSession:
+class FakeSession:
     def __init__(self, request: OpenSessionRequest) -> None:
         self.request = request
         self.sequence = 0
@@ -55,10 +55,10 @@ class DeskSession:
         self.draining = False
 
 
-class Desk(WorkerServiceServicer):
+class FakeTasksService(WorkerServiceServicer):
     def __init__(self, ttl_seconds: float = 6.0) -> None:
         self.ttl = ttl_seconds
-        self.sessions: dict[str, DeskSession] = {}
+        self.sessions: dict[str, FakeSession] = {}
         self.opened: list[OpenSessionRequest] = []
         self.closed: list[str] = []
         self.queue: deque[LeasedAttempt] = deque()
@@ -125,7 +125,7 @@ class Desk(WorkerServiceServicer):
             self.queue.extend(_again(lease) for lease in session.active.values())
         self.sessions.clear()
 
-    def _session(self, session_id: str) -> DeskSession:
+    def _session(self, session_id: str) -> FakeSession:
         if self.away:
             raise unavailable("away")
         if session_id not in self.sessions:
@@ -136,7 +136,7 @@ class Desk(WorkerServiceServicer):
         if self.away:
             raise unavailable("away")
         session_id = str(uuid.uuid4())
-        self.sessions[session_id] = DeskSession(request)
+        self.sessions[session_id] = FakeSession(request)
         self.opened.append(request)
         return OpenSessionResponse(
             session_id=session_id, lease_ttl=_duration(self.ttl), heartbeat_interval=_duration(self.ttl / 3)
@@ -181,7 +181,7 @@ class Desk(WorkerServiceServicer):
         return ReportResponse()
 
     async def Complete(self, request: CompleteRequest, context: Any) -> CompleteResponse:
-        raise AssertionError("the worker sends completions in company")
+        raise AssertionError("the worker completes by CompleteMany")
 
     async def CompleteMany(self, request: CompleteManyRequest, context: Any) -> CompleteManyResponse:
         answer = CompleteManyResponse()
