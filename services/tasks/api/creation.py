@@ -31,7 +31,7 @@ class TaskPreparer:
 
     Args:
         catalog: What is served.
-        inputs: Judges inputs and moves them into place.
+        inputs: Checks inputs and moves them into place.
         clock: Gives the present, in UTC.
     """
 
@@ -43,7 +43,7 @@ class TaskPreparer:
     async def prepare(
         self, request: tasks_service_pb2.CreateTaskRequest, caller: Caller
     ) -> tuple[TaskRecord, list[AcceptedInput]]:
-        """Check a request; its inputs are judged, not yet written.
+        """Check a request; its inputs are checked, not yet written.
 
         Args:
             request: The request; its message is changed on the way.

@@ -55,7 +55,7 @@ class TasksService:
         store: The database.
         catalog: What is served.
         preparer: Makes tasks of requests.
-        inputs: Judges inputs and moves them into place.
+        inputs: Checks inputs and moves them into place.
         objects: The object store.
         notifier: Tells other replicas and workers what happened.
     """
@@ -349,7 +349,7 @@ class TasksService:
             _log.warning("uploads_left_to_sweeper", task_id=str(record.id), reason=error.reason)
 
     async def _discard(self, creation: Creation, written: list[AcceptedInput]) -> None:
-        # Inputs below a chosen identifier may be those of the task that has it: the sweeper judges them by its row.
+        # Inputs below a chosen identifier may be those of the task that has it: the sweeper decides by its row.
         if not written or creation.named:
             return
         record = creation.record

@@ -1,4 +1,4 @@
-"""Who may change what of a task. Pure: from a task and an update to the task as it shall be."""
+"""Who may change what of a task. Pure: from a task and an update to the changed task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from services.tasks.errors import executing, illegal_transition
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """An update as asked for.
+    """An update that a caller asks for.
 
     Attributes:
         values: The new values.
@@ -109,7 +109,7 @@ def check(record: TaskRecord, update: Update) -> Update:
 
 
 def apply(record: TaskRecord, update: Update, catalog: Catalog) -> TaskRecord:
-    """Return the task as it shall be.
+    """Return the changed task.
 
     Args:
         record: The task; it was checked.

@@ -1,1 +1,1 @@
-"""What callers send along: images as data, uploads, addresses, paths, LoRA adapters; judged before the task exists."""
+"""Inputs that callers send, checked before the task exists: images and lists of images, LoRA adapters."""

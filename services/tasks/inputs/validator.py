@@ -1,6 +1,6 @@
 """Inputs of tasks: images as data, uploads, addresses or paths, one or a list, and LoRA adapters.
 
-Everything is judged before the task exists, each item of a list by itself. Data and uploads become objects below the
+Everything is checked before the task exists, each item of a list by itself. Data and uploads become objects below the
 task's prefix, so that rows hold paths and never bytes.
 """
 
@@ -53,11 +53,11 @@ class AcceptedInput:
 
 
 class InputValidator:
-    """Judges inputs and moves them into place.
+    """Checks inputs and moves them into place.
 
     Args:
         objects: The object store.
-        fetcher: Judges addresses.
+        fetcher: Checks addresses.
         shared_tenant: Tenant whose LoRA adapters everyone may use.
     """
 
@@ -67,7 +67,7 @@ class InputValidator:
         self._shared = shared_tenant
 
     async def accept(self, task_type: TaskTypeSpec, detail: Any, tenant: str, task_id: UUID) -> list[AcceptedInput]:
-        """Judge the images of a task.
+        """Check the images of a task.
 
         Args:
             task_type: Its type.
@@ -107,7 +107,7 @@ class InputValidator:
         await self._objects.delete_prefix(tenant, f"{prefix_of(task_type, task_id)}inputs")
 
     async def check_adapters(self, task_type: TaskTypeSpec, message: Any, tenant: str, where: str) -> list[str]:
-        """Judge the LoRA adapters that a message names.
+        """Check the LoRA adapters that a message names.
 
         Args:
             task_type: The type.
@@ -130,9 +130,9 @@ class InputValidator:
         return [value for _, value in named]
 
     def check_address(self, url: str, path: str) -> None:
-        """Judge an http(s) address.
+        """Check an http(s) address.
 
-        What is plainly inside is refused now; a name is resolved when it is fetched, and judged again then, because its
+        A private address is refused now; a name is resolved when it is fetched, and checked again then, because its
         answer may change meanwhile.
 
         Args:
@@ -145,7 +145,7 @@ class InputValidator:
         self._fetcher.check(url, path=path)
 
     async def check_reference(self, value: str, tenant: str, path: str) -> str:
-        """Judge an address or a path in storage.
+        """Check an address or a path in storage.
 
         Returns:
             The value, a path in its one form.
@@ -187,7 +187,7 @@ class InputValidator:
         return staged, info.content_type, info.format.lower()
 
     async def _stored(self, value: str, tenant: str, path: str) -> str | None:
-        """Return the path in storage that a text names, or None where it is rather base64."""
+        """Return the path in storage that a text names, or None where it looks like base64."""
         looks_like_path = ".." in value or "\\" in value or "." in value.rpartition("/")[2]
         if value[:5].lower() == "data:" or len(value) > 1024:
             return None
@@ -243,7 +243,7 @@ def _given(task_type: TaskTypeSpec, image: InputSpec, detail: Any, folder: str) 
 
 
 def at(path: str, work: Callable[[], _T]) -> _T:
-    """Run a check and names the request's member in what it raises, where the check could not know it.
+    """Run a check, and name the request's member in what it raises, where the check could not know it.
 
     Args:
         path: Path of the member.
