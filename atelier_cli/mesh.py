@@ -82,7 +82,7 @@ class ServiceProcess:
 
 
 @dataclass(frozen=True, slots=True)
-class Mesh:
+class MeshPlan:
     """The processes in the order of their start: those of a stage start together, and stop in reverse.
 
     Attributes:
@@ -128,7 +128,7 @@ def choose_ports(wanted: int | None, last: MeshRecord | None) -> tuple[int, dict
     return gateway, kept | dict(zip(missing, new, strict=False))
 
 
-def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports: Mapping[str, int]) -> Mesh:
+def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports: Mapping[str, int]) -> MeshPlan:
     """Lays out a mesh on a folder.
 
     Raises:
@@ -145,7 +145,7 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
         environment["ATELIER_MODEL"] = str(Path(model).absolute()) if Path(model).exists() else model
 
     services = tuple(_service(spec, folder, environment, gateway_port, ports) for spec in topology.SERVICES)
-    return Mesh(gateway_port, ports, (embedded, services) if embedded else (services,))
+    return MeshPlan(gateway_port, ports, (embedded, services) if embedded else (services,))
 
 
 def _service(

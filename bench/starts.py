@@ -12,7 +12,7 @@ from pathlib import Path
 from atelier_cli import health
 from atelier_cli.embedded.process import RunningServer, Server, free_ports, spawn, stop
 from atelier_cli.folder import DataFolder
-from atelier_cli.mesh import Mesh, choose_ports, plan
+from atelier_cli.mesh import MeshPlan, choose_ports, plan
 
 # How a service tells that it serves: its gRPC health says SERVING, or it answers HTTP.
 SERVICES = ("tasks", "workflows", "gateway")
@@ -43,7 +43,7 @@ def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
 
 
 @contextmanager
-def _servers(mesh: Mesh) -> Iterator[None]:
+def _servers(mesh: MeshPlan) -> Iterator[None]:
     """Yield the embedded servers, up."""
     running: list[RunningServer] = []
     try:
@@ -56,7 +56,7 @@ def _servers(mesh: Mesh) -> Iterator[None]:
             each.stop()
 
 
-def _start(mesh: Mesh, name: str) -> float:
+def _start(mesh: MeshPlan, name: str) -> float:
     """Seconds from the start of a service's process until it serves; it is stopped again."""
     server = mesh.servers[name]
     port = mesh.gateway_port if name == "gateway" else mesh.ports[name]

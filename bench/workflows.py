@@ -92,7 +92,7 @@ def turn(flows: Flows, systems: Sequence[Flows]) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class ComparedFigure:
     """One row of the table.
 
     Attributes:
@@ -104,7 +104,7 @@ class Figure:
     values: dict[str, list[float]]
 
 
-def _print_table(names: Sequence[str], figures: Sequence[Figure]) -> None:
+def _print_table(names: Sequence[str], figures: Sequence[ComparedFigure]) -> None:
     ours, others = names[0], names[1:]
     print(f"| figure | {' | '.join(names)} | {' | '.join(f'{ours} to {other}' for other in others)} |")
     print("|---" * (len(names) + len(others) + 1) + "|")
@@ -119,21 +119,23 @@ def _print_table(names: Sequence[str], figures: Sequence[Figure]) -> None:
 
 def compare(systems: Sequence[Flows], loads: Sequence[tuple[Shape, int]], *, rounds: int, idle: int) -> None:
     """Run all systems in turn, round by round, and print medians."""
-    figures: list[Figure] = []
+    figures: list[ComparedFigure] = []
     chain = loads[0][0]
     for flows in systems:
         for shape, _ in loads:
             run(flows, shape, 2)  # warms connections and plans
     for shape, count in loads:
         size = f"{shape.size} steps" if shape.kind == "chain" else f"1 to {shape.size} to 1"
-        figure = Figure(f"steps/s, {count} {shape.kind}s at once, {size}", {flows.name: [] for flows in systems})
+        figure = ComparedFigure(
+            f"steps/s, {count} {shape.kind}s at once, {size}", {flows.name: [] for flows in systems}
+        )
         figures.append(figure)
         for number in range(rounds):
             for flows in systems:
                 with turn(flows, systems):
                     figure.values[flows.name].append(count * shape.steps / run(flows, shape, count))
                 print(f"round {number + 1} {flows.name} {shape.kind}: {figure.values[flows.name][-1]:.1f} steps/s")
-    figure = Figure("idle, step to step p50, ms", {flows.name: [] for flows in systems})
+    figure = ComparedFigure("idle, step to step p50, ms", {flows.name: [] for flows in systems})
     figures.append(figure)
     for _ in range(idle):
         for flows in systems:

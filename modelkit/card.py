@@ -17,13 +17,13 @@ from modelkit.errors import ModelError, ModelErrorKind
 CARD_NAME = "atelier.json"
 
 
-class _Part(BaseModel):
+class _CardPart(BaseModel):
     """A part of a card. Other programs read cards too, so unknown members are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
-class StepRange(_Part):
+class StepRange(_CardPart):
     """Denoising steps.
 
     Attributes:
@@ -43,7 +43,7 @@ class StepRange(_Part):
         return self
 
 
-class Guidance(_Part):
+class Guidance(_CardPart):
     """How the model follows its prompt.
 
     Attributes:
@@ -59,13 +59,13 @@ class Guidance(_Part):
     negative_prompt: str = ""
 
 
-class LoraTargets(_Part):
+class LoraTargets(_CardPart):
     """Layers that a training adapts."""
 
     target_modules: tuple[str, ...] = ()
 
 
-class ModelCard(_Part):
+class ModelCard(_CardPart):
     """Properties of a model that a worker needs to run it; all sizes in pixels.
 
     Attributes:

@@ -1,6 +1,9 @@
-"""Between JSON over HTTP and protobuf over gRPC, compiled from descriptors.
+"""Translate between JSON over HTTP and protobuf over gRPC, by tables that are compiled from descriptors.
 
-A library of its own: it opens no socket and reads no configuration. `routes` says which method answers a request,
-`codec` turns JSON into its request message and its response message into JSON, `errors` turns what went wrong into the
-documented bodies, `openapi` describes all of it, and `options` reads what the contracts say about their presentation.
+A library that the gateway uses. It opens no socket, reads no configuration, imports no service and names no message of
+one: what it knows of a contract it reads from the descriptors that it is given, once, at start.
+
+`options` reads what the contracts say about their presentation, and `scalars` converts single values. `routes` finds
+the method that answers a request. `codec` converts messages; `requests` puts a request message together from path,
+query and body. `errors` renders what went wrong as the documented bodies. `schemas` and `openapi` describe all of it.
 """

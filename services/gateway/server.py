@@ -20,7 +20,7 @@ _IDLE_CONNECTION_SECONDS = 75
 _BACKLOG = 2048
 
 
-class _Server(uvicorn.Server):
+class _HttpServer(uvicorn.Server):
     """A uvicorn that leaves signals to the process's own handling."""
 
     @contextlib.contextmanager
@@ -43,7 +43,7 @@ async def serve(app: ASGIApp, settings: GatewaySettings, stack: AsyncExitStack) 
         MeshError: `UNAVAILABLE` where the address is taken.
     """
     listener = _listen(settings.listen)
-    server = _Server(
+    server = _HttpServer(
         uvicorn.Config(
             app,
             http=CorkedHttp,

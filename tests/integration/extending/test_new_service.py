@@ -21,7 +21,7 @@ from pydantic import SecretStr
 
 from atelier_cli.embedded.process import RunningServer, free_ports
 from atelier_cli.folder import DataFolder
-from atelier_cli.mesh import Mesh, ServiceProcess, choose_ports, plan
+from atelier_cli.mesh import MeshPlan, ServiceProcess, choose_ports, plan
 from meshkit import topology
 from meshkit.auth import TokenIssuer
 from meshkit.channel import MeshChannel
@@ -63,7 +63,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def mesh(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Mesh:
+def mesh(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> MeshPlan:
     """A mesh as `atelier up` lays it out."""
     assert compiled.exists()
     folder = DataFolder(tmp_path_factory.mktemp("mesh") / "data")
@@ -72,7 +72,7 @@ def mesh(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Mesh:
 
 
 @pytest.fixture(scope="module")
-def process(mesh: Mesh) -> Iterator[ServiceProcess]:
+def process(mesh: MeshPlan) -> Iterator[ServiceProcess]:
     """The service as a process."""
     planned = mesh.servers["echo"]
     assert isinstance(planned, ServiceProcess)
@@ -116,7 +116,7 @@ def test_nothing_outside_of_its_folder_and_contracts_names_it() -> None:
     assert not any("echo_service" in text or "echo.v1" in text for text in texts)
 
 
-def test_it_is_given_what_its_entry_says_and_no_more(process: ServiceProcess, mesh: Mesh) -> None:
+def test_it_is_given_what_its_entry_says_and_no_more(process: ServiceProcess, mesh: MeshPlan) -> None:
     joining = {name for name in process.environment if name in topology.joining_settings()}
     assert joining == {"ATELIER_AUTH_SECRET"}
     assert process.environment["ATELIER_LISTEN"] == f"127.0.0.1:{mesh.ports['echo']}"
@@ -148,7 +148,7 @@ async def test_it_asks_for_a_token_and_its_scope(call: Any) -> None:
     assert (error.kind, error.metadata["scope"]) == (ErrorKind.FORBIDDEN, "write")
 
 
-async def test_it_counts_its_calls(call: Any, mesh: Mesh) -> None:
+async def test_it_counts_its_calls(call: Any, mesh: MeshPlan) -> None:
     await call("write", text="la")
     async with httpx.AsyncClient() as client:
         page = (await client.get(mesh.pages["echo"])).text

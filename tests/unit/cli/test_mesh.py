@@ -12,7 +12,7 @@ import pytest
 from atelier_cli.embedded.process import Launch, free_ports, spawn
 from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder
-from atelier_cli.mesh import Mesh, choose_ports, plan
+from atelier_cli.mesh import MeshPlan, choose_ports, plan
 from atelier_cli.tokens import issue
 
 # By setting: who is to know it.
@@ -37,7 +37,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"{name}_FILE", raising=False)
 
 
-def mesh_on(tmp_path: Path) -> Mesh:
+def mesh_on(tmp_path: Path) -> MeshPlan:
     folder = DataFolder(tmp_path / "data")
     folder.make()
     return plan(folder, folder.credentials(), *choose_ports(free_ports(1)[0], None))
@@ -57,7 +57,7 @@ def holders(environments: Mapping[str, Mapping[str, str]], name: str) -> set[str
     return {process for process, environment in environments.items() if name in environment}
 
 
-def environments_of(mesh: Mesh) -> dict[str, dict[str, str]]:
+def environments_of(mesh: MeshPlan) -> dict[str, dict[str, str]]:
     services = {name: server for name, server in mesh.servers.items() if name not in SERVERS}
     return {name: given(server.prepare()) for name, server in services.items()}
 

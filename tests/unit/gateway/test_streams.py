@@ -3,7 +3,7 @@
 from atelier.tasks.v1 import tasks_service_pb2
 
 from services.gateway.streams import event, event_shape
-from tests.unit.gateway.conftest import Contract
+from tests.unit.transcoding.conftest import Contract
 
 
 def test_an_event_carries_name_version_and_data() -> None:

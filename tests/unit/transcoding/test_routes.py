@@ -7,7 +7,7 @@ import pytest
 from meshkit.spelling import ContractError
 from meshkit.transcoding import routes
 from meshkit.transcoding.routes import Match, RouteTable, WrongMethod, compile_services, loc_of, parse_template
-from tests.unit.gateway.conftest import Contract, compile_contract
+from tests.unit.transcoding.conftest import Contract, compile_contract
 
 
 @pytest.fixture(scope="module")

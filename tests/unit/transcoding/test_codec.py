@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from meshkit.spelling import ContractError
 from meshkit.transcoding.codec import Codecs, Decoding
-from tests.unit.gateway.conftest import Contract, Decode, compile_contract
+from tests.unit.transcoding.conftest import Contract, Decode, compile_contract
 
 Encode = Callable[[Any], dict[str, Any]]
 

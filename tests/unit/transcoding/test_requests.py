@@ -7,7 +7,7 @@ import pytest
 from meshkit.transcoding.codec import Codecs, Decoding, Loc
 from meshkit.transcoding.errors import RefusedRequestError
 from meshkit.transcoding.requests import RequestDecoder, ResponseEncoder
-from tests.unit.gateway.conftest import Contract
+from tests.unit.transcoding.conftest import Contract
 
 
 def request(

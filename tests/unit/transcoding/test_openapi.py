@@ -8,7 +8,7 @@ from meshkit.spelling import ContractError
 from meshkit.transcoding.openapi import build_document
 from meshkit.transcoding.routes import compile_services
 from meshkit.transcoding.schemas import Comments, Components
-from tests.unit.gateway.conftest import Contract
+from tests.unit.transcoding.conftest import Contract
 
 
 @pytest.fixture(scope="module")
