@@ -76,7 +76,7 @@ class Bus:
     """The connection to NATS.
 
     Args:
-        url: `nats://user:password@host:port`; several separated by commas; empty for a mesh without news.
+        url: `nats://user:password@host:port`; several separated by commas; empty for a mesh without NATS.
         name: What the server calls the connection.
         stream: Name of the stream of events.
         subjects: Its subjects.

@@ -93,11 +93,11 @@ class Unbundler:
             raise invalid("calls", f"must have 1 to {MAX_CALLS} calls", "too_long" if request.calls else "too_short")
         _CALLS.observe(len(request.calls))
         ended: list[_EndedCall] = []
-        news = asyncio.Event()
+        arrived = asyncio.Event()
 
         async def serve(index: int, call: BundledCall) -> None:
             ended.append(await self._outcome(index, call))
-            news.set()
+            arrived.set()
 
         # In a task each, for what a call notes of itself (caller, trace) must be nobody else's.
         make = asyncio.get_running_loop().create_task
@@ -105,8 +105,8 @@ class Unbundler:
         left = len(running)
         try:
             while left:
-                await news.wait()
-                news.clear()
+                await arrived.wait()
+                arrived.clear()
                 ready, ended[:] = ended[:], []
                 left -= len(ready)
                 for response in _responses(ready):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -25,63 +22,9 @@ from services.gateway.asgi import send_content, send_error
 from services.gateway.config import GatewaySettings
 from services.gateway.docs import Docs
 from services.gateway.endpoints import Transcoder
+from services.gateway.health import Health
 from services.gateway.middleware import ANSWERED, BodyLimit, RequestMiddleware, note_route
-from services.gateway.storage import IMAGES, MEDIA, JsonResponse, Storage
-
-HEALTHY, UNHEALTHY = "healthy", "unhealthy"
-_PROBE_SECONDS = 2.0
-_PROBE_KEPT_SECONDS = 1.0
-
-Probe = Callable[[float], Awaitable[None]]
-
-
-class Health:
-    """Whether the services behind the gateway answer.
-
-    Args:
-        probes: Asks a service, within so many seconds; raises `MeshError` where it does not answer.
-        version: Version of the mesh.
-    """
-
-    def __init__(self, probes: Mapping[str, Probe], version: str) -> None:
-        self._probes = probes
-        self._version = version
-        self._checked = float("-inf")
-        self._states: dict[str, str] = {}
-        self._lock = asyncio.Lock()
-
-    async def states(self) -> dict[str, str]:
-        """Return the state of every service, at most a second old."""
-        async with self._lock:
-            if time.monotonic() - self._checked > _PROBE_KEPT_SECONDS:
-                names = list(self._probes)
-                found = await asyncio.gather(*(self._ask(self._probes[name]) for name in names))
-                self._states = dict(zip(names, found, strict=True))
-                self._checked = time.monotonic()
-        return self._states
-
-    @staticmethod
-    async def _ask(probe: Probe) -> str:
-        try:
-            await probe(_PROBE_SECONDS)
-        except MeshError:
-            return UNHEALTHY
-        return HEALTHY
-
-    async def answer(self, request: Request) -> Response:
-        """Answer `GET /health`."""
-        note_route(request.scope, "GET /health")
-        states = await self.states()
-        status = HEALTHY if all(one == HEALTHY for one in states.values()) else UNHEALTHY
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        body = {"status": status, "version": self._version, "services": states, "timestamp": now}
-        return JsonResponse(body, 200 if status == HEALTHY else 503, {"cache-control": "no-store"})
-
-    @staticmethod
-    async def alive(request: Request) -> Response:
-        """Answer `GET /health/live`: the process itself, whatever is behind it."""
-        note_route(request.scope, "GET /health/live")
-        return JsonResponse({"status": HEALTHY})
+from services.gateway.stored_images import IMAGES, MEDIA, StoredImages
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +34,14 @@ class GatewayParts:
     Attributes:
         transcoder: Serves the contracts.
         health: Serves `/health`.
-        storage: Serves stored images; None where there is no object store.
+        images: Serves stored images; None where there is no object store.
         openapi: The OpenAPI document.
         docs: Serves `/docs`.
     """
 
     transcoder: Transcoder
     health: Health
-    storage: Storage | None
+    images: StoredImages | None
     openapi: dict[str, Any]
     docs: Docs
 
@@ -180,12 +123,12 @@ def create_app(parts: GatewayParts, settings: GatewaySettings) -> ASGIApp:
         HttpRoute("/docs", parts.docs.page),
         HttpRoute("/docs/{name}", parts.docs.asset),
     ]
-    if parts.storage is not None:
-        storage = parts.storage
+    if parts.images is not None:
+        images = parts.images
         routes += [
-            HttpRoute(IMAGES, storage.list_images, methods=["GET"]),
-            HttpRoute(f"{IMAGES}/{{path:anypath}}", _by_method(storage), methods=["GET", "HEAD", "POST", "DELETE"]),
-            HttpRoute(f"{MEDIA}/{{token}}", storage.get_media, methods=["GET", "HEAD"]),
+            HttpRoute(IMAGES, images.list_images, methods=["GET"]),
+            HttpRoute(f"{IMAGES}/{{path:anypath}}", _by_method(images), methods=["GET", "HEAD", "POST", "DELETE"]),
+            HttpRoute(f"{MEDIA}/{{token}}", images.get_media, methods=["GET", "HEAD"]),
         ]
     app: ASGIApp = _Dispatch(parts.transcoder, Router(routes, redirect_slashes=False, default=_not_found))
     app = BodyLimit(app, max_bytes=settings.max_body_bytes)
@@ -218,10 +161,10 @@ class _Raw:
         await self._app(scope, receive, send)
 
 
-def _by_method(storage: Storage) -> Callable[[Request], Awaitable[Response]]:
-    handlers = {"POST": storage.save_image, "DELETE": storage.delete_image}
+def _by_method(images: StoredImages) -> Callable[[Request], Awaitable[Response]]:
+    handlers = {"POST": images.save_image, "DELETE": images.delete_image}
 
     async def handle(request: Request) -> Response:
-        return await handlers.get(request.method, storage.get_image)(request)
+        return await handlers.get(request.method, images.get_image)(request)
 
     return handle

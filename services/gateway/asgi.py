@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from meshkit.transcoding.errors import HttpError
@@ -140,3 +141,19 @@ async def read_beginning(receive: Receive, least: int) -> tuple[bytes, bool]:
 
 class ClientGoneError(Exception):
     """The caller left; there is nobody to answer."""
+
+
+class JsonResponse(Response):
+    """A JSON answer, compressed as those of the contracts are."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Return the content."""
+        return orjson.dumps(content)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI's signature
+        """Send the answer."""
+        own = {"content-type", "content-length"}
+        headers = {name: value for name, value in self.headers.items() if name not in own}
+        await send_content(scope, send, bytes(self.body), status=self.status_code, headers=headers)

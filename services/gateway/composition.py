@@ -23,17 +23,18 @@ from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
 from meshkit.transcoding.openapi import build_document
 from meshkit.transcoding.routes import Route, RouteTable, compile_services
-from services.gateway import description, server
-from services.gateway.app import GatewayParts, Health, Probe, create_app
+from services.gateway import openapi, server
+from services.gateway.app import GatewayParts, create_app
 from services.gateway.auth import Authenticator
 from services.gateway.bodies import BodyBudget
 from services.gateway.config import GatewaySettings
 from services.gateway.contracts import load_services, read_image
 from services.gateway.docs import Docs
 from services.gateway.endpoints import EndpointContext, Transcoder
-from services.gateway.media import MediaSigner
+from services.gateway.health import Health, Probe
+from services.gateway.media_urls import MediaSigner
 from services.gateway.staging import ImageCheck, UploadStager
-from services.gateway.storage import Storage
+from services.gateway.stored_images import StoredImages
 
 _log = get_logger(__name__)
 
@@ -95,11 +96,11 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
 
     guard = Authenticator(TokenVerifier.from_settings(settings))
     objects = _objects(settings, stack)
-    images = ImageCheck(settings.image_checks)
+    checks = ImageCheck(settings.image_checks)
     context = EndpointContext(
         settings=settings,
         guard=guard,
-        uploads=UploadStager(objects, images) if objects is not None else None,
+        uploads=UploadStager(objects, checks) if objects is not None else None,
         bodies=BodyBudget(
             settings.max_bodies_bytes,
             wait_seconds=settings.body_wait_seconds,
@@ -108,13 +109,13 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
         ),
         stopping=stopping,
     )
-    storage = Storage(objects, guard, _signer(settings), images, settings) if objects is not None else None
+    stored = None if objects is None else StoredImages(objects, guard, _signer(settings), checks, settings)
     release = version("atelier")
     probes = {_role_of(package): _probe(channels[address], package) for package, address in addresses.items()}
     parts = GatewayParts(
         transcoder=Transcoder(table, call_of, context),
         health=Health(probes, release),
-        storage=storage,
+        images=stored,
         openapi=document(table, image, version=release),
         docs=Docs(),
     )
@@ -124,7 +125,7 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
 def document(table: RouteTable, image: FileDescriptorSet, *, version: str) -> dict[str, Any]:
     """Return the OpenAPI document of the gateway."""
     return build_document(
-        table.routes, image, version=version, extra_paths=description.PATHS, extra_schemas=description.SCHEMAS
+        table.routes, image, version=version, extra_paths=openapi.PATHS, extra_schemas=openapi.SCHEMAS
     )
 
 

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from meshkit.errors import ErrorKind, MeshError
 from services.gateway.config import GatewaySettings
-from services.gateway.protocol import CorkedHttp
+from services.gateway.http_protocol import CorkedHttp
 
 # Longer than clients and load balancers keep idle connections, so that they and not the gateway close them.
 _IDLE_CONNECTION_SECONDS = 75

@@ -47,7 +47,7 @@ class TasksRuntime:
     """A running service; its parts are for tests that call a loop's body themselves."""
 
     address: str
-    upkeep: TaskMaintenance
+    maintenance: TaskMaintenance
     relay: Relay
     database: Database
     objects: ObjectStore
@@ -120,7 +120,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         notifier.heard(message.subject.rpartition(".")[2], message.data)
 
     await bus.subscribe(f"{WAKE_SUBJECT}.*", on_wake)
-    upkeep = TaskMaintenance(
+    maintenance = TaskMaintenance(
         store,
         sessions=sessions,
         objects=objects,
@@ -133,7 +133,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     sender = Sender(webhooks, fetcher)
     stack.push_async_callback(sender.close)
     single = [relay.loop, *sender.loops] if settings.run_loops else []
-    loops = Loops(*upkeep.loops(progress), *single)
+    loops = Loops(*maintenance.loops(progress), *single)
     await stack.enter_async_context(loops)
     server = build_server(
         settings,
@@ -164,4 +164,4 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return TasksRuntime(server.address, upkeep, relay, database, objects, sender)
+    return TasksRuntime(server.address, maintenance, relay, database, objects, sender)

@@ -1,4 +1,4 @@
-"""What the service does by itself: expiry, retries whose time has come, objects that nobody names, upkeep."""
+"""Run what no caller asks for: expiry, due retries, deletion of objects and old rows, gauges of the queues."""
 
 from __future__ import annotations
 

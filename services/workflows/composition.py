@@ -40,7 +40,7 @@ class WorkflowsRuntime:
     """A running service; its parts are for tests that call a loop's body themselves."""
 
     address: str
-    upkeep: WorkflowMaintenance
+    maintenance: WorkflowMaintenance
     executor: WorkflowExecutor
     relay: Relay
     database: Database
@@ -78,16 +78,16 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
     )
     stack.push_async_callback(executor.close)
     workflows = WorkflowsService(store, executor, tasks, Fetcher.from_settings(settings), _now)
-    upkeep = WorkflowMaintenance(store, executor, bus, settings)
-    hearing = TaskEventConsumer(store, executor.tell_ended, executor.ask)
-    stack.push_async_callback(hearing.close)
+    maintenance = WorkflowMaintenance(store, executor, bus, settings)
+    task_events = TaskEventConsumer(store, executor.tell_ended, executor.ask)
+    stack.push_async_callback(task_events.close)
     if settings.run_loops:
-        await stack.enter_async_context(Loops(*upkeep.loops(), relay.loop))
-        await bus.subscribe(TASK_ENDED_NOTICE, hearing.notice, queue=QUEUE)
+        await stack.enter_async_context(Loops(*maintenance.loops(), relay.loop))
+        await bus.subscribe(TASK_ENDED_NOTICE, task_events.notice, queue=QUEUE)
         consumer = await bus.consume_batches(
             DURABLE,
             TASK_ENDED,
-            hearing.batch,
+            task_events.batch,
             linger=TASK_EVENT_LINGER,
             on_made=executor.trust_news,
         )
@@ -111,7 +111,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return WorkflowsRuntime(server.address, upkeep, executor, relay, database)
+    return WorkflowsRuntime(server.address, maintenance, executor, relay, database)
 
 
 def _now() -> datetime:

@@ -1,4 +1,4 @@
-"""What the service does by itself: steps that no news came of, tasks of ended workflows, webhooks, upkeep."""
+"""Run what no caller asks for: steps without notices, tasks of ended workflows, webhooks, deletion of old rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class WorkflowMaintenance:
     Args:
         store: The database.
         executor: Moves workflows.
-        bus: Whose connection tells whether news comes.
+        bus: Its connection tells whether events arrive.
         settings: Intervals and ages.
     """
 

@@ -1,8 +1,8 @@
-"""Following one task: its states from the database, told of by NATS, and its progress as it comes.
+"""Follow one task: its states from the database, with NATS telling when to read them, and its progress as it comes.
 
-The end of an attempt that this process has committed is told at once, and a task's end as it was committed, without a
-look at the row; the event of it takes the way over the relay. No connection is held while a watcher waits. Without NATS
-the row is read every second; with it, now and then, because news may be lost.
+An end that this process committed is sent to its watchers at once, as it was committed and without reading the row; its
+event follows over the relay. No connection is held while a watcher waits. Without NATS the row is read every second;
+with it, now and then, because notices may be lost.
 """
 
 from __future__ import annotations

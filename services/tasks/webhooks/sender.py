@@ -47,7 +47,7 @@ class Sender:
 
     Args:
         store: Deliveries.
-        fetcher: The guarded door to callers' addresses.
+        fetcher: Sends to callers' addresses, guarded.
         in_flight: Requests at a time.
         per_target: Requests at a time to one host and port.
     """

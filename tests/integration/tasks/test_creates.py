@@ -311,7 +311,7 @@ async def test_inputs_of_a_create_that_died_are_swept(mesh: Mesh) -> None:
         tenant,
         f"generations/{ident}/",
     )
-    await mesh.running.upkeep.sweep_objects()
+    await mesh.running.maintenance.sweep_objects()
     assert await everything(mesh, tenant) == []
     assert await mesh.rows("SELECT FROM object_sweeps") == []
 
@@ -321,7 +321,7 @@ async def test_old_uploads_are_swept_also_those_of_a_tenant_without_tasks(start_
     tenant = f"t{uuid4().hex}"
     await mesh.running.objects.put(tenant, "staging/old", b"x")
     await asyncio.sleep(1.1)  # the store tells the age in whole seconds
-    await mesh.running.upkeep.sweep_staging()
+    await mesh.running.maintenance.sweep_staging()
     assert await everything(mesh, tenant) == []
 
 

@@ -120,7 +120,7 @@ async def test_late_attempt_cannot_end_the_next_one(mesh: Mesh) -> None:
     [first] = await slow.lease()
     await slow.heartbeat(first)
     await age_session(mesh, slow)
-    await mesh.running.upkeep.expire()
+    await mesh.running.maintenance.expire()
     [second] = await quick.lease()
     assert second.attempt == 2
     for late in (slow.complete(first), slow.fail(first)):

@@ -123,7 +123,7 @@ async def test_counters_match_the_rows_after_a_busy_life(mesh: Mesh) -> None:
             stub.CancelTask(tasks_service_pb2.CancelTaskRequest(task_id=ids[-1])),
             return_exceptions=round_number > 0,
         )
-        await mesh.running.upkeep.promote()
+        await mesh.running.maintenance.promote()
     [[counted]] = await mesh.rows("SELECT count(*) FROM tasks WHERE status = 'PENDING' AND not_before IS NULL")
     [[tenant]] = await mesh.rows("SELECT pending FROM queue_tenants")
     [[lane]] = await mesh.rows("SELECT pending FROM queue_lanes")

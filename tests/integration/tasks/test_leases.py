@@ -67,7 +67,7 @@ async def test_parked_poll_of_an_ended_session_gets_no_lease(mesh: Mesh, closed:
     await until(lambda: _registered(mesh))
     await age_session(mesh, worker)
     if closed:
-        await mesh.running.upkeep.expire()
+        await mesh.running.maintenance.expire()
     task = await mesh.create()
     with pytest.raises(MeshError) as gone:
         await polling
@@ -121,7 +121,7 @@ async def test_slots_are_those_of_workers_that_take_work(mesh: Mesh) -> None:
     first, second = await mesh.worker(queues=("inference", "fal")), await mesh.worker(name="w/1")
 
     async def slots(queue: str) -> float | None:
-        await mesh.running.upkeep.measure()
+        await mesh.running.maintenance.measure()
         return REGISTRY.get_sample_value("atelier_tasks_queue_slots", {"queue": queue})
 
     assert (await slots("inference"), await slots("fal")) == (8, 4)
@@ -183,7 +183,7 @@ async def test_expired_session_requeues_until_the_task_has_failed(mesh: Mesh) ->
         [lease] = await worker.lease()
         await worker.heartbeat(lease)
         await age_session(mesh, worker)
-        await mesh.running.upkeep.expire()
+        await mesh.running.maintenance.expire()
         with pytest.raises(MeshError) as lost:
             await worker.complete(lease)
         assert lost.value.reason == "LEASE_LOST"
@@ -204,7 +204,7 @@ async def test_unacknowledged_lease_of_a_lost_worker_costs_nothing(mesh: Mesh) -
     worker = await mesh.worker()
     await worker.lease()
     await age_session(mesh, worker)
-    await mesh.running.upkeep.expire()
+    await mesh.running.maintenance.expire()
     waiting = await mesh.get(task.id)
     assert (waiting.status, waiting.retry_count) == (PENDING, 0)
     assert await outcomes(mesh, task.id) == ["RELEASED"]
@@ -217,7 +217,7 @@ async def test_task_that_kills_every_worker_unacknowledged_does_not_go_round_for
         if not await worker.lease(wait=0):
             break
         await age_session(mesh, worker)
-        await mesh.running.upkeep.expire()
+        await mesh.running.maintenance.expire()
     assert (await mesh.get(task.id)).status == FAILED
 
 
@@ -228,10 +228,10 @@ async def test_attempt_beyond_its_time_limit_is_ended(mesh: Mesh) -> None:
     limit = lease.timeout.ToTimedelta()
     # It may have waited that long behind another one of its worker, and then have run that long.
     await mesh.execute("UPDATE tasks SET leased_at = now() - %s", 2 * limit)
-    await mesh.running.upkeep.expire()
+    await mesh.running.maintenance.expire()
     assert (await mesh.get(task.id)).status == EXECUTING
     await mesh.execute("UPDATE tasks SET leased_at = now() - %s", 2 * limit + timedelta(seconds=31))
-    await mesh.running.upkeep.expire()
+    await mesh.running.maintenance.expire()
     assert (await mesh.get(task.id)).retry_count == 1
     [attempt] = await mesh.attempts(task.id)
     assert attempt.error_category == enums_pb2.ERROR_CATEGORY_TIMEOUT

@@ -53,7 +53,7 @@ async def test_failed_attempt_is_retried_until_the_limit(mesh: Mesh) -> None:
         requeued = await worker.fail(lease, f"failure {attempt}")
         assert requeued == (attempt < 4)
         await mesh.execute("UPDATE tasks SET not_before = now() WHERE not_before IS NOT NULL")
-        await mesh.running.upkeep.promote()
+        await mesh.running.maintenance.promote()
     failed = await mesh.get(task.id)
     assert failed.status == FAILED
     assert failed.retry_count == 3

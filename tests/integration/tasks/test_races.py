@@ -74,7 +74,7 @@ async def test_expiry_in_every_replica_ends_an_attempt_once(start_mesh: StartMes
     leases = await worker.lease(6)
     await worker.heartbeat(*leases)
     await one.execute("UPDATE sessions SET expires_at = now() - interval '1 s'")
-    await asyncio.gather(*(mesh.running.upkeep.expire() for mesh in (one, two, one, two)))
+    await asyncio.gather(*(mesh.running.maintenance.expire() for mesh in (one, two, one, two)))
     for task in tasks:
         assert (await one.get(task.id)).retry_count == 1
     [[pending]] = await one.rows("SELECT pending FROM queue_tenants")
@@ -221,7 +221,7 @@ async def test_progress_takes_sessions_before_tasks(mesh: Mesh) -> None:
     # As who ends a session does.
     async with mesh.running.database.transaction() as ending:
         await ending.execute("SELECT FROM sessions FOR UPDATE")
-        flush = asyncio.create_task(mesh.running.upkeep._sessions._progress.flush())
+        flush = asyncio.create_task(mesh.running.maintenance._sessions._progress.flush())
         await until(lambda: waits_for_lock(mesh))
         await ending.execute("SELECT FROM tasks FOR UPDATE")
     await flush

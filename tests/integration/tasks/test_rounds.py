@@ -89,7 +89,7 @@ async def test_a_poll_that_was_not_noted_is_asked_again_after_a_stop(start_mesh:
         await conn.execute("SELECT FROM sessions FOR UPDATE")
         polls = [asyncio.create_task(worker.lease(wait=20)) for worker in workers]
         await until(lambda: parked(stopping, 2))
-        await stopping.running.upkeep._sessions._scheduler.close()
+        await stopping.running.maintenance._sessions._scheduler.close()
         answers = await asyncio.gather(*polls, return_exceptions=True)
     for worker, answer in zip(workers, answers, strict=True):
         assert isinstance(answer, MeshError)
@@ -114,5 +114,5 @@ async def test_rounds_read_by_index_whatever_the_table_was_when_they_were_planne
 
 
 async def parked(mesh: Mesh, count: int) -> bool:
-    scheduler = mesh.running.upkeep._sessions._scheduler
+    scheduler = mesh.running.maintenance._sessions._scheduler
     return len(scheduler._polls.get("inference", ())) == count

@@ -100,7 +100,7 @@ async def test_settings_of_hot_statements_reach_no_others(mesh: Mesh, monkeypatc
     [lease] = await parked
     assert await worker.lease(repeat=True) == [lease]
     await worker.report(lease, 50.0)
-    await mesh.running.upkeep._sessions._progress.flush()
+    await mesh.running.maintenance._sessions._progress.flush()
     for _ in range(2):
         assert await worker.complete_many(completion(lease)) == ["TAKEN"]
     for table in ("queue_lanes", "queue_tenants"):

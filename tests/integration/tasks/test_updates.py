@@ -219,9 +219,9 @@ async def test_objects_of_lost_attempts_are_swept(mesh: Mesh) -> None:
     await mesh.running.objects.put(tenant, kept, b"winner")
     await mesh.running.objects.put(tenant, f"noops/{task.id}/inputs/a.png", b"input")
     await worker.complete(second, kept)
-    await mesh.running.upkeep.sweep_objects()
+    await mesh.running.maintenance.sweep_objects()
     assert len(await mesh.running.objects.list(tenant)) == 3, "a lost attempt may still be writing"
     await mesh.execute("UPDATE object_sweeps SET due_at = now() - interval '1 hour'")
-    await mesh.running.upkeep.sweep_objects()
+    await mesh.running.maintenance.sweep_objects()
     assert {info.path for info in await mesh.running.objects.list(tenant)} == {kept, f"noops/{task.id}/inputs/a.png"}
     assert await mesh.rows("SELECT FROM object_sweeps") == []

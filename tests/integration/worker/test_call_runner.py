@@ -249,7 +249,7 @@ async def test_a_provider_that_is_busy_costs_an_attempt_and_is_asked_again(
     task_id = await generation(mesh, "a dress")
 
     async def retried() -> bool:
-        await mesh.running.upkeep.promote()
+        await mesh.running.maintenance.promote()
         return bool((await mesh.get(task_id)).status == COMPLETED)
 
     await until(retried, 20)

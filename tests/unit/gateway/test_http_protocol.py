@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from services.gateway.protocol import CorkedTransport
+from services.gateway.http_protocol import CorkedTransport
 
 
 class Wire:

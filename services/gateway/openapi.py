@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from meshkit.transcoding.openapi import SECURITY, errors
 from meshkit.transcoding.schemas import Schema, reference
-from services.gateway.storage import IMAGES, MEDIA
+from services.gateway.stored_images import IMAGES, MEDIA
 
 _UPLOAD = "Body_save_image_api_v1_storage_images__path__post"
 

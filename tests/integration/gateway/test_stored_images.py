@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from meshkit.objects import ObjectStore
-from services.gateway import storage
+from services.gateway import stored_images
 from tests.conftest import S3Store
 from tests.integration.gateway.conftest import Mesh, StartMesh, s3_options
 
@@ -85,8 +85,8 @@ async def test_a_large_image_is_stored_whole_however_it_comes(stored: Mesh) -> N
 async def test_a_list_looks_at_so_many_objects_and_passes_uploads_over(
     start_mesh: StartMesh, s3: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_PAGE", 2)
-    monkeypatch.setattr(storage, "_MOST_LISTED", 4)
+    monkeypatch.setattr(stored_images, "_PAGE", 2)
+    monkeypatch.setattr(stored_images, "_MOST_LISTED", 4)
     options = s3_options(s3)
     mesh: Mesh = await start_mesh(**options)
     store = ObjectStore(options["s3_endpoint"], s3.access_key, s3.secret_key, bucket=options["s3_bucket"])

@@ -17,11 +17,9 @@ from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, Protocol, cast
 from urllib.parse import quote
 
-import orjson
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from meshkit import auth
 from meshkit.errors import ErrorKind, MeshError, not_found
@@ -30,10 +28,10 @@ from meshkit.paths import normalise_path
 from meshkit.staging import STAGING_FOLDER, is_staged
 from meshkit.transcoding.codec import Violation
 from meshkit.transcoding.errors import RefusedRequestError
-from services.gateway.asgi import ClientGoneError, send_content
+from services.gateway.asgi import ClientGoneError, JsonResponse
 from services.gateway.auth import Authenticator
 from services.gateway.config import GatewaySettings
-from services.gateway.media import MediaSigner
+from services.gateway.media_urls import MediaSigner
 from services.gateway.middleware import note_route
 from services.gateway.ranges import ByteRange, RangeError, parse_range
 from services.gateway.staging import ImageCheck
@@ -97,22 +95,6 @@ class Objects(Protocol):
         ...
 
 
-class JsonResponse(Response):
-    """A JSON answer, compressed as those of the contracts are."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        """Return the content."""
-        return orjson.dumps(content)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI's signature
-        """Send the answer."""
-        own = {"content-type", "content-length"}
-        headers = {name: value for name, value in self.headers.items() if name not in own}
-        await send_content(scope, send, bytes(self.body), status=self.status_code, headers=headers)
-
-
 def _timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
@@ -129,7 +111,7 @@ def _path_of(request: Request) -> str:
         raise RefusedRequestError(found) from None
 
 
-class Storage:
+class StoredImages:
     """The endpoints.
 
     Args:
