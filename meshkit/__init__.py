@@ -4,12 +4,12 @@ Owns no table and no subject: the tables of the outbox and of idempotency keys b
 uses them. Imports no service and no model code, and loads what is large only where it is used.
 
 - `errors` `status` `validation`: domain errors, their gRPC status, the rules of requests
-- `config` `logging` `tracing` `metrics` `lifecycle` `loops`: a process, its settings, logs and background work
+- `config` `logging` `tracing` `metrics` `lifecycle` `loops` `microbatch`: a process and its background work
 - `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for
 - `topology`: the one table of services
 - `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths
 - `server` `interceptors` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that travel together
-- `db` `pipeline` `migration` `outbox` `idempotency`: PostgreSQL, which holds all state
+- `db` `pipeline` `pipeline_pool` `migration` `outbox` `idempotency`: PostgreSQL, which holds all state
 - `bus` `publishing` `eventjson`: NATS, which only notifies
 - `objects` `chunks` `staging` `images` `fetcher`: files, and the checks of untrusted ones
 - `transcoding`: JSON over HTTP to gRPC and back

@@ -221,7 +221,7 @@ class _Facade:
     def unary_stream(self, path: str, **options: Any) -> Callable[..., MeshStream[Any]]:
         """Part of what generated code calls."""
         owner = self._owner
-        inner = owner._channel.unary_stream(path, **options)  # noqa: SLF001
+        inner = owner._channel.unary_stream(path, **options)  # noqa: SLF001 -- parts of one class over two
 
         def call(
             request: Any,
@@ -230,8 +230,8 @@ class _Facade:
             metadata: Iterable[tuple[str, str | bytes]] | None = None,
             wait_for_ready: bool | None = None,
         ) -> MeshStream[Any]:
-            pairs = owner._metadata(metadata)  # noqa: SLF001
-            ready = owner._wait_for_ready if wait_for_ready is None else wait_for_ready  # noqa: SLF001
+            pairs = owner._metadata(metadata)  # noqa: SLF001 -- parts of one class over two
+            ready = owner._wait_for_ready if wait_for_ready is None else wait_for_ready  # noqa: SLF001 -- parts of one class over two
             return MeshStream(inner(request, timeout=timeout, metadata=pairs, wait_for_ready=ready))
 
         return call
@@ -261,12 +261,12 @@ class _Unary:
     ) -> Any:
         """Return what a stub's method does."""
         owner = self._owner
-        pairs = owner._metadata(metadata)  # noqa: SLF001
-        deadline = time.monotonic() + (owner._deadline if timeout is None else timeout)  # noqa: SLF001
+        pairs = owner._metadata(metadata)  # noqa: SLF001 -- parts of one class over two
+        deadline = time.monotonic() + (owner._deadline if timeout is None else timeout)  # noqa: SLF001 -- parts of one class over two
         keyed = self._creates and idempotency.METADATA_KEY in dict(pairs)
         attempts = _KEYED_ATTEMPTS if keyed else 1
         made = 0
-        extras = _Extras(owner._wait_for_ready if wait_for_ready is None else wait_for_ready, trailing)  # noqa: SLF001
+        extras = _Extras(owner._wait_for_ready if wait_for_ready is None else wait_for_ready, trailing)  # noqa: SLF001 -- parts of one class over two
         while True:
             left = max(0.0, deadline - time.monotonic())
             try:
@@ -274,7 +274,7 @@ class _Unary:
             except MeshError as error:
                 failure = error
             made += 1
-            pause = _KEYED_PAUSE_SECONDS * 2.0 ** (made - 1) * random.uniform(0.5, 1)  # noqa: S311
+            pause = _KEYED_PAUSE_SECONDS * 2.0 ** (made - 1) * random.uniform(0.5, 1)  # noqa: S311 -- jitter
             if made >= attempts or failure.kind is not ErrorKind.UNAVAILABLE or time.monotonic() + pause >= deadline:
                 raise failure
             await asyncio.sleep(pause)
@@ -290,7 +290,7 @@ class _Unary:
         return response
 
     async def _bundled(self, request: Any, left: float, pairs: Pairs, extras: _Extras) -> Any:
-        bundler = self._owner._bundler  # noqa: SLF001
+        bundler = self._owner._bundler  # noqa: SLF001 -- parts of one class over two
         expected_peers = bundler.enter()
         try:
             if not expected_peers or extras.wait_for_ready:

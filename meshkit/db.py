@@ -23,7 +23,8 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from meshkit import revisions
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import get_logger
-from meshkit.pipeline import STALE, LocalSettings, Pipeline, PipelinePool, connect
+from meshkit.pipeline import STALE, LocalSettings, Pipeline, connect
+from meshkit.pipeline_pool import PipelinePool
 
 if TYPE_CHECKING:
     from meshkit.config import MeshSettings

@@ -424,7 +424,7 @@ def _pinned_transport(addresses: Sequence[str]) -> httpx.AsyncBaseTransport:
 
     transport = httpx.AsyncHTTPTransport(verify=_ssl_context(), trust_env=False, retries=0)
     # httpx has no argument for the backend; its pool is the documented class of httpcore, made the same way.
-    transport._pool = httpcore.AsyncConnectionPool(  # noqa: SLF001
+    transport._pool = httpcore.AsyncConnectionPool(  # noqa: SLF001 -- as above
         ssl_context=_ssl_context(), network_backend=PinnedBackend(), max_connections=1
     )
     return transport

@@ -58,7 +58,7 @@ class Loop:
     async def run_for_ever(self) -> None:
         """Run until cancelled."""
         # Replicas that start together spread their first runs.
-        await self._pause(random.uniform(0, min(self.interval_seconds, 1.0)))  # noqa: S311
+        await self._pause(random.uniform(0, min(self.interval_seconds, 1.0)))  # noqa: S311 -- jitter
         while True:
             self._wake.clear()
             more = await self.run_once()

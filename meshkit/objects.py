@@ -427,8 +427,8 @@ class ObjectStore:
 
     def _connect(self) -> Any:
         # These imports take half a second, which a process does not need at its start.
-        import urllib3  # noqa: PLC0415
-        from minio import Minio  # noqa: PLC0415
+        import urllib3  # noqa: PLC0415 -- as above
+        from minio import Minio  # noqa: PLC0415 -- as above
 
         pool = urllib3.PoolManager(
             maxsize=_THREADS,

@@ -88,7 +88,7 @@ def outbox_table(metadata: MetaData) -> Table:
         metadata: The owner's tables.
     """
     import sqlalchemy as sa  # noqa: PLC0415 -- only where tables are described
-    from sqlalchemy.dialects.postgresql import JSONB  # noqa: PLC0415
+    from sqlalchemy.dialects.postgresql import JSONB  # noqa: PLC0415 -- only where tables are described
 
     return sa.Table(
         "outbox",

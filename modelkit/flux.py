@@ -371,7 +371,7 @@ class _Denoising:
                 fit(request.reference, self._plan.width, self._plan.height) for request in requests if request.reference
             ]
             strength = 1 - self._settings.strength
-            result = self._model._from_image(**keywords, image=references, strength=strength)  # noqa: SLF001
+            result = self._model._from_image(**keywords, image=references, strength=strength)  # noqa: SLF001 -- the batch is a part of its model
         else:
             result = self._pipe(**keywords)
         images: list[Image.Image] = result.images

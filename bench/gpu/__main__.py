@@ -107,7 +107,7 @@ def _has_cuda() -> bool:
 def _device_name(device: str) -> str:
     if device == "cpu":
         return f"{platform.machine()} CPU, {os.cpu_count()} cores"
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415 -- heavy; only in this part's process
 
     return str(torch.cuda.get_device_name())
 

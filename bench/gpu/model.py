@@ -112,7 +112,7 @@ def measure(setting: Setting) -> Iterator[Figure]:
     """
     import torch  # noqa: PLC0415 -- only the part's own process imports it
 
-    from modelkit.device import Device  # noqa: PLC0415
+    from modelkit.device import Device  # noqa: PLC0415 -- heavy; only in this part's process
 
     sizes = SIZES[setting.scale.name]
     dtype = Device(setting.device).dtype
@@ -167,7 +167,7 @@ def _gib(count: int) -> str:
 
 
 def _check_room(setting: Setting, needed: int) -> None:
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415 -- heavy; only in this part's process
 
     check_room(
         needed=needed,
@@ -180,8 +180,8 @@ def _check_room(setting: Setting, needed: int) -> None:
 
 def _parameters(sizes: Sizes) -> int:
     """Count the parameters of the two large networks, without making them."""
-    import torch  # noqa: PLC0415
-    from diffusers import AutoencoderKL, FluxTransformer2DModel  # noqa: PLC0415
+    import torch  # noqa: PLC0415 -- heavy; only in this part's process
+    from diffusers import AutoencoderKL, FluxTransformer2DModel  # noqa: PLC0415 -- heavy; only in this part's process
 
     with torch.device("meta"):
         networks = (FluxTransformer2DModel(**sizes.transformer), AutoencoderKL(**sizes.vae))
@@ -189,13 +189,13 @@ def _parameters(sizes: Sizes) -> int:
 
 
 def _pipeline(sizes: Sizes) -> Any:
-    from diffusers import (  # noqa: PLC0415
+    from diffusers import (  # noqa: PLC0415 -- heavy; only in this part's process
         AutoencoderKL,
         FlowMatchEulerDiscreteScheduler,
         FluxPipeline,
         FluxTransformer2DModel,
     )
-    from transformers import (  # noqa: PLC0415
+    from transformers import (  # noqa: PLC0415 -- heavy; only in this part's process
         CLIPTextConfig,
         CLIPTextModel,
         CLIPTokenizer,
@@ -234,8 +234,8 @@ def _pipeline(sizes: Sizes) -> Any:
 
 def _write_lora(transformer: Any, setting: Setting, name: str) -> None:
     """Write a LoRA of random weights for every attention of the transformer."""
-    import torch  # noqa: PLC0415
-    from safetensors.torch import save_file  # noqa: PLC0415
+    import torch  # noqa: PLC0415 -- heavy; only in this part's process
+    from safetensors.torch import save_file  # noqa: PLC0415 -- heavy; only in this part's process
 
     tensors = {}
     for path, layer in transformer.named_modules():

@@ -14,7 +14,7 @@ from modelkit.device import Device
 def load(folder: Path, device: str) -> Any:
     """Load a FLUX pipeline onto a device, in the type of numbers that the worker takes there."""
     import diffusers  # noqa: PLC0415 -- seconds, which a fork server spends once
-    import transformers  # noqa: PLC0415
+    import transformers  # noqa: PLC0415 -- heavy; only in this part's process
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.logging.disable_progress_bar()

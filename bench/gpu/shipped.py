@@ -81,7 +81,7 @@ def _on_cpu(prompts: Sequence[str], card: dict[str, Any], steps: int) -> list[Im
     """Make the pictures of seeds 0, 1, ... by bare diffusers in float32."""
     import torch  # noqa: PLC0415 -- only the part's own process imports it
 
-    from bench.gpu import pipelines  # noqa: PLC0415
+    from bench.gpu import pipelines  # noqa: PLC0415 -- heavy; only in this part's process
 
     guidance = card["guidance"]
     pipeline = pipelines.load(SHIPPED, "cpu")

@@ -48,21 +48,21 @@ class WorkerCalls(Protocol):
     """The RPCs of `WorkerService`; the generated stub is one."""
 
     @property
-    def OpenSession(self) -> UnaryMethod[OpenSessionRequest, OpenSessionResponse]: ...  # noqa: D102, N802 -- an RPC's name
+    def OpenSession(self) -> UnaryMethod[OpenSessionRequest, OpenSessionResponse]: ...
     @property
-    def Lease(self) -> UnaryMethod[LeaseRequest, LeaseResponse]: ...  # noqa: D102, N802
+    def Lease(self) -> UnaryMethod[LeaseRequest, LeaseResponse]: ...
     @property
-    def Heartbeat(self) -> UnaryMethod[HeartbeatRequest, HeartbeatResponse]: ...  # noqa: D102, N802
+    def Heartbeat(self) -> UnaryMethod[HeartbeatRequest, HeartbeatResponse]: ...
     @property
-    def Report(self) -> UnaryMethod[ReportRequest, ReportResponse]: ...  # noqa: D102, N802
+    def Report(self) -> UnaryMethod[ReportRequest, ReportResponse]: ...
     @property
-    def CompleteMany(self) -> UnaryMethod[CompleteManyRequest, CompleteManyResponse]: ...  # noqa: D102, N802
+    def CompleteMany(self) -> UnaryMethod[CompleteManyRequest, CompleteManyResponse]: ...
     @property
-    def Fail(self) -> UnaryMethod[FailRequest, FailResponse]: ...  # noqa: D102, N802
+    def Fail(self) -> UnaryMethod[FailRequest, FailResponse]: ...
     @property
-    def Release(self) -> UnaryMethod[ReleaseRequest, ReleaseResponse]: ...  # noqa: D102, N802
+    def Release(self) -> UnaryMethod[ReleaseRequest, ReleaseResponse]: ...
     @property
-    def CloseSession(self) -> UnaryMethod[CloseSessionRequest, CloseSessionResponse]: ...  # noqa: D102, N802
+    def CloseSession(self) -> UnaryMethod[CloseSessionRequest, CloseSessionResponse]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class InferenceServicer(InferenceServiceServicer):
         self._runner = device.runner
         self._supervisor = device.supervisor
 
-    async def Run(self, request: RunRequest, context: Context) -> AsyncIterator[RunResponse]:  # noqa: ARG002, N802 -- an RPC
+    async def Run(self, request: RunRequest, context: Context) -> AsyncIterator[RunResponse]:  # noqa: ARG002 -- an RPC
         """Execute a task at once, in a slot of its own."""
         tenant = auth.acting_tenant()
         newest = _LatestProgress()
@@ -120,7 +120,7 @@ class InferenceServicer(InferenceServiceServicer):
         finally:
             metrics.attempts(pair.label, f"direct_{outcome}").inc()
 
-    async def Describe(self, request: DescribeRequest, context: Context) -> DescribeResponse:  # noqa: ARG002, N802 -- an RPC
+    async def Describe(self, request: DescribeRequest, context: Context) -> DescribeResponse:  # noqa: ARG002 -- an RPC
         """Tell what the worker serves and what it holds."""
         hello = self._supervisor.hello
         return DescribeResponse(

@@ -17,7 +17,7 @@ Rooms:
     `api` serves callers, `scheduling` workers, `webhooks` receivers; `inputs` checks what callers send along. Each has
     its own `service` and `servicer`.
     `domain` is pure: states, transitions, what follows a lost attempt. `catalog` is what this installation serves.
-    `store` is what the use cases need of a database, and `postgres` the only SQL. `batching` lets calls that arrive
-    together share a transaction. `convert`, `events` and `errors` are between domain and wire. `notifier` tells other
-    processes by core NATS. `loops` is the background work. `composition` builds the service.
+    `store` is what the use cases need of a database, and `postgres` the only SQL. `convert`, `events` and `errors` are
+    between domain and wire. `notifier` tells other processes by core NATS. `loops` is the background work, `metrics`
+    what the service counts. `composition` builds the service.
 """

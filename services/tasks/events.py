@@ -92,7 +92,7 @@ def _status_event(record: TaskRecord) -> events_pb2.TaskStatusEvent:
     if record.errors and record.status in (TaskStatus.FAILED, TaskStatus.PENDING):
         event.error_message = record.errors[-1]
     if record.error_category is not None:
-        event.error_category = CATEGORY[record.error_category]  # type: ignore[assignment]
+        event.error_category = CATEGORY[record.error_category]  # type: ignore[assignment]  # enum numbers are ints on the wire
     if record.workflow_id is not None and record.state in TERMINAL:
         task = to_task(record)
         if task.ByteSize() <= MAX_TOLD_TASK_BYTES:

@@ -33,9 +33,7 @@ class WorkflowsServicer(WorkflowsServiceServicer):
     def __init__(self, workflows: WorkflowsService) -> None:
         self._workflows = workflows
 
-    async def CreateWorkflow(  # noqa: N802, D102 -- named and described by the contract
-        self, request: api.CreateWorkflowRequest, context: Context
-    ) -> api.CreateWorkflowResponse:
+    async def CreateWorkflow(self, request: api.CreateWorkflowRequest, context: Context) -> api.CreateWorkflowResponse:
         key = IdempotencyKey.of_call("CreateWorkflow", request)
         answer, replayed = await self._workflows.create(request, Caller.of_call(), key)
         if replayed:
@@ -44,9 +42,7 @@ class WorkflowsServicer(WorkflowsServiceServicer):
             return api.CreateWorkflowResponse.FromString(answer)
         return api.CreateWorkflowResponse(workflow=to_workflow(answer))
 
-    async def ListWorkflows(  # noqa: N802, D102
-        self, request: api.ListWorkflowsRequest, context: Context
-    ) -> api.ListWorkflowsResponse:
+    async def ListWorkflows(self, request: api.ListWorkflowsRequest, context: Context) -> api.ListWorkflowsResponse:
         del context
         which = WorkflowFilter(
             tenant=_text(request, "origin_tenant_id"),
@@ -58,50 +54,38 @@ class WorkflowsServicer(WorkflowsServiceServicer):
         workflows = [to_workflow(whole) for whole in found]
         return api.ListWorkflowsResponse(workflows=workflows, total=total, skip=request.skip, limit=request.limit)
 
-    async def GetWorkflow(  # noqa: N802, D102
-        self, request: api.GetWorkflowRequest, context: Context
-    ) -> api.GetWorkflowResponse:
+    async def GetWorkflow(self, request: api.GetWorkflowRequest, context: Context) -> api.GetWorkflowResponse:
         del context
         whole = await self._workflows.get(UUID(request.workflow_id), Caller.of_call())
         return api.GetWorkflowResponse(workflow=to_workflow(whole))
 
-    async def UpdateWorkflow(  # noqa: N802, D102
-        self, request: api.UpdateWorkflowRequest, context: Context
-    ) -> api.UpdateWorkflowResponse:
+    async def UpdateWorkflow(self, request: api.UpdateWorkflowRequest, context: Context) -> api.UpdateWorkflowResponse:
         del context
         mask = list(request.update_mask.paths)
         whole = await self._workflows.update(UUID(request.workflow_id), request.update, mask, Caller.of_call())
         return api.UpdateWorkflowResponse(workflow=to_workflow(whole))
 
-    async def CancelWorkflow(  # noqa: N802, D102
-        self, request: api.CancelWorkflowRequest, context: Context
-    ) -> api.CancelWorkflowResponse:
+    async def CancelWorkflow(self, request: api.CancelWorkflowRequest, context: Context) -> api.CancelWorkflowResponse:
         del context
         whole = await self._workflows.cancel(UUID(request.workflow_id), Caller.of_call())
         return api.CancelWorkflowResponse(workflow=to_workflow(whole))
 
-    async def StartWorkflow(  # noqa: N802, D102
-        self, request: api.StartWorkflowRequest, context: Context
-    ) -> api.StartWorkflowResponse:
+    async def StartWorkflow(self, request: api.StartWorkflowRequest, context: Context) -> api.StartWorkflowResponse:
         del context
         whole = await self._workflows.start(UUID(request.workflow_id), Caller.of_call())
         return api.StartWorkflowResponse(workflow=to_workflow(whole))
 
-    async def PauseWorkflow(  # noqa: N802, D102
-        self, request: api.PauseWorkflowRequest, context: Context
-    ) -> api.PauseWorkflowResponse:
+    async def PauseWorkflow(self, request: api.PauseWorkflowRequest, context: Context) -> api.PauseWorkflowResponse:
         del context
         whole = await self._workflows.pause(UUID(request.workflow_id), Caller.of_call())
         return api.PauseWorkflowResponse(workflow=to_workflow(whole))
 
-    async def ResumeWorkflow(  # noqa: N802, D102
-        self, request: api.ResumeWorkflowRequest, context: Context
-    ) -> api.ResumeWorkflowResponse:
+    async def ResumeWorkflow(self, request: api.ResumeWorkflowRequest, context: Context) -> api.ResumeWorkflowResponse:
         del context
         whole = await self._workflows.resume(UUID(request.workflow_id), Caller.of_call())
         return api.ResumeWorkflowResponse(workflow=to_workflow(whole))
 
-    async def CleanupWorkflow(  # noqa: N802, D102
+    async def CleanupWorkflow(
         self, request: api.CleanupWorkflowRequest, context: Context
     ) -> api.CleanupWorkflowResponse:
         del context
@@ -121,7 +105,7 @@ class WorkflowMonitoringServicer(WorkflowMonitoringServiceServicer):
     def __init__(self, workflows: WorkflowsService) -> None:
         self._workflows = workflows
 
-    async def ListMonitoredWorkflows(  # noqa: N802, D102
+    async def ListMonitoredWorkflows(
         self, request: monitoring.ListMonitoredWorkflowsRequest, context: Context
     ) -> monitoring.ListMonitoredWorkflowsResponse:
         del context
@@ -149,7 +133,7 @@ class WorkflowMonitoringServicer(WorkflowMonitoringServiceServicer):
             pages=-(-total // size),
         )
 
-    async def GetWorkflowStats(  # noqa: N802, D102
+    async def GetWorkflowStats(
         self, request: monitoring.GetWorkflowStatsRequest, context: Context
     ) -> monitoring.GetWorkflowStatsResponse:
         del context
@@ -165,7 +149,7 @@ class WorkflowMonitoringServicer(WorkflowMonitoringServiceServicer):
             avg_steps_per_workflow=stats.average_steps,
         )
 
-    async def GetMonitoredWorkflow(  # noqa: N802, D102
+    async def GetMonitoredWorkflow(
         self, request: monitoring.GetMonitoredWorkflowRequest, context: Context
     ) -> monitoring.GetMonitoredWorkflowResponse:
         del context

@@ -36,7 +36,7 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         self._watchers = watchers
         self._catalog = catalog
 
-    async def CreateTask(  # noqa: N802, D102 -- named and described by the contract
+    async def CreateTask(
         self, request: tasks_service_pb2.CreateTaskRequest, context: Context
     ) -> tasks_service_pb2.CreateTaskResponse:
         key = IdempotencyKey.of_call("CreateTask", request)
@@ -49,14 +49,14 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         write_task(response.task, answer)
         return response
 
-    async def GetTask(  # noqa: N802, D102
+    async def GetTask(
         self, request: tasks_service_pb2.GetTaskRequest, context: Context
     ) -> tasks_service_pb2.GetTaskResponse:
         del context
         record = await self._tasks.get(UUID(request.task_id), Caller.of_call())
         return tasks_service_pb2.GetTaskResponse(task=to_task(record))
 
-    async def ListTasks(  # noqa: N802, D102
+    async def ListTasks(
         self, request: tasks_service_pb2.ListTasksRequest, context: Context
     ) -> tasks_service_pb2.ListTasksResponse:
         del context
@@ -66,7 +66,7 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         )
         return tasks_service_pb2.ListTasksResponse(tasks=[to_task(record) for record in records])
 
-    async def UpdateTask(  # noqa: N802, D102
+    async def UpdateTask(
         self, request: tasks_service_pb2.UpdateTaskRequest, context: Context
     ) -> tasks_service_pb2.UpdateTaskResponse:
         del context
@@ -75,35 +75,35 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         )
         return tasks_service_pb2.UpdateTaskResponse(task=to_task(record))
 
-    async def DeleteTask(  # noqa: N802, D102
+    async def DeleteTask(
         self, request: tasks_service_pb2.DeleteTaskRequest, context: Context
     ) -> tasks_service_pb2.DeleteTaskResponse:
         del context
         record = await self._tasks.delete(UUID(request.task_id), Caller.of_call())
         return tasks_service_pb2.DeleteTaskResponse(task=to_task(record))
 
-    async def CleanupTask(  # noqa: N802, D102
+    async def CleanupTask(
         self, request: tasks_service_pb2.CleanupTaskRequest, context: Context
     ) -> tasks_service_pb2.CleanupTaskResponse:
         del context
         record, deleted = await self._tasks.cleanup(UUID(request.task_id), Caller.of_call())
         return tasks_service_pb2.CleanupTaskResponse(task=to_task(record), deleted_paths=deleted)
 
-    async def CancelTask(  # noqa: N802, D102
+    async def CancelTask(
         self, request: tasks_service_pb2.CancelTaskRequest, context: Context
     ) -> tasks_service_pb2.CancelTaskResponse:
         del context
         record = await self._tasks.cancel(UUID(request.task_id), Caller.of_call())
         return tasks_service_pb2.CancelTaskResponse(task=to_task(record))
 
-    async def WatchTask(  # noqa: N802, D102
+    async def WatchTask(
         self, request: tasks_service_pb2.WatchTaskRequest, context: Context
     ) -> AsyncIterator[tasks_service_pb2.WatchTaskResponse]:
         del context
         async for response in self._watchers.watch(UUID(request.task_id), Caller.of_call(), request.after_version):
             yield response
 
-    async def UpdateGenerationTask(  # noqa: N802, D102
+    async def UpdateGenerationTask(
         self, request: tasks_service_pb2.UpdateGenerationTaskRequest, context: Context
     ) -> tasks_service_pb2.UpdateGenerationTaskResponse:
         del context
@@ -112,14 +112,14 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         )
         return tasks_service_pb2.UpdateGenerationTaskResponse(task=to_task(record))
 
-    async def GetGenerationTask(  # noqa: N802, D102
+    async def GetGenerationTask(
         self, request: tasks_service_pb2.GetGenerationTaskRequest, context: Context
     ) -> tasks_service_pb2.GetGenerationTaskResponse:
         del context
         record = await self._tasks.get(UUID(request.task_id), Caller.of_call(), GENERATION)
         return tasks_service_pb2.GetGenerationTaskResponse(task=to_task(record))
 
-    async def ListGenerationTasks(  # noqa: N802, D102
+    async def ListGenerationTasks(
         self, request: tasks_service_pb2.ListGenerationTasksRequest, context: Context
     ) -> tasks_service_pb2.ListGenerationTasksResponse:
         del context
@@ -128,21 +128,21 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         )
         return tasks_service_pb2.ListGenerationTasksResponse(tasks=[to_task(record) for record in records])
 
-    async def CancelGenerationTask(  # noqa: N802, D102
+    async def CancelGenerationTask(
         self, request: tasks_service_pb2.CancelGenerationTaskRequest, context: Context
     ) -> tasks_service_pb2.CancelGenerationTaskResponse:
         del context
         record = await self._tasks.cancel(UUID(request.task_id), Caller.of_call(), GENERATION)
         return tasks_service_pb2.CancelGenerationTaskResponse(task=to_task(record))
 
-    async def ListTaskAttempts(  # noqa: N802, D102
+    async def ListTaskAttempts(
         self, request: tasks_service_pb2.ListTaskAttemptsRequest, context: Context
     ) -> tasks_service_pb2.ListTaskAttemptsResponse:
         del context
         attempts = await self._tasks.attempts(UUID(request.task_id), Caller.of_call())
         return tasks_service_pb2.ListTaskAttemptsResponse(attempts=[to_attempt(attempt) for attempt in attempts])
 
-    async def GetCatalog(  # noqa: N802, D102
+    async def GetCatalog(
         self, request: tasks_service_pb2.GetCatalogRequest, context: Context
     ) -> tasks_service_pb2.GetCatalogResponse:
         del request, context

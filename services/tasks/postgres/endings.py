@@ -281,7 +281,7 @@ async def cancel(conn: Connection, task_id: UUID) -> tuple[TaskRecord, TaskRecor
 
 async def lock(conn: Connection, task_id: UUID) -> TaskRecord | None:
     """Return a task, its row locked."""
-    cursor = await conn.execute(f"SELECT {columns.SELECT} FROM tasks WHERE id = %s FOR UPDATE", (task_id,))  # noqa: S608
+    cursor = await conn.execute(f"SELECT {columns.SELECT} FROM tasks WHERE id = %s FOR UPDATE", (task_id,))  # noqa: S608 -- constants
     row = await cursor.fetchone()
     return None if row is None else columns.record(row)
 
@@ -290,7 +290,7 @@ async def lock_leases(conn: Connection, session_id: UUID, ids: Sequence[UUID] | 
     """Lock the tasks that a session holds, all or some, in the order of their ids."""
     chosen = "AND id = ANY(%b)" if ids is not None else ""
     cursor = await conn.execute(
-        f"SELECT {columns.SELECT} FROM tasks WHERE lease_session = %s {chosen} ORDER BY id FOR UPDATE",  # noqa: S608
+        f"SELECT {columns.SELECT} FROM tasks WHERE lease_session = %s {chosen} ORDER BY id FOR UPDATE",  # noqa: S608 -- constants
         (session_id, list(ids)) if ids is not None else (session_id,),
     )
     return [columns.record(row) for row in await cursor.fetchall()]

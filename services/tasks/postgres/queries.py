@@ -67,7 +67,7 @@ ORDER BY attempt
 
 async def get(conn: Connection, task_id: UUID) -> TaskRecord | None:
     """Return a task."""
-    cursor = await conn.execute(f"SELECT {columns.SELECT} FROM tasks WHERE id = %s AND kind = 'TASK'", (task_id,))  # noqa: S608
+    cursor = await conn.execute(f"SELECT {columns.SELECT} FROM tasks WHERE id = %s AND kind = 'TASK'", (task_id,))  # noqa: S608 -- constants
     row = await cursor.fetchone()
     return None if row is None else columns.record(row)
 

@@ -193,7 +193,7 @@ class PostgresWebhooks:
     async def get(self, delivery_id: UUID) -> DeliveryRecord | None:
         """Return a delivery."""
         async with self._db.connection() as conn:
-            cursor = await conn.execute(f"SELECT {_COLUMNS} FROM webhook_deliveries WHERE id = %s", (delivery_id,))  # noqa: S608
+            cursor = await conn.execute(f"SELECT {_COLUMNS} FROM webhook_deliveries WHERE id = %s", (delivery_id,))  # noqa: S608 -- constants
             row = await cursor.fetchone()
         return None if row is None else DeliveryRecord(*row)
 

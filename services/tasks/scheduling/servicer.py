@@ -52,7 +52,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self._ttl = duration_of(ttl_seconds)
         self._interval = duration_of(heartbeat_seconds)
 
-    async def OpenSession(  # noqa: N802, D102 -- named and described by the contract
+    async def OpenSession(
         self, request: worker_service_pb2.OpenSessionRequest, context: Context
     ) -> worker_service_pb2.OpenSessionResponse:
         del context
@@ -68,7 +68,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             session_id=str(session.id), lease_ttl=self._ttl, heartbeat_interval=self._interval
         )
 
-    async def Lease(  # noqa: N802, D102
+    async def Lease(
         self, request: worker_service_pb2.LeaseRequest, context: Context
     ) -> worker_service_pb2.LeaseResponse:
         del context
@@ -85,7 +85,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         )
         return worker_service_pb2.LeaseResponse(leases=[to_lease(record) for record in records])
 
-    async def Heartbeat(  # noqa: N802, D102
+    async def Heartbeat(
         self, request: worker_service_pb2.HeartbeatRequest, context: Context
     ) -> worker_service_pb2.HeartbeatResponse:
         del context
@@ -97,14 +97,14 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         )
         return worker_service_pb2.HeartbeatResponse(give_up=[to_ref(ref) for ref in give_up], lease_ttl=self._ttl)
 
-    async def Report(  # noqa: N802, D102
+    async def Report(
         self, request: worker_service_pb2.ReportRequest, context: Context
     ) -> worker_service_pb2.ReportResponse:
         del context
         give_up = await self._sessions.report(auth.current(), UUID(request.session_id), list(request.progress))
         return worker_service_pb2.ReportResponse(give_up=[to_ref(ref) for ref in give_up])
 
-    async def Complete(  # noqa: N802, D102
+    async def Complete(
         self, request: worker_service_pb2.CompleteRequest, context: Context
     ) -> worker_service_pb2.CompleteResponse:
         del context
@@ -116,16 +116,14 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             raise error
         return worker_service_pb2.CompleteResponse()
 
-    async def CompleteMany(  # noqa: N802, D102
+    async def CompleteMany(
         self, request: worker_service_pb2.CompleteManyRequest, context: Context
     ) -> worker_service_pb2.CompleteManyResponse:
         del context
         errors = await self._sessions.complete(auth.current(), UUID(request.session_id), request.completions)
         return worker_service_pb2.CompleteManyResponse(outcomes=[_outcome(error) for error in errors])
 
-    async def Fail(  # noqa: N802, D102
-        self, request: worker_service_pb2.FailRequest, context: Context
-    ) -> worker_service_pb2.FailResponse:
+    async def Fail(self, request: worker_service_pb2.FailRequest, context: Context) -> worker_service_pb2.FailResponse:
         del context
         requeued = await self._sessions.fail(
             auth.current(),
@@ -138,14 +136,14 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         )
         return worker_service_pb2.FailResponse(requeued=requeued)
 
-    async def Release(  # noqa: N802, D102
+    async def Release(
         self, request: worker_service_pb2.ReleaseRequest, context: Context
     ) -> worker_service_pb2.ReleaseResponse:
         del context
         await self._sessions.release(auth.current(), UUID(request.session_id), [from_ref(ref) for ref in request.refs])
         return worker_service_pb2.ReleaseResponse()
 
-    async def CloseSession(  # noqa: N802, D102
+    async def CloseSession(
         self, request: worker_service_pb2.CloseSessionRequest, context: Context
     ) -> worker_service_pb2.CloseSessionResponse:
         del context

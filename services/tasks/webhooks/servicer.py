@@ -30,7 +30,7 @@ class WebhookServicer(webhooks_service_pb2_grpc.WebhookServiceServicer):
     def __init__(self, webhooks: WebhooksService) -> None:
         self._webhooks = webhooks
 
-    async def Enqueue(self, request: pb.EnqueueRequest, context: Context) -> pb.EnqueueResponse:  # noqa: N802, D102
+    async def Enqueue(self, request: pb.EnqueueRequest, context: Context) -> pb.EnqueueResponse:
         del context
         await self._webhooks.enqueue(
             Caller.of_call(),
@@ -42,9 +42,7 @@ class WebhookServicer(webhooks_service_pb2_grpc.WebhookServiceServicer):
         )
         return pb.EnqueueResponse()
 
-    async def ListDeliveries(  # noqa: N802, D102
-        self, request: pb.ListDeliveriesRequest, context: Context
-    ) -> pb.ListDeliveriesResponse:
+    async def ListDeliveries(self, request: pb.ListDeliveriesRequest, context: Context) -> pb.ListDeliveriesResponse:
         del context
         status = None
         if request.HasField("status") and request.status != pb.DELIVERY_STATUS_UNSPECIFIED:
@@ -58,29 +56,21 @@ class WebhookServicer(webhooks_service_pb2_grpc.WebhookServiceServicer):
         )
         return pb.ListDeliveriesResponse(deliveries=[_delivery(record) for record in records])
 
-    async def GetDelivery(  # noqa: N802, D102
-        self, request: pb.GetDeliveryRequest, context: Context
-    ) -> pb.GetDeliveryResponse:
+    async def GetDelivery(self, request: pb.GetDeliveryRequest, context: Context) -> pb.GetDeliveryResponse:
         del context
         record, attempts = await self._webhooks.get(Caller.of_call(), UUID(request.delivery_id))
         return pb.GetDeliveryResponse(delivery=_whole(record, attempts))
 
-    async def Redeliver(  # noqa: N802, D102
-        self, request: pb.RedeliverRequest, context: Context
-    ) -> pb.RedeliverResponse:
+    async def Redeliver(self, request: pb.RedeliverRequest, context: Context) -> pb.RedeliverResponse:
         del context
         record = await self._webhooks.redeliver(Caller.of_call(), UUID(request.delivery_id))
         return pb.RedeliverResponse(delivery=_delivery(record))
 
-    async def GetSecret(  # noqa: N802, D102
-        self, request: pb.GetSecretRequest, context: Context
-    ) -> pb.GetSecretResponse:
+    async def GetSecret(self, request: pb.GetSecretRequest, context: Context) -> pb.GetSecretResponse:
         del request, context
         return pb.GetSecretResponse(secret=_secret(await self._webhooks.secret(Caller.of_call())))
 
-    async def RotateSecret(  # noqa: N802, D102
-        self, request: pb.RotateSecretRequest, context: Context
-    ) -> pb.RotateSecretResponse:
+    async def RotateSecret(self, request: pb.RotateSecretRequest, context: Context) -> pb.RotateSecretResponse:
         del context
         secret = await self._webhooks.rotate(Caller.of_call(), timedelta(seconds=request.overlap_seconds))
         return pb.RotateSecretResponse(secret=_secret(secret))

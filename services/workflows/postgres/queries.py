@@ -32,7 +32,7 @@ async def find(conn: Connection, workflow_id: UUID, *, lock: bool = False) -> Wo
     )
     # A statement of its own, sent together with the first in a pipeline: its snapshot is of after the lock was had.
     steps = await conn.execute(
-        f"SELECT {columns.STEP} FROM steps WHERE workflow_id = %s ORDER BY position",  # noqa: S608
+        f"SELECT {columns.STEP} FROM steps WHERE workflow_id = %s ORDER BY position",  # noqa: S608 -- constants
         (workflow_id,),
         binary=True,
     )
@@ -112,7 +112,7 @@ async def stats(conn: Connection, which: WorkflowFilter) -> WorkflowCounts:
 
 async def _steps(conn: Connection, workflow_ids: list[UUID]) -> dict[UUID, list[StepRecord]]:
     cursor = await conn.execute(
-        f"SELECT {columns.STEP} FROM steps WHERE workflow_id = ANY(%b) ORDER BY workflow_id, position",  # noqa: S608
+        f"SELECT {columns.STEP} FROM steps WHERE workflow_id = ANY(%b) ORDER BY workflow_id, position",  # noqa: S608 -- constants
         (workflow_ids,),
         binary=True,
     )

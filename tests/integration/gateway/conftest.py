@@ -44,7 +44,7 @@ class Tasks(tasks_service_pb2_grpc.TasksServiceServicer):
         self.requests.append(request)
         self.metadata.append({str(key): str(value) for key, value in context.invocation_metadata() or ()})
 
-    async def CreateTask(self, request: Any, context: Context) -> Any:  # noqa: N802 -- the contract's name
+    async def CreateTask(self, request: Any, context: Context) -> Any:
         self._seen(request, context)
         self.held.set()
         await self.hold.wait()
@@ -80,51 +80,51 @@ class Tasks(tasks_service_pb2_grpc.TasksServiceServicer):
             raise not_found("Task", ident)
         return self.tasks[ident]
 
-    async def GetTask(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def GetTask(self, request: Any, context: Context) -> Any:
         self._seen(request, context)
         return tasks_service_pb2.GetTaskResponse(task=self._task(request.task_id))
 
-    async def ListTasks(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def ListTasks(self, request: Any, context: Context) -> Any:
         self._seen(request, context)
         return tasks_service_pb2.ListTasksResponse(tasks=list(self.tasks.values())[request.skip :][: request.limit])
 
-    async def ListGenerationTasks(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def ListGenerationTasks(self, request: Any, context: Context) -> Any:
         self._seen(request, context)
         return tasks_service_pb2.ListGenerationTasksResponse(tasks=self.tasks.values())
 
-    async def GetGenerationTask(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def GetGenerationTask(self, request: Any, context: Context) -> Any:
         self._seen(request, context)
         return tasks_service_pb2.GetGenerationTaskResponse(task=self._task(request.task_id))
 
-    async def UpdateGenerationTask(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def UpdateGenerationTask(self, request: Any, context: Context) -> Any:
         self._seen(request, context)
         return tasks_service_pb2.UpdateGenerationTaskResponse(task=self._task(request.task_id))
 
-    async def CancelGenerationTask(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def CancelGenerationTask(self, request: Any, context: Context) -> Any:
         self._seen(request, context)
         return tasks_service_pb2.CancelGenerationTaskResponse(task=self._task(request.task_id))
 
-    async def UpdateTask(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def UpdateTask(self, request: Any, context: Context) -> Any:
         self._seen(request, context)
         return tasks_service_pb2.UpdateTaskResponse(task=self._task(request.task_id))
 
-    async def DeleteTask(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def DeleteTask(self, request: Any, context: Context) -> Any:
         self._seen(request, context)
         raise conflict("The task executes", "TASK_EXECUTING")
 
-    async def CancelTask(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def CancelTask(self, request: Any, context: Context) -> Any:
         self._seen(request, context)
         raise RuntimeError("a secret of the service")
 
-    async def CleanupTask(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def CleanupTask(self, request: Any, context: Context) -> Any:
         self._seen(request, context)
         return tasks_service_pb2.CleanupTaskResponse(task=self._task(request.task_id), deleted_paths=["a/b.png"])
 
-    async def ListTaskAttempts(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def ListTaskAttempts(self, request: Any, context: Context) -> Any:
         self._seen(request, context)
         raise unavailable("The database is not reachable")
 
-    async def WatchTask(self, request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802
+    async def WatchTask(self, request: Any, context: Context) -> AsyncIterator[Any]:
         self._seen(request, context)
         task = self._task(request.task_id)
         self.after_version = request.after_version if request.HasField("after_version") else None

@@ -1,7 +1,5 @@
 """A `WorkerService` in the test's process, over a real socket: it leases what a test gives it and records all."""
 
-# ruff: noqa: N802 - methods have the names of their RPCs
-
 import asyncio
 import time
 import uuid

@@ -37,7 +37,7 @@ class Servicer(TasksServiceServicer):
 
     GetTask = CreateTask = UpdateTask = CancelTask = ListTasks = _call
 
-    async def WatchTask(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def WatchTask(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.calls.append(request)
         try:
             async for item in self.behave(request, context):

@@ -178,7 +178,7 @@ class Mesh:
                 queues=queues,
                 slots=4,
                 task_types=types,  # type: ignore[arg-type] # numbers off the wire
-                provider_types=providers,  # type: ignore[arg-type]
+                provider_types=providers,  # type: ignore[arg-type]  # stubs are untyped here
                 pairs=pairs,
             )
         )
@@ -188,11 +188,11 @@ class Mesh:
         stub = more.pop("stub", None) or self.tasks(tenant)
         request = tasks_service_pb2.CreateTaskRequest(task=task or noop(), **more)
         response = await stub.CreateTask(request)
-        return response.task  # type: ignore[no-any-return]
+        return response.task  # type: ignore[no-any-return]  # stubs are untyped here
 
     async def get(self, task_id: str, tenant: str = "acme") -> task_pb2.Task:
         response = await self.tasks(tenant).GetTask(tasks_service_pb2.GetTaskRequest(task_id=task_id))
-        return response.task  # type: ignore[no-any-return]
+        return response.task  # type: ignore[no-any-return]  # stubs are untyped here
 
     async def attempts(self, task_id: str, tenant: str = "acme") -> list[Any]:
         request = tasks_service_pb2.ListTaskAttemptsRequest(task_id=task_id)

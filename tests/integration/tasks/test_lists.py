@@ -33,7 +33,7 @@ def encoded(color: str) -> str:
 
 def edit(**members: Any) -> task_pb2.CreateTask:
     detail = {"prompt": "make it red", "base_image": encoded("white")} | members
-    return CreateTask(origin_instance="tests", editing=detail)  # type: ignore[no-any-return]
+    return CreateTask(origin_instance="tests", editing=detail)  # type: ignore[no-any-return]  # stubs are untyped here
 
 
 async def everything(mesh: Mesh, tenant: str) -> list[str]:

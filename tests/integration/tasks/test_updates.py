@@ -16,7 +16,7 @@ async def update(mesh: Mesh, task: task_pb2.Task, *paths: str, stub: Any = None,
     request = tasks_service_pb2.UpdateTaskRequest(
         task_id=task.id, update=task_pb2.TaskUpdate(**values), update_mask=FieldMask(paths=paths or list(values))
     )
-    return (await (stub or mesh.tasks()).UpdateTask(request)).task  # type: ignore[no-any-return]
+    return (await (stub or mesh.tasks()).UpdateTask(request)).task  # type: ignore[no-any-return]  # stubs are untyped here
 
 
 async def created(mesh: Mesh, tenant: str = "acme", **members: Any) -> task_pb2.Task:

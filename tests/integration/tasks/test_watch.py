@@ -79,10 +79,10 @@ async def test_each_follower_is_told_a_step_once(mesh: Mesh) -> None:
     worker = await mesh.worker()
     [lease] = await worker.lease()
     for follower in followers:
-        await until(lambda follower=follower: follower.reached(enums_pb2.TASK_STATUS_EXECUTING), seconds=15)  # type: ignore[misc]
+        await until(lambda follower=follower: follower.reached(enums_pb2.TASK_STATUS_EXECUTING), seconds=15)  # type: ignore[misc]  # mypy infers no type for a default of a lambda
     await worker.report(lease, 50, step=2)
     for follower in followers:
-        await until(lambda follower=follower: _has_step(follower, 2))  # type: ignore[misc]
+        await until(lambda follower=follower: _has_step(follower, 2))  # type: ignore[misc]  # mypy infers no type for a default of a lambda
     await worker.complete(lease)
     async with asyncio.timeout(15):
         await asyncio.gather(*(follower.task for follower in followers))
@@ -129,7 +129,7 @@ async def test_watching_holds_no_connection(start_mesh: StartMesh) -> None:
     task = await mesh.create()
     followers = [Follower(mesh, task.id) for _ in range(20)]
     for follower in followers:
-        await until(lambda follower=follower: follower.reached(enums_pb2.TASK_STATUS_PENDING))  # type: ignore[misc]
+        await until(lambda follower=follower: follower.reached(enums_pb2.TASK_STATUS_PENDING))  # type: ignore[misc]  # mypy infers no type for a default of a lambda
     await mesh.create()
     await mesh.tasks().CancelTask(tasks_service_pb2.CancelTaskRequest(task_id=task.id))
     async with asyncio.timeout(10):

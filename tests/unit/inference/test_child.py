@@ -36,7 +36,7 @@ def test_types_are_named_as_documented() -> None:
 def test_the_threads_of_one_computation_reach_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     module = types.ModuleType("modelkit.residency")
-    module.Models = lambda *_, **keywords: asked.update(keywords)  # type: ignore[attr-defined]
+    module.Models = lambda *_, **keywords: asked.update(keywords)  # type: ignore[attr-defined]  # a module made here
     monkeypatch.setitem(sys.modules, "modelkit.residency", module)
     handlers = load_handlers([TASK_TYPE_GENERATION])
     _lender(ChildSettings((TASK_TYPE_GENERATION,), 1, "a model", "cpu", 0, torch_threads=3), handlers.values())

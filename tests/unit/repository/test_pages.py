@@ -12,6 +12,12 @@ from tests.unit.repository.sources import ROOT, pages, place
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`[^`\n]*`")
+_PATH = re.compile(r"(?:[a-z_0-9.]+/)+[a-zA-Z_0-9.-]*")
+# Folders of the repository whose files pages name in code spans.
+_FOLDERS = (
+    *("atelier_cli", "bench", "docs", "examples", "gen", "meshkit"),
+    *("modelkit", "models", "proto", "scripts", "services", "tests"),
+)
 
 
 def _prose(page: Path) -> str:
@@ -36,6 +42,17 @@ def test_links_resolve(page: Path) -> None:
         elif anchor and file.suffix == ".md" and anchor not in _anchors(file):
             broken.append(f"{target}#{anchor}")
     assert broken == []
+
+
+@pytest.mark.parametrize("page", pages(), ids=place)
+def test_named_files_exist(page: Path) -> None:
+    named = {
+        span
+        for span in _SPAN.findall(_prose(page))
+        for span in [span.strip("`")]
+        if span.startswith(tuple(f"{folder}/" for folder in _FOLDERS)) and _PATH.fullmatch(span)
+    }
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
 
 
 def test_every_decision_is_listed_and_numbered() -> None:

@@ -36,7 +36,7 @@ def record(**changes: object) -> TaskRecord:
         spec=CreateTask(generation={"prompt": "a dress"}).SerializeToString(),
         body=Task(generation={"prompt": "a dress", "seed": 4}).SerializeToString(),
     )
-    return task._replace(**changes)  # type: ignore[arg-type]
+    return task._replace(**changes)  # type: ignore[arg-type]  # names of the record's fields
 
 
 def _checked(column: str) -> list[set[str]]:

@@ -1,6 +1,6 @@
 """`WorkerService` made of scripted answers, and a clock that moves only when all wait."""
 
-# ruff: noqa: N802, ASYNC109 - methods have the names of their RPCs, and gRPC's parameter
+# ruff: noqa: ASYNC109 -- methods have the names of their RPCs, and gRPC's parameter
 
 import asyncio
 import heapq

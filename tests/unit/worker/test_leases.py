@@ -105,7 +105,7 @@ async def test_a_service_that_is_away_is_asked_ever_more_seldom_and_for_ever(rig
 
 async def test_polls_and_heartbeats_outlive_a_fault(rig: Rig) -> None:
     rig.service._leases.put_nowait(object())  # type: ignore[arg-type]  # no answer that the client knows
-    rig.service.errors["Heartbeat"] = RuntimeError("broken")  # type: ignore[assignment]
+    rig.service.errors["Heartbeat"] = RuntimeError("broken")  # type: ignore[assignment]  # raised as it is
     rig.client.start()
     await rig.clock.advance(INTERVAL + 0.1)
     rig.service.errors.clear()

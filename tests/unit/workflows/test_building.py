@@ -17,7 +17,7 @@ BIG = 2**62 + 1
 
 
 def generated(**fields: object) -> StepRecord:
-    task = task_pb2.Task(generation=fields)  # type: ignore[arg-type]
+    task = task_pb2.Task(generation=fields)  # type: ignore[arg-type]  # names of the message
     message = definition(GENERATE).steps[0]
     return step(
         "generate",

@@ -36,7 +36,7 @@ def noop(name: str, *needs: str, **config: Any) -> dict[str, Any]:
 
 
 def mapped(**mapping: str) -> dict[str, Any]:
-    return {**ADJUST, "input_mappings": [{**ADJUST["input_mappings"][0], **mapping}]}  # type: ignore[index]
+    return {**ADJUST, "input_mappings": [{**ADJUST["input_mappings"][0], **mapping}]}  # type: ignore[index]  # a literal above
 
 
 def test_the_documented_example_with_an_adjuster_in_place_of_refine_holds() -> None:

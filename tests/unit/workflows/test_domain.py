@@ -21,9 +21,9 @@ from tests.unit.workflows.rows import ID
 
 
 def test_states_are_those_of_the_contract() -> None:
-    contract = {name.removeprefix("WORKFLOW_STATUS_") for name in workflow_pb2.WorkflowStatus.keys()}  # noqa: SIM118
+    contract = {name.removeprefix("WORKFLOW_STATUS_") for name in workflow_pb2.WorkflowStatus.keys()}  # noqa: SIM118 -- an enum's keys, not a dict's
     assert set(WorkflowStatus) == contract - {"UNSPECIFIED"}
-    steps = {name.removeprefix("STEP_STATUS_") for name in workflow_pb2.StepStatus.keys()}  # noqa: SIM118
+    steps = {name.removeprefix("STEP_STATUS_") for name in workflow_pb2.StepStatus.keys()}  # noqa: SIM118 -- an enum's keys, not a dict's
     assert set(StepState) - {"DISPATCHING"} == steps - {"UNSPECIFIED"}
 
 

@@ -15,7 +15,7 @@ from tests.unit.workflows.world import World, decided, drain, states, task
 
 def with_items(count: int, most: int = 2, **more: OnFailure) -> World:
     """A step with items, begun, and one that needs it."""
-    row, steps = rows({"all": [], "end": ["all"]}, lists={"all": (count, most)}, **more)  # type: ignore[arg-type]
+    row, steps = rows({"all": [], "end": ["all"]}, lists={"all": (count, most)}, **more)  # type: ignore[arg-type]  # names of `rows`
     world = World(row, steps, {}, most={"all": most})
     world.tell(Start())
     return world
@@ -91,7 +91,7 @@ def test_a_cancel_stops_items_and_those_that_wait() -> None:
 
 def read_from(value: str | list[str], **more: object) -> World:
     """A step whose items are read from another one's result."""
-    row, steps = rows({"a": [], "all": ["a"]}, **more)  # type: ignore[arg-type]
+    row, steps = rows({"a": [], "all": ["a"]}, **more)  # type: ignore[arg-type]  # names of `rows`
     wanted = workflow_pb2.ForEach(from_step="a", from_field="payload", transform="to_list", max_parallel=1)
     if isinstance(value, list):
         wanted.ClearField("transform")

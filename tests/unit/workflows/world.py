@@ -137,7 +137,7 @@ def drain(world: World) -> None:
 
 
 def running(shape: dict[str, list[str]], **more: OnFailure) -> World:
-    row, steps = rows(shape, **more)  # type: ignore[arg-type]
+    row, steps = rows(shape, **more)  # type: ignore[arg-type]  # names of `rows`
     world = World(row, steps, {})
     world.tell(Start())
     for one in world.steps:

@@ -16,7 +16,7 @@ class EchoServicer(echo_service_pb2_grpc.EchoServiceServicer):  # type: ignore[m
     def __init__(self, most_times: int) -> None:
         self._most = most_times
 
-    async def Echo(self, request: Any, context: Any) -> Any:  # noqa: N802 -- named by the contract
+    async def Echo(self, request: Any, context: Any) -> Any:
         """Say a text again."""
         del context
         if request.times > self._most:
