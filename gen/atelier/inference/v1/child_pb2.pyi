@@ -466,7 +466,7 @@ Global___ChildCancelled: _TypeAlias = ChildCancelled  # noqa: Y015
 
 @_typing.final
 class ChildResident(_message.Message):
-    """What is in memory, told after every batch that changed it."""
+    """What is in memory, reported after every batch that changed it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

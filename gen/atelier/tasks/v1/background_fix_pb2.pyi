@@ -120,7 +120,7 @@ Global___CreateBackgroundFixTask: _TypeAlias = CreateBackgroundFixTask  # noqa: 
 
 @_typing.final
 class BackgroundFixTaskPublic(_message.Message):
-    """What a BACKGROUND_FIX task shows beside the fields of every task."""
+    """What a BACKGROUND_FIX task shows, in addition to the fields of every task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -46,7 +46,7 @@ Global___CreateBackgroundRemovalTask: _TypeAlias = CreateBackgroundRemovalTask  
 
 @_typing.final
 class BackgroundRemovalTaskPublic(_message.Message):
-    """What a BACKGROUND_REMOVE task shows beside the fields of every task."""
+    """What a BACKGROUND_REMOVE task shows, in addition to the fields of every task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

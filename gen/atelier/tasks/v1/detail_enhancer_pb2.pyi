@@ -63,7 +63,7 @@ Global___CreateDetailEnhancerTask: _TypeAlias = CreateDetailEnhancerTask  # noqa
 
 @_typing.final
 class DetailEnhancerTaskPublic(_message.Message):
-    """What a DETAIL_ENHANCER task shows beside the fields of every task."""
+    """What a DETAIL_ENHANCER task shows, in addition to the fields of every task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

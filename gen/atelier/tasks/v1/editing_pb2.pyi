@@ -174,7 +174,7 @@ Global___CreateEditingTask: _TypeAlias = CreateEditingTask  # noqa: Y015
 
 @_typing.final
 class EditingTaskPublic(_message.Message):
-    """What an EDITING task shows beside the fields of every task."""
+    """What an EDITING task shows, in addition to the fields of every task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

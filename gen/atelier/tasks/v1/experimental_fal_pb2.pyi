@@ -57,7 +57,7 @@ Global___CreateExperimentalFalTask: _TypeAlias = CreateExperimentalFalTask  # no
 
 @_typing.final
 class ExperimentalFalTaskPublic(_message.Message):
-    """What an EXPERIMENTAL_FAL task shows beside the fields of every task."""
+    """What an EXPERIMENTAL_FAL task shows, in addition to the fields of every task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

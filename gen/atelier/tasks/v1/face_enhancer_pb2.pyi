@@ -46,7 +46,7 @@ Global___CreateFaceEnhancerTask: _TypeAlias = CreateFaceEnhancerTask  # noqa: Y0
 
 @_typing.final
 class FaceEnhancerTaskPublic(_message.Message):
-    """What a FACE_ENHANCER task shows beside the fields of every task."""
+    """What a FACE_ENHANCER task shows, in addition to the fields of every task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -167,7 +167,7 @@ Global___CreateGenerationTask: _TypeAlias = CreateGenerationTask  # noqa: Y015
 
 @_typing.final
 class GenerationTaskPublic(_message.Message):
-    """What a GENERATION task shows beside the fields of every task."""
+    """What a GENERATION task shows, in addition to the fields of every task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -153,7 +153,7 @@ Global___CreateImageAdjusterTask: _TypeAlias = CreateImageAdjusterTask  # noqa: 
 
 @_typing.final
 class ImageAdjusterTaskPublic(_message.Message):
-    """What an IMAGE_ADJUSTER task shows beside the fields of every task."""
+    """What an IMAGE_ADJUSTER task shows, in addition to the fields of every task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -34,7 +34,7 @@ class CreateLLMInteractionTask(_message.Message):
     prompt: _builtins.str
     """What the caller says to the model."""
     system_prompt: _builtins.str
-    """What the model is told to be."""
+    """System prompt of the model."""
     @_builtins.property
     def input_images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Images it is shown: http(s) addresses or paths in storage."""
@@ -63,7 +63,7 @@ Global___CreateLLMInteractionTask: _TypeAlias = CreateLLMInteractionTask  # noqa
 
 @_typing.final
 class LLMInteractionTaskPublic(_message.Message):
-    """What an LLM_INTERACTION task shows beside the fields of every task."""
+    """What an LLM_INTERACTION task shows, in addition to the fields of every task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -76,7 +76,7 @@ class LLMInteractionTaskPublic(_message.Message):
     prompt: _builtins.str
     """What the caller says to the model."""
     system_prompt: _builtins.str
-    """What the model is told to be."""
+    """System prompt of the model."""
     result_text: _builtins.str
     """What the model answered."""
     input_tokens: _builtins.int

@@ -217,7 +217,7 @@ Global___FalShootifyRefinerConfig: _TypeAlias = FalShootifyRefinerConfig  # noqa
 
 @_typing.final
 class FalGarmentFixerConfig(_message.Message):
-    """Settings of the garment fixer at fal: none beside its name."""
+    """Settings of the garment fixer at fal: none but its name."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -422,7 +422,7 @@ class VertexConfig(_message.Message):
     model: _builtins.str
     """Model, where not the provider's own choice."""
     system_instructions: _builtins.str
-    """What the model is told to be; a fashion specialist where absent."""
+    """System prompt of the model; a fashion specialist where absent."""
     temperature: _builtins.float
     """Sampling temperature, 0 to 2; higher is freer."""
     top_p: _builtins.float

@@ -161,7 +161,7 @@ Global___CreateRefineTask: _TypeAlias = CreateRefineTask  # noqa: Y015
 
 @_typing.final
 class RefineTaskPublic(_message.Message):
-    """What a REFINE task shows beside the fields of every task."""
+    """What a REFINE task shows, in addition to the fields of every task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

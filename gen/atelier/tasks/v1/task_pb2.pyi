@@ -83,7 +83,7 @@ class CreateTask(_message.Message):
     queue_name: _builtins.str
     """Queue; where absent it follows from the provider."""
     webhook_url: _builtins.str
-    """Address that is told of the task's changes of state."""
+    """Address that receives the task's changes of state."""
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
         """Free storage of the caller, returned as given."""

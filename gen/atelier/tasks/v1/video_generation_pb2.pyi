@@ -87,7 +87,7 @@ Global___CreateVideoGenerationTask: _TypeAlias = CreateVideoGenerationTask  # no
 
 @_typing.final
 class VideoGenerationTaskPublic(_message.Message):
-    """What a VIDEO_GENERATION task shows beside the fields of every task."""
+    """What a VIDEO_GENERATION task shows, in addition to the fields of every task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -532,7 +532,7 @@ class RotateSecretRequest(_message.Message):
 
     OVERLAP_SECONDS_FIELD_NUMBER: _builtins.int
     overlap_seconds: _builtins.int
-    """Seconds for which the former secret still signs beside the new one."""
+    """Seconds for which the former secret still signs too."""
     def __init__(
         self,
         *,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class WebhookServiceStub:
-    """Webhooks: events told to the addresses that tasks, workflows and training jobs name, and the log of it.
+    """Webhooks: events sent to the addresses that tasks, workflows and training jobs name, and their log.
     """
 
     def __init__(self, channel):
@@ -68,7 +68,7 @@ class WebhookServiceStub:
 
 
 class WebhookServiceServicer:
-    """Webhooks: events told to the addresses that tasks, workflows and training jobs name, and the log of it.
+    """Webhooks: events sent to the addresses that tasks, workflows and training jobs name, and their log.
     """
 
     def Enqueue(self, request, context):
@@ -107,7 +107,7 @@ class WebhookServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RotateSecret(self, request, context):
-        """Makes a new signing secret; the former one signs beside it for a while.
+        """Makes a new signing secret; the former one also signs for a while.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +155,7 @@ def add_WebhookServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WebhookService:
-    """Webhooks: events told to the addresses that tasks, workflows and training jobs name, and the log of it.
+    """Webhooks: events sent to the addresses that tasks, workflows and training jobs name, and their log.
     """
 
     @staticmethod

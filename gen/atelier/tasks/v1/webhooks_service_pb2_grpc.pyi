@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class WebhookServiceStub:
-    """Webhooks: events told to the addresses that tasks, workflows and training jobs name, and the log of it."""
+    """Webhooks: events sent to the addresses that tasks, workflows and training jobs name, and their log."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,11 +44,11 @@ class WebhookServiceStub:
     GetSecret: _grpc.UnaryUnaryMultiCallable[_webhooks_service_pb2.GetSecretRequest, _webhooks_service_pb2.GetSecretResponse]
     """Returns the tenant's signing secret."""
     RotateSecret: _grpc.UnaryUnaryMultiCallable[_webhooks_service_pb2.RotateSecretRequest, _webhooks_service_pb2.RotateSecretResponse]
-    """Makes a new signing secret; the former one signs beside it for a while."""
+    """Makes a new signing secret; the former one also signs for a while."""
 
 @_typing.type_check_only
 class WebhookServiceAsyncStub(WebhookServiceStub):
-    """Webhooks: events told to the addresses that tasks, workflows and training jobs name, and the log of it."""
+    """Webhooks: events sent to the addresses that tasks, workflows and training jobs name, and their log."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Enqueue: _aio.UnaryUnaryMultiCallable[_webhooks_service_pb2.EnqueueRequest, _webhooks_service_pb2.EnqueueResponse]  # type: ignore[assignment]
@@ -62,10 +62,10 @@ class WebhookServiceAsyncStub(WebhookServiceStub):
     GetSecret: _aio.UnaryUnaryMultiCallable[_webhooks_service_pb2.GetSecretRequest, _webhooks_service_pb2.GetSecretResponse]  # type: ignore[assignment]
     """Returns the tenant's signing secret."""
     RotateSecret: _aio.UnaryUnaryMultiCallable[_webhooks_service_pb2.RotateSecretRequest, _webhooks_service_pb2.RotateSecretResponse]  # type: ignore[assignment]
-    """Makes a new signing secret; the former one signs beside it for a while."""
+    """Makes a new signing secret; the former one also signs for a while."""
 
 class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Webhooks: events told to the addresses that tasks, workflows and training jobs name, and the log of it."""
+    """Webhooks: events sent to the addresses that tasks, workflows and training jobs name, and their log."""
 
     @_abc_1.abstractmethod
     def Enqueue(
@@ -113,6 +113,6 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhooks_service_pb2.RotateSecretRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhooks_service_pb2.RotateSecretResponse, _abc.Awaitable[_webhooks_service_pb2.RotateSecretResponse]]:
-        """Makes a new signing secret; the former one signs beside it for a while."""
+        """Makes a new signing secret; the former one also signs for a while."""
 
 def add_WebhookServiceServicer_to_server(servicer: WebhookServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

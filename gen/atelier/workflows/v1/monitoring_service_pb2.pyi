@@ -58,11 +58,11 @@ class ListMonitoredWorkflowsRequest(_message.Message):
     """`asc` or `desc`."""
     @_builtins.property
     def created_after(self) -> _timestamp_pb2.Timestamp:
-        """Only workflows made after this moment."""
+        """Only workflows created after this time."""
 
     @_builtins.property
     def created_before(self) -> _timestamp_pb2.Timestamp:
-        """Only workflows made before this moment."""
+        """Only workflows created before this time."""
 
     def __init__(
         self,
@@ -596,7 +596,7 @@ class GetMonitoredWorkflowResponse(_message.Message):
     origin_reference: _builtins.str
     """Identifier or text by which the caller knows it."""
     webhook_url: _builtins.str
-    """Address that is told of its end."""
+    """Address that receives its end."""
     duration_ms: _builtins.float
     """Milliseconds from its beginning to its end."""
     error_message: _builtins.str

@@ -428,7 +428,7 @@ class CreateWorkflow(_message.Message):
     origin_reference: _builtins.str
     """Identifier or text by which the caller knows it."""
     webhook_url: _builtins.str
-    """Address that is told of its end."""
+    """Address that receives its end."""
     suppress_subtask_events: _builtins.bool
     """Whether the events of its tasks are kept from webhooks and sockets."""
     @_builtins.property
@@ -815,7 +815,7 @@ class WorkflowPublic(_message.Message):
     origin_reference: _builtins.str
     """Identifier or text by which the caller knows it."""
     webhook_url: _builtins.str
-    """Address that is told of its end."""
+    """Address that receives its end."""
     error_message: _builtins.str
     """Why it failed."""
     is_deleted: _builtins.bool
@@ -963,7 +963,7 @@ class WorkflowUpdate(_message.Message):
     description: _builtins.str
     """What it is for."""
     webhook_url: _builtins.str
-    """Address that is told of its end."""
+    """Address that receives its end."""
     def __init__(
         self,
         *,

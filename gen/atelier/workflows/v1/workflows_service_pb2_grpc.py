@@ -87,7 +87,7 @@ class WorkflowsServiceServicer:
     """
 
     def CreateWorkflow(self, request, context):
-        """Checks a definition, stores it and, unless told otherwise, starts it.
+        """Checks a definition, stores it and, unless asked not to, starts it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

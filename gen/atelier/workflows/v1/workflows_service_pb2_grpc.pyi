@@ -34,7 +34,7 @@ class WorkflowsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkflowsServiceAsyncStub: ...
     CreateWorkflow: _grpc.UnaryUnaryMultiCallable[_workflows_service_pb2.CreateWorkflowRequest, _workflows_service_pb2.CreateWorkflowResponse]
-    """Checks a definition, stores it and, unless told otherwise, starts it."""
+    """Checks a definition, stores it and, unless asked not to, starts it."""
     ListWorkflows: _grpc.UnaryUnaryMultiCallable[_workflows_service_pb2.ListWorkflowsRequest, _workflows_service_pb2.ListWorkflowsResponse]
     """Lists workflows, newest first."""
     GetWorkflow: _grpc.UnaryUnaryMultiCallable[_workflows_service_pb2.GetWorkflowRequest, _workflows_service_pb2.GetWorkflowResponse]
@@ -58,7 +58,7 @@ class WorkflowsServiceAsyncStub(WorkflowsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateWorkflow: _aio.UnaryUnaryMultiCallable[_workflows_service_pb2.CreateWorkflowRequest, _workflows_service_pb2.CreateWorkflowResponse]  # type: ignore[assignment]
-    """Checks a definition, stores it and, unless told otherwise, starts it."""
+    """Checks a definition, stores it and, unless asked not to, starts it."""
     ListWorkflows: _aio.UnaryUnaryMultiCallable[_workflows_service_pb2.ListWorkflowsRequest, _workflows_service_pb2.ListWorkflowsResponse]  # type: ignore[assignment]
     """Lists workflows, newest first."""
     GetWorkflow: _aio.UnaryUnaryMultiCallable[_workflows_service_pb2.GetWorkflowRequest, _workflows_service_pb2.GetWorkflowResponse]  # type: ignore[assignment]
@@ -85,7 +85,7 @@ class WorkflowsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workflows_service_pb2.CreateWorkflowRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workflows_service_pb2.CreateWorkflowResponse, _abc.Awaitable[_workflows_service_pb2.CreateWorkflowResponse]]:
-        """Checks a definition, stores it and, unless told otherwise, starts it."""
+        """Checks a definition, stores it and, unless asked not to, starts it."""
 
     @_abc_1.abstractmethod
     def ListWorkflows(
