@@ -276,7 +276,8 @@ class MicroBatcher(Generic[Item]):
         await asyncio.sleep(0)
         # A timer may fire a little before its time.
         items = self._groups.take(max(ready_at, self._clock()))
-        self._starting = None
+        task, self._starting = self._starting, None
+        assert task is not None, "one group starts at a time"
         self._last = len(items)
         if self._at_once is None:
             self._unblock()
@@ -286,12 +287,16 @@ class MicroBatcher(Generic[Item]):
             await self._handle(items)
         except Exception:  # the next groups are not to suffer for it
             _log.exception("group_failed", group=self._name, items=len(items))
+        finally:
+            # At once: those whom the group answers come again after this, so they find nothing under way.
+            self._running.discard(task)
+            self._unblock()
 
     def _end(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
         if self._starting is task:  # it was cancelled before it took its group
             self._starting = None
-        self._unblock()
+            self._running.discard(task)
+            self._unblock()
 
     def _unblock(self) -> None:
         """Let the next group set out, unless one is starting already."""

@@ -439,6 +439,21 @@ async def test_members_that_arrive_during_a_call_share_the_next() -> None:
     assert calls == [[1], [2, 3, 4]]
 
 
+async def test_callers_who_come_again_at_once_do_not_wait_for_each_other() -> None:
+    async def call(items: Sequence[int]) -> list[int | Exception]:
+        await asyncio.sleep(0)
+        return list(items)
+
+    group: GroupCall[int, int] = GroupCall(call, name="test", linger=NEVER)
+
+    async def caller() -> None:
+        for number in range(5):
+            assert await group.submit(number) == number
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(caller() for _ in range(3)))
+
+
 async def test_each_member_gets_its_own_answer_or_error() -> None:
     async def call(items: Sequence[int]) -> list[int | Exception]:
         return [ValueError("odd") if item % 2 else item for item in items]
