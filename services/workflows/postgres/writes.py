@@ -1,4 +1,23 @@
-"""Writing what was decided: of the rows that changed the columns that changed, each change guarded and counted."""
+"""Writing decisions: of the rows that changed, the columns that changed.
+
+Before: the caller's transaction holds the locks of the workflows' rows, taken in the order of their ids, and the
+decisions were made from rows read under these locks (or from a snapshot that `snapshot_cache` found valid under them).
+`create` alone needs no lock: nobody knows the workflow yet.
+
+Each UPDATE is guarded by what the decision was made from: a workflow by its version, a step by its attempt and state.
+Rows are counted before the commit; a missing one is a fault of this service, because the locks are held. One change is
+allowed to come in between without the workflow's lock: `accept` makes a DISPATCHING step RUNNING.
+
+After: every changed workflow has a higher version and a later `updated_at`; the events of what callers see are in the
+outbox, in the same transaction. Columns that a decision did not change are not written, so notes that others made in
+them stay.
+
+Lock order: workflows before their steps. Steps are locked in any order, so whoever writes steps without the workflow's
+lock must skip locked rows, as `accept` and the `due_*` queries do.
+
+Rows that change in the same columns share a statement, those of a fan and those of many chains. One statement for each
+row would cost the transaction of 32 chains 30 % more of processor, that of 8 fans of 20 steps 65 %.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +46,7 @@ _CREATE_STEP = f"INSERT INTO steps ({columns.STEP}) VALUES ({', '.join(['%s'] * 
 
 
 async def create(conn: Connection, whole: WorkflowSnapshot) -> None:
-    """Write a new workflow and the news of it."""
+    """Write a new workflow and its event."""
     await conn.execute(_CREATE_WORKFLOW, columns.workflow_values(whole.workflow))
     for step in whole.steps:
         await conn.execute(_CREATE_STEP, columns.step_values(step))
@@ -35,11 +54,11 @@ async def create(conn: Connection, whole: WorkflowSnapshot) -> None:
 
 
 async def apply(conn: Pipeline, decided: Sequence[tuple[WorkflowSnapshot, Decision]]) -> None:
-    """Write decisions and the news of them.
+    """Write decisions and their events; see the module for what must hold.
 
     Args:
         conn: A connection in a transaction that holds the locks of the workflows.
-        decided: The rows that were decided upon, and what was decided.
+        decided: The rows that were decided upon, and what was decided; those that did not move are passed over.
     """
     moved = [(before, decision) for before, decision in decided if decision.workflow is not before.workflow]
     if not moved:
@@ -58,8 +77,8 @@ async def apply(conn: Pipeline, decided: Sequence[tuple[WorkflowSnapshot, Decisi
     ]
     for item in items:
         await conn.execute(_CREATE_STEP, columns.step_values(item))
-    await outbox.insert(conn, [events.changed(new) for old, new in flows if _is_news(old, new)])
-    # All of it goes in one round trip; what is counted is known at its end, before the commit.
+    await outbox.insert(conn, [events.changed(new) for old, new in flows if _has_event(old, new)])
+    # All of it goes in one round trip; the counts are known at its end, before the commit.
     for count, rows in saved:
         assert await rows.count() == count, "the workflows' locks are held"
 
@@ -73,7 +92,7 @@ async def save_workflow(conn: Pipeline, before: WorkflowRecord, after: WorkflowR
 async def _save_workflows(
     conn: Pipeline, changed: Sequence[tuple[WorkflowRecord, WorkflowRecord]]
 ) -> list[tuple[int, PendingRows]]:
-    """Send the updates of workflows: how many rows each is to change, and its cursor."""
+    """Send the updates of workflows: for each statement the rows that it must change, and its answer."""
     saved: list[tuple[int, PendingRows]] = []
     for names, group in _grouped(changed, _changed_of_workflow).items():
         if len(group) == 1 or not columns.WORKFLOW_TYPES.keys() >= set(names):
@@ -103,7 +122,7 @@ async def _save_steps(
 
 
 def _lists(names: Sequence[str], records: Sequence[WorkflowRecord] | Sequence[StepRecord]) -> list[list[Any]]:
-    """Values of columns, a list for each; of enumerations their spelling, which goes in binary."""
+    """Values of columns, a list for each; enumerations as text, which goes in binary."""
     found = [[getattr(record, name) for record in records] for name in names]
     return [[str(one) for one in values] if isinstance(values[0], enum.Enum) else values for values in found]
 
@@ -111,7 +130,7 @@ def _lists(names: Sequence[str], records: Sequence[WorkflowRecord] | Sequence[St
 def _grouped(
     changed: Sequence[tuple[_Record, _Record]], names_of: Callable[[_Record, _Record], tuple[str, ...]]
 ) -> dict[tuple[str, ...], list[tuple[_Record, _Record]]]:
-    """Change by the columns that changed: those of a fan, or of many chains, are written by one statement."""
+    """Group changes by the columns that changed: one statement writes a group."""
     groups: dict[tuple[str, ...], list[tuple[_Record, _Record]]] = {}
     for old, new in changed:
         groups.setdefault(names_of(old, new), []).append((old, new))
@@ -124,7 +143,7 @@ def _changed_of_workflow(before: WorkflowRecord, after: WorkflowRecord) -> tuple
 
 def _changed_of_step(before: StepRecord, after: StepRecord) -> tuple[str, ...]:
     names = _differing(before, after, columns.STEP_TYPES)
-    # That the last attempt's task was made may have been noted since it was read.
+    # `accept` may have made the last attempt RUNNING since the row was read: write the state again.
     return ("state", *names) if after.attempt != before.attempt and "state" not in names else names
 
 
@@ -147,7 +166,7 @@ def _update_workflows(names: tuple[str, ...]) -> bytes:
     return query.format(*_listed(names, columns.WORKFLOW_TYPES)).as_bytes()
 
 
-# That its task was made is noted without the workflow's lock, and changes nothing for who decides.
+# `accept` makes a step RUNNING without the workflow's lock; the decision is the same for both states.
 _KNOWN = "(s.state = {0} OR ({0}, s.state) = ('DISPATCHING', 'RUNNING'))"
 
 
@@ -170,7 +189,7 @@ def _update_steps(names: tuple[str, ...]) -> bytes:
 
 
 def _listed(names: tuple[str, ...], types: Mapping[str, str]) -> tuple[sql.Composable, sql.Composable, sql.Composable]:
-    """Columns that are set from lists: what sets them, the lists, and their names."""
+    """Return the parts of a statement that sets columns from lists: the assignments, the lists, and their names."""
     return (
         sql.SQL(", ").join(sql.SQL("{0} = n.{0}").format(sql.Identifier(name)) for name in names),
         sql.SQL(", ").join(sql.SQL("%b::{}[]").format(sql.Identifier(types[name])) for name in names),
@@ -178,5 +197,5 @@ def _listed(names: tuple[str, ...], types: Mapping[str, str]) -> tuple[sql.Compo
     )
 
 
-def _is_news(before: WorkflowRecord, after: WorkflowRecord) -> bool:
+def _has_event(before: WorkflowRecord, after: WorkflowRecord) -> bool:
     return before.status is not after.status or before.completed_steps != after.completed_steps
