@@ -1,7 +1,7 @@
 """News over NATS: JetStream for events, core NATS for wake-ups and progress.
 
 PostgreSQL is the truth; nothing is lost when NATS is down, restarted or emptied, it only comes later. So a `Bus` never
-fails to start, goes on reconnecting for ever, and makes the stream and its consumers again when they are gone.
+fails to start, goes on reconnecting without end, and makes the stream and its consumers again when they are gone.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Bus:
         return self._client is not None and self._client.is_connected
 
     async def connect(self, wait_seconds: float = 2.0) -> None:
-        """Begins to connect, and goes on in the background until `close`.
+        """Start to connect, and go on in the background until `close`.
 
         Args:
             wait_seconds: How long to wait for the first connection before going on without.
@@ -210,7 +210,7 @@ class Bus:
         return handle
 
     async def consume(self, durable: str, subjects: Sequence[str], handler: Handler) -> asyncio.Task[None]:
-        """Consumes events durably, in a task of its own, until the bus closes or the task is cancelled.
+        """Consume events durably, in a task of its own, until the bus closes or the task is cancelled.
 
         An event is acknowledged once the handler returned; what it raises is logged and the event comes again. The
         consumer is made again when it or the stream is lost.
@@ -236,7 +236,7 @@ class Bus:
         linger: float = 0.0,
         on_made: Callable[[], None] | None = None,
     ) -> asyncio.Task[None]:
-        """Consumes events durably as `consume` does, as many at once as there are.
+        """Consume events durably as `consume` does, as many at once as there are.
 
         They are acknowledged together once the handler returned; where it raises, all of them come again.
 
@@ -245,7 +245,7 @@ class Bus:
             subjects: Subjects to consume.
             handler: Called for one batch after the other.
             linger: Seconds between two batches, for events that are not urgent: larger batches cost less.
-            on_made: Called when the consumer has been made, also again after it was lost: events of before may be gone.
+            on_made: Called when the consumer has been made, also again after it was lost: earlier events may be gone.
         """
 
         async def together(messages: Sequence[Msg]) -> None:
@@ -303,7 +303,7 @@ class Bus:
         return client
 
     async def ensure_stream(self) -> None:
-        """Make the stream of events where it is missing, and gives it the present configuration where it is not."""
+        """Make the stream of events where it is missing; give it the present configuration where it exists."""
         if self._js is None:
             raise nats_errors.ConnectionClosedError
         config = api.StreamConfig(

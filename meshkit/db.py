@@ -288,9 +288,9 @@ def connection_options(schema: str, statement_timeout_seconds: float, applicatio
     """
     return {
         "options": f"-c search_path={schema} -c statement_timeout={int(statement_timeout_seconds * 1000)} "
-        # A client that died in the middle of a transaction must not hold its locks for ever.
+        # A client that died in the middle of a transaction must not keep its locks.
         "-c idle_in_transaction_session_timeout=60000 -c timezone=UTC "
-        # Nor may one whose machine is gone hold a lock of its session: unasked, the server waits two hours for a sign.
+        # Nor may one whose machine is gone keep a lock of its session: by default the server waits two hours.
         "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
         "application_name": application_name,
         "autocommit": False,

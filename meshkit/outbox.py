@@ -102,12 +102,12 @@ def outbox_table(metadata: MetaData) -> Table:
     )
 
 
-# Tables of before kept published events for a day, by a flag; new ones come without.
+# Tables of earlier releases kept published events for a day, by a flag; new ones have none.
 DROP_PUBLISHED = """
 DO $$ BEGIN
     IF EXISTS (SELECT FROM information_schema.columns
                WHERE table_schema = current_schema() AND table_name = 'outbox' AND column_name = 'published_at') THEN
-        -- At once in full: to ask for more after the deletion would deadlock with a replica of before that prunes.
+        -- The full lock at once: to ask for it after the deletion would deadlock with an earlier replica that prunes.
         LOCK TABLE outbox;
         DELETE FROM outbox WHERE published_at IS NOT NULL;
         ALTER TABLE outbox DROP COLUMN published_at;
@@ -161,7 +161,7 @@ class Relay:
         self.loop = Loop(f"outbox-{db.schema}", self.run_once, interval_seconds, wake=self._wake)
 
     def wake(self) -> None:
-        """Tells that events were committed; call after the commit."""
+        """Publish soon: events were committed; call after the commit."""
         self._wake.set()
 
     async def run_once(self) -> bool:
@@ -197,7 +197,7 @@ class Relay:
 
     async def _lead(self) -> Pipeline | None:
         """Take the lock; it lives as long as its connection, which is also the one that reads and deletes events."""
-        # Who stands by keeps its connection: every commit wakes it, and to connect costs far more than to ask.
+        # A replica that stands by keeps its connection: every commit wakes it, and to connect costs more than to ask.
         self._standby = conn = self._standby or await self._db.dedicated()
         async with conn.transaction():
             rows = await conn.execute("SELECT pg_try_advisory_lock(%s, %s)", (_LOCK_SPACE, self._lock_key))

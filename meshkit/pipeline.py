@@ -291,7 +291,7 @@ class Pipeline:
         return name
 
     async def _synchronise(self) -> None:
-        """End what is under way, and takes all answers."""
+        """Send the sync, and take all answers."""
         self._synchronise_next()
         self._asked = len(self._pending)
         await self._flush()
@@ -345,7 +345,7 @@ class Pipeline:
 
     async def _flush(self) -> None:
         while self._pgconn.flush():
-            # What the server answers meanwhile is read, or both would wait for each other for ever.
+            # Read what the server answers meanwhile, or both would wait for each other without end.
             self._loop.add_writer(self._socket, self._wake)
             try:
                 await self._answer()

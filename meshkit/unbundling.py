@@ -99,7 +99,7 @@ class Unbundler:
             ended.append(await self._outcome(index, call))
             arrived.set()
 
-        # In a task each, for what a call notes of itself (caller, trace) must be nobody else's.
+        # In a task each: the context of a call (caller, trace) must not reach another.
         make = asyncio.get_running_loop().create_task
         running = [make(serve(index, call)) for index, call in enumerate(request.calls)]
         left = len(running)

@@ -18,7 +18,7 @@ from uuid import UUID
 MAX_ERRORS = 50
 MAX_ERROR_LENGTH = 4096
 # Attempts handed back for free before one counts after all: a task that kills its worker before the worker could
-# acknowledge it would otherwise go round for ever.
+# acknowledge it would otherwise be leased again without end.
 MAX_FREE_RELEASES = 10
 
 

@@ -170,7 +170,7 @@ class RoundStore(Protocol):
     async def register(
         self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int
     ) -> tuple[Mapping[UUID, RegisteredPoll], list[Contender]]:
-        """Note polls, which acknowledges what earlier ones brought, and looks who waits.
+        """Note polls, which acknowledges what earlier ones brought, and look who waits.
 
         Args:
             polls: New polls.
@@ -186,7 +186,7 @@ class RoundStore(Protocol):
     async def hold(
         self, polls: Sequence[PollEntry], wanted: Mapping[str, int], lanes: Sequence[str], limit: int
     ) -> tuple[Mapping[PollEntry, bool], list[Contender], list[Candidate]]:
-        """Make other replicas' rounds of this queue wait for the end of this one, and reads what waits.
+        """Make other replicas' rounds of this queue wait for the end of this one, and read what waits.
 
         Args:
             polls: Polls noted by an earlier round.
@@ -202,11 +202,11 @@ class RoundStore(Protocol):
         ...
 
     async def grant(self, grants: Sequence[Grant], virtual_time: float) -> list[TaskRecord]:
-        """Leases tasks; those that are not waiting any more are left out."""
+        """Lease tasks; those that are not waiting any more are left out."""
         ...
 
     async def recount(self, tenants: Sequence[str], granted: Sequence[str]) -> None:
-        """Corrects the counters of tenants that have less work than they say.
+        """Correct the counters of tenants that have less work than they say.
 
         Args:
             tenants: The tenants.
@@ -226,7 +226,7 @@ class TaskStore(Protocol):
         ...
 
     async def create_one(self, creation: Creation) -> Created:
-        """Write one task, or finds the one that exists, or the answer given before."""
+        """Write one task, or find the one that exists, or the answer given before."""
         ...
 
     async def find_replay(self, tenant: str, key: IdempotencyKey) -> bytes | None:
@@ -272,7 +272,7 @@ class TaskStore(Protocol):
     async def heartbeat(
         self, session_id: UUID, subject: str, held: Sequence[AttemptRef], *, draining: bool, ttl_seconds: float
     ) -> list[LeaseState] | None:
-        """Extend a session and acknowledges what it holds; the leases it has, or None without such a session."""
+        """Extend a session and acknowledge what it holds; the leases it has, or None without such a session."""
         ...
 
     async def note_missing(self, session_id: UUID, missing: Sequence[AttemptRef], found: Sequence[AttemptRef]) -> None:
@@ -282,7 +282,7 @@ class TaskStore(Protocol):
     async def give_back_missing(
         self, session_id: UUID, unseen_seconds: float, lost_seconds: float, policy: RetryPolicy
     ) -> list[TaskRecord]:
-        """Queues again what a living worker has not named for too long."""
+        """Queue again what a living worker has not named for too long."""
         ...
 
     async def close_session(self, session_id: UUID, subject: str, policy: RetryPolicy) -> list[TaskRecord] | None:
@@ -319,11 +319,11 @@ class TaskStore(Protocol):
         ...
 
     async def release(self, session_id: UUID, refs: Sequence[AttemptRef], policy: RetryPolicy) -> list[TaskRecord]:
-        """Take attempts back that did not begin, and notes the slots of cancelled ones as free."""
+        """Take attempts back that did not begin, and note the slots of cancelled ones as free."""
         ...
 
     async def expire_sessions(self, policy: RetryPolicy) -> list[TaskRecord]:
-        """End the attempts of sessions that were not heard of in time."""
+        """End the attempts of sessions whose heartbeat is overdue."""
         ...
 
     async def expire_overdue(self, grace_seconds: float, policy: RetryPolicy) -> list[TaskRecord]:
@@ -331,7 +331,7 @@ class TaskStore(Protocol):
         ...
 
     async def promote_delayed(self) -> list[str]:
-        """Lets retries wait in their queue whose time has come; the queues."""
+        """Let retries whose delay has passed wait in their queues; return the queues."""
         ...
 
     async def due_sweeps(self, limit: int, delay_seconds: float) -> Sequence[tuple[UUID, str, str, datetime]]:
@@ -351,7 +351,7 @@ class TaskStore(Protocol):
         ...
 
     async def purge_keys(self) -> int:
-        """Forgets idempotency keys after their time; how many."""
+        """Delete idempotency keys after their time; return how many."""
         ...
 
     async def slots(self) -> list[tuple[str, int]]:

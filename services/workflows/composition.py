@@ -89,7 +89,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
             TASK_ENDED,
             task_events.batch,
             linger=TASK_EVENT_LINGER,
-            on_made=executor.trust_news,
+            on_made=executor.trust_events,
         )
         stack.callback(consumer.cancel)
     server = build_server(

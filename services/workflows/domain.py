@@ -164,7 +164,7 @@ class StepRecord:
         definition: The serialized WorkflowStepDefinition.
         attempt: Number of the last task made for it; 0 before the first.
         task_id: Identifier of that task: it follows from workflow, step and attempt.
-        task_version: Version of the task that was last heard of.
+        task_version: Last version of the task that was processed.
         task_open: Whether that task may still be running.
         result: The serialized Struct of its task's result.
         dispatched_at: When the task was last to be made.

@@ -108,7 +108,7 @@ def decide_all(
             case Cancel():
                 work.cancel()
             case _:
-                work.hear(event)
+                work.process(event)
     work.settle()
     return work.decision(workflow, steps)
 
@@ -174,7 +174,7 @@ class _Draft:
                 self._stop(index, step)
         self._end(WorkflowStatus.CANCELLED)
 
-    def hear(self, event: TaskAccepted | TaskRefused | TaskEnded | TaskClosed | Overdue) -> None:
+    def process(self, event: TaskAccepted | TaskRefused | TaskEnded | TaskClosed | Overdue) -> None:
         index = next((place for place, step in enumerate(self.steps) if step.step_id == event.step_id), None)
         # A task of an earlier attempt has nothing to say any more.
         if index is None or self.steps[index].task_id != event.task_id:
@@ -197,7 +197,7 @@ class _Draft:
                 self._ended(index, step, event)
 
     def settle(self) -> None:
-        """Begins what may begin and ends the workflow where nothing is left to do."""
+        """Start the steps that may start, and end the workflow where nothing is left to do."""
         if self.workflow.status not in (WorkflowStatus.RUNNING, WorkflowStatus.PAUSED):
             return
         self._gather()
@@ -259,7 +259,7 @@ class _Draft:
             self._stopped.append(index)
 
     def _begin(self, ready: list[int]) -> list[int]:
-        """Begins steps, skips them, or pauses for a decision on them; those that still wait for one."""
+        """Start steps, skip them, or pause for a decision on them; return those that still wait for one."""
         gated: list[int] = []
         while ready:
             for index in ready:
@@ -293,14 +293,14 @@ class _Draft:
         if step.state in ACTIVE:
             if not step.overdue:
                 self.steps[index] = replace(step, overdue=True)
-            # Its end follows from its task's: until that is heard of, the cancel is repeated.
+            # Its end follows from its task's: until that is processed, the cancel is repeated.
             self._stopped.append(index)
 
     def _ended(self, index: int, step: StepRecord, event: TaskEnded) -> None:
         if event.version <= step.task_version:
             return
-        heard = replace(step, task_version=event.version, task_open=False)
-        self.steps[index] = heard
+        processed = replace(step, task_version=event.version, task_open=False)
+        self.steps[index] = processed
         if step.state not in ACTIVE:
             return
         if event.outcome is TaskOutcome.COMPLETED:
@@ -354,7 +354,7 @@ class _Draft:
         return any(one.parent == step.step_id for one in self.steps)
 
     def _open(self, index: int) -> None:
-        """Begins a step with items: gives each a row, unless it has them from before a resume."""
+        """Start a step with items: give each item a row, unless it has one from before a resume."""
         step = self.steps[index]
         self._move(index, StepState.RUNNING, started_at=step.started_at or self.now)
         if self._has_items(step):

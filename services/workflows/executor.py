@@ -1,4 +1,4 @@
-"""Carries out what the engine decided: makes and cancels tasks, hears how they ended, and sees to what was missed."""
+"""Carries out what the engine decided: makes and cancels tasks, processes their ends, and looks for what was missed."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class WorkflowExecutor:
         await cancel(self._running)
 
     async def tell(self, workflow_id: UUID, event: Event) -> Decision | None:
-        """Has the engine decide upon an event, and carries the decision out in the background.
+        """Let the engine decide upon an event, and carry the decision out in the background.
 
         Args:
             workflow_id: The workflow.
@@ -130,7 +130,7 @@ class WorkflowExecutor:
         return decision
 
     async def tell_ended(self, ended: Mapping[UUID, Sequence[task_pb2.Task]]) -> Mapping[UUID, Advanced]:
-        """Has the engine decide upon the ends of tasks, as `tell` does, of all workflows together.
+        """Let the engine decide upon the ends of tasks, as `tell` does, of all workflows together.
 
         Args:
             ended: The tasks that ended, by their workflows.
@@ -138,19 +138,19 @@ class WorkflowExecutor:
         Returns:
             What became of each workflow; an exception where its ends must be told again.
         """
-        heard = {ident: {UUID(task.id): task for task in tasks} for ident, tasks in ended.items()}
-        bodies = {ident: partial(self._hear, tasks) for ident, tasks in heard.items()}
+        tasks_of = {ident: {UUID(task.id): task for task in tasks} for ident, tasks in ended.items()}
+        bodies = {ident: partial(self._process_ends, tasks) for ident, tasks in tasks_of.items()}
         outcomes = await self._store.advance_many(bodies, durable=False)
         for ident, outcome in outcomes.items():
             if isinstance(outcome, Exception):
                 continue
-            self._made.difference_update(heard[ident])
+            self._made.difference_update(tasks_of[ident])
             if outcome is not None:
                 # All of them begin before one is waited for, so that their calls travel together.
                 self.carry_out(outcome)
         return outcomes
 
-    def _hear(
+    def _process_ends(
         self, tasks: Mapping[UUID, task_pb2.Task], workflow: WorkflowRecord, steps: Sequence[StepRecord]
     ) -> Decision:
         ends = [
@@ -161,7 +161,7 @@ class WorkflowExecutor:
         return decide_all(workflow, steps, ends, self._clock())
 
     def carry_out(self, decision: Decision) -> None:
-        """Make and cancels tasks as a committed decision says."""
+        """Make and cancel tasks as a committed decision says."""
         self._on_commit()
         if (
             decision.workflow.completed_at is not None
@@ -175,7 +175,7 @@ class WorkflowExecutor:
             self._spawn(self._cancel(decision.workflow, step))
 
     async def note_made(self) -> bool:
-        """Note which tasks were made, unless their ends were heard of before: of a short task it is never written."""
+        """Note which tasks were made, unless their ends were processed before: for a short task it is never written."""
         made = set(self._made)
         if made:
             noted = await self._store.accept(list(made))
@@ -185,8 +185,8 @@ class WorkflowExecutor:
             self._made -= made - noted.left
         return False
 
-    def trust_news(self) -> None:
-        """From now on news is not lost; what happened before may have been."""
+    def trust_events(self) -> None:
+        """Note that no event is lost from now on; earlier ones may have been."""
         self._trusted_since = self._clock()
 
     async def resend(self, age_seconds: float) -> bool:
@@ -200,11 +200,11 @@ class WorkflowExecutor:
         return len(due) == _BATCH
 
     async def check(self, age_seconds: float, *, connected: bool) -> bool:
-        """Asks for the tasks of RUNNING steps of which no news came.
+        """Ask for the tasks of RUNNING steps without events.
 
         Args:
             age_seconds: For how long none did.
-            connected: Whether news comes at all now; where it does, a task that runs for long is seldom asked for.
+            connected: Whether events come at all now; where they do, a task that runs for long is seldom asked for.
 
         Returns:
             Whether more wait.
@@ -214,13 +214,13 @@ class WorkflowExecutor:
         return len(due) == _BATCH
 
     async def expire(self) -> None:
-        """Cancel the tasks of steps that take longer than they may; how those end is heard of as ever."""
+        """Cancel the tasks of steps that take longer than they may; their ends are processed as any other."""
         for step in await self._store.due_timeouts(_BATCH):
             if step.task_id is not None:
                 await self.tell(step.workflow_id, Overdue(step.step_id, step.task_id))
 
     async def tell_ends(self) -> bool:
-        """Hands in the webhooks of workflows that ended.
+        """Hand in the webhooks of workflows that ended.
 
         Returns:
             Whether more wait.

@@ -37,7 +37,7 @@ class WorkflowMaintenance:
         ]
 
     async def reconcile(self) -> bool:
-        """Send again what was left, asks for what was not heard of, cancels what shall not run or takes too long.
+        """Send again what was left, ask for steps without events, cancel what shall not run or takes too long.
 
         Returns:
             Whether more waits.

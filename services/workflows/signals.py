@@ -1,4 +1,4 @@
-"""What may happen to a workflow: what callers ask for, and what is heard of its tasks. Pure."""
+"""What may happen to a workflow: what callers ask for, and what its tasks report. Pure."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TaskEnded:
     """A task ended.
 
     Attributes:
-        version: Its version, above that of whatever was heard of it before.
+        version: Its version, above every version processed before.
         result: Serialized Struct of its result.
         retryable: Whether another task might fare better.
     """

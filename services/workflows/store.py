@@ -107,7 +107,7 @@ class WorkflowStore(Protocol):
         ...
 
     async def advance(self, workflow_id: UUID, body: Decide, *, durable: bool = True) -> Decision | None:
-        """Decides upon a workflow under its lock and writes what was decided.
+        """Decide upon a workflow under its lock and write what was decided.
 
         Args:
             workflow_id: The workflow.
@@ -121,10 +121,10 @@ class WorkflowStore(Protocol):
         ...
 
     async def advance_many(self, bodies: Mapping[UUID, Decide], *, durable: bool = True) -> Mapping[UUID, Advanced]:
-        """Decides upon several workflows in one transaction: it costs hardly more than one for one of them.
+        """Decide upon several workflows in one transaction, which costs hardly more than for one of them.
 
-        None keeps another from being decided upon: what a body raises is its own workflow's outcome alone, and where
-        the transaction fails as a whole, each workflow has one of its own.
+        No workflow keeps another from being decided upon: what a body raises is the outcome of its own workflow alone,
+        and where the transaction fails as a whole, each workflow gets a transaction of its own.
 
         Args:
             bodies: What decides upon each workflow; it may be called again.
@@ -136,11 +136,11 @@ class WorkflowStore(Protocol):
         ...
 
     async def accept(self, task_ids: Sequence[UUID]) -> DispatchNote:
-        """Note that tasks of DISPATCHING steps were made; waits for nobody who writes these steps."""
+        """Note that tasks of DISPATCHING steps were made; skip steps whose rows are locked."""
         ...
 
-    async def unheard(self, versions: Mapping[UUID, int]) -> list[StepRecord]:
-        """Return steps of these tasks for which a version is news, by the tasks' identifiers."""
+    async def steps_behind(self, versions: Mapping[UUID, int]) -> list[StepRecord]:
+        """Return the steps of these tasks that have processed a lower version, by the tasks' identifiers."""
         ...
 
     async def edit(self, workflow_id: UUID, body: Edit) -> WorkflowSnapshot | None:
@@ -148,16 +148,16 @@ class WorkflowStore(Protocol):
         ...
 
     async def due_dispatches(self, age_seconds: float, limit: int) -> list[StepRecord]:
-        """Return steps that are DISPATCHING for so long, and notes that they are sent again."""
+        """Return steps that are DISPATCHING for so long, and note that they are sent again."""
         ...
 
     async def due_checks(self, age_seconds: float, trusted_since: datetime | None, limit: int) -> list[StepRecord]:
-        """Return RUNNING steps of which nothing was heard for so long, and notes that they are asked for.
+        """Return RUNNING steps without an event for so long, and note that they are asked for.
 
         Args:
             age_seconds: How long.
-            trusted_since: Since when news is not lost: what was asked for since then is asked for again only once as
-                much time has passed as its task had taken by then, or 15 minutes. None where all news may be lost.
+            trusted_since: Since when no event is lost: what was asked for since then is asked for again only once as
+                much time has passed as its task had taken by then, or 15 minutes. None where any event may be lost.
             limit: How many at most.
         """
         ...
@@ -179,5 +179,5 @@ class WorkflowStore(Protocol):
         ...
 
     async def purge(self) -> None:
-        """Forgets old idempotency keys."""
+        """Delete old idempotency keys."""
         ...

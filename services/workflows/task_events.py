@@ -89,7 +89,7 @@ class TaskEventConsumer:
         self._closed = False
 
     async def close(self) -> None:
-        """End what is under way; JetStream tells again what was not acknowledged."""
+        """Cancel what is under way; JetStream sends again what was not acknowledged."""
         self._closed = True
         await self._groups.close()
         for one in chain.from_iterable([*self._waiting.values(), *self._deciding.values()]):
@@ -98,16 +98,16 @@ class TaskEventConsumer:
         self._deciding.clear()
 
     async def notice(self, message: BusMessage) -> None:
-        """Take the notice of an ended task; return at once."""
+        """Process the notice of an ended task; return at once."""
         event = _event(message)
         if event is not None and event.HasField("task"):
             self._put(event.task).add_done_callback(_note_failure)
 
     async def batch(self, messages: Sequence[BusMessage]) -> None:
-        """Tasks ended, says JetStream; most of it was heard before.
+        """Process events of ended tasks from JetStream; most of them were processed by notices before.
 
         Raises:
-            MeshError: Something could not be decided upon now; the messages must come again.
+            MeshError: Some end could not be processed now; the messages must come again.
         """
         told = [(event, message) for message in messages if (event := _event(message)) is not None]
         versions: dict[UUID, int] = {}
@@ -118,7 +118,7 @@ class TaskEventConsumer:
                 versions[ident] = version
                 ended[ident] = event, message.headers.get(TENANT_HEADER, "")
         work: list[Awaitable[None]] = []
-        for step in await self._store.unheard(versions):
+        for step in await self._store.steps_behind(versions):
             assert step.task_id is not None, "it was found by its task"
             event, tenant = ended[step.task_id]
             work.append(self._put(event.task) if event.HasField("task") else self._ask(step, tenant))
@@ -178,7 +178,7 @@ def _event(message: BusMessage) -> events_pb2.TaskStatusEvent | None:
     try:
         return events_pb2.TaskStatusEvent.FromString(message.data)
     except DecodeError:
-        # It would come again for ever and keep what came with it from being acknowledged.
+        # Refused, it would come again without end, and the messages of its batch would not be acknowledged.
         _log.warning("event_unreadable", subject=message.subject)
         return None
 

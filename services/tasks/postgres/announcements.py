@@ -1,4 +1,4 @@
-"""Telling of changes in their own transaction: to the mesh by the outbox, to a task's webhook by a delivery."""
+"""Events of changes, in the transaction of the change: to the mesh by the outbox, to a task's webhook by a delivery."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from services.tasks.postgres import webhooks
 
 
 async def created(conn: Connection, records: Sequence[TaskRecord]) -> None:
-    """Tasks were accepted."""
+    """Write the events of tasks that were accepted."""
     await _tell(conn, [(record, events.created(record)) for record in records])
 
 
 async def changed(conn: Connection, records: Sequence[TaskRecord]) -> None:
-    """Tasks changed their state."""
+    """Write the events of tasks that changed their state."""
     await _tell(conn, [(record, events.changed(record)) for record in records])
 
 
 async def _tell(conn: Connection, told: Sequence[tuple[TaskRecord, OutboxEvent]]) -> None:
     await outbox.insert(conn, [event for _, event in told])
-    # Of other jobs than tasks their owners tell.
+    # Jobs of other kinds have no webhooks here: their owners tell.
     await webhooks.insert(
         conn,
         [

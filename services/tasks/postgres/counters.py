@@ -34,12 +34,12 @@ def waits(record: TaskRecord) -> bool:
 
 
 def entering(record: TaskRecord) -> CounterChange:
-    """Return a task begins to wait."""
+    """Return the change for a task that begins to wait."""
     return CounterChange(record.queue_name, record.tenant, record.lane, pending=1)
 
 
 def leaving(record: TaskRecord) -> CounterChange:
-    """Return a task waits no more."""
+    """Return the change for a task that waits no more."""
     return CounterChange(record.queue_name, record.tenant, record.lane, pending=-1)
 
 
@@ -89,7 +89,7 @@ ON CONFLICT (queue, tenant, lane) DO UPDATE SET
     virtual_time = excluded.virtual_time, pending = greatest(0, l.pending + excluded.pending)
 """
 
-# Counters that say more than there is would be asked for ever: count again what the index holds.
+# A counter that is too high would keep its tenant among the candidates: count again what the index holds.
 _RECOUNT_LANES = """
 UPDATE queue_lanes l SET pending = (
     SELECT count(*) FROM tasks t WHERE t.queue_name = l.queue AND t.tenant = l.tenant AND t.lane = l.lane

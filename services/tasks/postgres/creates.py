@@ -90,9 +90,9 @@ async def insert_many(conn: Connection, creations: Sequence[Creation]) -> set[in
     written = await _insert(conn, [creation.record for creation in fresh.values()], ask=named)
     if named:
         taken.update(index for index, creation in fresh.items() if creation.record.id not in written)
-    news = [creation for index, creation in enumerate(creations) if index not in taken]
-    await _announce(conn, [creation.record for creation in news])
-    await _forget_intents(conn, [creation.record.id for creation in news if creation.has_objects])
+    written_now = [creation for index, creation in enumerate(creations) if index not in taken]
+    await _announce(conn, [creation.record for creation in written_now])
+    await _forget_intents(conn, [creation.record.id for creation in written_now if creation.has_objects])
     return taken
 
 

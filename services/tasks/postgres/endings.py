@@ -131,7 +131,7 @@ SELECT FROM tasks t WHERE t.id = %(id)s AND t.attempt = %(attempt)s AND t.status
 async def complete(
     conn: Pipeline, completions: Sequence[CompletedAttempt], weights: Mapping[str, float]
 ) -> list[AttemptEnd]:
-    """End attempts with their results; see `store.Store.complete_many`."""
+    """End attempts with their results; see `store.TaskStore.complete_many`."""
     done = await _complete(conn, completions)
     late = [item for item in completions if item.ref.job_id not in done]
     if late:

@@ -110,7 +110,7 @@ class PostgresRound:
     async def register(
         self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int
     ) -> tuple[Mapping[UUID, RegisteredPoll], list[Contender]]:
-        """Note polls, which acknowledges what earlier ones brought, and look who waits; see `store.Rounds`."""
+        """Note polls, which acknowledges what earlier ones brought, and look who waits; see `store.RoundStore`."""
         registered = None
         if polls:
             registered = await self._conn.execute(_REGISTER, _columns(polls), binary=True)
@@ -129,7 +129,7 @@ class PostgresRound:
     async def hold(
         self, polls: Sequence[PollEntry], wanted: Mapping[str, int], lanes: Sequence[str], limit: int
     ) -> tuple[Mapping[PollEntry, bool], list[Contender], list[Candidate]]:
-        """Hold sessions and the queue until the round's end, then read what waits; see `store.Rounds`."""
+        """Hold sessions and the queue until the round's end, then read what waits; see `store.RoundStore`."""
         confirmed = None
         if polls:
             confirmed = await self._conn.execute(_CONFIRM, _columns(polls), binary=True)
@@ -179,7 +179,7 @@ class PostgresRound:
         return [record for _, record in granted]
 
     async def recount(self, tenants: Sequence[str], granted: Sequence[str]) -> None:
-        """Correct the counters of tenants that have less work than they say; see `store.Rounds`."""
+        """Correct the counters of tenants that have less work than they say; see `store.RoundStore`."""
         async with self._conn.server_settings():
             await counters.recount(self._conn, self._queue, tenants, granted)
 

@@ -93,7 +93,7 @@ async def slots(conn: Connection) -> list[tuple[str, int]]:
 async def heartbeat(
     conn: Connection, session_id: UUID, subject: str, held: Sequence[AttemptRef], *, draining: bool, ttl_seconds: float
 ) -> list[LeaseState] | None:
-    """Extend a session; see `store.Store.heartbeat`."""
+    """Extend a session; see `store.TaskStore.heartbeat`."""
     # Losing a heartbeat with the server's memory costs nothing: the worker sends the next one.
     await conn.execute("SET LOCAL synchronous_commit TO off")
     cursor = await conn.execute(

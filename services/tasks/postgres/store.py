@@ -52,7 +52,7 @@ _HOT = LocalSettings(HOT_SETTINGS)
 
 
 class PostgresTaskStore:
-    """Implements `services.tasks.store.Store` and `RoundOpener`.
+    """Implements `services.tasks.store.TaskStore`.
 
     Args:
         db: The service's database, migrated.
@@ -226,7 +226,7 @@ class PostgresTaskStore:
         return await self._in_transaction(work)
 
     async def expire_sessions(self, policy: RetryPolicy) -> list[TaskRecord]:
-        """End the attempts of sessions that were not heard of in time."""
+        """End the attempts of sessions whose heartbeat is overdue."""
         ended: list[TaskRecord] = []
         while True:
             async with self._db.transaction() as conn:

@@ -1,8 +1,8 @@
-"""What is done for no caller: expiry, promotion of retries, upkeep. Time is the database's alone.
+"""Maintenance: expiry, promotion of retries, sweeps of objects. Only the database's clock counts.
 
-Tasks are looked for in the order of the index that holds what is looked for: in the order of their ids, a planner that
-knows nothing of a new table yet would look through all there are, every second. Who skips locked rows waits for nobody,
-in whatever order it locks.
+Tasks are searched in the order of the index that holds what is searched for. In the order of their ids, a planner
+without statistics of a new table would read all of it, every second. A query that skips locked rows may lock in any
+order: it waits for none.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RETURNING {columns.SELECT_T}
 
 
 async def take_expired_session(conn: Connection) -> tuple[UUID, int] | None:
-    """End one session that was not heard of in time, and gives what of it was acknowledged."""
+    """End one session whose heartbeat is overdue; return its id and the last lease that it acknowledged."""
     cursor = await conn.execute(
         "UPDATE sessions SET closed_at = now() WHERE id = ("
         "SELECT id FROM sessions WHERE closed_at IS NULL AND expires_at <= now() "
@@ -50,7 +50,7 @@ async def take_expired_session(conn: Connection) -> tuple[UUID, int] | None:
 
 
 async def close(conn: Connection, session_id: UUID, subject: str) -> bool:
-    """End a session at its worker's wish."""
+    """End a session because its worker asks for it."""
     cursor = await conn.execute(
         "UPDATE sessions SET closed_at = now() WHERE id = %s AND subject = %s AND closed_at IS NULL RETURNING id",
         (session_id, subject),
@@ -68,7 +68,7 @@ async def lose_all(conn: Connection, session_id: UUID, acknowledged: int, policy
 
 
 async def give_back_all(conn: Connection, session_id: UUID, policy: RetryPolicy) -> list[TaskRecord]:
-    """Queues again what a session held that its worker closed."""
+    """Queue again what a session held that its worker closed."""
     held = await endings.lock_leases(conn, session_id)
     return await endings.lose_many(conn, [(record, HANDED_BACK) for record in held], policy)
 
@@ -76,7 +76,7 @@ async def give_back_all(conn: Connection, session_id: UUID, policy: RetryPolicy)
 async def give_back_missing(
     conn: Connection, session_id: UUID, unseen_seconds: float, lost_seconds: float, policy: RetryPolicy
 ) -> list[TaskRecord]:
-    """Queues again what a living worker has not named for too long: not received, or received and forgotten."""
+    """Queue again what a living worker has not named for too long: not received, or received and forgotten."""
     cursor = await conn.execute(
         f"SELECT t.lease_sequence > s.acknowledged, {columns.SELECT_T} FROM tasks t "  # noqa: S608 -- fixed names
         "JOIN sessions s ON s.id = t.lease_session WHERE t.lease_session = %s "
@@ -99,7 +99,7 @@ async def expire_overdue(conn: Connection, grace_seconds: float, policy: RetryPo
 
 
 async def promote_delayed(conn: Connection) -> list[str]:
-    """Lets retries wait in their queue whose time has come."""
+    """Let retries whose delay has passed wait in their queues."""
     cursor = await conn.execute(PROMOTE)
     records = [columns.record(row) for row in await cursor.fetchall()]
     await counters.apply(conn, [counters.entering(record) for record in records])
@@ -107,7 +107,7 @@ async def promote_delayed(conn: Connection) -> list[str]:
 
 
 async def due_sweeps(conn: Connection, limit: int, delay_seconds: float) -> Sequence[tuple[UUID, str, str, datetime]]:
-    """Prefixes of objects whose time to be looked through has come."""
+    """Return prefixes of objects that are due for a sweep."""
     cursor = await conn.execute(
         "SELECT task_id, tenant, prefix, due_at FROM object_sweeps "
         "WHERE due_at <= now() - %s * interval '1 second' ORDER BY due_at LIMIT %s",

@@ -183,7 +183,7 @@ class PostgresWebhooks:
         return await self._db.retrying(body)
 
     async def redeliver(self, delivery_id: UUID) -> None:
-        """Has a delivery sent again, and its address enabled."""
+        """Send a delivery again, and enable its address."""
         async with self._db.transaction() as conn:
             cursor = await conn.execute(_REDELIVER, (self._ahead(), delivery_id))
             row = await cursor.fetchone()
@@ -238,7 +238,7 @@ class PostgresWebhooks:
             return await self._present(conn, tenant)
 
     async def prune(self) -> bool:
-        """Forgets deliveries that ended long ago, and secrets that sign no more.
+        """Delete deliveries that ended long ago, and secrets that sign no more.
 
         Returns:
             Whether more are old enough.

@@ -304,7 +304,7 @@ class DispatchRound:
     Candidates are read only after the queue is held, so that two rounds never serve the same turn. Polls of different
     lanes take rounds of their own: the second of two in one transaction would lock tenants' rows out of order.
 
-    Only `Scheduler._serve` makes a round, and only `Store.run_round` runs it, once.
+    Only `Scheduler._serve` makes a round, and only `TaskStore.run_round` runs it, once.
 
     Args:
         queue: The queue.

@@ -22,7 +22,7 @@ async def find(conn: Connection, workflow_id: UUID, *, lock: bool = False) -> Wo
     Args:
         conn: A connection; in a transaction where it is locked.
         workflow_id: The workflow.
-        lock: Whether others who want to change it shall wait.
+        lock: Whether to lock its row.
     """
     tail = " FOR UPDATE" if lock else ""
     found = await conn.execute(
@@ -30,7 +30,7 @@ async def find(conn: Connection, workflow_id: UUID, *, lock: bool = False) -> Wo
         (workflow_id,),
         binary=True,
     )
-    # A statement of its own, sent together with the first in a pipeline: its snapshot is of after the lock was had.
+    # A statement of its own, sent together with the first in a pipeline: its snapshot is of after the lock.
     steps = await conn.execute(
         f"SELECT {columns.STEP} FROM steps WHERE workflow_id = %s ORDER BY position",  # noqa: S608 -- constants
         (workflow_id,),
@@ -43,14 +43,14 @@ async def find(conn: Connection, workflow_id: UUID, *, lock: bool = False) -> Wo
 
 
 async def lock(conn: Connection, workflow_ids: list[UUID]) -> list[tuple[UUID, int, datetime]]:
-    """Has others who want to change these workflows wait; whoever locks several does so in this order.
+    """Lock workflows, in the order in which every transaction locks several.
 
     Args:
         conn: A connection in a transaction.
         workflow_ids: The workflows.
 
     Returns:
-        Of each that exists its identifier, its version and when it was changed last.
+        Of each that exists its identifier, its version and the time of its last change.
     """
     cursor = await conn.execute(
         "SELECT id, version, updated_at FROM workflows WHERE id = ANY(%b) ORDER BY id FOR UPDATE",

@@ -30,14 +30,14 @@ from services.workflows.store import (
 
 _log = get_logger(__name__)
 
-# A replica that looks at the same moment passes over what this one has taken; the note keeps it from coming at once.
+# Another replica's query skips the rows that this one has locked; the note keeps it from taking them right after.
 _DUE = """
 UPDATE steps SET {note} = now() WHERE id = ANY(ARRAY(
     SELECT id FROM steps WHERE task_open AND {state}
         AND coalesce({note}, '-infinity') < now() - make_interval(secs => %s)
     ORDER BY {note} NULLS FIRST LIMIT %s FOR UPDATE SKIP LOCKED))
 RETURNING """
-# The steps are told by when they were last asked for, so that those which were asked for lately cost nothing.
+# Steps are found by when they were last asked for, so that those asked for lately cost nothing.
 _DUE_CHECKS = f"""
 UPDATE steps SET checked_at = now() WHERE id = ANY(ARRAY(
     SELECT id FROM steps WHERE task_open AND state = 'RUNNING'
@@ -49,7 +49,7 @@ RETURNING {columns.STEP}"""  # noqa: S608 -- fixed names
 
 
 class PostgresWorkflowStore:
-    """Implements `services.workflows.store.Store`.
+    """Implements `services.workflows.store.WorkflowStore`.
 
     Args:
         db: The service's database, migrated.
@@ -99,7 +99,7 @@ class PostgresWorkflowStore:
             return await queries.stats(conn, which)
 
     async def advance(self, workflow_id: UUID, body: Decide, *, durable: bool = True) -> Decision | None:
-        """Decides upon a workflow under its lock and writes what was decided; see `services.workflows.store.Store`."""
+        """Decide upon a workflow under its lock and write what was decided; see `WorkflowStore`."""
 
         async def work() -> Decision | None:
             async with self._db.pipeline(durable=False) as conn:
@@ -114,15 +114,15 @@ class PostgresWorkflowStore:
         return await self._db.retrying(work)
 
     async def advance_many(self, bodies: Mapping[UUID, Decide], *, durable: bool = True) -> Mapping[UUID, Advanced]:
-        """Decides upon several workflows in one transaction; see `services.workflows.store.Store`."""
+        """Decide upon several workflows in one transaction; see `WorkflowStore`."""
 
         async def work() -> dict[UUID, Advanced]:
             async with self._db.pipeline(durable=False) as conn:
                 rows = await queries.lock(conn, list(bodies))
                 kept = [whole for row in rows if (whole := self._recent.find(*row)) is not None]
                 decided = {ident: one for ident, one in _decide(kept, bodies).items() if _is_moved(one)}
-                # Where what is kept says that nothing is to be done, the rows are asked. They are read by statements of
-                # their own, sent once the locks are had, so that their snapshots are of after that.
+                # Where the cache says that nothing is to be done, the rows decide. They are read by statements of their
+                # own, sent once the locks are held, so that their snapshots are of after that.
                 rest = [ident for ident, _, _ in rows if ident not in decided]
                 if rest:
                     decided |= _decide(await queries.find_all(conn, rest), bodies)
@@ -152,18 +152,18 @@ class PostgresWorkflowStore:
             try:
                 outcomes[ident] = await self.advance(ident, body, durable=durable)
             except DatabaseUnavailableError as error:
-                # What was decided before is committed, and its caller has to know.
+                # The decisions before this one are committed, and their callers have to know.
                 return dict.fromkeys(bodies, error) | outcomes
             except Exception as error:
                 outcomes[ident] = error
         return outcomes
 
     async def accept(self, task_ids: Sequence[UUID]) -> DispatchNote:
-        """Note that tasks were made; passes over steps that others hold."""
+        """Note that tasks were made; skip steps whose rows are locked."""
         ids = list(task_ids)
-        # What a crash of the database undoes here is sent again, and found to exist.
+        # If a crash of the database undoes this, the tasks are sent again and found to exist.
         async with self._db.pipeline(durable=False) as conn:
-            # Who decides upon several workflows locks their steps in any order, so that to wait here could deadlock.
+            # A decision upon several workflows locks their steps in any order: to wait here could deadlock.
             await conn.execute(
                 "UPDATE steps SET state = 'RUNNING', checked_at = now(), updated_at = now() WHERE id = ANY(ARRAY("
                 "SELECT id FROM steps WHERE task_id = ANY(%b) AND state = 'DISPATCHING' FOR UPDATE SKIP LOCKED))",
@@ -181,12 +181,12 @@ class PostgresWorkflowStore:
             frozenset(one.task_id for one in found if one.state is StepState.DISPATCHING and one.task_id is not None),
         )
 
-    async def unheard(self, versions: Mapping[UUID, int]) -> list[StepRecord]:
-        """Return steps of these tasks for which a version is news."""
+    async def steps_behind(self, versions: Mapping[UUID, int]) -> list[StepRecord]:
+        """Return the steps of these tasks that have processed a lower version."""
         async with self._db.connection() as conn:
             cursor = await conn.execute(
-                f"SELECT {columns.STEP} FROM steps NATURAL JOIN unnest(%b::uuid[], %b::bigint[]) AS n (task_id, heard) "  # noqa: S608 -- fixed names
-                "WHERE task_version < heard",
+                f"SELECT {columns.STEP} FROM steps NATURAL JOIN unnest(%b::uuid[], %b::bigint[]) AS n (task_id, seen) "  # noqa: S608 -- fixed names
+                "WHERE task_version < seen",
                 (list(versions), list(versions.values())),
                 binary=True,
             )
@@ -210,12 +210,12 @@ class PostgresWorkflowStore:
         return await self._db.retrying(work)
 
     async def due_dispatches(self, age_seconds: float, limit: int) -> list[StepRecord]:
-        """Return steps that are DISPATCHING for so long, and notes that they are sent again."""
+        """Return steps that are DISPATCHING for so long, and note that they are sent again."""
         rows = await self._due("dispatched_at", "state = 'DISPATCHING'", columns.STEP, age_seconds, limit)
         return [columns.step(row) for row in rows]
 
     async def due_checks(self, age_seconds: float, trusted_since: datetime | None, limit: int) -> list[StepRecord]:
-        """Return RUNNING steps of which nothing was heard for so long, and notes that they are asked for."""
+        """Return RUNNING steps without an event for so long, and note that they are asked for."""
         async with self._db.pipeline(durable=False) as conn:
             cursor = await conn.execute(_DUE_CHECKS, {"age": age_seconds, "since": trusted_since, "limit": limit})
             return [columns.step(row) for row in await cursor.fetchall()]
@@ -254,7 +254,7 @@ class PostgresWorkflowStore:
             await conn.execute("UPDATE workflows SET told_end = %s WHERE id = %s", (record.completed_at, record.id))
 
     async def purge(self) -> None:
-        """Forgets old idempotency keys."""
+        """Delete old idempotency keys."""
         await idempotency.purge(self._db)
 
     async def _due(self, note: str, state: str, wanted: str, age_seconds: float, limit: int) -> list[Any]:

@@ -77,8 +77,8 @@ async def test_a_task_that_was_made_for_a_cancelled_step_is_told(store: Postgres
 
 async def test_only_versions_above_the_known_one_are_news(store: PostgresWorkflowStore) -> None:
     one, task = await begun(store, task_version=2)
-    assert await store.unheard({task: 2, uuid4(): 9}) == []
-    assert [found.id for found in await store.unheard({task: 3})] == [one]
+    assert await store.steps_behind({task: 2, uuid4(): 9}) == []
+    assert [found.id for found in await store.steps_behind({task: 3})] == [one]
 
 
 async def test_that_a_task_was_made_does_not_keep_a_decision_from_being_written(store: PostgresWorkflowStore) -> None:
