@@ -79,11 +79,6 @@ class DeviceRunner:
         """False once several children in a row died before they were ready."""
         return self._supervisor.healthy
 
-    @property
-    def supervisor(self) -> ChildSupervisor:
-        """What keeps the child."""
-        return self._supervisor
-
     def warm(self) -> WarmState:
         """Return the models and adapters in the child's memory."""
         models = self._supervisor.resident.models

@@ -1,10 +1,13 @@
 import asyncio
+import uuid
 from collections.abc import Callable
 
 import psycopg
 
 from meshkit import migration
 from meshkit.topology import TASKS
+from services.tasks.domain import SessionRecord
+from services.tasks.postgres import sessions
 
 SCHEMA, PACKAGE = TASKS.schema, TASKS.migrations
 
@@ -29,6 +32,37 @@ async def test_the_outbox_keeps_what_waits_although_a_replica_of_before_prunes(
         await upgrade
         cursor = await conn.execute("SELECT count(*) FROM outbox")
         assert await cursor.fetchone() == (6,)
+
+
+async def test_a_session_of_the_release_before_keeps_what_it_means_and_a_new_one_means_nothing_to_it(
+    make_database: Callable[[str], str],
+) -> None:
+    dsn = make_database("tasks_pairs")
+    await asyncio.to_thread(migration.upgrade, dsn, SCHEMA, PACKAGE, "0004")
+    times = "now(), now(), now() + interval '1 hour'"
+    columns = "id, subject, name, kind, queues, slots, opened_at, last_heartbeat, expires_at"
+    older = (
+        f"INSERT INTO sessions ({columns}, task_types, provider_types) "
+        f"VALUES (%s, 's', 'w', 'local', '{{inference}}', 1, {times}, '{{NOOP,REFINE}}', '{{LOCAL,FAL_STANDARD}}')"
+    )
+    options = f"-c search_path={SCHEMA}"
+    before, during, after = (uuid.uuid4() for _ in range(3))
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, options=options) as conn:
+        await conn.execute(older, (before,))
+        await asyncio.to_thread(migration.upgrade, dsn, SCHEMA, PACKAGE)
+        await conn.execute(older, (during,))
+        await sessions.opened(
+            conn, SessionRecord(after, "s", "w", "local", ("inference",), 1, ("REFINE/FAL_STANDARD",)), 3600
+        )
+        for session_id in (before, during):
+            found = await sessions.find(conn, session_id)
+            assert found is not None
+            assert found.lanes == {"NOOP/LOCAL", "NOOP/FAL_STANDARD", "REFINE/LOCAL", "REFINE/FAL_STANDARD"}
+        found = await sessions.find(conn, after)
+        assert found is not None
+        assert found.lanes == {"REFINE/FAL_STANDARD"}
+        cursor = await conn.execute("SELECT task_types, provider_types FROM sessions WHERE id = %s", (after,))
+        assert await cursor.fetchone() == ([], [])
 
 
 async def _locks(conn: psycopg.AsyncConnection[tuple[int]]) -> None:
