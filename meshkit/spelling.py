@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
+from typing import Any
 
 from atelier.options.v1 import options_pb2
 from google.protobuf.descriptor import EnumDescriptor, EnumValueDescriptor
@@ -75,10 +76,11 @@ def enum_number(enum: EnumDescriptor, spelling: str) -> int:
 
 
 @cache
-def value_numbers(enum: EnumDescriptor) -> Mapping[str, int]:
+def value_numbers(enum: EnumDescriptor) -> Mapping[str, Any]:
     """Return the numbers of an enum's values by their names without the enum's prefix; "unspecified" is left out.
 
-    These names are what the code and the database hold, whatever JSON shows.
+    These names are what the code and the database hold, whatever JSON shows. The numbers are of the enum's own type,
+    which a descriptor does not tell.
     """
     return MappingProxyType({_without_prefix(enum, value): value.number for value in _specified(enum)})
 

@@ -55,12 +55,12 @@ def write_task(task: task_pb2.Task, record: TaskRecord) -> None:
     task.priority = record.priority
     task.origin_instance = record.origin_instance
     task.origin_tenant_id = record.tenant
-    task.status = STATUS[record.status]  # type: ignore[assignment]  # enum numbers are ints on the wire
+    task.status = STATUS[record.status]
     task.celery_task_id = ident
-    task.provider_type = PROVIDER[record.provider_type]  # type: ignore[assignment]  # enum numbers are ints on the wire
+    task.provider_type = PROVIDER[record.provider_type]
     task.errors.extend(record.errors)
     if record.error_category is not None:
-        task.error_category = CATEGORY[record.error_category]  # type: ignore[assignment]  # enum numbers are ints on the wire
+        task.error_category = CATEGORY[record.error_category]
     task.retry_count = record.retry_count
     task.progress = record.progress
     task.queue_name = record.queue_name
@@ -107,11 +107,11 @@ def to_attempt(attempt: AttemptRecord) -> tasks_service_pb2.TaskAttempt:
     if attempt.ended_at is not None:
         assign(message.ended_at, attempt.ended_at)
     if attempt.outcome is not None:
-        message.outcome = OUTCOME[attempt.outcome]  # type: ignore[assignment]  # enum numbers are ints on the wire
+        message.outcome = OUTCOME[attempt.outcome]
     if attempt.error is not None:
         message.error = attempt.error
     if attempt.error_category is not None:
-        message.error_category = CATEGORY[attempt.error_category]  # type: ignore[assignment]  # enum numbers are ints on the wire
+        message.error_category = CATEGORY[attempt.error_category]
     return message
 
 
@@ -120,7 +120,7 @@ def to_lease(record: TaskRecord) -> worker_service_pb2.Lease:
     lease = worker_service_pb2.Lease(
         job_id=str(record.id),
         attempt=record.attempt,
-        kind=KIND[record.kind],  # type: ignore[arg-type]  # enum numbers are ints on the wire
+        kind=KIND[record.kind],
         queue_name=record.queue_name,
         tenant=record.tenant,
         result_prefix=f"{prefix_of(record.task_type, record.id)}{record.attempt}/",
@@ -146,10 +146,10 @@ def to_ref(ref: AttemptRef) -> worker_service_pb2.AttemptRef:
 def to_catalog(catalog: Catalog) -> tasks_service_pb2.GetCatalogResponse:
     """Return what is served, as other services see it."""
     return tasks_service_pb2.GetCatalogResponse(
-        task_types=[TASK_TYPE[name] for name in catalog.served_types],  # type: ignore[misc]  # enum numbers are ints on the wire
+        task_types=[TASK_TYPE[name] for name in catalog.served_types],
         providers=[
             tasks_service_pb2.ServedProvider(
-                provider_type=PROVIDER[name],  # type: ignore[arg-type]  # enum numbers are ints on the wire
+                provider_type=PROVIDER[name],
                 capabilities=sorted(catalog.capabilities(name)),
             )
             for name in sorted(catalog.served_providers)

@@ -77,7 +77,7 @@ def _status_event(record: TaskRecord) -> events_pb2.TaskStatusEvent:
     event = events_pb2.TaskStatusEvent(
         event_type=events_pb2.EVENT_TYPE_TASK_STATUS_UPDATE,
         task_id=str(record.id),
-        status=STATUS[record.status],  # type: ignore[arg-type]  # enum numbers are ints on the wire
+        status=STATUS[record.status],
         origin_instance=record.origin_instance,
         task_type=record.task_type,
         progress=record.progress,
@@ -92,7 +92,7 @@ def _status_event(record: TaskRecord) -> events_pb2.TaskStatusEvent:
     if record.errors and record.status in (TaskStatus.FAILED, TaskStatus.PENDING):
         event.error_message = record.errors[-1]
     if record.error_category is not None:
-        event.error_category = CATEGORY[record.error_category]  # type: ignore[assignment]  # enum numbers are ints on the wire
+        event.error_category = CATEGORY[record.error_category]
     if record.workflow_id is not None and record.state in TERMINAL:
         task = to_task(record)
         if task.ByteSize() <= MAX_TOLD_TASK_BYTES:

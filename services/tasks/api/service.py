@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from uuid import UUID
 
@@ -329,7 +329,7 @@ class TasksService:
                     else:
                         results[index] = answer
         for index in alone:
-            results[index] = await _attempt(lambda index=index: self._create_alone(creations[index]))  # type: ignore[misc]  # mypy infers no type for a default of a lambda
+            results[index] = await _attempt(partial(self._create_alone, creations[index]))
         self._notifier.committed()
         # Once a queue: who looks finds all of them.
         fresh = [one for one in results.values() if isinstance(one, Created) and not one.existed]
