@@ -313,8 +313,8 @@ def _source(create: Descriptor, name: str, where: str) -> SourceSpec:
     field = create.fields_by_name.get(name)
     if field is None or not _facts(field).accepts:
         raise CatalogError(f"{where}: {create.full_name} has no {name!r} that accepts a file")
-    forms = options_pb2.Form
-    accepts = frozenset(Form(forms.Name(number).removeprefix("FORM_")) for number in _facts(field).accepts)
+    forms = value_names(options_pb2.Form.DESCRIPTOR)
+    accepts = frozenset(Form(forms[number]) for number in _facts(field).accepts)
     return SourceSpec(name, accepts, field.is_repeated)
 
 
@@ -337,14 +337,14 @@ def _own_changes(public: Descriptor, by_type: Mapping[str, FieldDescriptor]) -> 
 
 
 def _change(field: FieldDescriptor) -> Change:
-    name = options_pb2.Change.Name(_facts(field).change).removeprefix("CHANGE_")
+    name = value_names(options_pb2.Change.DESCRIPTOR).get(_facts(field).change)
     if name not in Change.__members__:
         raise CatalogError(f"{field.full_name}: it does not say who may change it")
     return Change(name)
 
 
 def _media(number: Any, field: FieldDescriptor) -> MediaKind:
-    name = options_pb2.Media.Name(number).removeprefix("MEDIA_")
+    name = value_names(options_pb2.Media.DESCRIPTOR).get(number)
     if name not in MediaKind.__members__:
         raise CatalogError(f"{field.full_name}: it does not say what its file is")
     return MediaKind(name)

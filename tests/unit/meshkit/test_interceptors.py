@@ -1,0 +1,159 @@
+"""The chain that every call passes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from meshkit import server
+from meshkit.auth import Principal
+from meshkit.config import MeshSettings
+from meshkit.errors import ErrorKind, MeshError, conflict
+from meshkit.interceptors import (
+    DEFAULTED,
+    KEYED,
+    SCOPED,
+    TRACED,
+    TRANSLATED,
+    VALIDATED,
+    Call,
+    CalledMethod,
+    CallLimits,
+    Interceptor,
+    InterceptorChain,
+    limited,
+)
+from meshkit.unbundling import BundledContext
+
+UNARY = CalledMethod("Shop/Buy", "write")
+STREAM = CalledMethod("Shop/Watch", "read", gives_stream=True)
+REFUSED = conflict("not now")
+
+
+class Aborted(Exception):  # noqa: N818 -- stands for gRPC's
+    """What a context raises that was told to end the call."""
+
+
+class Context(BundledContext):
+    """A context that notes how a call was ended."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.codes: list[grpc.StatusCode] = []
+
+    async def abort(self, code: grpc.StatusCode, _details: str, _trailing: Any) -> None:
+        self.codes.append(code)
+        raise Aborted
+
+
+def noted(name: str, seen: list[str], *, refuses: bool = False) -> Interceptor:
+    def enter(_call: Call) -> None:
+        seen.append(name)
+        if refuses:
+            raise REFUSED
+
+    return Interceptor(enter=enter, leave=lambda _: seen.append(f"-{name}"))
+
+
+async def answer(request: Any, _context: Any) -> Any:
+    return request
+
+
+async def count(request: Any, _context: Any) -> AsyncIterator[int]:
+    for number in range(request):
+        yield number
+
+
+async def test_interceptors_are_entered_in_order_and_left_in_reverse() -> None:
+    seen: list[str] = []
+    chain = InterceptorChain([noted("a", seen), TRANSLATED, noted("b", seen)])
+    assert await chain.unary(UNARY, answer)(7, Context()) == 7
+    assert seen == ["a", "b", "-b", "-a"]
+    seen.clear()
+    assert [each async for each in chain.stream(STREAM, count)(2, Context())] == [0, 1]
+    assert seen == ["a", "b", "-b", "-a"]
+
+
+async def test_only_what_was_entered_is_left() -> None:
+    seen: list[str] = []
+    chain = InterceptorChain([noted("a", seen), noted("b", seen, refuses=True), noted("c", seen)])
+    with pytest.raises(MeshError):
+        await chain.unary(UNARY, answer)(7, Context())
+    assert seen == ["a", "b", "-a"]
+
+
+async def test_what_an_interceptor_returns_is_awaited() -> None:
+    seen: list[str] = []
+
+    async def slow(_call: Call) -> None:
+        await asyncio.sleep(0)
+        seen.append("slow")
+
+    chain = InterceptorChain([Interceptor(enter=slow), noted("b", seen)])
+    await chain.unary(UNARY, answer)(7, Context())
+    assert seen[:2] == ["slow", "b"]
+
+
+async def test_any_error_becomes_one_of_the_mesh_and_the_code_of_the_call() -> None:
+    codes: list[grpc.StatusCode] = []
+    chain = InterceptorChain(
+        [Interceptor(enter=lambda _: None, leave=lambda call: codes.append(call.code)), TRANSLATED]
+    )
+
+    async def broken(_request: Any, _context: Any) -> Any:
+        raise RuntimeError("password=hunter2")
+
+    async def cancelled(_request: Any, _context: Any) -> Any:
+        raise asyncio.CancelledError
+
+    with pytest.raises(MeshError, match=r"Internal error [0-9a-f]{16}$") as caught:
+        await chain.unary(UNARY, broken)(7, Context())
+    assert caught.value.kind is ErrorKind.INTERNAL
+    with pytest.raises(asyncio.CancelledError):
+        await chain.unary(UNARY, cancelled)(7, Context())
+    assert codes == [grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED]
+
+
+async def test_a_stream_ends_its_call_itself() -> None:
+    async def broken(_request: Any, _context: Any) -> AsyncIterator[int]:
+        yield 1
+        raise REFUSED
+
+    context = Context()
+    responses = InterceptorChain([TRANSLATED]).stream(STREAM, broken)(7, context)
+    assert await anext(responses) == 1
+    with pytest.raises(Aborted):
+        await anext(responses)
+    assert context.codes == [grpc.StatusCode.FAILED_PRECONDITION]
+
+
+async def test_limits_count_what_is_being_served_alone() -> None:
+    limits = CallLimits(max_calls=2, max_streams=1)
+    chain = InterceptorChain([limited(limits)])
+    watching = chain.stream(STREAM, count)(5, Context())
+    assert await anext(watching) == 0
+    assert limits.calls == 1
+    with pytest.raises(Aborted):
+        await anext(chain.stream(STREAM, count)(5, context := Context()))
+    assert context.codes == [grpc.StatusCode.RESOURCE_EXHAUSTED], "one stream of two calls"
+    assert await chain.unary(UNARY, answer)(7, Context()) == 7
+    await watching.aclose()
+    assert limits.calls == 0
+
+
+class Verifier:
+    async def verify(self, _token: str) -> Principal:
+        return Principal("ada", "acme", frozenset())
+
+
+def test_the_order_of_a_server() -> None:
+    settings = MeshSettings()
+    listed = server.interceptors(settings, CallLimits(2, 1), Verifier(), lambda: 0.0)  # type: ignore[arg-type]  # a verifier of the test's own
+    fixed = [one for one in listed if one in (TRANSLATED, TRACED, KEYED, SCOPED, DEFAULTED, VALIDATED)]
+    assert fixed == [TRANSLATED, TRACED, KEYED, SCOPED, DEFAULTED, VALIDATED]
+    assert listed.index(TRACED) < len(listed) - listed[::-1].index(SCOPED) - 1, (
+        "what is refused is logged with its trace"
+    )
+    assert listed[0].leave is not None, "what any other refuses is measured"
