@@ -337,14 +337,14 @@ def _own_changes(public: Descriptor, by_type: Mapping[str, FieldDescriptor]) -> 
 
 
 def _change(field: FieldDescriptor) -> Change:
-    name = value_names(options_pb2.Change.DESCRIPTOR).get(_facts(field).change)
+    name = value_names(options_pb2.Change.DESCRIPTOR).get(_facts(field).change, "")
     if name not in Change.__members__:
         raise CatalogError(f"{field.full_name}: it does not say who may change it")
     return Change(name)
 
 
 def _media(number: Any, field: FieldDescriptor) -> MediaKind:
-    name = value_names(options_pb2.Media.DESCRIPTOR).get(number)
+    name = value_names(options_pb2.Media.DESCRIPTOR).get(number, "")
     if name not in MediaKind.__members__:
         raise CatalogError(f"{field.full_name}: it does not say what its file is")
     return MediaKind(name)
