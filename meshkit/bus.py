@@ -1,4 +1,4 @@
-"""News over NATS: JetStream for events, core NATS for wake-ups and progress.
+"""Messages over NATS: JetStream for events, core NATS for wake-ups and progress.
 
 PostgreSQL is the truth; nothing is lost when NATS is down, restarted or emptied, it only comes later. So a `Bus` never
 fails to start, goes on reconnecting without end, and makes the stream and its consumers again when they are gone.
@@ -140,7 +140,7 @@ class Bus:
     async def publish(
         self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None, msg_id: str | None = None
     ) -> None:
-        """Publish an event and waits until the stream has it.
+        """Publish an event and wait until the stream has it.
 
         Args:
             subject: Subject within the stream's.
@@ -156,7 +156,7 @@ class Bus:
             raise unavailable("The event was not acknowledged", reason="BUS_UNAVAILABLE")
 
     async def publish_all(self, events: Sequence[Outgoing]) -> list[bool]:
-        """Publish events in their order and waits until the stream has them.
+        """Publish events in their order and wait until the stream has them.
 
         Args:
             events: The events; their id is the header `MSG_ID`.
@@ -179,7 +179,7 @@ class Bus:
         return [answer is PublishOutcome.STORED for answer in answers]
 
     def notify(self, subject: str, payload: bytes = b"") -> None:
-        """Send a core NATS message and forgets it; never raises, never waits.
+        """Send a core NATS message; never raise, never wait.
 
         Args:
             subject: Subject, outside of the stream's.
@@ -266,7 +266,7 @@ class Bus:
                     await subscription.attach(client)
                 self._connected.set()
                 pause = _FIRST_PAUSE_SECONDS
-                # The client reconnects by itself. Only what it takes for final, as a refused password, ends it.
+                # The client reconnects by itself, until an error that it takes for final, such as a refused password.
                 await gone.wait()
             except Exception as error:
                 _log.debug("nats_connection_failed", cause=type(error).__name__)
@@ -378,7 +378,7 @@ class Bus:
         try:
             messages = await subscription.fetch(_FETCH_BATCH, timeout=_FETCH_TIMEOUT_SECONDS)
         except nats_errors.TimeoutError:
-            # Nothing new, or the consumer is gone with the server's disk: asking tells the two apart.
+            # Nothing new, or the consumer is gone with the server's disk: ask the server which.
             await subscription.consumer_info()
             return
         await handle(messages)
@@ -430,7 +430,7 @@ class BusSubscription:
                 self._subject, queue=self._queue, cb=_core_callback(self._callback)
             )
         except (nats_errors.Error, OSError) as error:
-            # The connection is on its way down: the next one is attached again.
+            # The connection is closing: the next one attaches the subscription again.
             self._client = None
             _log.debug("subscription_waiting", subject=self._subject, cause=type(error).__name__)
 

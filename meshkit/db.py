@@ -64,7 +64,7 @@ class Connection(Protocol):
 
 
 _RETRYABLE = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected, pg_errors.LockNotAvailable, *STALE)
-# The server is shutting down, was killed, or is starting: what follows on a new connection may well work.
+# The server is shutting down, was killed, or is starting: a new connection may work.
 _LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
 _ATTEMPTS = 6
 _FIRST_PAUSE_SECONDS = 0.02
@@ -193,7 +193,7 @@ class Database:
             async with self._pipelines.acquire() as pipeline, pipeline.transaction(durable=durable, settings=settings):
                 yield pipeline
         except STALE:
-            # The others were prepared for the same tables.
+            # The other connections have statements prepared for the same tables.
             await self._pipelines.discard()
             raise
         except psycopg.OperationalError as error:
@@ -255,7 +255,7 @@ class Database:
         except psycopg.OperationalError as error:
             if not _is_lost(error):
                 raise
-            # The others in the pool most likely died with it: have them tested before they are handed out.
+            # The others in the pool most likely died too: test them before they are handed out.
             self._test_idle_connections()
             raise DatabaseUnavailableError from error
 
@@ -332,7 +332,7 @@ async def migrate(dsn: str, schema: str, script_package: str) -> None:
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    # The address holds a password: neither arguments nor environment are a place for it.
+    # The address holds a password, so it goes neither into the arguments nor into the environment.
     output, _ = await process.communicate(dsn.encode())
     if process.returncode:
         _log.error("migration_failed", schema=schema, output=output.decode(errors="replace")[-8000:])

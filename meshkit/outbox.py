@@ -1,4 +1,4 @@
-"""Events written in the transaction of the change they tell of, and the relay that publishes them.
+"""Events written in the transaction of their change, and the relay that publishes them.
 
 An event is a row until NATS acknowledged it, and is deleted then: what is there is what waits. No cursor over ids is
 kept, because a transaction that commits late has a low id and would be passed over.
@@ -217,12 +217,12 @@ class Relay:
         if published:
             await self._forget(leader, published)
             _PUBLISHED.labels(self._db.schema).inc(len(published))
-        # What failed waits for the next turn: NATS is in trouble, and haste would not help it.
+        # What failed waits for the next turn: NATS is in trouble, and a run at once would fail too.
         return len(rows) == self._batch and len(published) == len(rows)
 
     @staticmethod
     async def _forget(leader: Pipeline, ids: Sequence[int]) -> None:
-        # A deletion that a crash of PostgreSQL undoes has its event published again, under the same id.
+        # If a crash of PostgreSQL undoes the deletion, the event is published again under the same id.
         async with leader.transaction(durable=False):
             await leader.execute("DELETE FROM outbox WHERE id = ANY(%b)", (ids,))
 

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 _PLACEHOLDER = re.compile(rb"%(?:\((\w+)\))?([sbt%])")
 _FORMATS = {b"s": PyFormat.AUTO, b"b": PyFormat.BINARY, b"t": PyFormat.TEXT}
-# A service's hot statements are a few dozen; of those composed for an occasion the least used are forgotten.
+# A service has a few dozen hot statements; of statements composed at run time the least used are closed.
 _MOST_PREPARED = 200
 _MAX_AGE_SECONDS = 3600.0
-# What was prepared for a table that has changed since fails for as long as the connection lives.
+# A statement prepared for a table that has changed since fails for the rest of the connection's life.
 STALE = (pg_errors.FeatureNotSupported, pg_errors.InvalidSqlStatementName)
 
 
@@ -116,13 +116,13 @@ _Key = tuple[LocalSettings | None, bytes, tuple[int, ...]]
 
 
 class _Prepared(NamedTuple):
-    """The server was asked to prepare a statement, or to forget one."""
+    """The server was asked to prepare a statement, or to close one."""
 
     key: _Key | None
 
 
 class _Sync:
-    """The end of what is to be done or undone together."""
+    """A sync: the end of what is committed or rolled back together."""
 
 
 _SYNC = _Sync()
@@ -142,7 +142,7 @@ class Pipeline:
         self._pgconn.enter_pipeline_mode()
         self._loop = asyncio.get_running_loop()
         self._socket = self._pgconn.socket
-        # For as long as the connection lives: to ask the loop anew for each answer costs more than to take it.
+        # Once, for the connection's life: to register anew for each answer costs more than to read it.
         self._loop.add_reader(self._socket, self._read)
         self._watched = True
         self._awaited: asyncio.Future[None] | None = None
@@ -305,7 +305,7 @@ class Pipeline:
     async def _roll_back(self) -> None:
         self._settings = None
         try:
-            # After a failure the server passes over everything up to the next sync.
+            # After a failure the server skips everything up to the next sync.
             self._synchronise_next()
             rolled_back = self._add("ROLLBACK")
             await self._synchronise()
@@ -334,7 +334,7 @@ class Pipeline:
 
     def _error(self, result: PGresult) -> psycopg.Error:
         if self._pgconn.status != ConnStatus.OK and not result.error_field(DiagnosticField.SQLSTATE):
-            # Of libpq's own making, where the server left without a word.
+            # libpq's own message: the server closed the connection without one.
             return psycopg.OperationalError(result.get_error_message())
         return pg_errors.error_from_result(result)
 
@@ -354,7 +354,7 @@ class Pipeline:
                     self._loop.remove_writer(self._socket)
 
     async def _answer(self) -> None:
-        """Wait until the next answer is here, or the socket takes something where that is waited for."""
+        """Wait until the next answer is here, or, while something is to be sent, the socket is writable."""
         self._awaited = self._loop.create_future()
         try:
             await self._awaited
@@ -365,7 +365,7 @@ class Pipeline:
         try:
             self._pgconn.consume_input()
         except psycopg.OperationalError:
-            # The server is gone. Whoever waits is told by the next result, at rest `usable` tells.
+            # The server is gone. A caller that waits learns it from the next result, the pool from `usable`.
             self._unwatch()
             self._wake()
         else:

@@ -22,7 +22,7 @@ from meshkit.logging import get_logger
 
 _log = get_logger(__name__)
 
-# Half of what the client buffers: beyond that it would block in the middle of a run, for as long as NATS hangs.
+# Half of what the client buffers: with more it would block in the middle of a run while NATS hangs.
 _PART_BYTES = 4 * 1024 * 1024
 _MAX_HEADER_BYTES = 0xFFFF  # JetStream's own limit
 _EXPECTED_STREAM = "Nats-Expected-Stream"
@@ -91,7 +91,7 @@ class Publisher:
         return answers + [PublishOutcome.NONE] * (len(messages) - len(answers))
 
     async def _publish_part(self, messages: Sequence[Outgoing]) -> list[PublishOutcome]:
-        # A number of its own: an answer that comes after its run was given up must not count for a later one.
+        # A number for each run: an answer that comes after its run was given up must not count for a later one.
         number = str(next(self._numbers))
         run = self._runs[number] = _Run(len(messages))
         try:
@@ -110,7 +110,7 @@ class Publisher:
     async def _send(self, message: Outgoing, reply: str) -> None:
         headers = {**message.headers, _EXPECTED_STREAM: self._stream}
         room = self._client.max_payload - len(message.payload)
-        # The client looks at the payload alone. Beyond the limit the server ends the connection, and with it the run.
+        # The client checks the payload alone. Beyond the limit the server closes the connection, and the run fails.
         if room < _MAX_HEADER_BYTES and room < _header_bytes(headers):
             raise nats_errors.MaxPayloadError
         await self._client.publish(message.subject, message.payload, reply=reply, headers=headers)
@@ -140,7 +140,7 @@ class _Run:
         self._complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def answer(self, index: int, answer: PublishOutcome) -> None:
-        # The server answers once; were it otherwise, the first one counts.
+        # The server answers once; should it answer twice, the first answer counts.
         if self.answers[index] is not PublishOutcome.NONE:
             return
         self.answers[index] = answer

@@ -147,7 +147,7 @@ class _Draft:
         for index, step in enumerate(self.steps):
             if step.state in (StepState.FAILED, StepState.CANCELLED):
                 if step.task_open:
-                    # Its end was not confirmed, and its row is about to forget it.
+                    # Its end was not confirmed, and its row is about to name another task.
                     self._abandoned.append(step)
                 self._move(
                     index,
@@ -176,7 +176,7 @@ class _Draft:
 
     def process(self, event: TaskAccepted | TaskRefused | TaskEnded | TaskClosed | Overdue) -> None:
         index = next((place for place, step in enumerate(self.steps) if step.step_id == event.step_id), None)
-        # A task of an earlier attempt has nothing to say any more.
+        # Events of a task of an earlier attempt change nothing.
         if index is None or self.steps[index].task_id != event.task_id:
             return
         step = self.steps[index]
@@ -255,7 +255,7 @@ class _Draft:
         if step.state is StepState.DISPATCHING:
             self._move(index, StepState.RUNNING, checked_at=self.now)
         elif step.state is StepState.CANCELLED and step.task_open:
-            # It was made after the cancel had not found it.
+            # The task was made after its cancel had not found it.
             self._stopped.append(index)
 
     def _begin(self, ready: list[int]) -> list[int]:
@@ -274,7 +274,7 @@ class _Draft:
                 else:
                     self._dispatch(index)
             self._gather()
-            # What was skipped, or had no items, may have been the last thing that others waited for.
+            # A step that was skipped, or had no items, may be the last one that others waited for.
             ready = [index for index in self._ready() if index not in gated]
         if gated:
             self._go(WorkflowStatus.PAUSED)
@@ -429,7 +429,7 @@ class _Draft:
 
     def _stop(self, index: int, step: StepRecord) -> None:
         if index in self._fresh:
-            # Nobody makes a task that was asked for and stopped by the same decision.
+            # A task that the same decision starts and stops is never made.
             self._fresh.remove(index)
             self._move(index, StepState.CANCELLED, completed_at=self.now, task_open=False)
             return

@@ -41,7 +41,7 @@ _log = get_logger(__name__)
 _DISPATCHED = metrics.counter("workflow_steps_dispatched", "Tasks asked for by steps", ("task_type", "outcome"))
 _ENDED = metrics.counter("workflows_ended", "Workflows that ended", ("status",))
 
-# Answers to a create that another try would get again.
+# Errors of a create that another try would get again.
 _FINAL = frozenset(
     {
         ErrorKind.INVALID,
@@ -57,7 +57,7 @@ _OUTCOMES = {
     enums_pb2.TASK_STATUS_FAILED: TaskOutcome.FAILED,
     enums_pb2.TASK_STATUS_CANCELLED: TaskOutcome.CANCELLED,
 }
-# A task of the same making would fail for the same reason.
+# A new task with the same request would fail for the same reason.
 _HOPELESS = frozenset(
     {
         enums_pb2.ERROR_CATEGORY_VALIDATION,
@@ -66,7 +66,7 @@ _HOPELESS = frozenset(
     }
 )
 _BATCH = 100
-# What a caller was answered must not be undone by a crash of the database.
+# A crash of the database must not undo what a caller was told.
 _ASKED = Start | Pause | Resume | Cancel
 
 
@@ -104,7 +104,7 @@ class WorkflowExecutor:
         self._trusted_since: datetime | None = None
 
     async def close(self) -> None:
-        """End what is under way; the rows say what is left to do."""
+        """Cancel what is under way; the rows say what is left to do."""
         await cancel(self._running)
 
     async def tell(self, workflow_id: UUID, event: Event) -> Decision | None:
@@ -227,7 +227,7 @@ class WorkflowExecutor:
         """
         untold = await self._store.untold_ends(_BATCH)
         for record in untold:
-            # The same end has the same identifier, however often it is handed in.
+            # An end has one identifier, however often it is handed in.
             ident = uuid5(record.id, f"end/{record.completed_at}")
             try:
                 await self._tasks.enqueue_webhook(events.status_update(record), ident, record)
@@ -254,12 +254,12 @@ class WorkflowExecutor:
         return len(due) == _BATCH
 
     async def cancel_now(self, decision: Decision) -> None:
-        """Cancel the tasks of a decision and waits for the answers."""
+        """Cancel the tasks of a decision and wait for the answers."""
         self._on_commit()
         await asyncio.gather(*(self._guarded(self._cancel(decision.workflow, step)) for step in decision.cancel))
 
     async def ask(self, step: StepRecord, tenant: str) -> None:
-        """Read the task of a step and tells the engine if it ended.
+        """Read the task of a step and tell the engine if it ended.
 
         Raises:
             MeshError: It could not be read, or not be decided upon now.
@@ -337,7 +337,7 @@ class WorkflowExecutor:
                 await self._tasks.cancel(step.task_id, workflow.tenant)
         except MeshError as error:
             missing = error.kind is ErrorKind.NOT_FOUND
-            # One that is not found may be about to be made; once no such call can be under way, it never will be.
+            # A task that is not found may be about to be made, until no such call can be under way any more.
             if not (error.kind is ErrorKind.CONFLICT or (missing and age_seconds > self._abandon_seconds)):
                 return
         await self.tell(workflow.id, TaskClosed(step.step_id, step.task_id))

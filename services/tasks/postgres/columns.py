@@ -16,7 +16,7 @@ values = attrgetter(*NAMES)
 
 
 def array(values: Sequence[str]) -> str:
-    """Strings as PostgreSQL writes an array of them: many of different length do not fit into one parameter else."""
+    """Return strings as the text of a PostgreSQL array: arrays in a parameter must have one length, texts need not."""
     quoted = (value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
     return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
 

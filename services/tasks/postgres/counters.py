@@ -43,8 +43,8 @@ def leaving(record: TaskRecord) -> CounterChange:
     return CounterChange(record.queue_name, record.tenant, record.lane, pending=-1)
 
 
-# Both tables are written by upserts alone: those look a row up by its key whatever the planner knows of the table. What
-# is unnested in a list of columns keeps its order, and with it that of the locks.
+# Both tables are written by upserts alone: an upsert finds its row by the key, whatever statistics the planner has.
+# Rows unnested in a list of columns keep their order, and so do the locks.
 
 # A tenant without waiting work starts again at the queue's virtual time, or at its own where that is later. The column
 # `charged` carries the charge into DO UPDATE.
@@ -71,8 +71,8 @@ ON CONFLICT (queue, tenant, lane) DO UPDATE SET
     virtual_time = excluded.virtual_time, pending = l.pending + excluded.pending
 """
 
-# Where work leaves or a tenant's clock moves, all of its lanes with work follow that clock. The planner is not to take
-# the test for work for the condition of `queue_lanes_next`: it would read the whole queue by that index.
+# Where work leaves or a tenant's clock moves, all of its lanes with work follow that clock. IS TRUE keeps the planner
+# from using the test for work as the condition of `queue_lanes_next`: it would read the whole queue by that index.
 _FOLLOW = """
 INSERT INTO queue_lanes AS l (queue, tenant, lane, virtual_time, pending)
 SELECT w.queue, w.tenant, o.lane,

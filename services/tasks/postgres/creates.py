@@ -40,8 +40,8 @@ _VARYING = (
 _KINDS = dict(_VARYING)
 _values = attrgetter(*_KINDS)
 
-# A member that none of the tasks has is no parameter: each costs a transaction of a few tasks as much as a
-# further task. What is unnested in a list of columns keeps its order: rows are written in that of their ids.
+# A column that is null in all of the tasks is no parameter: each parameter costs a transaction of a few tasks as much
+# as one more task. Rows unnested in a list of columns keep their order: they are written in the order of their ids.
 _INSERT = """
 INSERT INTO tasks ({names}, updated_at, warm_keys, status, attempt, retry_count, released, is_resumed,
     resume_attempt_count, version, progress, errors, is_deleted, charged, result_objects)
@@ -50,12 +50,12 @@ SELECT {names}, n.created_at, n.warm_keys::text[], 'PENDING', 0, 0, 0, false,
 FROM (SELECT {unnested}) n
 """
 
-# Only callers who chose an identifier can meet one that is there already: such a task is left out.
+# Only an identifier that the caller chose can exist already: such a task is left out.
 _UNLESS_TAKEN = "ON CONFLICT (id) DO NOTHING RETURNING id"
 
-# Nor may they have that of a deleted task. Looked at afterwards, because an insert may have waited for the end of a
-# deletion, and did not see what that retired. The rows are this transaction's own. They are found one at a time by
-# their ids, so that no plan is left that reads more of the table.
+# Nor may a task have the identifier of a deleted one. The check follows the insert, because an insert that waited for
+# the end of a deletion has not seen what that retired. The rows are this transaction's own. They are found one at a
+# time by their ids, so that no plan can read more of the table.
 _WITHDRAW = """
 DELETE FROM tasks WHERE ctid = ANY(ARRAY(
     SELECT t.place FROM task_ids d

@@ -41,8 +41,8 @@ from services.tasks.postgres import announcements, columns, counters
 from services.tasks.scheduling.fairness import correction, weight_of
 from services.tasks.store import AttemptEnd, CompletedAttempt
 
-# Ended attempts are rows; one that runs is told by its task. A row that is there comes from a release that wrote it at
-# the lease.
+# An attempt gets its row when it ends; until then its task's row tells of it. A row that exists already was written by
+# an earlier release, at the lease.
 _ATTEMPT = "task_id, attempt, session, executor_instance, started_at, ended_at, outcome, device_seconds"
 _KEEP_ATTEMPT = """
 ON CONFLICT (task_id, attempt) DO UPDATE SET
@@ -50,10 +50,10 @@ ON CONFLICT (task_id, attempt) DO UPDATE SET
     error_category = excluded.error_category, device_seconds = excluded.device_seconds
 """
 
-# Rows are locked one at a time, in the order of the arrays, which is that of their ids as with all who take several:
-# unnested in a list of columns they keep it, and the lock keeps the subquery from being joined in another way.
-# They are changed where they were found: no plan is to be left that reads more of the table than these rows. IS NOT
-# DISTINCT is for that too, it keeps the planner from the index by session, which holds all that the session has ended.
+# Rows are locked one at a time, in the order of the arrays, which is that of their ids as in every transaction: rows
+# unnested in a list of columns keep their order, and the lock keeps the subquery from being joined in another way. Rows
+# are changed where they were found, so that no plan can read more of the table. IS NOT DISTINCT serves the same: it
+# keeps the planner from the index by session, which holds everything that the session has ended.
 _COMPLETE = f"""
 WITH reported AS (
     SELECT r.*, t.place
@@ -157,7 +157,7 @@ async def complete(
 
 
 async def _complete(conn: Connection, completions: Sequence[CompletedAttempt]) -> dict[UUID, tuple[TaskRecord, float]]:
-    """Those of the tasks that were completed, each with its device seconds."""
+    """Return the tasks that were completed, each with its device seconds."""
     reported = sorted(
         (
             item.ref.job_id,
@@ -200,7 +200,7 @@ async def lose(
 async def lose_many(
     conn: Connection, losses: Iterable[tuple[TaskRecord, AttemptLoss]], policy: RetryPolicy
 ) -> list[TaskRecord]:
-    """End attempts without results, as `lose` does one; those that are not the session's any more are passed over."""
+    """End attempts without results, as `lose` does one; those that are not the session's any more are skipped."""
     ended: list[TaskRecord] = []
     changes: list[counters.CounterChange] = []
     for record, loss in losses:

@@ -54,7 +54,7 @@ _MODIFY = sql.SQL(
     columns=sql.SQL(columns.SELECT_T),
 )
 
-# An attempt is a row once it has ended; until then its task tells of it.
+# An attempt gets its row when it ends; until then its task's row tells of it.
 _ATTEMPTS = """
 SELECT attempt, executor_instance, started_at, ended_at, outcome, error, error_category FROM attempts
 WHERE task_id = %(id)s AND outcome IS NOT NULL

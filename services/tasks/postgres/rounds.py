@@ -1,4 +1,4 @@
-"""One dispatch round: who waits, what waits, and leasing it, in one transaction."""
+"""One dispatch round in one transaction: note polls, find tenants with waiting tasks, lease the tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.tasks.store import Grant, PollEntry, RegisteredPoll
 # Sessions are locked in the order of the arrays, which is that of their ids, and looked up by id: OFFSET and the lock
 # keep the subquery from being joined in another way.
 
-# A poll's number is the last one's (it is repeated) or the next. The previous number tells which.
+# A poll's number is that of the last poll, which it then repeats, or the next. The previous number tells which.
 _REGISTER = """
 WITH known AS (
     SELECT s.id, s.sequence AS previous, p.sequence
@@ -28,7 +28,8 @@ FROM known k WHERE s.id = k.id AND s.id = ANY(%(sessions)b)
 RETURNING s.id, k.previous = k.sequence, s.draining
 """
 
-# The share lock holds off whoever would end the session until the round's leases are there to be given back with it.
+# The share lock makes whoever ends the session wait until the round's leases exist, so that they are given back with
+# it.
 _CONFIRM = """
 SELECT s.id, s.sequence, s.draining
 FROM (SELECT unnest(%(sessions)b::uuid[]) AS session, unnest(%(sequences)b::bigint[]) AS sequence) p
@@ -63,10 +64,10 @@ CROSS JOIN LATERAL (
 ORDER BY n.tenant, n.priority DESC, n.created_at, n.id
 """
 
-# A row that someone else holds is being cancelled or changed: the next round sees what became of it. One that was moved
-# to another queue or provider after it was looked at stays where it is. Rows are locked one at a time and changed where
-# they were found: no plan is to be left that reads more of the table than these rows. `num_nulls` is for that too, it
-# keeps the planner from `tasks_waiting`, by which it would read the whole queue.
+# A locked row is being cancelled or changed: the next round sees the result. A task that was moved to another queue or
+# provider since it was read is not leased. Rows are locked one at a time and changed where they were found, so that no
+# plan can read more of the table. `num_nulls` serves the same: it keeps the planner from `tasks_waiting`, by which it
+# would read the whole queue.
 _GRANT = f"""
 WITH chosen AS (
     SELECT c.*, t.place
@@ -86,7 +87,7 @@ WHERE t.ctid = c.place AND t.status = 'PENDING' AND num_nulls(t.not_before) = 1
 RETURNING {columns.SELECT_T}
 """  # noqa: S608 -- fixed names
 
-# Rounds of one queue in other replicas wait here. The row comes with the first round that leases.
+# Rounds of the same queue in other replicas wait here. The first round that leases writes the row.
 _HOLD = "SELECT FROM queues WHERE name = %s FOR UPDATE"
 
 _ADVANCE = """
@@ -110,7 +111,7 @@ class PostgresRound:
     async def register(
         self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int
     ) -> tuple[Mapping[UUID, RegisteredPoll], list[Contender]]:
-        """Note polls, which acknowledges what earlier ones brought, and look who waits; see `store.RoundStore`."""
+        """Note polls, which acknowledges the leases of earlier ones, and find waiting tenants; see `RoundStore`."""
         registered = None
         if polls:
             registered = await self._conn.execute(_REGISTER, _columns(polls), binary=True)

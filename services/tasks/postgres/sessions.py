@@ -94,7 +94,7 @@ async def heartbeat(
     conn: Connection, session_id: UUID, subject: str, held: Sequence[AttemptRef], *, draining: bool, ttl_seconds: float
 ) -> list[LeaseState] | None:
     """Extend a session; see `store.TaskStore.heartbeat`."""
-    # Losing a heartbeat with the server's memory costs nothing: the worker sends the next one.
+    # If a crash of PostgreSQL loses a heartbeat, the worker's next one replaces it.
     await conn.execute("SET LOCAL synchronous_commit TO off")
     cursor = await conn.execute(
         _HEARTBEAT,
@@ -144,7 +144,7 @@ async def valid(conn: Connection, session_id: UUID, refs: Sequence[AttemptRef]) 
 
 
 async def write_progress(conn: Pipeline, notes: Sequence[ProgressNote]) -> None:
-    """Write progress of attempts that are still their session's; a row that is being changed is passed over."""
+    """Write progress of attempts that are still their session's; a locked row is skipped."""
     ids = [note.ref.job_id for note in notes]
     holders = [note.session for note in notes]
     # Sessions before tasks, as in every transaction: whoever ends a session waits for its tasks. The table of sessions

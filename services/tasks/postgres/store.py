@@ -215,7 +215,7 @@ class PostgresTaskStore:
         return await self._in_transaction(work)
 
     async def release(self, session_id: UUID, refs: Sequence[AttemptRef], policy: RetryPolicy) -> list[TaskRecord]:
-        """Take attempts back that did not begin; those that are not the session's any more are passed over."""
+        """Take attempts back that did not begin; those that are not the session's any more are skipped."""
 
         async def work(conn: Connection) -> list[TaskRecord]:
             attempts = {ref.job_id: ref.attempt for ref in refs}
@@ -277,8 +277,9 @@ class PostgresTaskStore:
 
     async def run_round(self, queue: str, body: Callable[[PostgresRound], Awaitable[None]]) -> None:
         """Run the body of a dispatch round within a transaction."""
-        # A lease that a crash of PostgreSQL undoes is refused to its worker, whose session the task does not name, and
-        # given again. Rounds hold the tenant's row that creates wait for, so they are not to wait for the disk.
+        # If a crash of PostgreSQL undoes a lease, the task does not name the worker's session: its reports are refused,
+        # and the task is leased again. Rounds hold tenants' rows that creates wait for, so they do not wait for the
+        # disk.
         async with self._db.pipeline(durable=False, settings=_HOT) as conn:
             await body(PostgresRound(conn, queue))
 

@@ -1,4 +1,4 @@
-"""Deliveries of webhooks: written with the change they tell of, claimed by one sender at a time, logged.
+"""Deliveries of webhooks: written with their change, claimed by one sender at a time, logged.
 
 The database's clock decides what is due. A delivery that waits for its turn behind an earlier event of its entity is
 never claimed; it is due when that one is, so that it is not looked at in vain.
@@ -38,7 +38,7 @@ FROM unnest(%b::uuid[], %b::text[], %b::uuid[], %b::bigint[], %b::text[], %b::te
 ON CONFLICT (id) DO NOTHING
 """
 
-# Targets by hops over the index, then a few deliveries of each: a target with a long queue costs no more than others.
+# First the targets, by skipping through the index, then a few deliveries of each: a long queue costs no more.
 _CLAIM = """
 WITH RECURSIVE targets (target) AS (
     (SELECT d.target FROM webhook_deliveries d WHERE d.status = 'PENDING' ORDER BY d.target LIMIT 1)
@@ -115,7 +115,7 @@ ORDER BY created_at DESC, id DESC OFFSET %(skip)s LIMIT %(limit)s
 
 
 async def insert(conn: Connection, deliveries: Sequence[NewDelivery]) -> None:
-    """Write deliveries in the transaction of what they tell of; those that exist are left alone.
+    """Write deliveries in the transaction of their change; those that exist stay as they are.
 
     Args:
         conn: Connection with that transaction.
@@ -165,7 +165,7 @@ class PostgresWebhooks:
         return [ClaimedDelivery(*(*row, keys[row[2]])) for row in rows]
 
     async def finish(self, claimed: ClaimedDelivery, answer: ReceiverAnswer | None, verdict: DeliveryVerdict) -> bool:
-        """Write what came of a delivery and lets the entity's next one follow.
+        """Write the result of a delivery and let the entity's next one follow.
 
         Args:
             claimed: The delivery.
@@ -310,7 +310,7 @@ class PostgresWebhooks:
         return keys
 
     async def _present(self, conn: Connection, tenant: str) -> Secret:
-        # Two who make the first secret at once: the second waits for the first and takes its one.
+        # Of two calls that make the first secret at once, the second waits and returns the first one's.
         await conn.execute(
             "INSERT INTO webhook_secrets (tenant, key, created_at) SELECT %s, %s, now() + %s WHERE NOT EXISTS "
             "(SELECT FROM webhook_secrets WHERE tenant = %s AND expires_at IS NULL) ON CONFLICT DO NOTHING",

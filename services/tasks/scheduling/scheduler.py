@@ -1,4 +1,4 @@
-"""Lease waiting tasks to the workers that poll: one dispatcher a queue serves all polls of this replica.
+"""Leases of waiting tasks for the workers that poll: one dispatcher a queue serves all polls of this replica.
 
 A round leases for the parked polls of one kind of worker in one transaction. It starts when a poll arrives, when a task
 begins to wait (noted within the process, or told by NATS from other replicas), and every second besides. Replicas take
@@ -117,7 +117,7 @@ class Scheduler:
         self._closed = True
         parked = {poll for polls in self._polls.values() for poll in polls}
         for poll in parked:
-            # An answer lets the worker's number rise, so the database has to know of this one.
+            # An answer raises the worker's number, so the database has to know this poll.
             if poll.registered and not poll.busy and not poll.answer.done():
                 poll.answer.set_result([])
         await cancel(self._dispatchers.values())
@@ -277,10 +277,10 @@ class Scheduler:
         else:
             _log.error("dispatch_round_failed", queue=queue, exc_info=error)
         for poll in polls:
-            # One that is known to the database waits on; a new one asks again.
+            # A poll that the database knows waits on; the worker of a new one asks again.
             if not poll.registered:
                 poll.refuse()
-            # Leases whose commit took place although its answer was lost come back by noting the same number again.
+            # If the commit took place and its answer was lost, noting the same number again brings its leases.
             if isinstance(error, DatabaseUnavailableError):
                 poll.registered = False
 
@@ -360,7 +360,7 @@ class DispatchRound:
                 self.refused.append(poll)
                 continue
             self._confirmed.add(poll)
-            # Refusing it would end its session, and with it what it still runs: it waits its time out instead.
+            # To refuse it would end its session and the attempts it still runs: it waits until its time is over.
             if draining:
                 self._draining.add(poll)
 

@@ -17,7 +17,7 @@ STEP = ", ".join(STEP_NAMES)
 
 workflow_values = attrgetter(*WORKFLOW_NAMES)
 step_values = attrgetter(*STEP_NAMES)
-# Types, by their names in the catalogue, of those columns of steps that change after the create.
+# Columns of steps that change after the create, with their types as PostgreSQL's catalogue names them.
 STEP_TYPES: Mapping[str, str] = MappingProxyType(
     {
         "state": "text",
@@ -37,7 +37,7 @@ STEP_TYPES: Mapping[str, str] = MappingProxyType(
         "overdue": "bool",
     }
 )
-# Likewise those columns of workflows that decisions change, but for the list of errors: lists of lists have one length.
+# The same for workflows, less the list of errors: in an array of arrays all have one length.
 WORKFLOW_TYPES: Mapping[str, str] = MappingProxyType(
     {
         "status": "text",
