@@ -76,7 +76,7 @@ class TaskMaintenance:
             Loop("tasks-retries", self.promote, min(0.5, settings.sweep_interval_seconds), jitter=0.2),
             Loop("tasks-objects", self.sweep_objects, max(1.0, min(30.0, settings.object_sweep_delay_seconds / 4))),
             Loop("tasks-staging", self.sweep_staging, 600.0),
-            Loop("tasks-upkeep", self.forget, 600.0),
+            Loop("tasks-maintenance", self.forget, 600.0),
             Loop("tasks-depth", self.measure, 5.0),
         ]
 

@@ -33,7 +33,7 @@ class WorkflowMaintenance:
             Loop("workflows-made", self._executor.note_made, min(1.0, self._settings.resend_seconds / 4)),
             Loop("workflows-reconcile", self.reconcile, interval, jitter=0.2),
             Loop("workflows-webhooks", self._executor.tell_ends, min(1.0, interval)),
-            Loop("workflows-upkeep", self._store.purge, 600.0),
+            Loop("workflows-maintenance", self._store.purge, 600.0),
         ]
 
     async def reconcile(self) -> bool:

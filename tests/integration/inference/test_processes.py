@@ -1,4 +1,4 @@
-"""The worker as a process of its own: its death, its child's, its drain on SIGTERM, news over NATS."""
+"""The worker as a process of its own: its death, its child's, its drain on SIGTERM, messages over NATS."""
 
 import asyncio
 import os

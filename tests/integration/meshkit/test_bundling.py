@@ -58,7 +58,7 @@ async def test_calls_at_the_same_time_travel_together_and_each_has_its_own_answe
     before = _carried()
     names = [f"n{number}" for number in range(100)]
     assert await asyncio.gather(*(_create(channel, name) for name in names)) == names
-    assert _carried() - before >= 90, "most of them had company"
+    assert _carried() - before >= 90, "most of them were bundled"
 
 
 async def test_a_lone_call_goes_by_itself(channel: MeshChannel) -> None:

@@ -1,4 +1,4 @@
-"""What survives: kill -9 of the workflows service, a NATS that dies and loses its disk, news that never comes."""
+"""What survives: kill -9 of the workflows service, a NATS that dies and loses its disk, events that never arrive."""
 
 import asyncio
 from contextlib import AsyncExitStack

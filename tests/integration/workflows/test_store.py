@@ -41,7 +41,7 @@ async def begun(store: PostgresWorkflowStore, **changes: Any) -> tuple[UUID, UUI
         (3600, 60, 7200, False),  # asked for a minute ago, an hour after it was made
         (3600, 1900, 7200, True),  # as long ago as it had taken by then
         (36000, 1000, 72000, True),  # however long it takes
-        (3600, 60, None, True),  # without NATS news may be lost
+        (3600, 60, None, True),  # without NATS events may be lost
         (3600, 60, 30, True),  # the consumer was made again since
         (3600, 5, None, False),  # only just
     ],

@@ -15,7 +15,7 @@ from services.gateway.middleware import BodyLimit, RequestMiddleware, note_route
 
 @pytest.fixture(autouse=True)
 def informed() -> Iterator[None]:
-    """The threshold of a service; a program that configures nothing hears only warnings."""
+    """The threshold of a service; a program that configures nothing gets only warnings."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     yield

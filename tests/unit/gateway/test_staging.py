@@ -1,4 +1,4 @@
-"""Files on their way through the upload door: who deletes what, and when."""
+"""Files that the gateway stages: who deletes what, and when."""
 
 import asyncio
 import base64
@@ -56,13 +56,13 @@ class Request:
         ]
 
 
-def door(store: Store) -> UploadStager:
+def stager(store: Store) -> UploadStager:
     return UploadStager(store, ImageCheck(1))
 
 
 async def test_what_was_accepted_stays_for_the_service_that_took_it() -> None:
     store, request = Store(), Request(picture())
-    async with door(store).staged("acme", request.uploads):
+    async with stager(store).staged("acme", request.uploads):
         assert [f"staging:{path}" for _, path in store.objects] == list(request.names.values())
     assert len(store.objects) == 1
 
@@ -85,7 +85,7 @@ async def test_what_was_accepted_stays_for_the_service_that_took_it() -> None:
 async def test_a_refused_request_leaves_nothing_behind(error: MeshError, left: int, key: str) -> None:
     store, request = Store(), Request(picture("red"), picture("blue"))
     with pytest.raises(MeshError) as caught:
-        async with door(store).staged("acme", request.uploads, key=key):
+        async with stager(store).staged("acme", request.uploads, key=key):
             raise error
     assert caught.value is error
     assert len(store.objects) == left
@@ -95,7 +95,7 @@ async def test_what_was_staged_before_the_store_failed_goes_again() -> None:
     store, request = Store(), Request(picture("red"), picture("blue"))
     store.full = True
     with pytest.raises(MeshError, match="full"):
-        async with door(store).staged("acme", request.uploads):
+        async with stager(store).staged("acme", request.uploads):
             raise AssertionError("the second file was not stored")
     assert store.log[:2] == ["put", "delete"]
     assert not store.objects
@@ -103,14 +103,14 @@ async def test_what_was_staged_before_the_store_failed_goes_again() -> None:
 
 async def test_a_repeated_request_that_was_answered_before_leaves_nothing() -> None:
     store, request = Store(), Request(picture())
-    async with door(store).staged("acme", request.uploads, key="k") as stay:
+    async with stager(store).staged("acme", request.uploads, key="k") as stay:
         stay.unclaimed = True
     assert not store.objects
 
 
 async def test_a_refused_duplicate_does_not_take_the_file_of_the_one_under_way() -> None:
     store, first, second = Store(), Request(picture()), Request(picture())
-    here = door(store)
+    here = stager(store)
     async with here.staged("acme", first.uploads, key="k", request=b"same"):
         with pytest.raises(MeshError, match="y"):
             async with here.staged("acme", second.uploads, key="k", request=b"same"):
@@ -122,7 +122,7 @@ async def test_a_refused_duplicate_does_not_take_the_file_of_the_one_under_way()
 
 async def test_another_request_under_the_same_key_has_a_file_of_its_own() -> None:
     store, first, second = Store(), Request(picture()), Request(picture())
-    here = door(store)
+    here = stager(store)
     async with here.staged("acme", first.uploads, key="k", request=b"one"):
         with pytest.raises(MeshError):
             async with here.staged("acme", second.uploads, key="k", request=b"other"):
@@ -132,7 +132,7 @@ async def test_another_request_under_the_same_key_has_a_file_of_its_own() -> Non
 
 async def test_a_duplicate_that_comes_while_the_file_is_deleted_puts_it_there_again() -> None:
     store, first, second = Store(), Request(picture()), Request(picture())
-    here = door(store)
+    here = stager(store)
     store.may_delete.clear()
 
     async def refused() -> None:
@@ -159,7 +159,7 @@ async def test_one_file_named_twice_by_one_request_is_deleted_once() -> None:
     store, request = Store(), Request(picture())
     upload = request.uploads[0]
     with pytest.raises(MeshError):
-        async with door(store).staged("acme", [upload, upload], key="k"):
+        async with stager(store).staged("acme", [upload, upload], key="k"):
             raise invalid("x", "y", "z")
     assert store.log == ["put", "put", "delete"]
 

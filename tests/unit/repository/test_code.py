@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.repository.sources import CODE, ROOT, modules, place
 
+_MOST_LINES = 500
 _LEVELS = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
 _EVENT = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _NOQA = re.compile(r"# (ruff: )?noqa: [A-Z]+[0-9]+(, [A-Z]+[0-9]+)* -- \S.*")
@@ -19,6 +20,11 @@ def _comments(path: Path) -> Iterator[tuple[int, str]]:
         for token in tokenize.tokenize(source.readline):
             if token.type == tokenize.COMMENT:
                 yield token.start[0], token.string
+
+
+def test_modules_stay_below_the_limit() -> None:
+    lengths = {place(path): len(path.read_text(encoding="utf-8").splitlines()) for path in modules(*CODE)}
+    assert {name: lines for name, lines in lengths.items() if lines > _MOST_LINES} == {}
 
 
 @pytest.mark.parametrize("package", ["meshkit", "modelkit", "services/gateway", "services/tasks", "services/workflows"])

@@ -21,7 +21,7 @@ async def test_many_tasks_at_once_wake_other_replicas_twice() -> None:
     for _ in range(50):
         told.waiting("inference")
     told.waiting("training")
-    assert local == ["inference"] * 50 + ["training"], "this process hears of each"
+    assert local == ["inference"] * 50 + ["training"], "this process is told of each"
     assert bus.sent == [("atelier.wake.inference", b"me"), ("atelier.wake.training", b"me")]
     await asyncio.sleep(WAKE_SECONDS * 6)
     assert bus.sent[2:] == [("atelier.wake.inference", b"me")], "what came in between is told, once"
