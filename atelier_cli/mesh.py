@@ -66,7 +66,7 @@ class ServiceProcess:
     metrics: str | None
 
     def prepare(self) -> Launch:
-        """Forgets the address of an earlier run and says how to start."""
+        """Forget the address of an earlier run and return how to start."""
         self.port_file.unlink(missing_ok=True)
         return Launch(
             argv=(sys.executable, "-m", self.module),
@@ -129,7 +129,7 @@ def choose_ports(wanted: int | None, last: MeshRecord | None) -> tuple[int, dict
 
 
 def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports: Mapping[str, int]) -> MeshPlan:
-    """Lays out a mesh on a folder.
+    """Lay out a mesh on a folder.
 
     Raises:
         CliError: The environment names an S3 store without its keys, or a file that cannot be read.

@@ -47,7 +47,7 @@ class Managed:
         return self.process.pid if self.process else None
 
     def record(self) -> ProcessRecord:
-        """Return what `mesh.json` tells of it."""
+        """Return what `mesh.json` shows of it."""
         return ProcessRecord(self.server.name, self.server.name, self.pid, self.restarts)
 
 

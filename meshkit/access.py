@@ -44,7 +44,7 @@ class Caller:
 
     @classmethod
     def of_call(cls) -> Caller:
-        """Return the caller of the call at hand.
+        """Return the caller of the current call.
 
         Raises:
             MeshError: `UNAUTHENTICATED` outside of an authenticated call.

@@ -79,7 +79,7 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """The call at hand: its caller, and the tenant that a service names for it."""
+    """The current call: its caller, and the tenant that a service names for it."""
 
     principal: Principal
     named_tenant: str = ""
@@ -89,7 +89,7 @@ _call: contextvars.ContextVar[CallContext | None] = contextvars.ContextVar("atel
 
 
 def enter(principal: Principal, named_tenant: str = "") -> contextvars.Token[CallContext | None]:
-    """Note the caller of the work at hand.
+    """Note the caller of the current work.
 
     Args:
         principal: The caller.
@@ -106,12 +106,12 @@ def enter(principal: Principal, named_tenant: str = "") -> contextvars.Token[Cal
 
 
 def leave(token: contextvars.Token[CallContext | None]) -> None:
-    """Undoes `enter`."""
+    """Undo `enter`."""
     _call.reset(token)
 
 
 def current() -> Principal:
-    """Return the caller of the work at hand.
+    """Return the caller of the current work.
 
     Raises:
         MeshError: `UNAUTHENTICATED` outside of an authenticated call.
@@ -123,7 +123,7 @@ def current() -> Principal:
 
 
 def acting_tenant() -> str:
-    """Return the tenant that the work at hand is done for: the token's, or the one that a service names in metadata.
+    """Return the tenant that the current work is done for: the token's, or the one that a service names in metadata.
 
     Raises:
         MeshError: `UNAUTHENTICATED` outside of an authenticated call, `FORBIDDEN` where there is no tenant.
@@ -135,7 +135,7 @@ def acting_tenant() -> str:
 
 
 def named_tenant() -> str:
-    """Return the tenant that the work at hand is done for, as `acting_tenant` does; empty where there is none.
+    """Return the tenant that the current work is done for, as `acting_tenant` does; empty where there is none.
 
     Raises:
         MeshError: `UNAUTHENTICATED` outside of an authenticated call.
@@ -347,7 +347,7 @@ class TokenIssuer:
         ttl_seconds: float,
         queues: Iterable[str] | None = None,
     ) -> str:
-        """Signs a token.
+        """Sign a token.
 
         Args:
             subject: Who will bear it.

@@ -119,7 +119,7 @@ class TasksClient:
         return (await self._stub.CancelTask(request, metadata=self._metadata)).task
 
     async def cleanup(self, task_id: str) -> tasks.CleanupTaskResponse:
-        """Delete a task's files and hides it from lists."""
+        """Delete a task's files and hide it from lists."""
         return await self._stub.CleanupTask(tasks.CleanupTaskRequest(task_id=task_id), metadata=self._metadata)
 
     async def delete(self, task_id: str) -> task_pb2.Task:
@@ -135,7 +135,7 @@ class TasksClient:
     async def watch(
         self, task_id: str, after_version: int | None = None
     ) -> AsyncGenerator[tasks.WatchTaskResponse, None]:
-        """Follows a task until it ends; a broken stream is taken up again where it broke off.
+        """Follow a task until it ends; a broken stream resumes where it broke off.
 
         Args:
             task_id: The task.

@@ -46,7 +46,7 @@ class IdempotencyKey:
 
     @classmethod
     def of_call(cls, method: str, request: Message) -> IdempotencyKey | None:
-        """Return the key of the call at hand, if it has one.
+        """Return the key of the current call, if it has one.
 
         Args:
             method: Name of the method.
@@ -78,7 +78,7 @@ def idempotency_table(metadata: MetaData) -> Table:
 
 
 def enter(key: str) -> None:
-    """Note the key of the call at hand.
+    """Note the key of the current call.
 
     Args:
         key: Metadata `idempotency-key`, or empty.
@@ -92,7 +92,7 @@ def enter(key: str) -> None:
 
 
 def current_key() -> str:
-    """Return the key of the call at hand; empty where it has none."""
+    """Return the key of the current call; empty where it has none."""
     return _current.get()
 
 
@@ -127,7 +127,7 @@ async def find(conn: Connection, tenant: str, method: str, key: str, request_has
 
 
 async def claim(conn: Connection, tenant: str, method: str, key: str, request_hash: bytes) -> bytes | None:
-    """Claims a key within the caller's transaction; a concurrent holder of the same key is waited for.
+    """Claim a key within the caller's transaction; a concurrent holder of the same key is waited for.
 
     Args:
         conn: Connection with the create's transaction.
@@ -170,7 +170,7 @@ async def store(conn: Connection, tenant: str, method: str, key: str, response: 
 
 
 async def purge(db: Database, batch: int = 5000) -> int:
-    """Forgets keys after 48 hours; body of a loop.
+    """Forget keys after 48 hours; body of a loop.
 
     Args:
         db: The owner's database.

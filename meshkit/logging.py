@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on standard error, with the trace at hand and without secrets."""
+"""Structured logs: one JSON object a line on standard error, with the current trace and without secrets."""
 
 from __future__ import annotations
 

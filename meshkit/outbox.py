@@ -56,7 +56,7 @@ class OutboxEvent:
     Attributes:
         subject: Subject within the stream of events.
         payload: The serialized event.
-        headers: Headers; `traceparent` is added where the work at hand has one.
+        headers: Headers; `traceparent` is added where the current work has one.
         event_id: Its identity: the stream drops repetitions by it, consumers remember it.
     """
 
@@ -67,7 +67,7 @@ class OutboxEvent:
 
 
 def event_headers(*, version: int, tenant: str, event_type: str, traceparent: str) -> dict[str, str]:
-    """Return the headers of an event that tells of an entity.
+    """Return the headers of an event about an entity.
 
     Args:
         version: Version of the entity; a consumer passes over one that is not above what it knows.

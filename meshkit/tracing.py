@@ -72,7 +72,7 @@ def begin(traceparent: str = "", request_id: str = "") -> Trace:
 
 
 def current() -> Trace | None:
-    """Return the trace of the work at hand, or None outside of any."""
+    """Return the trace of the current work, or None outside of any."""
     return _current.get()
 
 

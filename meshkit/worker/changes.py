@@ -1,4 +1,4 @@
-"""Changes of something, told at once to whoever subscribed."""
+"""Changes of something, reported at once to its subscribers."""
 
 from __future__ import annotations
 

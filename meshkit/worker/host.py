@@ -4,7 +4,7 @@ Work that shares slots is a pool: one runner, one session with the tasks service
 pool for its device, where it has one, and a pool for each queue whose work waits on somebody else's service, so that
 slow calls of one queue never take the slots of another.
 
-Whoever uses this opens a host, adds its pools, serves what it serves, and starts the host.
+Open a host, add its pools, serve gRPC, and start the host.
 """
 
 from __future__ import annotations

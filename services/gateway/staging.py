@@ -176,7 +176,7 @@ class UploadStager:
             kept = self._places[place]
             try:
                 if stay.unclaimed:
-                    # Whoever comes for the same object meanwhile waits, and then puts it there again.
+                    # A request for the same object meanwhile waits, and then writes it again.
                     async with kept.lock:
                         if kept.users == 1:
                             await self._store.delete(*place)

@@ -64,7 +64,7 @@ class Catalog:
 
     @property
     def public_types(self) -> list[str]:
-        """The served types that callers are told of, in the contract's order."""
+        """The served types that are listed to callers, in the contract's order."""
         return [name for name in self.served_types if not TASK_TYPES[name].internal]
 
     def provider_of(self, number: int, task_type: TaskTypeSpec, path: str) -> ProviderSpec:

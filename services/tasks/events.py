@@ -120,7 +120,7 @@ def to_delivery(event: Any, *, event_id: UUID, tenant: str, entity_id: UUID, ver
         event: A message that has an `event_type`.
         event_id: Identifier of the event.
         tenant: Tenant that it belongs to.
-        entity_id: What it tells of.
+        entity_id: The entity that it is about.
         version: Version of that.
         url: The address, well formed.
     """

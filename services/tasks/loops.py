@@ -35,7 +35,7 @@ class TaskMaintenance:
 
     Args:
         store: The database.
-        sessions: Tells of attempts that ended.
+        sessions: Reports attempts that ended.
         objects: The object store.
         notifier: Tells other replicas and workers what happened.
         policy: How often a task is tried.
@@ -86,7 +86,7 @@ class TaskMaintenance:
         self._sessions.returned(await self._store.expire_overdue(OVERDUE_GRACE_SECONDS, self._policy))
 
     async def promote(self) -> None:
-        """Lets retries wait in their queue whose time has come."""
+        """Let retries wait in their queue whose time has come."""
         for queue in await self._store.promote_delayed():
             self._notifier.waiting(queue)
 
@@ -113,7 +113,7 @@ class TaskMaintenance:
                     _SWEPT.inc()
 
     async def forget(self) -> None:
-        """Forgets old idempotency keys and sessions."""
+        """Forget old idempotency keys and sessions."""
         await self._store.purge_keys()
         await self._store.forget_sessions(SESSION_KEEP_SECONDS)
 

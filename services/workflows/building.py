@@ -29,7 +29,7 @@ COMMON = ("priority", "queue_name", "provider_type")
 
 
 class BuildError(ValueError):
-    """A step's task cannot be made of the results at hand."""
+    """A step's task cannot be made of the present results."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ class ServedCatalog:
 
 
 def check(workflow: workflow_pb2.CreateWorkflow, served: ServedCatalog) -> None:
-    """Refuses a definition that cannot be executed.
+    """Refuse a definition that cannot be executed.
 
     Args:
         workflow: As its author describes it; field rules of the contract hold already.

@@ -222,7 +222,7 @@ def step_may(current: StepState, following: StepState) -> bool:
 
 
 def task_id_of(workflow_id: UUID, step_id: str, attempt: int) -> UUID:
-    """Return identifier of the task of a step's attempt: whoever makes it, and however often, makes the same."""
+    """Return the identifier of the task of a step's attempt: the same each time it is created."""
     return uuid5(workflow_id, f"{step_id}/{attempt}")
 
 

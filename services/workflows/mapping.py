@@ -25,7 +25,7 @@ MAX_CALLS = 10
 
 
 class TransformError(ValueError):
-    """A transform that cannot be parsed, does not fit its value's type, or fails on the value at hand."""
+    """A transform that cannot be parsed, does not fit its value's type, or fails on the given value."""
 
 
 @dataclass(frozen=True, slots=True)

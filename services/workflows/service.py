@@ -88,7 +88,7 @@ class WorkflowsService:
     async def create(
         self, request: workflows_service_pb2.CreateWorkflowRequest, caller: Caller, key: IdempotencyKey | None
     ) -> tuple[WorkflowSnapshot | bytes, bool]:
-        """Accept a workflow and starts it unless told otherwise.
+        """Accept a workflow; start it unless asked not to.
 
         Returns:
             The workflow, or the serialized answer to replay; and whether it is a replay.
@@ -180,11 +180,11 @@ class WorkflowsService:
         return await self._tell(workflow_id, caller, Start())
 
     async def pause(self, workflow_id: UUID, caller: Caller) -> WorkflowSnapshot:
-        """Begins no further step of a RUNNING workflow; one that is paused stays as it is."""
+        """Begin no further step of a RUNNING workflow; one that is paused stays as it is."""
         return await self._tell(workflow_id, caller, Pause())
 
     async def resume(self, workflow_id: UUID, caller: Caller) -> WorkflowSnapshot:
-        """Goes on with a FAILED or PAUSED workflow; completed steps keep their results."""
+        """Go on with a FAILED or PAUSED workflow; completed steps keep their results."""
         return await self._tell(workflow_id, caller, Resume())
 
     async def cancel(self, workflow_id: UUID, caller: Caller) -> WorkflowSnapshot:
@@ -194,7 +194,7 @@ class WorkflowsService:
     async def cleanup(
         self, workflow_id: UUID, caller: Caller, *, tasks: bool
     ) -> tuple[WorkflowSnapshot, CleanupReport]:
-        """Hides a workflow from lists and, where wanted, deletes its tasks' files; one that waits is cancelled first.
+        """Hide a workflow from lists and, where wanted, delete its tasks' files; one that waits is cancelled first.
 
         Args:
             workflow_id: The workflow.

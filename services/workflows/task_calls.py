@@ -74,12 +74,12 @@ class TaskCalls:
         await self._stub.CancelTask(request, metadata=call_metadata(tenant=tenant))
 
     async def cleanup(self, task_id: UUID, tenant: str) -> Sequence[str]:
-        """Delete a task's files and hides it; the paths that were deleted."""
+        """Delete a task's files and hide it; the paths that were deleted."""
         request = tasks_service_pb2.CleanupTaskRequest(task_id=str(task_id))
         return list((await self._stub.CleanupTask(request, metadata=call_metadata(tenant=tenant))).deleted_paths)
 
     async def enqueue_webhook(self, event: Message, event_id: UUID, workflow: WorkflowRecord) -> None:
-        """Hands a webhook of a workflow in; the tasks service delivers it, and takes each event once."""
+        """Hand a webhook of a workflow in; the tasks service delivers it and accepts each event once."""
         request = webhooks_service_pb2.EnqueueRequest(
             event_id=str(event_id),
             entity_id=str(workflow.id),

@@ -238,7 +238,7 @@ class TasksService:
         return await self._cancel(_of_type(record, task_type))
 
     async def cleanup(self, task_id: UUID, caller: Caller) -> tuple[TaskRecord, list[str]]:
-        """Delete a task's files and hides it from lists; a waiting one is cancelled first.
+        """Delete a task's files and hide it from lists; a waiting one is cancelled first.
 
         Returns:
             The task, and the paths that were deleted.

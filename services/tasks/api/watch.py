@@ -61,7 +61,7 @@ class TaskWatchers:
     async def watch(
         self, task_id: UUID, caller: Caller, after_version: int
     ) -> AsyncIterator[tasks_service_pb2.WatchTaskResponse]:
-        """Follows a task until it ends.
+        """Follow a task until it ends.
 
         Args:
             task_id: The task.
@@ -104,14 +104,14 @@ class TaskWatchers:
             await self._listen()
 
     def changed(self, record: TaskRecord) -> None:
-        """Tells of a task's row as this process has committed it."""
+        """Report a task's row as this process has committed it."""
         for watcher in self._watchers.get(str(record.id), ()):
             if record.state in TERMINAL:
                 watcher.ended = record
             watcher.changed.set()
 
     async def _listen(self) -> None:
-        """Hears of events as long as anyone follows a task, and no longer: they are many."""
+        """Consume events as long as anyone follows a task, and no longer: they are many."""
         async with self._listening:
             if self._watchers and self._events is None:
                 self._events = await self._bus.subscribe(EVERY_SUBJECT, self._on_event)

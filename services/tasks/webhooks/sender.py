@@ -69,7 +69,7 @@ class Sender:
         )
 
     async def run_once(self) -> None:
-        """Claims what is due and begins to send it; body of a loop."""
+        """Claim what is due and begin to send it; body of a loop."""
         room = self._in_flight - len(self._sending)
         if room <= 0:
             return
@@ -85,7 +85,7 @@ class Sender:
             await asyncio.wait(set(self._sending))
 
     async def close(self) -> None:
-        """Lets requests under way end if they do so soon; the others are sent again when their leases end."""
+        """Let requests under way end if they do so soon; the others are sent again when their leases end."""
         if self._sending:
             _, late = await asyncio.wait(set(self._sending), timeout=STOP_SECONDS)
             await cancel(late)

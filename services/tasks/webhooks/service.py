@@ -68,7 +68,7 @@ class WebhooksService:
         return record, await self._store.attempts(delivery_id)
 
     async def redeliver(self, caller: Caller, delivery_id: UUID) -> DeliveryRecord:
-        """Has a delivery sent again at once.
+        """Have a delivery sent again at once.
 
         Raises:
             MeshError: `NOT_FOUND`.

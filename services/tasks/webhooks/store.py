@@ -35,7 +35,7 @@ class WebhookStore(Protocol):
         ...
 
     async def redeliver(self, delivery_id: UUID) -> None:
-        """Has a delivery sent again, and its address enabled."""
+        """Have a delivery sent again, and its address enabled."""
         ...
 
     async def get(self, delivery_id: UUID) -> DeliveryRecord | None:
@@ -61,5 +61,5 @@ class WebhookStore(Protocol):
         ...
 
     async def prune(self) -> bool:
-        """Forgets what is too old; whether more is."""
+        """Forget what is too old; whether more is."""
         ...

@@ -9,10 +9,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Drops the column."""
+    """Drop the column."""
     op.execute("ALTER TABLE attempts DROP COLUMN freed_at")
 
 
 def downgrade() -> None:
-    """Adds the column again, empty."""
+    """Add the column again, empty."""
     op.execute("ALTER TABLE attempts ADD COLUMN freed_at timestamptz")
