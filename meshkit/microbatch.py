@@ -38,8 +38,8 @@ BUNDLE_LINGER = 0.006
 # Workflows that are decided in one transaction. The steps that the last transaction began are about to end; 8 ms is
 # short against the task that comes next.
 TASK_END_LINGER = 0.008
-# Pause between two batches of ended tasks that JetStream tells workflows of. Nearly all of them were heard of before by
-# core NATS, so nothing waits for it.
+# Pause between two batches of ended tasks that JetStream sends to workflows. Core NATS has sent nearly all of them
+# before, so nothing waits for it.
 TASK_EVENT_LINGER = 0.1
 # Commits whose events tasks' relay publishes in one run: a run costs three transactions.
 TASKS_RELAY_LINGER = 0.02
@@ -47,8 +47,8 @@ TASKS_RELAY_LINGER = 0.02
 WORKFLOWS_RELAY_LINGER = 0.05
 # Jobs that share a batch on a device; the default of a setting. Short against the shortest job.
 DEVICE_BATCH_LINGER = 0.005
-# Pause of a worker before it polls again while work keeps coming: a poll costs the mesh as much for one task as for
-# thirty.
+# Pause of a worker before it polls again while work keeps coming: a poll costs the mesh nearly as much for one task as
+# for thirty.
 POLL_LINGER = 0.015
 
 
@@ -219,9 +219,6 @@ class MicroBatcher(Generic[Item]):
         self._running: set[asyncio.Task[None]] = set()
         self._lingering: asyncio.TimerHandle | None = None
         self._waiting_beside: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        return len(self._groups)
 
     def put(self, item: Item, *, key: Hashable | None = (), size: int = 0) -> None:
         """Add an item; those that are added before the caller waits again go together.
