@@ -18,7 +18,7 @@ TESTS ?= tests
 # The short form of the tests; `make e2e-long` runs the rest.
 MARKS ?= not long and not bench
 
-.PHONY: help setup up demo test check lint format proto proto-baseline bench gpu-check e2e-long clean
+.PHONY: help setup up demo test check lint format proto settings proto-baseline bench gpu-check e2e-long clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -73,6 +73,9 @@ format: setup ## Put the code into its form.
 
 proto: setup ## Make gen/ from proto/.
 	@$(BIN)/python scripts/generate_protos.py
+
+settings: setup ## Write docs/settings.md from the settings classes.
+	@$(BIN)/python scripts/settings_page.py
 
 proto-baseline: setup ## At a release: make the contracts as they stand the ones that later changes may not break.
 	@$(BIN)/python scripts/generate_protos.py --baseline

@@ -1,4 +1,4 @@
-"""What a new task type or provider costs, counted on those that the product has, and shown by throw-away ones."""
+"""What a new task type, provider or service costs: counted on those of the product, and shown by throw-away ones."""
 
 import importlib.machinery
 import re
@@ -7,10 +7,11 @@ import types
 
 import pytest
 
+from meshkit import topology
 from meshkit.catalog import PROVIDERS, TASK_TYPES
 from services.inference import providers, tasktypes
 from services.tasks.catalog import PROVIDERS_WITH_HANDLERS, TASK_TYPES_WITH_HANDLERS
-from tests.unit.repository.sources import modules, place
+from tests.unit.repository.sources import PRODUCT, modules, place
 
 _PRODUCT = ("meshkit", "modelkit", "services")
 # The documented routes below /api/v1/tasks/generation are confined to this type.
@@ -52,6 +53,18 @@ def test_a_throwaway_task_type_is_a_module(monkeypatch: pytest.MonkeyPatch) -> N
     [editing] = tasktypes.parse_types(["EDITING"])
     assert tasktypes.load_handlers([editing]) == {editing: handler}
     assert editing in tasktypes.parse_types([])
+
+
+@pytest.mark.parametrize("module", [spec.module for spec in topology.SERVICES])
+def test_a_service_is_named_by_one_entry_outside_of_its_folder(module: str) -> None:
+    named = re.compile(rf'"{re.escape(module)}["./]|(?:from|import) {re.escape(module)}\b')
+    folder = module.replace(".", "/")
+    outside = {
+        place(path)
+        for path in modules(*PRODUCT)
+        if not place(path).startswith(f"{folder}/") and named.search(path.read_text(encoding="utf-8"))
+    }
+    assert outside == {"meshkit/topology.py"}
 
 
 @pytest.mark.parametrize("name", sorted(set(PROVIDERS) - set(PROVIDERS_WITH_HANDLERS)))
