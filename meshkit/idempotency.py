@@ -105,15 +105,13 @@ def request_hash(request: Message) -> bytes:
     return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
-async def find(conn: Connection, tenant: str, method: str, key: str, request_hash: bytes) -> bytes | None:
+async def find(conn: Connection, tenant: str, key: IdempotencyKey) -> bytes | None:
     """Look for an answer given before, without claiming the key: before work that a replay makes needless.
 
     Args:
         conn: A connection.
         tenant: Tenant of the call.
-        method: Name of the method.
         key: The caller's key.
-        request_hash: `request_hash` of the request.
 
     Returns:
         The response to replay, or None where none is committed; a create under way is not waited for.
@@ -121,20 +119,18 @@ async def find(conn: Connection, tenant: str, method: str, key: str, request_has
     Raises:
         MeshError: `CONFLICT` where the key was used for another request.
     """
-    cursor = await conn.execute(_SELECT, (tenant, method, key))
+    cursor = await conn.execute(_SELECT, (tenant, key.method, key.key))
     found = await cursor.fetchone()
-    return None if found is None else _replay(found, request_hash)
+    return None if found is None else _replay(found, key.request_hash)
 
 
-async def claim(conn: Connection, tenant: str, method: str, key: str, request_hash: bytes) -> bytes | None:
+async def claim(conn: Connection, tenant: str, key: IdempotencyKey) -> bytes | None:
     """Claim a key within the caller's transaction; a concurrent holder of the same key is waited for.
 
     Args:
         conn: Connection with the create's transaction.
         tenant: Tenant of the call.
-        method: Name of the method.
         key: The caller's key.
-        request_hash: `request_hash` of the request.
 
     Returns:
         The response to replay, or None where the create is to be done and `store` called in the same transaction.
@@ -142,30 +138,29 @@ async def claim(conn: Connection, tenant: str, method: str, key: str, request_ha
     Raises:
         MeshError: `CONFLICT` where the key was used for another request.
     """
-    row = await _insert(conn, tenant, method, key, request_hash)
+    row = await _insert(conn, tenant, key)
     if row is not None:
         return None
-    cursor = await conn.execute(f"{_SELECT} FOR UPDATE", (tenant, method, key))
+    cursor = await conn.execute(f"{_SELECT} FOR UPDATE", (tenant, key.method, key.key))
     found = await cursor.fetchone()
     if found is None:
         # The purge was faster: the key is free again.
-        return await claim(conn, tenant, method, key, request_hash)
-    return _replay(found, request_hash)
+        return await claim(conn, tenant, key)
+    return _replay(found, key.request_hash)
 
 
-async def store(conn: Connection, tenant: str, method: str, key: str, response: bytes) -> None:
+async def store(conn: Connection, tenant: str, key: IdempotencyKey, response: bytes) -> None:
     """Store the response of a claimed key, in the transaction of the create.
 
     Args:
         conn: Connection with the create's transaction.
         tenant: Tenant of the call.
-        method: Name of the method.
         key: The caller's key.
         response: The response as it is sent.
     """
     await conn.execute(
         "UPDATE idempotency_keys SET response = %s WHERE tenant = %s AND method = %s AND key = %s",
-        (response, tenant, method, key),
+        (response, tenant, key.method, key.key),
     )
 
 
@@ -188,12 +183,12 @@ async def purge(db: Database, batch: int = 5000) -> int:
         return cursor.rowcount
 
 
-async def _insert(conn: Connection, tenant: str, method: str, key: str, request_hash: bytes) -> Any:
+async def _insert(conn: Connection, tenant: str, key: IdempotencyKey) -> Any:
     # An insert of the same key that is not committed yet makes this one wait for its outcome.
     cursor = await conn.execute(
         "INSERT INTO idempotency_keys (tenant, method, key, request_hash) VALUES (%s, %s, %s, %s) "
         "ON CONFLICT DO NOTHING RETURNING 1",
-        (tenant, method, key, request_hash),
+        (tenant, key.method, key.key, key.request_hash),
     )
     return await cursor.fetchone()
 

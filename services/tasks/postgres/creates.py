@@ -107,7 +107,7 @@ async def insert_one(conn: Connection, creation: Creation) -> tuple[TaskRecord |
     """
     if creation.key is not None:
         key = creation.key
-        replay = await idempotency.claim(conn, creation.record.tenant, key.method, key.key, key.request_hash)
+        replay = await idempotency.claim(conn, creation.record.tenant, key)
         if replay is not None:
             return None, replay
     existing = None
@@ -121,7 +121,7 @@ async def insert_one(conn: Connection, creation: Creation) -> tuple[TaskRecord |
     if creation.key is not None:
         response = creation.response if existing is None else creation.encode(existing)
         key = creation.key
-        await idempotency.store(conn, creation.record.tenant, key.method, key.key, response)
+        await idempotency.store(conn, creation.record.tenant, key, response)
     return existing, None
 
 

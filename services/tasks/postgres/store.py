@@ -82,7 +82,7 @@ class PostgresTaskStore:
     async def find_replay(self, tenant: str, key: IdempotencyKey) -> bytes | None:
         """Return the answer stored under a key, if it is committed; CONFLICT where the key had another request."""
         async with self._db.connection() as conn:
-            return await idempotency.find(conn, tenant, key.method, key.key, key.request_hash)
+            return await idempotency.find(conn, tenant, key)
 
     async def note_intent(self, record: TaskRecord, prefix: str) -> None:
         """Note that objects are about to be written for a task to come."""

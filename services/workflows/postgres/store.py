@@ -66,14 +66,14 @@ class PostgresWorkflowStore:
         async def body() -> bytes | None:
             async with self._db.pipeline() as conn:
                 if key is not None:
-                    replay = await idempotency.claim(conn, tenant, key.method, key.key, key.request_hash)
+                    replay = await idempotency.claim(conn, tenant, key)
                     if replay is not None:
                         return replay
                 cursor = await conn.execute("SELECT FROM workflows WHERE id = %s", (whole.workflow.id,))
                 if await cursor.fetchone() is None:  # else a commit that was thought lost took place
                     await writes.create(conn, whole)
                 if key is not None:
-                    await idempotency.store(conn, tenant, key.method, key.key, response)
+                    await idempotency.store(conn, tenant, key, response)
             return None
 
         replay = await self._db.retrying(body)

@@ -5,18 +5,23 @@ import pytest
 from meshkit import idempotency
 from meshkit.db import Database
 from meshkit.errors import ErrorKind, MeshError
+from meshkit.idempotency import IdempotencyKey
 
 HASH, OTHER = b"h" * 32, b"o" * 32
+
+
+def item(key: str, request: bytes = HASH) -> IdempotencyKey:
+    return IdempotencyKey("CreateItem", key, request)
 
 
 async def create(db: Database, key: str, request: bytes = HASH, response: bytes = b"made") -> bytes:
     """What an owner does: claim, create, store, all in one transaction."""
     async with db.transaction() as conn:
-        replay = await idempotency.claim(conn, "acme", "CreateItem", key, request)
+        replay = await idempotency.claim(conn, "acme", item(key, request))
         if replay is not None:
             return replay
         await conn.execute("INSERT INTO items SELECT count(*), %s FROM items", (key,))
-        await idempotency.store(conn, "acme", "CreateItem", key, response)
+        await idempotency.store(conn, "acme", item(key, request), response)
         return response
 
 
@@ -49,23 +54,23 @@ async def test_another_request_under_the_key_is_a_conflict(db: Database) -> None
 
 async def test_an_answer_is_found_once_it_is_committed_and_only_for_its_request(db: Database) -> None:
     async with db.transaction() as conn, db.connection() as other:
-        assert await idempotency.claim(conn, "acme", "CreateItem", "k", HASH) is None
-        assert await idempotency.find(other, "acme", "CreateItem", "k", HASH) is None, "it waits for nobody"
-        await idempotency.store(conn, "acme", "CreateItem", "k", b"made")
+        assert await idempotency.claim(conn, "acme", item("k")) is None
+        assert await idempotency.find(other, "acme", item("k")) is None, "it waits for nobody"
+        await idempotency.store(conn, "acme", item("k"), b"made")
     async with db.connection() as conn:
-        assert await idempotency.find(conn, "acme", "CreateItem", "k", HASH) == b"made"
-        assert await idempotency.find(conn, "globex", "CreateItem", "k", HASH) is None
+        assert await idempotency.find(conn, "acme", item("k")) == b"made"
+        assert await idempotency.find(conn, "globex", item("k")) is None
         with pytest.raises(MeshError) as caught:
-            await idempotency.find(conn, "acme", "CreateItem", "k", OTHER)
+            await idempotency.find(conn, "acme", item("k", OTHER))
     assert (caught.value.kind, caught.value.reason) == (ErrorKind.CONFLICT, "IDEMPOTENCY_KEY_REUSED")
 
 
 async def test_keys_of_tenants_and_methods_are_apart(db: Database) -> None:
     async with db.transaction() as conn:
         for tenant, method in (("a", "m"), ("b", "m"), ("a", "n")):
-            assert await idempotency.claim(conn, tenant, method, "k", HASH) is None
-            await idempotency.store(conn, tenant, method, "k", f"{tenant}{method}".encode())
-        assert await idempotency.claim(conn, "b", "m", "k", HASH) == b"bm"
+            assert await idempotency.claim(conn, tenant, IdempotencyKey(method, "k", HASH)) is None
+            await idempotency.store(conn, tenant, IdempotencyKey(method, "k", HASH), f"{tenant}{method}".encode())
+        assert await idempotency.claim(conn, "b", IdempotencyKey("m", "k", HASH)) == b"bm"
 
 
 async def test_duplicates_at_the_same_moment_create_once(db: Database) -> None:
@@ -79,7 +84,7 @@ async def test_a_duplicate_waits_and_gets_its_turn_when_the_first_fails(db: Data
 
     async def first() -> None:
         async with db.transaction() as conn:
-            await idempotency.claim(conn, "acme", "CreateItem", "k", HASH)
+            await idempotency.claim(conn, "acme", item("k"))
             claimed.set()
             await fail.wait()
             raise RuntimeError("not stored")
