@@ -3,7 +3,7 @@
 Owns no table and no subject: the tables of the outbox and of idempotency keys belong to the schema of the service that
 uses them. Imports no service and no model code, and loads what is large only where it is used.
 
-- `errors` `status` `validation`: domain errors, their gRPC status, the rules of requests
+- `errors` `status` `validation` `freeform`: domain errors, their gRPC status, the rules of requests
 - `config` `logging` `tracing` `metrics` `lifecycle` `loops` `microbatch`: a process and its background work
 - `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for
 - `topology`: the one table of services

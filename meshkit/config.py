@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from meshkit.freeform import FreeFormLimits
+
 PREFIX = "ATELIER_"
 MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: an HS256 key is at least as long as its hash
 
@@ -79,6 +81,15 @@ class MeshSettings(BaseSettings):
     )
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, description="Largest gRPC message, either way.")
 
+    max_free_form_bytes: int = Field(
+        default=256 * 1024,
+        ge=1024,
+        description="Most bytes of one free-form member of a request, such as `config`, as its message is encoded.",
+    )
+    max_free_form_elements: int = Field(
+        default=10_000, ge=1, description="Most members and items of one free-form member, nested ones included."
+    )
+
     max_concurrent_calls: int = Field(
         default=2000,
         ge=2,
@@ -140,6 +151,11 @@ class MeshSettings(BaseSettings):
         if value.lower() not in {"debug", "info", "warning", "error"}:
             raise ValueError("must be debug, info, warning or error")
         return value.lower()
+
+    @property
+    def free_form_limits(self) -> FreeFormLimits:
+        """What a free-form member of a request may hold."""
+        return FreeFormLimits(self.max_free_form_bytes, self.max_free_form_elements)
 
     @classmethod
     def settings_customise_sources(

@@ -16,9 +16,9 @@ from atelier.options.v1 import options_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from meshkit.freeform import MAX_WHOLE
 from meshkit.spelling import enum_names
 
-_EXACT_FLOAT = 2**53
 _Print = Callable[[Any], Any]
 
 
@@ -70,4 +70,4 @@ def _value(value: Any) -> Any:
 def _number(number: float) -> float | int | None:
     if not math.isfinite(number):
         return None
-    return int(number) if number.is_integer() and abs(number) < _EXACT_FLOAT else number
+    return int(number) if number.is_integer() and abs(number) <= MAX_WHOLE else number

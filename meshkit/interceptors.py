@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 
 from meshkit import auth, idempotency, metrics, tracing
 from meshkit.errors import ErrorKind, MeshError, exhausted, unauthenticated
+from meshkit.freeform import FreeFormLimits
 from meshkit.logging import get_logger
 from meshkit.status import CODE_OF_KIND, to_status
 from meshkit.unbundling import BundledContext
@@ -346,8 +347,10 @@ def _of_requests(change: Callable[[Message], None]) -> Interceptor:
 DEFAULTED = _of_requests(apply_defaults)
 """Fills what a request leaves out with the defaults of the contract."""
 
-VALIDATED = _of_requests(check)
-"""Refuses requests that break the rules of the contract."""
+
+def validated(limits: FreeFormLimits) -> Interceptor:
+    """Refuse requests that break the rules of the contract, or have larger free-form members."""
+    return _of_requests(lambda request: check(request, limits))
 
 
 def texts(context: Context | BundledContext) -> Mapping[str, str]:

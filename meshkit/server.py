@@ -25,7 +25,6 @@ from meshkit.interceptors import (
     SCOPED,
     TRACED,
     TRANSLATED,
-    VALIDATED,
     Behaviour,
     CalledMethod,
     CallLimits,
@@ -37,6 +36,7 @@ from meshkit.interceptors import (
     limited,
     measured,
     texts,
+    validated,
     verify,
 )
 from meshkit.scopes import scope_name
@@ -73,7 +73,7 @@ def interceptors(
         KEYED,
         SCOPED,
         DEFAULTED,
-        VALIDATED,  # holds the request with its defaults to the rules
+        validated(settings.free_form_limits),  # holds the request with its defaults to the rules
     )
 
 

@@ -7,6 +7,7 @@ is worked out once, on its first use.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,16 +15,14 @@ from typing import Any, cast
 
 import protovalidate
 from atelier.options.v1 import options_pb2
-from google.protobuf import json_format, message_factory, struct_pb2
+from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from meshkit import freeform
 from meshkit.errors import ErrorKind, FieldViolation, MeshError
+from meshkit.freeform import FreeFormLimits
 from meshkit.spelling import enum_number
-
-_STRUCT = struct_pb2.Struct.DESCRIPTOR.full_name
-_VALUE = struct_pb2.Value.DESCRIPTOR.full_name
-_LIST_VALUE = struct_pb2.ListValue.DESCRIPTOR.full_name
 
 # protovalidate names the rule (`int32.gte_lte`), callers of the JSON API expect the names that such APIs use.
 _TYPE_OF_RULE = {
@@ -48,18 +47,27 @@ _TYPE_OF_RULE = {
 }
 
 _Setter = Callable[[Message], None]
+_DEFAULT_LIMITS = FreeFormLimits()
 
 
-def check(message: Message) -> None:
-    """Hold a message to the rules of its contract.
+def check(message: Message, limits: FreeFormLimits = _DEFAULT_LIMITS) -> None:
+    """Hold a message to the rules of its contract, and to those that hold for every contract.
 
     Args:
         message: A request, its defaults applied.
+        limits: What each of its free-form members may hold.
 
     Raises:
         MeshError: `INVALID` with one violation for each member that does not hold.
     """
-    violations = [_violation(found.proto) for found in protovalidate.collect_violations(message)]
+    violations = list(_value_violations(message, "", limits))
+    told = {one.path for one in violations}
+    violations.extend(
+        one
+        for found in protovalidate.collect_violations(message)
+        # NaN breaks every rule or none; of a number that is none nothing else needs to be said.
+        if (one := _violation(found.proto)).path not in told
+    )
     # A NUL in a text is one in the encoded message, where a number may have put it too; what is rare is looked for
     # member by member.
     if b"\0" in message.SerializeToString() and _holds_nul(message):
@@ -266,12 +274,109 @@ def _nul_in_message(field: FieldDescriptor, value: Any, path: str) -> Iterator[s
 
 
 def _nul_inside(message: Message, path: str) -> Iterator[str]:
-    if message.DESCRIPTOR.full_name in (_STRUCT, _VALUE, _LIST_VALUE):
+    if message.DESCRIPTOR.full_name in freeform.TYPES:
         # Its inner layout is not the caller's: report the JSON member that holds the character.
         if any(True for _ in _nul_paths(message, "")):
             yield path
         return
     yield from _nul_paths(message, f"{path}.")
+
+
+@dataclass(frozen=True, slots=True)
+class _ValuePlan:
+    """Fields of a message type whose values are held to rules that no contract states.
+
+    Attributes:
+        numbers: Floating-point fields.
+        free: Free-form fields.
+        inner: Fields whose messages have such fields.
+        chosen: Oneofs with a member among `inner`, and those members.
+    """
+
+    numbers: tuple[FieldDescriptor, ...]
+    free: tuple[FieldDescriptor, ...]
+    inner: tuple[FieldDescriptor, ...]
+    chosen: tuple[tuple[str, frozenset[str]], ...]
+
+
+_value_plans: dict[Descriptor, _ValuePlan] = {}
+_FLOATS = frozenset({FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT})
+
+
+def _value_plan(descriptor: Descriptor) -> _ValuePlan:
+    inner = [field for field in descriptor.fields if _may_hold_values(field)]
+    chosen = (
+        (oneof.name, frozenset(field.name for field in oneof.fields if field in inner)) for oneof in descriptor.oneofs
+    )
+    plan = _value_plans[descriptor] = _ValuePlan(
+        numbers=tuple(field for field in descriptor.fields if field.cpp_type in _FLOATS),
+        free=tuple(
+            field for field in descriptor.fields if (of := _message_of(field)) and of.full_name in freeform.TYPES
+        ),
+        inner=tuple(field for field in inner if not _in_real_oneof(field)),
+        chosen=tuple((name, members) for name, members in chosen if members and not name.startswith("_")),
+    )
+    return plan
+
+
+def _may_hold_values(field: FieldDescriptor) -> bool:
+    inner = _message_of(field)
+    return inner is not None and inner.full_name not in freeform.TYPES and _reaches_value(inner, set())
+
+
+def _reaches_value(descriptor: Descriptor, seen: set[str]) -> bool:
+    if descriptor.full_name in seen:
+        return False
+    seen.add(descriptor.full_name)
+    if descriptor.full_name in freeform.TYPES:
+        return True
+    return any(
+        field.cpp_type in _FLOATS or ((inner := _message_of(field)) is not None and _reaches_value(inner, seen))
+        for field in descriptor.fields
+    )
+
+
+def _value_violations(message: Message, prefix: str, limits: FreeFormLimits) -> Iterator[FieldViolation]:
+    """Yield numbers that no JSON holds, and free-form members that are too large."""
+    descriptor = cast("Descriptor", message.DESCRIPTOR)
+    plan = _value_plans.get(descriptor) or _value_plan(descriptor)
+    for field in plan.numbers:
+        yield from _number_violations(field, getattr(message, field.name), f"{prefix}{field.name}")
+    for field in plan.free:
+        for path, one in _present(message, field, prefix):
+            yield from (
+                FieldViolation(path + fault.path, fault.message, fault.kind) for fault in freeform.faults(one, limits)
+            )
+    for field in plan.inner:
+        for path, one in _present(message, field, prefix):
+            yield from _value_violations(one, f"{path}.", limits)
+    for oneof, members in plan.chosen:
+        name = message.WhichOneof(oneof)
+        if name in members:
+            yield from _value_violations(getattr(message, name), f"{prefix}{name}.", limits)
+
+
+def _number_violations(field: FieldDescriptor, value: Any, path: str) -> Iterator[FieldViolation]:
+    for place, number in _places(field, value, path):
+        if not math.isfinite(number):
+            yield FieldViolation(place, "Input should be a finite number", "finite_number")
+
+
+def _present(message: Message, field: FieldDescriptor, prefix: str) -> Iterator[tuple[str, Any]]:
+    if field.is_repeated or message.HasField(field.name):
+        yield from _places(field, getattr(message, field.name), f"{prefix}{field.name}")
+
+
+def _places(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield the values of a field, each with its path."""
+    if _is_map(field):
+        for key, item in value.items():
+            yield f"{path}[{json.dumps(key)}]", item
+    elif field.is_repeated:
+        for index, item in enumerate(value):
+            yield f"{path}[{index}]", item
+    else:
+        yield path, value
 
 
 def _violation(proto: Any) -> FieldViolation:

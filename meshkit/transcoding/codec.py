@@ -13,6 +13,8 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from meshkit import freeform
+from meshkit.freeform import FreeFormLimits
 from meshkit.spelling import ContractError
 from meshkit.transcoding.options import (
     Flattened,
@@ -74,10 +76,12 @@ class Decoding:
     Attributes:
         strict: Whether unknown members are violations.
         upload_threshold: Characters from which an upload member is handed over as an upload.
+        free_form: What one free-form member may hold.
     """
 
     strict: bool = False
     upload_threshold: int = 1 << 62
+    free_form: FreeFormLimits = field(default_factory=FreeFormLimits)
     violations: list[Violation] = field(default_factory=list)
     uploads: list[Upload] = field(default_factory=list)
 
@@ -120,10 +124,27 @@ def _upload_setter(name: str, member: str, convert: Convert) -> _Set:
     return set_
 
 
-def _fill_setter(name: str, member: str, fill: Fill) -> _Set:
+def _filler(known: Descriptor, fill: Fill) -> Callable[[Any, Json, Decoding], None]:
+    """Return what fills a well-known message; one of a free form is measured before it is built."""
+    if known.full_name not in freeform.TYPES:
+        return lambda target, value, _: fill(target, value)
+
+    def fill_measured(target: Any, value: Json, decoding: Decoding) -> None:
+        limits = decoding.free_form
+        fault = freeform.json_fault(value, limits)
+        if fault is None:
+            fill(target, value)
+            fault = freeform.size_fault(target, limits)
+        if fault is not None:
+            raise BadValueError(fault.message, fault.kind)
+
+    return fill_measured
+
+
+def _fill_setter(name: str, member: str, fill: Callable[[Any, Json, Decoding], None]) -> _Set:
     def set_(message: Any, value: Json, loc: Loc, decoding: Decoding, _: dict[str, Json]) -> None:
         try:
-            fill(getattr(message, name), value)
+            fill(getattr(message, name), value, decoding)
         except BadValueError as bad:
             decoding.bad((*loc, member), bad)
 
@@ -290,7 +311,7 @@ class MessageCodec:
             return make(name, member, converter(one))
         known = well_known(nested(one))
         if known is not None:
-            return _fill_setter(name, member, known[0])
+            return _fill_setter(name, member, _filler(nested(one), known[0]))
         return self._nested(one, name, member, options.discriminator_from)
 
     def _nested(self, one: FieldDescriptor, name: str, member: str, discriminator_from: str) -> _Set:
@@ -316,10 +337,10 @@ class MessageCodec:
             return _list_setter(name, member, add_scalar)
         known = well_known(one.message_type)
         if known is not None:
-            fill = known[0]
+            fill = _filler(one.message_type, known[0])
 
-            def add_known(target: Any, item: Json, _loc: Loc, _decoding: Decoding, _index: int) -> None:
-                fill(target.add(), item)
+            def add_known(target: Any, item: Json, _loc: Loc, decoding: Decoding, _index: int) -> None:
+                fill(target.add(), item, decoding)
 
             return _list_setter(name, member, add_known)
         decode = self._codecs.of(nested(one)).decode
@@ -341,10 +362,10 @@ class MessageCodec:
             return _map_setter(name, member, key, put_scalar)
         known = well_known(value_field.message_type)
         if known is not None:
-            fill = known[0]
+            fill = _filler(value_field.message_type, known[0])
 
-            def put_known(target: Any, at: Any, item: Json, _loc: Loc, _decoding: Decoding) -> None:
-                fill(target[at], item)
+            def put_known(target: Any, at: Any, item: Json, _loc: Loc, decoding: Decoding) -> None:
+                fill(target[at], item, decoding)
 
             return _map_setter(name, member, key, put_known)
         decode = self._codecs.of(value_field.message_type).decode

@@ -18,6 +18,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from meshkit.freeform import DEPTH_TEXT, MAX_DEPTH, MAX_WHOLE, number_fault
 from meshkit.spelling import enum_names
 
 Json = Any
@@ -25,15 +26,11 @@ Convert = Callable[[Json], Any]
 Fill = Callable[[Any, Json], None]
 Print = Callable[[Any], Json]
 
-# A protobuf parser gives up at 100 nested messages, and one level of a Struct costs two or three of them.
-MAX_FREE_FORM_DEPTH = 24
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 -- UTC as well; printing then need not drop the zone
 _MIN_TIMESTAMP_SECONDS = -62135596800  # 0001-01-01T00:00:00Z, the least that a Timestamp may hold
 _MAX_TIMESTAMP_SECONDS = 253402300799  # 9999-12-31T23:59:59Z, the most
 _MAX_DURATION_SECONDS = 315_576_000_000  # as google.protobuf.Duration documents it
-_EXACT_FLOAT = 1 << 53  # beyond it not every whole number is a double, so none is printed as an integer
 _TIMESTAMP = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d(?::\d\d)?)(?:[.,](\d{1,9})\d*)?\s?(Z|z|[+-]\d\d:?\d\d)?", re.ASCII
 )
@@ -286,8 +283,8 @@ def _within(key: str | int, target: Any, item: Json, depth: int) -> None:
 
 
 def _fill_value(target: Any, value: Json, depth: int = 0) -> None:
-    if depth > MAX_FREE_FORM_DEPTH:
-        raise BadValueError(f"Input should be nested at most {MAX_FREE_FORM_DEPTH} levels deep", "too_deep")
+    if depth > MAX_DEPTH:
+        raise BadValueError(DEPTH_TEXT, "too_deep")
     if value is None:
         target.null_value = 0
     elif value is True or value is False:
@@ -299,6 +296,9 @@ def _fill_value(target: Any, value: Json, depth: int = 0) -> None:
     elif type(value) is list:
         _fill_list(target.list_value, value, depth)
     else:
+        fault = number_fault(value)
+        if fault is not None:
+            raise BadValueError(*fault)
         target.number_value = value
 
 
@@ -328,7 +328,7 @@ def _print_value(value: Any) -> Json:
 def _print_number(number: float) -> float | int | None:
     if not math.isfinite(number):
         return None
-    return int(number) if number.is_integer() and abs(number) < _EXACT_FLOAT else number
+    return int(number) if number.is_integer() and abs(number) <= MAX_WHOLE else number
 
 
 def _fill_mask(target: Any, value: Json) -> None:

@@ -104,7 +104,11 @@ class Endpoint:
             await send_error(scope, send, self._render(error))
 
     def _decode(self, scope: Scope, values: tuple[str, ...], content: bytes) -> tuple[Message, Decoding]:
-        decoding = Decoding(strict=strict(scope), upload_threshold=self._threshold)
+        decoding = Decoding(
+            strict=strict(scope),
+            upload_threshold=self._threshold,
+            free_form=self._context.settings.free_form_limits,
+        )
         return self._decoder.decode(values, _query(scope), content, decoding), decoding
 
     async def _answer(
@@ -167,7 +171,7 @@ class Endpoint:
         probe = type(request)()
         probe.CopyFrom(request)
         apply_defaults(probe)
-        check(probe)
+        check(probe, self._context.settings.free_form_limits)
         rest = request.SerializeToString(deterministic=True)
         return self._context.uploads.staged(caller.tenant, decoding.uploads, key=key, request=rest)
 

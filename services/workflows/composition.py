@@ -77,7 +77,14 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
         abandon_seconds=settings.abandon_seconds,
     )
     stack.push_async_callback(executor.close)
-    workflows = WorkflowsService(store, executor, tasks, Fetcher.from_settings(settings), _now)
+    workflows = WorkflowsService(
+        store,
+        executor,
+        tasks,
+        fetcher=Fetcher.from_settings(settings),
+        clock=_now,
+        limits=settings.free_form_limits,
+    )
     maintenance = WorkflowMaintenance(store, executor, bus, settings)
     task_events = TaskEventConsumer(store, executor.tell_ended, executor.ask)
     stack.push_async_callback(task_events.close)

@@ -10,8 +10,9 @@ from atelier.workflows.v1 import workflow_pb2
 from google.protobuf import json_format
 
 from services.workflows.domain import StepRecord
+from services.workflows.fields import from_text
 from services.workflows.items import value_of
-from services.workflows.mapping import ValueKind
+from services.workflows.mapping import INTEGER, ValueKind
 
 ORDERED = frozenset({"less", "greater"})
 COMPARED = frozenset({"equals", "not_equals"}) | ORDERED
@@ -20,8 +21,8 @@ _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = MappingProxyType(
     {
         "equals": lambda found, wanted: bool(found == wanted),
         "not_equals": lambda found, wanted: bool(found != wanted),
-        "less": lambda found, wanted: found is not None and bool(float(found) < wanted),
-        "greater": lambda found, wanted: found is not None and bool(float(found) > wanted),
+        "less": lambda found, wanted: found is not None and bool(found < wanted),
+        "greater": lambda found, wanted: found is not None and bool(found > wanted),
     }
 )
 
@@ -37,7 +38,9 @@ def holds(condition: bytes, source: StepRecord) -> bool:
     found = value_of(source, wanted.from_field)
     if wanted.operator not in COMPARED:
         return (found is not None) == (wanted.operator != "missing")
-    return _COMPARE[wanted.operator](found, json_format.MessageToDict(wanted.value))
+    value = json_format.MessageToDict(wanted.value)
+    # A whole number that no double holds is written as text.
+    return _COMPARE[wanted.operator](found, from_text(value) if isinstance(found, int) else value)
 
 
 def fault_of(condition: workflow_pb2.StepCondition, kind: ValueKind) -> str:
@@ -48,6 +51,8 @@ def fault_of(condition: workflow_pb2.StepCondition, kind: ValueKind) -> str:
     if operator in ORDERED and not kind.is_number:
         return f"{operator} needs a number, {condition.from_field} is a {kind}"
     value = json_format.MessageToDict(condition.value) if compared else None
+    if kind == INTEGER:
+        value = from_text(value)
     if operator in ORDERED and (isinstance(value, bool) or not isinstance(value, int | float)):
         return f"{operator} takes a number"
     return ""

@@ -26,6 +26,7 @@ from meshkit.catalog import (
     type_numbered,
 )
 from meshkit.errors import FieldViolation, MeshError
+from meshkit.freeform import FreeFormLimits
 from services.workflows import graph, iteration
 from services.workflows.building import ON_FAILURE, compose
 from services.workflows.condition import fault_of
@@ -38,6 +39,7 @@ from services.workflows.mapping import TransformError, ValueKind, fits, kind_aft
 Definition = workflow_pb2.WorkflowStepDefinition
 # A step's row holds paths and addresses; a picture itself belongs into storage.
 MAX_INLINE = 8192
+_DEFAULT_LIMITS = FreeFormLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +71,20 @@ class ServedCatalog:
         )
 
 
-def check(workflow: workflow_pb2.CreateWorkflow, served: ServedCatalog) -> None:
+def check(
+    workflow: workflow_pb2.CreateWorkflow, served: ServedCatalog, limits: FreeFormLimits = _DEFAULT_LIMITS
+) -> None:
     """Refuse a definition that cannot be executed.
 
     Args:
         workflow: As its author describes it; field rules of the contract hold already.
         served: What the tasks service serves.
+        limits: What a free-form member of a task may hold.
 
     Raises:
         MeshError: `INVALID` with every member that does not hold.
     """
-    violations = list(_violations(workflow, served))
+    violations = list(_violations(workflow, served, limits))
     if violations:
         raise MeshError(errors.ErrorKind.INVALID, violations[0].message, violations=violations)
 
@@ -99,7 +104,9 @@ def graph_of(workflow: workflow_pb2.CreateWorkflow) -> dict[str, list[str]]:
     return {step.id: list(dict.fromkeys(step.depends_on)) for step in workflow.steps}
 
 
-def _violations(workflow: workflow_pb2.CreateWorkflow, served: ServedCatalog) -> Iterator[FieldViolation]:
+def _violations(
+    workflow: workflow_pb2.CreateWorkflow, served: ServedCatalog, limits: FreeFormLimits
+) -> Iterator[FieldViolation]:
     shared = shared_config(workflow)
     if shared.get(ON_FAILURE, OnFailure.CANCEL) not in set(OnFailure):
         names = " or ".join(OnFailure)
@@ -118,7 +125,7 @@ def _violations(workflow: workflow_pb2.CreateWorkflow, served: ServedCatalog) ->
         yield from iteration.violations(step, path, reads)
         yield from _mapping_violations(step, path, reads)
         yield from _condition_violations(step, path, reads)
-        yield from _task_violations(step, path, shared, served)
+        yield from _task_violations(step, path, shared, served, limits)
 
 
 def _graph_violations(steps: Sequence[Definition]) -> Iterator[FieldViolation]:
@@ -207,7 +214,7 @@ def _condition_violations(step: Definition, path: str, reads: ReadableValues) ->
 
 
 def _task_violations(
-    step: Definition, path: str, shared: Mapping[str, Any], served: ServedCatalog
+    step: Definition, path: str, shared: Mapping[str, Any], served: ServedCatalog, limits: FreeFormLimits
 ) -> Iterator[FieldViolation]:
     """Yield what the task of the step would be refused for, as far as it is known beforehand."""
     task, faults = compose(step, shared, {})
@@ -219,7 +226,7 @@ def _task_violations(
     detail = type_numbered(step.task_type).detail
     task.origin_instance = "workflow"
     validation.apply_defaults(task)
-    for violation in _rules_broken(task):
+    for violation in _rules_broken(task, limits):
         head, _, member = violation.path.partition(".")
         if head != detail:
             yield FieldViolation(f"{path}.config.{violation.path}", violation.message, violation.type)
@@ -230,9 +237,9 @@ def _task_violations(
             yield FieldViolation(f"{path}.config.{member}", violation.message, violation.type)
 
 
-def _rules_broken(task: task_pb2.CreateTask) -> Sequence[FieldViolation]:
+def _rules_broken(task: task_pb2.CreateTask, limits: FreeFormLimits) -> Sequence[FieldViolation]:
     try:
-        validation.check(task)
+        validation.check(task, limits)
     except MeshError as error:
         return error.violations
     return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from meshkit.catalog import TASK_TYPES
+from meshkit.freeform import MAX_WHOLE
 from meshkit.spelling import enum_names, enum_number
 from services.workflows.mapping import BOOLEAN, INTEGER, NUMBER, OBJECT, STRING, ValueKind
 
@@ -24,8 +26,8 @@ _INTEGERS = frozenset(
     }
 )
 _NUMBERS = frozenset({FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT})
-# Whole numbers beyond lose digits in JSON's doubles.
-_SAFE = 2**53
+# What a double cannot hold is written as text; 64 bits have 19 digits.
+_WHOLE_TEXT = re.compile(r"-?[0-9]{1,19}")
 
 
 class UnfitValueError(ValueError):
@@ -102,8 +104,8 @@ def _scalar(field: FieldDescriptor, value: Any) -> Any:
         return value
     if kind == BOOLEAN and isinstance(value, bool):
         return value
-    if kind == INTEGER and isinstance(value, str) and value.lstrip("-").isascii() and value.lstrip("-").isdigit():
-        value = int(value)  # what a double cannot hold is written as text
+    if kind == INTEGER:
+        value = from_text(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         if kind == NUMBER:
             return float(value)
@@ -112,6 +114,20 @@ def _scalar(field: FieldDescriptor, value: Any) -> Any:
             if low <= int(value) < high:
                 return int(value)
     raise UnfitValueError(f"Input should be a valid {kind}")
+
+
+def from_text(value: Any) -> Any:
+    """Return the whole number that a text is; any other value as it is."""
+    return int(value) if isinstance(value, str) and _WHOLE_TEXT.fullmatch(value) else value
+
+
+def exact(value: Any) -> Any:
+    """Return JSON values with the whole numbers that a double cannot hold as text."""
+    if isinstance(value, int) and abs(value) > MAX_WHOLE:
+        return str(value)
+    if isinstance(value, dict):
+        return {name: exact(one) for name, one in value.items()}
+    return [exact(one) for one in value] if isinstance(value, list) else value
 
 
 def _enum(enum: EnumDescriptor, value: Any) -> int:
@@ -138,10 +154,9 @@ def _plain(message: Message) -> dict[str, Any]:
         elif field.message_type is not None:
             found[field.name] = json_format.MessageToDict(message, preserving_proto_field_name=True)[field.name]
         elif field.is_repeated:
-            found[field.name] = list(value)
+            found[field.name] = exact(list(value))
         else:
-            # A Struct's numbers are doubles: what they cannot hold exactly is given as text.
-            found[field.name] = str(value) if isinstance(value, int) and abs(value) > _SAFE else value
+            found[field.name] = exact(value)
     return found
 
 
@@ -153,7 +168,7 @@ def plain_struct(data: bytes) -> dict[str, Any]:
 
 def whole(value: Any) -> Any:
     """JSON values with whole numbers as integers, as far as a double holds them exactly."""
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _SAFE:
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_WHOLE:
         return int(value)
     if isinstance(value, dict):
         return {name: whole(one) for name, one in value.items()}

@@ -19,7 +19,7 @@ from google.protobuf import json_format
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 from services.workflows.domain import StepRecord
-from services.workflows.fields import kind_of, outputs_of, plain_struct, whole
+from services.workflows.fields import exact, from_text, kind_of, outputs_of, plain_struct, whole
 from services.workflows.mapping import BOOLEAN, INTEGER, NUMBER, OBJECT, STRING, TransformError, ValueKind, apply, parse
 
 ITEM = "$item"
@@ -67,9 +67,9 @@ def value_of(step: StepRecord, name: str) -> Any:
 
 def _exact(task_type: str, name: str, value: Any) -> Any:
     # What a double cannot hold exactly lies in the result as text.
-    if isinstance(value, str) and kind_of(outputs_of(task_type)[name]) == INTEGER:
-        return int(value)
-    return value
+    if kind_of(outputs_of(task_type)[name]).name != INTEGER.name:
+        return value
+    return [from_text(one) for one in value] if isinstance(value, list) else from_text(value)
 
 
 def items_of(step: StepRecord, by_name: Mapping[str, StepRecord]) -> list[bytes]:
@@ -99,7 +99,7 @@ def items_of(step: StepRecord, by_name: Mapping[str, StepRecord]) -> list[bytes]
     for place, item in enumerate(items):
         if item is None:
             raise ItemsError(f"Item {place} of {wanted.from_step} has no {wanted.from_field}")
-    return [json_format.ParseDict(item, Value()).SerializeToString() for item in items]
+    return [json_format.ParseDict(exact(item), Value()).SerializeToString() for item in items]
 
 
 def item_value(step: StepRecord, name: str) -> Any:

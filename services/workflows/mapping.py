@@ -228,6 +228,8 @@ def _first(value: Any, _argument: Any) -> Any:
 
 
 def _scale(value: Any, argument: Any) -> Any:
+    # A whole number that no double holds is text where it came through an item.
+    value = int(value) if isinstance(value, str) else value
     scaled = value * argument
     return round(scaled) if isinstance(value, int) else scaled
 

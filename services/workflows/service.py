@@ -14,6 +14,7 @@ from meshkit.access import Caller
 from meshkit.catalog import type_name
 from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.fetcher import Fetcher
+from meshkit.freeform import FreeFormLimits
 from meshkit.idempotency import IdempotencyKey
 from services.workflows import definition, graph
 from services.workflows.convert import to_workflow
@@ -69,6 +70,7 @@ class WorkflowsService:
         tasks: The tasks service.
         fetcher: Judges the addresses of webhooks.
         clock: Gives the present, in UTC.
+        limits: What a free-form member of a task may hold.
     """
 
     def __init__(
@@ -76,14 +78,17 @@ class WorkflowsService:
         store: WorkflowStore,
         executor: WorkflowExecutor,
         tasks: TaskCalls,
+        *,
         fetcher: Fetcher,
         clock: Callable[[], datetime],
+        limits: FreeFormLimits,
     ) -> None:
         self._store = store
         self._executor = executor
         self._tasks = tasks
         self._fetcher = fetcher
         self._clock = clock
+        self._limits = limits
 
     async def create(
         self, request: workflows_service_pb2.CreateWorkflowRequest, caller: Caller, key: IdempotencyKey | None
@@ -100,7 +105,7 @@ class WorkflowsService:
         tenant = caller.tenant_of(wanted.origin_tenant_id, "workflow.origin_tenant_id")
         if wanted.HasField("webhook_url"):
             self._fetcher.check(wanted.webhook_url, path="workflow.webhook_url")
-        definition.check(wanted, await self._tasks.served())
+        definition.check(wanted, await self._tasks.served(), self._limits)
         whole = _new(wanted, tenant, self._clock())
         decision = decide(whole.workflow, whole.steps, Start(), self._clock()) if request.start else None
         if decision is not None:

@@ -19,7 +19,8 @@ from services.tasks.catalog import Catalog
 from services.tasks.domain import TaskRecord, new_task, time_ordered_id
 from services.tasks.inputs.validator import AcceptedInput, InputValidator
 
-_SEED_BITS = 63
+# A JSON client, whose numbers are doubles, can repeat what it was told.
+_SEED_BITS = 53
 # Before a model's name among the keys of affinity, which are paths of adapters else.
 MODEL_KEY = "model:"
 TENANT_PATH = "task.origin_tenant_id"

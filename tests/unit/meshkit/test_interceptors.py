@@ -6,6 +6,8 @@ from typing import Any
 
 import grpc
 import pytest
+from atelier.tasks.v1.noop_pb2 import CreateNoopTask
+from atelier.tasks.v1.task_pb2 import CreateTask
 
 from meshkit import server
 from meshkit.auth import Principal
@@ -17,7 +19,6 @@ from meshkit.interceptors import (
     SCOPED,
     TRACED,
     TRANSLATED,
-    VALIDATED,
     Call,
     CalledMethod,
     CallLimits,
@@ -149,10 +150,19 @@ class Verifier:
 
 
 def test_the_order_of_a_server() -> None:
-    settings = MeshSettings()
+    settings = MeshSettings(max_free_form_elements=2)
     listed = server.interceptors(settings, CallLimits(2, 1), Verifier(), lambda: 0.0)  # type: ignore[arg-type]  # a verifier of the test's own
-    fixed = [one for one in listed if one in (TRANSLATED, TRACED, KEYED, SCOPED, DEFAULTED, VALIDATED)]
-    assert fixed == [TRANSLATED, TRACED, KEYED, SCOPED, DEFAULTED, VALIDATED]
+    fixed = [one for one in listed if one in (TRANSLATED, TRACED, KEYED, SCOPED, DEFAULTED)]
+    assert fixed == [TRANSLATED, TRACED, KEYED, SCOPED, DEFAULTED]
+    validates = listed[listed.index(DEFAULTED) + 1]
+    task = CreateTask(origin_instance="i", noop=CreateNoopTask(steps=1))
+    task.config.update({"a": 1, "b": 2})
+    assert validates.enter is not None
+    call = Call(UNARY, task, Context())
+    assert validates.enter(call) is None
+    call.request.config.update({"c": 3})
+    with pytest.raises(MeshError, match="at most 2 members"):
+        validates.enter(call)
     assert listed.index(TRACED) < len(listed) - listed[::-1].index(SCOPED) - 1, (
         "what is refused is logged with its trace"
     )

@@ -1,13 +1,16 @@
+import math
 from typing import Any
 
 import pytest
 from atelier.options.v1 import options_pb2
-from atelier.tasks.v1 import enums_pb2, task_pb2, worker_service_pb2
+from atelier.tasks.v1 import enums_pb2, generation_pb2, task_pb2, worker_service_pb2
 from atelier.tasks.v1 import tasks_service_pb2 as tasks
 from atelier.tasks.v1.worker_service_pb2 import AttemptRef
+from atelier.workflows.v1 import workflows_service_pb2 as workflows
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 
 from meshkit.errors import ErrorKind, MeshError
+from meshkit.freeform import MAX_DEPTH, FreeFormLimits
 from meshkit.validation import apply_defaults, check
 
 ID = "00000000-0000-4000-8000-000000000000"
@@ -178,3 +181,61 @@ def test_defaults_twice_are_defaults_once(sample: Any) -> None:
     once = message.SerializeToString(deterministic=True)
     apply_defaults(message)
     assert message.SerializeToString(deterministic=True) == once
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(number: float) -> None:
+    task = task_pb2.CreateTask(
+        origin_instance="i",
+        generation=generation_pb2.CreateGenerationTask(
+            prompt="x", reference_image_strength=number, style_lora_weight=number
+        ),
+    )
+    task.config.update({"a": [{"b c": number}], "d": number})
+    assert violations(tasks.CreateTaskRequest(task=task)) == {
+        ("task.generation.reference_image_strength", "finite_number"),
+        ("task.generation.style_lora_weight", "finite_number"),
+        ('task.config.a[0]["b c"]', "finite_number"),
+        ("task.config.d", "finite_number"),
+    }
+    request = workflows.CreateWorkflowRequest()
+    step = request.workflow.steps.add(id="a")
+    step.config.fields["x"].number_value = number
+    step.for_each.items.values.add().number_value = number
+    step.when.value.number_value = number
+    request.workflow.config.fields["x"].number_value = number
+    assert violations(request) >= {
+        ("workflow.config.x", "finite_number"),
+        ("workflow.steps[0].config.x", "finite_number"),
+        ("workflow.steps[0].for_each.items[0]", "finite_number"),
+        ("workflow.steps[0].when.value", "finite_number"),
+    }
+
+
+@pytest.mark.parametrize("number", [2.0**53 + 2, -(2.0**60), 1e300])
+def test_a_number_of_a_free_form_member_that_may_have_lost_digits_is_refused(number: float) -> None:
+    request = create()
+    request.task.config.update({"seeds": [1, number]})
+    assert violations(request) == {("task.config.seeds[1]", "number_not_exact")}
+    request.task.config.update({"seeds": [1, 2.0**53, -(2.0**53), 0.1]})
+    check(request)
+
+
+def test_a_free_form_member_is_bounded_in_bytes_elements_and_depth() -> None:
+    limits = FreeFormLimits(max_bytes=2000, max_elements=30)
+    deep: Any = 1
+    for _ in range(MAX_DEPTH):
+        deep = [deep]
+    for content, kind in (
+        ({"a": "x" * 2000}, "too_large"),
+        ({"a": [0] * 30}, "too_long"),
+        ({"a": deep}, "too_deep"),
+    ):
+        request = create()
+        request.task.config.update(content)
+        with pytest.raises(MeshError) as caught:
+            check(request, limits)
+        assert [(one.path, one.type) for one in caught.value.violations] == [("task.config", kind)]
+    request = create()
+    request.task.config.update({"a": deep[0]})
+    check(request, FreeFormLimits(max_elements=MAX_DEPTH))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from meshkit.freeform import FreeFormLimits
 from meshkit.spelling import ContractError
 from meshkit.transcoding.codec import Codecs, Decoding
 from tests.unit.transcoding.conftest import Contract, Decode, compile_contract
@@ -128,6 +129,40 @@ def test_a_value_of_the_wrong_kind_is_a_violation_at_its_member(
 ) -> None:
     _, decoding = decode("Everything", {member: value})
     assert [(one.loc, one.type) for one in decoding.violations] == [(("body", member), kind)]
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, -(2**53) - 1, 2**63, 2**64 - 1, 1e19, 1e300])
+def test_a_number_that_a_free_value_may_not_hold_exactly_is_a_violation_at_its_place(
+    decode: Decode, number: float
+) -> None:
+    for member, value, loc in (
+        ("free", {"a": [{"b c": number}]}, ("a", 0, "b c")),
+        ("any", number, ()),
+        ("many", [1, number], (1,)),
+    ):
+        _, decoding = decode("Everything", {member: value})
+        assert [(one.loc, one.type) for one in decoding.violations] == [(("body", member, *loc), "number_not_exact")]
+
+
+def test_a_free_value_is_measured_before_it_is_built(decode: Decode) -> None:
+    limits = FreeFormLimits(max_bytes=2000, max_elements=20)
+    for value, kind in (
+        ({"k" * 2001: 1}, "too_large"),
+        ({"a": ["x" * 1001] * 2}, "too_large"),
+        ({"a": [1] * 20}, "too_long"),
+        ({str(at): at for at in range(21)}, "too_long"),
+        ({"a": [""] * 19}, None),
+    ):
+        message, decoding = decode("Everything", {"free": value}, free_form=limits)
+        assert [(one.loc, one.type) for one in decoding.violations] == ([(("body", "free"), kind)] if kind else [])
+        assert message.HasField("free") == (kind is None)
+        for one in decoding.violations:
+            assert "2000" in one.msg or "20 members" in one.msg
+
+
+def test_a_free_value_whose_message_is_larger_than_its_text_is_refused_too(decode: Decode) -> None:
+    _, decoding = decode("Everything", {"free": {"a": [1.5] * 900}}, free_form=FreeFormLimits(max_bytes=4000))
+    assert [one.type for one in decoding.violations] == ["too_large"]
 
 
 def test_every_violation_is_found_where_it_is(decode: Decode) -> None:
@@ -327,11 +362,7 @@ def test_a_contract_that_cannot_be_presented_is_an_error_at_start(tmp_path: Any,
 
 
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**53) + 1, 2**53 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-(2.0**53), 2.0**53) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
 )

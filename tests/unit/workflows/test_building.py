@@ -3,13 +3,16 @@ from typing import Any
 
 import pytest
 from atelier.tasks.v1 import task_pb2
+from atelier.workflows.v1.workflow_pb2 import StepCondition
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct, Value
 
 from services.workflows.building import BuildError, task_of
+from services.workflows.condition import fault_of, holds
 from services.workflows.domain import StepRecord, StepState
 from services.workflows.fields import plain_struct, result_of
-from services.workflows.items import collected, value_of
+from services.workflows.items import collected, items_of, value_of
+from services.workflows.mapping import INTEGER
 from tests.unit.workflows.rows import for_each, step, workflow
 from tests.unit.workflows.test_definition import ADJUST, GENERATE, definition
 
@@ -140,3 +143,51 @@ def test_subtasks_tell_the_webhook_only_where_they_shall() -> None:
     assert not task_of(quiet, one, (one,)).HasField("webhook_url")
     loud = workflow(webhook_url="https://example.com/hook", suppress_subtask_events=False)
     assert task_of(loud, one, (one,)).webhook_url == "https://example.com/hook"
+
+
+@pytest.mark.parametrize(
+    ("mapping", "wanted"),
+    [
+        ({"from_field": "value", "to_field": "seed"}, BIG),
+        ({"from_field": "value", "to_field": "prompt", "transform": 'format("seed {}")'}, f"seed {BIG}"),
+        ({"from_field": "value", "to_field": "seed", "transform": "scale(2) | scale(0)"}, 0),
+    ],
+)
+def test_an_item_beyond_what_a_double_holds_reaches_its_task_unchanged(mapping: dict[str, str], wanted: object) -> None:
+    source = generated(seed=BIG)
+    message = definition(GENERATE).steps[0]
+    message.for_each.from_step, message.for_each.from_field, message.for_each.transform = "generate", "seed", "to_list"
+    message.input_mappings.add(from_step="$item", **mapping)
+    above = step("each", ["generate"], definition=message.SerializeToString(), task_type="GENERATION",
+                 for_each=message.for_each.SerializeToString())  # fmt: skip
+    (value,) = items_of(above, {"generate": source, "each": above})
+    item = step("each[0]", task_type="GENERATION", parent="each", item=value, item_index=0)
+    task = task_of(workflow(), item, (source, above, item))
+    assert getattr(task.generation, mapping["to_field"]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("operator", "value", "wanted"),
+    [
+        ("equals", str(BIG), True),
+        ("equals", str(BIG - 1), False),
+        ("less", str(BIG + 1), True),
+        ("greater", str(BIG - 1), True),
+        ("greater", str(BIG), False),
+        ("greater", 2**53, True),
+    ],
+)
+def test_a_condition_compares_whole_numbers_digit_by_digit(operator: str, value: str | int, wanted: bool) -> None:
+    condition = StepCondition(from_step="generate", from_field="seed", operator=operator)
+    if isinstance(value, str):
+        condition.value.string_value = value
+    else:
+        condition.value.number_value = value
+    assert fault_of(condition, INTEGER) == ""
+    assert holds(condition.SerializeToString(), generated(seed=BIG)) is wanted
+
+
+def test_a_condition_on_a_whole_number_takes_no_other_text() -> None:
+    condition = StepCondition(from_step="generate", from_field="seed", operator="less")
+    condition.value.string_value = "many"
+    assert fault_of(condition, INTEGER) == "less takes a number"

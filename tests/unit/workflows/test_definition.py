@@ -5,6 +5,7 @@ from atelier.workflows.v1 import workflow_pb2
 from google.protobuf import json_format
 
 from meshkit.errors import MeshError
+from meshkit.freeform import FreeFormLimits
 from services.workflows.definition import ServedCatalog, check
 
 SERVED = ServedCatalog.of(
@@ -268,3 +269,19 @@ def test_what_is_wrong_with_a_list_of_items_is_told_where_it_is(
 ) -> None:
     found = faults(*steps)
     assert text in found[path], found
+
+
+@pytest.mark.parametrize("seed", ["--5", "---1", "9" * 5000, "5.0", "٣", "", "9" * 19, "0x10"])
+def test_a_malformed_whole_number_as_text_is_refused_at_its_member(seed: str) -> None:
+    found = faults({**GENERATE, "config": {"prompt": "x", "seed": seed}})
+    assert list(found) == ["workflow.steps[0].config.seed"]
+
+
+def test_a_whole_number_beyond_a_double_is_taken_as_text() -> None:
+    check(definition({**GENERATE, "config": {"prompt": "x", "seed": str(2**63 - 1)}}), SERVED)
+
+
+def test_the_config_that_a_task_gets_of_its_step_and_its_workflow_is_measured_as_one() -> None:
+    with pytest.raises(MeshError) as raised:
+        check(definition(noop("a", note="x" * 600), other="y" * 600), SERVED, FreeFormLimits(max_bytes=1000))
+    assert [one.path for one in raised.value.violations] == ["workflow.steps[0].config.config"]
