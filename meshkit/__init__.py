@@ -11,7 +11,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `server` `interceptors` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that travel together
 - `db` `pipeline` `pipeline_pool` `migration` `outbox` `idempotency`: PostgreSQL, which holds all state
 - `bus` `publishing` `eventjson`: NATS, which only notifies
-- `objects` `chunks` `staging` `images` `fetcher`: files, and the checks of untrusted ones
+- `objects` `s3client` `chunks` `staging` `images` `fetcher`: files, and the checks of untrusted ones
 - `transcoding`: JSON over HTTP to gRPC and back
 - `worker`: what every worker uses
 """

@@ -1,4 +1,4 @@
-"""The object store: S3 by the `minio` client, which only this module uses.
+"""The object store: S3 by the `minio` client, which only this module and `meshkit.s3client` use.
 
 Callers name a tenant and a path; the key `tenants/{tenant}/{path}` never leaves this module.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from meshkit.auth import valid_tenant
 from meshkit.chunks import ChunkReader
-from meshkit.errors import MeshError, invalid, not_found, unavailable
+from meshkit.errors import MeshError, unavailable
 from meshkit.logging import get_logger
 from meshkit.paths import TENANTS, key_of, normalise_path, normalise_prefix, root_of
+from meshkit.s3client import S3Clients, translated
 
 if TYPE_CHECKING:
     from meshkit.config import MeshSettings
@@ -30,7 +30,6 @@ _T = TypeVar("_T")
 _THREADS = 16
 _CHUNK_BYTES = 256 * 1024
 _PART_BYTES = 16 * 1024 * 1024
-_MISSING = frozenset({"NoSuchKey", "NoSuchObject", "NotFound", "NoSuchVersion"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +73,8 @@ class ObjectStore:
         secure: bool = False,
         region: str = "us-east-1",
     ) -> None:
-        self._endpoint = endpoint
-        self._access_key = access_key
-        self._secret_key = secret_key
         self._bucket = bucket
-        self._secure = secure
-        self._region = region
-        self._client: Any = None
-        self._client_lock = threading.Lock()
+        self._clients = S3Clients(endpoint, access_key, secret_key, secure=secure, region=region, threads=_THREADS)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="objects")
 
     @classmethod
@@ -104,10 +97,12 @@ class ObjectStore:
         """Create the bucket if it is missing."""
 
         def ensure(client: Any) -> None:
+            from minio.error import S3Error  # noqa: PLC0415 -- loaded with the client
+
             if not client.bucket_exists(self._bucket):
                 try:
                     client.make_bucket(self._bucket)
-                except _s3_error() as error:
+                except S3Error as error:
                     # Another process created it meanwhile.
                     if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
                         raise
@@ -142,7 +137,7 @@ class ObjectStore:
                 result = client.fput_object(self._bucket, key, str(data), content_type, part_size=_PART_BYTES)
             return ObjectInfo(path, size, _bare(result.etag), content_type, datetime.now(UTC))
 
-        return await self._run(put)
+        return await self._run(put, path)
 
     async def put_stream(
         self,
@@ -151,6 +146,8 @@ class ObjectStore:
         chunks: AsyncIterator[bytes],
         size: int = -1,
         content_type: str = "application/octet-stream",
+        *,
+        expected: str | None = None,
     ) -> ObjectInfo:
         """Write an object from chunks as they come, without holding it in memory.
 
@@ -160,9 +157,14 @@ class ObjectStore:
             chunks: Its bytes; what the iterator raises aborts the write and is raised here.
             size: Its size where known, else -1.
             content_type: Its media type.
+            expected: ETag that the object must still have, empty where there must be none; None for any. The store
+                itself compares, in the moment of the write.
 
         Returns:
             What was written.
+
+        Raises:
+            MeshError: `CONFLICT` with the reason `OBJECT_CHANGED` where the object is not as expected.
         """
         path = normalise_path(path)
         key = key_of(tenant, path)
@@ -173,7 +175,7 @@ class ObjectStore:
             return ObjectInfo(path, reader.count, _bare(result.etag), content_type, datetime.now(UTC))
 
         try:
-            return await self._run(put)
+            return await self._run(put, path, expected)
         except Exception:
             if reader.failure is not None:
                 raise reader.failure from None
@@ -333,10 +335,20 @@ class ObjectStore:
 
         return await self._run(tenants)
 
-    async def delete(self, tenant: str, path: str) -> None:
-        """Delete an object; one that is gone already is no error."""
-        key = key_of(tenant, normalise_path(path))
-        await self._run(lambda client: client.remove_object(self._bucket, key))
+    async def delete(self, tenant: str, path: str, *, expected: str | None = None) -> None:
+        """Delete an object; one that is gone already is no error.
+
+        Args:
+            tenant: Tenant it belongs to.
+            path: Its path.
+            expected: ETag that it must still have; None for any.
+
+        Raises:
+            MeshError: `CONFLICT` with the reason `OBJECT_CHANGED` where the object is not as expected.
+        """
+        path = normalise_path(path)
+        key = key_of(tenant, path)
+        await self._run(lambda client: client.remove_object(self._bucket, key), path, expected)
 
     async def delete_prefix(self, tenant: str, prefix: str) -> Sequence[str]:
         """Delete all objects below a folder.
@@ -392,58 +404,20 @@ class ObjectStore:
         lifetime = timedelta(seconds=max(1, int(expires_seconds)))
         return str(await self._run(lambda client: client.presigned_get_object(self._bucket, key, expires=lifetime)))
 
-    async def _run(self, work: Callable[[Any], _T], path: str = "") -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, work, path)
+    async def _run(self, work: Callable[[Any], _T], path: str = "", expected: str | None = None) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._guarded, work, path, expected)
 
-    def _guarded(self, work: Callable[[Any], _T], path: str) -> _T:
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415 -- loaded with the client
-
+    def _guarded(self, work: Callable[[Any], _T], path: str, expected: str | None) -> _T:
         try:
-            return work(self._connected())
+            return work(self._clients.usual() if expected is None else self._clients.on_condition(expected))
         except MeshError:
             raise
-        except _s3_error() as error:
-            if error.code in _MISSING:
-                raise not_found("Object", path) from None
-            if error.code in {"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId"}:
-                _log.error("object_store_key_refused", code=error.code)
-                # The mesh's own fault: the caller does not lack a right.
-                raise unavailable("The object store does not work right now", reason="OBJECTS_FORBIDDEN") from error
-            if error.code == "InvalidRange":
-                raise invalid("range", "lies outside of the object", "range") from None
-            _log.warning("object_store_failed", code=error.code)
-            raise unavailable("The object store does not work right now", reason="OBJECTS_UNAVAILABLE") from error
-        except (HTTPError, OSError) as error:
-            if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-                raise  # a local file of the caller's
-            _log.warning("object_store_unreachable", cause=type(error).__name__)
-            raise unavailable("The object store is not reachable", reason="OBJECTS_UNAVAILABLE") from error
-
-    def _connected(self) -> Any:
-        with self._client_lock:
-            if self._client is None:
-                self._client = self._connect()
-            return self._client
-
-    def _connect(self) -> Any:
-        # These imports take half a second, which a process does not need at its start.
-        import urllib3  # noqa: PLC0415 -- as above
-        from minio import Minio  # noqa: PLC0415 -- as above
-
-        pool = urllib3.PoolManager(
-            maxsize=_THREADS,
-            block=False,
-            timeout=urllib3.Timeout(connect=3, read=30),
-            retries=urllib3.Retry(total=3, backoff_factor=0.1, status_forcelist=(500, 502, 503, 504)),
-        )
-        return Minio(
-            self._endpoint,
-            access_key=self._access_key,
-            secret_key=self._secret_key,
-            secure=self._secure,
-            region=self._region,
-            http_client=pool,
-        )
+        except Exception as error:
+            told = translated(error, path)
+            if told is None:
+                raise
+            raise told from error
 
 
 def _take(limit: int, items: Iterator[Any], root: str) -> Iterator[ObjectInfo]:
@@ -460,9 +434,3 @@ def _info(path: str, item: Any) -> ObjectInfo:
 
 def _bare(etag: str | None) -> str:
     return (etag or "").strip('"')
-
-
-def _s3_error() -> type[Any]:
-    from minio.error import S3Error  # noqa: PLC0415 -- loaded with the client
-
-    return S3Error

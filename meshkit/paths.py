@@ -5,7 +5,9 @@ from __future__ import annotations
 from meshkit.auth import valid_tenant
 from meshkit.errors import forbidden, invalid
 
-MAX_PATH_CHARS = 1024
+MAX_PATH_BYTES = 1024
+# What a store with files below it can name; S3 itself has no such limit, but a folder of its objects would.
+MAX_PART_BYTES = 255
 TENANTS = "tenants/"
 
 
@@ -19,10 +21,11 @@ def normalise_path(path: str) -> str:
         The path without empty parts, `.` and a trailing slash.
 
     Raises:
-        MeshError: `INVALID` for `..`, NUL and other control characters, a backslash, an absolute, empty or long path.
+        MeshError: `INVALID` for `..`, NUL and other control characters, a backslash, an absolute or empty path, a long
+            one or one with a long part.
     """
-    if len(path) > MAX_PATH_CHARS or len(path.encode("utf-8", "surrogatepass")) > MAX_PATH_CHARS:
-        raise invalid("path", f"must have at most {MAX_PATH_CHARS} characters", "string_too_long")
+    if len(path.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES:
+        raise invalid("path", f"must have at most {MAX_PATH_BYTES} bytes", "string_too_long")
     if path.startswith("/"):
         raise invalid("path", "must not be absolute", "path_absolute")
     if "\\" in path:
@@ -32,6 +35,8 @@ def normalise_path(path: str) -> str:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise invalid("path", "must not contain '..'", "path_traversal")
+    if any(len(part.encode()) > MAX_PART_BYTES for part in parts):
+        raise invalid("path", f"must have parts of at most {MAX_PART_BYTES} bytes", "string_too_long")
     if not parts:
         raise invalid("path", "must not be empty", "path_empty")
     return "/".join(parts)

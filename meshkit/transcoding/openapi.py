@@ -24,6 +24,7 @@ _PATTERN_WORDS = {
     404: "There is no such resource",
     409: "The resource's state, or another request under the same key, does not allow it",
     408: "The request did not arrive in time",
+    412: "The resource is not as the request's conditions expect it",
     413: "The request is too large",
     422: "Validation Error",
     429: "Too much was asked for at once",

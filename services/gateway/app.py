@@ -17,8 +17,9 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meshkit.errors import MeshError
+from meshkit.transcoding.codec import Violation
 from meshkit.transcoding.errors import HttpError, RefusedRequestError, refused, render
-from services.gateway.asgi import send_content, send_error
+from services.gateway.asgi import misencoded, send_content, send_error
 from services.gateway.config import GatewaySettings
 from services.gateway.docs import Docs
 from services.gateway.endpoints import Transcoder
@@ -57,6 +58,11 @@ class _Dispatch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
+            return
+        part = misencoded(scope)
+        if part:
+            found = [Violation((part,), "must be UTF-8, percent-encoded", "string_unicode")]
+            await send_error(scope, send, refused(found))
             return
         answering = self._transcoder.serve(scope, receive, send)
         if answering is not None:
@@ -141,8 +147,14 @@ def create_app(parts: GatewayParts, settings: GatewaySettings) -> ASGIApp:
                 "Authorization",
                 "Content-Type",
                 "Idempotency-Key",
+                "If-Match",
+                "If-Modified-Since",
+                "If-None-Match",
+                "If-Range",
+                "If-Unmodified-Since",
                 "Last-Event-ID",
                 "Prefer",
+                "Range",
                 "X-Request-Id",
             ],
             expose_headers=["X-Request-Id", "Idempotent-Replayed", "ETag", "Content-Range", "Retry-After"],

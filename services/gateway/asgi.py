@@ -6,6 +6,7 @@ import asyncio
 import gzip
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import orjson
 from starlette.responses import Response
@@ -40,6 +41,19 @@ def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     for key, value in headers:
         found[key] = found[key] + b", " + value if key in found else value
     return found
+
+
+def misencoded(scope: Scope) -> str:
+    """Return which part of a request's address is no UTF-8, `path` or `query`; empty where all of it is.
+
+    Decoding replaces what it cannot read, so that different addresses would come to be one.
+    """
+    for part, raw in (("path", scope.get("raw_path") or b""), ("query", scope["query_string"])):
+        try:
+            (unquote_to_bytes(raw) if b"%" in raw else raw).decode()
+        except UnicodeDecodeError:
+            return part
+    return ""
 
 
 def strict(scope: Scope) -> bool:

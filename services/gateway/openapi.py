@@ -108,6 +108,28 @@ _PATH: Schema = {
     "description": "Path in storage; may contain slashes.",
     "schema": {"type": "string", "title": "Path", "minLength": 1, "maxLength": 1024},
 }
+
+
+def _header(name: str, description: str) -> Schema:
+    schema = {"type": "string", "title": name}
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
+
+
+_WRITE_CONDITIONS = (
+    _header("If-Match", "Only where the stored image has one of these ETags; `*`: only where there is one."),
+    _header("If-None-Match", "Only where the stored image has none of these ETags; `*`: only where there is none."),
+    _header("If-Unmodified-Since", "Only where the stored image is not younger; without `If-Match` alone."),
+)
+_READ_CONDITIONS = (
+    _header("If-Match", "412 unless the image has one of these ETags; `*` stands for any."),
+    _header("If-None-Match", "304 if the image has one of these ETags; `*` stands for any."),
+    _header("If-Modified-Since", "304 if the image is not younger; without `If-None-Match` alone."),
+    _header("If-Unmodified-Since", "412 if the image is younger; without `If-Match` alone."),
+)
+_RANGE = (
+    _header("Range", "One range of bytes; several are answered with the whole."),
+    _header("If-Range", "The range holds for this ETag alone; another version is answered with the whole."),
+)
 _BYTES: Schema = {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
 _READ: Schema = {
     "200": {"description": "The image", **_BYTES},
@@ -121,7 +143,13 @@ _SEEN: Schema = {
     "304": {"description": "The caller has this version"},
     **{
         str(code): {"description": text}
-        for code, text in {401: "No valid token", 403: "Scope missing", 404: "Not there", 422: "Bad path"}.items()
+        for code, text in {
+            401: "No valid token",
+            403: "Scope missing",
+            404: "Not there",
+            412: "Not as expected",
+            422: "Bad path",
+        }.items()
     },
 }
 
@@ -157,15 +185,16 @@ PATHS: Mapping[str, Mapping[str, Schema]] = {
             "Get Image",
             "Returns an image, or a range of it; redirects where a CDN or signed addresses are configured.",
             scope="read",
-            parameters=[_PATH],
-            responses={**_READ, **errors(401, 403, 404, 422, 503)},
+            parameters=[_PATH, *_READ_CONDITIONS, *_RANGE],
+            responses={**_READ, **errors(401, 403, 404, 412, 422, 503)},
         ),
         "post": _storage(
             "save_image",
             "Save Image",
-            "Stores an image, as a form's `file` or as the request's content. The type is judged by the content.",
+            "Stores an image, as a form's `file` or as the request's content. The type is judged by the content. "
+            "Conditions hold in the moment of the write: of two writers with `If-None-Match: *` one gets a 412.",
             scope="write",
-            parameters=[_PATH],
+            parameters=[_PATH, *_WRITE_CONDITIONS],
             requestBody={
                 "required": True,
                 "content": {
@@ -173,22 +202,22 @@ PATHS: Mapping[str, Mapping[str, Schema]] = {
                     "image/*": {"schema": {"type": "string", "format": "binary"}},
                 },
             },
-            responses={"200": _json(reference("StoredImage")), **errors(401, 403, 413, 422, 503)},
+            responses={"200": _json(reference("StoredImage")), **errors(401, 403, 412, 413, 422, 503)},
         ),
         "delete": _storage(
             "delete_image",
             "Delete Image",
             "Deletes an image.",
             scope="write",
-            parameters=[_PATH],
-            responses={"200": _json(reference("DeletedImage")), **errors(401, 403, 404, 422, 503)},
+            parameters=[_PATH, *_WRITE_CONDITIONS],
+            responses={"200": _json(reference("DeletedImage")), **errors(401, 403, 404, 412, 422, 503)},
         ),
         "head": _storage(
             "check_image_exists",
             "Check Image Exists",
             "Answers with the headers of a read.",
             scope="read",
-            parameters=[_PATH],
+            parameters=[_PATH, *_READ_CONDITIONS],
             responses=_SEEN,
         ),
     },
@@ -207,7 +236,7 @@ PATHS: Mapping[str, Mapping[str, Schema]] = {
                     "schema": {"type": "string", "title": "Token"},
                 }
             ],
-            "responses": {**_READ, **errors(403, 404, 503)},
+            "responses": {**_READ, **errors(403, 404, 412, 503)},
         }
     },
     "/health": {

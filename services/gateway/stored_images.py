@@ -9,32 +9,37 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from tempfile import SpooledTemporaryFile
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 from urllib.parse import quote
 
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from meshkit import auth
-from meshkit.errors import ErrorKind, MeshError, not_found
+from meshkit.errors import ErrorKind, MeshError, not_found, unavailable
 from meshkit.objects import ObjectInfo
 from meshkit.paths import normalise_path
+from meshkit.s3client import CHANGED
 from meshkit.staging import STAGING_FOLDER, is_staged
 from meshkit.transcoding.codec import Violation
 from meshkit.transcoding.errors import RefusedRequestError
 from services.gateway.asgi import ClientGoneError, JsonResponse
 from services.gateway.auth import Authenticator
+from services.gateway.conditions import Conditions, PathTurns, Verdict
 from services.gateway.config import GatewaySettings
 from services.gateway.media_urls import MediaSigner
 from services.gateway.middleware import note_route
 from services.gateway.ranges import ByteRange, RangeError, parse_range
 from services.gateway.staging import ImageCheck
+
+_T = TypeVar("_T")
 
 IMAGES = "/api/v1/storage/images"
 MEDIA = "/api/v1/media"
@@ -46,6 +51,8 @@ _PAGE = 1000
 _MOST_LISTED = 10_000
 _AFTER_STAGING = f"{STAGING_FOLDER}/\U0010ffff"
 _STATS_AT_ONCE = 16
+# How often a write on condition looks again after another one came between.
+_WRITE_ATTEMPTS = 4
 _IN_MEMORY_BYTES = 1024 * 1024
 _CHUNK_BYTES = 256 * 1024
 
@@ -69,9 +76,16 @@ class Objects(Protocol):
     """What is asked of the object store."""
 
     async def put_stream(
-        self, tenant: str, path: str, chunks: AsyncIterator[bytes], size: int = ..., content_type: str = ...
+        self,
+        tenant: str,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        size: int = ...,
+        content_type: str = ...,
+        *,
+        expected: str | None = ...,
     ) -> ObjectInfo:
-        """Write an object from chunks."""
+        """Write an object from chunks, where it is as expected."""
         ...
 
     def stream(self, tenant: str, path: str, offset: int = ..., length: int = ...) -> AsyncIterator[bytes]:
@@ -86,8 +100,8 @@ class Objects(Protocol):
         """List objects."""
         ...
 
-    async def delete(self, tenant: str, path: str) -> None:
-        """Delete an object."""
+    async def delete(self, tenant: str, path: str, *, expected: str | None = ...) -> None:
+        """Delete an object, where it is as expected."""
         ...
 
     async def presign(self, tenant: str, path: str, expires_seconds: float) -> str:
@@ -129,6 +143,7 @@ class StoredImages:
         self._guard = guard
         self._signer = signer
         self._check = check
+        self._turns = PathTurns()
         # Types that names did not tell, of contents by their versions.
         self._asked: OrderedDict[tuple[str, str, str], str] = OrderedDict()
         self._settings = settings
@@ -251,12 +266,17 @@ class StoredImages:
             # Should a browser ever take it for a page, it may not do anything.
             "content-security-policy": "default-src 'none'; sandbox",
         }
-        if _not_modified(request.headers.get("if-none-match", ""), etag):
+        verdict = Conditions.of(request.headers).verdict(info, reads=True)
+        if verdict is Verdict.NOT_MODIFIED:
             return Response(status_code=304, headers=headers)
+        if verdict is Verdict.FAILED:
+            raise _not_as_expected()
         if info.content_type not in SHOWN:
             headers["content-disposition"] = "attachment"
+        # RFC 9110, 14.2: a range is asked for by GET alone.
+        asked = request.headers.get("range", "") if request.method == "GET" else ""
         try:
-            part = parse_range(request.headers.get("range", ""), info.size, request.headers.get("if-range", ""), etag)
+            part = parse_range(asked, info.size, request.headers.get("if-range", ""), etag)
         except RangeError:
             return Response(status_code=416, headers={**headers, "content-range": f"bytes */{info.size}"})
         return self._part(request, tenant, info, part, headers)
@@ -286,11 +306,55 @@ class StoredImages:
         try:
             async with _file_of(request) as file:
                 content_type = await self._judged(file)
-                await file.seek(0)
-                info = await self._objects.put_stream(tenant, path, _chunks(file), file.size or 0, content_type)
+
+                async def put(expected: str | None) -> ObjectInfo:
+                    await file.seek(0)
+                    return await self._objects.put_stream(
+                        tenant, path, _chunks(file), file.size or 0, content_type, expected=expected
+                    )
+
+                info = await self._write(request, tenant, path, put)
         except ClientDisconnect:
             raise ClientGoneError from None
-        return JsonResponse(self._item(request, tenant, info, content_type))
+        return JsonResponse(self._item(request, tenant, info, content_type), headers={"etag": f'"{info.etag}"'})
+
+    async def _write(
+        self,
+        request: Request,
+        tenant: str,
+        path: str,
+        write: Callable[[str | None], Awaitable[_T]],
+        *,
+        new: bool = True,
+    ) -> _T:
+        """Do a write if the request's conditions hold.
+
+        They are looked at here, and the store makes sure, in the moment of the write, that the object is still what
+        was looked at: so they hold against writers at other gateways as well.
+
+        Args:
+            request: The request.
+            tenant: The tenant.
+            path: The object's path.
+            write: Does the write, given the ETag that the object must still have: empty for none, None for any.
+            new: Whether the write may be the object's first one.
+        """
+        conditions = Conditions.of(request.headers)
+        async with self._turns.of(tenant, path):
+            for _ in range(_WRITE_ATTEMPTS):
+                info = await self._objects.stat(tenant, path) if conditions.bind_writes or not new else None
+                if info is None and not new:
+                    raise not_found("Image", path)
+                if not conditions.bind_writes:
+                    return await write(None)
+                if conditions.verdict(info, reads=False) is Verdict.FAILED:
+                    raise _not_as_expected()
+                try:
+                    return await write(info.etag if info is not None else "")
+                except MeshError as error:
+                    if error.reason != CHANGED:
+                        raise
+        raise unavailable("The image is being written by others", reason="OBJECT_CONTENDED")
 
     async def _judged(self, file: UploadFile) -> str:
         try:
@@ -306,8 +370,11 @@ class StoredImages:
         note_route(request.scope, f"DELETE {IMAGES}/{{path}}")
         tenant = await self._tenant(request, auth.WRITE)
         path = _writable(_path_of(request))
-        await self._existing(tenant, path)
-        await self._objects.delete(tenant, path)
+
+        async def delete(expected: str | None) -> None:
+            await self._objects.delete(tenant, path, expected=expected)
+
+        await self._write(request, tenant, path, delete, new=False)
         return JsonResponse({"deleted": True, "path": path})
 
 
@@ -357,7 +424,5 @@ async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _not_modified(if_none_match: str, etag: str) -> bool:
-    # Weak comparison, as RFC 9110 asks for here.
-    given = [one.strip().removeprefix("W/") for one in if_none_match.split(",") if one.strip()]
-    return "*" in given or etag in given
+def _not_as_expected() -> HTTPException:
+    return HTTPException(412, "The image is not as the request's conditions expect it")

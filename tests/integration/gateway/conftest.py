@@ -1,6 +1,7 @@
 """The gateway as it is deployed: a real HTTP server before a real gRPC server, over sockets."""
 
 import asyncio
+import io
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -11,6 +12,7 @@ import grpc
 import httpx
 import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, tasks_service_pb2_grpc
+from PIL import Image
 
 from meshkit import idempotency
 from meshkit.auth import TokenIssuer, TokenVerifier
@@ -21,6 +23,7 @@ from services.gateway.config import GatewaySettings
 from tests.conftest import S3Store
 
 SECRET = "a secret for tests that is long enough"
+IMAGES = "/api/v1/storage/images"
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -217,3 +220,16 @@ def s3_options(s3: S3Store) -> dict[str, Any]:
         "s3_secret_key": s3.secret_key,
         "s3_bucket": s3.bucket(),
     }
+
+
+def picture(kind: str = "PNG", size: tuple[int, int] = (40, 30), color: str = "red") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, color).save(out, kind)
+    return out.getvalue()
+
+
+async def save(client: httpx.AsyncClient, path: str, data: bytes) -> dict[str, Any]:
+    answer = await client.post(f"{IMAGES}/{path}", files={"file": ("x.png", data, "text/html")})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found

@@ -14,22 +14,7 @@ from PIL import Image
 from meshkit.objects import ObjectStore
 from services.gateway import stored_images
 from tests.conftest import S3Store
-from tests.integration.gateway.conftest import Mesh, StartMesh, s3_options
-
-IMAGES = "/api/v1/storage/images"
-
-
-def picture(kind: str = "PNG", size: tuple[int, int] = (40, 30), color: str = "red") -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", size, color).save(out, kind)
-    return out.getvalue()
-
-
-async def save(client: httpx.AsyncClient, path: str, data: bytes) -> dict[str, Any]:
-    answer = await client.post(f"{IMAGES}/{path}", files={"file": ("x.png", data, "text/html")})
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
+from tests.integration.gateway.conftest import IMAGES, Mesh, StartMesh, picture, s3_options, save
 
 
 async def test_an_image_is_saved_listed_read_and_deleted(stored: Mesh) -> None:

@@ -146,7 +146,7 @@ async def test_an_upload_that_breaks_off_is_no_object(store: ObjectStore) -> Non
 
 
 @pytest.mark.timeout(60)
-async def test_an_upload_that_is_cancelled_is_no_object(store: ObjectStore) -> None:
+async def test_an_upload_that_is_cancelled_is_no_object(store: ObjectStore, s3: S3Store) -> None:
     started = asyncio.Event()
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -161,7 +161,7 @@ async def test_an_upload_that_is_cancelled_is_no_object(store: ObjectStore) -> N
     with pytest.raises(asyncio.CancelledError):
         await uploading
     await store.close()  # waits for its threads
-    again = ObjectStore(store._endpoint, store._access_key, store._secret_key, bucket=store._bucket)
+    again = ObjectStore(s3.endpoint, s3.access_key, s3.secret_key, bucket=store._bucket)
     assert await again.stat("acme", "half") is None
     await again.close()
 
@@ -226,3 +226,28 @@ async def test_a_wrong_key_and_a_dead_store_are_told_apart(s3: S3Store) -> None:
     assert await kind_of(dead.get("acme", "a")) is ErrorKind.UNAVAILABLE
     await wrong.close()
     await dead.close()
+
+
+async def test_a_write_on_condition_holds_in_the_moment_of_the_write(store: ObjectStore) -> None:
+    async def chunks(data: bytes) -> AsyncIterator[bytes]:
+        yield data
+
+    async def put(data: bytes, expected: str) -> bool:
+        try:
+            await store.put_stream("acme", "a", chunks(data), len(data), expected=expected)
+        except MeshError as error:
+            return not (error.kind is ErrorKind.CONFLICT and error.reason == "OBJECT_CHANGED")
+        return True
+
+    assert sorted(await asyncio.gather(*(put(b"%d" % number, "") for number in range(8)))) == [False] * 7 + [True]
+    first = await store.stat("acme", "a")
+    assert first is not None
+    assert not await put(b"other", "other")
+    assert await put(b"second", first.etag)
+    assert not await put(b"third", first.etag)
+    with pytest.raises(MeshError, match="changed"):
+        await store.delete("acme", "a", expected=first.etag)
+    second = await store.stat("acme", "a")
+    assert second is not None
+    await store.delete("acme", "a", expected=second.etag)
+    assert await store.stat("acme", "a") is None
