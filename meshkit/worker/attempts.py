@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from atelier.inference.v1.child_pb2 import ChildDone, ChildProgress
@@ -26,6 +26,7 @@ from meshkit.worker import metrics
 from meshkit.worker.ends import AttemptEnds, ReportOutcome
 from meshkit.worker.handlers import TaskFailed
 from meshkit.worker.held import HeldLease, HeldLeases
+from meshkit.worker.input_places import InputPlaces
 from meshkit.worker.pairs import Pair, pair_of
 from meshkit.worker.preparer import JobPreparer
 from meshkit.worker.runner import Job, JobLost, Runner, Withdrawn
@@ -47,6 +48,7 @@ class _CarriedAttempt:
         job: Its job, once its inputs are there.
         stop: Why it is to end early: `given_up`, `expired`, `timeout`, `drain`, `waited`.
         interruptible: Whether the carrier may be cancelled now.
+        fetches: Whether its inputs are on their way from other people's servers: it needs no slot yet.
         executed: Whether the runner has returned its outcome.
         uploads: Objects that it has stored; None before the first.
         due: When its time limit passes.
@@ -59,6 +61,7 @@ class _CarriedAttempt:
     job: Job | None = None
     stop: str | None = None
     interruptible: bool = False
+    fetches: bool = False
     executed: bool = False
     uploads: Uploads | None = None
     due: float = math.inf
@@ -81,6 +84,7 @@ class Attempts:
         ends: Ends them.
         room: Set when `capacity` may have risen.
         prefetch: Attempts to hold beyond those that run.
+        places: Where attempts wait for inputs from elsewhere.
         clock: Monotonic seconds.
     """
 
@@ -94,6 +98,7 @@ class Attempts:
         *,
         room: asyncio.Event,
         prefetch: int,
+        places: InputPlaces,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._preparer = preparer
@@ -103,6 +108,7 @@ class Attempts:
         self._ends = ends
         self._room = room
         self._prefetch = prefetch
+        self._places = places
         self._clock = clock
         self._attempts: set[_CarriedAttempt] = set()
         self._draining = False
@@ -121,12 +127,25 @@ class Attempts:
         ending = sum(1 for attempt in self._attempts if attempt.executed)
         if ending > 2 * runner.slots + 8:
             return 0
-        waiting = sum(1 for attempt in self._attempts if not attempt.begun)
-        return max(0, runner.slots - runner.busy + self._prefetch - waiting)
+        waiting = sum(1 for attempt in self._attempts if not attempt.begun and not attempt.fetches)
+        return max(0, runner.slots - runner.busy + self._prefetch - waiting - self._places.excess)
+
+    @property
+    def fetching(self) -> int:
+        """Attempts whose inputs are on their way from elsewhere."""
+        return sum(1 for attempt in self._attempts if attempt.fetches)
+
+    def full_tenants(self) -> Collection[str]:
+        """Return the tenants whose inputs on their way leave no place for another of their attempts."""
+        return self._places.full_tenants()
 
     def accept(self, held: HeldLease) -> None:
         """Take an attempt, and bring it to its end."""
-        attempt = _CarriedAttempt(held, pair_of(held.lease.spec, held.lease.task, held.lease.kind or JOB_KIND_TASK))
+        lease = held.lease
+        attempt = _CarriedAttempt(held, pair_of(lease.spec, lease.task, lease.kind or JOB_KIND_TASK))
+        if self._preparer.fetches(attempt.pair, lease.spec, lease.task):
+            attempt.fetches = True
+            self._places.arrive(lease.tenant)
         self._attempts.add(attempt)
         attempt.carrier = asyncio.get_running_loop().create_task(self._carry(attempt))
         held.on_lost(lambda why: self._stop(attempt, why))
@@ -176,6 +195,7 @@ class Attempts:
             if attempt.uploads is not None:
                 await attempt.uploads.discard()
         finally:
+            self._fetched(attempt)
             self._attempts.discard(attempt)
             attempt.job = None  # its callbacks refer to the attempt: a cycle that only the garbage collector would free
             metrics.attempts(attempt.pair.label, outcome).inc()
@@ -186,6 +206,20 @@ class Attempts:
     def _preparing(self) -> bool:
         """Tell whether inputs of attempts are being fetched: their jobs will come to the runner."""
         return any(attempt.job is None and attempt.stop is None for attempt in self._attempts)
+
+    async def _prepared(self, attempt: _CarriedAttempt, progressed: Callable[[ChildProgress], None]) -> Job:
+        lease = attempt.held.lease
+        if not attempt.fetches:
+            return await self._preparer.prepare(attempt.pair, lease.spec, lease.task, lease.tenant, progressed)
+        async with self._places.place(lease.tenant):
+            job = await self._preparer.prepare(attempt.pair, lease.spec, lease.task, lease.tenant, progressed)
+        self._fetched(attempt)
+        return job
+
+    def _fetched(self, attempt: _CarriedAttempt) -> None:
+        if attempt.fetches:
+            attempt.fetches = False
+            self._places.leave(attempt.held.lease.tenant)
 
     def _limit(self, attempt: _CarriedAttempt, why: str) -> None:
         """Start the attempt's time limit. Past it a waiting attempt is handed back, a running one fails."""
@@ -236,7 +270,7 @@ class Attempts:
             self._held.progress(attempt.held, percent, step=report.step, total=report.total, preview=report.preview)
 
         try:
-            job = attempt.job = await self._preparer.prepare(attempt.pair, lease.spec, task, lease.tenant, progressed)
+            job = attempt.job = await self._prepared(attempt, progressed)
             try:
                 job.on_start = lambda: self._limit(attempt, "timeout")
                 done = await self._runner.execute(job, expected_peers=job.batch_key is not None and self._preparing())

@@ -32,6 +32,12 @@ class WorkerSettings(MeshSettings):
     worker_prefetch: int | None = Field(
         default=None, ge=0, description="Attempts held beyond the slots; as many if unset."
     )
+    worker_fetches: int = Field(
+        default=32, ge=1, le=1024, description="Attempts of a pool whose inputs are fetched from addresses at once."
+    )
+    worker_fetches_per_tenant: int = Field(
+        default=4, ge=1, le=1024, description="Those among them of one tenant; its other tasks wait in the queue."
+    )
     worker_max_batch: int = Field(default=4, ge=1, le=64, description="Most attempts in one batch.")
     worker_batch_wait_ms: float = Field(
         default=1000 * DEVICE_BATCH_LINGER, ge=0, le=1000, description="How long a batch waits to fill."

@@ -36,6 +36,7 @@ from meshkit.worker.ends import AttemptEnds
 from meshkit.worker.folders import AttemptFolders
 from meshkit.worker.handlers import CallHandler, TaskHandler
 from meshkit.worker.held import HeldLeases
+from meshkit.worker.input_places import InputPlaces
 from meshkit.worker.inputs import Inputs
 from meshkit.worker.leases import LeaseClient
 from meshkit.worker.lora_cache import LoraCache
@@ -230,6 +231,7 @@ class WorkerHost:
         metrics.SLOTS.set(sum(pool.runner.slots for pool in pools))
         metrics.SLOTS_BUSY.set_function(lambda: sum(pool.runner.busy for pool in pools))
         metrics.HELD.set_function(lambda: sum(len(pool.attempts) for pool in pools))
+        metrics.FETCHING.set_function(lambda: sum(pool.attempts.fetching for pool in pools))
         metrics.SESSION.set_function(lambda: sum(pool.leases.session is not None for pool in pools))
         await self._shared.bus.connect(_BUS_CONNECT_SECONDS)
         bodies = [listener.run() for listener in self._listeners]
@@ -248,7 +250,8 @@ class WorkerHost:
         shared, pauses, heartbeat_now = self._shared, Pauses(), asyncio.Event()
         held = HeldLeases(room)
         ends = AttemptEnds(shared.client, held, pauses)
-        attempts = Attempts(preparer, runner, shared.objects, held, ends, room=room, prefetch=prefetch)
+        places = InputPlaces(self._settings.worker_fetches, self._settings.worker_fetches_per_tenant)
+        attempts = Attempts(preparer, runner, shared.objects, held, ends, room=room, prefetch=prefetch, places=places)
         listener = CancelListener(shared.bus, heartbeat_now.set)
         leases = LeaseClient(
             shared.client,
@@ -260,6 +263,7 @@ class WorkerHost:
             room=room,
             heartbeat_now=heartbeat_now,
             warm=runner.warm,
+            full_tenants=attempts.full_tenants,
             on_session=listener.follow,
             pauses=pauses,
         )

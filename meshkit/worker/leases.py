@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from atelier.tasks.v1.worker_service_pb2 import (
     AttemptRef,
@@ -40,6 +40,8 @@ from meshkit.worker.session import SessionProfile, WorkerCalls, WorkerSession, c
 _log = get_logger(__name__)
 
 _MAX_LEASES = 256  # bound of LeaseRequest.max_leases and of ReportRequest.progress
+_MAX_FULL_TENANTS = 256  # bound of LeaseRequest.full_tenants
+_FULL_POLL_SECONDS = 1.0
 _REPORT_INTERVAL_SECONDS = 0.25
 
 
@@ -56,6 +58,7 @@ class LeaseClient:
         room: Set when `capacity` may have risen.
         heartbeat_now: Set when the next heartbeat is to go at once, because something may have been cancelled.
         warm: What is in memory now.
+        full_tenants: Tenants that hold their share of the worker; asked before each poll.
         on_session: Called with the new session's id, and with None when it is lost.
         poll_seconds: How long a poll waits for work.
         pauses: Waits.
@@ -74,6 +77,7 @@ class LeaseClient:
         room: asyncio.Event,
         heartbeat_now: asyncio.Event,
         warm: Callable[[], WarmState] = WarmState,
+        full_tenants: Callable[[], Collection[str]] = tuple,
         on_session: Callable[[str | None], None] = lambda _: None,
         poll_seconds: float = 20.0,
         pauses: Pauses | None = None,
@@ -88,6 +92,7 @@ class LeaseClient:
         self._room = room
         self._heartbeat_now = heartbeat_now
         self._warm = warm
+        self._full_tenants = full_tenants
         self._on_session = on_session
         self._poll_seconds = poll_seconds
         self._pauses = pauses or Pauses()
@@ -199,13 +204,16 @@ class LeaseClient:
             if wanted <= 0:
                 await self._room.wait()
                 continue
-            asked = self._clock()
+            asked, full = self._clock(), sorted(self._full_tenants())[:_MAX_FULL_TENANTS]
+            # A poll that waits does not learn that a tenant has room again: the next one says so.
+            wait = min(self._poll_seconds, _FULL_POLL_SECONDS) if full else self._poll_seconds
             request = LeaseRequest(
                 session_id=session.id,
                 sequence=session.answered + 1,
                 max_leases=wanted,
-                wait=duration_of(self._poll_seconds),
+                wait=duration_of(wait),
                 warm=self._warm(),
+                full_tenants=full,
             )
             try:
                 answer = await call(self._calls.Lease, request, timeout=self._poll_seconds + 5.0)

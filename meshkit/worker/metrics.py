@@ -12,6 +12,7 @@ CHILD_LOSSES = metrics.counter("worker_child_losses", "Children that were lost, 
 SLOTS = metrics.gauge("worker_slots", "Slots of the worker.")
 SLOTS_BUSY = metrics.gauge("worker_slots_busy", "Slots in use.")
 HELD = metrics.gauge("worker_attempts_held", "Attempts that are leased and have not ended.")
+FETCHING = metrics.gauge("worker_fetching", "Attempts that wait for inputs from addresses.")
 SESSION = metrics.gauge("worker_session_open", "Sessions that are open, one for each pool of work.")
 SLOT_WAIT_SECONDS = metrics.histogram(
     "worker_slot_wait_seconds", "Wait of a ready attempt for its slot.", ("task_type",)

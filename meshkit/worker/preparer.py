@@ -20,7 +20,7 @@ from meshkit import tracing
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.worker.folders import AttemptFolders
 from meshkit.worker.handlers import InputRef, TaskFailed
-from meshkit.worker.inputs import Inputs
+from meshkit.worker.inputs import Inputs, is_remote
 from meshkit.worker.pairs import Pair
 from meshkit.worker.runner import Job
 from meshkit.worker.wire import MAX_FRAME_BYTES
@@ -64,6 +64,16 @@ class JobPreparer:
         self._inputs = inputs
         self._folders = folders
         self._batch_keys = batch_keys or {}
+
+    def fetches(self, pair: Pair, spec: CreateTask, task: Task) -> bool:
+        """Tell whether an input of the task comes from a server that is not the mesh's own."""
+        handler = self._handlers.get(pair)
+        if handler is None:
+            return False
+        try:
+            return any(is_remote(ref) for ref in handler.inputs(spec, task))
+        except Exception:  # `prepare` raises it again, where it ends the attempt
+            return False
 
     @asynccontextmanager
     async def prepared(

@@ -52,12 +52,14 @@ class Poll:
         missed: Queues whose round passed it over meanwhile.
         superseded: Whether its worker polls again; a round that works for it may still answer it.
         lanes: What its worker serves.
+        full_tenants: Tenants that hold their share of the worker, and are given nothing by this poll.
     """
 
     session: SessionRecord
     sequence: int
     capacity: int
     warm: frozenset[str]
+    full_tenants: frozenset[str]
     answer: asyncio.Future[list[TaskRecord]]
     registered: bool = False
     busy: bool = False
@@ -124,7 +126,15 @@ class Scheduler:
         for poll in parked:
             poll.refuse()
 
-    def park(self, session: SessionRecord, *, sequence: int, max_leases: int, warm: frozenset[str]) -> Poll:
+    def park(
+        self,
+        session: SessionRecord,
+        *,
+        sequence: int,
+        max_leases: int,
+        warm: frozenset[str],
+        full_tenants: frozenset[str],
+    ) -> Poll:
         """Begin a poll; `wait` or `abandon` has to follow.
 
         Args:
@@ -132,6 +142,7 @@ class Scheduler:
             sequence: Number of the poll.
             max_leases: Leases wanted at most.
             warm: Adapters that the worker holds.
+            full_tenants: Tenants that hold their share of the worker.
 
         Raises:
             MeshError: `UNAVAILABLE` where the scheduler is stopping.
@@ -139,7 +150,8 @@ class Scheduler:
         if self._closed:
             raise unavailable("The scheduler is stopping", reason="SCHEDULER_UNAVAILABLE")
         self._supersede(session)
-        poll = Poll(session, sequence, max_leases, warm, asyncio.get_running_loop().create_future())
+        answer: asyncio.Future[list[TaskRecord]] = asyncio.get_running_loop().create_future()
+        poll = Poll(session, sequence, max_leases, warm, full_tenants, answer)
         for queue in session.queues:
             self._park(queue, poll)
         return poll
@@ -377,7 +389,9 @@ class DispatchRound:
         if not polls:
             return
         # Another replica may have served these tenants before the queue was held: the next round sees the others.
-        wanted = share(contenders, _capacity(polls), self._costs, self._weights)
+        wanted = self._share(contenders, polls)
+        if not wanted:
+            return
         ahead = LOOK_AHEAD if any(poll.warm for poll in polls) else 0
         asked = [poll for poll in self.polls if poll not in self._confirmed and poll not in self.refused]
         confirmed, contenders, candidates = await store.hold(
@@ -393,7 +407,7 @@ class DispatchRound:
             waiting.setdefault(candidate.tenant, []).append(candidate)
         counted = {contender.tenant for contender in contenders}
         empty = [tenant for tenant in wanted if tenant in counted and tenant not in waiting]
-        passed_over = not share(contenders, capacity, self._costs, self._weights).keys() <= wanted.keys()
+        passed_over = not self._share(contenders, polls).keys() <= wanted.keys()
         self.again = bool(empty) or passed_over
         grants, owners, virtual_time = self._choose(contenders, waiting, polls, capacity)
         if empty:
@@ -404,6 +418,16 @@ class DispatchRound:
             self.answers.setdefault(owners[record.id], []).append(record)
             self.granted.append(record)
         self.held = len(self.granted) < len(grants)
+
+    def _share(self, contenders: Sequence[Contender], polls: Sequence[Poll]) -> dict[str, int]:
+        """How many tasks of each tenant these polls may take; more than fit where not all of them take the same."""
+        wanted: dict[str, int] = {}
+        refused = [poll.full_tenants for poll in polls]
+        for full in {frozenset.intersection(*refused), frozenset.union(*refused)}:
+            open_to = [contender for contender in contenders if contender.tenant not in full]
+            for tenant, count in share(open_to, _capacity(polls), self._costs, self._weights).items():
+                wanted[tenant] = max(count, wanted.get(tenant, 0))
+        return wanted
 
     def _choose(
         self,
@@ -422,7 +446,11 @@ class DispatchRound:
         latest = 0.0
         while heap and turns and len(grants) < capacity:
             clock, tenant = heapq.heappop(heap)
-            poll, left = turns.popleft()
+            turn = next((index for index, (poll, _) in enumerate(turns) if tenant not in poll.full_tenants), None)
+            if turn is None:
+                continue
+            poll, left = turns[turn]
+            del turns[turn]
             tasks = waiting[tenant]
             task = tasks.pop(prefer_warm(tasks, poll.warm, look_ahead=LOOK_AHEAD))
             cost = self._costs.get(task.lane, 1.0)
@@ -465,5 +493,5 @@ def _capacity(polls: Sequence[Poll]) -> int:
 
 
 def _limit(polls: Sequence[Poll]) -> int:
-    # A tenant whose counter is wrong takes a place: read a few more than needed.
-    return _capacity(polls) + 8
+    # A tenant whose counter is wrong takes a place, and so does one that no poll takes: read a few more than needed.
+    return _capacity(polls) + 8 + max(len(poll.full_tenants) for poll in polls)

@@ -142,11 +142,14 @@ class WorkerSessions:
         max_leases: int,
         wait_seconds: float,
         warm: frozenset[str],
+        full_tenants: frozenset[str],
     ) -> list[TaskRecord]:
         """Wait for work; see `Scheduler.wait`."""
         session = await self._session(session_id, principal)
         try:
-            poll = self._scheduler.park(session, sequence=sequence, max_leases=max_leases, warm=warm)
+            poll = self._scheduler.park(
+                session, sequence=sequence, max_leases=max_leases, warm=warm, full_tenants=full_tenants
+            )
             try:
                 return await self._scheduler.wait(poll, min(wait_seconds, self._max_wait))
             except asyncio.CancelledError:

@@ -82,6 +82,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             warm=frozenset(path.removeprefix(f"{LORA_FOLDER}/") for path in request.warm.loras).union(
                 MODEL_KEY + name for name in request.warm.models
             ),
+            full_tenants=frozenset(request.full_tenants),
         )
         return worker_service_pb2.LeaseResponse(leases=[to_lease(record) for record in records])
 

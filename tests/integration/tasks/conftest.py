@@ -42,7 +42,13 @@ class Worker:
     sequence: int = 0
 
     async def lease(
-        self, count: int = 1, wait: float = 2.0, *, repeat: bool = False, loras: tuple[str, ...] = ()
+        self,
+        count: int = 1,
+        wait: float = 2.0,
+        *,
+        repeat: bool = False,
+        loras: tuple[str, ...] = (),
+        full: tuple[str, ...] = (),
     ) -> list[worker_service_pb2.Lease]:
         self.sequence += 0 if repeat else 1
         response = await self.stub.Lease(
@@ -52,6 +58,7 @@ class Worker:
                 max_leases=count,
                 wait=duration(wait),
                 warm=worker_service_pb2.WarmState(loras=loras),
+                full_tenants=full,
             )
         )
         return list(response.leases)

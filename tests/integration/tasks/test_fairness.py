@@ -139,3 +139,16 @@ async def test_wrong_counter_heals(mesh: Mesh) -> None:
     assert lease.tenant == "real"
     [[pending]] = await mesh.rows("SELECT pending FROM queue_tenants WHERE tenant = 'ghost'")
     assert pending == 0
+
+
+async def test_a_tenant_that_has_its_share_of_a_worker_is_passed_over_by_its_polls_alone(mesh: Mesh) -> None:
+    await flood(mesh, "flooder", 30)
+    await flood(mesh, "modest", 2)
+    worker, other = await mesh.worker(), await mesh.worker(name="w/1")
+    leases, others = await asyncio.gather(worker.lease(4, full=("flooder",)), other.lease(4))
+    assert {lease.tenant for lease in leases} <= {"modest"}
+    assert len(others) == 4
+    again = [] if len(leases) + len(others) == 6 else await worker.lease(4, wait=0.2, full=("flooder",))
+    assert {lease.tenant for lease in again} <= {"modest"}
+    assert await worker.lease(4, wait=0.2, full=("flooder", "modest")) == []
+    assert {lease.tenant for lease in await worker.lease(4)} >= {"flooder"}

@@ -147,6 +147,7 @@ class Rig:
         self.service = Service(self.clock)
         self.accepted: list[HeldLease] = []
         self.room = 4
+        self.full: list[str] = []
         self.asked = asyncio.Event()
         self.heartbeat_now = asyncio.Event()
         pauses = Pauses(Backoff(0.1, 5.0), self.clock.sleep)
@@ -161,6 +162,7 @@ class Rig:
             accept=self.accepted.append,
             room=self.asked,
             heartbeat_now=self.heartbeat_now,
+            full_tenants=lambda: self.full,
             pauses=pauses,
             clock=self.clock,
         )

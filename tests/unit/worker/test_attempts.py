@@ -23,6 +23,7 @@ from meshkit.worker.attempts import Attempts
 from meshkit.worker.ends import AttemptEnds, ReportOutcome
 from meshkit.worker.handlers import TaskFailed
 from meshkit.worker.held import HeldLease, HeldLeases
+from meshkit.worker.input_places import InputPlaces
 from meshkit.worker.pairs import Pair
 from meshkit.worker.preparer import JobPreparer
 from meshkit.worker.runner import Job, JobLost, Withdrawn
@@ -71,6 +72,10 @@ class FakePreparer:
         self.error: Exception | None = None
         self.go = asyncio.Event()
         self.go.set()
+        self.remote = False
+
+    def fetches(self, pair: Pair, spec: CreateTask, task: Any) -> bool:
+        return self.remote
 
     async def prepare(self, pair: Pair, spec: CreateTask, task: Any, tenant: str, progressed: Any) -> Job:
         await self.go.wait()
@@ -119,11 +124,12 @@ class Rig:
             cast("AttemptEnds", self.ends),
             room=self.room,
             prefetch=prefetch,
+            places=InputPlaces(3, 2),
             clock=lambda: self.now,
         )
 
-    async def lease(self, job_id: str = "j", limit: float = 0.0) -> HeldLease:
-        lease = Lease(job_id=job_id, attempt=1, tenant="acme", spec=CreateTask(noop=CreateNoopTask()))
+    async def lease(self, job_id: str = "j", limit: float = 0.0, tenant: str = "acme") -> HeldLease:
+        lease = Lease(job_id=job_id, attempt=1, tenant=tenant, spec=CreateTask(noop=CreateNoopTask()))
         if limit:
             lease.timeout.CopyFrom(duration_of(limit))
         held = HeldLease(lease, self.session)
@@ -270,6 +276,33 @@ async def test_capacity_falls_with_what_runs_and_what_waits() -> None:
     assert rig.attempts.capacity() == 1
     await rig.lease("waits")
     assert rig.attempts.capacity() == 0
+
+
+async def test_attempts_whose_inputs_come_from_elsewhere_take_no_slot_until_they_are_there(rig: Rig) -> None:
+    rig.preparer.remote = True
+    rig.preparer.go.clear()
+    await rig.lease("one")
+    assert (rig.attempts.capacity(), list(rig.attempts.full_tenants())) == (2, [])
+    await rig.lease("two")
+    assert (rig.attempts.capacity(), list(rig.attempts.full_tenants())) == (2, ["acme"])
+    rig.preparer.go.set()
+    await settle()
+    assert (rig.attempts.capacity(), list(rig.attempts.full_tenants())) == (0, [])
+
+
+async def test_attempts_whose_inputs_are_on_their_way_are_bounded_in_all(rig: Rig) -> None:
+    rig.preparer.remote = True
+    rig.preparer.go.clear()
+    for tenant in ("a", "b", "c"):
+        await rig.lease(tenant, tenant=tenant)
+    assert (rig.attempts.capacity(), sorted(rig.attempts.full_tenants())) == (2, ["a", "b", "c"])
+    for tenant in ("d", "e"):
+        await rig.lease(tenant, tenant=tenant)
+    assert rig.attempts.capacity() == 0
+    rig.attempts.hand_back_waiting()
+    await settle()
+    assert rig.ends.said == [("released",)] * 5
+    assert (rig.attempts.capacity(), list(rig.attempts.full_tenants())) == (2, [])
 
 
 async def test_a_drain_takes_nothing_ends_what_runs_and_hands_back_the_rest(rig: Rig) -> None:

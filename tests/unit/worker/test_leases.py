@@ -57,6 +57,18 @@ async def test_polls_stop_without_room_and_go_on_with_it(rig: Rig) -> None:
     assert [request.max_leases for request in rig.service.of("Lease")] == [4 - 3, 1]
 
 
+async def test_a_poll_names_the_tenants_that_have_their_share_and_is_soon_followed_by_another(rig: Rig) -> None:
+    rig.full = ["b", "a"]
+    rig.client.start()
+    await rig.clock.advance(0.1)
+    rig.full = []
+    rig.service.lease()
+    await rig.clock.advance(5)
+    first, second = rig.service.of("Lease")[:2]
+    assert (list(first.full_tenants), first.wait.seconds) == (["a", "b"], 1)
+    assert (list(second.full_tenants), second.wait.seconds) == ([], 20)
+
+
 async def test_polls_of_a_busy_service_gather(rig: Rig) -> None:
     rig.room = 300
     rig.client.start()

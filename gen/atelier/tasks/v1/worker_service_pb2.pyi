@@ -237,6 +237,7 @@ class LeaseRequest(_message.Message):
     MAX_LEASES_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
     WARM_FIELD_NUMBER: _builtins.int
+    FULL_TENANTS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     sequence: _builtins.int
@@ -251,6 +252,10 @@ class LeaseRequest(_message.Message):
     def warm(self) -> Global___WarmState:
         """What is resident now."""
 
+    @_builtins.property
+    def full_tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tenants that hold their share of the worker: none of their tasks is given to this poll."""
+
     def __init__(
         self,
         *,
@@ -259,10 +264,11 @@ class LeaseRequest(_message.Message):
         max_leases: _builtins.int = ...,
         wait: _duration_pb2.Duration | None = ...,
         warm: Global___WarmState | None = ...,
+        full_tenants: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait", "warm", b"warm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_leases", b"max_leases", "sequence", b"sequence", "session_id", b"session_id", "wait", b"wait", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_tenants", b"full_tenants", "max_leases", b"max_leases", "sequence", b"sequence", "session_id", b"session_id", "wait", b"wait", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
