@@ -71,11 +71,6 @@ class Principal:
         """Whether the caller holds a scope, by name or through another one."""
         return scope in self.effective
 
-    @property
-    def crosses_tenants(self) -> bool:
-        """Whether the caller may look beyond one tenant."""
-        return SUPPORT in self.effective
-
 
 @dataclass(frozen=True, slots=True)
 class CallContext:

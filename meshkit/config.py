@@ -114,9 +114,7 @@ class MeshSettings(BaseSettings):
     s3_endpoint: str = Field(default="", description="host:port of the object store.")
     s3_access_key: str = Field(default="", description="Access key of the object store.")
     s3_secret_key: SecretStr = Field(default=SecretStr(""), description="Secret key of the object store.")
-    s3_bucket: str = Field(
-        default="atelier", min_length=3, max_length=63, description="Bucket; created if it is missing."
-    )
+    s3_bucket: str = Field(default="atelier", min_length=3, max_length=63, description="Bucket; it must exist.")
     s3_secure: bool = Field(default=False, description="Whether to use TLS.")
     s3_region: str = Field(default="us-east-1", description="Region that requests are signed for.")
 

@@ -1,4 +1,4 @@
-"""Check and open untrusted images. The only place that does.
+"""Check untrusted images. The only place that does.
 
 The header decides on size before a single pixel is decoded; then the whole file must decode. Imports no torch.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from meshkit.errors import MeshError, invalid, too_large
 
@@ -22,7 +22,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _DATA_URL = re.compile(r"data:(?P<type>[a-z0-9.+/-]*)(?P<options>(?:;[a-z0-9=._-]+)*?);base64,", re.IGNORECASE)
 _MAX_FIELD = "image"
 
-# Process-wide settings of Pillow; set here because only this module opens untrusted images.
+# Process-wide settings of Pillow; set here because only this module reads untrusted images.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -120,34 +120,7 @@ def inspect(
     """
     with _opened(data, limits, path) as image:
         kind, width, height = str(image.format), image.width, image.height
-        return ImageInfo(kind, width, height, _decode(image, limits, path, every_frame=True))
-
-
-def open_rgb(data: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, *, path: str = _MAX_FIELD) -> Image.Image:
-    """Open an image as RGB as a viewer shows it: turned by its EXIF, transparency over white.
-
-    Args:
-        data: The file's bytes, or a local file.
-        limits: What is allowed.
-        path: Path of the request's member, for the error.
-
-    Returns:
-        The first frame, held in memory.
-
-    Raises:
-        MeshError: As for `inspect`.
-    """
-    with _opened(data, limits, path) as image:
-        _decode(image, limits, path, every_frame=False)
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-            layer = upright.convert("RGBA")
-            base = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-            return Image.alpha_composite(base, layer).convert("RGB")
-        if upright.mode.startswith("I;16"):
-            # Pillow would cut 16 bits off at 255 in place of scaling them.
-            upright = upright.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-        return upright.convert("RGB")
+        return ImageInfo(kind, width, height, _decode(image, limits, path))
 
 
 def _opened(data: bytes | Path | BinaryIO, limits: ImageLimits, path: str) -> Image.Image:
@@ -190,8 +163,8 @@ def _check_size(image: Image.Image, limits: ImageLimits, path: str) -> None:
         raise _too_many_pixels(limits, path)
 
 
-def _decode(image: Image.Image, limits: ImageLimits, path: str, *, every_frame: bool) -> int:
-    """Decode the first frame, or all frames, and count them.
+def _decode(image: Image.Image, limits: ImageLimits, path: str) -> int:
+    """Decode all frames and count them.
 
     Asking Pillow for the number of frames would walk through a file of a million of them first.
     """
@@ -202,7 +175,7 @@ def _decode(image: Image.Image, limits: ImageLimits, path: str, *, every_frame: 
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image.load()
             frames, pixels = 1, image.width * image.height
-            while every_frame and _next_frame(image, frames):
+            while _next_frame(image, frames):
                 frames += 1
                 if frames > limits.max_frames:
                     raise invalid(path, f"has more than {limits.max_frames} frames", "image_frames")

@@ -241,7 +241,6 @@ SATISFIES = {
 def test_what_a_scope_satisfies(held: Any) -> None:
     principal = Principal("a", "t", frozenset({held}))
     assert {scope for scope in auth.SCOPES if principal.has(scope)} == SATISFIES[held]
-    assert principal.crosses_tenants == ("support" in SATISFIES[held])
 
 
 def test_only_a_service_names_a_tenant() -> Any:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from meshkit.errors import ErrorKind, MeshError
-from meshkit.images import ImageInfo, ImageLimits, decode_data, inspect, open_rgb
+from meshkit.images import ImageInfo, ImageLimits, decode_data, inspect
 
 
 def encoded(
@@ -61,7 +61,6 @@ def test_what_is_no_image_is_refused(data: Any) -> None:
 @pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (20_000, 5_000), (8001, 8000)])
 def test_a_bomb_is_refused_by_its_header(width: Any, height: Any) -> None:
     assert refusal(inspect, png_claiming(width, height)) == "image_size"
-    assert refusal(open_rgb, png_claiming(width, height)) == "image_size"
 
 
 def test_a_long_thin_image_is_refused() -> None:
@@ -111,28 +110,6 @@ def test_a_file_is_judged_like_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded())
     assert inspect(path) == ImageInfo("PNG", 8, 6, 1)
-    assert open_rgb(path).size == (8, 6)
-
-
-def test_transparency_lies_over_white() -> None:
-    image = open_rgb(encoded(mode="RGBA", color=(0, 0, 0, 0)))
-    assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 255, 255))
-
-
-@pytest.mark.parametrize(("mode", "color"), [("L", 7), ("1", 1), ("P", 3), ("LA", (7, 255)), ("CMYK", (0, 0, 0, 0))])
-def test_every_mode_becomes_rgb(mode: Any, color: Any) -> None:
-    kind = "TIFF" if mode == "CMYK" else "PNG"
-    assert open_rgb(encoded(kind, mode=mode, color=color)).mode == "RGB"
-
-
-def test_sixteen_bits_are_scaled_not_cut() -> None:
-    assert open_rgb(encoded(mode="I;16", color=32768)).getpixel((0, 0)) == (128, 128, 128)
-
-
-def test_an_image_is_turned_by_its_exif() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert open_rgb(encoded("JPEG", exif=exif)).size == (6, 8)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,10 @@ def test_every_kind_of_image_becomes_rgb_or_rgba(tmp_path: Path, image: Image.Im
     assert open_picture(save(tmp_path / "a.png", image)).mode == mode
 
 
+def test_colours_for_print_become_rgb(tmp_path: Path) -> None:
+    assert open_picture(save(tmp_path / "a.tiff", Image.new("CMYK", (4, 4)))).getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_deep_greys_are_scaled(tmp_path: Path) -> None:
     deep = Image.fromarray(np.full((4, 4), 40_000, np.uint16))
     made = np.asarray(open_picture(save(tmp_path / "a.png", deep)))
