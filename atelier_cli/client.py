@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
+from urllib.parse import quote, urlsplit
 
 import httpx
 
 from atelier_cli.errors import CliError, ExitCode
+from atelier_cli.files import save
 from atelier_cli.folder import DataFolder
 from atelier_cli.tokens import DEFAULT_TENANT, issue
 
@@ -26,6 +28,7 @@ _PAUSE_SECONDS: Final = 0.5
 # The gateway sends a comment more often than this on a silent stream.
 _STREAM_SILENCE_SECONDS: Final = 60.0
 _PASSING: Final = frozenset({502, 503, 504})
+_Json = TypeVar("_Json", dict[str, Any], list[Any])
 ENDED: Final = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
 
 
@@ -73,8 +76,10 @@ class Gateway:
         cls, folder: DataFolder, tenant: str = DEFAULT_TENANT, scopes: Iterable[str] = ("read", "write")
     ) -> "Gateway":
         """Return the gateway of the mesh on a folder, or $ATELIER_URL with $ATELIER_TOKEN."""
-        url = os.environ.get("ATELIER_URL") or folder.running().gateway_url
+        url = _address(os.environ.get("ATELIER_URL")) or folder.running().gateway_url
         given = os.environ.get("ATELIER_TOKEN")
+        if given and not (given.isascii() and given.isprintable()):
+            raise CliError("ATELIER_TOKEN is no token: it has characters that no token has.", ExitCode.USAGE)
         text = given or issue(folder, tenant=tenant, scopes=scopes, ttl_seconds=_TOKEN_SECONDS)
         return cls(url, lambda: text)
 
@@ -88,12 +93,11 @@ class Gateway:
 
     def create(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Create a task once, however often the request is sent."""
-        answer = self._send("POST", "/api/v1/tasks/", json=task, headers={"idempotency-key": str(uuid.uuid4())})
-        return dict(answer.json())
+        return self.call("POST", "/api/v1/tasks/", json=task)
 
     def task(self, task_id: str) -> dict[str, Any]:
         """One task."""
-        return dict(self._send("GET", f"/api/v1/tasks/{task_id}").json())
+        return self.call("GET", f"/api/v1/tasks/{segment(task_id)}")
 
     def tasks(self, **filters: str | int | None) -> list[dict[str, Any]]:
         """Tasks, newest first."""
@@ -105,24 +109,18 @@ class Gateway:
 
     def cancel(self, task_id: str) -> dict[str, Any]:
         """Cancel a task."""
-        return dict(self._send("POST", f"/api/v1/tasks/{task_id}/cancel").json())
+        return self.call("POST", f"/api/v1/tasks/{segment(task_id)}/cancel")
 
     def call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         """Send any other request that returns an object; a POST takes effect once, however often it is sent."""
         if method == "POST":
             arguments["headers"] = {"idempotency-key": str(uuid.uuid4())}
-        return dict(self._send(method, path, **arguments).json())
+        return dict(self._read(self._send(method, path, **arguments), dict))
 
     def download(self, path: str, to: Path) -> None:
         """Save a stored file, whole or not at all."""
         answer = self._send("GET", f"/api/v1/storage/images/{path}")
-        draft = to.with_name(f".{to.name}.{os.getpid()}")
-        try:
-            draft.write_bytes(answer.content)
-            draft.replace(to)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise CliError(f"{to} cannot be written: {error.strerror}.") from error
+        save(to, answer.content)
 
     def watch(self, task_id: str) -> Iterator[TaskProgress]:
         """Follow a task until it has ended, over as many connections as needed.
@@ -134,7 +132,7 @@ class Gateway:
         self._heard = time.monotonic()
         while True:
             try:
-                for identity, name, data in self._stream(f"/api/v1/tasks/{task_id}/events", seen):
+                for identity, name, data in self._stream(f"/api/v1/tasks/{segment(task_id)}/events", seen):
                     event = json.loads(data)
                     if name == "error":
                         if event["status"] not in _PASSING:
@@ -152,7 +150,17 @@ class Gateway:
 
     def _listed(self, path: str, filters: Mapping[str, str | int | None]) -> list[dict[str, Any]]:
         chosen = {name: value for name, value in filters.items() if value is not None}
-        return list(self._send("GET", path, params=chosen).json())
+        return list(self._read(self._send("GET", path, params=chosen), list))
+
+    def _read(self, answer: httpx.Response, kind: type[_Json]) -> _Json:
+        """Return the JSON of an answer."""
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, kind):
+            raise CliError(f"What answers at {self._url} is no gateway of a mesh.")
+        return found
 
     def _stream(self, path: str, seen: str | None) -> Iterator[tuple[str | None, str, str]]:
         """Yield the events of one connection after `seen`; none while the gateway or a service cannot be reached."""
@@ -181,6 +189,8 @@ class Gateway:
             except httpx.TransportError as error:
                 if time.monotonic() > deadline:
                     raise self._unreachable() from error
+            except httpx.RequestError as error:
+                raise CliError(f"What answers at {self._url} is no gateway of a mesh.") from error
             else:
                 if answer.status_code not in _PASSING or time.monotonic() > deadline:
                     _refuse(answer)
@@ -192,6 +202,17 @@ class Gateway:
 
     def _unreachable(self) -> CliError:
         return CliError(f"The gateway at {self._url} cannot be reached.", ExitCode.NOT_RUNNING)
+
+
+def segment(text: str) -> str:
+    """Return an identifier as a part of a path.
+
+    Raises:
+        CliError: No identifier reads like this.
+    """
+    if text in {"", ".", ".."}:
+        raise CliError(f"{text!r} is no identifier.", ExitCode.USAGE)
+    return quote(text, safe="")
 
 
 def events(lines: Iterator[str]) -> Iterator[tuple[str | None, str, str]]:
@@ -213,6 +234,22 @@ def events(lines: Iterator[str]) -> Iterator[tuple[str | None, str, str]]:
             identity = value
         elif name == "event":
             event = value
+
+
+def _address(url: str | None) -> str | None:
+    """Return the address of a gateway, checked."""
+    if not url:
+        return None
+    try:
+        parts = urlsplit(url)
+        # The port is read, and judged, only when it is asked for.
+        right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL):
+        right = False
+    if not right:
+        raise CliError(f"ATELIER_URL is {url!r}, which is no address; right is http://host:port.", ExitCode.USAGE)
+    return url
 
 
 def _refuse(answer: httpx.Response) -> None:

@@ -1,5 +1,6 @@
 """The command `atelier`: its commands, and the place where failures become sentences and exit codes."""
 
+import io
 import sys
 from typing import NoReturn
 
@@ -30,9 +31,29 @@ app.add_typer(webhook.app, name="webhook")
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that is not UTF-8, or a name that is not, must not end a command.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
+        _require_text(sys.argv[1:])
         app()
     except CliError as error:
-        err.print(error.sentence, style="red" if "\n" not in error.sentence else None, markup=False)
-        sys.exit(int(error.code))
+        sys.exit(_told(error))
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        sys.exit(_told(CliError(f"{what}{error.strerror or error}.")))
+    except (UnicodeError, RecursionError, MemoryError) as error:
+        sys.exit(_told(CliError(f"A file or an answer cannot be read: {type(error).__name__}.")))
     sys.exit(ExitCode.DONE)
+
+
+def _require_text(arguments: list[str]) -> None:
+    for argument in arguments:
+        if not argument.isascii() and any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise CliError(f"The argument {argument!r} is not UTF-8.", ExitCode.USAGE)
+
+
+def _told(error: CliError) -> int:
+    err.print(error.sentence, style="red" if "\n" not in error.sentence else None, markup=False)
+    return int(error.code)

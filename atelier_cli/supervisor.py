@@ -12,6 +12,8 @@ from subprocess import Popen
 from types import FrameType
 from typing import Final
 
+from rich.markup import escape
+
 from atelier_cli.embedded.process import Launch, Server, StartError, log_tail, spawn
 from atelier_cli.errors import CliError
 from atelier_cli.folder import ProcessRecord
@@ -157,7 +159,7 @@ class MeshSupervisor:
             self.changed(state)
         except OSError as error:
             if not self._untold:
-                self.say(f"[yellow]●[/yellow] The state of the mesh cannot be written: {_sentence(error)}")
+                self.say(f"[yellow]●[/yellow] The state of the mesh cannot be written: {escape(_sentence(error))}")
             self._untold = True
         else:
             self._untold = False
@@ -168,8 +170,8 @@ class MeshSupervisor:
         if now - each.started_at > _SETTLED_SECONDS:
             each.backoff_seconds = FIRST_BACKOFF_SECONDS
         self.say(
-            f"[yellow]●[/yellow] {each.server.name:9s} {cause}; starts again in {each.backoff_seconds:g} s"
-            + (f", see {each.launch.log}" if each.launch else "")
+            f"[yellow]●[/yellow] {each.server.name:9s} {escape(cause)}; starts again in {each.backoff_seconds:g} s"
+            + (f", see {escape(str(each.launch.log))}" if each.launch else "")
         )
         each.process = None
         each.ready = False

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
+from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import DataFolder
 from atelier_cli.settings import given
 from meshkit.auth import TokenIssuer
@@ -14,9 +15,12 @@ def issue(folder: DataFolder, *, tenant: str, scopes: Iterable[str], ttl_seconds
     """Return a token for the mesh on this folder.
 
     Raises:
-        CliError: No mesh was ever started on the folder, or a setting's file cannot be read.
-        ValueError: The tenant or a scope is malformed.
+        CliError: No mesh was ever started on the folder, a setting's file cannot be read, or the tenant or a scope is
+            malformed.
     """
     secret = given("ATELIER_AUTH_SECRET") or folder.existing_credentials().auth_secret
     issuer = TokenIssuer(secret, given("ATELIER_AUTH_ISSUER"), audience=given("ATELIER_AUTH_AUDIENCE"))
-    return issuer.issue("cli", tenant, scopes, ttl_seconds)
+    try:
+        return issuer.issue("cli", tenant, scopes, ttl_seconds)
+    except ValueError as error:
+        raise CliError(f"No token: {error}.", ExitCode.USAGE) from error

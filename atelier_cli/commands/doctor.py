@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import typer
+from rich.markup import escape
 
 from atelier_cli.commands.mesh import Data
 from atelier_cli.embedded.process import is_free
@@ -54,7 +55,7 @@ def doctor(data: Data = None) -> None:
     findings = list(examine(DataFolder.choose(data)))
     for finding in findings:
         mark = "[green]✓[/green]" if finding.fine else "[red]✗[/red]"
-        out.print(f"{mark} {finding.what:10s} {finding.text}")
+        out.print(f"{mark} {finding.what:10s} {escape(finding.text)}")
     missing = sum(not finding.fine for finding in findings)
     if missing:
         out.print(f"{missing} {'thing is' if missing == 1 else 'things are'} missing.")

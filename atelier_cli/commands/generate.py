@@ -1,6 +1,7 @@
 """`atelier generate`: a picture from a prompt."""
 
 import base64
+import math
 import re
 import socket
 from pathlib import Path
@@ -12,6 +13,7 @@ from atelier_cli.client import Gateway
 from atelier_cli.commands.follow import cancelled_on_interrupt, follow, require_completed
 from atelier_cli.commands.mesh import Data
 from atelier_cli.errors import CliError, ExitCode
+from atelier_cli.files import MAX_INLINE_BYTES, content
 from atelier_cli.folder import DataFolder
 from atelier_cli.terminal import out
 from atelier_cli.tokens import DEFAULT_TENANT
@@ -61,7 +63,9 @@ def generate(
     if steps is not None:
         body["config"] = {"steps": steps}
     if reference is not None:
-        body["reference_image_data"] = base64.b64encode(reference.read_bytes()).decode()
+        body["reference_image_data"] = base64.b64encode(content(reference, MAX_INLINE_BYTES)).decode()
+    if strength is not None and math.isnan(strength):
+        raise CliError("--strength is a number from 0 to 100.", ExitCode.USAGE)
     target = output or Path(f"{re.sub('[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60] or 'picture'}.png")
     if not target.absolute().parent.is_dir():
         raise CliError(f"There is no folder {target.parent} to save into.", ExitCode.USAGE)
@@ -88,7 +92,9 @@ def lora_fields(loras: list[str]) -> dict[str, Any]:
         try:
             value = float(weight)
         except ValueError:
-            raise CliError(f"{weight!r} in --lora {text} is not a weight.", ExitCode.USAGE) from None
+            value = math.nan
+        if not math.isfinite(value):
+            raise CliError(f"{weight!r} in --lora {text} is not a weight.", ExitCode.USAGE)
         wanted = _SLOTS.get(path.partition("/")[0], _ALL_SLOTS)
         free = [slot for slot in wanted if f"{slot}_model_path" not in fields]
         if not free:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from atelier_cli.embedded.process import Server, log_tail
@@ -60,7 +61,7 @@ def up(
 
         told: list[str] = []
         supervisor = MeshSupervisor(mesh.stages, changed, err.print)
-        err.print(f"Starting a mesh on [bold]{folder}[/bold].")
+        err.print(f"Starting a mesh on [bold]{escape(str(folder))}[/bold].")
         supervisor.run()
 
 
@@ -68,7 +69,7 @@ def down(data: Data = None) -> None:
     """Stop the mesh in order. Its data stays."""
     folder = DataFolder.choose(data)
     if not folder.is_running():
-        err.print(f"No mesh runs on {folder}.")
+        err.print(f"No mesh runs on {folder}.", markup=False)
         return
     record = folder.running()
     with contextlib.suppress(ProcessLookupError):
@@ -78,7 +79,7 @@ def down(data: Data = None) -> None:
         if time.monotonic() > deadline:
             raise CliError(f"The mesh on {folder} (process {record.pid}) did not stop within {_STOP_SECONDS:.0f} s.")
         time.sleep(0.05)
-    err.print(f"The mesh on {folder} has stopped.")
+    err.print(f"The mesh on {folder} has stopped.", markup=False)
 
 
 def status(data: Data = None, *, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -101,7 +102,7 @@ def status(data: Data = None, *, as_json: Annotated[bool, typer.Option("--json",
         colour = "green" if row["health"] == "healthy" else "red"
         health = f"[{colour}]{row['health']}[/{colour}]"
         table.add_row(row["name"], row["role"], str(row["pid"] or "-"), health, str(process.restarts))
-    out.print(f"{folder}: {record.state}, gateway at {record.gateway_url}")
+    out.print(f"{folder}: {record.state}, gateway at {record.gateway_url}", markup=False)
     out.print(table)
 
 
@@ -127,7 +128,7 @@ def _start_detached(folder: DataFolder, port: int | None) -> None:
     """Start `atelier up` in a session of its own and wait until it is ready."""
     with folder.held():
         choose_ports(port, folder.record())  # printed here, not into a log
-    err.print(f"Starting a mesh on [bold]{folder}[/bold].")
+    err.print(f"Starting a mesh on [bold]{escape(str(folder))}[/bold].")
     log = folder.log("atelier")
     arguments = ["--data", str(folder.path), *(["--port", str(port)] if port else [])]
     with log.open("ab") as stream:
@@ -157,5 +158,5 @@ def _start_detached(folder: DataFolder, port: int | None) -> None:
 def _tell_ready(folder: DataFolder, record: MeshRecord) -> None:
     named = f" --data {folder}" if folder.path != DataFolder.choose(None).path else ""
     err.print(f"Gateway  {record.gateway_url}/docs")
-    err.print(f"Logs     {folder / 'logs'}")
-    err.print(f'Try      atelier generate "a red dress" -o dress.png{named}')
+    err.print(f"Logs     {folder / 'logs'}", markup=False)
+    err.print(f'Try      atelier generate "a red dress" -o dress.png{named}', markup=False)

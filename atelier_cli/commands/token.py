@@ -11,6 +11,7 @@ from atelier_cli.folder import DataFolder
 from atelier_cli.tokens import DEFAULT_TENANT, issue
 
 _DAYS: Final = 30.0
+_MOST_DAYS: Final = 36_500
 
 
 def token(
@@ -23,8 +24,7 @@ def token(
 ) -> None:
     """Print a token, and nothing else."""
     names = [name.strip() for name in scopes.split(",") if name.strip()]
-    try:
-        text = issue(DataFolder.choose(data), tenant=tenant, scopes=names, ttl_seconds=days * 86400)
-    except ValueError as error:
-        raise CliError(f"No token: {error}.", ExitCode.USAGE) from error
+    if not days <= _MOST_DAYS:  # also what is no number
+        raise CliError(f"--days is {_MOST_DAYS} at most.", ExitCode.USAGE)
+    text = issue(DataFolder.choose(data), tenant=tenant, scopes=names, ttl_seconds=days * 86400)
     sys.stdout.write(text + "\n")

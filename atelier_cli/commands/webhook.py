@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from atelier_cli.client import Gateway
+from atelier_cli.client import Gateway, segment
 from atelier_cli.commands.mesh import Data
 from atelier_cli.folder import DataFolder
 from atelier_cli.terminal import out
@@ -49,14 +49,14 @@ def list_deliveries(
 def get(delivery_id: DeliveryId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
     """Print a delivery with its body and every attempt as JSON."""
     with Gateway.of(DataFolder.choose(data), tenant) as gateway:
-        out.print_json(json.dumps(gateway.call("GET", f"{_PATH}/deliveries/{delivery_id}")))
+        out.print_json(json.dumps(gateway.call("GET", f"{_PATH}/deliveries/{segment(delivery_id)}")))
 
 
 @app.command("redeliver")
 def redeliver(delivery_id: DeliveryId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
     """Send a delivery again at once; this enables an address that answered 410."""
     with Gateway.of(DataFolder.choose(data), tenant) as gateway:
-        delivery = gateway.call("POST", f"{_PATH}/deliveries/{delivery_id}/redeliver")
+        delivery = gateway.call("POST", f"{_PATH}/deliveries/{segment(delivery_id)}/redeliver")
     out.print(f"{delivery['id']} {delivery['status']}")
 
 

@@ -1,7 +1,6 @@
 """`atelier workflow`: runs workflows from files, shows, draws and controls them."""
 
 import json
-import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -10,16 +9,17 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import typer
-import yaml  # type: ignore[import-untyped]  # ships no types
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from atelier_cli.client import ENDED, Gateway
+from atelier_cli import documents
+from atelier_cli.client import ENDED, Gateway, segment
 from atelier_cli.commands.mesh import Data
 from atelier_cli.diagram import lay_out, steps_of
 from atelier_cli.errors import CliError, ExitCode
+from atelier_cli.files import save
 from atelier_cli.folder import DataFolder
 from atelier_cli.picture import png, svg
 from atelier_cli.terminal import err, out
@@ -58,7 +58,7 @@ def run(
 def get(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
     """Print a workflow with its steps as JSON."""
     with Gateway.of(DataFolder.choose(data), tenant) as gateway:
-        out.print_json(json.dumps(gateway.call("GET", f"{_PATH}{workflow_id}")))
+        out.print_json(json.dumps(gateway.call("GET", f"{_PATH}{segment(workflow_id)}")))
 
 
 @app.command("list")
@@ -91,7 +91,7 @@ def list_workflows(
 def watch(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
     """Follow a workflow until it has ended."""
     with Gateway.of(DataFolder.choose(data), tenant) as gateway:
-        workflow = gateway.call("GET", f"{_PATH}{workflow_id}")
+        workflow = gateway.call("GET", f"{_PATH}{segment(workflow_id)}")
         require_completed(follow(gateway, workflow))
 
 
@@ -126,25 +126,25 @@ def graph(
 @app.command("start")
 def start_workflow(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
     """Start a workflow that was made with --no-start."""
-    _move("POST", f"{workflow_id}/start", tenant, data)
+    _move("POST", f"{segment(workflow_id)}/start", tenant, data)
 
 
 @app.command("pause")
 def pause(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
     """Let running steps end and begin no further one."""
-    _move("POST", f"{workflow_id}/pause", tenant, data)
+    _move("POST", f"{segment(workflow_id)}/pause", tenant, data)
 
 
 @app.command("resume")
 def resume(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
     """Go on with a failed or paused workflow; completed steps keep their results."""
-    _move("POST", f"{workflow_id}/resume", tenant, data)
+    _move("POST", f"{segment(workflow_id)}/resume", tenant, data)
 
 
 @app.command("cancel")
 def cancel(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
     """Cancel a workflow and its running tasks; cancelling a cancelled one changes nothing."""
-    _move("DELETE", workflow_id, tenant, data)
+    _move("DELETE", segment(workflow_id), tenant, data)
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -153,15 +153,7 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         CliError: It cannot be read, or holds no definition.
     """
-    try:
-        definition = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CliError(f"{file} cannot be read: {error.strerror}.", ExitCode.USAGE) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CliError(f"{file} is neither YAML nor JSON.", ExitCode.USAGE) from error
-    if not isinstance(definition, dict):
-        raise CliError(f"{file} holds no workflow.", ExitCode.USAGE)
-    return {"origin_instance": "atelier-cli", **definition}
+    return {"origin_instance": "atelier-cli", **documents.read_object(file)}
 
 
 def follow(gateway: Gateway, workflow: dict[str, Any]) -> dict[str, Any]:
@@ -225,21 +217,6 @@ def require_completed(workflow: dict[str, Any]) -> None:
     reason = workflow["error_message"] or "no reason was given"
     what = "was cancelled" if workflow["status"] == "CANCELLED" else f"failed: {reason}"
     raise CliError(f"Workflow {workflow['id']} {what}.")
-
-
-def save(file: Path, content: bytes) -> None:
-    """Write a file, whole or not at all.
-
-    Raises:
-        CliError: It cannot be written.
-    """
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(file)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise CliError(f"{file} cannot be written: {error.strerror}.") from error
 
 
 def _items(step: Mapping[str, Any]) -> str:

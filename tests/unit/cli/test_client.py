@@ -122,3 +122,26 @@ def test_download_leaves_no_half_file(tmp_path: Path) -> None:
 def test_events_take_several_data_lines_and_pass_over_comments() -> None:
     lines: Iterator[str] = iter([": keep-alive", "", "id: 4", "data: a", "data:b", "retry: 10", "", "data: lost"])
     assert list(events(lines)) == [("4", "message", "a\nb")]
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b"7", b"\xff"])
+def test_an_answer_that_is_no_gateways_is_told(content: bytes) -> None:
+    with pytest.raises(CliError, match="no gateway of a mesh"):
+        gateway(lambda _: httpx.Response(200, content=content)).task("1")
+
+
+@pytest.mark.parametrize("text", ["", ".", ".."])
+def test_an_identifier_that_is_none_is_told(text: str) -> None:
+    with pytest.raises(CliError, match="no identifier"):
+        gateway(lambda _: httpx.Response(200, json={})).task(text)
+
+
+def test_an_identifier_stays_one_part_of_the_path() -> None:
+    asked: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.raw_path)
+        return httpx.Response(200, json={})
+
+    gateway(answer).task("../a?b#c d")
+    assert asked == [b"/api/v1/tasks/..%2Fa%3Fb%23c%20d"]

@@ -7,9 +7,9 @@ from xml.etree import ElementTree as ET
 import pytest
 from PIL import Image
 
-from atelier_cli.commands.workflow import save
 from atelier_cli.diagram import BOX_HEIGHT, BOX_WIDTH, Diagram, DiagramStep, lay_out, levels_of, steps_of
 from atelier_cli.errors import CliError
+from atelier_cli.files import save
 from atelier_cli.picture import png, svg
 
 SVG = "{http://www.w3.org/2000/svg}"
