@@ -9,7 +9,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `topology`: the one table of services
 - `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths
 - `server` `interceptors` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that travel together
-- `db` `pipeline` `pipeline_pool` `migration` `outbox` `idempotency`: PostgreSQL, which holds all state
+- `db` `pipeline` `pipeline_pool` `migration` `outbox` `leadership` `idempotency`: PostgreSQL, which holds all state
 - `bus` `publishing` `eventjson`: NATS, which only notifies
 - `objects` `s3client` `chunks` `staging` `images` `fetcher`: files, and the checks of untrusted ones
 - `transcoding`: JSON over HTTP to gRPC and back

@@ -63,11 +63,16 @@ class Connection(Protocol):
         ...
 
 
+# The server ended a session that stood still within a transaction.
+_STOOD_STILL = ("25P03", "25P04")
 _RETRYABLE = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected, pg_errors.LockNotAvailable, *STALE)
 # The server is shutting down, was killed, or is starting: a new connection may work.
-_LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
+_LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P05", *_STOOD_STILL})
 _ATTEMPTS = 6
 _FIRST_PAUSE_SECONDS = 0.02
+# How long the locks of a client that stands still may hold others up. A process that works comes back within
+# milliseconds; one whose event loop is held up for longer has its transaction undone, and repeats it.
+_STANDSTILL_MS = 5000
 _LOST_PAUSE_SECONDS = 0.25
 
 
@@ -196,8 +201,8 @@ class Database:
             # The other connections have statements prepared for the same tables.
             await self._pipelines.discard()
             raise
-        except psycopg.OperationalError as error:
-            if not _is_lost(error):
+        except psycopg.Error as error:
+            if not is_lost(error):
                 raise
             await self._pipelines.discard()
             self._test_idle_connections()
@@ -210,7 +215,7 @@ class Database:
             yield conn
 
     async def dedicated(self) -> Pipeline:
-        """Open a connection outside of the pools, for locks of a session; the caller closes it.
+        """Open a connection outside of the pools; the caller closes it.
 
         Raises:
             DatabaseUnavailableError: The server did not answer.
@@ -252,8 +257,8 @@ class Database:
                 yield conn
         except (PoolTimeout, PoolClosed) as error:
             raise DatabaseUnavailableError from error
-        except psycopg.OperationalError as error:
-            if not _is_lost(error):
+        except psycopg.Error as error:
+            if not is_lost(error):
                 raise
             # The others in the pool most likely died too: test them before they are handed out.
             self._test_idle_connections()
@@ -288,10 +293,11 @@ def connection_options(schema: str, statement_timeout_seconds: float, applicatio
     """
     return {
         "options": f"-c search_path={schema} -c statement_timeout={int(statement_timeout_seconds * 1000)} "
-        # A client that died in the middle of a transaction must not keep its locks.
-        "-c idle_in_transaction_session_timeout=60000 -c timezone=UTC "
-        # Nor may one whose machine is gone keep a lock of its session: by default the server waits two hours.
-        "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
+        # A client that died or stands still in the middle of a transaction must not keep its locks.
+        f"-c idle_in_transaction_session_timeout={_STANDSTILL_MS} -c timezone=UTC "
+        # Nor may one whose machine is gone keep its session: by default the server waits two hours, or fifteen minutes
+        # where an answer is on its way.
+        "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=10000",
         "application_name": application_name,
         "autocommit": False,
         "prepare_threshold": 2,
@@ -352,6 +358,9 @@ async def _revision(dsn: str, schema: str) -> str | None:
         raise DatabaseUnavailableError from None
 
 
-def _is_lost(error: psycopg.OperationalError) -> bool:
+def is_lost(error: psycopg.Error) -> bool:
+    """Whether an error means that the connection is gone, and with it what was not committed."""
     state = error.sqlstate
-    return state is None or state.startswith("08") or state in _LOST_STATES
+    if state is None:
+        return isinstance(error, psycopg.OperationalError)
+    return state.startswith("08") or state in _LOST_STATES

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,9 @@ import psycopg
 
 from meshkit import metrics, tracing
 from meshkit.bus import MSG_ID
-from meshkit.db import DatabaseUnavailableError
+from meshkit.db import DatabaseUnavailableError, is_lost
 from meshkit.errors import MeshError
+from meshkit.leadership import FENCE, Leadership
 from meshkit.logging import get_logger
 from meshkit.loops import Loop
 from meshkit.publishing import Outgoing
@@ -40,12 +41,14 @@ VERSION_HEADER = "Atelier-Version"
 TENANT_HEADER = "Atelier-Tenant"
 EVENT_TYPE_HEADER = "Atelier-Event-Type"
 
-_LOCK_SPACE = 0x6F7574  # "out": keeps these advisory locks apart from others in the same database
+_WORK = "relay"
 _BATCH = 200
 _CLAIM = """
 SELECT id, event_id::text, subject, payload, headers::text, date_part('epoch', now() - created_at)
 FROM outbox ORDER BY id LIMIT %s
 """
+# What a leader that stood still did not publish, its successor has to find.
+_FORGET = f"DELETE FROM outbox WHERE id = ANY(%b) AND {FENCE}"  # noqa: S608 -- fixed names
 _Row = tuple[int, str, str, bytes, str, float]
 
 
@@ -148,16 +151,24 @@ class Relay:
         bus: Where to publish.
         interval_seconds: How often to look without being woken.
         batch: Events a run.
+        leadership: This replica's claim to the work.
     """
 
-    def __init__(self, db: Database, bus: Bus, *, interval_seconds: float = 1.0, batch: int = _BATCH) -> None:
+    def __init__(
+        self,
+        db: Database,
+        bus: Bus,
+        *,
+        interval_seconds: float = 1.0,
+        batch: int = _BATCH,
+        leadership: Leadership | None = None,
+    ) -> None:
         self._db = db
         self._bus = bus
         self._batch = batch
-        self._leader: Pipeline | None = None
-        self._standby: Pipeline | None = None
+        self._leadership = leadership or Leadership(_WORK)
+        self._conn: Pipeline | None = None
         self._wake = asyncio.Event()
-        self._lock_key = zlib.crc32(db.schema.encode()) - 2**31
         self.loop = Loop(f"outbox-{db.schema}", self.run_once, interval_seconds, wake=self._wake)
 
     def wake(self) -> None:
@@ -171,60 +182,55 @@ class Relay:
             Whether more wait.
 
         Raises:
-            DatabaseUnavailableError: The database is not there; the lock is asked for anew next time.
+            DatabaseUnavailableError: The database is not there; the work is asked for anew next time.
         """
-        # Without NATS there is nothing to do, and no reason to hold the lock another replica could use.
+        # Without NATS there is nothing to do, and no reason to keep the work from a replica that has it.
         if not self._bus.connected:
             await self.close()
             return False
         try:
-            leader = self._leader or await self._lead()
-            return leader is not None and await self._relay(leader)
-        except psycopg.OperationalError as error:
-            await self.close()
-            raise DatabaseUnavailableError from error
-        except psycopg.Error:
-            await self.close()
+            # One of its own, leading or standing by: every commit wakes a relay, and to connect costs more than to ask.
+            conn = self._conn = self._conn or await self._db.dedicated()
+            return await self._leadership.hold(conn) and await self._relay(conn)
+        except psycopg.Error as error:
+            await self._drop()
+            if is_lost(error):
+                raise DatabaseUnavailableError from error
             raise
 
     async def close(self) -> None:
-        """Give the lock back."""
-        connections = (self._leader, self._standby)
-        self._leader = self._standby = None
-        for conn in connections:
-            if conn is not None:
-                await conn.close()
+        """Give the work back, and close the connection."""
+        if self._conn is not None:
+            with suppress(psycopg.Error):
+                await self._leadership.give_back(self._conn)
+        await self._drop()
 
-    async def _lead(self) -> Pipeline | None:
-        """Take the lock; it lives as long as its connection, which is also the one that reads and deletes events."""
-        # A replica that stands by keeps its connection: every commit wakes it, and to connect costs more than to ask.
-        self._standby = conn = self._standby or await self._db.dedicated()
+    async def _drop(self) -> None:
+        self._leadership.lose()
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            await conn.close()
+
+    async def _relay(self, conn: Pipeline) -> bool:
         async with conn.transaction():
-            rows = await conn.execute("SELECT pg_try_advisory_lock(%s, %s)", (_LOCK_SPACE, self._lock_key))
-            row = await rows.fetchone()
-        if row is not None and row[0]:
-            self._leader, self._standby = conn, None
-        return self._leader
-
-    async def _relay(self, leader: Pipeline) -> bool:
-        async with leader.transaction():
-            rows: list[_Row] = await (await leader.execute(_CLAIM, (self._batch,), binary=True)).fetchall()
+            rows: list[_Row] = await (await conn.execute(_CLAIM, (self._batch,), binary=True)).fetchall()
         if not rows:
             _WAITING.labels(self._db.schema).set(0)
             return False
         _WAITING.labels(self._db.schema).set(max(0.0, rows[0][5]))
+        if not self._leadership.valid:  # this process stood still: another has published them, or does
+            return False
         published = await self._publish(rows)
         if published:
-            await self._forget(leader, published)
+            await self._forget(conn, published)
             _PUBLISHED.labels(self._db.schema).inc(len(published))
-        # What failed waits for the next turn: NATS is in trouble, and a run at once would fail too.
+        # What failed waits for the next turn: NATS is in trouble, and haste would not help it.
         return len(rows) == self._batch and len(published) == len(rows)
 
-    @staticmethod
-    async def _forget(leader: Pipeline, ids: Sequence[int]) -> None:
-        # If a crash of PostgreSQL undoes the deletion, the event is published again under the same id.
-        async with leader.transaction(durable=False):
-            await leader.execute("DELETE FROM outbox WHERE id = ANY(%b)", (ids,))
+    async def _forget(self, conn: Pipeline, ids: Sequence[int]) -> None:
+        # A deletion that a crash of PostgreSQL undoes has its event published again, under the same id.
+        async with conn.transaction(durable=False):
+            await conn.execute(_FORGET, (ids, *self._leadership.fence))
 
     async def _publish(self, rows: Sequence[_Row]) -> list[int]:
         try:

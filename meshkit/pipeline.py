@@ -35,6 +35,11 @@ _FORMATS = {b"s": PyFormat.AUTO, b"b": PyFormat.BINARY, b"t": PyFormat.TEXT}
 # A service has a few dozen hot statements; of statements composed at run time the least used are closed.
 _MOST_PREPARED = 200
 _MAX_AGE_SECONDS = 3600.0
+# Between two statements of a pipeline the server does not take its client for idle, so no other timeout would end the
+# transaction of one that stands still. It covers waits for locks too, so it is longer than that of idle transactions:
+# whoever waits for such a client is let through before its own time is over.
+_HAS_TRANSACTION_TIMEOUT = 170_000
+_END_STANDSTILL = "SET transaction_timeout = '8s'"
 # A statement prepared for a table that has changed since fails for the rest of the connection's life.
 STALE = (pg_errors.FeatureNotSupported, pg_errors.InvalidSqlStatementName)
 
@@ -395,7 +400,10 @@ async def connect(dsn: str, options: Mapping[str, Any]) -> Pipeline:
         psycopg.OperationalError: The server did not answer.
     """
     options = {**options, "autocommit": True, "prepare_threshold": None}
-    return Pipeline(await psycopg.AsyncConnection.connect(dsn, **options))
+    connection = await psycopg.AsyncConnection.connect(dsn, **options)
+    if connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
+        await connection.execute(_END_STANDSTILL)
+    return Pipeline(connection)
 
 
 def _set_local(values: Mapping[str, str | None]) -> bytes:

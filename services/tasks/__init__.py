@@ -3,7 +3,7 @@
 Owns:
     Schema `tasks` in PostgreSQL: `tasks`, `attempts`, `sessions`, `queues`, `queue_tenants`, `queue_lanes`, `task_ids`,
     `object_sweeps`, `webhook_deliveries`, `webhook_attempts`, `webhook_secrets`, `webhook_disabled`, `outbox`,
-    `idempotency_keys`.
+    `leaders`, `idempotency_keys`.
     Subjects `atelier.tasks.v1.{task,step}.{created,started,completed,failed,cancelled,requeued}` on JetStream, and on
     core NATS `atelier.progress.<task_id>`, `atelier.wake.<queue>`, `atelier.cancel.<session_id>`, `atelier.ended.step`.
     Objects below `generations/`, `editings/`, `refines/` and the other types' prefixes.

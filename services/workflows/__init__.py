@@ -1,7 +1,7 @@
 """The workflows service: graphs of tasks that survive any process and resume where they stopped.
 
 Owns:
-    Schema `workflows` in PostgreSQL: `workflows`, `steps`, `outbox`, `idempotency_keys`.
+    Schema `workflows` in PostgreSQL: `workflows`, `steps`, `outbox`, `leaders`, `idempotency_keys`.
     Subjects `atelier.workflows.v1.workflow.{pending,running,paused,completed,failed,cancelled}` on JetStream.
 Serves:
     `atelier.workflows.v1.WorkflowsService` and `atelier.workflows.v1.WorkflowMonitoringService`.

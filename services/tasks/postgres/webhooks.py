@@ -89,6 +89,13 @@ WHERE id = %(id)s AND lease = %(lease)s
 RETURNING tenant, entity_id, url, entity_version, attempt_count, due_at
 """
 
+_EXTEND = """
+UPDATE webhook_deliveries d SET due_at = now() + %s + %s
+FROM unnest(%b::uuid[], %b::uuid[]) AS held (id, lease)
+WHERE d.id = held.id AND d.lease = held.lease
+RETURNING d.id
+"""
+
 _FOLLOWERS = """
 UPDATE webhook_deliveries SET due_at = coalesce(%(due_at)s::timestamptz, now() + %(ahead)s)
 WHERE status = 'PENDING' AND entity_id = %(entity)s AND tenant = %(tenant)s AND url = %(url)s
@@ -163,6 +170,12 @@ class PostgresWebhooks:
             rows = await (await conn.execute(_CLAIM, arguments)).fetchall()
             keys = await self._keys(conn, sorted({row[2] for row in rows}))
         return [ClaimedDelivery(*(*row, keys[row[2]])) for row in rows]
+
+    async def extend(self, leases: Mapping[UUID, UUID]) -> set[UUID]:
+        """Keep deliveries that are under way, given with their leases; which of them are still the caller's."""
+        async with self._db.transaction() as conn:
+            cursor = await conn.execute(_EXTEND, (self._ahead(), LEASE, list(leases.keys()), list(leases.values())))
+            return {row[0] for row in await cursor.fetchall()}
 
     async def finish(self, claimed: ClaimedDelivery, answer: ReceiverAnswer | None, verdict: DeliveryVerdict) -> bool:
         """Write the result of a delivery and let the entity's next one follow.

@@ -28,8 +28,10 @@ BUSY_STATUSES = frozenset({429, 503})
 # Receivers that failed together are not asked together again.
 JITTER = 0.1
 TIMEOUT_SECONDS = 15.0
-# A claimed delivery is its sender's for so long; of one that was killed it is claimed again.
-LEASE = timedelta(seconds=60)
+# A claimed delivery is its sender's for so long, and as long again at each extension; of one that was killed
+# or stands still another claims it.
+LEASE = timedelta(seconds=8)
+EXTEND_SECONDS = 2.5
 LOG_KEPT = timedelta(days=30)
 MAX_ERROR_LENGTH = 500
 GONE_STATUS = 410

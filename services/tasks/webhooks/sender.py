@@ -1,8 +1,8 @@
 """Sends webhooks: what is due is claimed, sent, and its outcome written; a loop of the service calls it.
 
 At most a few requests go to one target at a time, so that a receiver that is dead or slow takes nothing from others.
-A sender that is killed between the request and the note of it leaves a lease that ends: the delivery is sent again,
-under the same `webhook-id`.
+A sender keeps the lease of what it sends. One that is killed, or stands still, between the request and the note of it
+leaves a lease that ends: the delivery is sent again, under the same `webhook-id`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
+from uuid import UUID
 
 from meshkit import metrics
 from meshkit.errors import ErrorKind, MeshError
@@ -50,10 +52,17 @@ class Sender:
         fetcher: Sends to callers' addresses, guarded.
         in_flight: Requests at a time.
         per_target: Requests at a time to one host and port.
+        clock: Monotonic seconds, which go on while the process stands still.
     """
 
     def __init__(
-        self, store: WebhookStore, fetcher: Fetcher, *, in_flight: int = IN_FLIGHT, per_target: int = PER_TARGET
+        self,
+        store: WebhookStore,
+        fetcher: Fetcher,
+        *,
+        in_flight: int = IN_FLIGHT,
+        per_target: int = PER_TARGET,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._fetcher = fetcher
@@ -61,10 +70,14 @@ class Sender:
         self._per_target = per_target
         self._busy: Counter[str] = Counter()
         self._sending: set[asyncio.Task[None]] = set()
+        self._clock = clock
+        # What is under way, and by this process's clock until when its lease lasts at least.
+        self._held: dict[UUID, tuple[ClaimedDelivery, float]] = {}
         self._writing = asyncio.Semaphore(WRITERS)
         self._wake = asyncio.Event()
         self.loops = (
             Loop("tasks-webhooks", self.run_once, INTERVAL_SECONDS, jitter=0.2, wake=self._wake),
+            Loop("tasks-webhooks-leases", self.extend, webhooks.EXTEND_SECONDS / 2),
             Loop("tasks-webhooks-log", store.prune, PRUNE_INTERVAL_SECONDS),
         )
 
@@ -73,11 +86,27 @@ class Sender:
         room = self._in_flight - len(self._sending)
         if room <= 0:
             return
+        begun = self._clock()
         for claimed in await self._store.claim(room, self._per_target, self._busy):
             self._busy[claimed.target] += 1
+            self._held[claimed.id] = claimed, begun + webhooks.LEASE.total_seconds()
             task = asyncio.create_task(self._deliver(claimed))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
+
+    async def extend(self) -> None:
+        """Keep what takes long; body of a loop."""
+        begun = self._clock()
+        until = begun + webhooks.LEASE.total_seconds()
+        aged = {
+            claimed.id: claimed.lease
+            for claimed, held in self._held.values()
+            if held + webhooks.EXTEND_SECONDS <= until
+        }
+        if aged:
+            for ident in await self._store.extend(aged):
+                if ident in self._held:
+                    self._held[ident] = self._held[ident][0], until
 
     async def settled(self) -> None:
         """Wait for the requests under way."""
@@ -94,6 +123,8 @@ class Sender:
         try:
             if claimed.disabled:
                 answer, verdict = None, DeliveryVerdict(DeliveryStatus.FAILED, failure=DeliveryFailure.GONE)
+            elif self._clock() >= self._held[claimed.id][1]:
+                return  # this process stood still: another sends it, or has sent it
             else:
                 answer = await self._send(claimed)
                 verdict = webhooks.judge(answer, claimed.tries, random.uniform(-1, 1))  # noqa: S311 -- jitter
@@ -106,6 +137,7 @@ class Sender:
             # Its lease ends, and it is sent again.
             _log.exception("webhook_outcome_not_written", delivery=str(claimed.id))
         finally:
+            del self._held[claimed.id]
             self._busy[claimed.target] -= 1
             if not self._busy[claimed.target]:
                 del self._busy[claimed.target]

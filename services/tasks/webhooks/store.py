@@ -30,6 +30,10 @@ class WebhookStore(Protocol):
         """Take deliveries that are due, at most so many, and at most so many of a target beside those under way."""
         ...
 
+    async def extend(self, leases: Mapping[UUID, UUID]) -> set[UUID]:
+        """Keep deliveries that are under way, given with their leases; which of them are still the caller's."""
+        ...
+
     async def finish(self, claimed: ClaimedDelivery, answer: ReceiverAnswer | None, verdict: DeliveryVerdict) -> bool:
         """Write what came of a delivery; whether it was still the caller's."""
         ...

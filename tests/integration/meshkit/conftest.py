@@ -10,6 +10,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from meshkit.db import Database
 from meshkit.idempotency import idempotency_table
+from meshkit.leadership import CREATE_LEADERS
 from meshkit.outbox import outbox_table
 from tests.integration.meshkit.serving import Mesh
 
@@ -33,7 +34,7 @@ async def db(fresh_postgres_dsn: str) -> AsyncIterator[Database]:
     database = Database(fresh_postgres_dsn, schema=SCHEMA, max_size=8)
     await database.open()
     async with database.transaction() as conn:
-        for statement in ddl():
+        for statement in (*ddl(), CREATE_LEADERS):
             await conn.execute(statement)
         await conn.execute("CREATE TABLE items (id int PRIMARY KEY, value text)")
     yield database

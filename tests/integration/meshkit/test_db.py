@@ -213,3 +213,48 @@ async def test_the_server_soon_misses_a_client_whose_machine_is_gone(db: Databas
     await conn.close()
     assert row is not None
     assert 0 < row[0] <= 60
+
+
+async def test_a_client_that_stands_still_in_a_transaction_loses_it(db: Database) -> None:
+    """Its locks pass on; where it comes back, its work is repeated like that of a lost connection."""
+    attempts = []
+
+    async def piped() -> None:
+        async with db.pipeline() as conn:
+            attempts.append("pipeline")
+            await (await conn.execute("INSERT INTO items VALUES (1, 'x') RETURNING id")).fetchall()
+            if attempts.count("pipeline") == 1:
+                await (await conn.execute("SELECT set_config('transaction_timeout', '50ms', true)")).fetchall()
+                await others_may_write(db, 1)
+
+    async def plain() -> None:
+        async with db.transaction() as conn:
+            attempts.append("transaction")
+            await conn.execute("INSERT INTO items VALUES (2, 'x')")
+            if attempts.count("transaction") == 1:
+                await conn.execute("SELECT set_config('idle_in_transaction_session_timeout', '50ms', true)")
+                await others_may_write(db, 2)
+
+    for work in (piped, plain):
+        await db.retrying(work)
+    assert attempts == ["pipeline", "pipeline", "transaction", "transaction"]
+    assert await values(db) == ["x", "x"]
+
+
+async def others_may_write(db: Database, number: int) -> None:
+    """Wait until nobody holds a row any more."""
+    async with await psycopg.AsyncConnection.connect(db.dsn, options=f"-c search_path={db.schema}") as other:
+        await other.execute("INSERT INTO items VALUES (%s, 'y')", (number,))
+        await other.rollback()
+
+
+async def test_no_client_may_stand_still_in_a_transaction_for_ten_seconds(db: Database) -> None:
+    query = "SELECT name, setting::integer FROM pg_settings WHERE name = ANY(%s)"
+    names = ["idle_in_transaction_session_timeout", "transaction_timeout"]
+    async with db.pipeline() as conn:
+        piped = dict(await (await conn.execute(query, (names,))).fetchall())
+    async with db.transaction() as plain:
+        idle = dict(await (await plain.execute(query, (names,))).fetchall())
+    assert 0 < idle["idle_in_transaction_session_timeout"] < 10_000
+    # Between two statements of a pipeline the server waits for more, which it does not call idle.
+    assert 0 < piped["transaction_timeout"] < 10_000

@@ -198,11 +198,11 @@ async def test_a_relay_reads_on_after_its_table_has_changed(db: Database, relay:
     await run_until_published(db, relay)
 
 
-async def test_a_relay_whose_lock_was_lost_takes_it_again(db: Database, relay: Relay) -> None:
+async def test_a_relay_whose_connection_was_lost_makes_another(db: Database, relay: Relay) -> None:
     await write(db, 1)
     await relay.run_once()
-    assert relay._leader is not None
-    await relay._leader.close()
+    assert relay._conn is not None
+    await relay._conn.close()
     await write(db, 2)
     await run_until_published(db, relay)
 
