@@ -80,6 +80,11 @@ class MeshSettings(BaseSettings):
         default=20.0, ge=0, description="How long calls in flight may take at a stop."
     )
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, description="Largest gRPC message, either way.")
+    max_request_bytes: int = Field(
+        default=8 * 1024 * 1024,
+        ge=1024,
+        description="Largest request that a service takes by gRPC; larger files travel as objects.",
+    )
 
     max_free_form_bytes: int = Field(
         default=256 * 1024,
@@ -149,6 +154,11 @@ class MeshSettings(BaseSettings):
         if value.lower() not in {"debug", "info", "warning", "error"}:
             raise ValueError("must be debug, info, warning or error")
         return value.lower()
+
+    @property
+    def answer_bytes(self) -> int:
+        """Bytes of rows that one answer holds: messages, and the JSON made of them, repeat some of them."""
+        return min(16 * 1024 * 1024, self.max_message_bytes // 4)
 
     @property
     def free_form_limits(self) -> FreeFormLimits:

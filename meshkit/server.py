@@ -125,7 +125,7 @@ class MeshServer:
         self._chain = InterceptorChain(interceptors(settings, self._limits, verifier, clock))
         _servers.add(self)
         self._server = grpc.aio.server(
-            options=server_options(settings.max_message_bytes),
+            options=server_options(settings.max_message_bytes, settings.max_request_bytes),
             maximum_concurrent_rpcs=settings.max_concurrent_calls + _SPARE_CALLS,
         )
         self._health = health.aio.HealthServicer()
@@ -236,14 +236,15 @@ def _aborting(serve: Behaviour) -> Behaviour:
     return call
 
 
-def server_options(max_message_bytes: int) -> list[tuple[str, Any]]:
+def server_options(max_message_bytes: int, max_request_bytes: int) -> list[tuple[str, Any]]:
     """Channel arguments of a server.
 
     Args:
-        max_message_bytes: Largest message, either way.
+        max_message_bytes: Largest answer.
+        max_request_bytes: Largest request. gRPC holds the whole of it before the token can be looked at.
     """
     return [
-        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", min(max_message_bytes, max_request_bytes)),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_metadata_size", 32 * 1024),
         ("grpc.absolute_max_metadata_size", 64 * 1024),

@@ -71,7 +71,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     objects = ObjectStore.from_settings(settings)
     stack.push_async_callback(objects.close)
 
-    store = PostgresTaskStore(database)
+    store = PostgresTaskStore(database, page_bytes=settings.answer_bytes)
     catalog = Catalog(
         task_types=settings.served_task_types,
         providers=settings.served_providers,
@@ -81,7 +81,13 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     relay = Relay(database, bus)
     stack.push_async_callback(relay.close)
     wake_relay = coalesced(relay.wake, TASKS_RELAY_LINGER)
-    scheduler = Scheduler(store, costs=catalog.costs, weights=settings.tenant_weights, on_events=wake_relay)
+    scheduler = Scheduler(
+        store,
+        costs=catalog.costs,
+        weights=settings.tenant_weights,
+        answer_bytes=settings.answer_bytes,
+        on_events=wake_relay,
+    )
     watchers = TaskWatchers(store, bus)
     notifier = Notifier(
         bus,
@@ -110,6 +116,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         notifier=notifier,
         policy=policy,
         weights=settings.tenant_weights,
+        max_message_bytes=settings.max_message_bytes,
         ttl_seconds=settings.lease_ttl_seconds,
         acknowledge_seconds=settings.acknowledge_seconds,
         max_wait_seconds=settings.default_max_wait_seconds,

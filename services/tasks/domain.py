@@ -149,6 +149,11 @@ class TaskRecord(NamedTuple):
         """The status as a value of the enum."""
         return TaskStatus(self.status)
 
+    @property
+    def bytes(self) -> int:
+        """What its lease takes in an answer, about: `spec` and `body` hold all that may be large."""
+        return len(self.spec) + len(self.body) + len(self.result or b"")
+
 
 def new_task(
     *,

@@ -242,7 +242,7 @@ class TaskStore(Protocol):
         ...
 
     async def list_tasks(self, which: TaskFilter, skip: int, limit: int) -> list[TaskRecord]:
-        """Tasks, newest first."""
+        """Tasks, newest first; fewer than `limit` also where they are too large together for one answer."""
         ...
 
     async def attempts(self, task_id: UUID) -> list[AttemptRecord]:

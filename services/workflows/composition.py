@@ -64,7 +64,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
     channel = MeshChannel(settings.tasks_address, tokens.token, max_message_bytes=settings.max_message_bytes)
     stack.push_async_callback(channel.close)
 
-    store = PostgresWorkflowStore(database)
+    store = PostgresWorkflowStore(database, page_bytes=settings.answer_bytes)
     tasks = TaskCalls(channel, catalog_ttl_seconds=settings.catalog_ttl_seconds)
     relay = Relay(database, bus)
     stack.push_async_callback(relay.close)

@@ -54,15 +54,17 @@ _MODIFY = sql.SQL(
     columns=sql.SQL(columns.SELECT_T),
 )
 
+# An answer carries so many: a task that its workers hand back again and again has more.
+_MAX_ATTEMPTS = 1000
 # An attempt gets its row when it ends; until then its task's row tells of it.
-_ATTEMPTS = """
-SELECT attempt, executor_instance, started_at, ended_at, outcome, error, error_category FROM attempts
-WHERE task_id = %(id)s AND outcome IS NOT NULL
+_ATTEMPTS = f"""
+(SELECT attempt, executor_instance, started_at, ended_at, outcome, error, error_category FROM attempts
+WHERE task_id = %(id)s AND outcome IS NOT NULL ORDER BY attempt DESC LIMIT {_MAX_ATTEMPTS})
 UNION ALL
 SELECT attempt, coalesce(executor_instance, ''), leased_at, NULL, NULL, NULL, NULL FROM tasks
 WHERE id = %(id)s AND status = 'EXECUTING'
 ORDER BY attempt
-"""
+"""  # noqa: S608 -- a fixed number
 
 
 async def get(conn: Connection, task_id: UUID) -> TaskRecord | None:
@@ -72,8 +74,21 @@ async def get(conn: Connection, task_id: UUID) -> TaskRecord | None:
     return None if row is None else columns.record(row)
 
 
-async def list_tasks(conn: Connection, which: TaskFilter, skip: int, limit: int) -> list[TaskRecord]:
-    """Tasks, newest first."""
+# Sizes are known without reading what is large. The first task of a page is in it, however large.
+_PAGE = """
+WITH page AS (
+    SELECT id, row_number() OVER (ORDER BY created_at DESC, id DESC) AS place,
+        octet_length(body) + coalesce(octet_length(result), 0) AS bytes
+    FROM tasks WHERE {conditions} ORDER BY created_at DESC, id DESC OFFSET {skip} LIMIT {limit}
+), cut AS (
+    SELECT id, place, sum(bytes) OVER (ORDER BY place) AS total FROM page
+)
+SELECT {columns} FROM tasks JOIN cut USING (id) WHERE total <= {max_bytes} OR place = {skip} + 1 ORDER BY place
+"""
+
+
+async def list_tasks(conn: Connection, which: TaskFilter, skip: int, limit: int, max_bytes: int) -> list[TaskRecord]:
+    """Tasks, newest first; fewer than asked for where they are larger than `max_bytes` together."""
     conditions: list[sql.Composable] = [sql.SQL("kind = 'TASK'")]
     values: list[Any] = []
     for column, value in (
@@ -89,15 +104,19 @@ async def list_tasks(conn: Connection, which: TaskFilter, skip: int, limit: int)
             values.append(value)
     if not which.include_deleted:
         conditions.append(sql.SQL("NOT is_deleted"))
-    query = sql.SQL("SELECT {} FROM tasks WHERE {} ORDER BY created_at DESC, id DESC OFFSET %s LIMIT %s").format(
-        sql.SQL(columns.SELECT), sql.SQL(" AND ").join(conditions)
+    query = sql.SQL(_PAGE).format(
+        columns=sql.SQL(columns.SELECT),
+        conditions=sql.SQL(" AND ").join(conditions),
+        skip=sql.Literal(skip),
+        limit=sql.Literal(limit),
+        max_bytes=sql.Literal(max_bytes),
     )
-    cursor = await conn.execute(query, [*values, skip, limit])
+    cursor = await conn.execute(query, values)
     return [columns.record(row) for row in await cursor.fetchall()]
 
 
 async def attempts(conn: Connection, task_id: UUID) -> list[AttemptRecord]:
-    """Return a task's attempts, oldest first."""
+    """Return a task's last attempts, oldest first."""
     cursor = await conn.execute(_ATTEMPTS, {"id": task_id})
     return [AttemptRecord(*row) for row in await cursor.fetchall()]
 

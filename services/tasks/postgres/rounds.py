@@ -52,11 +52,13 @@ CROSS JOIN LATERAL (
 # Each (tenant, lane) is a range of the index `tasks_waiting`, read from its start.
 CANDIDATES = """
 SELECT n.id, n.tenant, n.lane, n.priority, extract(epoch FROM n.created_at)::float8, n.charged, n.warm_keys,
-    extract(epoch FROM now() - n.created_at)::float8
+    extract(epoch FROM now() - n.created_at)::float8, n.bytes
 FROM unnest(%b::text[], %b::bigint[]) AS w (tenant, wanted)
 CROSS JOIN unnest(%b::text[]) AS s (lane)
 CROSS JOIN LATERAL (
-    SELECT t.id, t.tenant, t.lane, t.priority, t.created_at, t.charged, t.warm_keys FROM tasks t
+    SELECT t.id, t.tenant, t.lane, t.priority, t.created_at, t.charged, t.warm_keys,
+        octet_length(t.spec) + octet_length(t.body) AS bytes
+    FROM tasks t
     WHERE t.queue_name = %s AND t.tenant = w.tenant AND t.lane = s.lane
         AND t.status = 'PENDING' AND t.not_before IS NULL
     ORDER BY t.priority DESC, t.created_at, t.id LIMIT w.wanted

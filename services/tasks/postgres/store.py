@@ -56,10 +56,12 @@ class PostgresTaskStore:
 
     Args:
         db: The service's database, migrated.
+        page_bytes: Bytes of rows that one page of a list holds.
     """
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, *, page_bytes: int = 16 * 1024 * 1024) -> None:
         self._db = db
+        self._page_bytes = page_bytes
 
     async def create_many(self, creations: Sequence[Creation]) -> list[Created | None]:
         """Write new tasks together; None for those whose idempotency key or identifier was taken."""
@@ -95,9 +97,9 @@ class PostgresTaskStore:
             return await queries.get(conn, task_id)
 
     async def list_tasks(self, which: TaskFilter, skip: int, limit: int) -> list[TaskRecord]:
-        """Tasks, newest first."""
+        """Tasks, newest first; fewer where they are large."""
         async with self._db.connection() as conn:
-            return await queries.list_tasks(conn, which, skip, limit)
+            return await queries.list_tasks(conn, which, skip, limit, self._page_bytes)
 
     async def attempts(self, task_id: UUID) -> list[AttemptRecord]:
         """Return a task's attempts, oldest first."""

@@ -33,7 +33,11 @@ class Contender(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A waiting task that may be leased."""
+    """A waiting task that may be leased.
+
+    Attributes:
+        bytes: What its lease takes in an answer, about.
+    """
 
     id: UUID
     tenant: str
@@ -43,6 +47,7 @@ class Candidate(NamedTuple):
     charged: float
     warm_keys: Sequence[str]
     waited_seconds: float
+    bytes: int = 0
 
 
 def weight_of(tenant: str, weights: Mapping[str, float]) -> float:

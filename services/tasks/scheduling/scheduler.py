@@ -13,7 +13,6 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from uuid import UUID
 
 from meshkit import metrics
@@ -24,6 +23,7 @@ from meshkit.loops import cancel
 from services.tasks.domain import SessionRecord, TaskRecord
 from services.tasks.errors import session_not_found
 from services.tasks.scheduling.fairness import Candidate, Contender, charge_at_lease, prefer_warm, share, weight_of
+from services.tasks.scheduling.polls import Poll
 from services.tasks.store import Grant, PollEntry, RegisteredPoll, RoundStore, TaskStore
 
 _log = get_logger(__name__)
@@ -41,46 +41,6 @@ _LEASES = metrics.counter("tasks_leases", "Leases given", ("queue", "task_type")
 _ROUNDS = metrics.counter("tasks_dispatch_rounds", "Dispatch rounds by whether they found work", ("queue", "found"))
 
 
-@dataclass(eq=False, slots=True)
-class Poll:
-    """A worker that waits for work.
-
-    Attributes:
-        answer: The leases; empty where the wait ran out.
-        registered: Whether the database knows of the poll.
-        busy: Whether a round works for it; others pass it over.
-        missed: Queues whose round passed it over meanwhile.
-        superseded: Whether its worker polls again; a round that works for it may still answer it.
-        lanes: What its worker serves.
-        full_tenants: Tenants that hold their share of the worker, and are given nothing by this poll.
-    """
-
-    session: SessionRecord
-    sequence: int
-    capacity: int
-    warm: frozenset[str]
-    full_tenants: frozenset[str]
-    answer: asyncio.Future[list[TaskRecord]]
-    registered: bool = False
-    busy: bool = False
-    missed: set[str] = field(default_factory=set)
-    superseded: bool = False
-    lanes: frozenset[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.lanes = self.session.lanes
-
-    def settle(self) -> None:
-        """Answer without work if the worker polls again."""
-        if self.superseded and not self.answer.done():
-            self.answer.set_result([])
-
-    def refuse(self) -> None:
-        """Tell the worker to ask again, with the same number."""
-        if not self.answer.done():
-            self.answer.set_exception(unavailable("The scheduler is not ready", reason="SCHEDULER_UNAVAILABLE"))
-
-
 class Scheduler:
     """Matches polls and waiting tasks.
 
@@ -88,6 +48,7 @@ class Scheduler:
         store: The database.
         costs: Expected device seconds by lane.
         weights: Shares of tenants.
+        answer_bytes: Bytes of tasks that a poll is answered with; one that is larger goes alone.
         on_events: Called after a commit that wrote events.
     """
 
@@ -97,11 +58,13 @@ class Scheduler:
         *,
         costs: Mapping[str, float],
         weights: Mapping[str, float],
+        answer_bytes: int,
         on_events: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._costs = costs
         self._weights = weights
+        self._answer_bytes = answer_bytes
         self._on_events = on_events
         self._polls: dict[str, list[Poll]] = {}
         self._events: dict[str, asyncio.Event] = {}
@@ -247,7 +210,7 @@ class Scheduler:
         return polls
 
     async def _serve(self, queue: str, polls: Sequence[Poll]) -> bool:
-        work = DispatchRound(queue, polls, self._costs, self._weights)
+        work = DispatchRound(queue, polls, self._costs, self._weights, self._answer_bytes)
         try:
             await self._store.run_round(queue, work.run)
         except Exception as error:
@@ -323,10 +286,16 @@ class DispatchRound:
         polls: The polls it serves, all of the same lanes.
         costs: Expected device seconds by lane.
         weights: Shares of tenants.
+        answer_bytes: Bytes of tasks that a poll is answered with.
     """
 
     def __init__(
-        self, queue: str, polls: Sequence[Poll], costs: Mapping[str, float], weights: Mapping[str, float]
+        self,
+        queue: str,
+        polls: Sequence[Poll],
+        costs: Mapping[str, float],
+        weights: Mapping[str, float],
+        answer_bytes: int,
     ) -> None:
         self.queue = queue
         self.polls = polls
@@ -339,6 +308,7 @@ class DispatchRound:
         self._draining: set[Poll] = set()
         self._costs = costs
         self._weights = weights
+        self._answer_bytes = answer_bytes
 
     async def run(self, store: RoundStore) -> None:
         """Run the round inside its transaction."""
@@ -440,19 +410,25 @@ class DispatchRound:
         clocks = {contender.tenant: contender.virtual_time for contender in contenders if contender.tenant in waiting}
         heap = [(clock, tenant) for tenant, clock in clocks.items()]
         heapq.heapify(heap)
-        turns = deque((poll, poll.capacity) for poll in polls)
+        turns = deque((poll, poll.capacity, self._answer_bytes) for poll in polls)
         grants: list[Grant] = []
         owners: dict[UUID, Poll] = {}
         latest = 0.0
         while heap and turns and len(grants) < capacity:
             clock, tenant = heapq.heappop(heap)
-            turn = next((index for index, (poll, _) in enumerate(turns) if tenant not in poll.full_tenants), None)
+            turn = next((index for index, (poll, *_) in enumerate(turns) if tenant not in poll.full_tenants), None)
             if turn is None:
                 continue
-            poll, left = turns[turn]
+            poll, left, room = turns[turn]
             del turns[turn]
             tasks = waiting[tenant]
-            task = tasks.pop(prefer_warm(tasks, poll.warm, look_ahead=LOOK_AHEAD))
+            place = prefer_warm(tasks, poll.warm, look_ahead=LOOK_AHEAD)
+            task = tasks[place]
+            if task.bytes > room and room < self._answer_bytes:
+                # The poll's answer is full: its worker asks again at once, and others may take this task.
+                heapq.heappush(heap, (clock, tenant))
+                continue
+            del tasks[place]
             cost = self._costs.get(task.lane, 1.0)
             charge = charge_at_lease(cost, task.charged, weight_of(tenant, self._weights))
             grants.append(
@@ -472,7 +448,7 @@ class DispatchRound:
             if tasks:
                 heapq.heappush(heap, (clock + charge, tenant))
             if left > 1:
-                turns.append((poll, left - 1))
+                turns.append((poll, left - 1, room - task.bytes))
         return grants, owners, latest
 
 

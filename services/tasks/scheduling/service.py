@@ -22,13 +22,16 @@ from services.tasks.errors import lease_lost, session_not_found
 from services.tasks.metrics import COMMIT_MEMBERS
 from services.tasks.notifier import Notifier
 from services.tasks.scheduling import result_paths as results
+from services.tasks.scheduling.polls import Poll
 from services.tasks.scheduling.progress import ProgressRelay
-from services.tasks.scheduling.scheduler import Poll, Scheduler
+from services.tasks.scheduling.scheduler import Scheduler
 from services.tasks.store import AttemptEnd, CompletedAttempt, LeaseState, TaskStore
 
 _log = get_logger(__name__)
 
 _REMEMBERED_SESSIONS = 4096
+# What an answer holds beside the rows of its tasks: names, errors, times. Small limits leave half of themselves.
+_REST_OF_ANSWER_BYTES = 512 * 1024
 
 _ENDED = metrics.counter("tasks_ended", "Tasks that ended", ("task_type", "outcome"))
 _ATTEMPTS = metrics.counter("tasks_attempts_lost", "Attempts that ended without a result", ("task_type", "status"))
@@ -51,6 +54,7 @@ class WorkerSessions:
         notifier: Tells other replicas and workers what happened.
         policy: How often a task is tried.
         weights: Shares of tenants.
+        max_message_bytes: Largest answer; a task that fits in none fails.
         ttl_seconds: Life of a session without a heartbeat.
         acknowledge_seconds: A lease that its worker does not name for so long goes back.
         max_wait_seconds: Longest wait of a poll.
@@ -65,6 +69,7 @@ class WorkerSessions:
         notifier: Notifier,
         policy: RetryPolicy,
         weights: Mapping[str, float],
+        max_message_bytes: int,
         ttl_seconds: float,
         acknowledge_seconds: float,
         max_wait_seconds: float,
@@ -75,6 +80,7 @@ class WorkerSessions:
         self._notifier = notifier
         self._policy = policy
         self._weights = weights
+        self._max_task_bytes = max_message_bytes - min(_REST_OF_ANSWER_BYTES, max_message_bytes // 2)
         self._ttl = ttl_seconds
         self._acknowledge = acknowledge_seconds
         self._max_wait = max_wait_seconds
@@ -151,7 +157,10 @@ class WorkerSessions:
                 session, sequence=sequence, max_leases=max_leases, warm=warm, full_tenants=full_tenants
             )
             try:
-                return await self._scheduler.wait(poll, min(wait_seconds, self._max_wait))
+                records = await self._scheduler.wait(poll, min(wait_seconds, self._max_wait))
+                if any(record.bytes > self._max_task_bytes for record in records):
+                    return await self._fail_uncarried(session, records)
+                return records
             except asyncio.CancelledError:
                 task = asyncio.get_running_loop().create_task(self._give_back(poll))
                 self._returning.add(task)
@@ -160,6 +169,29 @@ class WorkerSessions:
         except MeshError:
             self._known.pop(session_id, None)
             raise
+
+    async def _fail_uncarried(self, session: SessionRecord, records: Sequence[TaskRecord]) -> list[TaskRecord]:
+        """Fail tasks that no answer carries, so that they hold nobody up; return the others."""
+        carried: list[TaskRecord] = []
+        for record in records:
+            if record.bytes <= self._max_task_bytes:
+                carried.append(record)
+                continue
+            text = f"The task takes {record.bytes} bytes, and {self._max_task_bytes} are the most that a worker is sent"
+            _log.warning("task_not_carried", task_id=str(record.id), bytes=record.bytes)
+            ended = await self._store.fail(
+                AttemptRef(record.id, record.attempt),
+                session.id,
+                message=text,
+                category=ErrorCategory.VALIDATION,
+                retryable=False,
+                device_seconds=0.0,
+                policy=self._policy,
+                weights=self._weights,
+            )
+            if ended.record is not None and not ended.repeated:
+                self.returned([ended.record])
+        return carried
 
     async def heartbeat(
         self, principal: Principal, session_id: UUID, held: Sequence[AttemptRef], *, draining: bool

@@ -72,8 +72,27 @@ async def find_all(conn: Connection, workflow_ids: list[UUID]) -> list[WorkflowS
     return [WorkflowSnapshot(record, tuple(steps.get(record.id, ()))) for record in records]
 
 
-async def list_workflows(conn: Connection, which: WorkflowFilter, page: Page) -> tuple[list[WorkflowSnapshot], int]:
-    """Workflows with their steps, and how many there are in all."""
+# Sizes are known without reading what is large. The first workflow of a page is in it, however large.
+_PAGE = """
+WITH page AS (
+    SELECT id, row_number() OVER (ORDER BY {order}) AS place, octet_length(config) AS own
+    FROM workflows WHERE {where} ORDER BY {order} OFFSET {skip} LIMIT {limit}
+), cut AS (
+    SELECT p.id, p.place, sum(p.own + s.bytes) OVER (ORDER BY p.place) AS total
+    FROM page p CROSS JOIN LATERAL (
+        SELECT coalesce(sum(octet_length(definition) + coalesce(octet_length(result), 0)
+            + coalesce(octet_length(item), 0)), 0) AS bytes
+        FROM steps WHERE workflow_id = p.id
+    ) s
+)
+SELECT {columns} FROM workflows JOIN cut USING (id) WHERE total <= {max_bytes} OR place = {skip} + 1 ORDER BY place
+"""
+
+
+async def list_workflows(
+    conn: Connection, which: WorkflowFilter, page: Page, max_bytes: int
+) -> tuple[list[WorkflowSnapshot], int]:
+    """Workflows with their steps, and how many there are in all; fewer where they are larger than `max_bytes`."""
     where, values = _where(which)
     cursor = await conn.execute(sql.SQL("SELECT count(*) FROM workflows WHERE {}").format(where), values)
     counted = await cursor.fetchone()
@@ -81,10 +100,15 @@ async def list_workflows(conn: Connection, which: WorkflowFilter, page: Page) ->
     order = sql.SQL("{column} {way} NULLS LAST, id {way}").format(
         column=sql.Identifier(page.sort_by), way=sql.SQL("DESC" if page.descending else "ASC")
     )
-    query = sql.SQL("SELECT {} FROM workflows WHERE {} ORDER BY {} OFFSET %s LIMIT %s").format(
-        sql.SQL(columns.WORKFLOW), where, order
+    query = sql.SQL(_PAGE).format(
+        columns=sql.SQL(columns.WORKFLOW),
+        where=where,
+        order=order,
+        skip=sql.Literal(page.skip),
+        limit=sql.Literal(page.limit),
+        max_bytes=sql.Literal(max_bytes),
     )
-    cursor = await conn.execute(query, [*values, page.skip, page.limit])
+    cursor = await conn.execute(query, values)
     records = [columns.workflow(row) for row in await cursor.fetchall()]
     steps = await _steps(conn, [record.id for record in records])
     return [WorkflowSnapshot(record, tuple(steps.get(record.id, ()))) for record in records], counted[

@@ -53,10 +53,12 @@ class PostgresWorkflowStore:
 
     Args:
         db: The service's database, migrated.
+        page_bytes: Bytes of rows that one page of a list holds.
     """
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, *, page_bytes: int = 16 * 1024 * 1024) -> None:
         self._db = db
+        self._page_bytes = page_bytes
         self._recent = SnapshotCache()
 
     async def create(self, whole: WorkflowSnapshot, key: IdempotencyKey | None, response: bytes) -> bytes | None:
@@ -91,7 +93,7 @@ class PostgresWorkflowStore:
         """Workflows with their steps, and how many there are in all."""
         async with self._db.transaction() as conn:
             await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            return await queries.list_workflows(conn, which, page)
+            return await queries.list_workflows(conn, which, page, self._page_bytes)
 
     async def stats(self, which: WorkflowFilter) -> WorkflowCounts:
         """Count."""

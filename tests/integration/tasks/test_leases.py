@@ -3,7 +3,7 @@ from datetime import timedelta
 
 import grpc
 import pytest
-from atelier.tasks.v1 import enums_pb2, worker_service_pb2
+from atelier.tasks.v1 import enums_pb2, tasks_service_pb2, worker_service_pb2
 from prometheus_client import REGISTRY
 
 from meshkit.errors import ErrorKind, MeshError
@@ -388,3 +388,40 @@ async def test_warm_adapter_is_preferred_within_one_priority(mesh: Mesh) -> None
 async def _registered(mesh: Mesh, sessions: int = 1, sequence: int = 1) -> bool:
     rows = await mesh.rows("SELECT FROM sessions WHERE sequence >= %s", sequence)
     return len(rows) >= sessions
+
+
+async def test_what_a_poll_is_given_stays_below_what_an_answer_carries(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(max_message_bytes=1024 * 1024)
+    tasks = [await mesh.create(noop(noop={"payload": "x" * 60_000})) for _ in range(8)]
+    other = await mesh.create(tenant="other")
+    worker = await mesh.worker()
+    given: list[worker_service_pb2.Lease] = []
+    while len(given) < 9:
+        leases = await worker.lease(16)
+        assert leases, "nothing that an answer carries waits for ever"
+        assert len(leases) < 8
+        assert sum(lease.ByteSize() for lease in leases) < 512 * 1024
+        given += leases
+    assert {lease.job_id for lease in given} == {task.id for task in tasks} | {other.id}
+
+
+async def test_a_task_that_no_answer_carries_fails_alone_with_its_reason(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh()
+    large = await mesh.create(noop(noop={"payload": "x" * 60_000}))
+    small = [await mesh.create(tenant=name) for name in ("acme", "other")]
+    # Its limit was lowered since, or an earlier release took more.
+    again = await start_mesh(max_message_bytes=64 * 1024)
+    worker = await again.worker()
+    given: list[str] = []
+    async with asyncio.timeout(20):
+        while len(given) < 2:
+            leases = await worker.lease(4)
+            given += [lease.job_id for lease in leases]
+            for lease in leases:
+                await worker.complete(lease)
+    assert set(given) == {task.id for task in small}
+    failed = await mesh.get(large.id)
+    assert failed.status == FAILED
+    assert failed.error_category == enums_pb2.ERROR_CATEGORY_VALIDATION
+    assert "the most that a worker is sent" in failed.errors[-1]
+    assert [attempt.outcome for attempt in await mesh.attempts(large.id)] == [tasks_service_pb2.ATTEMPT_OUTCOME_FAILED]

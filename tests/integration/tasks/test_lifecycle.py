@@ -4,7 +4,7 @@ import pytest
 from atelier.tasks.v1 import enums_pb2, tasks_service_pb2
 
 from meshkit.errors import ErrorKind, MeshError
-from tests.integration.tasks.conftest import Mesh, noop
+from tests.integration.tasks.conftest import Mesh, StartMesh, noop
 
 PENDING = enums_pb2.TASK_STATUS_PENDING
 EXECUTING = enums_pb2.TASK_STATUS_EXECUTING
@@ -143,3 +143,40 @@ async def test_generation_routes_see_generation_only(mesh: Mesh) -> None:
         with pytest.raises(MeshError) as error:
             await call(request)
         assert error.value.kind is ErrorKind.NOT_FOUND
+
+
+async def test_a_page_of_large_tasks_is_cut_by_bytes_and_goes_on_by_skip(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(max_message_bytes=512 * 1024)
+    created = []
+    for _ in range(5):
+        task = noop()
+        task.config.update({"note": "x" * 60_000})
+        created.append(await mesh.create(task))
+    stub = mesh.tasks()
+    seen: list[str] = []
+    while page := (await stub.ListTasks(tasks_service_pb2.ListTasksRequest(skip=len(seen), limit=100))).tasks:
+        assert 1 <= len(page) <= 2
+        seen += [task.id for task in page]
+    assert seen == [task.id for task in reversed(created)]
+
+
+async def test_a_task_larger_than_a_page_is_listed_alone(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(max_message_bytes=128 * 1024)
+    task = noop()
+    task.config.update({"note": "x" * 60_000})
+    large, small = await mesh.create(task), await mesh.create()
+    stub = mesh.tasks()
+    pages = [
+        [task.id for task in (await stub.ListTasks(tasks_service_pb2.ListTasksRequest(skip=skip))).tasks]
+        for skip in range(3)
+    ]
+    assert pages == [[small.id], [large.id], []]
+
+
+async def test_the_last_attempts_of_many_are_listed(mesh: Mesh) -> None:
+    task = await mesh.create()
+    await mesh.execute(
+        "INSERT INTO attempts (task_id, attempt, session, executor_instance, started_at, ended_at, outcome) "
+        "SELECT id, n, gen_random_uuid(), 'w', now(), now(), 'RELEASED' FROM tasks, generate_series(1, 1005) n"
+    )
+    assert [attempt.attempt for attempt in await mesh.attempts(task.id)] == list(range(6, 1006))

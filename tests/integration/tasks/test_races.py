@@ -11,7 +11,8 @@ from atelier.tasks.v1.worker_service_pb2 import Lease
 
 from meshkit.errors import ErrorKind, MeshError
 from services.tasks.postgres import queries
-from services.tasks.scheduling.scheduler import Poll, Scheduler
+from services.tasks.scheduling.polls import Poll
+from services.tasks.scheduling.scheduler import Scheduler
 from tests.integration.tasks.conftest import NOOP, Mesh, StartMesh, Worker, completion, noop, until, waits_for_lock
 
 CancelTaskRequest = tasks_service_pb2.CancelTaskRequest

@@ -8,6 +8,7 @@ from google.protobuf import field_mask_pb2
 
 from meshkit.channel import call_metadata
 from meshkit.errors import ErrorKind, MeshError
+from services.workflows.postgres.store import PostgresWorkflowStore
 from tests.integration.workflows.conftest import Mesh, create, noop
 
 CHAIN = (
@@ -71,6 +72,29 @@ async def test_a_definition_that_cannot_run_leaves_nothing_behind(mesh: Mesh) ->
     assert raised.value.kind is ErrorKind.INVALID
     assert raised.value.violations[0].path == "workflow.steps[0].task_type"
     assert (await stub.ListWorkflows(workflows_service_pb2.ListWorkflowsRequest())).total == 0
+
+
+async def test_a_page_of_large_workflows_is_cut_by_bytes_and_goes_on_by_skip(mesh: Mesh) -> None:
+    stub = mesh.workflows()
+    created = [
+        (await stub.CreateWorkflow(create(noop("a", config={"note": "x" * 50_000}), start=False))).workflow.id
+        for _ in range(4)
+    ]
+    # As with a lower limit: the setting belongs to the process.
+    store = mesh.running.executor._store
+    assert isinstance(store, PostgresWorkflowStore)
+    for page_bytes, most in ((120_000, 2), (1000, 1)):
+        store._page_bytes = page_bytes
+        seen: list[str] = []
+        while True:
+            request = workflows_service_pb2.ListWorkflowsRequest(skip=len(seen), limit=100)
+            answer = await stub.ListWorkflows(request)
+            assert answer.total == 4
+            if not answer.workflows:
+                break
+            assert len(answer.workflows) <= most
+            seen += [workflow.id for workflow in answer.workflows]
+        assert seen == created[::-1]
 
 
 async def test_a_failed_step_fails_the_workflow_and_a_resume_reuses_what_was_done(mesh: Mesh) -> None:
