@@ -17,9 +17,9 @@ from atelier_cli.embedded.nats import NatsServer
 from atelier_cli.embedded.postgres import PostgresServer
 from atelier_cli.embedded.process import Launch, Server, StartError, free_ports, is_free
 from atelier_cli.embedded.s3 import S3Ports, S3Server
+from atelier_cli.environment import FILE_SUFFIX, files, given
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import Credentials, DataFolder, MeshRecord
-from atelier_cli.settings import FILE_SUFFIX, files, given
 from meshkit import topology
 from meshkit.topology import GATEWAY, ServiceSpec
 
@@ -51,8 +51,8 @@ class ServiceProcess:
     """One service of the mesh, run as `python -m module`.
 
     Attributes:
-        environment: What the mesh sets for it; the rest of `atelier up`'s own environment it inherits, except for
-            what joins others.
+        environment: Variables that `atelier up` sets for it. It inherits the others, except those that join other
+            services to the mesh (`meshkit.topology`).
         metrics: Address of its Prometheus page; None where the mesh did not choose it.
     """
 

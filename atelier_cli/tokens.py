@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Final
 
+from atelier_cli.environment import given
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import DataFolder
-from atelier_cli.settings import given
 from meshkit.auth import TokenIssuer
 
 DEFAULT_TENANT: Final = "default"

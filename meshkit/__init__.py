@@ -4,7 +4,7 @@ Owns no table and no subject: the tables of the outbox and of idempotency keys b
 uses them. Imports no service and no model code, and loads what is large only where it is used.
 
 - `errors` `status` `validation` `freeform`: domain errors, their gRPC status, the rules of requests
-- `config` `logging` `tracing` `metrics` `lifecycle` `loops` `microbatch`: a process and its background work
+- `config` `logging` `tracing` `metrics` `lifecycle` `loops` `microbatch` `lingers`: a process and its background work
 - `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for
 - `topology`: the one table of services
 - `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths

@@ -1,8 +1,8 @@
 """Short calls that begin at the same time travel together, by `BundleService`.
 
 A gRPC call costs a Python client about 100 us and a server about 200 us of processor, however little it says; as a
-member of a bundle it costs a third of that. A call that is alone goes by itself at once. Others wait until as many wait
-as were lately under way, and a few milliseconds at most.
+member of a bundle it costs a third of that. A call that is alone goes by itself at once. Other calls wait a few
+milliseconds at most; the bundle leaves early, once as many calls wait as were under way lately.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from atelier.mesh.v1.bundle_service_pb2 import BundledOutcome, CarryRequest, CarryResponse
 
 from meshkit.errors import ErrorKind, MeshError, unavailable
+from meshkit.lingers import BUNDLE_LINGER
 from meshkit.logging import get_logger
-from meshkit.microbatch import BUNDLE_LINGER, MicroBatcher
+from meshkit.microbatch import MicroBatcher
 from meshkit.status import from_status
 
 _log = get_logger(__name__)

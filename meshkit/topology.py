@@ -72,7 +72,7 @@ class ServiceSpec:
 
     @property
     def uses(self) -> frozenset[str]:
-        """Every setting that joins it to the mesh; it is given no other."""
+        """The settings that join it to the mesh. Of all joining settings a process gets these alone."""
         called = (*self.calls, *(one.role for one in routed())) if self.fronts else self.calls
         addresses = frozenset(map(address_setting, called))
         return self.joins | addresses | (DATABASE if self.schema else frozenset())

@@ -18,10 +18,10 @@ from rich.markup import escape
 
 from atelier_cli.commands.mesh import Data
 from atelier_cli.embedded.process import is_free
+from atelier_cli.environment import given
 from atelier_cli.errors import ExitCode
 from atelier_cli.folder import DataFolder
 from atelier_cli.mesh import DEFAULT_GATEWAY_PORT
-from atelier_cli.settings import given
 from atelier_cli.terminal import out
 
 _GIB: Final = 1024**3

@@ -1,7 +1,8 @@
 """Completions on their way to the service: those that are ready together travel in one RPC.
 
-One that is alone goes at once. Where the worker holds more attempts, a completion lingers for theirs, and what becomes
-ready during a call gathers for the next: a call and its commit cost the service nearly as much for one as for ten.
+One that is alone goes at once. Where the worker holds other attempts, a completion lingers for their
+completions. Completions that become ready during a call wait for the next call. A call and its commit cost the service
+nearly as much for one completion as for ten.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from atelier.tasks.v1.worker_service_pb2 import (
 )
 
 from meshkit.errors import ErrorKind, MeshError, conflict, unavailable
-from meshkit.microbatch import COMPLETION_LINGER, GroupCall
+from meshkit.lingers import COMPLETION_LINGER
+from meshkit.microbatch import GroupCall
 
 _MAX_MEMBERS = 256  # bound of CompleteManyRequest.completions
 _MAX_BYTES = 1 << 20  # small results share a call; a large one does not hold up others

@@ -11,7 +11,7 @@ import psutil
 from pydantic import Field, SecretStr
 
 from meshkit.config import CommaSeparated, MeshSettings
-from meshkit.microbatch import DEVICE_BATCH_LINGER
+from meshkit.lingers import DEVICE_BATCH_LINGER
 from meshkit.topology import TASKS
 from meshkit.worker.supervisor import ChildLimits
 

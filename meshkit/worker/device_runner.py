@@ -17,7 +17,8 @@ from atelier.inference.v1.child_pb2 import ChildDone, ChildProgress
 from atelier.tasks.v1.worker_service_pb2 import WarmState
 
 from meshkit.errors import exhausted, unavailable
-from meshkit.microbatch import DEVICE_BATCH_LINGER, Groups
+from meshkit.lingers import DEVICE_BATCH_LINGER
+from meshkit.microbatch import Groups
 from meshkit.worker import metrics
 from meshkit.worker.runner import Job, Withdrawn
 from meshkit.worker.supervisor import ChildLost, ChildSupervisor

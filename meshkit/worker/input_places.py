@@ -1,7 +1,7 @@
 """Places for attempts whose inputs come from other people's servers: bounded in all and for each tenant.
 
-A server may send its picture as slowly as it likes. An attempt that waits for one holds a place here and no slot; those
-of a tenant whose places are taken wait for one of its own, so that they keep nobody else's.
+A server may send its picture as slowly as it likes. While an attempt waits for its inputs it holds a place here, and no
+slot. Where all places of a tenant are taken, its next attempts wait; attempts of other tenants do not.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from meshkit.microbatch import POLL_LINGER
+from meshkit.lingers import POLL_LINGER
 
 _MANY = 8
 _BUSY_SECONDS = 0.02

@@ -13,9 +13,9 @@ from meshkit import db as meshdb
 from meshkit.bus import Bus, BusMessage
 from meshkit.db import Database
 from meshkit.fetcher import Fetcher
+from meshkit.lingers import TASKS_RELAY_LINGER
 from meshkit.loops import Loops, coalesced
 from meshkit.metrics import serve_metrics
-from meshkit.microbatch import TASKS_RELAY_LINGER
 from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
 from meshkit.server import build_server

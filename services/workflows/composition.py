@@ -14,9 +14,9 @@ from meshkit.bus import Bus
 from meshkit.channel import MeshChannel
 from meshkit.db import Database
 from meshkit.fetcher import Fetcher
+from meshkit.lingers import TASK_EVENT_LINGER, WORKFLOWS_RELAY_LINGER
 from meshkit.loops import Loops, coalesced
 from meshkit.metrics import serve_metrics
-from meshkit.microbatch import TASK_EVENT_LINGER, WORKFLOWS_RELAY_LINGER
 from meshkit.outbox import Relay
 from meshkit.server import build_server
 from meshkit.topology import WORKFLOWS

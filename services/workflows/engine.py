@@ -1,7 +1,7 @@
 """What an event does to a workflow: a pure function of the rows and the event to new rows and work to be done.
 
-Nothing here is lost when a process dies: a step that is DISPATCHING is the order to make its task, and a step whose
-task is open in an ended workflow is the order to cancel it. Whoever finds such a row may carry it out again.
+Nothing is lost when a process dies, because rows say what is still to be done. A DISPATCHING step needs its task made.
+A step with an open task in an ended workflow needs that task cancelled. Any process may do either again.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ from meshkit import metrics
 from meshkit.bus import BusMessage
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import MeshError
+from meshkit.lingers import TASK_END_LINGER
 from meshkit.logging import get_logger
-from meshkit.microbatch import TASK_END_LINGER, MicroBatcher
+from meshkit.microbatch import MicroBatcher
 from meshkit.outbox import TENANT_HEADER, VERSION_HEADER
 from services.workflows.domain import StepRecord
 from services.workflows.store import WorkflowStore

@@ -18,8 +18,9 @@ from meshkit.catalog import TASK_TYPES
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.idempotency import IdempotencyKey
+from meshkit.lingers import COMMIT_LINGER
 from meshkit.logging import get_logger
-from meshkit.microbatch import COMMIT_LINGER, GroupCall
+from meshkit.microbatch import GroupCall
 from meshkit.objects import ObjectStore
 from services.tasks.api import updates
 from services.tasks.api.creation import TENANT_PATH, TaskPreparer

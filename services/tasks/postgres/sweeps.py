@@ -1,7 +1,7 @@
 """Maintenance: expiry, promotion of retries, sweeps of objects. Only the database's clock counts.
 
-Tasks are searched in the order of the index that holds what is searched for. In the order of their ids, a planner
-without statistics of a new table would read all of it, every second. A query that skips locked rows may lock in any
+Each search orders by the columns of the index that serves it. Ordered by id, it would read the whole table each second,
+because a new table has no statistics for the planner. A query that skips locked rows may lock in any
 order: it waits for none.
 """
 

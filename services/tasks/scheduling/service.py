@@ -13,8 +13,9 @@ from atelier.tasks.v1 import worker_service_pb2
 from meshkit import metrics
 from meshkit.auth import Principal
 from meshkit.errors import MeshError, forbidden, invalid, unavailable
+from meshkit.lingers import COMMIT_LINGER
 from meshkit.logging import get_logger
-from meshkit.microbatch import COMMIT_LINGER, GroupCall
+from meshkit.microbatch import GroupCall
 from services.tasks.catalog import QUEUES
 from services.tasks.convert import from_ref
 from services.tasks.domain import AttemptRef, ErrorCategory, RetryPolicy, SessionRecord, TaskRecord, TaskStatus

@@ -670,7 +670,9 @@ Global___TaskResult: _TypeAlias = TaskResult  # noqa: Y015
 
 @_typing.final
 class TaskUpdate(_message.Message):
-    """Every member that an update of any type may name; which are allowed depends on the caller and the stored type."""
+    """Every member that an update of any type may name; which are allowed depends on the caller and the stored type. A member
+    of a task that is not here (`prompt`, `width`, `seed`) never changes.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,4 +1,4 @@
-"""News is recorded by the task's version in its step's row alone; what the reconciler looks for has indexes."""
+"""Record an ended task by its version in the step's row alone, and index what the reconciler looks for."""
 
 from alembic import op
 
