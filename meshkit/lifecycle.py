@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,9 @@ from meshkit.errors import MeshError
 from meshkit.logging import configure, get_logger
 
 _log = get_logger(__name__)
+
+# More than any service of the mesh opens; tables in the kernel grow with what is used, not with this.
+_MOST_DESCRIPTORS = 65_536
 
 _SettingsT = TypeVar("_SettingsT", bound=MeshSettings)
 Main = Callable[[AsyncExitStack, asyncio.Event], Awaitable[None]]
@@ -39,8 +43,20 @@ def run(main: Main, *, service: str, log_level: str | None = None) -> NoReturn:
     # Objects made at the start live as long as the process, and messages are freed by reference counts: to scan all at
     # every 700th allocation, Python's default, took 3 % of a busy service's time.
     gc.set_threshold(20_000, 20, 100)
+    raise_descriptors()
     configure(service, level if level in {"debug", "info", "warning", "error"} else "info")
     sys.exit(uvloop.run(_supervise(main, service)))
+
+
+def raise_descriptors() -> None:
+    """Let the process have as many descriptors as it may.
+
+    Shells and containers begin with 1,024, which as many idle connections use up.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Runtime(Protocol):

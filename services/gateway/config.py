@@ -47,6 +47,29 @@ class GatewaySettings(MeshSettings):
     )
 
     cors_origins: CommaSeparated = Field(default=(), description="Origins that browsers may call from; `*` for any.")
+    max_connections: int = Field(
+        default=8192,
+        ge=1,
+        description="Most HTTP connections; when full, those at rest are closed for new ones, and where none is, new "
+        "ones get a 503.",
+    )
+    max_connections_per_address: int = Field(
+        default=2048,
+        ge=0,
+        description="Most HTTP connections from one address (IPv6: from one /64 network); 0 for no such bound, as "
+        "behind a proxy.",
+    )
+    max_head_bytes: int = Field(
+        default=64 * 1024, ge=1024, description="Largest line and headers of a request; more is a 431."
+    )
+    head_read_seconds: float = Field(
+        default=10.0, gt=0, description="How long a request's line and headers may take to arrive."
+    )
+    idle_connection_seconds: float = Field(
+        default=75.0,
+        gt=0,
+        description="How long a connection may rest between requests, and its peer take nothing of an answer.",
+    )
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, description="Largest request body.")
     max_bodies_bytes: int = Field(
         default=128 * 1024 * 1024,
@@ -54,7 +77,9 @@ class GatewaySettings(MeshSettings):
         description="Bytes of JSON bodies above 64 KiB that are held at once; others wait their turn.",
     )
     body_wait_seconds: float = Field(default=30.0, gt=0, description="How long a large body waits for its turn.")
-    body_read_seconds: float = Field(default=120.0, gt=0, description="How long a large body may take to arrive.")
+    body_read_seconds: float = Field(
+        default=120.0, gt=0, description="How long a request's body may take to arrive; then it is a 408."
+    )
     image_checks: int = Field(default=2, ge=1, description="Uploaded images that are decoded at a time.")
     upload_threshold_bytes: int = Field(
         default=256 * 1024, ge=1024, description="Files in JSON larger than this go through the object store."

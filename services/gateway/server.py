@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from meshkit.errors import ErrorKind, MeshError
+from meshkit.logging import get_logger
 from services.gateway.config import GatewaySettings
-from services.gateway.http_protocol import CorkedHttp
+from services.gateway.connections import ConnectionGate, most_connections
+from services.gateway.http_protocol import GuardedHttp, HttpLimits
 
-# Longer than clients and load balancers keep idle connections, so that they and not the gateway close them.
-_IDLE_CONNECTION_SECONDS = 75
+_log = get_logger(__name__)
+
 _BACKLOG = 2048
+_OWN_ANSWER_SECONDS = 1.0
 
 
 class _HttpServer(uvicorn.Server):
@@ -42,18 +48,27 @@ async def serve(app: ASGIApp, settings: GatewaySettings, stack: AsyncExitStack) 
     Raises:
         MeshError: `UNAVAILABLE` where the address is taken.
     """
+    limits = HttpLimits(
+        head_bytes=settings.max_head_bytes,
+        head_seconds=settings.head_read_seconds,
+        # Where the application waits for the content itself, its own answer comes first.
+        content_seconds=settings.body_read_seconds + _OWN_ANSWER_SECONDS,
+        write_seconds=settings.idle_connection_seconds,
+    )
+    gate = ConnectionGate(_bound(settings), settings.max_connections_per_address)
     listener = _listen(settings.listen)
     server = _HttpServer(
         uvicorn.Config(
             app,
-            http=CorkedHttp,
+            http=cast("Any", partial(GuardedHttp, limits, gate)),
             ws="none",
             loop="none",
             lifespan="off",
             access_log=False,
             log_config=None,
             server_header=False,
-            timeout_keep_alive=_IDLE_CONNECTION_SECONDS,
+            # Longer than clients and load balancers keep idle connections, so that they and not the gateway close them.
+            timeout_keep_alive=cast("int", settings.idle_connection_seconds),
             timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) or 1,
         )
     )
@@ -70,6 +85,14 @@ async def serve(app: ASGIApp, settings: GatewaySettings, stack: AsyncExitStack) 
     if serving.done():
         await serving
     return f"{host}:{port}"
+
+
+def _bound(settings: GatewaySettings) -> int:
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    bound = most_connections(settings.max_connections, descriptors)
+    if bound < settings.max_connections:
+        _log.warning("connections_bounded_by_descriptors", connections=bound, descriptors=descriptors)
+    return bound
 
 
 def _listen(address: str) -> socket.socket:

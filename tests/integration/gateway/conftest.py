@@ -233,3 +233,9 @@ async def save(client: httpx.AsyncClient, path: str, data: bytes) -> dict[str, A
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 -- what is waited for is in another task
+            await asyncio.sleep(0.01)

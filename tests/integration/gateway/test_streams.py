@@ -3,21 +3,15 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 
-from tests.integration.gateway.conftest import Mesh, StartMesh
+from tests.integration.gateway.conftest import Mesh, StartMesh, until
 
 CREATE = {"task_type": "GENERATION", "prompt": "a red dress", "origin_instance": "shop"}
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 -- what is waited for is in another task
-            await asyncio.sleep(0.01)
 
 
 async def task(client: httpx.AsyncClient) -> str:

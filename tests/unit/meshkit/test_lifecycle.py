@@ -71,3 +71,16 @@ def test_the_address_is_announced_whole(tmp_path: Path, monkeypatch: pytest.Monk
 def test_without_a_file_nothing_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ATELIER_PORT_FILE", raising=False)
     lifecycle.announce("127.0.0.1:1234")
+
+
+def test_a_process_gets_as_many_descriptors_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[int, int]] = []
+    limits = (1024, 4096)
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits)
+    monkeypatch.setattr("resource.setrlimit", lambda _, wanted: given.append(wanted))
+    lifecycle.raise_descriptors()
+    limits = (1024, 1_000_000)
+    lifecycle.raise_descriptors()
+    limits = (500_000, 1_000_000)
+    lifecycle.raise_descriptors()
+    assert given == [(4096, 4096), (65_536, 1_000_000)]
