@@ -32,6 +32,22 @@ MAX_FILE_BYTES = 4 << 30
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_TENSORS = 20_000
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+# What each training tool calls the two halves of a low-rank layer, and its scale.
+_DOWN, _UP, _ALPHA = ("lora_A", "lora_down", "down"), ("lora_B", "lora_up", "up"), "alpha"
+# Parts of names by which other kinds of adapters are known, and what these are called. The library that draws leaves
+# some of them out without an error, and the picture would be that of another adapter.
+_OTHER_KINDS = (
+    (("dora_scale", "lora_magnitude_vector", "magnitude"), "a DoRA"),
+    (("hada_", "hada."), "a LoHa"),
+    (("lokr_",), "a LoKr"),
+    (("oft_", "boft_", "oft."), "an OFT adapter"),
+    (("lora_mid", "lora_C"), "a LoCon for convolutions"),
+    (("a1.weight", "a2.weight", "b1.weight", "b2.weight"), "a GLoRA"),
+    (("on_input",), "an IA3 adapter"),
+    (("diff_b", ".diff"), "a difference of whole layers"),
+)
+# Encoders that the library does not adapt.
+_UNREAD_ENCODERS = ("lora_te2_", "lora_te3_", "text_encoder_2.", "text_encoder_3.")
 
 
 @dataclass(slots=True)
@@ -59,6 +75,10 @@ def inspect(path: Path) -> int:
                 raise ValueError("header length")
             header: dict[str, Any] = json.loads(file.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        types = {entry["dtype"] for entry in tensors.values()} - _BYTES.keys()
+        if types:
+            kind = _shown(min(map(str, types)))
+            raise ModelError(f"The LoRA holds tensors of the type {kind}, which is not supported.")
         spans = sorted(_span(entry) for entry in tensors.values())
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError("The LoRA is not a safetensors file.") from error
@@ -170,14 +190,18 @@ class Adapters:
     def _load(self, name: str, path: Path) -> None:
         size = inspect(path)
         try:
-            state = self._pipe.lora_state_dict(load_file(path), return_alphas=True)
-            tensors, alphas = dict(state[0]), state[1] or {}
+            held = load_file(path)
         except (SafetensorError, OSError) as error:
             raise ModelError("The LoRA could not be read.", ModelErrorKind.VALIDATION) from error
+        named = _low_rank(held)
+        try:
+            state = self._pipe.lora_state_dict(dict(named), return_alphas=True)
+            tensors, alphas = dict(state[0]), state[1] or {}
         except Exception as error:
             _log.info("lora_not_understood", exc_info=error)
             raise ModelError("The LoRA's layers are not named as any known training names them.") from error
         self._check(tensors)
+        _check_all_taken(named, tensors, alphas)
         _fold_scales(tensors, path)
         # diffusers activates a new adapter at once, beside the active ones. This value makes `use` set the active ones.
         self._active = ((name, math.nan),)
@@ -223,6 +247,72 @@ class Adapters:
                 )
             if not bool(torch.isfinite(tensor).all()):
                 raise ModelError(f"The LoRA holds values that are not numbers (layer {_shown(path)}).")
+
+
+def _low_rank(held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a file's low-rank layers, in types that can be computed with.
+
+    Raises:
+        ModelError: The file holds anything else that would change the picture, or half a layer.
+    """
+    layers: dict[str, torch.Tensor] = {}
+    halves: dict[str, set[bool]] = {}
+    for key, tensor in held.items():
+        layer, part = _parts(key)
+        if part is None:
+            if not bool(tensor.float().any()):
+                continue  # some tools write what they did not train; it adds nothing
+            raise ModelError(_refusal(key))
+        if key.startswith(_UNREAD_ENCODERS):
+            raise ModelError(f"The LoRA changes a text encoder that is not adapted ({_shown(key)}).")
+        # Types of eight bits hold values, but no arithmetic is done in them.
+        layers[key] = tensor.float() if tensor.element_size() == 1 else tensor
+        if part != _ALPHA:
+            halves.setdefault(layer, set()).add(part in _DOWN)
+    for layer, found in halves.items():
+        if len(found) != 2:
+            raise ModelError(f"The LoRA lacks half of its layer {_shown(layer)}.")
+    return layers
+
+
+def _parts(key: str) -> tuple[str, str | None]:
+    """Return the layer that a tensor belongs to, and which part of it: None for none of a low-rank layer."""
+    layer, _, last = key.rpartition(".")
+    if last == _ALPHA:
+        return layer, last
+    names = layer.split(".")
+    # peft may write the adapter's name behind the part's: `lora_A.default.weight`.
+    for at in (-1, -2):
+        if last == "weight" and len(names) >= -at and names[at] in _DOWN + _UP:
+            return ".".join(names[:at]), names[at]
+    return key, None
+
+
+def _refusal(key: str) -> str:
+    for marks, name in _OTHER_KINDS:
+        if any(mark in key for mark in marks):
+            return f"The LoRA is {name} ({_shown(key)}); only plain low-rank layers are supported."
+    return f"The LoRA holds more than low-rank layers ({_shown(key)}); such are not supported."
+
+
+def _check_all_taken(
+    named: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], alphas: Mapping[str, Any]
+) -> None:
+    """Refuse a file of which the library took a part: what it leaves out it tells its own log alone."""
+    expected = 0
+    for key in named:
+        layer, part = _parts(key)
+        if part in _DOWN:
+            # One layer of the original model is three or four here.
+            fused = 3 if "qkv" in layer.rpartition(".")[2] else 4 if layer.endswith("linear1") else 1
+            expected += fused
+    parted = (key.partition(".lora_") for key in tensors)
+    taken = {path for path, _, which in parted if which.startswith(("A.", "down."))}
+    if len(taken) < expected:
+        raise ModelError(f"The LoRA has {expected} layers for this kind of model, and {len(taken)} of them are known.")
+    for key in alphas:
+        if _parts(key)[0] not in taken:
+            raise ModelError(f"The LoRA scales a layer that it does not hold ({_shown(key)}).")
 
 
 def _fold_scales(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -295,6 +295,86 @@ class TestAdapters:
         assert (after == before).all()
         assert models.resident()[-1].loras == ()
 
+    @pytest.mark.parametrize(
+        ("name", "shape", "reason"),
+        [
+            ("dora_scale", (1, 32), "is a DoRA"),
+            ("lora_magnitude_vector", (32,), "is a DoRA"),
+            ("hada_w1_a", (4, 4), "is a LoHa"),
+            ("lokr_w1", (4, 4), "is a LoKr"),
+            ("oft_blocks", (4, 4, 4), "is an OFT"),
+            ("diff", (32, 32), "difference of whole layers"),
+            ("lora_B.bias", (32,), "more than low-rank layers"),
+            ("mystery", (32,), r"more than low-rank layers \(transformer.transformer_blocks.0.attn.to_q.mystery\)"),
+        ],
+    )
+    def test_what_is_no_plain_lora_is_refused_by_name_and_never_drawn_without_it(
+        self, models: Models, make_lora: Any, tmp_path: Any, name: str, shape: tuple[int, ...], reason: str
+    ) -> None:
+        mixed = tmp_path / "mixed.safetensors"
+        key = f"transformer.transformer_blocks.0.attn.to_q.{name}"
+        save_file({**load_file(make_lora()), key: torch.full(shape, 3.0)}, mixed)
+        with pytest.raises(ModelError, match=reason):
+            make(models, replace(NATIVE, adapters=(AdapterFile(mixed, 1.0),)), [request()])
+        assert models.resident()[-1].loras == ()
+
+    @pytest.mark.parametrize(
+        ("add", "drop", "reason"),
+        [
+            ("lora_te2_encoder_block_0.lora_{}.weight", "", "text encoder that is not adapted"),
+            ("", "lora_B.weight", "lacks half of its layer"),
+            ("transformer.transformer_blocks.0.attn.to_v.alpha", "", "scales a layer that it does not hold"),
+        ],
+    )
+    def test_a_file_of_which_a_part_would_be_left_out_is_refused(
+        self, models: Models, make_lora: Any, tmp_path: Any, add: str, drop: str, reason: str
+    ) -> None:
+        tensors = {key: tensor for key, tensor in load_file(make_lora()).items() if not drop or drop not in key}
+        tensors |= {add.format(part): torch.ones(4, 4) for part in ("down", "up") if "{}" in add}
+        tensors |= {add: torch.tensor(2.0)} if add and "{}" not in add else {}
+        partial = tmp_path / "partial.safetensors"
+        save_file(tensors, partial)
+        with pytest.raises(ModelError, match=reason):
+            make(models, replace(NATIVE, adapters=(AdapterFile(partial, 1.0),)), [request()])
+
+    def test_layers_that_the_library_leaves_out_are_counted(
+        self, models: Models, make_lora: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # As its conversions do with names that they do not know.
+        with lend_flux(models) as model:
+            given = type(model.pipe).lora_state_dict
+
+            def forgetful(state: dict[str, Any], **options: Any) -> Any:
+                return given({key: state[key] for key in state if "to_v" not in key}, **options)
+
+            monkeypatch.setattr(model.pipe, "lora_state_dict", forgetful, raising=False)
+            both = make_lora("both")
+            save_file(load_file(both) | load_file(make_lora("v", 2, layer="attn.to_v")), both)
+            with pytest.raises(ModelError, match="has 2 layers for this kind of model, and 1 of them"):
+                model.adapters.use([AdapterFile(both, 1.0)])
+
+    @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+    def test_weights_of_eight_bits_are_drawn_as_what_they_hold(
+        self, models: Models, make_lora: Any, tmp_path: Any, kind: torch.dtype
+    ) -> None:
+        small, wide = tmp_path / "small.safetensors", tmp_path / "wide.safetensors"
+        tensors = {key: tensor.to(kind) for key, tensor in load_file(make_lora()).items()}
+        save_file(tensors, small)
+        save_file({key: tensor.float() for key, tensor in tensors.items()}, wide)
+        (base,) = make(models, NATIVE, [request()])
+        (eight,) = make(models, replace(NATIVE, adapters=(AdapterFile(small, 1.0),)), [request()])
+        (same,) = make(models, replace(NATIVE, adapters=(AdapterFile(wide, 1.0),)), [request()])
+        assert (eight == same).all()
+        assert (eight != base).any()
+
+    def test_what_a_tool_wrote_as_zeros_changes_nothing(self, models: Models, make_lora: Any, tmp_path: Any) -> None:
+        plain, padded = make_lora(), tmp_path / "padded.safetensors"
+        extra = {"transformer.transformer_blocks.0.norm1.linear.diff": torch.zeros(4, 4)}
+        save_file(load_file(plain) | extra, padded)
+        (one,) = make(models, replace(NATIVE, adapters=(AdapterFile(plain, 1.0),)), [request()])
+        (other,) = make(models, replace(NATIVE, adapters=(AdapterFile(padded, 1.0),)), [request()])
+        assert (one == other).all()
+
     def test_a_good_lora_beside_a_bad_one_does_not_stay_active(self, models: Models, make_lora: Any) -> None:
         (before,) = make(models, NATIVE, [request()])
         both = (AdapterFile(make_lora("a"), 1.0, "a"), AdapterFile(make_lora("b", width=48), 1.0, "b"))

@@ -49,3 +49,9 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) 
     path.write_bytes(content)
     with pytest.raises(ModelError, match="not a safetensors file"):
         inspect(path)
+
+
+def test_a_type_that_holds_no_values_is_named(tmp_path: Path) -> None:
+    header = {"a.lora_A.weight": {"dtype": "I8", "shape": [24], "data_offsets": [0, 24]}}
+    with pytest.raises(ModelError, match="tensors of the type I8"):
+        inspect(write(tmp_path / "a", header))
