@@ -11,7 +11,8 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `server` `interceptors` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that travel together
 - `db` `pipeline` `pipeline_pool` `migration` `outbox` `leadership` `idempotency`: PostgreSQL, which holds all state
 - `bus` `publishing` `eventjson`: NATS, which only notifies
-- `objects` `s3client` `chunks` `staging` `images` `fetcher`: files, and the checks of untrusted ones
+- `objects` `s3client` `chunks` `staging` `images`: files, and the checks of untrusted ones
+- `fetcher` `pinned` `lookups`: addresses that callers name; `places`: shares of what tenants hold for a while
 - `transcoding`: JSON over HTTP to gRPC and back
 - `worker`: what every worker uses
 """

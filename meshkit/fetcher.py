@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from meshkit.errors import MeshError, invalid, too_large, unavailable
 from meshkit.logging import get_logger
+from meshkit.lookups import NameLookups
+from meshkit.pinned import pinned_client
 
 if TYPE_CHECKING:
-    import httpcore
     import httpx
 
     from meshkit.config import MeshSettings
@@ -161,7 +160,8 @@ class Fetcher:
 
     Args:
         allow_private: `host:port` or CIDR that may be reached although it is private.
-        resolver: Gives the addresses of a name, or raises `socket.gaierror`; the system's where absent.
+        resolver: Gives the addresses of a name, or raises `socket.gaierror`; the system's where absent, with a share
+            of its look-ups for each tenant.
     """
 
     def __init__(self, allow_private: Iterable[str] = (), *, resolver: Resolver | None = None) -> None:
@@ -173,7 +173,8 @@ class Fetcher:
                 self._allowed_hosts.add((host.strip("[]").lower(), int(port)))
             else:
                 self._allowed_networks.append(ipaddress.ip_network(entry, strict=False))
-        self._resolve = resolver or _resolve
+        self._resolver = resolver
+        self._lookups = NameLookups()
 
     @classmethod
     def from_settings(cls, settings: MeshSettings) -> Fetcher:
@@ -188,6 +189,7 @@ class Fetcher:
         *,
         content_types: Sequence[str] = (),
         path: str = "url",
+        tenant: str = "",
     ) -> bytes:
         """Fetch an address's body.
 
@@ -197,12 +199,14 @@ class Fetcher:
             timeout: Seconds in all, redirects included.
             content_types: Beginnings of the media types that are accepted (`image/`); any where absent.
             path: Path of the request's member, for the error.
+            tenant: Whose address it is: look-ups are shared fairly between tenants.
 
         Raises:
             MeshError: `INVALID` for an address that may not be fetched or a wrong media type, `TOO_LARGE`,
                 `UNAVAILABLE` where the other side does not deliver.
         """
-        return (await self.fetch_full(url, max_bytes, timeout, content_types=content_types, path=path)).data
+        full = await self.fetch_full(url, max_bytes, timeout, content_types=content_types, path=path, tenant=tenant)
+        return full.data
 
     async def fetch_full(
         self,
@@ -212,14 +216,17 @@ class Fetcher:
         *,
         content_types: Sequence[str] = (),
         path: str = "url",
+        tenant: str = "",
     ) -> FetchedContent:
         """As `fetch`, with the media type and the address after redirects."""
         import httpx  # noqa: PLC0415 -- a fifth of a second that most processes never need
 
+        accepted = _Accepted(max_bytes, tuple(content_types), path)
         try:
             async with asyncio.timeout(timeout):
                 for _ in range(MAX_REDIRECTS + 1):
-                    outcome = await self._fetch_once(url, max_bytes, timeout, content_types, path)
+                    addresses = await self.addresses(self.check(url, path=path), path=path, tenant=tenant)
+                    outcome = await _get(url, addresses, timeout, accepted)
                     if isinstance(outcome, FetchedContent):
                         return outcome
                     url = outcome
@@ -238,6 +245,7 @@ class Fetcher:
         timeout: float,  # noqa: ASYNC109 -- of the whole exchange, told as such
         *,
         path: str = "url",
+        tenant: str = "",
     ) -> PostReply:
         """Send a body to an address; follows no redirect, and reads nothing of the answer's body.
 
@@ -247,6 +255,7 @@ class Fetcher:
             headers: Headers beside those of HTTP itself.
             timeout: Seconds in all.
             path: Path of the member that names the address, for the error.
+            tenant: Whose address it is: look-ups are shared fairly between tenants.
 
         Returns:
             What came, whatever its status is.
@@ -258,9 +267,9 @@ class Fetcher:
 
         try:
             async with asyncio.timeout(timeout):
-                addresses = await self.addresses(self.check(url, path=path), path=path)
+                addresses = await self.addresses(self.check(url, path=path), path=path, tenant=tenant)
                 async with (
-                    _client(addresses, timeout) as client,
+                    pinned_client(addresses, timeout) as client,
                     client.stream(
                         "POST", url, content=body, headers={**headers, "accept": "*/*", "user-agent": "atelier"}
                     ) as response,
@@ -296,12 +305,13 @@ class Fetcher:
             raise _private(path)
         return target
 
-    async def addresses(self, target: Target, *, path: str = "url") -> list[str]:
+    async def addresses(self, target: Target, *, path: str = "url", tenant: str = "") -> list[str]:
         """Resolve a target and check every address; all must be public, because a name may answer with a mixture.
 
         Args:
             target: What `check_url` gave.
             path: Path of the request's member, for the error.
+            tenant: Whose look-up it is.
 
         Returns:
             The addresses that may be connected to.
@@ -311,7 +321,7 @@ class Fetcher:
                 cannot tell right now.
         """
         try:
-            found = await self._resolve(target.host, target.port)
+            found = await self._resolve(target, tenant)
         except UnicodeError:
             found = []  # such a name cannot exist: a part of it is too long
         except socket.gaierror as error:
@@ -327,6 +337,11 @@ class Fetcher:
                     raise _private(path)
         return list(found)
 
+    async def _resolve(self, target: Target, tenant: str) -> Sequence[str]:
+        if self._resolver is not None:
+            return await self._resolver(target.host, target.port)
+        return await self._lookups.resolve(target.host, target.port, tenant)
+
     def _may_reach(self, address: Address, port: int) -> bool:
         return (
             is_public(address)
@@ -334,36 +349,36 @@ class Fetcher:
             or any(address in network for network in self._allowed_networks)
         )
 
-    async def _fetch_once(
-        self, url: str, max_bytes: int, seconds: float, content_types: Sequence[str], path: str
-    ) -> FetchedContent | str:
-        target = self.check(url, path=path)
-        addresses = await self.addresses(target, path=path)
-        async with (
-            _client(addresses, seconds) as client,
-            client.stream("GET", url, headers={"accept": "*/*", "user-agent": "atelier"}) as response,
-        ):
-            if response.status_code in _REDIRECTS and "location" in response.headers:
-                return urljoin(url, response.headers["location"])
-            if response.status_code >= 500 or response.status_code == 429:
-                raise unavailable(f"{path} is not delivered right now", reason="FETCH_FAILED")
-            if response.status_code != 200:
-                raise invalid(path, f"answers with status {response.status_code}", "url_status")
-            if "," in response.headers.get("content-encoding", ""):
-                # Each coding multiplies what a piece of the body becomes; one is within bounds, several are not.
-                raise invalid(path, "is compressed more than once", "url_content_encoding")
-            content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if content_types and not content_type.startswith(tuple(content_types)):
-                raise invalid(path, "is of a media type that is not accepted here", "url_content_type")
-            return FetchedContent(await _body(response, max_bytes, path), content_type, url)
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """What is accepted of an answer."""
+
+    max_bytes: int
+    content_types: tuple[str, ...]
+    path: str
 
 
-def _client(addresses: Sequence[str], seconds: float) -> httpx.AsyncClient:
-    import httpx  # noqa: PLC0415 -- only in a process that fetches
-
-    return httpx.AsyncClient(
-        transport=_pinned_transport(addresses), follow_redirects=False, trust_env=False, timeout=seconds
-    )
+async def _get(url: str, addresses: Sequence[str], seconds: float, accepted: _Accepted) -> FetchedContent | str:
+    """Return what an address answers, or the address that it redirects to."""
+    path = accepted.path
+    async with (
+        pinned_client(addresses, seconds) as client,
+        client.stream("GET", url, headers={"accept": "*/*", "user-agent": "atelier"}) as response,
+    ):
+        if response.status_code in _REDIRECTS and "location" in response.headers:
+            return urljoin(url, response.headers["location"])
+        if response.status_code >= 500 or response.status_code == 429:
+            raise unavailable(f"{path} is not delivered right now", reason="FETCH_FAILED")
+        if response.status_code != 200:
+            raise invalid(path, f"answers with status {response.status_code}", "url_status")
+        if "," in response.headers.get("content-encoding", ""):
+            # Each coding multiplies what a piece of the body becomes; one is within bounds, several are not.
+            raise invalid(path, "is compressed more than once", "url_content_encoding")
+        content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if accepted.content_types and not content_type.startswith(accepted.content_types):
+            raise invalid(path, "is of a media type that is not accepted here", "url_content_type")
+        return FetchedContent(await _body(response, accepted.max_bytes, path), content_type, url)
 
 
 async def _body(response: httpx.Response, max_bytes: int, path: str) -> bytes:
@@ -380,54 +395,6 @@ async def _body(response: httpx.Response, max_bytes: int, path: str) -> bytes:
             raise too_many
         parts.append(chunk)
     return b"".join(parts)
-
-
-@lru_cache(maxsize=1)
-def _ssl_context() -> ssl.SSLContext:
-    import httpx  # noqa: PLC0415 -- only in a process that fetches
-
-    # Reading the authorities' certificates takes longer than many fetches.
-    return httpx.create_ssl_context(trust_env=False)
-
-
-def _pinned_transport(addresses: Sequence[str]) -> httpx.AsyncBaseTransport:
-    import httpcore  # noqa: PLC0415 -- as httpx
-    import httpx  # noqa: PLC0415 -- only in a process that fetches
-
-    class PinnedBackend(httpcore.AsyncNetworkBackend):
-        """Connects to checked addresses, whatever the name resolves to now; Host and SNI keep the name."""
-
-        def __init__(self) -> None:
-            self._inner = httpcore.AnyIOBackend()
-
-        async def connect_tcp(
-            self,
-            host: str,  # noqa: ARG002 -- on purpose: the name is not resolved again
-            port: int,
-            timeout: float | None = None,  # noqa: ASYNC109 -- httpcore's signature
-            local_address: str | None = None,
-            socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-        ) -> httpcore.AsyncNetworkStream:
-            failure: Exception | None = None
-            for address in addresses:
-                try:
-                    return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
-                except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                    failure = error
-            raise failure or httpcore.ConnectError("no address")
-
-        async def connect_unix_socket(self, *_args: Any, **_kwargs: Any) -> httpcore.AsyncNetworkStream:
-            raise httpcore.ConnectError("not allowed")
-
-        async def sleep(self, seconds: float) -> None:
-            await self._inner.sleep(seconds)
-
-    transport = httpx.AsyncHTTPTransport(verify=_ssl_context(), trust_env=False, retries=0)
-    # httpx has no argument for the backend; its pool is the documented class of httpcore, made the same way.
-    transport._pool = httpcore.AsyncConnectionPool(  # noqa: SLF001 -- as above
-        ssl_context=_ssl_context(), network_backend=PinnedBackend(), max_connections=1
-    )
-    return transport
 
 
 def _ascii_host(host: str, path: str) -> str:
@@ -477,8 +444,3 @@ def _is_plainly_public(address: Address) -> bool:
         or address.is_reserved
         or address.is_unspecified
     ) or any(address in network for network in _NAT64 if network.version == address.version)
-
-
-async def _resolve(host: str, port: int) -> Sequence[str]:
-    infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(info[4][0]) for info in infos))

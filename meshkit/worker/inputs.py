@@ -67,7 +67,12 @@ class Inputs:
             return images.decode_data(source, path=ref.name, max_bytes=self._limits.max_bytes)
         if is_remote(ref):
             return await self._fetcher.fetch(
-                source, self._limits.max_bytes, self._timeout, content_types=("image/",), path=ref.name
+                source,
+                self._limits.max_bytes,
+                self._timeout,
+                content_types=("image/",),
+                path=ref.name,
+                tenant=tenant,
             )
         if (path := _storage_path(source)) is not None:
             info = await self._objects.stat(tenant, path)

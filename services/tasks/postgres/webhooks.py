@@ -17,6 +17,7 @@ from services.tasks.webhooks.domain import (
     LEASE,
     LOG_KEPT,
     ClaimedDelivery,
+    ClaimRoom,
     DeliveryAttempt,
     DeliveryFailure,
     DeliveryRecord,
@@ -38,35 +39,66 @@ FROM unnest(%b::uuid[], %b::text[], %b::uuid[], %b::bigint[], %b::text[], %b::te
 ON CONFLICT (id) DO NOTHING
 """
 
-# First the targets, by skipping through the index, then a few deliveries of each: a long queue costs no more.
+# First the tenants, by skipping through the index, and of each that has room its targets; then a few deliveries of each
+# target: neither a long queue nor a tenant that has its share costs more. Who has the fewest under way comes first.
+# Rows are locked only once they are chosen; one that another sender took meanwhile is passed over. OFFSET keeps the
+# look for earlier events on the index of entities: by tenant it would read all that waits for every delivery.
 _CLAIM = """
-WITH RECURSIVE targets (target) AS (
-    (SELECT d.target FROM webhook_deliveries d WHERE d.status = 'PENDING' ORDER BY d.target LIMIT 1)
+WITH RECURSIVE tenants (tenant) AS (
+    (SELECT d.tenant FROM webhook_deliveries d WHERE d.status = 'PENDING' ORDER BY d.tenant LIMIT 1)
     UNION ALL
-    SELECT (SELECT d.target FROM webhook_deliveries d WHERE d.status = 'PENDING' AND d.target > t.target
-            ORDER BY d.target LIMIT 1)
-    FROM targets t WHERE t.target IS NOT NULL
-), due AS (
-    SELECT found.id
-    FROM targets t
+    SELECT (SELECT d.tenant FROM webhook_deliveries d WHERE d.status = 'PENDING' AND d.tenant > t.tenant
+            ORDER BY d.tenant LIMIT 1)
+    FROM tenants t WHERE t.tenant IS NOT NULL
+), lanes (tenant, under_way, target) AS (
+    SELECT o.tenant, o.under_way, (
+        SELECT d.target FROM webhook_deliveries d WHERE d.status = 'PENDING' AND d.tenant = o.tenant
+        ORDER BY d.target LIMIT 1)
+    FROM (
+        SELECT t.tenant, coalesce((%(tenants)s::jsonb ->> t.tenant)::integer, 0) AS under_way
+        FROM tenants t WHERE t.tenant IS NOT NULL
+    ) o WHERE o.under_way < %(per_tenant)s
+    UNION ALL
+    SELECT l.tenant, l.under_way, (
+        SELECT d.target FROM webhook_deliveries d
+        WHERE d.status = 'PENDING' AND d.tenant = l.tenant AND d.target > l.target
+        ORDER BY d.target LIMIT 1)
+    FROM lanes l WHERE l.target IS NOT NULL
+), found AS (
+    SELECT n.id, n.due_at, l.tenant, l.under_way,
+        held.count + row_number() OVER (PARTITION BY l.tenant, l.target ORDER BY n.due_at) AS place
+    FROM lanes l
+    CROSS JOIN LATERAL (
+        SELECT coalesce((%(lanes)s::jsonb -> l.tenant ->> l.target)::integer, 0) AS count
+    ) held
     CROSS JOIN LATERAL (
         SELECT d.id, d.due_at FROM webhook_deliveries d
-        WHERE d.status = 'PENDING' AND d.target = t.target AND d.due_at <= now() + %(ahead)s
+        WHERE d.status = 'PENDING' AND d.tenant = l.tenant AND d.target = l.target AND d.due_at <= now() + %(ahead)s
             AND NOT EXISTS (
-                SELECT FROM webhook_deliveries e
-                WHERE e.status = 'PENDING' AND e.entity_id = d.entity_id AND e.url = d.url AND e.tenant = d.tenant
-                    AND (e.entity_version, e.id) < (d.entity_version, d.id)
+                SELECT FROM (
+                    SELECT e.url, e.tenant, e.entity_version, e.id FROM webhook_deliveries e
+                    WHERE e.status = 'PENDING' AND e.entity_id = d.entity_id OFFSET 0
+                ) e WHERE e.url = d.url AND e.tenant = d.tenant AND (e.entity_version, e.id) < (d.entity_version, d.id)
             )
         ORDER BY d.due_at
-        LIMIT greatest(0, %(per_target)s - coalesce((%(busy)s::jsonb ->> t.target)::integer, 0))
+        LIMIT greatest(0, %(per_lane)s - held.count)
+    ) n
+    WHERE l.target IS NOT NULL
+), ranked AS (
+    SELECT f.id, f.due_at, f.under_way + row_number() OVER (PARTITION BY f.tenant ORDER BY f.place, f.due_at) AS turn
+    FROM found f
+), chosen AS (
+    SELECT r.id FROM ranked r WHERE r.turn <= %(per_tenant)s ORDER BY r.turn, r.due_at LIMIT %(room)s
+), due AS (
+    SELECT d.place FROM chosen c
+    CROSS JOIN LATERAL (
+        SELECT d.ctid AS place FROM webhook_deliveries d
+        WHERE d.id = c.id AND d.status = 'PENDING' AND d.due_at <= now() + %(ahead)s
         FOR UPDATE OF d SKIP LOCKED
-    ) found
-    WHERE t.target IS NOT NULL
-    ORDER BY found.due_at
-    LIMIT %(room)s
+    ) d
 )
 UPDATE webhook_deliveries d SET lease = gen_random_uuid(), due_at = now() + %(ahead)s + %(lease)s
-FROM due WHERE d.id = due.id AND d.status = 'PENDING' AND d.due_at <= now() + %(ahead)s
+FROM due WHERE d.ctid = due.place
 RETURNING d.id, d.lease, d.tenant, d.url, d.target, d.body, d.tries, now() + %(ahead)s,
     EXISTS (SELECT FROM webhook_disabled x WHERE x.tenant = d.tenant AND x.url = d.url)
 """
@@ -157,14 +189,19 @@ class PostgresWebhooks:
 
         await self._db.retrying(body)
 
-    async def claim(self, room: int, per_target: int, busy: Mapping[str, int]) -> list[ClaimedDelivery]:
-        """Take deliveries that are due, at most so many, and at most so many of a target beside those under way."""
+    async def claim(self, room: ClaimRoom) -> list[ClaimedDelivery]:
+        """Take deliveries that are due: those of tenants with the fewest under way first."""
+        lanes: dict[str, dict[str, int]] = {}
+        for lane, count in room.lanes.items():
+            lanes.setdefault(lane.tenant, {})[lane.target] = count
         arguments = {
             "ahead": self._ahead(),
             "lease": LEASE,
-            "room": room,
-            "per_target": per_target,
-            "busy": Jsonb(dict(busy)),
+            "room": room.deliveries,
+            "per_tenant": room.per_tenant,
+            "per_lane": room.per_lane,
+            "tenants": Jsonb(dict(room.tenants)),
+            "lanes": Jsonb(lanes),
         }
         async with self._db.transaction() as conn:
             rows = await (await conn.execute(_CLAIM, arguments)).fetchall()

@@ -8,10 +8,11 @@ from __future__ import annotations
 import base64
 import enum
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from standardwebhooks import Webhook
@@ -72,6 +73,32 @@ class NewDelivery:
     url: str
     target: str
     body: bytes
+
+
+class ReceiverLane(NamedTuple):
+    """What a tenant sends to one host and port."""
+
+    tenant: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRoom:
+    """How many deliveries a sender takes now.
+
+    Attributes:
+        deliveries: At most, in all.
+        per_tenant: At most of one tenant, with those under way.
+        per_lane: At most of one tenant to one target, with those under way.
+        tenants: Under way by tenant.
+        lanes: Under way by lane, and as many as `per_lane` for one that shall be given none.
+    """
+
+    deliveries: int
+    per_tenant: int
+    per_lane: int
+    tenants: Mapping[str, int] = field(default_factory=dict)
+    lanes: Mapping[ReceiverLane, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from services.tasks.webhooks.domain import (
     ClaimedDelivery,
+    ClaimRoom,
     DeliveryAttempt,
     DeliveryRecord,
     DeliveryStatus,
@@ -26,8 +27,8 @@ class WebhookStore(Protocol):
         """Write a delivery unless it exists."""
         ...
 
-    async def claim(self, room: int, per_target: int, busy: Mapping[str, int]) -> list[ClaimedDelivery]:
-        """Take deliveries that are due, at most so many, and at most so many of a target beside those under way."""
+    async def claim(self, room: ClaimRoom) -> list[ClaimedDelivery]:
+        """Take deliveries that are due: those of tenants with the fewest under way first."""
         ...
 
     async def extend(self, leases: Mapping[UUID, UUID]) -> set[UUID]:

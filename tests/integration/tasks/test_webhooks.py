@@ -1,8 +1,11 @@
 """Deliveries on real PostgreSQL to receivers over real sockets; days pass by a clock that runs ahead."""
 
 import asyncio
+import socket
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,10 +25,12 @@ from services.tasks.webhooks.domain import (
     LEASE,
     SCHEDULE,
     ClaimedDelivery,
+    ClaimRoom,
     DeliveryFailure,
     DeliveryRecord,
     DeliveryVerdict,
     ReceiverAnswer,
+    ReceiverLane,
 )
 from services.tasks.webhooks.sender import PER_TARGET, Sender
 from tests.integration.tasks.conftest import until
@@ -265,7 +270,7 @@ async def test_a_sender_killed_before_it_noted_the_answer_leaves_its_delivery_to
 async def test_an_outcome_that_comes_after_the_lease_was_lost_changes_nothing(hooks: Hooks) -> None:
     async with receiving() as receiver:
         ident = await hooks.hand_in(receiver.url)
-        [late] = await hooks.store.claim(1, 1, {})
+        [late] = await hooks.store.claim(ClaimRoom(1, 1, 1))
         hooks.ahead += LEASE + timedelta(seconds=1)
         await hooks.send()
         assert not await hooks.store.finish(
@@ -327,3 +332,117 @@ async def test_the_log_forgets_what_ended_long_ago(hooks: Hooks) -> None:
         await hooks.store.prune()
         assert await hooks.store.get(UUID(done)) is None
         assert (await hooks.get(pending)).status == "PENDING"
+
+
+async def test_receivers_of_one_tenant_that_hang_keep_no_webhook_of_another(hooks: Hooks) -> None:
+    sender = Sender(hooks.store, Fetcher(LOCAL), in_flight=32, per_tenant=8)
+    async with AsyncExitStack() as stack:
+        dead = [await stack.enter_async_context(receiving(hangs=True)) for _ in range(10)]
+        live = await stack.enter_async_context(receiving())
+        for _ in range(8):
+            for receiver in dead:
+                await hooks.hand_in(receiver.url, tenant="slow")
+        await sender.run_once()
+        expected = [await hooks.hand_in(live.url, tenant="quick") for _ in range(12)]
+
+        async def delivered() -> bool:
+            await sender.run_once()
+            return len(live.requests) == len(expected)
+
+        await until(delivered)
+        assert sum(len(receiver.requests) for receiver in dead) <= 8
+        await sender.close()
+
+
+async def test_a_target_that_hangs_for_one_tenant_is_open_to_another(hooks: Hooks) -> None:
+    url = f"http://127.0.0.1:{free_port()}/hook"
+    for _ in range(10):
+        await hooks.hand_in(url, tenant="slow")
+    theirs = await hooks.hand_in(url, tenant="quick")
+    full = ReceiverLane("slow", url.partition("//")[2].partition("/")[0])
+    claimed = await hooks.store.claim(ClaimRoom(100, 8, 4, {"slow": 4}, {full: 4}))
+    assert [str(one.id) for one in claimed] == [theirs]
+    assert await hooks.store.claim(ClaimRoom(100, 4, 4, {"slow": 4})) == []
+    assert len(await hooks.store.claim(ClaimRoom(100, 8, 6, {"slow": 4}, {full: 4}))) == 2
+
+
+async def test_a_tenant_has_first_what_it_has_fewest_of(hooks: Hooks) -> None:
+    for port in range(20):
+        await hooks.hand_in(f"http://127.0.0.1:{port + 1}/hook", tenant="busy")
+    await hooks.hand_in("http://127.0.0.1:1/hook", tenant="idle")
+    claimed = await hooks.store.claim(ClaimRoom(2, 20, 4, {"busy": 3}))
+    assert [one.tenant for one in claimed] == ["idle", "busy"]
+
+
+async def test_a_receiver_that_did_not_answer_is_asked_by_one_request_until_it_does(
+    hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 0.2)
+    async with receiving(hangs=True) as receiver:
+        for _ in range(12):
+            await hooks.hand_in(receiver.url)
+        await hooks.send()
+        assert len(receiver.requests) == PER_TARGET
+        await hooks.send()
+        assert len(receiver.requests) == PER_TARGET + 1
+        receiver.hangs = False
+        await hooks.send()
+        assert len(receiver.requests) == PER_TARGET + 2
+        await hooks.send()
+        assert len(receiver.requests) == 2 * PER_TARGET + 2
+
+
+async def test_receivers_that_do_not_answer_take_half_of_their_tenants_share(
+    hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 0.2)
+    sender = Sender(hooks.store, Fetcher(LOCAL), per_tenant=8)
+    async with AsyncExitStack() as stack:
+        dead = [await stack.enter_async_context(receiving(hangs=True)) for _ in range(8)]
+        for _ in range(5):
+            for receiver in dead:
+                await hooks.hand_in(receiver.url)
+        await hooks.send(sender)
+        before = sum(len(receiver.requests) for receiver in dead)
+        monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 15.0)
+        await sender.run_once()
+        live = await stack.enter_async_context(receiving())
+        ident = await hooks.hand_in(live.url)
+
+        async def delivered() -> bool:
+            await sender.run_once()
+            return live.ids == [ident]
+
+        await until(delivered)
+        assert sum(len(receiver.requests) for receiver in dead) - before <= 4
+        await sender.close()
+
+
+async def test_names_whose_resolver_never_answers_keep_no_webhook_of_another_and_no_thread_of_the_process(
+    hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, answers = socket.getaddrinfo, threading.Event()
+
+    def look_up(host: str, port: int, *args: Any, **more: Any) -> Any:
+        if host.endswith("silent.example"):
+            answers.wait(60)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return found("127.0.0.1" if host == "live.example" else host, port, *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    try:
+        async with receiving() as live:
+            for number in range(200):
+                await hooks.hand_in(f"http://n{number}.silent.example/hook", tenant="slow")
+            await hooks.sender.run_once()
+            ident = await hooks.hand_in(f"http://live.example:{live.port}/hook", tenant="quick")
+
+            async def delivered() -> bool:
+                await hooks.sender.run_once()
+                return live.ids == [ident]
+
+            await until(delivered)
+            assert await asyncio.gather(*(asyncio.to_thread(int) for _ in range(40))) == [0] * 40
+            await hooks.sender.close()
+    finally:
+        answers.set()

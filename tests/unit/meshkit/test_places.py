@@ -1,13 +1,13 @@
 import asyncio
 from contextlib import AsyncExitStack
 
-from meshkit.worker.input_places import InputPlaces
+from meshkit.places import TenantPlaces
 
 
 class Fetches:
     """Attempts that hold a place until they are told to leave it."""
 
-    def __init__(self, places: InputPlaces) -> None:
+    def __init__(self, places: TenantPlaces) -> None:
         self.places = places
         self.inside: list[str] = []
         self._ends: dict[str, asyncio.Event] = {}
@@ -38,7 +38,7 @@ async def settle() -> None:
 
 
 async def test_a_tenant_has_its_share_and_others_have_theirs() -> None:
-    fetches = Fetches(InputPlaces(4, 2))
+    fetches = Fetches(TenantPlaces(4, 2))
     await fetches.begin("a1", "a2", "a3", "b1")
     assert fetches.inside == ["a1", "a2", "b1"]
     await fetches.end("b1")
@@ -48,7 +48,7 @@ async def test_a_tenant_has_its_share_and_others_have_theirs() -> None:
 
 
 async def test_tenants_that_wait_take_turns() -> None:
-    fetches = Fetches(InputPlaces(1, 1))
+    fetches = Fetches(TenantPlaces(1, 1))
     await fetches.begin("a1", "b1", "b2", "c1")
     order = []
     for _ in range(4):
@@ -59,7 +59,7 @@ async def test_tenants_that_wait_take_turns() -> None:
 
 
 async def test_one_that_is_cancelled_while_it_waits_or_as_it_gets_its_place_leaves_none_behind() -> None:
-    fetches = Fetches(InputPlaces(1, 1))
+    fetches = Fetches(TenantPlaces(1, 1))
     await fetches.begin("a1", "a2", "a3")
     fetches.tasks["a2"].cancel()
     fetches._ends["a1"].set()
