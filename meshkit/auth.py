@@ -51,7 +51,7 @@ class Principal:
     Attributes:
         subject: Who it is.
         tenant: Tenant of the token, empty for one that has none (services, workers).
-        scopes: Scopes as the token names them.
+        scopes: Scopes as the token names them, whichever of its claims does.
         queues: Queues that a worker is bound to; None for no bound.
         jti: Identifier of the token, by which it may be revoked.
     """
@@ -456,10 +456,16 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
     return Principal(
         subject=str(claims["sub"]),
         tenant=tenant,
-        scopes=_names(claims.get("scopes", ())) & SCOPES,
+        scopes=_scopes(claims),
         queues=None if queues is None else _names(queues),
         jti=str(claims.get("jti", "")),
     )
+
+
+def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
+    """Return the scopes of a token: `scopes`, RFC 8693's `scope` and the `scp` of some identity providers together."""
+    named = [claims[name] for name in ("scopes", "scope", "scp") if claims.get(name) is not None]
+    return frozenset[str]().union(*map(_names, named)) & SCOPES
 
 
 def _names(value: object) -> frozenset[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from meshkit import topology
 from meshkit.config import CommaSeparated, MeshSettings, read_setting
 from meshkit.topology import GATEWAY, TASKS
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+")
 
 
 def _named_addresses() -> dict[str, str]:
@@ -46,7 +49,9 @@ class GatewaySettings(MeshSettings):
         default=None, description="Key of signed media URLs; derived from the mesh's auth secret if unset."
     )
 
-    cors_origins: CommaSeparated = Field(default=(), description="Origins that browsers may call from; `*` for any.")
+    cors_origins: CommaSeparated = Field(
+        default=(), description="Origins that browsers may call from, as `https://shop.example`; `*` for any."
+    )
     max_connections: int = Field(
         default=8192,
         ge=1,
@@ -86,6 +91,14 @@ class GatewaySettings(MeshSettings):
     )
     gzip_min_bytes: int = Field(default=1024, ge=0, description="Smallest JSON answer that is compressed.")
     keep_alive_seconds: float = Field(default=15.0, gt=0, description="Longest silence on an event stream.")
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _as_browsers_send_them(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        origins = tuple(origin.rstrip("/").lower() for origin in value)
+        if wrong := [origin for origin in origins if origin != "*" and not _ORIGIN.fullmatch(origin)]:
+            raise ValueError(f"{wrong[0]} is no origin: it should be `*` or scheme://host[:port], without a path")
+        return origins
 
     def packages(self) -> dict[str, str]:
         """Return the address of every proto package that is served."""

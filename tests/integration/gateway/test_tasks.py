@@ -288,6 +288,26 @@ async def test_cors_is_answered_where_it_is_configured(start_mesh: StartMesh, me
     assert "access-control-allow-origin" not in closed.headers
 
 
+@pytest.mark.parametrize("configured", ["*", "https://app.example", "http://localhost:5173,https://app.example/"])
+@pytest.mark.parametrize(
+    "path", ["/api/v1/tasks/", "/api/v1/tasks/generation/x/cancel", "/api/v1/storage/images/a/b.png", "/nothing"]
+)
+async def test_a_preflight_opens_every_route_to_any_header(start_mesh: StartMesh, configured: str, path: str) -> None:
+    mesh = await start_mesh(cors_origins=configured)
+    asked = "authorization, content-type, idempotency-key, if-none-match, prefer, traceparent, x-requested-with"
+    async with httpx.AsyncClient(base_url=mesh.url) as page:
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+            headers = {"access-control-request-method": method, "access-control-request-headers": asked}
+            answer = await page.options(path, headers=headers | {"origin": "https://app.example"})
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["access-control-allow-origin"] in {"*", "https://app.example"}
+            assert method in answer.headers["access-control-allow-methods"].split(", ")
+            allowed = {name.strip().lower() for name in answer.headers["access-control-allow-headers"].split(",")}
+            assert set(asked.split(", ")) <= allowed
+        other = await page.options(path, headers=headers | {"origin": "https://evil.example"})
+        assert (other.status_code == 200) is (configured == "*")
+
+
 async def test_answers_carry_security_headers(mesh: Mesh) -> None:
     answer = await mesh.client().get("/docs")
     assert answer.headers["x-content-type-options"] == "nosniff"

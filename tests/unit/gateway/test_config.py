@@ -34,3 +34,14 @@ def test_addresses_may_come_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_settings_that_cannot_be_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         GatewaySettings.model_validate(options)
+
+
+@pytest.mark.parametrize("origin", ["https://a.example/", "HTTPS://A.example", "https://a.example"])
+def test_an_origin_is_taken_as_people_write_it(origin: str) -> None:
+    assert GatewaySettings(cors_origins=origin).cors_origins == ("https://a.example",)
+
+
+@pytest.mark.parametrize("origin", ["a.example", "https://a.example/app", "https://", "null", "https://u@a.example"])
+def test_what_is_no_origin_stops_the_start(origin: str) -> None:
+    with pytest.raises(ValidationError, match="is no origin"):
+        GatewaySettings(cors_origins=("https://b.example", origin))

@@ -314,3 +314,27 @@ async def test_settings_make_the_verifier(tmp_path: Path, jwks_file: Any, ed_key
     assert (await verifier.verify(signed())).subject == "alice"
     assert (await verifier.verify(signed(ed_key, "EdDSA", {"kid": "ed"}))).subject == "alice"
     assert await refusal(verifier, signed(jti="gone")) == "TOKEN_REVOKED"
+
+
+@pytest.mark.parametrize(
+    ("changes", "scopes"),
+    [
+        ({"scopes": ["read", "write"]}, {"read", "write"}),
+        ({"scopes": "read write"}, {"read", "write"}),
+        ({"scopes": None, "scope": "read write"}, {"read", "write"}),
+        ({"scopes": None, "scope": ["read", "write"]}, {"read", "write"}),
+        ({"scopes": None, "scp": ["read"]}, {"read"}),
+        ({"scopes": None, "scp": "openid read"}, {"read"}),
+        ({"scopes": ["read"], "scope": "write", "scp": ["support", "profile"]}, {"read", "write", "support"}),
+        ({"scopes": None}, set()),
+        ({"scopes": None, "scope": ""}, set()),
+    ],
+)
+async def test_scopes_are_read_from_every_claim_that_names_them(changes: dict[str, Any], scopes: set[str]) -> None:
+    assert (await TokenVerifier(secret=SECRET).verify(signed(**changes))).scopes == scopes
+
+
+@pytest.mark.parametrize("claim", ["scopes", "scope", "scp"])
+@pytest.mark.parametrize("value", [7, ["read", 7], {"read": True}])
+async def test_a_claim_of_scopes_that_is_none_is_refused(claim: str, value: Any) -> None:
+    assert await refusal(TokenVerifier(secret=SECRET), signed(**{claim: value})) == "TOKEN_CLAIMS"
