@@ -29,6 +29,8 @@ _log = get_logger(__name__)
 MAX_REDIRECTS = 3
 MAX_URL_CHARS = 4096
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# What stores and servers say of a file whose type they were not told, which says nothing of it.
+_UNTYPED = frozenset({"", "application/octet-stream", "binary/octet-stream"})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 # What a resolver answers of a name that does not exist, or has no address; not every system knows the second. Any other
@@ -197,7 +199,8 @@ class Fetcher:
             url: The address.
             max_bytes: Bytes at most, after decompression.
             timeout: Seconds in all, redirects included.
-            content_types: Beginnings of the media types that are accepted (`image/`); any where absent.
+            content_types: Beginnings of the media types that are accepted (`image/`); any where absent. What comes
+                without a type, or as mere bytes, is accepted too: its reader judges it by its content.
             path: Path of the request's member, for the error.
             tenant: Whose address it is: look-ups are shared fairly between tenants.
 
@@ -376,7 +379,7 @@ async def _get(url: str, addresses: Sequence[str], seconds: float, accepted: _Ac
             # Each coding multiplies what a piece of the body becomes; one is within bounds, several are not.
             raise invalid(path, "is compressed more than once", "url_content_encoding")
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if accepted.content_types and not content_type.startswith(accepted.content_types):
+        if accepted.content_types and not (content_type in _UNTYPED or content_type.startswith(accepted.content_types)):
             raise invalid(path, "is of a media type that is not accepted here", "url_content_type")
         return FetchedContent(await _body(response, accepted.max_bytes, path), content_type, url)
 
@@ -419,7 +422,10 @@ def _literal(host: str) -> Address | None:
 
 
 def _private(path: str) -> MeshError:
-    return invalid(path, "leads to an address that may not be fetched", "url_private")
+    message = (
+        "leads to an address that may not be fetched: it is private, and ATELIER_FETCH_ALLOW_PRIVATE does not name it"
+    )
+    return invalid(path, message, "url_private")
 
 
 def _carried(address: Address) -> Iterable[Address]:

@@ -274,6 +274,20 @@ async def test_media_types_are_held_to_where_asked_for() -> None:
         assert await fetcher.fetch(url, 1000, 5, content_types=("image/", "text/")) == b"hello"
 
 
+@pytest.mark.parametrize("content_type", ["application/octet-stream", "binary/octet-stream; x=1", "", None])
+async def test_content_without_a_telling_type_is_left_to_its_reader(content_type: str | None) -> None:
+    headers = {} if content_type is None else {"Content_Type": content_type}
+    async with serving(lambda _path: answer(**headers)) as (port, _):
+        fetcher = Fetcher([f"127.0.0.1:{port}"])
+        assert await fetcher.fetch(f"http://127.0.0.1:{port}/", 1000, 5, content_types=("image/",)) == b"hello"
+
+
+async def test_a_refused_private_address_names_the_setting_that_allows_it() -> None:
+    with pytest.raises(MeshError) as caught:
+        Fetcher().check("http://127.0.0.1:8080/hook", path="webhook_url")
+    assert "ATELIER_FETCH_ALLOW_PRIVATE" in caught.value.violations[0].message
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [

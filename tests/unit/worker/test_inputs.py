@@ -1,5 +1,9 @@
+import asyncio
 import base64
+import gzip
 import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -98,3 +102,59 @@ async def test_an_image_above_the_limit_is_not_fetched(store: Store, inputs: Inp
     with pytest.raises(MeshError) as caught:
         await fetched(inputs, tmp_path, "a.png")
     assert caught.value.kind is ErrorKind.TOO_LARGE
+
+
+@asynccontextmanager
+async def answering(body: bytes, *headers: str) -> AsyncIterator[str]:
+    """The address of a server that gives every request this answer."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = "\r\n".join(["HTTP/1.1 200 OK", "connection: close", f"content-length: {len(body)}", *headers])
+        writer.write(head.encode() + b"\r\n\r\n" + body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/a"
+
+
+@pytest.fixture
+def remote(store: Store, tmp_path: Path) -> Inputs:
+    loras = LoraCache(cast("ObjectStore", store), tmp_path / "loras", max_bytes=1000, max_file_bytes=1000)
+    fetcher = Fetcher(["127.0.0.0/8"])
+    return Inputs(cast("ObjectStore", store), fetcher, loras, max_bytes=10_000, timeout_seconds=5)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ["content-type: application/octet-stream"],
+        ["content-type: binary/octet-stream"],
+        [],
+        ["content-type: IMAGE/PNG; charset=binary"],
+        ["content-type: image/jpeg"],
+    ],
+    ids=["bytes", "S3's bytes", "no type", "upper case", "another image's type"],
+)
+async def test_a_picture_at_an_address_is_known_by_its_content(
+    remote: Inputs, tmp_path: Path, headers: list[str]
+) -> None:
+    async with answering(png(), *headers) as address:
+        assert await fetched(remote, tmp_path, address) == png()
+
+
+async def test_a_picture_that_is_sent_compressed_is_unpacked(remote: Inputs, tmp_path: Path) -> None:
+    async with answering(gzip.compress(png()), "content-type: image/png", "content-encoding: gzip") as address:
+        assert await fetched(remote, tmp_path, address) == png()
+
+
+@pytest.mark.parametrize("headers", [["content-type: text/html"], ["content-type: application/octet-stream"], []])
+async def test_a_page_at_an_address_is_no_picture_whatever_its_type(
+    remote: Inputs, tmp_path: Path, headers: list[str]
+) -> None:
+    async with answering(b"<html></html>", *headers) as address:
+        with pytest.raises(MeshError) as caught:
+            await fetched(remote, tmp_path, address)
+    assert caught.value.kind is ErrorKind.INVALID
