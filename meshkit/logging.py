@@ -11,12 +11,14 @@ import threading
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, BinaryIO, cast
+from typing import Any, Protocol, cast
 
 import orjson
 import structlog
 
-from meshkit import tracing
+from meshkit import metrics, tracing
+
+_DROPPED = metrics.counter("log_lines_dropped", "Log lines that could not be written")
 
 REDACTED = "[redacted]"
 
@@ -53,22 +55,34 @@ def redact(value: object, depth: int = 0) -> object:  # noqa: PLR0911 -- one ret
     return value
 
 
+class LineSink(Protocol):
+    """Where lines go: a file without a buffer, whose `write` may take a part of what it is given."""
+
+    def write(self, data: bytes, /) -> int | None:
+        """Write; the bytes taken, None where none could be."""
+        ...
+
+
 class LineWriter:
     """Writes lines; those of one turn of the event loop are written together.
 
     A warning, or a line of another thread, is written at once, after the lines that are held. A process that is killed
     loses the held lines, those of about a millisecond.
 
+    A line that cannot be written, as on a full disk or to a reader that is gone or does not read, is dropped and
+    counted: no work of the process fails by its log.
+
     Args:
         file: Where to.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: LineSink) -> None:
         self._file = file
         self._held: list[bytes] = []
         self._flushed_by: asyncio.AbstractEventLoop | None = None
         # Reentrant: a finalizer that the garbage collector runs meanwhile may log too.
         self._lock = threading.RLock()
+        self._torn = False  # the last line that was written lacks its end
 
     def info(self, line: bytes) -> None:
         """Write a line at the loop's next turn."""
@@ -94,12 +108,52 @@ class LineWriter:
         with self._lock:
             self._flushed_by = None
             held, self._held = self._held, []
-            if held:
-                self._file.write(b"\n".join([*held, b""]))
-                self._file.flush()
+            if not held:
+                return
+            lead = 1 if self._torn else 0
+            data = b"\n" * lead + b"\n".join([*held, b""])
+            written = self._write(data)
+            if written < len(data):
+                _DROPPED.inc(data.count(b"\n", max(written, lead)))
+            if written:
+                self._torn = data[written - 1 : written] != b"\n"
+
+    def _write(self, data: bytes) -> int:
+        """Write what can be written; how much that was."""
+        written = 0
+        try:
+            while written < len(data):
+                taken = self._file.write(data[written:] if written else data)
+                if not taken:
+                    break
+                written += taken
+        except (OSError, ValueError):  # ValueError: the file is closed
+            pass
+        return written
 
     debug = info
     warning = critical = error
+
+
+class _StandardLines(stdlib.Handler):
+    """Writes what libraries log through the standard library to the same lines.
+
+    Args:
+        lines: Where to.
+    """
+
+    def __init__(self, lines: LineWriter) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: stdlib.LogRecord) -> None:
+        """Write a record."""
+        try:
+            line = self.format(record).encode(errors="backslashreplace")
+        except Exception:  # of a record's own making: it is not to fail who logs
+            _DROPPED.inc()
+        else:
+            self._lines.error(line)
 
 
 def configure(service: str, level: str = "info") -> None:
@@ -113,15 +167,16 @@ def configure(service: str, level: str = "info") -> None:
     """
     threshold = stdlib.getLevelNamesMapping()[level.upper()]
     shared: list[structlog.types.Processor] = [_stamp(service), structlog.processors.format_exc_info]
-    lines = LineWriter(sys.stderr.buffer)
+    # Without Python's buffer, which would keep what a full disk refused and refuse every line after it.
+    lines = LineWriter(getattr(sys.stderr.buffer, "raw", sys.stderr.buffer))
     atexit.register(lines.flush)
     structlog.configure(
-        processors=[*shared, _render],
+        processors=[_dropping(*shared, _render)],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=lambda *_args: lines,
         cache_logger_on_first_use=True,
     )
-    handler = stdlib.StreamHandler(sys.stderr)
+    handler = _StandardLines(lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared, _redact_event],
@@ -190,6 +245,21 @@ def _stamp(service: str) -> structlog.types.Processor:
         return event
 
     return stamp
+
+
+def _dropping(*processors: structlog.types.Processor) -> structlog.types.Processor:
+    """Return the processors as one that drops an event which cannot be rendered, in place of failing who logs it."""
+
+    def process(logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
+        try:
+            for processor in processors:
+                event = processor(logger, method, event)  # type: ignore[assignment] # the last one returns the line
+        except Exception:
+            _DROPPED.inc()
+            raise structlog.DropEvent from None
+        return event
+
+    return process
 
 
 def _render(_logger: object, _method: str, event: MutableMapping[str, Any]) -> bytes:

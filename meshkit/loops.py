@@ -1,5 +1,7 @@
 """Named background work: a body that runs again and again, and whose failure never stops its service.
 
+A loop ends by its stop and by nothing else: what ends it otherwise is logged, and it is started again.
+
 A test can call the body; the loop around it adds interval, jitter, backoff and a metric.
 """
 
@@ -18,10 +20,16 @@ _log = get_logger(__name__)
 
 _RUNS = metrics.counter("loop_runs", "Runs of a background loop by outcome", ("loop", "outcome"))
 _SECONDS = metrics.histogram("loop_run_seconds", "Duration of a loop's run", ("loop",))
+_RESTARTS = metrics.counter("loop_restarts", "Starts of a loop that had ended by itself", ("loop",))
 _LAST = metrics.gauge("loop_last_success_timestamp_seconds", "When a loop's body last ended well", ("loop",))
 
 _CANCEL_AGAIN_SECONDS = 1.0
 _MAX_BACKOFF_SECONDS = 60.0
+_RESTART_SECONDS = 1.0
+# A loop counts as ailing after so many failures in a row, within a run of so long, and for so long after a restart.
+_AILING_FAILURES = 3
+_AILING_RUN_SECONDS = 300.0
+_AILING_RESTART_SECONDS = 60.0
 
 
 class Loop:
@@ -47,6 +55,8 @@ class Loop:
         self.interval_seconds = interval_seconds
         self.failures = 0
         self.last_success: float | None = None
+        self._begun: float | None = None  # of the run under way, monotonic seconds
+        self._restarted: float | None = None
         self._body = body
         self._jitter = jitter
         self._wake = wake or asyncio.Event()
@@ -54,6 +64,34 @@ class Loop:
     def wake(self) -> None:
         """End the pause; call from the loop's own thread."""
         self._wake.set()
+
+    @property
+    def ailing(self) -> bool:
+        """Whether its work does not get done: the body fails again and again or does not end, or the loop has ended."""
+        now = time.perf_counter()
+        return (
+            self.failures >= _AILING_FAILURES
+            or (self._begun is not None and now - self._begun > _AILING_RUN_SECONDS)
+            or (self._restarted is not None and now - self._restarted < _AILING_RESTART_SECONDS)
+        )
+
+    async def keep_running(self) -> None:
+        """Run until cancelled, and again whenever anything but its stop ends the run."""
+        while True:
+            try:
+                await self.run_for_ever()
+            except asyncio.CancelledError:
+                if _asked_to_end():
+                    raise
+                cause = "CancelledError"  # of something within, which was cancelled itself
+            except Exception as error:
+                cause = type(error).__name__
+            else:
+                cause = "end"
+            self._restarted = time.perf_counter()
+            _RESTARTS.labels(self.name).inc()
+            _log.error("loop_restarted", loop=self.name, cause=cause)
+            await asyncio.sleep(_RESTART_SECONDS)
 
     async def run_for_ever(self) -> None:
         """Run until cancelled."""
@@ -73,16 +111,19 @@ class Loop:
         Returns:
             Whether the body asks to be run again at once.
         """
-        begun = time.perf_counter()
+        begun = self._begun = time.perf_counter()
         try:
             with tracing.activated(tracing.new()):
                 more = await self._body() is True
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _asked_to_end():
+                raise
             self.failures += 1
             _RUNS.labels(self.name, "failed").inc()
             _log.exception("loop_failed", loop=self.name, failures=self.failures)
             return False
         finally:
+            self._begun = None
             _SECONDS.labels(self.name).observe(time.perf_counter() - begun)
         self.failures = 0
         self.last_success = time.time()
@@ -147,7 +188,18 @@ class Loops:
 
     @staticmethod
     def _spawn(loop: Loop) -> asyncio.Task[None]:
-        return asyncio.create_task(loop.run_for_ever(), name=f"loop-{loop.name}")
+        return asyncio.create_task(loop.keep_running(), name=f"loop-{loop.name}")
+
+    @property
+    def ailing(self) -> list[str]:
+        """Names of the loops whose work does not get done."""
+        return [loop.name for loop in self.loops if loop.ailing]
+
+
+def _asked_to_end() -> bool:
+    """Whether the task itself was cancelled, not only something that it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -170,3 +171,62 @@ def test_lines_are_json_with_trace_and_without_secrets() -> None:
     assert f"u:{REDACTED}@h" in lines[1]["exception"]
     assert lines[2]["logger"] == "lib"
     assert done.stdout == ""
+
+
+class Disk:
+    """A file that takes a few bytes, then none until there is room again."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.content = b""
+
+    def write(self, data: bytes, /) -> int:
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        taken = data[: self.room]
+        self.room -= len(taken)
+        self.content += taken
+        return len(taken)
+
+
+def dropped() -> float:
+    return float(logging._DROPPED._value.get())
+
+
+def test_lines_that_cannot_be_written_are_dropped_and_counted() -> None:
+    disk, before = Disk(8), dropped()
+    lines = logging.LineWriter(disk)
+    lines.error(b"one")
+    lines.error(b"two is torn")
+    lines.error(b"three")
+    assert dropped() == before + 2
+    disk.room = 100
+    lines.error(b"four")
+    lines.error(b"five")
+    assert disk.content == b"one\ntwo \nfour\nfive\n", "what follows begins on a line of its own"
+    assert dropped() == before + 2
+
+
+@pytest.mark.parametrize("answer", [BrokenPipeError(), BlockingIOError(), ValueError("closed"), None])
+def test_no_log_line_fails_who_logs(answer: Exception | None) -> None:
+    class Gone:
+        def write(self, data: bytes, /) -> int | None:
+            if answer is not None:
+                raise answer
+            return None
+
+    before = dropped()
+    logging.LineWriter(Gone()).error(b"line")
+    assert dropped() == before + 1
+
+
+def test_an_event_that_cannot_be_rendered_is_dropped() -> None:
+    class Unspeakable:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    before = dropped()
+    process = logging._dropping(logging._stamp("test"), logging._render)
+    with pytest.raises(structlog.DropEvent):
+        process(None, "info", {"event": "said", "what": Unspeakable()})
+    assert dropped() == before + 1

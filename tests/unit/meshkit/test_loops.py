@@ -1,4 +1,6 @@
 import asyncio
+import os
+import sys
 from typing import Any
 
 import pytest
@@ -176,3 +178,81 @@ async def test_a_loop_that_is_woken_and_stopped_at_once_ends() -> None:
         async with asyncio.timeout(0.5):
             await running.stop()
         wake.clear()
+
+
+async def test_a_loop_outlives_whatever_ends_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "_RESTART_SECONDS", 0.01)
+    runs = asyncio.Queue[int]()
+    left: list[BaseException] = [asyncio.CancelledError(), OSError(28, "No space left on device")]
+
+    async def body() -> None:
+        runs.put_nowait(1)
+        if left:
+            raise left.pop()
+
+    loop = Loop("outlives", body, 0.01)
+    pause, broken = loop._pause, [1]
+
+    async def break_once(seconds: float) -> None:
+        if broken:
+            broken.clear()
+            raise OSError(28, "No space left on device")
+        await pause(seconds)
+
+    monkeypatch.setattr(loop, "_pause", break_once)
+    async with Loops(loop) as running:
+        async with asyncio.timeout(10):
+            for _ in range(4):
+                await runs.get()
+        assert running.ailing == ["outlives"], "it is told that the loop itself ended"
+
+
+async def test_a_loop_that_keeps_failing_is_ailing_until_it_works() -> None:
+    works = False
+
+    async def body() -> None:
+        if not works:
+            raise ValueError
+
+    loop = Loop("fails", body, 0.01)
+    running = Loops(loop)
+    assert not running.ailing
+    for _ in range(3):
+        await loop.run_once()
+    assert running.ailing == ["fails"]
+    works = True
+    await loop.run_once()
+    assert not running.ailing
+
+
+async def test_a_loop_goes_on_while_its_log_cannot_be_written() -> None:
+    """As it is with standard error on a full disk: every write fails."""
+    code = """
+import asyncio, sys
+from meshkit import logging
+from meshkit.loops import Loop, Loops
+logging.configure("test")
+runs = asyncio.Queue()
+async def body():
+    runs.put_nowait(1)
+    raise ValueError
+async def main():
+    loop = Loop("full", body, 0.001)
+    async with Loops(loop):
+        async with asyncio.timeout(20):
+            for _ in range(4):
+                await runs.get()
+                loop.failures = 0
+    print("went on")
+asyncio.run(main())
+"""
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, stderr=full
+        )
+        output, _ = await process.communicate()
+    finally:
+        os.close(full)
+    assert output == b"went on\n"
+    assert process.returncode == 0
