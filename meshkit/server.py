@@ -29,10 +29,12 @@ from meshkit.interceptors import (
     CalledMethod,
     CallLimits,
     Context,
+    Followers,
     Interceptor,
     InterceptorChain,
     abort,
     authenticated,
+    dismissed,
     limited,
     measured,
     texts,
@@ -61,12 +63,17 @@ BUNDLES = "atelier.mesh.v1.BundleService"
 
 
 def interceptors(
-    settings: MeshSettings, limits: CallLimits, verifier: auth.TokenVerifier, clock: Callable[[], float]
+    settings: MeshSettings,
+    limits: CallLimits,
+    followers: Followers,
+    verifier: auth.TokenVerifier,
+    clock: Callable[[], float],
 ) -> tuple[Interceptor, ...]:
     """Return what every call of a server passes, from the wire inwards."""
     return (
         measured(clock, logged=settings.log_level == "debug"),  # what others refuse is measured as well
         TRANSLATED,
+        dismissed(followers),
         limited(limits),  # before anything is done for the call
         TRACED,  # from here on log lines bear the trace
         authenticated(verifier),
@@ -122,7 +129,8 @@ class MeshServer:
         self._verifier = verifier
         # Streams of followers last for hours: they leave half of the calls to others.
         self._limits = CallLimits(settings.max_concurrent_calls, settings.max_concurrent_calls // 2)
-        self._chain = InterceptorChain(interceptors(settings, self._limits, verifier, clock))
+        self._followers = Followers()
+        self._chain = InterceptorChain(interceptors(settings, self._limits, self._followers, verifier, clock))
         _servers.add(self)
         self._server = grpc.aio.server(
             options=server_options(settings.max_message_bytes, settings.max_request_bytes),
@@ -182,12 +190,13 @@ class MeshServer:
         await self._health.set(service, status)
 
     async def stop(self, grace: float | None = None) -> None:
-        """Refuse new calls, let those in flight end, and close.
+        """Refuse new calls, end the streams of followers, let the other calls in flight end, and close.
 
         Args:
             grace: Seconds until calls in flight are cut off; the settings' where absent.
         """
         await self._health.enter_graceful_shutdown()
+        self._followers.dismiss()
         await self._server.stop(self._grace if grace is None else grace)
 
     def _serve_bundles(self) -> tuple[str, ...]:

@@ -48,7 +48,8 @@ CODE_OF_KIND: Mapping[ErrorKind, grpc.StatusCode] = MappingProxyType(
 KIND_OF_CODE: Mapping[grpc.StatusCode, ErrorKind] = MappingProxyType(
     {code: kind for kind, code in CODE_OF_KIND.items()}
     | {
-        grpc.StatusCode.CANCELLED: ErrorKind.ABORTED,
+        # Never by the caller, who gets no status then: the server stopped or lost the call.
+        grpc.StatusCode.CANCELLED: ErrorKind.UNAVAILABLE,
         grpc.StatusCode.UNKNOWN: ErrorKind.INTERNAL,
         grpc.StatusCode.ALREADY_EXISTS: ErrorKind.CONFLICT,
         grpc.StatusCode.DATA_LOSS: ErrorKind.INTERNAL,

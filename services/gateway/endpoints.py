@@ -196,19 +196,23 @@ class Endpoint:
         last = header(scope, b"last-event-id")
         if self._resumes and last.isdecimal() and last.isascii() and int(last) <= _MAX_VERSION:
             setattr(request, AFTER_VERSION, int(last))
-        messages: MeshStream[Message] = self._call(request, metadata=metadata)
+
+        def begin(after: int | None) -> MeshStream[Message]:
+            if after is not None:
+                setattr(request, AFTER_VERSION, after)
+            stream: MeshStream[Message] = self._call(request, metadata=metadata)
+            return stream
+
         stream = EventStream(
-            messages,
+            begin,
             shape=self._shape,
             encode=self._encoder.encode,
             error=self._render,
             stopping=self._context.stopping,
             keep_alive_seconds=self._context.settings.keep_alive_seconds,
+            resumes=self._resumes,
         )
-        try:
-            await stream.serve(receive, send)
-        finally:
-            messages.cancel()
+        await stream.serve(receive, send)
 
 
 class Transcoder:

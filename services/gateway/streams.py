@@ -2,22 +2,25 @@
 
 An event's `id` is the version of what it shows, so that a browser which reconnects with `Last-Event-ID` goes on after
 the last one it saw. Its name is that of the response's first message-typed member (`task`). Comments keep proxies from
-closing a silent stream.
+closing a silent stream. Where the service behind a stream stops or dies, the stream goes on at another replica, or at
+the same one once it is back, after the last version that was sent: its caller notices a pause at most.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from starlette.types import Receive, Send
 
-from meshkit.errors import MeshError
+from meshkit.errors import ErrorKind, MeshError
 from meshkit.transcoding.errors import HttpError
 from meshkit.transcoding.options import nested
 
@@ -32,6 +35,23 @@ _KEEP_ALIVE = b": keep-alive\n\n"
 _RETRY = b"retry: 2000\n\n"
 
 AFTER_VERSION = "after_version"
+
+# How long a stream whose service is gone is tried again, and the pauses between.
+_RESUME_SECONDS = 30.0
+_FIRST_PAUSE_SECONDS = 0.1
+_LAST_PAUSE_SECONDS = 2.0
+
+
+class Messages(Protocol):
+    """The stream of a service."""
+
+    async def __anext__(self) -> Message:
+        """Return the next message."""
+        ...
+
+    def cancel(self) -> None:
+        """End the call."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +98,29 @@ class EventStream:
     """One stream on its way to one caller.
 
     Args:
-        messages: The stream of a service.
+        begin: Begins the stream of a service, after a version where one is given.
         shape: How its messages become events.
         encode: Renders a message as JSON.
         error: Renders a domain error.
         stopping: Set when the process ends; the caller is then let go, to come again elsewhere.
         keep_alive_seconds: Longest silence.
+        resumes: Whether the stream can begin after a version.
     """
 
     def __init__(
         self,
-        messages: AsyncIterator[Message],
+        begin: Callable[[int | None], Messages],
         *,
         shape: EventShape,
         encode: Callable[[Message], bytes],
         error: Callable[[MeshError], HttpError],
         stopping: asyncio.Event,
         keep_alive_seconds: float,
+        resumes: bool,
     ) -> None:
-        self._messages = messages
+        self._begin = begin
+        self._resumes = resumes
+        self._version: int | None = None
         self._shape = shape
         self._encode = encode
         self._error = error
@@ -109,9 +133,10 @@ class EventStream:
         Raises:
             MeshError: the service refused before the first event; nothing was sent yet.
         """
+        self._messages = self._begin(None)
         gone = asyncio.ensure_future(_until_gone(receive))
         stop = asyncio.ensure_future(self._stopping.wait())
-        read = asyncio.ensure_future(anext(self._messages, None))
+        read = asyncio.ensure_future(self._next())
         started = False
         try:
             while True:
@@ -129,7 +154,7 @@ class EventStream:
                 if read in done:
                     if not await self._forward(read, send):
                         break
-                    read = asyncio.ensure_future(anext(self._messages, None))
+                    read = asyncio.ensure_future(self._next())
                 elif stop in done:
                     break
                 else:
@@ -139,6 +164,27 @@ class EventStream:
             for future in (gone, stop, read):
                 future.cancel()
             await asyncio.gather(gone, stop, read, return_exceptions=True)
+            self._messages.cancel()
+
+    async def _next(self) -> Message | None:
+        """Return the next message, None at the end; begin the stream again where its service is gone."""
+        pause, until = _FIRST_PAUSE_SECONDS, 0.0
+        while True:
+            try:
+                return await anext(self._messages)
+            except StopAsyncIteration:
+                return None
+            except MeshError as error:
+                # What was refused before its first event is an ordinary answer.
+                if not self._resumes or not self._version or error.kind is not ErrorKind.UNAVAILABLE:
+                    raise
+                until = until or time.monotonic() + _RESUME_SECONDS
+                if time.monotonic() + pause > until:
+                    raise
+            self._messages.cancel()
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret
+            pause = min(2 * pause, _LAST_PAUSE_SECONDS)
+            self._messages = self._begin(self._version)
 
     async def _forward(self, read: asyncio.Future[Message | None], send: Send) -> bool:
         try:
@@ -149,7 +195,9 @@ class EventStream:
             return False
         if message is None:
             return False
-        await self._send(send, event(self._shape.name, self._encode(message), self._shape.version(message)))
+        version = self._shape.version(message)
+        self._version = version or self._version
+        await self._send(send, event(self._shape.name, self._encode(message), version))
         return True
 
     @staticmethod

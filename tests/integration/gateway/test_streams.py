@@ -8,8 +8,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import pytest
+from atelier.tasks.v1 import tasks_service_pb2_grpc
 
-from tests.integration.gateway.conftest import Mesh, StartMesh, until
+from meshkit.auth import TokenVerifier
+from meshkit.server import MeshServer
+from services.gateway import streams
+from services.gateway.config import GatewaySettings
+from tests.integration.gateway.conftest import SECRET, Mesh, StartMesh, until
 
 CREATE = {"task_type": "GENERATION", "prompt": "a red dress", "origin_instance": "shop"}
 
@@ -111,7 +117,8 @@ async def test_a_stopping_gateway_lets_its_streams_go(mesh: Mesh) -> None:
     await until(lambda: mesh.tasks.watching == 0)
 
 
-async def test_a_service_that_dies_in_a_stream_is_an_error_event(mesh: Mesh) -> None:
+async def test_a_service_that_stays_away_is_an_error_event(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_RESUME_SECONDS", 0.3)
     mesh.tasks.pause.set()
     client = mesh.client()
     async with watching(client, await task(client)) as answer:
@@ -122,4 +129,46 @@ async def test_a_service_that_dies_in_a_stream_is_an_error_event(mesh: Mesh) -> 
         await mesh.server.stop(0)
         rest = [line async for line in lines if line]
     assert rest[0] == "event: error"
-    assert json.loads(rest[1].removeprefix("data: "))["status"] in {503, 409}
+    assert json.loads(rest[1].removeprefix("data: "))["status"] == 503
+
+
+async def test_a_stream_goes_on_when_its_service_is_back(mesh: Mesh) -> None:
+    """The service is stopped as by SIGTERM: it does not wait for the stream, and its caller sees no end."""
+    mesh.tasks.pause.set()
+    client = mesh.client()
+    ident = await task(client)
+    async with watching(client, ident) as answer:
+        lines = answer.aiter_lines()
+        seen = ""
+        async for line in lines:
+            seen += line + "\n"
+            if line.startswith("data:"):
+                break
+        async with asyncio.timeout(10):
+            await mesh.server.stop(60)
+        mesh.tasks.pause.clear()
+        again = MeshServer(
+            GatewaySettings(auth_secret=SECRET),
+            listen=mesh.server.address,
+            servicers=[(tasks_service_pb2_grpc.add_TasksServiceServicer_to_server, mesh.tasks)],
+            verifier=TokenVerifier(secret=SECRET),
+        )
+        await again.start()
+        async with asyncio.timeout(30):
+            async for line in lines:
+                seen += line + "\n"
+        await again.stop(0)
+    assert mesh.tasks.after_version == 1
+    assert [int(each["id"]) for each in events(seen)] == [1, 2, 3]
+    assert [each["event"] for each in events(seen)] == ["task"] * 3
+
+
+async def test_a_create_that_is_cut_off_is_503(mesh: Mesh) -> None:
+    mesh.tasks.hold.clear()
+    client = mesh.client()
+    creating = asyncio.create_task(client.post("/api/v1/tasks/", json=CREATE))
+    async with asyncio.timeout(10):
+        await mesh.tasks.held.wait()
+    await mesh.server.stop(0)
+    answer = await creating
+    assert answer.status_code == 503, answer.text

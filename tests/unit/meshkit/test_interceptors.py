@@ -22,8 +22,10 @@ from meshkit.interceptors import (
     Call,
     CalledMethod,
     CallLimits,
+    Followers,
     Interceptor,
     InterceptorChain,
+    dismissed,
     limited,
 )
 from meshkit.unbundling import BundledContext
@@ -149,9 +151,43 @@ class Verifier:
         return Principal("ada", "acme", frozenset())
 
 
+VERIFIER: Any = Verifier()
+
+
+async def test_a_server_that_stops_ends_what_only_follows() -> None:
+    followers = Followers()
+    chain = InterceptorChain([TRANSLATED, dismissed(followers)])
+    follows = CalledMethod("Service/Watch", "read", gives_stream=True)
+    works = CalledMethod("Service/Run", "write", gives_stream=True)
+    began, ends = asyncio.Event(), asyncio.Event()
+
+    async def wait(_request: Any, _context: Any) -> AsyncIterator[int]:
+        began.set()
+        await ends.wait()
+        yield 1
+
+    async def drain(responses: AsyncIterator[int]) -> list[int]:
+        return [each async for each in responses]
+
+    context = Context()
+    following = asyncio.create_task(drain(chain.stream(follows, wait)(7, context)))
+    working = asyncio.create_task(drain(chain.stream(works, wait)(7, Context())))
+    await began.wait()
+    await asyncio.sleep(0)
+    followers.dismiss()
+    with pytest.raises(Aborted):
+        await following
+    assert context.codes == [grpc.StatusCode.UNAVAILABLE]
+    with pytest.raises(MeshError) as late:
+        await chain.unary(UNARY, answer)(7, Context())
+    assert late.value.reason == "SERVICE_STOPPING"
+    ends.set()
+    assert await working == [1], "what does work may end it"
+
+
 def test_the_order_of_a_server() -> None:
     settings = MeshSettings(max_free_form_elements=2)
-    listed = server.interceptors(settings, CallLimits(2, 1), Verifier(), lambda: 0.0)  # type: ignore[arg-type]  # a verifier of the test's own
+    listed = server.interceptors(settings, CallLimits(2, 1), Followers(), VERIFIER, lambda: 0.0)
     fixed = [one for one in listed if one in (TRANSLATED, TRACED, KEYED, SCOPED, DEFAULTED)]
     assert fixed == [TRANSLATED, TRACED, KEYED, SCOPED, DEFAULTED]
     validates = listed[listed.index(DEFAULTED) + 1]

@@ -30,7 +30,7 @@ def test_every_code_has_a_kind() -> None:
     ("code", "kind"),
     [
         (grpc.StatusCode.OK, ErrorKind.INTERNAL),
-        (grpc.StatusCode.CANCELLED, ErrorKind.ABORTED),
+        (grpc.StatusCode.CANCELLED, ErrorKind.UNAVAILABLE),
         (grpc.StatusCode.UNKNOWN, ErrorKind.INTERNAL),
         (grpc.StatusCode.INVALID_ARGUMENT, ErrorKind.INVALID),
         (grpc.StatusCode.DEADLINE_EXCEEDED, ErrorKind.DEADLINE),
