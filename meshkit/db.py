@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import secrets
 import select
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from psycopg import sql
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from meshkit import revisions
-from meshkit.errors import ErrorKind, MeshError
+from meshkit.errors import ErrorKind, MeshError, no_room
 from meshkit.logging import get_logger
 from meshkit.pipeline import STALE, LocalSettings, Pipeline, connect
 from meshkit.pipeline_pool import PipelinePool
@@ -68,6 +69,10 @@ _STOOD_STILL = ("25P03", "25P04")
 _RETRYABLE = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected, pg_errors.LockNotAvailable, *STALE)
 # The server is shutting down, was killed, or is starting: a new connection may work.
 _LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P05", *_STOOD_STILL})
+# What the server answers while it cannot write: its disk is full (53100), it lacks another resource, it cannot use its
+# files (58030), or it takes only reads (25006), as a replica before it takes over.
+_NO_ROOM_CLASS = "53"
+_NO_ROOM_STATES = frozenset({"58030", "25006"})
 _ATTEMPTS = 6
 _FIRST_PAUSE_SECONDS = 0.02
 # How long the locks of a client that stands still may hold others up. A process that works comes back within
@@ -203,7 +208,7 @@ class Database:
             raise
         except psycopg.Error as error:
             if not is_lost(error):
-                raise
+                raise _refused(error) from error
             await self._pipelines.discard()
             self._test_idle_connections()
             raise DatabaseUnavailableError from error
@@ -259,7 +264,7 @@ class Database:
             raise DatabaseUnavailableError from error
         except psycopg.Error as error:
             if not is_lost(error):
-                raise
+                raise _refused(error) from error
             # The others in the pool most likely died too: test them before they are handed out.
             self._test_idle_connections()
             raise DatabaseUnavailableError from error
@@ -364,3 +369,13 @@ def is_lost(error: psycopg.Error) -> bool:
     if state is None:
         return isinstance(error, psycopg.OperationalError)
     return state.startswith("08") or state in _LOST_STATES
+
+
+def _refused(error: psycopg.Error) -> Exception:
+    """Return what an error means that left the connection alive: itself, unless the server has no room to work."""
+    state = error.sqlstate or ""
+    if not state.startswith(_NO_ROOM_CLASS) and state not in _NO_ROOM_STATES:
+        return error
+    ident = secrets.token_hex(8)
+    _log.error("database_has_no_room", sqlstate=state, error_id=ident)
+    return no_room(ident)

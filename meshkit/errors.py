@@ -7,6 +7,7 @@ Its message is written for the caller: no driver's or library's text belongs in 
 from __future__ import annotations
 
 import enum
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -28,6 +29,8 @@ class ErrorKind(enum.StrEnum):
     ABORTED = "ABORTED"
     INTERNAL = "INTERNAL"
 
+
+_OUT_OF_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG})
 
 TRANSIENT = frozenset(
     {ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.EXHAUSTED, ErrorKind.ABORTED, ErrorKind.INTERNAL}
@@ -142,3 +145,22 @@ def exhausted(message: str, reason: str = "EXHAUSTED") -> MeshError:
 def unavailable(message: str, reason: str = "UNAVAILABLE") -> MeshError:
     """Build the error: a part of the mesh does not answer; later may succeed."""
     return MeshError(ErrorKind.UNAVAILABLE, message, reason=reason)
+
+
+def no_room(ident: str) -> MeshError:
+    """Build the error: a disk or another resource of the machine is used up; later may succeed.
+
+    Args:
+        ident: Identifier under which the log has the cause.
+    """
+    return MeshError(
+        ErrorKind.UNAVAILABLE,
+        f"There is no room for this right now, error {ident}",
+        reason="NO_ROOM_LEFT",
+        metadata={"error_id": ident},
+    )
+
+
+def is_out_of_room(error: BaseException) -> bool:
+    """Whether an error means that the machine has no more of something: disk, quota or descriptors."""
+    return isinstance(error, OSError) and error.errno in _OUT_OF_ROOM

@@ -20,7 +20,15 @@ import grpc
 from google.protobuf.message import Message
 
 from meshkit import auth, idempotency, metrics, tracing
-from meshkit.errors import ErrorKind, MeshError, exhausted, unauthenticated, unavailable
+from meshkit.errors import (
+    ErrorKind,
+    MeshError,
+    exhausted,
+    is_out_of_room,
+    no_room,
+    unauthenticated,
+    unavailable,
+)
 from meshkit.freeform import FreeFormLimits
 from meshkit.logging import get_logger
 from meshkit.status import CODE_OF_KIND, to_status
@@ -307,6 +315,9 @@ def _translate(error: Exception, method: CalledMethod) -> MeshError:
     if isinstance(error, NotImplementedError):  # what generated servicers raise
         return MeshError(ErrorKind.UNIMPLEMENTED, f"{method.name} is not served here")
     ident = secrets.token_hex(8)
+    if is_out_of_room(error):
+        _log.error("out_of_room", method=method.name, error_id=ident, exc_info=error)
+        return no_room(ident)
     _log.error("unexpected_error", method=method.name, error_id=ident, exc_info=error)
     return MeshError(ErrorKind.INTERNAL, f"Internal error {ident}", metadata={"error_id": ident})
 

@@ -11,7 +11,7 @@ from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meshkit import tracing
-from meshkit.errors import ErrorKind, MeshError, too_large
+from meshkit.errors import ErrorKind, MeshError, is_out_of_room, no_room, too_large
 from meshkit.logging import get_logger
 from meshkit.metrics import counter, histogram
 from meshkit.transcoding.errors import render
@@ -92,11 +92,14 @@ class RequestMiddleware:
             if status:
                 raise
             await send_error(scope, answering, render(error))
-        except Exception:
+        except Exception as error:
             _log.exception("request_failed")
             if status:
                 # The answer has begun: only breaking it off tells the caller that it is not whole.
                 raise
+            if is_out_of_room(error):
+                await send_error(scope, answering, render(no_room(trace.request_id)))
+                return
             text = f"Internal error, request {trace.request_id}"
             await send_error(scope, answering, render(MeshError(ErrorKind.INTERNAL, text)))
         finally:

@@ -1,14 +1,19 @@
 """Stored images against a real object store."""
 
 import asyncio
+import errno
 import io
+import os
 import random
 import re
+import tempfile
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
+from minio import Minio
+from minio.error import S3Error
 from PIL import Image
 
 from meshkit.objects import ObjectStore
@@ -272,3 +277,36 @@ async def test_an_object_store_that_is_down_is_a_503(start_mesh: StartMesh) -> N
     answer = await mesh.client().get(f"{IMAGES}/a.png")
     assert answer.status_code == 503
     assert "127.0.0.1" not in answer.text
+
+
+@pytest.mark.parametrize("form", [True, False])
+async def test_a_full_disk_of_the_gateway_is_a_503(stored: Mesh, monkeypatch: pytest.MonkeyPatch, form: bool) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    client = stored.client()
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile.SpooledTemporaryFile, "write", full)
+        if form:
+            answer = await client.post(f"{IMAGES}/a.png", files={"file": ("a.png", picture(), "image/png")})
+        else:
+            answer = await client.post(f"{IMAGES}/a.png", content=picture())
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert answer.headers["x-request-id"] in answer.json()["detail"]
+    assert (await client.get(IMAGES)).json()["total"] == 0
+    assert (await client.post(f"{IMAGES}/a.png", content=picture())).status_code == 200, "there is room again"
+
+
+@pytest.mark.parametrize("code", ["XMinioStorageFull", "QuotaExceeded", "InternalError", "SlowDown"])
+async def test_a_store_that_refuses_is_a_503(stored: Mesh, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    def refusing(*_: Any, **__: Any) -> None:
+        raise S3Error(None, code, "a secret", "", "", "")  # type: ignore[arg-type] # there is no answer to show
+
+    client = stored.client()
+    await save(client, "a.png", picture())
+    monkeypatch.setattr(Minio, "put_object", refusing)
+    for headers in ({}, {"if-match": "*"}):
+        answer = await client.post(f"{IMAGES}/a.png", content=picture(color="blue"), headers=headers)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert "secret" not in answer.text
+    assert (await client.get(f"{IMAGES}/a.png")).content == picture()

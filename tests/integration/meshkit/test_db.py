@@ -258,3 +258,26 @@ async def test_no_client_may_stand_still_in_a_transaction_for_ten_seconds(db: Da
     assert 0 < idle["idle_in_transaction_session_timeout"] < 10_000
     # Between two statements of a pipeline the server waits for more, which it does not call idle.
     assert 0 < piped["transaction_timeout"] < 10_000
+
+
+@pytest.mark.parametrize("state", ["53100", "53200", "58030", "25006"])
+async def test_a_database_without_room_is_unavailable_and_keeps_its_connections(db: Database, state: str) -> None:
+    refusing = f"DO $$ BEGIN RAISE EXCEPTION 'a secret' USING ERRCODE = '{state}'; END $$"
+
+    async def within_a_transaction() -> None:
+        async with db.transaction() as conn:
+            await conn.execute(refusing)
+
+    async def within_a_pipeline() -> None:
+        async with db.pipeline() as pipeline:
+            await (await pipeline.execute(refusing)).fetchall()
+
+    for work in (within_a_transaction, within_a_pipeline):
+        with pytest.raises(MeshError) as caught:
+            await db.retrying(work)
+        assert (caught.value.kind, caught.value.reason) == (ErrorKind.UNAVAILABLE, "NO_ROOM_LEFT")
+        assert caught.value.metadata["error_id"] in caught.value.message
+        assert "secret" not in caught.value.message
+    async with db.transaction() as conn:
+        await conn.execute("INSERT INTO items VALUES (1, 'room again')")
+    assert await values(db) == ["room again"]

@@ -1,6 +1,7 @@
 """Server, channel and typed clients together, over real sockets."""
 
 import asyncio
+import errno
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -194,6 +195,17 @@ async def test_an_unexpected_error_shows_an_identifier_and_no_text(mesh: Mesh) -
         error = await failure(get(channel))
     assert error.kind is ErrorKind.INTERNAL
     assert error.message == f"Internal error {error.metadata['error_id']}"
+
+
+async def test_a_service_without_room_is_unavailable(mesh: Mesh) -> None:
+    def behave(_request: Any, _context: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/a/secret/path")
+
+    mesh.servicer.behave = behave
+    async with mesh.channel("read") as channel:
+        error = await failure(get(channel))
+    assert (error.kind, error.reason) == (ErrorKind.UNAVAILABLE, "NO_ROOM_LEFT")
+    assert error.message == f"There is no room for this right now, error {error.metadata['error_id']}"
 
 
 async def test_an_error_after_some_responses_ends_the_stream(mesh: Mesh) -> None:

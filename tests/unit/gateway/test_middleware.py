@@ -1,6 +1,8 @@
 """What every request passes."""
 
+import errno
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -90,6 +92,18 @@ async def test_an_unexpected_error_shows_the_request_and_no_text() -> None:
     assert sent[0]["status"] == 500
     assert orjson.loads(sent[1]["body"]) == {"detail": "Internal error, request r-1"}
     assert [line["event"] for line in logs] == ["request_failed", "request"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EMFILE])
+async def test_a_machine_without_room_is_a_503_that_says_when_to_come_again(number: int) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise OSError(number, os.strerror(number), "/a/secret/path")
+
+    with capture_logs() as logs:
+        sent = await ask(RequestMiddleware(app), scope(x_request_id="r-1"))
+    assert (sent[0]["status"], headers_of(sent)[b"retry-after"]) == (503, b"2")
+    assert orjson.loads(sent[1]["body"]) == {"detail": "There is no room for this right now, error r-1"}
+    assert logs[0]["event"] == "request_failed"
 
 
 async def test_an_answer_that_had_begun_is_broken_off() -> None:
