@@ -1,14 +1,22 @@
 """The command `atelier`: its commands, and the place where failures become sentences and exit codes."""
 
+import importlib.metadata
 import io
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from atelier_cli.commands import doctor, generate, mesh, task, token, webhook, workflow
+from atelier_cli.commands import doctor, generate, logs, mesh, retry, task, token, webhook, workflow
 from atelier_cli.errors import CliError, ExitCode
-from atelier_cli.terminal import err
+from atelier_cli.terminal import err, out
+
+
+def _print_version(value: bool) -> None:  # noqa: FBT001 -- the signature of an option's callback
+    if value:
+        out.print(importlib.metadata.version("atelier"))
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="atelier",
@@ -23,10 +31,22 @@ app.command()(mesh.down)
 app.command()(mesh.status)
 app.command()(token.token)
 app.command()(generate.generate)
+app.command()(retry.retry)
+app.command()(logs.logs)
 app.command()(doctor.doctor)
 app.add_typer(task.app, name="task")
 app.add_typer(workflow.app, name="workflow")
 app.add_typer(webhook.app, name="webhook")
+
+
+@app.callback()
+def atelier(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Run a self-hosted compute mesh for fashion imagery."""
 
 
 def main() -> NoReturn:

@@ -1,43 +1,97 @@
-"""Follows a task on the terminal."""
+"""Follows tasks on the terminal."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from atelier_cli.client import Gateway
-from atelier_cli.errors import CliError
+from atelier_cli.client import Gateway, TaskProgress
+from atelier_cli.errors import CliError, ExitCode
+from atelier_cli.folder import DataFolder
 from atelier_cli.terminal import err
+from atelier_cli.tokens import DEFAULT_TENANT
+
+# Streams held at once. Tasks begin in the order of their creation, so that those behind are only waiting.
+_FOLLOWED_AT_ONCE: Final = 8
+# More bars than this hide what they show: one line counts instead.
+_MOST_BARS: Final = 12
 
 
 def follow(gateway: Gateway, task_id: str, title: str) -> dict[str, Any]:
     """Show a live bar until the task has ended, and return the ended task."""
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[state]}", markup=False),
-        TimeElapsedColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    )
-    with bar:
-        row = bar.add_task(title, total=100, state="waiting")
-        last: dict[str, Any] = {}
+    last: dict[str, Any] = {}
+    with _bars() as bars:
+        bar = TaskBar(bars, title)
         for event in gateway.watch(task_id):
             last = dict(event.task)
-            state = str(last["status"]).lower()
-            if event.step is not None and event.total_steps:
-                bar.update(row, total=event.total_steps, completed=event.step)
-                state = f"step {event.step} of {event.total_steps}"
-            elif last.get("progress"):
-                bar.update(row, total=100, completed=last["progress"])
-            bar.update(row, state=state)
+            bar.show(event)
     return last
+
+
+def follow_all(
+    gateway: Callable[[], Gateway], titles: dict[str, str], ended: Callable[[Gateway, dict[str, Any]], None]
+) -> None:
+    """Follow tasks until all have ended: a bar for each, or one line for many.
+
+    Args:
+        gateway: Returns a new client, for a follower of its own.
+        titles: Texts of the bars, by task identifier.
+        ended: Called with each ended task, on its follower's thread.
+
+    Raises:
+        CliError: One could not be followed, or `ended` raised it.
+    """
+    with _bars() as bars:
+        many = len(titles) > _MOST_BARS
+        line = bars.add_task(f"{len(titles)} tasks", total=len(titles), state="0 done") if many else None
+        rows = {} if many else {each: TaskBar(bars, title) for each, title in titles.items()}
+
+        def one(task_id: str) -> None:
+            last: dict[str, Any] = {}
+            with gateway() as client:
+                for event in client.watch(task_id):
+                    last = dict(event.task)
+                    if task_id in rows:
+                        rows[task_id].show(event)
+                ended(client, last)
+            if line is not None:
+                bars.advance(line)
+                bars.update(line, state=f"{bars.tasks[0].completed:.0f} done")
+
+        pool = ThreadPoolExecutor(_FOLLOWED_AT_ONCE)
+        try:
+            for done in [pool.submit(one, task_id) for task_id in titles]:
+                done.result()
+        finally:
+            # Not awaited: after Ctrl-C the caller cancels the tasks, which ends the followers.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class TaskBar:
+    """The bar of one task.
+
+    Args:
+        bars: Where it stands.
+        title: The text before it.
+    """
+
+    def __init__(self, bars: Progress, title: str) -> None:
+        self._bars = bars
+        self._row = bars.add_task(title, total=100, state="waiting")
+
+    def show(self, event: TaskProgress) -> None:
+        """Show how far the task is."""
+        state = str(event.task["status"]).lower()
+        if event.step is not None and event.total_steps:
+            self._bars.update(self._row, total=event.total_steps, completed=event.step)
+            state = f"step {event.step} of {event.total_steps}"
+        elif event.task.get("progress"):
+            self._bars.update(self._row, total=100, completed=event.task["progress"])
+        self._bars.update(self._row, state=state)
 
 
 def require_completed(task: dict[str, Any]) -> None:
@@ -54,8 +108,13 @@ def require_completed(task: dict[str, Any]) -> None:
 
 
 @contextmanager
-def cancelled_on_interrupt(gateway: Gateway, task_id: str) -> Iterator[None]:
-    """Cancel the task on Ctrl-C (or SIGTERM) in the block: nobody waits for it any more."""
+def cancelled_on_interrupt(gateway: Gateway, task_ids: Sequence[str]) -> Iterator[None]:
+    """Cancel tasks on Ctrl-C (or SIGTERM) in the block: nobody waits for them any more.
+
+    Args:
+        gateway: Where they are cancelled.
+        task_ids: The tasks; read when it comes to that.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -- the signature of a signal handler
         raise KeyboardInterrupt
@@ -64,8 +123,56 @@ def cancelled_on_interrupt(gateway: Gateway, task_id: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        gateway.cancel(task_id)
-        err.print(f"Task {task_id} was cancelled.")
+        for task_id in cancel_all(gateway, task_ids):
+            err.print(f"Task {task_id} was cancelled. Make it again: atelier retry {task_id}", markup=False)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def cancel_all(gateway: Gateway, task_ids: Sequence[str]) -> list[str]:
+    """Cancel tasks and return those that are; what has ended stays as it is.
+
+    Raises:
+        CliError: The gateway cannot be reached, or forbids it.
+    """
+    cancelled = []
+    for task_id in task_ids:
+        try:
+            gateway.cancel(task_id)
+        except CliError as error:
+            if error.code is not ExitCode.FAILED:
+                raise
+        else:
+            cancelled.append(task_id)
+    return cancelled
+
+
+@contextmanager
+def told_on_interrupt(what: str, again: str) -> Iterator[None]:
+    """Say on Ctrl-C in the block that what was followed goes on, and how to follow it again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(f"{what} goes on. Follow it again: {again}", markup=False)
+        raise
+
+
+def command(words: str, tenant: str, folder: DataFolder) -> str:
+    """Return a command of `atelier` for the same tenant and mesh, as the user would type it."""
+    of = f" --tenant {tenant}" if tenant != DEFAULT_TENANT else ""
+    on = f" --data {folder}" if folder.path != DataFolder.choose(None).path else ""
+    return f"atelier {words}{of}{on}"
+
+
+def _bars() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[state]}", markup=False),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )

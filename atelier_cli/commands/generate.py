@@ -3,18 +3,19 @@
 import base64
 import math
 import re
-import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from atelier_cli.client import Gateway
-from atelier_cli.commands.follow import cancelled_on_interrupt, follow, require_completed
+from atelier_cli.commands.follow import cancel_all, cancelled_on_interrupt, follow_all, require_completed
 from atelier_cli.commands.mesh import Data
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.files import MAX_INLINE_BYTES, content
 from atelier_cli.folder import DataFolder
+from atelier_cli.origin import default_origin
 from atelier_cli.terminal import out
 from atelier_cli.tokens import DEFAULT_TENANT
 
@@ -32,7 +33,8 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
     *,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to save; named after the prompt where absent.")
+        Path | None,
+        typer.Option("--output", "-o", help="File to save, or a folder; named after the prompt where absent."),
     ] = None,
     lora: Annotated[
         list[str] | None,
@@ -42,6 +44,9 @@ def generate(
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the model's own where absent.")] = None,
+    count: Annotated[
+        int, typer.Option(min=1, max=64, help="Make so many, with seeds from --seed upwards, or drawn ones.")
+    ] = 1,
     reference: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Picture to start from.")] = None,
     strength: Annotated[
         float | None, typer.Option(min=0, max=100, help="How much of the reference is kept, in percent.")
@@ -49,10 +54,10 @@ def generate(
     tenant: Annotated[str, typer.Option(help="Tenant to act for.")] = DEFAULT_TENANT,
     data: Data = None,
 ) -> None:
-    """Make a picture, with a live progress bar; Ctrl-C cancels it."""
+    """Make a picture, or several at once, with live progress bars; Ctrl-C cancels them."""
     body: dict[str, Any] = {
         "task_type": "GENERATION",
-        "origin_instance": socket.gethostname()[:255],
+        "origin_instance": default_origin(),
         "prompt": prompt,
         "seed": seed,
         "width": width,
@@ -66,16 +71,62 @@ def generate(
         body["reference_image_data"] = base64.b64encode(content(reference, MAX_INLINE_BYTES)).decode()
     if strength is not None and math.isnan(strength):
         raise CliError("--strength is a number from 0 to 100.", ExitCode.USAGE)
-    target = output or Path(f"{re.sub('[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60] or 'picture'}.png")
+    body = {name: value for name, value in body.items() if value is not None}
+    targets = _targets(prompt, output, count)
+    bodies = [body if seed is None else body | {"seed": seed + number} for number in range(count)]
+    folder = DataFolder.choose(data)
+    _make(lambda: Gateway.of(folder, tenant), bodies, targets)
+
+
+def _targets(prompt: str, output: Path | None, count: int) -> list[Path]:
+    """Return the file of each picture: numbered where there are several."""
+    name = f"{re.sub('[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60] or 'picture'}.png"
+    target = output / name if output is not None and output.is_dir() else output or Path(name)
     if not target.absolute().parent.is_dir():
         raise CliError(f"There is no folder {target.parent} to save into.", ExitCode.USAGE)
-    with Gateway.of(DataFolder.choose(data), tenant) as gateway:
-        task = gateway.create({name: value for name, value in body.items() if value is not None})
-        with cancelled_on_interrupt(gateway, task["id"]):
-            ended = follow(gateway, task["id"], prompt)
-        require_completed(ended)
-        gateway.download(ended["result_image_path"], target)
-    out.print(f"{target}  (seed {ended['seed']}, {ended['width']}x{ended['height']})", markup=False)
+    if count == 1:
+        return [target]
+    digits = len(str(count))
+    return [target.with_name(f"{target.stem}-{number:0{digits}d}{target.suffix}") for number in range(1, count + 1)]
+
+
+def _make(open_gateway: Callable[[], Gateway], bodies: list[dict[str, Any]], targets: list[Path]) -> None:
+    """Make pictures at once, save each when it is done, and print where they are.
+
+    Raises:
+        CliError: One was refused, in which case none is made; or some failed, and the others are saved.
+    """
+    ids: list[str] = []
+    saved: dict[str, str] = {}
+    failures: list[CliError] = []
+
+    def ended(gateway: Gateway, task: dict[str, Any]) -> None:
+        target = targets[ids.index(task["id"])]
+        try:
+            require_completed(task)
+        except CliError as error:
+            failures.append(error)
+            return
+        gateway.download(task["result_image_path"], target)
+        saved[task["id"]] = f"{target}  (seed {task['seed']}, {task['width']}x{task['height']})"
+
+    with open_gateway() as gateway, cancelled_on_interrupt(gateway, ids):
+        try:
+            ids.extend(gateway.create(body)["id"] for body in bodies)
+        except CliError:
+            cancel_all(gateway, ids)
+            raise
+        titles = dict(
+            zip(ids, [target.name for target in targets] if len(ids) > 1 else [bodies[0]["prompt"][:60]], strict=True)
+        )
+        try:
+            follow_all(open_gateway, titles, ended)
+        finally:
+            for line in (saved[each] for each in ids if each in saved):
+                out.print(line, markup=False)
+    if failures:
+        others = f" {len(failures)} of {len(ids)} pictures failed." if len(ids) > 1 else ""
+        raise CliError(failures[0].sentence + others)
 
 
 def lora_fields(loras: list[str]) -> dict[str, Any]:

@@ -16,12 +16,15 @@ from rich.tree import Tree
 
 from atelier_cli import documents
 from atelier_cli.client import ENDED, Gateway, segment
+from atelier_cli.commands.follow import command, told_on_interrupt
 from atelier_cli.commands.mesh import Data
 from atelier_cli.diagram import lay_out, steps_of
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.files import save
 from atelier_cli.folder import DataFolder
+from atelier_cli.origin import default_origin
 from atelier_cli.picture import png, svg
+from atelier_cli.results import download_all, require_folder, workflow_files
 from atelier_cli.terminal import err, out
 from atelier_cli.tokens import DEFAULT_TENANT
 
@@ -42,16 +45,25 @@ def run(
     *,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it until it has ended.")] = False,
     start: Annotated[bool, typer.Option(help="Start it at once, or let it wait for its start.")] = True,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Follow it, and save the pictures of its steps into this folder."),
+    ] = None,
     tenant: Tenant = DEFAULT_TENANT,
     data: Data = None,
 ) -> None:
     """Create a workflow from a file and print its identifier."""
     definition = read(file)
-    with Gateway.of(DataFolder.choose(data), tenant) as gateway:
+    if output is not None:
+        if not start:
+            raise CliError("-o waits for the pictures; it does not go with --no-start.", ExitCode.USAGE)
+        require_folder(output)
+    folder = DataFolder.choose(data)
+    with Gateway.of(folder, tenant) as gateway:
         workflow = gateway.call("POST", _PATH, json=definition, params={"start": start})
         out.print(workflow["id"])
-        if watch and start:
-            require_completed(follow(gateway, workflow))
+        if start and (watch or output is not None):
+            _follow_to_the_end(gateway, workflow, _again(workflow, output, tenant, folder), output)
 
 
 @app.command("get")
@@ -88,11 +100,22 @@ def list_workflows(
 
 
 @app.command("watch")
-def watch(workflow_id: WorkflowId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
-    """Follow a workflow until it has ended."""
-    with Gateway.of(DataFolder.choose(data), tenant) as gateway:
+def watch(
+    workflow_id: WorkflowId,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Save the pictures of its steps into this folder at the end.")
+    ] = None,
+    tenant: Tenant = DEFAULT_TENANT,
+    data: Data = None,
+) -> None:
+    """Follow a workflow until it has ended. Ctrl-C ends the following, not the workflow."""
+    if output is not None:
+        require_folder(output)
+    folder = DataFolder.choose(data)
+    with Gateway.of(folder, tenant) as gateway:
         workflow = gateway.call("GET", f"{_PATH}{segment(workflow_id)}")
-        require_completed(follow(gateway, workflow))
+        _follow_to_the_end(gateway, workflow, _again(workflow, output, tenant, folder), output)
 
 
 @app.command("graph")
@@ -153,7 +176,22 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         CliError: It cannot be read, or holds no definition.
     """
-    return {"origin_instance": "atelier-cli", **documents.read_object(file)}
+    return {"origin_instance": default_origin(), **documents.read_object(file)}
+
+
+def _follow_to_the_end(gateway: Gateway, workflow: dict[str, Any], again: str, output: Path | None) -> None:
+    """Follow a workflow, save what its completed steps made, and raise unless it has completed."""
+    with told_on_interrupt(f"Workflow {workflow['id']}", again):
+        workflow = follow(gateway, workflow)
+    if output is not None:
+        for place in download_all(gateway, workflow_files(workflow, output)):
+            out.print(str(place), markup=False)
+    require_completed(workflow)
+
+
+def _again(workflow: Mapping[str, Any], output: Path | None, tenant: str, folder: DataFolder) -> str:
+    saves = f" -o {output}" if output is not None else ""
+    return command(f"workflow watch {workflow['id']}{saves}", tenant, folder)
 
 
 def follow(gateway: Gateway, workflow: dict[str, Any]) -> dict[str, Any]:

@@ -163,6 +163,39 @@ def test_tasks_are_listed_shown_and_watched(shell: Shell, tmp_path: Path) -> Non
     assert "404" in shell.run("task", "get", "00000000-0000-4000-8000-000000000000", code=1).stderr
 
 
+def test_pictures_are_made_at_once_fetched_again_and_made_anew(shell: Shell, tmp_path: Path) -> None:
+    size = ("--width", "64", "--height", "64", "--seed", "3")
+    said = shell.run("generate", "a red dress", *size, "--count", "3", "-o", str(tmp_path))
+    assert [f"(seed {seed}, 64x64)" in said.stdout for seed in (3, 4, 5)] == [True] * 3
+    assert len(list(tmp_path.glob("a-red-dress-[123].png"))) == 3
+    tasks = json.loads(shell.run("task", "list", "--json", "--since", "1h", "--type", "generation").stdout)
+    first = next(each for each in tasks if each["seed"] == 3 and each["width"] == 64)
+    place = Path(shell.run("task", "download", first["id"], "-o", str(tmp_path / "again")).stdout.strip())
+    assert place.read_bytes() == (tmp_path / "a-red-dress-1.png").read_bytes()
+
+    retried = shell.run("retry", first["id"], "--watch")
+    assert "Kept from" in retried.stderr
+    anew = json.loads(shell.run("task", "get", retried.stdout.strip()).stdout)
+    same = ("prompt", "seed", "width", "height", "status")
+    assert [anew[name] for name in same] == [first[name] for name in same]
+    assert anew["id"] != first["id"]
+
+
+def test_pictures_of_a_workflow_are_saved_by_the_names_of_its_steps(shell: Shell, tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "examples" / "workflows" / "generate-and-frame.yaml"
+    said = shell.run("workflow", "run", str(file), "-o", str(tmp_path / "made")).stdout.splitlines()
+    assert said[1:] == [str(tmp_path / "made" / name) for name in ("generate.png", "frame.png")]
+    with Image.open(said[1]) as picture:
+        assert picture.size == (256, 256)
+
+
+def test_logs_and_the_version_are_printed(shell: Shell) -> None:
+    assert "tasks     | " in shell.run("logs", "-n", "1").stdout
+    assert shell.run("logs", "gateway", "-n", "1").stdout.count("\n") == 1
+    version = subprocess.run([*ATELIER, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    assert version.stdout.strip()[0].isdigit()
+
+
 def test_doctor_finds_nothing_missing(shell: Shell) -> None:
     assert "Nothing is missing." in shell.run("doctor").stdout
 
