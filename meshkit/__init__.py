@@ -5,13 +5,15 @@ uses them. Imports no service and no model code, and loads what is large only wh
 
 - `errors` `status` `validation` `freeform`: domain errors, their gRPC status, the rules of requests
 - `config` `logging` `tracing` `metrics` `lifecycle` `loops` `microbatch` `lingers`: a process and its background work
+- `children` `wire`: processes below a process, and what the two say to each other
 - `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for
 - `topology`: the one table of services
 - `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths
 - `server` `interceptors` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that travel together
 - `db` `pipeline` `pipeline_pool` `migration` `outbox` `leadership` `idempotency`: PostgreSQL, which holds all state
 - `bus` `publishing` `eventjson`: NATS, which only notifies
-- `objects` `s3client` `chunks` `staging` `images`: files, and the checks of untrusted ones
+- `objects` `s3client` `chunks` `staging`: files
+- `images`: untrusted images, decoded in child processes under one budget
 - `fetcher` `pinned` `lookups`: addresses that callers name; `places`: shares of what tenants hold for a while
 - `transcoding`: JSON over HTTP to gRPC and back
 - `worker`: what every worker uses

@@ -101,6 +101,19 @@ class MeshSettings(BaseSettings):
         description="Calls that are served at once, parked polls included; at most half of them are streams.",
     )
 
+    image_checks: int = Field(
+        default=2,
+        ge=2,
+        description="Images decoded at a time, each in a process of its own; one place takes small ones alone.",
+    )
+    image_memory_bytes: int = Field(
+        default=1536 * 1024 * 1024,
+        ge=128 * 1024 * 1024,
+        description="Memory that the decoding of large images may take together; one that needs more is refused.",
+    )
+    image_seconds: float = Field(default=30.0, gt=0, description="How long one image may take to decode.")
+    image_wait_seconds: float = Field(default=30.0, gt=0, description="How long an image waits for its turn.")
+
     database_url: SecretStr = Field(
         default=SecretStr(""), description="PostgreSQL: postgresql://user:password@host:port/name"
     )

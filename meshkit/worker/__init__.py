@@ -4,8 +4,8 @@
 attempt from its lease to its end: `preparer` and `inputs` fetch what it needs, a `runner` executes it, `uploads`
 stores what it made, `ends` tells the service.
 
-The device runner has a child process: `supervisor` is the parent's side of it, `child` and `batch_runner` are its own,
-`wire` is what the two say to each other. The call runner awaits other services in the parent.
+The device runner has a child process: `supervisor` is the parent's side of it, `child` and `batch_runner` are its own.
+The call runner awaits other services in the parent.
 
 No service is known here, no model and no torch: handlers bring what is particular to a task type or a provider.
 """

@@ -7,12 +7,9 @@ many threads as the worker has slots. The locks of the models serialise work on 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import queue
-import signal
 import socket
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,25 +26,11 @@ from atelier.inference.v1.child_pb2 import (
 )
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_VALIDATION
 
+from meshkit.wire import BlockingPipe, WireError, pack
 from meshkit.worker.job_context import JobContext
-from meshkit.worker.wire import BlockingPipe, WireError, pack
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOOK, _END = True, False  # what wakes a job thread: look for batches, or look for them a last time and end
 _TOO_LARGE = ChildFailure(message="The result is too large.", category=ERROR_CATEGORY_VALIDATION)
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends; leave at once if it has already.
-
-    Without the second check, a parent that dies between fork and prctl would leave an orphan that holds the device.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent_pid:
-        os._exit(1)
 
 
 Execute = Callable[[Sequence[JobContext]], Sequence[ChildDone]]

@@ -10,7 +10,6 @@ Open a host, add its pools, serve gRPC, and start the host.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from dataclasses import dataclass
 from meshkit import auth
 from meshkit.bus import Bus
 from meshkit.channel import MeshChannel
+from meshkit.children import environment_without_secrets
 from meshkit.client import WorkerClient
-from meshkit.config import PREFIX
 from meshkit.fetcher import Fetcher
+from meshkit.images.checks import ImageChecks
 from meshkit.logging import get_logger
 from meshkit.loops import cancel
 from meshkit.metrics import serve_metrics
@@ -178,10 +178,13 @@ class WorkerHost:
             max_file_bytes=settings.max_lora_bytes,
             shared_tenant=settings.shared_tenant,
         )
+        checks = ImageChecks.from_settings(settings)
+        stack.push_async_callback(checks.close)
         inputs = Inputs(
             objects,
             Fetcher.from_settings(settings),
             loras,
+            checks,
             max_bytes=settings.max_input_bytes,
             timeout_seconds=settings.input_timeout_seconds,
         )
@@ -193,7 +196,7 @@ class WorkerHost:
         supervisor = ChildSupervisor(
             work.command,
             limits=settings.limits,
-            environment=_childs_environment(work.environment),
+            environment=environment_without_secrets(work.environment),
             on_change=self._changes,
             on_lost=lambda cause: metrics.CHILD_LOSSES.labels(cause).inc(),
         )
@@ -291,11 +294,6 @@ class WorkerHost:
                     pool.attempts.hand_back_waiting()
             await changed.wait()
             changed.clear()
-
-
-def _childs_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment without the mesh's secrets: the child opens models and LoRAs of strangers."""
-    return {**more, **{name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}}
 
 
 def _tokens(settings: WorkerSettings, queues: Sequence[str]) -> Callable[[], str] | None:

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from meshkit import images
 from meshkit.errors import MeshError, invalid, too_large
 from meshkit.fetcher import Fetcher
+from meshkit.images.checks import ImageChecks
+from meshkit.images.data import decode_data
+from meshkit.images.limits import ImageLimits
 from meshkit.objects import ObjectStore
 from meshkit.paths import normalise_path
 from meshkit.worker.handlers import InputRef
@@ -25,17 +27,26 @@ class Inputs:
         objects: The store.
         fetcher: Fetches remote addresses, and refuses private ones.
         loras: Local copies of LoRA files.
+        checks: Judges images and makes them for work.
         max_bytes: Largest image.
         timeout_seconds: How long a remote image may take.
     """
 
     def __init__(
-        self, objects: ObjectStore, fetcher: Fetcher, loras: LoraCache, *, max_bytes: int, timeout_seconds: float
+        self,
+        objects: ObjectStore,
+        fetcher: Fetcher,
+        loras: LoraCache,
+        checks: ImageChecks,
+        *,
+        max_bytes: int,
+        timeout_seconds: float,
     ) -> None:
         self._objects = objects
         self._fetcher = fetcher
         self._loras = loras
-        self._limits = images.ImageLimits(max_bytes=max_bytes)
+        self._checks = checks
+        self._limits = ImageLimits(max_bytes=max_bytes)
         self._timeout = timeout_seconds
 
     @asynccontextmanager
@@ -56,15 +67,18 @@ class Inputs:
 
     async def _image(self, tenant: str, ref: InputRef, folder: Path) -> Path:
         data = await self._bytes(tenant, ref)
-        info = await asyncio.to_thread(images.inspect, data, self._limits, path=ref.name)
-        file = folder / f"input-{ref.name}.{info.format.lower()}"
+        made = folder / f"input-{ref.name}-made.png"
+        work = await self._checks.make_for_work(tenant, data, made, self._limits, path=ref.name)
+        if work.made:
+            return made
+        file = folder / f"input-{ref.name}.{work.info.format.lower()}"
         await asyncio.to_thread(file.write_bytes, data)
         return file
 
     async def _bytes(self, tenant: str, ref: InputRef) -> bytes:
         source = ref.source
         if source[:5].lower() == "data:":
-            return images.decode_data(source, path=ref.name, max_bytes=self._limits.max_bytes)
+            return decode_data(source, path=ref.name, max_bytes=self._limits.max_bytes)
         if is_remote(ref):
             return await self._fetcher.fetch(
                 source,
@@ -81,7 +95,7 @@ class Inputs:
             if info is not None:
                 return await self._objects.get(tenant, path)
         try:
-            return images.decode_data(source, path=ref.name, max_bytes=self._limits.max_bytes)
+            return decode_data(source, path=ref.name, max_bytes=self._limits.max_bytes)
         except MeshError:
             raise invalid(ref.name, "There is no such image in storage.", "not_found") from None
 

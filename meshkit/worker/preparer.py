@@ -18,12 +18,12 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from meshkit import tracing
 from meshkit.errors import ErrorKind, MeshError
+from meshkit.wire import MAX_FRAME_BYTES
 from meshkit.worker.folders import AttemptFolders
 from meshkit.worker.handlers import InputRef, TaskFailed
 from meshkit.worker.inputs import Inputs, is_remote
 from meshkit.worker.pairs import Pair
 from meshkit.worker.runner import Job
-from meshkit.worker.wire import MAX_FRAME_BYTES
 
 _CALLERS_FAULT = frozenset({ErrorKind.INVALID, ErrorKind.NOT_FOUND, ErrorKind.FORBIDDEN, ErrorKind.TOO_LARGE})
 _MAX_JOB_BYTES = MAX_FRAME_BYTES - 1024

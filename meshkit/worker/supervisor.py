@@ -33,8 +33,8 @@ from atelier.inference.v1.child_pb2 import (
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_TIMEOUT, ErrorCategory
 
 from meshkit.logging import get_logger
+from meshkit.wire import FrameDecoder, WireError, pack
 from meshkit.worker.runner import JobLost
-from meshkit.worker.wire import FrameDecoder, WireError, pack
 
 _log = get_logger(__name__)
 

@@ -18,6 +18,7 @@ from meshkit import topology
 from meshkit.auth import TokenVerifier
 from meshkit.channel import MeshChannel
 from meshkit.errors import ErrorKind, MeshError
+from meshkit.images.checks import ImageChecks
 from meshkit.logging import get_logger
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
@@ -33,7 +34,7 @@ from services.gateway.docs import Docs
 from services.gateway.endpoints import EndpointContext, Transcoder
 from services.gateway.health import Health, Probe
 from services.gateway.media_urls import MediaSigner
-from services.gateway.staging import ImageCheck, UploadStager
+from services.gateway.staging import UploadStager
 from services.gateway.stored_images import StoredImages
 
 _log = get_logger(__name__)
@@ -96,7 +97,8 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
 
     guard = Authenticator(TokenVerifier.from_settings(settings))
     objects = _objects(settings, stack)
-    checks = ImageCheck(settings.image_checks)
+    checks = ImageChecks.from_settings(settings)
+    stack.push_async_callback(checks.close)
     context = EndpointContext(
         settings=settings,
         guard=guard,

@@ -85,7 +85,6 @@ class GatewaySettings(MeshSettings):
     body_read_seconds: float = Field(
         default=120.0, gt=0, description="How long a request's body may take to arrive; then it is a 408."
     )
-    image_checks: int = Field(default=2, ge=1, description="Uploaded images that are decoded at a time.")
     upload_threshold_bytes: int = Field(
         default=256 * 1024, ge=1024, description="Files in JSON larger than this go through the object store."
     )

@@ -13,9 +13,11 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from meshkit.errors import ErrorKind, MeshError
+from meshkit.images.checks import ImageChecks
+from meshkit.images.data import decode_data
 from meshkit.logging import get_logger
 from meshkit.staging import STAGING_FOLDER, STAGING_SCHEME
 from meshkit.transcoding.codec import Upload, Violation
@@ -48,38 +50,6 @@ class StagingStore(Protocol):
         ...
 
 
-class ImageCheck:
-    """Judges images by content alone, few at a time: each is decoded as a whole, whatever its file weighs.
-
-    Args:
-        at_once: How many are decoded at a time; an image of the largest size takes some 256 MiB while it is.
-    """
-
-    def __init__(self, at_once: int) -> None:
-        self._turn = asyncio.Semaphore(at_once)
-
-    async def decode(self, text: str) -> bytes:
-        """Return the bytes of base64 or a data URL.
-
-        Raises:
-            MeshError: `INVALID` or `TOO_LARGE` with what is wrong with it.
-        """
-        from meshkit import images  # noqa: PLC0415 -- Pillow takes half a second that the start need not wait for
-
-        return await asyncio.to_thread(images.decode_data, text)
-
-    async def sniff(self, data: bytes | BinaryIO) -> str:
-        """Check that a file is an image and return its media type.
-
-        Raises:
-            MeshError: `INVALID` with what is wrong with it.
-        """
-        from meshkit import images  # noqa: PLC0415 -- as above
-
-        async with self._turn:
-            return (await asyncio.to_thread(images.inspect, data)).content_type
-
-
 @dataclass(slots=True)
 class StagedFiles:
     """The time that staged files spend here.
@@ -104,12 +74,12 @@ class UploadStager:
 
     Args:
         store: Where they go.
-        check: Judges them.
+        checks: Judges them.
     """
 
-    def __init__(self, store: StagingStore, check: ImageCheck) -> None:
+    def __init__(self, store: StagingStore, checks: ImageChecks) -> None:
         self._store = store
-        self._check = check
+        self._checks = checks
         self._places: dict[tuple[str, str], _StagedMember] = {}
 
     @asynccontextmanager
@@ -133,7 +103,7 @@ class UploadStager:
             RefusedRequestError: one of them is no acceptable image.
             MeshError: `UNAVAILABLE`: the object store does not answer.
         """
-        files = await self._checked(uploads)
+        files = await self._checked(tenant, uploads)
         named = zip(uploads, files, strict=True)
         paths = [f"{STAGING_FOLDER}/{_name(key, request, upload, data)}" for upload, (data, _) in named]
         places = [(tenant, path) for path in dict.fromkeys(paths)]
@@ -155,13 +125,13 @@ class UploadStager:
             # A request that is cut off now leaves either all of its bookkeeping or none.
             await asyncio.shield(asyncio.ensure_future(self._leave(places, stay)))
 
-    async def _checked(self, uploads: Sequence[Upload]) -> list[tuple[bytes, str]]:
+    async def _checked(self, tenant: str, uploads: Sequence[Upload]) -> list[tuple[bytes, str]]:
         files: list[tuple[bytes, str]] = []
         violations: list[Violation] = []
         for upload in uploads:
             try:
-                data = await self._check.decode(upload.data)
-                files.append((data, await self._check.sniff(data)))
+                data = await asyncio.to_thread(decode_data, upload.data)
+                files.append((data, (await self._checks.check(tenant, data)).content_type))
             except MeshError as error:
                 if error.kind is not ErrorKind.INVALID:
                     raise

@@ -24,6 +24,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from meshkit import auth
 from meshkit.errors import ErrorKind, MeshError, not_found, unavailable
+from meshkit.images.checks import ImageChecks
 from meshkit.objects import ObjectInfo
 from meshkit.paths import normalise_path
 from meshkit.s3client import CHANGED
@@ -37,7 +38,6 @@ from services.gateway.config import GatewaySettings
 from services.gateway.media_urls import MediaSigner
 from services.gateway.middleware import note_route
 from services.gateway.ranges import ByteRange, RangeError, parse_range
-from services.gateway.staging import ImageCheck
 
 _T = TypeVar("_T")
 
@@ -132,17 +132,22 @@ class StoredImages:
         objects: The object store.
         guard: Checks tokens.
         signer: Signs media URLs.
-        check: Judges what comes in.
+        checks: Judges what comes in.
         settings: Settings of the gateway.
     """
 
     def __init__(
-        self, objects: Objects, guard: Authenticator, signer: MediaSigner, check: ImageCheck, settings: GatewaySettings
+        self,
+        objects: Objects,
+        guard: Authenticator,
+        signer: MediaSigner,
+        checks: ImageChecks,
+        settings: GatewaySettings,
     ) -> None:
         self._objects = objects
         self._guard = guard
         self._signer = signer
-        self._check = check
+        self._checks = checks
         self._turns = PathTurns()
         # Types that names did not tell, of contents by their versions.
         self._asked: OrderedDict[tuple[str, str, str], str] = OrderedDict()
@@ -305,7 +310,7 @@ class StoredImages:
         path = _writable(_path_of(request))
         try:
             async with _file_of(request) as file:
-                content_type = await self._judged(file)
+                content_type = await self._judged(tenant, file)
 
                 async def put(expected: str | None) -> ObjectInfo:
                     await file.seek(0)
@@ -356,9 +361,9 @@ class StoredImages:
                         raise
         raise unavailable("The image is being written by others", reason="OBJECT_CONTENDED")
 
-    async def _judged(self, file: UploadFile) -> str:
+    async def _judged(self, tenant: str, file: UploadFile) -> str:
         try:
-            return await self._check.sniff(file.file)
+            return (await self._checks.check(tenant, file.file)).content_type
         except MeshError as error:
             if error.kind is not ErrorKind.INVALID:
                 raise

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 from atelier.inference.v1.child_pb2 import ChildHello
 from atelier.tasks.v1.enums_pb2 import TaskType
 
+from meshkit.children import die_with_parent
 from meshkit.logging import configure
 from meshkit.worker.batch_runner import BatchRunner
-from meshkit.worker.child import ChildRuntime, die_with_parent
+from meshkit.worker.child import ChildRuntime
 from meshkit.worker.handlers import Lender, TaskHandler
 from meshkit.worker.pairs import Pair
 from services.inference.tasktypes import load_handlers

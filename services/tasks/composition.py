@@ -13,6 +13,7 @@ from meshkit import db as meshdb
 from meshkit.bus import Bus, BusMessage
 from meshkit.db import Database
 from meshkit.fetcher import Fetcher
+from meshkit.images.checks import ImageChecks
 from meshkit.lingers import TASKS_RELAY_LINGER
 from meshkit.loops import Loops, coalesced
 from meshkit.metrics import serve_metrics
@@ -98,7 +99,9 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     )
 
     fetcher = Fetcher.from_settings(settings)
-    inputs = InputValidator(objects, fetcher, settings.shared_tenant)
+    checks = ImageChecks.from_settings(settings)
+    stack.push_async_callback(checks.close)
+    inputs = InputValidator(objects, fetcher, checks, settings.shared_tenant)
     tasks = TasksService(
         store,
         catalog=catalog,

@@ -13,10 +13,11 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
-from meshkit import images
 from meshkit.catalog import Form, InputSpec, SourceSpec, TaskTypeSpec
 from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.fetcher import Fetcher
+from meshkit.images.checks import ImageChecks
+from meshkit.images.data import decode_data
 from meshkit.objects import ObjectStore
 from meshkit.paths import normalise_path
 from meshkit.staging import STAGING_SCHEME, is_staged
@@ -58,12 +59,14 @@ class InputValidator:
     Args:
         objects: The object store.
         fetcher: Checks addresses.
+        checks: Judges images.
         shared_tenant: Tenant whose LoRA adapters everyone may use.
     """
 
-    def __init__(self, objects: ObjectStore, fetcher: Fetcher, shared_tenant: str) -> None:
+    def __init__(self, objects: ObjectStore, fetcher: Fetcher, checks: ImageChecks, shared_tenant: str) -> None:
         self._objects = objects
         self._fetcher = fetcher
+        self._checks = checks
         self._shared = shared_tenant
 
     async def accept(self, task_type: TaskTypeSpec, detail: Any, tenant: str, task_id: UUID) -> list[AcceptedInput]:
@@ -175,15 +178,18 @@ class InputValidator:
             return AcceptedInput(given.input, stored)
         if Form.DATA not in accepts:
             raise invalid(path, f"There is no object {value!r} in storage", "unknown_object")
-        data, content_type, extension = await _decode(value, path)
-        return AcceptedInput(given.input, f"{given.stem}.{extension}", data=data, content_type=content_type)
+        data = await _decode(value, path)
+        info = await self._checks.check(tenant, data, path=path)
+        return AcceptedInput(
+            given.input, f"{given.stem}.{info.format.lower()}", data=data, content_type=info.content_type
+        )
 
     async def _accept_staged(self, value: str, tenant: str, path: str) -> tuple[str, str, str]:
         staged = at(path, lambda: normalise_path(value.removeprefix(STAGING_SCHEME)))
         if not is_staged(staged) or await self._objects.stat(tenant, staged) is None:
             raise invalid(path, "The upload does not exist any more", "unknown_upload")
-        data = await self._objects.get(tenant, staged)
-        info = await asyncio.to_thread(images.inspect, data, path=path)
+        # Loaded when its turn has come: those that wait take no memory.
+        info = await self._checks.check(tenant, partial(self._objects.get, tenant, staged), path=path)
         return staged, info.content_type, info.format.lower()
 
     async def _stored(self, value: str, tenant: str, path: str) -> str | None:
@@ -257,15 +263,10 @@ def at(path: str, work: Callable[[], _T]) -> _T:
         raise
 
 
-async def _decode(value: str, path: str) -> tuple[bytes, str, str]:
-    def work() -> tuple[bytes, str, str]:
-        data = images.decode_data(value, path=path)
-        info = images.inspect(data, path=path)
-        return data, info.content_type, info.format.lower()
-
+async def _decode(value: str, path: str) -> bytes:
     if len(value) < _INLINE_BYTES:
-        return work()
-    return await asyncio.to_thread(work)
+        return decode_data(value, path=path)
+    return await asyncio.to_thread(decode_data, value, path=path)
 
 
 def _is_url(value: str) -> bool:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -15,6 +16,7 @@ from meshkit.errors import invalid
 from meshkit.objects import ObjectStore
 from tests.conftest import S3Store
 from tests.integration.gateway.conftest import Mesh, StartMesh, s3_options
+from tests.webp import animated_webp, solid_webp
 
 CREATE: dict[str, Any] = {"task_type": "GENERATION", "prompt": "a red dress", "origin_instance": "shop"}
 EDIT: dict[str, Any] = {
@@ -280,3 +282,30 @@ async def test_a_service_that_takes_no_more_calls_is_a_429_that_says_when_to_com
         second = await client.get(f"/api/v1/tasks/{task}/events")
         assert second.status_code == 429, "one of two calls may be a stream"
         assert (await client.get(f"/api/v1/tasks/{task}")).status_code == 200
+
+
+async def test_large_pictures_of_one_tenant_keep_nobody_elses_waiting(stored: Mesh) -> None:
+    client, other = stored.client(), stored.client(tenant="other")
+    large, tiny = solid_webp(8000, 8000), noise(2)
+    assert (await other.post("/api/v1/storage/images/first.png", content=tiny)).status_code == 200
+    own = psutil.Process()
+    before, most = own.memory_info().rss, 0
+    saving = [
+        asyncio.ensure_future(client.post(f"/api/v1/storage/images/{number}.webp", content=large, timeout=120))
+        for number in range(8)
+    ]
+    saved = 0
+    while not all(one.done() for one in saving):
+        answer = await other.post(f"/api/v1/storage/images/{saved}.png", content=tiny)
+        assert answer.status_code == 200
+        saved += 1
+        most = max(most, own.memory_info().rss)
+    assert saved > 8
+    assert most - before < 100 * MIB
+    assert [(await one).status_code for one in saving] == [200] * 8
+
+
+async def test_an_animation_of_large_frames_is_not_stored(stored: Mesh) -> None:
+    answer = await stored.client().post("/api/v1/storage/images/a.webp", content=animated_webp(8000, 8000, 4))
+    assert answer.status_code == 422
+    assert "pixels in all" in answer.json()["detail"][0]["msg"]

@@ -6,6 +6,7 @@ import zlib
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2
 from PIL import Image
@@ -16,6 +17,7 @@ from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import ErrorKind, MeshError
 from services.tasks.postgres.store import PostgresTaskStore
 from tests.integration.tasks.conftest import Mesh, StartMesh, noop, until
+from tests.webp import animated_webp, solid_webp
 
 CreateTask: Any = task_pb2.CreateTask
 CreateTaskRequest = tasks_service_pb2.CreateTaskRequest
@@ -398,3 +400,39 @@ async def test_chosen_identifiers_are_taken_together_and_once(mesh: Mesh, monkey
     assert {task.priority for task in taken if task.id == older} == {0}
     [[tasks, waiting]] = await mesh.rows("SELECT (SELECT count(*) FROM tasks), (SELECT pending FROM queue_lanes)")
     assert (tasks, waiting) == (7, 7), "each is counted once"
+
+
+async def test_pictures_of_64_megapixels_in_creates_take_the_services_memory_neither_while_nor_after(
+    mesh: Mesh,
+) -> None:
+    large = encoded(solid_webp(8000, 8000))
+    await mesh.tasks().CreateTask(CreateTaskRequest(task=generation(reference_image_data=encoded(png()))))
+    own = psutil.Process()
+    before = own.memory_info().rss
+    creating = [
+        asyncio.ensure_future(
+            mesh.tasks().CreateTask(CreateTaskRequest(task=generation(reference_image_data=large)), timeout=120)
+        )
+        for _ in range(8)
+    ]
+    most, others = 0, 0
+    while not all(one.done() for one in creating):
+        most = max(most, own.memory_info().rss)
+        # Another tenant's picture is judged while those are: it waits for none of them.
+        task = generation(reference_image_data=encoded(png()))
+        await mesh.tasks("other").CreateTask(CreateTaskRequest(task=task))
+        others += 1
+    assert others > 8
+    assert most - before < 100 * 1024 * 1024
+    for one in creating:
+        assert (await one).task.id
+
+
+async def test_an_animation_of_large_frames_is_refused_and_holds_up_nobody(mesh: Mesh) -> None:
+    data = animated_webp(8000, 8000, 4)
+    assert len(data) < 300
+    for _ in range(4):
+        with pytest.raises(MeshError) as error:
+            await mesh.tasks().CreateTask(CreateTaskRequest(task=generation(reference_image_data=encoded(data))))
+        assert error.value.violations[0].type == "image_size"
+        assert error.value.violations[0].path == "task.generation.reference_image_data"

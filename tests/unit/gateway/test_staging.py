@@ -4,15 +4,14 @@ import asyncio
 import base64
 import io
 from functools import partial
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from meshkit import images
 from meshkit.errors import ErrorKind, MeshError, conflict, forbidden, invalid, not_found, unavailable
 from meshkit.transcoding.codec import Upload
-from services.gateway.staging import ImageCheck, UploadStager
+from services.gateway.staging import UploadStager
+from tests.unit.image_checks import InProcessChecks
 
 
 class Store:
@@ -57,7 +56,7 @@ class Request:
 
 
 def stager(store: Store) -> UploadStager:
-    return UploadStager(store, ImageCheck(1))
+    return UploadStager(store, InProcessChecks())
 
 
 async def test_what_was_accepted_stays_for_the_service_that_took_it() -> None:
@@ -162,23 +161,3 @@ async def test_one_file_named_twice_by_one_request_is_deleted_once() -> None:
         async with stager(store).staged("acme", [upload, upload], key="k"):
             raise invalid("x", "y", "z")
     assert store.log == ["put", "put", "delete"]
-
-
-async def test_images_are_decoded_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    running, most = 0, 0
-    inspect = images.inspect
-
-    def counting(*args: Any, **options: Any) -> Any:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        try:
-            return inspect(*args, **options)
-        finally:
-            running -= 1
-
-    monkeypatch.setattr(images, "inspect", counting)
-    check = ImageCheck(2)
-    data = base64.b64decode(picture())
-    assert await asyncio.gather(*(check.sniff(data) for _ in range(20))) == ["image/png"] * 20
-    assert 1 <= most <= 2

@@ -50,7 +50,7 @@ import socket, sys, threading
 from atelier.inference.v1.child_pb2 import ChildBatch, ChildJob, ChildStop, FromChild, ToChild
 from atelier.tasks.v1.noop_pb2 import CreateNoopTask
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
-from meshkit.worker import wire
+from meshkit import wire
 from services.inference import child
 child.die_with_parent = lambda parent: None
 ours, theirs = socket.socketpair()

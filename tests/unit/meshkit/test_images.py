@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from meshkit.errors import ErrorKind, MeshError
-from meshkit.images import ImageInfo, ImageLimits, decode_data, inspect
+from meshkit.images.data import decode_data
+from meshkit.images.decoding import inspect
+from meshkit.images.limits import ImageInfo, ImageLimits
 
 
 def encoded(
@@ -113,7 +115,17 @@ def test_a_file_is_judged_like_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "data:image/png;base64,", "data:;base64,", "DATA:image/png;charset=utf-8;base64,"]
+    "prefix",
+    [
+        "",
+        "data:image/png;base64,",
+        "data:;base64,",
+        "DATA:image/png;charset=utf-8;BASE64,",
+        "data:image/png;name=my%20photo.png;base64,",
+        'data:image/png;name="a, b.png";base64,',
+        "data:image/svg+xml;filename=a_b-c~d(1)'é.png;base64,",
+        "data:base64;base64,",
+    ],
 )
 def test_base64_is_decoded(prefix: Any) -> None:
     assert decode_data(prefix + base64.b64encode(b"abc").decode()) == b"abc"
@@ -128,9 +140,25 @@ def test_broken_base64_is_refused(text: Any) -> None:
     assert refusal(decode_data, text) == "base64"
 
 
-@pytest.mark.parametrize("text", ["data:image/png,abc", "data:text/plain;base64"])
+@pytest.mark.parametrize(
+    "text", ["data:image/png,abc", "data:text/plain;base64", "data:base64,YWJj", f"data:{'a' * 2000};base64,YWJj"]
+)
 def test_a_data_url_without_base64_is_refused(text: Any) -> None:
     assert refusal(decode_data, text) == "data_url"
+
+
+@pytest.mark.parametrize("body", ["YWI%2B", "YWI%2b", "%59%57%49%2B", "YWI%2B%0D%0A"])
+def test_percent_signs_in_a_data_url_are_read(body: str) -> None:
+    assert decode_data("data:image/png;base64," + body) == b"ab>"
+
+
+@pytest.mark.parametrize("text", ["YWI%2B", "data:;base64,YWI%2", "data:;base64,YWI%", "data:;base64,YW%C3%A9"])
+def test_percent_signs_elsewhere_are_no_base64(text: str) -> None:
+    assert refusal(decode_data, text) == "base64"
+
+
+def test_percent_signs_do_not_pass_the_bound() -> None:
+    assert refusal(decode_data, "data:;base64," + "%41" * 4000, max_bytes=100) == "too_large"
 
 
 def test_large_base64_is_refused_before_it_is_decoded() -> None:

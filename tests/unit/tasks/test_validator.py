@@ -15,6 +15,7 @@ from meshkit.fetcher import Fetcher
 from meshkit.objects import ObjectInfo
 from services.tasks.api.creation import keep_paths, show_paths
 from services.tasks.inputs.validator import AcceptedInput, InputValidator
+from tests.unit.image_checks import InProcessChecks
 
 CreateTask: Any = task_pb2.CreateTask
 Task: Any = task_pb2.Task
@@ -68,7 +69,7 @@ class Case:
         self.objects = objects or Objects()
         self.spec = TASK_TYPES[task_type]
         self.detail = getattr(CreateTask(**{self.spec.detail: members}), self.spec.detail)
-        self.validator = InputValidator(self.objects, Fetcher(), "shared")  # type: ignore[arg-type]  # the part it needs
+        self.validator = InputValidator(self.objects, Fetcher(), InProcessChecks(), "shared")  # type: ignore[arg-type]  # the part it needs
         self.id: UUID = uuid4()
 
     async def accepted(self) -> list[AcceptedInput]:

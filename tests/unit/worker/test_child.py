@@ -17,7 +17,7 @@ from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_VALIDATION
 from atelier.tasks.v1.noop_pb2 import NoopTaskPublic
 from atelier.tasks.v1.task_pb2 import TaskResult
 
-from meshkit.worker import wire
+from meshkit import wire
 from meshkit.worker.child import ChildRuntime
 from meshkit.worker.job_context import JobContext
 

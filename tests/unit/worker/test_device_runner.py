@@ -7,11 +7,11 @@ from atelier.inference.v1.child_pb2 import ChildDone, ChildJob, ChildOutput, Chi
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_TIMEOUT, TASK_TYPE_NOOP
 
 from meshkit.errors import ErrorKind, MeshError
+from meshkit.wire import WireError
 from meshkit.worker.device_runner import DeviceRunner
 from meshkit.worker.pairs import Pair
 from meshkit.worker.runner import Job, Withdrawn
 from meshkit.worker.supervisor import ChildLost, ChildSupervisor
-from meshkit.worker.wire import WireError
 
 NOOP = Pair(TASK_TYPE_NOOP)
 

@@ -17,6 +17,7 @@ from meshkit.objects import ObjectInfo, ObjectStore
 from meshkit.worker.handlers import InputRef
 from meshkit.worker.inputs import Inputs
 from meshkit.worker.lora_cache import LoraCache
+from tests.unit.image_checks import InProcessChecks
 
 
 def png(size: int = 4) -> bytes:
@@ -49,7 +50,7 @@ def store() -> Store:
 def inputs(store: Store, tmp_path: Path) -> Inputs:
     objects = cast("ObjectStore", store)
     loras = LoraCache(objects, tmp_path / "loras", max_bytes=1000, max_file_bytes=1000)
-    return Inputs(objects, Fetcher(), loras, max_bytes=10_000, timeout_seconds=1)
+    return Inputs(objects, Fetcher(), loras, InProcessChecks(), max_bytes=10_000, timeout_seconds=1)
 
 
 async def fetched(inputs: Inputs, folder: Path, source: str) -> bytes:
@@ -124,7 +125,7 @@ async def answering(body: bytes, *headers: str) -> AsyncIterator[str]:
 def remote(store: Store, tmp_path: Path) -> Inputs:
     loras = LoraCache(cast("ObjectStore", store), tmp_path / "loras", max_bytes=1000, max_file_bytes=1000)
     fetcher = Fetcher(["127.0.0.0/8"])
-    return Inputs(cast("ObjectStore", store), fetcher, loras, max_bytes=10_000, timeout_seconds=5)
+    return Inputs(cast("ObjectStore", store), fetcher, loras, InProcessChecks(), max_bytes=10_000, timeout_seconds=5)
 
 
 @pytest.mark.parametrize(

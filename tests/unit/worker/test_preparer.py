@@ -36,6 +36,7 @@ from meshkit.worker.preparer import InputNames, JobPreparer
 from meshkit.worker.runner import Job
 from services.inference.tasktypes import load_handlers
 from services.inference.tasktypes.generation import GenerationHandler
+from tests.unit.image_checks import InProcessChecks
 
 
 def safetensors() -> bytes:
@@ -72,7 +73,7 @@ async def batch_keys(store: Store, folder: Path, *tenants: str) -> set[object]:
     handler, pair = GenerationHandler(), Pair(TASK_TYPE_GENERATION)
     preparer = JobPreparer(
         {pair: handler},
-        Inputs(objects, Fetcher(), loras, max_bytes=1000, timeout_seconds=1),
+        Inputs(objects, Fetcher(), loras, InProcessChecks(), max_bytes=1000, timeout_seconds=1),
         folders,
         {pair: handler.batch_key},
     )
@@ -195,6 +196,7 @@ async def prepared(
                 objects,
                 Fetcher(),
                 LoraCache(objects, folder / "loras", max_bytes=1, max_file_bytes=1),
+                InProcessChecks(),
                 max_bytes=1 << 20,
                 timeout_seconds=1,
             ),

@@ -1,7 +1,7 @@
 import pytest
 from atelier.inference.v1.child_pb2 import ChildJob, ToChild
 
-from meshkit.worker import wire
+from meshkit import wire
 from meshkit.worker.supervisor import ChildLimits, ChildState, ChildSupervisor, _Pipe
 
 

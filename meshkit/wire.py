@@ -1,4 +1,4 @@
-"""Frames between a supervisor and its child: a 4-byte big-endian length, then one serialised protobuf message.
+"""Frames between a process and its child: a 4-byte big-endian length, then one serialised protobuf message.
 
 Nothing here is ever unpickled, and bulk data travels as files in the attempt's folder, so a frame is small.
 """

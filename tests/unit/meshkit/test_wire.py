@@ -16,8 +16,8 @@ from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_TIMEOUT, TASK_TYPE_NOOP
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshkit.worker import wire
-from meshkit.worker.wire import BlockingPipe, FrameDecoder, WireError, pack
+from meshkit import wire
+from meshkit.wire import BlockingPipe, FrameDecoder, WireError, pack
 
 # What is on the wire between two processes of one release is still a format: these bytes say when it changes.
 SNAPSHOTS = [
