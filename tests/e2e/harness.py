@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,13 @@ class RunningMesh:
         os.kill(pid, number)
         return pid
 
+    def wipe_nats(self) -> None:
+        """Kill NATS and lose its disk, before the supervisor starts it again."""
+        self.kill("nats")
+        # A rename is done at once; the supervisor waits longer than that before it starts NATS.
+        lost = (self.path / "nats").rename(self.path / f"nats-lost-{time.monotonic_ns()}")
+        shutil.rmtree(lost)
+
     def worker_child(self) -> int:
         """The process that owns the device."""
         return until(lambda: next(iter(children(self.pid("worker"))), None), "the worker's child")
@@ -134,16 +142,7 @@ class RunningMesh:
     def create(self, client: httpx.Client, key: str, **fields: Any) -> dict[str, Any]:
         """Create a task, and repeat under one key while processes of the mesh are killed."""
 
-        def once() -> httpx.Response | None:
-            try:
-                answer = client.post("/api/v1/tasks/", json=noop(**fields), headers={"idempotency-key": key})
-            except httpx.TransportError:
-                return None
-            return None if answer.status_code in {502, 503, 504} else answer
-
-        answer = until(once, "a create is answered", 60)
-        assert answer.status_code == 200, answer.text
-        return dict(answer.json())
+        return post_until_answered(client, "/api/v1/tasks/", noop(**fields), key)
 
     def tasks(self, client: httpx.Client, **filters: Any) -> list[dict[str, Any]]:
         """All tasks of the client's tenant; [] while the mesh does not answer."""
@@ -157,7 +156,8 @@ class RunningMesh:
                 return []
             page = answer.json()
             found += page
-            if len(page) < 1000:
+            # A page of large tasks is cut by bytes: only an empty one is the last.
+            if not page:
                 return found
 
     def wait_ended(self, client: httpx.Client, count: int, timeout_seconds: float) -> list[dict[str, Any]]:
@@ -199,6 +199,37 @@ class RunningMesh:
 
     def _environment(self) -> dict[str, str]:
         return dict(self._plan()["tasks"].environment)
+
+
+def post_until_answered(client: httpx.Client, path: str, body: dict[str, Any], key: str) -> dict[str, Any]:
+    """Create something, and repeat under one key while processes of the mesh are killed."""
+
+    def once() -> httpx.Response | None:
+        try:
+            answer = client.post(path, json=body, headers={"idempotency-key": key})
+        except httpx.TransportError:
+            return None
+        return None if answer.status_code in {502, 503, 504} else answer
+
+    answer = until(once, "a create is answered", 120)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def story_fault(task: dict[str, Any], attempts: list[dict[str, Any]]) -> str | None:
+    """Say what contradicts itself in the attempts of a task that has completed; None if nothing does."""
+    numbers = [each["attempt"] for each in attempts]
+    if numbers != list(range(1, len(attempts) + 1)):
+        return f"its attempts are numbered {numbers}"
+    outcomes = [each["outcome"] for each in attempts]
+    if not outcomes or outcomes[-1] != "COMPLETED" or "COMPLETED" in outcomes[:-1]:
+        return f"its attempts ended as {outcomes}"
+    counted = sum(outcome != "RELEASED" for outcome in outcomes) - 1
+    if task["retry_count"] != counted:
+        return f"retry_count is {task['retry_count']} and not {counted}"
+    if f"/{len(attempts)}/" not in task["result_path"]:
+        return f"{task['result_path']} is not the winning attempt's"
+    return None
 
 
 def noop(**fields: Any) -> dict[str, Any]:

@@ -3,20 +3,17 @@
 import os
 import signal
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from tests.conftest import NatsControl
-from tests.e2e.harness import RunningMesh, until
+from tests.e2e.harness import RunningMesh, story_fault, until
 
 pytestmark = pytest.mark.timeout(300)
 
 TASKS = 200
 _STEPS = {"steps": 2, "step_ms": 20, "result_bytes": 64}
-_FREE = {"RELEASED"}
 
 
 def _create_all(mesh: RunningMesh, client: httpx.Client, count: int, **fields: object) -> list[str]:
@@ -43,13 +40,7 @@ def _assert_nothing_lost(mesh: RunningMesh, tenant: str, client: httpx.Client, a
     assert len(results) == len(ended), "two tasks share a result"
     for task in ended:
         attempts = mesh.attempts(client, task["id"])
-        numbers = [each["attempt"] for each in attempts]
-        assert numbers == list(range(1, len(attempts) + 1))
-        assert attempts[-1]["outcome"] == "COMPLETED"
-        assert "COMPLETED" not in {each["outcome"] for each in attempts[:-1]}
-        counted = [each for each in attempts if each["outcome"] not in _FREE]
-        assert task["retry_count"] == len(counted) - 1
-        assert f"/{len(attempts)}/" in task["result_path"], "the result is not the winning attempt's"
+        assert story_fault(task, attempts) is None
     until(
         lambda: mesh.objects(tenant) == results,
         "the objects in the store are those of the results and no others",
@@ -97,29 +88,3 @@ def test_child_that_exits_costs_its_attempt_and_no_task(mesh: RunningMesh) -> No
         accepted = [exiting["id"], *_create_all(mesh, client, 20)]
         _assert_nothing_lost(mesh, "exits", client, accepted)
         assert mesh.attempts(client, exiting["id"])[0]["error_category"] == "RESOURCE"
-
-
-def test_nats_that_loses_its_disk_loses_nothing(
-    start_mesh: Callable[..., RunningMesh], nats_server: NatsControl
-) -> None:
-    mesh = start_mesh(ATELIER_NATS_URL=nats_server.url)
-    with mesh.http("newsless") as client, ThreadPoolExecutor(1) as pool:
-        creating = pool.submit(_create_all, mesh, client, TASKS)
-        _some_have_ended(mesh, client)
-        nats_server.kill()
-        nats_server.wipe()
-        without = len(mesh.tasks(client, status="COMPLETED"))
-        _some_have_ended(mesh, client, min(without + 20, TASKS))
-        nats_server.start()
-        _assert_nothing_lost(mesh, "newsless", client, creating.result())
-
-
-def test_server_that_dies_is_started_again(mesh: RunningMesh) -> None:
-    with mesh.http("servers") as client:
-        accepted = _create_all(mesh, client, 20)
-        for role in ("postgres", "s3", "nats"):
-            before = mesh.restarts(role)
-            mesh.kill(role)
-            mesh.wait_restarted(role, before)
-            accepted += _create_all(mesh, client, 10)
-        _assert_nothing_lost(mesh, "servers", client, accepted)
