@@ -107,6 +107,12 @@ def require_completed(task: dict[str, Any]) -> None:
     raise CliError(f"Task {task['id']} {what}.")
 
 
+def tell_warnings(task: dict[str, Any]) -> None:
+    """Show what the mesh says of a result beside the result itself."""
+    for warning in task.get("warnings") or ():
+        err.print(f"Warning: {warning}", markup=False)
+
+
 @contextmanager
 def cancelled_on_interrupt(gateway: Gateway, task_ids: Sequence[str]) -> Iterator[None]:
     """Cancel tasks on Ctrl-C (or SIGTERM) in the block: nobody waits for them any more.

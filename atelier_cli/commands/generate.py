@@ -10,7 +10,13 @@ from typing import Annotated, Any, Final
 import typer
 
 from atelier_cli.client import Gateway
-from atelier_cli.commands.follow import cancel_all, cancelled_on_interrupt, follow_all, require_completed
+from atelier_cli.commands.follow import (
+    cancel_all,
+    cancelled_on_interrupt,
+    follow_all,
+    require_completed,
+    tell_warnings,
+)
 from atelier_cli.commands.mesh import Data
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.files import MAX_INLINE_BYTES, content
@@ -108,6 +114,7 @@ def _make(open_gateway: Callable[[], Gateway], bodies: list[dict[str, Any]], tar
             failures.append(error)
             return
         gateway.download(task["result_image_path"], target)
+        tell_warnings(task)
         saved[task["id"]] = f"{target}  (seed {task['seed']}, {task['width']}x{task['height']})"
 
     with open_gateway() as gateway, cancelled_on_interrupt(gateway, ids):

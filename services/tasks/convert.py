@@ -97,7 +97,9 @@ def fold_result(record: TaskRecord) -> task_pb2.Task:
 def _read_stored(task: task_pb2.Task, record: TaskRecord) -> None:
     task.ParseFromString(record.body)
     if record.result is not None:
-        _merge_result(task, task_pb2.TaskResult.FromString(record.result))
+        result = task_pb2.TaskResult.FromString(record.result)
+        task.warnings.extend(result.warnings)
+        _merge_result(task, result)
 
 
 def to_attempt(attempt: AttemptRecord) -> tasks_service_pb2.TaskAttempt:

@@ -241,15 +241,19 @@ def _settings(parameters: _Parameters, inputs: Mapping[str, Any]) -> BatchSettin
 
 
 def _write(context: TaskContext, parameters: _Parameters, picture: Picture, seconds: float) -> Output:
+    warnings = []
     if picture.cut_tokens:
         _log.warning("prompt_cut", job_id=context.job_id, tokens=picture.cut_tokens)
+        warnings.append(
+            f"The prompt is {picture.cut_tokens} tokens longer than the model reads: its end had no say in the picture."
+        )
     notes = PngImagePlugin.PngInfo()
     # What is needed to repeat the picture, and nothing that the caller wrote.
     notes.add_text("Software", "Atelier")
     notes.add_text("Seed", str(parameters.seed))
     picture.image.save(context.folder / _RESULT, "PNG", pnginfo=notes)
     return Output(
-        TaskResult(generation=GenerationTaskPublic(seed=parameters.seed)),
+        TaskResult(generation=GenerationTaskPublic(seed=parameters.seed), warnings=warnings),
         (OutputFile(_RESULT, "image/png", "result_image_path"),),
         seconds,
     )

@@ -91,6 +91,8 @@ def check(record: TaskRecord, update: Update) -> Update:
     same: set[str] = set()
     for path in sorted(update.paths):
         change = change_of(task_type, path)
+        if path == "origin_instance" and update.value(path) is None:
+            raise invalid("update.origin_instance", "Field required: a task has one for life", "missing")
         if change is Change.ANY_TIME:
             continue
         owner = detail if path in DECLARED.type_members else shown

@@ -75,6 +75,17 @@ def test_a_batch_becomes_files(models: Models, tmp_path: Path) -> None:
     assert (contexts[0].folder / "image.png").read_bytes() != (contexts[2].folder / "image.png").read_bytes()
 
 
+def test_a_result_tells_of_the_part_of_its_prompt_that_the_model_did_not_read(models: Models, tmp_path: Path) -> None:
+    short, long = execute(models, Context(tmp_path / "a", prompt="ab"), Context(tmp_path / "b", prompt="a" * 40))
+    assert isinstance(short, Output)
+    assert isinstance(long, Output)
+    assert list(short.result.warnings) == []
+    (warning,) = long.result.warnings
+    count = int(warning.removeprefix("The prompt is ").partition(" ")[0])
+    assert count > 20
+    assert "tokens longer than the model reads" in warning
+
+
 def test_reference_and_lora_files_are_used(models: Models, tmp_path: Path, make_lora: Any) -> None:
     plain = Context(tmp_path / "plain")
     rich = Context(tmp_path / "rich", style_model_path="styles/a.safetensors", reference_image_data="data:,")

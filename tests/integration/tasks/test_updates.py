@@ -6,7 +6,7 @@ from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from meshkit.errors import ErrorKind, MeshError
-from tests.integration.tasks.conftest import Mesh, noop
+from tests.integration.tasks.conftest import Mesh, completion, noop
 
 CreateTask: Any = task_pb2.CreateTask
 CANCELLED = enums_pb2.TASK_STATUS_CANCELLED
@@ -72,14 +72,45 @@ async def test_operator_gives_up_a_waiting_task_and_nothing_more(mesh: Mesh) -> 
 
 async def test_scheduler_members_need_an_operator(mesh: Mesh) -> None:
     task = await mesh.create()
-    for values in ({"retry_count": 2}, {"executor_type": "x"}, {"origin_zone": "eu"}, {"queue_name": "fal"}):
+    for values in ({"retry_count": 2}, {"executor_type": "x"}, {"is_resumed": True}, {"queue_name": "fal"}):
         with pytest.raises(MeshError) as error:
             await update(mesh, task, **values)
         assert error.value.kind is ErrorKind.FORBIDDEN
-    moved = await update(mesh, task, stub=mesh.tasks("ops", ("operator",)), queue_name="fal", origin_zone="eu")
-    assert (moved.queue_name, moved.origin_zone) == ("fal", "eu")
+    moved = await update(mesh, task, stub=mesh.tasks("ops", ("operator",)), queue_name="fal", executor_type="x")
+    assert (moved.queue_name, moved.executor_type) == ("fal", "x")
     worker = await mesh.worker(queues=("fal",))
     assert len(await worker.lease()) == 1
+
+
+async def test_callers_change_the_labels_of_their_tasks_at_any_time(mesh: Mesh) -> None:
+    task = await mesh.create(noop(origin_zone="eu"))
+    labels = {"origin_instance": "shop", "origin_zone": "us", "origin_reference": "order 7"}
+    changed = await update(mesh, task, **labels)
+    assert {name: getattr(changed, name) for name in labels} == labels
+    worker = await mesh.worker()
+    [lease] = await worker.lease()
+    assert (await update(mesh, task, origin_zone="asia")).origin_zone == "asia"
+    await worker.complete(lease)
+    assert not (await update(mesh, task, "origin_zone")).HasField("origin_zone")
+    assert (await update(mesh, task, origin_instance="other")).origin_instance == "other"
+    for values, mask in (({}, ("origin_instance",)), ({"origin_instance": ""}, ())):
+        with pytest.raises(MeshError) as error:
+            await update(mesh, task, *mask, **values)
+        assert [one.path for one in error.value.violations] == ["update.origin_instance"]
+    with pytest.raises(MeshError) as error:
+        await update(mesh, task, stub=mesh.tasks("other"), origin_zone="eu")
+    assert error.value.kind is ErrorKind.NOT_FOUND
+
+
+async def test_what_a_result_warns_of_stays_with_its_task(mesh: Mesh) -> None:
+    task, worker = await mesh.create(), await mesh.worker()
+    [lease] = await worker.lease()
+    item = completion(lease)
+    item.result.noop.SetInParent()
+    item.result.warnings.append("The prompt is 3 tokens longer than the model reads.")
+    assert await worker.complete_many(item) == ["TAKEN"]
+    for told in (await mesh.get(task.id), await update(mesh, task, priority=3), await mesh.get(task.id)):
+        assert list(told.warnings) == ["The prompt is 3 tokens longer than the model reads."]
 
 
 async def test_fixed_members_never_change(mesh: Mesh) -> None:

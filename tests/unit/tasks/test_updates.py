@@ -33,7 +33,7 @@ def experimental_fal(**changes: Any) -> TaskRecord:
 @pytest.mark.parametrize(
     ("change", "members"),
     [
-        (Change.ANY_TIME, {"status", "priority", "config", "origin_reference"}),
+        (Change.ANY_TIME, {"status", "priority", "config", "origin_instance", "origin_reference", "origin_zone"}),
         (Change.NEVER, {"created_at", "task_type", "origin_tenant_id"}),
         (Change.IGNORED, {"celery_task_id", "updated_at", "completed_at"}),
     ],

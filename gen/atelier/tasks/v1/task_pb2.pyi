@@ -273,6 +273,7 @@ class Task(_message.Message):
     RETRY_COUNT_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     PROVIDER_CONFIG_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     QUEUE_NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
@@ -382,6 +383,10 @@ class Task(_message.Message):
         """Settings of the provider."""
 
     @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the caller should know of the result: the part of its prompt, for instance, that the model did not read."""
+
+    @_builtins.property
     def deleted_at(self) -> _timestamp_pb2.Timestamp:
         """When it was hidden."""
 
@@ -470,6 +475,7 @@ class Task(_message.Message):
         retry_count: _builtins.int = ...,
         progress: _builtins.float = ...,
         provider_config: _providers_pb2.ProviderConfig | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
         queue_name: _builtins.str = ...,
         version: _builtins.int = ...,
         attempt: _builtins.int = ...,
@@ -495,7 +501,7 @@ class Task(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "background_fix", b"background_fix", "background_remove", b"background_remove", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "error_category", b"error_category", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "last_resume_attempt", b"last_resume_attempt", "llm_interaction", b"llm_interaction", "noop", b"noop", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "provider_config", b"provider_config", "provider_type", b"provider_type", "refine", b"refine", "service_task_id", b"service_task_id", "started_at", b"started_at", "updated_at", b"updated_at", "video_generation", b"video_generation", "workflow_id", b"workflow_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "active_provider_capabilities", b"active_provider_capabilities", "attempt", b"attempt", "background_fix", b"background_fix", "background_remove", b"background_remove", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "error_category", b"error_category", "errors", b"errors", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "id", b"id", "image_adjuster", b"image_adjuster", "is_deleted", b"is_deleted", "is_resumed", b"is_resumed", "last_resume_attempt", b"last_resume_attempt", "llm_interaction", b"llm_interaction", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "progress", b"progress", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "refine", b"refine", "resume_attempt_count", b"resume_attempt_count", "retry_count", b"retry_count", "service_requests", b"service_requests", "service_task_id", b"service_task_id", "started_at", b"started_at", "status", b"status", "updated_at", b"updated_at", "version", b"version", "video_generation", b"video_generation", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "active_provider_capabilities", b"active_provider_capabilities", "attempt", b"attempt", "background_fix", b"background_fix", "background_remove", b"background_remove", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "error_category", b"error_category", "errors", b"errors", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "id", b"id", "image_adjuster", b"image_adjuster", "is_deleted", b"is_deleted", "is_resumed", b"is_resumed", "last_resume_attempt", b"last_resume_attempt", "llm_interaction", b"llm_interaction", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "progress", b"progress", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "refine", b"refine", "resume_attempt_count", b"resume_attempt_count", "retry_count", b"retry_count", "service_requests", b"service_requests", "service_task_id", b"service_task_id", "started_at", b"started_at", "status", b"status", "updated_at", b"updated_at", "version", b"version", "video_generation", b"video_generation", "warnings", b"warnings", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__celery_task_id: _TypeAlias = _typing.Literal["celery_task_id"]  # noqa: Y015
     _WhichOneofArgType__celery_task_id: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id"]  # noqa: Y015
@@ -582,6 +588,7 @@ class TaskResult(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    WARNINGS_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     EDITING_FIELD_NUMBER: _builtins.int
     REFINE_FIELD_NUMBER: _builtins.int
@@ -594,6 +601,10 @@ class TaskResult(_message.Message):
     FACE_ENHANCER_FIELD_NUMBER: _builtins.int
     EXPERIMENTAL_FAL_FIELD_NUMBER: _builtins.int
     NOOP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the caller should know of the result, one sentence each."""
+
     @_builtins.property
     def generation(self) -> _generation_pb2.GenerationTaskPublic:
         """GENERATION."""
@@ -645,6 +656,7 @@ class TaskResult(_message.Message):
     def __init__(
         self,
         *,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
         generation: _generation_pb2.GenerationTaskPublic | None = ...,
         editing: _editing_pb2.EditingTaskPublic | None = ...,
         refine: _refine_pb2.RefineTaskPublic | None = ...,
@@ -660,7 +672,7 @@ class TaskResult(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["background_fix", b"background_fix", "background_remove", b"background_remove", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "refine", b"refine", "video_generation", b"video_generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["background_fix", b"background_fix", "background_remove", b"background_remove", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "refine", b"refine", "video_generation", b"video_generation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background_fix", b"background_fix", "background_remove", b"background_remove", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "refine", b"refine", "video_generation", b"video_generation", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "editing", "refine", "video_generation", "llm_interaction", "background_remove", "detail_enhancer", "background_fix", "image_adjuster", "face_enhancer", "experimental_fal", "noop"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
@@ -731,7 +743,7 @@ class TaskUpdate(_message.Message):
     task_type: _enums_pb2.TaskType.ValueType
     """Never changes; refused where it differs."""
     origin_instance: _builtins.str
-    """Installation that created the task."""
+    """Installation that created the task; it cannot be cleared."""
     origin_zone: _builtins.str
     """Zone of the caller."""
     origin_tenant_id: _builtins.str
