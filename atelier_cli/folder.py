@@ -78,6 +78,8 @@ class MeshRecord:
         gateway_port: Where the gateway listens on 127.0.0.1.
         ports: Every other port, by name; kept over restarts.
         processes: The processes.
+        model: The worker's default model, a folder or a hub's name; empty for the one that ships.
+        model_download: Whether a hub's name may be fetched.
     """
 
     pid: int
@@ -85,6 +87,8 @@ class MeshRecord:
     gateway_port: int
     ports: dict[str, int] = field(default_factory=dict)
     processes: tuple[ProcessRecord, ...] = ()
+    model: str = ""
+    model_download: bool = False
 
     @property
     def gateway_url(self) -> str:

@@ -20,6 +20,7 @@ from atelier_cli.embedded.s3 import S3Ports, S3Server
 from atelier_cli.environment import FILE_SUFFIX, files, given
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import Credentials, DataFolder, MeshRecord
+from atelier_cli.model import absolute
 from meshkit import topology
 from meshkit.topology import GATEWAY, ServiceSpec
 
@@ -141,8 +142,8 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
         **{topology.address_setting(spec.role): f"127.0.0.1:{ports[spec.role]}" for spec in topology.addressed()},
     }
     if model := given("ATELIER_MODEL"):
-        # A path is meant from where the user stands; a model hub's name is passed on as it is.
-        environment["ATELIER_MODEL"] = str(Path(model).absolute()) if Path(model).exists() else model
+        # A path is meant from where the user stands.
+        environment["ATELIER_MODEL"] = absolute(model)
 
     services = tuple(_service(spec, folder, environment, gateway_port, ports) for spec in topology.SERVICES)
     return MeshPlan(gateway_port, ports, (embedded, services) if embedded else (services,))

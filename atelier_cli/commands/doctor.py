@@ -22,6 +22,7 @@ from atelier_cli.environment import given
 from atelier_cli.errors import ExitCode
 from atelier_cli.folder import DataFolder
 from atelier_cli.mesh import DEFAULT_GATEWAY_PORT
+from atelier_cli.model import ChosenModel
 from atelier_cli.terminal import out
 
 _GIB: Final = 1024**3
@@ -154,11 +155,8 @@ def _torch() -> Finding:
 
 
 def _model() -> Finding:
-    named = os.environ.get("ATELIER_MODEL")
-    if named and not Path(named).exists():
-        return Finding("model", fine=True, text=f"{named}, by its name on a model hub")
-    spec = importlib.util.find_spec("models.garments")
-    shipped = Path(spec.origin).parent / "weights" if spec and spec.origin else Path("models/garments/weights")
-    folder = Path(named) if named else shipped
-    there = any(folder.rglob("*.safetensors"))
-    return Finding("model", there, str(folder) if there else f"no weights in {folder}; check the repository out whole")
+    model = ChosenModel.of_environment()
+    if fault := model.fault():
+        return Finding("model", fine=False, text=fault)
+    where = f"{model.place}, fetched at the first task" if model.folder is None else str(model.folder)
+    return Finding("model", fine=True, text=where + ("" if model.place else " (the small one that ships)"))

@@ -20,6 +20,7 @@ from atelier_cli.embedded.process import Server, log_tail
 from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder, MeshRecord
 from atelier_cli.mesh import choose_ports, plan
+from atelier_cli.model import ChosenModel
 from atelier_cli.supervisor import MeshSupervisor
 from atelier_cli.terminal import err, out
 
@@ -43,6 +44,7 @@ def up(
     """Start a mesh: its servers, and all services. Ctrl-C stops it in order; a restart keeps everything."""
     folder = DataFolder.choose(data)
     folder.make()
+    model = ChosenModel.of_environment()
     if detach:
         _start_detached(folder, port)
         return
@@ -53,7 +55,15 @@ def up(
 
         def changed(state: str) -> None:
             processes = tuple(replace(each, metrics=pages.get(each.name)) for each in supervisor.records())
-            record = MeshRecord(os.getpid(), state, mesh.gateway_port, dict(mesh.ports), processes)
+            record = MeshRecord(
+                os.getpid(),
+                state,
+                mesh.gateway_port,
+                dict(mesh.ports),
+                processes,
+                model=model.place,
+                model_download=model.download,
+            )
             folder.write_record(record)
             if state == "ready" and not told:
                 told.append(state)
@@ -92,8 +102,10 @@ def status(data: Data = None, *, as_json: Annotated[bool, typer.Option("--json",
             sys.stdout.write(json.dumps({"processes": []}) + "\n")
         raise
     rows = _health(folder, record)
+    fault = _model_of(record).fault()
     if as_json:
-        sys.stdout.write(json.dumps({"processes": rows, "state": record.state, "gateway": record.gateway_url}) + "\n")
+        found = {"processes": rows, "state": record.state, "gateway": record.gateway_url}
+        sys.stdout.write(json.dumps(found | ({"model": fault} if fault else {})) + "\n")
         return
     table = Table(box=None, pad_edge=False)
     for title in ("name", "role", "pid", "health", "restarts"):
@@ -104,6 +116,12 @@ def status(data: Data = None, *, as_json: Annotated[bool, typer.Option("--json",
         table.add_row(row["name"], row["role"], str(row["pid"] or "-"), health, str(process.restarts))
     out.print(f"{folder}: {record.state}, gateway at {record.gateway_url}", markup=False)
     out.print(table)
+    if fault:
+        out.print(f"[yellow]{escape(fault)} Tasks that need it fail.[/yellow]")
+
+
+def _model_of(record: MeshRecord) -> ChosenModel:
+    return ChosenModel(record.model, record.model_download)
 
 
 def _health(folder: DataFolder, record: MeshRecord) -> list[dict[str, Any]]:
@@ -157,6 +175,8 @@ def _start_detached(folder: DataFolder, port: int | None) -> None:
 
 def _tell_ready(folder: DataFolder, record: MeshRecord) -> None:
     named = f" --data {folder}" if folder.path != DataFolder.choose(None).path else ""
+    if fault := _model_of(record).fault():
+        err.print(f"[yellow]Model    {escape(fault)} Tasks that need it will fail.[/yellow]")
     err.print(f"Gateway  {record.gateway_url}/docs")
     err.print(f"Logs     {folder / 'logs'}", markup=False)
     err.print(f'Try      atelier generate "a red dress" -o dress.png{named}', markup=False)
