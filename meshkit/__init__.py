@@ -10,6 +10,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `topology`: the one table of services
 - `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths
 - `server` `interceptors` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that travel together
+- `health`: whether a service and what it stands on work
 - `db` `pipeline` `pipeline_pool` `migration` `outbox` `leadership` `idempotency`: PostgreSQL, which holds all state
 - `bus` `publishing` `eventjson`: NATS, which only notifies
 - `objects` `s3client` `chunks` `staging`: files

@@ -35,6 +35,7 @@ MAX_STREAM_BYTES = 1024**3
 
 _CONNECT_TIMEOUT_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS = 0.2
+_PING_SECONDS = 1
 _FETCH_BATCH = 32  # all of them must be handled within the wait for their acknowledgement
 _FETCH_TIMEOUT_SECONDS = 5.0
 _NAK_DELAY_SECONDS = 2.0
@@ -112,6 +113,17 @@ class Bus:
     def connected(self) -> bool:
         """Whether NATS answers right now."""
         return self._client is not None and self._client.is_connected
+
+    async def ping(self) -> None:
+        """Ask NATS for an answer.
+
+        Raises:
+            MeshError: `UNAVAILABLE` where there is none.
+        """
+        client = self._client
+        if client is None or not client.is_connected:
+            raise unavailable("NATS is not reachable", reason="NATS_UNAVAILABLE")
+        await client.flush(timeout=_PING_SECONDS)
 
     async def connect(self, wait_seconds: float = 2.0) -> None:
         """Start to connect, and go on in the background until `close`.

@@ -131,6 +131,7 @@ class Database:
             name=schema,
         )
         self._checking: asyncio.Task[None] | None = None
+        self._ping: Pipeline | None = None
 
     @classmethod
     def from_settings(cls, settings: MeshSettings, *, schema: str) -> Database:
@@ -166,6 +167,8 @@ class Database:
 
     async def close(self) -> None:
         """Close the connections."""
+        if self._ping is not None:
+            await self._ping.close()
         await self._pipelines.close()
         await self._pool.close()
 
@@ -229,6 +232,23 @@ class Database:
             return await connect(self.dsn, self._kwargs)
         except psycopg.OperationalError:
             raise DatabaseUnavailableError from None
+
+    async def ping(self) -> None:
+        """Ask the server for an answer, on a connection of its own: that others are busy is no fault.
+
+        Raises:
+            DatabaseUnavailableError: There is none.
+        """
+        conn, self._ping = self._ping or await self.dedicated(), None
+        try:
+            async with conn.transaction():
+                await (await conn.execute("SELECT 1")).fetchone()
+        except BaseException as error:
+            await conn.close()
+            if isinstance(error, psycopg.Error):
+                raise DatabaseUnavailableError from error
+            raise
+        self._ping = conn
 
     async def retrying(self, body: Callable[[], Awaitable[_T]], attempts: int = _ATTEMPTS) -> _T:
         """Run work again that failed by a deadlock, a changed table, a serialization failure or a lost connection.

@@ -109,6 +109,14 @@ class ObjectStore:
 
         await self._run(ensure)
 
+    async def ping(self) -> None:
+        """Ask the store for an answer.
+
+        Raises:
+            MeshError: `UNAVAILABLE` where there is none.
+        """
+        await self._run(lambda client: client.bucket_exists(self._bucket))
+
     async def put(
         self, tenant: str, path: str, data: bytes | Path, content_type: str = "application/octet-stream"
     ) -> ObjectInfo:

@@ -15,10 +15,11 @@ import grpc
 from atelier.mesh.v1.bundle_service_pb2 import CarryRequest, CarryResponse
 from atelier.options.v1 import options_pb2
 from google.protobuf import descriptor_pool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 
 from meshkit import auth, metrics
 from meshkit.errors import ErrorKind, MeshError
+from meshkit.health import HealthServicer, PartStates
 from meshkit.interceptors import (
     DEFAULTED,
     KEYED,
@@ -84,19 +85,23 @@ def interceptors(
     )
 
 
-def build_server(settings: MeshSettings, spec: ServiceSpec, servicers: Servicers) -> MeshServer:
+def build_server(
+    settings: MeshSettings, spec: ServiceSpec, servicers: Servicers, parts: PartStates | None = None
+) -> MeshServer:
     """Build the server of a service of the mesh.
 
     Args:
         settings: Its settings.
         spec: Its entry in `meshkit.topology`.
         servicers: For each gRPC service its generated `add_...Servicer_to_server` and the servicer.
+        parts: What it stands on, for health checks.
 
     Raises:
         ValueError: The servicers serve a gRPC service that is not in the entry, or the settings name no key to verify
             tokens with.
     """
-    server = MeshServer(settings, servicers=servicers, verifier=auth.TokenVerifier.from_settings(settings))
+    verifier = auth.TokenVerifier.from_settings(settings)
+    server = MeshServer(settings, servicers=servicers, verifier=verifier, parts=parts)
     if strange := set(server.services) - set(spec.grpc):
         raise ValueError(f"the entry of {spec.role} does not name {', '.join(sorted(strange))}")
     return server
@@ -111,6 +116,7 @@ class MeshServer:
         servicers: For each service its generated `add_...Servicer_to_server` and the servicer.
         verifier: Verifies tokens.
         reflection: Whether clients may ask for the contracts.
+        parts: What the service stands on, for health checks.
         clock: Monotonic seconds.
     """
 
@@ -122,6 +128,7 @@ class MeshServer:
         verifier: auth.TokenVerifier,
         listen: str | None = None,
         reflection: bool = True,
+        parts: PartStates | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._listen = listen or settings.listen
@@ -136,7 +143,7 @@ class MeshServer:
             options=server_options(settings.max_message_bytes, settings.max_request_bytes),
             maximum_concurrent_rpcs=settings.max_concurrent_calls + _SPARE_CALLS,
         )
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer(parts or PartStates())
         self._carried: dict[str, BundledMethod] = {}
         self._unbundler = Unbundler(self._carried)
         recorder = _Recorder(self)
@@ -186,8 +193,7 @@ class MeshServer:
             service: Full name of the service, empty for the process.
             serving: Whether it can do its work.
         """
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        await self._health.set(service, status)
+        await self._health.tell(service, serving=serving)
 
     async def stop(self, grace: float | None = None) -> None:
         """Refuse new calls, end the streams of followers, let the other calls in flight end, and close.
@@ -198,6 +204,7 @@ class MeshServer:
         await self._health.enter_graceful_shutdown()
         self._followers.dismiss()
         await self._server.stop(self._grace if grace is None else grace)
+        await self._health.close()
 
     def _serve_bundles(self) -> tuple[str, ...]:
         if not self._carried:

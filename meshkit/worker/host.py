@@ -20,6 +20,7 @@ from meshkit.channel import MeshChannel
 from meshkit.children import environment_without_secrets
 from meshkit.client import WorkerClient
 from meshkit.fetcher import Fetcher
+from meshkit.health import HealthPart, PartStates
 from meshkit.images.checks import ImageChecks
 from meshkit.logging import get_logger
 from meshkit.loops import cancel
@@ -189,6 +190,17 @@ class WorkerHost:
             timeout_seconds=settings.input_timeout_seconds,
         )
         return cls(settings, stack, _Connections(objects, bus, WorkerClient(channel), inputs, folders))
+
+    @property
+    def parts(self) -> PartStates:
+        """What it stands on, for health checks; direct calls need neither."""
+        shared = self._shared
+        return PartStates(
+            [
+                HealthPart("object_store", shared.objects.ping, essential=False),
+                HealthPart("nats", shared.bus.ping, essential=False),
+            ]
+        )
 
     def run_device(self, work: DeviceWork) -> DevicePool:
         """Add the pool of the device, and start its child; nothing is leased before `start`."""

@@ -18,6 +18,7 @@ from meshkit import topology
 from meshkit.auth import TokenVerifier
 from meshkit.channel import MeshChannel
 from meshkit.errors import ErrorKind, MeshError
+from meshkit.health import HealthPart, PartStates, is_part
 from meshkit.images.checks import ImageChecks
 from meshkit.logging import get_logger
 from meshkit.metrics import serve_metrics
@@ -32,12 +33,14 @@ from services.gateway.config import GatewaySettings
 from services.gateway.contracts import load_services, read_image
 from services.gateway.docs import Docs
 from services.gateway.endpoints import EndpointContext, Transcoder
-from services.gateway.health import Health, Probe
+from services.gateway.health import Health, Probe, ServiceHealth
 from services.gateway.media_urls import MediaSigner
 from services.gateway.staging import UploadStager
 from services.gateway.stored_images import StoredImages
 
 _log = get_logger(__name__)
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
     probes = {_role_of(package): _probe(channels[address], package) for package, address in addresses.items()}
     parts = GatewayParts(
         transcoder=Transcoder(table, call_of, context),
-        health=Health(probes, release),
+        health=Health(probes, _parts(objects, stack), release),
         images=stored,
         openapi=document(table, image, version=release),
         docs=Docs(),
@@ -152,12 +155,25 @@ def _probe(channel: MeshChannel, package: str) -> Probe:
     stub = channel.stub(health_pb2_grpc.HealthStub)
     asked = next((spec.health for spec in topology.SERVICES if package in spec.packages), "")
 
-    async def probe(seconds: float) -> None:
-        answer = await stub.Check(health_pb2.HealthCheckRequest(service=asked), timeout=seconds)
-        if answer.status != health_pb2.HealthCheckResponse.SERVING:
-            raise MeshError(ErrorKind.UNAVAILABLE, "The service does not serve")
+    async def probe(seconds: float) -> ServiceHealth:
+        try:
+            listed = await stub.List(health_pb2.HealthListRequest(), timeout=seconds)
+        except MeshError as error:
+            if error.kind is not ErrorKind.UNIMPLEMENTED:
+                raise
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=asked), timeout=seconds)
+            return ServiceHealth(answer.status == SERVING)
+        states = {name: one.status == SERVING for name, one in listed.statuses.items()}
+        broken = sorted(name for name, works in states.items() if name and not works and is_part(name))
+        return ServiceHealth(states.get(asked, False), tuple(broken))
 
     return probe
+
+
+def _parts(objects: ObjectStore | None, stack: AsyncExitStack) -> PartStates:
+    parts = PartStates([] if objects is None else [HealthPart("object_store", objects.ping)])
+    stack.push_async_callback(parts.close)
+    return parts
 
 
 def _objects(settings: GatewaySettings, stack: AsyncExitStack) -> ObjectStore | None:

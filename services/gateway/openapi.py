@@ -68,7 +68,9 @@ SCHEMAS: Mapping[str, Schema] = {
     },
     "HealthResponse": {
         "properties": {
-            "status": _text("Status", "healthy, or unhealthy where a service does not answer."),
+            "status": _text(
+                "Status", "healthy; degraded where something does not work; unhealthy where calls cannot be served."
+            ),
             "version": _text("Version", "Version of the mesh."),
             "services": {
                 "additionalProperties": {"type": "string"},
@@ -76,10 +78,16 @@ SCHEMAS: Mapping[str, Schema] = {
                 "title": "Services",
                 "description": "State of each service behind the gateway.",
             },
+            "problems": {
+                "items": {"type": "string"},
+                "type": "array",
+                "title": "Problems",
+                "description": "What does not work: the service, and its part, e.g. `tasks: postgresql`.",
+            },
             "timestamp": _text("Timestamp", "When this was said.", format="date-time"),
         },
         "type": "object",
-        "required": ["status", "version", "services", "timestamp"],
+        "required": ["status", "version", "services", "problems", "timestamp"],
         "title": "HealthResponse",
         "description": "State of the mesh.",
     },
@@ -247,7 +255,7 @@ PATHS: Mapping[str, Mapping[str, Schema]] = {
             "operationId": "health_check",
             "responses": {
                 "200": _json(reference("HealthResponse")),
-                "503": _json(reference("HealthResponse"), "A service does not answer"),
+                "503": _json(reference("HealthResponse"), "Calls cannot be served"),
             },
         }
     },

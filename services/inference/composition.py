@@ -47,7 +47,7 @@ async def start(settings: InferenceSettings, stack: AsyncExitStack) -> Inference
     for work in calls:
         worker.run_calls(work)
     servicers = [] if device is None else [_direct(settings, device, worker.run_device(device))]
-    server = build_server(settings, INFERENCE, servicers)
+    server = build_server(settings, INFERENCE, servicers, worker.parts)
 
     async def set_health(healthy: bool) -> None:  # noqa: FBT001 -- the state itself
         for name in ("", *server.services):

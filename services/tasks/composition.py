@@ -13,6 +13,7 @@ from meshkit import db as meshdb
 from meshkit.bus import Bus, BusMessage
 from meshkit.db import Database
 from meshkit.fetcher import Fetcher
+from meshkit.health import HealthPart, PartStates
 from meshkit.images.checks import ImageChecks
 from meshkit.lingers import TASKS_RELAY_LINGER
 from meshkit.loops import Loops, coalesced
@@ -145,6 +146,14 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     single = [relay.loop, *sender.loops] if settings.run_loops else []
     loops = Loops(*maintenance.loops(progress), *single)
     await stack.enter_async_context(loops)
+    parts = PartStates(
+        [
+            HealthPart("postgresql", database.ping),
+            HealthPart("object_store", objects.ping),
+            HealthPart("nats", bus.ping, essential=False),
+        ],
+        lambda: [*(f"loops/{name}" for name in loops.ailing), *(f"workers/{name}" for name in maintenance.lost)],
+    )
     server = build_server(
         settings,
         TASKS,
@@ -166,6 +175,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
                 WebhookServicer(WebhooksService(webhooks, fetcher)),
             ),
         ],
+        parts,
     )
     await server.start()
     stack.push_async_callback(server.stop)

@@ -63,6 +63,7 @@ class TaskMaintenance:
         self._clock = clock
         self._depths: set[tuple[str, str]] = set()
         self._served: set[str] = set()
+        self.lost: Sequence[str] = ()  # workers whose session expired a while ago, and that opened no other
 
     def loops(self, progress: ProgressRelay) -> list[Loop]:
         """All loops of a replica."""
@@ -118,7 +119,7 @@ class TaskMaintenance:
         await self._store.forget_sessions(SESSION_KEEP_SECONDS)
 
     async def measure(self) -> None:
-        """Read the depth of the queues and the slots that serve them: what a pool of workers is scaled by."""
+        """Read what workers are scaled by, the depth of queues and the slots that serve them, and who is lost."""
         depths = {(queue, lane): pending for queue, lane, pending in await self._store.depths()}
         for key in self._depths | depths.keys():
             _DEPTH.labels(*key).set(depths.get(key, 0))
@@ -127,6 +128,7 @@ class TaskMaintenance:
         for queue in self._served | slots.keys():
             _SLOTS.labels(queue).set(slots.get(queue, 0))
         self._served = set(slots)
+        self.lost = await self._store.lost_workers()
 
     async def _sweep(self, task_id: UUID, tenant: str, prefix: str) -> None:
         record = await self._store.get(task_id)

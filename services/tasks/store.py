@@ -358,6 +358,10 @@ class TaskStore(Protocol):
         """By queue, the slots of the workers that take work."""
         ...
 
+    async def lost_workers(self) -> list[str]:
+        """Names of workers whose last session expired some minutes ago at most."""
+        ...
+
     async def depths(self) -> list[tuple[str, str, int]]:
         """Return waiting tasks by queue and lane."""
         ...

@@ -14,6 +14,7 @@ from meshkit.bus import Bus
 from meshkit.channel import MeshChannel
 from meshkit.db import Database
 from meshkit.fetcher import Fetcher
+from meshkit.health import HealthPart, PartStates
 from meshkit.lingers import TASK_EVENT_LINGER, WORKFLOWS_RELAY_LINGER
 from meshkit.loops import Loops, coalesced
 from meshkit.metrics import serve_metrics
@@ -88,8 +89,9 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
     maintenance = WorkflowMaintenance(store, executor, bus, settings)
     task_events = TaskEventConsumer(store, executor.tell_ended, executor.ask)
     stack.push_async_callback(task_events.close)
+    loops = Loops(*maintenance.loops(), relay.loop)
     if settings.run_loops:
-        await stack.enter_async_context(Loops(*maintenance.loops(), relay.loop))
+        await stack.enter_async_context(loops)
         await bus.subscribe(TASK_ENDED_NOTICE, task_events.notice, queue=QUEUE)
         consumer = await bus.consume_batches(
             DURABLE,
@@ -99,6 +101,10 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
             on_made=executor.trust_events,
         )
         stack.callback(consumer.cancel)
+    parts = PartStates(
+        [HealthPart("postgresql", database.ping), HealthPart("nats", bus.ping, essential=False)],
+        lambda: [f"loops/{name}" for name in loops.ailing],
+    )
     server = build_server(
         settings,
         WORKFLOWS,
@@ -112,6 +118,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
                 WorkflowMonitoringServicer(workflows),
             ),
         ],
+        parts,
     )
     await server.start()
     stack.push_async_callback(server.stop)

@@ -90,6 +90,16 @@ async def slots(conn: Connection) -> list[tuple[str, int]]:
     return await cursor.fetchall()
 
 
+async def lost(conn: Connection) -> list[str]:
+    """Return the names of workers whose last session expired within ten minutes; one that was closed had time left."""
+    cursor = await conn.execute(
+        "SELECT DISTINCT s.name FROM sessions s WHERE s.closed_at >= s.expires_at "
+        "AND s.closed_at > now() - interval '10 minutes' "
+        "AND NOT EXISTS (SELECT FROM sessions o WHERE o.name = s.name AND o.opened_at > s.opened_at) ORDER BY s.name"
+    )
+    return [row[0] for row in await cursor.fetchall()]
+
+
 async def heartbeat(
     conn: Connection, session_id: UUID, subject: str, held: Sequence[AttemptRef], *, draining: bool, ttl_seconds: float
 ) -> list[LeaseState] | None:

@@ -269,6 +269,11 @@ class PostgresTaskStore:
         async with self._db.connection() as conn:
             return await sessions.slots(conn)
 
+    async def lost_workers(self) -> list[str]:
+        """Names of workers whose last session expired some minutes ago at most."""
+        async with self._db.connection() as conn:
+            return await sessions.lost(conn)
+
     async def depths(self) -> list[tuple[str, str, int]]:
         """Return waiting tasks by queue and lane."""
         async with self._db.connection() as conn:

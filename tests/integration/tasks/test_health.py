@@ -1,0 +1,89 @@
+"""What the service tells of what it stands on."""
+
+from collections.abc import Awaitable, Callable
+
+import psutil
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.conftest import NatsControl
+from tests.integration.tasks.conftest import Mesh, StartMesh, age_session, until
+
+States = Callable[[], Awaitable[dict[str, int]]]
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def health(mesh: Mesh) -> States:
+    stub = mesh.channel("").stub(health_pb2_grpc.HealthStub)
+
+    async def states() -> dict[str, int]:
+        # As long as the gateway waits.
+        answer = await stub.List(health_pb2.HealthListRequest(), timeout=2.0)
+        return {name: one.status for name, one in answer.statuses.items()}
+
+    return states
+
+
+async def becomes(states: States, **wanted: int) -> dict[str, int]:
+    found: dict[str, int] = {}
+
+    async def so() -> bool:
+        found.clear()
+        found.update(await states())
+        return all(found.get(name.replace("process", "")) == status for name, status in wanted.items())
+
+    await until(so, 20)
+    return found
+
+
+async def test_all_is_well(mesh: Mesh) -> None:
+    found = await becomes(health(mesh), process=SERVING, postgresql=SERVING, nats=SERVING, object_store=SERVING)
+    assert set(found.values()) == {SERVING}
+
+
+async def test_a_database_that_stands_still_is_named_in_bounded_time(mesh: Mesh) -> None:
+    states = health(mesh)
+    await becomes(states, process=SERVING)
+    [[backend]] = await mesh.rows("SELECT pg_backend_pid()")
+    postmaster = psutil.Process(backend).parent()
+    assert postmaster is not None
+    everyone = [postmaster, *postmaster.children(recursive=True)]
+    for process in everyone:
+        process.suspend()
+    try:
+        found = await becomes(states, process=NOT_SERVING, postgresql=NOT_SERVING)
+        assert found["object_store"] == SERVING
+        assert found["atelier.tasks.v1.TasksService"] == NOT_SERVING
+    finally:
+        for process in everyone:
+            process.resume()
+    await becomes(states, process=SERVING, postgresql=SERVING)
+
+
+async def test_without_nats_the_service_serves_and_says_so(start_mesh: StartMesh, nats_server: NatsControl) -> None:
+    states = health(await start_mesh(nats_url=nats_server.url))
+    await becomes(states, process=SERVING, nats=SERVING)
+    nats_server.kill()
+    await becomes(states, process=SERVING, nats=NOT_SERVING)
+    nats_server.start()
+    await becomes(states, nats=SERVING)
+
+
+async def test_a_store_that_is_away_is_named(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(s3_endpoint="127.0.0.1:9")
+    await becomes(health(mesh), process=NOT_SERVING, object_store=NOT_SERVING, postgresql=SERVING)
+
+
+async def test_a_worker_that_is_lost_is_named_until_it_is_back(mesh: Mesh) -> None:
+    states, maintenance = health(mesh), mesh.running.maintenance
+    worker, closed = await mesh.worker(name="stuck.host/0"), await mesh.worker(name="gone/0")
+    await closed.close()
+    await maintenance.measure()
+    assert not maintenance.lost
+    await age_session(mesh, worker)
+    await maintenance.expire()
+    await maintenance.measure()
+    found = await becomes(states, **{"process": SERVING, "workers/stuck.host/0": NOT_SERVING})
+    assert "workers/gone/0" not in found
+    await mesh.worker(name="stuck.host/0")
+    await maintenance.measure()
+    assert "workers/stuck.host/0" not in await becomes(states, process=SERVING)
