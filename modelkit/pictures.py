@@ -1,4 +1,4 @@
-"""Open pictures that the input validator has accepted."""
+"""Open pictures that a worker has taken in: judged, sRGB, eight bits a channel (`meshkit.images`)."""
 
 from __future__ import annotations
 
@@ -33,3 +33,11 @@ def open_picture(path: Path) -> Image.Image:
             return upright.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ModelError("The image could not be read.") from error
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """Return a picture as RGB, over white where it is transparent: what lies hidden below must not show."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

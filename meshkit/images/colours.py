@@ -101,8 +101,19 @@ def plain(image: Image.Image, samples: str = "", low: Image.Image | None = None)
     picture, note = _in_srgb(_without_alpha(_eight_bits(image)), image.info.get("icc_profile"))
     if alpha is not None and alpha.getextrema()[0] != _OPAQUE:
         picture.putalpha(alpha)
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return (picture if turn is None else picture.transpose(turn)), note
+    turn = _TURNS.get(_orientation(image) or 1)
+    upright = picture if turn is None else picture.transpose(turn)
+    upright.info.clear()  # a profile or an orientation would count a second time
+    return upright, note
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """Return how the picture is turned, as EXIF numbers it; None where its EXIF cannot be read."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return None
+    return found if isinstance(found, int) else 1
 
 
 def _is_plain(image: Image.Image) -> bool:
@@ -112,6 +123,7 @@ def _is_plain(image: Image.Image) -> bool:
         and not image.info.get("icc_profile")
         and (image.mode == "P" or "transparency" not in image.info)
         and not left_aside()
+        and _orientation(image) is not None
     )
 
 

@@ -65,6 +65,7 @@ SHOWN = frozenset(
         "image/gif",
         "image/bmp",
         "image/tiff",
+        "image/avif",
         "video/mp4",
         "video/webm",
     }

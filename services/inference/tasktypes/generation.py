@@ -28,7 +28,7 @@ from PIL import PngImagePlugin
 from meshkit.logging import get_logger
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
 from modelkit.errors import ModelError
-from modelkit.pictures import open_picture
+from modelkit.pictures import open_picture, over_white
 from modelkit.requests import AdapterFile, BatchSettings, ImageRequest, Picture
 from services.inference.tasktypes.failures import explained
 
@@ -219,7 +219,7 @@ def _text(config: Struct, name: str, longest: int) -> str | None:
 def _request(parameters: _Parameters, context: TaskContext) -> ImageRequest:
     reference = None
     if parameters.reference is not None:
-        reference = open_picture(context.inputs[_REFERENCE]).convert("RGB")
+        reference = over_white(open_picture(context.inputs[_REFERENCE]))
     return ImageRequest(
         prompt=parameters.prompt,
         seed=parameters.seed,

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from modelkit.errors import ModelError
-from modelkit.pictures import open_picture
+from modelkit.pictures import open_picture, over_white
 
 
 def save(path: Path, image: Image.Image, **options: object) -> Path:
@@ -51,3 +51,18 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ModelError, match="could not be read"):
         open_picture(path)
+
+
+@pytest.mark.parametrize("hidden", [(0, 0, 0, 0), (255, 0, 255, 0)])
+def test_a_transparent_picture_lies_over_white(hidden: tuple[int, ...]) -> None:
+    image = Image.new("RGBA", (4, 4), hidden)
+    image.putpixel((0, 0), (200, 40, 40, 255))
+    image.putpixel((1, 0), (0, 0, 0, 128))
+    flat = over_white(image)
+    assert flat.mode == "RGB"
+    assert [flat.getpixel((x, 0)) for x in range(3)] == [(200, 40, 40), (127, 127, 127), (255, 255, 255)]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_an_opaque_picture_stays_as_it_is(mode: str) -> None:
+    assert over_white(Image.new("RGB", (4, 4), (9, 9, 9)).convert(mode)).getpixel((0, 0)) == (9, 9, 9)

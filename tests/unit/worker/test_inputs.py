@@ -64,6 +64,16 @@ async def test_an_image_comes_from_a_path_in_storage(store: Store, inputs: Input
     assert await fetched(inputs, tmp_path, "uploads/a.png") == png()
 
 
+async def test_an_image_that_is_not_plain_is_made_plain_for_work(store: Store, inputs: Inputs, tmp_path: Path) -> None:
+    deep = io.BytesIO()
+    Image.new("F", (4, 4), 0.5).save(deep, "TIFF")
+    store.objects["acme", "uploads/a.tiff"] = deep.getvalue()
+    with Image.open(io.BytesIO(await fetched(inputs, tmp_path, "uploads/a.tiff"))) as made:
+        assert (made.format, made.mode, made.getpixel((0, 0))) == ("PNG", "RGB", (128, 128, 128))
+    store.objects["acme", "uploads/a.png"] = png()
+    assert await fetched(inputs, tmp_path, "uploads/a.png") == png(), "a plain one stays as it is"
+
+
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
 async def test_an_image_comes_as_base64_or_as_a_data_url(inputs: Inputs, tmp_path: Path, prefix: str) -> None:
     assert await fetched(inputs, tmp_path, prefix + base64.b64encode(png()).decode()) == png()
