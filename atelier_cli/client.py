@@ -198,7 +198,8 @@ class Gateway:
             time.sleep(_PAUSE_SECONDS)
 
     def _headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self._token()}"}
+        # Who types a member by hand wants to be told of a slip.
+        return {"authorization": f"Bearer {self._token()}", "prefer": "handling=strict"}
 
     def _unreachable(self) -> CliError:
         return CliError(f"The gateway at {self._url} cannot be reached.", ExitCode.NOT_RUNNING)

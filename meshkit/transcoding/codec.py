@@ -6,10 +6,11 @@ codec finds and what a service finds read alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from atelier.options.v1 import options_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
@@ -39,6 +40,7 @@ from meshkit.transcoding.scalars import (
     text_converter,
     well_known,
 )
+from meshkit.transcoding.unknown import UnknownMembers
 
 Loc = tuple[str | int, ...]
 Encode = Callable[[Any], Json]
@@ -77,6 +79,7 @@ class Decoding:
         strict: Whether unknown members are violations.
         upload_threshold: Characters from which an upload member is handed over as an upload.
         free_form: What one free-form member may hold.
+        unknown: Unknown members that are no violations.
     """
 
     strict: bool = False
@@ -84,6 +87,18 @@ class Decoding:
     free_form: FreeFormLimits = field(default_factory=FreeFormLimits)
     violations: list[Violation] = field(default_factory=list)
     uploads: list[Upload] = field(default_factory=list)
+    unknown: UnknownMembers = field(default_factory=UnknownMembers)
+
+    def pass_over(self, loc: Loc, known: Iterable[str], *, others: bool = False) -> None:
+        """Note a member that is not known, a violation where strict; with others, only one that is almost known."""
+        meant = self.unknown.meant(str(loc[-1]), known)
+        if others and not meant:
+            return
+        if self.strict:
+            hint = f": did you mean {meant}?" if meant else ""
+            self.fail(loc, f"Extra inputs are not permitted{hint}", "extra_forbidden")
+        else:
+            self.unknown.note(loc, meant)
 
     def fail(self, loc: Loc, message: str, kind: str) -> None:
         """Record a violation."""
@@ -254,7 +269,7 @@ class MessageCodec:
         message.SetInParent()
         detail: Any = message
         table = self._setters
-        strict = decoding.strict
+        noted = True
         if self._flat is not None:
             chosen = self._choose(self._flat, data, loc, decoding, fallback)
             if chosen is not None:
@@ -262,12 +277,12 @@ class MessageCodec:
                 detail = getattr(message, name)
                 detail.SetInParent()
             else:
-                strict = False  # which members are known is not known
+                noted = False  # which members are known is not known
         for key, value in data.items():
             entry = table.get(key)
             if entry is None:
-                if strict:
-                    decoding.fail((*loc, key), "Extra inputs are not permitted", "extra_forbidden")
+                if noted:
+                    decoding.pass_over((*loc, key), table)
                 continue
             setter, in_detail = entry
             if value is not None and setter is not None:
@@ -311,7 +326,8 @@ class MessageCodec:
             return make(name, member, converter(one))
         known = well_known(nested(one))
         if known is not None:
-            return _fill_setter(name, member, _filler(nested(one), known[0]))
+            fill = _fill_setter(name, member, _filler(nested(one), known[0]))
+            return self._holder(options, member, fill) if options.holds else fill
         return self._nested(one, name, member, options.discriminator_from)
 
     def _nested(self, one: FieldDescriptor, name: str, member: str, discriminator_from: str) -> _Set:
@@ -320,6 +336,18 @@ class MessageCodec:
         def set_(message: Any, value: Json, loc: Loc, decoding: Decoding, siblings: dict[str, Json]) -> None:
             fallback = siblings.get(discriminator_from) if discriminator_from else None
             decode(getattr(message, name), value, (*loc, member), decoding, fallback)
+
+        return set_
+
+    def _holder(self, options: options_pb2.FieldJson, member: str, fill: _Set) -> _Set:
+        held = self._codecs.of(self.descriptor.file.pool.FindMessageTypeByName(options.holds))
+
+        def set_(message: Any, value: Json, loc: Loc, decoding: Decoding, siblings: dict[str, Json]) -> None:
+            fill(message, value, loc, decoding, siblings)
+            _, known = held._tables.get(str(siblings.get(options.discriminator_from)), ("", held._setters))  # noqa: SLF001 -- same class
+            for key in value if type(value) is dict else ():
+                if key not in known:
+                    decoding.pass_over((*loc, member, key), known, others=True)
 
         return set_
 

@@ -34,7 +34,8 @@ _PREFER: Schema = {
     "name": "Prefer",
     "in": "header",
     "required": False,
-    "description": "`handling=strict` refuses members and parameters that are not known, instead of ignoring them.",
+    "description": "`handling=strict` refuses members and parameters that are not known, instead of ignoring them "
+    "and naming them in the answer's `Warning`.",
     "schema": {"type": "string", "title": "Prefer"},
 }
 _KEY: Schema = {

@@ -93,8 +93,8 @@ class RequestDecoder:
             set_ = self._query.get(name)
             if set_ is not None:
                 _apply(set_, message, texts, ("query", name), decoding)
-            elif decoding.strict:
-                decoding.fail(("query", name), "Extra inputs are not permitted", "extra_forbidden")
+            else:
+                decoding.pass_over(("query", name), self._query)
 
     def _decode_body(self, codec: MessageCodec, message: Message, content: bytes, decoding: Decoding) -> None:
         data: Any = {}

@@ -130,6 +130,8 @@ class Endpoint:
         headers = {REPLAYED_KEY: "true"} if replayed else {}
         if decoding.strict:
             headers["preference-applied"] = "handling=strict"
+        elif warning := decoding.unknown.warning():
+            headers["warning"] = warning
         content = self._encoder.encode(response)
         await send_content(scope, send, content, headers=headers, gzip_min_bytes=self._context.settings.gzip_min_bytes)
 

@@ -159,6 +159,36 @@ async def test_unknown_members_are_ignored_unless_the_caller_prefers_otherwise(m
     }
     strict = await client.post("/api/v1/tasks/", json=CREATE, headers={"prefer": "handling=strict"})
     assert strict.headers["preference-applied"] == "handling=strict"
+    assert "warning" not in strict.headers
+
+
+async def test_a_member_that_is_ignored_is_named_in_the_answer(mesh: Mesh) -> None:
+    client = mesh.client()
+    answer = await client.post("/api/v1/tasks/", json=CREATE | {"widht": 512, 'a "colour"\n\u00fc': "red"})
+    assert answer.status_code == 200
+    assert answer.headers["warning"].startswith(
+        '299 atelier "Members that are not known: widht (did you mean width?), '
+    )
+    assert answer.json()["width"] == 1024
+    many = await client.post("/api/v1/tasks/", json=CREATE | {f"{'x' * 500}{number}": 1 for number in range(5000)})
+    assert many.headers["warning"].endswith(' and 4992 more"')
+    assert len(many.headers["warning"]) < 1200
+    assert "warning" not in (await client.post("/api/v1/tasks/", json=CREATE | {"config": {"widht": 1}})).headers
+    asked = await client.get("/api/v1/tasks/?limt=5")
+    assert asked.headers["warning"] == '299 atelier "Members that are not known: limt (did you mean limit?)"'
+
+
+async def test_a_slip_of_the_pen_is_refused_with_what_was_meant(mesh: Mesh) -> None:
+    answer = await mesh.client().post(
+        "/api/v1/tasks/", json=CREATE | {"widht": 512}, headers={"prefer": "handling=strict"}
+    )
+    assert answer.json()["detail"] == [
+        {
+            "loc": ["body", "widht"],
+            "msg": "Extra inputs are not permitted: did you mean width?",
+            "type": "extra_forbidden",
+        }
+    ]
 
 
 async def test_an_update_names_the_members_present_and_null_clears(mesh: Mesh) -> None:
