@@ -40,11 +40,15 @@ class TaskProgress:
         task: The task as it stood.
         step: Steps done, where the worker reports them.
         total_steps: Steps in all.
+        phase: What it is at, where that is told.
+        tasks_ahead: While it waits, the tasks of its tenant that are served before it.
     """
 
     task: Mapping[str, Any]
     step: int | None
     total_steps: int | None
+    phase: str | None = None
+    tasks_ahead: int | None = None
 
 
 class Gateway:
@@ -139,7 +143,13 @@ class Gateway:
                             raise _refusal(event["status"], event["detail"])
                         break
                     seen = identity or seen
-                    yield TaskProgress(event["task"], event.get("step"), event.get("total_steps"))
+                    yield TaskProgress(
+                        event["task"],
+                        event.get("step"),
+                        event.get("total_steps"),
+                        event.get("phase"),
+                        event.get("tasks_ahead"),
+                    )
                     if event.get("final") or event["task"]["status"] in ENDED:
                         return
             except httpx.TransportError:

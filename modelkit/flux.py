@@ -244,6 +244,8 @@ class FluxModel:
         if image.width >= size[0] and image.height >= size[1]:
             return Picture(fit(image, *size), self.cut_tokens(request.prompt))
 
+        request.observer.upscaling()
+
         def tick(_done: int, _tiles: int) -> None:
             if request.observer.cancelled():
                 raise _BatchShrunk([], torch.empty(0), total)

@@ -32,6 +32,10 @@ class ProgressObserver(Protocol):
         """Take note that `step` of `total` is done; `preview` is a JPEG."""
         ...
 
+    def upscaling(self) -> None:
+        """Take note that the picture is drawn, and is being enlarged."""
+        ...
+
     def cancelled(self) -> bool:
         """Tell whether the picture was cancelled; called between steps."""
         ...

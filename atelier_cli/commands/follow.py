@@ -20,6 +20,18 @@ _FOLLOWED_AT_ONCE: Final = 8
 # More bars than this hide what they show: one line counts instead.
 _MOST_BARS: Final = 12
 
+# Steps fill so much of a bar, in percent: upscaling and storing come after them.
+_STEPS_SHARE: Final = 90
+_REACHED: Final = {"UPSCALING": 92, "STORING": 97}
+_PHASES: Final = {
+    "QUEUED": "queued",
+    "LOADING_MODEL": "loading the model",
+    "UPSCALING": "upscaling",
+    "STORING": "storing",
+}
+# The mesh counts no further.
+_MOST_AHEAD: Final = 100
+
 
 def follow(gateway: Gateway, task_id: str, title: str) -> dict[str, Any]:
     """Show a live bar until the task has ended, and return the ended task."""
@@ -85,13 +97,18 @@ class TaskBar:
 
     def show(self, event: TaskProgress) -> None:
         """Show how far the task is."""
-        state = str(event.task["status"]).lower()
-        if event.step is not None and event.total_steps:
-            self._bars.update(self._row, total=event.total_steps, completed=event.step)
+        state = _PHASES.get(event.phase or "") or str(event.task["status"]).lower()
+        completed: float | None = _REACHED.get(event.phase or "")
+        if event.phase == "QUEUED" and event.tasks_ahead:
+            state = f"queued, {event.tasks_ahead}{'+' if event.tasks_ahead >= _MOST_AHEAD else ''} ahead"
+        elif completed is None and event.step is not None and event.total_steps:
+            completed = _STEPS_SHARE * event.step / event.total_steps
             state = f"step {event.step} of {event.total_steps}"
-        elif event.task.get("progress"):
-            self._bars.update(self._row, total=100, completed=event.task["progress"])
-        self._bars.update(self._row, state=state)
+        elif completed is None and event.task.get("progress"):
+            completed = _STEPS_SHARE * event.task["progress"] / 100
+        if event.task["status"] == "COMPLETED":
+            completed = 100
+        self._bars.update(self._row, state=state, completed=completed)
 
 
 def require_completed(task: dict[str, Any]) -> None:

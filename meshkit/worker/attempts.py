@@ -14,6 +14,7 @@ from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_TIMEOUT,
     ErrorCategory,
 )
+from atelier.tasks.v1.phase_pb2 import TASK_PHASE_RUNNING, TASK_PHASE_STORING
 from atelier.tasks.v1.worker_service_pb2 import JOB_KIND_TASK, ResultObject
 
 from meshkit import tracing
@@ -267,7 +268,14 @@ class Attempts:
 
         def progressed(report: ChildProgress) -> None:
             percent = 100.0 * report.step / report.total if report.total > 0 else 0.0
-            self._held.progress(attempt.held, percent, step=report.step, total=report.total, preview=report.preview)
+            self._held.progress(
+                attempt.held,
+                percent,
+                step=report.step,
+                total=report.total,
+                preview=report.preview,
+                phase=report.phase or TASK_PHASE_RUNNING,
+            )
 
         try:
             job = attempt.job = await self._prepared(attempt, progressed)
@@ -302,6 +310,7 @@ class Attempts:
         lease, output = attempt.held.lease, done.output
         objects: list[ResultObject] = []
         if output.files:
+            self._held.progress(attempt.held, 100.0, step=0, total=0, phase=TASK_PHASE_STORING)
             uploads = attempt.uploads = Uploads(self._objects, lease)
             objects = [await uploads.put(job.payload.folder, file) for file in output.files]
         result = name_files(output, lease.result_prefix)

@@ -9,6 +9,7 @@ from typing import Any
 from atelier.inference.v1.child_pb2 import ChildDone, ChildResident
 from atelier.inference.v1.inference_service_pb2 import ResidentModel
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_INTERNAL, ERROR_CATEGORY_RESOURCE
+from atelier.tasks.v1.phase_pb2 import TASK_PHASE_LOADING_MODEL, TASK_PHASE_RUNNING
 
 from meshkit import tracing
 from meshkit.logging import get_logger
@@ -85,7 +86,14 @@ class BatchRunner:
         if not batch:
             return []
         try:
-            with self._lend(tuple(dict.fromkeys(needs))) as lent:
+            wanted = tuple(dict.fromkeys(needs))
+            if wanted:
+                for context in batch:
+                    context.begins(TASK_PHASE_LOADING_MODEL)
+            with self._lend(wanted) as lent:
+                if wanted:
+                    for context in batch:
+                        context.begins(TASK_PHASE_RUNNING)
                 outcomes = handler.run(batch, lent)
             if len(outcomes) != len(batch):
                 raise RuntimeError(f"{len(outcomes)} outcomes for {len(batch)} tasks")

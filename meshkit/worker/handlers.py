@@ -171,6 +171,10 @@ class TaskContext(Protocol):
         """Report that `step` of `total` is done; `preview` is a small JPEG. Also feeds the step deadline."""
         ...
 
+    def upscaling(self) -> None:
+        """Report that the picture is drawn, and is being enlarged."""
+        ...
+
     def cancelled(self) -> bool:
         """Tell whether the attempt is to stop; read between steps."""
         ...

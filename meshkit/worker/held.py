@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from atelier.tasks.v1.phase_pb2 import TASK_PHASE_RUNNING, TaskPhase
 from atelier.tasks.v1.worker_service_pb2 import AttemptRef, Lease, Progress
 
 from meshkit.worker.session import WorkerSession
@@ -111,16 +112,27 @@ class HeldLeases:
             self.drop(held)
         self._progress.clear()
 
-    def progress(self, held: HeldLease, percent: float, *, step: int, total: int, preview: bytes = b"") -> None:
+    def progress(
+        self,
+        held: HeldLease,
+        percent: float,
+        *,
+        step: int,
+        total: int,
+        preview: bytes = b"",
+        phase: TaskPhase.ValueType = TASK_PHASE_RUNNING,
+    ) -> None:
         """Note the progress of an attempt. The newest is reported, a few times a second."""
         if held.lost is not None or held.key not in self._held:
             return
         before = self._progress.get(held.key)
         if not preview and before is not None:
             preview = before.preview
-        self._progress[held.key] = Progress(
-            ref=held.ref, progress=min(max(percent, 0.0), 100.0), step=step, total_steps=total, preview=preview
+        noted = self._progress[held.key] = Progress(
+            ref=held.ref, progress=min(max(percent, 0.0), 100.0), preview=preview, phase=phase
         )
+        if total > 0:
+            noted.step, noted.total_steps = step, total
         self.progressed.set()
 
     def take_progress(self, most: int) -> list[Progress]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from atelier.inference.v1.child_pb2 import ChildJob, ChildProgress
+from atelier.tasks.v1.phase_pb2 import TASK_PHASE_RUNNING, TASK_PHASE_UPSCALING, TaskPhase
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from atelier.tasks.v1.worker_service_pb2 import JOB_KIND_TASK
 
@@ -33,6 +34,7 @@ class JobContext:
         "_cancelled",
         "_folder",
         "_number",
+        "_phase",
         "_report",
         "_reported",
         "inputs",
@@ -55,6 +57,7 @@ class JobContext:
         self._report = report
         self._cancelled = False
         self._reported = -1.0
+        self._phase: TaskPhase.ValueType = TASK_PHASE_RUNNING
 
     @property
     def folder(self) -> Path:
@@ -77,7 +80,19 @@ class JobContext:
         if preview is None and step < total and now - self._reported < _PROGRESS_INTERVAL_SECONDS:
             return
         self._reported = now
-        self._report(ChildProgress(number=self._number, step=step, total=total, preview=preview or b""))
+        self._report(
+            ChildProgress(number=self._number, step=step, total=total, preview=preview or b"", phase=self._phase)
+        )
+
+    def begins(self, phase: TaskPhase.ValueType) -> None:
+        """Report what the attempt is at from now on."""
+        self._phase = phase
+        self._report(ChildProgress(number=self._number, phase=phase))
+
+    def upscaling(self) -> None:
+        """Report that the picture is drawn, and is being enlarged."""
+        if self._phase != TASK_PHASE_UPSCALING:
+            self.begins(TASK_PHASE_UPSCALING)
 
     def cancelled(self) -> bool:
         """Tell whether the attempt is to stop; read between steps."""

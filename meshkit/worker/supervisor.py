@@ -403,7 +403,8 @@ class ChildSupervisor:
             self._done(frame.done)
         elif kind == "progress":
             if (running := self._running.get(frame.progress.number)) is not None:
-                running.last_seen, running.stepped = self._clock(), True
+                # A phase alone is no step: after the first of those, silence is judged more strictly.
+                running.last_seen, running.stepped = self._clock(), running.stepped or frame.progress.total > 0
                 running.on_progress(frame.progress)
         elif kind == "resident":
             self._resident = frame.resident

@@ -245,6 +245,10 @@ class TaskStore(Protocol):
         """Tasks, newest first; fewer than `limit` also where they are too large together for one answer."""
         ...
 
+    async def ahead(self, record: TaskRecord) -> int:
+        """Tasks of its tenant, of its kind, that are served before a waiting task; 100 at most."""
+        ...
+
     async def attempts(self, task_id: UUID) -> list[AttemptRecord]:
         """Return a task's attempts, oldest first."""
         ...

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from atelier.events.v1 import events_pb2
-from atelier.tasks.v1 import tasks_service_pb2
+from atelier.tasks.v1 import phase_pb2, tasks_service_pb2
 from google.protobuf.message import DecodeError
 
 from meshkit.access import Caller
 from meshkit.bus import Bus, BusMessage, BusSubscription
 from services.tasks.convert import to_task
-from services.tasks.domain import TERMINAL, TaskRecord
+from services.tasks.domain import TERMINAL, TaskRecord, TaskStatus
 from services.tasks.errors import task_not_found
 from services.tasks.events import EVERY_SUBJECT, PROGRESS_SUBJECT
 from services.tasks.store import TaskStore
@@ -80,12 +80,15 @@ class TaskWatchers:
             await self._listen()
             # What changed before the listening began is in the row now.
             record = await self._again(task_id, record)
-            sent_version, sent_progress = after_version, -1.0
+            sent_version, sent_progress, sent_ahead = after_version, -1.0, -1
             while True:
                 final = record.state in TERMINAL
-                if record.version > sent_version or final or record.progress > sent_progress >= 0:
+                ahead = await self._store.ahead(record) if record.state is TaskStatus.PENDING else sent_ahead
+                moved = record.progress > sent_progress >= 0 or ahead != sent_ahead >= 0
+                sent_ahead = ahead
+                if record.version > sent_version or final or moved:
                     sent_version, sent_progress = record.version, record.progress
-                    yield tasks_service_pb2.WatchTaskResponse(task=to_task(record), final=final)
+                    yield _state(record, ahead)
                 if final:
                     return
                 await self._wait(watcher)
@@ -143,6 +146,13 @@ class TaskWatchers:
             watcher.changed.set()
 
 
+def _state(record: TaskRecord, ahead: int) -> tasks_service_pb2.WatchTaskResponse:
+    response = tasks_service_pb2.WatchTaskResponse(task=to_task(record), final=record.state in TERMINAL)
+    if record.state is TaskStatus.PENDING:
+        response.phase, response.tasks_ahead = phase_pb2.TASK_PHASE_QUEUED, ahead
+    return response
+
+
 def _progress(record: TaskRecord, event: events_pb2.TaskProgressEvent) -> tasks_service_pb2.WatchTaskResponse:
     response = tasks_service_pb2.WatchTaskResponse(task=to_task(record), preview=event.preview)
     response.task.progress = event.progress
@@ -150,4 +160,6 @@ def _progress(record: TaskRecord, event: events_pb2.TaskProgressEvent) -> tasks_
         response.step = event.step
     if event.HasField("total_steps"):
         response.total_steps = event.total_steps
+    if event.HasField("phase"):
+        response.phase = event.phase
     return response

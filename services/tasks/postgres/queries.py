@@ -115,6 +115,32 @@ async def list_tasks(conn: Connection, which: TaskFilter, skip: int, limit: int,
     return [columns.record(row) for row in await cursor.fetchall()]
 
 
+# Read from the start of the tenant's range in the index `tasks_waiting`, and no further than is told.
+_AHEAD = """
+SELECT count(*) FROM (
+    SELECT FROM tasks
+    WHERE queue_name = %(queue)s AND tenant = %(tenant)s AND lane = %(lane)s
+        AND status = 'PENDING' AND not_before IS NULL
+        AND (priority > %(priority)s OR (priority = %(priority)s AND (created_at, id) < (%(created_at)s, %(id)s)))
+    LIMIT 100
+) before
+"""
+
+
+async def ahead(conn: Connection, record: TaskRecord) -> int:
+    """Tasks of its tenant, of its kind, that are served before a waiting task; 100 at most."""
+    values = {
+        "queue": record.queue_name,
+        "tenant": record.tenant,
+        "lane": record.lane,
+        "priority": record.priority,
+        "created_at": record.created_at,
+        "id": record.id,
+    }
+    row = await (await conn.execute(_AHEAD, values)).fetchone()
+    return row[0] if row is not None else 0
+
+
 async def attempts(conn: Connection, task_id: UUID) -> list[AttemptRecord]:
     """Return a task's last attempts, oldest first."""
     cursor = await conn.execute(_ATTEMPTS, {"id": task_id})

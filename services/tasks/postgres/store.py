@@ -101,6 +101,11 @@ class PostgresTaskStore:
         async with self._db.connection() as conn:
             return await queries.list_tasks(conn, which, skip, limit, self._page_bytes)
 
+    async def ahead(self, record: TaskRecord) -> int:
+        """Tasks of its tenant, of its kind, that are served before a waiting task; 100 at most."""
+        async with self._db.connection() as conn:
+            return await queries.ahead(conn, record)
+
     async def attempts(self, task_id: UUID) -> list[AttemptRecord]:
         """Return a task's attempts, oldest first."""
         async with self._db.connection() as conn:

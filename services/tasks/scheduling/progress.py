@@ -31,7 +31,7 @@ class ProgressRelay:
         self._store = store
         self._notifier = notifier
         self._clock = clock
-        self._sent: OrderedDict[UUID, float] = OrderedDict()
+        self._sent: OrderedDict[UUID, tuple[float, int]] = OrderedDict()
         self._notes: dict[UUID, ProgressNote] = {}
 
     def report(self, session: UUID, items: Iterable[tuple[worker_service_pb2.Progress, str]]) -> None:
@@ -40,10 +40,11 @@ class ProgressRelay:
         for item, tenant in items:
             ref = from_ref(item.ref)
             self._notes[ref.job_id] = ProgressNote(ref, session, item.progress)
-            last = self._sent.get(ref.job_id)
-            if last is not None and now - last < MIN_INTERVAL_SECONDS and item.progress < 100:
+            last, phase = self._sent.get(ref.job_id, (None, None))
+            early = last is not None and now - last < MIN_INTERVAL_SECONDS
+            if early and item.progress < 100 and item.phase == phase:
                 continue
-            self._sent[ref.job_id] = now
+            self._sent[ref.job_id] = (now, item.phase)
             self._sent.move_to_end(ref.job_id)
             if len(self._sent) > _REMEMBERED:
                 self._sent.popitem(last=False)
@@ -68,4 +69,6 @@ def _event(item: worker_service_pb2.Progress, tenant: str) -> bytes:
         event.step = item.step
     if item.HasField("total_steps"):
         event.total_steps = item.total_steps
+    if item.phase:
+        event.phase = item.phase
     return event.SerializeToString()

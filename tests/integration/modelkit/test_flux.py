@@ -31,6 +31,9 @@ class Observer:
         if preview:
             self.previews.append(preview)
 
+    def upscaling(self) -> None:
+        pass
+
     def cancelled(self) -> bool:
         return self.cancel_after is not None and len(self.steps) >= self.cancel_after
 

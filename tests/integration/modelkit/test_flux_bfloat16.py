@@ -26,6 +26,9 @@ class Watcher:
         if preview:
             self.previews.append(preview)
 
+    def upscaling(self) -> None:
+        pass
+
     def cancelled(self) -> bool:
         return False
 

@@ -37,6 +37,9 @@ class Context:
     def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
         self.steps.append((step, total))
 
+    def upscaling(self) -> None:
+        pass
+
     def cancelled(self) -> bool:
         return self._cancelled
 

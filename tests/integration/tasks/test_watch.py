@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 from atelier.events.v1 import events_pb2
-from atelier.tasks.v1 import enums_pb2, tasks_service_pb2
+from atelier.tasks.v1 import enums_pb2, phase_pb2, tasks_service_pb2, worker_service_pb2
 
 from meshkit.bus import Bus, BusMessage
 from meshkit.errors import ErrorKind, MeshError
 from tests.conftest import NatsControl
-from tests.integration.tasks.conftest import Mesh, StartMesh, until
+from tests.integration.tasks.conftest import Mesh, StartMesh, ref, until
 
 
 class Follower:
@@ -190,3 +190,39 @@ async def test_nothing_is_lost_when_nats_loses_its_disk(start_mesh: StartMesh, n
 
 async def _has_step(follower: Follower, step: int) -> bool:
     return any(response.step == step for response in follower.seen)
+
+
+async def test_a_task_tells_what_it_is_at(mesh: Mesh) -> None:
+    first, second = await mesh.create(), await mesh.create()
+    await mesh.create(tenant="other")
+    follower = Follower(mesh, second.id)
+    await until(lambda: _told(follower, 1))
+    assert (follower.seen[0].phase, follower.seen[0].tasks_ahead) == (phase_pb2.TASK_PHASE_QUEUED, 1)
+    worker = await mesh.worker()
+    leases = await worker.lease(3)
+    assert first.id in {lease.job_id for lease in leases}
+    [lease] = [lease for lease in leases if lease.job_id == second.id]
+    await until(lambda: _told(follower, 2))
+    assert not follower.seen[-1].HasField("tasks_ahead")
+    wanted = [
+        (phase_pb2.TASK_PHASE_LOADING_MODEL, 0.0),
+        (phase_pb2.TASK_PHASE_RUNNING, 50.0),
+        (phase_pb2.TASK_PHASE_UPSCALING, 100.0),
+        (phase_pb2.TASK_PHASE_STORING, 100.0),
+    ]
+    for count, (phase, progress) in enumerate(wanted, 1):
+        item = worker_service_pb2.Progress(ref=ref(lease), progress=progress, phase=phase)
+        await worker.stub.Report(worker_service_pb2.ReportRequest(session_id=worker.session, progress=[item]))
+        # Each is told at once, however short the one before it was.
+        await until(lambda count=count: _phases(follower, count))  # type: ignore[misc]  # bound in the loop
+    assert [one.phase for one in follower.seen if not one.tasks_ahead and one.phase] == [phase for phase, _ in wanted]
+    await worker.complete(lease)
+    await follower.task
+
+
+async def _told(follower: Follower, count: int) -> bool:
+    return len(follower.seen) >= count
+
+
+async def _phases(follower: Follower, count: int) -> bool:
+    return sum(1 for one in follower.seen if one.phase and not one.tasks_ahead) >= count

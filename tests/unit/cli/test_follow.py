@@ -7,10 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
+from rich.progress import Progress, TextColumn
 
-from atelier_cli.client import Gateway
+from atelier_cli.client import Gateway, TaskProgress
 from atelier_cli.commands import generate as commands
-from atelier_cli.commands.follow import cancelled_on_interrupt, command, follow_all, told_on_interrupt
+from atelier_cli.commands.follow import TaskBar, cancelled_on_interrupt, command, follow_all, told_on_interrupt
 from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder
 
@@ -110,3 +111,28 @@ def test_an_interrupt_says_how_to_follow_again(tmp_path: Path, capsys: pytest.Ca
     said = f"Task 1 goes on. Follow it again: atelier task watch 1 --tenant acme --data {tmp_path}"
     assert " ".join(capsys.readouterr().err.split()) == said
     assert command("task watch 1", "default", DataFolder.choose(None)) == "atelier task watch 1"
+
+
+@pytest.mark.parametrize(
+    ("event", "state", "completed"),
+    [
+        ({"phase": "QUEUED", "tasks_ahead": 3}, "queued, 3 ahead", 0),
+        ({"phase": "QUEUED", "tasks_ahead": 100}, "queued, 100+ ahead", 0),
+        ({"phase": "QUEUED", "tasks_ahead": 0}, "queued", 0),
+        ({"phase": "LOADING_MODEL"}, "loading the model", 0),
+        ({"phase": "RUNNING", "step": 2, "total_steps": 4}, "step 2 of 4", 45),
+        ({"phase": "RUNNING", "step": 4, "total_steps": 4}, "step 4 of 4", 90),
+        ({"phase": "UPSCALING", "step": 4, "total_steps": 4}, "upscaling", 92),
+        ({"phase": "STORING"}, "storing", 97),
+    ],
+)
+def test_a_bar_names_what_its_task_is_at_and_leaves_room_for_what_follows_the_steps(
+    event: dict[str, Any], state: str, completed: float
+) -> None:
+    bars = Progress(TextColumn("{task.fields[state]}"), disable=True)
+    bar = TaskBar(bars, "a red dress")
+    task = {"status": "PENDING" if event["phase"] == "QUEUED" else "EXECUTING", "progress": 0}
+    bar.show(TaskProgress(task, event.get("step"), event.get("total_steps"), event["phase"], event.get("tasks_ahead")))
+    assert (bars.tasks[0].fields["state"], bars.tasks[0].completed) == (state, completed)
+    bar.show(TaskProgress({"status": "COMPLETED", "progress": 100}, None, None))
+    assert (bars.tasks[0].fields["state"], bars.tasks[0].completed) == ("completed", 100)

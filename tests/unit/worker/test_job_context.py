@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from atelier.inference.v1.child_pb2 import ChildJob, ChildProgress
+from atelier.tasks.v1.phase_pb2 import TASK_PHASE_LOADING_MODEL, TASK_PHASE_RUNNING, TASK_PHASE_UPSCALING
 from atelier.tasks.v1.worker_service_pb2 import JOB_KIND_TASK
 
 from meshkit.worker.job_context import JobContext
@@ -40,3 +41,21 @@ def test_a_cancel_is_seen() -> None:
     assert not context.cancelled()
     context.cancel()
     assert context.cancelled()
+
+
+def test_what_an_attempt_is_at_is_told_with_its_progress() -> None:
+    reports: list[ChildProgress] = []
+    context = JobContext(ChildJob(number=3), reports.append)
+    context.begins(TASK_PHASE_LOADING_MODEL)
+    context.begins(TASK_PHASE_RUNNING)
+    context.progress(4, 4)
+    context.upscaling()
+    context.upscaling()
+    context.progress(4, 4)
+    assert [(report.phase, report.step, report.total) for report in reports] == [
+        (TASK_PHASE_LOADING_MODEL, 0, 0),
+        (TASK_PHASE_RUNNING, 0, 0),
+        (TASK_PHASE_RUNNING, 4, 4),
+        (TASK_PHASE_UPSCALING, 0, 0),
+        (TASK_PHASE_UPSCALING, 4, 4),
+    ]

@@ -7,6 +7,7 @@ and the headers are `Nats-Msg-Id` (the event's id), `Atelier-Version` (of the en
 """
 
 from atelier.tasks.v1 import enums_pb2 as _enums_pb2
+from atelier.tasks.v1 import phase_pb2 as _phase_pb2
 from atelier.tasks.v1 import task_pb2 as _task_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -773,6 +774,7 @@ class TaskProgressEvent(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     tenant: _builtins.str
@@ -787,6 +789,8 @@ class TaskProgressEvent(_message.Message):
     """Steps in all."""
     preview: _builtins.bytes
     """Small JPEG of the picture so far, where the pipeline gives one."""
+    phase: _phase_pb2.TaskPhase.ValueType
+    """What the task is at, where the worker tells."""
     def __init__(
         self,
         *,
@@ -797,15 +801,20 @@ class TaskProgressEvent(_message.Message):
         step: _builtins.int | None = ...,
         total_steps: _builtins.int | None = ...,
         preview: _builtins.bytes = ...,
+        phase: _phase_pb2.TaskPhase.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "_total_steps", b"_total_steps", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_total_steps", b"_total_steps", "phase", b"phase", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "_total_steps", b"_total_steps", "attempt", b"attempt", "preview", b"preview", "progress", b"progress", "step", b"step", "task_id", b"task_id", "tenant", b"tenant", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_total_steps", b"_total_steps", "attempt", b"attempt", "phase", b"phase", "preview", b"preview", "progress", b"progress", "step", b"step", "task_id", b"task_id", "tenant", b"tenant", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__phase: _TypeAlias = _typing.Literal["phase"]  # noqa: Y015
+    _WhichOneofArgType__phase: _TypeAlias = _typing.Literal["_phase", b"_phase"]  # noqa: Y015
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
     _WhichOneofReturnType__total_steps: _TypeAlias = _typing.Literal["total_steps"]  # noqa: Y015
     _WhichOneofArgType__total_steps: _TypeAlias = _typing.Literal["_total_steps", b"_total_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__phase) -> _WhichOneofReturnType__phase | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
     @_typing.overload

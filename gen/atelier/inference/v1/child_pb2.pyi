@@ -5,6 +5,7 @@ isort:skip_file
 
 from atelier.inference.v1 import inference_service_pb2 as _inference_service_pb2
 from atelier.tasks.v1 import enums_pb2 as _enums_pb2
+from atelier.tasks.v1 import phase_pb2 as _phase_pb2
 from atelier.tasks.v1 import task_pb2 as _task_pb2
 from atelier.tasks.v1 import worker_service_pb2 as _worker_service_pb2
 from collections import abc as _abc
@@ -281,6 +282,7 @@ class ChildProgress(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number of the job."""
     step: _builtins.int
@@ -289,6 +291,8 @@ class ChildProgress(_message.Message):
     """Steps in all."""
     preview: _builtins.bytes
     """Small JPEG of the picture so far."""
+    phase: _phase_pb2.TaskPhase.ValueType
+    """What it is at."""
     def __init__(
         self,
         *,
@@ -296,10 +300,11 @@ class ChildProgress(_message.Message):
         step: _builtins.int = ...,
         total: _builtins.int = ...,
         preview: _builtins.bytes = ...,
+        phase: _phase_pb2.TaskPhase.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "preview", b"preview", "step", b"step", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "phase", b"phase", "preview", b"preview", "step", b"step", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from atelier.tasks.v1 import enums_pb2 as _enums_pb2
+from atelier.tasks.v1 import phase_pb2 as _phase_pb2
 from atelier.tasks.v1 import task_pb2 as _task_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -514,6 +515,8 @@ class WatchTaskResponse(_message.Message):
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    TASKS_AHEAD_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Steps done of the current attempt, where the worker tells."""
     total_steps: _builtins.int
@@ -522,6 +525,10 @@ class WatchTaskResponse(_message.Message):
     """Small JPEG of the picture so far, where the pipeline gives one."""
     final: _builtins.bool
     """True for the last message of the stream."""
+    phase: _phase_pb2.TaskPhase.ValueType
+    """What the task is at: QUEUED while it waits, else what its worker tells."""
+    tasks_ahead: _builtins.int
+    """While it waits, the tasks of its tenant that are served before it; 100 stands for more."""
     @_builtins.property
     def task(self) -> _task_pb2.Task:
         """The task at that moment."""
@@ -534,17 +541,27 @@ class WatchTaskResponse(_message.Message):
         total_steps: _builtins.int | None = ...,
         preview: _builtins.bytes = ...,
         final: _builtins.bool = ...,
+        phase: _phase_pb2.TaskPhase.ValueType | None = ...,
+        tasks_ahead: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "_total_steps", b"_total_steps", "step", b"step", "task", b"task", "total_steps", b"total_steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_tasks_ahead", b"_tasks_ahead", "_total_steps", b"_total_steps", "phase", b"phase", "step", b"step", "task", b"task", "tasks_ahead", b"tasks_ahead", "total_steps", b"total_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "_total_steps", b"_total_steps", "final", b"final", "preview", b"preview", "step", b"step", "task", b"task", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_tasks_ahead", b"_tasks_ahead", "_total_steps", b"_total_steps", "final", b"final", "phase", b"phase", "preview", b"preview", "step", b"step", "task", b"task", "tasks_ahead", b"tasks_ahead", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__phase: _TypeAlias = _typing.Literal["phase"]  # noqa: Y015
+    _WhichOneofArgType__phase: _TypeAlias = _typing.Literal["_phase", b"_phase"]  # noqa: Y015
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    _WhichOneofReturnType__tasks_ahead: _TypeAlias = _typing.Literal["tasks_ahead"]  # noqa: Y015
+    _WhichOneofArgType__tasks_ahead: _TypeAlias = _typing.Literal["_tasks_ahead", b"_tasks_ahead"]  # noqa: Y015
     _WhichOneofReturnType__total_steps: _TypeAlias = _typing.Literal["total_steps"]  # noqa: Y015
     _WhichOneofArgType__total_steps: _TypeAlias = _typing.Literal["_total_steps", b"_total_steps"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__phase) -> _WhichOneofReturnType__phase | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tasks_ahead) -> _WhichOneofReturnType__tasks_ahead | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__total_steps) -> _WhichOneofReturnType__total_steps | None: ...
 

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from atelier.tasks.v1 import enums_pb2 as _enums_pb2
+from atelier.tasks.v1 import phase_pb2 as _phase_pb2
 from atelier.tasks.v1 import task_pb2 as _task_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -467,6 +468,7 @@ class Progress(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
     progress: _builtins.float
     """Percent done, 0 to 100."""
     step: _builtins.int
@@ -475,6 +477,8 @@ class Progress(_message.Message):
     """Steps in all."""
     preview: _builtins.bytes
     """Small JPEG of the picture so far."""
+    phase: _phase_pb2.TaskPhase.ValueType
+    """What it is at."""
     @_builtins.property
     def ref(self) -> Global___AttemptRef:
         """The attempt."""
@@ -487,10 +491,11 @@ class Progress(_message.Message):
         step: _builtins.int | None = ...,
         total_steps: _builtins.int | None = ...,
         preview: _builtins.bytes = ...,
+        phase: _phase_pb2.TaskPhase.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "_total_steps", b"_total_steps", "ref", b"ref", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "_total_steps", b"_total_steps", "preview", b"preview", "progress", b"progress", "ref", b"ref", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "_total_steps", b"_total_steps", "phase", b"phase", "preview", b"preview", "progress", b"progress", "ref", b"ref", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
