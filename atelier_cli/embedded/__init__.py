@@ -2,5 +2,5 @@
 
 Owns how each server is configured, started, probed and stopped; knows no service of the mesh. `atelier up` and the
 tests use the same modules, so the tests cover what a newcomer runs. Each server keeps everything in the folder that it
-is given, listens on 127.0.0.1 alone and takes a random password.
+is given, listens on 127.0.0.1 alone and takes a random password; what it opens beside that takes its own certificate.
 """

@@ -48,6 +48,7 @@ class Launch:
         cwd: The folder it starts in.
         user: The user id and group id it runs under; None keeps the caller's.
         stop_signal: The signal that asks it to stop, also sent by the kernel when its parent dies.
+        umask: The rights that its new files do not get; -1 keeps the caller's.
     """
 
     argv: Sequence[str]
@@ -57,6 +58,7 @@ class Launch:
     cwd: Path = Path("/")
     user: tuple[int, int] | None = None
     stop_signal: signal.Signals = signal.SIGTERM
+    umask: int = -1
 
 
 class Server(Protocol):
@@ -103,6 +105,7 @@ def spawn(launch: Launch) -> subprocess.Popen[bytes]:
             user=uid,
             group=gid,
             extra_groups=[] if launch.user else None,
+            umask=launch.umask,
             # A session of its own: Ctrl-C at the terminal reaches the supervisor alone, which stops the rest in order.
             start_new_session=True,
             preexec_fn=die_with_parent,  # noqa: PLW1509 -- only async-signal-safe calls on memory that exists already

