@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
-from google.protobuf.message import Message
 
 from meshkit import auth, idempotency, metrics, tracing
+from meshkit.decoding import require_readable
 from meshkit.errors import (
     ErrorKind,
     MeshError,
@@ -385,8 +385,8 @@ SCOPED = Interceptor(enter=_hold_to_scope)
 """Refuses callers whose token lacks the scope of the method."""
 
 
-def _of_requests(change: Callable[[Message], None]) -> Interceptor:
-    async def each(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+def _of_requests(change: Callable[[Any], None]) -> Interceptor:
+    async def each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
             change(request)
             yield request
@@ -399,6 +399,9 @@ def _of_requests(change: Callable[[Message], None]) -> Interceptor:
 
     return Interceptor(enter=enter)
 
+
+READABLE = _of_requests(require_readable)
+"""Refuses requests that could not be decoded."""
 
 DEFAULTED = _of_requests(apply_defaults)
 """Fills what a request leaves out with the defaults of the contract."""

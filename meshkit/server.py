@@ -18,11 +18,13 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2_grpc
 
 from meshkit import auth, metrics
+from meshkit.decoding import or_unreadable, require_readable
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.health import HealthServicer, PartStates
 from meshkit.interceptors import (
     DEFAULTED,
     KEYED,
+    READABLE,
     SCOPED,
     TRACED,
     TRANSLATED,
@@ -80,6 +82,7 @@ def interceptors(
         authenticated(verifier),
         KEYED,
         SCOPED,
+        READABLE,  # not before the caller is known
         DEFAULTED,
         validated(settings.free_form_limits),  # holds the request with its defaults to the rules
     )
@@ -211,7 +214,7 @@ class MeshServer:
             return ()
         # Not through `guard`: what that asks for is asked of each call.
         handler = grpc.unary_stream_rpc_method_handler(
-            self._carry, CarryRequest.FromString, CarryResponse.SerializeToString
+            self._carry, or_unreadable(CarryRequest.FromString), CarryResponse.SerializeToString
         )
         self._server.add_registered_method_handlers(BUNDLES, {"Carry": handler})
         return (BUNDLES,)
@@ -229,13 +232,14 @@ class MeshServer:
             if method.bundled and read is not None and write is not None:
                 self._carried[f"/{path}"] = BundledMethod(serve, read, write)
         make = _HANDLER_MAKERS[method.takes_stream, method.gives_stream]
-        result: grpc.RpcMethodHandler[Any, Any] = make(wrapped, read, write)
+        result: grpc.RpcMethodHandler[Any, Any] = make(wrapped, read and or_unreadable(read), write)
         return result
 
     async def _carry(self, request: CarryRequest, context: Context) -> AsyncIterator[CarryResponse]:
         """Serve a bundle: any caller's token opens it, each call is judged by its own."""
         try:
             await verify(self._verifier, texts(context))
+            require_readable(request)
             async for response in self._unbundler.carry(request):
                 yield response
         except MeshError as error:
