@@ -18,7 +18,7 @@ TESTS ?= tests
 # The short form of the tests; `make e2e-long` runs the rest.
 MARKS ?= not long and not bench
 
-.PHONY: help setup up demo test check lint format proto settings proto-baseline bench gpu-check e2e-long chaos clean
+.PHONY: help setup up demo test check lint format proto settings proto-baseline bench gpu-check e2e-long chaos fuzz clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -92,6 +92,9 @@ e2e-long: setup ## Run the long tests too.
 
 chaos: setup ## Kill processes at random under 10,000 tasks; CHAOS="--tasks 1000 --seed 7" changes that; 20 minutes.
 	@$(BIN)/python -m tests.e2e.chaos $(CHAOS)
+
+fuzz: setup ## Send 100,000 generated and hostile requests; FUZZ_SEED=7 draws others; more than an hour.
+	@$(BIN)/python -m pytest -q -m long tests/e2e/test_schema_fuzz.py
 
 clean: ## Remove what was made here, but no data folder of a mesh.
 	rm -rf $(VENV) demo build .mypy_cache .ruff_cache .pytest_cache
