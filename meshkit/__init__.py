@@ -9,7 +9,8 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for
 - `topology`: the one table of services
 - `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths
-- `server` `interceptors` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that travel together
+- `server` `interceptors` `decoding` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that
+  travel together
 - `health`: whether a service and what it stands on work
 - `db` `pipeline` `pipeline_pool` `migration` `outbox` `leadership` `idempotency`: PostgreSQL, which holds all state
 - `bus` `publishing` `eventjson`: NATS, which only notifies
