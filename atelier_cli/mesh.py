@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from atelier_cli import health
+from atelier_cli.bucket import DEFAULT_BUCKET
 from atelier_cli.embedded.nats import NatsServer
 from atelier_cli.embedded.postgres import PostgresServer
 from atelier_cli.embedded.process import Launch, Server, StartError, free_ports, is_free
@@ -25,7 +26,6 @@ from meshkit import topology
 from meshkit.topology import GATEWAY, ServiceSpec
 
 DEFAULT_GATEWAY_PORT: Final = GATEWAY.port
-_BUCKET: Final = "atelier"
 _S3_PARTS: Final = tuple(S3Ports.__dataclass_fields__)
 
 _EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 -- compared with, not bound
@@ -137,7 +137,7 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
     """
     environment, embedded = _backends(folder, credentials, ports)
     environment |= {
-        "ATELIER_S3_BUCKET": given("ATELIER_S3_BUCKET") or _BUCKET,
+        "ATELIER_S3_BUCKET": given("ATELIER_S3_BUCKET") or DEFAULT_BUCKET,
         "ATELIER_AUTH_SECRET": given("ATELIER_AUTH_SECRET") or credentials.auth_secret,
         **{topology.address_setting(spec.role): f"127.0.0.1:{ports[spec.role]}" for spec in topology.addressed()},
     }
@@ -237,7 +237,7 @@ def _backends(
             credentials.s3_access_key,
             credentials.s3_secret_key,
             folder.log("s3"),
-            bucket=given("ATELIER_S3_BUCKET") or _BUCKET,
+            bucket=given("ATELIER_S3_BUCKET") or DEFAULT_BUCKET,
         )
         environment |= {
             "ATELIER_S3_ENDPOINT": s3.endpoint,

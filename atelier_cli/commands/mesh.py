@@ -16,6 +16,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from atelier_cli.bucket import make_bucket
 from atelier_cli.embedded.process import Server, log_tail
 from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder, MeshRecord
@@ -45,6 +46,8 @@ def up(
     folder = DataFolder.choose(data)
     folder.make()
     model = ChosenModel.of_environment()
+    if told_of_bucket := make_bucket():
+        err.print(told_of_bucket, markup=False)
     if detach:
         _start_detached(folder, port)
         return

@@ -1,0 +1,62 @@
+"""The bucket on a store that is not the mesh's own; the embedded store makes its own bucket."""
+
+from typing import Final
+
+import urllib3
+from minio import Minio
+from minio.error import MinioException, S3Error
+
+from atelier_cli.environment import given
+
+DEFAULT_BUCKET: Final = "atelier"
+_TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "on"})
+_SECONDS: Final = 5
+
+
+def make_bucket() -> str | None:
+    """Create the bucket of the store that the environment names, where it is missing and the keys allow it.
+
+    Returns:
+        A sentence for the user: what was done, or why the mesh will have no bucket. None where nothing is to be told.
+
+    Raises:
+        CliError: A file that holds a setting cannot be read.
+    """
+    endpoint = given("ATELIER_S3_ENDPOINT")
+    if endpoint is None:
+        return None
+    name = given("ATELIER_S3_BUCKET") or DEFAULT_BUCKET
+    try:
+        created = _create(endpoint, name)
+    except S3Error as error:
+        return (
+            f"The bucket {name} at {endpoint} could not be found or created with these keys ({error.code}): "
+            "create it, or name another by ATELIER_S3_BUCKET."
+        )
+    except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
+        return f"The object store at {endpoint} does not answer ({type(error).__name__}); the bucket {name} must exist."
+    except ValueError as error:
+        return f"The object store at {endpoint} cannot be asked for the bucket {name}: {error}."
+    return f"Created the bucket {name} at {endpoint}." if created else None
+
+
+def _create(endpoint: str, name: str) -> bool:
+    """Return whether the bucket was missing and is there now."""
+    client = Minio(
+        endpoint,
+        access_key=given("ATELIER_S3_ACCESS_KEY"),
+        secret_key=given("ATELIER_S3_SECRET_KEY"),
+        secure=(given("ATELIER_S3_SECURE") or "").lower() in _TRUE,
+        region=given("ATELIER_S3_REGION") or "us-east-1",
+        http_client=urllib3.PoolManager(timeout=urllib3.Timeout(_SECONDS), retries=urllib3.Retry(1)),
+    )
+    if client.bucket_exists(name):
+        return False
+    try:
+        client.make_bucket(name)
+    except S3Error as error:
+        # Another process created it meanwhile.
+        if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+            raise
+        return False
+    return True
