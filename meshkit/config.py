@@ -107,7 +107,7 @@ class MeshSettings(BaseSettings):
         description="Images decoded at a time, each in a process of its own; one place takes small ones alone.",
     )
     image_memory_bytes: int = Field(
-        default=1536 * 1024 * 1024,
+        default=2560 * 1024 * 1024,
         ge=128 * 1024 * 1024,
         description="Memory that the decoding of large images may take together; one that needs more is refused.",
     )

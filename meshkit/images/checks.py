@@ -175,7 +175,7 @@ class ImageChecks:
     """
 
     def __init__(
-        self, *, places: int = 2, memory_bytes: int = 1536 * _MIB, seconds: float = 30.0, wait_seconds: float = 30.0
+        self, *, places: int = 2, memory_bytes: int = 2560 * _MIB, seconds: float = 30.0, wait_seconds: float = 30.0
     ) -> None:
         self._memory = memory_bytes
         self._seconds = seconds

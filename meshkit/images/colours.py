@@ -72,21 +72,34 @@ def make_for_work(
         MeshError: As for `inspect`.
         MoreNeededError: Likewise.
     """
-    made, note = False, ""
+    maker = _Maker(data, into, limits, path)
+    info = inspect(data, limits, path=path, grant=grant, on_first=maker)
+    return MadeImage(info, maker.made, maker.note)
 
-    def take(image: Image.Image, samples: str) -> None:
-        nonlocal made, note
+
+@dataclass(slots=True)
+class _Maker:
+    """Takes the first frame, and writes what is made of it."""
+
+    data: bytes | BinaryIO
+    into: BinaryIO
+    limits: ImageLimits
+    path: str
+    made: bool = False
+    note: str = ""
+
+    def wants(self, image: Image.Image) -> bool:
+        return not _is_plain(image)
+
+    def take(self, image: Image.Image, samples: str) -> None:
         if _is_plain(image):
             return
         low = None
         if samples == "RGB;16B" and "transparency" in image.info:
-            low = low_bytes(data, limits, path=path)
-        picture, note = plain(image, samples, low)
-        picture.save(into, "PNG", compress_level=1)
-        made = True
-
-    info = inspect(data, limits, path=path, grant=grant, on_first=take)
-    return MadeImage(info, made, note)
+            low = low_bytes(self.data, self.limits, path=self.path)
+        picture, self.note = plain(image, samples, low)
+        picture.save(self.into, "PNG", compress_level=1)
+        self.made = True
 
 
 def plain(image: Image.Image, samples: str = "", low: Image.Image | None = None) -> tuple[Image.Image, str]:
@@ -101,19 +114,27 @@ def plain(image: Image.Image, samples: str = "", low: Image.Image | None = None)
     picture, note = _in_srgb(_without_alpha(_eight_bits(image)), image.info.get("icc_profile"))
     if alpha is not None and alpha.getextrema()[0] != _OPAQUE:
         picture.putalpha(alpha)
-    turn = _TURNS.get(_orientation(image) or 1)
+    turn = _TURNS.get(_orientation(image))
     upright = picture if turn is None else picture.transpose(turn)
     upright.info.clear()  # a profile or an orientation would count a second time
     return upright, note
 
 
-def _orientation(image: Image.Image) -> int | None:
-    """Return how the picture is turned, as EXIF numbers it; None where its EXIF cannot be read."""
+def _orientation(image: Image.Image) -> int:
+    """Return how the picture is turned, as EXIF numbers it; upright where its EXIF cannot be read."""
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        return None
-    return found if isinstance(found, int) else 1
+        return 1
+
+
+def _has_readable_exif(image: Image.Image) -> bool:
+    """Tell whether others who read its EXIF will not fail. Pillow's own reading is kept, so it tells the first only."""
+    try:
+        Image.Exif().load(image.info.get("exif") or b"")
+    except Exception:
+        return False
+    return True
 
 
 def _is_plain(image: Image.Image) -> bool:
@@ -123,7 +144,7 @@ def _is_plain(image: Image.Image) -> bool:
         and not image.info.get("icc_profile")
         and (image.mode == "P" or "transparency" not in image.info)
         and not left_aside()
-        and _orientation(image) is not None
+        and _has_readable_exif(image)
     )
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, Protocol
 
 from PIL import AvifImagePlugin, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
@@ -69,6 +68,18 @@ PngImagePlugin.MAX_TEXT_CHUNK = _MAX_PROFILE_BYTES
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
+class FirstFrame(Protocol):
+    """What takes the first frame of an image."""
+
+    def wants(self, image: Image.Image) -> bool:
+        """Tell from an image that is opened, not yet decoded, whether copies of it will be made."""
+        ...
+
+    def take(self, image: Image.Image, samples: str) -> None:
+        """Take the decoded frame, and Pillow's name of its samples in the file."""
+        ...
+
+
 class MoreNeededError(Exception):
     """An image needs more than was granted.
 
@@ -92,7 +103,7 @@ def inspect(
     *,
     path: str = MEMBER,
     grant: ImageGrant = EVERYTHING,
-    on_first: Callable[[Image.Image, str], None] | None = None,
+    on_first: FirstFrame | None = None,
 ) -> ImageInfo:
     """Check an image: format, size, frames, and that all of it decodes.
 
@@ -101,7 +112,7 @@ def inspect(
         limits: What is allowed.
         path: Path of the request's member, for the error.
         grant: What decoding may take.
-        on_first: Called with the first frame, decoded, and the name of its samples in the file, before the others are.
+        on_first: Takes the first frame, before the others are decoded.
 
     Raises:
         MeshError: `INVALID` with what is wrong, `TOO_LARGE` for too many bytes.
@@ -179,7 +190,7 @@ def _decode(
     limits: ImageLimits,
     path: str,
     grant: ImageGrant,
-    on_first: Callable[[Image.Image, str], None] | None,
+    on_first: FirstFrame | None,
 ) -> int:
     """Decode all frames and count them.
 
@@ -195,7 +206,7 @@ def _decode(
                 announced = int(getattr(image, "n_frames", 1))
                 _check_frames(announced, announced * image.width * image.height, limits, path)
             frames, pixels = 1, image.width * image.height
-            extra = 0 if on_first is None else _WORK_BYTES_PER_PIXEL
+            extra = _WORK_BYTES_PER_PIXEL if on_first is not None and on_first.wants(image) else 0
             while True:
                 _check_frames(frames, pixels, limits, path)
                 needed = image.width * image.height * (_bytes_per_pixel(image) + extra)
@@ -204,7 +215,8 @@ def _decode(
                 samples = _samples(image)
                 image.load()
                 if on_first is not None and frames == 1:
-                    on_first(image, samples)
+                    on_first.take(image, samples)
+                    extra = 0
                 # What follows in an MPO are other pictures, such as the same scene for the other eye.
                 if image.format == "MPO" or not _next_frame(image, frames):
                     return frames

@@ -124,6 +124,20 @@ async def test_many_frames_that_are_allowed_pass(checks: ImageChecks) -> None:
     assert (info.frames, info.width) == (150, 600)
 
 
+async def test_the_largest_image_that_passes_the_door_passes_for_work(
+    checks: ImageChecks, large: bytes, tmp_path: Path
+) -> None:
+    assert (await checks.check("acme", large)).width == 8000
+    work = await checks.make_for_work("acme", large, tmp_path / "plain.png")
+    assert not work.made
+    out = io.BytesIO()
+    Image.new("L", (8000, 8000), 90).save(out, "TIFF", compression="tiff_lzw")
+    work = await checks.make_for_work("acme", out.getvalue(), tmp_path / "made.png")
+    assert work.made
+    assert (tmp_path / "made.png").stat().st_size > 0
+    assert not (tmp_path / "plain.png").exists()
+
+
 async def test_an_image_that_needs_more_than_all_memory_is_refused_undecoded(large: bytes) -> None:
     checks = ImageChecks(memory_bytes=128 * MIB)
     try:

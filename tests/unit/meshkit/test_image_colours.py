@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image, ImageCms
 
+from meshkit.config import MeshSettings
 from meshkit.errors import MeshError
+from meshkit.images import decoding
 from meshkit.images.colours import make_for_work
 from meshkit.images.decoding import inspect
+from meshkit.images.limits import DEFAULT_LIMITS
 from modelkit.framing import FrameRequest, frame
 from modelkit.pictures import open_picture
 
@@ -326,6 +329,12 @@ def test_the_first_frame_is_made_and_all_are_checked() -> None:
     assert near(picture.getpixel((0, 0)), (255, 0, 0))
     with pytest.raises(MeshError):
         make_for_work(data[:-60], io.BytesIO())
+
+
+def test_what_the_limits_let_pass_fits_into_the_memory_of_a_service() -> None:
+    most = (max(decoding._BYTES_PER_PIXEL.values()) + decoding._WORK_BYTES_PER_PIXEL) * DEFAULT_LIMITS.max_pixels
+    assert most <= MeshSettings.model_fields["image_memory_bytes"].default
+    assert set(decoding._BYTES_PER_PIXEL) == set(DEFAULT_LIMITS.formats)
 
 
 # -- parts that change no pixel ------------------------------------------------------------------------------------
