@@ -7,7 +7,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `config` `logging` `tracing` `metrics` `lifecycle` `loops` `microbatch` `lingers`: a process and its background work
 - `children` `wire`: processes below a process, and what the two say to each other
 - `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for
-- `topology`: the one table of services
+- `topology`: the one table of services; `quotas` `stored_bytes`: what a tenant may take of what all share
 - `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths
 - `server` `interceptors` `decoding` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that
   travel together

@@ -114,6 +114,27 @@ class MeshSettings(BaseSettings):
     image_seconds: float = Field(default=30.0, gt=0, description="How long one image may take to decode.")
     image_wait_seconds: float = Field(default=30.0, gt=0, description="How long an image waits for its turn.")
 
+    tenant_max_calls: int = Field(
+        default=1000, ge=1, description="Calls of one tenant that a process serves at once, streams included."
+    )
+    tenant_max_streams: int = Field(
+        default=200, ge=1, description="Streams of one tenant that a process serves at once."
+    )
+    tenant_requests_per_second: int = Field(
+        default=5000, ge=1, description="Requests of one tenant a second that a gateway answers; 429 beyond."
+    )
+    tenant_waiting_tasks: int = Field(
+        default=250_000, ge=1, description="Tasks of one tenant that may wait; creates beyond are a 429."
+    )
+    tenant_storage_bytes: int = Field(
+        default=1 << 40,
+        ge=0,
+        description="Bytes that one tenant may store; uploads and creates beyond are a 429; 0 for any number.",
+    )
+    reflection_open: bool = Field(
+        default=False, description="Whether gRPC reflection tells the contracts without a token."
+    )
+
     database_url: SecretStr = Field(
         default=SecretStr(""), description="PostgreSQL: postgresql://user:password@host:port/name"
     )

@@ -31,6 +31,7 @@ from meshkit.errors import (
 )
 from meshkit.freeform import FreeFormLimits
 from meshkit.logging import get_logger
+from meshkit.quotas import TenantShare
 from meshkit.status import CODE_OF_KIND, to_status
 from meshkit.unbundling import BundledContext
 from meshkit.validation import apply_defaults, check
@@ -264,6 +265,32 @@ def dismissed(followers: Followers) -> Interceptor:
 def limited(limits: CallLimits) -> Interceptor:
     """Refuse calls beyond the limits."""
     return Interceptor(enter=limits.enter, leave=limits.leave)
+
+
+def shared(calls: TenantShare, streams: TenantShare) -> Interceptor:
+    """Refuse calls beyond their tenant's share; services and workers, whose tokens name no tenant, have none."""
+
+    def enter(call: Call) -> None:
+        tenant = call.principal.tenant
+        if not tenant:
+            return
+        calls.enter(tenant)
+        if call.method.gives_stream:
+            try:
+                streams.enter(tenant)
+            except MeshError:
+                calls.leave(tenant)
+                raise
+
+    def leave(call: Call) -> None:
+        tenant = call.principal.tenant
+        if not tenant:
+            return
+        calls.leave(tenant)
+        if call.method.gives_stream:
+            streams.leave(tenant)
+
+    return Interceptor(enter=enter, leave=leave)
 
 
 def measured(clock: Callable[[], float], *, logged: bool) -> Interceptor:

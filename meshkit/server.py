@@ -40,10 +40,12 @@ from meshkit.interceptors import (
     dismissed,
     limited,
     measured,
+    shared,
     texts,
     validated,
     verify,
 )
+from meshkit.quotas import CALLS, STREAMS, TenantShare
 from meshkit.scopes import scope_name
 from meshkit.unbundling import BundledMethod, Unbundler
 
@@ -80,6 +82,10 @@ def interceptors(
         limited(limits),  # before anything is done for the call
         TRACED,  # from here on log lines bear the trace
         authenticated(verifier),
+        shared(
+            TenantShare(CALLS, settings.tenant_max_calls, "tenant_max_calls"),
+            TenantShare(STREAMS, settings.tenant_max_streams, "tenant_max_streams"),
+        ),
         KEYED,
         SCOPED,
         READABLE,  # not before the caller is known
@@ -118,7 +124,6 @@ class MeshServer:
         listen: `host:port`; port 0 lets the system choose. The settings' address where absent.
         servicers: For each service its generated `add_...Servicer_to_server` and the servicer.
         verifier: Verifies tokens.
-        reflection: Whether clients may ask for the contracts.
         parts: What the service stands on, for health checks.
         clock: Monotonic seconds.
     """
@@ -130,7 +135,6 @@ class MeshServer:
         servicers: Servicers,
         verifier: auth.TokenVerifier,
         listen: str | None = None,
-        reflection: bool = True,
         parts: PartStates | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -155,8 +159,7 @@ class MeshServer:
         self.services = recorder.register(self._server)
         self._names = (*self.services, *self._serve_bundles())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if reflection:
-            _enable_reflection(self._names, self._server)
+        _enable_reflection(self._names, self._server, None if settings.reflection_open else verifier)
         self.port = 0
 
     @property
@@ -344,7 +347,21 @@ def describe(path: str, handler: grpc.RpcMethodHandler[Any, Any]) -> CalledMetho
     )
 
 
-def _enable_reflection(names: Sequence[str], server: grpc.aio.Server) -> None:
-    from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 -- only where it is switched on
+def _enable_reflection(names: Sequence[str], server: grpc.aio.Server, verifier: auth.TokenVerifier | None) -> None:
+    """Tell the contracts to whoever bears a token; to anyone where there is no verifier."""
+    from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # noqa: PLC0415 -- only where a server is
 
-    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    class Reflection(reflection.aio.ReflectionServicer):  # type: ignore[misc]  # the library has no types
+        async def ServerReflectionInfo(  # noqa: N802 -- the contract's name
+            self, request_iterator: Any, context: Context
+        ) -> AsyncIterator[Any]:
+            if verifier is not None:
+                try:
+                    await verify(verifier, texts(context))
+                except MeshError as error:
+                    await abort(context, error)
+            async for response in super().ServerReflectionInfo(request_iterator, context):
+                yield response
+
+    servicer = Reflection(service_names=[*names, health.SERVICE_NAME, reflection.SERVICE_NAME])
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)

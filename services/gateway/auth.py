@@ -11,6 +11,7 @@ from typing import Protocol
 from meshkit import tracing
 from meshkit.auth import Principal
 from meshkit.errors import ErrorKind, MeshError, forbidden, unauthenticated
+from meshkit.quotas import TenantRates
 
 
 class Verifier(Protocol):
@@ -46,10 +47,16 @@ class GatewayCaller:
 
 
 class Authenticator:
-    """Checks the `Authorization` header of requests."""
+    """Checks the `Authorization` header of requests, and counts the requests of tenants.
 
-    def __init__(self, verifier: Verifier) -> None:
+    Args:
+        verifier: Checks tokens.
+        rates: How many requests a tenant may make; None for any number.
+    """
+
+    def __init__(self, verifier: Verifier, rates: TenantRates | None = None) -> None:
         self._verifier = verifier
+        self._rates = rates
 
     async def admit(self, authorization: str, scope: str) -> GatewayCaller:
         """Admit a caller.
@@ -59,7 +66,8 @@ class Authenticator:
             scope: Scope that the route asks for; empty for any authenticated caller.
 
         Raises:
-            MeshError: `UNAUTHENTICATED`, or `FORBIDDEN` with the scope that is missing.
+            MeshError: `UNAUTHENTICATED`, `FORBIDDEN` with the scope that is missing, or `EXHAUSTED` for a tenant that
+                makes too many requests.
         """
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
@@ -69,6 +77,8 @@ class Authenticator:
             raise unauthenticated("The Authorization header must be `Bearer <token>`", "TOKEN_MALFORMED")
         principal = await self._verifier.verify(token)
         tracing.assign_tenant(principal.tenant)
+        if self._rates is not None and principal.tenant:
+            self._rates.take(principal.tenant)
         if scope and not principal.has(scope):
             raise MeshError(
                 ErrorKind.FORBIDDEN,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from meshkit.images.checks import ImageChecks
 from meshkit.logging import get_logger
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
+from meshkit.quotas import CALLS, STREAMS, TenantRates, TenantShare
+from meshkit.stored_bytes import StoredBytes
 from meshkit.transcoding.openapi import build_document
 from meshkit.transcoding.routes import Route, RouteTable, compile_services
 from services.gateway import openapi, server
@@ -98,7 +101,8 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
         call: Callable[..., Any] = getattr(stubs[route.rpc.containing_service.full_name], route.rpc.name)
         return call
 
-    guard = Authenticator(TokenVerifier.from_settings(settings))
+    rates = TenantRates(settings.tenant_requests_per_second, "tenant_requests_per_second", time.monotonic)
+    guard = Authenticator(TokenVerifier.from_settings(settings), rates)
     objects = _objects(settings, stack)
     checks = ImageChecks.from_settings(settings)
     stack.push_async_callback(checks.close)
@@ -112,9 +116,15 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
             read_seconds=settings.body_read_seconds,
             max_body_bytes=settings.max_body_bytes,
         ),
+        calls=TenantShare(CALLS, settings.tenant_max_calls, "tenant_max_calls"),
+        streams=TenantShare(STREAMS, settings.tenant_max_streams, "tenant_max_streams"),
         stopping=stopping,
     )
-    stored = None if objects is None else StoredImages(objects, guard, _signer(settings), checks, settings)
+    stored = None
+    if objects is not None:
+        counted = StoredBytes(objects, settings.tenant_storage_bytes)
+        stack.push_async_callback(counted.close)
+        stored = StoredImages(objects, guard, _signer(settings), checks, settings, stored=counted)
     release = version("atelier")
     probes = {_role_of(package): _probe(channels[address], package) for package, address in addresses.items()}
     parts = GatewayParts(

@@ -6,8 +6,8 @@ One `Endpoint` a route, built at start. Nothing here knows which service or reso
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from meshkit import tracing
 from meshkit.client import MeshStream, call_metadata
 from meshkit.errors import MeshError
 from meshkit.idempotency import REPLAYED_KEY
+from meshkit.quotas import TenantShare
 from meshkit.scopes import scope_name
 from meshkit.staging import STAGING_SCHEME
 from meshkit.transcoding.codec import Codecs, Decoding, Loc, Violation
@@ -47,6 +48,8 @@ class EndpointContext:
         guard: Checks tokens.
         uploads: Takes large files; None where there is no object store, and they then go through the RPC.
         bodies: Bounds how much of large bodies is held at once.
+        calls: How many requests a tenant has under way at once.
+        streams: How many of them are streams.
         stopping: Set when the process ends.
     """
 
@@ -54,6 +57,8 @@ class EndpointContext:
     guard: Authenticator
     uploads: UploadStager | None
     bodies: BodyBudget
+    calls: TenantShare
+    streams: TenantShare
     stopping: asyncio.Event
 
 
@@ -86,22 +91,36 @@ class Endpoint:
         bodies = self._context.bodies
         try:
             caller = await self._context.guard.admit(header(scope, b"authorization"), self._scope)
-            if not self._decoder.has_body:
-                await self._answer(scope, receive, send, self._decode(scope, values, b""), caller)
-            elif bodies.is_free(scope):
-                read = self._decode(scope, values, await read_body(receive))
-                await self._answer(scope, receive, send, read, caller)
-            else:
-                async with bodies.content(scope, receive) as content:
-                    read = self._decode(scope, values, content)
-                    del content  # the answer may take its time, and needs it no more
+            with self._counted(caller.principal.tenant):
+                if not self._decoder.has_body:
+                    await self._answer(scope, receive, send, self._decode(scope, values, b""), caller)
+                elif bodies.is_free(scope):
+                    read = self._decode(scope, values, await read_body(receive))
                     await self._answer(scope, receive, send, read, caller)
+                else:
+                    async with bodies.content(scope, receive) as content:
+                        read = self._decode(scope, values, content)
+                        del content  # the answer may take its time, and needs it no more
+                        await self._answer(scope, receive, send, read, caller)
         except RefusedRequestError as error:
             await send_error(scope, send, refused(error.violations))
         except SlowRequestError as error:
             await send_error(scope, send, _too_slow(error))
         except MeshError as error:
             await send_error(scope, send, self._render(error))
+
+    @contextmanager
+    def _counted(self, tenant: str) -> Iterator[None]:
+        """Count a request of a tenant while it is answered."""
+        if not tenant:
+            yield
+            return
+        shares = [self._context.calls, self._context.streams] if self._shape is not None else [self._context.calls]
+        with ExitStack() as held:
+            for share in shares:
+                share.enter(tenant)
+                held.callback(share.leave, tenant)
+            yield
 
     def _decode(self, scope: Scope, values: tuple[str, ...], content: bytes) -> tuple[Message, Decoding]:
         decoding = Decoding(

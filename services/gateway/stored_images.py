@@ -29,6 +29,7 @@ from meshkit.objects import ObjectInfo
 from meshkit.paths import normalise_path
 from meshkit.s3client import CHANGED
 from meshkit.staging import STAGING_FOLDER, is_staged
+from meshkit.stored_bytes import StoredBytes
 from meshkit.transcoding.codec import Violation
 from meshkit.transcoding.errors import RefusedRequestError
 from services.gateway.asgi import ClientGoneError, JsonResponse
@@ -135,6 +136,7 @@ class StoredImages:
         signer: Signs media URLs.
         checks: Judges what comes in.
         settings: Settings of the gateway.
+        stored: Knows how much tenants store.
     """
 
     def __init__(
@@ -144,11 +146,14 @@ class StoredImages:
         signer: MediaSigner,
         checks: ImageChecks,
         settings: GatewaySettings,
+        *,
+        stored: StoredBytes,
     ) -> None:
         self._objects = objects
         self._guard = guard
         self._signer = signer
         self._checks = checks
+        self._stored = stored
         self._turns = PathTurns()
         # Types that names did not tell, of contents by their versions.
         self._asked: OrderedDict[tuple[str, str, str], str] = OrderedDict()
@@ -311,6 +316,7 @@ class StoredImages:
         path = _writable(_path_of(request))
         try:
             async with _file_of(request) as file:
+                self._stored.check(tenant, file.size or 0)
                 content_type = await self._judged(tenant, file)
 
                 async def put(expected: str | None) -> ObjectInfo:

@@ -21,8 +21,10 @@ from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
 from meshkit.server import build_server
+from meshkit.stored_bytes import StoredBytes
 from meshkit.topology import TASKS
 from services.tasks.api.creation import TaskPreparer
+from services.tasks.api.quotas import TenantQuotas
 from services.tasks.api.service import TasksService
 from services.tasks.api.servicer import TasksServicer
 from services.tasks.api.watch import TaskWatchers
@@ -103,6 +105,9 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     checks = ImageChecks.from_settings(settings)
     stack.push_async_callback(checks.close)
     inputs = InputValidator(objects, fetcher, checks, settings.shared_tenant)
+    stored = StoredBytes(objects, settings.tenant_storage_bytes)
+    stack.push_async_callback(stored.close)
+    quotas = TenantQuotas(store, stored, settings)
     tasks = TasksService(
         store,
         catalog=catalog,
@@ -110,6 +115,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         inputs=inputs,
         objects=objects,
         notifier=notifier,
+        quotas=quotas,
     )
     stack.push_async_callback(tasks.close)
     progress = ProgressRelay(store, notifier)
@@ -160,7 +166,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         [
             (
                 tasks_service_pb2_grpc.add_TasksServiceServicer_to_server,
-                TasksServicer(tasks, watchers, catalog),
+                TasksServicer(tasks, watchers, catalog, quotas),
             ),
             (
                 worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,

@@ -366,6 +366,10 @@ class TaskStore(Protocol):
         """Names of workers whose last session expired some minutes ago at most."""
         ...
 
+    async def waiting_of(self, tenant: str) -> int:
+        """Return how many tasks of a tenant wait."""
+        ...
+
     async def depths(self) -> list[tuple[str, str, int]]:
         """Return waiting tasks by queue and lane."""
         ...

@@ -24,6 +24,7 @@ from meshkit.microbatch import GroupCall
 from meshkit.objects import ObjectStore
 from services.tasks.api import updates
 from services.tasks.api.creation import TENANT_PATH, TaskPreparer
+from services.tasks.api.quotas import TenantQuotas
 from services.tasks.catalog import Catalog, prefix_of
 from services.tasks.convert import write_task
 from services.tasks.domain import AttemptRecord, AttemptRef, TaskRecord, TaskStatus
@@ -59,6 +60,7 @@ class TasksService:
         inputs: Checks inputs and moves them into place.
         objects: The object store.
         notifier: Tells other replicas and workers what happened.
+        quotas: Holds tenants to their limits.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class TasksService:
         inputs: InputValidator,
         objects: ObjectStore,
         notifier: Notifier,
+        quotas: TenantQuotas,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -77,6 +80,7 @@ class TasksService:
         self._inputs = inputs
         self._objects = objects
         self._notifier = notifier
+        self._quotas = quotas
         self._creates: GroupCall[Creation, Created] = GroupCall(self._commit, name="creates", linger=COMMIT_LINGER)
 
     async def close(self) -> None:
@@ -118,6 +122,8 @@ class TasksService:
     async def _accept(
         self, request: tasks_service_pb2.CreateTaskRequest, caller: Caller, key: IdempotencyKey | None
     ) -> tuple[bytes | TaskRecord, bool]:
+        if not caller.is_service:  # the step of a workflow that was accepted goes on
+            await self._quotas.admit(caller.tenant_of(request.task.origin_tenant_id, TENANT_PATH))
         record, inputs = await self._preparer.prepare(request, caller)
         written = [item for item in inputs if item.is_written]
         if written:

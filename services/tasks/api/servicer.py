@@ -11,6 +11,7 @@ from atelier.tasks.v1 import tasks_service_pb2, tasks_service_pb2_grpc
 
 from meshkit.access import Caller
 from meshkit.idempotency import REPLAYED, IdempotencyKey
+from services.tasks.api.quotas import TenantQuotas
 from services.tasks.api.service import TasksService
 from services.tasks.api.watch import TaskWatchers
 from services.tasks.catalog import Catalog
@@ -29,12 +30,14 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         tasks: The use cases.
         watchers: Follows tasks.
         catalog: What is served.
+        quotas: The limits of tenants.
     """
 
-    def __init__(self, tasks: TasksService, watchers: TaskWatchers, catalog: Catalog) -> None:
+    def __init__(self, tasks: TasksService, watchers: TaskWatchers, catalog: Catalog, quotas: TenantQuotas) -> None:
         self._tasks = tasks
         self._watchers = watchers
         self._catalog = catalog
+        self._quotas = quotas
 
     async def CreateTask(
         self, request: tasks_service_pb2.CreateTaskRequest, context: Context
@@ -47,6 +50,16 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
             return tasks_service_pb2.CreateTaskResponse.FromString(answer)
         response = tasks_service_pb2.CreateTaskResponse()
         write_task(response.task, answer)
+        return response
+
+    async def GetLimits(
+        self, request: tasks_service_pb2.GetLimitsRequest, context: Context
+    ) -> tasks_service_pb2.GetLimitsResponse:
+        del request, context
+        tenant = Caller.of_call().require_tenant()
+        response = tasks_service_pb2.GetLimitsResponse(tenant=tenant)
+        for limit in await self._quotas.limits(tenant):
+            response.limits.add(name=limit.name, most=limit.most, used=limit.used, per_process=limit.per_process)
         return response
 
     async def GetTask(

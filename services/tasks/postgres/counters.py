@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from meshkit.db import Connection
+from services.tasks.catalog import QUEUES
 from services.tasks.domain import TaskRecord
 
 
@@ -130,6 +131,17 @@ async def apply(conn: Connection, changes: Iterable[CounterChange]) -> None:
         names = ("queues", "tenants", "lanes", "pending", "of", "who")
         columns = [*(_arrays(left) or [[], [], [], []]), *_arrays(sorted(moved))]
         await conn.execute(_FOLLOW, dict(zip(names, columns, strict=True)))
+
+
+async def waiting_of(conn: Connection, tenant: str) -> int:
+    """Return how many tasks of a tenant wait, in all queues: few rows, found by their keys."""
+    cursor = await conn.execute(
+        "SELECT coalesce(sum(n.pending), 0)::bigint FROM unnest(%s::text[]) AS q (name) CROSS JOIN LATERAL "
+        "(SELECT t.pending FROM queue_tenants t WHERE t.queue = q.name AND t.tenant = %s OFFSET 0) n",
+        (sorted(QUEUES), tenant),
+    )
+    [[count]] = await cursor.fetchall()
+    return int(count)
 
 
 def _arrays(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:

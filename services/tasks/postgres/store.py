@@ -23,7 +23,7 @@ from services.tasks.domain import (
     TaskRecord,
 )
 from services.tasks.errors import task_not_found
-from services.tasks.postgres import creates, endings, queries, sessions, sweeps
+from services.tasks.postgres import counters, creates, endings, queries, sessions, sweeps
 from services.tasks.postgres.rounds import PostgresRound
 from services.tasks.store import (
     AttemptEnd,
@@ -278,6 +278,11 @@ class PostgresTaskStore:
         """Names of workers whose last session expired some minutes ago at most."""
         async with self._db.connection() as conn:
             return await sessions.lost(conn)
+
+    async def waiting_of(self, tenant: str) -> int:
+        """Return how many tasks of a tenant wait."""
+        async with self._db.connection() as conn:
+            return await counters.waiting_of(conn, tenant)
 
     async def depths(self) -> list[tuple[str, str, int]]:
         """Return waiting tasks by queue and lane."""

@@ -16,7 +16,6 @@ from atelier.tasks.v1.tasks_service_pb2_grpc import (
     TasksServiceStub,
 )
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from meshkit import auth, errors, idempotency, tracing
 from meshkit.auth import ServiceTokens, TokenIssuer
@@ -431,14 +430,6 @@ async def test_health_is_told_to_anyone_by_service(mesh: Mesh) -> None:
         assert await status("") == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.aio.AioRpcError, match="NOT_FOUND"):
             await status("unknown")
-
-
-async def test_the_contracts_are_told_to_anyone(mesh: Mesh) -> None:
-    async with grpc.aio.insecure_channel(mesh.server.address) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
-        response = await call.read()
-    assert SERVICE in {service.name for service in response.list_services_response.service}
 
 
 async def test_a_stop_lets_calls_in_flight_end(mesh: Mesh) -> None:

@@ -100,6 +100,11 @@ class TasksServiceStub:
                 request_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetCatalogRequest.SerializeToString,
                 response_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetCatalogResponse.FromString,
                 _registered_method=True)
+        self.GetLimits = channel.unary_unary(
+                '/atelier.tasks.v1.TasksService/GetLimits',
+                request_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetLimitsRequest.SerializeToString,
+                response_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetLimitsResponse.FromString,
+                _registered_method=True)
         self.ListTaskAttempts = channel.unary_unary(
                 '/atelier.tasks.v1.TasksService/ListTaskAttempts',
                 request_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListTaskAttemptsRequest.SerializeToString,
@@ -202,6 +207,13 @@ class TasksServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLimits(self, request, context):
+        """Tells the caller the limits of its tenant, and how much of them is used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTaskAttempts(self, request, context):
         """Lists the attempts made at a task, oldest first.
         """
@@ -276,6 +288,11 @@ def add_TasksServiceServicer_to_server(servicer, server):
                     servicer.GetCatalog,
                     request_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetCatalogRequest.FromString,
                     response_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetCatalogResponse.SerializeToString,
+            ),
+            'GetLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLimits,
+                    request_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetLimitsRequest.FromString,
+                    response_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetLimitsResponse.SerializeToString,
             ),
             'ListTaskAttempts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTaskAttempts,
@@ -635,6 +652,33 @@ class TasksService:
             '/atelier.tasks.v1.TasksService/GetCatalog',
             atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetCatalogRequest.SerializeToString,
             atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetCatalogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.tasks.v1.TasksService/GetLimits',
+            atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetLimitsRequest.SerializeToString,
+            atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetLimitsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,8 @@ class TasksServiceStub:
     """Cancels a GENERATION task."""
     GetCatalog: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.GetCatalogRequest, _tasks_service_pb2.GetCatalogResponse]
     """Tells what this installation serves; for services that check work before they hand it in."""
+    GetLimits: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.GetLimitsRequest, _tasks_service_pb2.GetLimitsResponse]
+    """Tells the caller the limits of its tenant, and how much of them is used."""
     ListTaskAttempts: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.ListTaskAttemptsRequest, _tasks_service_pb2.ListTaskAttemptsResponse]
     """Lists the attempts made at a task, oldest first."""
 
@@ -93,6 +95,8 @@ class TasksServiceAsyncStub(TasksServiceStub):
     """Cancels a GENERATION task."""
     GetCatalog: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.GetCatalogRequest, _tasks_service_pb2.GetCatalogResponse]  # type: ignore[assignment]
     """Tells what this installation serves; for services that check work before they hand it in."""
+    GetLimits: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.GetLimitsRequest, _tasks_service_pb2.GetLimitsResponse]  # type: ignore[assignment]
+    """Tells the caller the limits of its tenant, and how much of them is used."""
     ListTaskAttempts: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.ListTaskAttemptsRequest, _tasks_service_pb2.ListTaskAttemptsResponse]  # type: ignore[assignment]
     """Lists the attempts made at a task, oldest first."""
 
@@ -202,6 +206,14 @@ class TasksServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tasks_service_pb2.GetCatalogResponse, _abc.Awaitable[_tasks_service_pb2.GetCatalogResponse]]:
         """Tells what this installation serves; for services that check work before they hand it in."""
+
+    @_abc_1.abstractmethod
+    def GetLimits(
+        self,
+        request: _tasks_service_pb2.GetLimitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tasks_service_pb2.GetLimitsResponse, _abc.Awaitable[_tasks_service_pb2.GetLimitsResponse]]:
+        """Tells the caller the limits of its tenant, and how much of them is used."""
 
     @_abc_1.abstractmethod
     def ListTaskAttempts(
