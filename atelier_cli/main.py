@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from atelier_cli.commands import doctor, generate, logs, mesh, retry, task, token, webhook, workflow
+from atelier_cli.commands import backup, doctor, generate, logs, mesh, retry, task, token, webhook, workflow
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.terminal import err, out
 
@@ -29,6 +29,8 @@ app = typer.Typer(
 app.command()(mesh.up)
 app.command()(mesh.down)
 app.command()(mesh.status)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.command()(token.token)
 app.command()(generate.generate)
 app.command()(retry.retry)

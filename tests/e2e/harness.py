@@ -197,6 +197,10 @@ class RunningMesh:
         record = self.record
         return plan(self.folder, self.folder.credentials(), record.gateway_port, record.ports).servers
 
+    def environment_of_tasks(self) -> dict[str, str]:
+        """What the tasks service is told, addresses and secrets included."""
+        return self._environment()
+
     def _environment(self) -> dict[str, str]:
         return dict(self._plan()["tasks"].environment)
 

@@ -1,0 +1,174 @@
+"""Copies of a mesh: the database first, then the objects, so that each row's objects are in the copy.
+
+A copy is a folder: `database.dump` (pg_dump, custom format), `objects.tar`, and `backup.json`, written last. Services
+may run while it is made. Objects that are newer than the dump belong to attempts that the dump does not know; after a
+restore the tasks service compares them with its rows and deletes them.
+"""
+
+import datetime as dt
+import json
+import os
+import re
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final, cast
+from uuid import UUID
+
+import psycopg
+import urllib3
+from minio import Minio
+from minio.error import S3Error
+from psycopg import conninfo, sql
+
+from atelier_cli.errors import CliError
+from meshkit.topology import SERVICES
+
+SCHEMAS: Final = tuple(spec.schema for spec in SERVICES if spec.schema)
+_TYPE: Final = "ATELIER.content_type"
+_OF_A_TASK: Final = re.compile(r"tenants/([^/]+)/([^/]+/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/)(?:inputs|\d+)/")
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a copy holds.
+
+    Attributes:
+        objects: Their number.
+        size: Their bytes.
+    """
+
+    objects: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The database and the bucket of a mesh, with the programs for its database."""
+
+    database_url: str
+    client: Minio
+    bucket: str
+    programs: Path
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str], programs: Path) -> "Stores":
+        """Read them from the environment of the tasks service."""
+        client = Minio(
+            environment["ATELIER_S3_ENDPOINT"],
+            access_key=environment["ATELIER_S3_ACCESS_KEY"],
+            secret_key=environment["ATELIER_S3_SECRET_KEY"],
+            secure=environment.get("ATELIER_S3_SECURE", "").lower() in {"1", "true", "yes", "on"},
+            region=environment.get("ATELIER_S3_REGION") or "us-east-1",
+            http_client=urllib3.PoolManager(timeout=urllib3.Timeout(30), retries=urllib3.Retry(3)),
+        )
+        return cls(environment["ATELIER_DATABASE_URL"], client, environment["ATELIER_S3_BUCKET"], programs)
+
+    def save(self, folder: Path) -> Copied:
+        """Write a copy into an empty folder.
+
+        Raises:
+            CliError: pg_dump failed.
+        """
+        began = dt.datetime.now(dt.UTC)
+        schemas = [f"--schema={schema}" for schema in SCHEMAS]
+        self._run("pg_dump", "--format=custom", "--no-owner", *schemas, f"--file={folder / 'database.dump'}")
+        count = size = 0
+        with tarfile.open(folder / "objects.tar", "w") as archive:
+            for found in self.client.list_objects(self.bucket, prefix="tenants/", recursive=True):
+                name = str(found.object_name)
+                try:
+                    answer = self.client.get_object(self.bucket, name)
+                except S3Error as error:
+                    if error.code == "NoSuchKey":  # deleted since it was listed
+                        continue
+                    raise
+                member = tarfile.TarInfo(name)
+                member.size = int(answer.headers["content-length"])
+                member.mtime = int(found.last_modified.timestamp()) if found.last_modified else 0
+                member.pax_headers = {_TYPE: answer.headers.get("content-type", "application/octet-stream")}
+                try:
+                    archive.addfile(member, answer)
+                finally:
+                    answer.close()
+                    answer.release_conn()
+                count, size = count + 1, size + member.size
+        told = {"began": began.isoformat(), "schemas": SCHEMAS, "objects": count, "bytes": size}
+        (folder / "backup.json").write_text(json.dumps(told, indent=2) + "\n")
+        return Copied(count, size)
+
+    def restore(self, folder: Path) -> Copied:
+        """Replace the database's schemas by those of a copy, write its objects, and have newer ones swept.
+
+        Raises:
+            CliError: It is no whole copy, or pg_restore failed; the database is then as it was.
+        """
+        if not (folder / "backup.json").exists():
+            raise CliError(f"{folder} holds no whole backup: backup.json is missing.")
+        self._restore_database(folder / "database.dump")
+        count = size = 0
+        with tarfile.open(folder / "objects.tar") as archive:
+            for member in archive:
+                content = cast("BinaryIO | None", archive.extractfile(member))
+                if content is not None:
+                    kind = member.pax_headers.get(_TYPE, "application/octet-stream")
+                    self.client.put_object(self.bucket, member.name, content, member.size, kind)
+                    count, size = count + 1, size + member.size
+        self._sweep_later()
+        return Copied(count, size)
+
+    def _restore_database(self, dump: Path) -> None:
+        # The old schemas step aside first: they come back if the dump cannot be restored.
+        with psycopg.connect(self.database_url) as connection:
+            for schema in SCHEMAS:
+                self._rename(connection, schema, f"{schema}_replaced")
+        try:
+            self._run("pg_restore", "--single-transaction", "--no-owner", "--exit-on-error", str(dump))
+        except CliError:
+            with psycopg.connect(self.database_url) as connection:
+                for schema in SCHEMAS:
+                    self._rename(connection, f"{schema}_replaced", schema)
+            raise
+        with psycopg.connect(self.database_url) as connection:
+            for schema in SCHEMAS:
+                replaced = sql.Identifier(f"{schema}_replaced")
+                connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(replaced))
+
+    @staticmethod
+    def _rename(connection: psycopg.Connection, old: str, new: str) -> None:
+        found = connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (old,)).fetchone()
+        if found is not None:
+            # Left by a restore that was cut off after the dump was in.
+            connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(new)))
+            connection.execute(sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new)))
+
+    def _sweep_later(self) -> None:
+        """Note the folder of every task that has objects: the tasks service deletes what no row names."""
+        found = {
+            match.groups()
+            for each in self.client.list_objects(self.bucket, prefix="tenants/", recursive=True)
+            if (match := _OF_A_TASK.match(str(each.object_name)))
+        }
+        with psycopg.connect(self.database_url) as connection, connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO tasks.object_sweeps (task_id, tenant, prefix, due_at) VALUES (%s, %s, %s, now()) "
+                "ON CONFLICT DO NOTHING",
+                [(UUID(task), tenant, prefix) for tenant, prefix, task in sorted(found)],
+            )
+
+    def _run(self, program: str, *arguments: str) -> None:
+        """Run a program of PostgreSQL; the password goes by its environment, which other users cannot read."""
+        parts = conninfo.conninfo_to_dict(self.database_url)
+        password = str(parts.pop("password", "") or "")
+        target = f"--dbname={conninfo.make_conninfo('', **parts)}"
+        done = subprocess.run(
+            [str(self.programs / program), target, *arguments],
+            env={**os.environ, **({"PGPASSWORD": password} if password else {})},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise CliError(f"{program} failed: {done.stderr.strip()}")

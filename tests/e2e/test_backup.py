@@ -1,0 +1,77 @@
+"""A mesh is copied under load, loses everything, and goes on from its copy."""
+
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from atelier_cli.backup import Stores
+from atelier_cli.embedded.postgres import programs
+from tests.e2e.harness import RunningMesh, until
+
+TENANT = "saved"
+# As of a task that was created after the dump and before its objects were copied.
+NEWER = "generation/00000000-0000-4000-8000-000000000000/1/result.png"
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), (20, 130, 60)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_mesh_goes_on_from_a_copy_that_was_made_under_load(
+    start_mesh: Callable[..., RunningMesh], tmp_path: Path
+) -> None:
+    mesh, lost = start_mesh(), start_mesh()
+    lost.down()
+    copy, done, content = tmp_path / "copy", threading.Event(), picture()
+
+    def load() -> None:
+        with mesh.http(tenant=TENANT) as client:
+            number = 0
+            while not done.wait(0.05):
+                number += 1
+                mesh.create(client, f"load-{number}")
+
+    with mesh.http(tenant=TENANT) as client:
+        first = {mesh.create(client, f"first-{number}")["id"] for number in range(5)}
+        before = {task["id"]: task for task in mesh.wait_ended(client, 5, 60)}
+        saved = client.post("/api/v1/storage/images/kept.png", content=content, headers={"content-type": "image/png"})
+        assert saved.status_code == 200, saved.text
+        stores = Stores.of(mesh.environment_of_tasks(), programs())
+        stores.client.put_object(stores.bucket, f"tenants/{TENANT}/{NEWER}", io.BytesIO(content), len(content))
+        paths = mesh.objects(TENANT)
+        assert NEWER in paths
+        loading = threading.Thread(target=load)
+        loading.start()
+        try:
+            copied = mesh.cli("backup", str(copy))
+        finally:
+            done.set()
+            loading.join()
+        assert copied.returncode == 0, copied.stderr
+    mesh.down()
+
+    restored = lost.cli("restore", str(copy))
+    assert restored.returncode == 0, restored.stderr
+    lost.up()
+    with lost.http(tenant=TENANT) as client:
+        held = {task["id"] for task in lost.tasks(client)}
+        assert first <= held
+        ended = {task["id"]: task for task in lost.wait_ended(client, len(held), 90)}
+        assert {task["status"] for task in ended.values()} == {"COMPLETED"}
+        assert all(ended[each].get("result") == before[each].get("result") for each in first)
+        assert client.get("/api/v1/storage/images/kept.png").content == content
+        until(lambda: NEWER not in lost.objects(TENANT), "what no row names is swept", 60)
+        assert paths - {NEWER} <= lost.objects(TENANT)
+
+
+def test_a_folder_that_holds_no_whole_copy_is_refused(start_mesh: Callable[..., RunningMesh], tmp_path: Path) -> None:
+    mesh = start_mesh()
+    (tmp_path / "database.dump").touch()
+    assert "is not empty" in mesh.cli("backup", str(tmp_path)).stderr
+    mesh.down()
+    assert "holds no whole backup" in " ".join(mesh.cli("restore", str(tmp_path)).stderr.split())
