@@ -24,11 +24,16 @@ from minio.error import S3Error
 from psycopg import conninfo, sql
 
 from atelier_cli.errors import CliError
+from meshkit.catalog import TASK_TYPES
 from meshkit.topology import SERVICES
 
 SCHEMAS: Final = tuple(spec.schema for spec in SERVICES if spec.schema)
 _TYPE: Final = "ATELIER.content_type"
-_OF_A_TASK: Final = re.compile(r"tenants/([^/]+)/([^/]+/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/)(?:inputs|\d+)/")
+# In the folders of task types alone: a tenant's own images may have paths of the same form elsewhere.
+_FOLDERS: Final = "|".join(sorted({re.escape(spec.prefix) for spec in TASK_TYPES.values()}))
+_OF_A_TASK: Final = re.compile(
+    rf"tenants/([^/]+)/((?:{_FOLDERS})/([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})/)(?:inputs|\d+)/"
+)
 
 
 @dataclass(frozen=True, slots=True)
