@@ -122,16 +122,20 @@ RETURNING tenant, entity_id, url, entity_version, attempt_count, due_at
 """
 
 _EXTEND = """
-UPDATE webhook_deliveries d SET due_at = now() + %s + %s
-FROM unnest(%b::uuid[], %b::uuid[]) AS held (id, lease)
-WHERE d.id = held.id AND d.lease = held.lease
-RETURNING d.id
+UPDATE webhook_deliveries SET due_at = now() + %s + %s WHERE id = ANY(%b) AND lease = ANY(%b) RETURNING id
 """
 
+# Found by their entity, then by their keys, whatever the planner knows of the table: by tenant it would read all that
+# waits. OFFSET keeps the other conditions out of the choice.
 _FOLLOWERS = """
 UPDATE webhook_deliveries SET due_at = coalesce(%(due_at)s::timestamptz, now() + %(ahead)s)
-WHERE status = 'PENDING' AND entity_id = %(entity)s AND tenant = %(tenant)s AND url = %(url)s
-    AND (entity_version, id) > (%(version)s, %(id)s) AND lease IS NULL
+WHERE id = ANY(ARRAY(
+    SELECT e.id FROM (
+        SELECT f.id, f.tenant, f.url, f.entity_version FROM webhook_deliveries f
+        WHERE f.status = 'PENDING' AND f.entity_id = %(entity)s OFFSET 0
+    ) e
+    WHERE e.tenant = %(tenant)s AND e.url = %(url)s AND (e.entity_version, e.id) > (%(version)s, %(id)s)
+)) AND status = 'PENDING' AND lease IS NULL
 """
 
 _REDELIVER = """
