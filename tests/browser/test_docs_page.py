@@ -1,14 +1,26 @@
 """`/docs` in a browser: everything is there, and requests can be tried."""
 
+import io
 import json
 from urllib.parse import urlsplit
 
 import httpx
-from playwright.async_api import Locator, Page, expect
+import pytest
+from atelier.tasks.v1 import enums_pb2
+from PIL import Image
+from playwright.async_api import Locator, Page, Request, Route, expect
 
+from tests.integration.gateway import conftest as fakes
 from tests.integration.gateway.conftest import Mesh
 
 SEED = (1 << 62) + 1
+
+
+def picture() -> bytes:
+    """Return a PNG of 16 pixels."""
+    held = io.BytesIO()
+    Image.new("RGB", (16, 16), "blue").save(held, "PNG")
+    return held.getvalue()
 
 
 async def opened(page: Page, mesh: Mesh, operation: str) -> Locator:
@@ -73,6 +85,54 @@ async def test_a_task_is_watched_to_its_end(page: Page, mesh: Mesh) -> None:
     assert (await log.inner_text()).count('"step": ') == 3
     await expect(operation.get_by_alt_text("Preview")).to_be_visible()
     await expect(operation.get_by_role("button", name="Stop")).to_be_hidden()
+
+
+async def test_the_result_of_a_followed_task_is_shown_in_place_of_its_preview(page: Page, mesh: Mesh) -> None:
+    operation = await opened(page, mesh, "create_task")
+    ident = json.loads(await answered(operation, "200 OK"))["id"]
+    asked: list[Request] = []
+
+    async def stored(route: Route) -> None:
+        asked.append(route.request)
+        await route.fulfill(body=picture(), content_type="image/png")
+
+    await page.route("**/api/v1/storage/images/**", stored)
+    task = mesh.tasks.tasks[ident]
+    task.status = enums_pb2.TASK_STATUS_COMPLETED
+    task.generation.result_image_path = "made/a b.png"
+    await operation.get_by_role("button", name="Follow it to its result").click()
+    result = operation.get_by_alt_text("The result")
+    await expect(result).to_be_visible()
+    assert await result.evaluate("(image) => image.naturalWidth") == 16
+    await expect(operation.get_by_alt_text("Preview")).to_have_count(0)
+    assert [urlsplit(one.url).path for one in asked] == ["/api/v1/storage/images/made/a%20b.png"]
+    assert asked[0].headers["authorization"].startswith("Bearer ")
+
+
+async def test_a_preview_that_is_no_picture_is_not_shown(
+    page: Page, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fakes, "PREVIEW", b"\xff\xd8half")
+    operation = await opened(page, mesh, "create_task")
+    await answered(operation, "200 OK")
+    await operation.get_by_role("button", name="Follow it to its result").click()
+    await expect(operation.locator(".try pre")).to_contain_text('"final": true')
+    await expect(operation.get_by_alt_text("Preview")).to_be_hidden()
+
+
+async def test_the_page_says_what_is_served_and_where_a_token_comes_from(page: Page, mesh: Mesh) -> None:
+    await page.goto(f"{mesh.url}/docs")
+    await expect(page.locator(".lead")).to_contain_text("atelier token prints one")
+    await expect(page.locator("#served")).to_contain_text("With a token")
+    operation = await opened(page, mesh, "create_task")
+    await expect(page.locator("#served")).to_have_text("This installation serves GENERATION, IMAGE_ADJUSTER.")
+    await expect(operation.locator(".chip.off").first).to_be_visible()
+    off = await operation.locator(".chip.off").all_inner_texts()
+    assert "CreateRefineTask" in off
+    assert not any("Generation" in name and "Video" not in name for name in off)
+    # What is tried stands before the tables.
+    kinds = await operation.locator(".body > *").evaluate_all("(all) => all.map((one) => one.className || one.tagName)")
+    assert kinds.index("try") < kinds.index("H3")
 
 
 async def test_a_refusal_is_shown_with_its_reason(page: Page, mesh: Mesh) -> None:

@@ -4,6 +4,8 @@
 let api = { paths: {}, components: { schemas: {} } };
 const METHODS = ["get", "post", "put", "patch", "delete", "head"];
 const TOKEN = "atelier-token";
+// Names of the task types that this installation serves; null until a token was given that it answers to.
+let served = null;
 const $ = (id) => document.getElementById(id);
 
 // Every text goes in as text: nothing of the document or of an answer is ever read as markup.
@@ -77,21 +79,38 @@ function memberTable(schema) {
   return make("table", {}, make("tbody", {}, ...rows));
 }
 
+function taskTypeOf(schema) {
+  const member = (resolve(schema).properties || {}).task_type || {};
+  return String(member.const || member.default || (member.enum && member.enum.length === 1 ? member.enum[0] : "") || "");
+}
+
+// Variants of task types that are not served here stay readable and say so.
+function markServed(place) {
+  place.querySelectorAll(".chip[data-type]").forEach((chip) => {
+    const off = Boolean(served && chip.dataset.type && !served.includes(chip.dataset.type));
+    chip.classList.toggle("off", off);
+    chip.title = off ? `${chip.dataset.type} is not served here` : "";
+  });
+}
+
 // A schema, or one of the variants of a union at a time; `chosen` is told which.
-function schemaView(schema, chosen = () => {}) {
+function schemaView(schema, chosen = () => {}, chipsPlace = null) {
   const options = alternatives(schema).filter((one) => one.$ref);
   const list = schema.type === "array" ? schema.items : null;
-  if (list) return make("div", {}, make("p", { class: "text none" }, "A list of:"), schemaView(list, chosen));
+  if (list) return make("div", {}, make("p", { class: "text none" }, "A list of:"), schemaView(list, chosen, chipsPlace));
   if (options.length < 2) { chosen(schema); return memberTable(options[0] || schema); }
   const place = make("div");
   const chips = options.map((one) => make("button", { class: "chip", type: "button", "aria-pressed": "false",
-    on: { click: () => show(one) } }, nameOf(one.$ref)));
+    "data-type": taskTypeOf(one), on: { click: () => show(one) } }, nameOf(one.$ref)));
   const show = (one) => {
     chips.forEach((chip, at) => chip.setAttribute("aria-pressed", String(options[at] === one)));
     place.replaceChildren(memberTable(one));
     chosen(one);
   };
-  const box = make("div", {}, make("div", { class: "variants" }, ...chips), place);
+  const variants = make("div", { class: "variants" }, ...chips);
+  const box = make("div", {}, chipsPlace ? null : variants, place);
+  if (chipsPlace) chipsPlace.append(variants);
+  markServed(variants);
   show(options[0]);
   return box;
 }
@@ -99,6 +118,7 @@ function schemaView(schema, chosen = () => {}) {
 function example(schema, name = "", depth = 0) {
   const own = resolve(schema);
   if (own.const !== undefined) return own.const;
+  if (name === "origin_instance") return "docs";
   if (own.default !== undefined) return own.default;
   if (own.enum) return own.enum[0];
   const inner = own.anyOf || own.oneOf;
@@ -156,6 +176,11 @@ function parameterField(one) {
   return { one, input, node: make("label", {}, `${one.name}${one.required ? " *" : ""}`, input) };
 }
 
+function authorization() {
+  const token = sessionStorage.getItem(TOKEN);
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
 class Trial {
   constructor(method, path, operation) {
     this.method = method; this.path = path; this.operation = operation;
@@ -168,17 +193,19 @@ class Trial {
     this.stop = make("button", { class: "plain", type: "button", hidden: true, on: { click: () => this.abort.abort() } }, "Stop");
     this.outcome = make("span", { class: "outcome", role: "status" });
     this.answer = make("div");
+    this.results = make("div");
+    this.variants = make("div");
   }
 
   fill(schema) { if (this.editor) this.editor.value = JSON.stringify(example(schema), null, 2); }
 
   view() {
     return make("form", { class: "try", on: { submit: (event) => { event.preventDefault(); this.send(); } } },
-      make("h3", {}, "Try it"),
+      make("h3", {}, "Try it"), this.variants,
       this.fields.length ? make("div", { class: "fields" }, ...this.fields.map((field) => field.node)) : null,
       this.editor ? make("label", { class: "content" }, "body", this.editor) : null,
       this.file ? make("label", { class: "content" }, "file", this.file) : null,
-      make("div", { class: "row" }, this.button, this.stop, this.outcome), this.answer);
+      make("div", { class: "row" }, this.button, this.stop, this.outcome), this.results, this.answer);
   }
 
   request() {
@@ -191,8 +218,7 @@ class Trial {
       else if (value && one.in === "query") query.append(one.name, value);
       else if (value && one.in === "header") headers[one.name] = value;
     }
-    const token = sessionStorage.getItem(TOKEN);
-    if (token && this.operation.security) headers.Authorization = `Bearer ${token}`;
+    if (this.operation.security) Object.assign(headers, authorization());
     const options = { method: this.method.toUpperCase(), headers, signal: this.abort.signal };
     if (this.editor) { headers["Content-Type"] = "application/json"; options.body = this.editor.value; }
     if (this.file) { const form = new FormData(); if (this.file.files[0]) form.append("file", this.file.files[0]); options.body = form; }
@@ -205,6 +231,7 @@ class Trial {
     this.abort = new AbortController();
     this.button.disabled = true;
     this.answer.replaceChildren();
+    this.results.replaceChildren();
     this.outcome.textContent = "…";
     const started = performance.now();
     try {
@@ -235,12 +262,50 @@ class Trial {
     }
     const text = await answer.text();
     if (text) this.answer.replaceChildren(make("pre", {}, kind.includes("json") ? highlighted(indented(text)) : text));
+    if (answer.ok && kind.includes("json")) await this.offer(JSON.parse(text));
     return undefined;
+  }
+
+  // Of a task: its pictures once it has some, else a button that follows it to them.
+  async offer(task) {
+    if (!task || typeof task.id !== "string" || !task.task_type) return;
+    if (["PENDING", "EXECUTING"].includes(task.status)) {
+      const follow = make("button", { class: "send", type: "button", on: { click: () => this.watch(task.id) } }, "Follow it to its result");
+      this.results.replaceChildren(follow);
+    } else await this.showResults(task);
+  }
+
+  async watch(id) {
+    this.abort = new AbortController();
+    this.results.replaceChildren();
+    try {
+      const answer = await fetch(`/api/v1/tasks/${encodeURIComponent(id)}/events`, { headers: authorization(), signal: this.abort.signal });
+      await this.show(answer);
+    } catch (error) {
+      if (error.name !== "AbortError") this.outcome.replaceChildren(make("span", { class: "bad" }, `No answer: ${error.message}`));
+    } finally { this.stop.hidden = true; }
+  }
+
+  async showResults(task) {
+    const paths = Object.entries(task).filter(([name]) => /^result_\w+_paths?$/.test(name)).flatMap(([, value]) => value || []);
+    this.results.replaceChildren();
+    for (const path of paths) {
+      const address = `/api/v1/storage/images/${path.split("/").map(encodeURIComponent).join("/")}`;
+      const file = await fetch(address, { headers: authorization() });
+      const kind = file.headers.get("content-type") || "";
+      if (!file.ok || !/^(image|video)\//.test(kind)) continue;
+      const url = URL.createObjectURL(await file.blob());
+      this.results.append(kind.startsWith("video/") ? make("video", { class: "shown", controls: true, src: url })
+        : make("img", { class: "shown", alt: "The result", src: url }), make("p", { class: "limits" }, path));
+    }
   }
 
   async follow(answer) {
     const log = make("pre");
     const preview = make("img", { class: "shown", alt: "Preview", hidden: true });
+    // Half a picture is none: what the browser cannot show is not shown as broken.
+    preview.addEventListener("error", () => { preview.hidden = true; });
+    preview.addEventListener("load", () => { preview.hidden = false; });
     this.answer.replaceChildren(preview, log);
     this.stop.hidden = false;
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -255,10 +320,14 @@ class Trial {
         const data = block.split("\n").find((line) => line.startsWith("data: "));
         if (!data) continue;
         let text = data.slice(6);
-        const picture = JSON.parse(text).preview;
-        if (picture) { preview.src = `data:image/jpeg;base64,${picture}`; preview.hidden = false; text = text.replace(picture, "…"); }
+        const event = JSON.parse(text);
+        if (event.preview) { preview.src = `data:image/jpeg;base64,${event.preview}`; text = text.replace(event.preview, "…"); }
         log.append(highlighted(indented(text)), "\n");
         log.scrollTop = log.scrollHeight;
+        if (event.final && event.task) {
+          await this.showResults(event.task);
+          if (this.results.children.length) preview.remove();
+        }
       }
     }
   }
@@ -276,7 +345,7 @@ function answersView(operation) {
 
 function operationBody(method, path, operation) {
   const trial = new Trial(method, path, operation);
-  const box = make("div", { class: "body" }, make("p", { class: "text" }, ...prose(operation.description)));
+  const box = make("div", { class: "body" }, make("p", { class: "text" }, ...prose(operation.description)), trial.view());
   const parameters = operation.parameters || [];
   if (parameters.length) {
     const rows = parameters.map((one) => make("tr", {},
@@ -286,11 +355,10 @@ function operationBody(method, path, operation) {
     box.append(make("h3", {}, "Parameters"), make("table", {}, make("tbody", {}, ...rows)));
   }
   const content = Object.values((operation.requestBody || {}).content || {})[0];
-  if (content) box.append(make("h3", {}, "Request"), schemaView(content.schema, (one) => trial.fill(one)));
+  if (content) box.append(make("h3", {}, "Request"), schemaView(content.schema, (one) => trial.fill(one), trial.variants));
   const good = Object.values(((operation.responses || {})["200"] || {}).content || {})[0];
   box.append(make("h3", {}, "Answers"), answersView(operation));
   if (good && good.schema && (good.schema.$ref || good.schema.anyOf || good.schema.items)) box.append(make("h3", {}, "Answer 200"), schemaView(good.schema));
-  box.append(trial.view());
   return box;
 }
 
@@ -333,7 +401,10 @@ function groups() {
 function draw() {
   const main = $("main"), contents = $("contents");
   main.replaceChildren(make("div", { class: "lead" }, make("h1", {}, `${api.info.title} API`), make("p", {}, api.info.description || "", " ",
-    make("a", { href: "/openapi.json" }, "openapi.json"))));
+    make("a", { href: "/openapi.json" }, "openapi.json")),
+    make("p", { id: "served", role: "status" }),
+    make("p", {}, ...prose("Requests need a bearer token: `atelier token` prints one on the machine of the mesh (with `--data` where its folder is not `.data`); elsewhere ask who runs it. Paste it above; it stays in this tab."))));
+  tellServed();
   contents.replaceChildren();
   for (const [group, operations] of groups()) {
     main.append(make("section", { "aria-label": group }, make("h2", { id: `group-${group}` }, group), ...operations.map(operationView)));
@@ -379,6 +450,31 @@ function keepToken() {
   const token = $("token").value.trim().replace(/^Bearer\s+/i, "");
   if (token) sessionStorage.setItem(TOKEN, token); else sessionStorage.removeItem(TOKEN);
   $("token-state").textContent = tokenState(token);
+  askServed();
+}
+
+let asking = 0;
+async function askServed() {
+  const mine = ++asking;
+  let found = null;
+  const token = sessionStorage.getItem(TOKEN);
+  if (token && !["expired", "not a JWT"].includes(tokenState(token))) {
+    try {
+      const answer = await fetch("/api/v1/catalog", { headers: authorization() });
+      if (answer.ok) found = (await answer.json()).task_types;
+    } catch { /* The page serves to read without it. */ }
+  }
+  if (mine !== asking) return;
+  served = found;
+  tellServed();
+  markServed(document);
+}
+
+function tellServed() {
+  const place = $("served");
+  if (!place) return;
+  place.replaceChildren(...prose(served ? `This installation serves ${served.map((name) => `\`${name}\``).join(", ")}.`
+    : "With a token, this page says which task types the installation serves."));
 }
 
 async function start() {

@@ -24,6 +24,9 @@ from tests.conftest import S3Store
 
 SECRET = "a secret for tests that is long enough"
 IMAGES = "/api/v1/storage/images"
+_drawn = io.BytesIO()
+Image.new("RGB", (8, 8), "red").save(_drawn, "JPEG")
+PREVIEW = _drawn.getvalue()
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -123,6 +126,11 @@ class Tasks(tasks_service_pb2_grpc.TasksServiceServicer):
         self._seen(request, context)
         return tasks_service_pb2.CleanupTaskResponse(task=self._task(request.task_id), deleted_paths=["a/b.png"])
 
+    async def GetCatalog(self, request: Any, context: Context) -> Any:
+        self._seen(request, context)
+        types = [enums_pb2.TASK_TYPE_GENERATION, enums_pb2.TASK_TYPE_IMAGE_ADJUSTER]
+        return tasks_service_pb2.GetCatalogResponse(task_types=types)
+
     async def ListTaskAttempts(self, request: Any, context: Context) -> Any:
         self._seen(request, context)
         raise unavailable("The database is not reachable")
@@ -136,7 +144,7 @@ class Tasks(tasks_service_pb2_grpc.TasksServiceServicer):
             for version in range((self.after_version or 0) + 1, 4):
                 response = tasks_service_pb2.WatchTaskResponse(task=task, step=version, total_steps=3)
                 response.task.version = version
-                response.preview = b"\xff\xd8preview"
+                response.preview = PREVIEW
                 response.final = version == 3
                 yield response
                 if self.pause.is_set():

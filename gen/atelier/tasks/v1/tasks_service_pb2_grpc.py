@@ -201,7 +201,7 @@ class TasksServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetCatalog(self, request, context):
-        """Tells what this installation serves; for services that check work before they hand it in.
+        """Tells what this installation serves: task types, providers, queues.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,7 +58,7 @@ class TasksServiceStub:
     CancelGenerationTask: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.CancelGenerationTaskRequest, _tasks_service_pb2.CancelGenerationTaskResponse]
     """Cancels a GENERATION task."""
     GetCatalog: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.GetCatalogRequest, _tasks_service_pb2.GetCatalogResponse]
-    """Tells what this installation serves; for services that check work before they hand it in."""
+    """Tells what this installation serves: task types, providers, queues."""
     GetLimits: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.GetLimitsRequest, _tasks_service_pb2.GetLimitsResponse]
     """Tells the caller the limits of its tenant, and how much of them is used."""
     ListTaskAttempts: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.ListTaskAttemptsRequest, _tasks_service_pb2.ListTaskAttemptsResponse]
@@ -94,7 +94,7 @@ class TasksServiceAsyncStub(TasksServiceStub):
     CancelGenerationTask: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.CancelGenerationTaskRequest, _tasks_service_pb2.CancelGenerationTaskResponse]  # type: ignore[assignment]
     """Cancels a GENERATION task."""
     GetCatalog: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.GetCatalogRequest, _tasks_service_pb2.GetCatalogResponse]  # type: ignore[assignment]
-    """Tells what this installation serves; for services that check work before they hand it in."""
+    """Tells what this installation serves: task types, providers, queues."""
     GetLimits: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.GetLimitsRequest, _tasks_service_pb2.GetLimitsResponse]  # type: ignore[assignment]
     """Tells the caller the limits of its tenant, and how much of them is used."""
     ListTaskAttempts: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.ListTaskAttemptsRequest, _tasks_service_pb2.ListTaskAttemptsResponse]  # type: ignore[assignment]
@@ -205,7 +205,7 @@ class TasksServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tasks_service_pb2.GetCatalogRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tasks_service_pb2.GetCatalogResponse, _abc.Awaitable[_tasks_service_pb2.GetCatalogResponse]]:
-        """Tells what this installation serves; for services that check work before they hand it in."""
+        """Tells what this installation serves: task types, providers, queues."""
 
     @_abc_1.abstractmethod
     def GetLimits(
