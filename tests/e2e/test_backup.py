@@ -13,7 +13,7 @@ from tests.e2e.harness import RunningMesh, until
 
 TENANT = "saved"
 # As of a task that was created after the dump and before its objects were copied.
-NEWER = "generation/00000000-0000-4000-8000-000000000000/1/result.png"
+NEWER = "generations/00000000-0000-4000-8000-000000000000/1/result.png"
 
 
 def picture() -> bytes:
