@@ -145,10 +145,16 @@ def to_ref(ref: AttemptRef) -> worker_service_pb2.AttemptRef:
     return worker_service_pb2.AttemptRef(job_id=str(ref.job_id), attempt=ref.attempt)
 
 
-def to_catalog(catalog: Catalog) -> tasks_service_pb2.GetCatalogResponse:
-    """Return what is served, as other services see it."""
+def to_catalog(catalog: Catalog, *, internal: bool) -> tasks_service_pb2.GetCatalogResponse:
+    """Return what is served.
+
+    Args:
+        catalog: What is served.
+        internal: Whether the types for tests are named too: to services, which check steps by them.
+    """
+    names = catalog.served_types if internal else catalog.public_types
     return tasks_service_pb2.GetCatalogResponse(
-        task_types=[TASK_TYPE[name] for name in catalog.served_types],
+        task_types=[TASK_TYPE[name] for name in names],
         providers=[
             tasks_service_pb2.ServedProvider(
                 provider_type=PROVIDER[name],

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from atelier_cli.origin import default_origin
 from tests.e2e.harness import ENDED, RunningMesh, until
 
 pytestmark = pytest.mark.timeout(300)
@@ -289,7 +290,7 @@ def test_the_command_line_runs_watches_moves_and_draws_workflows(mesh: RunningMe
     assert ran.returncode == 0, ran.stderr
     ident = ran.stdout.strip()
     found = json.loads(mesh.cli("workflow", "get", ident, *tenant).stdout)
-    assert (found["status"], found["origin_instance"]) == ("COMPLETED", "atelier-cli")
+    assert (found["status"], found["origin_instance"]) == ("COMPLETED", default_origin())
     drawn = mesh.cli("workflow", "graph", ident, *tenant)
     assert drawn.stdout.startswith("<svg")
     assert drawn.stdout.count("NOOP  completed</text>") == 2

@@ -159,7 +159,7 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         self, request: tasks_service_pb2.GetCatalogRequest, context: Context
     ) -> tasks_service_pb2.GetCatalogResponse:
         del request, context
-        return to_catalog(self._catalog)
+        return to_catalog(self._catalog, internal=Caller.of_call().is_service)
 
 
 def _filter(request: Any, task_type: str | None) -> TaskFilter:
