@@ -154,7 +154,7 @@ async def test_files_of_a_list_go_with_their_task(editing: Mesh) -> None:
 async def test_what_an_installation_serves_is_configuration(editing: Mesh) -> None:
     answer = await editing.tasks().GetCatalog(tasks_service_pb2.GetCatalogRequest())
     names = [enums_pb2.TaskType.Name(number).removeprefix("TASK_TYPE_") for number in answer.task_types]
-    assert names == [*TYPES, "NOOP"]
+    assert names == list(TYPES)
     assert [one.provider_type for one in answer.providers] == [
         enums_pb2.PROVIDER_TYPE_FAL_STANDARD,
         enums_pb2.PROVIDER_TYPE_LOCAL,
