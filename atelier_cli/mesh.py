@@ -139,6 +139,7 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
     environment |= {
         "ATELIER_S3_BUCKET": given("ATELIER_S3_BUCKET") or DEFAULT_BUCKET,
         "ATELIER_AUTH_SECRET": given("ATELIER_AUTH_SECRET") or credentials.auth_secret,
+        "ATELIER_PUBLIC_URL": given("ATELIER_PUBLIC_URL") or f"http://127.0.0.1:{gateway_port}",
         **{topology.address_setting(spec.role): f"127.0.0.1:{ports[spec.role]}" for spec in topology.addressed()},
     }
     if model := given("ATELIER_MODEL"):
@@ -169,7 +170,7 @@ def _service(
             "ATELIER_LISTEN": listen,
             "ATELIER_PORT_FILE": str(port_file),
             **({} if page is None else {"ATELIER_METRICS_PORT": str(page)}),
-            **_own_settings(spec, folder, listen),
+            **_own_settings(spec, folder),
         },
         folder=folder.path,
         serves=_probe(spec, listen, port_file),
@@ -178,10 +179,8 @@ def _service(
     )
 
 
-def _own_settings(spec: ServiceSpec, folder: DataFolder, listen: str) -> dict[str, str]:
+def _own_settings(spec: ServiceSpec, folder: DataFolder) -> dict[str, str]:
     """Return what only this kind of service is told; the user's environment may replace it."""
-    if spec.fronts:
-        return {"ATELIER_PUBLIC_URL": os.environ.get("ATELIER_PUBLIC_URL", f"http://{listen}")}
     if spec.is_worker:
         return {
             "ATELIER_WORKER_NAME": os.environ.get("ATELIER_WORKER_NAME", spec.role),

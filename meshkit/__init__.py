@@ -14,7 +14,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `health`: whether a service and what it stands on work
 - `db` `pipeline` `pipeline_pool` `migration` `outbox` `leadership` `idempotency`: PostgreSQL, which holds all state
 - `bus` `publishing` `eventjson`: NATS, which only notifies
-- `objects` `s3client` `chunks` `staging`: files
+- `objects` `s3client` `chunks` `staging` `media_urls`: files
 - `images`: untrusted images, decoded in child processes under one budget
 - `fetcher` `pinned` `lookups`: addresses that callers name; `places`: shares of what tenants hold for a while
 - `transcoding`: JSON over HTTP to gRPC and back

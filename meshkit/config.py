@@ -170,6 +170,18 @@ class MeshSettings(BaseSettings):
         default=None, description="Revoked `jti`s, one per line, read again when the file changes."
     )
 
+    public_url: str = Field(
+        default="",
+        description="Public address of the gateway, which signed media URLs begin with. If empty, lists of stored "
+        "images have the address of the request, and tasks and webhooks have no media URLs.",
+    )
+    media_url_ttl_seconds: int = Field(
+        default=3600, ge=1, le=604800, description="How long a signed media URL is valid."
+    )
+    media_secret: SecretStr | None = Field(
+        default=None, description="Key of signed media URLs; derived from the mesh's auth secret if unset."
+    )
+
     fetch_allow_private: CommaSeparated = Field(
         default=(),
         description="host:port or CIDR that the fetcher may reach although it is private, separated by commas.",

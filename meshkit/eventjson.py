@@ -1,6 +1,6 @@
 """Events as the JSON that receivers of webhooks get: spelled as the gateway spells every message.
 
-Only what events are made of is known here: texts, numbers, enums, moments and free-form objects, none repeated. A
+Only what events are made of is known here: texts, numbers, enums, moments and free-form objects, and lists of these. A
 contract test compares each event with what the gateway prints of it.
 """
 
@@ -35,6 +35,9 @@ def _readers(message: Descriptor) -> list[tuple[str, _Print]]:
 
 def _reader(field: FieldDescriptor) -> _Print:
     name, show = field.name, _printer(field)
+    if field.is_repeated:
+        null = field.GetOptions().Extensions[options_pb2.field].empty == options_pb2.EMPTY_NULL
+        return lambda event: [show(one) for one in getattr(event, name)] or (None if null else [])
     if not field.has_presence:
         return lambda event: show(getattr(event, name))
     return lambda event: show(getattr(event, name)) if event.HasField(name) else None

@@ -17,6 +17,7 @@ DATABASE = frozenset({"ATELIER_DATABASE_URL"})
 NATS = frozenset({"ATELIER_NATS_URL"})
 OBJECTS = frozenset({"ATELIER_S3_ENDPOINT", "ATELIER_S3_ACCESS_KEY", "ATELIER_S3_SECRET_KEY", "ATELIER_S3_BUCKET"})
 TOKENS = frozenset({"ATELIER_AUTH_SECRET"})
+MEDIA = frozenset({"ATELIER_PUBLIC_URL", "ATELIER_MEDIA_SECRET"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ TASKS = ServiceSpec(
     grpc=("atelier.tasks.v1.TasksService", "atelier.tasks.v1.WorkerService", "atelier.tasks.v1.WebhookService"),
     port=9101,
     schema="tasks",
-    joins=NATS | OBJECTS | TOKENS,
+    joins=NATS | OBJECTS | TOKENS | MEDIA,
     routed=True,
 )
 WORKFLOWS = ServiceSpec(
@@ -110,7 +111,7 @@ GATEWAY = ServiceSpec(
     role="gateway",
     module="services.gateway",
     port=9000,
-    joins=OBJECTS | TOKENS | {"ATELIER_MEDIA_SECRET", "ATELIER_UPSTREAMS"},
+    joins=OBJECTS | TOKENS | MEDIA | {"ATELIER_UPSTREAMS"},
     fronts=True,
 )
 

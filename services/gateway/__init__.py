@@ -7,7 +7,7 @@ what a request means is decided by the service that answers it.
 Rooms:
     A request passes `server`, `connections` and `http_protocol` (HTTP and its bounds), `app` (routes), `middleware`
     (identity, access log, limits), `auth`, `bodies` (memory) and `staging` (its files). `endpoints` forwards it as an
-    RPC, `streams` answers with events. `stored_images`, `media_urls`, `conditions` and `ranges` serve stored images,
+    RPC, `streams` answers with events. `stored_images`, `conditions` and `ranges` serve stored images,
     `docs` and `openapi` the API's page and document, `health` says whether the gateway can serve. `contracts` finds
     the services in the descriptors, `asgi` holds small tools, `composition` builds the service.
 """

@@ -17,6 +17,7 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meshkit.errors import MeshError
+from meshkit.media_urls import MEDIA_ROUTE
 from meshkit.transcoding.codec import Violation
 from meshkit.transcoding.errors import HttpError, RefusedRequestError, refused, render
 from services.gateway.asgi import misencoded, send_content, send_error
@@ -25,7 +26,7 @@ from services.gateway.docs import Docs
 from services.gateway.endpoints import Transcoder
 from services.gateway.health import Health
 from services.gateway.middleware import ANSWERED, BodyLimit, RequestMiddleware, note_route
-from services.gateway.stored_images import IMAGES, MEDIA, StoredImages
+from services.gateway.stored_images import IMAGES, StoredImages
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def create_app(parts: GatewayParts, settings: GatewaySettings) -> ASGIApp:
         routes += [
             HttpRoute(IMAGES, images.list_images, methods=["GET"]),
             HttpRoute(f"{IMAGES}/{{path:anypath}}", _by_method(images), methods=["GET", "HEAD", "POST", "DELETE"]),
-            HttpRoute(f"{MEDIA}/{{token}}", images.get_media, methods=["GET", "HEAD"]),
+            HttpRoute(f"{MEDIA_ROUTE}/{{token}}", images.get_media, methods=["GET", "HEAD"]),
         ]
     app: ASGIApp = _Dispatch(parts.transcoder, Router(routes, redirect_slashes=False, default=_not_found))
     app = BodyLimit(app, max_bytes=settings.max_body_bytes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -22,6 +21,7 @@ from meshkit.errors import ErrorKind, MeshError
 from meshkit.health import HealthPart, PartStates, is_part
 from meshkit.images.checks import ImageChecks
 from meshkit.logging import get_logger
+from meshkit.media_urls import MediaSigner
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
 from meshkit.quotas import CALLS, STREAMS, TenantRates, TenantShare
@@ -37,7 +37,6 @@ from services.gateway.contracts import load_services, read_image
 from services.gateway.docs import Docs
 from services.gateway.endpoints import EndpointContext, Transcoder
 from services.gateway.health import Health, Probe, ServiceHealth
-from services.gateway.media_urls import MediaSigner
 from services.gateway.staging import UploadStager
 from services.gateway.stored_images import StoredImages
 
@@ -124,7 +123,7 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
     if objects is not None:
         counted = StoredBytes(objects, settings.tenant_storage_bytes)
         stack.push_async_callback(counted.close)
-        stored = StoredImages(objects, guard, _signer(settings), checks, settings, stored=counted)
+        stored = StoredImages(objects, guard, MediaSigner.from_settings(settings), checks, settings, stored=counted)
     release = version("atelier")
     probes = {_role_of(package): _probe(channels[address], package) for package, address in addresses.items()}
     parts = GatewayParts(
@@ -193,11 +192,3 @@ def _objects(settings: GatewaySettings, stack: AsyncExitStack) -> ObjectStore | 
     store = ObjectStore.from_settings(settings)
     stack.push_async_callback(store.close)
     return store
-
-
-def _signer(settings: GatewaySettings) -> MediaSigner:
-    secret = settings.media_secret or settings.auth_secret
-    if secret is None:
-        _log.warning("media_secret_missing")
-    key = secret.get_secret_value().encode() if secret is not None else secrets.token_bytes(32)
-    return MediaSigner(key, ttl_seconds=settings.media_url_ttl_seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, field_validator
 
 from meshkit import topology
 from meshkit.config import CommaSeparated, MeshSettings, read_setting
@@ -35,18 +35,11 @@ class GatewaySettings(MeshSettings):
     )
     rpc_timeout_seconds: float = Field(default=30.0, gt=0, description="How long a service may take to answer.")
 
-    public_url: str = Field("", description="Public address of the gateway; the request's own if empty.")
     cdn_url: str = Field(
         default="", description="CDN in front of the bucket; reads of stored images are redirected to it."
     )
     storage_redirect: Literal["none", "presigned"] = Field(
         default="none", description="Whether reads of stored images are redirected to URLs signed for the object store."
-    )
-    media_url_ttl_seconds: int = Field(
-        default=3600, ge=1, le=604800, description="How long a signed media URL is valid."
-    )
-    media_secret: SecretStr | None = Field(
-        default=None, description="Key of signed media URLs; derived from the mesh's auth secret if unset."
     )
 
     cors_origins: CommaSeparated = Field(

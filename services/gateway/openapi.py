@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from meshkit.media_urls import MEDIA_ROUTE
 from meshkit.transcoding.openapi import SECURITY, errors
 from meshkit.transcoding.schemas import Schema, reference
-from services.gateway.stored_images import IMAGES, MEDIA
+from services.gateway.stored_images import IMAGES
 
 _UPLOAD = "Body_save_image_api_v1_storage_images__path__post"
 
@@ -229,7 +230,7 @@ PATHS: Mapping[str, Mapping[str, Schema]] = {
             responses=_SEEN,
         ),
     },
-    f"{MEDIA}/{{token}}": {
+    f"{MEDIA_ROUTE}/{{token}}": {
         "get": {
             "tags": ["storage"],
             "summary": "Get Media",

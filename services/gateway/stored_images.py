@@ -25,6 +25,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from meshkit import auth
 from meshkit.errors import ErrorKind, MeshError, not_found, unavailable
 from meshkit.images.checks import ImageChecks
+from meshkit.media_urls import MEDIA_ROUTE, MediaLinks, MediaSigner
 from meshkit.objects import ObjectInfo
 from meshkit.paths import normalise_path
 from meshkit.s3client import CHANGED
@@ -36,14 +37,12 @@ from services.gateway.asgi import ClientGoneError, JsonResponse
 from services.gateway.auth import Authenticator
 from services.gateway.conditions import Conditions, PathTurns, Verdict
 from services.gateway.config import GatewaySettings
-from services.gateway.media_urls import MediaSigner
 from services.gateway.middleware import note_route
 from services.gateway.ranges import ByteRange, RangeError, parse_range
 
 _T = TypeVar("_T")
 
 IMAGES = "/api/v1/storage/images"
-MEDIA = "/api/v1/media"
 
 _DEFAULT_LIMIT = 100
 _MAX_LIMIT = 1000
@@ -229,8 +228,8 @@ class StoredImages:
         }
 
     def _url(self, request: Request, tenant: str, path: str) -> str:
-        base = self._settings.public_url.rstrip("/") or f"{request.url.scheme}://{request.url.netloc}"
-        return f"{base}{MEDIA}/{self._signer.token(tenant, path)}"
+        base = self._settings.public_url or f"{request.url.scheme}://{request.url.netloc}"
+        return MediaLinks(base, self._signer).url(tenant, path)
 
     # -- read ----------------------------------------------------------------------------------------------------
 
@@ -247,9 +246,9 @@ class StoredImages:
 
     async def get_media(self, request: Request) -> Response:
         """Answer `GET` and `HEAD /media/{token}`."""
-        note_route(request.scope, f"{request.method} {MEDIA}/{{token}}")
+        note_route(request.scope, f"{request.method} {MEDIA_ROUTE}/{{token}}")
         # The token opens the object: it does not belong into a log.
-        request.scope["atelier.path"] = f"{MEDIA}/..."
+        request.scope["atelier.path"] = f"{MEDIA_ROUTE}/..."
         media = self._signer.open(request.path_params["token"])
         info = await self._existing(media.tenant, media.path)
         return self._content(request, media.tenant, info, f"private, max-age={self._settings.media_url_ttl_seconds}")

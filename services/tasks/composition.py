@@ -17,6 +17,7 @@ from meshkit.health import HealthPart, PartStates
 from meshkit.images.checks import ImageChecks
 from meshkit.lingers import TASKS_RELAY_LINGER
 from meshkit.loops import Loops, coalesced
+from meshkit.media_urls import MediaLinks
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
@@ -34,6 +35,7 @@ from services.tasks.domain import RetryPolicy
 from services.tasks.events import WAKE_SUBJECT
 from services.tasks.inputs.validator import InputValidator
 from services.tasks.loops import TaskMaintenance
+from services.tasks.media import shower
 from services.tasks.notifier import Notifier
 from services.tasks.postgres.store import PostgresTaskStore
 from services.tasks.postgres.webhooks import PostgresWebhooks
@@ -92,7 +94,8 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         answer_bytes=settings.answer_bytes,
         on_events=wake_relay,
     )
-    watchers = TaskWatchers(store, bus)
+    links = MediaLinks.from_settings(settings)
+    watchers = TaskWatchers(store, bus, shower(links))
     notifier = Notifier(
         bus,
         secrets.token_bytes(8),
@@ -147,7 +150,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         clock=lambda: datetime.now(UTC),
     )
     webhooks = PostgresWebhooks(database)
-    sender = Sender(webhooks, fetcher)
+    sender = Sender(webhooks, fetcher, links=links)
     stack.push_async_callback(sender.close)
     single = [relay.loop, *sender.loops] if settings.run_loops else []
     loops = Loops(*maintenance.loops(progress), *single)
@@ -166,7 +169,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         [
             (
                 tasks_service_pb2_grpc.add_TasksServiceServicer_to_server,
-                TasksServicer(tasks, watchers, catalog, quotas),
+                TasksServicer(tasks, watchers, catalog, quotas, shower(links)),
             ),
             (
                 worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
@@ -178,7 +181,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
             ),
             (
                 webhooks_service_pb2_grpc.add_WebhookServiceServicer_to_server,
-                WebhookServicer(WebhooksService(webhooks, fetcher)),
+                WebhookServicer(WebhooksService(webhooks, fetcher), links),
             ),
         ],
         parts,

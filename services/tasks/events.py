@@ -16,7 +16,8 @@ from meshkit.outbox import EVENT_TYPE_HEADER, OutboxEvent, event_headers
 from meshkit.spelling import enum_names
 from services.tasks.convert import CATEGORY, STATUS, to_task
 from services.tasks.domain import TERMINAL, TaskRecord, TaskStatus
-from services.tasks.webhooks.domain import NewDelivery
+from services.tasks.media import media_of
+from services.tasks.webhooks.domain import MediaMembers, NewDelivery
 
 # Events of a workflow's steps have subjects of their own, so that workflows does not receive those of all tasks.
 SUBJECT = "atelier.tasks.v1.task"
@@ -110,10 +111,20 @@ def delivery(record: TaskRecord, url: str, event: OutboxEvent) -> NewDelivery:
         entity_id=record.id,
         version=record.version,
         url=url,
+        media=media_of(record) if record.status == TaskStatus.COMPLETED else {},
     )
 
 
-def to_delivery(event: Any, *, event_id: UUID, tenant: str, entity_id: UUID, version: int, url: str) -> NewDelivery:
+def to_delivery(
+    event: Any,
+    *,
+    event_id: UUID,
+    tenant: str,
+    entity_id: UUID,
+    version: int,
+    url: str,
+    media: MediaMembers | None = None,
+) -> NewDelivery:
     """Return an event on its way to an address.
 
     Args:
@@ -123,6 +134,7 @@ def to_delivery(event: Any, *, event_id: UUID, tenant: str, entity_id: UUID, ver
         entity_id: The entity that it is about.
         version: Version of that.
         url: The address, well formed.
+        media: Members that become addresses of stored objects when it is sent.
     """
     target = check_url(url)
     return NewDelivery(
@@ -134,6 +146,7 @@ def to_delivery(event: Any, *, event_id: UUID, tenant: str, entity_id: UUID, ver
         url=url,
         target=f"{target.host}:{target.port}",
         body=eventjson.encode(event),
+        media=media or {},
     )
 
 

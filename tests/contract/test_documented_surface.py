@@ -44,7 +44,7 @@ BEYOND_MEMBERS = {
     "WorkflowStepDefinition": {"requires_approval", "timeout_seconds", "when"},
 }
 # What this mesh adds to a task of any type.
-BEYOND_TASKS = {"warnings"}
+BEYOND_TASKS = {"media_url", "media_urls", "warnings"}
 
 
 def _schemas_served() -> list[str]:

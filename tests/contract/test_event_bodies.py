@@ -24,7 +24,9 @@ FREE_FORM = {"whole": 3, "part": 0.5, "none": None, "yes": True, "deep": {"list"
 def filled(message: Descriptor) -> Any:
     event: Any = message_factory.GetMessageClass(message)()
     for field in message.fields:
-        if field.message_type is None:
+        if field.is_repeated:
+            getattr(event, field.name).extend(["naïve", ""])
+        elif field.message_type is None:
             values = {field.CPPTYPE_STRING: "naïve", field.CPPTYPE_DOUBLE: 12.5}
             setattr(event, field.name, values.get(field.cpp_type, 2))
         elif field.message_type.name == "Task":

@@ -85,7 +85,7 @@ DETAILS: dict[str, tuple[str, dict[str, Any]]] = {
     "CreateExperimentalFalTask": ("EXPERIMENTAL_FAL", {"fal_app_id": "x", "fal_parameters": {"n": 1}}),
 }
 # Members of every task that the document does not have.
-ADDED = {"warnings"}
+ADDED = {"media_url", "media_urls", "warnings"}
 CODECS = Codecs()
 
 

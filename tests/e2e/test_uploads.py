@@ -42,6 +42,19 @@ def test_repeated_creates_at_once_make_one_task_and_leave_no_upload(mesh: Runnin
     assert not [path for path in mesh.objects("uploads") if path.startswith("staging/")]
 
 
+def test_a_result_is_fetched_by_its_address_without_a_token(mesh: RunningMesh) -> None:
+    with mesh.http("media") as client:
+        task = mesh.create(client, secrets.token_hex(8), result_bytes=1000)
+        assert task["media_url"] is None
+        [done] = mesh.wait_ended(client, 1, 30)
+        answer = httpx.get(done["media_url"])
+        assert (answer.status_code, len(answer.content)) == (200, 1000)
+        stored = client.get(f"/api/v1/storage/images/{done['result_path']}")
+        assert stored.content == answer.content
+        with client.stream("GET", f"/api/v1/tasks/{task['id']}/events") as events:
+            assert any('"media_url":"http' in line for line in events.iter_lines())
+
+
 def test_a_refused_create_leaves_no_upload(mesh: RunningMesh, picture: str) -> None:
     with mesh.http("refused") as client:
         for headers in ({}, {"idempotency-key": secrets.token_hex(8)}):

@@ -15,8 +15,9 @@ from services.tasks.api.quotas import TenantQuotas
 from services.tasks.api.service import TasksService
 from services.tasks.api.watch import TaskWatchers
 from services.tasks.catalog import Catalog
-from services.tasks.convert import STATUS_NAME, TASK_TYPE_NAME, to_attempt, to_catalog, to_task, write_task
+from services.tasks.convert import STATUS_NAME, TASK_TYPE_NAME, to_attempt, to_catalog, write_task
 from services.tasks.domain import TaskStatus
+from services.tasks.media import ShowTask
 from services.tasks.store import TaskFilter
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -31,13 +32,17 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         watchers: Follows tasks.
         catalog: What is served.
         quotas: The limits of tenants.
+        show: Makes of a row what callers see.
     """
 
-    def __init__(self, tasks: TasksService, watchers: TaskWatchers, catalog: Catalog, quotas: TenantQuotas) -> None:
+    def __init__(
+        self, tasks: TasksService, watchers: TaskWatchers, catalog: Catalog, quotas: TenantQuotas, show: ShowTask
+    ) -> None:
         self._tasks = tasks
         self._watchers = watchers
         self._catalog = catalog
         self._quotas = quotas
+        self._show = show
 
     async def CreateTask(
         self, request: tasks_service_pb2.CreateTaskRequest, context: Context
@@ -67,7 +72,7 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
     ) -> tasks_service_pb2.GetTaskResponse:
         del context
         record = await self._tasks.get(UUID(request.task_id), Caller.of_call())
-        return tasks_service_pb2.GetTaskResponse(task=to_task(record))
+        return tasks_service_pb2.GetTaskResponse(task=self._show(record))
 
     async def ListTasks(
         self, request: tasks_service_pb2.ListTasksRequest, context: Context
@@ -77,7 +82,7 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         records = await self._tasks.list_tasks(
             _filter(request, task_type), Caller.of_call(), request.skip, request.limit
         )
-        return tasks_service_pb2.ListTasksResponse(tasks=[to_task(record) for record in records])
+        return tasks_service_pb2.ListTasksResponse(tasks=[self._show(record) for record in records])
 
     async def UpdateTask(
         self, request: tasks_service_pb2.UpdateTaskRequest, context: Context
@@ -86,28 +91,28 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         record = await self._tasks.update(
             UUID(request.task_id), request.update, list(request.update_mask.paths), Caller.of_call()
         )
-        return tasks_service_pb2.UpdateTaskResponse(task=to_task(record))
+        return tasks_service_pb2.UpdateTaskResponse(task=self._show(record))
 
     async def DeleteTask(
         self, request: tasks_service_pb2.DeleteTaskRequest, context: Context
     ) -> tasks_service_pb2.DeleteTaskResponse:
         del context
         record = await self._tasks.delete(UUID(request.task_id), Caller.of_call())
-        return tasks_service_pb2.DeleteTaskResponse(task=to_task(record))
+        return tasks_service_pb2.DeleteTaskResponse(task=self._show(record))
 
     async def CleanupTask(
         self, request: tasks_service_pb2.CleanupTaskRequest, context: Context
     ) -> tasks_service_pb2.CleanupTaskResponse:
         del context
         record, deleted = await self._tasks.cleanup(UUID(request.task_id), Caller.of_call())
-        return tasks_service_pb2.CleanupTaskResponse(task=to_task(record), deleted_paths=deleted)
+        return tasks_service_pb2.CleanupTaskResponse(task=self._show(record), deleted_paths=deleted)
 
     async def CancelTask(
         self, request: tasks_service_pb2.CancelTaskRequest, context: Context
     ) -> tasks_service_pb2.CancelTaskResponse:
         del context
         record = await self._tasks.cancel(UUID(request.task_id), Caller.of_call())
-        return tasks_service_pb2.CancelTaskResponse(task=to_task(record))
+        return tasks_service_pb2.CancelTaskResponse(task=self._show(record))
 
     async def WatchTask(
         self, request: tasks_service_pb2.WatchTaskRequest, context: Context
@@ -123,14 +128,14 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         record = await self._tasks.update(
             UUID(request.task_id), request.update, list(request.update_mask.paths), Caller.of_call(), GENERATION
         )
-        return tasks_service_pb2.UpdateGenerationTaskResponse(task=to_task(record))
+        return tasks_service_pb2.UpdateGenerationTaskResponse(task=self._show(record))
 
     async def GetGenerationTask(
         self, request: tasks_service_pb2.GetGenerationTaskRequest, context: Context
     ) -> tasks_service_pb2.GetGenerationTaskResponse:
         del context
         record = await self._tasks.get(UUID(request.task_id), Caller.of_call(), GENERATION)
-        return tasks_service_pb2.GetGenerationTaskResponse(task=to_task(record))
+        return tasks_service_pb2.GetGenerationTaskResponse(task=self._show(record))
 
     async def ListGenerationTasks(
         self, request: tasks_service_pb2.ListGenerationTasksRequest, context: Context
@@ -139,14 +144,14 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         records = await self._tasks.list_tasks(
             _filter(request, GENERATION), Caller.of_call(), request.skip, request.limit
         )
-        return tasks_service_pb2.ListGenerationTasksResponse(tasks=[to_task(record) for record in records])
+        return tasks_service_pb2.ListGenerationTasksResponse(tasks=[self._show(record) for record in records])
 
     async def CancelGenerationTask(
         self, request: tasks_service_pb2.CancelGenerationTaskRequest, context: Context
     ) -> tasks_service_pb2.CancelGenerationTaskResponse:
         del context
         record = await self._tasks.cancel(UUID(request.task_id), Caller.of_call(), GENERATION)
-        return tasks_service_pb2.CancelGenerationTaskResponse(task=to_task(record))
+        return tasks_service_pb2.CancelGenerationTaskResponse(task=self._show(record))
 
     async def ListTaskAttempts(
         self, request: tasks_service_pb2.ListTaskAttemptsRequest, context: Context

@@ -23,6 +23,7 @@ from services.tasks.convert import to_task
 from services.tasks.domain import TERMINAL, TaskRecord, TaskStatus
 from services.tasks.errors import task_not_found
 from services.tasks.events import EVERY_SUBJECT, PROGRESS_SUBJECT
+from services.tasks.media import ShowTask
 from services.tasks.store import TaskStore
 
 BLIND_SECONDS = 1.0
@@ -49,10 +50,12 @@ class TaskWatchers:
     Args:
         store: The database.
         bus: The bus.
+        show: Makes of a row what callers see.
     """
 
-    def __init__(self, store: TaskStore, bus: Bus) -> None:
+    def __init__(self, store: TaskStore, bus: Bus, show: ShowTask = to_task) -> None:
         self._store = store
+        self._show = show
         self._bus = bus
         self._watchers: dict[str, set[_TaskWatcher]] = {}
         self._events: BusSubscription | None = None
@@ -88,7 +91,7 @@ class TaskWatchers:
                 sent_ahead = ahead
                 if record.version > sent_version or final or moved:
                     sent_version, sent_progress = record.version, record.progress
-                    yield _state(record, ahead)
+                    yield self._state(record, ahead)
                 if final:
                     return
                 await self._wait(watcher)
@@ -112,6 +115,12 @@ class TaskWatchers:
             if record.state in TERMINAL:
                 watcher.ended = record
             watcher.changed.set()
+
+    def _state(self, record: TaskRecord, ahead: int) -> tasks_service_pb2.WatchTaskResponse:
+        response = tasks_service_pb2.WatchTaskResponse(task=self._show(record), final=record.state in TERMINAL)
+        if record.state is TaskStatus.PENDING:
+            response.phase, response.tasks_ahead = phase_pb2.TASK_PHASE_QUEUED, ahead
+        return response
 
     async def _listen(self) -> None:
         """Consume events as long as anyone follows a task, and no longer: they are many."""
@@ -144,13 +153,6 @@ class TaskWatchers:
             return
         for watcher in self._watchers.get(event.task_id, ()):
             watcher.changed.set()
-
-
-def _state(record: TaskRecord, ahead: int) -> tasks_service_pb2.WatchTaskResponse:
-    response = tasks_service_pb2.WatchTaskResponse(task=to_task(record), final=record.state in TERMINAL)
-    if record.state is TaskStatus.PENDING:
-        response.phase, response.tasks_ahead = phase_pb2.TASK_PHASE_QUEUED, ahead
-    return response
 
 
 def _progress(record: TaskRecord, event: events_pb2.TaskProgressEvent) -> tasks_service_pb2.WatchTaskResponse:

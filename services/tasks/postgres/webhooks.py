@@ -33,9 +33,10 @@ _PRUNE_BATCH = 5000
 
 _INSERT = """
 INSERT INTO webhook_deliveries
-    (id, tenant, entity_id, entity_version, event_type, url, target, body, status, created_at, due_at)
+    (id, tenant, entity_id, entity_version, event_type, url, target, body, media, status, created_at, due_at)
 SELECT d.*, 'PENDING', now(), now()
-FROM unnest(%b::uuid[], %b::text[], %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::bytea[]) AS d
+FROM unnest(%b::uuid[], %b::text[], %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::text[],
+    %b::bytea[], %b::jsonb[]) AS d
 ON CONFLICT (id) DO NOTHING
 """
 
@@ -99,7 +100,7 @@ WITH RECURSIVE tenants (tenant) AS (
 )
 UPDATE webhook_deliveries d SET lease = gen_random_uuid(), due_at = now() + %(ahead)s + %(lease)s
 FROM due WHERE d.ctid = due.place
-RETURNING d.id, d.lease, d.tenant, d.url, d.target, d.body, d.tries, now() + %(ahead)s,
+RETURNING d.id, d.lease, d.tenant, d.url, d.target, d.body, d.media, d.tries, now() + %(ahead)s,
     EXISTS (SELECT FROM webhook_disabled x WHERE x.tenant = d.tenant AND x.url = d.url)
 """
 
@@ -146,7 +147,7 @@ WHERE id = %s RETURNING tenant, url
 
 _COLUMNS = (
     "id, tenant, entity_id, entity_version, event_type, url, status, failure, attempt_count, last_status_code, "
-    "last_error, created_at, due_at, ended_at, body"
+    "last_error, created_at, due_at, ended_at, body, media"
 )
 
 _LIST = f"""
@@ -166,7 +167,10 @@ async def insert(conn: Connection, deliveries: Sequence[NewDelivery]) -> None:
     """
     if deliveries:
         rows = [
-            (one.id, one.tenant, one.entity_id, one.entity_version, one.event_type, one.url, one.target, one.body)
+            (
+                *(one.id, one.tenant, one.entity_id, one.entity_version, one.event_type, one.url, one.target),
+                *(one.body, Jsonb(one.media) if one.media else None),
+            )
             for one in deliveries
         ]
         await conn.execute(_INSERT, [list(column) for column in zip(*rows, strict=True)])

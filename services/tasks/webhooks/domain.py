@@ -55,6 +55,10 @@ class DeliveryFailure(enum.StrEnum):
     REFUSED = "REFUSED"
 
 
+# Members of an event by the path, or the paths, of stored objects: their addresses live shorter than deliveries wait.
+MediaMembers = Mapping[str, str | Sequence[str]]
+
+
 @dataclass(frozen=True, slots=True)
 class NewDelivery:
     """An event to be told to an address.
@@ -62,7 +66,8 @@ class NewDelivery:
     Attributes:
         id: Identifier of the event.
         target: Host and port of the address: what is slow or dead is so for all of its addresses.
-        body: The event as JSON, as it is signed and sent.
+        body: The event as JSON, as it is signed and sent but for its media.
+        media: Members of the body that become signed addresses when it is sent, with the paths of stored objects.
     """
 
     id: UUID
@@ -73,6 +78,7 @@ class NewDelivery:
     url: str
     target: str
     body: bytes
+    media: MediaMembers = field(default_factory=dict)
 
 
 class ReceiverLane(NamedTuple):
@@ -119,6 +125,7 @@ class ClaimedDelivery:
     url: str
     target: str
     body: bytes
+    media: MediaMembers | None
     tries: int
     now: datetime
     disabled: bool
@@ -177,6 +184,7 @@ class DeliveryRecord:
     due_at: datetime | None
     ended_at: datetime | None
     body: bytes
+    media: MediaMembers | None
 
 
 @dataclass(frozen=True, slots=True)

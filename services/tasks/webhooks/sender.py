@@ -23,6 +23,8 @@ from meshkit.errors import ErrorKind, MeshError
 from meshkit.fetcher import Fetcher
 from meshkit.logging import get_logger
 from meshkit.loops import Loop, cancel, coalesced
+from meshkit.media_urls import MediaLinks
+from services.tasks.media import with_media
 from services.tasks.webhooks import domain as webhooks
 from services.tasks.webhooks.domain import (
     ClaimedDelivery,
@@ -62,6 +64,7 @@ class Sender:
     Args:
         store: Deliveries.
         fetcher: Sends to callers' addresses, guarded.
+        links: Makes the addresses of results; None where the mesh is not told its own.
         in_flight: Requests at a time.
         per_tenant: Those among them of one tenant.
         per_target: Those of one tenant to one host and port.
@@ -73,6 +76,7 @@ class Sender:
         store: WebhookStore,
         fetcher: Fetcher,
         *,
+        links: MediaLinks | None = None,
         in_flight: int = IN_FLIGHT,
         per_tenant: int = PER_TENANT,
         per_target: int = PER_TARGET,
@@ -80,6 +84,7 @@ class Sender:
     ) -> None:
         self._store = store
         self._fetcher = fetcher
+        self._links = links
         self._in_flight = in_flight
         self._per_tenant = per_tenant
         self._per_target = per_target
@@ -194,11 +199,12 @@ class Sender:
     async def _send(self, claimed: ClaimedDelivery) -> ReceiverAnswer:
         begun = time.perf_counter()
         status, error, refused, asked = None, None, False, timedelta()
+        body = with_media(claimed.body, claimed.tenant, claimed.media, self._links)
         try:
             reply = await self._fetcher.post(
                 claimed.url,
-                claimed.body,
-                webhooks.headers(claimed.id, claimed.now, claimed.body, claimed.keys),
+                body,
+                webhooks.headers(claimed.id, claimed.now, body, claimed.keys),
                 webhooks.TIMEOUT_SECONDS,
                 path="webhook_url",
                 tenant=claimed.tenant,

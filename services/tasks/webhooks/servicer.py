@@ -12,8 +12,10 @@ from atelier.tasks.v1 import webhooks_service_pb2 as pb
 from atelier.tasks.v1 import webhooks_service_pb2_grpc
 
 from meshkit.access import Caller
+from meshkit.media_urls import MediaLinks
 from meshkit.spelling import value_names
 from services.tasks.convert import timestamp
+from services.tasks.media import with_media
 from services.tasks.webhooks.domain import DeliveryAttempt, DeliveryRecord, DeliveryStatus, Secret
 from services.tasks.webhooks.service import WebhooksService
 
@@ -25,10 +27,12 @@ class WebhookServicer(webhooks_service_pb2_grpc.WebhookServiceServicer):
 
     Args:
         webhooks: The use cases.
+        links: Makes the addresses of results; None where the mesh is not told its own.
     """
 
-    def __init__(self, webhooks: WebhooksService) -> None:
+    def __init__(self, webhooks: WebhooksService, links: MediaLinks | None) -> None:
         self._webhooks = webhooks
+        self._links = links
 
     async def Enqueue(self, request: pb.EnqueueRequest, context: Context) -> pb.EnqueueResponse:
         del context
@@ -59,7 +63,7 @@ class WebhookServicer(webhooks_service_pb2_grpc.WebhookServiceServicer):
     async def GetDelivery(self, request: pb.GetDeliveryRequest, context: Context) -> pb.GetDeliveryResponse:
         del context
         record, attempts = await self._webhooks.get(Caller.of_call(), UUID(request.delivery_id))
-        return pb.GetDeliveryResponse(delivery=_whole(record, attempts))
+        return pb.GetDeliveryResponse(delivery=self._whole(record, attempts))
 
     async def Redeliver(self, request: pb.RedeliverRequest, context: Context) -> pb.RedeliverResponse:
         del context
@@ -74,6 +78,21 @@ class WebhookServicer(webhooks_service_pb2_grpc.WebhookServiceServicer):
         del context
         secret = await self._webhooks.rotate(Caller.of_call(), timedelta(seconds=request.overlap_seconds))
         return pb.RotateSecretResponse(secret=_secret(secret))
+
+    def _whole(self, record: DeliveryRecord, attempts: Sequence[DeliveryAttempt]) -> pb.WebhookDelivery:
+        message = _delivery(record)
+        # As it would be sent now.
+        message.body = with_media(record.body, record.tenant, record.media, self._links).decode()
+        for note in attempts:
+            message.attempts.append(
+                pb.WebhookAttempt(
+                    started_at=timestamp(note.started_at),
+                    duration_seconds=note.duration_seconds,
+                    status_code=note.status_code,
+                    error=note.error,
+                )
+            )
+        return message
 
 
 def _delivery(record: DeliveryRecord) -> pb.WebhookDelivery:
@@ -95,21 +114,6 @@ def _delivery(record: DeliveryRecord) -> pb.WebhookDelivery:
         message.next_attempt_at.CopyFrom(timestamp(record.due_at))
     if record.ended_at is not None:
         message.ended_at.CopyFrom(timestamp(record.ended_at))
-    return message
-
-
-def _whole(record: DeliveryRecord, attempts: Sequence[DeliveryAttempt]) -> pb.WebhookDelivery:
-    message = _delivery(record)
-    message.body = record.body.decode()
-    for note in attempts:
-        message.attempts.append(
-            pb.WebhookAttempt(
-                started_at=timestamp(note.started_at),
-                duration_seconds=note.duration_seconds,
-                status_code=note.status_code,
-                error=note.error,
-            )
-        )
     return message
 
 

@@ -1,5 +1,6 @@
 """Webhooks through the service: tasks tell theirs, other services hand theirs in, callers look and send again."""
 
+import json
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from standardwebhooks import Webhook
 
 from meshkit.channel import call_metadata
 from meshkit.errors import ErrorKind, MeshError
+from meshkit.media_urls import MediaSigner
 from tests.integration.tasks.conftest import Mesh, StartMesh, noop, until
 from tests.integration.tasks.receivers import receiving
 
@@ -62,6 +64,41 @@ async def test_a_tasks_life_is_told_to_its_webhook_in_order_and_signed(mesh: Mes
             "SELECT event_id::text FROM outbox WHERE position(%s IN payload) > 0", task.id.encode()
         )
         assert set(receiver.ids) == {ident for (ident,) in published}
+
+
+async def test_a_completed_task_tells_the_address_of_its_result_signed_when_it_is_sent(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(fetch_allow_private=["127.0.0.1/32"], public_url="https://media.example")
+    signer = MediaSigner.from_settings(mesh.settings)
+
+    def opened(url: str) -> tuple[str, str]:
+        assert url.startswith("https://media.example/api/v1/media/")
+        media = signer.open(url.rpartition("/")[2])
+        return media.tenant, media.path
+
+    async with receiving() as receiver:
+        task = await mesh.create(noop(webhook_url=receiver.url))
+        worker = await mesh.worker()
+        [lease] = await worker.lease()
+        path = f"{lease.result_prefix}result.bin"
+        await worker.complete(lease, path)
+        receiver.statuses = [200, 200, 500]
+        await send(mesh, 4)
+        assert [one.get("media_url") for one in receiver.bodies[:2]] == [None, None]
+        assert opened(receiver.bodies[2]["media_url"]) == ("acme", path)
+        assert opened((await mesh.get(task.id)).media_url) == ("acme", path)
+
+        # What lies in the database holds no address: each attempt and each look is given a new one.
+        [(body,)] = await mesh.rows("SELECT body FROM webhook_deliveries WHERE media IS NOT NULL")
+        assert b"media.example" not in bytes(body)
+        [(ident, *_)] = await mesh.rows("SELECT id::text FROM webhook_deliveries WHERE media IS NOT NULL")
+        whole = (await hooks(mesh).GetDelivery(pb.GetDeliveryRequest(delivery_id=ident))).delivery
+        assert opened(json.loads(whole.body)["media_url"]) == ("acme", path)
+        await hooks(mesh).Redeliver(pb.RedeliverRequest(delivery_id=ident))
+        await send(mesh)
+        assert receiver.ids.count(ident) == 2
+        key = (await hooks(mesh, scopes=("admin",)).GetSecret(pb.GetSecretRequest())).secret.key
+        for headers, sent in receiver.requests:
+            Webhook(key).verify(sent, headers)
 
 
 async def test_a_task_that_failed_says_why(mesh: Mesh) -> None:

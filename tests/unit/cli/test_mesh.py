@@ -83,7 +83,7 @@ def test_what_the_user_names_reaches_those_alone_that_use_it(tmp_path: Path, mon
         "ATELIER_S3_SECRET_KEY_FILE": KNOWN_TO["ATELIER_S3_SECRET_KEY"],
         "ATELIER_DATABASE_URL_FILE": KNOWN_TO["ATELIER_DATABASE_URL"],
         "ATELIER_WORKER_TOKEN": {"worker"},
-        "ATELIER_MEDIA_SECRET": {"gateway"},
+        "ATELIER_MEDIA_SECRET": {"gateway", "tasks"},
         "ATELIER_MODEL": {"worker"},
         # No secret, and read by those who know it.
         "ATELIER_LOG_LEVEL": {"tasks", "workflows", "worker", "gateway"},

@@ -9,10 +9,12 @@ and the headers are `Nats-Msg-Id` (the event's id), `Atelier-Version` (of the en
 from atelier.tasks.v1 import enums_pb2 as _enums_pb2
 from atelier.tasks.v1 import phase_pb2 as _phase_pb2
 from atelier.tasks.v1 import task_pb2 as _task_pb2
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -263,6 +265,8 @@ class TaskStatusEvent(_message.Message):
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
     ERROR_CATEGORY_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
+    MEDIA_URL_FIELD_NUMBER: _builtins.int
+    MEDIA_URLS_FIELD_NUMBER: _builtins.int
     event_type: Global___EventType.ValueType
     """Kind of the event."""
     task_id: _builtins.str
@@ -285,6 +289,8 @@ class TaskStatusEvent(_message.Message):
     """Why it failed."""
     error_category: _enums_pb2.ErrorCategory.ValueType
     """Class of that error."""
+    media_url: _builtins.str
+    """Of a completed task, in webhooks: signed address of its result file, issued when the event is sent."""
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -305,6 +311,10 @@ class TaskStatusEvent(_message.Message):
     def task(self) -> _task_pb2.Task:
         """The task as it ended, where it is a step of a workflow and small enough: workflows need not ask for it."""
 
+    @_builtins.property
+    def media_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a completed task, in webhooks: signed addresses of its result files, where its type makes several."""
+
     def __init__(
         self,
         *,
@@ -324,10 +334,12 @@ class TaskStatusEvent(_message.Message):
         error_message: _builtins.str | None = ...,
         error_category: _enums_pb2.ErrorCategory.ValueType | None = ...,
         task: _task_pb2.Task | None = ...,
+        media_url: _builtins.str | None = ...,
+        media_urls: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_entity_id", b"_entity_id", "_error_category", b"_error_category", "_error_message", b"_error_message", "_metadata", b"_metadata", "_origin_instance", b"_origin_instance", "_origin_version", b"_origin_version", "_origin_zone", b"_origin_zone", "_started_at", b"_started_at", "_task", b"_task", "_timestamp", b"_timestamp", "completed_at", b"completed_at", "entity_id", b"entity_id", "error_category", b"error_category", "error_message", b"error_message", "metadata", b"metadata", "origin_instance", b"origin_instance", "origin_version", b"origin_version", "origin_zone", b"origin_zone", "started_at", b"started_at", "task", b"task", "timestamp", b"timestamp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_entity_id", b"_entity_id", "_error_category", b"_error_category", "_error_message", b"_error_message", "_media_url", b"_media_url", "_metadata", b"_metadata", "_origin_instance", b"_origin_instance", "_origin_version", b"_origin_version", "_origin_zone", b"_origin_zone", "_started_at", b"_started_at", "_task", b"_task", "_timestamp", b"_timestamp", "completed_at", b"completed_at", "entity_id", b"entity_id", "error_category", b"error_category", "error_message", b"error_message", "media_url", b"media_url", "metadata", b"metadata", "origin_instance", b"origin_instance", "origin_version", b"origin_version", "origin_zone", b"origin_zone", "started_at", b"started_at", "task", b"task", "timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_entity_id", b"_entity_id", "_error_category", b"_error_category", "_error_message", b"_error_message", "_metadata", b"_metadata", "_origin_instance", b"_origin_instance", "_origin_version", b"_origin_version", "_origin_zone", b"_origin_zone", "_started_at", b"_started_at", "_task", b"_task", "_timestamp", b"_timestamp", "completed_at", b"completed_at", "entity_id", b"entity_id", "error_category", b"error_category", "error_message", b"error_message", "event_type", b"event_type", "metadata", b"metadata", "origin_instance", b"origin_instance", "origin_version", b"origin_version", "origin_zone", b"origin_zone", "progress", b"progress", "started_at", b"started_at", "status", b"status", "task", b"task", "task_id", b"task_id", "task_type", b"task_type", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_entity_id", b"_entity_id", "_error_category", b"_error_category", "_error_message", b"_error_message", "_media_url", b"_media_url", "_metadata", b"_metadata", "_origin_instance", b"_origin_instance", "_origin_version", b"_origin_version", "_origin_zone", b"_origin_zone", "_started_at", b"_started_at", "_task", b"_task", "_timestamp", b"_timestamp", "completed_at", b"completed_at", "entity_id", b"entity_id", "error_category", b"error_category", "error_message", b"error_message", "event_type", b"event_type", "media_url", b"media_url", "media_urls", b"media_urls", "metadata", b"metadata", "origin_instance", b"origin_instance", "origin_version", b"origin_version", "origin_zone", b"origin_zone", "progress", b"progress", "started_at", b"started_at", "status", b"status", "task", b"task", "task_id", b"task_id", "task_type", b"task_type", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
     _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
@@ -337,6 +349,8 @@ class TaskStatusEvent(_message.Message):
     _WhichOneofArgType__error_category: _TypeAlias = _typing.Literal["_error_category", b"_error_category"]  # noqa: Y015
     _WhichOneofReturnType__error_message: _TypeAlias = _typing.Literal["error_message"]  # noqa: Y015
     _WhichOneofArgType__error_message: _TypeAlias = _typing.Literal["_error_message", b"_error_message"]  # noqa: Y015
+    _WhichOneofReturnType__media_url: _TypeAlias = _typing.Literal["media_url"]  # noqa: Y015
+    _WhichOneofArgType__media_url: _TypeAlias = _typing.Literal["_media_url", b"_media_url"]  # noqa: Y015
     _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
     _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
     _WhichOneofReturnType__origin_instance: _TypeAlias = _typing.Literal["origin_instance"]  # noqa: Y015
@@ -359,6 +373,8 @@ class TaskStatusEvent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__error_category) -> _WhichOneofReturnType__error_category | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__error_message) -> _WhichOneofReturnType__error_message | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__media_url) -> _WhichOneofReturnType__media_url | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
     @_typing.overload

@@ -274,6 +274,8 @@ class Task(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     PROVIDER_CONFIG_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    MEDIA_URL_FIELD_NUMBER: _builtins.int
+    MEDIA_URLS_FIELD_NUMBER: _builtins.int
     QUEUE_NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
@@ -328,6 +330,10 @@ class Task(_message.Message):
     """Attempts beyond the first."""
     progress: _builtins.float
     """Percent done, 0 to 100."""
+    media_url: _builtins.str
+    """Signed address of the result file, good for an hour; null while there is none, where the result is no file, and where
+    the mesh is not told its public address.
+    """
     queue_name: _builtins.str
     """Queue it waits in; not part of the documented resource."""
     version: _builtins.int
@@ -385,6 +391,10 @@ class Task(_message.Message):
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the caller should know of the result: the part of its prompt, for instance, that the model did not read."""
+
+    @_builtins.property
+    def media_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For a result of several files: the signed address of each, in the order of their paths; empty for one that failed."""
 
     @_builtins.property
     def deleted_at(self) -> _timestamp_pb2.Timestamp:
@@ -476,6 +486,8 @@ class Task(_message.Message):
         progress: _builtins.float = ...,
         provider_config: _providers_pb2.ProviderConfig | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        media_url: _builtins.str | None = ...,
+        media_urls: _abc.Iterable[_builtins.str] | None = ...,
         queue_name: _builtins.str = ...,
         version: _builtins.int = ...,
         attempt: _builtins.int = ...,
@@ -499,9 +511,9 @@ class Task(_message.Message):
         experimental_fal: _experimental_fal_pb2.ExperimentalFalTaskPublic | None = ...,
         noop: _noop_pb2.NoopTaskPublic | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "background_fix", b"background_fix", "background_remove", b"background_remove", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "error_category", b"error_category", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "last_resume_attempt", b"last_resume_attempt", "llm_interaction", b"llm_interaction", "noop", b"noop", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "provider_config", b"provider_config", "provider_type", b"provider_type", "refine", b"refine", "service_task_id", b"service_task_id", "started_at", b"started_at", "updated_at", b"updated_at", "video_generation", b"video_generation", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_media_url", b"_media_url", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "background_fix", b"background_fix", "background_remove", b"background_remove", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "error_category", b"error_category", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "last_resume_attempt", b"last_resume_attempt", "llm_interaction", b"llm_interaction", "media_url", b"media_url", "noop", b"noop", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "provider_config", b"provider_config", "provider_type", b"provider_type", "refine", b"refine", "service_task_id", b"service_task_id", "started_at", b"started_at", "updated_at", b"updated_at", "video_generation", b"video_generation", "workflow_id", b"workflow_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "active_provider_capabilities", b"active_provider_capabilities", "attempt", b"attempt", "background_fix", b"background_fix", "background_remove", b"background_remove", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "error_category", b"error_category", "errors", b"errors", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "id", b"id", "image_adjuster", b"image_adjuster", "is_deleted", b"is_deleted", "is_resumed", b"is_resumed", "last_resume_attempt", b"last_resume_attempt", "llm_interaction", b"llm_interaction", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "progress", b"progress", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "refine", b"refine", "resume_attempt_count", b"resume_attempt_count", "retry_count", b"retry_count", "service_requests", b"service_requests", "service_task_id", b"service_task_id", "started_at", b"started_at", "status", b"status", "updated_at", b"updated_at", "version", b"version", "video_generation", b"video_generation", "warnings", b"warnings", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_media_url", b"_media_url", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "active_provider_capabilities", b"active_provider_capabilities", "attempt", b"attempt", "background_fix", b"background_fix", "background_remove", b"background_remove", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "error_category", b"error_category", "errors", b"errors", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "id", b"id", "image_adjuster", b"image_adjuster", "is_deleted", b"is_deleted", "is_resumed", b"is_resumed", "last_resume_attempt", b"last_resume_attempt", "llm_interaction", b"llm_interaction", "media_url", b"media_url", "media_urls", b"media_urls", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "progress", b"progress", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "refine", b"refine", "resume_attempt_count", b"resume_attempt_count", "retry_count", b"retry_count", "service_requests", b"service_requests", "service_task_id", b"service_task_id", "started_at", b"started_at", "status", b"status", "updated_at", b"updated_at", "version", b"version", "video_generation", b"video_generation", "warnings", b"warnings", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__celery_task_id: _TypeAlias = _typing.Literal["celery_task_id"]  # noqa: Y015
     _WhichOneofArgType__celery_task_id: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id"]  # noqa: Y015
@@ -523,6 +535,8 @@ class Task(_message.Message):
     _WhichOneofArgType__fallback_provider_type: _TypeAlias = _typing.Literal["_fallback_provider_type", b"_fallback_provider_type"]  # noqa: Y015
     _WhichOneofReturnType__last_resume_attempt: _TypeAlias = _typing.Literal["last_resume_attempt"]  # noqa: Y015
     _WhichOneofArgType__last_resume_attempt: _TypeAlias = _typing.Literal["_last_resume_attempt", b"_last_resume_attempt"]  # noqa: Y015
+    _WhichOneofReturnType__media_url: _TypeAlias = _typing.Literal["media_url"]  # noqa: Y015
+    _WhichOneofArgType__media_url: _TypeAlias = _typing.Literal["_media_url", b"_media_url"]  # noqa: Y015
     _WhichOneofReturnType__origin_reference: _TypeAlias = _typing.Literal["origin_reference"]  # noqa: Y015
     _WhichOneofArgType__origin_reference: _TypeAlias = _typing.Literal["_origin_reference", b"_origin_reference"]  # noqa: Y015
     _WhichOneofReturnType__origin_tenant_id: _TypeAlias = _typing.Literal["origin_tenant_id"]  # noqa: Y015
@@ -561,6 +575,8 @@ class Task(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fallback_provider_type) -> _WhichOneofReturnType__fallback_provider_type | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__last_resume_attempt) -> _WhichOneofReturnType__last_resume_attempt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__media_url) -> _WhichOneofReturnType__media_url | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__origin_reference) -> _WhichOneofReturnType__origin_reference | None: ...
     @_typing.overload

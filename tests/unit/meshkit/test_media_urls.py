@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshkit.errors import ErrorKind, MeshError
-from services.gateway.media_urls import MediaSigner
+from meshkit.media_urls import MediaSigner
 
 
 class Clock:

@@ -6,12 +6,19 @@ import base64
 import binascii
 import hashlib
 import hmac
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from meshkit.config import MeshSettings
 from meshkit.errors import forbidden, not_found
+from meshkit.logging import get_logger
 
+_log = get_logger(__name__)
+
+# Where the gateway serves them.
+MEDIA_ROUTE = "/api/v1/media"
 _TAG_BYTES = 16
 _LABEL = b"atelier media url v1"
 
@@ -45,6 +52,15 @@ class MediaSigner:
         self._ttl = ttl_seconds
         self._clock = clock
 
+    @classmethod
+    def from_settings(cls, settings: MeshSettings) -> MediaSigner:
+        """Return the signer of a service; without a secret of the mesh it opens its own tokens alone."""
+        secret = settings.media_secret or settings.auth_secret
+        if secret is None:
+            _log.warning("media_secret_missing")
+        key = secret.get_secret_value().encode() if secret is not None else secrets.token_bytes(32)
+        return cls(key, ttl_seconds=settings.media_url_ttl_seconds)
+
     def token(self, tenant: str, path: str) -> str:
         """Return a token that opens an object."""
         # Rounded up, so that a page that lists an image twice within the window gets one address and caches it.
@@ -73,3 +89,29 @@ class MediaSigner:
 
     def _tag(self, payload: bytes) -> bytes:
         return hmac.new(self._key, payload, hashlib.sha256).digest()[:_TAG_BYTES]
+
+
+class MediaLinks:
+    """Makes addresses of stored objects that work as they are.
+
+    Args:
+        base: Public address of the gateway.
+        signer: Issues the tokens.
+    """
+
+    def __init__(self, base: str, signer: MediaSigner) -> None:
+        self._base = f"{base.rstrip('/')}{MEDIA_ROUTE}/"
+        self._signer = signer
+
+    @classmethod
+    def from_settings(cls, settings: MeshSettings) -> MediaLinks | None:
+        """Return the links of a service; None where it is not told under which address the gateway is reached."""
+        return cls(settings.public_url, MediaSigner.from_settings(settings)) if settings.public_url else None
+
+    def url(self, tenant: str, path: str) -> str:
+        """Return the address of an object."""
+        return self._base + self._signer.token(tenant, path)
+
+    def urls(self, tenant: str, paths: Iterable[str]) -> list[str]:
+        """Return the addresses of objects, in their order; an empty path has an empty address."""
+        return [self.url(tenant, path) if path else "" for path in paths]
