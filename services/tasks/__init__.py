@@ -19,6 +19,6 @@ Rooms:
     `domain` is pure: states, transitions, what follows a lost attempt. `catalog` is what this installation serves of
     the types and providers that `enums.proto` declares.
     `store` is what the use cases need of a database, and `postgres` the only SQL. `convert`, `events`, `media` and
-    `errors` are between domain and wire. `notifier` tells other processes by core NATS. `loops` is the background work, `metrics`
-    what the service counts. `composition` builds the service.
+    `errors` are between domain and wire. `notifier` tells other processes by core NATS. `loops` is the background work,
+    `metrics` what the service counts. `composition` builds the service.
 """
