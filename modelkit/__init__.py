@@ -4,8 +4,8 @@ It imports no service and nothing of the mesh. `card`, `errors`, `framing`, `pic
 torch and may be imported anywhere. The other modules belong in child processes, which own the device.
 
 - `residency` lends models and keeps them under the budget, `served` knows which there are, `card` reads their cards
-- `family` is the protocol of a kind of models; `flux`, `upscale` and `vision` are the families
+- `family` is the protocol of a kind of models; `cutout`, `flux`, `upscale` and `vision` are the families
 - `adapters` `positions` `previews` `requests` `sizes`: parts of making a picture
-- `framing` `canvas` `pictures`: images without a model
+- `framing` `canvas` `mattes` `pictures`: images without a model
 - `device` `weights` `errors`: the device, weight files, failures
 """

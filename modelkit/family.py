@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # it imports torch, which not every family needs
     from modelkit.device import Device
 
 FAMILIES: dict[str, str] = {
+    "cutout": "modelkit.cutout:CutoutFamily",
     "flux": "modelkit.flux:FluxFamily",
     "upscaler": "modelkit.upscale:UpscalerFamily",
     "vision": "modelkit.vision:VisionFamily",
