@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -147,6 +148,8 @@ class Pipeline:
         self._pgconn.enter_pipeline_mode()
         self._loop = asyncio.get_running_loop()
         self._socket = self._pgconn.socket
+        self._more = select.poll()
+        self._more.register(self._socket, select.POLLIN)
         # Once, for the connection's life: to register anew for each answer costs more than to read it.
         self._loop.add_reader(self._socket, self._read)
         self._watched = True
@@ -369,6 +372,9 @@ class Pipeline:
     def _read(self) -> None:
         try:
             self._pgconn.consume_input()
+            # A reset wakes a reader once and never again under uvloop, and may come together with the last answer.
+            while self._more.poll(0):
+                self._pgconn.consume_input()
         except psycopg.OperationalError:
             # The server is gone. A caller that waits learns it from the next result, the pool from `usable`.
             self._unwatch()

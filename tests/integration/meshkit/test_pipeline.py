@@ -1,12 +1,18 @@
 import asyncio
 import contextlib
+import os
+import socket
+import struct
+import threading
 import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+import uvloop
 from psycopg import errors as pg_errors
 from psycopg import sql
 
@@ -258,6 +264,18 @@ class Proxy:
         for writer in writers:
             writer.transport.abort()
 
+    async def reset(self, last: bytes) -> None:
+        """Send all clients a last message and reset their connections."""
+        clients = self._writers[::2]
+        for writer in clients:
+            own = writer.get_extra_info("socket")
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.write(own.fileno(), last)
+        self.drop()
+        for writer in clients:
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         back, forth = await asyncio.open_connection(self._to.hostname, self._to.port)
         self._writers += [writer, forth]
@@ -308,6 +326,50 @@ async def test_a_server_that_leaves_without_a_word_is_said_to_be_unavailable(fre
             async with database.pipeline() as conn:
                 assert await backend(conn) > 0
         await database.close()
+
+
+@contextlib.contextmanager
+def loop_of_its_own() -> Iterator[asyncio.AbstractEventLoop]:
+    """Run an event loop in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def test_a_reset_that_comes_with_the_last_answer_is_heard(fresh_postgres_dsn: str) -> None:
+    told = b"SFATAL\0VFATAL\0C57P01\0Mthe server was killed\0\0"
+
+    async def story(proxy: Proxy, elsewhere: asyncio.AbstractEventLoop) -> None:
+        database = Database(proxy.dsn, schema="public")
+
+        async def wait() -> None:
+            async with database.pipeline() as conn:
+                await conn.execute("SELECT pg_sleep(30)")  # all is sent, and the answer to the commit awaited
+
+        waiting = asyncio.create_task(wait())
+        async with asyncio.timeout(20):
+            while await sleepers(fresh_postgres_dsn) < 1:  # noqa: ASYNC110 -- what is waited for has no event
+                await asyncio.sleep(0.05)
+            # This loop stands meanwhile, so that it sees the message and the reset at once.
+            last = proxy.reset(b"E" + struct.pack("!I", len(told) + 4) + told)
+            asyncio.run_coroutine_threadsafe(last, elsewhere).result(20)
+            with pytest.raises(DatabaseUnavailableError):
+                await waiting
+            async with database.pipeline() as conn:
+                assert await backend(conn) > 0
+        await database.close()
+
+    with loop_of_its_own() as elsewhere:
+        proxy = asyncio.run_coroutine_threadsafe(Proxy(fresh_postgres_dsn).__aenter__(), elsewhere).result(20)
+        # The services' event loop, which calls a reader but once when its connection is reset.
+        uvloop.run(story(proxy, elsewhere))
+        asyncio.run_coroutine_threadsafe(proxy.__aexit__(), elsewhere).result(20)
 
 
 async def test_a_connection_that_takes_the_number_of_one_that_died_hears_the_server(fresh_postgres_dsn: str) -> None:
