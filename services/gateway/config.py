@@ -69,6 +69,12 @@ class GatewaySettings(MeshSettings):
         description="How long a connection may rest between requests, and its peer take nothing of an answer.",
     )
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, description="Largest request body.")
+    max_body_elements: int = Field(
+        default=100_000,
+        ge=1,
+        description="Most members and items of a JSON body above 64 KiB, objects and arrays counted besides; they are "
+        "counted before the body is parsed.",
+    )
     max_bodies_bytes: int = Field(
         default=128 * 1024 * 1024,
         ge=1024,

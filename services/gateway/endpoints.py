@@ -24,6 +24,7 @@ from meshkit.quotas import TenantShare
 from meshkit.scopes import scope_name
 from meshkit.staging import STAGING_SCHEME
 from meshkit.transcoding.codec import Codecs, Decoding, Loc, Violation
+from meshkit.transcoding.elements import has_more_elements
 from meshkit.transcoding.errors import HttpError, RefusedRequestError, refused, render
 from meshkit.transcoding.requests import RequestDecoder, ResponseEncoder
 from meshkit.transcoding.routes import Match, Route, RouteTable, WrongMethod, loc_of
@@ -99,6 +100,7 @@ class Endpoint:
                     await self._answer(scope, receive, send, read, caller)
                 else:
                     async with bodies.content(scope, receive) as content:
+                        await self._count(content)
                         read = self._decode(scope, values, content)
                         del content  # the answer may take its time, and needs it no more
                         await self._answer(scope, receive, send, read, caller)
@@ -121,6 +123,13 @@ class Endpoint:
                 share.enter(tenant)
                 held.callback(share.leave, tenant)
             yield
+
+    async def _count(self, content: bytes) -> None:
+        """Refuse content of so many elements that others would wait while it is parsed."""
+        most = self._context.settings.max_body_elements
+        if await asyncio.to_thread(has_more_elements, content, most):
+            text = f"The request's content should have at most {most} members and items in all"
+            raise RefusedRequestError([Violation(("body",), text, "too_long")])
 
     def _decode(self, scope: Scope, values: tuple[str, ...], content: bytes) -> tuple[Message, Decoding]:
         decoding = Decoding(

@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import io
+import json
 import random
+import threading
 import zlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,6 +16,8 @@ from PIL import Image
 
 from meshkit.errors import invalid
 from meshkit.objects import ObjectStore
+from meshkit.transcoding.elements import has_more_elements
+from services.gateway import endpoints
 from tests.conftest import S3Store
 from tests.integration.gateway.conftest import Mesh, StartMesh, s3_options
 from tests.webp import animated_webp, solid_webp
@@ -234,6 +238,39 @@ async def test_large_bodies_wait_for_each_other(start_mesh: StartMesh) -> None:
     mesh.tasks.hold.set()
     assert (await first).status_code == 200
     assert (await client.post("/api/v1/tasks/", json=body)).status_code == 200
+
+
+async def test_a_body_of_too_many_members_is_refused_before_it_is_parsed(start_mesh: StartMesh) -> None:
+    mesh: Mesh = await start_mesh(max_body_elements=50_000)
+    many = b'{"prompt":"a","config":{' + b'"k":1,' * 100_000
+    answer = await mesh.client().post("/api/v1/tasks/", content=many + b"and here it is no JSON any more")
+    assert answer.status_code == 422
+    [detail] = answer.json()["detail"]
+    assert (detail["loc"], detail["type"]) == (["body"], "too_long")
+    assert "50000" in detail["msg"]
+    text = CREATE | {"prompt": "a", "config": {"note": '","{[' * 20_000}}
+    assert (await mesh.client().post("/api/v1/tasks/", json=text)).status_code == 200, "text holds no members"
+
+
+async def test_others_are_answered_while_a_large_body_is_counted(
+    start_mesh: StartMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh: Mesh = await start_mesh()
+    counting, go_on = threading.Event(), threading.Event()
+
+    def count(content: bytes, most: int) -> bool:
+        counting.set()
+        assert go_on.wait(20)
+        return has_more_elements(content, most)
+
+    monkeypatch.setattr(endpoints, "has_more_elements", count)
+    many = json.dumps(CREATE | {"config": {f"k{number}": 1 for number in range(300_000)}})
+    greedy = asyncio.create_task(mesh.client().post("/api/v1/tasks/", content=many))
+    assert await asyncio.to_thread(counting.wait, 20)
+    assert (await mesh.client("other").post("/api/v1/tasks/", json=CREATE)).status_code == 200
+    assert not greedy.done()
+    go_on.set()
+    assert (await greedy).status_code == 422
 
 
 async def test_a_large_body_that_does_not_arrive_is_a_408(start_mesh: StartMesh) -> None:
