@@ -5,9 +5,9 @@ URLs. It calls whatever services the contracts bind to HTTP, holds no table and 
 what a request means is decided by the service that answers it.
 
 Rooms:
-    A request passes `server`, `connections` and `http_protocol` (HTTP and its bounds), `app` (routes), `middleware`
-    (identity, access log, limits), `auth`, `bodies` (memory) and `staging` (its files). `endpoints` forwards it as an
-    RPC, `streams` answers with events. `stored_images`, `conditions` and `ranges` serve stored images,
-    `docs` and `openapi` the API's page and document, `health` says whether the gateway can serve. `contracts` finds
-    the services in the descriptors, `asgi` holds small tools, `composition` builds the service.
+    A request passes `server`, `connections` and `http_protocol` (HTTP and its bounds; `refusals` logs what ends there),
+    `app` (routes), `middleware` (identity, access log, limits), `auth`, `bodies` (memory) and `staging` (its files).
+    `endpoints` forwards it as an RPC, `streams` answers with events. `stored_images`, `conditions` and `ranges` serve
+    stored images, `docs` and `openapi` the API's page and document, `health` says whether the gateway can serve.
+    `contracts` finds the services in the descriptors, `asgi` holds small tools, `composition` builds the service.
 """

@@ -17,7 +17,9 @@ from typing import Any, cast
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from meshkit import tracing
 from services.gateway.connections import ConnectionGate, note_closed
+from services.gateway.refusals import RefusalLog
 
 # Content of this size is written by itself: joining would copy it for less than the saved call costs.
 _ALONE_BYTES = 64 * 1024
@@ -105,13 +107,15 @@ class GuardedHttp(HttpToolsProtocol):
     Args:
         limits: What a connection is given.
         gate: Counts connections.
+        refusals: Logs what is refused here.
         options: Arguments of uvicorn's own.
     """
 
-    def __init__(self, limits: HttpLimits, gate: ConnectionGate, **options: Any) -> None:
+    def __init__(self, limits: HttpLimits, gate: ConnectionGate, refusals: RefusalLog, **options: Any) -> None:
         super().__init__(**options)
         self._limits = limits
         self._gate = gate
+        self._refusals = refusals
         # Where the parser is: in a request's head, in its content, or in neither.
         self._in_head = False
         self._in_content = False
@@ -245,7 +249,10 @@ class GuardedHttp(HttpToolsProtocol):
         """
         self._deaf = True
         content = orjson.dumps({"detail": text})
+        ident = self._request_id()
+        self._refusals.note(status, text, self.client[0] if self.client else None, ident)
         head = STATUS_LINE[status] + b"content-type: application/json\r\ncontent-length: %d\r\n" % len(content)
+        head += b"x-request-id: %s\r\n" % ident.encode("ascii")
         self.transport.write(head + more + b"connection: close\r\n\r\n" + content)
         self.transport.write_eof()
         self._head_timer.stop()
@@ -254,6 +261,12 @@ class GuardedHttp(HttpToolsProtocol):
             self._linger_timer.start()
         else:
             self.transport.close()
+
+    def _request_id(self) -> str:
+        # Of the request at hand, as far as its head came; those of the one before it are another's.
+        given = dict(self.headers) if self._in_head or self._in_content else {}
+        named = (given.get(name, b"").decode("latin-1") for name in (b"traceparent", b"x-request-id"))
+        return tracing.begin(*named).request_id
 
     # -- what takes too long -------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from meshkit.logging import get_logger
 from services.gateway.config import GatewaySettings
 from services.gateway.connections import ConnectionGate, most_connections
 from services.gateway.http_protocol import GuardedHttp, HttpLimits
+from services.gateway.refusals import RefusalLog
 
 _log = get_logger(__name__)
 
@@ -60,12 +61,14 @@ async def serve(app: ASGIApp, settings: GatewaySettings, stack: AsyncExitStack) 
     server = _HttpServer(
         uvicorn.Config(
             app,
-            http=cast("Any", partial(GuardedHttp, limits, gate)),
+            http=cast("Any", partial(GuardedHttp, limits, gate, RefusalLog())),
             ws="none",
             loop="none",
             lifespan="off",
             access_log=False,
             log_config=None,
+            # Its warnings are one line for each malformed request, without a bound; `RefusalLog` writes them.
+            log_level="error",
             server_header=False,
             # Longer than clients and load balancers keep idle connections, so that they and not the gateway close them.
             timeout_keep_alive=cast("int", settings.idle_connection_seconds),

@@ -64,6 +64,7 @@ async def refused(line: Line, status: int, words: str) -> None:
     assert found == status
     assert words in json.loads(content)["detail"]
     assert headers["connection"] == "close"
+    assert headers["x-request-id"]
     assert await line.end() == b""
 
 
@@ -155,6 +156,17 @@ async def test_a_request_has_one_host(mesh: Mesh, host: str) -> None:
         await refused(line, 400, "Host")
 
 
+async def test_a_refused_request_keeps_the_identifier_that_its_caller_gave_it(mesh: Mesh) -> None:
+    async with connected(mesh) as line:
+        line.send(HEAD + "x-request-id: mine-1\r\nhost: again\r\n\r\n")
+        assert (await line.answer())[1]["x-request-id"] == "mine-1"
+    async with connected(mesh) as line:
+        line.send(HEAD + "x-request-id: mine-2\r\n\r\n")
+        assert (await line.answer())[1]["x-request-id"] == "mine-2"
+        line.send("nonsense\r\n\r\n")
+        assert (await line.answer())[1]["x-request-id"] != "mine-2", "it is another request's"
+
+
 async def test_a_request_of_http_1_0_needs_no_host(mesh: Mesh) -> None:
     async with connected(mesh) as line:
         line.send("GET /health/live HTTP/1.0\r\n\r\n")
@@ -214,6 +226,7 @@ async def test_a_gateway_whose_connections_all_work_says_so_at_once(start_mesh: 
         # Without a word from the caller.
         status, headers, content = await line.answer()
         assert (status, headers["retry-after"]) == (503, "1")
+        assert headers["x-request-id"]
         assert "as many connections" in json.loads(content)["detail"]
         assert await line.end() == b""
     async with httpx.AsyncClient(base_url=mesh.url) as client:
