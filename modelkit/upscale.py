@@ -115,6 +115,34 @@ class Upscaler:
         left, top, right, bottom = (edge * grown for edge in box)
         return Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
 
+    def restore(self, image: Image.Image, step: Step | None = None) -> Image.Image:
+        """Enlarge an RGB picture four times by the photo network alone.
+
+        It draws what small, soft or compressed photos have lost, faces above all, and takes some 90 ms per 100 pixels.
+
+        Args:
+            image: RGB picture.
+            step: Called with (tiles done, tiles in all) after every tile; may raise to stop.
+
+        Raises:
+            ModelError: The network's weights are not installed.
+        """
+        pixels = np.asarray(image.convert("RGB"))
+        total, done = math.ceil(pixels.shape[0] / _TILE) * math.ceil(pixels.shape[1] / _TILE), 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            if step is not None:
+                step(done, total)
+
+        with self._lock:
+            try:
+                return Image.fromarray(self._run(_SHARP, pixels, 4, tick))
+            finally:
+                for pool in self._pools:
+                    pool.clear()
+
     def holdings(self) -> Mapping[Hashable, int]:
         """Return the bytes of all networks, including those not loaded yet."""
         return {self: self._size}

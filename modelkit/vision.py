@@ -32,11 +32,16 @@ Floats = NDArray[np.float32]
 
 _WORK_SIDE = 512
 _LEAST_SHARE = 0.002
+_LEAST_SCORE = 0.5
 _MOST_SHARE = 0.97
 _FACES = "face_detection/face_detection_short_range"
+_FAR_FACES = "face_detection/face_detection_full_range_sparse"
 _BODIES = "pose_detection/pose_detection"
 _PEOPLE = "selfie_segmentation/selfie_segmentation"
-# LiteRT packs weights and adds memory for activations: the three networks take ten times their files (measured).
+# The network for far faces sees 192 x 192 pixels, and is sure of faces that are a tenth of that. So pictures are
+# searched in overlapping windows too: of this side, or of a sixth of the picture's where that is more.
+_WINDOW = 480
+# LiteRT packs weights and adds memory for activations: the networks take ten times their files (measured).
 _BYTES_PER_FILE_BYTE = 10
 
 
@@ -53,6 +58,19 @@ class Subject:
     box: tuple[float, float, float, float]
     mask: Mask
     kind: Literal["cutout", "person", "object"]
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """A face in a picture.
+
+    Attributes:
+        box: Left, top, right, bottom in pixels, from the brow to the chin; may reach past the picture's edge.
+        score: How sure the network is, 0 to 1.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
 
 
 class VisionFamily:
@@ -111,6 +129,24 @@ class Vision:
         full = cv2.resize(mask.astype(np.uint8), (pixels.shape[1], pixels.shape[0]), interpolation=cv2.INTER_NEAREST)
         return _subject(full.astype(bool), kind)  # type: ignore[arg-type] # a literal, chosen above
 
+    def faces(self, image: Image.Image) -> list[Face]:
+        """Find all faces of an RGB picture, the largest first.
+
+        Two networks look at the whole picture, for near and for far faces, and the latter at overlapping windows of a
+        large one.
+        """
+        pixels = np.asarray(image.convert("RGB"))
+        height, width = pixels.shape[:2]
+        with self._lock:
+            found = self._faces(pixels, (0, 0, width, height), near=True)
+            for window in _windows(width, height):
+                found += self._faces(pixels, window, near=False)
+        boxes = [(left, top, right - left, bottom - top) for (left, top, right, bottom), _ in found]
+        scores = [score for _, score in found]
+        kept = cv2.dnn.NMSBoxes(boxes, scores, _LEAST_SCORE, 0.3)
+        faces = [Face(found[index][0], found[index][1]) for index in np.asarray(kept, dtype=int).ravel()]
+        return sorted(faces, key=lambda face: (face.box[0] - face.box[2]) * (face.box[3] - face.box[1]))
+
     def holdings(self) -> Mapping[Hashable, int]:
         """Return the bytes of all networks, including those not loaded yet."""
         return {self: self._size}
@@ -123,8 +159,8 @@ class Vision:
 
     def _person(self, pixels: Pixels) -> Mask | None:
         with self._lock:
-            boxes = self._detections(_FACES, (8, 16, 16, 16), pixels, -1.0)
-            boxes += self._detections(_BODIES, (8, 16, 32, 32, 32), pixels, -1.0)
+            boxes = [box for box, _ in self._detections(_FACES, (8, 16, 16, 16), pixels, -1.0)]
+            boxes += [box for box, _ in self._detections(_BODIES, (8, 16, 32, 32, 32), pixels, -1.0)]
             if not boxes:
                 return None
             network = self._network(_PEOPLE)
@@ -138,10 +174,24 @@ class Vision:
         mask = _touching(mask, found)
         return mask if mask.mean() >= _LEAST_SHARE else None
 
+    def _faces(
+        self, pixels: Pixels, window: tuple[int, int, int, int], *, near: bool
+    ) -> list[tuple[tuple[float, float, float, float], float]]:
+        left, top, right, bottom = window
+        part = pixels[top:bottom, left:right]
+        found = self._detections(_FACES, (8, 16, 16, 16), part, -1.0) if near else []
+        found += self._detections(_FAR_FACES, (4,), part, -1.0, per_cell=1)
+        return [((x0 + left, y0 + top, x1 + left, y1 + top), score) for (x0, y0, x1, y1), score in found]
+
     def _detections(
-        self, name: str, strides: tuple[int, ...], pixels: Pixels, low: float, threshold: float = 0.5
-    ) -> list[tuple[float, float, float, float]]:
-        """Return boxes of faces, or of the faces of bodies, in pixels of the picture (BlazeFace, arXiv:1907.05047)."""
+        self,
+        name: str,
+        strides: tuple[int, ...],
+        pixels: Pixels,
+        low: float,
+        per_cell: int = 2,
+    ) -> list[tuple[tuple[float, float, float, float], float]]:
+        """Return boxes of faces, or of the faces of bodies, in pixels, with scores (BlazeFace, arXiv:1907.05047)."""
         network = self._network(name)
         side = network.size[0]
         height, width = pixels.shape[:2]
@@ -152,13 +202,14 @@ class Vision:
         canvas[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
         raw, logits = sorted(network(canvas / 255 * (1 - low) + low), key=lambda out: -out.shape[-1])
         scores = 1 / (1 + np.exp(-np.clip(logits[:, 0], -80, 80)))
-        chosen = np.flatnonzero(scores > threshold)
+        chosen = np.flatnonzero(scores > _LEAST_SCORE)
         boxes = []
         for index in chosen:
-            centre = raw[index, :2] + _anchors(side, strides)[index] * side
+            centre = raw[index, :2] + _anchors(side, strides, per_cell)[index] * side
             half = raw[index, 2:4] / 2
-            (x0, y0), (x1, y1) = centre - half, centre + half
-            boxes.append(((x0 - left) / scale, (y0 - top) / scale, (x1 - left) / scale, (y1 - top) / scale))
+            x0, y0, x1, y1 = (float(edge) for edge in (*(centre - half), *(centre + half)))
+            box = ((x0 - left) / scale, (y0 - top) / scale, (x1 - left) / scale, (y1 - top) / scale)
+            boxes.append((box, float(scores[index])))
         return boxes
 
     def _network(self, name: str) -> _Network:
@@ -192,7 +243,7 @@ def _folder() -> Path | None:
 
 def _size() -> int:
     folder = _folder()
-    files = [] if folder is None else [folder / f"{name}.tflite" for name in (_FACES, _BODIES, _PEOPLE)]
+    files = [] if folder is None else [folder / f"{name}.tflite" for name in (_FACES, _FAR_FACES, _BODIES, _PEOPLE)]
     return sum(file.stat().st_size for file in files if file.is_file()) * _BYTES_PER_FILE_BYTE
 
 
@@ -251,12 +302,30 @@ def _subject(mask: Mask, kind: Literal["cutout", "person", "object"]) -> Subject
     return Subject(box, mask, kind)
 
 
-def _anchors(side: int, strides: tuple[int, ...]) -> Floats:
-    """Return the centres that a detector's boxes are offsets from: two for each cell and layer."""
+def _windows(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """Return the windows to search for far faces: the picture, and squares that overlap by half."""
+    windows = [(0, 0, width, height)]
+    longer = max(width, height)
+    if longer > _WINDOW:
+        side = max(_WINDOW, longer // 6)
+        lefts, tops = (_starts(length, side) for length in (width, height))
+        windows += [(left, top, min(left + side, width), min(top + side, height)) for top in tops for left in lefts]
+    return windows
+
+
+def _starts(length: int, side: int) -> list[int]:
+    if length <= side:
+        return [0]
+    count = -(-(length - side) // (side // 2)) + 1
+    return [round(index * (length - side) / (count - 1)) for index in range(count)]
+
+
+def _anchors(side: int, strides: tuple[int, ...], per_cell: int) -> Floats:
+    """Return the centres that a detector's boxes are offsets from: `per_cell` for each cell and layer."""
     parts = []
     for stride in sorted(set(strides)):
         cells = side // stride
         rows, columns = np.mgrid[:cells, :cells]
         centres = np.stack([(columns + 0.5) / cells, (rows + 0.5) / cells], -1).reshape(-1, 1, 2)
-        parts.append(centres.repeat(2 * strides.count(stride), 1).reshape(-1, 2))
+        parts.append(centres.repeat(per_cell * strides.count(stride), 1).reshape(-1, 2))
     return np.concatenate(parts).astype(np.float32)

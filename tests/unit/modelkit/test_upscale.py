@@ -49,6 +49,20 @@ def test_every_tile_is_told_and_may_stop_the_work(upscaler: Upscaler) -> None:
         upscaler.enlarge(disc(16), 128, 128, stop)
 
 
+def test_restoring_makes_a_picture_four_times_as_large_and_may_be_stopped(upscaler: Upscaler) -> None:
+    told: list[tuple[int, int]] = []
+    made = upscaler.restore(disc(16), lambda done, total: told.append((done, total)))
+    assert (made.size, told) == ((64, 64), [(1, 1)])
+    truth = np.asarray(disc(64)).astype(float)
+    assert np.abs(np.asarray(made).astype(float) - truth).mean() < 12
+
+    def stop(_done: int, _total: int) -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        upscaler.restore(disc(16), stop)
+
+
 @pytest.mark.parametrize(
     ("scale", "pixels", "factors"),
     [

@@ -77,3 +77,21 @@ def test_a_foreground_leaves_specks_out() -> None:
     mask = foreground(np.asarray(image))
     assert mask is not None
     assert not mask[60, 5]
+
+
+def test_faces_near_and_far_are_found_the_largest_first(vision: Vision) -> None:
+    with Image.open(PHOTO) as photo:
+        person = photo.convert("RGB")
+    scene = Image.new("RGB", (1600, 1200), (90, 100, 110))
+    scene.paste(person, (100, 50))
+    scene.paste(person.resize((880, 1024)), (500, 100))
+    large, small = vision.faces(scene)
+    assert large.box == pytest.approx((850, 240, 1055, 445), abs=15)
+    assert small.box == pytest.approx((187, 85, 239, 137), abs=6)
+    assert min(large.score, small.score) > 0.5
+
+
+def test_things_noise_and_tiny_pictures_have_no_face(vision: Vision) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+    for image in (product(), Image.fromarray(noise), Image.new("RGB", (1, 1)), Image.new("RGB", (700, 3))):
+        assert vision.faces(image) == []
