@@ -1,7 +1,7 @@
 """A seed gives the same noise in every type of number, so that a picture can be repeated on another device.
 
-Pipelines draw their noise on the processor in the type of their networks. torch 2.11 drew other numbers in bfloat16 than
-in float32: a GPU's picture then had nothing in common with the processor's.
+Pipelines draw their noise on the processor, in the type of their networks. torch 2.11 drew other numbers in bfloat16
+than in float32: a GPU's picture then had nothing in common with the processor's.
 """
 
 import pytest
