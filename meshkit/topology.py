@@ -96,7 +96,7 @@ WORKFLOWS = ServiceSpec(
     schema="workflows",
     scopes=(MESH,),
     calls=("tasks",),
-    joins=NATS | TOKENS,
+    joins=NATS | OBJECTS | TOKENS,
     routed=True,
 )
 INFERENCE = ServiceSpec(

@@ -6,8 +6,7 @@ codec finds and what a service finds read alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from atelier.options.v1 import options_pb2
@@ -15,8 +14,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from meshkit import freeform
-from meshkit.freeform import FreeFormLimits
 from meshkit.spelling import ContractError
+from meshkit.transcoding.decoding import Decoding, LiftedFiles, Loc, Upload, looks_remote
 from meshkit.transcoding.options import (
     Flattened,
     field_json,
@@ -40,81 +39,13 @@ from meshkit.transcoding.scalars import (
     text_converter,
     well_known,
 )
-from meshkit.transcoding.unknown import UnknownMembers
 
-Loc = tuple[str | int, ...]
 Encode = Callable[[Any], Json]
 _STRUCT = "google.protobuf.Struct"
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One thing wrong with a request, where the caller sees it."""
-
-    loc: Loc
-    msg: str
-    type: str
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A member that carries a file as text and is too large for an RPC.
-
-    Attributes:
-        loc: Where it stands.
-        data: Base64 or data URL.
-        replace: Puts another text in its place.
-    """
-
-    loc: Loc
-    data: str
-    replace: Callable[[str], None]
-
-
-@dataclass(slots=True)
-class Decoding:
-    """What one decoding is told and what it finds.
-
-    Attributes:
-        strict: Whether unknown members are violations.
-        upload_threshold: Characters from which an upload member is handed over as an upload.
-        free_form: What one free-form member may hold.
-        unknown: Unknown members that are no violations.
-    """
-
-    strict: bool = False
-    upload_threshold: int = 1 << 62
-    free_form: FreeFormLimits = field(default_factory=FreeFormLimits)
-    violations: list[Violation] = field(default_factory=list)
-    uploads: list[Upload] = field(default_factory=list)
-    unknown: UnknownMembers = field(default_factory=UnknownMembers)
-
-    def pass_over(self, loc: Loc, known: Iterable[str], *, others: bool = False) -> None:
-        """Note a member that is not known, a violation where strict; with others, only one that is almost known."""
-        meant = self.unknown.meant(str(loc[-1]), known)
-        if others and not meant:
-            return
-        if self.strict:
-            hint = f": did you mean {meant}?" if meant else ""
-            self.fail(loc, f"Extra inputs are not permitted{hint}", "extra_forbidden")
-        else:
-            self.unknown.note(loc, meant)
-
-    def fail(self, loc: Loc, message: str, kind: str) -> None:
-        """Record a violation."""
-        self.violations.append(Violation(loc, message, kind))
-
-    def bad(self, loc: Loc, bad: BadValueError) -> None:
-        """Record a value that its field cannot hold."""
-        self.violations.append(Violation((*loc, *bad.path), bad.message, bad.kind))
-
-
 # (message, value, location of the parent object, decoding, parent object)
 _Set = Callable[[Any, Json, Loc, Decoding, dict[str, Json]], None]
-
-
-def _looks_remote(text: str) -> bool:
-    return text.startswith(("http://", "https://"))
 
 
 def _scalar_setter(name: str, member: str, convert: Convert) -> _Set:
@@ -131,7 +62,7 @@ def _upload_setter(name: str, member: str, convert: Convert) -> _Set:
     plain = _scalar_setter(name, member, convert)
 
     def set_(message: Any, value: Json, loc: Loc, decoding: Decoding, siblings: dict[str, Json]) -> None:
-        if type(value) is str and len(value) > decoding.upload_threshold and not _looks_remote(value):
+        if type(value) is str and len(value) > decoding.upload_threshold and not looks_remote(value):
             decoding.uploads.append(Upload((*loc, member), value, lambda text: setattr(message, name, text)))
         else:
             plain(message, value, loc, decoding, siblings)
@@ -327,7 +258,7 @@ class MessageCodec:
         known = well_known(nested(one))
         if known is not None:
             fill = _fill_setter(name, member, _filler(nested(one), known[0]))
-            return self._holder(options, member, fill) if options.holds else fill
+            return self._holder(options, name, member, fill) if options.holds else fill
         return self._nested(one, name, member, options.discriminator_from)
 
     def _nested(self, one: FieldDescriptor, name: str, member: str, discriminator_from: str) -> _Set:
@@ -339,12 +270,21 @@ class MessageCodec:
 
         return set_
 
-    def _holder(self, options: options_pb2.FieldJson, member: str, fill: _Set) -> _Set:
+    @property
+    def uploads(self) -> frozenset[str]:
+        """Members that carry a file as text, or a list of them."""
+        return frozenset(json_name(one) for one in plain_fields(self.descriptor) if field_json(one).upload)
+
+    def _holder(self, options: options_pb2.FieldJson, name: str, member: str, fill: _Set) -> _Set:
         held = self._codecs.of(self.descriptor.file.pool.FindMessageTypeByName(options.holds))
 
         def set_(message: Any, value: Json, loc: Loc, decoding: Decoding, siblings: dict[str, Json]) -> None:
+            variant, known = held._tables.get(str(siblings.get(options.discriminator_from)), ("", held._setters))  # noqa: SLF001 -- same class
+            lifted = LiftedFiles((*loc, member), decoding)
+            if type(value) is dict and variant:
+                value = lifted.without_files(value, held._details[variant].uploads)  # noqa: SLF001 -- same class
             fill(message, value, loc, decoding, siblings)
-            _, known = held._tables.get(str(siblings.get(options.discriminator_from)), ("", held._setters))  # noqa: SLF001 -- same class
+            lifted.hand_over(getattr(message, name))
             for key in value if type(value) is dict else ():
                 if key not in known:
                     decoding.pass_over((*loc, member, key), known, others=True)
@@ -356,7 +296,7 @@ class MessageCodec:
             convert = converter(one)
 
             def add_scalar(target: Any, item: Json, loc: Loc, decoding: Decoding, index: int) -> None:
-                if upload and type(item) is str and len(item) > decoding.upload_threshold and not _looks_remote(item):
+                if upload and type(item) is str and len(item) > decoding.upload_threshold and not looks_remote(item):
                     target.append("")
                     decoding.uploads.append(Upload(loc, item, lambda text: target.__setitem__(index, text)))
                 else:

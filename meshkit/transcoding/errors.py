@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from meshkit.errors import ErrorKind, MeshError
-from meshkit.transcoding.codec import Loc, Violation
+from meshkit.transcoding.decoding import Loc, Violation
 
 HTTP_OF_KIND: Mapping[ErrorKind, int] = MappingProxyType(
     {

@@ -12,7 +12,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from meshkit.spelling import ContractError
-from meshkit.transcoding.codec import Codecs, Decoding, Loc, MessageCodec, Violation
+from meshkit.transcoding.codec import Codecs, MessageCodec
+from meshkit.transcoding.decoding import Decoding, Loc, Violation
 from meshkit.transcoding.errors import RefusedRequestError
 from meshkit.transcoding.options import json_name, nested, prints_null
 from meshkit.transcoding.routes import Route

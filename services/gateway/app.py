@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meshkit.errors import MeshError
 from meshkit.media_urls import MEDIA_ROUTE
-from meshkit.transcoding.codec import Violation
+from meshkit.transcoding.decoding import Violation
 from meshkit.transcoding.errors import HttpError, RefusedRequestError, refused, render
 from services.gateway.asgi import misencoded, send_content, send_error
 from services.gateway.config import GatewaySettings

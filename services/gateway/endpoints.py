@@ -23,7 +23,8 @@ from meshkit.idempotency import REPLAYED_KEY
 from meshkit.quotas import TenantShare
 from meshkit.scopes import scope_name
 from meshkit.staging import STAGING_SCHEME
-from meshkit.transcoding.codec import Codecs, Decoding, Loc, Violation
+from meshkit.transcoding.codec import Codecs
+from meshkit.transcoding.decoding import Decoding, Loc, Violation
 from meshkit.transcoding.elements import has_more_elements
 from meshkit.transcoding.errors import HttpError, RefusedRequestError, refused, render
 from meshkit.transcoding.requests import RequestDecoder, ResponseEncoder
@@ -37,6 +38,8 @@ from services.gateway.staging import StagedFiles, UploadStager
 from services.gateway.streams import AFTER_VERSION, EventStream, event_shape
 
 _MAX_QUERY_FIELDS = 200
+# Several files of one step would else pass the bound of its `config` together.
+_HELD_CHARS = 8192
 _MAX_VERSION = (1 << 63) - 1
 
 
@@ -135,6 +138,7 @@ class Endpoint:
         decoding = Decoding(
             strict=strict(scope),
             upload_threshold=self._threshold,
+            held_threshold=min(self._threshold, _HELD_CHARS) if self._context.uploads is not None else self._threshold,
             free_form=self._context.settings.free_form_limits,
         )
         return self._decoder.decode(values, _query(scope), content, decoding), decoding

@@ -20,7 +20,7 @@ from meshkit.images.checks import ImageChecks
 from meshkit.images.data import decode_data
 from meshkit.logging import get_logger
 from meshkit.staging import STAGING_FOLDER, STAGING_SCHEME
-from meshkit.transcoding.codec import Upload, Violation
+from meshkit.transcoding.decoding import Upload, Violation
 from meshkit.transcoding.errors import RefusedRequestError
 
 _log = get_logger(__name__)

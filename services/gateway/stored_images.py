@@ -31,7 +31,7 @@ from meshkit.paths import normalise_path
 from meshkit.s3client import CHANGED
 from meshkit.staging import STAGING_FOLDER, is_staged
 from meshkit.stored_bytes import StoredBytes
-from meshkit.transcoding.codec import Violation
+from meshkit.transcoding.decoding import Violation
 from meshkit.transcoding.errors import RefusedRequestError
 from services.gateway.asgi import ClientGoneError, JsonResponse
 from services.gateway.auth import Authenticator

@@ -1,7 +1,9 @@
 """The workflows service: graphs of tasks that survive any process and resume where they stopped.
 
 Owns:
-    Schema `workflows` in PostgreSQL: `workflows`, `steps`, `outbox`, `leaders`, `idempotency_keys`.
+    Schema `workflows` in PostgreSQL: `workflows`, `steps`, `file_sweeps`, `outbox`, `leaders`,
+    `idempotency_keys`.
+    Objects below `workflows/`: files that came inside of definitions.
     Subjects `atelier.workflows.v1.workflow.{pending,running,paused,completed,failed,cancelled}` on JetStream.
 Serves:
     `atelier.workflows.v1.WorkflowsService` and `atelier.workflows.v1.WorkflowMonitoringService`.
@@ -15,7 +17,7 @@ Rooms:
     Pure: `domain`, `graph`, `mapping`, `fields`, `items`, `condition`, `definition`, `iteration`, `building`,
     `signals`, and `engine`, which decides what a signal does to a workflow.
     `store` is what the use cases need of a database, and `postgres` the only SQL. `service` holds the use cases,
-    `executor` carries decisions out, `task_events` consumes the ends of tasks, `task_calls` calls the tasks service.
-    `convert`, `events` and `errors` are between domain and wire, `servicer` speaks gRPC, `loops` is the background
-    work. `composition` builds the service.
+    `files` takes over what comes inside of definitions, `executor` carries decisions out, `task_events` consumes the
+    ends of tasks, `task_calls` calls the tasks service. `convert`, `events` and `errors` are between domain and wire,
+    `servicer` speaks gRPC, `loops` is the background work. `composition` builds the service.
 """

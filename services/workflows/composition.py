@@ -15,21 +15,28 @@ from meshkit.channel import MeshChannel
 from meshkit.db import Database
 from meshkit.fetcher import Fetcher
 from meshkit.health import HealthPart, PartStates
+from meshkit.images.checks import ImageChecks
 from meshkit.lingers import TASK_EVENT_LINGER, WORKFLOWS_RELAY_LINGER
+from meshkit.logging import get_logger
 from meshkit.loops import Loops, coalesced
 from meshkit.metrics import serve_metrics
+from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
 from meshkit.server import build_server
+from meshkit.stored_bytes import StoredBytes
 from meshkit.topology import WORKFLOWS
 from services.workflows.config import WorkflowsSettings
 from services.workflows.events import TASK_ENDED, TASK_ENDED_NOTICE
 from services.workflows.executor import WorkflowExecutor
+from services.workflows.files import StepFiles
 from services.workflows.loops import WorkflowMaintenance
 from services.workflows.postgres.store import PostgresWorkflowStore
 from services.workflows.service import WorkflowsService
 from services.workflows.servicer import WorkflowMonitoringServicer, WorkflowsServicer
 from services.workflows.task_calls import TaskCalls
 from services.workflows.task_events import TaskEventConsumer
+
+_log = get_logger(__name__)
 
 DURABLE = "workflows-task-ends"
 # Replicas share the notices.
@@ -78,6 +85,8 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
         abandon_seconds=settings.abandon_seconds,
     )
     stack.push_async_callback(executor.close)
+    objects = _objects(settings, stack)
+    files = None if objects is None else _files(settings, objects, stack)
     workflows = WorkflowsService(
         store,
         executor,
@@ -85,8 +94,9 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
         fetcher=Fetcher.from_settings(settings),
         clock=_now,
         limits=settings.free_form_limits,
+        files=files,
     )
-    maintenance = WorkflowMaintenance(store, executor, bus, settings)
+    maintenance = WorkflowMaintenance(store, executor, bus, settings, files)
     task_events = TaskEventConsumer(store, executor.tell_ended, executor.ask)
     stack.push_async_callback(task_events.close)
     loops = Loops(*maintenance.loops(), relay.loop)
@@ -101,8 +111,12 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
             on_made=executor.trust_events,
         )
         stack.callback(consumer.cancel)
+    stands_on = [HealthPart("postgresql", database.ping), HealthPart("nats", bus.ping, essential=False)]
+    if objects is not None:
+        # Files come with few definitions.
+        stands_on.append(HealthPart("object_store", objects.ping, essential=False))
     parts = PartStates(
-        [HealthPart("postgresql", database.ping), HealthPart("nats", bus.ping, essential=False)],
+        stands_on,
         lambda: [f"loops/{name}" for name in loops.ailing],
     )
     server = build_server(
@@ -126,6 +140,23 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
     if page is not None:
         stack.callback(page.close)
     return WorkflowsRuntime(server.address, maintenance, executor, relay, database)
+
+
+def _objects(settings: WorkflowsSettings, stack: AsyncExitStack) -> ObjectStore | None:
+    if not settings.s3_endpoint:
+        _log.warning("object_store_not_configured")
+        return None
+    store = ObjectStore.from_settings(settings)
+    stack.push_async_callback(store.close)
+    return store
+
+
+def _files(settings: WorkflowsSettings, objects: ObjectStore, stack: AsyncExitStack) -> StepFiles:
+    checks = ImageChecks.from_settings(settings)
+    stack.push_async_callback(checks.close)
+    stored = StoredBytes(objects, settings.tenant_storage_bytes)
+    stack.push_async_callback(stored.close)
+    return StepFiles(objects, checks, stored)
 
 
 def _now() -> datetime:

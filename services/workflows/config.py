@@ -34,4 +34,10 @@ class WorkflowsSettings(MeshSettings):
         description="Time after which the task of a cancelled step, if it was never found, counts as never created; "
         "longer than any call that could still create it.",
     )
+    file_sweep_delay_seconds: float = Field(
+        default=120.0,
+        ge=0,
+        description="Age at which the files of a definition are deleted that no workflow owns; longer than a create "
+        "takes.",
+    )
     run_loops: bool = Field(default=True, description="Run relay, consumer and reconciler in this replica.")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from atelier.options.v1 import options_pb2
 from atelier.tasks.v1 import task_pb2
 from atelier.workflows.v1 import workflow_pb2
 
@@ -31,14 +30,12 @@ from services.workflows import graph, iteration
 from services.workflows.building import ON_FAILURE, compose
 from services.workflows.condition import fault_of
 from services.workflows.domain import OnFailure
-from services.workflows.fields import inputs_of, kind_of, plain_struct
+from services.workflows.fields import every_upload, inputs_of, is_file, kind_of, plain_struct
 from services.workflows.items import ITEM
 from services.workflows.iteration import ReadableValues
 from services.workflows.mapping import TransformError, ValueKind, fits, kind_after, parse
 
 Definition = workflow_pb2.WorkflowStepDefinition
-# A step's row holds paths and addresses; a picture itself belongs into storage.
-MAX_INLINE = 8192
 _DEFAULT_LIMITS = FreeFormLimits()
 
 
@@ -111,6 +108,7 @@ def _violations(
     if shared.get(ON_FAILURE, OnFailure.CANCEL) not in set(OnFailure):
         names = " or ".join(OnFailure)
         yield FieldViolation(f"workflow.config.{ON_FAILURE}", f"Input should be {names}", "enum")
+    yield from _shared_violations(shared)
     broken = list(_graph_violations(workflow.steps))
     yield from broken
     known = not broken
@@ -220,7 +218,6 @@ def _task_violations(
     task, faults = compose(step, shared, {})
     for fault in faults:
         yield FieldViolation(f"{path}.config.{fault.member}", fault.message, "type_error")
-    yield from _inline_violations(step, task, path)
     yield from _provider_violations(step, task, path, served)
     mapped = {mapping.to_field for mapping in step.input_mappings}
     detail = type_numbered(step.task_type).detail
@@ -245,17 +242,13 @@ def _rules_broken(task: task_pb2.CreateTask, limits: FreeFormLimits) -> Sequence
     return ()
 
 
-def _inline_violations(step: Definition, task: task_pb2.CreateTask, path: str) -> Iterator[FieldViolation]:
-    detail = getattr(task, type_numbered(step.task_type).detail)
-    for field, value in detail.ListFields():
-        if not field.GetOptions().Extensions[options_pb2.field].upload:
-            continue
-        where = f"{path}.config.{field.name}"
-        items = {f"{where}[{index}]": one for index, one in enumerate(value)} if field.is_repeated else {where: value}
-        for at, text in items.items():
-            if len(text) > MAX_INLINE or text.startswith("data:"):
-                message = "must be a path in storage or an address: a workflow's definition holds no files"
-                yield FieldViolation(at, message, "inline_file")
+def _shared_violations(shared: Mapping[str, Any]) -> Iterator[FieldViolation]:
+    """Refuse files in the workflow's own `config`: they would be those of every step."""
+    for name in sorted(every_upload() & shared.keys()):
+        values = shared[name] if isinstance(shared[name], list) else [shared[name]]
+        if any(isinstance(one, str) and is_file(one) for one in values):
+            message = "must be a path in storage or an address; a file itself belongs into the config of its step"
+            yield FieldViolation(f"workflow.config.{name}", message, "inline_file")
 
 
 def _provider_violations(

@@ -12,9 +12,10 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
-from meshkit.catalog import TASK_TYPES
+from meshkit.catalog import TASK_TYPES, Form
 from meshkit.freeform import MAX_WHOLE
 from meshkit.spelling import enum_names, enum_number
+from meshkit.staging import STAGING_SCHEME
 from services.workflows.mapping import BOOLEAN, INTEGER, NUMBER, OBJECT, STRING, ValueKind
 
 _INTEGERS = frozenset(
@@ -28,6 +29,8 @@ _INTEGERS = frozenset(
 _NUMBERS = frozenset({FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT})
 # What a double cannot hold is written as text; 64 bits have 19 digits.
 _WHOLE_TEXT = re.compile(r"-?[0-9]{1,19}")
+
+_MAX_PATH = 1024  # characters of a path in storage
 
 
 class UnfitValueError(ValueError):
@@ -50,6 +53,23 @@ def outputs_of(task_type: str) -> dict[str, FieldDescriptor]:
 def every_input() -> frozenset[str]:
     """Names of the inputs of all types."""
     return frozenset(field for name in TASK_TYPES for field in inputs_of(name))
+
+
+@cache
+def every_upload() -> frozenset[str]:
+    """Names of the inputs of all types that take a file itself."""
+    return frozenset(
+        source.field
+        for spec in TASK_TYPES.values()
+        for image in spec.inputs
+        for source in image.sources
+        if Form.DATA in source.accepts
+    )
+
+
+def is_file(text: str) -> bool:
+    """Whether a text of such an input is a file for sure: short base64 may be a path as well."""
+    return text[:5].lower() == "data:" or text.startswith(STAGING_SCHEME) or len(text) > _MAX_PATH
 
 
 def _members(owner: Descriptor, task_type: str) -> dict[str, FieldDescriptor]:

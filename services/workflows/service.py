@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,10 +13,12 @@ from atelier.workflows.v1 import workflow_pb2, workflows_service_pb2
 from meshkit import metrics, tracing
 from meshkit.access import Caller
 from meshkit.catalog import type_name
+from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.fetcher import Fetcher
 from meshkit.freeform import FreeFormLimits
 from meshkit.idempotency import IdempotencyKey
+from meshkit.logging import get_logger
 from services.workflows import definition, graph
 from services.workflows.convert import to_workflow
 from services.workflows.domain import (
@@ -30,6 +33,7 @@ from services.workflows.domain import (
 from services.workflows.engine import decide
 from services.workflows.errors import cleaned_up, illegal_transition, workflow_not_found
 from services.workflows.executor import WorkflowExecutor
+from services.workflows.files import StepFiles, holds_files, refuse_files
 from services.workflows.signals import Cancel, Event, Pause, Resume, Start
 from services.workflows.store import (
     Page,
@@ -40,7 +44,10 @@ from services.workflows.store import (
 )
 from services.workflows.task_calls import TaskCalls
 
+_log = get_logger(__name__)
+
 _CREATED = metrics.counter("workflows_created", "Workflows accepted")
+_USED_UP = (ErrorKind.INVALID, ErrorKind.NOT_FOUND)
 _UPDATABLE = frozenset({"name", "description", "webhook_url"})
 
 
@@ -71,6 +78,7 @@ class WorkflowsService:
         fetcher: Judges the addresses of webhooks.
         clock: Gives the present, in UTC.
         limits: What a free-form member of a task may hold.
+        files: Takes over the files of definitions; None where there is no object store.
     """
 
     def __init__(
@@ -82,6 +90,7 @@ class WorkflowsService:
         fetcher: Fetcher,
         clock: Callable[[], datetime],
         limits: FreeFormLimits,
+        files: StepFiles | None,
     ) -> None:
         self._store = store
         self._executor = executor
@@ -89,6 +98,7 @@ class WorkflowsService:
         self._fetcher = fetcher
         self._clock = clock
         self._limits = limits
+        self._files = files
 
     async def create(
         self, request: workflows_service_pb2.CreateWorkflowRequest, caller: Caller, key: IdempotencyKey | None
@@ -106,7 +116,70 @@ class WorkflowsService:
         if wanted.HasField("webhook_url"):
             self._fetcher.check(wanted.webhook_url, path="workflow.webhook_url")
         definition.check(wanted, await self._tasks.served(), self._limits)
-        whole = _new(wanted, tenant, self._clock())
+        if self._files is None:
+            refuse_files(wanted)
+        if self._files is None or not holds_files(wanted):
+            return await self._accept(request, tenant, uuid4(), key)
+        if key is not None and (replay := await self._store.find_replay(tenant, key)) is not None:
+            return replay, True
+        try:
+            return await self._accept_with_files(request, tenant, key, self._files)
+        except MeshError as error:
+            # A duplicate at the same moment names the same upload, which is gone once the first of them is committed.
+            replay = await self._store.find_replay(tenant, key) if key is not None and error.kind in _USED_UP else None
+            if replay is None:
+                raise
+            return replay, True
+
+    async def _accept_with_files(
+        self,
+        request: workflows_service_pb2.CreateWorkflowRequest,
+        tenant: str,
+        key: IdempotencyKey | None,
+        files: StepFiles,
+    ) -> tuple[WorkflowSnapshot | bytes, bool]:
+        """Write the files, then the workflow; where it does not come to be, neither do they."""
+        ident = uuid4()
+        accepted = await files.accept(request.workflow, tenant, ident)
+        if not accepted:
+            return await self._accept(request, tenant, ident, key)
+        await self._store.note_files(ident, tenant)
+        try:
+            await files.write(tenant, accepted)
+            answer, replayed = await self._accept(request, tenant, ident, key)
+        except (DatabaseUnavailableError, asyncio.CancelledError):
+            # Whether the commit takes place is unknown, a caller that leaves does not stop it: the sweeper finds out.
+            raise
+        except BaseException:
+            await self._discard(files, tenant, ident)
+            raise
+        if isinstance(answer, bytes):
+            # A commit whose answer was lost is repeated and finds itself: the files are then those of the workflow.
+            if workflows_service_pb2.CreateWorkflowResponse.FromString(answer).workflow.id != str(ident):
+                await self._discard(files, tenant, ident)
+            return answer, replayed
+        try:
+            await files.settle(tenant, accepted)
+        except MeshError as error:
+            _log.warning("uploads_left_to_sweeper", workflow_id=str(ident), reason=error.reason)
+        return answer, replayed
+
+    @staticmethod
+    async def _discard(files: StepFiles, tenant: str, workflow_id: UUID) -> Sequence[str]:
+        try:
+            return await files.discard(tenant, workflow_id)
+        except MeshError as error:
+            _log.warning("files_left_to_sweeper", workflow_id=str(workflow_id), reason=error.reason)
+            return ()
+
+    async def _accept(
+        self,
+        request: workflows_service_pb2.CreateWorkflowRequest,
+        tenant: str,
+        workflow_id: UUID,
+        key: IdempotencyKey | None,
+    ) -> tuple[WorkflowSnapshot | bytes, bool]:
+        whole = _new(workflow_id, request.workflow, tenant, self._clock())
         decision = decide(whole.workflow, whole.steps, Start(), self._clock()) if request.start else None
         if decision is not None:
             whole = WorkflowSnapshot(decision.workflow, decision.steps)
@@ -199,12 +272,12 @@ class WorkflowsService:
     async def cleanup(
         self, workflow_id: UUID, caller: Caller, *, tasks: bool
     ) -> tuple[WorkflowSnapshot, CleanupReport]:
-        """Hide a workflow from lists and, where wanted, delete its tasks' files; one that waits is cancelled first.
+        """Hide a workflow from lists and delete the files of its definition; one that waits is cancelled first.
 
         Args:
             workflow_id: The workflow.
             caller: Who asks.
-            tasks: Whether to clean its tasks too.
+            tasks: Whether to delete its tasks' files too.
 
         Raises:
             MeshError: `NOT_FOUND`, or `CONFLICT` while it runs.
@@ -226,9 +299,15 @@ class WorkflowsService:
                 raise illegal_transition(current.status, "cleaned up; cancel it first")
             return current if current.is_deleted else replace(current, is_deleted=True, deleted_at=self._clock())
 
+        if self._files is not None:
+            # Should this process end now, the sweeper deletes what a hidden workflow owns.
+            await self._store.note_files(workflow_id, whole.workflow.tenant)
         hidden = await self._store.edit(workflow_id, hide)
         if hidden is None:
             raise workflow_not_found(workflow_id)
+        if self._files is not None:
+            deleted = await self._discard(self._files, whole.workflow.tenant, workflow_id)
+            report = replace(report, deleted=[*report.deleted, *sorted(deleted)])
         return hidden, report
 
     async def _clean_tasks(self, whole: WorkflowSnapshot) -> CleanupReport:
@@ -267,9 +346,8 @@ def _confined(which: WorkflowFilter, caller: Caller) -> WorkflowFilter | None:
     return None if which.tenant not in (None, tenant) else replace(which, tenant=tenant)
 
 
-def _new(wanted: workflow_pb2.CreateWorkflow, tenant: str, now: datetime) -> WorkflowSnapshot:
+def _new(ident: UUID, wanted: workflow_pb2.CreateWorkflow, tenant: str, now: datetime) -> WorkflowSnapshot:
     """Return a checked definition as rows that wait for their start."""
-    ident = uuid4()
     trace = tracing.current()
 
     def text(name: str) -> str | None:

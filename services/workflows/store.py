@@ -87,11 +87,42 @@ Advanced = Decision | Exception | None
 Edit = Callable[[WorkflowRecord], WorkflowRecord]
 
 
+@dataclass(frozen=True, slots=True)
+class FileSweep:
+    """A workflow whose files may belong to nobody.
+
+    Attributes:
+        workflow_id: The workflow, which may never have come to be.
+        tenant: Tenant of the files.
+        due_at: When it was noted, by the database.
+    """
+
+    workflow_id: UUID
+    tenant: str
+    due_at: datetime
+
+
 class WorkflowStore(Protocol):
     """Workflows and their steps."""
 
     async def create(self, whole: WorkflowSnapshot, key: IdempotencyKey | None, response: bytes) -> bytes | None:
         """Write a new workflow; the answer given before where the key was used for the same request."""
+        ...
+
+    async def find_replay(self, tenant: str, key: IdempotencyKey) -> bytes | None:
+        """Return the answer given before under a key, without claiming it."""
+        ...
+
+    async def note_files(self, workflow_id: UUID, tenant: str) -> None:
+        """Have the files of a workflow swept, should none own them."""
+        ...
+
+    async def due_files(self, age_seconds: float, limit: int) -> Sequence[FileSweep]:
+        """Return what was noted so long ago, oldest first."""
+        ...
+
+    async def forget_files(self, sweep: FileSweep) -> None:
+        """Forget what was noted, unless it was noted again."""
         ...
 
     async def get(self, workflow_id: UUID) -> WorkflowSnapshot | None:

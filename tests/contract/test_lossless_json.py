@@ -9,7 +9,8 @@ import protovalidate
 import pytest
 from atelier.tasks.v1 import task_pb2
 
-from meshkit.transcoding.codec import Codecs, Decoding
+from meshkit.transcoding.codec import Codecs
+from meshkit.transcoding.decoding import Decoding
 from meshkit.validation import apply_defaults
 
 SCHEMAS = json.loads((Path(__file__).parent / "documented_surface.json").read_text())["schemas"]

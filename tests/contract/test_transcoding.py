@@ -13,7 +13,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from meshkit.spelling import enum_names
-from meshkit.transcoding.codec import Codecs, Decoding
+from meshkit.transcoding.codec import Codecs
+from meshkit.transcoding.decoding import Decoding
 from meshkit.transcoding.options import field_json, flattened, is_map
 from meshkit.transcoding.requests import RequestDecoder, ResponseEncoder
 from meshkit.transcoding.routes import Match, Route, RouteTable, compile_services, loc_of

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from atelier.workflows.v1 import workflow_pb2
 
-from meshkit.transcoding.codec import Codecs, Decoding
+from meshkit.transcoding.codec import Codecs
+from meshkit.transcoding.decoding import Decoding
 
 
 def decoded(config: Any, *, strict: bool, task_type: Any = "GENERATION", **step: Any) -> Decoding:

@@ -1,6 +1,9 @@
 """Workflows over HTTP: what each endpoint does, what is refused, and what holds while processes are killed."""
 
+import base64
+import io
 import json
+import random
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from atelier_cli.origin import default_origin
 from tests.e2e.harness import ENDED, RunningMesh, until
@@ -83,6 +87,31 @@ def refused(client: httpx.Client, *steps: dict[str, Any], **more: Any) -> list[t
     answer = client.post(WORKFLOWS, json={"name": "refused", "origin_instance": "e2e", "steps": list(steps), **more})
     assert answer.status_code == 422, answer.text
     return [(each["loc"], each["type"]) for each in answer.json()["detail"]]
+
+
+def test_a_large_picture_inside_of_a_step_is_stored_with_its_workflow(mesh: RunningMesh) -> None:
+    out = io.BytesIO()
+    Image.frombytes("RGB", (400, 400), random.Random(3).randbytes(400 * 400 * 3)).save(out, "PNG")
+    image = base64.b64encode(out.getvalue()).decode()
+    config = {"input_image": image, "target_width": 64, "target_height": 64}
+    steps = [{"id": "a", "task_type": "IMAGE_ADJUSTER", "config": config}]
+    body = {"name": "n", "origin_instance": "e2e", "steps": steps}
+    with mesh.http("step-files") as client:
+        ident = create(client, body)
+        path = f"workflows/{ident}/0-input_image.png"
+        assert read(client, ident)["steps"][0]["config"]["input_image"] == path
+        assert client.get(f"/api/v1/storage/images/{path}").content == out.getvalue()
+        task = until(lambda: next(iter(mesh.tasks(client)), None), "its task is made")
+        assert task["input_image_path"] == path
+        assert mesh.objects("step-files") == {path}
+        assert client.delete(f"/api/v1/workflows/{ident}").status_code == 200
+        assert client.post(f"/api/v1/workflows/{ident}/cleanup").status_code == 200
+        assert mesh.objects("step-files") == set()
+        steps[0]["config"] = {**config, "input_image": "A" * 400_000}
+        refused = client.post("/api/v1/workflows/", json=body)
+        assert refused.status_code == 422
+        assert refused.json()["detail"][0]["loc"] == ["body", "steps", 0, "config", "input_image"]
+        assert mesh.objects("step-files") == set()
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from services.workflows.store import (
     Decide,
     DispatchNote,
     Edit,
+    FileSweep,
     Page,
     WorkflowCounts,
     WorkflowFilter,
@@ -82,6 +83,37 @@ class PostgresWorkflowStore:
         if replay is None:
             self._recent.keep(whole)
         return replay
+
+    async def find_replay(self, tenant: str, key: IdempotencyKey) -> bytes | None:
+        """Return the answer given before under a key, without claiming it."""
+        async with self._db.connection() as conn:
+            return await idempotency.find(conn, tenant, key)
+
+    async def note_files(self, workflow_id: UUID, tenant: str) -> None:
+        """Have the files of a workflow swept, should none own them."""
+        async with self._db.transaction() as conn:
+            await conn.execute(
+                "INSERT INTO file_sweeps (workflow_id, tenant) VALUES (%s, %s) "
+                "ON CONFLICT (workflow_id) DO UPDATE SET due_at = now()",
+                (workflow_id, tenant),
+            )
+
+    async def due_files(self, age_seconds: float, limit: int) -> Sequence[FileSweep]:
+        """Return what was noted so long ago, oldest first."""
+        async with self._db.connection() as conn:
+            cursor = await conn.execute(
+                "SELECT workflow_id, tenant, due_at FROM file_sweeps "
+                "WHERE due_at <= now() - make_interval(secs => %s) ORDER BY due_at LIMIT %s",
+                (age_seconds, limit),
+            )
+            return [FileSweep(*row) for row in await cursor.fetchall()]
+
+    async def forget_files(self, sweep: FileSweep) -> None:
+        """Forget what was noted, unless it was noted again."""
+        async with self._db.transaction() as conn:
+            await conn.execute(
+                "DELETE FROM file_sweeps WHERE workflow_id = %s AND due_at = %s", (sweep.workflow_id, sweep.due_at)
+            )
 
     async def get(self, workflow_id: UUID) -> WorkflowSnapshot | None:
         """Return a workflow with its steps."""

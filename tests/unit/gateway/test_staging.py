@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from meshkit.errors import ErrorKind, MeshError, conflict, forbidden, invalid, not_found, unavailable
-from meshkit.transcoding.codec import Upload
+from meshkit.transcoding.decoding import Upload
 from services.gateway.staging import UploadStager
 from tests.unit.image_checks import InProcessChecks
 

@@ -11,7 +11,8 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-from meshkit.transcoding.codec import Codecs, Decoding
+from meshkit.transcoding.codec import Codecs
+from meshkit.transcoding.decoding import Decoding
 from meshkit.transcoding.routes import Route, compile_services
 
 ROOT = Path(__file__).parents[3]

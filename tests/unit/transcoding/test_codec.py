@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from meshkit.freeform import FreeFormLimits
 from meshkit.spelling import ContractError
-from meshkit.transcoding.codec import Codecs, Decoding
+from meshkit.transcoding.codec import Codecs
+from meshkit.transcoding.decoding import Decoding
 from tests.unit.transcoding.conftest import Contract, Decode, compile_contract
 
 Encode = Callable[[Any], dict[str, Any]]

@@ -3,7 +3,7 @@
 import pytest
 
 from meshkit.errors import ErrorKind, FieldViolation, MeshError, exhausted, invalid, unauthenticated
-from meshkit.transcoding.codec import Violation
+from meshkit.transcoding.decoding import Violation
 from meshkit.transcoding.errors import HTTP_OF_KIND, refused, render
 
 

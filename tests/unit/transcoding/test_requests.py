@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from meshkit.transcoding.codec import Codecs, Decoding, Loc
+from meshkit.transcoding.codec import Codecs
+from meshkit.transcoding.decoding import Decoding, Loc
 from meshkit.transcoding.errors import RefusedRequestError
 from meshkit.transcoding.requests import RequestDecoder, ResponseEncoder
 from tests.unit.transcoding.conftest import Contract

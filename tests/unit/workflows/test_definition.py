@@ -107,7 +107,6 @@ def test_a_mapping_from_a_sibling_is_refused() -> None:
         ({"prompt": "x", "width": 64.5}, "width"),
         ({"prompt": ["x"]}, "prompt"),
         ({"prompt": "x", "queue_name": "nowhere"}, "queue_name"),
-        ({"prompt": "x", "reference_image_data": "data:image/png;base64,AAAA"}, "reference_image_data"),
     ],
 )
 def test_a_config_that_the_task_does_not_take_is_refused_at_its_member(config: dict[str, Any], member: str) -> None:
@@ -148,13 +147,20 @@ def test_a_provider_must_execute_the_type_of_the_step() -> None:
     check(definition(app), served)
 
 
-def test_files_do_not_stand_in_a_definition_not_in_a_list_either() -> None:
+def test_files_stand_in_the_config_of_a_step_and_not_in_that_of_all() -> None:
     served = ServedCatalog.of(["EDITING"], {"LOCAL": []}, ["inference"])
     config = {"prompt": "x", "base_image": "a.png", "reference_images": ["b.png", "data:image/png;base64,aGk="]}
     step = {"id": "edit", "task_type": "TASK_TYPE_EDITING", "config": config}
-    assert faults_of(served, step) == {"workflow.steps[0].config.reference_images[1]": "inline_file"}
-    config |= {"base_image": "data:image/png;base64,aGk=", "reference_images": ["b.png"]}
-    assert faults_of(served, step) == {"workflow.steps[0].config.base_image": "inline_file"}
+    check(definition(step), served)
+    step["config"] = {"prompt": "x"}
+    several = {"base_image": "a.png", "reference_images": ["A" * 2000]}
+    for shared in ({"base_image": "data:image/png;base64,aGk="}, several):
+        workflow = definition(step)
+        workflow.config.update(shared)
+        with pytest.raises(MeshError) as raised:
+            check(workflow, served)
+        [found] = raised.value.violations
+        assert (found.path, found.type) == (f"workflow.config.{list(shared)[-1]}", "inline_file")
 
 
 def test_providers_and_capabilities_are_checked_as_for_tasks() -> None:
