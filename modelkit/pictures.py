@@ -10,6 +10,8 @@ from modelkit.errors import ModelError
 
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 16_384
+# Sum of the quantisation table for brightness in annex K.1 of the JPEG standard, which is that of quality 50.
+_SUM_AT_50 = 3688
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -41,3 +43,19 @@ def over_white(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     layer = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def jpeg_quality(path: Path) -> int | None:
+    """Return the quality at which a JPEG was compressed, 1 to 100; None where the file is none.
+
+    It is that of libjpeg's scale, from the table that the file was quantised with; other encoders come close.
+    """
+    try:
+        with Image.open(path) as image:
+            tables = getattr(image, "quantization", None) if image.format in ("JPEG", "MPO") else None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    if not tables:
+        return None
+    percent = 100 * sum(tables[min(tables)]) / _SUM_AT_50
+    return int(min(100, max(1, round(100 - percent / 2 if percent <= 100 else 5000 / percent))))

@@ -133,12 +133,12 @@ async def test_the_worker_describes_itself(tasks: FakeTasksService, start_worker
 async def test_models_of_all_families_share_the_budget_and_are_described(
     tasks: FakeTasksService, start_worker: StartWorker
 ) -> None:
-    """The three need 322 MiB: FLUX 15, the upscaler 274, the networks that find subjects 33."""
+    """The three need 381 MiB: FLUX 15, the upscaler 333, the networks that find subjects 33."""
     worker = await start_worker(
         worker_task_types="GENERATION,IMAGE_ADJUSTER",
         device="cpu",
         torch_threads=1,
-        model_budget_bytes=310 << 20,
+        model_budget_bytes=369 << 20,
         step_deadline_seconds=60,
         first_step_deadline_seconds=100,
     )
@@ -163,11 +163,11 @@ async def test_models_of_all_families_share_the_budget_and_are_described(
             answers = [answer async for answer in stub.Run(RunRequest(task=task), timeout=100)]
             assert answers[-1].files[0].data.startswith(b"\x89PNG")
             models = (await stub.Describe(DescribeRequest())).models
-            assert sum(model.bytes for model in models) <= 310 << 20
+            assert sum(model.bytes for model in models) <= 369 << 20
             assert not any(model.pinned for model in models)
             return {model.family: model.name for model in models}
 
-        flux, upscaler, vision = {"flux": "garments"}, {"upscaler": "real-esrgan"}, {"vision": "mediapipe"}
+        flux, upscaler, vision = {"flux": "garments"}, {"upscaler": "span"}, {"vision": "mediapipe"}
         assert await held_after(generation) == flux | upscaler
         assert await held_after(adjuster) == flux | vision
         assert await held_after(generation) == flux | upscaler
@@ -184,4 +184,4 @@ async def test_a_need_above_the_budget_is_refused_with_its_figures(
         with pytest.raises(MeshError) as caught:
             _ = [answer async for answer in channel.stub(InferenceServiceStub).Run(RunRequest(task=generation))]
     assert caught.value.kind is ErrorKind.UNAVAILABLE
-    assert caught.value.message == "The model real-esrgan needs 274 MiB, and this worker's budget is 100 MiB."
+    assert caught.value.message == "The model span needs 333 MiB, and this worker's budget is 100 MiB."

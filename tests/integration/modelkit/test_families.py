@@ -74,9 +74,9 @@ def test_the_least_recently_used_of_any_family_is_evicted_first(tiny: Path, size
     models = serve(tiny, sizes["vision"] + sizes["upscaler"] + MIB)
     for need in (UPSCALER, FLUX, VISION, UPSCALER):
         use(models, need)
-    assert names(models) == ["tiny", "mediapipe", "real-esrgan"]
+    assert names(models) == ["tiny", "mediapipe", "span"]
     use(models, ONE)
-    assert names(models) == ["mediapipe", "real-esrgan", "one"]
+    assert names(models) == ["mediapipe", "span", "one"]
     use(models, VISION)
     use(models, FOUR)
     assert names(models) == ["one", "mediapipe", "four"]
@@ -104,8 +104,8 @@ def test_an_evicted_upscaler_gives_its_memory_back_and_holds_what_it_says(tiny: 
     release()
     before = process.memory_full_info().uss
     with models.lend([UPSCALER]) as lent:
-        for side in (64, 97):  # the networks of small pictures, and of large ones
-            lent["upscaler"].enlarge(Image.new("RGB", (side, side), (9, 9, 9)), side * 8, side * 8)
+        for quality in (30, 70, 90):  # small pictures take all networks, JPEGs one that depends on their quality
+            lent["upscaler"].enlarge(Image.new("RGB", (64, 64), (9, 9, 9)), 512, 512, jpeg_quality=quality)
             release()
             held = process.memory_full_info().uss - before
             says = sum(lent["upscaler"].holdings().values())

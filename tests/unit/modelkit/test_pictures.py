@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from modelkit.errors import ModelError
-from modelkit.pictures import open_picture, over_white
+from modelkit.pictures import jpeg_quality, open_picture, over_white
 
 
 def save(path: Path, image: Image.Image, **options: object) -> Path:
@@ -66,3 +66,15 @@ def test_a_transparent_picture_lies_over_white(hidden: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_an_opaque_picture_stays_as_it_is(mode: str) -> None:
     assert over_white(Image.new("RGB", (4, 4), (9, 9, 9)).convert(mode)).getpixel((0, 0)) == (9, 9, 9)
+
+
+@pytest.mark.parametrize("quality", [20, 50, 75, 92, 98])
+def test_a_jpeg_tells_the_quality_it_was_compressed_at(tmp_path: Path, quality: int) -> None:
+    file = save(tmp_path / "a.jpg", Image.new("RGB", (16, 16), "red"), quality=quality)
+    assert jpeg_quality(file) == pytest.approx(quality, abs=2)
+
+
+def test_what_is_no_jpeg_has_no_quality(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"\xff\xd8\xff\xe0 nothing")
+    assert jpeg_quality(save(tmp_path / "a.png", Image.new("RGB", (2, 2)))) is None
+    assert jpeg_quality(tmp_path / "b") is None
