@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import NOOP_ENVIRONMENT, RunningMesh
+from tests.e2e.harness import DEVICE_ENVIRONMENT, NOOP_ENVIRONMENT, RunningMesh
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +31,9 @@ def start_mesh(servers_folder: Path) -> Iterator[Callable[..., RunningMesh]]:
 def mesh(start_mesh: Callable[..., RunningMesh]) -> RunningMesh:
     """The mesh of all stories: its worker takes NOOP tasks alone. Keep tenants apart."""
     return start_mesh()
+
+
+@pytest.fixture(scope="session")
+def device_mesh(start_mesh: Callable[..., RunningMesh]) -> RunningMesh:
+    """A mesh whose worker takes every type that the device executes, one batch at a time. Keep tenants apart."""
+    return start_mesh(**DEVICE_ENVIRONMENT)

@@ -38,6 +38,17 @@ NOOP_ENVIRONMENT = {
     "ATELIER_SHUTDOWN_GRACE_SECONDS": "5",
 }
 
+# A worker of all types on the processor; models are loaded within the first step.
+DEVICE_ENVIRONMENT = {
+    "ATELIER_WORKER_TASK_TYPES": "",
+    "ATELIER_WORKER_SLOTS": "1",
+    "ATELIER_DEVICE": "cpu",
+    "ATELIER_TORCH_THREADS": "1",
+    "ATELIER_LEASE_TTL_SECONDS": "10",
+    "ATELIER_STEP_DEADLINE_SECONDS": "120",
+    "ATELIER_FIRST_STEP_DEADLINE_SECONDS": "300",
+}
+
 
 def until(ask: Callable[[], T | None], what: str, timeout_seconds: float = 60.0, pause_seconds: float = 0.1) -> T:
     """Wait for a condition and return its value."""

@@ -1,0 +1,174 @@
+"""Every type that the device executes: killed in the middle it ends once, cancelled it leaves nothing, and any picture
+that it is given is a result or a clear refusal.
+"""
+
+import base64
+import io
+import os
+import signal
+import uuid
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from services.tasks.catalog import TASK_TYPES_WITH_HANDLERS
+from tests.e2e.bodies import IMAGE_FIELDS, STORED, body, data_url, photo
+from tests.e2e.harness import ENDED, RunningMesh, post_until_answered, until
+
+pytestmark = pytest.mark.timeout(300)
+
+_TRIES = 8
+_PICTURE_TYPES = tuple(name for name in TASK_TYPES_WITH_HANDLERS if IMAGE_FIELDS[name] is not None)
+
+
+def _stored(client: httpx.Client, name: str, content: bytes, media_type: str) -> httpx.Response:
+    return client.post(f"/api/v1/storage/images/{name}", content=content, headers={"content-type": media_type})
+
+
+def _create(client: httpx.Client, task_type: str) -> dict[str, Any]:
+    picture = data_url(photo())
+    if task_type in STORED:
+        content = io.BytesIO()
+        photo().save(content, "PNG")
+        assert _stored(client, "photo.png", content.getvalue(), "image/png").status_code == 200
+        picture = "photo.png"
+    return post_until_answered(client, "/api/v1/tasks/", body(task_type, picture), str(uuid.uuid4()))
+
+
+def _task(client: httpx.Client, task: dict[str, Any]) -> dict[str, Any]:
+    return dict(client.get(f"/api/v1/tasks/{task['id']}").json())
+
+
+def _executes(client: httpx.Client, task: dict[str, Any]) -> bool:
+    """Wait until a task executes; false if it has ended before that was seen."""
+
+    def status() -> str | None:
+        found = str(_task(client, task)["status"])
+        return None if found == "PENDING" else found
+
+    return until(status, "it begins", 120, pause_seconds=0.01) == "EXECUTING"
+
+
+def _ended(client: httpx.Client, task: dict[str, Any]) -> dict[str, Any]:
+    def found() -> dict[str, Any] | None:
+        now = _task(client, task)
+        return now if now["status"] in ENDED else None
+
+    return until(found, "it ends", 200)
+
+
+def _results(mesh: RunningMesh, tenant: str, task: dict[str, Any]) -> set[str]:
+    return {path for path in mesh.objects(tenant) if task["id"] in path and "/inputs/" not in path}
+
+
+# Each one starts a child anew, which takes ten seconds and more: one type stands for all in the short form.
+@pytest.mark.parametrize(
+    "task_type",
+    [pytest.param(name, marks=() if name == "GENERATION" else pytest.mark.long) for name in TASK_TYPES_WITH_HANDLERS],
+)
+def test_a_task_whose_child_is_killed_has_one_result(device_mesh: RunningMesh, task_type: str) -> None:
+    tenant = f"struck-{task_type.lower().replace('_', '-')}"
+    with device_mesh.http(tenant) as client:
+        for _ in range(_TRIES):
+            task = _create(client, task_type)
+            if _executes(client, task):
+                os.kill(device_mesh.worker_child(), signal.SIGKILL)
+            ended = _ended(client, task)
+            assert ended["status"] == "COMPLETED", ended["errors"]
+            outcomes = [each["outcome"] for each in device_mesh.attempts(client, task["id"])]
+            assert outcomes[-1] == "COMPLETED"
+            assert outcomes.count("COMPLETED") == 1
+            if outcomes == ["FAILED", "COMPLETED"]:
+                break
+        else:
+            pytest.fail(f"no attempt of {_TRIES} was struck")
+        winning = f"/{len(outcomes)}/"
+        until(lambda: all(winning in path for path in _results(device_mesh, tenant, task)), "one result is kept", 60)
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES_WITH_HANDLERS)
+def test_a_cancelled_task_leaves_no_result_and_frees_the_device(device_mesh: RunningMesh, task_type: str) -> None:
+    tenant = f"cancelled-{task_type.lower().replace('_', '-')}"
+    with device_mesh.http(tenant) as client:
+        for _ in range(_TRIES):
+            task = _create(client, task_type)
+            _executes(client, task)
+            if client.post(f"/api/v1/tasks/{task['id']}/cancel").status_code == 200:
+                break
+        else:
+            pytest.fail(f"all of {_TRIES} had ended before they could be cancelled")
+        follower = _create(client, "IMAGE_ADJUSTER")
+        assert _ended(client, follower)["status"] == "COMPLETED"
+        assert _task(client, task)["status"] == "CANCELLED"
+        until(
+            lambda: [each["outcome"] for each in device_mesh.attempts(client, task["id"]) if each["ended_at"]],
+            "its attempt has ended",
+        )
+        until(lambda: not _results(device_mesh, tenant, task), "it leaves no result", 60)
+
+
+def _kinds() -> dict[str, tuple[bytes, str]]:
+    """Pictures of all kinds, with their media types."""
+    plain = photo(96)
+    transparent = plain.convert("RGBA")
+    transparent.putalpha(Image.linear_gradient("L").resize(plain.size))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    frames = [plain, plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+
+    def saved(image: Image.Image, form: str, **save: Any) -> bytes:
+        out = io.BytesIO()
+        image.save(out, form, **save)
+        return out.getvalue()
+
+    png = saved(plain, "PNG")
+    return {
+        "transparent": (saved(transparent, "PNG"), "image/png"),
+        "empty": (saved(Image.new("RGBA", (64, 64)), "PNG"), "image/png"),
+        "grey-16-bit": (saved(plain.convert("I;16"), "PNG"), "image/png"),
+        "palette": (saved(plain.convert("P"), "PNG"), "image/png"),
+        "cmyk": (saved(plain.convert("CMYK"), "JPEG"), "image/jpeg"),
+        "rotated": (saved(plain, "JPEG", exif=rotated), "image/jpeg"),
+        "one-pixel": (saved(plain.crop((9, 9, 10, 10)), "PNG"), "image/png"),
+        "one-row": (saved(plain.crop((0, 9, 90, 10)), "PNG"), "image/png"),
+        "animated": (saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]), "image/webp"),
+        "cut-off": (png[: len(png) // 2], "image/png"),
+        "no-picture": (b"MZ" + bytes(64), "image/png"),
+    }
+
+
+def _offered(client: httpx.Client, task_type: str, name: str, content: bytes, media_type: str) -> httpx.Response:
+    """Ask for a task on a picture; the storage may refuse the picture before."""
+    if task_type in STORED:
+        kept = _stored(client, f"{name}.{media_type.partition('/')[2]}", content, media_type)
+        if kept.status_code != 200:
+            return kept
+        picture = f"{name}.{media_type.partition('/')[2]}"
+    else:
+        picture = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+    return client.post("/api/v1/tasks/", json=body(task_type, picture))
+
+
+@pytest.mark.parametrize("task_type", _PICTURE_TYPES)
+def test_a_picture_of_any_kind_is_a_result_or_a_clear_refusal(device_mesh: RunningMesh, task_type: str) -> None:
+    tenant = f"kinds-{task_type.lower().replace('_', '-')}"
+    with device_mesh.http(tenant) as client:
+        taken: dict[str, dict[str, Any]] = {}
+        for name, (content, media_type) in _kinds().items():
+            answer = _offered(client, task_type, name, content, media_type)
+            if answer.status_code == 200:
+                taken[name] = answer.json()
+            else:
+                assert answer.status_code in {415, 422}, f"{name}: {answer.text}"
+                assert answer.json()["detail"]
+        assert not {"cut-off", "no-picture"} & set(taken) or task_type in STORED
+        assert {"transparent", "grey-16-bit", "palette", "cmyk", "rotated", "animated"} <= set(taken)
+        for name, task in taken.items():
+            ended = _ended(client, task)
+            assert ended["retry_count"] == 0, f"{name}: {ended['errors']}"
+            if ended["status"] != "COMPLETED":
+                assert ended["error_category"] == "VALIDATION", f"{name}: {ended['errors']}"
+                assert ended["errors"], name
+        assert _ended(client, taken["rotated"])["status"] == "COMPLETED"
