@@ -316,7 +316,7 @@ class Attempts:
         result = name_files(output, lease.result_prefix)
         attempt.interruptible = False
         try:
-            reported = await self._ends.complete(attempt.held, result, objects, done.device_seconds)
+            reported = await self._ends.complete(attempt.held, result, objects, done.device_seconds, output.errors)
         except MeshError:
             _log.exception("result_not_taken", job_id=lease.job_id)
             failure = TaskFailed("The result was not accepted.", ERROR_CATEGORY_INTERNAL, retryable=False)

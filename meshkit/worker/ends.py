@@ -64,14 +64,21 @@ class AttemptEnds:
         await self._completions.close()
 
     async def complete(
-        self, held: HeldLease, result: TaskResult, objects: Iterable[ResultObject], device_seconds: float
+        self,
+        held: HeldLease,
+        result: TaskResult,
+        objects: Iterable[ResultObject],
+        device_seconds: float,
+        errors: Iterable[str] = (),
     ) -> ReportOutcome:
-        """End an attempt with its result.
+        """End an attempt with its result; `errors` tell what went wrong with parts of it.
 
         Raises:
             MeshError: the service does not take this result, now or ever.
         """
-        completion = Completion(ref=held.ref, result=result, objects=objects, device_seconds=device_seconds)
+        completion = Completion(
+            ref=held.ref, result=result, objects=objects, device_seconds=device_seconds, errors=errors
+        )
         return await self._end(held, lambda: self._completions.send(held.session.id, completion))
 
     async def fail(

@@ -25,16 +25,18 @@ class InputRef:
         name: Key under which the handler finds the file in `TaskContext.inputs`.
         source: A storage path, an http(s) URL, a data URL or base64.
         kind: `image` is judged as an untrusted image; `lora` must be a safetensors file.
+        required: Whether the attempt fails where it cannot be had; else `TaskContext.refused_inputs` says why.
     """
 
     name: str
     source: str
     kind: Literal["image", "lora"]
+    required: bool = True
 
 
-def image_refs(name: str, sources: Sequence[str]) -> list[InputRef]:
+def image_refs(name: str, sources: Sequence[str], *, required: bool = True) -> list[InputRef]:
     """Name the images of a list, one by one: `reference[0]`, `reference[1]`."""
-    return [InputRef(f"{name}[{index}]", source, "image") for index, source in enumerate(sources)]
+    return [InputRef(f"{name}[{index}]", source, "image", required) for index, source in enumerate(sources)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,13 @@ class Output:
         result: The result; fields that name files are set by the parent after the upload.
         files: Files to upload.
         device_seconds: Seconds the device worked for this task (a batch's share).
+        errors: What went wrong with parts of the task, where the rest has succeeded: sentences for the caller.
     """
 
     result: TaskResult
     files: tuple[OutputFile, ...]
     device_seconds: float
+    errors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class Need:
 
     Attributes:
         name: Key under which the handler finds the model in what it is lent.
-        family: Family of the model (`flux`, `upscaler`, `vision`).
+        family: Family of the model (`flux`, `upscaler`, `vision`, `cutout`).
         model: Name of the model within the family; the worker's default where None.
     """
 
@@ -161,6 +165,7 @@ class TaskContext(Protocol):
     spec: CreateTask
     task: Task
     inputs: Mapping[str, Path]
+    refused_inputs: Mapping[str, str]
 
     @property
     def folder(self) -> Path:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from meshkit.errors import MeshError, invalid, too_large
+from meshkit.errors import ErrorKind, MeshError, invalid, too_large
 from meshkit.fetcher import Fetcher
 from meshkit.images.checks import ImageChecks
 from meshkit.images.data import decode_data
@@ -17,6 +17,8 @@ from meshkit.paths import normalise_path
 from meshkit.worker.handlers import InputRef
 from meshkit.worker.lora_cache import LoraCache
 
+CALLERS_FAULT = frozenset({ErrorKind.INVALID, ErrorKind.NOT_FOUND, ErrorKind.FORBIDDEN, ErrorKind.TOO_LARGE})
+"""Kinds of errors that another attempt would meet again: the input itself is wrong."""
 _MAX_PATH_CHARS = 1024  # a longer text is no path in storage, so it can only be base64
 
 
@@ -50,8 +52,16 @@ class Inputs:
         self._timeout = timeout_seconds
 
     @asynccontextmanager
-    async def fetched(self, tenant: str, refs: Sequence[InputRef], folder: Path) -> AsyncIterator[Mapping[str, Path]]:
+    async def fetched(
+        self, tenant: str, refs: Sequence[InputRef], folder: Path, refused: MutableMapping[str, MeshError] | None = None
+    ) -> AsyncIterator[Mapping[str, Path]]:
         """Yield local files of `refs`, by name; LoRA files are held for as long as the context lasts.
+
+        Args:
+            tenant: Whose they are.
+            refs: The inputs.
+            folder: Where the files go.
+            refused: Takes what is wrong with inputs that are not required.
 
         Raises:
             MeshError: an input does not exist, is not what it should be, or cannot be had now.
@@ -61,8 +71,14 @@ class Inputs:
             for ref in refs:
                 if ref.kind == "lora":
                     files[ref.name] = await stack.enter_async_context(self._loras.lend(tenant, ref.source))
-                else:
+                    continue
+                try:
                     files[ref.name] = await self._image(tenant, ref, folder)
+                except MeshError as error:
+                    # Where the mesh's own store is away, another attempt has a better chance.
+                    if ref.required or refused is None or not (error.kind in CALLERS_FAULT or is_remote(ref)):
+                        raise
+                    refused[ref.name] = error
             yield files
 
     async def _image(self, tenant: str, ref: InputRef, folder: Path) -> Path:

@@ -22,6 +22,7 @@ class JobContext:
         spec: The task as accepted.
         task: The task as it stands; `task.attempt` is the number of this attempt.
         inputs: Local files of the inputs, by name.
+        refused_inputs: Why inputs that are not required could not be had, by name.
         kind: Kind of the job.
         traceparent: W3C trace context.
 
@@ -40,6 +41,7 @@ class JobContext:
         "inputs",
         "job_id",
         "kind",
+        "refused_inputs",
         "spec",
         "task",
         "traceparent",
@@ -51,6 +53,7 @@ class JobContext:
         self.task: Task = job.task
         self._folder: str = job.folder
         self.inputs: Mapping[str, Path] = {name: Path(path) for name, path in job.inputs.items()}
+        self.refused_inputs: Mapping[str, str] = dict(job.refused_inputs)
         self.kind = job.kind or JOB_KIND_TASK
         self.traceparent = job.traceparent
         self._number = job.number

@@ -18,7 +18,8 @@ def done_of(outcome: Output | Exception) -> ChildDone:
     """Return the end of a job; a library's own text goes to the log and not to the caller."""
     if isinstance(outcome, Output):
         files = [_file(file) for file in outcome.files]
-        return ChildDone(output=ChildOutput(result=outcome.result, files=files), device_seconds=outcome.device_seconds)
+        output = ChildOutput(result=outcome.result, files=files, errors=outcome.errors)
+        return ChildDone(output=output, device_seconds=outcome.device_seconds)
     if isinstance(outcome, TaskCancelled):
         return ChildDone(cancelled=ChildCancelled())
     return ChildDone(failure=_failure(outcome))

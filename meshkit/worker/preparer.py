@@ -17,15 +17,14 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from google.protobuf.descriptor import FieldDescriptor
 
 from meshkit import tracing
-from meshkit.errors import ErrorKind, MeshError
+from meshkit.errors import MeshError
 from meshkit.wire import MAX_FRAME_BYTES
 from meshkit.worker.folders import AttemptFolders
 from meshkit.worker.handlers import InputRef, TaskFailed
-from meshkit.worker.inputs import Inputs, is_remote
+from meshkit.worker.inputs import CALLERS_FAULT, Inputs, is_remote
 from meshkit.worker.pairs import Pair
 from meshkit.worker.runner import Job
 
-_CALLERS_FAULT = frozenset({ErrorKind.INVALID, ErrorKind.NOT_FOUND, ErrorKind.FORBIDDEN, ErrorKind.TOO_LARGE})
 _MAX_JOB_BYTES = MAX_FRAME_BYTES - 1024
 _MAX_SHARED_BYTES = MAX_FRAME_BYTES // 64  # the largest batch of jobs of this size fits into a frame
 _LONG_CHARS = 4096
@@ -109,8 +108,10 @@ class JobPreparer:
             return Job(pair, key, payload, on_progress)
         async with AsyncExitStack() as held:
             held.callback(self._folders.remove, payload.folder)
-            files = await self._fetched(held, tenant, refs, self._folders.make(payload.folder))
+            refused: dict[str, MeshError] = {}
+            files = await self._fetched(held, tenant, refs, self._folders.make(payload.folder), refused)
             payload.inputs.update({name: str(path) for name, path in files.items()})
+            payload.refused_inputs.update({name: reason_of(name, error) for name, error in refused.items()})
             # A batch is made with its first member's LoRAs. Tasks name them within their tenant, so that two may mean
             # different files by one path: the files are compared.
             loras = tuple((ref.name, files[ref.name]) for ref in refs if ref.kind == "lora")
@@ -125,12 +126,21 @@ class JobPreparer:
             self._folders.remove(job.payload.folder)
 
     async def _fetched(
-        self, held: AsyncExitStack, tenant: str, refs: Sequence[InputRef], folder: Path
+        self,
+        held: AsyncExitStack,
+        tenant: str,
+        refs: Sequence[InputRef],
+        folder: Path,
+        refused: dict[str, MeshError],
     ) -> Mapping[str, Path]:
         try:
-            return await held.enter_async_context(self._inputs.fetched(tenant, refs, folder))
+            files = await held.enter_async_context(self._inputs.fetched(tenant, refs, folder, refused))
+            passing = [error for error in refused.values() if error.kind not in CALLERS_FAULT]
+            if passing and not files:
+                raise passing[0]
         except MeshError as error:
             raise failed_input(error) from error
+        return files
 
 
 def _batch_key(payload: ChildJob, key: Hashable | None, *more: Hashable) -> Hashable | None:
@@ -167,9 +177,14 @@ def without_data(spec: CreateTask, refs: Sequence[InputRef]) -> CreateTask:
     return short
 
 
+def reason_of(name: str, error: MeshError) -> str:
+    """Return why an input could not be had, in a sentence that names it."""
+    return error.message if error.message.startswith(name) else f"{name}: {error.message}"
+
+
 def failed_input(error: MeshError) -> TaskFailed:
     """Return the failure of a task whose input could not be fetched."""
-    if error.kind in _CALLERS_FAULT:
+    if error.kind in CALLERS_FAULT:
         where = f"{error.violations[0].path}: " if error.violations else ""
         return TaskFailed(f"{where}{error.message}", ERROR_CATEGORY_VALIDATION, retryable=False)
     return TaskFailed(f"An input could not be fetched: {error.message}", ERROR_CATEGORY_RESOURCE, retryable=True)

@@ -157,7 +157,7 @@ def _last(job: Job, done: ChildDone) -> RunResponse:
         )
         for file in done.output.files
     ]
-    return RunResponse(progress=100.0, result=name_files(done.output, ""), files=files)
+    return RunResponse(progress=100.0, result=name_files(done.output, ""), files=files, errors=done.output.errors)
 
 
 def _refused(failure: TaskFailed) -> MeshError:

@@ -112,6 +112,7 @@ class CompletedAttempt(NamedTuple):
         result: A serialized TaskResult.
         objects: Paths of the objects of the result.
         device_seconds: What the device worked.
+        errors: What went wrong with parts of the task.
     """
 
     ref: AttemptRef
@@ -119,6 +120,7 @@ class CompletedAttempt(NamedTuple):
     result: bytes
     objects: Sequence[str]
     device_seconds: float
+    errors: Sequence[str] = ()
 
 
 class AttemptEnd(NamedTuple):

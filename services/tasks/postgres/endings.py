@@ -58,13 +58,16 @@ _COMPLETE = f"""
 WITH reported AS (
     SELECT r.*, t.place
     FROM (SELECT unnest(%b::uuid[]) AS id, unnest(%b::integer[]) AS attempt, unnest(%b::uuid[]) AS session,
-        unnest(%b::bytea[]) AS result, unnest(%b::text[]) AS objects, unnest(%b::float8[]) AS seconds) r
+        unnest(%b::bytea[]) AS result, unnest(%b::text[]) AS objects, unnest(%b::float8[]) AS seconds,
+        unnest(%b::text[]) AS errors) r
     CROSS JOIN LATERAL (SELECT t.ctid AS place FROM tasks t WHERE t.id = r.id FOR UPDATE) t
 ), done AS (
     UPDATE tasks t SET
         status = 'COMPLETED', version = t.version + 1, progress = 100, completed_at = now(), updated_at = now(),
         lease_session = NULL, lease_sequence = NULL, missing_since = NULL, error_category = NULL, result = r.result,
-        result_objects = r.objects::text[]
+        result_objects = r.objects::text[],
+        errors = (t.errors || r.errors::text[])
+            [greatest(1, cardinality(t.errors) + cardinality(r.errors::text[]) + 1 - {MAX_ERRORS}):]
     FROM reported r
     WHERE t.ctid = r.place AND t.status = 'EXECUTING' AND t.attempt = r.attempt
         AND t.lease_session IS NOT DISTINCT FROM r.session
@@ -166,6 +169,7 @@ async def _complete(conn: Connection, completions: Sequence[CompletedAttempt]) -
             item.result,
             columns.array(item.objects),
             item.device_seconds,
+            columns.array(item.errors),
         )
         for item in completions
     )

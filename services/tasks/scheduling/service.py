@@ -18,7 +18,15 @@ from meshkit.logging import get_logger
 from meshkit.microbatch import GroupCall
 from services.tasks.catalog import QUEUES
 from services.tasks.convert import from_ref
-from services.tasks.domain import AttemptRef, ErrorCategory, RetryPolicy, SessionRecord, TaskRecord, TaskStatus
+from services.tasks.domain import (
+    AttemptRef,
+    ErrorCategory,
+    RetryPolicy,
+    SessionRecord,
+    TaskRecord,
+    TaskStatus,
+    clip_error,
+)
 from services.tasks.errors import lease_lost, session_not_found
 from services.tasks.metrics import COMMIT_MEMBERS
 from services.tasks.notifier import Notifier
@@ -255,6 +263,7 @@ class WorkerSessions:
                     item.result.SerializeToString(),
                     tuple(each.path for each in item.objects),
                     item.device_seconds,
+                    tuple(clip_error(error) for error in item.errors),
                 )
                 waiting.append((index, self._completions.enqueue(completion)))
         ended = await asyncio.gather(*(future for _, future in waiting), return_exceptions=True)

@@ -110,7 +110,11 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     ) -> worker_service_pb2.CompleteResponse:
         del context
         completion = worker_service_pb2.Completion(
-            ref=request.ref, result=request.result, objects=request.objects, device_seconds=request.device_seconds
+            ref=request.ref,
+            result=request.result,
+            objects=request.objects,
+            device_seconds=request.device_seconds,
+            errors=request.errors,
         )
         [error] = await self._sessions.complete(auth.current(), UUID(request.session_id), [completion])
         if error is not None:

@@ -31,6 +31,7 @@ class Context:
         self.task = Task(id=folder.name)
         self.folder = folder
         self.inputs: Mapping[str, Path] = {}
+        self.refused_inputs: Mapping[str, str] = {}
         self.steps: list[tuple[int, int]] = []
         self._cancelled = cancelled
 

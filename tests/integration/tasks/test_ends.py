@@ -57,6 +57,21 @@ async def test_repeated_complete_and_fail_are_taken_once(mesh: Mesh) -> None:
     assert error.value.reason == "LEASE_LOST"
 
 
+async def test_errors_of_parts_are_kept_with_the_result(mesh: Mesh) -> None:
+    whole, parts, many = await mesh.create(), await mesh.create(), await mesh.create()
+    worker = await mesh.worker()
+    leases = {lease.job_id: lease for lease in await worker.lease(3)}
+    told = ["input_image_paths[2]: The image could not be read.", 'one with "quotes", a comma and a \\']
+    ends = [completion(leases[each.id]) for each in (whole, parts, many)]
+    ends[1].errors.extend(told)
+    ends[2].errors.extend(f"line {number}" for number in range(64))
+    assert await worker.complete_many(*ends) == ["TAKEN"] * 3
+    tasks = [await mesh.get(each.id) for each in (whole, parts, many)]
+    assert {task.status for task in tasks} == {enums_pb2.TASK_STATUS_COMPLETED}
+    assert [list(task.errors) for task in tasks[:2]] == [[], told]
+    assert list(tasks[2].errors) == [f"line {number}" for number in range(14, 64)]
+
+
 async def test_completions_that_come_together_are_each_judged_by_themselves(mesh: Mesh) -> None:
     tasks = [await mesh.create() for _ in range(5)]
     worker = await mesh.worker()

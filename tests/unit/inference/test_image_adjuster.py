@@ -34,6 +34,7 @@ class Context:
         self.task = Task(image_adjuster=stored)
         self.folder = folder
         self.inputs: Mapping[str, Path] = {}
+        self.refused_inputs: Mapping[str, str] = {}
         self.steps: list[tuple[int, int]] = []
         self._cancelled = cancelled
 

@@ -1,7 +1,7 @@
 """What becomes of an attempt between its lease and its end, with a runner and a service that do as they are told."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import pytest
@@ -94,10 +94,12 @@ class FakeEnds:
         self.said: list[tuple[Any, ...]] = []
         self.outcome: ReportOutcome | Exception = ReportOutcome.TAKEN
 
-    async def complete(self, held: HeldLease, result: TaskResult, objects: Any, device_seconds: float) -> ReportOutcome:
+    async def complete(
+        self, held: HeldLease, result: TaskResult, objects: Any, device_seconds: float, errors: Iterable[str]
+    ) -> ReportOutcome:
         if isinstance(self.outcome, Exception):
             raise self.outcome
-        self.said.append(("completed", result.noop.payload, device_seconds))
+        self.said.append(("completed", result.noop.payload, device_seconds, *errors))
         return self.outcome
 
     async def fail(
@@ -163,6 +165,12 @@ async def test_an_attempt_is_completed_and_its_job_released(rig: Rig) -> None:
     assert rig.ends.said == [("completed", "made", 1.5)]
     assert (rig.preparer.released, len(rig.attempts)) == (1, 0)
     assert rig.room.is_set()
+
+
+async def test_what_went_wrong_with_parts_is_reported_with_the_result(rig: Rig) -> None:
+    await rig.lease()
+    await rig.end(ChildDone(output=ChildOutput(errors=["input[1]: too dark"])))
+    assert rig.ends.said == [("completed", "", 0.0, "input[1]: too dark")]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,9 @@ def test_an_output_is_told_with_its_files_and_the_devices_time() -> None:
     [done] = batch_runner(Handler(output)).execute([context()[0]])
     assert [(file.name, file.field) for file in done.output.files] == [("a.png", "result_path"), ("b", "")]
     assert done.device_seconds == 1.5
+    assert list(done.output.errors) == []
+    [done] = batch_runner(Handler(Output(TaskResult(), (), 0.0, ("b: too dark",)))).execute([context()[0]])
+    assert list(done.output.errors) == ["b: too dark"]
 
 
 class OutOfMemoryError(RuntimeError):

@@ -14,6 +14,7 @@ import pytest
 from atelier.tasks.v1.background_removal_pb2 import CreateBackgroundRemovalTask
 from atelier.tasks.v1.editing_pb2 import CreateEditingTask
 from atelier.tasks.v1.enums_pb2 import (
+    ERROR_CATEGORY_RESOURCE,
     ERROR_CATEGORY_VALIDATION,
     TASK_TYPE_GENERATION,
     TASK_TYPE_IMAGE_ADJUSTER,
@@ -164,6 +165,35 @@ async def test_an_item_that_is_no_image_fails_the_task_and_is_named(tmp_path: Pa
     assert caught.value.message.startswith("input[1]: ")
 
 
+class PatientHandler:
+    """Names images that its task can do without, one by one."""
+
+    def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
+        return image_refs("input", spec.background_remove.input_image_paths, required=False)
+
+
+async def test_an_item_that_the_task_can_do_without_is_told_of_and_fails_nothing(tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    stored = {"a.png": picture.getvalue(), "b.png": b"no image"}
+    paths = [*stored, "gone.png", "http://127.0.0.1:9/a.png"]
+    spec = CreateTask(background_remove=CreateBackgroundRemovalTask(input_image_paths=paths))
+    async with prepared(tmp_path, spec, PatientHandler(), stored) as job:
+        assert list(job.payload.inputs) == ["input[0]"]
+        refused = job.payload.refused_inputs
+        assert sorted(refused) == ["input[1]", "input[2]", "input[3]"]
+        assert all(reason.startswith(name) for name, reason in refused.items())
+        assert refused["input[2]"] == "input[2]: There is no such image in storage."
+
+
+async def test_a_task_whose_servers_are_all_away_is_tried_again(tmp_path: Path) -> None:
+    spec = CreateTask(background_remove=CreateBackgroundRemovalTask(input_image_paths=["http://127.0.0.1:9/a.png"]))
+    with pytest.raises(TaskFailed) as caught:
+        async with prepared(tmp_path, spec, PatientHandler(), fetcher=Fetcher(allow_private=["127.0.0.0/8"])):
+            pass
+    assert (caught.value.category, caught.value.retryable) == (ERROR_CATEGORY_RESOURCE, True)
+
+
 async def test_a_task_that_no_frame_carries_is_refused_as_invalid(tmp_path: Path) -> None:
     spec = CreateTask(noop=CreateNoopTask(payload="x" * (33 << 20)))
     with pytest.raises(TaskFailed) as caught:
@@ -182,7 +212,11 @@ async def test_a_large_job_shares_no_frame(tmp_path: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def prepared(
-    folder: Path, spec: CreateTask, handler: InputNames | None = None, stored: Mapping[str, bytes] | None = None
+    folder: Path,
+    spec: CreateTask,
+    handler: InputNames | None = None,
+    stored: Mapping[str, bytes] | None = None,
+    fetcher: Fetcher | None = None,
 ) -> AsyncIterator[Job]:
     """A job of a handler, of the worker's own where none is given, with what the tenant has stored."""
     objects, pair = cast("ObjectStore", Store(stored or {})), pair_of(spec, Task())
@@ -194,7 +228,7 @@ async def prepared(
             handlers if handler is None else {pair: handler},
             Inputs(
                 objects,
-                Fetcher(),
+                fetcher or Fetcher(),
                 LoraCache(objects, folder / "loras", max_bytes=1, max_file_bytes=1),
                 InProcessChecks(),
                 max_bytes=1 << 20,

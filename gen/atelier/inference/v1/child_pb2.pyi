@@ -155,6 +155,26 @@ class ChildJob(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class RefusedInputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NUMBER_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
@@ -163,6 +183,7 @@ class ChildJob(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    REFUSED_INPUTS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number that names the attempt between supervisor and child; never used twice."""
     job_id: _builtins.str
@@ -185,6 +206,10 @@ class ChildJob(_message.Message):
     def inputs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Local paths of the inputs, by name."""
 
+    @_builtins.property
+    def refused_inputs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Why inputs that the task can do without could not be had, by name."""
+
     def __init__(
         self,
         *,
@@ -196,10 +221,11 @@ class ChildJob(_message.Message):
         inputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         traceparent: _builtins.str = ...,
         kind: _worker_service_pb2.JobKind.ValueType = ...,
+        refused_inputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "inputs", b"inputs", "job_id", b"job_id", "kind", b"kind", "number", b"number", "spec", b"spec", "task", b"task", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "inputs", b"inputs", "job_id", b"job_id", "kind", b"kind", "number", b"number", "refused_inputs", b"refused_inputs", "spec", b"spec", "task", b"task", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,6 +390,7 @@ class ChildOutput(_message.Message):
 
     RESULT_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def result(self) -> _task_pb2.TaskResult:
         """Result; fields that name files are set by the parent after the upload."""
@@ -372,15 +399,20 @@ class ChildOutput(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChildFile]:
         """Files in the attempt's folder."""
 
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What went wrong with parts of the task, where the rest has succeeded."""
+
     def __init__(
         self,
         *,
         result: _task_pb2.TaskResult | None = ...,
         files: _abc.Iterable[Global___ChildFile] | None = ...,
+        errors: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "files", b"files", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -59,6 +59,7 @@ class RunResponse(_message.Message):
     PREVIEW_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     progress: _builtins.float
     """Percent done, 0 to 100."""
     step: _builtins.int
@@ -75,6 +76,10 @@ class RunResponse(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunFile]:
         """Files of the result, in the last message."""
 
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What went wrong with parts of the task, in the last message."""
+
     def __init__(
         self,
         *,
@@ -84,10 +89,11 @@ class RunResponse(_message.Message):
         preview: _builtins.bytes = ...,
         result: _task_pb2.TaskResult | None = ...,
         files: _abc.Iterable[Global___RunFile] | None = ...,
+        errors: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_result", b"_result", "_step", b"_step", "_total_steps", b"_total_steps", "result", b"result", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result", b"_result", "_step", b"_step", "_total_steps", b"_total_steps", "files", b"files", "preview", b"preview", "progress", b"progress", "result", b"result", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result", b"_result", "_step", b"_step", "_total_steps", b"_total_steps", "errors", b"errors", "files", b"files", "preview", b"preview", "progress", b"progress", "result", b"result", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__result: _TypeAlias = _typing.Literal["result"]  # noqa: Y015
     _WhichOneofArgType__result: _TypeAlias = _typing.Literal["_result", b"_result"]  # noqa: Y015

@@ -601,6 +601,7 @@ class CompleteRequest(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     OBJECTS_FIELD_NUMBER: _builtins.int
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     device_seconds: _builtins.float
@@ -617,6 +618,10 @@ class CompleteRequest(_message.Message):
     def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultObject]:
         """Every object of the result; others under the task's prefix are swept."""
 
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What went wrong with parts of the task, where the rest has succeeded."""
+
     def __init__(
         self,
         *,
@@ -625,10 +630,11 @@ class CompleteRequest(_message.Message):
         result: _task_pb2.TaskResult | None = ...,
         objects: _abc.Iterable[Global___ResultObject] | None = ...,
         device_seconds: _builtins.float = ...,
+        errors: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "objects", b"objects", "ref", b"ref", "result", b"result", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "errors", b"errors", "objects", b"objects", "ref", b"ref", "result", b"result", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -661,6 +667,7 @@ class Completion(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     OBJECTS_FIELD_NUMBER: _builtins.int
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     device_seconds: _builtins.float
     """Seconds the device worked, charged to the tenant."""
     @_builtins.property
@@ -675,6 +682,10 @@ class Completion(_message.Message):
     def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultObject]:
         """Every object of the result; others under the task's prefix are swept."""
 
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What went wrong with parts of the task, where the rest has succeeded."""
+
     def __init__(
         self,
         *,
@@ -682,10 +693,11 @@ class Completion(_message.Message):
         result: _task_pb2.TaskResult | None = ...,
         objects: _abc.Iterable[Global___ResultObject] | None = ...,
         device_seconds: _builtins.float = ...,
+        errors: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "objects", b"objects", "ref", b"ref", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "errors", b"errors", "objects", b"objects", "ref", b"ref", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
