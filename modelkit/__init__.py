@@ -6,7 +6,7 @@ torch and may be imported anywhere. The other modules belong in child processes,
 - `residency` lends models and keeps them under the budget, `served` knows which there are, `card` reads their cards
 - `family` is the protocol of a kind of models; `cutout`, `flux`, `upscale` and `vision` are the families
 - `adapters` `positions` `previews` `requests` `sizes`: parts of making a picture
-- `framing` `canvas` `mattes` `pictures`: images without a model
+- `background` `canvas` `framing` `mattes` `pictures`: images without a model
 - `faces` restores faces; `consistency` judges what was redrawn, `patches` cuts it out and puts it back
 - `device` `weights` `errors`: the device, weight files, failures
 """

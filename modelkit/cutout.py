@@ -25,12 +25,12 @@ from modelkit.card import ModelCard
 from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.family import Source
 from modelkit.pictures import over_white
+from modelkit.requests import Garment
 
 if TYPE_CHECKING:
     from modelkit.device import Device
 
 Floats = NDArray[np.float32]
-Garment = Literal["all", "upper", "lower", "full"]
 Triple = tuple[float, float, float]
 
 _IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)

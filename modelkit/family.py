@@ -32,7 +32,8 @@ class Source:
 
     Attributes:
         card: The model's card.
-        folder: Folder of its weights; None where they come with a Python package, which the family finds by itself.
+        folder: Folder of its weights, or their only file; None where they come with a Python package, which the family
+            finds by itself.
     """
 
     card: ModelCard

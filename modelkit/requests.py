@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Garment = Literal["all", "upper", "lower", "full"]
+"""Garments that a network for garments finds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import structlog
 
-from modelkit.card import read_card
+from modelkit.card import ModelCard, read_card
 from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.family import Family, Source
 
@@ -67,7 +67,7 @@ class ServedModels:
     """Finds the model of a need. Safe to share between threads.
 
     Args:
-        places: Folders and hub names, the default first.
+        places: Folders, hub names, and single files with names (`silueta=/models/silueta.onnx`), the default first.
         families: Families by their names.
         allow_download: Whether a hub name that is not in the local cache may be fetched.
     """
@@ -112,6 +112,12 @@ class ServedModels:
     def _source(self, place: str) -> Source:
         with self._lock:
             if place not in self._sources:
+                name, named, file = place.partition("=")
+                if named:
+                    # What a file is shows in its suffix: no card lies beside it.
+                    card = ModelCard(name=name, architecture=Path(file).suffix.lstrip(".").lower() or "file")
+                    self._sources[place] = Source(card, Path(file))
+                    return self._sources[place]
                 folder = Path(place)
                 if not folder.is_dir():
                     folder = self._from_hub(place)

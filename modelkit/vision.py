@@ -113,13 +113,10 @@ class Vision:
             if alpha.any() and not alpha.all():
                 return _subject(alpha, "cutout")
         pixels = np.asarray(image.convert("RGB"))
-        scale = min(1.0, _WORK_SIDE / max(pixels.shape[:2]))
-        small = pixels
-        if scale < 1:
-            size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-            small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        small = _reduced(pixels)
         thing = foreground(small)
-        person = self._person(small)
+        share = self._person(small)
+        person = None if share is None else share > 0.5
         mask, kind = (person, "person") if person is not None else (thing, "object")
         if mask is None:
             return None
@@ -147,6 +144,19 @@ class Vision:
         faces = [Face(found[index][0], found[index][1]) for index in np.asarray(kept, dtype=int).ravel()]
         return sorted(faces, key=lambda face: (face.box[0] - face.box[2]) * (face.box[3] - face.box[1]))
 
+    def person(self, image: Image.Image) -> Floats | None:
+        """Return how surely each part of a picture shows people, or what they hold before a plain background.
+
+        Returns:
+            (rows, columns), 0 to 1, of the picture's extent and at most 512 on the longer side; None without a person.
+        """
+        pixels = _reduced(np.asarray(image.convert("RGB")))
+        share = self._person(pixels)
+        if share is None:
+            return None
+        thing = foreground(pixels)
+        return share if thing is None else np.maximum(share, _touching(thing, share > 0.5).astype(np.float32))
+
     def holdings(self) -> Mapping[Hashable, int]:
         """Return the bytes of all networks, including those not loaded yet."""
         return {self: self._size}
@@ -157,7 +167,8 @@ class Vision:
             self._networks.clear()
             self._size = 0
 
-    def _person(self, pixels: Pixels) -> Mask | None:
+    def _person(self, pixels: Pixels) -> Floats | None:
+        """Return the person network's mask, 0 to 1, of the parts that touch a face or a body."""
         with self._lock:
             boxes = [box for box, _ in self._detections(_FACES, (8, 16, 16, 16), pixels, -1.0)]
             boxes += [box for box, _ in self._detections(_BODIES, (8, 16, 32, 32, 32), pixels, -1.0)]
@@ -167,12 +178,17 @@ class Vision:
             height, width = network.size
             shown = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
             (share,) = network(shown)
-        mask = cv2.resize(share[..., -1], (pixels.shape[1], pixels.shape[0])) > 0.5
-        found = np.zeros(mask.shape, bool)
+        soft = np.asarray(cv2.resize(share[..., -1], (pixels.shape[1], pixels.shape[0])), np.float32)
+        found = np.zeros(soft.shape, bool)
         for left, top, right, bottom in boxes:
             found[max(0, int(top)) : max(0, int(bottom)) + 1, max(0, int(left)) : max(0, int(right)) + 1] = True
-        mask = _touching(mask, found)
-        return mask if mask.mean() >= _LEAST_SHARE else None
+        mask = _touching(soft > 0.5, found)
+        if mask.mean() < _LEAST_SHARE:
+            return None
+        # The soft edge of the parts that count, and nothing of the others.
+        reach = max(pixels.shape[:2]) // 64 * 2 + 1
+        near = cv2.dilate(mask.astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0
+        return np.where(mask | (near & (soft <= 0.5)), soft, np.float32(0))
 
     def _faces(
         self, pixels: Pixels, window: tuple[int, int, int, int], *, near: bool
@@ -287,6 +303,15 @@ def foreground(pixels: Pixels) -> Mask | None:
         return None
     kept = np.isin(labels, 1 + np.flatnonzero(areas >= 0.03 * areas.max()))
     return kept if _LEAST_SHARE <= kept.mean() <= _MOST_SHARE else None
+
+
+def _reduced(pixels: Pixels) -> Pixels:
+    """Return a picture of at most the size that the networks need."""
+    scale = min(1.0, _WORK_SIDE / max(pixels.shape[:2]))
+    if scale == 1:
+        return pixels
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _touching(mask: Mask, other: Mask) -> Mask:

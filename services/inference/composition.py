@@ -78,7 +78,7 @@ def _device_work(settings: InferenceSettings) -> DeviceWork:
         device=settings.device,
         model_budget_bytes=settings.model_budget_bytes,
         torch_threads=settings.torch_threads,
-        extra_models=settings.extra_models,
+        extra_models=(*settings.extra_models, *(f"{name}={path}" for name, path in settings.cutout_models.items())),
         model_download=settings.model_download,
         log_level=settings.log_level,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from meshkit import cutouts
 from meshkit.config import CommaSeparated
 from meshkit.worker.config import WorkerSettings
 from services.inference.providers import LOCAL, parse_providers
@@ -25,6 +26,7 @@ class InferenceSettings(WorkerSettings):
     model: str = Field(default="models/garments/weights", description="Default model: a folder or a hub name.")
     extra_models: CommaSeparated = Field(default=(), description="Models that tasks may name besides the default.")
     model_download: bool = Field(default=False, description="Whether a hub name may be downloaded.")
+    cutout_models: cutouts.CutoutFiles = Field(default_factory=dict, description=cutouts.DESCRIPTION)
     device: str = Field(default="auto", description="Device: auto, cpu, cuda, cuda:1.")
     torch_threads: int = Field(default=0, ge=0, description="Processor threads of one computation; 0 for all.")
     model_budget_bytes: int = Field(default=0, ge=0, description="Memory for models; 0 for four fifths of the free.")
@@ -39,6 +41,13 @@ class InferenceSettings(WorkerSettings):
     @classmethod
     def _known_providers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return parse_providers(names)
+
+    @field_validator("cutout_models")
+    @classmethod
+    def _present(cls, files: dict[str, str]) -> dict[str, str]:
+        if missing := [name for name, path in files.items() if not Path(path).is_file()]:
+            raise ValueError(f"there is no file of {', '.join(missing)}")
+        return files
 
     @property
     def default_model(self) -> str:

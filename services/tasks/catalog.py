@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from atelier.tasks.v1 import task_pb2
+from atelier.tasks.v1 import providers_pb2, task_pb2
 
+from meshkit import cutouts
 from meshkit.catalog import PROVIDERS, TASK_TYPES, ProviderSpec, TaskTypeSpec, provider_numbered, type_of_detail
 from meshkit.errors import invalid
 
-TASK_TYPES_WITH_HANDLERS = ("GENERATION", "IMAGE_ADJUSTER")
+TASK_TYPES_WITH_HANDLERS = ("GENERATION", "BACKGROUND_REMOVE", "BACKGROUND_FIX", "IMAGE_ADJUSTER")
 LOCAL = PROVIDERS["LOCAL"].name
 PROVIDERS_WITH_HANDLERS = (LOCAL,)
 # Training jobs are of no task type, and have a queue of their own.
@@ -23,6 +24,7 @@ class Catalog:
     Args:
         task_types: Spellings of the task types that are on.
         providers: Spellings of the providers that are on.
+        cutout_models: Networks that remove backgrounds, beside those that ship.
         enable_noop: Whether NOOP tasks are taken too.
     """
 
@@ -31,8 +33,10 @@ class Catalog:
         *,
         task_types: Iterable[str] = TASK_TYPES_WITH_HANDLERS,
         providers: Iterable[str] = PROVIDERS_WITH_HANDLERS,
+        cutout_models: Iterable[str] = (),
         enable_noop: bool = False,
     ) -> None:
+        self._networks = cutouts.served(cutout_models)
         chosen, called = frozenset(task_types), frozenset(providers)
         self.served_types = tuple(
             name for name, spec in TASK_TYPES.items() if name in chosen or (enable_noop and spec.internal)
@@ -116,6 +120,24 @@ class Catalog:
     def capabilities(self, provider: str) -> frozenset[str]:
         """Return what a served provider can do for the served types."""
         return self._capabilities[provider]
+
+    def check_network(self, config: providers_pb2.ProviderConfig, path: str) -> None:
+        """Refuse a network for cut-outs that this installation does not have.
+
+        Args:
+            config: Settings of a provider.
+            path: Path of the settings, for the error.
+
+        Raises:
+            MeshError: `INVALID` naming those that it has.
+        """
+        name = config.local.rembg_model
+        if name and name not in self._networks:
+            raise invalid(
+                f"{path}.local.rembg_model",
+                f"The network {name} is not here; this installation has {', '.join(self._networks)}",
+                "rembg_model_not_served",
+            )
 
     def check_capabilities(self, names: Iterable[str], provider: ProviderSpec, path: str) -> None:
         """Refuse capabilities that the provider does not have.

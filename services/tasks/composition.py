@@ -81,6 +81,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     catalog = Catalog(
         task_types=settings.served_task_types,
         providers=settings.served_providers,
+        cutout_models=settings.cutout_models,
         enable_noop=settings.enable_noop,
     )
     policy = RetryPolicy(settings.max_retries, settings.retry_base_seconds)

@@ -107,6 +107,7 @@ class TaskPreparer:
         )
         if spec.HasField("provider_config"):
             check_config(spec.provider_config, provider, "task.provider_config")
+            self._catalog.check_network(spec.provider_config, "task.provider_config")
         if spec.HasField("fallback_provider_type"):
             fallback = self._catalog.provider_of(spec.fallback_provider_type, task_type, "task.fallback_provider_type")
             self._catalog.check_capabilities(
@@ -114,6 +115,7 @@ class TaskPreparer:
             )
             if spec.HasField("fallback_provider_config"):
                 check_config(spec.fallback_provider_config, fallback, "task.fallback_provider_config")
+                self._catalog.check_network(spec.fallback_provider_config, "task.fallback_provider_config")
         elif spec.HasField("fallback_provider_config") or spec.fallback_provider_capabilities:
             raise invalid("task.fallback_provider_type", "Field required where a fallback is described", "missing")
         return provider, queue

@@ -13,6 +13,7 @@ from modelkit.cutout import Cutout, CutoutFamily
 from modelkit.device import Device, release
 from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.family import Source
+from modelkit.requests import Garment
 from models.garments.catalogue import GarmentFacts
 from models.garments.draw import draw
 
@@ -137,9 +138,7 @@ class Scores:
 
 
 @pytest.mark.parametrize(("garment", "left", "right"), [("all", 1, 1), ("upper", 1, 0), ("lower", 0, 1)])
-def test_the_network_of_garments_finds_the_garment_that_is_asked_for(
-    garment: cutout.Garment, left: int, right: int
-) -> None:
+def test_the_network_of_garments_finds_the_garment_that_is_asked_for(garment: Garment, left: int, right: int) -> None:
     network = Cutout(Scores(), cutout.NETWORKS["u2net_cloth_seg"], 1)  # type: ignore[arg-type] # stands in for it
     matte = network.matte(Image.new("RGB", (384, 384), "grey"), garment)
     assert matte is not None

@@ -4,26 +4,27 @@ from typing import Any
 
 import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2
+from atelier.tasks.v1.providers_pb2 import LocalProviderConfig, ProviderConfig
 from pydantic import ValidationError
 
+from meshkit import cutouts
 from meshkit.catalog import PROVIDERS, TASK_TYPES
 from meshkit.errors import MeshError
-from services.tasks.catalog import Catalog
+from modelkit.cutout import NETWORKS, CutoutFamily
+from services.tasks.catalog import TASK_TYPES_WITH_HANDLERS, Catalog
 from services.tasks.config import TasksSettings
 from services.tasks.convert import to_catalog
 
 CreateTask: Any = task_pb2.CreateTask
 LOCAL = PROVIDERS["LOCAL"]
+# In the order of the contract.
+SERVED = tuple(name for name in TASK_TYPES if name in TASK_TYPES_WITH_HANDLERS)
 FAL = enums_pb2.PROVIDER_TYPE_FAL_STANDARD
 
 
 def test_this_release_serves_what_it_has_handlers_for() -> None:
     answer = to_catalog(Catalog(enable_noop=True), internal=True)
-    assert list(answer.task_types) == [
-        enums_pb2.TASK_TYPE_GENERATION,
-        enums_pb2.TASK_TYPE_IMAGE_ADJUSTER,
-        enums_pb2.TASK_TYPE_NOOP,
-    ]
+    assert list(answer.task_types) == [TASK_TYPES[name].number for name in (*SERVED, "NOOP")]
     [local] = answer.providers
     assert local.provider_type == enums_pb2.PROVIDER_TYPE_LOCAL
     assert list(local.capabilities) == ["BATCH", "IMAGE_TO_IMAGE", "LORA", "OUTPUT_SIZE", "SEED", "TEXT_TO_IMAGE"]
@@ -33,8 +34,8 @@ def test_this_release_serves_what_it_has_handlers_for() -> None:
 def test_internal_types_are_served_where_configured_and_never_listed() -> None:
     assert "NOOP" not in Catalog().served_types
     served = Catalog(enable_noop=True)
-    assert served.served_types == ("GENERATION", "IMAGE_ADJUSTER", "NOOP")
-    assert served.public_types == ["GENERATION", "IMAGE_ADJUSTER"]
+    assert served.served_types == (*SERVED, "NOOP")
+    assert served.public_types == list(SERVED)
 
 
 def test_capabilities_are_those_for_the_types_that_are_served() -> None:
@@ -47,7 +48,7 @@ def test_capabilities_are_those_for_the_types_that_are_served() -> None:
 
 def test_type_that_is_not_served_is_refused_with_those_that_are() -> None:
     with pytest.raises(MeshError) as error:
-        Catalog(enable_noop=True).type_of(CreateTask(refine={}))
+        Catalog(task_types=["GENERATION", "IMAGE_ADJUSTER"], enable_noop=True).type_of(CreateTask(refine={}))
     assert error.value.message == (
         "Tasks of type REFINE are not served; this installation serves GENERATION, IMAGE_ADJUSTER"
     )
@@ -75,6 +76,26 @@ def test_provider_must_be_served_and_execute_the_type() -> None:
     assert Catalog(providers=PROVIDERS).provider_of(FAL, refine, "task.provider_type").queue == "fal"
 
 
+def test_a_network_for_cut_outs_must_be_here() -> None:
+    def config(name: str) -> ProviderConfig:
+        return ProviderConfig(local=LocalProviderConfig(rembg_model=name))
+
+    for name in cutouts.SHIPPED:
+        Catalog().check_network(config(name), "task.provider_config")
+    Catalog().check_network(ProviderConfig(), "task.provider_config")
+    Catalog(cutout_models=["silueta"]).check_network(config("silueta"), "task.provider_config")
+    with pytest.raises(MeshError) as error:
+        Catalog(cutout_models=["silueta"]).check_network(config("sam"), "task.provider_config")
+    [violation] = error.value.violations
+    assert violation.path == "task.provider_config.local.rembg_model"
+    assert violation.message == "The network sam is not here; this installation has u2net, u2netp, silueta"
+
+
+def test_networks_that_are_said_to_ship_do() -> None:
+    assert tuple(card.name for card in CutoutFamily.packaged) == cutouts.SHIPPED
+    assert set(NETWORKS) == set(cutouts.documented()) - {"sam"}
+
+
 def test_every_pair_of_the_contract_has_a_cost() -> None:
     costs = Catalog().costs
     assert costs["IMAGE_ADJUSTER/LOCAL"] == 0.5
@@ -83,7 +104,7 @@ def test_every_pair_of_the_contract_has_a_cost() -> None:
 
 
 def test_settings_name_what_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert TasksSettings().served_task_types == ("GENERATION", "IMAGE_ADJUSTER")
+    assert TasksSettings().served_task_types == TASK_TYPES_WITH_HANDLERS
     assert TasksSettings().served_providers == ("LOCAL",)
     monkeypatch.setenv("ATELIER_SERVED_TASK_TYPES", "GENERATION, EDITING")
     monkeypatch.setenv("ATELIER_SERVED_PROVIDERS", "LOCAL,FAL_STANDARD")
