@@ -7,7 +7,7 @@ providers an installation serves is configuration of the tasks service.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -122,6 +122,7 @@ class TaskTypeSpec:
         outputs: Files that an attempt writes.
         adapters: Fields of the Create message that name LoRA adapters.
         seeds: Fields of the Create message that are drawn where absent.
+        capabilities: By field of the Create message that not every provider can follow, the capability it takes.
         changes: Members of its public message that an update may name, and who may change them.
     """
 
@@ -137,6 +138,7 @@ class TaskTypeSpec:
     outputs: tuple[OutputSpec, ...]
     adapters: tuple[str, ...]
     seeds: tuple[str, ...]
+    capabilities: Mapping[str, str]
     changes: Mapping[str, Change]
 
     def folder(self, task_id: object) -> str:
@@ -275,6 +277,9 @@ def _task_type(
         ),
         adapters=tuple(field.name for field in create.fields if _facts(field).adapter),
         seeds=tuple(field.name for field in create.fields if _facts(field).seed),
+        capabilities=MappingProxyType(
+            {field.name: _facts(field).capability for field in create.fields if _facts(field).capability}
+        ),
         changes=_own_changes(public, by_type),
     )
 
@@ -360,12 +365,14 @@ def _provider(name: str, number: int, facts: Any, config: Descriptor) -> Provide
 
 
 def _check_names(
-    types: Mapping[str, TaskTypeSpec], providers: Mapping[str, ProviderSpec], capabilities: Iterable[str]
+    types: Mapping[str, TaskTypeSpec], providers: Mapping[str, ProviderSpec], capabilities: Collection[str]
 ) -> None:
     for provider in providers.values():
         for unknown in sorted((provider.task_types - set(types)) | (provider.capabilities() - set(capabilities))):
             raise CatalogError(f"{provider.name}: the contract has no {unknown!r}")
     for spec in types.values():
+        for unknown in sorted(set(spec.capabilities.values()) - set(capabilities)):
+            raise CatalogError(f"{spec.name}: the contract has no capability {unknown!r}")
         default = providers.get(spec.default_provider)
         if default is None or spec.name not in default.tasks:
             raise CatalogError(f"{spec.name}: its default provider {spec.default_provider!r} does not execute it")

@@ -1,12 +1,13 @@
 """Models and images: load models under a budget, sample and adapt them; enlarge, understand and frame images.
 
-It imports no service and nothing of the mesh. `card`, `errors`, `framing`, `pictures`, `requests` and `sizes` import no
-torch and may be imported anywhere. The other modules belong in child processes, which own the device.
+It imports no service and nothing of the mesh. `card`, `chat`, `errors`, `framing`, `pictures`, `requests` and `sizes`
+import no torch and may be imported anywhere. The other modules belong in child processes, which own the device.
 
 - `residency` lends models and keeps them under the budget, `served` knows which there are, `card` reads their cards
-- `family` is the protocol of a kind of models; `cutout`, `flux`, `upscale` and `vision` are the families
+- `family` is the protocol of a kind of models; `cutout`, `flux`, `language`, `upscale` and `vision` are the families
 - `adapters` `positions` `previews` `requests` `sizes`: parts of making a picture
 - `background` `canvas` `framing` `mattes` `pictures`: images without a model
 - `faces` restores faces; `consistency` judges what was redrawn, `patches` cuts it out and puts it back
+- `chat` `gguf` `llama` `causal`: questions and answers, GGUF files, and the two runtimes of language models
 - `device` `weights` `errors`: the device, weight files, failures
 """

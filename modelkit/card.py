@@ -1,7 +1,8 @@
 """The card of a model, `atelier.json`: its name, its architecture and its limits.
 
-The card stands in the model's folder. A folder without one is taken for a FLUX.1-dev, or for a FLUX.1-schnell where its
-transformer takes no guidance. Models that make no pictures leave the members on sizes and steps at their defaults.
+The card stands in the model's folder. A folder without one is taken for a language model where its `config.json` says
+so, else for a FLUX.1-dev, or for a FLUX.1-schnell where its transformer takes no guidance. A GGUF file needs no card.
+Models that make no pictures leave the members on sizes and steps at their defaults.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from modelkit.errors import ModelError, ModelErrorKind
 
 CARD_NAME = "atelier.json"
+GGUF = "gguf"
+"""Architecture of a language model in a GGUF file."""
+CAUSAL = "causal-lm"
+"""Architecture of a language model in a folder of transformers."""
 
 
 class _CardPart(BaseModel):
@@ -116,11 +121,13 @@ def read_card(folder: Path) -> ModelCard:
     """Read a model's card.
 
     Args:
-        folder: The model's folder.
+        folder: The model's folder, or its GGUF file.
 
     Raises:
         ModelError: The card is not JSON, or a member of it is out of range.
     """
+    if is_gguf(folder):
+        return ModelCard(name=folder.stem, architecture=GGUF)
     path = folder / CARD_NAME
     try:
         data = json.loads(path.read_text("utf-8"))
@@ -139,15 +146,19 @@ def read_card(folder: Path) -> ModelCard:
         raise ModelError(f"The model's card atelier.json is not valid: {faults}.", ModelErrorKind.RESOURCE) from error
 
 
+def is_gguf(path: Path) -> bool:
+    """Tell whether a path is that of a GGUF file."""
+    return path.suffix.lower() == ".gguf" and path.is_file()
+
+
 def _guess(folder: Path) -> ModelCard:
     name = folder.name
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         # The hub's cache keeps a snapshot under models--<owner>--<name>/snapshots/<commit>.
         name = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-    try:
-        transformer = json.loads((folder / "transformer" / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        transformer = {}
+    if any(str(kind).endswith("ForCausalLM") for kind in _read(folder / "config.json").get("architectures") or ()):
+        return ModelCard(name=name, architecture=CAUSAL)
+    transformer = _read(folder / "transformer" / "config.json")
     if transformer.get("guidance_embeds", True):
         return ModelCard(name=name)
     # FLUX.1-schnell: distilled to four steps, no guidance, 256 tokens (its own model card).
@@ -157,3 +168,11 @@ def _guess(folder: Path) -> ModelCard:
         steps=StepRange(default=4),
         guidance=Guidance(embedded=False, scale_default=0.0),
     )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # it imports torch, which not every family needs
 FAMILIES: dict[str, str] = {
     "cutout": "modelkit.cutout:CutoutFamily",
     "flux": "modelkit.flux:FluxFamily",
+    "language": "modelkit.language:LanguageFamily",
     "upscaler": "modelkit.upscale:UpscalerFamily",
     "vision": "modelkit.vision:VisionFamily",
 }

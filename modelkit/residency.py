@@ -70,6 +70,7 @@ class Models:
         extra_models: Folders or hub names that tasks may ask for beside the default.
         allow_download: Whether a hub name that is not in the local cache may be fetched.
         families: Names of the families to serve; all where None.
+        defaults: By family, folder, file or hub name of the model that tasks get which name none.
     """
 
     def __init__(
@@ -82,9 +83,13 @@ class Models:
         extra_models: Sequence[str] = (),
         allow_download: bool = False,
         families: Iterable[str] | None = None,
+        defaults: Mapping[str, str] | None = None,
     ) -> None:
         self._served = ServedModels(
-            (default_model, *extra_models), load_families(families), allow_download=allow_download
+            (default_model, *extra_models),
+            load_families(families),
+            allow_download=allow_download,
+            defaults=defaults,
         )
         self._device = Device.choose(device, threads)
         self.budget_bytes = budget_bytes or int(_DEVICE_SHARE * self._device.free_bytes())

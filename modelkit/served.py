@@ -10,7 +10,7 @@ from typing import Protocol
 
 import structlog
 
-from modelkit.card import ModelCard, read_card
+from modelkit.card import ModelCard, is_gguf, read_card
 from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.family import Family, Source
 
@@ -67,13 +67,23 @@ class ServedModels:
     """Finds the model of a need. Safe to share between threads.
 
     Args:
-        places: Folders, hub names, and single files with names (`silueta=/models/silueta.onnx`), the default first.
+        places: Folders, hub names, GGUF files, and single files with names (`silueta=/models/silueta.onnx`), the
+            default first.
         families: Families by their names.
         allow_download: Whether a hub name that is not in the local cache may be fetched.
+        defaults: By family, the place of the model that tasks get which name none; it comes before packaged ones.
     """
 
-    def __init__(self, places: Sequence[str], families: Mapping[str, Family], *, allow_download: bool) -> None:
-        self._places = places
+    def __init__(
+        self,
+        places: Sequence[str],
+        families: Mapping[str, Family],
+        *,
+        allow_download: bool,
+        defaults: Mapping[str, str] | None = None,
+    ) -> None:
+        self._defaults = dict(defaults or {})
+        self._places = tuple(dict.fromkeys((*places, *self._defaults.values())))
         self._families = families
         self._allow_download = allow_download
         self._sources: dict[str, Source] = {}
@@ -88,24 +98,25 @@ class ServedModels:
             ModelError: No such model is served here, or its files are not here.
         """
         family = self._families[need.family]
+        named = need.model or self._defaults.get(need.family)
         for card in family.packaged:
-            if need.model in (None, card.name):
+            if named in (None, card.name):
                 return ServedModel(need.family, family, Source(card))
         other_kind = False
         for place in self._places:
             try:
                 source = self._source(place)
             except ModelError:
-                if need.model in (None, place):  # another model must not stand in for it
+                if named in (None, place):  # another model must not stand in for it
                     raise
                 continue
-            if need.model in (None, place, source.card.name):
+            if named in (None, place, source.card.name):
                 if family.matches(source.card):
                     return ServedModel(need.family, family, source)
-                other_kind = need.model is not None
+                other_kind = named is not None
         if other_kind:
             raise ModelError("The model that was asked for is of a kind that cannot do this task.")
-        if need.model is not None:
+        if named is not None:
             raise ModelError("The model that was asked for is not served here.")
         raise ModelError(f"This worker serves no model of the family {need.family}.", ModelErrorKind.RESOURCE)
 
@@ -119,7 +130,7 @@ class ServedModels:
                     self._sources[place] = Source(card, Path(file))
                     return self._sources[place]
                 folder = Path(place)
-                if not folder.is_dir():
+                if not folder.is_dir() and not is_gguf(folder):
                     folder = self._from_hub(place)
                 self._sources[place] = Source(read_card(folder), folder)
             return self._sources[place]

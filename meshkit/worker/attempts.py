@@ -274,6 +274,7 @@ class Attempts:
                 step=report.step,
                 total=report.total,
                 preview=report.preview,
+                text=report.text,
                 phase=report.phase or TASK_PHASE_RUNNING,
             )
 

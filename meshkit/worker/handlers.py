@@ -185,6 +185,14 @@ class TaskContext(Protocol):
         ...
 
 
+class TextContext(TaskContext, Protocol):
+    """One attempt whose result is text."""
+
+    def progress(self, step: int, total: int, preview: bytes | None = None, *, text: str | None = None) -> None:
+        """Report that `step` of `total` is done, and the text so far; who watches the task reads its beginning."""
+        ...
+
+
 class TaskHandler(Protocol):
     """One task type.
 

@@ -120,16 +120,17 @@ class HeldLeases:
         step: int,
         total: int,
         preview: bytes = b"",
+        text: str = "",
         phase: TaskPhase.ValueType = TASK_PHASE_RUNNING,
     ) -> None:
         """Note the progress of an attempt. The newest is reported, a few times a second."""
         if held.lost is not None or held.key not in self._held:
             return
         before = self._progress.get(held.key)
-        if not preview and before is not None:
-            preview = before.preview
+        if before is not None:
+            preview, text = preview or before.preview, text or before.text
         noted = self._progress[held.key] = Progress(
-            ref=held.ref, progress=min(max(percent, 0.0), 100.0), preview=preview, phase=phase
+            ref=held.ref, progress=min(max(percent, 0.0), 100.0), preview=preview, phase=phase, text=text
         )
         if total > 0:
             noted.step, noted.total_steps = step, total

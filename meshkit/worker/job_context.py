@@ -12,6 +12,7 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from atelier.tasks.v1.worker_service_pb2 import JOB_KIND_TASK
 
 _PROGRESS_INTERVAL_SECONDS = 0.05
+_MAX_TEXT = 32_768  # characters; bound of Progress.text
 
 
 class JobContext:
@@ -74,17 +75,25 @@ class JobContext:
         """Number that names the attempt to the supervisor."""
         return self._number
 
-    def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
+    def progress(self, step: int, total: int, preview: bytes | None = None, *, text: str | None = None) -> None:
         """Report that `step` of `total` is done; also feeds the step deadline of a child.
 
-        Steps that come faster than twenty a second are thinned out; the last one and previews are always told.
+        Steps that come faster than twenty a second are thinned out, with their texts; the last one and previews are
+        always told.
         """
         now = time.monotonic()
         if preview is None and step < total and now - self._reported < _PROGRESS_INTERVAL_SECONDS:
             return
         self._reported = now
         self._report(
-            ChildProgress(number=self._number, step=step, total=total, preview=preview or b"", phase=self._phase)
+            ChildProgress(
+                number=self._number,
+                step=step,
+                total=total,
+                preview=preview or b"",
+                phase=self._phase,
+                text=(text or "")[:_MAX_TEXT],
+            )
         )
 
     def begins(self, phase: TaskPhase.ValueType) -> None:

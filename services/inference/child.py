@@ -11,8 +11,8 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 from atelier.inference.v1.child_pb2 import ChildHello
 from atelier.tasks.v1.enums_pb2 import TaskType
@@ -40,6 +40,7 @@ class ChildSettings:
         torch_threads: Processor threads of one computation; 0 leaves it to torch.
         extra_models: Models that tasks may name beside the default.
         model_download: Whether a hub name may be downloaded.
+        family_defaults: By family of models, the one that tasks get which name none.
         log_level: Least level that is logged.
     """
 
@@ -51,6 +52,7 @@ class ChildSettings:
     torch_threads: int = 0
     extra_models: tuple[str, ...] = ()
     model_download: bool = False
+    family_defaults: Mapping[str, str] = field(default_factory=dict)
     log_level: str = "info"
 
     def command(self) -> list[str]:
@@ -99,6 +101,7 @@ def _lender(settings: ChildSettings, handlers: Iterable[TaskHandler]) -> Lender 
         extra_models=settings.extra_models,
         allow_download=settings.model_download,
         families=sorted(families),
+        defaults={name: place for name, place in settings.family_defaults.items() if name in families},
     )
 
 

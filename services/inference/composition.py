@@ -80,6 +80,7 @@ def _device_work(settings: InferenceSettings) -> DeviceWork:
         torch_threads=settings.torch_threads,
         extra_models=(*settings.extra_models, *(f"{name}={path}" for name, path in settings.cutout_models.items())),
         model_download=settings.model_download,
+        family_defaults=settings.family_defaults,
         log_level=settings.log_level,
     )
     spin = {} if "OMP_WAIT_POLICY" in os.environ else _SPIN  # who sets that has said how threads wait

@@ -25,6 +25,9 @@ class InferenceSettings(WorkerSettings):
     worker_calls: int = Field(default=16, ge=1, le=1024, description="Calls to providers at once, for each queue.")
     model: str = Field(default="models/garments/weights", description="Default model: a folder or a hub name.")
     extra_models: CommaSeparated = Field(default=(), description="Models that tasks may name besides the default.")
+    language_model: str = Field(
+        default="", description="Default language model: a GGUF file or a folder; SmolLM2 of its package if empty."
+    )
     model_download: bool = Field(default=False, description="Whether a hub name may be downloaded.")
     cutout_models: cutouts.CutoutFiles = Field(default_factory=dict, description=cutouts.DESCRIPTION)
     device: str = Field(default="auto", description="Device: auto, cpu, cuda, cuda:1.")
@@ -48,6 +51,12 @@ class InferenceSettings(WorkerSettings):
         if missing := [name for name, path in files.items() if not Path(path).is_file()]:
             raise ValueError(f"there is no file of {', '.join(missing)}")
         return files
+
+    @property
+    def family_defaults(self) -> dict[str, str]:
+        """Default models by family, where settings name them."""
+        named = {"language": self.language_model}
+        return {family: place for family, place in named.items() if place}
 
     @property
     def default_model(self) -> str:

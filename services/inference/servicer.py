@@ -51,8 +51,9 @@ class _LatestProgress:
         self._changed = asyncio.Event()
 
     def put(self, report: ChildProgress) -> None:
-        if not report.preview and self._report is not None:
-            report.preview = self._report.preview  # previews are rare: the last one is kept
+        if self._report is not None:  # previews are rare: the last one is kept, and the last text
+            report.preview = report.preview or self._report.preview
+            report.text = report.text or self._report.text
         self._report = report
         self._changed.set()
 
@@ -140,6 +141,7 @@ def _progress(report: ChildProgress, *, previews: bool) -> RunResponse:
         step=report.step,
         total_steps=report.total,
         preview=report.preview if previews else b"",
+        text=report.text,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from atelier.tasks.v1 import providers_pb2, task_pb2
 
@@ -10,7 +10,7 @@ from meshkit import cutouts
 from meshkit.catalog import PROVIDERS, TASK_TYPES, ProviderSpec, TaskTypeSpec, provider_numbered, type_of_detail
 from meshkit.errors import invalid
 
-TASK_TYPES_WITH_HANDLERS = ("GENERATION", "BACKGROUND_REMOVE", "BACKGROUND_FIX", "IMAGE_ADJUSTER")
+TASK_TYPES_WITH_HANDLERS = ("GENERATION", "LLM_INTERACTION", "BACKGROUND_REMOVE", "BACKGROUND_FIX", "IMAGE_ADJUSTER")
 LOCAL = PROVIDERS["LOCAL"].name
 PROVIDERS_WITH_HANDLERS = (LOCAL,)
 # Training jobs are of no task type, and have a queue of their own.
@@ -153,6 +153,28 @@ class Catalog:
                     f"Provider {provider.name} has no capability {name!r}; it has {', '.join(sorted(known))}",
                     "unknown_capability",
                 )
+
+    def check_fields(self, fields: Mapping[str, str], provider: ProviderSpec, task_type: TaskTypeSpec) -> None:
+        """Refuse fields that the provider cannot follow.
+
+        Args:
+            fields: Fields that a task sets, with the capability that each takes.
+            provider: The provider.
+            task_type: Type of the task.
+
+        Raises:
+            MeshError: `INVALID` naming the first of them.
+        """
+        for field, capability in fields.items():
+            if capability in provider.tasks[task_type.name]:
+                continue
+            able = [one for one in self.served_providers if capability in PROVIDERS[one].tasks.get(task_type.name, ())]
+            raise invalid(
+                f"task.{task_type.detail}.{field}",
+                f"takes the capability {capability}, which {provider.name} has not for {task_type.name} tasks; "
+                + (f"{', '.join(able)} has it" if able else "no provider that is served has it"),
+                "capability_missing",
+            )
 
 
 def prefix_of(task_type: str, task_id: object) -> str:

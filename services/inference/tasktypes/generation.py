@@ -12,14 +12,12 @@ Beside the documented fields, a caller may set these members of `config`; other 
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from atelier.tasks.v1.enums_pb2 import ErrorCategory, TaskType
+from atelier.tasks.v1.enums_pb2 import TaskType
 from atelier.tasks.v1.generation_pb2 import GenerationTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from google.protobuf.struct_pb2 import Struct
@@ -30,7 +28,9 @@ from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCanc
 from modelkit.errors import ModelError
 from modelkit.pictures import open_picture, over_white
 from modelkit.requests import AdapterFile, BatchSettings, ImageRequest, Picture
+from services.inference.tasktypes import members
 from services.inference.tasktypes.failures import explained
+from services.inference.tasktypes.seeds import seed_of
 
 _log = get_logger(__name__)
 
@@ -127,10 +127,6 @@ def handler() -> GenerationHandler:
     return GenerationHandler()
 
 
-def _invalid(message: str) -> TaskFailed:
-    return TaskFailed(message, ErrorCategory.ERROR_CATEGORY_VALIDATION, retryable=False)
-
-
 def _read(spec: CreateTask, task: Task) -> _Parameters:
     """Read the parameters from the current task; for a direct run, which stores no task, from the request."""
     requested = spec.generation
@@ -156,7 +152,7 @@ def _read(spec: CreateTask, task: Task) -> _Parameters:
         prompt=value("prompt", ""),
         width=value("width", _DEFAULT_SIDE),
         height=value("height", _DEFAULT_SIDE),
-        seed=value("seed", _seed_of(task.id)),
+        seed=value("seed", seed_of(task.id)),
         # A reference of strength 0 is not fetched.
         reference=reference if strength > 0 else None,
         strength=strength,
@@ -176,44 +172,17 @@ _CLEARABLE = frozenset(
 )
 
 
-def _seed_of(job_id: str) -> int:
-    """Return a seed for a task that has none: the same on every attempt."""
-    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:8], "big") >> 1
-
-
 def _configured(parameters: _Parameters, config: Struct) -> _Parameters:
-    steps = _number(config, "steps", 1, 1000)
+    steps = members.whole(config, "steps", 1, 1000)
     if steps is None:
-        steps = _number(config, "num_inference_steps", 1, 1000)
-    if steps is not None and not steps.is_integer():
-        raise _invalid("config.steps must be a whole number.")
+        steps = members.whole(config, "num_inference_steps", 1, 1000)
     return replace(
         parameters,
-        steps=None if steps is None else int(steps),
-        guidance_scale=_number(config, "guidance_scale", 0, 100),
-        negative_prompt=_text(config, "negative_prompt", _MAX_PROMPT),
-        model=_text(config, "model", 255) or None,
+        steps=steps,
+        guidance_scale=members.number(config, "guidance_scale", 0, 100),
+        negative_prompt=members.text(config, "negative_prompt", _MAX_PROMPT),
+        model=members.text(config, "model", 255) or None,
     )
-
-
-def _number(config: Struct, name: str, least: float, most: float) -> float | None:
-    kind = config.fields[name].WhichOneof("kind") if name in config.fields else "null_value"
-    if kind in ("null_value", None):
-        return None
-    number = config.fields[name].number_value
-    if kind != "number_value" or not math.isfinite(number) or not least <= number <= most:
-        raise _invalid(f"config.{name} must be a number from {least:g} to {most:g}.")
-    return number
-
-
-def _text(config: Struct, name: str, longest: int) -> str | None:
-    kind = config.fields[name].WhichOneof("kind") if name in config.fields else "null_value"
-    if kind in ("null_value", None):
-        return None
-    text = config.fields[name].string_value
-    if kind != "string_value" or len(text) > longest:
-        raise _invalid(f"config.{name} must be text of at most {longest} characters.")
-    return text
 
 
 def _request(parameters: _Parameters, context: TaskContext) -> ImageRequest:

@@ -105,6 +105,11 @@ class TaskPreparer:
         self._catalog.check_capabilities(
             spec.active_provider_capabilities, provider, "task.active_provider_capabilities"
         )
+        needed = _needed(spec, task_type)
+        self._catalog.check_fields(needed, provider, task_type)
+        for capability in needed.values():
+            if capability not in spec.active_provider_capabilities:
+                spec.active_provider_capabilities.append(capability)
         if spec.HasField("provider_config"):
             check_config(spec.provider_config, provider, "task.provider_config")
             self._catalog.check_network(spec.provider_config, "task.provider_config")
@@ -113,12 +118,19 @@ class TaskPreparer:
             self._catalog.check_capabilities(
                 spec.fallback_provider_capabilities, fallback, "task.fallback_provider_capabilities"
             )
+            self._catalog.check_fields(needed, fallback, task_type)
             if spec.HasField("fallback_provider_config"):
                 check_config(spec.fallback_provider_config, fallback, "task.fallback_provider_config")
                 self._catalog.check_network(spec.fallback_provider_config, "task.fallback_provider_config")
         elif spec.HasField("fallback_provider_config") or spec.fallback_provider_capabilities:
             raise invalid("task.fallback_provider_type", "Field required where a fallback is described", "missing")
         return provider, queue
+
+
+def _needed(spec: task_pb2.CreateTask, task_type: TaskTypeSpec) -> dict[str, str]:
+    """Return the fields that the task sets and not every provider can follow, with the capability that each takes."""
+    set_here = {field.name for field, _ in getattr(spec, task_type.detail).ListFields()}
+    return {field: capability for field, capability in task_type.capabilities.items() if field in set_here}
 
 
 def check_config(config: providers_pb2.ProviderConfig, provider: ProviderSpec, path: str) -> None:

@@ -164,4 +164,6 @@ def _progress(record: TaskRecord, event: events_pb2.TaskProgressEvent) -> tasks_
         response.total_steps = event.total_steps
     if event.HasField("phase"):
         response.phase = event.phase
+    if event.text:
+        response.text = event.text
     return response

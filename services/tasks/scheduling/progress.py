@@ -64,6 +64,7 @@ def _event(item: worker_service_pb2.Progress, tenant: str) -> bytes:
         attempt=item.ref.attempt,
         progress=item.progress,
         preview=item.preview,
+        text=item.text,
     )
     if item.HasField("step"):
         event.step = item.step

@@ -8,10 +8,11 @@ from services.inference.servicer import _LatestProgress
 async def test_a_reader_that_is_slow_gets_the_newest_alone() -> None:
     newest = _LatestProgress()
     for step in range(1000):
-        newest.put(ChildProgress(step=step, preview=b"jpeg" if step == 400 else b""))
+        preview, text = (b"jpeg", "a red") if step == 400 else (b"", "")
+        newest.put(ChildProgress(step=step, preview=preview, text=text))
     report = await newest.get()
     assert report is not None
-    assert (report.step, report.preview) == (999, b"jpeg")
+    assert (report.step, report.preview, report.text) == (999, b"jpeg", "a red")
 
 
 async def test_the_last_report_is_read_before_the_end() -> None:

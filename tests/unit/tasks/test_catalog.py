@@ -27,7 +27,8 @@ def test_this_release_serves_what_it_has_handlers_for() -> None:
     assert list(answer.task_types) == [TASK_TYPES[name].number for name in (*SERVED, "NOOP")]
     [local] = answer.providers
     assert local.provider_type == enums_pb2.PROVIDER_TYPE_LOCAL
-    assert list(local.capabilities) == ["BATCH", "IMAGE_TO_IMAGE", "LORA", "OUTPUT_SIZE", "SEED", "TEXT_TO_IMAGE"]
+    assert set(local.capabilities) == LOCAL.capabilities(TASK_TYPES_WITH_HANDLERS)
+    assert list(local.capabilities) == sorted(local.capabilities)
     assert list(answer.queues) == ["ai_core", "fal", "fashn", "freepik", "inference", "training", "vertex"]
 
 
@@ -117,3 +118,18 @@ def test_settings_that_name_the_unknown_are_refused_at_start(monkeypatch: pytest
     monkeypatch.setenv(name, "SINGING")
     with pytest.raises(ValidationError, match="SINGING; known are"):
         TasksSettings()
+
+
+def test_a_field_that_the_provider_cannot_follow_is_refused_and_says_who_can() -> None:
+    asks = TASK_TYPES["LLM_INTERACTION"]
+    assert asks.capabilities == {"input_images": "VISION"}
+    served = Catalog(providers=PROVIDERS)
+    served.check_fields({}, LOCAL, asks)
+    served.check_fields(asks.capabilities, PROVIDERS["AI_CORE"], asks)
+    with pytest.raises(MeshError) as error:
+        served.check_fields(asks.capabilities, LOCAL, asks)
+    [fault] = error.value.violations
+    assert (fault.path, fault.type) == ("task.llm_interaction.input_images", "capability_missing")
+    assert "VERTEX, AI_CORE has it" in fault.message
+    with pytest.raises(MeshError, match="no provider that is served has it"):
+        Catalog().check_fields(asks.capabilities, LOCAL, asks)

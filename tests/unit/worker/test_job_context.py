@@ -32,6 +32,19 @@ def test_steps_that_come_fast_are_thinned_out_but_for_previews_and_the_last(monk
     assert seen[-1].step == 1
 
 
+def test_the_text_so_far_is_told_with_the_steps_that_are_told_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("meshkit.worker.job_context.time.monotonic", lambda: now)
+    seen: list[ChildProgress] = []
+    context = JobContext(ChildJob(), seen.append)
+    context.progress(1, 9, text="a")
+    context.progress(2, 9, text="a red")
+    now += 1.0
+    context.progress(3, 9, text="é" * 40_000)
+    context.progress(9, 9)
+    assert [report.text for report in seen] == ["a", "é" * 32_768, ""]
+
+
 def test_a_job_without_a_kind_is_a_task() -> None:
     assert JobContext(ChildJob(), lambda _: None).kind == JOB_KIND_TASK
 

@@ -373,3 +373,13 @@ async def test_an_ended_attempt_and_its_holder_are_freed_at_once(rig: Rig) -> No
         assert left() is None
     finally:
         gc.enable()
+
+
+async def test_the_newest_text_is_sent_also_where_a_later_step_has_none(rig: Rig) -> None:
+    [held] = await rig.holding(("a", 1))
+    rig.held.progress(held, 1, step=1, total=9, text="a")
+    rig.held.progress(held, 2, step=2, total=9, text="a red")
+    rig.held.progress(held, 3, step=3, total=9)
+    await rig.clock.advance(1)
+    [report] = [report for request in rig.service.of("Report") for report in request.progress]
+    assert (report.step, report.text) == (3, "a red")

@@ -791,6 +791,7 @@ class TaskProgressEvent(_message.Message):
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     tenant: _builtins.str
@@ -807,6 +808,8 @@ class TaskProgressEvent(_message.Message):
     """Small JPEG of the picture so far, where the pipeline gives one."""
     phase: _phase_pb2.TaskPhase.ValueType
     """What the task is at, where the worker tells."""
+    text: _builtins.str
+    """Beginning of the text so far, where the result is text; the whole of it is in the task once it has ended."""
     def __init__(
         self,
         *,
@@ -818,10 +821,11 @@ class TaskProgressEvent(_message.Message):
         total_steps: _builtins.int | None = ...,
         preview: _builtins.bytes = ...,
         phase: _phase_pb2.TaskPhase.ValueType | None = ...,
+        text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_total_steps", b"_total_steps", "phase", b"phase", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_total_steps", b"_total_steps", "attempt", b"attempt", "phase", b"phase", "preview", b"preview", "progress", b"progress", "step", b"step", "task_id", b"task_id", "tenant", b"tenant", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_total_steps", b"_total_steps", "attempt", b"attempt", "phase", b"phase", "preview", b"preview", "progress", b"progress", "step", b"step", "task_id", b"task_id", "tenant", b"tenant", "text", b"text", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__phase: _TypeAlias = _typing.Literal["phase"]  # noqa: Y015
     _WhichOneofArgType__phase: _TypeAlias = _typing.Literal["_phase", b"_phase"]  # noqa: Y015

@@ -309,6 +309,7 @@ class ChildProgress(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number of the job."""
     step: _builtins.int
@@ -319,6 +320,8 @@ class ChildProgress(_message.Message):
     """Small JPEG of the picture so far."""
     phase: _phase_pb2.TaskPhase.ValueType
     """What it is at."""
+    text: _builtins.str
+    """Beginning of the text so far, where the result is text."""
     def __init__(
         self,
         *,
@@ -327,10 +330,11 @@ class ChildProgress(_message.Message):
         total: _builtins.int = ...,
         preview: _builtins.bytes = ...,
         phase: _phase_pb2.TaskPhase.ValueType = ...,
+        text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "phase", b"phase", "preview", b"preview", "step", b"step", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "phase", b"phase", "preview", b"preview", "step", b"step", "text", b"text", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from atelier.tasks.v1 import task_pb2 as atelier_dot_tasks_dot_v1_dot_task__pb2
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,atelier/inference/v1/inference_service.proto\x12\x14\x61telier.inference.v1\x1a atelier/options/v1/options.proto\x1a\x1b\x61telier/tasks/v1/task.proto\x1a\x1b\x62uf/validate/validate.proto\"R\n\nRunRequest\x12\x32\n\x04task\x18\x01 \x01(\x0b\x32\x1c.atelier.tasks.v1.CreateTaskB\x06\xbaH\x03\xc8\x01\x01\x12\x10\n\x08previews\x18\x02 \x01(\x08\"\xf2\x01\n\x0bRunResponse\x12\x10\n\x08progress\x18\x01 \x01(\x01\x12\x11\n\x04step\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btotal_steps\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x0f\n\x07preview\x18\x04 \x01(\x0c\x12\x31\n\x06result\x18\x05 \x01(\x0b\x32\x1c.atelier.tasks.v1.TaskResultH\x02\x88\x01\x01\x12,\n\x05\x66iles\x18\x06 \x03(\x0b\x32\x1d.atelier.inference.v1.RunFile\x12\x0e\n\x06\x65rrors\x18\x07 \x03(\tB\x07\n\x05_stepB\x0e\n\x0c_total_stepsB\t\n\x07_result\";\n\x07RunFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x11\n\x0f\x44\x65scribeRequest\"\xac\x01\n\x10\x44\x65scribeResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ntask_types\x18\x02 \x03(\t\x12\x0e\n\x06queues\x18\x03 \x03(\t\x12\r\n\x05slots\x18\x04 \x01(\x05\x12\x12\n\nbusy_slots\x18\x05 \x01(\x05\x12\x33\n\x06models\x18\x06 \x03(\x0b\x32#.atelier.inference.v1.ResidentModel\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\"[\n\rResidentModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\r\n\x05loras\x18\x03 \x03(\t\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\x12\x0e\n\x06\x66\x61mily\x18\x05 \x01(\t2\xcb\x01\n\x10InferenceService\x12T\n\x03Run\x12 .atelier.inference.v1.RunRequest\x1a!.atelier.inference.v1.RunResponse\"\x06\xf2\xf3\x18\x02\x08\x02\x30\x01\x12\x61\n\x08\x44\x65scribe\x12%.atelier.inference.v1.DescribeRequest\x1a&.atelier.inference.v1.DescribeResponse\"\x06\xf2\xf3\x18\x02\x08\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,atelier/inference/v1/inference_service.proto\x12\x14\x61telier.inference.v1\x1a atelier/options/v1/options.proto\x1a\x1b\x61telier/tasks/v1/task.proto\x1a\x1b\x62uf/validate/validate.proto\"R\n\nRunRequest\x12\x32\n\x04task\x18\x01 \x01(\x0b\x32\x1c.atelier.tasks.v1.CreateTaskB\x06\xbaH\x03\xc8\x01\x01\x12\x10\n\x08previews\x18\x02 \x01(\x08\"\x80\x02\n\x0bRunResponse\x12\x10\n\x08progress\x18\x01 \x01(\x01\x12\x11\n\x04step\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btotal_steps\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x0f\n\x07preview\x18\x04 \x01(\x0c\x12\x31\n\x06result\x18\x05 \x01(\x0b\x32\x1c.atelier.tasks.v1.TaskResultH\x02\x88\x01\x01\x12,\n\x05\x66iles\x18\x06 \x03(\x0b\x32\x1d.atelier.inference.v1.RunFile\x12\x0e\n\x06\x65rrors\x18\x07 \x03(\t\x12\x0c\n\x04text\x18\x08 \x01(\tB\x07\n\x05_stepB\x0e\n\x0c_total_stepsB\t\n\x07_result\";\n\x07RunFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x11\n\x0f\x44\x65scribeRequest\"\xac\x01\n\x10\x44\x65scribeResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ntask_types\x18\x02 \x03(\t\x12\x0e\n\x06queues\x18\x03 \x03(\t\x12\r\n\x05slots\x18\x04 \x01(\x05\x12\x12\n\nbusy_slots\x18\x05 \x01(\x05\x12\x33\n\x06models\x18\x06 \x03(\x0b\x32#.atelier.inference.v1.ResidentModel\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\"[\n\rResidentModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\r\n\x05loras\x18\x03 \x03(\t\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\x12\x0e\n\x06\x66\x61mily\x18\x05 \x01(\t2\xcb\x01\n\x10InferenceService\x12T\n\x03Run\x12 .atelier.inference.v1.RunRequest\x1a!.atelier.inference.v1.RunResponse\"\x06\xf2\xf3\x18\x02\x08\x02\x30\x01\x12\x61\n\x08\x44\x65scribe\x12%.atelier.inference.v1.DescribeRequest\x1a&.atelier.inference.v1.DescribeResponse\"\x06\xf2\xf3\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,15 +43,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNREQUEST']._serialized_start=162
   _globals['_RUNREQUEST']._serialized_end=244
   _globals['_RUNRESPONSE']._serialized_start=247
-  _globals['_RUNRESPONSE']._serialized_end=489
-  _globals['_RUNFILE']._serialized_start=491
-  _globals['_RUNFILE']._serialized_end=550
-  _globals['_DESCRIBEREQUEST']._serialized_start=552
-  _globals['_DESCRIBEREQUEST']._serialized_end=569
-  _globals['_DESCRIBERESPONSE']._serialized_start=572
-  _globals['_DESCRIBERESPONSE']._serialized_end=744
-  _globals['_RESIDENTMODEL']._serialized_start=746
-  _globals['_RESIDENTMODEL']._serialized_end=837
-  _globals['_INFERENCESERVICE']._serialized_start=840
-  _globals['_INFERENCESERVICE']._serialized_end=1043
+  _globals['_RUNRESPONSE']._serialized_end=503
+  _globals['_RUNFILE']._serialized_start=505
+  _globals['_RUNFILE']._serialized_end=564
+  _globals['_DESCRIBEREQUEST']._serialized_start=566
+  _globals['_DESCRIBEREQUEST']._serialized_end=583
+  _globals['_DESCRIBERESPONSE']._serialized_start=586
+  _globals['_DESCRIBERESPONSE']._serialized_end=758
+  _globals['_RESIDENTMODEL']._serialized_start=760
+  _globals['_RESIDENTMODEL']._serialized_end=851
+  _globals['_INFERENCESERVICE']._serialized_start=854
+  _globals['_INFERENCESERVICE']._serialized_end=1057
 # @@protoc_insertion_point(module_scope)

@@ -60,6 +60,7 @@ class RunResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     progress: _builtins.float
     """Percent done, 0 to 100."""
     step: _builtins.int
@@ -68,6 +69,8 @@ class RunResponse(_message.Message):
     """Steps in all."""
     preview: _builtins.bytes
     """Small JPEG of the picture so far."""
+    text: _builtins.str
+    """Beginning of the text so far, where the result is text."""
     @_builtins.property
     def result(self) -> _task_pb2.TaskResult:
         """Result fields of the task's type, in the last message."""
@@ -90,10 +93,11 @@ class RunResponse(_message.Message):
         result: _task_pb2.TaskResult | None = ...,
         files: _abc.Iterable[Global___RunFile] | None = ...,
         errors: _abc.Iterable[_builtins.str] | None = ...,
+        text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_result", b"_result", "_step", b"_step", "_total_steps", b"_total_steps", "result", b"result", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result", b"_result", "_step", b"_step", "_total_steps", b"_total_steps", "errors", b"errors", "files", b"files", "preview", b"preview", "progress", b"progress", "result", b"result", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_result", b"_result", "_step", b"_step", "_total_steps", b"_total_steps", "errors", b"errors", "files", b"files", "preview", b"preview", "progress", b"progress", "result", b"result", "step", b"step", "text", b"text", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__result: _TypeAlias = _typing.Literal["result"]  # noqa: Y015
     _WhichOneofArgType__result: _TypeAlias = _typing.Literal["_result", b"_result"]  # noqa: Y015

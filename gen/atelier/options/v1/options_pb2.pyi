@@ -569,12 +569,15 @@ class TaskField(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
+    CAPABILITY_FIELD_NUMBER: _builtins.int
     seed: _builtins.bool
     """Of a Create message: drawn and stored where absent."""
     adapter: _builtins.bool
     """Of a Create message: a LoRA adapter by its path in the library."""
     change: Global___Change.ValueType
     """Of TaskUpdate, and of a public message's fields that TaskUpdate carries."""
+    capability: _builtins.str
+    """Of a Create message: capability that the provider must have for tasks that set the field (`VISION`)."""
     @_builtins.property
     def accepts(self) -> _containers.RepeatedScalarFieldContainer[Global___Form.ValueType]:
         """Of a Create message: forms in which the field takes a file."""
@@ -596,10 +599,11 @@ class TaskField(_message.Message):
         input: Global___TaskInput | None = ...,
         output: Global___TaskOutput | None = ...,
         change: Global___Change.ValueType = ...,
+        capability: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "adapter", b"adapter", "change", b"change", "input", b"input", "output", b"output", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "adapter", b"adapter", "capability", b"capability", "change", b"change", "input", b"input", "output", b"output", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

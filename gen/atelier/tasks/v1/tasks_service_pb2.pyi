@@ -517,6 +517,7 @@ class WatchTaskResponse(_message.Message):
     FINAL_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     TASKS_AHEAD_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Steps done of the current attempt, where the worker tells."""
     total_steps: _builtins.int
@@ -529,6 +530,8 @@ class WatchTaskResponse(_message.Message):
     """What the task is at: QUEUED while it waits, else what its worker tells."""
     tasks_ahead: _builtins.int
     """While it waits, the tasks of its tenant that are served before it; 100 stands for more."""
+    text: _builtins.str
+    """The text so far, where the result is text: at most its first 32768 characters. The whole is in the task at the end."""
     @_builtins.property
     def task(self) -> _task_pb2.Task:
         """The task at that moment."""
@@ -543,10 +546,11 @@ class WatchTaskResponse(_message.Message):
         final: _builtins.bool = ...,
         phase: _phase_pb2.TaskPhase.ValueType | None = ...,
         tasks_ahead: _builtins.int | None = ...,
+        text: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_tasks_ahead", b"_tasks_ahead", "_total_steps", b"_total_steps", "phase", b"phase", "step", b"step", "task", b"task", "tasks_ahead", b"tasks_ahead", "total_steps", b"total_steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_tasks_ahead", b"_tasks_ahead", "_text", b"_text", "_total_steps", b"_total_steps", "phase", b"phase", "step", b"step", "task", b"task", "tasks_ahead", b"tasks_ahead", "text", b"text", "total_steps", b"total_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_tasks_ahead", b"_tasks_ahead", "_total_steps", b"_total_steps", "final", b"final", "phase", b"phase", "preview", b"preview", "step", b"step", "task", b"task", "tasks_ahead", b"tasks_ahead", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_tasks_ahead", b"_tasks_ahead", "_text", b"_text", "_total_steps", b"_total_steps", "final", b"final", "phase", b"phase", "preview", b"preview", "step", b"step", "task", b"task", "tasks_ahead", b"tasks_ahead", "text", b"text", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__phase: _TypeAlias = _typing.Literal["phase"]  # noqa: Y015
     _WhichOneofArgType__phase: _TypeAlias = _typing.Literal["_phase", b"_phase"]  # noqa: Y015
@@ -554,6 +558,8 @@ class WatchTaskResponse(_message.Message):
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
     _WhichOneofReturnType__tasks_ahead: _TypeAlias = _typing.Literal["tasks_ahead"]  # noqa: Y015
     _WhichOneofArgType__tasks_ahead: _TypeAlias = _typing.Literal["_tasks_ahead", b"_tasks_ahead"]  # noqa: Y015
+    _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
+    _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
     _WhichOneofReturnType__total_steps: _TypeAlias = _typing.Literal["total_steps"]  # noqa: Y015
     _WhichOneofArgType__total_steps: _TypeAlias = _typing.Literal["_total_steps", b"_total_steps"]  # noqa: Y015
     @_typing.overload
@@ -562,6 +568,8 @@ class WatchTaskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tasks_ahead) -> _WhichOneofReturnType__tasks_ahead | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__total_steps) -> _WhichOneofReturnType__total_steps | None: ...
 

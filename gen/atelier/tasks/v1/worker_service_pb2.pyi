@@ -469,6 +469,7 @@ class Progress(_message.Message):
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     progress: _builtins.float
     """Percent done, 0 to 100."""
     step: _builtins.int
@@ -479,6 +480,8 @@ class Progress(_message.Message):
     """Small JPEG of the picture so far."""
     phase: _phase_pb2.TaskPhase.ValueType
     """What it is at."""
+    text: _builtins.str
+    """Beginning of the text so far, where the result is text."""
     @_builtins.property
     def ref(self) -> Global___AttemptRef:
         """The attempt."""
@@ -492,10 +495,11 @@ class Progress(_message.Message):
         total_steps: _builtins.int | None = ...,
         preview: _builtins.bytes = ...,
         phase: _phase_pb2.TaskPhase.ValueType = ...,
+        text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "_total_steps", b"_total_steps", "ref", b"ref", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "_total_steps", b"_total_steps", "phase", b"phase", "preview", b"preview", "progress", b"progress", "ref", b"ref", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "_total_steps", b"_total_steps", "phase", b"phase", "preview", b"preview", "progress", b"progress", "ref", b"ref", "step", b"step", "text", b"text", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015

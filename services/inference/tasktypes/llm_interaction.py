@@ -1,0 +1,117 @@
+"""LLM_INTERACTION: a language model answers a prompt, in text.
+
+Beside the documented fields, a caller may set these members of `config`; other members of it are ignored:
+
+| member | value |
+|---|---|
+| `model` | name of a language model that the worker serves |
+| `temperature` | 0 to 2; 0.2 where absent; 0 takes the likeliest token each time |
+| `top_p` | above 0, to 1; 0.9 where absent |
+| `max_tokens` | whole number from 1 to 8192; 512 where absent |
+| `seed` | whole number from 0 to 2^53; where absent it follows from the task's id |
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from atelier.tasks.v1.enums_pb2 import TaskType
+from atelier.tasks.v1.llm_interaction_pb2 import LLMInteractionTaskPublic
+from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
+from google.protobuf.struct_pb2 import Struct
+
+from meshkit.worker.handlers import InputRef, Need, Output, TaskCancelled, TaskFailed, TextContext
+from modelkit.chat import Answer, ChatRequest
+from modelkit.errors import ModelError
+from services.inference.tasktypes import members
+from services.inference.tasktypes.failures import explained
+from services.inference.tasktypes.seeds import seed_of
+
+if TYPE_CHECKING:
+    from modelkit.llama import LlamaChat
+
+_MODEL = "model"
+# SmolLM2's template has a system prompt of its own, under which the model does not know the capital of France.
+_SYSTEM = "You are a helpful assistant."
+# What the card of SmolLM2-135M-Instruct recommends.
+_TEMPERATURE, _TOP_P = 0.2, 0.9
+_MAX_TOKENS = 512
+_CUT = {
+    "max_tokens": "The answer was cut at {tokens} tokens (config.max_tokens).",
+    "context": "The answer was cut after {tokens} tokens: with the prompt they fill what the model can hold.",
+}
+
+
+class LlmInteractionHandler:
+    """Answers LLM_INTERACTION tasks' prompts."""
+
+    task_type: TaskType.ValueType = TaskType.TASK_TYPE_LLM_INTERACTION
+    families: tuple[str, ...] = ("language",)
+
+    def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:  # noqa: ARG002 -- the protocol's signature
+        """Name no inputs: no language model here sees pictures."""
+        return ()
+
+    def batch_key(self, spec: CreateTask, task: Task) -> Hashable | None:  # noqa: ARG002 -- the protocol's signature
+        """Answer prompts one by one: in a batch, the other prompts would change an answer's last digits."""
+        return None
+
+    def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:
+        """Name the model."""
+        return (Need(_MODEL, "language", members.text(_config(spec, task), "model", 255) or None),)
+
+    def run(self, batch: Sequence[TextContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
+        """Answer each prompt."""
+        outcomes: list[Output | Exception] = []
+        for context in batch:
+            try:
+                outcomes.append(_answer(context, lent[_MODEL]))
+            except (ModelError, TaskFailed, TaskCancelled) as outcome:
+                outcomes.append(explained(outcome))
+        return outcomes
+
+
+def handler() -> LlmInteractionHandler:
+    """Return the handler of the type."""
+    return LlmInteractionHandler()
+
+
+def _answer(context: TextContext, model: LlamaChat) -> Output:
+    request = _request(context.spec, context.task)
+    began = time.monotonic()
+    answer = model.answer(request, context)
+    if answer is None:
+        raise TaskCancelled
+    public = LLMInteractionTaskPublic(
+        result_text=answer.text, input_tokens=answer.input_tokens, output_tokens=answer.output_tokens
+    )
+    return Output(TaskResult(llm_interaction=public, warnings=_warnings(answer)), (), time.monotonic() - began)
+
+
+def _warnings(answer: Answer) -> list[str]:
+    return [] if answer.cut is None else [_CUT[answer.cut].format(tokens=answer.output_tokens)]
+
+
+def _request(spec: CreateTask, task: Task) -> ChatRequest:
+    asked, config = spec.llm_interaction, _config(spec, task)
+    if asked.input_images:
+        raise members.invalid("input_images: no language model of this worker sees pictures.")
+    temperature = members.number(config, "temperature", 0, 2)
+    top_p = members.number(config, "top_p", 0, 1)
+    if top_p == 0:
+        raise members.invalid("config.top_p must be above 0.")
+    seed = members.whole(config, "seed", 0, 1 << 53)
+    return ChatRequest(
+        prompt=asked.prompt,
+        system=asked.system_prompt if asked.HasField("system_prompt") else _SYSTEM,
+        max_tokens=members.whole(config, "max_tokens", 1, 8192) or _MAX_TOKENS,
+        temperature=_TEMPERATURE if temperature is None else temperature,
+        top_p=_TOP_P if top_p is None else top_p,
+        seed=seed_of(task.id) if seed is None else seed,
+    )
+
+
+def _config(spec: CreateTask, task: Task) -> Struct:
+    return task.config if task.HasField("config") else spec.config
