@@ -129,7 +129,12 @@ def test_an_answer_ends_at_the_end_token_which_is_no_part_of_it(
     whole = answered(model, ask("a red dress", max_tokens=6))
     written: list[int] = []
     decode = model._decoded
-    monkeypatch.setattr(model, "_decoded", lambda tokens: written.extend(tokens[len(written) :]) or decode(tokens))
+
+    def noted(tokens: list[int]) -> str:
+        written.extend(tokens[len(written) :])
+        return decode(tokens)
+
+    monkeypatch.setattr(model, "_decoded", noted)
     answered(model, ask("a red dress", max_tokens=6))
     monkeypatch.setattr(model, "_decoded", decode)
     end = written[4]
