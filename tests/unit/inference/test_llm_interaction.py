@@ -42,6 +42,7 @@ class TextTask:
         )
         self.task = Task(id="0198c0de-0000-7000-8000-000000000001")
         self.inputs: Mapping[str, Path] = {}
+        self.refused_inputs: Mapping[str, str] = {}
         self.folder = Path()
 
     def progress(self, step: int, total: int, preview: bytes | None = None, *, text: str | None = None) -> None:
