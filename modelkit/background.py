@@ -72,6 +72,13 @@ def background_colour(pixels: Pixels, subject: Floats | None, above: int = 0) ->
     return float(middle[0]), float(middle[1]), float(middle[2])
 
 
+def rgb_of(colour: Lab) -> tuple[int, int, int]:
+    """Return a colour in sRGB, 0 to 255."""
+    shown = cv2.cvtColor(np.array([[colour]], np.float32), cv2.COLOR_LAB2RGB)[0, 0]
+    red, green, blue = (round(float(level) * 255) for level in np.clip(shown, 0, 1))
+    return red, green, blue
+
+
 def change_background(pixels: Pixels, subject: Floats, colour: Lab, change: BackgroundChange) -> Pixels:
     """Move a picture's background to a colour.
 

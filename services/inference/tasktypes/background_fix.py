@@ -80,7 +80,7 @@ def _fix(context: TaskContext, lent: Mapping[str, Any]) -> Output:
     import numpy as np  # noqa: PLC0415 -- in the child alone
     from PIL import Image  # noqa: PLC0415 -- in the child alone
 
-    from modelkit.background import background_colour, change_background  # noqa: PLC0415 -- OpenCV, in the child alone
+    from modelkit import background  # noqa: PLC0415 -- OpenCV, in the child alone
 
     began = time.monotonic()
     change = _change(context.spec.background_fix)
@@ -90,11 +90,16 @@ def _fix(context: TaskContext, lent: Mapping[str, Any]) -> Output:
     if subject is None:
         raise ModelError("base_image shows neither a person nor anything that stands out from its background.")
     _reached(context, 2)
-    colour = background_colour(np.asarray(over_white(palette)), _subject(palette, lent))
+    colour = background.background_colour(np.asarray(over_white(palette)), _subject(palette, lent))
     if colour is None:
         raise ModelError("palette_image shows no background: its subject fills it.")
     _reached(context, 3)
-    made = Image.fromarray(change_background(np.asarray(image.convert("RGB")), subject, colour, change))
+    if change.strategy == "replace" and image.mode == "RGBA":
+        # A cut-out gets a background; its transparency would hide it.
+        ground = Image.new("RGBA", image.size, background.rgb_of(colour))
+        image = Image.alpha_composite(ground, image).convert("RGB")
+    pixels = np.asarray(image.convert("RGB"))
+    made = Image.fromarray(background.change_background(pixels, subject, colour, change))
     if image.mode == "RGBA":
         made.putalpha(image.getchannel("A"))
     made.save(context.folder / _RESULT, "PNG")

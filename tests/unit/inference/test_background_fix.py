@@ -127,6 +127,17 @@ def test_what_is_transparent_stays_so(lent: Mapping[str, Any], tmp_path: Path) -
     assert made.getchannel("A").tobytes() == base.getchannel("A").tobytes()
 
 
+def test_a_cut_out_gets_the_plain_background_behind_it(lent: Mapping[str, Any], tmp_path: Path) -> None:
+    base = packshot().convert("RGBA")
+    mask = Image.new("L", base.size)
+    ImageDraw.Draw(mask).ellipse((80, 50, 160, 150), fill=255)
+    base.putalpha(mask)
+    made = run(Context(tmp_path, base, packshot(BLUE), strategy="BACKGROUND_FIX_STRATEGY_REPLACE"), lent)
+    assert made.mode == "RGB"
+    assert np.abs(np.asarray(made)[np.asarray(mask) == 0].astype(int) - BLUE).max() <= 2
+    assert (np.asarray(made)[75:125, 100:140] == (180, 40, 50)).all()
+
+
 def test_a_picture_without_a_subject_is_refused(lent: Mapping[str, Any], tmp_path: Path) -> None:
     outcome = run(Context(tmp_path, Image.new("RGB", (90, 60), "grey"), packshot(BLUE)), lent)
     assert isinstance(outcome, TaskFailed)
