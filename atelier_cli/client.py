@@ -42,6 +42,7 @@ class TaskProgress:
         total_steps: Steps in all.
         phase: What it is at, where that is told.
         tasks_ahead: While it waits, the tasks of its tenant that are served before it.
+        text: The text so far, where the result is text.
     """
 
     task: Mapping[str, Any]
@@ -49,6 +50,7 @@ class TaskProgress:
     total_steps: int | None
     phase: str | None = None
     tasks_ahead: int | None = None
+    text: str | None = None
 
 
 class Gateway:
@@ -121,6 +123,10 @@ class Gateway:
             arguments["headers"] = {"idempotency-key": str(uuid.uuid4())}
         return dict(self._read(self._send(method, path, **arguments), dict))
 
+    def store(self, path: str, data: bytes) -> None:
+        """Store an image; the same bytes at the same path are stored once."""
+        self._send("POST", f"/api/v1/storage/images/{path}", content=data)
+
     def download(self, path: str, to: Path) -> None:
         """Save a stored file, whole or not at all."""
         answer = self._send("GET", f"/api/v1/storage/images/{path}")
@@ -149,6 +155,7 @@ class Gateway:
                         event.get("total_steps"),
                         event.get("phase"),
                         event.get("tasks_ahead"),
+                        event.get("text"),
                     )
                     if event.get("final") or event["task"]["status"] in ENDED:
                         return
@@ -274,8 +281,13 @@ def _refuse(answer: httpx.Response) -> None:
     raise _refusal(answer.status_code, detail)
 
 
+def _fault(violation: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in violation["loc"][1:])
+    return f"{place}: {violation['msg']}" if place else str(violation["msg"])
+
+
 def _refusal(status: int, detail: Any) -> CliError:
     if isinstance(detail, list):
-        detail = "; ".join(f"{'.'.join(str(part) for part in each['loc'][1:])}: {each['msg']}" for each in detail)
+        detail = "; ".join(_fault(each) for each in detail)
     code = ExitCode.NOT_ALLOWED if status in {401, 403} else ExitCode.FAILED
     return CliError(f"The mesh answered {status}: {detail}", code)

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from atelier_cli.commands import backup, doctor, generate, logs, mesh, retry, task, token, webhook, workflow
+from atelier_cli.commands import backup, doctor, generate, logs, mesh, retry, run, task, token, webhook, workflow
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.terminal import err, out
 
@@ -33,6 +33,8 @@ app.command()(backup.backup)
 app.command()(backup.restore)
 app.command()(token.token)
 app.command()(generate.generate)
+run.add_verbs(app)
+app.add_typer(run.commands(), name="run")
 app.command()(retry.retry)
 app.command()(logs.logs)
 app.command()(doctor.doctor)

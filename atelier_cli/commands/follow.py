@@ -45,7 +45,11 @@ def follow(gateway: Gateway, task_id: str, title: str) -> dict[str, Any]:
 
 
 def follow_all(
-    gateway: Callable[[], Gateway], titles: dict[str, str], ended: Callable[[Gateway, dict[str, Any]], None]
+    gateway: Callable[[], Gateway],
+    titles: dict[str, str],
+    ended: Callable[[Gateway, dict[str, Any]], None],
+    *,
+    on_text: Callable[[str, str], None] | None = None,
 ) -> None:
     """Follow tasks until all have ended: a bar for each, or one line for many.
 
@@ -53,6 +57,7 @@ def follow_all(
         gateway: Returns a new client, for a follower of its own.
         titles: Texts of the bars, by task identifier.
         ended: Called with each ended task, on its follower's thread.
+        on_text: Called with a task's identifier and its text so far, where the result is text.
 
     Raises:
         CliError: One could not be followed, or `ended` raised it.
@@ -67,7 +72,11 @@ def follow_all(
             with gateway() as client:
                 for event in client.watch(task_id):
                     last = dict(event.task)
-                    if task_id in rows:
+                    if on_text is not None and event.text:
+                        # The text takes the place of the bar.
+                        bars.stop()
+                        on_text(task_id, event.text)
+                    elif task_id in rows:
                         rows[task_id].show(event)
                 ended(client, last)
             if line is not None:

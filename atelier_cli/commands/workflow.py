@@ -22,6 +22,7 @@ from atelier_cli.diagram import lay_out, steps_of
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.files import save
 from atelier_cli.folder import DataFolder
+from atelier_cli.inputs import MARK, LocalFiles, assignments
 from atelier_cli.origin import default_origin
 from atelier_cli.picture import png, svg
 from atelier_cli.results import download_all, require_folder, workflow_files
@@ -45,6 +46,14 @@ def run(
     *,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it until it has ended.")] = False,
     start: Annotated[bool, typer.Option(help="Start it at once, or let it wait for its start.")] = True,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="STEP.MEMBER=VALUE",
+            help="A member of a step's config, or of the workflow's without STEP: JSON, text, or a file by @FILE.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Follow it, and save the pictures of its steps into this folder."),
@@ -53,13 +62,14 @@ def run(
     data: Data = None,
 ) -> None:
     """Create a workflow from a file and print its identifier."""
-    definition = read(file)
+    definition = with_settings(read(file), dict(assignments(settings or (), "--set")))
     if output is not None:
         if not start:
             raise CliError("-o waits for the pictures; it does not go with --no-start.", ExitCode.USAGE)
         require_folder(output)
     folder = DataFolder.choose(data)
     with Gateway.of(folder, tenant) as gateway:
+        definition = LocalFiles(gateway, file.parent).in_workflow(definition)
         workflow = gateway.call("POST", _PATH, json=definition, params={"start": start})
         out.print(workflow["id"])
         if start and (watch or output is not None):
@@ -177,6 +187,40 @@ def read(file: Path) -> dict[str, Any]:
         CliError: It cannot be read, or holds no definition.
     """
     return {"origin_instance": default_origin(), **documents.read_object(file)}
+
+
+def with_settings(definition: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a definition with members of its steps replaced.
+
+    Args:
+        definition: As the file has it.
+        settings: Values by `step.member`, or by the member of the workflow's own `config`. A file in one is named from
+            where the user stands.
+
+    Raises:
+        CliError: There is no such step.
+    """
+    steps = definition.get("steps")
+    known = [one for one in steps if isinstance(one, dict)] if isinstance(steps, list) else []
+    for name, value in settings.items():
+        step, dot, member = name.rpartition(".")
+        described = definition if not dot else next((one for one in known if one.get("id") == step), None)
+        if described is None:
+            raise CliError(f"--set {name}: the workflow has no step {step!r}.", ExitCode.USAGE)
+        config = described.setdefault("config", {})
+        if not isinstance(config, dict):
+            raise CliError(f"--set {name}: the config there is no object.", ExitCode.USAGE)
+        config[member] = _from_here(value)
+    return definition
+
+
+def _from_here(value: Any) -> Any:
+    """Return a value whose `@file` holds wherever the workflow's file lies."""
+    if isinstance(value, list):
+        return [_from_here(one) for one in value]
+    if isinstance(value, str) and value.startswith(MARK):
+        return f"{MARK}{Path(value.removeprefix(MARK)).expanduser().absolute()}"
+    return value
 
 
 def _follow_to_the_end(gateway: Gateway, workflow: dict[str, Any], again: str, output: Path | None) -> None:

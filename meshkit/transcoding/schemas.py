@@ -77,6 +77,9 @@ class Comments:
             self._message(message, (4, index), prefix, texts)
         for index, enum in enumerate(file.enum_type):
             self._note(prefix + enum.name, (5, index), texts)
+            for at, value in enumerate(enum.value):
+                # Names of values stand beside that of their enum.
+                self._note(prefix + value.name, (5, index, 2, at), texts)
         for index, service in enumerate(file.service):
             for at, method in enumerate(service.method):
                 self._note(f"{prefix}{service.name}.{method.name}", (6, index, 2, at), texts)

@@ -189,6 +189,28 @@ def test_pictures_of_a_workflow_are_saved_by_the_names_of_its_steps(shell: Shell
         assert picture.size == (256, 256)
 
 
+def test_pictures_of_a_folder_are_adjusted_and_a_workflow_takes_one_of_them(shell: Shell, tmp_path: Path) -> None:
+    for name, colour in (("red", "#ff0000"), ("blue", "#0000ff")):
+        Image.new("RGB", (300, 200), colour).save(tmp_path / f"{name}.png")
+    size = ("--target-width", "64", "--target-height", "96")
+    done = shell.run("adjust", str(tmp_path), *size, "-o", str(tmp_path / "out"))
+    assert sorted(Path(line).name for line in done.stdout.splitlines()) == ["blue-adjust.png", "red-adjust.png"]
+    with Image.open(tmp_path / "out" / "red-adjust.png") as made:
+        assert made.size == (64, 96)
+        assert made.convert("RGB").getpixel((32, 48)) == (255, 0, 0)
+    (tmp_path / "flow.yaml").write_text(
+        "name: n\nsteps:\n  - id: framed\n    task_type: IMAGE_ADJUSTER\n"
+        '    config: {input_image: "@red.png", aspect_ratio: 1.0, mode: pad}\n'
+    )
+    blue = ("--set", f"framed.input_image=@{tmp_path / 'blue.png'}")
+    shell.run("workflow", "run", str(tmp_path / "flow.yaml"), *blue, "-o", str(tmp_path / "framed"))
+    with Image.open(tmp_path / "framed" / "framed.png") as made:
+        assert made.size == (300, 300)
+        assert made.convert("RGB").getpixel((150, 150)) == (0, 0, 255)
+    refused = shell.run("adjust", str(tmp_path / "red.png"), code=1)
+    assert refused.stderr.startswith("The mesh answered 422: aspect_ratio, a target size")
+
+
 def test_logs_and_the_version_are_printed(shell: Shell) -> None:
     assert "tasks     | " in shell.run("logs", "-n", "1").stdout
     assert shell.run("logs", "gateway", "-n", "1").stdout.count("\n") == 1
