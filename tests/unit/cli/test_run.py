@@ -80,7 +80,7 @@ def test_each_type_has_a_command_with_its_members() -> None:
         text = CliRunner().invoke(app, ["run", name, "--help"], env={"COLUMNS": "400"}).stdout
         for member in form_of(name).members:
             assert f"--{member.name.replace('_', '-')}" in text, (name, member.name)
-        assert ("--count" in text) == bool(TASK_TYPES[name].seeds)
+        assert ("--count" in text) == (bool(TASK_TYPES[name].seeds) or name == "VIDEO_GENERATION")
     assert set(run.VERBS.values()) <= set(public_types())
     assert {name: one.name for name, one in STARTS.items() if one} == {
         "EDITING": "base_image",
@@ -119,7 +119,9 @@ def test_a_member_for_data_alone_is_chosen_for_a_file_and_the_other_for_an_addre
     assert atelier("video", "it sways", "a.png", "https://example.com/b.png", "-o", "out") == (
         "out/a-video.mp4\nout/b-video.mp4\n"
     )
-    first, second = mesh.bodies
+    atelier("video", "it turns", "a.png", "--count", "2", "--config", "seed=5")
+    first, second, *others = mesh.bodies
+    assert [one["config"]["seed"] for one in others] == [5, 6]
     assert base64.b64decode(first["input_image_data"].partition(",")[2]) == b"a.png"
     assert "input_image_url" not in first
     assert second["input_image_url"] == "https://example.com/b.png"
