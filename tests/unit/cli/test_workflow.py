@@ -11,10 +11,11 @@ from rich.console import Console
 from atelier_cli.client import Gateway
 from atelier_cli.commands.workflow import graph, read, require_completed, shares, tree
 from atelier_cli.errors import CliError
+from meshkit.catalog import TASK_TYPES
 from services.workflows.definition import ServedCatalog, check
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "workflows").glob("*.yaml"))
-SERVED = ServedCatalog.of(["GENERATION", "IMAGE_ADJUSTER"], {"LOCAL": []}, ["inference"])
+SERVED = ServedCatalog.of(list(TASK_TYPES), {"LOCAL": []}, ["inference"])
 
 
 def step(name: str, status: str, *needs: str, **more: Any) -> dict[str, Any]:
