@@ -14,7 +14,7 @@ from typing import Final
 
 from rich.markup import escape
 
-from atelier_cli.embedded.process import Launch, Server, StartError, log_tail, spawn
+from atelier_cli.embedded.process import Exhaustible, Launch, Server, StartError, log_tail, spawn
 from atelier_cli.errors import CliError
 from atelier_cli.folder import ProcessRecord
 
@@ -24,7 +24,6 @@ LAST_BACKOFF_SECONDS: Final = 30.0
 # A process that ran this long did not fail at its start: its backoff begins anew.
 _SETTLED_SECONDS: Final = 60.0
 _READY_TIMEOUT_SECONDS: Final = 120.0
-_STOP_TIMEOUT_SECONDS: Final = 30.0
 # While the mesh starts, a process that keeps dying ends the start; later it is retried for ever.
 _DEATHS_AT_START: Final = 4
 
@@ -42,6 +41,7 @@ class Managed:
     next_start_at: float = 0.0
     backoff_seconds: float = FIRST_BACKOFF_SECONDS
     announced: bool = False
+    renewed: bool = False
 
     @property
     def pid(self) -> int | None:
@@ -118,6 +118,16 @@ class MeshSupervisor:
                 each.announced = True
                 self.say(f"[green]●[/green] {each.server.name:9s} {again}ready in {took:.1f} s")
                 self._tell(state)
+            elif each.ready and not each.renewed and isinstance(each.server, Exhaustible) and each.server.spent():
+                self._renew(each)
+
+    def _renew(self, each: Managed) -> None:
+        """Have a process end that only a new start can help; its end starts it again."""
+        if each.process is None or each.launch is None:
+            return
+        each.renewed = True
+        self.say(f"[yellow]●[/yellow] {each.server.name:9s} could not write its disk, which has room again")
+        each.process.send_signal(each.launch.stop_signal)
 
     def _start_stage(self, stage: Sequence[Server]) -> bool:
         """Start a stage and wait until it is ready; False if a signal came first."""
@@ -142,7 +152,7 @@ class MeshSupervisor:
     def _start(self, each: Managed) -> None:
         each.launch = each.server.prepare()
         each.process = spawn(each.launch)
-        each.ready = False
+        each.ready = each.renewed = False
         each.started_at = self.clock()
 
     def _start_again(self, each: Managed) -> None:
@@ -180,19 +190,30 @@ class MeshSupervisor:
         each.backoff_seconds = min(each.backoff_seconds * 2, LAST_BACKOFF_SECONDS)
 
     def _stop_all(self) -> None:
-        """Stop all in reverse: first the gateway, then the services, then the servers."""
+        """Stop all in reverse: first the gateway, then the services, then the servers, which go together."""
         self.say("Stopping.")
         self._tell("stopping")
         patience = self._signals
-        for each in reversed(self._managed):
+        servers = len(self.stages[0]) if len(self.stages) > 1 else 0
+        for each in reversed(self._managed[servers:]):
+            self._ask_to_stop(each)
+            self._stop(each, patience)
+        # They know nothing of each other.
+        for each in self._managed[:servers]:
+            self._ask_to_stop(each)
+        for each in reversed(self._managed[:servers]):
             self._stop(each, patience)
         self._tell("stopped")
+
+    @staticmethod
+    def _ask_to_stop(each: Managed) -> None:
+        if each.process is not None and each.launch is not None and each.process.poll() is None:
+            each.process.send_signal(each.launch.stop_signal)
 
     def _stop(self, each: Managed, patience: int) -> None:
         if each.process is None or each.launch is None:
             return
-        deadline = self.clock() + _STOP_TIMEOUT_SECONDS
-        each.process.send_signal(each.launch.stop_signal)
+        deadline = self.clock() + each.launch.stop_seconds
         while each.process.poll() is None:
             # A second Ctrl-C stops at once.
             if self.clock() > deadline or self._signals > max(patience, 1):

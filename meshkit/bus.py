@@ -108,6 +108,7 @@ class Bus:
         self._ensure_lock = asyncio.Lock()
         self._notifications: set[asyncio.Future[None]] = set()
         self._closed = False
+        self._stores = True  # whether the stream took any of the events that were published last
 
     @property
     def connected(self) -> bool:
@@ -118,12 +119,14 @@ class Bus:
         """Ask NATS for an answer.
 
         Raises:
-            MeshError: `UNAVAILABLE` where there is none.
+            MeshError: `UNAVAILABLE` where there is none, or where its stream takes no events.
         """
         client = self._client
         if client is None or not client.is_connected:
             raise unavailable("NATS is not reachable", reason="NATS_UNAVAILABLE")
         await client.flush(timeout=_PING_SECONDS)
+        if not self._stores:
+            raise unavailable("NATS stores no events", reason="NATS_UNAVAILABLE")
 
     async def connect(self, wait_seconds: float = 2.0) -> None:
         """Start to connect, and go on in the background until `close`.
@@ -188,6 +191,7 @@ class Bus:
             again = await publisher.publish([events[index] for index in homeless])
             for index, answer in zip(homeless, again, strict=True):
                 answers[index] = answer
+        self._stores = not answers or PublishOutcome.STORED in answers
         return [answer is PublishOutcome.STORED for answer in answers]
 
     def notify(self, subject: str, payload: bytes = b"") -> None:

@@ -254,7 +254,8 @@ class Database:
         """Run work again that failed by a deadlock, a changed table, a serialization failure or a lost connection.
 
         The work must open its transaction itself and must be repeatable: a connection lost during the commit leaves
-        unknown whether it took place.
+        unknown whether it took place. No connection is waited for twice: whoever asked is to be
+        told before its own deadline.
 
         Args:
             body: The work, without arguments.
@@ -269,7 +270,9 @@ class Database:
             except _RETRYABLE as error:
                 _log.info("transaction_retried", cause=type(error).__name__, attempt=attempt)
                 pause = _FIRST_PAUSE_SECONDS * 2**attempt
-            except DatabaseUnavailableError:
+            except DatabaseUnavailableError as error:
+                if isinstance(error.__cause__, PoolTimeout | PoolClosed):
+                    raise
                 _log.warning("database_connection_lost", attempt=attempt)
                 pause = _LOST_PAUSE_SECONDS * 2**attempt
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret

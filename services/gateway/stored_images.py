@@ -411,11 +411,17 @@ def _writable(path: str) -> str:
 async def _file_of(request: Request) -> AsyncIterator[UploadFile]:
     """Read the file of a request; beyond a megabyte it lies in the temporary folder and not in memory."""
     if request.headers.get("content-type", "").lower().startswith("multipart/"):
-        async with request.form(max_files=1, max_fields=16) as form:
+        try:
+            form = await request.form(max_files=1, max_fields=16)
+        except HTTPException as error:
+            raise RefusedRequestError([Violation(("body",), error.detail, "multipart_invalid")]) from None
+        try:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise _no_file()
             yield file
+        finally:
+            await form.close()
         return
     with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
         file = UploadFile(file=cast("BinaryIO", spool), size=0)

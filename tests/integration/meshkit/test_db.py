@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import sys
 import uuid
 from collections.abc import Iterator
@@ -74,6 +75,24 @@ async def test_work_that_lost_its_connections_is_repeated(db: Database) -> None:
 
     assert await db.retrying(work) == 2
     assert len(await values(db)) == 1
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "transaction"])
+async def test_a_database_that_stays_away_is_not_waited_for_again_and_again(kind: str) -> None:
+    database = Database("postgresql://a:b@127.0.0.1:9/x", schema="s", acquire_timeout_seconds=0.1)
+    with contextlib.suppress(DatabaseUnavailableError):
+        await database.open(timeout_seconds=0.1)
+    attempts = []
+
+    async def work() -> None:
+        attempts.append(1)
+        async with getattr(database, kind)():
+            pass
+
+    with pytest.raises(DatabaseUnavailableError):
+        await database.retrying(work)
+    assert len(attempts) == 1
+    await database.close()
 
 
 async def test_every_idle_connection_may_have_died(db: Database) -> None:

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +120,35 @@ def test_restart_that_cannot_be_prepared_is_a_death_and_stops_nothing_else(
     bench.supervisor._stop_all()
 
 
+def test_one_that_serves_no_more_is_started_again_once(tmp_path: Path) -> None:
+    class Spent(Program):
+        is_spent = False
+
+        def spent(self) -> bool:
+            return self.is_spent
+
+    program = Spent("p", tmp_path)
+    bench = Bench([[program]])
+    managed = Managed(program)
+    bench.supervisor._managed = [managed]
+    bench.supervisor.look_after("ready")
+    bench.supervisor.look_after("ready")
+    assert (managed.ready, program.starts) == (True, 1)
+    first = managed.process
+    assert first is not None
+    program.is_spent = True
+    for _ in range(3):
+        bench.supervisor.look_after("ready")
+    assert sum("could not write" in line for line in bench.said) == 1
+    bench.die()
+    program.is_spent = False
+    bench.now = managed.next_start_at
+    bench.supervisor.look_after("ready")
+    assert managed.process is not first
+    assert program.starts == 2
+    bench.supervisor._stop_all()
+
+
 def test_state_that_cannot_be_written_is_told_once_and_written_later(tmp_path: Path) -> None:
     program = Program("p", tmp_path, answers=False)
     bench = Bench([[program]])
@@ -187,6 +216,29 @@ def test_stops_in_the_reverse_of_its_start_and_tells_every_state(tmp_path: Path)
     assert [line.split()[1] for line in said if "stopped" in line] == ["door", "service", "database"]
     assert states[:2] == ["starting", "prepared"], "nobody is to be told of the last run's processes"
     assert states[-2:] == ["stopping", "stopped"]
+
+
+def test_what_does_not_stop_in_its_time_is_killed(tmp_path: Path) -> None:
+    class Stubborn(Program):
+        def prepare(self) -> Launch:
+            return replace(super().prepare(), stop_seconds=0.0)
+
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    )
+    program = Stubborn("p", tmp_path, deaf)
+    bench = Bench([[program]])
+    managed = Managed(program)
+    bench.supervisor._managed = [managed]
+    bench.supervisor.look_after("ready")
+    log, process = tmp_path / "p.log", managed.process
+    until = time.monotonic() + 20
+    while "deaf" not in log.read_text() and time.monotonic() < until:
+        time.sleep(0.01)
+    bench.supervisor.clock = time.monotonic
+    bench.supervisor._stop_all()
+    assert process is not None
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_start_that_fails_again_and_again_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
