@@ -3,7 +3,8 @@
 Owns no table and no subject: the tables of the outbox and of idempotency keys belong to the schema of the service that
 uses them. Imports no service and no model code, and loads what is large only where it is used.
 
-- `errors` `status` `validation` `freeform`: domain errors, their gRPC status, the rules of requests
+- `errors` `status` `validation` `freeform` `steering`: domain errors, their gRPC status, the rules of requests
+- `likeness`: networks that pictures are compared by, as settings name them
 - `config` `logging` `tracing` `metrics` `lifecycle` `loops` `microbatch` `lingers`: a process and its background work
 - `children` `wire`: processes below a process, and what the two say to each other
 - `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for

@@ -124,6 +124,7 @@ class TaskTypeSpec:
         seeds: Fields of the Create message that are drawn where absent.
         capabilities: By field of the Create message that not every provider can follow, the capability it takes.
         changes: Members of its public message that an update may name, and who may change them.
+        steered_by: Message whose fields a task's `config` may hold to steer a local worker; None where nothing does.
     """
 
     name: str
@@ -140,6 +141,7 @@ class TaskTypeSpec:
     seeds: tuple[str, ...]
     capabilities: Mapping[str, str]
     changes: Mapping[str, Change]
+    steered_by: Descriptor | None
 
     def folder(self, task_id: object) -> str:
         """Folder of a task's objects, ending in `/`."""
@@ -281,7 +283,17 @@ def _task_type(
             {field.name: _facts(field).capability for field in create.fields if _facts(field).capability}
         ),
         changes=_own_changes(public, by_type),
+        steered_by=_steering(name, facts.steered_by),
     )
+
+
+def _steering(name: str, message: str) -> Descriptor | None:
+    if not message:
+        return None
+    known = {one.full_name: one for one in providers_pb2.DESCRIPTOR.message_types_by_name.values()}
+    if message not in known:
+        raise CatalogError(f"{name}: the contract of providers has no message {message!r}")
+    return known[message]
 
 
 def _detail(owner: Descriptor, field: str, name: str) -> Descriptor:

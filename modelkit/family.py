@@ -21,6 +21,7 @@ FAMILIES: dict[str, str] = {
     "cutout": "modelkit.cutout:CutoutFamily",
     "flux": "modelkit.flux:FluxFamily",
     "language": "modelkit.language:LanguageFamily",
+    "likeness": "modelkit.likeness:LikenessFamily",
     "upscaler": "modelkit.upscale:UpscalerFamily",
     "vision": "modelkit.vision:VisionFamily",
 }

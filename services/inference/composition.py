@@ -78,7 +78,11 @@ def _device_work(settings: InferenceSettings) -> DeviceWork:
         device=settings.device,
         model_budget_bytes=settings.model_budget_bytes,
         torch_threads=settings.torch_threads,
-        extra_models=(*settings.extra_models, *(f"{name}={path}" for name, path in settings.cutout_models.items())),
+        extra_models=(
+            *settings.extra_models,
+            *(f"{name}={path}" for name, path in settings.cutout_models.items()),
+            *(f"{name}={path}" for name, path in settings.consistency_networks.items()),
+        ),
         model_download=settings.model_download,
         family_defaults=settings.family_defaults,
         log_level=settings.log_level,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from meshkit import cutouts
+from meshkit import cutouts, likeness
 from meshkit.config import CommaSeparated
 from meshkit.worker.config import WorkerSettings
 from services.inference.providers import LOCAL, parse_providers
@@ -30,6 +30,7 @@ class InferenceSettings(WorkerSettings):
     )
     model_download: bool = Field(default=False, description="Whether a hub name may be downloaded.")
     cutout_models: cutouts.CutoutFiles = Field(default_factory=dict, description=cutouts.DESCRIPTION)
+    consistency_networks: likeness.NetworkFiles = Field(default_factory=dict, description=likeness.DESCRIPTION)
     device: str = Field(default="auto", description="Device: auto, cpu, cuda, cuda:1.")
     torch_threads: int = Field(default=0, ge=0, description="Processor threads of one computation; 0 for all.")
     model_budget_bytes: int = Field(default=0, ge=0, description="Memory for models; 0 for four fifths of the free.")
@@ -45,7 +46,7 @@ class InferenceSettings(WorkerSettings):
     def _known_providers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return parse_providers(names)
 
-    @field_validator("cutout_models")
+    @field_validator("cutout_models", "consistency_networks")
     @classmethod
     def _present(cls, files: dict[str, str]) -> dict[str, str]:
         if missing := [name for name, path in files.items() if not Path(path).is_file()]:

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from atelier.tasks.v1 import providers_pb2, task_pb2
+from google.protobuf.struct_pb2 import Struct
 
 from meshkit import cutouts
 from meshkit.catalog import PROVIDERS, TASK_TYPES, ProviderSpec, TaskTypeSpec, provider_numbered, type_of_detail
 from meshkit.errors import invalid
+from meshkit.likeness import NETWORKS as CONSISTENCY_NETWORKS
+from meshkit.steering import steering
 
-TASK_TYPES_WITH_HANDLERS = ("GENERATION", "LLM_INTERACTION", "BACKGROUND_REMOVE", "BACKGROUND_FIX", "IMAGE_ADJUSTER")
+TASK_TYPES_WITH_HANDLERS = (
+    "GENERATION",
+    "LLM_INTERACTION",
+    "BACKGROUND_REMOVE",
+    "BACKGROUND_FIX",
+    "IMAGE_ADJUSTER",
+    "FACE_ENHANCER",
+)
 LOCAL = PROVIDERS["LOCAL"].name
 PROVIDERS_WITH_HANDLERS = (LOCAL,)
 # Training jobs are of no task type, and have a queue of their own.
@@ -25,6 +35,7 @@ class Catalog:
         task_types: Spellings of the task types that are on.
         providers: Spellings of the providers that are on.
         cutout_models: Networks that remove backgrounds, beside those that ship.
+        consistency_networks: Networks that the workers compare pictures by (`lpips`, `dists`).
         enable_noop: Whether NOOP tasks are taken too.
     """
 
@@ -34,9 +45,11 @@ class Catalog:
         task_types: Iterable[str] = TASK_TYPES_WITH_HANDLERS,
         providers: Iterable[str] = PROVIDERS_WITH_HANDLERS,
         cutout_models: Iterable[str] = (),
+        consistency_networks: Iterable[str] = (),
         enable_noop: bool = False,
     ) -> None:
         self._networks = cutouts.served(cutout_models)
+        self._compared_by = frozenset(consistency_networks)
         chosen, called = frozenset(task_types), frozenset(providers)
         self.served_types = tuple(
             name for name, spec in TASK_TYPES.items() if name in chosen or (enable_noop and spec.internal)
@@ -138,6 +151,31 @@ class Catalog:
                 f"The network {name} is not here; this installation has {', '.join(self._networks)}",
                 "rembg_model_not_served",
             )
+
+    def check_config(self, config: Struct, task_type: TaskTypeSpec, provider: ProviderSpec, path: str) -> None:
+        """Refuse members of a task's `config` that steer a local worker and do not hold.
+
+        Args:
+            config: The task's `config`.
+            task_type: Type of the task.
+            provider: Who executes it.
+            path: Path of `config`, for the error.
+
+        Raises:
+            MeshError: `INVALID` with each of them.
+        """
+        if task_type.steered_by is None or provider.name != LOCAL:
+            return
+        steered = steering(config, task_type.steered_by, path)
+        for network in CONSISTENCY_NETWORKS:
+            member = f"{network}_threshold"
+            if network not in self._compared_by and getattr(steered, member, 0) > 0:
+                raise invalid(
+                    f"{path}.{member}",
+                    f"This installation has no {network.upper()} network; "
+                    "only 0, which switches the check off, is possible",
+                    "network_not_served",
+                )
 
     def check_capabilities(self, names: Iterable[str], provider: ProviderSpec, path: str) -> None:
         """Refuse capabilities that the provider does not have.

@@ -82,6 +82,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         task_types=settings.served_task_types,
         providers=settings.served_providers,
         cutout_models=settings.cutout_models,
+        consistency_networks=settings.consistency_networks,
         enable_noop=settings.enable_noop,
     )
     policy = RetryPolicy(settings.max_retries, settings.retry_base_seconds)

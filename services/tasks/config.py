@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
-from meshkit import cutouts
+from meshkit import cutouts, likeness
 from meshkit.catalog import PROVIDERS, TASK_TYPES
 from meshkit.config import CommaSeparated, MeshSettings
 from meshkit.topology import TASKS
@@ -44,6 +44,7 @@ class TasksSettings(MeshSettings):
     )
     enable_noop: bool = Field(default=False, description="Serve NOOP tasks, for tests and benchmarks.")
     cutout_models: cutouts.CutoutFiles = Field(default_factory=dict, description=cutouts.DESCRIPTION)
+    consistency_networks: likeness.NetworkFiles = Field(default_factory=dict, description=likeness.DESCRIPTION)
     lease_ttl_seconds: float = Field(default=15.0, gt=0, description="How long a session lives without a heartbeat.")
     heartbeat_seconds: float = Field(
         default=0.0, ge=0, description="Heartbeat interval of workers; 0 for a third of the lease's time."

@@ -163,6 +163,8 @@ def _check_status(record: TaskRecord, update: Update) -> None:
 
 def _check_providers(record: TaskRecord, update: Update, body: task_pb2.Task, catalog: Catalog) -> None:
     task_type = TASK_TYPES[record.task_type]
+    if "config" in update.paths and record.state is TaskStatus.PENDING:
+        catalog.check_config(body.config, task_type, PROVIDERS[record.provider_type], "update.config")
     if "active_provider_capabilities" in update.paths:
         number = body.provider_type or PROVIDERS[record.provider_type].number
         catalog.check_capabilities(

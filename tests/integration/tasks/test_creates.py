@@ -8,13 +8,15 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2
+from atelier.tasks.v1 import enums_pb2, face_enhancer_pb2, task_pb2, tasks_service_pb2
 from PIL import Image
 from prometheus_client import REGISTRY
 
+from meshkit.catalog import TASK_TYPES
 from meshkit.channel import call_metadata
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import ErrorKind, MeshError
+from services.tasks.catalog import Catalog
 from services.tasks.postgres.store import PostgresTaskStore
 from tests.integration.tasks.conftest import Mesh, StartMesh, noop, until
 from tests.webp import animated_webp, solid_webp
@@ -341,12 +343,12 @@ async def test_noop_is_not_served_unless_configured(start_mesh: StartMesh) -> No
     mesh = await start_mesh(enable_noop=False)
     with pytest.raises(MeshError) as error:
         await mesh.create()
-    assert "GENERATION, IMAGE_ADJUSTER" in error.value.message
+    assert error.value.message.endswith(f"serves {', '.join(Catalog().public_types)}")
 
 
 async def test_catalog_tells_what_is_served(mesh: Mesh) -> None:
     catalog = await mesh.tasks().GetCatalog(tasks_service_pb2.GetCatalogRequest())
-    public = [enums_pb2.TASK_TYPE_GENERATION, enums_pb2.TASK_TYPE_IMAGE_ADJUSTER]
+    public = [TASK_TYPES[name].number for name in Catalog().public_types]
     assert list(catalog.task_types) == public
     to_service = await mesh.tasks("", ("mesh",)).GetCatalog(tasks_service_pb2.GetCatalogRequest())
     assert list(to_service.task_types) == [*public, enums_pb2.TASK_TYPE_NOOP], "workflows checks steps by it"
@@ -435,3 +437,26 @@ async def test_an_animation_of_large_frames_is_refused_and_holds_up_nobody(mesh:
             await mesh.tasks().CreateTask(CreateTaskRequest(task=generation(reference_image_data=encoded(data))))
         assert error.value.violations[0].type == "image_size"
         assert error.value.violations[0].path == "task.generation.reference_image_data"
+
+
+async def test_a_wrong_member_of_config_that_steers_a_worker_is_refused_at_create_and_at_update(mesh: Mesh) -> None:
+    def face(**config: Any) -> task_pb2.CreateTask:
+        detail = face_enhancer_pb2.CreateFaceEnhancerTask(input_image="https://pics.example/a.png")
+        task = task_pb2.CreateTask(origin_instance="test", face_enhancer=detail)
+        task.config.update(config)
+        return task
+
+    for config, path in (({"max_retries": 99}, "max_retries"), ({"dists_threshold": 0.2}, "dists_threshold")):
+        with pytest.raises(MeshError) as error:
+            await mesh.create(face(**config))
+        assert [one.path for one in error.value.violations] == [f"task.config.{path}"]
+    made = await mesh.create(face(max_retries=1, mine="x"))
+    assert (made.face_enhancer.face_detected, made.face_enhancer.attempts_used) == (False, 0)
+    assert not made.face_enhancer.HasField("final_ssim_score")
+    update = task_pb2.TaskUpdate()
+    update.config.update({"max_retries": -1})
+    change = tasks_service_pb2.UpdateTaskRequest(task_id=made.id, update=update)
+    change.update_mask.paths.append("config")
+    with pytest.raises(MeshError) as error:
+        await mesh.tasks().UpdateTask(change)
+    assert [one.path for one in error.value.violations] == ["update.config.max_retries"]

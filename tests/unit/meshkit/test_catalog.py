@@ -287,6 +287,14 @@ def test_a_type_and_a_provider_are_what_the_contract_says_of_them() -> None:
     assert {name: added.task_types[name] for name in TASK_TYPES} == dict(TASK_TYPES), "the others stay as they are"
 
 
+def test_some_types_are_steered_by_their_config() -> None:
+    steered = {name: spec.steered_by.name for name, spec in TASK_TYPES.items() if spec.steered_by is not None}
+    assert steered == {
+        "DETAIL_ENHANCER": "SartiqUltimateGarmentFixerConfig",
+        "FACE_ENHANCER": "SartiqUltimateFaceFixerConfig",
+    }
+
+
 REFINE = "TASK_TYPE_REFINE"
 VERTEX = "PROVIDER_TYPE_VERTEX"
 SOURCE = ("editing", "CreateEditingTask", "base_image")
@@ -305,6 +313,7 @@ LIST = ("editing", "EditingTaskPublic", "reference_images")
         (value(REFINE, type_facts(timeout_seconds=0)), "seconds above 0"),
         (value(REFINE, type_facts(default_provider="NOBODY")), "default provider 'NOBODY'"),
         (value(REFINE, type_facts(default_provider="AI_CORE")), "default provider 'AI_CORE'"),
+        (value(REFINE, type_facts(steered_by="atelier.tasks.v1.Nothing")), "no message 'atelier.tasks.v1.Nothing'"),
         (value(VERTEX, provider_facts(lambda one: setattr(one, "queue", ""))), "has a queue"),
         (value(VERTEX, provider_facts(lambda one: setattr(one, "config", "gemini"))), "settings in"),
         (value(VERTEX, provider_facts(lambda one: setattr(one, "config", "ai_core"))), "'ai_core' is declared twice"),

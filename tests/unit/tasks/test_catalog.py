@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2
 from atelier.tasks.v1.providers_pb2 import LocalProviderConfig, ProviderConfig
+from google.protobuf import struct_pb2
 from pydantic import ValidationError
 
 from meshkit import cutouts
@@ -133,3 +134,43 @@ def test_a_field_that_the_provider_cannot_follow_is_refused_and_says_who_can() -
     assert "VERTEX, AI_CORE has it" in fault.message
     with pytest.raises(MeshError, match="no provider that is served has it"):
         Catalog().check_fields(asks.capabilities, LOCAL, asks)
+
+
+def config(**members: Any) -> struct_pb2.Struct:
+    made = struct_pb2.Struct()
+    made.update(members)
+    return made
+
+
+def test_members_of_config_that_steer_a_local_worker_are_held_to_their_rules() -> None:
+    faces, generation = TASK_TYPES["FACE_ENHANCER"], TASK_TYPES["GENERATION"]
+    served = Catalog()
+    served.check_config(config(max_retries=5, mine="x"), faces, LOCAL, "task.config")
+    served.check_config(config(max_retries=99), generation, LOCAL, "task.config")
+    served.check_config(config(max_retries=99), faces, PROVIDERS["SARTIQ_ULTIMATE_FACE_FIXER"], "task.config")
+    with pytest.raises(MeshError) as error:
+        served.check_config(config(max_retries=99), faces, LOCAL, "task.config")
+    assert [one.path for one in error.value.violations] == ["task.config.max_retries"]
+
+
+@pytest.mark.parametrize("name", ["lpips", "dists"])
+def test_a_threshold_without_its_network_is_refused(name: str) -> None:
+    faces, asked = TASK_TYPES["FACE_ENHANCER"], config(**{f"{name}_threshold": 0.3})
+    Catalog(consistency_networks=[name]).check_config(asked, faces, LOCAL, "task.config")
+    Catalog().check_config(config(**{f"{name}_threshold": 0}), faces, LOCAL, "task.config")
+    with pytest.raises(MeshError) as error:
+        Catalog().check_config(asked, faces, LOCAL, "task.config")
+    assert [(one.path, one.type) for one in error.value.violations] == [
+        (f"task.config.{name}_threshold", "network_not_served")
+    ]
+    assert "only 0" in error.value.message
+
+
+def test_networks_are_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TasksSettings().consistency_networks == {}
+    monkeypatch.setenv("ATELIER_CONSISTENCY_NETWORKS", "lpips=/a.safetensors, dists=/b.safetensors")
+    assert TasksSettings().consistency_networks == {"lpips": "/a.safetensors", "dists": "/b.safetensors"}
+    for wrong in ("other=/a.safetensors", "lpips=/a.bin", "lpips"):
+        monkeypatch.setenv("ATELIER_CONSISTENCY_NETWORKS", wrong)
+        with pytest.raises(ValidationError):
+            TasksSettings()

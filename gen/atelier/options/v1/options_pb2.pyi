@@ -403,6 +403,7 @@ class TaskTypeFacts(_message.Message):
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     INTERNAL_FIELD_NUMBER: _builtins.int
     DEFAULT_PROVIDER_FIELD_NUMBER: _builtins.int
+    STEERED_BY_FIELD_NUMBER: _builtins.int
     detail: _builtins.str
     """Field of the type in the `detail` of CreateTask, Task and TaskResult."""
     prefix: _builtins.str
@@ -415,6 +416,8 @@ class TaskTypeFacts(_message.Message):
     """For tests and benchmarks: served only where configuration says so, never listed to callers."""
     default_provider: _builtins.str
     """Provider of a task that names none (`LOCAL`)."""
+    steered_by: _builtins.str
+    """Message whose fields the task's `config` may hold, among free members, to steer a local worker."""
     def __init__(
         self,
         *,
@@ -424,10 +427,11 @@ class TaskTypeFacts(_message.Message):
         timeout_seconds: _builtins.float = ...,
         internal: _builtins.bool = ...,
         default_provider: _builtins.str = ...,
+        steered_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_provider", b"default_provider", "detail", b"detail", "expected_seconds", b"expected_seconds", "internal", b"internal", "prefix", b"prefix", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_provider", b"default_provider", "detail", b"detail", "expected_seconds", b"expected_seconds", "internal", b"internal", "prefix", b"prefix", "steered_by", b"steered_by", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

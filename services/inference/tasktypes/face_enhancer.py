@@ -1,0 +1,104 @@
+"""FACE_ENHANCER: the faces of a picture restored, each checked to stay the same face.
+
+Members of `config` steer it; they are those of the contract's `SartiqUltimateFaceFixerConfig`, with its defaults. Of
+these `face_prompt` has no effect here: faces are found by a network that takes no words.
+
+All faces are restored. A face that fails the checks is drawn again, with less freedom, up to `max_retries` times; the
+best attempt is kept where none passes, and `fallback_used` says so. A picture without a face is its own result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from atelier.tasks.v1.enums_pb2 import TaskType
+from atelier.tasks.v1.face_enhancer_pb2 import FaceEnhancerTaskPublic
+from atelier.tasks.v1.providers_pb2 import SartiqUltimateFaceFixerConfig
+from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
+
+from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+from modelkit.errors import ModelError
+from modelkit.pictures import open_picture
+from services.inference.tasktypes.checks import check_needs, check_of, share_of, steered
+from services.inference.tasktypes.failures import explained
+
+_INPUT = "input"
+_VISION = "vision"
+_UPSCALER = "upscaler"
+_RESULT = "image.png"
+
+
+class FaceEnhancerHandler:
+    """Restores the faces of FACE_ENHANCER tasks' pictures."""
+
+    task_type: TaskType.ValueType = TaskType.TASK_TYPE_FACE_ENHANCER
+    families: tuple[str, ...] = ("vision", "upscaler", "likeness")
+
+    def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
+        """Name the picture."""
+        return (InputRef(_INPUT, task.face_enhancer.input_image_path or spec.face_enhancer.input_image, "image"),)
+
+    def batch_key(self, spec: CreateTask, task: Task) -> Hashable | None:  # noqa: ARG002 -- the protocol's signature
+        """Restore pictures one by one."""
+        return None
+
+    def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:
+        """Name the networks that find faces, redraw them, and compare them where a check asks for that."""
+        return (Need(_VISION, "vision"), Need(_UPSCALER, "upscaler"), *check_needs(_settings(spec, task)))
+
+    def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
+        """Restore each picture's faces; one that fails does not fail the others."""
+        outcomes: list[Output | Exception] = []
+        for context in batch:
+            try:
+                outcomes.append(_enhance(context, lent))
+            except (ModelError, TaskFailed, TaskCancelled) as outcome:
+                outcomes.append(explained(outcome))
+        return outcomes
+
+
+def handler() -> FaceEnhancerHandler:
+    """Return the handler of the type."""
+    return FaceEnhancerHandler()
+
+
+def _settings(spec: CreateTask, task: Task) -> SartiqUltimateFaceFixerConfig:
+    settings: SartiqUltimateFaceFixerConfig = steered(spec, task, SartiqUltimateFaceFixerConfig.DESCRIPTOR)
+    return settings
+
+
+def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
+    from modelkit.faces import FaceRestoration, FaceSettings  # noqa: PLC0415 -- OpenCV, in the child alone
+
+    began = time.monotonic()
+    settings = _settings(context.spec, context.task)
+    image = open_picture(context.inputs[_INPUT])
+    done = share_of(context)
+    done(0.0)
+    restoration = FaceRestoration(
+        lent[_VISION],
+        lent[_UPSCALER],
+        check_of(settings, lent),
+        FaceSettings(settings.expand_percent, settings.feather_px, settings.max_retries),
+    )
+    made = restoration.restore(image, done, keep_drafts=settings.save_debug_images)
+    files = [OutputFile(_RESULT, "image/png", "result_image_path")]
+    made.image.save(context.folder / _RESULT, "PNG")
+    for name, draft in made.drafts.items():
+        draft.save(context.folder / f"debug-{name}.png", "PNG")
+        files.append(OutputFile(f"debug-{name}.png", "image/png", None))
+    result = FaceEnhancerTaskPublic(
+        face_detected=bool(made.faces),
+        attempts_used=max((face.attempts for face in made.faces), default=0),
+        fallback_used=any(not face.scores.passed for face in made.faces),
+    )
+    if made.worst is not None:
+        scores = made.worst.scores
+        measured = {"ssim": scores.ssim, "lpips": scores.lpips, "dists": scores.dists}
+        for name, score in measured.items():
+            if score is not None:
+                setattr(result, f"final_{name}_score", score)
+    done(1.0)
+    return Output(TaskResult(face_enhancer=result), tuple(files), time.monotonic() - began)

@@ -1,0 +1,101 @@
+"""FACE_ENHANCER through HTTP on a mesh: a real photo, with the networks that ship."""
+
+import base64
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from modelkit.consistency import ssim
+from tests.e2e.harness import ENDED, RunningMesh, until
+
+pytestmark = pytest.mark.timeout(300)
+
+PHOTO = Path(__file__).parents[1] / "unit" / "modelkit" / "data" / "astronaut.jpg"
+FACE = (74, 22, 151, 99)
+
+
+@pytest.fixture(scope="module")
+def client(start_mesh: Callable[..., RunningMesh]) -> Iterator[httpx.Client]:
+    """A client of a mesh whose worker has the networks."""
+    mesh = start_mesh(
+        ATELIER_WORKER_TASK_TYPES="FACE_ENHANCER",
+        ATELIER_WORKER_SLOTS="1",
+        ATELIER_STEP_DEADLINE_SECONDS="120",
+        ATELIER_FIRST_STEP_DEADLINE_SECONDS="120",
+    )
+    with mesh.http("enhancers", timeout_seconds=60) as opened:
+        yield opened
+
+
+def encoded(image: Image.Image) -> str:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def done(client: httpx.Client, task_type: str, **fields: Any) -> dict[str, Any]:
+    """Run one task to its end."""
+    answer = client.post("/api/v1/tasks/", json={"task_type": task_type, "origin_instance": "e2e", **fields})
+    assert answer.status_code == 200, answer.text
+    created = answer.json()
+
+    def ended() -> dict[str, Any] | None:
+        task: dict[str, Any] = client.get(f"/api/v1/tasks/{created['id']}").json()
+        return task if task["status"] in ENDED else None
+
+    return until(ended, f"the task of {task_type} has ended", 200, pause_seconds=0.3)
+
+
+def picture(client: httpx.Client, path: str) -> Image.Image:
+    answer = client.get(f"/api/v1/storage/images/{path}")
+    assert answer.status_code == 200, answer.text
+    with Image.open(io.BytesIO(answer.content)) as image:
+        image.load()
+        return image
+
+
+def photo() -> Image.Image:
+    with Image.open(PHOTO) as image:
+        return image.convert("RGB")
+
+
+def test_a_soft_face_is_restored_and_the_rest_of_the_photo_is_left_alone(client: httpx.Client) -> None:
+    truth = photo()
+    soft = truth.resize((110, 128), Image.Resampling.BOX).resize(truth.size, Image.Resampling.BICUBIC)
+    task = done(client, "FACE_ENHANCER", input_image=encoded(soft), config={"save_debug_images": True})
+    assert task["status"] == "COMPLETED", task
+    assert (task["face_detected"], task["attempts_used"], task["fallback_used"]) == (True, 1, False)
+    assert 0.7 <= task["final_ssim_score"] < 1
+    assert (task["final_lpips_score"], task["final_dists_score"]) == (None, None)
+    assert task["result_image_path"].startswith(f"faces/{task['id']}/")
+    made = picture(client, task["result_image_path"])
+    assert made.size == truth.size
+    before, after, was = (np.asarray(each.crop(FACE)) for each in (soft, made, truth))
+    assert ssim(after, was) > ssim(before, was)
+    outside = np.ones((truth.height, truth.width), bool)
+    outside[FACE[1] : FACE[3], FACE[0] : FACE[2]] = False
+    np.testing.assert_array_equal(np.asarray(made)[outside], np.asarray(soft)[outside])
+    draft = picture(client, task["result_image_path"].replace("image.png", "debug-face-1-attempt-1.png"))
+    assert draft.width == 2 * draft.height
+
+
+def test_a_picture_without_a_face_is_its_own_result(client: httpx.Client) -> None:
+    plain = Image.new("RGBA", (40, 30), (200, 60, 70, 120))
+    task = done(client, "FACE_ENHANCER", input_image=encoded(plain))
+    assert (task["status"], task["face_detected"], task["attempts_used"]) == ("COMPLETED", False, 0)
+    assert task["final_ssim_score"] is None
+    assert picture(client, task["result_image_path"]).tobytes() == plain.tobytes()
+
+
+def test_what_cannot_work_is_a_422_that_names_the_member(client: httpx.Client) -> None:
+    for config, member in (({"lpips_threshold": 0.1}, "lpips_threshold"), ({"max_retries": 99}, "max_retries")):
+        body = {"task_type": "FACE_ENHANCER", "origin_instance": "e2e", "input_image": encoded(photo())}
+        answer = client.post("/api/v1/tasks/", json={**body, "config": config})
+        assert answer.status_code == 422
+        assert [one["loc"] for one in answer.json()["detail"]] == [["body", "config", member]]
