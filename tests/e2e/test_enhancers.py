@@ -1,9 +1,7 @@
 """FACE_ENHANCER through HTTP on a mesh: a real photo, with the networks that ship."""
 
-import base64
 import io
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -12,31 +10,19 @@ import pytest
 from PIL import Image
 
 from modelkit.consistency import ssim
+from tests.e2e.bodies import data_url, photo
 from tests.e2e.harness import ENDED, RunningMesh, until
 
 pytestmark = pytest.mark.timeout(300)
 
-PHOTO = Path(__file__).parents[1] / "unit" / "modelkit" / "data" / "astronaut.jpg"
 FACE = (74, 22, 151, 99)
 
 
 @pytest.fixture(scope="module")
-def client(start_mesh: Callable[..., RunningMesh]) -> Iterator[httpx.Client]:
+def client(device_mesh: RunningMesh) -> Iterator[httpx.Client]:
     """A client of a mesh whose worker has the networks."""
-    mesh = start_mesh(
-        ATELIER_WORKER_TASK_TYPES="FACE_ENHANCER",
-        ATELIER_WORKER_SLOTS="1",
-        ATELIER_STEP_DEADLINE_SECONDS="120",
-        ATELIER_FIRST_STEP_DEADLINE_SECONDS="120",
-    )
-    with mesh.http("enhancers", timeout_seconds=60) as opened:
+    with device_mesh.http("enhancers", timeout_seconds=60) as opened:
         yield opened
-
-
-def encoded(image: Image.Image) -> str:
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def done(client: httpx.Client, task_type: str, **fields: Any) -> dict[str, Any]:
@@ -60,15 +46,10 @@ def picture(client: httpx.Client, path: str) -> Image.Image:
         return image
 
 
-def photo() -> Image.Image:
-    with Image.open(PHOTO) as image:
-        return image.convert("RGB")
-
-
 def test_a_soft_face_is_restored_and_the_rest_of_the_photo_is_left_alone(client: httpx.Client) -> None:
-    truth = photo()
+    truth = photo(220)
     soft = truth.resize((110, 128), Image.Resampling.BOX).resize(truth.size, Image.Resampling.BICUBIC)
-    task = done(client, "FACE_ENHANCER", input_image=encoded(soft), config={"save_debug_images": True})
+    task = done(client, "FACE_ENHANCER", input_image=data_url(soft), config={"save_debug_images": True})
     assert task["status"] == "COMPLETED", task
     assert (task["face_detected"], task["attempts_used"], task["fallback_used"]) == (True, 1, False)
     assert 0.7 <= task["final_ssim_score"] < 1
@@ -87,7 +68,7 @@ def test_a_soft_face_is_restored_and_the_rest_of_the_photo_is_left_alone(client:
 
 def test_a_picture_without_a_face_is_its_own_result(client: httpx.Client) -> None:
     plain = Image.new("RGBA", (40, 30), (200, 60, 70, 120))
-    task = done(client, "FACE_ENHANCER", input_image=encoded(plain))
+    task = done(client, "FACE_ENHANCER", input_image=data_url(plain))
     assert (task["status"], task["face_detected"], task["attempts_used"]) == ("COMPLETED", False, 0)
     assert task["final_ssim_score"] is None
     assert picture(client, task["result_image_path"]).tobytes() == plain.tobytes()
@@ -95,7 +76,7 @@ def test_a_picture_without_a_face_is_its_own_result(client: httpx.Client) -> Non
 
 def test_what_cannot_work_is_a_422_that_names_the_member(client: httpx.Client) -> None:
     for config, member in (({"lpips_threshold": 0.1}, "lpips_threshold"), ({"max_retries": 99}, "max_retries")):
-        body = {"task_type": "FACE_ENHANCER", "origin_instance": "e2e", "input_image": encoded(photo())}
+        body = {"task_type": "FACE_ENHANCER", "origin_instance": "e2e", "input_image": data_url(photo(96))}
         answer = client.post("/api/v1/tasks/", json={**body, "config": config})
         assert answer.status_code == 422
         assert [one["loc"] for one in answer.json()["detail"]] == [["body", "config", member]]
