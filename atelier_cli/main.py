@@ -7,7 +7,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from atelier_cli.commands import backup, doctor, generate, logs, mesh, retry, run, task, token, webhook, workflow
+from atelier_cli.commands import (
+    backup,
+    doctor,
+    generate,
+    inspect,
+    logs,
+    mesh,
+    retry,
+    run,
+    task,
+    token,
+    webhook,
+    workflow,
+)
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.terminal import err, out
 
@@ -35,6 +48,7 @@ app.command()(token.token)
 app.command()(generate.generate)
 run.add_verbs(app)
 app.add_typer(run.commands(), name="run")
+app.command()(inspect.inspect)
 app.command()(retry.retry)
 app.command()(logs.logs)
 app.command()(doctor.doctor)

@@ -6,5 +6,5 @@ decodes, by `decoding`, and makes images for work by `colours`. A crash in it, o
 
 Where a service judges an image, at the door, the file stays as it came: its owner reads back what was stored. Where a
 worker takes one in for work, it is made plain once, by the same child: sRGB, eight bits a channel. Addresses never pass
-the door, so the door could not be the place for that.
+the door, so the door could not be the place for that. `notes` is what a made picture says of its making.
 """

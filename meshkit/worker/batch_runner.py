@@ -28,6 +28,7 @@ class BatchRunner:
         handlers: One handler a pair.
         lender: Keeps the models; None where no handler needs any.
         explain: Turns an exception of the models' library into a `TaskFailed`; returns any other as it is.
+        review: Looks at each result before it leaves; raises where it must not.
     """
 
     def __init__(
@@ -35,10 +36,12 @@ class BatchRunner:
         handlers: Mapping[Pair, TaskHandler],
         lender: Lender | None = None,
         explain: Callable[[Exception], Exception] = lambda error: error,
+        review: Callable[[JobContext, Output], Output] = lambda _, output: output,
     ) -> None:
         self._handlers = handlers
         self._lender = lender
         self._explain = explain
+        self._review = review
 
     def execute(self, batch: Sequence[JobContext]) -> list[ChildDone]:
         """Run one batch of one pair; one outcome a job."""
@@ -48,7 +51,10 @@ class BatchRunner:
             missing = TaskFailed("This worker does not execute the type.", ERROR_CATEGORY_INTERNAL, retryable=False)
             return [done_of(missing) for _ in batch]
         with tracing.activated(tracing.begin(first.traceparent)):
-            return [self._done(outcome) for outcome in self._run(handler, batch)]
+            outcomes = self._run(handler, batch)
+            return [
+                self._done(self._reviewed(context, outcome)) for context, outcome in zip(batch, outcomes, strict=True)
+            ]
 
     def resident(self) -> ChildResident | None:
         """Return what is in memory, or None where nothing ever is."""
@@ -100,6 +106,15 @@ class BatchRunner:
         except Exception as error:  # a handler's fault ends its batch, never the process
             return [error] * len(batch)
         return outcomes
+
+    def _reviewed(self, context: JobContext, outcome: Output | Exception) -> Output | Exception:
+        """Review a result once its batch has given its models back: the review may need one of its own."""
+        if not isinstance(outcome, Output):
+            return outcome
+        try:
+            return self._review(context, outcome)
+        except Exception as error:  # as a handler's fault
+            return error
 
     def _lend(self, needs: Sequence[Need]) -> AbstractContextManager[Mapping[str, Any]]:
         if not needs:

@@ -3,5 +3,6 @@
 It is a profile on `meshkit.worker`: the handlers of `tasktypes` work on the device, those of `providers` call. It owns
 no table. It calls `atelier.tasks.v1.WorkerService` for work, the object store for inputs and results, and
 listens on the core NATS subject `atelier.cancel.<session>`; it serves `atelier.inference.v1.InferenceService`. The
-parent holds leases, storage and HTTP and never imports torch; `child` is the process that does.
+parent holds leases, storage and HTTP and never imports torch; `child` is the process that does, and `results` its last
+look at what leaves it.
 """

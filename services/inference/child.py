@@ -23,6 +23,7 @@ from meshkit.worker.batch_runner import BatchRunner
 from meshkit.worker.child import ChildRuntime
 from meshkit.worker.handlers import Lender, TaskHandler
 from meshkit.worker.pairs import Pair
+from services.inference.results import CHECK_FAMILY, ResultReview
 from services.inference.tasktypes import load_handlers
 from services.inference.tasktypes.failures import explained
 
@@ -41,6 +42,8 @@ class ChildSettings:
         extra_models: Models that tasks may name beside the default.
         model_download: Whether a hub name may be downloaded.
         family_defaults: By family of models, the one that tasks get which name none.
+        content_threshold: Pictures that the content check scores above it are refused; 0 checks none.
+        notes: Whether pictures say how they were made.
         log_level: Least level that is logged.
     """
 
@@ -53,6 +56,8 @@ class ChildSettings:
     extra_models: tuple[str, ...] = ()
     model_download: bool = False
     family_defaults: Mapping[str, str] = field(default_factory=dict)
+    content_threshold: float = 0.0
+    notes: bool = True
     log_level: str = "info"
 
     def command(self) -> list[str]:
@@ -82,13 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.set_inheritable(options.fd, False)  # noqa: FBT003 -- os's own signature
     handlers = load_handlers(settings.task_types)
     lender = _lender(settings, handlers.values())
-    runner = BatchRunner({Pair(kind): handler for kind, handler in handlers.items()}, lender, explained)
+    review = ResultReview(lender, threshold=settings.content_threshold, notes=settings.notes)
+    runner = BatchRunner({Pair(kind): handler for kind, handler in handlers.items()}, lender, explained, review)
     runtime = ChildRuntime(sock, execute=runner.execute, resident=runner.resident, threads=settings.threads)
     return runtime.serve(ChildHello(task_types=settings.task_types, device="cpu" if lender is None else lender.device))
 
 
 def _lender(settings: ChildSettings, handlers: Iterable[TaskHandler]) -> Lender | None:
     families = {family for handler in handlers for family in handler.families}
+    if settings.content_threshold > 0:
+        families.add(CHECK_FAMILY)
     if not families:
         return None
     from modelkit.residency import Models  # noqa: PLC0415 -- torch is imported in the child alone, and late

@@ -85,6 +85,8 @@ def _device_work(settings: InferenceSettings) -> DeviceWork:
         ),
         model_download=settings.model_download,
         family_defaults=settings.family_defaults,
+        content_threshold=settings.content_threshold,
+        notes=settings.picture_notes,
         log_level=settings.log_level,
     )
     spin = {} if "OMP_WAIT_POLICY" in os.environ else _SPIN  # who sets that has said how threads wait

@@ -31,6 +31,15 @@ class InferenceSettings(WorkerSettings):
     model_download: bool = Field(default=False, description="Whether a hub name may be downloaded.")
     cutout_models: cutouts.CutoutFiles = Field(default_factory=dict, description=cutouts.DESCRIPTION)
     consistency_networks: likeness.NetworkFiles = Field(default_factory=dict, description=likeness.DESCRIPTION)
+    content_threshold: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Pictures that the content check scores above it fail (CONTENT_POLICY): 0.8; 0 for no check.",
+    )
+    picture_notes: bool = Field(
+        default=True, description="Whether result pictures say how they were made (prompt, model, seed)."
+    )
     device: str = Field(default="auto", description="Device: auto, cpu, cuda, cuda:1.")
     torch_threads: int = Field(default=0, ge=0, description="Processor threads of one computation; 0 for all.")
     model_budget_bytes: int = Field(default=0, ge=0, description="Memory for models; 0 for four fifths of the free.")

@@ -8,6 +8,7 @@ Beside the documented fields, a caller may set these members of `config`; other 
 | `guidance_scale` | 0 to 100 |
 | `negative_prompt` | text of at most 10,000 characters |
 | `model` | name of a model that the worker serves |
+| `metadata` | false leaves out of the picture's file how it was made |
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from atelier.tasks.v1.enums_pb2 import TaskType
 from atelier.tasks.v1.generation_pb2 import GenerationTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from google.protobuf.struct_pb2 import Struct
-from PIL import PngImagePlugin
 
+from meshkit.images.notes import PictureNotes
 from meshkit.logging import get_logger
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+from modelkit.card import ModelCard
 from modelkit.errors import ModelError
 from modelkit.pictures import open_picture, over_white
 from modelkit.requests import AdapterFile, BatchSettings, ImageRequest, Picture
 from services.inference.tasktypes import members
 from services.inference.tasktypes.failures import explained
+from services.inference.tasktypes.pictures import save_png, wants_notes
 from services.inference.tasktypes.seeds import seed_of
 
 _log = get_logger(__name__)
@@ -60,6 +63,7 @@ class _Parameters:
     guidance_scale: float | None
     negative_prompt: str | None
     model: str | None
+    metadata: bool
 
 
 class GenerationHandler:
@@ -118,7 +122,7 @@ class GenerationHandler:
         share = (time.monotonic() - began) / len(ready)
         for (index, parameters, _), picture in zip(ready, pictures, strict=True):
             if picture is not None:
-                outcomes[index] = _write(batch[index], parameters, picture, share)
+                outcomes[index] = _write(batch[index], parameters, picture, lent[_MODEL].card, share)
         return outcomes
 
 
@@ -161,6 +165,7 @@ def _read(spec: CreateTask, task: Task) -> _Parameters:
         guidance_scale=None,
         negative_prompt=None,
         model=None,
+        metadata=True,
     )
     return _configured(parameters, task.config if task.HasField("config") else spec.config)
 
@@ -182,6 +187,7 @@ def _configured(parameters: _Parameters, config: Struct) -> _Parameters:
         guidance_scale=members.number(config, "guidance_scale", 0, 100),
         negative_prompt=members.text(config, "negative_prompt", _MAX_PROMPT),
         model=members.text(config, "model", 255) or None,
+        metadata=wants_notes(config),
     )
 
 
@@ -209,20 +215,36 @@ def _settings(parameters: _Parameters, inputs: Mapping[str, Any]) -> BatchSettin
     )
 
 
-def _write(context: TaskContext, parameters: _Parameters, picture: Picture, seconds: float) -> Output:
+def _write(context: TaskContext, parameters: _Parameters, picture: Picture, card: ModelCard, seconds: float) -> Output:
     warnings = []
     if picture.cut_tokens:
         _log.warning("prompt_cut", job_id=context.job_id, tokens=picture.cut_tokens)
         warnings.append(
             f"The prompt is {picture.cut_tokens} tokens longer than the model reads: its end had no say in the picture."
         )
-    notes = PngImagePlugin.PngInfo()
-    # What is needed to repeat the picture, and nothing that the caller wrote.
-    notes.add_text("Software", "Atelier")
-    notes.add_text("Seed", str(parameters.seed))
-    picture.image.save(context.folder / _RESULT, "PNG", pnginfo=notes)
+    save_png(picture.image, context.folder / _RESULT, _notes(parameters, card) if parameters.metadata else None)
     return Output(
         TaskResult(generation=GenerationTaskPublic(seed=parameters.seed), warnings=warnings),
         (OutputFile(_RESULT, "image/png", "result_image_path"),),
         seconds,
+    )
+
+
+def _notes(parameters: _Parameters, card: ModelCard) -> PictureNotes:
+    follows = card.guidance
+    default = follows.scale_default if follows.embedded else follows.true_cfg_scale
+    return PictureNotes(
+        task_type="GENERATION",
+        prompt=parameters.prompt,
+        negative_prompt=parameters.negative_prompt,
+        model=card.name,
+        seed=parameters.seed,
+        settings={
+            "steps": parameters.steps or card.steps.default,
+            "guidance_scale": default if parameters.guidance_scale is None else parameters.guidance_scale,
+            # A reference may be anybody's address: that there was one is told, and not where it lies.
+            "strength": parameters.strength if parameters.reference is not None else None,
+            "loras": [{"slot": slot, "path": path, "weight": weight} for slot, path, weight in parameters.adapters]
+            or None,
+        },
     )

@@ -10,6 +10,7 @@ from atelier.tasks.v1.generation_pb2 import CreateGenerationTask
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from PIL import Image
 
+from meshkit.images.notes import read_notes
 from meshkit.worker.handlers import Need, Output, TaskCancelled, TaskFailed
 from modelkit.errors import ModelError
 from modelkit.residency import Models
@@ -74,9 +75,29 @@ def test_a_batch_becomes_files(models: Models, tmp_path: Path) -> None:
         assert outcome.device_seconds > 0
         with Image.open(context.folder / file.name) as image:
             assert (image.format, image.mode, image.size) == ("PNG", "RGB", (64, 64))
-            assert image.info == {"Software": "Atelier", "Seed": str(context.spec.generation.seed)}
+            assert set(image.info) == {"Software", "atelier", "parameters"}
+        notes = read_notes(context.folder / file.name)
+        assert notes is not None
+        assert (notes["prompt"], notes["seed"], notes["model"]) == (
+            context.spec.generation.prompt,
+            context.spec.generation.seed,
+            "tiny",
+        )
+        assert (notes["steps"], notes["width"], notes["height"]) == (4, 64, 64)
         assert context.steps[-1] == (4, 4)
     assert (contexts[0].folder / "image.png").read_bytes() != (contexts[2].folder / "image.png").read_bytes()
+
+
+def test_a_picture_says_nothing_of_its_making_where_its_task_does_not_want_it(models: Models, tmp_path: Path) -> None:
+    silent = Context(tmp_path / "a", config={"metadata": False})
+    wrong = Context(tmp_path / "b", config={"metadata": "no"})
+    first, second = (execute(models, context)[0] for context in (silent, wrong))
+    assert isinstance(first, Output)
+    with Image.open(silent.folder / "image.png") as image:
+        image.load()
+        assert image.info == {}
+    assert isinstance(second, TaskFailed)
+    assert second.message == "config.metadata must be true or false."
 
 
 def test_a_result_tells_of_the_part_of_its_prompt_that_the_model_did_not_read(models: Models, tmp_path: Path) -> None:

@@ -83,6 +83,9 @@ class Shelf:
 
 
 def batch_runner(
-    handler: Handler, lender: Lender | None = None, explain: Callable[[Exception], Exception] = lambda error: error
+    handler: Handler,
+    lender: Lender | None = None,
+    explain: Callable[[Exception], Exception] = lambda error: error,
+    review: Callable[[JobContext, Output], Output] = lambda _, output: output,
 ) -> BatchRunner:
-    return BatchRunner({Pair(TASK_TYPE_NOOP): cast("TaskHandler", handler)}, lender, explain)
+    return BatchRunner({Pair(TASK_TYPE_NOOP): cast("TaskHandler", handler)}, lender, explain, review)
