@@ -36,7 +36,8 @@ class BackgroundChange:
         shadow: Brightness, 0 to 255, below which a colour stays.
         light: Brightness from which a colour moves in full.
         expansion: By what share of the longer side the subject's mask grows first.
-        blur: Sigma, in pixels, of the edge between what is changed and what is not; 0 for a hard edge.
+        blur: Sigma, in pixels, of the edge between what is changed and what is not, which falls off inwards; 0 for a
+            hard edge.
     """
 
     strategy: Literal["color_shift", "replace"] = "color_shift"
@@ -116,10 +117,13 @@ def change_background(pixels: Pixels, subject: Floats, colour: Lab, change: Back
 
 
 def _weight(subject: Floats, change: BackgroundChange) -> Floats:
-    """Return how far each pixel is changed: 0 on the subject, 1 on the background, between them a blurred edge."""
+    """Return how far each pixel is changed: 0 on the subject, 1 on the background, between them a blurred edge.
+
+    The blur falls off within the margin by which the mask has grown: outside of it, the old background would glow.
+    """
     outside = 1 - _expanded(subject, change.expansion)
     if change.blur > 0:
-        outside = _blurred(outside, change.blur)
+        outside = np.minimum(2 * _blurred(outside, change.blur), 1)
     # The blur reaches into the subject, whose own pixels stay.
     return np.asarray(outside * np.clip(1 - 2 * subject, 0, 1), np.float32)
 

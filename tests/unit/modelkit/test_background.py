@@ -83,8 +83,15 @@ def test_the_mask_grows_by_a_share_of_the_longer_side() -> None:
 def test_a_blurred_edge_has_no_step() -> None:
     pixels, subject = scene()
     change = BackgroundChange("color_shift", expansion=0.02, blur=12)
-    made = lab(change_background(pixels, subject, (60.0, 20.0, 20.0), change))[200, 262:]
+    made = lab(change_background(pixels, subject, (60.0, 20.0, 20.0), change))[200, 261:]
     assert np.abs(np.diff(made, axis=0)).max() < 3
+
+
+def test_the_old_background_does_not_glow_around_the_subject() -> None:
+    pixels, subject = scene()
+    made = change_background(pixels, subject, colour_of(PALETTE), BackgroundChange())
+    around = np.linalg.norm(lab(made)[200, 263:] - colour_of(PALETTE), axis=-1)  # from the grown mask on
+    assert around.max() < 2
 
 
 def test_half_transparent_edges_are_only_changed_below_a_half() -> None:
