@@ -161,7 +161,11 @@ def _run(form: TaskForm, verb: str, values: dict[str, Any]) -> None:
             raise CliError(f"That makes {len(jobs)} tasks; {_MOST} at a time are made.", ExitCode.USAGE)
         target = _target(output, sum(len(job.stems) for job in jobs))
         try:
-            _make(open_gateway, gateway, jobs, lambda client, job: _save(client, form, job, target, output))
+            _make(
+                *(open_gateway, gateway, jobs),
+                lambda client, job: _save(client, form, job, target, output),
+                streams=output is None,
+            )
         except CliError as error:
             raise _with_hint(error, local.elsewhere) from None
 
@@ -294,6 +298,8 @@ def _make(
     gateway: Gateway,
     jobs: Sequence[_Making],
     ended: Callable[[Gateway, _Making], Sequence[str]],
+    *,
+    streams: bool,
 ) -> None:
     """Make tasks at once, save what each made when it is done, and print where it is.
 
@@ -326,7 +332,7 @@ def _make(
             raise
         titles = dict(zip(ids, [job.stems[0] for job in jobs], strict=True))
         try:
-            follow_all(open_gateway, titles, note, on_text=stream if len(jobs) == 1 else None)
+            follow_all(open_gateway, titles, note, on_text=stream if streams and len(jobs) == 1 else None)
         finally:
             for line in (line for each in ids for line in lines.get(each, ())):
                 out.print(line, markup=False)

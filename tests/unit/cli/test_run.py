@@ -153,7 +153,6 @@ def test_a_text_is_printed_as_it_comes_and_each_part_once(mesh: Mesh) -> None:
     mesh.texts, mesh.result = ["Par", "Paris"], {"result_text": "Paris."}
     assert atelier("ask", "capital of France?", "--config", "temperature=0.5").endswith("Paris.\n")
     assert mesh.bodies[0]["config"] == {"temperature": 0.5}
-    mesh.texts = []
     assert atelier("ask", "capital of France?", "-o", "answer.txt") == "answer.txt\n"
     assert Path("answer.txt").read_text() == "Paris.\n"
     Path("question.txt").write_text("How old?\n")
