@@ -287,7 +287,7 @@ class Trial {
   }
 
   async showResults(task) {
-    const paths = Object.entries(task).filter(([name]) => /^result_\w+_paths?$/.test(name)).flatMap(([, value]) => value || []);
+    const paths = Object.entries(task).filter(([name]) => /^result_\w+_paths?$/.test(name)).flatMap(([, value]) => value || []).filter(Boolean);
     this.results.replaceChildren();
     for (const path of paths) {
       const address = `/api/v1/storage/images/${path.split("/").map(encodeURIComponent).join("/")}`;
