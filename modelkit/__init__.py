@@ -8,6 +8,7 @@ import no torch and may be imported anywhere. The other modules belong in child 
   `vision` are the families
 - `adapters` `positions` `previews` `requests` `sizes`: parts of making a picture
 - `background` `canvas` `framing` `mattes` `pictures`: images without a model
+- `garment` finds a garment, `alignment` lays pictures of it over each other, `details` brings its details back
 - `faces` restores faces; `consistency` judges what was redrawn, `patches` cuts it out and puts it back
 - `chat` `gguf` `llama` `causal`: questions and answers, GGUF files, and the two runtimes of language models
 - `device` `weights` `errors`: the device, weight files, failures

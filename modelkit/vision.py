@@ -37,12 +37,13 @@ _MOST_SHARE = 0.97
 _FACES = "face_detection/face_detection_short_range"
 _FAR_FACES = "face_detection/face_detection_full_range_sparse"
 _BODIES = "pose_detection/pose_detection"
+_POSES = "pose_landmark/pose_landmark_full"
 _PEOPLE = "selfie_segmentation/selfie_segmentation"
 # The network for far faces sees 192 x 192 pixels, and is sure of faces that are a tenth of that. So pictures are
 # searched in overlapping windows too: of this side, or of a sixth of the picture's where that is more.
 _WINDOW = 480
-# LiteRT packs weights and adds memory for activations: the networks take ten times their files (measured).
-_BYTES_PER_FILE_BYTE = 10
+# LiteRT packs weights and adds memory for activations: the networks take twelve times their files (measured).
+_BYTES_PER_FILE_BYTE = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,29 @@ class Face:
     """
 
     box: tuple[float, float, float, float]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class BodyPose:
+    """Where the parts of one person's body are.
+
+    Attributes:
+        points: (33, 2), x and y in pixels of the picture, numbered as BlazePose does (arXiv:2006.10204): 11 and 12 are
+            the shoulders, 23 and 24 the hips, 25 and 26 the knees, 27 and 28 the ankles.
+        seen: (33,), how sure the network is to see each, 0 to 1.
+    """
+
+    points: Floats
+    seen: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class _Detection:
+    """What a detector found: a box and points in pixels of the picture, and how sure it is."""
+
+    box: tuple[float, float, float, float]
+    points: Floats
     score: float
 
 
@@ -138,10 +162,9 @@ class Vision:
             found = self._faces(pixels, (0, 0, width, height), near=True)
             for window in _windows(width, height):
                 found += self._faces(pixels, window, near=False)
-        boxes = [(left, top, right - left, bottom - top) for (left, top, right, bottom), _ in found]
-        scores = [score for _, score in found]
-        kept = cv2.dnn.NMSBoxes(boxes, scores, _LEAST_SCORE, 0.3)
-        faces = [Face(found[index][0], found[index][1]) for index in np.asarray(kept, dtype=int).ravel()]
+        boxes = [(left, top, right - left, bottom - top) for left, top, right, bottom in (face.box for face in found)]
+        kept = cv2.dnn.NMSBoxes(boxes, [face.score for face in found], _LEAST_SCORE, 0.3)
+        faces = [found[index] for index in np.asarray(kept, dtype=int).ravel()]
         return sorted(faces, key=lambda face: (face.box[0] - face.box[2]) * (face.box[3] - face.box[1]))
 
     def person(self, image: Image.Image) -> Floats | None:
@@ -157,6 +180,33 @@ class Vision:
         thing = foreground(pixels)
         return share if thing is None else np.maximum(share, _touching(thing, share > 0.5).astype(np.float32))
 
+    def pose(self, image: Image.Image) -> BodyPose | None:
+        """Find the pose of the person that an RGB picture shows the most clearly; None where it shows nobody."""
+        pixels = np.asarray(image.convert("RGB"))
+        with self._lock:
+            found = self._detections(_BODIES, (8, 16, 32, 32, 32), pixels, -1.0)
+            if not found:
+                return None
+            best = max(found, key=lambda detection: detection.score)
+            network = self._network(_POSES)
+            side = network.size[0]
+            # The first point is between the hips, the second says how far and which way the body reaches.
+            centre, reach = best.points[0], best.points[1] - best.points[0]
+            turn = np.arctan2(reach[0], -reach[1])
+            rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+            corners = np.array([[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5]]) @ rotation.T * 2.5 * np.hypot(*reach) + centre
+            onto = np.array([[0, 0], [side, 0], [0, side]], np.float32)
+            matrix = cv2.getAffineTransform(corners.astype(np.float32), onto)
+            outputs = network(cv2.warpAffine(pixels, matrix, (side, side)) / 255)
+        (presence,) = next(output.ravel() for output in outputs if output.size == 1)
+        if presence < _LEAST_SCORE:
+            return None
+        points = next(output for output in outputs if output.size == 195).reshape(39, 5)[:33]
+        back = cv2.invertAffineTransform(matrix)
+        seen = 1 / (1 + np.exp(-np.clip(points[:, 3], -80, 80)))
+        placed = points[:, :2] @ back[:, :2].T + back[:, 2]
+        return BodyPose(np.asarray(placed, np.float32), np.asarray(seen, np.float32))
+
     def holdings(self) -> Mapping[Hashable, int]:
         """Return the bytes of all networks, including those not loaded yet."""
         return {self: self._size}
@@ -170,19 +220,19 @@ class Vision:
     def _person(self, pixels: Pixels) -> Floats | None:
         """Return the person network's mask, 0 to 1, of the parts that touch a face or a body."""
         with self._lock:
-            boxes = [box for box, _ in self._detections(_FACES, (8, 16, 16, 16), pixels, -1.0)]
-            boxes += [box for box, _ in self._detections(_BODIES, (8, 16, 32, 32, 32), pixels, -1.0)]
-            if not boxes:
+            found = self._detections(_FACES, (8, 16, 16, 16), pixels, -1.0)
+            found += self._detections(_BODIES, (8, 16, 32, 32, 32), pixels, -1.0)
+            if not found:
                 return None
             network = self._network(_PEOPLE)
             height, width = network.size
             shown = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
             (share,) = network(shown)
         soft = np.asarray(cv2.resize(share[..., -1], (pixels.shape[1], pixels.shape[0])), np.float32)
-        found = np.zeros(soft.shape, bool)
-        for left, top, right, bottom in boxes:
-            found[max(0, int(top)) : max(0, int(bottom)) + 1, max(0, int(left)) : max(0, int(right)) + 1] = True
-        mask = _touching(soft > 0.5, found)
+        faces = np.zeros(soft.shape, bool)
+        for left, top, right, bottom in (detection.box for detection in found):
+            faces[max(0, int(top)) : max(0, int(bottom)) + 1, max(0, int(left)) : max(0, int(right)) + 1] = True
+        mask = _touching(soft > 0.5, faces)
         if mask.mean() < _LEAST_SHARE:
             return None
         # The soft edge of the parts that count, and nothing of the others.
@@ -190,14 +240,16 @@ class Vision:
         near = cv2.dilate(mask.astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0
         return np.where(mask | (near & (soft <= 0.5)), soft, np.float32(0))
 
-    def _faces(
-        self, pixels: Pixels, window: tuple[int, int, int, int], *, near: bool
-    ) -> list[tuple[tuple[float, float, float, float], float]]:
+    def _faces(self, pixels: Pixels, window: tuple[int, int, int, int], *, near: bool) -> list[Face]:
         left, top, right, bottom = window
         part = pixels[top:bottom, left:right]
         found = self._detections(_FACES, (8, 16, 16, 16), part, -1.0) if near else []
         found += self._detections(_FAR_FACES, (4,), part, -1.0, per_cell=1)
-        return [((x0 + left, y0 + top, x1 + left, y1 + top), score) for (x0, y0, x1, y1), score in found]
+        return [
+            Face((x0 + left, y0 + top, x1 + left, y1 + top), detection.score)
+            for detection in found
+            for x0, y0, x1, y1 in [detection.box]
+        ]
 
     def _detections(
         self,
@@ -206,8 +258,8 @@ class Vision:
         pixels: Pixels,
         low: float,
         per_cell: int = 2,
-    ) -> list[tuple[tuple[float, float, float, float], float]]:
-        """Return boxes of faces, or of the faces of bodies, in pixels, with scores (BlazeFace, arXiv:1907.05047)."""
+    ) -> list[_Detection]:
+        """Return what a detector finds of faces, or of the faces of bodies (BlazeFace, arXiv:1907.05047)."""
         network = self._network(name)
         side = network.size[0]
         height, width = pixels.shape[:2]
@@ -219,14 +271,17 @@ class Vision:
         raw, logits = sorted(network(canvas / 255 * (1 - low) + low), key=lambda out: -out.shape[-1])
         scores = 1 / (1 + np.exp(-np.clip(logits[:, 0], -80, 80)))
         chosen = np.flatnonzero(scores > _LEAST_SCORE)
-        boxes = []
+        found = []
         for index in chosen:
-            centre = raw[index, :2] + _anchors(side, strides, per_cell)[index] * side
+            corner = _anchors(side, strides, per_cell)[index] * side
             half = raw[index, 2:4] / 2
-            x0, y0, x1, y1 = (float(edge) for edge in (*(centre - half), *(centre + half)))
-            box = ((x0 - left) / scale, (y0 - top) / scale, (x1 - left) / scale, (y1 - top) / scale)
-            boxes.append((box, float(scores[index])))
-        return boxes
+            shift = np.array([left, top])
+            x0, y0, x1, y1 = (
+                float(edge) for sign in (-1, 1) for edge in (raw[index, :2] + corner + sign * half - shift) / scale
+            )
+            points = np.asarray((raw[index, 4:].reshape(-1, 2) + corner - shift) / scale, np.float32)
+            found.append(_Detection((x0, y0, x1, y1), points, float(scores[index])))
+        return found
 
     def _network(self, name: str) -> _Network:
         if name not in self._networks:
@@ -259,7 +314,9 @@ def _folder() -> Path | None:
 
 def _size() -> int:
     folder = _folder()
-    files = [] if folder is None else [folder / f"{name}.tflite" for name in (_FACES, _FAR_FACES, _BODIES, _PEOPLE)]
+    files = (
+        [] if folder is None else [folder / f"{name}.tflite" for name in (_FACES, _FAR_FACES, _BODIES, _POSES, _PEOPLE)]
+    )
     return sum(file.stat().st_size for file in files if file.is_file()) * _BYTES_PER_FILE_BYTE
 
 

@@ -1,4 +1,4 @@
-"""FACE_ENHANCER through HTTP on a mesh: a real photo, with the networks that ship."""
+"""FACE_ENHANCER and DETAIL_ENHANCER through HTTP on a mesh: a real photo, with the networks that ship."""
 
 import io
 from collections.abc import Iterator
@@ -80,3 +80,28 @@ def test_what_cannot_work_is_a_422_that_names_the_member(client: httpx.Client) -
         answer = client.post("/api/v1/tasks/", json={**body, "config": config})
         assert answer.status_code == 422
         assert [one["loc"] for one in answer.json()["detail"]] == [["body", "config", member]]
+
+
+def test_the_detail_of_a_worn_suit_comes_back_from_another_view_of_it(client: httpx.Client) -> None:
+    truth = photo(220)
+    lost = truth.resize((73, 85), Image.Resampling.BOX).resize(truth.size, Image.Resampling.BICUBIC)
+    darker = Image.fromarray((np.asarray(photo(440)) * 0.85).astype(np.uint8))
+    view = darker.rotate(4, Image.Resampling.BICUBIC, fillcolor=(120, 120, 120))
+    task = done(
+        client, "DETAIL_ENHANCER", base_image=data_url(lost), reference_image=data_url(view), detail_label="shirt"
+    )
+    assert task["status"] == "COMPLETED", task
+    assert (task["detail_label"], task["fallback_used"]) == ("shirt", False)
+    made = picture(client, task["result_image_path"])
+    assert made.size == truth.size
+    before, after, was = np.asarray(lost), np.asarray(made), np.asarray(truth)
+    np.testing.assert_array_equal(before[:60], after[:60])  # the face is no part of the suit
+    suit = (slice(150, 240), slice(30, 140))
+    assert ssim(after[suit], was[suit]) > ssim(before[suit], was[suit]) + 0.05
+
+    def detail(pixels: np.ndarray) -> float:
+        return float(np.abs(np.diff(pixels[suit].astype(float), axis=1)).mean())
+
+    assert detail(before) < 0.8 * detail(was)
+    assert detail(after) > 0.9 * detail(was)
+    assert np.abs(after[suit].astype(float).mean((0, 1)) - before[suit].astype(float).mean((0, 1))).max() < 4

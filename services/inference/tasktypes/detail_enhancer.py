@@ -1,0 +1,125 @@
+"""DETAIL_ENHANCER: details of a garment brought back from a reference that shows them as they should be.
+
+Members of `config` steer it; they are those of the contract's `SartiqUltimateGarmentFixerConfig`, with its defaults.
+
+The garment is found in both pictures: by the pose and outline of who wears it, by its outline on a plain background, or
+by U2-NetP. `detail_label` says whether it is worn above or below the waist. Colour and shading stay, and so does what
+lies outside of the garment's box.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from atelier.tasks.v1.detail_enhancer_pb2 import DetailEnhancerTaskPublic
+from atelier.tasks.v1.enums_pb2 import TaskType
+from atelier.tasks.v1.providers_pb2 import SartiqUltimateGarmentFixerConfig
+from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
+
+from meshkit.logging import get_logger
+from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+from modelkit.errors import ModelError
+from modelkit.pictures import open_picture
+from services.inference.tasktypes.checks import check_needs, check_of, share_of, steered
+from services.inference.tasktypes.failures import explained
+
+_log = get_logger(__name__)
+
+_BASE = "base"
+_REFERENCE = "reference"
+_VISION = "vision"
+_CUTOUT = "cutout"
+_CUTTER = "u2netp"
+_RESULT = "image.png"
+
+
+class DetailEnhancerHandler:
+    """Brings details back into DETAIL_ENHANCER tasks' pictures."""
+
+    task_type: TaskType.ValueType = TaskType.TASK_TYPE_DETAIL_ENHANCER
+    families: tuple[str, ...] = ("vision", "cutout", "likeness")
+
+    def inputs(self, spec: CreateTask, task: Task) -> Sequence[InputRef]:
+        """Name the two pictures."""
+        stored, asked = task.detail_enhancer, spec.detail_enhancer
+        return (
+            InputRef(_BASE, stored.base_image_path or asked.base_image, "image"),
+            InputRef(_REFERENCE, stored.reference_image_path or asked.reference_image, "image"),
+        )
+
+    def batch_key(self, spec: CreateTask, task: Task) -> Hashable | None:  # noqa: ARG002 -- the protocol's signature
+        """Work on pictures one by one."""
+        return None
+
+    def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:
+        """Name the networks that find garments, and those that compare pictures where a check asks for that."""
+        return (Need(_VISION, "vision"), Need(_CUTOUT, "cutout", _CUTTER), *check_needs(_settings(spec, task)))
+
+    def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
+        """Work on each picture; one that fails does not fail the others."""
+        outcomes: list[Output | Exception] = []
+        for context in batch:
+            try:
+                outcomes.append(_enhance(context, lent))
+            except (ModelError, TaskFailed, TaskCancelled) as outcome:
+                outcomes.append(explained(outcome))
+        return outcomes
+
+
+def handler() -> DetailEnhancerHandler:
+    """Return the handler of the type."""
+    return DetailEnhancerHandler()
+
+
+def _settings(spec: CreateTask, task: Task) -> SartiqUltimateGarmentFixerConfig:
+    settings: SartiqUltimateGarmentFixerConfig = steered(spec, task, SartiqUltimateGarmentFixerConfig.DESCRIPTOR)
+    return settings
+
+
+def _label(spec: CreateTask, task: Task) -> str:
+    return (task.detail_enhancer if task.HasField("detail_enhancer") else spec.detail_enhancer).detail_label
+
+
+def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
+    from modelkit.details import DetailSettings, DetailTransfer  # noqa: PLC0415 -- OpenCV, in the child alone
+
+    began = time.monotonic()
+    settings = _settings(context.spec, context.task)
+    base, reference = open_picture(context.inputs[_BASE]), open_picture(context.inputs[_REFERENCE])
+    done = share_of(context)
+    done(0.0)
+    transfer = DetailTransfer(
+        lent[_VISION],
+        lent[_CUTOUT],
+        check_of(settings, lent),
+        DetailSettings(
+            label=_label(context.spec, context.task),
+            expand=settings.bbox_expand_percent,
+            split=settings.split_threshold,
+            feather_px=settings.feather_px,
+            max_retries=settings.max_retries,
+        ),
+    )
+    made = transfer.transfer(base, reference, done, keep_drafts=settings.save_debug_images)
+    for number, tile in enumerate(made.tiles, 1):
+        _log.info(
+            "detail_checked",
+            job_id=context.job_id,
+            tile=number,
+            attempts=tile.attempts,
+            passed=tile.scores.passed,
+            ssim=tile.scores.ssim,
+            lpips=tile.scores.lpips,
+            dists=tile.scores.dists,
+            detail=[round(one, 2) for one in tile.detail],
+        )
+    files = [OutputFile(_RESULT, "image/png", "result_image_path")]
+    made.image.save(context.folder / _RESULT, "PNG")
+    for name, draft in made.drafts.items():
+        draft.save(context.folder / f"debug-{name}.png", "PNG")
+        files.append(OutputFile(f"debug-{name}.png", "image/png", None))
+    result = DetailEnhancerTaskPublic(fallback_used=any(not tile.scores.passed for tile in made.tiles))
+    done(1.0)
+    return Output(TaskResult(detail_enhancer=result), tuple(files), time.monotonic() - began)
