@@ -1,8 +1,8 @@
 """Copies of a mesh: the database first, then the objects, so that each row's objects are in the copy.
 
 A copy is a folder: `database.dump` (pg_dump, custom format), `objects.tar`, and `backup.json`, written last. Services
-may run while it is made. Objects that are newer than the dump belong to attempts that the dump does not know; after a
-restore the tasks service compares them with its rows and deletes them.
+may run while it is made. Objects in the folders of tasks that are newer than the dump belong to attempts that the dump
+may not know; after a restore the tasks service compares them with its rows and deletes them.
 """
 
 import datetime as dt
@@ -12,6 +12,7 @@ import re
 import subprocess
 import tarfile
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, cast
@@ -28,6 +29,11 @@ from meshkit.catalog import TASK_TYPES
 from meshkit.topology import SERVICES
 
 SCHEMAS: Final = tuple(spec.schema for spec in SERVICES if spec.schema)
+SETTINGS: Final = (
+    "ATELIER_DATABASE_URL",
+    *(f"ATELIER_S3_{name}" for name in ("ENDPOINT", "ACCESS_KEY", "SECRET_KEY", "SECURE", "REGION", "BUCKET")),
+)
+"""What `Stores.of` reads."""
 _TYPE: Final = "ATELIER.content_type"
 # In the folders of task types alone: a tenant's own images may have paths of the same form elsewhere.
 _FOLDERS: Final = "|".join(sorted({re.escape(spec.prefix) for spec in TASK_TYPES.values()}))
@@ -112,8 +118,11 @@ class Stores:
         """
         if not (folder / "backup.json").exists():
             raise CliError(f"{folder} holds no whole backup: backup.json is missing.")
+        told = json.loads((folder / "backup.json").read_text())
+        began = dt.datetime.fromisoformat(told["began"]).timestamp()
         self._restore_database(folder / "database.dump")
         count = size = 0
+        older: set[str] = set()
         with tarfile.open(folder / "objects.tar") as archive:
             for member in archive:
                 content = cast("BinaryIO | None", archive.extractfile(member))
@@ -121,7 +130,9 @@ class Stores:
                     kind = member.pax_headers.get(_TYPE, "application/octet-stream")
                     self.client.put_object(self.bucket, member.name, content, member.size, kind)
                     count, size = count + 1, size + member.size
-        self._sweep_later()
+                    if member.mtime < int(began) and _OF_A_TASK.match(member.name):
+                        older.add(member.name)
+        self._sweep_later(older)
         return Copied(count, size)
 
     def _restore_database(self, dump: Path) -> None:
@@ -149,12 +160,16 @@ class Stores:
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(new)))
             connection.execute(sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new)))
 
-    def _sweep_later(self) -> None:
-        """Note the folder of every task that has objects: the tasks service deletes what no row names."""
+    def _sweep_later(self, older: AbstractSet[str]) -> None:
+        """Note the folders of tasks that have newer objects: the tasks service deletes there what no row names.
+
+        Args:
+            older: Objects that were there before the dump. It knows what they belong to, or they are a tenant's own.
+        """
         found = {
             match.groups()
             for each in self.client.list_objects(self.bucket, prefix="tenants/", recursive=True)
-            if (match := _OF_A_TASK.match(str(each.object_name)))
+            if str(each.object_name) not in older and (match := _OF_A_TASK.match(str(each.object_name)))
         }
         with psycopg.connect(self.database_url) as connection, connection.cursor() as cursor:
             cursor.executemany(

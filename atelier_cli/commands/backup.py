@@ -10,11 +10,12 @@ import typer
 import urllib3
 from minio.error import MinioException
 
-from atelier_cli.backup import Stores
+from atelier_cli.backup import SETTINGS, Stores
 from atelier_cli.commands.mesh import Data
 from atelier_cli.embedded.nats import NatsServer
 from atelier_cli.embedded.postgres import programs
 from atelier_cli.embedded.process import RunningServer, StartError
+from atelier_cli.environment import given
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import DataFolder
 from atelier_cli.mesh import MeshPlan, ServiceProcess, choose_ports, plan
@@ -61,7 +62,9 @@ def _stores(mesh: MeshPlan) -> Stores:
     tasks = mesh.servers["tasks"]
     if not isinstance(tasks, ServiceProcess):
         raise TypeError(tasks)
-    return Stores.of(tasks.environment, programs())
+    # The keys of a store of the user's own are in this process's environment alone, as services inherit them.
+    environment = {name: value for name in SETTINGS if (value := tasks.environment.get(name) or given(name))}
+    return Stores.of(environment, programs())
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Protocol
 
-from PIL import AvifImagePlugin, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from meshkit.errors import MeshError, invalid, too_large
 from meshkit.images.limits import DEFAULT_LIMITS, EVERYTHING, MAX_PIXELS, MEMBER, ImageGrant, ImageInfo, ImageLimits
@@ -158,12 +158,26 @@ def _opened(data: bytes | Path | BinaryIO, limits: ImageLimits, path: str) -> Im
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _too_many_pixels(limits, path) from None
     except UnidentifiedImageError:
+        if _begins_as_tiff(source):
+            text = (
+                "is a TIFF of samples that are not read, such as 32-bit float RGB; save it with 8 or 16 bits a channel"
+            )
+            raise invalid(path, text, "image_format") from None
         allowed = ", ".join(limits.formats)
         raise invalid(path, f"is not an image of a known format ({allowed})", "image_format") from None
     except (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, RuntimeError):
         raise _broken(path) from None
     _check_size(image, limits, path)
     return image
+
+
+def _begins_as_tiff(source: BinaryIO | Path) -> bool:
+    """Whether Pillow would take a file for a TIFF; it tells one that it cannot read like what is no image."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return _begins_as_tiff(file)
+    source.seek(0)
+    return source.read(4) in TiffImagePlugin.PREFIXES
 
 
 def _size(data: bytes | Path | BinaryIO) -> int:

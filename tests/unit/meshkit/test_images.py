@@ -47,6 +47,25 @@ def test_known_formats_pass(kind: Any) -> None:
     assert inspect(encoded(kind)) == ImageInfo(kind, 8, 6, 1)
 
 
+def float_rgb_tiff() -> bytes:
+    """A TIFF of 2x2 pixels, three 32-bit float samples each, which Pillow has no mode for."""
+    samples = struct.pack("<12f", *[0.5] * 12)
+    tags = [(256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 146)]
+    tags += [(277, 3, 1, 3), (278, 3, 1, 2), (279, 4, 1, len(samples)), (339, 3, 3, 140)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return head + struct.pack("<I3H3H", 0, 32, 32, 32, 3, 3, 3) + samples
+
+
+def test_a_tiff_of_float_colours_is_refused_by_the_name_of_its_kind(tmp_path: Path) -> None:
+    file = tmp_path / "a.tiff"
+    file.write_bytes(float_rgb_tiff())
+    for source in (float_rgb_tiff(), file, io.BytesIO(float_rgb_tiff())):
+        with pytest.raises(MeshError) as caught:
+            inspect(source)
+        assert caught.value.violations[0].type == "image_format"
+        assert "32-bit float" in caught.value.violations[0].message
+
+
 @pytest.mark.parametrize("kind", ["PPM", "TGA", "PCX", "ICO", "SGI", "JPEG2000"])
 def test_other_formats_are_refused(kind: Any) -> None:
     assert refusal(inspect, encoded(kind)) == "image_format"
