@@ -125,10 +125,17 @@ def test_a_background_is_moved_to_the_palettes_and_the_person_stays(device_mesh:
             "this installation has u2net, u2netp",
         ),
         ({"provider_config": {"provider_type": "LOCAL", "rembg_model": "other"}}, ["provider_config"], ""),
+        (
+            {"task_type": "BACKGROUND_REMOVE", "input_image_paths": ["a.png"], "config": {"cloth_category": "hat"}},
+            ["config", "cloth_category"],
+            "all",
+        ),
+        ({"task_type": "BACKGROUND_REMOVE", "input_image_paths": []}, ["input_image_paths"], ""),
+        ({"task_type": "BACKGROUND_REMOVE", "input_image_paths": ["gone.png"]}, ["input_image_paths", 0], "no object"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(
-    device_mesh: RunningMesh, fields: dict[str, Any], where: list[str], said: str
+    device_mesh: RunningMesh, fields: dict[str, Any], where: list[str | int], said: str
 ) -> None:
     body = {
         "task_type": "BACKGROUND_FIX",
@@ -137,6 +144,8 @@ def test_what_cannot_work_is_refused_at_once(
         "palette_image": data_url(photo()),
         **fields,
     }
+    if body["task_type"] == "BACKGROUND_REMOVE":
+        del body["base_image"], body["palette_image"]
     with device_mesh.http("refusals") as client:
         answer = client.post("/api/v1/tasks/", json=body)
         assert answer.status_code == 422, answer.text

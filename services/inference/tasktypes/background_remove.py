@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from atelier.tasks.v1.background_removal_pb2 import BackgroundRemovalTaskPublic
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_VALIDATION, TaskType
+from atelier.tasks.v1.providers_pb2 import LocalCutoutConfig
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
 from meshkit.worker.handlers import (
@@ -29,6 +30,7 @@ from meshkit.worker.handlers import (
 from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.pictures import open_picture
 from modelkit.requests import Garment
+from services.inference.tasktypes.checks import steered
 from services.inference.tasktypes.failures import explained
 
 if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
@@ -82,7 +84,7 @@ def network_of(spec: CreateTask, task: Task) -> str | None:
 def _cut(context: TaskContext, network: Cutout) -> Output:
     began = time.monotonic()
     count = len(_sources(context.spec, context.task))
-    garment = _garment(context)
+    garment: Garment = steered(context.spec, context.task, LocalCutoutConfig.DESCRIPTOR).cloth_category
     files: list[OutputFile] = []
     errors: list[str] = []
     for index in range(count):
@@ -113,14 +115,3 @@ def _cut(context: TaskContext, network: Cutout) -> Output:
 
 def _sources(spec: CreateTask, task: Task) -> Sequence[str]:
     return task.background_remove.input_image_paths or spec.background_remove.input_image_paths
-
-
-def _garment(context: TaskContext) -> Garment:
-    config = context.task.config if context.task.HasField("config") else context.spec.config
-    if "cloth_category" not in config.fields:
-        return "all"
-    value = config.fields["cloth_category"].string_value
-    for garment in get_args(Garment):
-        if value == garment:
-            return garment  # type: ignore[no-any-return] # a member of the literal
-    raise ModelError(f"config.cloth_category is one of {', '.join(get_args(Garment))}.")

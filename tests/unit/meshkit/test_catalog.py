@@ -290,6 +290,7 @@ def test_a_type_and_a_provider_are_what_the_contract_says_of_them() -> None:
 def test_some_types_are_steered_by_their_config() -> None:
     steered = {name: spec.steered_by.name for name, spec in TASK_TYPES.items() if spec.steered_by is not None}
     assert steered == {
+        "BACKGROUND_REMOVE": "LocalCutoutConfig",
         "DETAIL_ENHANCER": "SartiqUltimateGarmentFixerConfig",
         "FACE_ENHANCER": "SartiqUltimateFaceFixerConfig",
     }

@@ -140,6 +140,30 @@ class LocalProviderConfig(_message.Message):
 Global___LocalProviderConfig: _TypeAlias = LocalProviderConfig  # noqa: Y015
 
 @_typing.final
+class LocalCutoutConfig(_message.Message):
+    """Members of a BACKGROUND_REMOVE task's `config` that steer a local worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOTH_CATEGORY_FIELD_NUMBER: _builtins.int
+    cloth_category: _builtins.str
+    """Garments that `u2net_cloth_seg` cuts out; other networks ignore it."""
+    def __init__(
+        self,
+        *,
+        cloth_category: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cloth_category", b"_cloth_category", "cloth_category", b"cloth_category"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cloth_category", b"_cloth_category", "cloth_category", b"cloth_category"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cloth_category: _TypeAlias = _typing.Literal["cloth_category"]  # noqa: Y015
+    _WhichOneofArgType__cloth_category: _TypeAlias = _typing.Literal["_cloth_category", b"_cloth_category"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cloth_category) -> _WhichOneofReturnType__cloth_category | None: ...
+
+Global___LocalCutoutConfig: _TypeAlias = LocalCutoutConfig  # noqa: Y015
+
+@_typing.final
 class FalStandardConfig(_message.Message):
     """Settings of a fal application."""
 
