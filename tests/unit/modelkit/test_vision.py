@@ -91,6 +91,12 @@ def test_faces_near_and_far_are_found_the_largest_first(vision: Vision) -> None:
     assert min(large.score, small.score) > 0.5
 
 
+def test_a_rocket_beside_a_person_is_no_face(vision: Vision) -> None:
+    with Image.open(PHOTO) as photo:
+        (face,) = vision.faces(photo.convert("RGB").resize((880, 1024), Image.Resampling.LANCZOS))
+    assert face.box == pytest.approx((346, 134, 557, 344), abs=15)
+
+
 def test_things_noise_and_tiny_pictures_have_no_face(vision: Vision) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
     for image in (product(), Image.fromarray(noise), Image.new("RGB", (1, 1)), Image.new("RGB", (700, 3))):
