@@ -23,7 +23,7 @@ from models.garments.catalogue import (
     UNDER_WHITE,
     GarmentFacts,
 )
-from models.garments.shapes import SHAPES, Layer, Points, Uniform, ellipse
+from models.garments.shapes import SHAPES, Layer, Points, Shape, Uniform, ellipse
 
 Picture: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
@@ -40,6 +40,39 @@ class Drawing:
     picture: Picture
     silhouette: Floats
     facts: GarmentFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Sources of chance of one drawing. Drawings from equal streams differ only where their facts do.
+
+    Attributes:
+        pose: Of where the garment stands.
+        cut: Of its outline, and of its print after that.
+        shade: Of how its colours stray from the catalogue's.
+        light: Of the light on it.
+        ground: Of how the ground strays from the catalogue's.
+    """
+
+    pose: np.random.Generator
+    cut: np.random.Generator
+    shade: np.random.Generator
+    light: np.random.Generator
+    ground: np.random.Generator
+
+    @classmethod
+    def seeded(cls, seed: int) -> Streams:
+        """Return streams that do not depend on each other, so that one thing can change and the others stay."""
+        return cls(*(np.random.default_rng(part) for part in np.random.SeedSequence(seed).spawn(5)))
+
+
+def uniform(rng: np.random.Generator) -> Uniform:
+    """Return the draw of shapes and light: a number between two bounds."""
+
+    def u(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
+
+    return u
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +144,7 @@ def _print_shapes(facts: GarmentFacts, u: Uniform) -> list[Layer]:
 
 
 def _paint(
-    facts: GarmentFacts, rng: np.random.Generator, pose: _Pose, u: Uniform
+    facts: GarmentFacts, shape_of: Shape, rng: np.random.Generator, pose: _Pose, u: Uniform
 ) -> tuple[Image.Image, Image.Image, Image.Image, RGB]:
     """Cloth colours (RGB), tones (L, 128 is neutral) and silhouette (L), supersampled, and the base colour."""
     n = pose.pixels
@@ -125,7 +158,7 @@ def _paint(
     base = near(facts.colour)
     cloth, tone, shape = Image.new("RGB", (n, n), base), Image.new("L", (n, n), 128), Image.new("L", (n, n), 0)
     on_tone, on_shape = ImageDraw.Draw(tone), ImageDraw.Draw(shape)
-    for layer in SHAPES[facts.garment](u):
+    for layer in shape_of(u):
         points = pose.place(layer.points)
         shade = round(128 * layer.tone) if layer.tone <= 1 else round(128 + 127 * (layer.tone - 1))
         if layer.kind == "cut":
@@ -171,17 +204,27 @@ def draw(facts: GarmentFacts, rng: np.random.Generator, size: int = 64) -> Drawi
         rng: Source of cut, pose, light and shades.
         size: Side of the picture in pixels.
     """
+    return draw_from(facts, Streams(rng, rng, rng, rng, rng), size)
 
-    def u(low: float, high: float) -> float:
-        return float(rng.uniform(low, high))
 
+def draw_from(facts: GarmentFacts, streams: Streams, size: int = 64, shape_of: Shape | None = None) -> Drawing:
+    """Draw one garment from streams, in its usual shape or another one.
+
+    Args:
+        facts: What to show.
+        streams: Sources of cut, pose, light and shades.
+        size: Side of the picture in pixels.
+        shape_of: Outline instead of the garment's own.
+    """
+    u = uniform(streams.pose)
     pose = _Pose(math.radians(u(-6, 6)), u(0.88, 1.0), u(-0.05, 0.05), u(-0.05, 0.05), size * _OVER)
-    cloth, tone, shape, base = _paint(facts, rng, pose, u)
+    shape_of = shape_of or SHAPES[facts.garment]
+    cloth, tone, shape, base = _paint(facts, shape_of, streams.shade, pose, uniform(streams.cut))
     box = (size, size)
     shape_map: Floats = np.asarray(shape.resize(box, Image.Resampling.BOX), dtype=np.float32) / np.float32(255)
     tone_map = np.asarray(tone.resize(box, Image.Resampling.BOX), dtype=np.float32)[..., None]
     colour = np.asarray(cloth.resize(box, Image.Resampling.BOX), dtype=np.float32)
-    light = _light(size, shape_map, u)[..., None]
+    light = _light(size, shape_map, uniform(streams.light))[..., None]
     dark = np.minimum(1, tone_map / 128)
     pale = np.maximum(0, (tone_map - 128) / 127)
     if max(base) < 70:
@@ -190,7 +233,9 @@ def draw(facts: GarmentFacts, rng: np.random.Generator, size: int = 64) -> Drawi
         dark = np.maximum(dark, 0.9)
     colour = colour * dark
     colour = (colour + (255 - colour) * pale) * light
-    ground = np.array(BACKGROUNDS[facts.background], dtype=np.float32) + rng.normal(0, 1.5, 3).astype(np.float32)
+    ground = np.array(BACKGROUNDS[facts.background], dtype=np.float32) + streams.ground.normal(0, 1.5, 3).astype(
+        np.float32
+    )
     mixed = ground * (1 - shape_map[..., None]) + np.clip(colour, 0, 255) * shape_map[..., None]
     return Drawing(np.clip(mixed + 0.5, 0, 255).astype(np.uint8), shape_map, facts)
 

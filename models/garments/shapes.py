@@ -36,6 +36,9 @@ class Layer:
     width: float = 0.0
 
 
+Shape: TypeAlias = Callable[[Uniform], list[Layer]]
+
+
 def smooth(points: ArrayLike, times: int = 2) -> Points:
     """Round a closed outline by Chaikin's corner cutting (each round doubles the points)."""
     p = np.asarray(points, dtype=np.float64)
@@ -308,7 +311,7 @@ def bag(u: Uniform) -> list[Layer]:
     ]
 
 
-SHAPES: Final[dict[str, Callable[[Uniform], list[Layer]]]] = {
+SHAPES: Final[dict[str, Shape]] = {
     "dress": dress,
     "t-shirt": t_shirt,
     "trousers": trousers,

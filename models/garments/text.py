@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import sentencepiece
@@ -161,14 +161,47 @@ def labels_of(facts: GarmentFacts, *, says_second: bool, says_ground: bool) -> t
     )
 
 
-class PromptClassifier:
-    """Two linear heads over the encoders, and the optimiser that teaches them all to name a prompt's facts."""
+# Words a training prompt and labels it, one class a head.
+Wording: TypeAlias = Callable[[np.random.Generator], tuple[str, tuple[int, ...]]]
 
-    def __init__(self, side: TextEncoders, seed: int, lr: float = 2e-3) -> None:
-        self.side = side
+
+def _worded(rng: np.random.Generator) -> tuple[str, tuple[int, ...]]:
+    facts = choose(rng)
+    prompt, second, ground = training_prompt(facts, rng)
+    return prompt, labels_of(facts, says_second=second, says_ground=ground)
+
+
+class PromptClassifier:
+    """Two linear heads over the encoders, and the optimiser that teaches them all to name a prompt's facts.
+
+    Args:
+        side: The encoders.
+        seed: Of the prompts.
+        lr: Learning rate at the start.
+        word: Source of prompts.
+        heads: Classes of each head.
+        lengths: Lengths T5 is padded to.
+        device: Where the steps run.
+    """
+
+    def __init__(
+        self,
+        side: TextEncoders,
+        seed: int,
+        lr: float = 2e-3,
+        *,
+        word: Wording = _worded,
+        heads: tuple[int, ...] = _HEADS,
+        lengths: tuple[int, ...] = (24, 32),
+        device: str = "cpu",
+    ) -> None:
+        self._device = device
+        side.text_encoder.to(device)
+        side.text_encoder_2.to(device)
+        self.side, self._word, self._sizes, self._lengths = side, word, heads, lengths
         self._rng = np.random.default_rng(seed)
         self._lr = lr
-        self._heads = nn.ModuleList([nn.Linear(CLIP_WIDTH, sum(_HEADS)), nn.Linear(T5_WIDTH, sum(_HEADS))])
+        self._heads = nn.ModuleList([nn.Linear(CLIP_WIDTH, sum(heads)), nn.Linear(T5_WIDTH, sum(heads))]).to(device)
         parameters = [*side.text_encoder.parameters(), *side.text_encoder_2.parameters(), *self._heads.parameters()]
         self._optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-3)
 
@@ -181,27 +214,26 @@ class PromptClassifier:
             batch: Prompts per step.
 
         Returns:
-            The loss and the ten accuracies (five of CLIP, five of T5).
+            The loss and the accuracies per head, CLIP's then T5's.
         """
         for group in self._optimiser.param_groups:
             group["lr"] = self._lr * warm * max(0.02, 1 - progress)
         prompts: list[str] = []
-        labels: list[tuple[int, int, int, int, int]] = []
+        labels: list[tuple[int, ...]] = []
         for _ in range(batch):
-            facts = choose(self._rng)
-            prompt, second, ground = training_prompt(facts, self._rng)
+            prompt, facts = self._word(self._rng)
             prompts.append(prompt)
-            labels.append(labels_of(facts, says_second=second, says_ground=ground))
-        y = torch.tensor(labels)
-        pooled = self.side.text_encoder(self.side.clip_ids(prompts)).pooler_output
-        length = int(self._rng.choice([24, 32]))
-        ids = self.side.t5_ids(prompts, length)
+            labels.append(facts)
+        y = torch.tensor(labels, device=self._device)
+        pooled = self.side.text_encoder(self.side.clip_ids(prompts).to(self._device)).pooler_output
+        length = int(self._rng.choice(self._lengths))
+        ids = self.side.t5_ids(prompts, length).to(self._device)
         mask = (ids != self.side.tokenizer_2.pad_token_id).float()[..., None]
         mean = (self.side.text_encoder_2(ids)[0] * mask).sum(1) / mask.sum(1)
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=self._device)
         accuracies: list[float] = []
         for head, features in zip(self._heads, (pooled, mean), strict=True):
-            for k, part in enumerate(head(features).split(_HEADS, 1)):
+            for k, part in enumerate(head(features).split(self._sizes, 1)):
                 loss = loss + cross_entropy(part, y[:, k])
                 accuracies.append(float((part.argmax(1) == y[:, k]).float().mean()))
         self._optimiser.zero_grad(set_to_none=True)

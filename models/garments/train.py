@@ -42,6 +42,7 @@ from models.garments.catalogue import GarmentFacts  # noqa: E402 -- as above
 from models.garments.draw import Picture, contact_sheet, draw_many  # noqa: E402 -- as above
 from models.garments.flow import FlowTrainer, export, make_transformer  # noqa: E402 -- as above
 from models.garments.libraries import Autoencoder, AutoencoderKL  # noqa: E402 -- as above
+from models.garments.stages import Stage, StageClock, run_stage, write_state  # noqa: E402 -- as above
 from models.garments.text import PromptClassifier, TextEncoders, load_text_side, make_text_side, save_text_side  # noqa: E402 -- as above
 
 log = logging.getLogger("garments")
@@ -88,87 +89,15 @@ class Recipe:
 SHARES: Final = {"vae": 0.36, "text": 0.03, "flow": 0.6, "polish": 0.04}
 
 
-class StageClock:
-    """Time and steps a stage has had, over all of its runs."""
-
-    def __init__(self, budget: float, spent: float, steps: int) -> None:
-        self.budget, self.steps = budget, steps
-        self._spent, self._since = spent, time.monotonic()
-
-    @property
-    def spent(self) -> float:
-        """Seconds, of all runs together."""
-        return self._spent + time.monotonic() - self._since
-
-    @property
-    def progress(self) -> float:
-        """How much of the stage is over, 0..1."""
-        return min(1.0, self.spent / self.budget)
-
-
-def _write(path: Path, state: dict[str, Any]) -> None:
-    fresh = path.with_suffix(".new")
-    torch.save(state, fresh)
-    fresh.replace(path)  # a stop while writing leaves the older state whole
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One stage of the recipe, for run_stage to repeat.
-
-    Attributes:
-        name: A key of SHARES, and the name of the state's file.
-        step: One step; returns its loss.
-        state: Everything a resumed stage needs.
-        restore: The inverse of state.
-        refresh: Called at intervals and at the end, to export what there is.
-    """
-
-    name: str
-    step: Callable[[StageClock], float]
-    state: Callable[[], dict[str, Any]]
-    restore: Callable[[dict[str, Any]], None]
-    refresh: Callable[[], None] = lambda: None
-
-
-def run_stage(recipe: Recipe, stage: Stage) -> None:
-    """Repeat a stage's step until its time (or the step limit) is used up, saving as it goes.
-
-    A stage that has ended before is only restored.
-    """
-    name = stage.name
-    path = recipe.out / "state" / f"{name}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    spent, steps, done = 0.0, 0, False
-    if path.exists():
-        saved = torch.load(path, weights_only=False)  # our own file: it holds a numpy generator's state
-        stage.restore(saved["state"])
-        spent, steps, done = saved["spent"], saved["steps"], saved["done"]
-        log.info("%s: goes on at step %d after %.0f s", name, steps, spent)
-    clock = StageClock(recipe.seconds(SHARES[name]), spent, steps)
-    saved_at = shown_at = refreshed_at = clock.spent
-    losses: list[float] = []
-    while not done:
-        losses.append(stage.step(clock))
-        clock.steps += 1
-        now = clock.spent
-        done = now >= clock.budget or 0 < recipe.step_limit <= clock.steps
-        if now - shown_at > 30 or done:
-            log.info(
-                "%s: step %d, loss %.4f, %.0f of %.0f s",
-                name,
-                clock.steps,
-                float(np.mean(losses[-200:])),
-                now,
-                clock.budget,
-            )
-            shown_at = now
-        if now - saved_at > recipe.save_seconds or done:
-            _write(path, {"state": stage.state(), "spent": now, "steps": clock.steps, "done": done})
-            saved_at = now
-        if now - refreshed_at > recipe.export_seconds or done:
-            stage.refresh()
-            refreshed_at = now
+def _run(recipe: Recipe, stage: Stage) -> None:
+    run_stage(
+        recipe.out,
+        stage,
+        recipe.seconds(SHARES[stage.name]),
+        step_limit=recipe.step_limit,
+        save_seconds=recipe.save_seconds,
+        export_seconds=recipe.export_seconds,
+    )
 
 
 def dataset(recipe: Recipe) -> tuple[Picture, list[GarmentFacts]]:
@@ -237,7 +166,7 @@ def _autoencoder(recipe: Recipe, pictures: Picture) -> Autoencoder:
     else:
         vae = vaes.make_vae(recipe.size)
         sheet = recipe.out / "round_trip.png"
-        run_stage(recipe, _vae_stage(recipe, "vae", vae, pictures, lambda: _show_round_trip(vae, pictures, sheet)))
+        _run(recipe, _vae_stage(recipe, "vae", vae, pictures, lambda: _show_round_trip(vae, pictures, sheet)))
         vaes.level_channels(vae, pictures[:2000])
         vae.save_pretrained(folder)
         log.info("vae: %.2f dB on unseen drawings", vaes.psnr(vae, pictures[-_UNSEEN:]))
@@ -265,7 +194,7 @@ def _text_side(recipe: Recipe) -> TextEncoders:
             seen.append(accuracies)
             return loss
 
-        run_stage(recipe, Stage("text", step, namer.state, namer.restore))
+        _run(recipe, Stage("text", step, namer.state, namer.restore))
         if seen:
             log.info("text: accuracies, CLIP then T5: %s", np.mean(seen[-50:], axis=0).round(3).tolist())
         save_text_side(namer.side, folder)
@@ -277,7 +206,7 @@ def _text_side(recipe: Recipe) -> TextEncoders:
 def _latents(recipe: Recipe, vae: Autoencoder, pictures: Picture) -> torch.Tensor:
     path = recipe.out / "state" / "latents.pt"
     if not path.exists():
-        _write(path, {"z": vaes.encode(vae, pictures)})
+        write_state(path, {"z": vaes.encode(vae, pictures)})
     z: torch.Tensor = torch.load(path)["z"].float()
     scaled: torch.Tensor = (z - vae.config.shift_factor) * vae.config.scaling_factor
     return scaled.half()
@@ -301,8 +230,8 @@ def train(recipe: Recipe) -> Path:
     def step(clock: StageClock) -> float:
         return trainer.step(clock.progress, recipe.flow_batch)
 
-    run_stage(recipe, Stage("flow", step, trainer.state, trainer.restore, refresh))
-    run_stage(recipe, _vae_stage(recipe, "polish", vae, pictures, refresh))
+    _run(recipe, Stage("flow", step, trainer.state, trainer.restore, refresh))
+    _run(recipe, _vae_stage(recipe, "polish", vae, pictures, refresh))
     _show_round_trip(vae, pictures, recipe.out / "polished.png")
     log.info("polish: %.2f dB on unseen drawings", vaes.psnr(vae, pictures[-_UNSEEN:]))
     refresh()

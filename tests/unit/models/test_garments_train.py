@@ -1,4 +1,4 @@
-"""The recipe: stages go on where they stopped, and a tiny run ends in a folder that the pipeline loads."""
+"""The recipe: a tiny run ends in a folder that the pipeline loads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 from models.garments.catalogue import GarmentFacts
 from models.garments.evaluate import EvaluationCase, EvaluationLimits, load, make
 from models.garments.flow import image_ids, pack, quicken
-from models.garments.train import Recipe, Stage, StageClock, run_stage, train
+from models.garments.train import Recipe, train
 
 
 @pytest.fixture(autouse=True)
@@ -26,50 +25,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-class _StoppedError(Exception):
-    pass
-
-
-def test_stage_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    recipe = Recipe(tmp_path, minutes=10, step_limit=6, save_seconds=0)
-    taken: list[int] = []
-    value = {"sum": 0}
-
-    def stage(*, stop_at: int) -> Stage:
-        def step(clock: StageClock) -> float:
-            if clock.steps == stop_at:
-                raise _StoppedError
-            taken.append(clock.steps)
-            value["sum"] += 1
-            return 0.0
-
-        def restore(state: dict[str, Any]) -> None:
-            value["sum"] = state["sum"]
-
-        return Stage("text", step, lambda: dict(value), restore)
-
-    with pytest.raises(_StoppedError):
-        run_stage(recipe, stage(stop_at=4))
-    value["sum"] = 0
-    run_stage(recipe, stage(stop_at=-1))
-    assert taken == [0, 1, 2, 3, 4, 5]
-    assert value["sum"] == 6
-    run_stage(recipe, stage(stop_at=0))  # over: no step is taken, or it would raise
-    assert value["sum"] == 6
-
-
-def test_stage_ends_by_the_clock(tmp_path: Path) -> None:
-    recipe = Recipe(tmp_path, minutes=1e-6)
-    steps: list[int] = []
-
-    def step(clock: StageClock) -> float:
-        steps.append(clock.steps)
-        return 0.0
-
-    run_stage(recipe, Stage("text", step, dict, lambda _: None))
-    assert steps == [0]
 
 
 def test_packing_is_the_pipelines_own() -> None:
