@@ -1,8 +1,9 @@
 """The card of a model, `atelier.json`: its name, its architecture and its limits.
 
 The card stands in the model's folder. A folder without one is taken for a language model where its `config.json` says
-so, else for a FLUX.1-dev, or for a FLUX.1-schnell where its transformer takes no guidance. A GGUF file needs no card.
-Models that make no pictures leave the members on sizes and steps at their defaults.
+so, for a FLUX.1-Kontext where its pipeline says so, for a FLUX.1-schnell where its transformer takes no guidance, else
+for a FLUX.1-dev. A GGUF file needs no card. Models that make no pictures leave the members on sizes and steps at their
+defaults.
 """
 
 from __future__ import annotations
@@ -75,13 +76,15 @@ class ModelCard(_CardPart):
 
     Attributes:
         name: Name under which tasks ask for the model.
-        architecture: What the model is (`flux`); the families of `modelkit.family` decide by it which of them runs it.
+        architecture: What the model is (`flux`, `flux-kontext`); the families of `modelkit.family` decide by it which
+            of them runs it.
         license: SPDX name of the weights' licence, where known.
         native_size: Side of the square that the model was trained on.
         min_size: Smallest side that the model draws well; smaller results are drawn larger and reduced.
         max_size: Largest side that the model draws well; larger results are drawn natively and enlarged.
         size_multiple: Sides are multiples of it.
         max_sequence_length: Tokens of the long prompt encoder; prompts are padded and cut to it.
+        references: Most pictures that an edit may draw on beside the one that it changes.
         steps: Denoising steps.
         guidance: Guidance.
         lora: Layers that a training adapts.
@@ -96,6 +99,7 @@ class ModelCard(_CardPart):
     max_size: Annotated[int, Field(ge=16, le=8192)] = 2048
     size_multiple: Annotated[int, Field(ge=1, le=1024)] = 16
     max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 512
+    references: Annotated[int, Field(ge=0, le=64)] = 16
     steps: StepRange = StepRange()
     guidance: Guidance = Guidance()
     lora: LoraTargets = LoraTargets()
@@ -159,6 +163,9 @@ def _guess(folder: Path) -> ModelCard:
     if any(str(kind).endswith("ForCausalLM") for kind in _read(folder / "config.json").get("architectures") or ()):
         return ModelCard(name=name, architecture=CAUSAL)
     transformer = _read(folder / "transformer" / "config.json")
+    if _read(folder / "model_index.json").get("_class_name") == "FluxKontextPipeline":
+        # FLUX.1-Kontext-dev: about a megapixel, its longest side 1568; guidance of 2.5 (its own model card).
+        return ModelCard(name=name, architecture="flux-kontext", max_size=1568, guidance=Guidance(scale_default=2.5))
     if transformer.get("guidance_embeds", True):
         return ModelCard(name=name)
     # FLUX.1-schnell: distilled to four steps, no guidance, 256 tokens (its own model card).

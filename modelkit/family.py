@@ -21,6 +21,7 @@ FAMILIES: dict[str, str] = {
     "content": "modelkit.content:ContentFamily",
     "cutout": "modelkit.cutout:CutoutFamily",
     "flux": "modelkit.flux:FluxFamily",
+    "kontext": "modelkit.kontext:KontextFamily",
     "language": "modelkit.language:LanguageFamily",
     "likeness": "modelkit.likeness:LikenessFamily",
     "upscaler": "modelkit.upscale:UpscalerFamily",

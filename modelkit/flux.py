@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import diffusers
@@ -24,6 +24,8 @@ from modelkit.card import ModelCard
 from modelkit.device import Device
 from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.family import Source
+from modelkit.masks import MaskedLatents, unchanged_outside
+from modelkit.pictures import Fit, fit, framed
 from modelkit.positions import keep_positions
 from modelkit.previews import Previewer, Projection
 from modelkit.requests import AdapterFile, BatchSettings, ImageRequest, Picture
@@ -55,13 +57,13 @@ class FluxFamily:
     """Loads FLUX models from diffusers folders; parts of equal content are in memory once."""
 
     packaged: tuple[ModelCard, ...] = ()
-
-    def __init__(self) -> None:
-        self._parts: WeakValueDictionary[str, torch.nn.Module] = WeakValueDictionary()
+    architecture: ClassVar[str] = "flux"
+    # Of all families of this kind: an edit model often has the parts of the model that it was made from.
+    _parts: ClassVar[WeakValueDictionary[str, torch.nn.Module]] = WeakValueDictionary()
 
     def matches(self, card: ModelCard) -> bool:
-        """Take every model whose card says `flux`."""
-        return card.architecture == "flux"
+        """Take every model whose card says that it is of this architecture."""
+        return card.architecture == self.architecture
 
     def size(self, source: Source, device: Device) -> int:
         """Count the weights in the headers of the files."""
@@ -75,10 +77,13 @@ class FluxFamily:
         folder = _diffusers_folder(source)
         prints = {part: fingerprint(folder / part, device.name) for part in _SHAREABLE if (folder / part).is_dir()}
         shared = {part: self._parts[mark] for part, mark in prints.items() if mark in self._parts}
-        model = FluxModel.load(folder, source.card, device=device, shared=shared)
+        model = self._model().load(folder, source.card, device=device, shared=shared)
         for part, mark in prints.items():
             self._parts[mark] = model.components[part]
         return model
+
+    def _model(self) -> type[FluxModel]:
+        return FluxModel
 
 
 def _diffusers_folder(source: Source) -> Path:
@@ -94,6 +99,8 @@ class FluxModel:
         pipe: The pipeline, on its device.
         card: The model's limits.
     """
+
+    pipeline: ClassVar[Any] = FluxPipeline
 
     def __init__(self, pipe: Any, card: ModelCard) -> None:
         pipe.set_progress_bar_config(disable=True)
@@ -125,7 +132,7 @@ class FluxModel:
             ModelError: The folder holds no FLUX pipeline that loads.
         """
         try:
-            pipe = FluxPipeline.from_pretrained(
+            pipe = cls.pipeline.from_pretrained(
                 str(folder), dtype=device.dtype, local_files_only=True, use_safetensors=True, **(shared or {})
             )
         except torch.cuda.OutOfMemoryError:
@@ -183,6 +190,7 @@ class FluxModel:
             raise ModelError(
                 f"The model {self.card.name} takes {self.card.steps.min} to {self.card.steps.max} steps, not {steps}."
             )
+        self.check(requests)
         if requests[0].reference is not None and settings.strength >= 1:
             return [self._kept(settings, request) for request in requests]
         with self._lock:
@@ -202,6 +210,35 @@ class FluxModel:
             None if image is None else self._finish(image, settings, request, run.total, upscaler)
             for image, request in zip(drawn, requests, strict=True)
         ]
+
+    def check(self, requests: Sequence[ImageRequest]) -> None:
+        """Refuse requests that the model cannot serve.
+
+        Raises:
+            ModelError: They have more pictures than the model draws on.
+        """
+        if requests[0].others:
+            raise ModelError(
+                f"The model {self.card.name} takes no reference images; an edit model such as FLUX.1-Kontext does."
+            )
+
+    def conditions(self, requests: Sequence[ImageRequest], plan: sizes.SizePlan) -> dict[str, Any]:  # noqa: ARG002 -- for models that have some
+        """Return what the pipeline's call takes beside prompts and noise."""
+        return {}
+
+    def start(
+        self, settings: BatchSettings, requests: Sequence[ImageRequest], plan: sizes.SizePlan, keywords: dict[str, Any]
+    ) -> Any:
+        """Run the pipeline from its first step."""
+        if requests[0].reference is None or settings.strength <= 0:
+            return self._pipe(**keywords)
+        how: Fit = "stretch" if settings.whole else "cover"
+        references = [
+            framed(request.reference.convert("RGB"), plan.width, plan.height, how)
+            for request in requests
+            if request.reference is not None
+        ]
+        return self._from_image(**keywords, image=references, strength=1 - settings.strength)
 
     def cut_tokens(self, prompt: str) -> int:
         """Count the tokens of a prompt that the long encoder does not read."""
@@ -239,10 +276,15 @@ class FluxModel:
         self, image: Image.Image, settings: BatchSettings, request: ImageRequest, total: int, upscaler: Upscaler
     ) -> Picture | None:
         size = (settings.width, settings.height)
+        cut = self.cut_tokens(request.prompt)
         if image.size == size:
-            return Picture(image, self.cut_tokens(request.prompt))
+            return Picture(unchanged_outside(image, request), cut)
+        how: Fit = "stretch" if settings.whole else "cover"
         if image.width >= size[0] and image.height >= size[1]:
-            return Picture(fit(image, *size), self.cut_tokens(request.prompt))
+            return Picture(unchanged_outside(framed(image, *size, how), request), cut)
+        scale = max(size[0] / image.width, size[1] / image.height)
+        # The upscaler cuts to the aspect, so a picture that keeps all of its own is brought to its aspect afterwards.
+        grown = (round(image.width * scale), round(image.height * scale)) if settings.whole else size
 
         request.observer.upscaling()
 
@@ -252,10 +294,10 @@ class FluxModel:
             request.observer.progress(total, total)
 
         try:
-            large = upscaler.enlarge(image, *size, tick)
+            large = framed(upscaler.enlarge(image, *grown, tick), *size, how)
         except _BatchShrunk:
             return None
-        return Picture(large, self.cut_tokens(request.prompt))
+        return Picture(unchanged_outside(large, request), cut)
 
 
 class _Negatives:
@@ -324,6 +366,7 @@ class _Denoising:
         if requests[0].reference is not None and settings.strength > 0:
             self._first = int(max(steps - min(steps * (1 - settings.strength), steps), 0))
         self.total = steps - self._first
+        self._masked = MaskedLatents.of(model.pipe, requests, plan.width, plan.height)
 
     def images(self) -> list[Image.Image | None]:
         """Run it; return one image a member, None for a cancelled one."""
@@ -364,18 +407,13 @@ class _Denoising:
             "callback_on_step_end_tensor_inputs": ["latents"],
             **self._guidance(requests),
         }
+        keywords.update(self._model.conditions(requests, self._plan))
         if latents is not None:
             # The noise levels of FluxPipeline, without those of the steps that are done.
             sigmas = np.linspace(1.0, 1 / self._steps, self._steps)[self._first + done :]
             result = self._pipe(**keywords, latents=latents, sigmas=sigmas)
-        elif requests[0].reference is not None and self._settings.strength > 0:
-            references = [
-                fit(request.reference, self._plan.width, self._plan.height) for request in requests if request.reference
-            ]
-            strength = 1 - self._settings.strength
-            result = self._model._from_image(**keywords, image=references, strength=strength)  # noqa: SLF001 -- the batch is a part of its model
         else:
-            result = self._pipe(**keywords)
+            result = self._model.start(self._settings, requests, self._plan, keywords)
         images: list[Image.Image] = result.images
         return images
 
@@ -400,6 +438,8 @@ class _Denoising:
         return keywords
 
     def _stepped(self, done: int, tensors: dict[str, Any]) -> dict[str, Any]:
+        if self._masked is not None:
+            tensors["latents"] = self._masked.blend(tensors["latents"], self._sigma(), self._live)
         observers = [self._requests[index].observer for index in self._live]
         previews = self._previews(done, tensors["latents"])
         for place, observer in enumerate(observers):
@@ -413,22 +453,15 @@ class _Denoising:
     def _previews(self, done: int, latents: torch.Tensor) -> list[bytes] | None:
         if done >= self.total:
             return None
+        return self._previewer.step(latents, self._sigma(), self._unpack)
+
+    def _sigma(self) -> float:
         scheduler = self._pipe.scheduler
-        # step_index already points to the next step, so this is the noise level of these latents.
-        sigma = float(scheduler.sigmas[scheduler.step_index])
-        return self._previewer.step(latents, sigma, self._unpack)
+        # step_index already points to the next step, so this is the noise level of the latents.
+        return float(scheduler.sigmas[scheduler.step_index])
 
     def _unpack(self, latents: torch.Tensor) -> torch.Tensor:
         unpacked: torch.Tensor = self._pipe._unpack_latents(  # noqa: SLF001 -- diffusers gives it no public name
             latents, self._plan.height, self._plan.width, self._pipe.vae_scale_factor
         )
         return unpacked
-
-
-def fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Resize to exactly `width` x `height`; cut evenly on both sides to fit the aspect."""
-    image = image.convert("RGB")
-    if image.size == (width, height):
-        return image
-    box = sizes.cover(image.size, (width, height))
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from PIL import Image, ImageOps
 
+from modelkit import sizes
 from modelkit.errors import ModelError
 
 MAX_PIXELS = 64_000_000
@@ -59,3 +61,60 @@ def jpeg_quality(path: Path) -> int | None:
         return None
     percent = 100 * sum(tables[min(tables)]) / _SUM_AT_50
     return int(min(100, max(1, round(100 - percent / 2 if percent <= 100 else 5000 / percent))))
+
+
+def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Resize to exactly `width` x `height`; cut evenly on both sides to fit the aspect."""
+    image = image.convert("RGB")
+    if image.size == (width, height):
+        return image
+    box = sizes.cover(image.size, (width, height))
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+
+
+Fit: TypeAlias = Literal["contain", "cover", "stretch"]
+
+
+def framed(image: Image.Image, width: int, height: int, how: Fit, ground: tuple[int, ...] | None = None) -> Image.Image:
+    """Bring a picture to exactly `width` x `height`.
+
+    Args:
+        image: RGB, or L for a mask.
+        width: Width in pixels.
+        height: Height in pixels.
+        how: `contain` keeps all of it and fills the rest, `cover` cuts evenly on both sides, `stretch` distorts.
+        ground: Levels that `contain` fills with; the median of the picture's border where None.
+    """
+    size = (width, height)
+    if image.size == size:
+        return image
+    if how == "stretch":
+        return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    if how == "cover":
+        box = sizes.cover(image.size, size)
+        return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    scale = min(width / image.width, height / image.height)
+    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    small = image.resize(inner, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    if inner == size:
+        return small
+    canvas = Image.new(image.mode, size, ground if ground is not None else border_colour(small))
+    canvas.paste(small, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return canvas
+
+
+def border_colour(image: Image.Image) -> tuple[int, ...]:
+    """Return the median of a picture's outermost pixels, level by level."""
+    w, h = image.size
+    edges = [(0, 0, w, 1), (0, h - 1, w, h), (0, 0, 1, h), (w - 1, 0, w, h)]
+    strips = [image.crop(box) for box in edges]
+    levels: list[int] = []
+    for band in range(len(image.getbands())):
+        counts = [sum(column) for column in zip(*(strip.getchannel(band).histogram() for strip in strips), strict=True)]
+        half, seen, level = sum(counts) / 2, 0, 0
+        for level, count in enumerate(counts):  # noqa: B007 -- the level at which the loop ends
+            seen += count
+            if seen >= half:
+                break
+        levels.append(level)
+    return tuple(levels)

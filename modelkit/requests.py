@@ -56,6 +56,8 @@ class BatchSettings:
             classifier-free guidance; the card's where None.
         strength: How much of the references is kept, 0 (nothing) to 1 (all); ignored without references.
         adapters: LoRAs to activate.
+        whole: Whether references fill the drawn size without a cut, and the drawing the pictures' size: an edit keeps
+            everything where it is, where a new picture is cut a little rather than distorted.
     """
 
     width: int
@@ -64,6 +66,7 @@ class BatchSettings:
     guidance_scale: float | None = None
     strength: float = 0.0
     adapters: tuple[AdapterFile, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ class ImageRequest:
         observer: Observer of its progress.
         negative_prompt: Description of what to avoid; the card's where None.
         reference: Picture to start from; all requests of a batch have one, or none has.
+        others: Further pictures that an edit draws on; all requests of a batch have as many.
+        mask: Where the picture may change (255) and where it stays (0), of the picture's size; all have one, or none.
     """
 
     prompt: str
@@ -83,6 +88,8 @@ class ImageRequest:
     observer: ProgressObserver
     negative_prompt: str | None = None
     reference: Image.Image | None = None
+    others: tuple[Image.Image, ...] = ()
+    mask: Image.Image | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,11 @@ class ModelNeed(Protocol):
         """Name of the model; the family's default where None."""
         ...
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Families that a model which is named may be of instead."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -97,11 +102,15 @@ class ServedModels:
         Raises:
             ModelError: No such model is served here, or its files are not here.
         """
-        family = self._families[need.family]
         named = need.model or self._defaults.get(need.family)
-        for card in family.packaged:
-            if named in (None, card.name):
-                return ServedModel(need.family, family, Source(card))
+        families = {name: self._families[name] for name in (need.family, *(need.others if named else ()))}
+        for name, family in families.items():
+            for card in family.packaged:
+                if named in (None, card.name):
+                    return ServedModel(name, family, Source(card))
+        return self._placed(need, named, families)
+
+    def _placed(self, need: ModelNeed, named: str | None, families: Mapping[str, Family]) -> ServedModel:
         other_kind = False
         for place in self._places:
             try:
@@ -111,8 +120,9 @@ class ServedModels:
                     raise
                 continue
             if named in (None, place, source.card.name):
-                if family.matches(source.card):
-                    return ServedModel(need.family, family, source)
+                for name, family in families.items():
+                    if family.matches(source.card):
+                        return ServedModel(name, family, source)
                 other_kind = named is not None
         if other_kind:
             raise ModelError("The model that was asked for is of a kind that cannot do this task.")

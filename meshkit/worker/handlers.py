@@ -79,13 +79,15 @@ class Need:
 
     Attributes:
         name: Key under which the handler finds the model in what it is lent.
-        family: Family of the model (`flux`, `upscaler`, `vision`, `cutout`).
+        family: Family of the model (`flux`, `kontext`, `upscaler`, `vision`, `cutout`).
         model: Name of the model within the family; the worker's default where None.
+        others: Families that a model which is named may be of instead.
     """
 
     name: str
     family: str
     model: str | None = None
+    others: tuple[str, ...] = ()
 
 
 class HeldModel(Protocol):
