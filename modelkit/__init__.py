@@ -4,8 +4,8 @@ It imports no service and nothing of the mesh. `card`, `chat`, `errors`, `framin
 import no torch and may be imported anywhere. The other modules belong in child processes, which own the device.
 
 - `residency` lends models and keeps them under the budget, `served` knows which there are, `card` reads their cards
-- `family` is the protocol of a kind of models; `content`, `cutout`, `flux`, `kontext`, `language`, `likeness`, `upscale`
-  and `vision` are the families
+- `family` is the protocol of a kind of models; `content`, `cutout`, `flux`, `kontext`, `language`, `likeness`,
+  `upscale` and `vision` are the families
 - `adapters` `masks` `positions` `previews` `requests` `sizes`: parts of making a picture
 - `background` `canvas` `framing` `mattes` `pictures`: images without a model
 - `garment` finds a garment, `alignment` lays pictures of it over each other, `details` brings its details back

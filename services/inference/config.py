@@ -24,6 +24,9 @@ class InferenceSettings(WorkerSettings):
     )
     worker_calls: int = Field(default=16, ge=1, le=1024, description="Calls to providers at once, for each queue.")
     model: str = Field(default="models/garments/weights", description="Default model: a folder or a hub name.")
+    edit_model: str = Field(
+        default="models/edits/weights", description="Model that edits where a task names none: a folder or a hub name."
+    )
     extra_models: CommaSeparated = Field(default=(), description="Models that tasks may name besides the default.")
     language_model: str = Field(
         default="", description="Default language model: a GGUF file or a folder; SmolLM2 of its package if empty."
@@ -65,11 +68,15 @@ class InferenceSettings(WorkerSettings):
     @property
     def family_defaults(self) -> dict[str, str]:
         """Default models by family, where settings name them."""
-        named = {"language": self.language_model}
+        named = {"kontext": self.edit_model and _found(self.edit_model), "language": self.language_model}
         return {family: place for family, place in named.items() if place}
 
     @property
     def default_model(self) -> str:
         """The default model; a relative folder that is not here is looked for beside the program."""
-        beside = _ROOT / self.model
-        return str(beside) if not Path(self.model).exists() and beside.is_dir() else self.model
+        return _found(self.model)
+
+
+def _found(place: str) -> str:
+    beside = _ROOT / place
+    return str(beside) if not Path(place).exists() and beside.is_dir() else place

@@ -15,6 +15,7 @@ from meshkit.steering import steering
 
 TASK_TYPES_WITH_HANDLERS = (
     "GENERATION",
+    "EDITING",
     "LLM_INTERACTION",
     "BACKGROUND_REMOVE",
     "DETAIL_ENHANCER",

@@ -44,15 +44,15 @@ def test_types_without_a_module_are_named_nowhere() -> None:
 
 
 def test_a_throwaway_task_type_is_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "EDITING" not in tasktypes.handled_types()
-    name, handler = f"{tasktypes.__name__}.editing", object()
+    assert "EXPERIMENTAL_FAL" not in tasktypes.handled_types()
+    name, handler = f"{tasktypes.__name__}.experimental_fal", object()
     module = types.ModuleType(name)
     module.__spec__ = importlib.machinery.ModuleSpec(name, None)
     module.handler = lambda: handler  # type: ignore[attr-defined] # a module made here
     monkeypatch.setitem(sys.modules, name, module)
-    [editing] = tasktypes.parse_types(["EDITING"])
-    assert tasktypes.load_handlers([editing]) == {editing: handler}
-    assert editing in tasktypes.parse_types([])
+    [added] = tasktypes.parse_types(["EXPERIMENTAL_FAL"])
+    assert tasktypes.load_handlers([added]) == {added: handler}
+    assert added in tasktypes.parse_types([])
 
 
 @pytest.mark.parametrize("module", [spec.module for spec in topology.SERVICES])
