@@ -41,6 +41,10 @@ _OF_A_TASK: Final = re.compile(
     rf"tenants/([^/]+)/((?:{_FOLDERS})/([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})/)(?:inputs|\d+)/"
 )
 
+_OF_A_WORKFLOW: Final = re.compile(
+    r"tenants/([^/]+)/workflows/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/\d+-[a-z0-9_]+(?:-\d+)?\.\w+"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Copied:
@@ -161,22 +165,27 @@ class Stores:
             connection.execute(sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new)))
 
     def _sweep_later(self, older: AbstractSet[str]) -> None:
-        """Note the folders of tasks that have newer objects: the tasks service deletes there what no row names.
+        """Note the folders of tasks and workflows that have newer objects: services delete there what no row names.
 
         Args:
             older: Objects that were there before the dump. It knows what they belong to, or they are a tenant's own.
         """
-        found = {
-            match.groups()
-            for each in self.client.list_objects(self.bucket, prefix="tenants/", recursive=True)
-            if str(each.object_name) not in older and (match := _OF_A_TASK.match(str(each.object_name)))
-        }
+        listed = self.client.list_objects(self.bucket, prefix="tenants/", recursive=True)
+        names = [name for each in listed if (name := str(each.object_name)) not in older]
+        found = {match.groups() for name in names if (match := _OF_A_TASK.match(name))}
+        owners = {match.groups() for name in names if (match := _OF_A_WORKFLOW.fullmatch(name))}
         with psycopg.connect(self.database_url) as connection, connection.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO tasks.object_sweeps (task_id, tenant, prefix, due_at) VALUES (%s, %s, %s, now()) "
                 "ON CONFLICT DO NOTHING",
                 [(UUID(task), tenant, prefix) for tenant, prefix, task in sorted(found)],
             )
+            cursor.execute("SELECT to_regclass('workflows.file_sweeps') IS NOT NULL")
+            if owners and cursor.fetchone() == (True,):  # a copy of an older mesh has no such table
+                cursor.executemany(
+                    "INSERT INTO workflows.file_sweeps (workflow_id, tenant) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                    [(UUID(workflow), tenant) for tenant, workflow in sorted(owners)],
+                )
 
     def _run(self, program: str, *arguments: str) -> None:
         """Run a program of PostgreSQL; the password goes by its environment, which other users cannot read."""

@@ -15,6 +15,8 @@ from tests.e2e.harness import RunningMesh, until
 TENANT = "saved"
 # As of a task that was created after the dump and before its objects were copied.
 NEWER = "generations/00000000-0000-4000-8000-000000000000/1/result.png"
+# Likewise, of a workflow.
+NEWER_STEP = "workflows/00000000-0000-4000-8000-000000000001/0-base_image.png"
 # Stored by the tenant itself, where tasks have their results.
 OWN = "generations/11111111-0000-4000-8000-000000000000/1/mine.png"
 
@@ -59,9 +61,10 @@ def test_a_mesh_goes_on_from_a_copy_that_was_made_under_load(
         assert copied.returncode == 0, copied.stderr
     mesh.down()
     with tarfile.open(copy / "objects.tar", "a") as archive:
-        member = tarfile.TarInfo(f"tenants/{TENANT}/{NEWER}")
-        member.size, member.mtime = len(content), int(time.time())
-        archive.addfile(member, io.BytesIO(content))
+        for newer in (NEWER, NEWER_STEP):
+            member = tarfile.TarInfo(f"tenants/{TENANT}/{newer}")
+            member.size, member.mtime = len(content), int(time.time())
+            archive.addfile(member, io.BytesIO(content))
 
     restored = lost.cli("restore", str(copy))
     assert restored.returncode == 0, restored.stderr
@@ -73,7 +76,7 @@ def test_a_mesh_goes_on_from_a_copy_that_was_made_under_load(
         assert {task["status"] for task in ended.values()} == {"COMPLETED"}
         assert all(ended[each].get("result") == before[each].get("result") for each in first)
         assert client.get("/api/v1/storage/images/kept.png").content == content
-        until(lambda: NEWER not in lost.objects(TENANT), "what no row names is swept", 60)
+        until(lambda: not {NEWER, NEWER_STEP} & lost.objects(TENANT), "what no row names is swept", 60)
         assert OWN in paths
         assert paths <= lost.objects(TENANT)
 
