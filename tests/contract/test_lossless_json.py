@@ -47,14 +47,14 @@ DETAILS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "CreateEditingTask": (
         "EDITING",
-        {"prompt": "make it blue", "width": 64, "height": 32, "seed": 1, "base_image": "a.png", "fal_app_id": "x"}
+        {"prompt": "make it blue", "width": 64, "height": 32, "seed": 1, "base_image": "a.png", "fal_app_id": "x/y"}
         | {"base_image_data": "aGk=", "base_image_url": "https://example.org/a.png"}
         | {"reference_images": ["b.png", "c.png"], "reference_image_data": "aGk=", "reference_image_url": "b"}
         | {"workflow_id": "11111111-2222-4333-8444-555555555555"},
     ),
     "CreateRefineTask": (
         "REFINE",
-        {"base_image_url": "a.png", "upscale_factor": 2.5, "target_width": 64, "target_height": 64, "fal_app_id": "x"}
+        {"base_image_url": "a.png", "upscale_factor": 2.5, "target_width": 64, "target_height": 64, "fal_app_id": "x/y"}
         | STAGES,
     ),
     "CreateVideoGenerationTask": (
@@ -83,7 +83,7 @@ DETAILS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"margin_top": 0.1, "margin_bottom": 0.1, "margin_left": 0.2, "margin_right": 0.0, "aspect_ratio": None},
     ),
     "CreateFaceEnhancerTask": ("FACE_ENHANCER", {"input_image": "a.png"}),
-    "CreateExperimentalFalTask": ("EXPERIMENTAL_FAL", {"fal_app_id": "x", "fal_parameters": {"n": 1}}),
+    "CreateExperimentalFalTask": ("EXPERIMENTAL_FAL", {"fal_app_id": "x/y", "fal_parameters": {"n": 1}}),
 }
 # Members of every task that the document does not have.
 ADDED = {"media_url", "media_urls", "warnings"}

@@ -15,6 +15,7 @@ from meshkit import tracing
 from meshkit.access import Caller
 from meshkit.catalog import ProviderSpec, TaskTypeSpec, provider_of_config, type_of_detail
 from meshkit.errors import forbidden, invalid
+from services.tasks.api.applications import fold_application, refuse_calls
 from services.tasks.catalog import Catalog
 from services.tasks.domain import TaskRecord, new_task, time_ordered_id
 from services.tasks.inputs.validator import AcceptedInput, InputValidator
@@ -111,8 +112,10 @@ class TaskPreparer:
             if capability not in spec.active_provider_capabilities:
                 spec.active_provider_capabilities.append(capability)
         self._catalog.check_config(spec.config, task_type, provider, "task.config")
+        fallback = None
         if spec.HasField("provider_config"):
             check_config(spec.provider_config, provider, "task.provider_config")
+            refuse_calls(spec.provider_config, "task.provider_config")
             self._catalog.check_network(spec.provider_config, "task.provider_config")
         if spec.HasField("fallback_provider_type"):
             fallback = self._catalog.provider_of(spec.fallback_provider_type, task_type, "task.fallback_provider_type")
@@ -123,9 +126,11 @@ class TaskPreparer:
             self._catalog.check_config(spec.config, task_type, fallback, "task.config")
             if spec.HasField("fallback_provider_config"):
                 check_config(spec.fallback_provider_config, fallback, "task.fallback_provider_config")
+                refuse_calls(spec.fallback_provider_config, "task.fallback_provider_config")
                 self._catalog.check_network(spec.fallback_provider_config, "task.fallback_provider_config")
         elif spec.HasField("fallback_provider_config") or spec.fallback_provider_capabilities:
             raise invalid("task.fallback_provider_type", "Field required where a fallback is described", "missing")
+        fold_application(spec, task_type, provider, fallback)
         return provider, queue
 
 

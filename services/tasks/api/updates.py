@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshkit.catalog import DECLARED, PROVIDERS, TASK_TYPES, Change, TaskTypeSpec
 from meshkit.errors import MeshError, conflict, forbidden, invalid
+from services.tasks.api.applications import APPLICATION, follow_application
 from services.tasks.api.creation import check_config, warm_keys
 from services.tasks.catalog import Catalog
 from services.tasks.convert import CATEGORY_NAME, STATUS_NAME, TASK_TYPE_NAME, fold_result, moment, to_task
@@ -93,6 +94,8 @@ def check(record: TaskRecord, update: Update) -> Update:
         change = change_of(task_type, path)
         if path == "origin_instance" and update.value(path) is None:
             raise invalid("update.origin_instance", "Field required: a task has one for life", "missing")
+        if change is Change.WHILE_PENDING and path == APPLICATION and update.value(path) is None:
+            raise invalid(f"update.{path}", "Field required: a task cannot do without its application", "missing")
         if change is Change.ANY_TIME:
             continue
         owner = detail if path in DECLARED.type_members else shown
@@ -131,7 +134,10 @@ def apply(record: TaskRecord, update: Update, catalog: Catalog) -> TaskRecord:
             _set(body, path, update.value(path))
     asked = {path for path in update.paths if task_type.changes.get(path) is Change.WHILE_PENDING}
     if asked:
-        changes["spec"] = _spec_after(record, update, task_type, asked)
+        spec = _spec_after(record, update, task_type, asked)
+        if APPLICATION in asked:
+            follow_application(spec, body, update.value(APPLICATION))
+        changes["spec"] = spec.SerializeToString()
         adapters = [getattr(detail, name) for name in task_type.adapters if detail.HasField(name)]
         changes["warm_keys"] = warm_keys(adapters, body)
     _check_providers(record, update, body, catalog)
@@ -198,7 +204,7 @@ def _routed(record: TaskRecord, update: Update, catalog: Catalog) -> Mapping[str
     return {"provider_type": provider.name, "queue_name": queue, "lane": lane_of(record.task_type, provider.name)}
 
 
-def _spec_after(record: TaskRecord, update: Update, task_type: TaskTypeSpec, paths: Iterable[str]) -> bytes:
+def _spec_after(record: TaskRecord, update: Update, task_type: TaskTypeSpec, paths: Iterable[str]) -> Any:
     spec = task_pb2.CreateTask.FromString(record.spec)
     detail = getattr(spec, task_type.detail)
     images = {image.public: image for image in task_type.inputs}
@@ -209,7 +215,7 @@ def _spec_after(record: TaskRecord, update: Update, task_type: TaskTypeSpec, pat
             _set(detail, images[path].kept.field, update.value(path))
         elif path in detail.DESCRIPTOR.fields_by_name:
             _set(detail, path, update.value(path))
-    return spec.SerializeToString()
+    return spec
 
 
 def _set(message: Any, name: str, value: Any) -> None:

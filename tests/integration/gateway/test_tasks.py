@@ -94,8 +94,8 @@ async def test_literal_routes_win_over_variables(mesh: Mesh) -> None:
         (CREATE | {"config": {"a": {"b": "\0"}}}, ["body", "config"], "string_contains_nul"),
         (CREATE | {"provider_type": "NOBODY"}, ["body", "provider_type"], "enum"),
         (
-            CREATE | {"provider_type": "FAL_STANDARD", "provider_config": {}},
-            ["body", "provider_config", "fal_app_id"],
+            CREATE | {"provider_type": "AI_CORE", "provider_config": {"ai_provider": "openai"}},
+            ["body", "provider_config", "model"],
             "missing",
         ),
         ([], ["body"], "dict_type"),

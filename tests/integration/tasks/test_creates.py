@@ -148,7 +148,7 @@ async def test_service_names_identifiers_and_finds_them_again(mesh: Mesh) -> Non
         (noop(queue_name="nowhere"), "task.queue_name"),
         (noop(provider_type=enums_pb2.PROVIDER_TYPE_VERTEX), "task.provider_type"),
         (noop(active_provider_capabilities=["VIDEO"]), "task.active_provider_capabilities[0]"),
-        (noop(provider_config={"fal_standard": {"fal_app_id": "x"}}), "task.provider_config"),
+        (noop(provider_config={"fal_standard": {"fal_app_id": "x/y"}}), "task.provider_config"),
         (noop(webhook_url="http://127.0.0.1/hook"), "task.webhook_url"),
         (noop(webhook_url="ftp://example.com"), "task.webhook_url"),
         (noop(fallback_provider_capabilities=["SEED"]), "task.fallback_provider_type"),

@@ -18,7 +18,7 @@ TYPES = ("EDITING", "LLM_INTERACTION", "BACKGROUND_REMOVE", "EXPERIMENTAL_FAL")
 
 @pytest.fixture
 async def editing(start_mesh: StartMesh) -> Mesh:
-    return await start_mesh(served_task_types=TYPES, served_providers=("LOCAL", "FAL_STANDARD"))
+    return await start_mesh(served_task_types=TYPES, served_providers=("LOCAL", "FAL_STANDARD", "AI_CORE"))
 
 
 def png(color: str) -> bytes:
@@ -121,7 +121,11 @@ async def test_lists_without_data_refuse_it(editing: Mesh) -> None:
             "input_image_paths",
         ),
         (
-            CreateTask(origin_instance="t", llm_interaction={"prompt": "?", "input_images": [encoded("red")]}),
+            CreateTask(
+                origin_instance="t",
+                provider_type=enums_pb2.PROVIDER_TYPE_AI_CORE,
+                llm_interaction={"prompt": "?", "input_images": [encoded("red")]},
+            ),
             "input_images",
         ),
     ):
@@ -156,6 +160,7 @@ async def test_what_an_installation_serves_is_configuration(editing: Mesh) -> No
     names = [enums_pb2.TaskType.Name(number).removeprefix("TASK_TYPE_") for number in answer.task_types]
     assert names == list(TYPES)
     assert [one.provider_type for one in answer.providers] == [
+        enums_pb2.PROVIDER_TYPE_AI_CORE,
         enums_pb2.PROVIDER_TYPE_FAL_STANDARD,
         enums_pb2.PROVIDER_TYPE_LOCAL,
     ]

@@ -28,7 +28,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'atelier/tasks/v1/experimental_fal.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1c\x61telier/tasks/v1/enums.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x9b\x01\n\x19\x43reateExperimentalFalTask\x12&\n\nfal_app_id\x18\x01 \x01(\tB\r\xbaH\nr\x05\x10\x01\x18\x80\x02\xc8\x01\x01H\x00\x88\x01\x01\x12\x34\n\x0e\x66\x61l_parameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x01\x88\x01\x01\x42\r\n\x0b_fal_app_idB\x11\n\x0f_fal_parameters\"\xe8\x01\n\x19\x45xperimentalFalTaskPublic\x12\x1a\n\nfal_app_id\x18\x01 \x01(\tB\x06\xfa\xf3\x18\x02\x30\x02\x12<\n\x0e\x66\x61l_parameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructB\x06\xfa\xf3\x18\x02\x30\x02H\x00\x88\x01\x01\x12#\n\x0e\x66\x61l_request_id\x18\x03 \x01(\tB\x06\xfa\xf3\x18\x02\x30\x03H\x01\x88\x01\x01\x12\x17\n\nresult_url\x18\x04 \x01(\tH\x02\x88\x01\x01\x42\x11\n\x0f_fal_parametersB\x11\n\x0f_fal_request_idB\r\n\x0b_result_url\"\xa9\x03\n\x1f\x45xperimentalFalTaskPublicUpdate\x12\x31\n\x06status\x18\x01 \x01(\x0e\x32\x1c.atelier.tasks.v1.TaskStatusH\x00\x88\x01\x01\x12\x15\n\x08priority\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\rexecutor_type\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1e\n\x11\x65xecutor_instance\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x16\n\x06\x65rrors\x18\x05 \x03(\tB\x06\xd2\xf3\x18\x02\x18\x01\x12,\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructH\x04\x88\x01\x01\x12\x17\n\nfal_app_id\x18\x07 \x01(\tH\x05\x88\x01\x01\x12\x34\n\x0e\x66\x61l_parameters\x18\x08 \x01(\x0b\x32\x17.google.protobuf.StructH\x06\x88\x01\x01\x42\t\n\x07_statusB\x0b\n\t_priorityB\x10\n\x0e_executor_typeB\x14\n\x12_executor_instanceB\t\n\x07_configB\r\n\x0b_fal_app_idB\x11\n\x0f_fal_parametersb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'atelier/tasks/v1/experimental_fal.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1c\x61telier/tasks/v1/enums.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xdb\x01\n\x19\x43reateExperimentalFalTask\x12\x66\n\nfal_app_id\x18\x01 \x01(\tBM\xbaHJrE\x10\x01\x18\x80\x02\x32>^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$\xc8\x01\x01H\x00\x88\x01\x01\x12\x34\n\x0e\x66\x61l_parameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x01\x88\x01\x01\x42\r\n\x0b_fal_app_idB\x11\n\x0f_fal_parameters\"\xe8\x01\n\x19\x45xperimentalFalTaskPublic\x12\x1a\n\nfal_app_id\x18\x01 \x01(\tB\x06\xfa\xf3\x18\x02\x30\x02\x12<\n\x0e\x66\x61l_parameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructB\x06\xfa\xf3\x18\x02\x30\x02H\x00\x88\x01\x01\x12#\n\x0e\x66\x61l_request_id\x18\x03 \x01(\tB\x06\xfa\xf3\x18\x02\x30\x03H\x01\x88\x01\x01\x12\x17\n\nresult_url\x18\x04 \x01(\tH\x02\x88\x01\x01\x42\x11\n\x0f_fal_parametersB\x11\n\x0f_fal_request_idB\r\n\x0b_result_url\"\xa9\x03\n\x1f\x45xperimentalFalTaskPublicUpdate\x12\x31\n\x06status\x18\x01 \x01(\x0e\x32\x1c.atelier.tasks.v1.TaskStatusH\x00\x88\x01\x01\x12\x15\n\x08priority\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\rexecutor_type\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1e\n\x11\x65xecutor_instance\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x16\n\x06\x65rrors\x18\x05 \x03(\tB\x06\xd2\xf3\x18\x02\x18\x01\x12,\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructH\x04\x88\x01\x01\x12\x17\n\nfal_app_id\x18\x07 \x01(\tH\x05\x88\x01\x01\x12\x34\n\x0e\x66\x61l_parameters\x18\x08 \x01(\x0b\x32\x17.google.protobuf.StructH\x06\x88\x01\x01\x42\t\n\x07_statusB\x0b\n\t_priorityB\x10\n\x0e_executor_typeB\x14\n\x12_executor_instanceB\t\n\x07_configB\r\n\x0b_fal_app_idB\x11\n\x0f_fal_parametersb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atelier.tasks.v1.experiment
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEEXPERIMENTALFALTASK'].fields_by_name['fal_app_id']._loaded_options = None
-  _globals['_CREATEEXPERIMENTALFALTASK'].fields_by_name['fal_app_id']._serialized_options = b'\272H\nr\005\020\001\030\200\002\310\001\001'
+  _globals['_CREATEEXPERIMENTALFALTASK'].fields_by_name['fal_app_id']._serialized_options = b'\272HJrE\020\001\030\200\0022>^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$\310\001\001'
   _globals['_EXPERIMENTALFALTASKPUBLIC'].fields_by_name['fal_app_id']._loaded_options = None
   _globals['_EXPERIMENTALFALTASKPUBLIC'].fields_by_name['fal_app_id']._serialized_options = b'\372\363\030\0020\002'
   _globals['_EXPERIMENTALFALTASKPUBLIC'].fields_by_name['fal_parameters']._loaded_options = None
@@ -46,9 +46,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPERIMENTALFALTASKPUBLICUPDATE'].fields_by_name['errors']._loaded_options = None
   _globals['_EXPERIMENTALFALTASKPUBLICUPDATE'].fields_by_name['errors']._serialized_options = b'\322\363\030\002\030\001'
   _globals['_CREATEEXPERIMENTALFALTASK']._serialized_start=185
-  _globals['_CREATEEXPERIMENTALFALTASK']._serialized_end=340
-  _globals['_EXPERIMENTALFALTASKPUBLIC']._serialized_start=343
-  _globals['_EXPERIMENTALFALTASKPUBLIC']._serialized_end=575
-  _globals['_EXPERIMENTALFALTASKPUBLICUPDATE']._serialized_start=578
-  _globals['_EXPERIMENTALFALTASKPUBLICUPDATE']._serialized_end=1003
+  _globals['_CREATEEXPERIMENTALFALTASK']._serialized_end=404
+  _globals['_EXPERIMENTALFALTASKPUBLIC']._serialized_start=407
+  _globals['_EXPERIMENTALFALTASKPUBLIC']._serialized_end=639
+  _globals['_EXPERIMENTALFALTASKPUBLICUPDATE']._serialized_start=642
+  _globals['_EXPERIMENTALFALTASKPUBLICUPDATE']._serialized_end=1067
 # @@protoc_insertion_point(module_scope)

@@ -173,7 +173,7 @@ class FalStandardConfig(_message.Message):
     FAL_REQUEST_ID_FIELD_NUMBER: _builtins.int
     ADDITIONAL_STATIC_PARAMS_FIELD_NUMBER: _builtins.int
     fal_app_id: _builtins.str
-    """Application that executes the task."""
+    """Application that executes the task; the task's own where absent."""
     fal_request_id: _builtins.str
     """Request at fal, once made."""
     @_builtins.property
@@ -215,7 +215,7 @@ class FalShootifyRefinerConfig(_message.Message):
     FAL_APP_ID_FIELD_NUMBER: _builtins.int
     FAL_REQUEST_ID_FIELD_NUMBER: _builtins.int
     fal_app_id: _builtins.str
-    """Application that refines."""
+    """Application that refines; the task's own where absent."""
     fal_request_id: _builtins.str
     """Request at fal, once made."""
     def __init__(
