@@ -122,6 +122,7 @@ class TaskTypeSpec:
         outputs: Files that an attempt writes.
         adapters: Fields of the Create message that name LoRA adapters.
         seeds: Fields of the Create message that are drawn where absent.
+        seed_in_config: Whether its seed is a member of `config`, drawn there where absent.
         capabilities: By field of the Create message that not every provider can follow, the capability it takes.
         changes: Members of its public message that an update may name, and who may change them.
         steered_by: Message whose fields a task's `config` may hold to steer a local worker; None where nothing does.
@@ -139,6 +140,7 @@ class TaskTypeSpec:
     outputs: tuple[OutputSpec, ...]
     adapters: tuple[str, ...]
     seeds: tuple[str, ...]
+    seed_in_config: bool
     capabilities: Mapping[str, str]
     changes: Mapping[str, Change]
     steered_by: Descriptor | None
@@ -279,6 +281,7 @@ def _task_type(
         ),
         adapters=tuple(field.name for field in create.fields if _facts(field).adapter),
         seeds=tuple(field.name for field in create.fields if _facts(field).seed),
+        seed_in_config=facts.seed_in_config,
         capabilities=MappingProxyType(
             {field.name: _facts(field).capability for field in create.fields if _facts(field).capability}
         ),

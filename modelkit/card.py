@@ -1,14 +1,15 @@
 """The card of a model, `atelier.json`: its name, its architecture and its limits.
 
 The card stands in the model's folder. A folder without one is taken for a language model where its `config.json` says
-so, for a FLUX.1-Kontext where its pipeline says so, for a FLUX.1-schnell where its transformer takes no guidance, else
-for a FLUX.1-dev. A GGUF file needs no card. Models that make no pictures leave the members on sizes and steps at their
-defaults.
+so, for a FLUX.1-Kontext, an LTX or a Wan model where its pipeline says so, for a FLUX.1-schnell where its transformer
+takes no guidance, else for a FLUX.1-dev. A GGUF file needs no card. Models that make no pictures leave the members on
+sizes and steps at their defaults.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -65,6 +66,35 @@ class Guidance(_CardPart):
     negative_prompt: str = ""
 
 
+class VideoLimits(_CardPart):
+    """Frames of a model that makes clips.
+
+    Attributes:
+        min_frames: Least that the model draws well.
+        max_frames: Most that it draws in one call; longer clips are made of them and of frames in between.
+        frame_multiple: Their number is one more than a multiple of it.
+        frame_rate: Frames a second that the model was trained at.
+    """
+
+    min_frames: Annotated[int, Field(ge=2, le=1024)] = 9
+    max_frames: Annotated[int, Field(ge=2, le=1024)] = 121
+    frame_multiple: Annotated[int, Field(ge=1, le=64)] = 8
+    frame_rate: Annotated[float, Field(gt=0, le=120)] = 25.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_frames > self.max_frames:
+            raise ValueError("min_frames <= max_frames must hold")
+        if (self.min_frames - 1) % self.frame_multiple or (self.max_frames - 1) % self.frame_multiple:
+            raise ValueError("min_frames and max_frames must be one more than a multiple of frame_multiple")
+        return self
+
+    def frames_of(self, seconds: float) -> int:
+        """Return the frames to draw for a clip of this length: as many as it has, within the model's range."""
+        whole = math.ceil(seconds * self.frame_rate / self.frame_multiple) * self.frame_multiple + 1
+        return min(max(whole, self.min_frames), self.max_frames)
+
+
 class LoraTargets(_CardPart):
     """Layers that a training adapts."""
 
@@ -76,8 +106,8 @@ class ModelCard(_CardPart):
 
     Attributes:
         name: Name under which tasks ask for the model.
-        architecture: What the model is (`flux`, `flux-kontext`); the families of `modelkit.family` decide by it which
-            of them runs it.
+        architecture: What the model is (`flux`, `flux-kontext`, `ltx`, `wan`); the families of `modelkit.family` decide
+            by it which of them runs it.
         license: SPDX name of the weights' licence, where known.
         native_size: Side of the square that the model was trained on.
         min_size: Smallest side that the model draws well; smaller results are drawn larger and reduced.
@@ -88,6 +118,7 @@ class ModelCard(_CardPart):
         steps: Denoising steps.
         guidance: Guidance.
         lora: Layers that a training adapts.
+        video: Frames, of models that make clips.
         dtype: Type of numbers that the weights were trained in.
     """
 
@@ -103,6 +134,7 @@ class ModelCard(_CardPart):
     steps: StepRange = StepRange()
     guidance: Guidance = Guidance()
     lora: LoraTargets = LoraTargets()
+    video: VideoLimits = VideoLimits()
     dtype: str = "bfloat16"
 
     @model_validator(mode="before")
@@ -162,6 +194,29 @@ def _guess(folder: Path) -> ModelCard:
         name = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
     if any(str(kind).endswith("ForCausalLM") for kind in _read(folder / "config.json").get("architectures") or ()):
         return ModelCard(name=name, architecture=CAUSAL)
+    kind = str(_read(folder / "model_index.json").get("_class_name"))
+    if kind.startswith("LTX"):  # LTX-Video's own model card
+        return ModelCard(
+            name=name,
+            architecture="ltx",
+            native_size=512,
+            max_size=1280,
+            size_multiple=32,
+            max_sequence_length=128,
+            steps=StepRange(default=40),
+            guidance=Guidance(embedded=False, scale_default=3.0),
+            video=VideoLimits(max_frames=161),
+        )
+    if kind.startswith("Wan"):  # Wan 2.1's own model card
+        return ModelCard(
+            name=name,
+            architecture="wan",
+            native_size=640,
+            max_size=1280,
+            steps=StepRange(default=40),
+            guidance=Guidance(embedded=False, scale_default=5.0),
+            video=VideoLimits(min_frames=5, max_frames=81, frame_multiple=4, frame_rate=16.0),
+        )
     transformer = _read(folder / "transformer" / "config.json")
     if _read(folder / "model_index.json").get("_class_name") == "FluxKontextPipeline":
         # FLUX.1-Kontext-dev: about a megapixel, its longest side 1568; guidance of 2.5 (its own model card).

@@ -25,6 +25,7 @@ FAMILIES: dict[str, str] = {
     "language": "modelkit.language:LanguageFamily",
     "likeness": "modelkit.likeness:LikenessFamily",
     "upscaler": "modelkit.upscale:UpscalerFamily",
+    "video": "modelkit.video:VideoFamily",
     "vision": "modelkit.vision:VisionFamily",
 }
 """Class of each family, by the family's name; imported when a process serves the family."""

@@ -33,6 +33,7 @@ class Part:
 
 PARTS = (
     Part("shipped", "bench.gpu.shipped:measure", 90, uses_mesh=True),
+    Part("clips", "bench.gpu.clips:measure", 60),
     Part("build", "bench.gpu.model:measure", 120),
     Part("bare", "bench.gpu.bare:measure", 90, needs=("build",)),
     Part("compile", "bench.gpu.bare:measure_compiled", 120, needs=("build",)),

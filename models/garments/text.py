@@ -101,7 +101,8 @@ def _clip_tokenizer(corpus: Sequence[str], size: int) -> libraries.Tokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=_CLIP_LIMIT)
 
 
-def _t5_tokenizer(corpus: Sequence[str], size: int) -> libraries.Tokenizer:
+def t5_tokenizer(corpus: Sequence[str], size: int) -> libraries.Tokenizer:
+    """Return a T5 tokenizer of at most `size` pieces learnt on a corpus, with bytes for what it never saw."""
     with tempfile.TemporaryDirectory() as folder:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(corpus),
@@ -129,7 +130,7 @@ def make_text_side(seed: int = 5, prompts: int = 6000) -> TextEncoders:
     known = [w for words in (*WORDS.values(), *COLOUR_WORDS.values()) for w in words]
     # Fillers by themselves, so that most everyday words are one or two tokens and a prompt fits its 32.
     corpus += [*FILLERS, *known, *(w.capitalize() for w in known)] * 3
-    clip, t5 = _clip_tokenizer(corpus, 1100), _t5_tokenizer(corpus, 1000)
+    clip, t5 = _clip_tokenizer(corpus, 1100), t5_tokenizer(corpus, 1000)
     torch.manual_seed(seed)
     clip_config = CLIPTextConfig(
         vocab_size=len(clip),

@@ -27,6 +27,7 @@ class InferenceSettings(WorkerSettings):
     edit_model: str = Field(
         default="models/edits/weights", description="Model that edits where a task names none: a folder or a hub name."
     )
+    video_model: str = Field(default="models/motions/weights", description="Model of clips: a folder or a hub name.")
     extra_models: CommaSeparated = Field(default=(), description="Models that tasks may name besides the default.")
     language_model: str = Field(
         default="", description="Default language model: a GGUF file or a folder; SmolLM2 of its package if empty."
@@ -68,7 +69,11 @@ class InferenceSettings(WorkerSettings):
     @property
     def family_defaults(self) -> dict[str, str]:
         """Default models by family, where settings name them."""
-        named = {"kontext": self.edit_model and _found(self.edit_model), "language": self.language_model}
+        named = {
+            "kontext": self.edit_model and _found(self.edit_model),
+            "language": self.language_model,
+            "video": self.video_model and _found(self.video_model),
+        }
         return {family: place for family, place in named.items() if place}
 
     @property

@@ -16,6 +16,7 @@ from meshkit.steering import steering
 TASK_TYPES_WITH_HANDLERS = (
     "GENERATION",
     "EDITING",
+    "VIDEO_GENERATION",
     "LLM_INTERACTION",
     "BACKGROUND_REMOVE",
     "DETAIL_ENHANCER",

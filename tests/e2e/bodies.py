@@ -43,7 +43,11 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "GENERATION": {"prompt": "a red dress", "width": 256, "height": 256, "seed": 1},
     "EDITING": {"prompt": "make it blue", "width": 256, "height": 256, "seed": 1},
     "REFINE": {"upscale_factor": 2, "upscale_denoise": 0},
-    "VIDEO_GENERATION": {"prompt": "the dress sways", "duration_seconds": 1, "config": {"width": 64, "height": 64}},
+    "VIDEO_GENERATION": {
+        "prompt": "the dress sways",
+        "duration_seconds": 2,
+        "config": {"width": 64, "height": 64, "steps": 30},
+    },
     "LLM_INTERACTION": {"prompt": "Tell a long story about a tailor.", "config": {"max_tokens": 300}},
     "BACKGROUND_REMOVE": {"provider_config": {"provider_type": "LOCAL", "rembg_model": "u2netp"}},
     "DETAIL_ENHANCER": {},

@@ -73,6 +73,8 @@ class TaskPreparer:
         for field in task_type.seeds:
             if not detail.HasField(field):
                 setattr(detail, field, secrets.randbits(_SEED_BITS))
+        if task_type.seed_in_config and spec.config.fields["seed"].WhichOneof("kind") in (None, "null_value"):
+            spec.config.update({"seed": secrets.randbits(_SEED_BITS)})
         keep_paths(detail, task_type, accepted)
         _set_workflow(detail, request)
         body = _body(spec, task_type, accepted, request)

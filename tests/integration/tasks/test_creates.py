@@ -147,7 +147,7 @@ async def test_service_names_identifiers_and_finds_them_again(mesh: Mesh) -> Non
         (CreateTask(origin_instance="t", editing={"prompt": "x", "base_image": "a.png"}), "task.task_type"),
         (noop(queue_name="nowhere"), "task.queue_name"),
         (noop(provider_type=enums_pb2.PROVIDER_TYPE_VERTEX), "task.provider_type"),
-        (noop(active_provider_capabilities=["VIDEO"]), "task.active_provider_capabilities[0]"),
+        (noop(active_provider_capabilities=["VISION"]), "task.active_provider_capabilities[0]"),
         (noop(provider_config={"fal_standard": {"fal_app_id": "x/y"}}), "task.provider_config"),
         (noop(webhook_url="http://127.0.0.1/hook"), "task.webhook_url"),
         (noop(webhook_url="ftp://example.com"), "task.webhook_url"),
@@ -194,6 +194,25 @@ async def test_reference_given_as_data_becomes_an_object(mesh: Mesh) -> None:
     assert not stored.generation.HasField("reference_image_data")
     assert stored.generation.seed == task.generation.seed
     assert sweeps == 0
+
+
+async def test_a_seed_without_a_field_is_drawn_into_the_config(mesh: Mesh) -> None:
+    tenant = f"t{uuid4().hex}"
+    await mesh.running.objects.put(tenant, "a.png", png(), "image/png")
+
+    async def config(**given: Any) -> dict[str, Any]:
+        spec = CreateTask(origin_instance="t", video_generation={"prompt": "it turns", "input_image_url": "a.png"})
+        if given:
+            spec.config.update(given)
+        return dict((await mesh.create(spec, tenant=tenant)).config)
+
+    drawn, other = await config(), await config(mine=1)
+    assert 0 <= drawn["seed"] < 2**53
+    assert drawn["seed"].is_integer()
+    assert drawn["seed"] != other["seed"]
+    assert other["mine"] == 1
+    assert (await config(seed=7))["seed"] == 7
+    assert 0 <= (await config(seed=None))["seed"] < 2**53
 
 
 async def test_upload_is_moved_to_its_task(mesh: Mesh) -> None:

@@ -126,6 +126,7 @@ def test_seeds_and_adapters_are_declared() -> None:
         "EDITING": ("seed",),
         "REFINE": ("upscale_seed", "face_detail_seed"),
     }
+    assert {spec.name for spec in TASK_TYPES.values() if spec.seed_in_config} == {"VIDEO_GENERATION"}
     assert {spec.name for spec in TASK_TYPES.values() if spec.adapters} == {"GENERATION"}
 
 

@@ -147,7 +147,7 @@ def test_changed_adapters_change_what_is_warm() -> None:
 def test_unknown_queue_and_foreign_capability_are_refused_in_updates_too() -> None:
     for values in (
         {"queue_name": "nowhere"},
-        {"active_provider_capabilities": ["VIDEO"]},
+        {"active_provider_capabilities": ["VISION"]},
         {"fallback_provider_type": enums_pb2.PROVIDER_TYPE_VERTEX},
     ):
         asked = updates.check(record(), update(operator=True, **values))

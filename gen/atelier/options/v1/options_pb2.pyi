@@ -404,6 +404,7 @@ class TaskTypeFacts(_message.Message):
     INTERNAL_FIELD_NUMBER: _builtins.int
     DEFAULT_PROVIDER_FIELD_NUMBER: _builtins.int
     STEERED_BY_FIELD_NUMBER: _builtins.int
+    SEED_IN_CONFIG_FIELD_NUMBER: _builtins.int
     detail: _builtins.str
     """Field of the type in the `detail` of CreateTask, Task and TaskResult."""
     prefix: _builtins.str
@@ -418,6 +419,8 @@ class TaskTypeFacts(_message.Message):
     """Provider of a task that names none (`LOCAL`)."""
     steered_by: _builtins.str
     """Message whose fields the task's `config` may hold, among free members, to steer a local worker."""
+    seed_in_config: _builtins.bool
+    """Its seed is the member `seed` of the task's `config`, where it is drawn and stored if absent."""
     def __init__(
         self,
         *,
@@ -428,10 +431,11 @@ class TaskTypeFacts(_message.Message):
         internal: _builtins.bool = ...,
         default_provider: _builtins.str = ...,
         steered_by: _builtins.str = ...,
+        seed_in_config: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_provider", b"default_provider", "detail", b"detail", "expected_seconds", b"expected_seconds", "internal", b"internal", "prefix", b"prefix", "steered_by", b"steered_by", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_provider", b"default_provider", "detail", b"detail", "expected_seconds", b"expected_seconds", "internal", b"internal", "prefix", b"prefix", "seed_in_config", b"seed_in_config", "steered_by", b"steered_by", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
