@@ -144,7 +144,7 @@ async def test_service_names_identifiers_and_finds_them_again(mesh: Mesh) -> Non
 @pytest.mark.parametrize(
     ("task", "path"),
     [
-        (CreateTask(origin_instance="t", editing={"prompt": "x", "base_image": "a.png"}), "task.task_type"),
+        (CreateTask(origin_instance="t", experimental_fal={"fal_app_id": "a/b"}), "task.task_type"),
         (noop(queue_name="nowhere"), "task.queue_name"),
         (noop(provider_type=enums_pb2.PROVIDER_TYPE_VERTEX), "task.provider_type"),
         (noop(active_provider_capabilities=["VISION"]), "task.active_provider_capabilities[0]"),
