@@ -106,6 +106,25 @@ class OutputSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class NeedSpec:
+    """A capability that a task relies on for the value of a field.
+
+    Attributes:
+        field: Field of the Create message.
+        capability: Spelling of the capability.
+        values: Values that need it; where empty, all that no other need of the field names.
+        absent: Whether it is needed where the field is absent, and only there.
+        where: Field that must be true; None where there is no such condition.
+    """
+
+    field: str
+    capability: str
+    values: frozenset[float]
+    absent: bool
+    where: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class TaskTypeSpec:
     """A task type.
 
@@ -126,6 +145,7 @@ class TaskTypeSpec:
         capabilities: By field of the Create message that not every provider can follow, the capability it takes.
         changes: Members of its public message that an update may name, and who may change them.
         steered_by: Message whose fields a task's `config` may hold to steer a local worker; None where nothing does.
+        needs: Capabilities that a task relies on, by the values of its fields.
     """
 
     name: str
@@ -144,6 +164,25 @@ class TaskTypeSpec:
     capabilities: Mapping[str, str]
     changes: Mapping[str, Change]
     steered_by: Descriptor | None
+    needs: tuple[NeedSpec, ...]
+
+    def relied_on(self, detail: Any) -> dict[str, str]:
+        """Return the capabilities that a task relies on, by the values of its Create message.
+
+        Args:
+            detail: The Create message, with its defaults.
+
+        Returns:
+            The field that asks for it, by the capability's spelling.
+        """
+        found = {}
+        for need in self.needs:
+            value = getattr(detail, need.field) if detail.HasField(need.field) else None
+            named = {one for other in self.needs if other.field == need.field for one in other.values}
+            fits = value in need.values if need.values else value not in named
+            if (need.where is None or getattr(detail, need.where)) and fits and need.absent == (value is None):
+                found[need.capability] = need.field
+        return found
 
     def folder(self, task_id: object) -> str:
         """Folder of a task's objects, ending in `/`."""
@@ -287,6 +326,7 @@ def _task_type(
         ),
         changes=_own_changes(public, by_type),
         steered_by=_steering(name, facts.steered_by),
+        needs=tuple(_need(field, facts, create) for field in create.fields for facts in _facts(field).needs),
     )
 
 
@@ -297,6 +337,14 @@ def _steering(name: str, message: str) -> Descriptor | None:
     if message not in known:
         raise CatalogError(f"{name}: the contract of providers has no message {message!r}")
     return known[message]
+
+
+def _need(field: FieldDescriptor, facts: Any, create: Descriptor) -> NeedSpec:
+    if facts.where and facts.where not in create.fields_by_name:
+        raise CatalogError(f"{field.full_name}: {create.full_name} has no {facts.where!r}")
+    if facts.absent and (facts.values or not field.has_presence):
+        raise CatalogError(f"{field.full_name}: what is needed where it is absent depends on no value of it")
+    return NeedSpec(field.name, facts.capability, frozenset(facts.values), facts.absent, facts.where or None)
 
 
 def _detail(owner: Descriptor, field: str, name: str) -> Descriptor:
@@ -386,7 +434,9 @@ def _check_names(
         for unknown in sorted((provider.task_types - set(types)) | (provider.capabilities() - set(capabilities))):
             raise CatalogError(f"{provider.name}: the contract has no {unknown!r}")
     for spec in types.values():
-        for unknown in sorted(set(spec.capabilities.values()) - set(capabilities)):
+        for unknown in sorted(
+            {*spec.capabilities.values(), *(need.capability for need in spec.needs)} - set(capabilities)
+        ):
             raise CatalogError(f"{spec.name}: the contract has no capability {unknown!r}")
         default = providers.get(spec.default_provider)
         if default is None or spec.name not in default.tasks:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from atelier.tasks.v1 import providers_pb2, task_pb2
 from google.protobuf.struct_pb2 import Struct
@@ -16,6 +17,7 @@ from meshkit.steering import steering
 TASK_TYPES_WITH_HANDLERS = (
     "GENERATION",
     "EDITING",
+    "REFINE",
     "VIDEO_GENERATION",
     "LLM_INTERACTION",
     "BACKGROUND_REMOVE",
@@ -216,6 +218,34 @@ class Catalog:
                 + (f"{', '.join(able)} has it" if able else "no provider that is served has it"),
                 "capability_missing",
             )
+
+    def relied_on(
+        self, listed: Sequence[str], detail: Any, task_type: TaskTypeSpec, provider: ProviderSpec, path: str
+    ) -> list[str]:
+        """Return the capabilities that a task relies on: those that its caller lists, or else those it needs.
+
+        Args:
+            listed: What the caller lists, if anything.
+            detail: The task's Create message.
+            task_type: Its type.
+            provider: The provider.
+            path: Path of the list, for the error.
+
+        Raises:
+            MeshError: `INVALID` where the provider, or the caller's list, lacks one.
+        """
+        self.check_capabilities(listed, provider, path)
+        needed = task_type.relied_on(detail)
+        for name, field in needed.items():
+            if name not in provider.tasks[task_type.name]:
+                raise invalid(
+                    f"task.{task_type.detail}.{field}",
+                    f"asks for {name}, which provider {provider.name} cannot do for {task_type.name} tasks",
+                    "unknown_capability",
+                )
+            if listed and name not in listed:
+                raise invalid(path, f"must contain {name}, which {field} asks for", "capability_required")
+        return list(listed) or list(needed)
 
 
 def prefix_of(task_type: str, task_id: object) -> str:

@@ -54,7 +54,13 @@ DETAILS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "CreateRefineTask": (
         "REFINE",
-        {"base_image_url": "a.png", "upscale_factor": 2.5, "target_width": 64, "target_height": 64, "fal_app_id": "x/y"}
+        {
+            "base_image_url": "a.png",
+            "upscale_factor": None,
+            "target_width": 64,
+            "target_height": 64,
+            "fal_app_id": "x/y",
+        }
         | STAGES,
     ),
     "CreateVideoGenerationTask": (
@@ -118,6 +124,7 @@ def test_a_create_with_null_for_what_may_be_null_equals_one_without_it(name: str
     stays = {
         "CreateVideoGenerationTask": {"input_image_url"},
         "CreateImageAdjusterTask": {"target_width", "target_height"},
+        "CreateRefineTask": {"target_width"},
     }
     nullable -= stays.get(name, set())
     null, absent = task_pb2.CreateTask(), task_pb2.CreateTask()

@@ -105,8 +105,9 @@ class TaskPreparer:
     def _route(self, spec: task_pb2.CreateTask, task_type: TaskTypeSpec) -> tuple[ProviderSpec, str]:
         provider = self._catalog.provider_of(spec.provider_type, task_type, "task.provider_type")
         queue = self._catalog.queue_of(spec.queue_name if spec.HasField("queue_name") else None, provider)
-        self._catalog.check_capabilities(
-            spec.active_provider_capabilities, provider, "task.active_provider_capabilities"
+        detail = getattr(spec, task_type.detail)
+        spec.active_provider_capabilities[:] = self._catalog.relied_on(
+            spec.active_provider_capabilities, detail, task_type, provider, "task.active_provider_capabilities"
         )
         needed = _needed(spec, task_type)
         self._catalog.check_fields(needed, provider, task_type)
@@ -121,8 +122,8 @@ class TaskPreparer:
             self._catalog.check_network(spec.provider_config, "task.provider_config")
         if spec.HasField("fallback_provider_type"):
             fallback = self._catalog.provider_of(spec.fallback_provider_type, task_type, "task.fallback_provider_type")
-            self._catalog.check_capabilities(
-                spec.fallback_provider_capabilities, fallback, "task.fallback_provider_capabilities"
+            spec.fallback_provider_capabilities[:] = self._catalog.relied_on(
+                spec.fallback_provider_capabilities, detail, task_type, fallback, "task.fallback_provider_capabilities"
             )
             self._catalog.check_fields(needed, fallback, task_type)
             self._catalog.check_config(spec.config, task_type, fallback, "task.config")

@@ -140,7 +140,8 @@ def apply(record: TaskRecord, update: Update, catalog: Catalog) -> TaskRecord:
         changes["spec"] = spec.SerializeToString()
         adapters = [getattr(detail, name) for name in task_type.adapters if detail.HasField(name)]
         changes["warm_keys"] = warm_keys(adapters, body)
-    _check_providers(record, update, body, catalog)
+    requested = getattr(task_pb2.CreateTask.FromString(changes.get("spec", record.spec)), task_type.detail)
+    _check_providers(record, update, requested, body, catalog)
     if "provider_type" in update.paths or "queue_name" in update.paths:
         changes.update(_routed(record, update, catalog))
     if update.status is TaskStatus.FAILED:
@@ -167,25 +168,39 @@ def _check_status(record: TaskRecord, update: Update) -> None:
         raise illegal_transition(record.state, wanted)
 
 
-def _check_providers(record: TaskRecord, update: Update, body: task_pb2.Task, catalog: Catalog) -> None:
+def _check_providers(record: TaskRecord, update: Update, detail: Any, body: task_pb2.Task, catalog: Catalog) -> None:
+    """Hold what changed of the providers to the rules of a create, and fill what is relied on.
+
+    Args:
+        record: The task before.
+        update: What changes.
+        detail: Its Create message.
+        body: Its members after the change; capabilities are filled in.
+        catalog: What is served.
+    """
     task_type = TASK_TYPES[record.task_type]
     if "config" in update.paths and record.state is TaskStatus.PENDING:
         catalog.check_config(body.config, task_type, PROVIDERS[record.provider_type], "update.config")
-    if "active_provider_capabilities" in update.paths:
-        number = body.provider_type or PROVIDERS[record.provider_type].number
-        catalog.check_capabilities(
+    if {"active_provider_capabilities", "provider_type"} & update.paths:
+        number = update.value("provider_type") or PROVIDERS[record.provider_type].number
+        body.active_provider_capabilities[:] = catalog.relied_on(
             body.active_provider_capabilities,
+            detail,
+            task_type,
             catalog.provider_of(number, task_type, "update.provider_type"),
             "update.active_provider_capabilities",
         )
     if body.HasField("fallback_provider_type") and any(path.startswith("fallback_") for path in update.paths):
         fallback = catalog.provider_of(body.fallback_provider_type, task_type, "update.fallback_provider_type")
-        catalog.check_capabilities(
-            body.fallback_provider_capabilities, fallback, "update.fallback_provider_capabilities"
+        body.fallback_provider_capabilities[:] = catalog.relied_on(
+            body.fallback_provider_capabilities,
+            detail,
+            task_type,
+            fallback,
+            "update.fallback_provider_capabilities",
         )
         if body.HasField("fallback_provider_config"):
             check_config(body.fallback_provider_config, fallback, "update.fallback_provider_config")
-            catalog.check_network(body.fallback_provider_config, "update.fallback_provider_config")
 
 
 def _routed(record: TaskRecord, update: Update, catalog: Catalog) -> Mapping[str, Any]:

@@ -1,14 +1,15 @@
 """What an installation serves: by default what this release has handlers for, else what its settings name."""
 
+import dataclasses
 from typing import Any
 
 import pytest
-from atelier.tasks.v1 import enums_pb2, task_pb2
+from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2
 from atelier.tasks.v1.providers_pb2 import LocalProviderConfig, ProviderConfig
 from google.protobuf import struct_pb2
 from pydantic import ValidationError
 
-from meshkit import cutouts
+from meshkit import cutouts, validation
 from meshkit.catalog import PROVIDERS, TASK_TYPES
 from meshkit.errors import MeshError
 from modelkit.cutout import NETWORKS, CutoutFamily
@@ -17,6 +18,7 @@ from services.tasks.config import TasksSettings
 from services.tasks.convert import to_catalog
 
 CreateTask: Any = task_pb2.CreateTask
+CreateTaskRequest: Any = tasks_service_pb2.CreateTaskRequest
 LOCAL = PROVIDERS["LOCAL"]
 # In the order of the contract.
 SERVED = tuple(name for name in TASK_TYPES if name in TASK_TYPES_WITH_HANDLERS)
@@ -174,3 +176,81 @@ def test_networks_are_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("ATELIER_CONSISTENCY_NETWORKS", wrong)
         with pytest.raises(ValidationError):
             TasksSettings()
+
+
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({"upscale_factor": 2.0}, ["UPSCALE_2X"]),
+        ({"upscale_factor": 4}, ["UPSCALE_4X"]),
+        ({"upscale_factor": 8}, ["UPSCALE_8X"]),
+        ({"upscale_factor": 1}, ["UPSCALE_FLOAT"]),
+        ({"upscale_factor": 1.5}, ["UPSCALE_FLOAT"]),
+        ({"upscale_factor": 3}, ["UPSCALE_FLOAT"]),
+        ({"upscale_factor": 16}, ["UPSCALE_FLOAT"]),
+        ({"target_width": 512}, ["OUTPUT_SIZE"]),
+        ({"upscale_enabled": False}, []),
+        ({"upscale_enabled": False, "upscale_factor": 2}, []),
+    ],
+)
+def test_capabilities_of_enlarging_follow_from_the_factor_and_are_filled_in(
+    fields: dict[str, Any], needed: list[str]
+) -> None:
+    refine, path = TASK_TYPES["REFINE"], "task.active_provider_capabilities"
+    detail = CreateTask(refine={"upscale_enabled": True, **fields}).refine
+    catalog = Catalog(task_types=["REFINE"])
+    assert catalog.relied_on([], detail, refine, LOCAL, path) == needed
+    listed = [*needed, "SEED"]
+    assert catalog.relied_on(listed, detail, refine, LOCAL, path) == listed
+    if needed:
+        with pytest.raises(MeshError) as error:
+            catalog.relied_on(["SEED"], detail, refine, LOCAL, path)
+        assert (error.value.violations[0].path, error.value.violations[0].type) == (path, "capability_required")
+        assert needed[0] in error.value.violations[0].message
+
+
+def test_a_provider_that_lacks_what_a_factor_asks_for_is_refused_by_the_factors_name() -> None:
+    refine = TASK_TYPES["REFINE"]
+    narrow = dataclasses.replace(LOCAL, tasks={"REFINE": frozenset({"UPSCALE_2X"})})
+    detail = CreateTask(refine={"upscale_enabled": True, "upscale_factor": 4}).refine
+    with pytest.raises(MeshError) as error:
+        Catalog(task_types=["REFINE"]).relied_on([], detail, refine, narrow, "task.active_provider_capabilities")
+    assert error.value.violations[0].path == "task.refine.upscale_factor"
+    assert "UPSCALE_4X" in error.value.violations[0].message
+
+
+def test_other_types_rely_on_what_their_callers_list() -> None:
+    detail = CreateTask(generation={"prompt": "a"}).generation
+    assert Catalog().relied_on([], detail, TASK_TYPES["GENERATION"], LOCAL, "x") == []
+    assert Catalog().relied_on(["SEED"], detail, TASK_TYPES["GENERATION"], LOCAL, "x") == ["SEED"]
+
+
+def test_the_seeds_of_enlarging_and_of_faces_are_drawn() -> None:
+    assert TASK_TYPES["REFINE"].seeds == ("upscale_seed", "face_detail_seed")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"upscale_factor": 2, "target_width": 64}, "upscale_factor excludes target_width and target_height"),
+        ({}, "upscale_factor, target_width or target_height is required where upscale_enabled is true"),
+        ({"upscale_factor": 0.5}, "task.refine.upscale_factor"),
+        ({"upscale_factor": 2, "upscale_denoise": 1.5}, "task.refine.upscale_denoise"),
+        ({"target_width": 8193}, "task.refine.target_width"),
+        ({"target_height": 15}, "task.refine.target_height"),
+    ],
+)
+def test_a_picture_is_enlarged_by_one_measure(fields: dict[str, Any], message: str) -> None:
+    request = CreateTaskRequest(task={"origin_instance": "x", "refine": {"base_image_url": "a.png", **fields}})
+    validation.apply_defaults(request)
+    with pytest.raises(MeshError) as error:
+        validation.check(request)
+    assert any(message in f"{one.path}: {one.message}" for one in error.value.violations)
+
+
+def test_without_enlarging_no_measure_is_required() -> None:
+    refine = {"base_image_url": "a.png", "upscale_enabled": False}
+    request = CreateTaskRequest(task={"origin_instance": "x", "refine": refine})
+    validation.apply_defaults(request)
+    validation.check(request)
+    assert (request.task.refine.upscale_denoise, request.task.refine.face_detail_denoise) == (0.0, 0.4)

@@ -154,3 +154,37 @@ def test_unknown_queue_and_foreign_capability_are_refused_in_updates_too() -> No
         with pytest.raises(MeshError) as error:
             updates.apply(record(), asked, Catalog())
         assert error.value.kind is ErrorKind.INVALID
+
+
+def refine(**changes: Any) -> TaskRecord:
+    spec = CreateTask(refine={"upscale_enabled": True, "upscale_factor": 4})
+    body = Task(refine={"upscale_factor": 4}, active_provider_capabilities=["UPSCALE_4X"])
+    return record(
+        task_type="REFINE", spec=spec.SerializeToString(), body=body.SerializeToString(), warm_keys=[], **changes
+    )
+
+
+def test_capabilities_that_an_update_clears_are_filled_in_and_those_it_lists_suffice() -> None:
+    served = Catalog(task_types=["REFINE"])
+    cleared = updates.Update.of(task_pb2.TaskUpdate(), ["active_provider_capabilities"], operator=True)
+    after = updates.apply(refine(), updates.check(refine(), cleared), served)
+    assert list(Task.FromString(after.body).active_provider_capabilities) == ["UPSCALE_4X"]
+    asked = update(operator=True, active_provider_capabilities=["UPSCALE_2X"])
+    with pytest.raises(MeshError) as error:
+        updates.apply(refine(), updates.check(refine(), asked), served)
+    assert error.value.violations[0].path == "update.active_provider_capabilities"
+
+
+def test_a_fallback_that_an_update_names_gets_what_the_task_relies_on() -> None:
+    served = Catalog(task_types=["REFINE"], providers=["LOCAL", "FREEPIK_MAGNIFIC"])
+    asked = update(operator=True, fallback_provider_type=enums_pb2.PROVIDER_TYPE_FREEPIK_MAGNIFIC)
+    after = updates.apply(refine(), updates.check(refine(), asked), served)
+    assert list(Task.FromString(after.body).fallback_provider_capabilities) == ["UPSCALE_4X"]
+    asked = update(
+        operator=True,
+        fallback_provider_type=enums_pb2.PROVIDER_TYPE_FREEPIK_MAGNIFIC,
+        fallback_provider_capabilities=["SEED"],
+    )
+    with pytest.raises(MeshError) as error:
+        updates.apply(refine(), updates.check(refine(), asked), served)
+    assert error.value.violations[0].path.startswith("update.fallback_provider_capabilities")

@@ -45,7 +45,9 @@ def test_the_documented_example_with_an_adjuster_in_place_of_refine_holds() -> N
 
 
 def test_a_type_that_is_not_served_is_named() -> None:
-    found = faults({"id": "r", "task_type": "TASK_TYPE_REFINE", "config": {"base_image_url": "a.png"}})
+    found = faults(
+        {"id": "r", "task_type": "TASK_TYPE_REFINE", "config": {"base_image_url": "a.png", "upscale_factor": 2}}
+    )
     assert found == {
         "workflow.steps[0].task_type": "Tasks of type REFINE are not served; this installation serves GENERATION, "
         "IMAGE_ADJUSTER"

@@ -566,6 +566,42 @@ class TaskOutput(_message.Message):
 Global___TaskOutput: _TypeAlias = TaskOutput  # noqa: Y015
 
 @_typing.final
+class CapabilityNeed(_message.Message):
+    """A capability that a task relies on for the value of a field."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAPABILITY_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    capability: _builtins.str
+    """Spelling of the capability."""
+    absent: _builtins.bool
+    """Needed where the field is absent, and not otherwise."""
+    where: _builtins.str
+    """Field of the same message that must be true; else nothing is needed."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Values of the field that need it; where empty, all that no other need of the field names."""
+
+    def __init__(
+        self,
+        *,
+        capability: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        absent: _builtins.bool = ...,
+        where: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "capability", b"capability", "values", b"values", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CapabilityNeed: _TypeAlias = CapabilityNeed  # noqa: Y015
+
+@_typing.final
 class TaskField(_message.Message):
     """What a field of a task's messages is to the services that create, execute and change tasks."""
 
@@ -578,6 +614,7 @@ class TaskField(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
     CAPABILITY_FIELD_NUMBER: _builtins.int
+    NEEDS_FIELD_NUMBER: _builtins.int
     seed: _builtins.bool
     """Of a Create message: drawn and stored where absent."""
     adapter: _builtins.bool
@@ -598,6 +635,10 @@ class TaskField(_message.Message):
     def output(self) -> Global___TaskOutput:
         """Of a public message: a file that an attempt writes."""
 
+    @_builtins.property
+    def needs(self) -> _containers.RepeatedCompositeFieldContainer[Global___CapabilityNeed]:
+        """Of a Create message: capabilities that the task relies on for this field's value."""
+
     def __init__(
         self,
         *,
@@ -608,10 +649,11 @@ class TaskField(_message.Message):
         output: Global___TaskOutput | None = ...,
         change: Global___Change.ValueType = ...,
         capability: _builtins.str = ...,
+        needs: _abc.Iterable[Global___CapabilityNeed] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "adapter", b"adapter", "capability", b"capability", "change", b"change", "input", b"input", "output", b"output", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "adapter", b"adapter", "capability", b"capability", "change", b"change", "input", b"input", "needs", b"needs", "output", b"output", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

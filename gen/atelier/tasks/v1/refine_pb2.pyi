@@ -50,7 +50,7 @@ class CreateRefineTask(_message.Message):
     upscale_steps: _builtins.int
     """Denoising steps of enlarging."""
     upscale_denoise: _builtins.float
-    """Share of the picture that enlarging may repaint, 0 to 1."""
+    """Share of the picture that enlarging may repaint, 0 to 1; at 0 it is enlarged alone."""
     upscale_seed: _builtins.int
     """Seed of enlarging. Drawn and stored where absent."""
     face_detail_enabled: _builtins.bool
@@ -64,13 +64,13 @@ class CreateRefineTask(_message.Message):
     face_detail_seed: _builtins.int
     """Seed of restoring the faces. Drawn and stored where absent."""
     upscale_factor: _builtins.float
-    """Factor of both sides: 2, 4 and 8 ask for UPSCALE_2X, UPSCALE_4X and UPSCALE_8X, others for UPSCALE_FLOAT; where absent,
-    the target size counts and OUTPUT_SIZE is asked for.
+    """Factor of both sides: 2, 4 and 8 ask for UPSCALE_2X, UPSCALE_4X and UPSCALE_8X, others for UPSCALE_FLOAT; where
+    absent, the target size counts and OUTPUT_SIZE is asked for.
     """
     target_width: _builtins.int
-    """Width of the result in pixels."""
+    """Width of the result in pixels; without a height, the height follows from it."""
     target_height: _builtins.int
-    """Height of the result in pixels."""
+    """Height of the result in pixels; without a width, the width follows from it."""
     fal_app_id: _builtins.str
     """Application that executes the task where the provider is fal."""
     def __init__(
