@@ -69,6 +69,8 @@ class LlamaChat:
                 raise ModelError(
                     "This worker's language model could not be loaded.", ModelErrorKind.RESOURCE
                 ) from error
+        # llama.cpp's loop may not run yet, and to stop it then waits for ever: half of the loads did. An answer tells.
+        self._server.handle_completions({"prompt": " ", "max_tokens": 1, "cache_prompt": False})
 
     def answer(self, request: ChatRequest, observer: ChatObserver) -> Answer | None:
         """Answer a question; None where the observer cancels.
