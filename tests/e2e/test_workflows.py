@@ -214,7 +214,7 @@ def test_what_is_wrong_with_a_definition_is_told_where_it_is(mesh: RunningMesh) 
         ]
         cycle = [{**step("b", []), "depends_on": ["c"]}, {**step("c", []), "depends_on": ["b"]}]
         assert refused(client, a, *cycle) == [([*at, "depends_on", 0], "cycle")]
-        assert refused(client, a, {**step("b", []), "task_type": "REFINE"})[0] == (
+        assert refused(client, a, {**step("b", []), "task_type": "EXPERIMENTAL_FAL"})[0] == (
             [*at, "task_type"],
             "task_type_not_served",
         )
