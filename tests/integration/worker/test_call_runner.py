@@ -144,7 +144,7 @@ async def generation(mesh: Mesh, prompt: str, queue: str | None = None) -> str:
         origin_instance="tests",
         provider_type=FAL,
         queue_name=queue,
-        generation=CreateGenerationTask(prompt=prompt),
+        generation=CreateGenerationTask(prompt=prompt, fal_app_id="fal-ai/flux/dev"),
     )
     return (await mesh.create(task)).id
 

@@ -94,7 +94,9 @@ async def mesh(start_mesh: StartMesh, tmp_path: Path) -> AsyncIterator[Mesh]:
 
 async def generation(mesh: Mesh, tenant: str, prompt: str) -> str:
     task = task_pb2.CreateTask(
-        origin_instance="tests", provider_type=FAL, generation=CreateGenerationTask(prompt=prompt)
+        origin_instance="tests",
+        provider_type=FAL,
+        generation=CreateGenerationTask(prompt=prompt, fal_app_id="fal-ai/flux/dev"),
     )
     return (await mesh.create(task, tenant)).id
 
