@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from models.edits.libraries import FluxKontextPipeline
 from models.garments.flow import CARD, image_ids, pack, quicken
 from models.garments.libraries import Autoencoder, FlowMatchEulerDiscreteScheduler, Transformer
+from models.garments.optimising import AveragedTraining
 from models.garments.text import TextEncoders
 
 MAX_TOKENS: Final = 32
@@ -33,7 +32,6 @@ _LENGTH_ODDS: Final = (0.6, 0.25, 0.15)
 _EMPTY_SHARE: Final = 0.08
 # Times lean towards noise, where it is decided what the picture shows and where it stands.
 _TIME_SHIFT: Final = 0.4
-_EMA: Final = 0.999
 
 EDIT_CARD: Final[dict[str, Any]] = {
     **CARD,
@@ -66,33 +64,19 @@ class EditBatches:
         self.by_length = {length: (tokens <= length).nonzero()[:, 0].to(device) for length in _LENGTHS}
 
 
-class EditTrainer:
+class EditTrainer(AveragedTraining):
     """Velocity matching (Lipman et al. 2023) with logit-normal times (Esser et al. 2024) and an averaged copy."""
 
     def __init__(
         self, model: Transformer, side: TextEncoders, batches: EditBatches, *, seed: int, lr: float, device: str
     ) -> None:
-        self.model = model.to(device)
-        self._cuda = device.startswith("cuda")
-        if not self._cuda:
-            quicken(self.model)
-        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self._side, self._batches, self._lr, self._device = side, batches, lr, device
+        if device == "cpu":
+            quicken(model)
+        super().__init__(model.to(device), seed=seed, lr=lr, device=device)
+        self._batches = batches
         self._clip, self._t5 = side.text_encoder.to(device), side.text_encoder_2.to(device)
         self._empty_clip = side.clip_ids([""]).to(device)
         self._empty_t5 = side.t5_ids([""], MAX_TOKENS).to(device)
-        self._rng = np.random.default_rng(seed)
-        self._noise = torch.Generator(device).manual_seed(seed)
-        self._steps = 0
-        self._optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=self._cuda
-        )
-
-    def rate(self, progress: float) -> float:
-        """Learning rate: warm-up by steps, flat for three tenths of the stage, then a cosine down to 2 %."""
-        warm = min(1.0, (self._steps + 1) / 100)
-        fall = 1.0 if progress < 0.3 else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (progress - 0.3) / 0.7))
-        return self._lr * warm * fall
 
     @torch.no_grad()
     def _text(self, chosen: Tensor, empty: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -105,8 +89,6 @@ class EditTrainer:
 
     def step(self, progress: float, batch: int) -> Tensor:
         """One step; returns the loss, still on the device."""
-        for group in self._optimiser.param_groups:
-            group["lr"] = self.rate(progress)
         b, device = self._batches, self._device
         length = int(self._rng.choice(_LENGTHS, p=_LENGTH_ODDS))
         pool = b.by_length[length]
@@ -129,47 +111,8 @@ class EditTrainer:
             return_dict=False,
         )[0]
         loss = mse_loss(out[:, : noisy.shape[1]], pack(noise - clean))
-        self._optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self._optimiser.step()
-        self._follow()
+        self.descend(loss, progress)
         return loss.detach()
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        # Early on the average forgets faster, or it would keep its start for thousands of steps.
-        keep = min(_EMA, (1 + self._steps) / (10 + self._steps))
-        live = self.model.state_dict()
-        torch._foreach_lerp_([self.average[k] for k in live], list(live.values()), 1 - keep)
-        self._steps += 1
-
-    def averaged(self) -> Transformer:
-        """Return a copy of the model with the averaged weights, on the CPU, for shipping."""
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(self.average)
-        return model.cpu().eval()
-
-    def state(self) -> dict[str, Any]:
-        """Everything a resumed stage needs."""
-        return {
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "optimiser": self._optimiser.state_dict(),
-            "rng": self._rng.bit_generator.state,
-            "noise": self._noise.get_state(),
-            "steps": self._steps,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned, on this device or another one."""
-        self.model.load_state_dict(state["model"])
-        self.average = {k: v.to(self._device) for k, v in state["average"].items()}
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._rng.bit_generator.state = state["rng"]
-        if state["noise"].numel() == self._noise.get_state().numel():  # generators of devices differ in their state
-            self._noise.set_state(state["noise"])
-        self._steps = state["steps"]
 
 
 def positions(rows: int, columns: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from models.garments.libraries import (
     FluxTransformer2DModel,
     Transformer,
 )
+from models.garments.optimising import AveragedTraining
 from models.garments.prompts import training_prompt
 from models.garments.text import CLIP_WIDTH, T5_WIDTH, TextEncoders
 from models.garments.vae import LATENT_CHANNELS
@@ -34,7 +34,6 @@ MAX_TOKENS: Final = 32
 _LENGTHS: Final = (16, 24, 32)
 _LENGTH_ODDS: Final = (0.5, 0.25, 0.25)
 _EMPTY_SHARE: Final = 0.1
-_EMA: Final = 0.999
 
 CARD: Final[dict[str, Any]] = {
     "name": "garments",
@@ -114,7 +113,7 @@ def quicken(model: Transformer) -> None:
             module.__class__ = _QuickLinear
 
 
-class FlowTrainer:
+class FlowTrainer(AveragedTraining):
     """Velocity matching (Lipman et al. 2023) with logit-normal times (Esser et al. 2024) and an averaged copy."""
 
     def __init__(
@@ -128,25 +127,12 @@ class FlowTrainer:
         lr: float = 1e-3,
     ) -> None:
         """Latents are (n, 16, h, w), already shifted and scaled as the pipeline expects them; facts name each."""
-        self.model = model
         quicken(model)
-        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        self._side, self._latents, self._facts, self._lr = side, latents, facts, lr
-        self._rng = np.random.default_rng(seed)
-        self._noise = torch.Generator().manual_seed(seed)
-        self._steps = 0
-        self._optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-
-    def rate(self, progress: float) -> float:
-        """Learning rate: warm-up by steps, flat for three tenths of the stage, then a cosine down to 2 %."""
-        warm = min(1.0, (self._steps + 1) / 100)
-        fall = 1.0 if progress < 0.3 else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (progress - 0.3) / 0.7))
-        return self._lr * warm * fall
+        super().__init__(model, seed=seed, lr=lr)
+        self._side, self._latents, self._facts = side, latents, facts
 
     def step(self, progress: float, batch: int) -> float:
         """One step; returns the loss."""
-        for group in self._optimiser.param_groups:
-            group["lr"] = self.rate(progress)
         pick: NDArray[np.int64] = self._rng.integers(0, len(self._latents), batch)
         clean = self._latents[torch.from_numpy(pick)].float()
         prompts = [
@@ -168,46 +154,8 @@ class FlowTrainer:
             return_dict=False,
         )[0]
         loss = mse_loss(out, pack(noise - clean))
-        self._optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self._optimiser.step()
-        self._follow()
+        self.descend(loss, progress)
         return float(loss.detach())
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        # Early on the average forgets faster, or it would keep its random start for thousands of steps.
-        keep = min(_EMA, (1 + self._steps) / (10 + self._steps))
-        live = self.model.state_dict()
-        torch._foreach_lerp_([self.average[k] for k in live], list(live.values()), 1 - keep)
-        self._steps += 1
-
-    def averaged(self) -> Transformer:
-        """Return a copy of the model with the averaged weights, for sampling and shipping."""
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(self.average)
-        return model.eval()
-
-    def state(self) -> dict[str, Any]:
-        """Everything a resumed stage needs."""
-        return {
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "optimiser": self._optimiser.state_dict(),
-            "rng": self._rng.bit_generator.state,
-            "noise": self._noise.get_state(),
-            "steps": self._steps,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
-        self.model.load_state_dict(state["model"])
-        self.average = state["average"]
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._rng.bit_generator.state = state["rng"]
-        self._noise.set_state(state["noise"])
-        self._steps = state["steps"]
 
 
 def pack(latents: Tensor) -> Tensor:

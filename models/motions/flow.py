@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import math
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.garments.flow import quicken
+from models.garments.optimising import AveragedTraining
 from models.motions.film import FRAMES, MOTIONS, SIZE
 from models.motions.libraries import (
     FlowMatchEulerDiscreteScheduler,
@@ -32,7 +32,6 @@ SHIFT: Final = 3.0
 # Frames per second the pipeline is told: it only sets how far apart frames lie in the rotary embedding.
 FRAME_RATE: Final = 2
 _EMPTY_SHARE: Final = 0.1
-_EMA: Final = 0.999
 _SIDE: Final = SIZE // FACTOR
 _BANK: Final = 700  # prompts of each motion, encoded once
 
@@ -84,7 +83,7 @@ def pack(latents: Tensor) -> Tensor:
     return latents.flatten(2).transpose(1, 2)
 
 
-class MotionTrainer:
+class MotionTrainer(AveragedTraining):
     """Velocity matching (Lipman et al. 2023) of all frames but the first, which is given clean, as in the pipeline."""
 
     def __init__(
@@ -99,28 +98,15 @@ class MotionTrainer:
         lr: float = 1e-3,
     ) -> None:
         """Latents are (n, c, f, h, w) as the pipeline has them; motions name each, as positions in MOTIONS."""
-        self.model = model.to(device)
         if device == "cpu":
             quicken(model)
-        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        self._latents, self._motions, self._device, self._lr = latents, motions, device, lr
-        self._rng = np.random.default_rng(seed)
-        self._noise = torch.Generator(device).manual_seed(seed)
-        self._steps = 0
-        self._optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+        super().__init__(model.to(device), seed=seed, lr=lr, device=device, momenta=(0.9, 0.98), last_rate=0.01)
+        self._latents, self._motions = latents, motions
         prompts, _ = training_bank(np.random.default_rng(seed + 1), _BANK)
         self._words, self._masks = text.encode([*prompts, ""], device)
 
-    def rate(self, progress: float) -> float:
-        """Learning rate: warm-up by steps, flat for three tenths of the stage, then a cosine down to 1 %."""
-        warm = min(1.0, (self._steps + 1) / 100)
-        fall = 1.0 if progress < 0.3 else 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - 0.3) / 0.7))
-        return self._lr * warm * fall
-
     def step(self, progress: float, batch: int) -> float:
         """One step; returns the loss."""
-        for group in self._optimiser.param_groups:
-            group["lr"] = self.rate(progress)
         pick = self._rng.integers(0, len(self._latents), batch)
         said = self._motions[pick] * _BANK + self._rng.integers(0, _BANK, batch)
         said[self._rng.random(batch) < _EMPTY_SHARE] = len(MOTIONS) * _BANK
@@ -149,47 +135,8 @@ class MotionTrainer:
             )[0]
         wrong = out.float() - pack(noise - clean)
         loss = wrong[:, _SIDE * _SIDE :].square().mean()
-        self._optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self._optimiser.step()
-        self._follow()
+        self.descend(loss, progress)
         return float(loss.detach())
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        # Early on the average forgets faster, or it would keep its random start for thousands of steps.
-        keep = min(_EMA, (1 + self._steps) / (10 + self._steps))
-        live = self.model.state_dict()
-        torch._foreach_lerp_([self.average[k] for k in live], list(live.values()), 1 - keep)
-        self._steps += 1
-
-    def averaged(self) -> Transformer:
-        """Return a copy of the model with the averaged weights, for sampling and shipping."""
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(self.average)
-        return model.eval()
-
-    def state(self) -> dict[str, Any]:
-        """Everything a resumed stage needs."""
-        return {
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "optimiser": self._optimiser.state_dict(),
-            "rng": self._rng.bit_generator.state,
-            "noise": self._noise.get_state(),
-            "steps": self._steps,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned, also on another device than the one it was made on."""
-        self.model.load_state_dict(state["model"])
-        self.average = {k: v.to(self._device) for k, v in state["average"].items()}
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._rng.bit_generator.state = state["rng"]
-        if len(state["noise"]) == len(self._noise.get_state()):
-            self._noise.set_state(state["noise"].cpu())  # states of other devices' generators are of another length
-        self._steps = state["steps"]
 
 
 @torch.no_grad()

@@ -18,11 +18,11 @@ from atelier.tasks.v1.background_fix_pb2 import (
 from atelier.tasks.v1.enums_pb2 import TaskType
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
-from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext
 from modelkit.errors import ModelError
 from modelkit.pictures import open_picture, over_white
 from services.inference.tasktypes.background_remove import network_of
-from services.inference.tasktypes.failures import explained
+from services.inference.tasktypes.failures import one_by_one
 
 if TYPE_CHECKING:  # they import OpenCV, which the parent never does
     from PIL import Image
@@ -62,13 +62,7 @@ class BackgroundFixHandler:
 
     def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
         """Change each image; one that fails does not fail the others."""
-        outcomes: list[Output | Exception] = []
-        for context in batch:
-            try:
-                outcomes.append(_fix(context, lent))
-            except (ModelError, TaskFailed, TaskCancelled) as outcome:
-                outcomes.append(explained(outcome))
-        return outcomes
+        return one_by_one(batch, lambda context: _fix(context, lent))
 
 
 def handler() -> BackgroundFixHandler:

@@ -31,7 +31,7 @@ from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.pictures import open_picture
 from modelkit.requests import Garment
 from services.inference.tasktypes.checks import steered
-from services.inference.tasktypes.failures import explained
+from services.inference.tasktypes.failures import one_by_one
 
 if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
     from modelkit.cutout import Cutout
@@ -61,13 +61,7 @@ class BackgroundRemoveHandler:
 
     def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
         """Cut out the images of each task; one that fails does not fail the others."""
-        outcomes: list[Output | Exception] = []
-        for context in batch:
-            try:
-                outcomes.append(_cut(context, lent[_CUTOUT]))
-            except (ModelError, TaskFailed, TaskCancelled) as outcome:
-                outcomes.append(explained(outcome))
-        return outcomes
+        return one_by_one(batch, lambda context: _cut(context, lent[_CUTOUT]))
 
 
 def handler() -> BackgroundRemoveHandler:

@@ -19,11 +19,10 @@ from atelier.tasks.v1.providers_pb2 import SartiqUltimateGarmentFixerConfig
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
 from meshkit.logging import get_logger
-from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
-from modelkit.errors import ModelError
+from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskContext
 from modelkit.pictures import open_picture
 from services.inference.tasktypes.checks import check_needs, check_of, share_of, steered
-from services.inference.tasktypes.failures import explained
+from services.inference.tasktypes.failures import one_by_one
 
 _log = get_logger(__name__)
 
@@ -59,13 +58,7 @@ class DetailEnhancerHandler:
 
     def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
         """Work on each picture; one that fails does not fail the others."""
-        outcomes: list[Output | Exception] = []
-        for context in batch:
-            try:
-                outcomes.append(_enhance(context, lent))
-            except (ModelError, TaskFailed, TaskCancelled) as outcome:
-                outcomes.append(explained(outcome))
-        return outcomes
+        return one_by_one(batch, lambda context: _enhance(context, lent))
 
 
 def handler() -> DetailEnhancerHandler:

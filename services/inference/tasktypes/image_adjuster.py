@@ -23,11 +23,11 @@ from atelier.tasks.v1.enums_pb2 import TaskType
 from atelier.tasks.v1.image_adjuster_pb2 import ImageAdjusterTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
-from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext
 from modelkit.errors import ModelError
 from modelkit.framing import FrameRequest, Margins, frame, margins_of
 from modelkit.pictures import open_picture
-from services.inference.tasktypes.failures import explained
+from services.inference.tasktypes.failures import one_by_one
 
 if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
     from PIL import Image
@@ -66,13 +66,7 @@ class ImageAdjusterHandler:
 
     def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
         """Adjust each image; one that fails does not fail the others."""
-        outcomes: list[Output | Exception] = []
-        for context in batch:
-            try:
-                outcomes.append(_adjust(context, lent.get(_VISION)))
-            except (ModelError, TaskFailed, TaskCancelled) as outcome:
-                outcomes.append(explained(outcome))
-        return outcomes
+        return one_by_one(batch, lambda context: _adjust(context, lent.get(_VISION)))
 
 
 def handler() -> ImageAdjusterHandler:

@@ -22,11 +22,10 @@ from atelier.tasks.v1.llm_interaction_pb2 import LLMInteractionTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from google.protobuf.struct_pb2 import Struct
 
-from meshkit.worker.handlers import InputRef, Need, Output, TaskCancelled, TaskFailed, TextContext
+from meshkit.worker.handlers import InputRef, Need, Output, TaskCancelled, TextContext
 from modelkit.chat import Answer, ChatRequest
-from modelkit.errors import ModelError
 from services.inference.tasktypes import members
-from services.inference.tasktypes.failures import explained
+from services.inference.tasktypes.failures import one_by_one
 from services.inference.tasktypes.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -64,13 +63,7 @@ class LlmInteractionHandler:
 
     def run(self, batch: Sequence[TextContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
         """Answer each prompt."""
-        outcomes: list[Output | Exception] = []
-        for context in batch:
-            try:
-                outcomes.append(_answer(context, lent[_MODEL]))
-            except (ModelError, TaskFailed, TaskCancelled) as outcome:
-                outcomes.append(explained(outcome))
-        return outcomes
+        return one_by_one(batch, lambda context: _answer(context, lent[_MODEL]))
 
 
 def handler() -> LlmInteractionHandler:

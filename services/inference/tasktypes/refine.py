@@ -26,7 +26,7 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
 from modelkit.errors import ModelError
 from modelkit.pictures import jpeg_quality, open_picture
-from services.inference.tasktypes.failures import explained
+from services.inference.tasktypes.failures import one_by_one
 
 if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
     from PIL import Image
@@ -82,13 +82,7 @@ class RefineHandler:
 
     def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
         """Refine each picture; one that fails does not fail the others."""
-        outcomes: list[Output | Exception] = []
-        for context in batch:
-            try:
-                outcomes.append(_refine(context, lent))
-            except (ModelError, TaskFailed, TaskCancelled) as outcome:
-                outcomes.append(explained(outcome))
-        return outcomes
+        return one_by_one(batch, lambda context: _refine(context, lent))
 
 
 def handler() -> RefineHandler:

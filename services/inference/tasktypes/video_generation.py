@@ -24,11 +24,10 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from atelier.tasks.v1.video_generation_pb2 import VideoGenerationTaskPublic
 
 from meshkit.logging import get_logger
-from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
-from modelkit.errors import ModelError
+from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext
 from modelkit.pictures import open_picture, over_white
 from services.inference.tasktypes import configured
-from services.inference.tasktypes.failures import explained
+from services.inference.tasktypes.failures import one_by_one
 
 if TYPE_CHECKING:  # they import OpenCV and torch, which the parent never does
     from PIL import Image
@@ -89,13 +88,7 @@ class VideoGenerationHandler:
 
     def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
         """Make each clip; one that fails does not fail the others."""
-        outcomes: list[Output | Exception] = []
-        for context in batch:
-            try:
-                outcomes.append(_make(context, lent[_MODEL]))
-            except (ModelError, TaskFailed, TaskCancelled) as outcome:
-                outcomes.append(explained(outcome))
-        return outcomes
+        return one_by_one(batch, lambda context: _make(context, lent[_MODEL]))
 
 
 def handler() -> VideoGenerationHandler:
