@@ -6,7 +6,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import hypothesis
@@ -149,22 +149,32 @@ def nats_server(servers_folder: Path) -> Iterator[NatsControl]:
 
 @dataclass(frozen=True, slots=True)
 class S3Store:
-    """The session's object store."""
+    """The session's object store, and the buckets that one module made in it."""
 
     endpoint: str
     access_key: str
     secret_key: str
     server: S3Server
+    buckets: list[str] = field(default_factory=list)
 
     def bucket(self) -> str:
         """The name of a new, empty bucket."""
         name = f"test-{secrets.token_hex(6)}"
         self.server.client().make_bucket(name)
+        self.buckets.append(name)
         return name
+
+    def give_back(self) -> None:
+        """Remove the buckets. Each takes a volume, of which a disk has one for a free gigabyte."""
+        client = self.server.client()
+        for name in self.buckets:
+            for each in client.list_objects(name, recursive=True):
+                client.remove_object(name, str(each.object_name))
+            client.remove_bucket(name)
 
 
 @pytest.fixture(scope="session")
-def s3(servers_folder: Path) -> Iterator[S3Store]:
+def s3_server(servers_folder: Path) -> Iterator[S3Server]:
     server = S3Server(
         servers_folder / "s3",
         S3Ports(*free_ports(10)),
@@ -174,5 +184,12 @@ def s3(servers_folder: Path) -> Iterator[S3Store]:
     )
     running = RunningServer(server)
     running.start()
-    yield S3Store(server.endpoint, server.access_key, server.secret_key, server)
+    yield server
     running.stop()
+
+
+@pytest.fixture(scope="module")
+def s3(s3_server: S3Server) -> Iterator[S3Store]:
+    store = S3Store(s3_server.endpoint, s3_server.access_key, s3_server.secret_key, s3_server)
+    yield store
+    store.give_back()

@@ -239,7 +239,7 @@ def tasks_dsn(template: str, postgres_server: PostgresServer) -> Iterator[str]:
     drop_database(postgres_server, dsn)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bucket(s3: S3Store) -> str:
     return s3.bucket()
 
