@@ -9,6 +9,7 @@ import asyncio
 import io
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -442,3 +443,13 @@ def _info(path: str, item: Any) -> ObjectInfo:
 
 def _bare(etag: str | None) -> str:
     return (etag or "").strip('"')
+
+
+def open_configured(settings: MeshSettings, stack: AsyncExitStack) -> ObjectStore | None:
+    """Open the store until the stack ends; None, and a line in the log, where none is configured."""
+    if not settings.s3_endpoint:
+        _log.warning("object_store_not_configured")
+        return None
+    store = ObjectStore.from_settings(settings)
+    stack.push_async_callback(store.close)
+    return store

@@ -23,7 +23,7 @@ from meshkit.images.checks import ImageChecks
 from meshkit.logging import get_logger
 from meshkit.media_urls import MediaSigner
 from meshkit.metrics import serve_metrics
-from meshkit.objects import ObjectStore
+from meshkit.objects import ObjectStore, open_configured
 from meshkit.quotas import CALLS, STREAMS, TenantRates, TenantShare
 from meshkit.stored_bytes import StoredBytes
 from meshkit.transcoding.openapi import build_document
@@ -102,7 +102,7 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
 
     rates = TenantRates(settings.tenant_requests_per_second, "tenant_requests_per_second", time.monotonic)
     guard = Authenticator(TokenVerifier.from_settings(settings), rates)
-    objects = _objects(settings, stack)
+    objects = open_configured(settings, stack)
     checks = ImageChecks.from_settings(settings)
     stack.push_async_callback(checks.close)
     context = EndpointContext(
@@ -183,12 +183,3 @@ def _parts(objects: ObjectStore | None, stack: AsyncExitStack) -> PartStates:
     parts = PartStates([] if objects is None else [HealthPart("object_store", objects.ping)])
     stack.push_async_callback(parts.close)
     return parts
-
-
-def _objects(settings: GatewaySettings, stack: AsyncExitStack) -> ObjectStore | None:
-    if not settings.s3_endpoint:
-        _log.warning("object_store_not_configured")
-        return None
-    store = ObjectStore.from_settings(settings)
-    stack.push_async_callback(store.close)
-    return store

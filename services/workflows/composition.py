@@ -20,7 +20,7 @@ from meshkit.lingers import TASK_EVENT_LINGER, WORKFLOWS_RELAY_LINGER
 from meshkit.logging import get_logger
 from meshkit.loops import Loops, coalesced
 from meshkit.metrics import serve_metrics
-from meshkit.objects import ObjectStore
+from meshkit.objects import ObjectStore, open_configured
 from meshkit.outbox import Relay
 from meshkit.server import build_server
 from meshkit.stored_bytes import StoredBytes
@@ -85,7 +85,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
         abandon_seconds=settings.abandon_seconds,
     )
     stack.push_async_callback(executor.close)
-    objects = _objects(settings, stack)
+    objects = open_configured(settings, stack)
     files = None if objects is None else _files(settings, objects, stack)
     workflows = WorkflowsService(
         store,
@@ -140,15 +140,6 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
     if page is not None:
         stack.callback(page.close)
     return WorkflowsRuntime(server.address, maintenance, executor, relay, database)
-
-
-def _objects(settings: WorkflowsSettings, stack: AsyncExitStack) -> ObjectStore | None:
-    if not settings.s3_endpoint:
-        _log.warning("object_store_not_configured")
-        return None
-    store = ObjectStore.from_settings(settings)
-    stack.push_async_callback(store.close)
-    return store
 
 
 def _files(settings: WorkflowsSettings, objects: ObjectStore, stack: AsyncExitStack) -> StepFiles:

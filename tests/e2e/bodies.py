@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import httpx
 from PIL import Image
 
 _PHOTO = Path(__file__).parents[1] / "unit" / "modelkit" / "data" / "astronaut.jpg"
@@ -72,3 +73,12 @@ def body(task_type: str, picture: str | None = None) -> dict[str, Any]:
     if second := _SECOND_PICTURES.get(task_type):
         made[second] = data_url(photo(128))
     return made
+
+
+def stored_picture(client: httpx.Client, path: str) -> Image.Image:
+    """Read a picture of the caller's storage."""
+    answer = client.get(f"/api/v1/storage/images/{path}")
+    assert answer.status_code == 200, answer.text
+    with Image.open(io.BytesIO(answer.content)) as image:
+        image.load()
+        return image

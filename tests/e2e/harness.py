@@ -232,6 +232,16 @@ def post_until_answered(client: httpx.Client, path: str, body: dict[str, Any], k
     return dict(answer.json())
 
 
+def ended_task(client: httpx.Client, task_id: str, timeout_seconds: float = 200.0) -> dict[str, Any]:
+    """Wait until a task has ended; return it."""
+
+    def found() -> dict[str, Any] | None:
+        now = dict(client.get(f"/api/v1/tasks/{task_id}").json())
+        return now if now["status"] in ENDED else None
+
+    return until(found, "the task has ended", timeout_seconds)
+
+
 def story_fault(task: dict[str, Any], attempts: list[dict[str, Any]]) -> str | None:
     """Say what contradicts itself in the attempts of a task that has completed; None if nothing does."""
     numbers = [each["attempt"] for each in attempts]

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from modelkit.background import background_colour
-from tests.e2e.bodies import data_url
-from tests.e2e.harness import ENDED, RunningMesh, post_until_answered, until
+from tests.e2e.bodies import data_url, stored_picture
+from tests.e2e.harness import ENDED, RunningMesh, ended_task, post_until_answered, until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -42,20 +42,7 @@ def store(client: httpx.Client, name: str, image: Image.Image) -> str:
 
 def ended(client: httpx.Client, fields: dict[str, Any]) -> dict[str, Any]:
     task = post_until_answered(client, "/api/v1/tasks/", {"origin_instance": "e2e", **fields}, str(uuid.uuid4()))
-
-    def found() -> dict[str, Any] | None:
-        now = dict(client.get(f"/api/v1/tasks/{task['id']}").json())
-        return now if now["status"] in ENDED else None
-
-    return until(found, "it ends", 200)
-
-
-def picture(client: httpx.Client, path: str) -> Image.Image:
-    answer = client.get(f"/api/v1/storage/images/{path}")
-    assert answer.status_code == 200, answer.text
-    with Image.open(io.BytesIO(answer.content)) as image:
-        image.load()
-        return image
+    return ended_task(client, task["id"])
 
 
 def test_pictures_are_cut_out_and_one_that_shows_nothing_is_told(device_mesh: RunningMesh) -> None:
@@ -72,7 +59,7 @@ def test_pictures_are_cut_out_and_one_that_shows_nothing_is_told(device_mesh: Ru
         assert task["errors"] == [
             "input_image_paths[0]: The picture shows nothing that stands out from its background."
         ]
-        cut = picture(client, path)
+        cut = stored_picture(client, path)
         assert (cut.mode, cut.size) == ("RGBA", (220, 256))
         mask = np.asarray(cut.getchannel("A")) > 127
         assert (mask & subject()).sum() / (mask | subject()).sum() > 0.96
@@ -95,7 +82,7 @@ def test_a_background_is_moved_to_the_palettes_and_the_person_stays(device_mesh:
         defaults = {name: task[name] for name in ("strategy", "mask_expansion_percentage", "edge_blur_sigma")}
         assert defaults == {"strategy": "color_shift", "mask_expansion_percentage": 0.005, "edge_blur_sigma": 20.0}
         assert (task["shadow_threshold"], task["light_threshold"]) == (60, 100)
-        made = np.asarray(picture(client, task["result_image_path"]).convert("RGB"))
+        made = np.asarray(stored_picture(client, task["result_image_path"]).convert("RGB"))
         before = np.asarray(photo())
         person = subject()
         assert (made != before).any(-1)[person].mean() < 0.05
@@ -203,7 +190,7 @@ def test_a_packshot_is_generated_cut_out_and_set_before_a_background(device_mesh
         workflow = until(found, "the workflow ends", 200)
         assert workflow["status"] == "COMPLETED", workflow
         [made] = [
-            picture(client, path)
+            stored_picture(client, path)
             for path in device_mesh.objects("packshots")
             if path.endswith("/image.png") and path.startswith("backgrounds/")
         ]

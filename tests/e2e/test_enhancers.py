@@ -1,6 +1,5 @@
 """FACE_ENHANCER and DETAIL_ENHANCER through HTTP on a mesh: a real photo, with the networks that ship."""
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +9,8 @@ import pytest
 from PIL import Image
 
 from modelkit.consistency import ssim
-from tests.e2e.bodies import data_url, photo
-from tests.e2e.harness import ENDED, RunningMesh, until
+from tests.e2e.bodies import data_url, photo, stored_picture
+from tests.e2e.harness import RunningMesh, ended_task
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -30,20 +29,7 @@ def done(client: httpx.Client, task_type: str, **fields: Any) -> dict[str, Any]:
     answer = client.post("/api/v1/tasks/", json={"task_type": task_type, "origin_instance": "e2e", **fields})
     assert answer.status_code == 200, answer.text
     created = answer.json()
-
-    def ended() -> dict[str, Any] | None:
-        task: dict[str, Any] = client.get(f"/api/v1/tasks/{created['id']}").json()
-        return task if task["status"] in ENDED else None
-
-    return until(ended, f"the task of {task_type} has ended", 200, pause_seconds=0.3)
-
-
-def picture(client: httpx.Client, path: str) -> Image.Image:
-    answer = client.get(f"/api/v1/storage/images/{path}")
-    assert answer.status_code == 200, answer.text
-    with Image.open(io.BytesIO(answer.content)) as image:
-        image.load()
-        return image
+    return ended_task(client, created["id"])
 
 
 def test_a_soft_face_is_restored_and_the_rest_of_the_photo_is_left_alone(client: httpx.Client) -> None:
@@ -55,14 +41,14 @@ def test_a_soft_face_is_restored_and_the_rest_of_the_photo_is_left_alone(client:
     assert 0.7 <= task["final_ssim_score"] < 1
     assert (task["final_lpips_score"], task["final_dists_score"]) == (None, None)
     assert task["result_image_path"].startswith(f"faces/{task['id']}/")
-    made = picture(client, task["result_image_path"])
+    made = stored_picture(client, task["result_image_path"])
     assert made.size == truth.size
     before, after, was = (np.asarray(each.crop(FACE)) for each in (soft, made, truth))
     assert ssim(after, was) > ssim(before, was)
     outside = np.ones((truth.height, truth.width), bool)
     outside[FACE[1] : FACE[3], FACE[0] : FACE[2]] = False
     np.testing.assert_array_equal(np.asarray(made)[outside], np.asarray(soft)[outside])
-    draft = picture(client, task["result_image_path"].replace("image.png", "debug-face-1-attempt-1.png"))
+    draft = stored_picture(client, task["result_image_path"].replace("image.png", "debug-face-1-attempt-1.png"))
     assert draft.width == 2 * draft.height
 
 
@@ -71,7 +57,7 @@ def test_a_picture_without_a_face_is_its_own_result(client: httpx.Client) -> Non
     task = done(client, "FACE_ENHANCER", input_image=data_url(plain))
     assert (task["status"], task["face_detected"], task["attempts_used"]) == ("COMPLETED", False, 0)
     assert task["final_ssim_score"] is None
-    assert picture(client, task["result_image_path"]).tobytes() == plain.tobytes()
+    assert stored_picture(client, task["result_image_path"]).tobytes() == plain.tobytes()
 
 
 def test_what_cannot_work_is_a_422_that_names_the_member(client: httpx.Client) -> None:
@@ -92,7 +78,7 @@ def test_the_detail_of_a_worn_suit_comes_back_from_another_view_of_it(client: ht
     )
     assert task["status"] == "COMPLETED", task
     assert (task["detail_label"], task["fallback_used"]) == ("shirt", False)
-    made = picture(client, task["result_image_path"])
+    made = stored_picture(client, task["result_image_path"])
     assert made.size == truth.size
     before, after, was = np.asarray(lost), np.asarray(made), np.asarray(truth)
     np.testing.assert_array_equal(before[:60], after[:60])  # the face is no part of the suit

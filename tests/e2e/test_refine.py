@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.harness import ENDED, RunningMesh, post_until_answered, until
+from tests.e2e.bodies import stored_picture
+from tests.e2e.harness import ENDED, RunningMesh, ended_task, post_until_answered, until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -36,20 +37,7 @@ def store(client: httpx.Client, name: str, image: Image.Image) -> str:
 def ended(client: httpx.Client, **fields: Any) -> dict[str, Any]:
     body = {"task_type": "REFINE", "origin_instance": "e2e", **fields}
     task = post_until_answered(client, "/api/v1/tasks/", body, str(uuid.uuid4()))
-
-    def found() -> dict[str, Any] | None:
-        now = dict(client.get(f"/api/v1/tasks/{task['id']}").json())
-        return now if now["status"] in ENDED else None
-
-    return until(found, "it ends", 200)
-
-
-def picture(client: httpx.Client, path: str) -> Image.Image:
-    answer = client.get(f"/api/v1/storage/images/{path}")
-    assert answer.status_code == 200, answer.text
-    with Image.open(io.BytesIO(answer.content)) as image:
-        image.load()
-        return image
+    return ended_task(client, task["id"])
 
 
 def psnr(made: Image.Image, truth: Image.Image) -> float:
@@ -64,9 +52,8 @@ def test_a_photo_is_enlarged_and_the_task_shows_what_it_relied_on(device_mesh: R
         task = ended(client, base_image_url=store(client, "half.png", half), upscale_factor=2)
         assert task["status"] == "COMPLETED", task["errors"]
         assert task["result_image_path"].startswith(f"refines/{task['id']}/")
-        assert (
-            psnr(picture(client, task["result_image_path"]), truth) >= psnr(half.resize(truth.size, BICUBIC), truth) + 2
-        )
+        made = stored_picture(client, task["result_image_path"])
+        assert psnr(made, truth) >= psnr(half.resize(truth.size, BICUBIC), truth) + 2
         assert task["active_provider_capabilities"] == ["UPSCALE_2X"]
         shown = {name: task[name] for name in ("upscale_factor", "upscale_steps", "upscale_denoise")}
         assert shown == {"upscale_factor": 2.0, "upscale_steps": 20, "upscale_denoise": 0.0}
@@ -75,7 +62,7 @@ def test_a_photo_is_enlarged_and_the_task_shows_what_it_relied_on(device_mesh: R
         assert all(0 <= seed < 2**53 for seed in seeds)
         assert seeds[0] != seeds[1]
         wide = ended(client, base_image_url="half.png", target_width=150, face_detail_enabled=False)
-        assert picture(client, wide["result_image_path"]).size == (150, 150)
+        assert stored_picture(client, wide["result_image_path"]).size == (150, 150)
         assert wide["active_provider_capabilities"] == ["OUTPUT_SIZE"]
 
 
@@ -86,7 +73,7 @@ def test_repainting_follows_the_seed_and_keeps_the_picture(device_mesh: RunningM
         store(client, "small.png", small)
         first, second = (ended(client, base_image_url="small.png", **fields) for _ in range(2))
         assert first["status"] == "COMPLETED", first["errors"]
-        made, again = (picture(client, task["result_image_path"]) for task in (first, second))
+        made, again = (stored_picture(client, task["result_image_path"]) for task in (first, second))
         assert made.size == (128, 128)
         assert made.tobytes() == again.tobytes()
         box = Image.Resampling.BOX
@@ -169,7 +156,7 @@ def test_a_workflow_refines_what_it_has_generated(device_mesh: RunningMesh) -> N
         workflow = until(found, "the workflow ends", 200)
         assert workflow["status"] == "COMPLETED", workflow
         [path] = [one for one in device_mesh.objects("chains") if one.startswith("refines/")]
-        made = picture(client, path)
+        made = stored_picture(client, path)
         assert made.size == (256, 256)
         middle = np.asarray(made)[112:144, 112:144].reshape(-1, 3).mean(0)
         assert middle[0] > middle[1] + 60  # the red dress

@@ -15,7 +15,7 @@ from PIL import Image
 
 from services.tasks.catalog import TASK_TYPES_WITH_HANDLERS
 from tests.e2e.bodies import IMAGE_FIELDS, STORED, body, data_url, photo
-from tests.e2e.harness import ENDED, RunningMesh, post_until_answered, until
+from tests.e2e.harness import RunningMesh, ended_task, post_until_answered, until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -52,11 +52,7 @@ def _executes(client: httpx.Client, task: dict[str, Any]) -> bool:
 
 
 def _ended(client: httpx.Client, task: dict[str, Any]) -> dict[str, Any]:
-    def found() -> dict[str, Any] | None:
-        now = _task(client, task)
-        return now if now["status"] in ENDED else None
-
-    return until(found, "it ends", 200)
+    return ended_task(client, task["id"])
 
 
 def _results(mesh: RunningMesh, tenant: str, task: dict[str, Any]) -> set[str]:
