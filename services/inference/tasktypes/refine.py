@@ -13,7 +13,6 @@ prompt nor steps; `face_detail_denoise` is the share of its drawing in the resul
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from atelier.tasks.v1.refine_pb2 import CreateRefineTask, RefineTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
-from modelkit.errors import ModelError
 from modelkit.pictures import jpeg_quality, open_picture
+from services.inference.targets import target_size
 from services.inference.tasktypes.failures import one_by_one
 
 if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
@@ -36,7 +35,6 @@ _UPSCALER = "upscaler"
 _VISION = "vision"
 _MODEL = "model"
 _RESULT = "image.png"
-_MAX_SIDE = 8192
 _MAX_MODEL_NAME = 255
 _PROMPT = "a sharp, detailed photo"
 _TICKS = 1000  # of progress
@@ -115,39 +113,6 @@ def _refine(context: TaskContext, lent: Mapping[str, Any]) -> Output:
         (OutputFile(_RESULT, "image/png", "result_image_path"),),
         time.monotonic() - began,
     )
-
-
-def target_size(size: tuple[int, int], requested: CreateRefineTask) -> tuple[int, int]:
-    """Return the size of the result: by the factor, else both sides, else one side and the picture's aspect.
-
-    Raises:
-        ModelError: Nothing is asked for, or the result would be larger than 8192 pixels a side.
-    """
-    width, height = size
-    across = requested.target_width if requested.HasField("target_width") else None
-    down = requested.target_height if requested.HasField("target_height") else None
-    if requested.HasField("upscale_factor"):
-        if across is not None or down is not None:
-            raise ModelError("upscale_factor excludes target_width and target_height.")
-        factor = requested.upscale_factor
-        field, found = "upscale_factor", (_scaled(width, factor), _scaled(height, factor))
-    elif across is not None:
-        field, found = "target_width", (across, _scaled(height, across / width) if down is None else down)
-    elif down is not None:
-        field, found = "target_height", (_scaled(width, down / height), down)
-    else:
-        raise ModelError("upscale_factor, target_width or target_height is required where upscale_enabled is true.")
-    if max(found) > _MAX_SIDE:
-        raise ModelError(
-            f"{field}: the result would be {found[0]} x {found[1]} pixels, and may have {_MAX_SIDE} a side; the "
-            f"picture has {width} x {height}."
-        )
-    return found
-
-
-def _scaled(side: int, factor: float) -> int:
-    # Halves are rounded up, and never to even numbers: 3 pixels by 1.5 are 5, 5 by 1.5 are 8.
-    return max(1, math.floor(side * factor + 0.5))
 
 
 def _repainted(

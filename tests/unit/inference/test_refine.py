@@ -12,11 +12,11 @@ from PIL import Image
 
 from meshkit.worker.handlers import Output, TaskCancelled, TaskFailed
 from modelkit.card import ModelCard
-from modelkit.errors import ModelError
 from modelkit.requests import BatchSettings, ImageRequest, Picture
 from modelkit.upscale import Upscaler
 from modelkit.vision import Vision
-from services.inference.tasktypes.refine import RefineHandler, target_size
+from services.inference.targets import target_size
+from services.inference.tasktypes.refine import RefineHandler
 
 DATA = Path(__file__).parents[1] / "modelkit" / "data"
 UPSCALER, VISION = Upscaler(), Vision(1)
@@ -146,8 +146,9 @@ def test_without_anything_to_do_the_picture_stays_as_it_is(refine: Callable[...,
     ],
 )
 def test_what_cannot_be_made_is_the_callers_fault(fields: dict[str, Any], named: str) -> None:
-    with pytest.raises(ModelError, match=named):
+    with pytest.raises(TaskFailed, match=named) as failed:
         target_size((600, 900), CreateRefineTask(**fields))
+    assert (failed.value.category, failed.value.retryable) == (ErrorCategory.ERROR_CATEGORY_VALIDATION, False)
 
 
 def test_a_result_above_8192_pixels_fails_for_good(refine: Callable[..., Any]) -> None:
