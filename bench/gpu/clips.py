@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.gpu.inputs import Unwatched, still
 from bench.gpu.setting import Figure, PartError, Setting
 from bench.stacks import ROOT
 
@@ -26,17 +27,6 @@ _RATE = 24
 _SIDE = 256
 
 
-class _Unwatched:
-    def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
-        pass
-
-    def upscaling(self) -> None:
-        pass
-
-    def cancelled(self) -> bool:
-        return False
-
-
 def measure(setting: Setting) -> Iterator[Figure]:
     """Compare keyframes, then time them and the frames in between.
 
@@ -47,7 +37,7 @@ def measure(setting: Setting) -> Iterator[Figure]:
     from modelkit.video import ClipRequest  # noqa: PLC0415 -- as above
 
     requests = [
-        ClipRequest(prompt=prompt, still=_still(), seconds=_SECONDS, seed=seed, observer=_Unwatched())
+        ClipRequest(prompt=prompt, still=np.asarray(still(_SIDE)), seconds=_SECONDS, seed=seed, observer=Unwatched())
         for seed, prompt in enumerate(_PROMPTS)
     ]
     model, reference = _load(setting.device), _load("cpu")
@@ -81,10 +71,3 @@ def _load(device: str) -> VideoModel:
     from modelkit.video import VideoFamily  # noqa: PLC0415 -- as above
 
     return VideoFamily().load(Source(read_card(WEIGHTS), WEIGHTS), Device(device))
-
-
-def _still() -> Any:
-    from models.garments.catalogue import GarmentFacts  # noqa: PLC0415 -- only the part's own process imports it
-    from models.garments.draw import draw  # noqa: PLC0415 -- as above
-
-    return draw(GarmentFacts("bag", "green"), np.random.default_rng(3), _SIDE).picture

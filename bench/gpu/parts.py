@@ -34,9 +34,11 @@ class Part:
 PARTS = (
     Part("shipped", "bench.gpu.shipped:measure", 90, uses_mesh=True),
     Part("clips", "bench.gpu.clips:measure", 60),
+    Part("editing", "bench.gpu.editing:measure", 60),
     Part("build", "bench.gpu.model:measure", 120),
     Part("bare", "bench.gpu.bare:measure", 90, needs=("build",)),
     Part("compile", "bench.gpu.bare:measure_compiled", 120, needs=("build",)),
+    Part("kontext", "bench.gpu.editing:measure_large", 90, needs=("build",)),
     Part("worker", "bench.gpu.worker:measure", 120, uses_mesh=True, needs=("build",)),
 )
 
