@@ -111,5 +111,4 @@ def _load(device: str) -> KontextModel:
     from modelkit.family import Source  # noqa: PLC0415 -- as above
     from modelkit.kontext import KontextFamily  # noqa: PLC0415 -- as above
 
-    model: Any = KontextFamily().load(Source(read_card(WEIGHTS), WEIGHTS), Device(device))
-    return model  # type: ignore[no-any-return]
+    return cast("KontextModel", KontextFamily().load(Source(read_card(WEIGHTS), WEIGHTS), Device(device)))
