@@ -73,17 +73,17 @@ class Principal:
 
 
 @dataclass(frozen=True, slots=True)
-class CallContext:
+class CallerContext:
     """The current call: its caller, and the tenant that a service names for it."""
 
     principal: Principal
     named_tenant: str = ""
 
 
-_call: contextvars.ContextVar[CallContext | None] = contextvars.ContextVar("atelier_call", default=None)
+_call: contextvars.ContextVar[CallerContext | None] = contextvars.ContextVar("atelier_call", default=None)
 
 
-def enter(principal: Principal, named_tenant: str = "") -> contextvars.Token[CallContext | None]:
+def enter(principal: Principal, named_tenant: str = "") -> contextvars.Token[CallerContext | None]:
     """Note the caller of the current work.
 
     Args:
@@ -97,10 +97,10 @@ def enter(principal: Principal, named_tenant: str = "") -> contextvars.Token[Cal
         named_tenant = ""
     elif named_tenant and not valid_tenant(named_tenant):
         raise forbidden("The named tenant is malformed", reason="BAD_TENANT")
-    return _call.set(CallContext(principal, named_tenant))
+    return _call.set(CallerContext(principal, named_tenant))
 
 
-def leave(token: contextvars.Token[CallContext | None]) -> None:
+def leave(token: contextvars.Token[CallerContext | None]) -> None:
     """Undo `enter`."""
     _call.reset(token)
 

@@ -199,6 +199,7 @@ class ProviderSpec:
         queue: Queue of its tasks where the caller names none.
         config: Field of its settings in ProviderConfig.
         tasks: By task type that it executes, the capabilities that a task of the type may rely on.
+        service_task_id: Field of its settings for the name that it gave the task's request; None where there is none.
     """
 
     name: str
@@ -206,6 +207,7 @@ class ProviderSpec:
     queue: str
     config: str
     tasks: Mapping[str, frozenset[str]]
+    service_task_id: str | None = None
 
     @property
     def task_types(self) -> frozenset[str]:
@@ -424,7 +426,11 @@ def _provider(name: str, number: int, facts: Any, config: Descriptor) -> Provide
     _unique(f"{name} task type", [task.task_type for task in facts.tasks])
     tasks = {task.task_type: frozenset(task.capabilities) for task in facts.tasks}
     value = cast("enums_pb2.ProviderType.ValueType", number)
-    return ProviderSpec(name, value, facts.queue, facts.config, MappingProxyType(tasks))
+    own: Any = config.fields_by_name[facts.config].message_type
+    named = [field.name for field in own.fields if _facts(field).service_task_id]
+    if len(named) > 1:
+        raise CatalogError(f"{name}: its settings name a request at the provider twice")
+    return ProviderSpec(name, value, facts.queue, facts.config, MappingProxyType(tasks), next(iter(named), None))
 
 
 def _check_names(
@@ -476,20 +482,12 @@ def type_of_detail(detail: str | None) -> TaskTypeSpec | None:
 
 
 def type_name(number: int) -> str:
-    """Return the spelling of a task type's number off the wire.
-
-    Raises:
-        KeyError: The contract has none.
-    """
+    """Return the spelling of a task type's number off the wire; `KeyError` where the contract has none."""
     return _BY_NUMBER[number].name
 
 
 def provider_numbered(number: int) -> ProviderSpec:
-    """Return the provider of a number off the wire.
-
-    Raises:
-        KeyError: The contract has none.
-    """
+    """Return the provider of a number off the wire; `KeyError` where the contract has none."""
     return _PROVIDER_BY_NUMBER[number]
 
 

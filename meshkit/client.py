@@ -197,6 +197,9 @@ class WorkerClient:
         self.Complete: _Rpc[workers.CompleteRequest, workers.CompleteResponse] = stub.Complete
         self.CompleteMany: _Rpc[workers.CompleteManyRequest, workers.CompleteManyResponse] = stub.CompleteMany
         self.Fail: _Rpc[workers.FailRequest, workers.FailResponse] = stub.Fail
+        self.NoteServiceRequest: _Rpc[workers.NoteServiceRequestRequest, workers.NoteServiceRequestResponse] = (
+            stub.NoteServiceRequest
+        )
         self.Release: _Rpc[workers.ReleaseRequest, workers.ReleaseResponse] = stub.Release
         self.CloseSession: _Rpc[workers.CloseSessionRequest, workers.CloseSessionResponse] = stub.CloseSession
 

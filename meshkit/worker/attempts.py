@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 from atelier.inference.v1.child_pb2 import ChildDone, ChildProgress
 from atelier.tasks.v1.enums_pb2 import (
@@ -30,12 +31,15 @@ from meshkit.worker.held import HeldLease, HeldLeases
 from meshkit.worker.input_places import InputPlaces
 from meshkit.worker.pairs import Pair, pair_of
 from meshkit.worker.preparer import JobPreparer
-from meshkit.worker.runner import Job, JobLost, Runner, Withdrawn
+from meshkit.worker.request_notes import RequestNotes
+from meshkit.worker.runner import Job, JobLost, Runner, ServiceCalls, Withdrawn
 from meshkit.worker.uploads import Uploads, name_files
 
 _log = get_logger(__name__)
 
 _CANCEL_GRACE_SECONDS = 5.0
+_STOPPED = {"ended": "cancelled", "given_up": "cancelled", "drain": "released", "waited": "released"}
+_FINAL = ("ended", "timeout")  # of the reasons to stop: no other attempt goes on with what this one has begun
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +51,7 @@ class _CarriedAttempt:
         pair: Task type and provider.
         carrier: The asyncio task that takes it from lease to end.
         job: Its job, once its inputs are there.
-        stop: Why it is to end early: `given_up`, `expired`, `timeout`, `drain`, `waited`.
+        stop: Why it is to end early: `ended`, `given_up`, `expired`, `timeout`, `drain`, `waited`.
         interruptible: Whether the carrier may be cancelled now.
         fetches: Whether its inputs are on their way from other people's servers: it needs no slot yet.
         executed: Whether the runner has returned its outcome.
@@ -86,6 +90,7 @@ class Attempts:
         room: Set when `capacity` may have risen.
         prefetch: Attempts to hold beyond those that run.
         places: Where attempts wait for inputs from elsewhere.
+        notes: Writes down what attempts ask of providers.
         clock: Monotonic seconds.
     """
 
@@ -100,6 +105,7 @@ class Attempts:
         room: asyncio.Event,
         prefetch: int,
         places: InputPlaces,
+        notes: RequestNotes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._preparer = preparer
@@ -110,6 +116,7 @@ class Attempts:
         self._room = room
         self._prefetch = prefetch
         self._places = places
+        self._notes = notes
         self._clock = clock
         self._attempts: set[_CarriedAttempt] = set()
         self._draining = False
@@ -180,6 +187,7 @@ class Attempts:
             return
         attempt.stop = why
         if attempt.job is not None and not attempt.executed:
+            attempt.job.calls.called_off = why in _FINAL
             self._runner.withdraw(attempt.job)
         elif attempt.interruptible and attempt.carrier is not None:
             attempt.carrier.cancel()
@@ -276,10 +284,12 @@ class Attempts:
                 preview=report.preview,
                 text=report.text,
                 phase=report.phase or TASK_PHASE_RUNNING,
+                queue_position=report.queue_position if report.HasField("queue_position") else None,
             )
 
         try:
             job = attempt.job = await self._prepared(attempt, progressed)
+            job.calls = ServiceCalls(lease.service_requests, partial(self._notes.note, attempt.held))
             try:
                 job.on_start = lambda: self._limit(attempt, "timeout")
                 done = await self._runner.execute(job, expected_peers=job.batch_key is not None and self._preparing())
@@ -303,7 +313,12 @@ class Attempts:
         if kind == "output" and attempt.stop in (None, "drain", "timeout"):
             return await self._completed(attempt, job, done)
         if kind == "failure" and attempt.stop is None:
-            failure = TaskFailed(done.failure.message, done.failure.category, retryable=done.failure.retryable)
+            failure = TaskFailed(
+                done.failure.message,
+                done.failure.category,
+                retryable=done.failure.retryable,
+                retry_after=done.failure.retry_after_seconds if done.failure.HasField("retry_after_seconds") else None,
+            )
             return await self._failed(attempt, failure, done.device_seconds)
         return await self._stopped(attempt, done.device_seconds)
 
@@ -333,6 +348,7 @@ class Attempts:
             failure.message,
             failure.category,
             retryable=failure.retryable,
+            retry_after=failure.retry_after,
             device_seconds=device_seconds,
         )
         return f"failed_{_category(failure.category)}" if kept else "lost"
@@ -346,7 +362,7 @@ class Attempts:
             failure = TaskFailed("The worker stopped the task.", ERROR_CATEGORY_INTERNAL, retryable=True)
             return await self._failed(attempt, failure, device_seconds)
         await self._ends.release([attempt.held])
-        return {"given_up": "cancelled", "drain": "released", "waited": "released"}.get(attempt.stop, "lost")
+        return _STOPPED.get(attempt.stop, "lost")
 
 
 def _category(category: ErrorCategory.ValueType) -> str:

@@ -153,7 +153,7 @@ class CallRunner:
         if handler is None:
             return TaskFailed("This worker does not execute the type.", ERROR_CATEGORY_INTERNAL, retryable=False)
         try:
-            return await handler.run(JobContext(job.payload, job.on_progress))
+            return await handler.run(JobContext(job.payload, job.on_progress, job.calls))
         except asyncio.CancelledError:
             return TaskCancelled()
         except Exception as error:  # whatever it is ends its own job alone

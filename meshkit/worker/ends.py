@@ -23,6 +23,7 @@ from atelier.tasks.v1.worker_service_pb2 import (
 
 from meshkit.errors import TRANSIENT, ErrorKind, MeshError
 from meshkit.logging import get_logger
+from meshkit.moments import duration_of
 from meshkit.worker.completions import Completions
 from meshkit.worker.held import HeldLease, HeldLeases
 from meshkit.worker.pacing import Pauses
@@ -88,6 +89,7 @@ class AttemptEnds:
         category: ErrorCategory.ValueType,
         *,
         retryable: bool,
+        retry_after: float | None = None,
         device_seconds: float = 0.0,
     ) -> bool:
         """End an attempt with an error; returns False where the service has not taken it."""
@@ -98,6 +100,7 @@ class AttemptEnds:
             category=category,
             retryable=retryable,
             device_seconds=device_seconds,
+            retry_after=None if retry_after is None else duration_of(retry_after),
         )
         return (
             await self._end(held, lambda: call(self._calls.Fail, request, timeout=_END_SECONDS)) is ReportOutcome.TAKEN

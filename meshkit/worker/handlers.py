@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from atelier.tasks.v1.enums_pb2 import ErrorCategory, TaskType
+from atelier.tasks.v1.phase_pb2 import TaskPhase
+from atelier.tasks.v1.service_requests_pb2 import ServiceRequest
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
 
@@ -147,13 +149,21 @@ class TaskFailed(Exception):  # noqa: N818 -- it states an outcome of a task, an
         message: One sentence, free of paths and of libraries' own text.
         category: Class of the error.
         retryable: Whether another attempt could succeed.
+        retry_after: Seconds that a provider asks to wait before another attempt; None where it asks for nothing.
     """
 
-    def __init__(self, message: str, category: ErrorCategory.ValueType, retryable: bool) -> None:  # noqa: FBT001 -- a field
+    def __init__(
+        self,
+        message: str,
+        category: ErrorCategory.ValueType,
+        retryable: bool,  # noqa: FBT001 -- a field
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.category = category
         self.retryable = retryable
+        self.retry_after = retry_after
 
 
 class TaskCancelled(Exception):  # noqa: N818 -- it states an outcome, not an error
@@ -192,6 +202,51 @@ class TextContext(TaskContext, Protocol):
 
     def progress(self, step: int, total: int, preview: bytes | None = None, *, text: str | None = None) -> None:
         """Report that `step` of `total` is done, and the text so far; who watches the task reads its beginning."""
+        ...
+
+
+class CallContext(TaskContext, Protocol):
+    """One attempt whose handler calls a provider.
+
+    Never pay twice: a request that may cost money is noted as SENDING before it is sent, as ACCEPTED once the provider
+    has named it and before it is waited for, and as DONE, FAILED or UNKNOWN at its end. A worker that dies in between
+    leaves what the next attempt finds in `open_requests`.
+    """
+
+    @property
+    def open_requests(self) -> Sequence[ServiceRequest]:
+        """What earlier attempts of this task have asked the provider, and what has not ended, oldest first.
+
+        An ACCEPTED one is gone on with by its `service_task_id` and `resume`. Of one that is SENDING nobody knows
+        whether the provider has it: it is looked up there, or noted as UNKNOWN; it is never sent again.
+        """
+        ...
+
+    async def note(self, request: ServiceRequest) -> None:
+        """Write a request down as it stands; it is committed when this returns.
+
+        Repeated while the tasks service is away. What a later note leaves out stays as it was.
+
+        Raises:
+            asyncio.CancelledError: The attempt is not this worker's any more; nothing may be sent.
+        """
+        ...
+
+    def begins(self, phase: TaskPhase.ValueType, *, position: int | None = None) -> None:
+        """Report what the attempt is at from now on.
+
+        Args:
+            phase: PROVIDER_QUEUED, RUNNING or FETCHING.
+            position: Requests that the provider serves first, where it tells.
+        """
+        ...
+
+    @property
+    def called_off(self) -> bool:
+        """Whether a cancelled handler is to tell the provider to stop: the task has ended, or its time has passed.
+
+        False where another attempt will go on with the request: the worker drains, or has lost the attempt.
+        """
         ...
 
 
@@ -239,11 +294,12 @@ class CallHandler(Protocol):
         """Name the inputs to fetch."""
         ...
 
-    async def run(self, context: TaskContext) -> Output:
+    async def run(self, context: CallContext) -> Output:
         """Have the provider do the task.
 
-        It is cancelled where the task is, or where its time limit has passed, and has a few seconds then to call the
-        provider off. It must not block: all calls of the worker share one thread.
+        It is cancelled where the task is, where its time limit has passed, or where the worker drains or has lost the
+        attempt, and has a few seconds then: to call the provider off where `context.called_off` says so. It must not
+        block: all calls of the worker share one thread.
 
         Args:
             context: The attempt; files of the result go into its folder.

@@ -41,7 +41,10 @@ class HeldLease:
         return AttemptRef(job_id=self.lease.job_id, attempt=self.lease.attempt)
 
     def on_lost(self, callback: Callable[[str], None]) -> None:
-        """Have `callback` called with `given_up` or `expired` when the attempt is to end; at once if it is lost."""
+        """Have `callback` called when the attempt is to end, at once if it is lost.
+
+        It is told why: `ended` where the task has, `given_up` or `expired` where another attempt may follow.
+        """
         self._on_lost = callback
         if self.lost is not None:
             callback(self.lost)
@@ -122,6 +125,7 @@ class HeldLeases:
         preview: bytes = b"",
         text: str = "",
         phase: TaskPhase.ValueType = TASK_PHASE_RUNNING,
+        queue_position: int | None = None,
     ) -> None:
         """Note the progress of an attempt. The newest is reported, a few times a second."""
         if held.lost is not None or held.key not in self._held:
@@ -130,7 +134,12 @@ class HeldLeases:
         if before is not None:
             preview, text = preview or before.preview, text or before.text
         noted = self._progress[held.key] = Progress(
-            ref=held.ref, progress=min(max(percent, 0.0), 100.0), preview=preview, phase=phase, text=text
+            ref=held.ref,
+            progress=min(max(percent, 0.0), 100.0),
+            preview=preview,
+            phase=phase,
+            text=text,
+            queue_position=queue_position,
         )
         if total > 0:
             noted.step, noted.total_steps = step, total

@@ -44,6 +44,7 @@ from meshkit.worker.lora_cache import LoraCache
 from meshkit.worker.pacing import Pauses
 from meshkit.worker.pairs import Pair
 from meshkit.worker.preparer import JobPreparer
+from meshkit.worker.request_notes import RequestNotes
 from meshkit.worker.runner import Runner
 from meshkit.worker.session import SessionProfile
 from meshkit.worker.supervisor import ChildSupervisor
@@ -266,7 +267,17 @@ class WorkerHost:
         held = HeldLeases(room)
         ends = AttemptEnds(shared.client, held, pauses)
         places = InputPlaces(self._settings.worker_fetches, self._settings.worker_fetches_per_tenant)
-        attempts = Attempts(preparer, runner, shared.objects, held, ends, room=room, prefetch=prefetch, places=places)
+        attempts = Attempts(
+            preparer,
+            runner,
+            shared.objects,
+            held,
+            ends,
+            room=room,
+            prefetch=prefetch,
+            places=places,
+            notes=RequestNotes(shared.client, pauses),
+        )
         listener = CancelListener(shared.bus, heartbeat_now.set)
         leases = LeaseClient(
             shared.client,

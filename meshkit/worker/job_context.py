@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from atelier.inference.v1.child_pb2 import ChildJob, ChildProgress
 from atelier.tasks.v1.phase_pb2 import TASK_PHASE_RUNNING, TASK_PHASE_UPSCALING, TaskPhase
+from atelier.tasks.v1.service_requests_pb2 import ServiceRequest
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from atelier.tasks.v1.worker_service_pb2 import JOB_KIND_TASK
+
+from meshkit.worker.runner import ServiceCalls
 
 _PROGRESS_INTERVAL_SECONDS = 0.05
 _MAX_TEXT = 32_768  # characters; bound of Progress.text
@@ -30,15 +33,19 @@ class JobContext:
     Args:
         job: The attempt.
         report: Takes its progress.
+        calls: What it asks of its provider; a job of a device asks nobody.
     """
 
     __slots__ = (
+        "_calls",
         "_cancelled",
         "_folder",
         "_number",
         "_phase",
         "_report",
         "_reported",
+        "_step",
+        "_total",
         "inputs",
         "job_id",
         "kind",
@@ -48,7 +55,9 @@ class JobContext:
         "traceparent",
     )
 
-    def __init__(self, job: ChildJob, report: Callable[[ChildProgress], None]) -> None:
+    def __init__(
+        self, job: ChildJob, report: Callable[[ChildProgress], None], calls: ServiceCalls | None = None
+    ) -> None:
         self.job_id: str = job.job_id
         self.spec: CreateTask = job.spec
         self.task: Task = job.task
@@ -60,7 +69,9 @@ class JobContext:
         self._number = job.number
         self._report = report
         self._cancelled = False
+        self._calls = calls or ServiceCalls()
         self._reported = -1.0
+        self._step = self._total = 0
         self._phase: TaskPhase.ValueType = TASK_PHASE_RUNNING
 
     @property
@@ -85,6 +96,7 @@ class JobContext:
         if preview is None and step < total and now - self._reported < _PROGRESS_INTERVAL_SECONDS:
             return
         self._reported = now
+        self._step, self._total = step, total
         self._report(
             ChildProgress(
                 number=self._number,
@@ -96,10 +108,26 @@ class JobContext:
             )
         )
 
-    def begins(self, phase: TaskPhase.ValueType) -> None:
-        """Report what the attempt is at from now on."""
+    def begins(self, phase: TaskPhase.ValueType, *, position: int | None = None) -> None:
+        """Report what the attempt is at from now on; `position` counts the requests that its provider serves first."""
         self._phase = phase
-        self._report(ChildProgress(number=self._number, phase=phase))
+        self._report(
+            ChildProgress(number=self._number, step=self._step, total=self._total, phase=phase, queue_position=position)
+        )
+
+    @property
+    def open_requests(self) -> Sequence[ServiceRequest]:
+        """What earlier attempts have asked the provider, and what has not ended."""
+        return self._calls.open
+
+    async def note(self, request: ServiceRequest) -> None:
+        """Write a request to the provider down as it stands; see `CallContext.note`."""
+        await self._calls.note(request)
+
+    @property
+    def called_off(self) -> bool:
+        """Whether nobody goes on with its requests once it is cancelled."""
+        return self._calls.called_off
 
     def upscaling(self) -> None:
         """Report that the picture is drawn, and is being enlarged."""

@@ -290,14 +290,14 @@ class LeaseClient:
             failures = 0
             session.ttl = seconds_of(answer.lease_ttl) or session.ttl
             session.alive_until = max(session.alive_until, asked + session.ttl)
-            await self._give_up(session, answer.give_up)
+            await self._give_up(session, answer.give_up, answer.ended)
 
-    async def _give_up(self, session: WorkerSession, refs: Iterable[AttemptRef]) -> None:
-        unknown = []
+    async def _give_up(self, session: WorkerSession, refs: Iterable[AttemptRef], ended: Iterable[AttemptRef]) -> None:
+        unknown, over = [], {(ref.job_id, ref.attempt) for ref in ended}
         for ref in refs:
             key = (ref.job_id, ref.attempt)
             if (held := self._held.get(key)) is not None:
-                held.lose("given_up")  # its holder stops it, then releases it
+                held.lose("ended" if key in over else "given_up")  # its holder stops it, then releases it
             elif not self._held.has_ended(key):
                 unknown.append(ref)
         if unknown:
@@ -315,4 +315,4 @@ class LeaseClient:
                 with contextlib.suppress(MeshError):
                     request = ReportRequest(session_id=session.id, progress=batch)
                     answer = await call(self._calls.Report, request, timeout=5.0)
-                    await self._give_up(session, answer.give_up)
+                    await self._give_up(session, answer.give_up, answer.ended)

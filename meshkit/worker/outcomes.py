@@ -31,7 +31,12 @@ def _file(file: OutputFile) -> ChildFile:
 
 def _failure(error: Exception) -> ChildFailure:
     if isinstance(error, TaskFailed):
-        return ChildFailure(message=error.message, category=error.category, retryable=error.retryable)
+        return ChildFailure(
+            message=error.message,
+            category=error.category,
+            retryable=error.retryable,
+            retry_after_seconds=error.retry_after,
+        )
     if isinstance(error, MeshError) and error.kind is ErrorKind.INVALID:
         return ChildFailure(message=error.message, category=ERROR_CATEGORY_VALIDATION)
     error_id = secrets.token_hex(8)

@@ -7,13 +7,14 @@ somebody else's service in this process. Everything before and after them is the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from atelier.inference.v1.child_pb2 import ChildDone, ChildJob, ChildProgress
 from atelier.tasks.v1.enums_pb2 import ErrorCategory
+from atelier.tasks.v1.service_requests_pb2 import ServiceRequest
 from atelier.tasks.v1.worker_service_pb2 import WarmState
 
 from meshkit.worker.pairs import Pair
@@ -37,6 +38,25 @@ class JobLost(Exception):  # noqa: N818 -- an outcome, told apart by its categor
         self.category = category
 
 
+async def _nowhere(request: ServiceRequest) -> None:
+    raise RuntimeError(f"the request {request.id} is not one of a leased attempt")
+
+
+@dataclass(slots=True, eq=False)
+class ServiceCalls:
+    """What a job asks of a provider.
+
+    Attributes:
+        open: What earlier attempts have asked, and what has not ended.
+        note: Writes a request down as it stands.
+        called_off: Whether nobody goes on with its requests once it is withdrawn.
+    """
+
+    open: Sequence[ServiceRequest] = ()
+    note: Callable[[ServiceRequest], Awaitable[None]] = _nowhere
+    called_off: bool = False
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """One attempt on its way through a runner.
@@ -51,6 +71,7 @@ class Job:
         withdrawn: Whether it is to end early.
         started: Whether its handler has it, or has had it.
         waits_since: When it came to its runner.
+        calls: What it asks of its provider.
         ended: Its outcome.
     """
 
@@ -63,6 +84,7 @@ class Job:
     withdrawn: bool = False
     started: bool = False
     waits_since: float = 0.0
+    calls: ServiceCalls = field(default_factory=ServiceCalls)
     ended: asyncio.Future[ChildDone] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 

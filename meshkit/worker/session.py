@@ -19,6 +19,8 @@ from atelier.tasks.v1.worker_service_pb2 import (
     HeartbeatResponse,
     LeaseRequest,
     LeaseResponse,
+    NoteServiceRequestRequest,
+    NoteServiceRequestResponse,
     OpenSessionRequest,
     OpenSessionResponse,
     ReleaseRequest,
@@ -59,6 +61,8 @@ class WorkerCalls(Protocol):
     def CompleteMany(self) -> UnaryMethod[CompleteManyRequest, CompleteManyResponse]: ...
     @property
     def Fail(self) -> UnaryMethod[FailRequest, FailResponse]: ...
+    @property
+    def NoteServiceRequest(self) -> UnaryMethod[NoteServiceRequestRequest, NoteServiceRequestResponse]: ...
     @property
     def Release(self) -> UnaryMethod[ReleaseRequest, ReleaseResponse]: ...
     @property

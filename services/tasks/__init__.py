@@ -1,9 +1,9 @@
 """The tasks service: accepts tasks, schedules them, leases them to workers and records their attempts.
 
 Owns:
-    Schema `tasks` in PostgreSQL: `tasks`, `attempts`, `sessions`, `queues`, `queue_tenants`, `queue_lanes`, `task_ids`,
-    `object_sweeps`, `webhook_deliveries`, `webhook_attempts`, `webhook_secrets`, `webhook_disabled`, `outbox`,
-    `leaders`, `idempotency_keys`.
+    Schema `tasks` in PostgreSQL: `tasks`, `attempts`, `service_requests`, `sessions`, `queues`, `queue_tenants`,
+    `queue_lanes`, `task_ids`, `object_sweeps`, `webhook_deliveries`, `webhook_attempts`, `webhook_secrets`,
+    `webhook_disabled`, `outbox`, `leaders`, `idempotency_keys`.
     Subjects `atelier.tasks.v1.{task,step}.{created,started,completed,failed,cancelled,requeued}` on JetStream, and on
     core NATS `atelier.progress.<task_id>`, `atelier.wake.<queue>`, `atelier.cancel.<session_id>`, `atelier.ended.step`.
     Objects below `generations/`, `editings/`, `refines/` and the other types' prefixes.
@@ -16,7 +16,8 @@ Calls:
 Rooms:
     `api` serves callers, `scheduling` workers, `webhooks` receivers, each with its own `service` and `servicer`.
     `inputs` checks what callers send along.
-    `domain` is pure: states, transitions, what follows a lost attempt. `catalog` is what this installation serves of
+    `domain` is pure: states, transitions, what follows a lost attempt; `service_requests` too: what workers ask of
+    providers. `catalog` is what this installation serves of
     the types and providers that `enums.proto` declares.
     `store` is what the use cases need of a database, and `postgres` the only SQL. `convert`, `events`, `media` and
     `errors` are between domain and wire. `notifier` tells other processes by core NATS. `loops` is the background work,

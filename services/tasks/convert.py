@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
-from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, worker_service_pb2
+from atelier.tasks.v1 import enums_pb2, service_requests_pb2, task_pb2, tasks_service_pb2, worker_service_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from meshkit.moments import assign
+from meshkit.moments import assign, duration_of, seconds_of
 from meshkit.spelling import value_names, value_numbers
 from services.tasks.catalog import QUEUES, Catalog, prefix_of
 from services.tasks.domain import AttemptRecord, AttemptRef, JobKind, TaskRecord
+from services.tasks.service_requests import ServiceRequestEffect, ServiceRequestNote, ServiceRequestState
 
 STATUS = value_numbers(enums_pb2.TaskStatus.DESCRIPTOR)
 TASK_TYPE = value_numbers(enums_pb2.TaskType.DESCRIPTOR)
@@ -23,6 +25,10 @@ STATUS_NAME = value_names(enums_pb2.TaskStatus.DESCRIPTOR)
 TASK_TYPE_NAME = value_names(enums_pb2.TaskType.DESCRIPTOR)
 KIND_NAME = value_names(worker_service_pb2.JobKind.DESCRIPTOR)
 PROVIDER_NAME = value_names(enums_pb2.ProviderType.DESCRIPTOR)
+_REQUEST_STATE = value_numbers(service_requests_pb2.ServiceRequestState.DESCRIPTOR)
+_REQUEST_STATE_NAME = value_names(service_requests_pb2.ServiceRequestState.DESCRIPTOR)
+_EFFECT = value_numbers(service_requests_pb2.ServiceRequestEffect.DESCRIPTOR)
+_EFFECT_NAME = value_names(service_requests_pb2.ServiceRequestEffect.DESCRIPTOR)
 _OPTIONAL_TEXTS = ("origin_zone", "origin_reference", "executor_type", "executor_instance")
 _MOMENTS = ("created_at", "updated_at", "started_at", "completed_at", "deleted_at", "last_resume_attempt")
 CATEGORY_NAME = value_names(enums_pb2.ErrorCategory.DESCRIPTOR)
@@ -117,8 +123,8 @@ def to_attempt(attempt: AttemptRecord) -> tasks_service_pb2.TaskAttempt:
     return message
 
 
-def to_lease(record: TaskRecord) -> worker_service_pb2.Lease:
-    """Return a leased task as its worker sees it."""
+def to_lease(record: TaskRecord, requests: Sequence[ServiceRequestNote] = ()) -> worker_service_pb2.Lease:
+    """Return a leased task as its worker sees it, with its requests to providers that have not ended."""
     lease = worker_service_pb2.Lease(
         job_id=str(record.id),
         attempt=record.attempt,
@@ -127,12 +133,65 @@ def to_lease(record: TaskRecord) -> worker_service_pb2.Lease:
         tenant=record.tenant,
         result_prefix=f"{prefix_of(record.task_type, record.id)}{record.attempt}/",
         traceparent=record.traceparent,
+        service_requests=[to_service_request(note) for note in requests],
     )
     lease.spec.ParseFromString(record.spec)
     if record.kind == JobKind.TASK:
         write_task(lease.task, record)
     lease.timeout.FromMilliseconds(int(record.timeout_seconds * 1000))
     return lease
+
+
+def from_service_request(request: service_requests_pb2.ServiceRequest) -> ServiceRequestNote:
+    """Return a request to a provider off the wire."""
+    return ServiceRequestNote(
+        id=UUID(request.id),
+        provider_type=PROVIDER_NAME[request.provider_type],
+        target=request.target,
+        operation=request.operation,
+        state=ServiceRequestState(_REQUEST_STATE_NAME[request.state]),
+        service_task_id=request.service_task_id or None,
+        resume=request.resume.SerializeToString() if request.HasField("resume") else None,
+        http_status=request.http_status if request.HasField("http_status") else None,
+        category=CATEGORY_NAME.get(request.category),
+        message=request.message or None,
+        effect=ServiceRequestEffect(_EFFECT_NAME[request.effect]) if request.effect else None,
+        retry_after=seconds_of(request.retry_after) if request.HasField("retry_after") else None,
+        sent_at=moment(request.sent_at) if request.HasField("sent_at") else None,
+        ended_at=moment(request.ended_at) if request.HasField("ended_at") else None,
+        cost=request.cost if request.HasField("cost") else None,
+        currency=request.currency or None,
+    )
+
+
+def to_service_request(note: ServiceRequestNote) -> service_requests_pb2.ServiceRequest:
+    """Return a request to a provider for the wire."""
+    request = service_requests_pb2.ServiceRequest(
+        id=str(note.id),
+        provider_type=PROVIDER[note.provider_type],
+        target=note.target,
+        operation=note.operation,
+        state=_REQUEST_STATE[note.state],
+        service_task_id=note.service_task_id or "",
+        http_status=note.http_status,
+        message=note.message or "",
+        cost=note.cost,
+        currency=note.currency or "",
+        attempt=note.attempt,
+    )
+    if note.resume is not None:
+        request.resume.ParseFromString(note.resume)
+    if note.category is not None:
+        request.category = CATEGORY[note.category]
+    if note.effect is not None:
+        request.effect = _EFFECT[note.effect]
+    if note.retry_after is not None:
+        request.retry_after.CopyFrom(duration_of(note.retry_after))
+    if note.sent_at is not None:
+        assign(request.sent_at, note.sent_at)
+    if note.ended_at is not None:
+        assign(request.ended_at, note.ended_at)
+    return request
 
 
 def from_ref(ref: worker_service_pb2.AttemptRef) -> AttemptRef:

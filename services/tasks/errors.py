@@ -6,6 +6,7 @@ from meshkit.errors import MeshError, conflict, not_found
 from services.tasks.domain import TaskStatus
 
 LEASE_LOST = "LEASE_LOST"
+TASK_ENDED = "TASK_ENDED"
 
 
 def task_not_found(task_id: object) -> MeshError:
@@ -26,6 +27,11 @@ def session_not_found(session_id: object) -> MeshError:
 def lease_lost() -> MeshError:
     """Build the error: the attempt is not the worker's any more: it expired, was cancelled, or was given to another."""
     return conflict("The lease of this attempt was lost", reason=LEASE_LOST)
+
+
+def task_ended() -> MeshError:
+    """Build the error: the attempt's task has ended, and no other attempt goes on with what this one has begun."""
+    return conflict("The task of this attempt has ended", reason=TASK_ENDED)
 
 
 def illegal_transition(current: TaskStatus, wanted: TaskStatus) -> MeshError:

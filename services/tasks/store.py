@@ -6,7 +6,7 @@ change are committed together or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
@@ -23,6 +23,7 @@ from services.tasks.domain import (
     TaskStatus,
 )
 from services.tasks.scheduling.fairness import Candidate, Contender
+from services.tasks.service_requests import NoteVerdict, ServiceRequestNote
 
 
 class Creation(NamedTuple):
@@ -297,6 +298,26 @@ class TaskStore(Protocol):
 
     async def valid(self, session_id: UUID, refs: Sequence[AttemptRef]) -> Mapping[AttemptRef, str]:
         """Which attempts are the session's, each with its tenant."""
+        ...
+
+    async def ended(self, refs: Sequence[AttemptRef]) -> Collection[AttemptRef]:
+        """Which of these attempts are of tasks that have ended, or are no more."""
+        ...
+
+    async def note_service_request(self, ref: AttemptRef, session: UUID, request: ServiceRequestNote) -> NoteVerdict:
+        """Write a request to a provider down as it stands; it is committed when this returns.
+
+        A request goes from SENDING to an end, over ACCEPTED, and never back: what was noted before, or is noted twice,
+        changes nothing. Its name at the provider becomes the task's, in the same transaction.
+        """
+        ...
+
+    async def open_service_requests(self, task_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[ServiceRequestNote]]:
+        """By task, the requests to providers that have not ended, oldest first."""
+        ...
+
+    async def service_requests(self, task_id: UUID) -> Sequence[ServiceRequestNote]:
+        """Return the last requests of a task to providers, oldest first."""
         ...
 
     async def write_progress(self, notes: Sequence[ProgressNote]) -> None:

@@ -164,6 +164,8 @@ def _progress(record: TaskRecord, event: events_pb2.TaskProgressEvent) -> tasks_
         response.total_steps = event.total_steps
     if event.HasField("phase"):
         response.phase = event.phase
+    if event.HasField("queue_position"):
+        response.queue_position = event.queue_position
     if event.text:
         response.text = event.text
     return response

@@ -153,6 +153,16 @@ async def valid(conn: Connection, session_id: UUID, refs: Sequence[AttemptRef]) 
     return {ref: leases[ref] for ref in refs if ref in leases}
 
 
+async def ended(conn: Connection, refs: Sequence[AttemptRef]) -> list[AttemptRef]:
+    """Return which attempts are of tasks that have ended, or are no more."""
+    cursor = await conn.execute(
+        "SELECT id FROM tasks WHERE id = ANY(%b) AND status IN ('PENDING', 'EXECUTING')",
+        ([ref.job_id for ref in refs],),
+    )
+    living = {row[0] for row in await cursor.fetchall()}
+    return [ref for ref in refs if ref.job_id not in living]
+
+
 async def write_progress(conn: Pipeline, notes: Sequence[ProgressNote]) -> None:
     """Write progress of attempts that are still their session's; a locked row is skipped."""
     ids = [note.ref.job_id for note in notes]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
@@ -23,8 +23,9 @@ from services.tasks.domain import (
     TaskRecord,
 )
 from services.tasks.errors import task_not_found
-from services.tasks.postgres import counters, creates, endings, queries, sessions, sweeps
+from services.tasks.postgres import counters, creates, endings, queries, service_requests, sessions, sweeps
 from services.tasks.postgres.rounds import PostgresRound
+from services.tasks.service_requests import NoteVerdict, ServiceRequestNote
 from services.tasks.store import (
     AttemptEnd,
     CompletedAttempt,
@@ -49,6 +50,9 @@ HOT_SETTINGS = {
     "enable_mergejoin": "off",
 }
 _HOT = LocalSettings(HOT_SETTINGS)
+
+# An answer carries so many: a task whose parts are tried again and again has more.
+_MAX_SERVICE_REQUESTS = 1000
 
 
 class PostgresTaskStore:
@@ -173,6 +177,29 @@ class PostgresTaskStore:
         """Which attempts are the session's, each with its tenant."""
         async with self._db.connection() as conn:
             return await sessions.valid(conn, session_id, refs)
+
+    async def ended(self, refs: Sequence[AttemptRef]) -> Collection[AttemptRef]:
+        """Which of these attempts are of tasks that have ended, or are no more."""
+        async with self._db.connection() as conn:
+            return await sessions.ended(conn, refs)
+
+    async def note_service_request(self, ref: AttemptRef, session: UUID, request: ServiceRequestNote) -> NoteVerdict:
+        """Write a request to a provider down as it stands."""
+
+        async def work(conn: Connection) -> NoteVerdict:
+            return await service_requests.note(conn, ref, session, request)
+
+        return await self._in_transaction(work)
+
+    async def open_service_requests(self, task_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[ServiceRequestNote]]:
+        """By task, the requests to providers that have not ended."""
+        async with self._db.connection() as conn:
+            return await service_requests.open_of(conn, task_ids)
+
+    async def service_requests(self, task_id: UUID) -> Sequence[ServiceRequestNote]:
+        """Return the last requests of a task to providers."""
+        async with self._db.connection() as conn:
+            return await service_requests.all_of(conn, task_id, _MAX_SERVICE_REQUESTS)
 
     async def write_progress(self, notes: Sequence[ProgressNote]) -> None:
         """Write progress of attempts that are still their session's."""

@@ -72,4 +72,6 @@ def _event(item: worker_service_pb2.Progress, tenant: str) -> bytes:
         event.total_steps = item.total_steps
     if item.phase:
         event.phase = item.phase
+    if item.HasField("queue_position"):
+        event.queue_position = item.queue_position
     return event.SerializeToString()

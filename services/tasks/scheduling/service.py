@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from atelier.tasks.v1 import worker_service_pb2
@@ -16,7 +17,7 @@ from meshkit.errors import MeshError, forbidden, invalid, unavailable
 from meshkit.lingers import COMMIT_LINGER
 from meshkit.logging import get_logger
 from meshkit.microbatch import GroupCall
-from services.tasks.catalog import QUEUES
+from services.tasks.catalog import LOCAL, QUEUES
 from services.tasks.convert import from_ref
 from services.tasks.domain import (
     AttemptRef,
@@ -27,13 +28,14 @@ from services.tasks.domain import (
     TaskStatus,
     clip_error,
 )
-from services.tasks.errors import lease_lost, session_not_found
+from services.tasks.errors import lease_lost, session_not_found, task_ended
 from services.tasks.metrics import COMMIT_MEMBERS
 from services.tasks.notifier import Notifier
 from services.tasks.scheduling import result_paths as results
 from services.tasks.scheduling.polls import Poll
 from services.tasks.scheduling.progress import ProgressRelay
 from services.tasks.scheduling.scheduler import Scheduler
+from services.tasks.service_requests import MAX_RESUME_BYTES, LeasedTask, NoteVerdict, ServiceRequestNote
 from services.tasks.store import AttemptEnd, CompletedAttempt, LeaseState, TaskStore
 
 _log = get_logger(__name__)
@@ -51,6 +53,18 @@ _RUN_SECONDS = metrics.histogram(
 _ended = cache(_ENDED.labels)
 _run_seconds = cache(_RUN_SECONDS.labels)
 _commit_members = COMMIT_MEMBERS.labels("complete")
+
+
+class GiveUp(NamedTuple):
+    """What a worker is to end.
+
+    Attributes:
+        refs: Attempts that are not its session's any more.
+        ended: Those of them whose tasks have ended.
+    """
+
+    refs: Sequence[AttemptRef]
+    ended: Sequence[AttemptRef]
 
 
 class WorkerSessions:
@@ -158,7 +172,7 @@ class WorkerSessions:
         wait_seconds: float,
         warm: frozenset[str],
         full_tenants: frozenset[str],
-    ) -> list[TaskRecord]:
+    ) -> list[LeasedTask]:
         """Wait for work; see `Scheduler.wait`."""
         session = await self._session(session_id, principal)
         try:
@@ -168,8 +182,8 @@ class WorkerSessions:
             try:
                 records = await self._scheduler.wait(poll, min(wait_seconds, self._max_wait))
                 if any(record.bytes > self._max_task_bytes for record in records):
-                    return await self._fail_uncarried(session, records)
-                return records
+                    records = await self._fail_uncarried(session, records)
+                return await self._with_requests(records)
             except asyncio.CancelledError:
                 task = asyncio.get_running_loop().create_task(self._give_back(poll))
                 self._returning.add(task)
@@ -178,6 +192,35 @@ class WorkerSessions:
         except MeshError:
             self._known.pop(session_id, None)
             raise
+
+    async def _with_requests(self, records: Sequence[TaskRecord]) -> list[LeasedTask]:
+        """Add the requests to providers that earlier attempts left open; no attempt before this one can add any."""
+        again = [record.id for record in records if record.attempt > 1 and record.provider_type != LOCAL]
+        opened = await self._store.open_service_requests(again) if again else {}
+        return [LeasedTask(record, opened.get(record.id, ())) for record in records]
+
+    async def note_service_request(
+        self, principal: Principal, session_id: UUID, ref: AttemptRef, request: ServiceRequestNote
+    ) -> None:
+        """Write a request to a provider down as it stands.
+
+        Raises:
+            MeshError: `CONFLICT` where the attempt is not the session's any more, `INVALID` where the identifier is
+                another task's, or where what it takes to go on with the request is too much.
+        """
+        await self._owned(session_id, principal)
+        if request.resume is not None and len(request.resume) > MAX_RESUME_BYTES:
+            raise invalid("request.resume", f"takes more than {MAX_RESUME_BYTES} bytes", "too_long")
+        verdict = await self._store.note_service_request(ref, session_id, request)
+        if verdict is NoteVerdict.LOST:
+            raise lease_lost()
+        if verdict is NoteVerdict.ENDED:
+            raise task_ended()
+        if verdict is NoteVerdict.FOREIGN:
+            raise invalid("request.id", "is another task's request", "foreign")
+
+    async def _given_up(self, refs: list[AttemptRef]) -> GiveUp:
+        return GiveUp(refs, list(await self._store.ended(refs)) if refs else [])
 
     async def _fail_uncarried(self, session: SessionRecord, records: Sequence[TaskRecord]) -> list[TaskRecord]:
         """Fail tasks that no answer carries, so that they hold nobody up; return the others."""
@@ -204,7 +247,7 @@ class WorkerSessions:
 
     async def heartbeat(
         self, principal: Principal, session_id: UUID, held: Sequence[AttemptRef], *, draining: bool
-    ) -> list[AttemptRef]:
+    ) -> GiveUp:
         """Extend a session.
 
         Returns:
@@ -221,11 +264,11 @@ class WorkerSessions:
             raise session_not_found(session_id)
         await self._compare(session_id, held, known)
         leases = {item.ref for item in known}
-        return [ref for ref in held if ref not in leases]
+        return await self._given_up([ref for ref in held if ref not in leases])
 
     async def report(
         self, principal: Principal, session_id: UUID, items: Sequence[worker_service_pb2.Progress]
-    ) -> list[AttemptRef]:
+    ) -> GiveUp:
         """Take progress.
 
         Returns:
@@ -236,7 +279,7 @@ class WorkerSessions:
         valid = await self._store.valid(session_id, refs)
         own = [(item, valid[ref]) for item, ref in zip(items, refs, strict=True) if ref in valid]
         self._progress.report(session_id, own)
-        return [ref for ref in refs if ref not in valid]
+        return await self._given_up([ref for ref in refs if ref not in valid])
 
     async def complete(
         self, principal: Principal, session_id: UUID, items: Sequence[worker_service_pb2.Completion]

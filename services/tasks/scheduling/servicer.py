@@ -20,6 +20,7 @@ from services.tasks.convert import (
     PROVIDER_NAME,
     TASK_TYPE_NAME,
     from_ref,
+    from_service_request,
     to_lease,
     to_ref,
 )
@@ -72,7 +73,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self, request: worker_service_pb2.LeaseRequest, context: Context
     ) -> worker_service_pb2.LeaseResponse:
         del context
-        records = await self._sessions.lease(
+        leased = await self._sessions.lease(
             auth.current(),
             UUID(request.session_id),
             sequence=request.sequence,
@@ -84,7 +85,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             ),
             full_tenants=frozenset(request.full_tenants),
         )
-        return worker_service_pb2.LeaseResponse(leases=[to_lease(record) for record in records])
+        return worker_service_pb2.LeaseResponse(leases=[to_lease(one.record, one.requests) for one in leased])
 
     async def Heartbeat(
         self, request: worker_service_pb2.HeartbeatRequest, context: Context
@@ -96,14 +97,20 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             [from_ref(ref) for ref in request.held],
             draining=request.draining,
         )
-        return worker_service_pb2.HeartbeatResponse(give_up=[to_ref(ref) for ref in give_up], lease_ttl=self._ttl)
+        return worker_service_pb2.HeartbeatResponse(
+            give_up=[to_ref(ref) for ref in give_up.refs],
+            ended=[to_ref(ref) for ref in give_up.ended],
+            lease_ttl=self._ttl,
+        )
 
     async def Report(
         self, request: worker_service_pb2.ReportRequest, context: Context
     ) -> worker_service_pb2.ReportResponse:
         del context
         give_up = await self._sessions.report(auth.current(), UUID(request.session_id), list(request.progress))
-        return worker_service_pb2.ReportResponse(give_up=[to_ref(ref) for ref in give_up])
+        return worker_service_pb2.ReportResponse(
+            give_up=[to_ref(ref) for ref in give_up.refs], ended=[to_ref(ref) for ref in give_up.ended]
+        )
 
     async def Complete(
         self, request: worker_service_pb2.CompleteRequest, context: Context
@@ -140,6 +147,15 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             device_seconds=request.device_seconds,
         )
         return worker_service_pb2.FailResponse(requeued=requeued)
+
+    async def NoteServiceRequest(
+        self, request: worker_service_pb2.NoteServiceRequestRequest, context: Context
+    ) -> worker_service_pb2.NoteServiceRequestResponse:
+        del context
+        await self._sessions.note_service_request(
+            auth.current(), UUID(request.session_id), from_ref(request.ref), from_service_request(request.request)
+        )
+        return worker_service_pb2.NoteServiceRequestResponse()
 
     async def Release(
         self, request: worker_service_pb2.ReleaseRequest, context: Context

@@ -8,6 +8,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from atelier.tasks.v1.noop_pb2 import CreateNoopTask
+from atelier.tasks.v1.service_requests_pb2 import (
+    SERVICE_REQUEST_STATE_ACCEPTED,
+    SERVICE_REQUEST_STATE_SENDING,
+    ServiceRequest,
+)
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from atelier.tasks.v1.worker_service_pb2 import (
     COMPLETION_VERDICT_LOST,
@@ -27,6 +32,8 @@ from atelier.tasks.v1.worker_service_pb2 import (
     HeartbeatResponse,
     LeaseRequest,
     LeaseResponse,
+    NoteServiceRequestRequest,
+    NoteServiceRequestResponse,
     OpenSessionRequest,
     OpenSessionResponse,
     Progress,
@@ -42,6 +49,7 @@ from google.protobuf.duration_pb2 import Duration
 from meshkit.errors import ErrorKind, MeshError, conflict, not_found, unavailable
 
 TENANT = "acme"
+_OPEN = (SERVICE_REQUEST_STATE_SENDING, SERVICE_REQUEST_STATE_ACCEPTED)
 
 
 class FakeSession:
@@ -71,6 +79,7 @@ class FakeTasksService(WorkerServiceServicer):
         self.orphans: list[str] = []
         self.away = False
         self.lose_answers = 0
+        self.requests: dict[str, dict[str, ServiceRequest]] = {}
         self.requeue = True
         self._changed = asyncio.Condition()
 
@@ -155,6 +164,8 @@ class FakeTasksService(WorkerServiceServicer):
         self._session(request.session_id)
         leases = [self.queue.popleft() for _ in range(min(request.max_leases, len(self.queue)))]
         for lease in leases:
+            noted = self.requests.get(lease.job_id, {}).values()
+            lease.service_requests.extend(each for each in noted if each.state in _OPEN)
             session.active[lease.job_id, lease.attempt] = lease
         session.sequence, session.answer = request.sequence, LeaseResponse(leases=leases)
         if leases and self.lose_answers:
@@ -207,6 +218,15 @@ class FakeTasksService(WorkerServiceServicer):
             self.queue.append(_again(lease))
         await self._tell()
         return FailResponse(requeued=request.retryable)
+
+    async def NoteServiceRequest(self, request: NoteServiceRequestRequest, context: Any) -> NoteServiceRequestResponse:
+        session = self._session(request.session_id)
+        if (request.ref.job_id, request.ref.attempt) not in session.active:
+            raise conflict("the attempt is not the session's", reason="LEASE_LOST")
+        noted = self.requests.setdefault(request.ref.job_id, {})
+        noted.setdefault(request.request.id, ServiceRequest(attempt=request.ref.attempt)).MergeFrom(request.request)
+        await self._tell()
+        return NoteServiceRequestResponse()
 
     async def Release(self, request: ReleaseRequest, context: Any) -> ReleaseResponse:
         session = self._session(request.session_id)

@@ -19,6 +19,7 @@ from atelier.tasks.v1.worker_service_pb2 import (
     HeartbeatResponse,
     Lease,
     LeaseResponse,
+    NoteServiceRequestResponse,
     OpenSessionResponse,
     ReleaseResponse,
     ReportResponse,
@@ -79,6 +80,7 @@ class Service:
         self.errors: dict[str, MeshError | None] = {}
         self.verdicts: dict[str, CompletionVerdict.ValueType] = {}
         self.give_up: list[AttemptRef] = []
+        self.over: list[AttemptRef] = []
         self.sessions = itertools.count(1)
         self._leases: asyncio.Queue[LeaseResponse | MeshError] = asyncio.Queue()
 
@@ -113,7 +115,7 @@ class Service:
 
     async def Heartbeat(self, request: Any, /, *, timeout: float | None = None) -> HeartbeatResponse:
         self._note("Heartbeat", request)
-        return HeartbeatResponse(give_up=self.give_up, lease_ttl=Duration(seconds=int(TTL)))
+        return HeartbeatResponse(give_up=self.give_up, ended=self.over, lease_ttl=Duration(seconds=int(TTL)))
 
     async def Report(self, request: Any, /, *, timeout: float | None = None) -> ReportResponse:
         self._note("Report", request)
@@ -131,6 +133,10 @@ class Service:
     async def Fail(self, request: Any, /, *, timeout: float | None = None) -> FailResponse:
         self._note("Fail", request)
         return FailResponse()
+
+    async def NoteServiceRequest(self, request: Any, /, *, timeout: float | None = None) -> NoteServiceRequestResponse:
+        self._note("NoteServiceRequest", request)
+        return NoteServiceRequestResponse()
 
     async def Release(self, request: Any, /, *, timeout: float | None = None) -> ReleaseResponse:
         self._note("Release", request)

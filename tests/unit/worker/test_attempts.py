@@ -1,18 +1,20 @@
 """What becomes of an attempt between its lease and its end, with a runner and a service that do as they are told."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import pytest
 from atelier.inference.v1.child_pb2 import ChildCancelled, ChildDone, ChildFailure, ChildFile, ChildJob, ChildOutput
 from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_INTERNAL,
+    ERROR_CATEGORY_RATE_LIMIT,
     ERROR_CATEGORY_RESOURCE,
     ERROR_CATEGORY_TIMEOUT,
     ERROR_CATEGORY_VALIDATION,
 )
 from atelier.tasks.v1.noop_pb2 import CreateNoopTask, NoopTaskPublic
+from atelier.tasks.v1.service_requests_pb2 import ServiceRequest
 from atelier.tasks.v1.task_pb2 import CreateTask, TaskResult
 from atelier.tasks.v1.worker_service_pb2 import Lease, WarmState
 
@@ -24,10 +26,13 @@ from meshkit.worker.ends import AttemptEnds, ReportOutcome
 from meshkit.worker.handlers import TaskFailed
 from meshkit.worker.held import HeldLease, HeldLeases
 from meshkit.worker.input_places import InputPlaces
+from meshkit.worker.pacing import Pauses
 from meshkit.worker.pairs import Pair
 from meshkit.worker.preparer import JobPreparer
+from meshkit.worker.request_notes import RequestNotes
 from meshkit.worker.runner import Job, JobLost, Withdrawn
 from meshkit.worker.session import WorkerSession
+from tests.unit.worker.scripted import Clock, Service
 
 DONE = ChildDone(output=ChildOutput(result=TaskResult(noop=NoopTaskPublic(payload="made"))), device_seconds=1.5)
 
@@ -92,6 +97,7 @@ class FakeEnds:
 
     def __init__(self) -> None:
         self.said: list[tuple[Any, ...]] = []
+        self.retry_after: float | None = None
         self.outcome: ReportOutcome | Exception = ReportOutcome.TAKEN
 
     async def complete(
@@ -103,8 +109,16 @@ class FakeEnds:
         return self.outcome
 
     async def fail(
-        self, held: HeldLease, message: str, category: int, *, retryable: bool, device_seconds: float
+        self,
+        held: HeldLease,
+        message: str,
+        category: int,
+        *,
+        retryable: bool,
+        retry_after: float | None,
+        device_seconds: float,
     ) -> bool:
+        self.retry_after = retry_after
         self.said.append(("failed", category, retryable))
         return True
 
@@ -117,6 +131,8 @@ class Rig:
         self.now = 100.0
         self.room = asyncio.Event()
         self.runner, self.preparer, self.ends = FakeRunner(slots), FakePreparer(), FakeEnds()
+        self.clock = Clock()
+        self.service = Service(self.clock)
         self.session = WorkerSession("s", 15.0, 5.0, 1000.0)
         self.attempts = Attempts(
             cast("JobPreparer", self.preparer),
@@ -127,11 +143,24 @@ class Rig:
             room=self.room,
             prefetch=prefetch,
             places=InputPlaces(3, 2),
+            notes=RequestNotes(self.service, Pauses(sleep=self.clock.sleep)),
             clock=lambda: self.now,
         )
 
-    async def lease(self, job_id: str = "j", limit: float = 0.0, tenant: str = "acme") -> HeldLease:
-        lease = Lease(job_id=job_id, attempt=1, tenant=tenant, spec=CreateTask(noop=CreateNoopTask()))
+    async def lease(
+        self,
+        job_id: str = "j",
+        limit: float = 0.0,
+        tenant: str = "acme",
+        requests: Sequence[ServiceRequest] = (),
+    ) -> HeldLease:
+        lease = Lease(
+            job_id=job_id,
+            attempt=1,
+            tenant=tenant,
+            spec=CreateTask(noop=CreateNoopTask()),
+            service_requests=requests,
+        )
         if limit:
             lease.timeout.CopyFrom(duration_of(limit))
         held = HeldLease(lease, self.session)
@@ -202,6 +231,34 @@ async def test_inputs_that_cannot_be_had_fail_the_attempt(rig: Rig) -> None:
     rig.preparer.error = TaskFailed("image: broken", ERROR_CATEGORY_VALIDATION, retryable=False)
     await rig.lease()
     assert rig.ends.said == [("failed", ERROR_CATEGORY_VALIDATION, False)]
+
+
+async def test_a_wait_that_a_provider_asks_for_is_told_with_the_failure(rig: Rig) -> None:
+    await rig.lease()
+    failure = ChildFailure(message="slower", category=ERROR_CATEGORY_RATE_LIMIT, retryable=True, retry_after_seconds=7)
+    await rig.end(ChildDone(failure=failure))
+    assert rig.ends.said == [("failed", ERROR_CATEGORY_RATE_LIMIT, True)]
+    assert rig.ends.retry_after == 7.0
+
+
+@pytest.mark.parametrize(
+    ("why", "called_off"), [("ended", True), ("given_up", False), ("expired", False), ("drain", False)]
+)
+async def test_a_provider_is_called_off_only_where_nobody_goes_on(rig: Rig, why: str, *, called_off: bool) -> None:
+    held = await rig.lease()
+    rig.attempts._stop(next(iter(rig.attempts._attempts)), why) if why == "drain" else held.lose(why)
+    assert rig.runner.jobs[0].calls.called_off is called_off
+
+
+async def test_a_provider_is_called_off_at_the_time_limit(rig: Rig) -> None:
+    await rig.lease(limit=60.0)
+    await passes(rig, 61.0)
+    assert rig.runner.jobs[0].calls.called_off
+
+
+async def test_a_job_has_the_requests_that_were_left_open(rig: Rig) -> None:
+    await rig.lease(requests=(ServiceRequest(id="r", service_task_id="at the provider"),))
+    assert [each.service_task_id for each in rig.runner.jobs[0].calls.open] == ["at the provider"]
 
 
 async def test_a_result_that_the_service_never_takes_fails_for_good(rig: Rig) -> None:

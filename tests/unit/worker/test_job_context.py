@@ -2,7 +2,14 @@ from pathlib import Path
 
 import pytest
 from atelier.inference.v1.child_pb2 import ChildJob, ChildProgress
-from atelier.tasks.v1.phase_pb2 import TASK_PHASE_LOADING_MODEL, TASK_PHASE_RUNNING, TASK_PHASE_UPSCALING
+from atelier.tasks.v1.phase_pb2 import (
+    TASK_PHASE_FETCHING,
+    TASK_PHASE_LOADING_MODEL,
+    TASK_PHASE_PROVIDER_QUEUED,
+    TASK_PHASE_RUNNING,
+    TASK_PHASE_UPSCALING,
+)
+from atelier.tasks.v1.service_requests_pb2 import ServiceRequest
 from atelier.tasks.v1.worker_service_pb2 import JOB_KIND_TASK
 
 from meshkit.worker.job_context import JobContext
@@ -69,6 +76,28 @@ def test_what_an_attempt_is_at_is_told_with_its_progress() -> None:
         (TASK_PHASE_LOADING_MODEL, 0, 0),
         (TASK_PHASE_RUNNING, 0, 0),
         (TASK_PHASE_RUNNING, 4, 4),
-        (TASK_PHASE_UPSCALING, 0, 0),
+        (TASK_PHASE_UPSCALING, 4, 4),
         (TASK_PHASE_UPSCALING, 4, 4),
     ]
+
+
+def test_a_place_in_the_queue_of_a_provider_is_told_without_a_step_back() -> None:
+    reports: list[ChildProgress] = []
+    context = JobContext(ChildJob(number=3), reports.append)
+    context.begins(TASK_PHASE_PROVIDER_QUEUED, position=7)
+    context.progress(1, 4)
+    context.begins(TASK_PHASE_PROVIDER_QUEUED, position=0)
+    context.begins(TASK_PHASE_FETCHING)
+    assert [(each.phase, each.HasField("queue_position"), each.queue_position, each.step) for each in reports] == [
+        (TASK_PHASE_PROVIDER_QUEUED, True, 7, 0),
+        (TASK_PHASE_PROVIDER_QUEUED, False, 0, 1),
+        (TASK_PHASE_PROVIDER_QUEUED, True, 0, 1),
+        (TASK_PHASE_FETCHING, False, 0, 1),
+    ]
+
+
+async def test_a_job_that_was_not_leased_makes_no_paid_requests() -> None:
+    context = JobContext(ChildJob(), lambda _: None)
+    assert (list(context.open_requests), context.called_off) == ([], False)
+    with pytest.raises(RuntimeError, match="not one of a leased attempt"):
+        await context.note(ServiceRequest(id="r"))

@@ -792,6 +792,7 @@ class TaskProgressEvent(_message.Message):
     PREVIEW_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     tenant: _builtins.str
@@ -810,6 +811,8 @@ class TaskProgressEvent(_message.Message):
     """What the task is at, where the worker tells."""
     text: _builtins.str
     """Beginning of the text so far, where the result is text; the whole of it is in the task once it has ended."""
+    queue_position: _builtins.int
+    """Requests that its provider serves first, where the provider tells."""
     def __init__(
         self,
         *,
@@ -822,19 +825,24 @@ class TaskProgressEvent(_message.Message):
         preview: _builtins.bytes = ...,
         phase: _phase_pb2.TaskPhase.ValueType | None = ...,
         text: _builtins.str = ...,
+        queue_position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_total_steps", b"_total_steps", "phase", b"phase", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_queue_position", b"_queue_position", "_step", b"_step", "_total_steps", b"_total_steps", "phase", b"phase", "queue_position", b"queue_position", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_total_steps", b"_total_steps", "attempt", b"attempt", "phase", b"phase", "preview", b"preview", "progress", b"progress", "step", b"step", "task_id", b"task_id", "tenant", b"tenant", "text", b"text", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_queue_position", b"_queue_position", "_step", b"_step", "_total_steps", b"_total_steps", "attempt", b"attempt", "phase", b"phase", "preview", b"preview", "progress", b"progress", "queue_position", b"queue_position", "step", b"step", "task_id", b"task_id", "tenant", b"tenant", "text", b"text", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__phase: _TypeAlias = _typing.Literal["phase"]  # noqa: Y015
     _WhichOneofArgType__phase: _TypeAlias = _typing.Literal["_phase", b"_phase"]  # noqa: Y015
+    _WhichOneofReturnType__queue_position: _TypeAlias = _typing.Literal["queue_position"]  # noqa: Y015
+    _WhichOneofArgType__queue_position: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position"]  # noqa: Y015
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
     _WhichOneofReturnType__total_steps: _TypeAlias = _typing.Literal["total_steps"]  # noqa: Y015
     _WhichOneofArgType__total_steps: _TypeAlias = _typing.Literal["_total_steps", b"_total_steps"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__phase) -> _WhichOneofReturnType__phase | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queue_position) -> _WhichOneofReturnType__queue_position | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
     @_typing.overload

@@ -310,6 +310,7 @@ class ChildProgress(_message.Message):
     PREVIEW_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number of the job."""
     step: _builtins.int
@@ -322,6 +323,8 @@ class ChildProgress(_message.Message):
     """What it is at."""
     text: _builtins.str
     """Beginning of the text so far, where the result is text."""
+    queue_position: _builtins.int
+    """Requests that its provider serves first."""
     def __init__(
         self,
         *,
@@ -331,12 +334,15 @@ class ChildProgress(_message.Message):
         preview: _builtins.bytes = ...,
         phase: _phase_pb2.TaskPhase.ValueType = ...,
         text: _builtins.str = ...,
+        queue_position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position", "queue_position", b"queue_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "phase", b"phase", "preview", b"preview", "step", b"step", "text", b"text", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position", "number", b"number", "phase", b"phase", "preview", b"preview", "queue_position", b"queue_position", "step", b"step", "text", b"text", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__queue_position: _TypeAlias = _typing.Literal["queue_position"]  # noqa: Y015
+    _WhichOneofArgType__queue_position: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queue_position) -> _WhichOneofReturnType__queue_position | None: ...
 
 Global___ChildProgress: _TypeAlias = ChildProgress  # noqa: Y015
 
@@ -467,24 +473,30 @@ class ChildFailure(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     CATEGORY_FIELD_NUMBER: _builtins.int
     RETRYABLE_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
     message: _builtins.str
     """One sentence for the caller."""
     category: _enums_pb2.ErrorCategory.ValueType
     """Class of the error."""
     retryable: _builtins.bool
     """Whether another attempt could succeed."""
+    retry_after_seconds: _builtins.float
+    """Seconds to wait before it, where a provider asks for that."""
     def __init__(
         self,
         *,
         message: _builtins.str = ...,
         category: _enums_pb2.ErrorCategory.ValueType = ...,
         retryable: _builtins.bool = ...,
+        retry_after_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_after_seconds", b"_retry_after_seconds", "retry_after_seconds", b"retry_after_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "message", b"message", "retryable", b"retryable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_after_seconds", b"_retry_after_seconds", "category", b"category", "message", b"message", "retry_after_seconds", b"retry_after_seconds", "retryable", b"retryable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__retry_after_seconds: _TypeAlias = _typing.Literal["retry_after_seconds"]  # noqa: Y015
+    _WhichOneofArgType__retry_after_seconds: _TypeAlias = _typing.Literal["_retry_after_seconds", b"_retry_after_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_after_seconds) -> _WhichOneofReturnType__retry_after_seconds | None: ...
 
 Global___ChildFailure: _TypeAlias = ChildFailure  # noqa: Y015
 

@@ -615,6 +615,7 @@ class TaskField(_message.Message):
     CHANGE_FIELD_NUMBER: _builtins.int
     CAPABILITY_FIELD_NUMBER: _builtins.int
     NEEDS_FIELD_NUMBER: _builtins.int
+    SERVICE_TASK_ID_FIELD_NUMBER: _builtins.int
     seed: _builtins.bool
     """Of a Create message: drawn and stored where absent."""
     adapter: _builtins.bool
@@ -623,6 +624,10 @@ class TaskField(_message.Message):
     """Of TaskUpdate, and of a public message's fields that TaskUpdate carries."""
     capability: _builtins.str
     """Of a Create message: capability that the provider must have for tasks that set the field (`VISION`)."""
+    service_task_id: _builtins.bool
+    """Of a provider's settings: name that the provider gave the task's request. The mesh alone writes it, for whoever could
+    name another's request would be given its result.
+    """
     @_builtins.property
     def accepts(self) -> _containers.RepeatedScalarFieldContainer[Global___Form.ValueType]:
         """Of a Create message: forms in which the field takes a file."""
@@ -650,10 +655,11 @@ class TaskField(_message.Message):
         change: Global___Change.ValueType = ...,
         capability: _builtins.str = ...,
         needs: _abc.Iterable[Global___CapabilityNeed] | None = ...,
+        service_task_id: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "adapter", b"adapter", "capability", b"capability", "change", b"change", "input", b"input", "needs", b"needs", "output", b"output", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "adapter", b"adapter", "capability", b"capability", "change", b"change", "input", b"input", "needs", b"needs", "output", b"output", "seed", b"seed", "service_task_id", b"service_task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61telier/tasks/v1/phase.proto\x12\x10\x61telier.tasks.v1*\xa6\x01\n\tTaskPhase\x12\x1a\n\x16TASK_PHASE_UNSPECIFIED\x10\x00\x12\x15\n\x11TASK_PHASE_QUEUED\x10\x01\x12\x1c\n\x18TASK_PHASE_LOADING_MODEL\x10\x02\x12\x16\n\x12TASK_PHASE_RUNNING\x10\x03\x12\x18\n\x14TASK_PHASE_UPSCALING\x10\x04\x12\x16\n\x12TASK_PHASE_STORING\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61telier/tasks/v1/phase.proto\x12\x10\x61telier.tasks.v1*\xdf\x01\n\tTaskPhase\x12\x1a\n\x16TASK_PHASE_UNSPECIFIED\x10\x00\x12\x15\n\x11TASK_PHASE_QUEUED\x10\x01\x12\x1c\n\x18TASK_PHASE_LOADING_MODEL\x10\x02\x12\x16\n\x12TASK_PHASE_RUNNING\x10\x03\x12\x18\n\x14TASK_PHASE_UPSCALING\x10\x04\x12\x16\n\x12TASK_PHASE_STORING\x10\x05\x12\x1e\n\x1aTASK_PHASE_PROVIDER_QUEUED\x10\x06\x12\x17\n\x13TASK_PHASE_FETCHING\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atelier.tasks.v1.phase_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TASKPHASE']._serialized_start=51
-  _globals['_TASKPHASE']._serialized_end=217
+  _globals['_TASKPHASE']._serialized_end=274
 # @@protoc_insertion_point(module_scope)

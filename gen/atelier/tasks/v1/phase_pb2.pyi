@@ -34,6 +34,10 @@ class _TaskPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskPhase.V
     """Its picture is drawn, and enlarged to the size asked for."""
     TASK_PHASE_STORING: _TaskPhase.ValueType  # 5
     """Its result is written into storage."""
+    TASK_PHASE_PROVIDER_QUEUED: _TaskPhase.ValueType  # 6
+    """Its provider has taken it, and serves others first."""
+    TASK_PHASE_FETCHING: _TaskPhase.ValueType  # 7
+    """Its result is fetched from its provider."""
 
 class TaskPhase(_TaskPhase, metaclass=_TaskPhaseEnumTypeWrapper):
     """What a task is at, as far as its worker tells."""
@@ -50,4 +54,8 @@ TASK_PHASE_UPSCALING: TaskPhase.ValueType  # 4
 """Its picture is drawn, and enlarged to the size asked for."""
 TASK_PHASE_STORING: TaskPhase.ValueType  # 5
 """Its result is written into storage."""
+TASK_PHASE_PROVIDER_QUEUED: TaskPhase.ValueType  # 6
+"""Its provider has taken it, and serves others first."""
+TASK_PHASE_FETCHING: TaskPhase.ValueType  # 7
+"""Its result is fetched from its provider."""
 Global___TaskPhase: _TypeAlias = TaskPhase  # noqa: Y015

@@ -518,6 +518,7 @@ class WatchTaskResponse(_message.Message):
     PHASE_FIELD_NUMBER: _builtins.int
     TASKS_AHEAD_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Steps done of the current attempt, where the worker tells."""
     total_steps: _builtins.int
@@ -532,6 +533,8 @@ class WatchTaskResponse(_message.Message):
     """While it waits, the tasks of its tenant that are served before it; 100 stands for more."""
     text: _builtins.str
     """The text so far, where the result is text: at most its first 32768 characters. The whole is in the task at the end."""
+    queue_position: _builtins.int
+    """Requests that its provider serves first, where the provider tells; in the phase PROVIDER_QUEUED."""
     @_builtins.property
     def task(self) -> _task_pb2.Task:
         """The task at that moment."""
@@ -547,13 +550,16 @@ class WatchTaskResponse(_message.Message):
         phase: _phase_pb2.TaskPhase.ValueType | None = ...,
         tasks_ahead: _builtins.int | None = ...,
         text: _builtins.str | None = ...,
+        queue_position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_tasks_ahead", b"_tasks_ahead", "_text", b"_text", "_total_steps", b"_total_steps", "phase", b"phase", "step", b"step", "task", b"task", "tasks_ahead", b"tasks_ahead", "text", b"text", "total_steps", b"total_steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_queue_position", b"_queue_position", "_step", b"_step", "_tasks_ahead", b"_tasks_ahead", "_text", b"_text", "_total_steps", b"_total_steps", "phase", b"phase", "queue_position", b"queue_position", "step", b"step", "task", b"task", "tasks_ahead", b"tasks_ahead", "text", b"text", "total_steps", b"total_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_step", b"_step", "_tasks_ahead", b"_tasks_ahead", "_text", b"_text", "_total_steps", b"_total_steps", "final", b"final", "phase", b"phase", "preview", b"preview", "step", b"step", "task", b"task", "tasks_ahead", b"tasks_ahead", "text", b"text", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phase", b"_phase", "_queue_position", b"_queue_position", "_step", b"_step", "_tasks_ahead", b"_tasks_ahead", "_text", b"_text", "_total_steps", b"_total_steps", "final", b"final", "phase", b"phase", "preview", b"preview", "queue_position", b"queue_position", "step", b"step", "task", b"task", "tasks_ahead", b"tasks_ahead", "text", b"text", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__phase: _TypeAlias = _typing.Literal["phase"]  # noqa: Y015
     _WhichOneofArgType__phase: _TypeAlias = _typing.Literal["_phase", b"_phase"]  # noqa: Y015
+    _WhichOneofReturnType__queue_position: _TypeAlias = _typing.Literal["queue_position"]  # noqa: Y015
+    _WhichOneofArgType__queue_position: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position"]  # noqa: Y015
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
     _WhichOneofReturnType__tasks_ahead: _TypeAlias = _typing.Literal["tasks_ahead"]  # noqa: Y015
@@ -564,6 +570,8 @@ class WatchTaskResponse(_message.Message):
     _WhichOneofArgType__total_steps: _TypeAlias = _typing.Literal["_total_steps", b"_total_steps"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__phase) -> _WhichOneofReturnType__phase | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queue_position) -> _WhichOneofReturnType__queue_position | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
     @_typing.overload

@@ -25,12 +25,13 @@ _sym_db = _symbol_database.Default()
 from atelier.options.v1 import options_pb2 as atelier_dot_options_dot_v1_dot_options__pb2
 from atelier.tasks.v1 import enums_pb2 as atelier_dot_tasks_dot_v1_dot_enums__pb2
 from atelier.tasks.v1 import phase_pb2 as atelier_dot_tasks_dot_v1_dot_phase__pb2
+from atelier.tasks.v1 import service_requests_pb2 as atelier_dot_tasks_dot_v1_dot_service__requests__pb2
 from atelier.tasks.v1 import task_pb2 as atelier_dot_tasks_dot_v1_dot_task__pb2
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%atelier/tasks/v1/worker_service.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1c\x61telier/tasks/v1/enums.proto\x1a\x1c\x61telier/tasks/v1/phase.proto\x1a\x1b\x61telier/tasks/v1/task.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"*\n\tWarmState\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\r\n\x05loras\x18\x02 \x03(\t\"\xce\x02\n\nServedPair\x12\x37\n\ttask_type\x18\x01 \x01(\x0e\x32\x1a.atelier.tasks.v1.TaskTypeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12?\n\rprovider_type\x18\x02 \x01(\x0e\x32\x1e.atelier.tasks.v1.ProviderTypeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x35\n\x08job_kind\x18\x03 \x01(\x0e\x32\x19.atelier.tasks.v1.JobKindB\x08\xbaH\x05\x82\x01\x02\x10\x01:\x8e\x01\xbaH\x8a\x01\x1a\x87\x01\n\x15served_pair.task_type\x12?task_type is required, except of training jobs, which have none\x1a-(this.job_kind == 2) == (this.task_type == 0)\"\xbe\x02\n\x12OpenSessionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x15\n\x04kind\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1a\n\x06queues\x18\x03 \x03(\tB\n\xbaH\x07\x92\x01\x04\x08\x01\x10 \x12\x19\n\x05slots\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80\x08(\x01\x12?\n\ntask_types\x18\x05 \x03(\x0e\x32\x1a.atelier.tasks.v1.TaskTypeB\x0f\xbaH\x0c\x92\x01\t\"\x07\x82\x01\x04\x10\x01 \x00\x12G\n\x0eprovider_types\x18\x06 \x03(\x0e\x32\x1e.atelier.tasks.v1.ProviderTypeB\x0f\xbaH\x0c\x92\x01\t\"\x07\x82\x01\x04\x10\x01 \x00\x12\x36\n\x05pairs\x18\x07 \x03(\x0b\x32\x1c.atelier.tasks.v1.ServedPairB\t\xbaH\x06\x92\x01\x03\x10\x80\x08\"\x8e\x01\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12,\n\tlease_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xeb\x01\n\x0cLeaseRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x19\n\x08sequence\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x1e\n\nmax_leases\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80\x02(\x01\x12\x36\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c\x32\x00\x12)\n\x04warm\x18\x05 \x01(\x0b\x32\x1b.atelier.tasks.v1.WarmState\x12\x1f\n\x0c\x66ull_tenants\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\"\x9f\x02\n\x05Lease\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\'\n\x04kind\x18\x03 \x01(\x0e\x32\x19.atelier.tasks.v1.JobKind\x12\x12\n\nqueue_name\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12*\n\x04spec\x18\x06 \x01(\x0b\x32\x1c.atelier.tasks.v1.CreateTask\x12$\n\x04task\x18\x07 \x01(\x0b\x32\x16.atelier.tasks.v1.Task\x12\x15\n\rresult_prefix\x18\x08 \x01(\t\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\n \x01(\t\"8\n\rLeaseResponse\x12\'\n\x06leases\x18\x01 \x03(\x0b\x32\x17.atelier.tasks.v1.Lease\"@\n\nAttemptRef\x12\x18\n\x06job_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\"\xa4\x01\n\x10HeartbeatRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x35\n\x04held\x18\x02 \x03(\x0b\x32\x1c.atelier.tasks.v1.AttemptRefB\t\xbaH\x06\x92\x01\x03\x10\x80 \x12)\n\x04warm\x18\x03 \x01(\x0b\x32\x1b.atelier.tasks.v1.WarmState\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\"p\n\x11HeartbeatResponse\x12-\n\x07give_up\x18\x01 \x03(\x0b\x32\x1c.atelier.tasks.v1.AttemptRef\x12,\n\tlease_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8f\x02\n\x08Progress\x12\x31\n\x03ref\x18\x01 \x01(\x0b\x32\x1c.atelier.tasks.v1.AttemptRefB\x06\xbaH\x03\xc8\x01\x01\x12)\n\x08progress\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x11\n\x04step\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btotal_steps\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\x07preview\x18\x05 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12*\n\x05phase\x18\x06 \x01(\x0e\x32\x1b.atelier.tasks.v1.TaskPhase\x12\x17\n\x04text\x18\x07 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x02\x42\x07\n\x05_stepB\x0e\n\x0c_total_steps\"f\n\rReportRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x37\n\x08progress\x18\x02 \x03(\x0b\x32\x1a.atelier.tasks.v1.ProgressB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\"?\n\x0eReportResponse\x12-\n\x07give_up\x18\x01 \x03(\x0b\x32\x1c.atelier.tasks.v1.AttemptRef\"@\n\x0cResultObject\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\"\x84\x02\n\x0f\x43ompleteRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x31\n\x03ref\x18\x02 \x01(\x0b\x32\x1c.atelier.tasks.v1.AttemptRefB\x06\xbaH\x03\xc8\x01\x01\x12,\n\x06result\x18\x03 \x01(\x0b\x32\x1c.atelier.tasks.v1.TaskResult\x12/\n\x07objects\x18\x04 \x03(\x0b\x32\x1e.atelier.tasks.v1.ResultObject\x12&\n\x0e\x64\x65vice_seconds\x18\x05 \x01(\x01\x42\x0e\xbaH\x0b\x12\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x19\n\x06\x65rrors\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\"\x12\n\x10\x43ompleteResponse\"\xe1\x01\n\nCompletion\x12\x31\n\x03ref\x18\x01 \x01(\x0b\x32\x1c.atelier.tasks.v1.AttemptRefB\x06\xbaH\x03\xc8\x01\x01\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1c.atelier.tasks.v1.TaskResult\x12/\n\x07objects\x18\x03 \x03(\x0b\x32\x1e.atelier.tasks.v1.ResultObject\x12&\n\x0e\x64\x65vice_seconds\x18\x04 \x01(\x01\x42\x0e\xbaH\x0b\x12\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x19\n\x06\x65rrors\x18\x05 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\"s\n\x13\x43ompleteManyRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12>\n\x0b\x63ompletions\x18\x02 \x03(\x0b\x32\x1c.atelier.tasks.v1.CompletionB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\"Z\n\x11\x43ompletionOutcome\x12\x34\n\x07verdict\x18\x01 \x01(\x0e\x32#.atelier.tasks.v1.CompletionVerdict\x12\x0f\n\x07message\x18\x02 \x01(\t\"M\n\x14\x43ompleteManyResponse\x12\x35\n\x08outcomes\x18\x01 \x03(\x0b\x32#.atelier.tasks.v1.CompletionOutcome\"\xf1\x01\n\x0b\x46\x61ilRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x31\n\x03ref\x18\x02 \x01(\x0b\x32\x1c.atelier.tasks.v1.AttemptRefB\x06\xbaH\x03\xc8\x01\x01\x12\x19\n\x07message\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12;\n\x08\x63\x61tegory\x18\x04 \x01(\x0e\x32\x1f.atelier.tasks.v1.ErrorCategoryB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x11\n\tretryable\x18\x05 \x01(\x08\x12&\n\x0e\x64\x65vice_seconds\x18\x06 \x01(\x01\x42\x0e\xbaH\x0b\x12\t)\x00\x00\x00\x00\x00\x00\x00\x00\" \n\x0c\x46\x61ilResponse\x12\x10\n\x08requeued\x18\x01 \x01(\x08\"e\n\x0eReleaseRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x35\n\x04refs\x18\x02 \x03(\x0b\x32\x1c.atelier.tasks.v1.AttemptRefB\t\xbaH\x06\x92\x01\x03\x10\x80 \"\x11\n\x0fReleaseResponse\"3\n\x13\x43loseSessionRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\x16\n\x14\x43loseSessionResponse*M\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rJOB_KIND_TASK\x10\x01\x12\x15\n\x11JOB_KIND_TRAINING\x10\x02*\xb4\x01\n\x11\x43ompletionVerdict\x12\"\n\x1e\x43OMPLETION_VERDICT_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43OMPLETION_VERDICT_TAKEN\x10\x01\x12\x1b\n\x17\x43OMPLETION_VERDICT_LOST\x10\x02\x12\x1e\n\x1a\x43OMPLETION_VERDICT_REFUSED\x10\x03\x12 \n\x1c\x43OMPLETION_VERDICT_UNDECIDED\x10\x04\x32\xc8\x06\n\rWorkerService\x12\x62\n\x0bOpenSession\x12$.atelier.tasks.v1.OpenSessionRequest\x1a%.atelier.tasks.v1.OpenSessionResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12P\n\x05Lease\x12\x1e.atelier.tasks.v1.LeaseRequest\x1a\x1f.atelier.tasks.v1.LeaseResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12\\\n\tHeartbeat\x12\".atelier.tasks.v1.HeartbeatRequest\x1a#.atelier.tasks.v1.HeartbeatResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12S\n\x06Report\x12\x1f.atelier.tasks.v1.ReportRequest\x1a .atelier.tasks.v1.ReportResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12Y\n\x08\x43omplete\x12!.atelier.tasks.v1.CompleteRequest\x1a\".atelier.tasks.v1.CompleteResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12\x65\n\x0c\x43ompleteMany\x12%.atelier.tasks.v1.CompleteManyRequest\x1a&.atelier.tasks.v1.CompleteManyResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12M\n\x04\x46\x61il\x12\x1d.atelier.tasks.v1.FailRequest\x1a\x1e.atelier.tasks.v1.FailResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12V\n\x07Release\x12 .atelier.tasks.v1.ReleaseRequest\x1a!.atelier.tasks.v1.ReleaseResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12\x65\n\x0c\x43loseSession\x12%.atelier.tasks.v1.CloseSessionRequest\x1a&.atelier.tasks.v1.CloseSessionResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%atelier/tasks/v1/worker_service.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1c\x61telier/tasks/v1/enums.proto\x1a\x1c\x61telier/tasks/v1/phase.proto\x1a\'atelier/tasks/v1/service_requests.proto\x1a\x1b\x61telier/tasks/v1/task.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"*\n\tWarmState\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\r\n\x05loras\x18\x02 \x03(\t\"\xce\x02\n\nServedPair\x12\x37\n\ttask_type\x18\x01 \x01(\x0e\x32\x1a.atelier.tasks.v1.TaskTypeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12?\n\rprovider_type\x18\x02 \x01(\x0e\x32\x1e.atelier.tasks.v1.ProviderTypeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x35\n\x08job_kind\x18\x03 \x01(\x0e\x32\x19.atelier.tasks.v1.JobKindB\x08\xbaH\x05\x82\x01\x02\x10\x01:\x8e\x01\xbaH\x8a\x01\x1a\x87\x01\n\x15served_pair.task_type\x12?task_type is required, except of training jobs, which have none\x1a-(this.job_kind == 2) == (this.task_type == 0)\"\xbe\x02\n\x12OpenSessionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12\x15\n\x04kind\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1a\n\x06queues\x18\x03 \x03(\tB\n\xbaH\x07\x92\x01\x04\x08\x01\x10 \x12\x19\n\x05slots\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80\x08(\x01\x12?\n\ntask_types\x18\x05 \x03(\x0e\x32\x1a.atelier.tasks.v1.TaskTypeB\x0f\xbaH\x0c\x92\x01\t\"\x07\x82\x01\x04\x10\x01 \x00\x12G\n\x0eprovider_types\x18\x06 \x03(\x0e\x32\x1e.atelier.tasks.v1.ProviderTypeB\x0f\xbaH\x0c\x92\x01\t\"\x07\x82\x01\x04\x10\x01 \x00\x12\x36\n\x05pairs\x18\x07 \x03(\x0b\x32\x1c.atelier.tasks.v1.ServedPairB\t\xbaH\x06\x92\x01\x03\x10\x80\x08\"\x8e\x01\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12,\n\tlease_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xeb\x01\n\x0cLeaseRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x19\n\x08sequence\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x1e\n\nmax_leases\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80\x02(\x01\x12\x36\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c\x32\x00\x12)\n\x04warm\x18\x05 \x01(\x0b\x32\x1b.atelier.tasks.v1.WarmState\x12\x1f\n\x0c\x66ull_tenants\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\"\xdb\x02\n\x05Lease\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\'\n\x04kind\x18\x03 \x01(\x0e\x32\x19.atelier.tasks.v1.JobKind\x12\x12\n\nqueue_name\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12*\n\x04spec\x18\x06 \x01(\x0b\x32\x1c.atelier.tasks.v1.CreateTask\x12$\n\x04task\x18\x07 \x01(\x0b\x32\x16.atelier.tasks.v1.Task\x12\x15\n\rresult_prefix\x18\x08 \x01(\t\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\n \x01(\t\x12:\n\x10service_requests\x18\x0b \x03(\x0b\x32 .atelier.tasks.v1.ServiceRequest\"8\n\rLeaseResponse\x12\'\n\x06leases\x18\x01 \x03(\x0b\x32\x17.atelier.tasks.v1.Lease\"@\n\nAttemptRef\x12\x18\n\x06job_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\"\xa4\x01\n\x10HeartbeatRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x35\n\x04held\x18\x02 \x03(\x0b\x32\x1c.atelier.tasks.v1.AttemptRefB\t\xbaH\x06\x92\x01\x03\x10\x80 \x12)\n\x04warm\x18\x03 \x01(\x0b\x32\x1b.atelier.tasks.v1.WarmState\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\"\x9d\x01\n\x11HeartbeatResponse\x12-\n\x07give_up\x18\x01 \x03(\x0b\x32\x1c.atelier.tasks.v1.AttemptRef\x12,\n\tlease_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x05\x65nded\x18\x03 \x03(\x0b\x32\x1c.atelier.tasks.v1.AttemptRef\"\xc8\x02\n\x08Progress\x12\x31\n\x03ref\x18\x01 \x01(\x0b\x32\x1c.atelier.tasks.v1.AttemptRefB\x06\xbaH\x03\xc8\x01\x01\x12)\n\x08progress\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x11\n\x04step\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btotal_steps\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\x07preview\x18\x05 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12*\n\x05phase\x18\x06 \x01(\x0e\x32\x1b.atelier.tasks.v1.TaskPhase\x12\x17\n\x04text\x18\x07 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x02\x12$\n\x0equeue_position\x18\x08 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x02\x88\x01\x01\x42\x07\n\x05_stepB\x0e\n\x0c_total_stepsB\x11\n\x0f_queue_position\"f\n\rReportRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x37\n\x08progress\x18\x02 \x03(\x0b\x32\x1a.atelier.tasks.v1.ProgressB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\"l\n\x0eReportResponse\x12-\n\x07give_up\x18\x01 \x03(\x0b\x32\x1c.atelier.tasks.v1.AttemptRef\x12+\n\x05\x65nded\x18\x02 \x03(\x0b\x32\x1c.atelier.tasks.v1.AttemptRef\"@\n\x0cResultObject\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\"\x84\x02\n\x0f\x43ompleteRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x31\n\x03ref\x18\x02 \x01(\x0b\x32\x1c.atelier.tasks.v1.AttemptRefB\x06\xbaH\x03\xc8\x01\x01\x12,\n\x06result\x18\x03 \x01(\x0b\x32\x1c.atelier.tasks.v1.TaskResult\x12/\n\x07objects\x18\x04 \x03(\x0b\x32\x1e.atelier.tasks.v1.ResultObject\x12&\n\x0e\x64\x65vice_seconds\x18\x05 \x01(\x01\x42\x0e\xbaH\x0b\x12\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x19\n\x06\x65rrors\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\"\x12\n\x10\x43ompleteResponse\"\xe1\x01\n\nCompletion\x12\x31\n\x03ref\x18\x01 \x01(\x0b\x32\x1c.atelier.tasks.v1.AttemptRefB\x06\xbaH\x03\xc8\x01\x01\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1c.atelier.tasks.v1.TaskResult\x12/\n\x07objects\x18\x03 \x03(\x0b\x32\x1e.atelier.tasks.v1.ResultObject\x12&\n\x0e\x64\x65vice_seconds\x18\x04 \x01(\x01\x42\x0e\xbaH\x0b\x12\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x19\n\x06\x65rrors\x18\x05 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\"s\n\x13\x43ompleteManyRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12>\n\x0b\x63ompletions\x18\x02 \x03(\x0b\x32\x1c.atelier.tasks.v1.CompletionB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\"Z\n\x11\x43ompletionOutcome\x12\x34\n\x07verdict\x18\x01 \x01(\x0e\x32#.atelier.tasks.v1.CompletionVerdict\x12\x0f\n\x07message\x18\x02 \x01(\t\"M\n\x14\x43ompleteManyResponse\x12\x35\n\x08outcomes\x18\x01 \x03(\x0b\x32#.atelier.tasks.v1.CompletionOutcome\"\xab\x02\n\x0b\x46\x61ilRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x31\n\x03ref\x18\x02 \x01(\x0b\x32\x1c.atelier.tasks.v1.AttemptRefB\x06\xbaH\x03\xc8\x01\x01\x12\x19\n\x07message\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12;\n\x08\x63\x61tegory\x18\x04 \x01(\x0e\x32\x1f.atelier.tasks.v1.ErrorCategoryB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x11\n\tretryable\x18\x05 \x01(\x08\x12&\n\x0e\x64\x65vice_seconds\x18\x06 \x01(\x01\x42\x0e\xbaH\x0b\x12\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x38\n\x0bretry_after\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02\x32\x00\" \n\x0c\x46\x61ilResponse\x12\x10\n\x08requeued\x18\x01 \x01(\x08\"\xa7\x01\n\x19NoteServiceRequestRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x31\n\x03ref\x18\x02 \x01(\x0b\x32\x1c.atelier.tasks.v1.AttemptRefB\x06\xbaH\x03\xc8\x01\x01\x12\x39\n\x07request\x18\x03 \x01(\x0b\x32 .atelier.tasks.v1.ServiceRequestB\x06\xbaH\x03\xc8\x01\x01\"\x1c\n\x1aNoteServiceRequestResponse\"e\n\x0eReleaseRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x35\n\x04refs\x18\x02 \x03(\x0b\x32\x1c.atelier.tasks.v1.AttemptRefB\t\xbaH\x06\x92\x01\x03\x10\x80 \"\x11\n\x0fReleaseResponse\"3\n\x13\x43loseSessionRequest\x12\x1c\n\nsession_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\x16\n\x14\x43loseSessionResponse*M\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rJOB_KIND_TASK\x10\x01\x12\x15\n\x11JOB_KIND_TRAINING\x10\x02*\xb4\x01\n\x11\x43ompletionVerdict\x12\"\n\x1e\x43OMPLETION_VERDICT_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43OMPLETION_VERDICT_TAKEN\x10\x01\x12\x1b\n\x17\x43OMPLETION_VERDICT_LOST\x10\x02\x12\x1e\n\x1a\x43OMPLETION_VERDICT_REFUSED\x10\x03\x12 \n\x1c\x43OMPLETION_VERDICT_UNDECIDED\x10\x04\x32\xc1\x07\n\rWorkerService\x12\x62\n\x0bOpenSession\x12$.atelier.tasks.v1.OpenSessionRequest\x1a%.atelier.tasks.v1.OpenSessionResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12P\n\x05Lease\x12\x1e.atelier.tasks.v1.LeaseRequest\x1a\x1f.atelier.tasks.v1.LeaseResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12\\\n\tHeartbeat\x12\".atelier.tasks.v1.HeartbeatRequest\x1a#.atelier.tasks.v1.HeartbeatResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12S\n\x06Report\x12\x1f.atelier.tasks.v1.ReportRequest\x1a .atelier.tasks.v1.ReportResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12Y\n\x08\x43omplete\x12!.atelier.tasks.v1.CompleteRequest\x1a\".atelier.tasks.v1.CompleteResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12\x65\n\x0c\x43ompleteMany\x12%.atelier.tasks.v1.CompleteManyRequest\x1a&.atelier.tasks.v1.CompleteManyResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12M\n\x04\x46\x61il\x12\x1d.atelier.tasks.v1.FailRequest\x1a\x1e.atelier.tasks.v1.FailResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12w\n\x12NoteServiceRequest\x12+.atelier.tasks.v1.NoteServiceRequestRequest\x1a,.atelier.tasks.v1.NoteServiceRequestResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12V\n\x07Release\x12 .atelier.tasks.v1.ReleaseRequest\x1a!.atelier.tasks.v1.ReleaseResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x12\x65\n\x0c\x43loseSession\x12%.atelier.tasks.v1.CloseSessionRequest\x1a&.atelier.tasks.v1.CloseSessionResponse\"\x06\xf2\xf3\x18\x02\x08\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -85,6 +86,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROGRESS'].fields_by_name['preview']._serialized_options = b'\272H\006z\004\030\200\200\004'
   _globals['_PROGRESS'].fields_by_name['text']._loaded_options = None
   _globals['_PROGRESS'].fields_by_name['text']._serialized_options = b'\272H\006r\004\030\200\200\002'
+  _globals['_PROGRESS'].fields_by_name['queue_position']._loaded_options = None
+  _globals['_PROGRESS'].fields_by_name['queue_position']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_REPORTREQUEST'].fields_by_name['session_id']._loaded_options = None
   _globals['_REPORTREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_REPORTREQUEST'].fields_by_name['progress']._loaded_options = None
@@ -117,6 +120,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FAILREQUEST'].fields_by_name['category']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_FAILREQUEST'].fields_by_name['device_seconds']._loaded_options = None
   _globals['_FAILREQUEST'].fields_by_name['device_seconds']._serialized_options = b'\272H\013\022\t)\000\000\000\000\000\000\000\000'
+  _globals['_FAILREQUEST'].fields_by_name['retry_after']._loaded_options = None
+  _globals['_FAILREQUEST'].fields_by_name['retry_after']._serialized_options = b'\272H\005\252\001\0022\000'
+  _globals['_NOTESERVICEREQUESTREQUEST'].fields_by_name['session_id']._loaded_options = None
+  _globals['_NOTESERVICEREQUESTREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_NOTESERVICEREQUESTREQUEST'].fields_by_name['ref']._loaded_options = None
+  _globals['_NOTESERVICEREQUESTREQUEST'].fields_by_name['ref']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_NOTESERVICEREQUESTREQUEST'].fields_by_name['request']._loaded_options = None
+  _globals['_NOTESERVICEREQUESTREQUEST'].fields_by_name['request']._serialized_options = b'\272H\003\310\001\001'
   _globals['_RELEASEREQUEST'].fields_by_name['session_id']._loaded_options = None
   _globals['_RELEASEREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_RELEASEREQUEST'].fields_by_name['refs']._loaded_options = None
@@ -137,66 +148,72 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERSERVICE'].methods_by_name['CompleteMany']._serialized_options = b'\362\363\030\002\010\006'
   _globals['_WORKERSERVICE'].methods_by_name['Fail']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['Fail']._serialized_options = b'\362\363\030\002\010\006'
+  _globals['_WORKERSERVICE'].methods_by_name['NoteServiceRequest']._loaded_options = None
+  _globals['_WORKERSERVICE'].methods_by_name['NoteServiceRequest']._serialized_options = b'\362\363\030\002\010\006'
   _globals['_WORKERSERVICE'].methods_by_name['Release']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['Release']._serialized_options = b'\362\363\030\002\010\006'
   _globals['_WORKERSERVICE'].methods_by_name['CloseSession']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['CloseSession']._serialized_options = b'\362\363\030\002\010\006'
-  _globals['_JOBKIND']._serialized_start=3808
-  _globals['_JOBKIND']._serialized_end=3885
-  _globals['_COMPLETIONVERDICT']._serialized_start=3888
-  _globals['_COMPLETIONVERDICT']._serialized_end=4068
-  _globals['_WARMSTATE']._serialized_start=243
-  _globals['_WARMSTATE']._serialized_end=285
-  _globals['_SERVEDPAIR']._serialized_start=288
-  _globals['_SERVEDPAIR']._serialized_end=622
-  _globals['_OPENSESSIONREQUEST']._serialized_start=625
-  _globals['_OPENSESSIONREQUEST']._serialized_end=943
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=946
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=1088
-  _globals['_LEASEREQUEST']._serialized_start=1091
-  _globals['_LEASEREQUEST']._serialized_end=1326
-  _globals['_LEASE']._serialized_start=1329
-  _globals['_LEASE']._serialized_end=1616
-  _globals['_LEASERESPONSE']._serialized_start=1618
-  _globals['_LEASERESPONSE']._serialized_end=1674
-  _globals['_ATTEMPTREF']._serialized_start=1676
-  _globals['_ATTEMPTREF']._serialized_end=1740
-  _globals['_HEARTBEATREQUEST']._serialized_start=1743
-  _globals['_HEARTBEATREQUEST']._serialized_end=1907
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1909
-  _globals['_HEARTBEATRESPONSE']._serialized_end=2021
-  _globals['_PROGRESS']._serialized_start=2024
-  _globals['_PROGRESS']._serialized_end=2295
-  _globals['_REPORTREQUEST']._serialized_start=2297
-  _globals['_REPORTREQUEST']._serialized_end=2399
-  _globals['_REPORTRESPONSE']._serialized_start=2401
-  _globals['_REPORTRESPONSE']._serialized_end=2464
-  _globals['_RESULTOBJECT']._serialized_start=2466
-  _globals['_RESULTOBJECT']._serialized_end=2530
-  _globals['_COMPLETEREQUEST']._serialized_start=2533
-  _globals['_COMPLETEREQUEST']._serialized_end=2793
-  _globals['_COMPLETERESPONSE']._serialized_start=2795
-  _globals['_COMPLETERESPONSE']._serialized_end=2813
-  _globals['_COMPLETION']._serialized_start=2816
-  _globals['_COMPLETION']._serialized_end=3041
-  _globals['_COMPLETEMANYREQUEST']._serialized_start=3043
-  _globals['_COMPLETEMANYREQUEST']._serialized_end=3158
-  _globals['_COMPLETIONOUTCOME']._serialized_start=3160
-  _globals['_COMPLETIONOUTCOME']._serialized_end=3250
-  _globals['_COMPLETEMANYRESPONSE']._serialized_start=3252
-  _globals['_COMPLETEMANYRESPONSE']._serialized_end=3329
-  _globals['_FAILREQUEST']._serialized_start=3332
-  _globals['_FAILREQUEST']._serialized_end=3573
-  _globals['_FAILRESPONSE']._serialized_start=3575
-  _globals['_FAILRESPONSE']._serialized_end=3607
-  _globals['_RELEASEREQUEST']._serialized_start=3609
-  _globals['_RELEASEREQUEST']._serialized_end=3710
-  _globals['_RELEASERESPONSE']._serialized_start=3712
-  _globals['_RELEASERESPONSE']._serialized_end=3729
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=3731
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=3782
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=3784
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=3806
-  _globals['_WORKERSERVICE']._serialized_start=4071
-  _globals['_WORKERSERVICE']._serialized_end=4911
+  _globals['_JOBKIND']._serialized_start=4315
+  _globals['_JOBKIND']._serialized_end=4392
+  _globals['_COMPLETIONVERDICT']._serialized_start=4395
+  _globals['_COMPLETIONVERDICT']._serialized_end=4575
+  _globals['_WARMSTATE']._serialized_start=284
+  _globals['_WARMSTATE']._serialized_end=326
+  _globals['_SERVEDPAIR']._serialized_start=329
+  _globals['_SERVEDPAIR']._serialized_end=663
+  _globals['_OPENSESSIONREQUEST']._serialized_start=666
+  _globals['_OPENSESSIONREQUEST']._serialized_end=984
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=987
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=1129
+  _globals['_LEASEREQUEST']._serialized_start=1132
+  _globals['_LEASEREQUEST']._serialized_end=1367
+  _globals['_LEASE']._serialized_start=1370
+  _globals['_LEASE']._serialized_end=1717
+  _globals['_LEASERESPONSE']._serialized_start=1719
+  _globals['_LEASERESPONSE']._serialized_end=1775
+  _globals['_ATTEMPTREF']._serialized_start=1777
+  _globals['_ATTEMPTREF']._serialized_end=1841
+  _globals['_HEARTBEATREQUEST']._serialized_start=1844
+  _globals['_HEARTBEATREQUEST']._serialized_end=2008
+  _globals['_HEARTBEATRESPONSE']._serialized_start=2011
+  _globals['_HEARTBEATRESPONSE']._serialized_end=2168
+  _globals['_PROGRESS']._serialized_start=2171
+  _globals['_PROGRESS']._serialized_end=2499
+  _globals['_REPORTREQUEST']._serialized_start=2501
+  _globals['_REPORTREQUEST']._serialized_end=2603
+  _globals['_REPORTRESPONSE']._serialized_start=2605
+  _globals['_REPORTRESPONSE']._serialized_end=2713
+  _globals['_RESULTOBJECT']._serialized_start=2715
+  _globals['_RESULTOBJECT']._serialized_end=2779
+  _globals['_COMPLETEREQUEST']._serialized_start=2782
+  _globals['_COMPLETEREQUEST']._serialized_end=3042
+  _globals['_COMPLETERESPONSE']._serialized_start=3044
+  _globals['_COMPLETERESPONSE']._serialized_end=3062
+  _globals['_COMPLETION']._serialized_start=3065
+  _globals['_COMPLETION']._serialized_end=3290
+  _globals['_COMPLETEMANYREQUEST']._serialized_start=3292
+  _globals['_COMPLETEMANYREQUEST']._serialized_end=3407
+  _globals['_COMPLETIONOUTCOME']._serialized_start=3409
+  _globals['_COMPLETIONOUTCOME']._serialized_end=3499
+  _globals['_COMPLETEMANYRESPONSE']._serialized_start=3501
+  _globals['_COMPLETEMANYRESPONSE']._serialized_end=3578
+  _globals['_FAILREQUEST']._serialized_start=3581
+  _globals['_FAILREQUEST']._serialized_end=3880
+  _globals['_FAILRESPONSE']._serialized_start=3882
+  _globals['_FAILRESPONSE']._serialized_end=3914
+  _globals['_NOTESERVICEREQUESTREQUEST']._serialized_start=3917
+  _globals['_NOTESERVICEREQUESTREQUEST']._serialized_end=4084
+  _globals['_NOTESERVICEREQUESTRESPONSE']._serialized_start=4086
+  _globals['_NOTESERVICEREQUESTRESPONSE']._serialized_end=4114
+  _globals['_RELEASEREQUEST']._serialized_start=4116
+  _globals['_RELEASEREQUEST']._serialized_end=4217
+  _globals['_RELEASERESPONSE']._serialized_start=4219
+  _globals['_RELEASERESPONSE']._serialized_end=4236
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=4238
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=4289
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=4291
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=4313
+  _globals['_WORKERSERVICE']._serialized_start=4578
+  _globals['_WORKERSERVICE']._serialized_end=5539
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from atelier.tasks.v1 import enums_pb2 as _enums_pb2
 from atelier.tasks.v1 import phase_pb2 as _phase_pb2
+from atelier.tasks.v1 import service_requests_pb2 as _service_requests_pb2
 from atelier.tasks.v1 import task_pb2 as _task_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -291,6 +292,7 @@ class Lease(_message.Message):
     RESULT_PREFIX_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    SERVICE_REQUESTS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Identifier of the task, or of the training job."""
     attempt: _builtins.int
@@ -317,6 +319,10 @@ class Lease(_message.Message):
     def timeout(self) -> _duration_pb2.Duration:
         """How long the attempt may run in all."""
 
+    @_builtins.property
+    def service_requests(self) -> _containers.RepeatedCompositeFieldContainer[_service_requests_pb2.ServiceRequest]:
+        """Requests to the provider that earlier attempts have made and that have not ended: they are not made again."""
+
     def __init__(
         self,
         *,
@@ -330,10 +336,11 @@ class Lease(_message.Message):
         result_prefix: _builtins.str = ...,
         timeout: _duration_pb2.Duration | None = ...,
         traceparent: _builtins.str = ...,
+        service_requests: _abc.Iterable[_service_requests_pb2.ServiceRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "task", b"task", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id", "kind", b"kind", "queue_name", b"queue_name", "result_prefix", b"result_prefix", "spec", b"spec", "task", b"task", "tenant", b"tenant", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id", "kind", b"kind", "queue_name", b"queue_name", "result_prefix", b"result_prefix", "service_requests", b"service_requests", "spec", b"spec", "task", b"task", "tenant", b"tenant", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,6 +442,7 @@ class HeartbeatResponse(_message.Message):
 
     GIVE_UP_FIELD_NUMBER: _builtins.int
     LEASE_TTL_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def give_up(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptRef]:
         """Attempts to end now: cancelled, expired or never the session's."""
@@ -443,15 +451,20 @@ class HeartbeatResponse(_message.Message):
     def lease_ttl(self) -> _duration_pb2.Duration:
         """How long leases live from this heartbeat."""
 
+    @_builtins.property
+    def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptRef]:
+        """Those of `give_up` whose jobs have ended: no other attempt goes on with what they have begun."""
+
     def __init__(
         self,
         *,
         give_up: _abc.Iterable[Global___AttemptRef] | None = ...,
         lease_ttl: _duration_pb2.Duration | None = ...,
+        ended: _abc.Iterable[Global___AttemptRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_ttl", b"lease_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["give_up", b"give_up", "lease_ttl", b"lease_ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "give_up", b"give_up", "lease_ttl", b"lease_ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -470,6 +483,7 @@ class Progress(_message.Message):
     PREVIEW_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     progress: _builtins.float
     """Percent done, 0 to 100."""
     step: _builtins.int
@@ -482,6 +496,8 @@ class Progress(_message.Message):
     """What it is at."""
     text: _builtins.str
     """Beginning of the text so far, where the result is text."""
+    queue_position: _builtins.int
+    """Where it waits at its provider: requests that are served before it, in the phase PROVIDER_QUEUED."""
     @_builtins.property
     def ref(self) -> Global___AttemptRef:
         """The attempt."""
@@ -496,15 +512,20 @@ class Progress(_message.Message):
         preview: _builtins.bytes = ...,
         phase: _phase_pb2.TaskPhase.ValueType = ...,
         text: _builtins.str = ...,
+        queue_position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "_total_steps", b"_total_steps", "ref", b"ref", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position", "_step", b"_step", "_total_steps", b"_total_steps", "queue_position", b"queue_position", "ref", b"ref", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "_total_steps", b"_total_steps", "phase", b"phase", "preview", b"preview", "progress", b"progress", "ref", b"ref", "step", b"step", "text", b"text", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position", "_step", b"_step", "_total_steps", b"_total_steps", "phase", b"phase", "preview", b"preview", "progress", b"progress", "queue_position", b"queue_position", "ref", b"ref", "step", b"step", "text", b"text", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__queue_position: _TypeAlias = _typing.Literal["queue_position"]  # noqa: Y015
+    _WhichOneofArgType__queue_position: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position"]  # noqa: Y015
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
     _WhichOneofReturnType__total_steps: _TypeAlias = _typing.Literal["total_steps"]  # noqa: Y015
     _WhichOneofArgType__total_steps: _TypeAlias = _typing.Literal["_total_steps", b"_total_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queue_position) -> _WhichOneofReturnType__queue_position | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
     @_typing.overload
@@ -547,18 +568,24 @@ class ReportResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GIVE_UP_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def give_up(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptRef]:
         """Attempts to end now."""
+
+    @_builtins.property
+    def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptRef]:
+        """Those of `give_up` whose jobs have ended: no other attempt goes on with what they have begun."""
 
     def __init__(
         self,
         *,
         give_up: _abc.Iterable[Global___AttemptRef] | None = ...,
+        ended: _abc.Iterable[Global___AttemptRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["give_up", b"give_up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "give_up", b"give_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -797,6 +824,7 @@ class FailRequest(_message.Message):
     CATEGORY_FIELD_NUMBER: _builtins.int
     RETRYABLE_FIELD_NUMBER: _builtins.int
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     message: _builtins.str
@@ -811,6 +839,10 @@ class FailRequest(_message.Message):
     def ref(self) -> Global___AttemptRef:
         """The attempt."""
 
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """Wait that the provider asks for before another attempt."""
+
     def __init__(
         self,
         *,
@@ -820,10 +852,11 @@ class FailRequest(_message.Message):
         category: _enums_pb2.ErrorCategory.ValueType = ...,
         retryable: _builtins.bool = ...,
         device_seconds: _builtins.float = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "device_seconds", b"device_seconds", "message", b"message", "ref", b"ref", "retryable", b"retryable", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "device_seconds", b"device_seconds", "message", b"message", "ref", b"ref", "retry_after", b"retry_after", "retryable", b"retryable", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -837,7 +870,7 @@ class FailResponse(_message.Message):
 
     REQUEUED_FIELD_NUMBER: _builtins.int
     requeued: _builtins.bool
-    """Whether the task was queued again."""
+    """Whether the task was queued again, by the same provider or by its fallback."""
     def __init__(
         self,
         *,
@@ -850,6 +883,57 @@ class FailResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FailResponse: _TypeAlias = FailResponse  # noqa: Y015
+
+@_typing.final
+class NoteServiceRequestRequest(_message.Message):
+    """Request of NoteServiceRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    REF_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session."""
+    @_builtins.property
+    def ref(self) -> Global___AttemptRef:
+        """The attempt."""
+
+    @_builtins.property
+    def request(self) -> _service_requests_pb2.ServiceRequest:
+        """The request, as it stands now."""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        ref: Global___AttemptRef | None = ...,
+        request: _service_requests_pb2.ServiceRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "request", b"request", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteServiceRequestRequest: _TypeAlias = NoteServiceRequestRequest  # noqa: Y015
+
+@_typing.final
+class NoteServiceRequestResponse(_message.Message):
+    """Response of NoteServiceRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteServiceRequestResponse: _TypeAlias = NoteServiceRequestResponse  # noqa: Y015
 
 @_typing.final
 class ReleaseRequest(_message.Message):

@@ -70,6 +70,11 @@ class WorkerServiceStub:
                 request_serializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.FailRequest.SerializeToString,
                 response_deserializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.FailResponse.FromString,
                 _registered_method=True)
+        self.NoteServiceRequest = channel.unary_unary(
+                '/atelier.tasks.v1.WorkerService/NoteServiceRequest',
+                request_serializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.NoteServiceRequestRequest.SerializeToString,
+                response_deserializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.NoteServiceRequestResponse.FromString,
+                _registered_method=True)
         self.Release = channel.unary_unary(
                 '/atelier.tasks.v1.WorkerService/Release',
                 request_serializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.ReleaseRequest.SerializeToString,
@@ -135,6 +140,13 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def NoteServiceRequest(self, request, context):
+        """Writes down where a request to a provider stands; what was answered is not lost. Safe to repeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Release(self, request, context):
         """Hands attempts back that did not begin; costs no retry.
         """
@@ -186,6 +198,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Fail,
                     request_deserializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.FailRequest.FromString,
                     response_serializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.FailResponse.SerializeToString,
+            ),
+            'NoteServiceRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.NoteServiceRequest,
+                    request_deserializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.NoteServiceRequestRequest.FromString,
+                    response_serializer=atelier_dot_tasks_dot_v1_dot_worker__service__pb2.NoteServiceRequestResponse.SerializeToString,
             ),
             'Release': grpc.unary_unary_rpc_method_handler(
                     servicer.Release,
@@ -388,6 +405,33 @@ class WorkerService:
             '/atelier.tasks.v1.WorkerService/Fail',
             atelier_dot_tasks_dot_v1_dot_worker__service__pb2.FailRequest.SerializeToString,
             atelier_dot_tasks_dot_v1_dot_worker__service__pb2.FailResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NoteServiceRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.tasks.v1.WorkerService/NoteServiceRequest',
+            atelier_dot_tasks_dot_v1_dot_worker__service__pb2.NoteServiceRequestRequest.SerializeToString,
+            atelier_dot_tasks_dot_v1_dot_worker__service__pb2.NoteServiceRequestResponse.FromString,
             options,
             channel_credentials,
             insecure,

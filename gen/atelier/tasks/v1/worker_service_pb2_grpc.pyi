@@ -47,6 +47,8 @@ class WorkerServiceStub:
     """Ends several attempts with their results, each taken or refused by itself."""
     Fail: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.FailRequest, _worker_service_pb2.FailResponse]
     """Ends an attempt with an error."""
+    NoteServiceRequest: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.NoteServiceRequestRequest, _worker_service_pb2.NoteServiceRequestResponse]
+    """Writes down where a request to a provider stands; what was answered is not lost. Safe to repeat."""
     Release: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ReleaseRequest, _worker_service_pb2.ReleaseResponse]
     """Hands attempts back that did not begin; costs no retry."""
     CloseSession: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.CloseSessionRequest, _worker_service_pb2.CloseSessionResponse]
@@ -71,6 +73,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Ends several attempts with their results, each taken or refused by itself."""
     Fail: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.FailRequest, _worker_service_pb2.FailResponse]  # type: ignore[assignment]
     """Ends an attempt with an error."""
+    NoteServiceRequest: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.NoteServiceRequestRequest, _worker_service_pb2.NoteServiceRequestResponse]  # type: ignore[assignment]
+    """Writes down where a request to a provider stands; what was answered is not lost. Safe to repeat."""
     Release: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ReleaseRequest, _worker_service_pb2.ReleaseResponse]  # type: ignore[assignment]
     """Hands attempts back that did not begin; costs no retry."""
     CloseSession: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.CloseSessionRequest, _worker_service_pb2.CloseSessionResponse]  # type: ignore[assignment]
@@ -134,6 +138,14 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.FailResponse, _abc.Awaitable[_worker_service_pb2.FailResponse]]:
         """Ends an attempt with an error."""
+
+    @_abc_1.abstractmethod
+    def NoteServiceRequest(
+        self,
+        request: _worker_service_pb2.NoteServiceRequestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.NoteServiceRequestResponse, _abc.Awaitable[_worker_service_pb2.NoteServiceRequestResponse]]:
+        """Writes down where a request to a provider stands; what was answered is not lost. Safe to repeat."""
 
     @_abc_1.abstractmethod
     def Release(

@@ -1,0 +1,143 @@
+"""Requests to providers: one row each, written in the transaction that fences it by its attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from meshkit.db import Connection
+from services.tasks.domain import TERMINAL, AttemptRef, TaskRecord
+from services.tasks.postgres import endings
+from services.tasks.service_requests import (
+    OPEN,
+    NoteVerdict,
+    ServiceRequestEffect,
+    ServiceRequestNote,
+    ServiceRequestState,
+    named_at_provider,
+)
+
+_NAMES = (
+    "id, provider_type, target, operation, state, service_task_id, resume, http_status, category, message, effect, "
+    "retry_after, sent_at, ended_at, cost, currency, attempt"
+)
+
+# What was known stays known: a later note may leave it out. A note that was delayed on its way takes nothing back.
+_WRITE = """
+INSERT INTO service_requests AS r (id, task_id, tenant, attempt, last_attempt, session, provider_type, target,
+    operation, state, service_task_id, resume, http_status, category, message, effect, retry_after, sent_at, ended_at,
+    cost, currency)
+VALUES (%(id)s, %(task_id)s, %(tenant)s, %(attempt)s, %(attempt)s, %(session)s, %(provider_type)s, %(target)s,
+    %(operation)s, %(state)s, %(service_task_id)s, %(resume)s, %(http_status)s, %(category)s, %(message)s, %(effect)s,
+    %(retry_after)s, coalesce(%(sent_at)s, now()), CASE WHEN %(ended)s THEN coalesce(%(ended_at)s, now()) END,
+    %(cost)s, %(currency)s)
+ON CONFLICT (id) DO UPDATE SET
+    last_attempt = excluded.last_attempt, session = excluded.session, state = excluded.state,
+    service_task_id = coalesce(excluded.service_task_id, r.service_task_id),
+    resume = coalesce(excluded.resume, r.resume), http_status = coalesce(excluded.http_status, r.http_status),
+    category = coalesce(excluded.category, r.category), message = coalesce(excluded.message, r.message),
+    effect = coalesce(excluded.effect, r.effect), retry_after = coalesce(excluded.retry_after, r.retry_after),
+    ended_at = excluded.ended_at, cost = coalesce(excluded.cost, r.cost),
+    currency = coalesce(excluded.currency, r.currency)
+WHERE r.task_id = excluded.task_id AND r.ended_at IS NULL
+    AND NOT (r.state = 'ACCEPTED' AND excluded.state = 'SENDING')
+RETURNING service_task_id
+"""
+
+# The end of a request whose task has ended meanwhile is still worth knowing: it may have cost something. Only the
+# attempt that noted it last tells.
+_WRITE_LATE = """
+UPDATE service_requests r SET
+    state = %(state)s, service_task_id = coalesce(%(service_task_id)s, r.service_task_id),
+    http_status = coalesce(%(http_status)s, r.http_status), category = coalesce(%(category)s, r.category),
+    message = coalesce(%(message)s, r.message), effect = coalesce(%(effect)s, r.effect),
+    retry_after = coalesce(%(retry_after)s, r.retry_after), ended_at = coalesce(%(ended_at)s, now()),
+    cost = coalesce(%(cost)s, r.cost), currency = coalesce(%(currency)s, r.currency)
+WHERE r.id = %(id)s AND r.task_id = %(task_id)s AND r.last_attempt = %(attempt)s AND r.session = %(session)s
+    AND r.ended_at IS NULL
+"""
+
+_CLOSE = """
+UPDATE service_requests SET state = 'UNKNOWN', ended_at = now() WHERE task_id = %s AND ended_at IS NULL
+"""
+
+
+async def note(conn: Connection, ref: AttemptRef, session: UUID, request: ServiceRequestNote) -> NoteVerdict:
+    """Write a request down as it stands now; see `store.TaskStore.note_service_request`."""
+    record = await endings.lock(conn, ref.job_id)
+    ended = request.state not in OPEN
+    if record is None:
+        return NoteVerdict.ENDED
+    values = {
+        **{name: getattr(request, name) for name in ServiceRequestNote.__slots__},
+        "task_id": record.id,
+        "tenant": record.tenant,
+        "attempt": ref.attempt,
+        "session": session,
+        "state": request.state.value,
+        "effect": request.effect.value if request.effect is not None else None,
+        "ended": ended,
+    }
+    if record.attempt != ref.attempt or record.lease_session != session:
+        if record.state not in TERMINAL:
+            return NoteVerdict.LOST
+        if ended:
+            await conn.execute(_WRITE_LATE, values)
+        return NoteVerdict.ENDED
+    row = await (await conn.execute(_WRITE, values)).fetchone()
+    if row is None:
+        known = await (
+            await conn.execute("SELECT task_id FROM service_requests WHERE id = %s", (request.id,))
+        ).fetchone()
+        return NoteVerdict.TAKEN if known is not None and known[0] == record.id else NoteVerdict.FOREIGN
+    if request.service_task_id is not None:
+        await conn.execute(
+            "UPDATE tasks SET body = %s, updated_at = now() WHERE id = %s",
+            (named_at_provider(record, request.service_task_id), record.id),
+        )
+    return NoteVerdict.TAKEN
+
+
+async def open_of(conn: Connection, task_ids: Sequence[UUID]) -> dict[UUID, list[ServiceRequestNote]]:
+    """Return by task the requests that have not ended, oldest first."""
+    cursor = await conn.execute(
+        f"SELECT task_id, {_NAMES} FROM service_requests WHERE task_id = ANY(%b) AND ended_at IS NULL "  # noqa: S608 -- fixed names
+        "ORDER BY sent_at, id",
+        (list(task_ids),),
+    )
+    found: dict[UUID, list[ServiceRequestNote]] = {}
+    for row in await cursor.fetchall():
+        found.setdefault(row[0], []).append(_note(row[1:]))
+    return found
+
+
+async def all_of(conn: Connection, task_id: UUID, limit: int) -> list[ServiceRequestNote]:
+    """Return the last requests of a task, oldest first."""
+    cursor = await conn.execute(
+        f"SELECT * FROM (SELECT {_NAMES} FROM service_requests WHERE task_id = %s ORDER BY sent_at DESC, id DESC "  # noqa: S608 -- fixed names
+        "LIMIT %s) last ORDER BY sent_at, id",
+        (task_id, limit),
+    )
+    return [_note(row) for row in await cursor.fetchall()]
+
+
+async def has_accepted(conn: Connection, record: TaskRecord) -> bool:
+    """Whether the task's provider has a request of it that another attempt can go on with."""
+    cursor = await conn.execute(
+        "SELECT FROM service_requests WHERE task_id = %s AND state = 'ACCEPTED' AND provider_type = %s LIMIT 1",
+        (record.id, record.provider_type),
+    )
+    return await cursor.fetchone() is not None
+
+
+async def close(conn: Connection, task_id: UUID) -> None:
+    """End the requests of a task that nobody goes on with."""
+    await conn.execute(_CLOSE, (task_id,))
+
+
+def _note(row: Sequence[object]) -> ServiceRequestNote:
+    values = dict(zip(ServiceRequestNote.__slots__, row, strict=True))
+    values["state"] = ServiceRequestState(str(values["state"]))
+    if values["effect"] is not None:
+        values["effect"] = ServiceRequestEffect(str(values["effect"]))
+    return ServiceRequestNote(**values)  # type: ignore[arg-type] # columns have the kinds of the fields
