@@ -26,6 +26,7 @@ from meshkit.catalog import (
 )
 from meshkit.errors import FieldViolation, MeshError
 from meshkit.freeform import FreeFormLimits
+from meshkit.provider_settings import NAMED_REQUEST, named_request
 from services.workflows import graph, iteration
 from services.workflows.building import ON_FAILURE, compose
 from services.workflows.condition import fault_of
@@ -266,6 +267,9 @@ def _provider_violations(
         if chosen is not None and chosen is not provider:
             text = f"holds settings of {chosen.name}, the provider is {provider.name}"
             yield FieldViolation(f"{path}.provider_config", text, "provider_config")
+    for member in ("provider_config", "fallback_provider_config"):
+        if (name := named_request(getattr(step, member))) is not None:
+            yield FieldViolation(f"{path}.{member}.{name}", NAMED_REQUEST, "read_only")
     if task.HasField("queue_name") and task.queue_name not in served.queues:
         text = f"Unknown queue {task.queue_name!r}; one of {', '.join(sorted(served.queues))}"
         yield FieldViolation(f"{path}.config.queue_name", text, "unknown_queue")

@@ -1,8 +1,7 @@
 """The application that a task is to call, and the calls that it has made.
 
-A caller names the application on the task, in the provider's settings, or in both alike; from then on both have it.
-The identifier of a call at a provider is written by the mesh alone: whoever could name another tenant's call would be
-given its pictures.
+A caller names the application on the task, in the provider's settings, or in both alike; from then on both have it. The
+calls are the mesh's own: see `meshkit.provider_settings`.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from atelier.tasks.v1 import providers_pb2, task_pb2
 
 from meshkit.catalog import ProviderSpec, TaskTypeSpec
 from meshkit.errors import invalid
+from meshkit.provider_settings import NAMED_REQUEST, named_request
 
 APPLICATION = "fal_app_id"
-_CALLS = ("fal_request_id", "fashn_task_id")
 
 
 def refuse_calls(config: providers_pb2.ProviderConfig, path: str) -> None:
@@ -28,15 +27,8 @@ def refuse_calls(config: providers_pb2.ProviderConfig, path: str) -> None:
     Raises:
         MeshError: `INVALID`.
     """
-    chosen = config.WhichOneof("config")
-    if chosen is None:
-        return
-    settings = getattr(config, chosen)
-    for name in _CALLS:
-        if name in settings.DESCRIPTOR.fields_by_name and settings.HasField(name):
-            raise invalid(
-                f"{path}.{chosen}.{name}", "is written by the mesh once it has made the call; leave it out", "read_only"
-            )
+    if (name := named_request(config)) is not None:
+        raise invalid(f"{path}.{name}", NAMED_REQUEST, "read_only")
 
 
 def fold_application(

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshkit.catalog import DECLARED, PROVIDERS, TASK_TYPES, Change, TaskTypeSpec
 from meshkit.errors import MeshError, conflict, forbidden, invalid
-from services.tasks.api.applications import APPLICATION, follow_application
+from services.tasks.api.applications import APPLICATION, follow_application, refuse_calls
 from services.tasks.api.creation import check_config, warm_keys
 from services.tasks.catalog import Catalog
 from services.tasks.convert import CATEGORY_NAME, STATUS_NAME, TASK_TYPE_NAME, fold_result, moment, to_task
@@ -201,6 +201,7 @@ def _check_providers(record: TaskRecord, update: Update, detail: Any, body: task
         )
         if body.HasField("fallback_provider_config"):
             check_config(body.fallback_provider_config, fallback, "update.fallback_provider_config")
+            refuse_calls(body.fallback_provider_config, "update.fallback_provider_config")
 
 
 def _routed(record: TaskRecord, update: Update, catalog: Catalog) -> Mapping[str, Any]:

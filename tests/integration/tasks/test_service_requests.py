@@ -176,6 +176,40 @@ async def test_a_request_belongs_to_one_task(mesh: Mesh) -> None:
     assert error.value.reason == "LEASE_LOST"
 
 
+async def test_no_tenant_names_sees_or_goes_on_with_anothers_request(mesh: Mesh) -> None:
+    task = await mesh.create(drawing())
+    worker = await caller(mesh)
+    [lease] = await worker.lease()
+    await note(worker, lease, request(ACCEPTED, service_task_id="req-1"))
+    with pytest.raises(MeshError) as hidden:
+        await mesh.get(task.id, "other")
+    assert hidden.value.kind is ErrorKind.NOT_FOUND
+    named = drawing()
+    named.provider_config.fal_standard.fal_request_id = "req-1"
+    with pytest.raises(MeshError) as refused:
+        await mesh.create(named, tenant="other")
+    assert refused.value.violations[0].path == "task.provider_config.fal_standard.fal_request_id"
+    as_fallback = task_pb2.CreateTask(origin_instance="tests", generation=CreateGenerationTask(prompt="a hat"))
+    as_fallback.fallback_provider_type = FAL
+    as_fallback.fallback_provider_config.fal_standard.fal_app_id = APP
+    as_fallback.fallback_provider_config.fal_standard.fal_request_id = "req-1"
+    with pytest.raises(MeshError) as refused:
+        await mesh.create(as_fallback, tenant="other")
+    assert refused.value.violations[0].path == "task.fallback_provider_config.fal_standard.fal_request_id"
+    theirs = await mesh.create(drawing(), tenant="other")
+    update = task_pb2.TaskUpdate(service_task_id="req-1")
+    with pytest.raises(MeshError) as refused:
+        await mesh.tasks("other").UpdateTask(tasks_service_pb2.UpdateTaskRequest(task_id=theirs.id, update=update))
+    assert refused.value.kind is ErrorKind.FORBIDDEN
+    # What a lease tells to go on with is what this very task has noted.
+    [other] = await worker.lease()
+    await worker.fail(other)
+    await mesh.execute("UPDATE tasks SET not_before = now() WHERE not_before IS NOT NULL")
+    await mesh.running.maintenance.promote()
+    [again] = await worker.lease()
+    assert (again.job_id, list(again.service_requests)) == (theirs.id, [])
+
+
 async def test_what_it_takes_to_go_on_is_small(mesh: Mesh) -> None:
     await mesh.create(drawing())
     worker = await caller(mesh)

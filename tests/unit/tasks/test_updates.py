@@ -156,6 +156,26 @@ def test_unknown_queue_and_foreign_capability_are_refused_in_updates_too() -> No
         assert error.value.kind is ErrorKind.INVALID
 
 
+def test_a_request_at_a_provider_is_not_an_operators_to_name_in_settings() -> None:
+    asked = update(
+        operator=True,
+        fallback_provider_type=enums_pb2.PROVIDER_TYPE_FAL_STANDARD,
+        fallback_provider_config={"fal_standard": {"fal_app_id": "a/b", "fal_request_id": "another's"}},
+    )
+    catalog = Catalog(providers=("LOCAL", "FAL_STANDARD"))
+    with pytest.raises(MeshError) as error:
+        updates.apply(refine(), asked, catalog)
+    [violation] = error.value.violations
+    assert violation.path == "update.fallback_provider_config.fal_standard.fal_request_id"
+
+
+@pytest.mark.parametrize("member", ["fal_request_id", "service_task_id"])
+def test_a_request_at_a_provider_is_not_a_callers_to_name_in_an_update(member: str) -> None:
+    with pytest.raises(MeshError) as error:
+        updates.check(experimental_fal(), update(operator=False, **{member: "another's"}))
+    assert error.value.kind is ErrorKind.FORBIDDEN
+
+
 def refine(**changes: Any) -> TaskRecord:
     spec = CreateTask(refine={"upscale_enabled": True, "upscale_factor": 4})
     body = Task(refine={"upscale_factor": 4}, active_provider_capabilities=["UPSCALE_4X"])

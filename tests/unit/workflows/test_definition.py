@@ -176,6 +176,22 @@ def test_providers_and_capabilities_are_checked_as_for_tasks() -> None:
     )
 
 
+@pytest.mark.parametrize("member", ["provider_config", "fallback_provider_config"])
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"fal_standard": {"fal_app_id": "a/b", "fal_request_id": "1"}}, "fal_standard.fal_request_id"),
+        ({"fashn_standard": {"fashn_task_id": "1"}}, "fashn_standard.fashn_task_id"),
+    ],
+)
+def test_a_request_at_a_provider_is_never_a_steps_to_name(member: str, settings: dict[str, Any], name: str) -> None:
+    served = ServedCatalog.of(["EDITING"], {"LOCAL": [], "FAL_STANDARD": [], "FASHN_STANDARD": []}, ["inference"])
+    step = {"id": "edit", "task_type": "TASK_TYPE_EDITING", "config": {"prompt": "x", "base_image": "a.png"}}
+    if member == "fallback_provider_config":
+        step["fallback_provider_type"] = f"PROVIDER_TYPE_{next(iter(settings)).upper()}"
+    assert faults_of(served, {**step, member: settings}) == {f"workflow.steps[0].{member}.{name}": "read_only"}
+
+
 @pytest.mark.parametrize(
     ("when", "member"),
     [
