@@ -19,7 +19,8 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `bus` `publishing` `eventjson`: NATS, which only notifies
 - `objects` `s3client` `chunks` `staging` `media_urls`: files
 - `images`: untrusted images, decoded in child processes under one budget
-- `fetcher` `pinned` `lookups`: addresses that callers name; `places`: shares of what tenants hold for a while
+- `fetcher` `pinned` `lookups`: addresses that callers name; `retry_after`: how long others ask to be left alone
+- `places`: shares of what tenants hold for a while
 - `transcoding`: JSON over HTTP to gRPC and back
 - `worker`: what every worker uses
 """

@@ -130,6 +130,7 @@ class _Connections:
     objects: ObjectStore
     bus: Bus
     client: WorkerClient
+    checks: ImageChecks
     inputs: Inputs
     folders: AttemptFolders
 
@@ -190,7 +191,7 @@ class WorkerHost:
             max_bytes=settings.max_input_bytes,
             timeout_seconds=settings.input_timeout_seconds,
         )
-        return cls(settings, stack, _Connections(objects, bus, WorkerClient(channel), inputs, folders))
+        return cls(settings, stack, _Connections(objects, bus, WorkerClient(channel), checks, inputs, folders))
 
     @property
     def parts(self) -> PartStates:
@@ -202,6 +203,11 @@ class WorkerHost:
                 HealthPart("nats", shared.bus.ping, essential=False),
             ]
         )
+
+    @property
+    def checks(self) -> ImageChecks:
+        """What judges pictures."""
+        return self._shared.checks
 
     def run_device(self, work: DeviceWork) -> DevicePool:
         """Add the pool of the device, and start its child; nothing is leased before `start`."""

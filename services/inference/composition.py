@@ -15,7 +15,8 @@ from meshkit.worker.host import DevicePool, DeviceWork, WorkerHost
 from meshkit.worker.pairs import Pair
 from services.inference.child import ChildSettings
 from services.inference.config import InferenceSettings
-from services.inference.providers import LOCAL, load_calls
+from services.inference.providers import LOCAL, load_calls, queues_of
+from services.inference.providers.kit import ProviderKit
 from services.inference.servicer import InferenceServicer
 from services.inference.tasktypes import load_handlers, parse_types
 
@@ -40,11 +41,11 @@ async def start(settings: InferenceSettings, stack: AsyncExitStack) -> Inference
         settings: Its settings.
         stack: Closed in reverse order at the end.
     """
-    calls = load_calls(settings.worker_providers, settings.worker_calls)
     device = _device_work(settings) if LOCAL in settings.worker_providers else None
-    queues = (*(() if device is None else device.queues), *(work.queue for work in calls))
+    queues = (*(() if device is None else device.queues), *queues_of(settings.worker_providers))
     worker = WorkerHost.open(settings, tuple(dict.fromkeys(queues)), stack)
-    for work in calls:
+    kit = ProviderKit.from_settings(settings, worker.checks, stack)
+    for work in load_calls(settings.worker_providers, settings.worker_calls, kit):
         worker.run_calls(work)
     servicers = [] if device is None else [_direct(settings, device, worker.run_device(device))]
     server = build_server(settings, INFERENCE, servicers, worker.parts)

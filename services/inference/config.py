@@ -8,14 +8,14 @@ from pydantic import Field, field_validator
 
 from meshkit import cutouts, likeness
 from meshkit.config import CommaSeparated
-from meshkit.worker.config import WorkerSettings
 from services.inference.providers import LOCAL, parse_providers
+from services.inference.providers.config import ProviderSettings
 from services.inference.tasktypes import parse_types
 
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-class InferenceSettings(WorkerSettings):
+class InferenceSettings(ProviderSettings):
     """The inference worker's settings."""
 
     worker_task_types: CommaSeparated = Field(default=(), description="Task types to execute; all but NOOP if empty.")

@@ -1,17 +1,19 @@
 """The providers that a worker can call: one module each, one line each in `_MODULES`.
 
-A provider's module has a function `handlers()` that returns a `CallHandler` for each task type that the provider
+A provider's module has a function `handlers(kit)` that returns a `CallHandler` for each task type that the provider
 executes. Its queue, its types and its capabilities are declared in the contract (`meshkit.catalog.PROVIDERS`). LOCAL is
 not among them: it is the worker's own device, and the handlers of `tasktypes` do its work.
 
-Modules are imported when they are asked for, so that a worker of one provider does not pay for the others.
+Modules are imported when they are asked for, so that a worker of one provider does not pay for the others. What they
+share: `http` (connections), `errors` (what follows from a failure), `paid` (requests that cost money, each sent once),
+`results` (files of answers), `config` (settings), and `kit`, which holds all of it.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from atelier.tasks.v1.enums_pb2 import TaskType
 
@@ -20,9 +22,12 @@ from meshkit.worker.handlers import CallHandler
 from meshkit.worker.host import CallWork
 from meshkit.worker.pairs import Pair
 
+if TYPE_CHECKING:  # it reads settings, which name providers
+    from services.inference.providers.kit import ProviderKit
+
 LOCAL = "LOCAL"
 
-Handlers = Callable[[], Mapping[TaskType.ValueType, CallHandler]]
+Handlers = Callable[["ProviderKit"], Mapping[TaskType.ValueType, CallHandler]]
 
 # Module, by the spelling of the provider.
 _MODULES: dict[str, str] = {}
@@ -43,12 +48,18 @@ def parse_providers(names: Iterable[str]) -> tuple[str, ...]:
     return wanted
 
 
-def load_calls(names: Iterable[str], slots: int) -> tuple[CallWork, ...]:
+def queues_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the queues of these providers, each once; LOCAL is passed over."""
+    return tuple(dict.fromkeys(PROVIDERS[name].queue for name in names if name != LOCAL))
+
+
+def load_calls(names: Iterable[str], slots: int, kit: ProviderKit) -> tuple[CallWork, ...]:
     """Import the handlers of these providers, and group them by their queues.
 
     Args:
         names: Spellings of providers; LOCAL is passed over.
         slots: Calls at once, for each queue.
+        kit: What handlers are given.
     """
     queues: dict[str, dict[Pair, CallHandler]] = {}
     for name in names:
@@ -56,7 +67,7 @@ def load_calls(names: Iterable[str], slots: int) -> tuple[CallWork, ...]:
             continue
         spec = PROVIDERS[name]
         module = importlib.import_module(_MODULES[name])
-        handlers = cast("Handlers", module.handlers)()
+        handlers = cast("Handlers", module.handlers)(kit)
         pairs = {Pair(kind, spec.number): handler for kind, handler in handlers.items()}
         queues.setdefault(spec.queue, {}).update(pairs)
     return tuple(CallWork(queue, handlers, slots) for queue, handlers in queues.items())

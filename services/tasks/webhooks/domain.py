@@ -10,12 +10,13 @@ import enum
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
 from standardwebhooks import Webhook
+
+from meshkit.retry_after import asked_pause
 
 # Waits after the first, second, ... failed attempt: about three days in all.
 SCHEDULE = tuple(
@@ -241,17 +242,7 @@ def asked_wait(status: int, header: str, now: datetime) -> timedelta:
     """
     if status not in BUSY_STATUSES:
         return timedelta()
-    text = header.strip()
-    if text.isascii() and text.isdigit():
-        # A number too long for an integer is one that is bounded anyway.
-        return min(timedelta(seconds=int(text[:9])), LONGEST_WAIT)
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return timedelta()
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(timedelta(), min(moment - now, LONGEST_WAIT))
+    return min(asked_pause(header, now) or timedelta(), LONGEST_WAIT)
 
 
 def new_secret() -> str:

@@ -27,7 +27,7 @@ class Handler:
 @pytest.fixture(autouse=True)
 def provider(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("throwaway_provider")
-    module.handlers = lambda: {TASK_TYPE_NOOP: Handler()}  # type: ignore[attr-defined] # a module made here
+    module.handlers = lambda kit: {TASK_TYPE_NOOP: Handler()}  # type: ignore[attr-defined] # a module made here
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(providers._MODULES, "FAL_STANDARD", module.__name__)
 

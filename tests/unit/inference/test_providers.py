@@ -1,6 +1,7 @@
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 
 import pytest
 from atelier.tasks.v1.enums_pb2 import (
@@ -12,10 +13,12 @@ from atelier.tasks.v1.enums_pb2 import (
 )
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
+from meshkit.images.checks import ImageChecks
 from meshkit.worker.handlers import CallHandler, InputRef, Output, TaskContext
 from meshkit.worker.pairs import Pair
 from services.inference import providers
 from services.inference.config import InferenceSettings
+from services.inference.providers.kit import ProviderKit
 
 
 class Handler:
@@ -26,6 +29,7 @@ class Handler:
         return Output(TaskResult(), (), 0.0)
 
 
+KIT = ProviderKit.from_settings(InferenceSettings(), ImageChecks(), AsyncExitStack())
 GENERATION, EDITING, IMAGEN = Handler(), Handler(), Handler()
 
 
@@ -35,7 +39,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def register(name: str, handlers: Mapping[TaskType.ValueType, CallHandler]) -> None:
         module = types.ModuleType(f"throwaway_{name.lower()}")
-        module.handlers = lambda: handlers  # type: ignore[attr-defined] # a module made here
+        module.handlers = lambda kit: handlers  # type: ignore[attr-defined] # a module made here
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setitem(providers._MODULES, name, module.__name__)
 
@@ -44,7 +48,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_calls_are_grouped_by_the_queues_that_the_contract_declares() -> None:
-    works = providers.load_calls(("LOCAL", "FAL_STANDARD", "VERTEX"), 7)
+    works = providers.load_calls(("LOCAL", "FAL_STANDARD", "VERTEX"), 7, KIT)
     assert {work.queue: (dict(work.handlers), work.slots) for work in works} == {
         "fal": (
             {
@@ -58,7 +62,7 @@ def test_calls_are_grouped_by_the_queues_that_the_contract_declares() -> None:
 
 
 def test_the_device_alone_calls_nobody() -> None:
-    assert providers.load_calls(("LOCAL",), 7) == ()
+    assert providers.load_calls(("LOCAL",), 7, KIT) == ()
     assert InferenceSettings().worker_providers == ("LOCAL",)
 
 

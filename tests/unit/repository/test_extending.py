@@ -4,12 +4,14 @@ import importlib.machinery
 import re
 import sys
 import types
+from typing import cast
 
 import pytest
 
 from meshkit import topology
 from meshkit.catalog import PROVIDERS, TASK_TYPES
 from services.inference import providers, tasktypes
+from services.inference.providers.kit import ProviderKit
 from services.tasks.catalog import PROVIDERS_WITH_HANDLERS, TASK_TYPES_WITH_HANDLERS
 from tests.unit.repository.sources import PRODUCT, modules, place
 
@@ -76,9 +78,9 @@ def test_a_throwaway_provider_is_a_module_and_one_registration(monkeypatch: pyte
     handler, spec = object(), PROVIDERS["FASHN_STANDARD"]
     kinds = [TASK_TYPES[name].number for name in spec.tasks]
     module = types.ModuleType("throwaway_fashn")
-    module.handlers = lambda: dict.fromkeys(kinds, handler)  # type: ignore[attr-defined] # a module made here
+    module.handlers = lambda kit: dict.fromkeys(kinds, handler)  # type: ignore[attr-defined] # a module made here
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(providers._MODULES, spec.name, module.__name__)
-    [work] = providers.load_calls([spec.name], slots=2)
+    [work] = providers.load_calls([spec.name], slots=2, kit=cast("ProviderKit", None))
     assert work.queue == spec.queue
     assert [pair.task_type for pair in work.handlers] == kinds

@@ -1,0 +1,91 @@
+"""Settings of providers: credentials, addresses, models and limits, by `ATELIER_*` variables.
+
+A credential may lie in a file that the variable with `_FILE` at its end names. A provider without its credential is not
+served.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
+
+from meshkit.worker.config import WorkerSettings
+from services.inference.providers.http import ExchangeLimits, origin_of
+
+
+def _address(value: str) -> str:
+    if origin_of(value) is None:
+        raise ValueError("must be http:// or https:// with a host, and without credentials")
+    return value.rstrip("/")
+
+
+ProviderAddress = Annotated[str, AfterValidator(_address)]
+FalApp = Annotated[
+    str, Field(max_length=256, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$")
+]
+
+_NO_KEY = SecretStr("")
+
+
+class ProviderSettings(WorkerSettings):
+    """The settings of a worker that calls providers."""
+
+    provider_connect_seconds: float = Field(
+        default=10.0, gt=0, description="How long a connection to a provider may take."
+    )
+    provider_request_seconds: float = Field(
+        default=120.0, gt=0, description="How long one exchange with a provider may take, its answer included."
+    )
+    provider_wait_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="How long a provider may take for a request, from when it was sent; 0 for what the task type may.",
+    )
+    provider_poll_seconds: float = Field(
+        default=5.0, gt=0, le=60, description="Longest pause between two looks at a request that a provider has queued."
+    )
+    provider_answer_bytes: int = Field(
+        default=64 << 20, ge=1024, description="Largest answer of a provider's interface."
+    )
+    provider_result_bytes: int = Field(default=256 << 20, ge=1024, description="Largest file that a provider made.")
+    provider_result_seconds: float = Field(
+        default=120.0, gt=0, description="How long the fetching of one such file may take."
+    )
+
+    fal_key: SecretStr = Field(default=_NO_KEY, description="Key of fal.")
+    fal_url: ProviderAddress = Field(default="https://queue.fal.run", description="Address of fal's queue.")
+    fal_refiner_app: FalApp = Field(
+        default="fal-ai/clarity-upscaler", description="Application of FAL_SHOOTIFY_REFINER where a task names none."
+    )
+    fal_garment_app: FalApp = Field(
+        default="fal-ai/flux-pro/kontext/multi", description="Application of FAL_GARMENT_FIXER."
+    )
+
+    fashn_key: SecretStr = Field(default=_NO_KEY, description="Key of FASHN.")
+    fashn_url: ProviderAddress = Field(default="https://api.fashn.ai", description="Address of FASHN.")
+    fashn_model: str = Field(default="tryon-v1.6", min_length=1, description="Model of FASHN that dresses people.")
+
+    freepik_key: SecretStr = Field(default=_NO_KEY, description="Key of Freepik.")
+    freepik_url: ProviderAddress = Field(default="https://api.freepik.com", description="Address of Freepik.")
+
+    gemini_key: SecretStr = Field(default=_NO_KEY, description="Key of the Gemini API.")
+    gemini_url: ProviderAddress = Field(
+        default="https://generativelanguage.googleapis.com", description="Address of the Gemini API."
+    )
+    gemini_image_model: str = Field(
+        default="gemini-2.5-flash-image", min_length=1, description="Model of Gemini that makes and edits pictures."
+    )
+
+    openai_key: SecretStr = Field(default=_NO_KEY, description="Key of OpenAI, or of a server of its protocol.")
+    openai_url: ProviderAddress = Field(default="https://api.openai.com/v1", description="Address of OpenAI.")
+
+    anthropic_key: SecretStr = Field(default=_NO_KEY, description="Key of Anthropic.")
+    anthropic_url: ProviderAddress = Field(default="https://api.anthropic.com", description="Address of Anthropic.")
+
+    ollama_url: ProviderAddress = Field(default="http://127.0.0.1:11434", description="Address of Ollama.")
+
+    @property
+    def provider_http(self) -> ExchangeLimits:
+        """What one exchange with a provider may take."""
+        return ExchangeLimits(self.provider_connect_seconds, self.provider_request_seconds, self.provider_answer_bytes)
