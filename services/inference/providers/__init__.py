@@ -30,7 +30,11 @@ LOCAL = "LOCAL"
 Handlers = Callable[["ProviderKit"], Mapping[TaskType.ValueType, CallHandler]]
 
 # Module, by the spelling of the provider.
-_MODULES: dict[str, str] = {}
+_MODULES: dict[str, str] = {
+    "FASHN_STANDARD": f"{__name__}.fashn_standard",
+    "FREEPIK_MAGNIFIC": f"{__name__}.freepik_magnific",
+    "FREEPIK_MAGNIFIC_PRECISION": f"{__name__}.freepik_magnific_precision",
+}
 
 
 def parse_providers(names: Iterable[str]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ served.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 
@@ -68,6 +68,12 @@ class ProviderSettings(WorkerSettings):
 
     freepik_key: SecretStr = Field(default=_NO_KEY, description="Key of Freepik.")
     freepik_url: ProviderAddress = Field(default="https://api.freepik.com", description="Address of Freepik.")
+    freepik_precision_version: Literal["1", "2"] = Field(
+        default="1", description="Version of Freepik's precise upscaler: 1 takes no factor, 2 takes one and a flavor."
+    )
+    freepik_precision_flavor: Literal["sublime", "photo", "photo_denoiser"] = Field(
+        default="photo", description="What version 2 of it is tuned for."
+    )
 
     gemini_key: SecretStr = Field(default=_NO_KEY, description="Key of the Gemini API.")
     gemini_url: ProviderAddress = Field(

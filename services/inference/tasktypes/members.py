@@ -42,8 +42,14 @@ def whole(config: Struct, name: str, least: int, most: int) -> int | None:
     return None if found is None else int(found)
 
 
-def text(config: Struct, name: str, longest: int) -> str | None:
+def text(config: Struct, name: str, longest: int, *, path: str = "config") -> str | None:
     """Return a text; None where it is absent or null.
+
+    Args:
+        config: The members.
+        name: Name of the member.
+        longest: Characters at most.
+        path: Path of the members, for the error.
 
     Raises:
         TaskFailed: It is no text, or longer than `longest` characters.
@@ -53,12 +59,18 @@ def text(config: Struct, name: str, longest: int) -> str | None:
         return None
     found = config.fields[name].string_value
     if kind != "string_value" or len(found) > longest:
-        raise invalid(f"config.{name} must be text of at most {longest} characters.")
+        raise invalid(f"{path}.{name} must be text of at most {longest} characters.")
     return found
 
 
-def switch(config: Struct, name: str, *, default: bool) -> bool:
+def switch(config: Struct, name: str, *, default: bool, path: str = "config") -> bool:
     """Return whether a switch is on; the default where it is absent or null.
+
+    Args:
+        config: The members.
+        name: Name of the member.
+        default: What it is where nothing is said.
+        path: Path of the members, for the error.
 
     Raises:
         TaskFailed: It is neither true nor false.
@@ -67,7 +79,7 @@ def switch(config: Struct, name: str, *, default: bool) -> bool:
     if kind is None:
         return default
     if kind != "bool_value":
-        raise invalid(f"config.{name} must be true or false.")
+        raise invalid(f"{path}.{name} must be true or false.")
     return config.fields[name].bool_value
 
 

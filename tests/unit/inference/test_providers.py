@@ -35,7 +35,8 @@ GENERATION, EDITING, IMAGEN = Handler(), Handler(), Handler()
 
 @pytest.fixture(autouse=True)
 def modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two providers as a release would have them: a module each, a line each."""
+    """Two providers as a release would have them, and no others: a module each, a line each."""
+    monkeypatch.setattr(providers, "_MODULES", {})
 
     def register(name: str, handlers: Mapping[TaskType.ValueType, CallHandler]) -> None:
         module = types.ModuleType(f"throwaway_{name.lower()}")
