@@ -79,8 +79,9 @@ format: setup ## Put the code into its form.
 proto: setup ## Make gen/ from proto/.
 	@$(BIN)/python scripts/generate_protos.py
 
-settings: setup ## Write docs/settings.md from the settings classes.
+settings: setup ## Write docs/settings.md from the settings classes, and the tables of docs/providers.md from the contract.
 	@$(BIN)/python scripts/settings_page.py
+	@$(BIN)/python scripts/providers_page.py
 
 proto-baseline: setup ## At a release: make the contracts as they stand the ones that later changes may not break.
 	@$(BIN)/python scripts/generate_protos.py --baseline

@@ -80,6 +80,7 @@ class MeshRecord:
         processes: The processes.
         model: The worker's default model, a folder or a hub's name; empty for the one that ships.
         model_download: Whether a hub's name may be fetched.
+        providers: Providers that a worker of their own calls.
     """
 
     pid: int
@@ -89,6 +90,7 @@ class MeshRecord:
     processes: tuple[ProcessRecord, ...] = ()
     model: str = ""
     model_download: bool = False
+    providers: tuple[str, ...] = ()
 
     @property
     def gateway_url(self) -> str:
@@ -99,7 +101,7 @@ class MeshRecord:
     def parse(cls, data: dict[str, Any]) -> "MeshRecord":
         """Read it from JSON."""
         processes = tuple(ProcessRecord(**each) for each in data["processes"])
-        return cls(**{**data, "processes": processes})
+        return cls(**{**data, "processes": processes, "providers": tuple(data.get("providers", ()))})
 
 
 class DataFolder:
@@ -136,7 +138,7 @@ class DataFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             # Under root PostgreSQL is another user that has to pass through; what is secret is 0600 or in 0700 folders.
             self.path.chmod(0o711 if os.geteuid() == 0 else 0o700)
-            for part in ("logs", "run", "worker"):
+            for part in ("logs", "run", "worker", "providers"):
                 (self.path / part).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise CliError(f"The data folder {self} cannot be made: {error.strerror}.") from error

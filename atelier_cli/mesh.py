@@ -6,7 +6,7 @@ ATELIER_S3_ENDPOINT (with ATELIER_S3_ACCESS_KEY and ATELIER_S3_SECRET_KEY).
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,9 @@ from atelier_cli.environment import FILE_SUFFIX, files, given
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import Credentials, DataFolder, MeshRecord
 from atelier_cli.model import absolute
+from atelier_cli.providers import LOCAL, calls_itself, credentials_of_providers
 from meshkit import topology
-from meshkit.topology import GATEWAY, ServiceSpec
+from meshkit.topology import CALLER, GATEWAY, INFERENCE, ServiceSpec
 
 DEFAULT_GATEWAY_PORT: Final = GATEWAY.port
 _S3_PARTS: Final = tuple(S3Ports.__dataclass_fields__)
@@ -34,6 +35,8 @@ _EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 -- compared w
 def uses(service: str, variable: str) -> bool:
     """Whether a service is given a variable that `atelier up` has, itself or as the name of a file."""
     setting = variable.removesuffix(FILE_SUFFIX)
+    if setting in credentials_of_providers():
+        return service == CALLER.role or (service == INFERENCE.role and calls_itself())
     return setting in topology.by_role(service).uses or setting not in topology.joining_settings()
 
 
@@ -43,7 +46,7 @@ def _port_names() -> tuple[str, ...]:
         *("nats", "postgres"),
         *(spec.role for spec in topology.addressed()),
         *(f"s3_{part}" for part in _S3_PARTS),
-        *(f"metrics_{spec.role}" for spec in topology.SERVICES),
+        *(f"metrics_{spec.role}" for spec in (*topology.SERVICES, CALLER)),
     )
 
 
@@ -129,8 +132,21 @@ def choose_ports(wanted: int | None, last: MeshRecord | None) -> tuple[int, dict
     return gateway, kept | dict(zip(missing, new, strict=False))
 
 
-def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports: Mapping[str, int]) -> MeshPlan:
+def plan(
+    folder: DataFolder,
+    credentials: Credentials,
+    gateway_port: int,
+    ports: Mapping[str, int],
+    providers: Sequence[str] = (),
+) -> MeshPlan:
     """Lay out a mesh on a folder.
+
+    Args:
+        folder: The folder.
+        credentials: Its secrets.
+        gateway_port: Where the gateway is to listen.
+        ports: Every other port, by name.
+        providers: Providers that a worker of their own is to call; without any there is none.
 
     Raises:
         CliError: The environment names an S3 store without its keys, or a file that cannot be read.
@@ -146,12 +162,18 @@ def plan(folder: DataFolder, credentials: Credentials, gateway_port: int, ports:
         # A path is meant from where the user stands.
         environment["ATELIER_MODEL"] = absolute(model)
 
-    services = tuple(_service(spec, folder, environment, gateway_port, ports) for spec in topology.SERVICES)
+    specs = (*topology.SERVICES, *((CALLER,) if providers else ()))
+    services = tuple(_service(spec, folder, environment, gateway_port, ports, providers) for spec in specs)
     return MeshPlan(gateway_port, ports, (embedded, services) if embedded else (services,))
 
 
-def _service(
-    spec: ServiceSpec, folder: DataFolder, environment: Mapping[str, str], gateway_port: int, ports: Mapping[str, int]
+def _service(  # noqa: PLR0917 -- what a mesh is laid out from
+    spec: ServiceSpec,
+    folder: DataFolder,
+    environment: Mapping[str, str],
+    gateway_port: int,
+    ports: Mapping[str, int],
+    providers: Sequence[str],
 ) -> ServiceProcess:
     port_file = folder.run(f"{spec.role}.address")
     # A port that the user names, or has the system choose by 0, is theirs to know.
@@ -170,7 +192,7 @@ def _service(
             "ATELIER_LISTEN": listen,
             "ATELIER_PORT_FILE": str(port_file),
             **({} if page is None else {"ATELIER_METRICS_PORT": str(page)}),
-            **_own_settings(spec, folder),
+            **_own_settings(spec, folder, providers),
         },
         folder=folder.path,
         serves=_probe(spec, listen, port_file),
@@ -179,14 +201,21 @@ def _service(
     )
 
 
-def _own_settings(spec: ServiceSpec, folder: DataFolder) -> dict[str, str]:
+def _own_settings(spec: ServiceSpec, folder: DataFolder, providers: Sequence[str]) -> dict[str, str]:
     """Return what only this kind of service is told; the user's environment may replace it."""
+    own: dict[str, str] = {}
     if spec.is_worker:
-        return {
+        own = {
             "ATELIER_WORKER_NAME": os.environ.get("ATELIER_WORKER_NAME", spec.role),
             "ATELIER_DATA": str(folder / spec.role),  # to a worker, the folder of its attempts and caches
         }
-    return {}
+    if spec is CALLER:
+        named = os.environ.get("ATELIER_WORKER_NAME")
+        own["ATELIER_WORKER_NAME"] = f"{named}/{spec.role}" if named else spec.role
+        own["ATELIER_WORKER_PROVIDERS"] = ",".join(providers)
+    if spec is topology.TASKS and providers and not given("ATELIER_SERVED_PROVIDERS"):
+        own["ATELIER_SERVED_PROVIDERS"] = ",".join((LOCAL, *providers))
+    return own
 
 
 def _probe(spec: ServiceSpec, listen: str, port_file: Path) -> Callable[[], bool]:

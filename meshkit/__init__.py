@@ -10,7 +10,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for
 - `topology`: the one table of services; `quotas` `stored_bytes`: what a tenant may take of what all share
 - `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths
-- `provider_settings`: what callers may not say in settings of providers
+- `provider_settings`: what callers may not say in settings of providers; `accounts`: what opens accounts at them
 - `cutouts`: names of the networks that remove backgrounds
 - `server` `interceptors` `decoding` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that
   travel together

@@ -8,7 +8,7 @@ Entries are read when they are needed, never copied at import: a test adds a ser
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meshkit.auth import MESH, WORKER
 
@@ -107,6 +107,9 @@ INFERENCE = ServiceSpec(
     calls=("tasks",),
     joins=NATS | OBJECTS | TOKENS | {"ATELIER_MODEL", "ATELIER_WORKER_TOKEN"},
 )
+# A worker that calls providers and has no device, beside the one that has. It is no service more: whoever starts a mesh
+# may start it, and `SERVICES` has its gRPC service already.
+CALLER = replace(INFERENCE, role="providers", joins=INFERENCE.joins - {"ATELIER_MODEL"})
 GATEWAY = ServiceSpec(
     role="gateway",
     module="services.gateway",
@@ -124,7 +127,7 @@ def by_role(role: str) -> ServiceSpec:
     Raises:
         KeyError: There is none.
     """
-    return {one.role: one for one in SERVICES}[role]
+    return {one.role: one for one in (*SERVICES, CALLER)}[role]
 
 
 def routed() -> tuple[ServiceSpec, ...]:

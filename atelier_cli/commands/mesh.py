@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder, MeshRecord
 from atelier_cli.mesh import choose_ports, plan
 from atelier_cli.model import ChosenModel
+from atelier_cli.providers import chosen_providers
 from atelier_cli.supervisor import MeshSupervisor
 from atelier_cli.terminal import err, out
 
@@ -41,19 +43,29 @@ def up(
     ] = None,
     *,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the mesh is ready.")] = False,
+    providers: Annotated[
+        bool,
+        typer.Option(
+            "--providers", help="Start the worker that calls providers, without a credential in the environment too."
+        ),
+    ] = False,
 ) -> None:
-    """Start a mesh: its servers, and all services. Ctrl-C stops it in order; a restart keeps everything."""
+    """Start a mesh: its servers, and all services. Ctrl-C stops it in order; a restart keeps everything.
+
+    Where the environment has a credential of a provider, a worker that calls providers is started too.
+    """
     folder = DataFolder.choose(data)
     folder.make()
+    called = chosen_providers(all_of_them=providers)
     model = ChosenModel.of_environment()
     if told_of_bucket := make_bucket():
         err.print(told_of_bucket, markup=False)
     if detach:
-        _start_detached(folder, port)
+        _start_detached(folder, port, ["--providers"] if providers else [])
         return
     with folder.held():
         gateway_port, ports = choose_ports(port, folder.record())
-        mesh = plan(folder, folder.credentials(), gateway_port, ports)
+        mesh = plan(folder, folder.credentials(), gateway_port, ports, called)
         pages = mesh.pages
 
         def changed(state: str) -> None:
@@ -66,6 +78,7 @@ def up(
                 processes,
                 model=model.place,
                 model_download=model.download,
+                providers=called,
             )
             folder.write_record(record)
             if state == "ready" and not told:
@@ -129,7 +142,8 @@ def _model_of(record: MeshRecord) -> ChosenModel:
 
 def _health(folder: DataFolder, record: MeshRecord) -> list[dict[str, Any]]:
     """Ask every process at once."""
-    servers = plan(folder, folder.existing_credentials(), record.gateway_port, record.ports).servers
+    credentials = folder.existing_credentials()
+    servers = plan(folder, credentials, record.gateway_port, record.ports, record.providers).servers
 
     def ask(server: Server | None, pid: int | None) -> str:
         if pid is None:
@@ -145,13 +159,13 @@ def _health(folder: DataFolder, record: MeshRecord) -> list[dict[str, Any]]:
     ]
 
 
-def _start_detached(folder: DataFolder, port: int | None) -> None:
+def _start_detached(folder: DataFolder, port: int | None, options: Sequence[str]) -> None:
     """Start `atelier up` in a session of its own and wait until it is ready."""
     with folder.held():
         choose_ports(port, folder.record())  # printed here, not into a log
     err.print(f"Starting a mesh on [bold]{escape(str(folder))}[/bold].")
     log = folder.log("atelier")
-    arguments = ["--data", str(folder.path), *(["--port", str(port)] if port else [])]
+    arguments = ["--data", str(folder.path), *(["--port", str(port)] if port else []), *options]
     with log.open("ab") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "atelier_cli", "up", *arguments],
@@ -181,5 +195,7 @@ def _tell_ready(folder: DataFolder, record: MeshRecord) -> None:
     if fault := _model_of(record).fault():
         err.print(f"[yellow]Model    {escape(fault)} Tasks that need it will fail.[/yellow]")
     err.print(f"Gateway  {record.gateway_url}/docs")
+    if record.providers:
+        err.print(f"Calls    {', '.join(record.providers)}")
     err.print(f"Logs     {folder / 'logs'}", markup=False)
     err.print(f'Try      atelier generate "a red dress" -o dress.png{named}', markup=False)

@@ -207,7 +207,8 @@ class RunningMesh:
 
     def _plan(self) -> dict[str, Any]:
         record = self.record
-        return plan(self.folder, self.folder.credentials(), record.gateway_port, record.ports).servers
+        credentials = self.folder.credentials()
+        return plan(self.folder, credentials, record.gateway_port, record.ports, record.providers).servers
 
     def environment_of_tasks(self) -> dict[str, str]:
         """What the tasks service is told, addresses and secrets included."""

@@ -450,6 +450,7 @@ class ProviderFacts(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
     queue: _builtins.str
     """Queue of its tasks where the caller names none."""
     config: _builtins.str
@@ -458,16 +459,21 @@ class ProviderFacts(_message.Message):
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProviderTask]:
         """Task types that it executes."""
 
+    @_builtins.property
+    def credentials(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Settings of a worker that hold what opens an account at it; any of them will do. None where there is no account."""
+
     def __init__(
         self,
         *,
         queue: _builtins.str = ...,
         config: _builtins.str = ...,
         tasks: _abc.Iterable[Global___ProviderTask] | None = ...,
+        credentials: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "queue", b"queue", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "credentials", b"credentials", "queue", b"queue", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
