@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import DEVICE_ENVIRONMENT, NOOP_ENVIRONMENT, RunningMesh
+from tests.providers.called import CalledProviders, called_providers
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +35,13 @@ def mesh(start_mesh: Callable[..., RunningMesh]) -> RunningMesh:
 
 
 @pytest.fixture(scope="session")
-def device_mesh(start_mesh: Callable[..., RunningMesh]) -> RunningMesh:
-    """A mesh whose worker takes every type that the device executes, one batch at a time. Keep tenants apart."""
-    return start_mesh(**DEVICE_ENVIRONMENT)
+def called() -> Iterator[CalledProviders]:
+    """Servers of the providers that `device_mesh` calls."""
+    with called_providers() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def device_mesh(start_mesh: Callable[..., RunningMesh], called: CalledProviders) -> RunningMesh:
+    """A mesh that executes every type on its device, one batch at a time, and calls providers. Keep tenants apart."""
+    return start_mesh(**DEVICE_ENVIRONMENT, **called.environment)
