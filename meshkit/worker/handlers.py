@@ -205,7 +205,7 @@ class TextContext(TaskContext, Protocol):
         ...
 
 
-class CallContext(TaskContext, Protocol):
+class CallContext(TextContext, Protocol):
     """One attempt whose handler calls a provider.
 
     Never pay twice: a request that may cost money is noted as SENDING before it is sent, as ACCEPTED once the provider

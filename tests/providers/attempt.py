@@ -43,6 +43,7 @@ class FakeAttempt:
         self.notes: list[ServiceRequest] = []
         self.phases: list[tuple[int, int | None]] = []
         self.steps: list[float] = []
+        self.texts: list[str] = []
         self.called_off = False
         self.lost = False
         self._folder = folder
@@ -80,8 +81,10 @@ class FakeAttempt:
     def begins(self, phase: TaskPhase.ValueType, *, position: int | None = None) -> None:
         self.phases.append((phase, position))
 
-    def progress(self, step: int, total: int, preview: bytes | None = None) -> None:
+    def progress(self, step: int, total: int, preview: bytes | None = None, *, text: str | None = None) -> None:
         self.steps.append(step / total)
+        if text is not None:
+            self.texts.append(text)
 
     def upscaling(self) -> None:
         pass

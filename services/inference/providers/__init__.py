@@ -34,6 +34,7 @@ _MODULES: dict[str, str] = {
     "FASHN_STANDARD": f"{__name__}.fashn_standard",
     "FREEPIK_MAGNIFIC": f"{__name__}.freepik_magnific",
     "FREEPIK_MAGNIFIC_PRECISION": f"{__name__}.freepik_magnific_precision",
+    "AI_CORE": f"{__name__}.ai_core",
 }
 
 

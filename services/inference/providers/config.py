@@ -6,10 +6,12 @@ served.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 
+from meshkit.config import CommaSeparated
 from meshkit.worker.config import WorkerSettings
 from services.inference.providers.http import ExchangeLimits, origin_of
 
@@ -21,6 +23,7 @@ def _address(value: str) -> str:
 
 
 ProviderAddress = Annotated[str, AfterValidator(_address)]
+OptionalAddress = Annotated[str, AfterValidator(lambda value: value and _address(value))]
 FalApp = Annotated[
     str, Field(max_length=256, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$")
 ]
@@ -80,15 +83,39 @@ class ProviderSettings(WorkerSettings):
         default="https://generativelanguage.googleapis.com", description="Address of the Gemini API."
     )
     gemini_image_model: str = Field(
-        default="gemini-2.5-flash-image", min_length=1, description="Model of Gemini that makes and edits pictures."
+        default="gemini-3-pro-image", min_length=1, description="Model of Gemini that makes and edits pictures."
     )
+    gemini_text_model: str = Field(
+        default="gemini-2.5-flash", min_length=1, description="Model of Gemini that answers where a task names none."
+    )
+
+    vertex_project: str = Field(
+        default="", description="Project of Google Cloud: Gemini is called over Vertex, not by its key."
+    )
+    vertex_location: str = Field(default="global", min_length=1, description="Location at Vertex.")
+    vertex_credentials_file: Path | None = Field(
+        default=None, description="Credentials of Google Cloud, such as a service account's; those around if empty."
+    )
+    vertex_url: OptionalAddress = Field(default="", description="Address of Vertex; that of the location if empty.")
 
     openai_key: SecretStr = Field(default=_NO_KEY, description="Key of OpenAI, or of a server of its protocol.")
     openai_url: ProviderAddress = Field(default="https://api.openai.com/v1", description="Address of OpenAI.")
+    openai_fixed_temperature: CommaSeparated = Field(
+        default=("o[1-9]*", "gpt-[5-9]*", "gpt-[1-9][0-9]*"),
+        description="Models of OpenAI that take no temperature, as patterns.",
+    )
 
     anthropic_key: SecretStr = Field(default=_NO_KEY, description="Key of Anthropic.")
     anthropic_url: ProviderAddress = Field(default="https://api.anthropic.com", description="Address of Anthropic.")
+    anthropic_temperature: CommaSeparated = Field(
+        default=("claude-[23]*", "claude-*-4-[0156]*", "claude-*-4-2025*"),
+        description="Models of Anthropic that take a temperature, as patterns; those from 4.7 on refuse it.",
+    )
+    anthropic_max_tokens: int = Field(
+        default=4096, ge=1, description="Tokens that Anthropic may write at most where a task does not say."
+    )
 
+    ollama_key: SecretStr = Field(default=_NO_KEY, description="Key of Ollama, where it stands behind one.")
     ollama_url: ProviderAddress = Field(default="http://127.0.0.1:11434", description="Address of Ollama.")
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from typing import Protocol, TypeVar, cast
 
 from atelier.tasks.v1.enums_pb2 import TaskType
 
@@ -17,6 +19,17 @@ from services.inference.providers.results import ProviderResults
 
 # The worker ends an attempt at its type's limit: what is called off must have been before.
 _MARGIN_SECONDS = 15.0
+
+
+class Closing(Protocol):
+    """A client that is closed at the end."""
+
+    async def close(self) -> None:
+        """Close it."""
+        ...
+
+
+_Client = TypeVar("_Client", bound=Closing)
 
 
 class ProviderKit:
@@ -33,6 +46,8 @@ class ProviderKit:
         self.results = results
         self._stack = stack
         self._connections: dict[tuple[str, str], ProviderHttp] = {}
+        self._clients: dict[str, Closing] = {}
+        self._making = threading.Lock()
 
     @classmethod
     def from_settings(cls, settings: ProviderSettings, checks: ImageChecks, stack: AsyncExitStack) -> ProviderKit:
@@ -64,6 +79,20 @@ class ProviderKit:
             self._connections[key] = ProviderHttp(provider, base_url, headers, self.settings.provider_http)
             self._stack.push_async_callback(self._connections[key].close)
         return self._connections[key]
+
+    def shared(self, name: str, make: Callable[[], _Client]) -> _Client:
+        """Return the worker's one client of this name, made when it is asked for first; any thread may ask.
+
+        Args:
+            name: Its name.
+            make: Makes it.
+        """
+        with self._making:
+            if name not in self._clients:
+                made = make()
+                self._clients[name] = made
+                self._stack.push_async_callback(made.close)
+            return cast("_Client", self._clients[name])
 
     def seconds(self, task_type: TaskType.ValueType) -> float:
         """Return how long a provider may take for a request of a task of this type."""

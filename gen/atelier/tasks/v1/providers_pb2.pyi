@@ -444,7 +444,7 @@ class VertexConfig(_message.Message):
     image_size: _builtins.str
     """Size of the picture."""
     model: _builtins.str
-    """Model, where not the provider's own choice."""
+    """Model, where not the provider's own choice. It becomes a part of an address."""
     system_instructions: _builtins.str
     """System prompt of the model; a fashion specialist where absent."""
     temperature: _builtins.float
@@ -507,9 +507,11 @@ class AiCoreProviderConfig(_message.Message):
     model: _builtins.str
     """Name of the model."""
     temperature: _builtins.float
-    """Sampling temperature; higher is freer."""
+    """Sampling temperature; higher is freer. Left out where the model takes none."""
     max_tokens: _builtins.int
-    """Tokens to write at most; the provider's own limit where absent."""
+    """Tokens to write at most; the provider's own limit where absent, and this installation's for anthropic, which asks for
+    a number.
+    """
     def __init__(
         self,
         *,
