@@ -14,34 +14,40 @@ _CALLED: Final = "ATELIER_WORKER_PROVIDERS"
 _SERVED: Final = "ATELIER_SERVED_PROVIDERS"
 
 
-def chosen_providers(*, all_of_them: bool) -> tuple[str, ...]:
+def chosen_providers(*, asked: bool) -> tuple[str, ...]:
     """Return the providers that a worker of their own is to call.
 
     Args:
-        all_of_them: Whether also those without a credential in the environment; what needs one fails then.
+        asked: Whether the user asks for such a worker.
 
     Returns:
-        Those that the environment has a credential of, or all, in the contract's order; of them those alone that
-        `ATELIER_SERVED_PROVIDERS` names, where it is set. None where the worker of the device calls providers itself.
+        Those that the environment has a credential of, and of them those alone that `ATELIER_SERVED_PROVIDERS` names,
+        where it is set. Where such a worker is asked for, all that it names. None where the worker of the device calls
+        providers itself.
 
     Raises:
-        CliError: All are asked for, and the worker of the device calls providers itself.
+        CliError: Such a worker is asked for and would call nobody, or the worker of the device calls providers itself.
     """
     if calls_itself():
-        if all_of_them:
-            raise CliError(
-                f"{_CALLED} is set, so the worker calls providers itself; leave --providers out.", ExitCode.USAGE
-            )
+        if asked:
+            message = f"{_CALLED} is set, so the worker calls providers itself; leave --providers out."
+            raise CliError(message, ExitCode.USAGE)
         return ()
     served = given(_SERVED)
     named = None if served is None else {name.strip().upper() for name in served.split(",")}
-    return tuple(
+    found = tuple(
         name
         for name in PROVIDERS
         if name != LOCAL
         and (named is None or name in named)
-        and (all_of_them or any(given(setting) for setting in _credentials(name)))
+        and ((asked and named is not None) or any(given(setting) for setting in _credentials(name)))
     )
+    if asked and not found:
+        message = (
+            f"No provider is named: set a credential ({', '.join(sorted(credentials_of_providers()))}) or {_SERVED}."
+        )
+        raise CliError(message, ExitCode.USAGE)
+    return found
 
 
 def calls_itself() -> bool:

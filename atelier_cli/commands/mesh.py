@@ -46,7 +46,7 @@ def up(
     providers: Annotated[
         bool,
         typer.Option(
-            "--providers", help="Start the worker that calls providers, without a credential in the environment too."
+            "--providers", help="Start a worker that calls providers: all that ATELIER_SERVED_PROVIDERS names."
         ),
     ] = False,
 ) -> None:
@@ -56,7 +56,7 @@ def up(
     """
     folder = DataFolder.choose(data)
     folder.make()
-    called = chosen_providers(all_of_them=providers)
+    called = chosen_providers(asked=providers)
     model = ChosenModel.of_environment()
     if told_of_bucket := make_bucket():
         err.print(told_of_bucket, markup=False)

@@ -244,8 +244,16 @@ class FashnEditing:
 
 
 def handlers(kit: ProviderKit) -> Mapping[TaskType.ValueType, CallHandler]:
-    """Return the handlers of the provider."""
+    """Return the handlers of the provider.
+
+    Raises:
+        ValueError: The installation has no key of FASHN, or names a model that is not known.
+    """
     key = kit.settings.fashn_key.get_secret_value()
+    if not key:
+        raise ValueError("FASHN_STANDARD needs ATELIER_FASHN_KEY or ATELIER_FASHN_KEY_FILE")
+    if kit.settings.fashn_model not in MODELS:
+        raise ValueError(f"ATELIER_FASHN_MODEL must be one of {', '.join(MODELS)}")
     http = kit.http(NAME, kit.settings.fashn_url, {"authorization": f"Bearer {key}"})
     return {TASK_TYPE_EDITING: FashnEditing(kit, http)}
 

@@ -120,8 +120,14 @@ class FreepikUpscaling:
 
 
 def connections(kit: ProviderKit) -> ProviderHttp:
-    """Return the worker's connections to Freepik."""
+    """Return the worker's connections to Freepik.
+
+    Raises:
+        ValueError: The installation has no key of Freepik.
+    """
     key = kit.settings.freepik_key.get_secret_value()
+    if not key:
+        raise ValueError("providers of Freepik need ATELIER_FREEPIK_KEY or ATELIER_FREEPIK_KEY_FILE")
     return kit.http(NAME, kit.settings.freepik_url, {"x-freepik-api-key": key})
 
 

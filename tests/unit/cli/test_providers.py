@@ -35,7 +35,7 @@ def test_credentials_that_the_contract_names_are_settings_of_the_worker() -> Non
 
 
 def test_a_mesh_without_a_credential_has_no_worker_that_calls(tmp_path: Path) -> None:
-    assert chosen_providers(all_of_them=False) == ()
+    assert chosen_providers(asked=False) == ()
     assert "providers" not in mesh_on(tmp_path, ()).servers
 
 
@@ -46,27 +46,36 @@ def test_a_credential_or_its_file_brings_the_providers_that_take_it(
     monkeypatch.setenv("ATELIER_FAL_KEY_FILE", str(tmp_path / "key"))
     monkeypatch.setenv("ATELIER_FASHN_KEY", "of fashn")
     monkeypatch.setenv("ATELIER_FREEPIK_KEY", "")
-    assert chosen_providers(all_of_them=False) == (
+    assert chosen_providers(asked=False) == (
         "FAL_STANDARD",
         "FAL_SHOOTIFY_REFINER",
         "FAL_GARMENT_FIXER",
         "FASHN_STANDARD",
     )
     monkeypatch.setenv("ATELIER_SERVED_PROVIDERS", "local, fashn_standard")
-    assert chosen_providers(all_of_them=False) == ("FASHN_STANDARD",)
+    assert chosen_providers(asked=False) == ("FASHN_STANDARD",)
 
 
-def test_all_providers_are_called_where_they_are_asked_for() -> None:
-    assert chosen_providers(all_of_them=True) == tuple(name for name in PROVIDERS if name != "LOCAL")
+def test_who_asks_for_the_worker_names_whom_it_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        CliError, match=r"No provider is named: set a credential \(ATELIER_ANTHROPIC_KEY, .*or ATELIER_"
+    ):
+        chosen_providers(asked=True)
+    monkeypatch.setenv("ATELIER_SERVED_PROVIDERS", "LOCAL,AI_CORE")  # by Ollama, which takes no key
+    assert chosen_providers(asked=True) == ("AI_CORE",)
+    assert chosen_providers(asked=False) == ()
+    monkeypatch.delenv("ATELIER_SERVED_PROVIDERS")
+    monkeypatch.setenv("ATELIER_FASHN_KEY", "of fashn")
+    assert chosen_providers(asked=True) == chosen_providers(asked=False) == ("FASHN_STANDARD",)
 
 
 def test_a_worker_that_calls_by_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATELIER_FASHN_KEY", "of fashn")
     monkeypatch.setenv("ATELIER_WORKER_PROVIDERS", "LOCAL,FASHN_STANDARD")
-    assert chosen_providers(all_of_them=False) == ()
+    assert chosen_providers(asked=False) == ()
     assert uses("worker", "ATELIER_FASHN_KEY")
     with pytest.raises(CliError, match="leave --providers out"):
-        chosen_providers(all_of_them=True)
+        chosen_providers(asked=True)
 
 
 def test_the_worker_that_calls_is_told_whom_and_tasks_may_name_them(

@@ -1,13 +1,16 @@
 import json
 import re
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_VALIDATION
 from google.protobuf.struct_pb2 import Struct
 
+from meshkit.images.checks import ImageChecks
 from meshkit.worker.handlers import TaskFailed
+from services.inference.config import InferenceSettings
 from services.inference.providers.errors import Fault, ProviderError
 from services.inference.providers.fashn_standard import (
     CREDITS_HEADER,
@@ -15,10 +18,12 @@ from services.inference.providers.fashn_standard import (
     _pacing,
     accepted,
     answer,
+    handlers,
     read_edit,
     standing,
 )
 from services.inference.providers.http import ProviderReply
+from services.inference.providers.kit import ProviderKit
 from services.inference.providers.paid import Standing
 
 
@@ -87,8 +92,21 @@ def test_a_choice_that_is_no_object_is_refused() -> None:
         edit(config(fashn="tryon-max"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({}, "needs ATELIER_FASHN_KEY"), ({"fashn_key": "k", "fashn_model": "tryon-v9"}, "ATELIER_FASHN_MODEL must be")],
+)
+async def test_a_worker_without_its_key_or_with_an_unknown_model_does_not_start(
+    settings: dict[str, str], says: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        kit = ProviderKit.from_settings(InferenceSettings.model_validate(settings), ImageChecks(), stack)
+        with pytest.raises(ValueError, match=says):
+            handlers(kit)
+
+
 def test_the_default_model_of_the_settings_is_known() -> None:
-    assert "tryon-v1.6" in MODELS
+    assert InferenceSettings().fashn_model in MODELS
 
 
 @pytest.mark.parametrize("interval", [1, 2, 60])
