@@ -61,7 +61,7 @@ def test_who_asks_for_the_worker_names_whom_it_calls(monkeypatch: pytest.MonkeyP
         CliError, match=r"No provider is named: set a credential \(ATELIER_ANTHROPIC_KEY, .*or ATELIER_"
     ):
         chosen_providers(asked=True)
-    monkeypatch.setenv("ATELIER_SERVED_PROVIDERS", "LOCAL,AI_CORE")  # by Ollama, which takes no key
+    monkeypatch.setenv("ATELIER_SERVED_PROVIDERS", "LOCAL,AI_CORE")  # by an Ollama at its usual address
     assert chosen_providers(asked=True) == ("AI_CORE",)
     assert chosen_providers(asked=False) == ()
     monkeypatch.delenv("ATELIER_SERVED_PROVIDERS")
