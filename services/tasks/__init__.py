@@ -16,9 +16,9 @@ Calls:
 Rooms:
     `api` serves callers, `scheduling` workers, `webhooks` receivers, each with its own `service` and `servicer`.
     `inputs` checks what callers send along.
-    `domain` is pure: states, transitions, what follows a lost attempt; `service_requests` too: what workers ask of
-    providers. `catalog` is what this installation serves of
-    the types and providers that `enums.proto` declares.
+    `domain` is pure: states, transitions, what follows a lost attempt. So are `service_requests`, what workers ask of
+    providers, and `fallbacks`, what becomes of a task whose second provider takes over. `catalog` is what this
+    installation serves of the types and providers that `enums.proto` declares.
     `store` is what the use cases need of a database, and `postgres` the only SQL. `convert`, `events`, `media` and
     `errors` are between domain and wire. `notifier` tells other processes by core NATS. `loops` is the background work,
     `metrics` what the service counts. `composition` builds the service.

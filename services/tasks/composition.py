@@ -85,7 +85,12 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         consistency_networks=settings.consistency_networks,
         enable_noop=settings.enable_noop,
     )
-    policy = RetryPolicy(settings.max_retries, settings.retry_base_seconds)
+    policy = RetryPolicy(
+        settings.max_retries,
+        settings.retry_base_seconds,
+        max_retry_after_seconds=settings.max_retry_after_seconds,
+        fallback_seconds=settings.fallback_seconds,
+    )
     relay = Relay(database, bus)
     stack.push_async_callback(relay.close)
     wake_relay = coalesced(relay.wake, TASKS_RELAY_LINGER)

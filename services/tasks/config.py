@@ -51,7 +51,19 @@ class TasksSettings(MeshSettings):
     )
     max_retries: int = Field(default=3, ge=0, description="Attempts at a task beyond the first.")
     retry_base_seconds: float = Field(
-        default=0.5, ge=0, description="Wait before the first retry of a failed attempt; it doubles with each."
+        default=0.5,
+        ge=0,
+        description="Longest wait before the first retry of a failed attempt; it doubles with each, and the wait is "
+        "drawn from 0 up to it.",
+    )
+    max_retry_after_seconds: float = Field(
+        default=3600.0, ge=0, description="Longest wait before a retry that a provider can ask for."
+    )
+    fallback_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description="A task with a fallback waits for its first provider no longer than this where that asks to be "
+        "left alone, or is not called for its errors.",
     )
     acknowledge_seconds: float = Field(
         default=5.0, gt=0, description="A lease that its worker has not acknowledged by then goes back."

@@ -12,7 +12,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from meshkit.moments import assign, duration_of, seconds_of
 from meshkit.spelling import value_names, value_numbers
 from services.tasks.catalog import QUEUES, Catalog, prefix_of
-from services.tasks.domain import AttemptRecord, AttemptRef, JobKind, TaskRecord
+from services.tasks.domain import AttemptRecord, AttemptRef, Fallback, JobKind, TaskRecord
+from services.tasks.fallbacks import tell_fallback
 from services.tasks.service_requests import ServiceRequestEffect, ServiceRequestNote, ServiceRequestState
 
 STATUS = value_numbers(enums_pb2.TaskStatus.DESCRIPTOR)
@@ -106,6 +107,8 @@ def _read_stored(task: task_pb2.Task, record: TaskRecord) -> None:
         result = task_pb2.TaskResult.FromString(record.result)
         task.warnings.extend(result.warnings)
         _merge_result(task, result)
+        if record.fallback == Fallback.TAKEN and (detail := task.WhichOneof("detail")) is not None:
+            tell_fallback(getattr(task, detail))
 
 
 def to_attempt(attempt: AttemptRecord) -> tasks_service_pb2.TaskAttempt:

@@ -52,6 +52,13 @@ class ErrorCategory(enum.StrEnum):
     INTERNAL = "INTERNAL"
 
 
+class Fallback(enum.StrEnum):
+    """Whether a task's second provider can take over, or has; null where there is none."""
+
+    AVAILABLE = "AVAILABLE"
+    TAKEN = "TAKEN"
+
+
 class AttemptOutcome(enum.StrEnum):
     """How an attempt ended."""
 
@@ -61,6 +68,13 @@ class AttemptOutcome(enum.StrEnum):
     CANCELLED = "CANCELLED"
     RELEASED = "RELEASED"
 
+
+# Another attempt would fail alike.
+NEVER_RETRIED = frozenset({ErrorCategory.VALIDATION, ErrorCategory.CONTENT_POLICY, ErrorCategory.CANCELLED})
+# No other provider could do better.
+CALLERS_OWN = frozenset({ErrorCategory.VALIDATION, ErrorCategory.CANCELLED})
+# A rate limit is waited for so much longer than other errors, where the provider does not say how long.
+RATE_LIMIT_FACTOR = 8
 
 TERMINAL = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED})
 
@@ -94,6 +108,7 @@ class TaskRecord(NamedTuple):
         charged: Cost already charged to its tenant, in expected device seconds; never charged twice.
         warm_keys: Adapters that a worker had better hold already.
         timeout_seconds: How long one attempt may run.
+        fallback: See `Fallback`.
         spec: The serialized CreateTask as accepted.
         body: A serialized Task with the members that no query asks for, among them the type's own.
         result: A serialized TaskResult of the winning attempt.
@@ -143,6 +158,7 @@ class TaskRecord(NamedTuple):
     body: bytes
     result: bytes | None
     result_objects: Sequence[str]
+    fallback: str | None
 
     @property
     def state(self) -> TaskStatus:
@@ -175,6 +191,7 @@ def new_task(
     spec: bytes,
     body: bytes,
     kind: JobKind = JobKind.TASK,
+    fallback: Fallback | None = None,
 ) -> TaskRecord:
     """Return a task as it is first written: PENDING, version 1, without an attempt."""
     return TaskRecord(
@@ -222,6 +239,7 @@ def new_task(
         body=body,
         result=None,
         result_objects=[],
+        fallback=fallback.value if fallback is not None else None,
     )
 
 
@@ -281,21 +299,41 @@ class RetryPolicy:
 
     Attributes:
         max_retries: Attempts beyond the first.
-        base_seconds: Wait before the first retry of a failed attempt; it doubles with each.
-        max_seconds: The longest wait.
+        base_seconds: Longest wait before the first retry of a failed attempt; it doubles with each.
+        max_seconds: The longest wait that is not asked for.
+        max_retry_after_seconds: The longest wait that a provider can ask for.
+        fallback_seconds: A task that has a fallback does not wait longer than this for its first provider.
     """
 
     max_retries: int = 3
     base_seconds: float = 0.5
     max_seconds: float = 30.0
+    max_retry_after_seconds: float = 3600.0
+    fallback_seconds: float = 60.0
 
     def allows(self, retry_count: int) -> bool:
         """Whether a task that was retried so often may be retried once more."""
         return retry_count < self.max_retries
 
-    def delay(self, retry_count: int) -> timedelta:
-        """Wait before the retry with this count, from 1."""
-        return timedelta(seconds=min(self.max_seconds, self.base_seconds * 2 ** max(0, retry_count - 1)))
+    def delay(
+        self,
+        retry_count: int,
+        *,
+        category: ErrorCategory | None = None,
+        retry_after: float | None = None,
+        spread: float = 1.0,
+    ) -> timedelta:
+        """Wait before a retry: full jitter, on top of what the provider asks for.
+
+        Args:
+            retry_count: Number of the retry, from 1.
+            category: Why the attempt failed; a rate limit is waited for longer.
+            retry_after: Seconds that the provider asks to be left alone.
+            spread: Where in the jitter's range, from 0 to 1.
+        """
+        base = self.base_seconds * (RATE_LIMIT_FACTOR if category is ErrorCategory.RATE_LIMIT else 1)
+        jitter = min(self.max_seconds, base * 2 ** max(0, retry_count - 1)) * spread
+        return timedelta(seconds=jitter + min(max(retry_after or 0.0, 0.0), self.max_retry_after_seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +348,7 @@ class AttemptLoss:
         resumed: Whether the next attempt takes over from a lost one.
         immediate: Whether the next attempt may start at once.
         device_seconds: How long the device worked.
+        retry_after: Seconds that the provider asks to wait before another attempt.
     """
 
     outcome: AttemptOutcome
@@ -319,6 +358,7 @@ class AttemptLoss:
     resumed: bool = False
     immediate: bool = True
     device_seconds: float = 0.0
+    retry_after: float | None = None
 
 
 # An attempt that never began.
@@ -346,6 +386,17 @@ class Requeue:
 
 
 @dataclass(frozen=True, slots=True)
+class FallBack:
+    """The task waits for its second provider, which has retries of its own. It never comes back.
+
+    Attributes:
+        loss: How the ended attempt is recorded.
+    """
+
+    loss: AttemptLoss
+
+
+@dataclass(frozen=True, slots=True)
 class Fail:
     """The task has failed.
 
@@ -358,25 +409,41 @@ class Fail:
     category: ErrorCategory
 
 
-def after_loss(record: TaskRecord, loss: AttemptLoss, policy: RetryPolicy) -> Requeue | Fail:
+def after_loss(
+    record: TaskRecord, loss: AttemptLoss, policy: RetryPolicy, *, accepted: bool = False, spread: float = 1.0
+) -> Requeue | FallBack | Fail:
     """Decide what follows an attempt that ended without a result.
 
-    An attempt that was handed back costs nothing, up to `MAX_FREE_RELEASES` times; after that it counts as lost.
-    Any other attempt costs a retry while the loss is retryable and the policy allows one more.
+    An attempt that was handed back costs nothing, and neither does one that was lost while its provider had accepted a
+    request that the next attempt goes on with: up to `MAX_FREE_RELEASES` times; after that it counts. Any other attempt
+    costs a retry while the loss is retryable and the policy allows one more. A fallback takes over where no retry is
+    left, where none can help, and where the provider asks for too long a wait; a mistake of the caller, or a cancel, is
+    no reason to.
 
     Args:
         record: The task as it was while the attempt ran.
         loss: Why the attempt ended.
         policy: How often a task is retried, and after which wait.
+        accepted: Whether its provider has accepted a request of it that has not ended.
+        spread: Where in the range of the jitter the wait is, from 0 to 1.
     """
-    if loss.outcome is AttemptOutcome.RELEASED:
-        if record.released < MAX_FREE_RELEASES:
-            return Requeue(loss, timedelta(), free=True, resumed=loss.resumed)
+    handed_back = loss.outcome is AttemptOutcome.RELEASED
+    # One that was stuck for longer than it may run is no better off for going on.
+    goes_on = accepted and loss.outcome is AttemptOutcome.EXPIRED and loss.category is not ErrorCategory.TIMEOUT
+    if (handed_back or goes_on) and record.released < MAX_FREE_RELEASES:
+        return Requeue(loss, timedelta(), free=True, resumed=loss.resumed)
+    if handed_back:
         loss = _HANDED_BACK_TOO_OFTEN
-    if not loss.retryable or not policy.allows(record.retry_count):
-        return Fail(loss, loss.category or ErrorCategory.INTERNAL)
-    delay = timedelta() if loss.immediate else policy.delay(record.retry_count + 1)
-    return Requeue(loss, delay, free=False, resumed=loss.resumed)
+    category = loss.category or ErrorCategory.INTERNAL
+    falls_back = record.fallback == Fallback.AVAILABLE and category not in CALLERS_OWN
+    too_long = falls_back and (loss.retry_after or 0.0) > policy.fallback_seconds
+    if loss.retryable and category not in NEVER_RETRIED and policy.allows(record.retry_count) and not too_long:
+        delay = timedelta()
+        if not loss.immediate:
+            retry = record.retry_count + 1
+            delay = policy.delay(retry, category=category, retry_after=loss.retry_after, spread=spread)
+        return Requeue(loss, delay, free=False, resumed=loss.resumed)
+    return FallBack(loss) if falls_back else Fail(loss, category)
 
 
 def clip_error(text: str) -> str:

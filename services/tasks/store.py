@@ -338,11 +338,12 @@ class TaskStore(Protocol):
         message: str,
         category: ErrorCategory,
         retryable: bool,
+        retry_after: float | None = None,
         device_seconds: float,
         policy: RetryPolicy,
         weights: Mapping[str, float],
     ) -> AttemptEnd:
-        """End an attempt with an error: queued again, or FAILED."""
+        """End an attempt with an error: queued again, by its fallback too, or FAILED."""
         ...
 
     async def release(self, session_id: UUID, refs: Sequence[AttemptRef], policy: RetryPolicy) -> list[TaskRecord]:

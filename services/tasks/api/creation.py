@@ -17,7 +17,7 @@ from meshkit.catalog import ProviderSpec, TaskTypeSpec, provider_of_config, type
 from meshkit.errors import forbidden, invalid
 from services.tasks.api.applications import fold_application, refuse_calls
 from services.tasks.catalog import Catalog
-from services.tasks.domain import TaskRecord, new_task, time_ordered_id
+from services.tasks.domain import Fallback, TaskRecord, new_task, time_ordered_id
 from services.tasks.inputs.validator import AcceptedInput, InputValidator
 
 # A JSON client, whose numbers are doubles, can repeat what it was told.
@@ -99,6 +99,7 @@ class TaskPreparer:
             traceparent=trace.traceparent if trace is not None else "",
             spec=spec.SerializeToString(),
             body=body.SerializeToString(),
+            fallback=Fallback.AVAILABLE if body.HasField("fallback_provider_type") else None,
         )
         return record, accepted
 

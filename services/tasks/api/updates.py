@@ -15,7 +15,7 @@ from services.tasks.api.applications import APPLICATION, follow_application, ref
 from services.tasks.api.creation import check_config, warm_keys
 from services.tasks.catalog import Catalog
 from services.tasks.convert import CATEGORY_NAME, STATUS_NAME, TASK_TYPE_NAME, fold_result, moment, to_task
-from services.tasks.domain import TaskRecord, TaskStatus, lane_of, may
+from services.tasks.domain import Fallback, TaskRecord, TaskStatus, lane_of, may
 from services.tasks.errors import executing, illegal_transition
 
 
@@ -144,6 +144,8 @@ def apply(record: TaskRecord, update: Update, catalog: Catalog) -> TaskRecord:
     _check_providers(record, update, requested, body, catalog)
     if "provider_type" in update.paths or "queue_name" in update.paths:
         changes.update(_routed(record, update, catalog))
+    if "fallback_provider_type" in update.paths and record.fallback != Fallback.TAKEN:
+        changes["fallback"] = Fallback.AVAILABLE.value if body.HasField("fallback_provider_type") else None
     if update.status is TaskStatus.FAILED:
         changes |= {"status": TaskStatus.FAILED.value, "completed_at": record.updated_at, "not_before": None}
     return record._replace(**changes, body=body.SerializeToString(), result=None)

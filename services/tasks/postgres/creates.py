@@ -36,6 +36,7 @@ _VARYING = (
     ("traceparent", "text"),
     ("spec", "bytea"),
     ("body", "bytea"),
+    ("fallback", "text"),
 )
 _KINDS = dict(_VARYING)
 _values = attrgetter(*_KINDS)

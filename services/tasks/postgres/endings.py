@@ -18,18 +18,21 @@ their caller, who must apply the returned changes.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
 from meshkit.db import Connection
+from meshkit.logging import get_logger
 from meshkit.pipeline import Pipeline
-from services.tasks.catalog import prefix_of
+from services.tasks.catalog import LOCAL, prefix_of
 from services.tasks.domain import (
     MAX_ERRORS,
     AttemptLoss,
     AttemptOutcome,
     AttemptRef,
     ErrorCategory,
+    FallBack,
     Requeue,
     RetryPolicy,
     TaskRecord,
@@ -37,9 +40,12 @@ from services.tasks.domain import (
     after_loss,
     clip_error,
 )
-from services.tasks.postgres import announcements, columns, counters
+from services.tasks.fallbacks import taken_over
+from services.tasks.postgres import announcements, columns, counters, service_requests
 from services.tasks.scheduling.fairness import correction, weight_of
 from services.tasks.store import AttemptEnd, CompletedAttempt
+
+_log = get_logger(__name__)
 
 # An attempt gets its row when it ends; until then its task's row tells of it. A row that exists already was written by
 # an earlier release, at the lease.
@@ -82,7 +88,7 @@ SELECT {columns.SELECT}, seconds FROM done
 
 _REQUEUE = f"""
 UPDATE tasks t SET
-    status = 'PENDING', version = t.version + 1, progress = 0, updated_at = now(),
+    status = 'PENDING', version = t.version + 1, updated_at = now(),
     lease_session = NULL, lease_sequence = NULL, leased_at = NULL, missing_since = NULL,
     executor_type = NULL, executor_instance = NULL,
     not_before = CASE WHEN %(delay)s > 0 THEN now() + %(delay)s * interval '1 second' END,
@@ -92,6 +98,19 @@ UPDATE tasks t SET
     last_resume_attempt = CASE WHEN %(resumed)s THEN now() ELSE t.last_resume_attempt END,
     errors = (t.errors || %(errors)s::text[])[greatest(1, cardinality(t.errors) + 2 - {MAX_ERRORS}):]
 WHERE t.id = %(id)s AND t.status = 'EXECUTING' AND t.attempt = %(attempt)s AND t.lease_session = %(session)s
+RETURNING {columns.SELECT_T}
+"""  # noqa: S608 -- fixed names
+
+# What the fallback costs is charged where it waits.
+_FALL_BACK = f"""
+UPDATE tasks t SET
+    status = 'PENDING', version = t.version + 1, updated_at = now(), fallback = 'TAKEN',
+    provider_type = %(provider_type)s, lane = %(lane)s, queue_name = %(queue_name)s, spec = %(spec)s, body = %(body)s,
+    lease_session = NULL, lease_sequence = NULL, leased_at = NULL, missing_since = NULL,
+    executor_type = NULL, executor_instance = NULL, not_before = NULL, retry_count = 0, released = 0, charged = 0,
+    errors = (t.errors || %(errors)s::text[])[greatest(1, cardinality(t.errors) + 2 - {MAX_ERRORS}):]
+WHERE t.id = %(id)s AND t.fallback = 'AVAILABLE' AND t.status = %(status)s AND t.attempt = %(attempt)s
+    AND t.lease_session IS NOT DISTINCT FROM %(session)s
 RETURNING {columns.SELECT_T}
 """  # noqa: S608 -- fixed names
 
@@ -225,7 +244,10 @@ async def _lose(
     weights: Mapping[str, float] | None = None,
 ) -> tuple[TaskRecord | None, list[counters.CounterChange]]:
     """End one attempt; the caller applies the returned changes of counters, once in its transaction."""
-    following = after_loss(record, loss, policy)
+    # A device asks nobody, and whoever reports a failure has noted the end of what it asked.
+    asked = record.provider_type != LOCAL and loss.outcome is AttemptOutcome.EXPIRED
+    accepted = asked and await service_requests.has_accepted(conn, record)
+    following = after_loss(record, loss, policy, accepted=accepted, spread=random.random())  # noqa: S311 -- jitter
     loss = following.loss
     guarded = {
         "id": record.id,
@@ -244,16 +266,23 @@ async def _lose(
                 "resumed": following.resumed,
             },
         )
+    elif isinstance(following, FallBack):
+        changed = taken_over(record)._asdict()
+        cursor = await conn.execute(_FALL_BACK, {**guarded, **changed, "status": TaskStatus.EXECUTING.value})
     else:
         cursor = await conn.execute(_FAIL, {**guarded, "category": following.category.value})
     row = await cursor.fetchone()
     if row is None:
         return None, []
     after = columns.record(row)
+    if not isinstance(following, Requeue) and record.provider_type != LOCAL:
+        await service_requests.close(conn, record.id)
     await _end_attempt(conn, record, loss)
     await announcements.changed(conn, [after])
     if after.status == TaskStatus.FAILED:
         await note_sweep(conn, after)
+    if isinstance(following, FallBack):
+        _log.info("task_fell_back", task_id=str(after.id), former=record.provider_type, provider=after.provider_type)
     changes = [counters.entering(after)] if counters.waits(after) else []
     if weights is not None and after.status == TaskStatus.FAILED:
         changes.append(_settle(after, loss.device_seconds, weights))

@@ -41,6 +41,7 @@ _MUTABLE = (
     "body",
     "result",
     "not_before",
+    "fallback",
 )
 
 _MODIFY = sql.SQL(

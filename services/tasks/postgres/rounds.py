@@ -79,7 +79,7 @@ WITH chosen AS (
     CROSS JOIN LATERAL (SELECT t.ctid AS place FROM tasks t WHERE t.id = c.id FOR UPDATE SKIP LOCKED) t
 )
 UPDATE tasks t SET
-    status = 'EXECUTING', attempt = t.attempt + 1, version = t.version + 1, progress = 0,
+    status = 'EXECUTING', attempt = t.attempt + 1, version = t.version + 1,
     started_at = coalesce(t.started_at, now()), updated_at = now(), leased_at = now(),
     executor_type = c.kind, executor_instance = c.name, lease_session = c.session, lease_sequence = c.sequence,
     charged = CASE WHEN t.charged > 0 THEN t.charged ELSE c.cost END, missing_since = NULL, error_category = NULL

@@ -7,7 +7,6 @@ from uuid import UUID
 
 from meshkit.db import Connection
 from services.tasks.domain import TERMINAL, AttemptRef, TaskRecord
-from services.tasks.postgres import endings
 from services.tasks.service_requests import (
     OPEN,
     NoteVerdict,
@@ -62,9 +61,18 @@ UPDATE service_requests SET state = 'UNKNOWN', ended_at = now() WHERE task_id = 
 """
 
 
-async def note(conn: Connection, ref: AttemptRef, session: UUID, request: ServiceRequestNote) -> NoteVerdict:
-    """Write a request down as it stands now; see `store.TaskStore.note_service_request`."""
-    record = await endings.lock(conn, ref.job_id)
+async def note(
+    conn: Connection, record: TaskRecord | None, ref: AttemptRef, session: UUID, request: ServiceRequestNote
+) -> NoteVerdict:
+    """Write a request down as it stands now; see `store.TaskStore.note_service_request`.
+
+    Args:
+        conn: A connection in a transaction.
+        record: The attempt's task, its row locked; None where it is no more.
+        ref: The attempt.
+        session: The session that tells of it.
+        request: The request.
+    """
     ended = request.state not in OPEN
     if record is None:
         return NoteVerdict.ENDED

@@ -187,7 +187,8 @@ class PostgresTaskStore:
         """Write a request to a provider down as it stands."""
 
         async def work(conn: Connection) -> NoteVerdict:
-            return await service_requests.note(conn, ref, session, request)
+            record = await endings.lock(conn, ref.job_id)
+            return await service_requests.note(conn, record, ref, session, request)
 
         return await self._in_transaction(work)
 
@@ -225,11 +226,12 @@ class PostgresTaskStore:
         message: str,
         category: ErrorCategory,
         retryable: bool,
+        retry_after: float | None = None,
         device_seconds: float,
         policy: RetryPolicy,
         weights: Mapping[str, float],
     ) -> AttemptEnd:
-        """End an attempt with an error: queued again, or FAILED."""
+        """End an attempt with an error: queued again, by its fallback too, or FAILED."""
         loss = AttemptLoss(
             AttemptOutcome.FAILED,
             message,
@@ -237,6 +239,7 @@ class PostgresTaskStore:
             retryable=retryable,
             immediate=False,
             device_seconds=device_seconds,
+            retry_after=retry_after,
         )
 
         async def work(conn: Connection) -> AttemptEnd:

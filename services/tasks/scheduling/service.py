@@ -337,6 +337,7 @@ class WorkerSessions:
         message: str,
         category: ErrorCategory,
         retryable: bool,
+        retry_after: float | None = None,
         device_seconds: float,
     ) -> bool:
         """End an attempt with an error.
@@ -354,6 +355,7 @@ class WorkerSessions:
             message=message or "The attempt failed",
             category=category,
             retryable=retryable,
+            retry_after=retry_after,
             device_seconds=device_seconds,
             policy=self._policy,
             weights=self._weights,

@@ -11,7 +11,7 @@ from atelier.tasks.v1 import worker_service_pb2, worker_service_pb2_grpc
 from meshkit import auth
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import get_logger
-from meshkit.moments import duration_of
+from meshkit.moments import duration_of, seconds_of
 from services.tasks.api.creation import MODEL_KEY
 from services.tasks.catalog import LOCAL
 from services.tasks.convert import (
@@ -144,6 +144,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             message=request.message,
             category=ErrorCategory(CATEGORY_NAME.get(request.category, "INTERNAL")),
             retryable=request.retryable,
+            retry_after=seconds_of(request.retry_after) if request.HasField("retry_after") else None,
             device_seconds=request.device_seconds,
         )
         return worker_service_pb2.FailResponse(requeued=requeued)

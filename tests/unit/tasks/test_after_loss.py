@@ -12,6 +12,8 @@ from services.tasks.domain import (
     AttemptOutcome,
     ErrorCategory,
     Fail,
+    FallBack,
+    Fallback,
     Requeue,
     RetryPolicy,
     TaskRecord,
@@ -56,7 +58,7 @@ for _outcome in (AttemptOutcome.FAILED, AttemptOutcome.EXPIRED):
 CASES = list(itertools.product(OUTCOMES, BOTH, RETRIES, RELEASES, BOTH))
 
 
-def task(*, retries: int = 0, releases: int = 0) -> TaskRecord:
+def task(*, retries: int = 0, releases: int = 0, fallback: Fallback | None = None) -> TaskRecord:
     record = new_task(
         task_id=time_ordered_id(NOW),
         tenant="acme",
@@ -75,6 +77,7 @@ def task(*, retries: int = 0, releases: int = 0) -> TaskRecord:
         traceparent="",
         spec=b"",
         body=b"",
+        fallback=fallback,
     )
     return record._replace(retry_count=retries, released=releases)
 
@@ -98,6 +101,7 @@ def test_what_follows_a_lost_or_failed_attempt(case: tuple[AttemptOutcome, bool,
     if isinstance(following, Fail):
         assert expected == FAILS
     else:
+        assert isinstance(following, Requeue)
         assert expected == ("requeue", following.delay.total_seconds(), following.free)
     assert following.loss.outcome is recorded
     if recorded is outcome:
@@ -133,3 +137,79 @@ def test_a_retry_takes_over_from_a_lost_attempt_alone(resumed: bool) -> None:
     following = after_loss(task(), AttemptLoss(AttemptOutcome.EXPIRED, "lost", resumed=resumed), POLICY)
     assert isinstance(following, Requeue)
     assert following.resumed is resumed
+
+
+SENSELESS = (ErrorCategory.VALIDATION, ErrorCategory.CONTENT_POLICY, ErrorCategory.CANCELLED)
+
+
+@pytest.mark.parametrize("category", ErrorCategory)
+@pytest.mark.parametrize("fallback", [None, *Fallback])
+@pytest.mark.parametrize("retries", [0, 3])
+@pytest.mark.parametrize("retryable", BOTH)
+def test_a_fallback_takes_over_once_where_no_retry_is_left_or_can_help(
+    category: ErrorCategory, fallback: Fallback | None, retries: int, retryable: bool
+) -> None:
+    loss = AttemptLoss(AttemptOutcome.FAILED, "why", category, retryable=retryable)
+    following = after_loss(task(retries=retries, fallback=fallback), loss, POLICY)
+    if retryable and retries == 0 and category not in SENSELESS:
+        assert isinstance(following, Requeue)
+    elif fallback is Fallback.AVAILABLE and category not in (ErrorCategory.VALIDATION, ErrorCategory.CANCELLED):
+        assert following == FallBack(loss)
+    else:
+        assert following == Fail(loss, category)
+
+
+@pytest.mark.parametrize(
+    ("asked", "fallback", "follows", "delay"),
+    [
+        (59.0, Fallback.AVAILABLE, Requeue, 60.0),
+        (61.0, Fallback.AVAILABLE, FallBack, None),
+        (61.0, Fallback.TAKEN, Requeue, 62.0),
+        (61.0, None, Requeue, 62.0),
+        (1e9, None, Requeue, 3601.0),
+        (-5.0, None, Requeue, 1.0),
+    ],
+)
+def test_a_provider_is_left_alone_for_as_long_as_it_asks_and_no_longer_than_the_bound(
+    asked: float, fallback: Fallback | None, follows: type, delay: float | None
+) -> None:
+    loss = AttemptLoss(AttemptOutcome.FAILED, "slow", ErrorCategory.PROVIDER, immediate=False, retry_after=asked)
+    following = after_loss(task(fallback=fallback), loss, POLICY)
+    assert isinstance(following, follows)
+    if isinstance(following, Requeue):
+        assert following.delay.total_seconds() == delay
+
+
+def test_the_jitter_is_full_and_never_shortens_what_is_asked_for() -> None:
+    for spread, least in ((0.0, 0.0), (0.5, 2.0), (1.0, 4.0)):
+        assert POLICY.delay(3, spread=spread).total_seconds() == least
+        assert POLICY.delay(3, spread=spread, retry_after=7.0).total_seconds() == 7.0 + least
+    assert POLICY.delay(1, category=ErrorCategory.RATE_LIMIT).total_seconds() == 8.0
+    assert POLICY.delay(9, category=ErrorCategory.RATE_LIMIT).total_seconds() == 30.0
+
+
+LOST = AttemptLoss(AttemptOutcome.EXPIRED, "lost", ErrorCategory.RESOURCE, resumed=True)
+
+
+def test_an_attempt_that_is_lost_with_an_accepted_request_costs_no_retry_within_bounds() -> None:
+    assert after_loss(task(retries=3), LOST, POLICY, accepted=True) == Requeue(
+        LOST, timedelta(), free=True, resumed=True
+    )
+    spent = after_loss(task(releases=MAX_FREE_RELEASES), LOST, POLICY, accepted=True)
+    assert spent == Requeue(LOST, timedelta(), free=False, resumed=True)
+    over = task(retries=3, releases=MAX_FREE_RELEASES, fallback=Fallback.AVAILABLE)
+    assert after_loss(over, LOST, POLICY, accepted=True) == FallBack(LOST)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        AttemptLoss(AttemptOutcome.FAILED, "no", ErrorCategory.PROVIDER),
+        AttemptLoss(AttemptOutcome.EXPIRED, "stuck", ErrorCategory.TIMEOUT, resumed=True),
+    ],
+    ids=["failed", "stuck"],
+)
+def test_a_failed_or_stuck_attempt_costs_a_retry_whatever_was_accepted(loss: AttemptLoss) -> None:
+    following = after_loss(task(), loss, POLICY, accepted=True)
+    assert isinstance(following, Requeue)
+    assert not following.free
