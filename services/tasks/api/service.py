@@ -32,6 +32,7 @@ from services.tasks.errors import executing, identifier_used, illegal_transition
 from services.tasks.inputs.validator import AcceptedInput, InputValidator
 from services.tasks.metrics import COMMIT_MEMBERS
 from services.tasks.notifier import Notifier
+from services.tasks.service_requests import ServiceRequestNote
 from services.tasks.store import Created, Creation, TaskFilter, TaskStore
 
 _log = get_logger(__name__)
@@ -194,6 +195,11 @@ class TasksService:
         """Return attempts made at a task, oldest first."""
         caller.seen(await self._store.get(task_id), task_id, task_not_found)
         return await self._store.attempts(task_id)
+
+    async def service_requests(self, task_id: UUID, caller: Caller) -> Sequence[ServiceRequestNote]:
+        """Return requests made to providers for a task, oldest first."""
+        caller.seen(await self._store.get(task_id), task_id, task_not_found)
+        return await self._store.service_requests(task_id)
 
     async def update(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from services.tasks.api.quotas import TenantQuotas
 from services.tasks.api.service import TasksService
 from services.tasks.api.watch import TaskWatchers
 from services.tasks.catalog import Catalog
-from services.tasks.convert import STATUS_NAME, TASK_TYPE_NAME, to_attempt, to_catalog, write_task
+from services.tasks.convert import STATUS_NAME, TASK_TYPE_NAME, to_attempt, to_catalog, to_service_request, write_task
 from services.tasks.domain import TaskStatus
 from services.tasks.media import ShowTask
 from services.tasks.store import TaskFilter
@@ -159,6 +160,16 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         del context
         attempts = await self._tasks.attempts(UUID(request.task_id), Caller.of_call())
         return tasks_service_pb2.ListTaskAttemptsResponse(attempts=[to_attempt(attempt) for attempt in attempts])
+
+    async def ListServiceRequests(
+        self, request: tasks_service_pb2.ListServiceRequestsRequest, context: Context
+    ) -> tasks_service_pb2.ListServiceRequestsResponse:
+        del context
+        notes = await self._tasks.service_requests(UUID(request.task_id), Caller.of_call())
+        # What it takes to go on with a request may hold signed addresses.
+        return tasks_service_pb2.ListServiceRequestsResponse(
+            service_requests=[to_service_request(replace(note, resume=None)) for note in notes]
+        )
 
     async def GetCatalog(
         self, request: tasks_service_pb2.GetCatalogRequest, context: Context

@@ -18,6 +18,7 @@ SENDING = service_requests_pb2.SERVICE_REQUEST_STATE_SENDING
 ACCEPTED = service_requests_pb2.SERVICE_REQUEST_STATE_ACCEPTED
 DONE = service_requests_pb2.SERVICE_REQUEST_STATE_DONE
 FAILED = service_requests_pb2.SERVICE_REQUEST_STATE_FAILED
+FAILURE = service_requests_pb2.SERVICE_REQUEST_EFFECT_FAILURE
 IGNORED = service_requests_pb2.SERVICE_REQUEST_EFFECT_IGNORED
 APP = "fal-ai/flux/dev"
 
@@ -208,6 +209,28 @@ async def test_no_tenant_names_sees_or_goes_on_with_anothers_request(mesh: Mesh)
     await mesh.running.maintenance.promote()
     [again] = await worker.lease()
     assert (again.job_id, list(again.service_requests)) == (theirs.id, [])
+
+
+async def test_support_reads_what_a_task_has_asked_of_providers(mesh: Mesh) -> None:
+    task = await mesh.create(drawing())
+    worker = await caller(mesh)
+    [lease] = await worker.lease()
+    resume = Struct()
+    resume.update({"status_url": "https://queue.fal.run/x?signature=secret"})
+    first = request(ACCEPTED, service_task_id="req-1", resume=resume)
+    await note(worker, lease, first)
+    await note(worker, lease, request(FAILED, id=first.id, http_status=500, message="It broke.", effect=FAILURE))
+    await note(worker, lease, request(SENDING))
+    asked = tasks_service_pb2.ListServiceRequestsRequest(task_id=task.id)
+    answer = await mesh.tasks("ops", ("support",)).ListServiceRequests(asked)
+    ended, sending = answer.service_requests
+    assert (ended.state, ended.http_status, ended.message, ended.effect) == (FAILED, 500, "It broke.", FAILURE)
+    assert (ended.service_task_id, ended.target, ended.attempt, ended.HasField("ended_at")) == ("req-1", APP, 1, True)
+    assert (sending.state, sending.HasField("ended_at")) == (SENDING, False)
+    assert b"secret" not in answer.SerializeToString()
+    with pytest.raises(MeshError) as error:
+        await mesh.tasks().ListServiceRequests(asked)
+    assert error.value.kind is ErrorKind.FORBIDDEN
 
 
 async def test_what_it_takes_to_go_on_is_small(mesh: Mesh) -> None:

@@ -5,6 +5,7 @@ isort:skip_file
 
 from atelier.tasks.v1 import enums_pb2 as _enums_pb2
 from atelier.tasks.v1 import phase_pb2 as _phase_pb2
+from atelier.tasks.v1 import service_requests_pb2 as _service_requests_pb2
 from atelier.tasks.v1 import task_pb2 as _task_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -944,6 +945,52 @@ class ListTaskAttemptsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTaskAttemptsResponse: _TypeAlias = ListTaskAttemptsResponse  # noqa: Y015
+
+@_typing.final
+class ListServiceRequestsRequest(_message.Message):
+    """Request of ListServiceRequests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListServiceRequestsRequest: _TypeAlias = ListServiceRequestsRequest  # noqa: Y015
+
+@_typing.final
+class ListServiceRequestsResponse(_message.Message):
+    """Response of ListServiceRequests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def service_requests(self) -> _containers.RepeatedCompositeFieldContainer[_service_requests_pb2.ServiceRequest]:
+        """The requests, without what it takes to go on with them."""
+
+    def __init__(
+        self,
+        *,
+        service_requests: _abc.Iterable[_service_requests_pb2.ServiceRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["service_requests", b"service_requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListServiceRequestsResponse: _TypeAlias = ListServiceRequestsResponse  # noqa: Y015
 
 @_typing.final
 class GetCatalogRequest(_message.Message):

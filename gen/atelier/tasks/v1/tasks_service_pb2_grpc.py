@@ -110,6 +110,11 @@ class TasksServiceStub:
                 request_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListTaskAttemptsRequest.SerializeToString,
                 response_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListTaskAttemptsResponse.FromString,
                 _registered_method=True)
+        self.ListServiceRequests = channel.unary_unary(
+                '/atelier.tasks.v1.TasksService/ListServiceRequests',
+                request_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListServiceRequestsRequest.SerializeToString,
+                response_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListServiceRequestsResponse.FromString,
+                _registered_method=True)
 
 
 class TasksServiceServicer:
@@ -221,6 +226,13 @@ class TasksServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListServiceRequests(self, request, context):
+        """Requests that were made to providers for a task, oldest first, the last thousand.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TasksServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -298,6 +310,11 @@ def add_TasksServiceServicer_to_server(servicer, server):
                     servicer.ListTaskAttempts,
                     request_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListTaskAttemptsRequest.FromString,
                     response_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListTaskAttemptsResponse.SerializeToString,
+            ),
+            'ListServiceRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListServiceRequests,
+                    request_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListServiceRequestsRequest.FromString,
+                    response_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListServiceRequestsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -706,6 +723,33 @@ class TasksService:
             '/atelier.tasks.v1.TasksService/ListTaskAttempts',
             atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListTaskAttemptsRequest.SerializeToString,
             atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListTaskAttemptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListServiceRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.tasks.v1.TasksService/ListServiceRequests',
+            atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListServiceRequestsRequest.SerializeToString,
+            atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListServiceRequestsResponse.FromString,
             options,
             channel_credentials,
             insecure,

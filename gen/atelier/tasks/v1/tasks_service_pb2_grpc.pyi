@@ -63,6 +63,8 @@ class TasksServiceStub:
     """Tells the caller the limits of its tenant, and how much of them is used."""
     ListTaskAttempts: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.ListTaskAttemptsRequest, _tasks_service_pb2.ListTaskAttemptsResponse]
     """Lists the attempts made at a task, oldest first."""
+    ListServiceRequests: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.ListServiceRequestsRequest, _tasks_service_pb2.ListServiceRequestsResponse]
+    """Requests that were made to providers for a task, oldest first, the last thousand."""
 
 @_typing.type_check_only
 class TasksServiceAsyncStub(TasksServiceStub):
@@ -99,6 +101,8 @@ class TasksServiceAsyncStub(TasksServiceStub):
     """Tells the caller the limits of its tenant, and how much of them is used."""
     ListTaskAttempts: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.ListTaskAttemptsRequest, _tasks_service_pb2.ListTaskAttemptsResponse]  # type: ignore[assignment]
     """Lists the attempts made at a task, oldest first."""
+    ListServiceRequests: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.ListServiceRequestsRequest, _tasks_service_pb2.ListServiceRequestsResponse]  # type: ignore[assignment]
+    """Requests that were made to providers for a task, oldest first, the last thousand."""
 
 class TasksServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tasks: one piece of work each, from acceptance to result."""
@@ -222,5 +226,13 @@ class TasksServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tasks_service_pb2.ListTaskAttemptsResponse, _abc.Awaitable[_tasks_service_pb2.ListTaskAttemptsResponse]]:
         """Lists the attempts made at a task, oldest first."""
+
+    @_abc_1.abstractmethod
+    def ListServiceRequests(
+        self,
+        request: _tasks_service_pb2.ListServiceRequestsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tasks_service_pb2.ListServiceRequestsResponse, _abc.Awaitable[_tasks_service_pb2.ListServiceRequestsResponse]]:
+        """Requests that were made to providers for a task, oldest first, the last thousand."""
 
 def add_TasksServiceServicer_to_server(servicer: TasksServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
