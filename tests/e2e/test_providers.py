@@ -26,17 +26,16 @@ def ended(client: httpx.Client, **fields: Any) -> dict[str, Any]:
 
 
 def edited(client: httpx.Client, **fields: Any) -> dict[str, Any]:
-    return ended(
-        client,
-        task_type="EDITING",
-        prompt="make it blue",
-        base_image=data_url(PERSON),
-        reference_images=[data_url(GARMENT)],
-        width=64,
-        height=64,
-        provider_type="FASHN_STANDARD",
-        **fields,
-    )
+    asked: dict[str, Any] = {
+        "task_type": "EDITING",
+        "prompt": "make it blue",
+        "base_image": data_url(PERSON),
+        "reference_images": [data_url(GARMENT)],
+        "width": 64,
+        "height": 64,
+        "provider_type": "FASHN_STANDARD",
+    }
+    return ended(client, **{**asked, **fields})
 
 
 @pytest.fixture
@@ -96,3 +95,24 @@ def test_a_mistake_of_the_caller_fails_once_and_says_why(device_mesh: RunningMes
     [error] = task["errors"]
     assert error.startswith("config.fashn.model must be one of tryon-v1.6, tryon-max")
     assert len(fashn.asked) == asked
+
+
+@pytest.mark.parametrize("why", ["moderation", "out of credits"])
+def test_the_device_edits_what_fashn_does_not(device_mesh: RunningMesh, fashn: FashnServer, why: str) -> None:
+    asked, made = fashn.count("POST"), len(fashn.predictions)
+    if why == "moderation":
+        fashn.ending, fashn.error = "failed", {"name": "ContentModerationError", "message": "Prohibited content"}
+    else:
+        fashn.refusal = 429, "OutOfCredits", "No API credits remaining"
+    with device_mesh.http(f"fallen-back-{why.replace(' ', '-')}") as client:
+        task = edited(
+            client, reference_images=None, config={"fashn": {"model": "edit"}}, fallback_provider_type="LOCAL"
+        )
+        assert task["status"] == "COMPLETED", task["errors"]
+        assert task["provider_type"] == "LOCAL"
+        assert stored_picture(client, task["result_image_path"]).size == (64, 64)
+        outcomes = [attempt["outcome"] for attempt in device_mesh.attempts(client, task["id"])]
+        assert outcomes == ["FAILED", "COMPLETED"]
+    # It is asked once, whether or not it takes the request.
+    assert fashn.count("POST") == asked + 1
+    assert len(fashn.predictions) == made + int(why == "moderation")

@@ -25,6 +25,7 @@ class CalledProviders:
             "ATELIER_FREEPIK_KEY": self.freepik.key,
             "ATELIER_FETCH_ALLOW_PRIVATE": f"{self.fashn.host},{self.freepik.host}",
             "ATELIER_PROVIDER_POLL_SECONDS": "0.2",
+            "ATELIER_WORKER_CALLS": "64",
         }
 
 
