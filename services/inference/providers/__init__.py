@@ -34,7 +34,9 @@ _MODULES: dict[str, str] = {
     "FASHN_STANDARD": f"{__name__}.fashn_standard",
     "FREEPIK_MAGNIFIC": f"{__name__}.freepik_magnific",
     "FREEPIK_MAGNIFIC_PRECISION": f"{__name__}.freepik_magnific_precision",
+    "VERTEX": f"{__name__}.vertex",
     "AI_CORE": f"{__name__}.ai_core",
+    "NANO_BANANA_UPSCALER": f"{__name__}.nano_banana_upscaler",
 }
 
 

@@ -94,7 +94,8 @@ class ProviderSettings(WorkerSettings):
     )
     vertex_location: str = Field(default="global", min_length=1, description="Location at Vertex.")
     vertex_credentials_file: Path | None = Field(
-        default=None, description="Credentials of Google Cloud, such as a service account's; those around if empty."
+        default=None,
+        description="Key file of a service account at Google Cloud; the machine's own credentials if empty.",
     )
     vertex_url: OptionalAddress = Field(default="", description="Address of Vertex; that of the location if empty.")
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import google.auth
 import google.auth.exceptions
 import httpx2
 from google import genai
 from google.genai import errors, types
+from google.oauth2 import service_account
 
 from services.inference.providers.encoded import SentPicture
 from services.inference.providers.errors import Fault, ProviderError, fault_of_status
@@ -91,7 +91,7 @@ class GeminiClient:
         if settings.vertex_project:
             credentials = None
             if settings.vertex_credentials_file is not None:
-                credentials, _ = google.auth.load_credentials_from_file(  # type: ignore[no-untyped-call] # has no types
+                credentials = service_account.Credentials.from_service_account_file(  # type: ignore[no-untyped-call] # has no types
                     str(settings.vertex_credentials_file), scopes=[_SCOPE]
                 )
             options.base_url = settings.vertex_url or None

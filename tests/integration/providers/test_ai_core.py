@@ -444,3 +444,21 @@ async def test_the_official_clients_agree_with_the_servers() -> None:
         assert "".join(chunks).strip() == google.text
         await gemini.aio.aclose()
         gemini.close()
+
+
+async def test_the_official_client_agrees_with_the_server_of_pictures() -> None:
+    async with GeminiServer() as server:
+        client = genai.Client(enterprise=False, api_key=server.key, http_options=types.HttpOptions(base_url=server.url))
+        config = types.GenerateContentConfig(
+            response_modalities=["IMAGE"], image_config=types.ImageConfig(aspect_ratio="4:3", image_size="2K")
+        )
+        answer = await client.aio.models.generate_content(model="gemini-3-pro-image", contents="a dress", config=config)
+        assert answer.parts is not None
+        drawn = [part.inline_data.data for part in answer.parts if part.inline_data is not None]
+        assert [Image.open(io.BytesIO(data or b"")).size for data in drawn] == [(64, 64), (2400, 1792)]
+        server.block = "PROHIBITED_CONTENT"
+        answer = await client.aio.models.generate_content(model="gemini-3-pro-image", contents="a dress", config=config)
+        assert answer.prompt_feedback is not None
+        assert answer.prompt_feedback.block_reason == types.BlockedReason.PROHIBITED_CONTENT
+        await client.aio.aclose()
+        client.close()
