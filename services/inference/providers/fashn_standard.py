@@ -219,7 +219,7 @@ class FashnEditing:
             NAME,
             target=edit.name,
             operation="edit",
-            seconds=settings.max_wait_seconds or self._kit.seconds(TASK_TYPE_EDITING),
+            seconds=self._seconds(settings),
             pacing=_pacing(settings.poll_interval),
         )
 
@@ -232,6 +232,11 @@ class FashnEditing:
             (OutputFile(_RESULT, "image/png", "result_image_path"),),
             time.monotonic() - began,
         )
+
+    def _seconds(self, settings: FashnStandardConfig) -> float:
+        """Return how long FASHN may take: no longer than an attempt may, whose end would leave what it has paid for."""
+        longest = self._kit.seconds(TASK_TYPE_EDITING)
+        return min(settings.max_wait_seconds, longest) if settings.HasField("max_wait_seconds") else longest
 
     def _edit(self, spec: CreateTask, task: Task) -> FashnEdit:
         return read_edit(

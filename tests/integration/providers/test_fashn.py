@@ -320,12 +320,13 @@ async def test_a_look_that_fails_does_not_end_a_prediction(
     assert (server.paid, attempt.states[-1], _picture(attempt).size) == (1, "DONE", (64, 96))
 
 
+@pytest.mark.parametrize(("longest", "settings"), [(1, {}), (86400, {"provider_wait_seconds": 0.3})])
 async def test_a_prediction_that_never_ends_ends_at_the_longest_wait_and_is_not_made_again(
-    handler: fashn_standard.FashnEditing, server: FashnServer, tmp_path: Path
+    make: Make, server: FashnServer, tmp_path: Path, longest: int, settings: dict[str, Any]
 ) -> None:
     server.looks = None
     with pytest.raises(TaskFailed) as failed:
-        await handler.run(_attempt(tmp_path, provider=FashnStandardConfig(max_wait_seconds=1)))
+        await make(**settings).run(_attempt(tmp_path, provider=FashnStandardConfig(max_wait_seconds=longest)))
     # FASHN cannot be told to stop: what came of another attempt would be paid as well.
     assert (failed.value.category, failed.value.retryable) == (ErrorCategory.ERROR_CATEGORY_TIMEOUT, False)
     assert server.paid == 1
