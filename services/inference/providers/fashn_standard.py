@@ -17,12 +17,12 @@ how the result is brought to the asked size, as for the local models.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -37,8 +37,9 @@ from PIL import Image
 
 from meshkit.validation import apply_defaults
 from meshkit.worker.handlers import CallContext, CallHandler, InputRef, Output, OutputFile, image_refs
-from modelkit.pictures import Fit, open_picture, over_white
+from modelkit.pictures import Fit, over_white
 from services.inference.providers.errors import Fault, ProviderError
+from services.inference.providers.given import read_given, was_sent
 from services.inference.providers.http import ProviderHttp, ProviderReply
 from services.inference.providers.kit import ProviderKit
 from services.inference.providers.paid import AcceptedRequest, Order, Pacing, ProviderAnswer, Standing, queued
@@ -226,7 +227,9 @@ class FashnEditing:
         async def finish(answer: ProviderAnswer[str]) -> None:
             await self._kit.results.picture(NAME, answer.value, context.folder / _RESULT, size=size, how=how)
 
-        await queued(context, _Prediction(self._http, edit, context.inputs, settings.max_image_height), order, finish)
+        sent = was_sent(context, PROVIDER_TYPE_FASHN_STANDARD)
+        document = {} if sent else await _document(edit, context.inputs, settings.max_image_height)
+        await queued(context, _Prediction(self._http, document), order, finish)
         return Output(
             TaskResult(editing=EditingTaskPublic(seed=_seed(context.spec, context.task))),
             (OutputFile(_RESULT, "image/png", "result_image_path"),),
@@ -266,16 +269,13 @@ def handlers(kit: ProviderKit) -> Mapping[TaskType.ValueType, CallHandler]:
 class _Prediction:
     """One prediction; see `QueuedApi`."""
 
-    def __init__(self, http: ProviderHttp, edit: FashnEdit, inputs: Mapping[str, Path], max_height: int) -> None:
+    def __init__(self, http: ProviderHttp, document: Mapping[str, Any]) -> None:
         self._http = http
-        self._edit = edit
-        self._inputs = inputs
-        self._max_height = max_height
+        self._document = document
 
     async def submit(self) -> AcceptedRequest:
         """Send it."""
-        document = await asyncio.to_thread(self._document)
-        return accepted(await self._http.pay("/v1/run", document=document))
+        return accepted(await self._http.pay("/v1/run", document=self._document))
 
     async def look(self, request: ServiceRequest) -> Standing:
         """Tell where it stands."""
@@ -296,17 +296,18 @@ class _Prediction:
     async def _status(self, request: ServiceRequest) -> ProviderReply:
         return await self._http.get(f"/v1/status/{quote(request.service_task_id, safe='')}")
 
-    def _document(self) -> dict[str, Any]:
-        reference = self._inputs.get(f"{_REFERENCE}[0]")
-        return self._edit.document(
-            data_url(self._inputs[_BASE], self._max_height),
-            None if reference is None else data_url(reference, self._max_height),
-        )
+
+async def _document(edit: FashnEdit, inputs: Mapping[str, Path], max_height: int) -> dict[str, Any]:
+    """Return the body of a run."""
+    encode = partial(data_url, max_height=max_height)
+    picture = await read_given(inputs[_BASE], encode)
+    reference = inputs.get(f"{_REFERENCE}[0]")
+    return edit.document(picture, None if reference is None else await read_given(reference, encode))
 
 
-def data_url(path: Path, max_height: int) -> str:
+def data_url(image: Image.Image, max_height: int) -> str:
     """Return a picture as FASHN is sent it: a JPEG over white, reduced to a height where it is higher."""
-    image = over_white(open_picture(path))
+    image = over_white(image)
     if image.height > max_height:
         width = max(1, round(image.width * max_height / image.height))
         image = image.resize((width, max_height), Image.Resampling.LANCZOS, reducing_gap=3.0)

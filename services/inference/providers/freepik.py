@@ -7,13 +7,11 @@ came of which request.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -24,12 +22,12 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from PIL import Image
 
 from meshkit.worker.handlers import CallContext, InputRef, Output, OutputFile
-from modelkit.pictures import open_picture
 from services.inference.providers.errors import Fault, ProviderError
+from services.inference.providers.given import read_given, was_sent
 from services.inference.providers.http import ProviderHttp, ProviderReply
 from services.inference.providers.kit import ProviderKit
 from services.inference.providers.paid import AcceptedRequest, Order, ProviderAnswer, Standing, queued
-from services.inference.providers.results import save_png, size_of
+from services.inference.providers.results import save_png
 from services.inference.targets import target_size
 from services.inference.tasktypes import members
 
@@ -92,10 +90,10 @@ class FreepikUpscaling:
         """
         began = time.monotonic()
         base, made = context.inputs[_BASE], context.folder / _RESULT
-        size = await size_of(base)
+        size = await read_given(base, lambda image: image.size)
         requested = context.spec.refine
         if requested.HasField("upscale_enabled") and not requested.upscale_enabled:
-            await asyncio.to_thread(_copy, base, made)
+            await read_given(base, lambda image: save_png(image, made))
         else:
             wanted = target_size(size, requested)
             upscale = self._choose(context.spec, context.task, size, wanted)
@@ -111,7 +109,8 @@ class FreepikUpscaling:
             async def finish(answer: ProviderAnswer[str]) -> None:
                 await self._kit.results.picture(NAME, answer.value, made, size=wanted, how="stretch", alpha_of=base)
 
-            await queued(context, _UpscaleTask(self._http, upscale, base), order, finish)
+            image = "" if was_sent(context, self._provider_type) else await read_given(base, encoded)
+            await queued(context, _UpscaleTask(self._http, upscale, image), order, finish)
         return Output(
             TaskResult(refine=RefineTaskPublic()),
             (OutputFile(_RESULT, "image/png", "result_image_path"),),
@@ -159,16 +158,15 @@ def factor_of(size: tuple[int, int], wanted: tuple[int, int], factors: tuple[int
 class _UpscaleTask:
     """One task at Freepik; see `QueuedApi`."""
 
-    def __init__(self, http: ProviderHttp, upscale: Upscale, base: Path) -> None:
+    def __init__(self, http: ProviderHttp, upscale: Upscale, image: str) -> None:
         self._http = http
         self._upscale = upscale
-        self._base = base
+        self._image = image
 
     async def submit(self) -> AcceptedRequest:
         """Send it."""
-        image = await asyncio.to_thread(encoded, self._base)
         path = self._upscale.path
-        reply = await self._http.pay(path, document={"image": image, **self._upscale.body})
+        reply = await self._http.pay(path, document={"image": self._image, **self._upscale.body})
         # Another attempt asks where it was sent, whatever the settings say by then.
         return replace(accepted(reply), resume={"path": path})
 
@@ -193,10 +191,10 @@ class _UpscaleTask:
         return await self._http.get(f"{path}/{quote(request.service_task_id, safe='')}")
 
 
-def encoded(path: Path) -> str:
+def encoded(image: Image.Image) -> str:
     """Return a picture as Freepik is sent it: an opaque PNG as base64."""
     out = io.BytesIO()
-    _opaque(open_picture(path)).save(out, "PNG", compress_level=1)
+    _opaque(image).save(out, "PNG", compress_level=1)
     return base64.b64encode(out.getvalue()).decode("ascii")
 
 
@@ -286,7 +284,3 @@ def _data(reply: ProviderReply) -> dict[str, Any] | None:
     document = reply.json()
     data = document.get("data") if isinstance(document, dict) else None
     return data if isinstance(data, dict) else None
-
-
-def _copy(base: Path, made: Path) -> None:
-    save_png(open_picture(base), made)

@@ -194,6 +194,17 @@ async def test_the_installation_chooses_the_model_where_a_task_names_none(
     assert server.predictions[0].body["model_name"] == "edit"
 
 
+async def test_a_picture_that_cannot_be_read_is_not_sent(
+    handler: fashn_standard.FashnEditing, server: FashnServer, tmp_path: Path
+) -> None:
+    attempt = _attempt(tmp_path)
+    attempt.inputs["base"].write_bytes(b"MZ" + bytes(64))
+    with pytest.raises(TaskFailed, match="could not be read") as failed:
+        await handler.run(attempt)
+    assert failed.value.category == ErrorCategory.ERROR_CATEGORY_VALIDATION
+    assert (server.asked, attempt.notes) == ([], [])
+
+
 @dataclass(frozen=True)
 class Row:
     """One misbehaviour, and what comes of it."""

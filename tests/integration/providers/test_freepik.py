@@ -198,6 +198,17 @@ async def test_the_precise_upscaler_reaches_every_factor(
     assert row.target == path.rpartition("/")[2]
 
 
+async def test_a_picture_that_cannot_be_read_is_not_sent(
+    handler: CallHandler, server: FreepikServer, tmp_path: Path
+) -> None:
+    attempt = _attempt(tmp_path, upscale_factor=2)
+    attempt.inputs["base"].write_bytes(b"MZ" + bytes(64))
+    with pytest.raises(TaskFailed, match="could not be read") as failed:
+        await handler.run(attempt)
+    assert failed.value.category == ErrorCategory.ERROR_CATEGORY_VALIDATION
+    assert (server.asked, attempt.notes) == ([], [])
+
+
 @dataclass(frozen=True)
 class Row:
     """One misbehaviour, and what comes of it."""
