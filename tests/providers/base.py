@@ -38,11 +38,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer."""
+    """An answer; one of pieces is sent piece by piece, with a pause after each."""
 
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    pieces: tuple[bytes, ...] = ()
+    pause: float = 0.0
 
     @classmethod
     def of(cls, document: object, status: int = 200, **headers: str) -> "Reply":
@@ -222,8 +224,11 @@ class ProviderServer:
             await writer.drain()
             writer.write_eof()
             return False
-        writer.write(data)
-        await writer.drain()
+        if reply.pieces:
+            await _send_pieces(writer, reply)
+        else:
+            writer.write(data)
+            await writer.drain()
         return asked.headers.get("connection", "").lower() != "close"
 
     def _next_unread(self) -> _Planned | None:
@@ -267,6 +272,16 @@ def _encoded(reply: Reply, *, head: bool = False) -> bytes:
     lines += [f"{name}: {value}" for name, value in reply.headers.items()]
     lines.append(f"content-length: {len(reply.body)}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if head else reply.body)
+
+
+async def _send_pieces(writer: asyncio.StreamWriter, reply: Reply) -> None:
+    lines = [f"{name}: {value}" for name, value in reply.headers.items()]
+    head = [f"HTTP/1.1 {reply.status} {_REASONS[reply.status]}", *lines, "transfer-encoding: chunked", "", ""]
+    writer.write("\r\n".join(head).encode("latin-1"))
+    for piece in (*reply.pieces, b""):
+        writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        await writer.drain()
+        await asyncio.sleep(reply.pause if piece else 0)
 
 
 def png(width: int = 64, height: int = 48, colour: str | tuple[int, ...] = "teal", mode: str = "RGB") -> bytes:

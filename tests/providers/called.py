@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from tests.providers.fashn import FashnServer
 from tests.providers.freepik import FreepikServer
+from tests.providers.gemini import GeminiServer
+from tests.providers.ollama import OllamaServer
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,8 @@ class CalledProviders:
 
     fashn: FashnServer
     freepik: FreepikServer
+    gemini: GeminiServer
+    ollama: OllamaServer
 
     @property
     def environment(self) -> dict[str, str]:
@@ -23,6 +27,9 @@ class CalledProviders:
             "ATELIER_FASHN_KEY": self.fashn.key,
             "ATELIER_FREEPIK_URL": self.freepik.url,
             "ATELIER_FREEPIK_KEY": self.freepik.key,
+            "ATELIER_GEMINI_URL": self.gemini.url,
+            "ATELIER_GEMINI_KEY": self.gemini.key,
+            "ATELIER_OLLAMA_URL": self.ollama.url,
             "ATELIER_FETCH_ALLOW_PRIVATE": f"{self.fashn.host},{self.freepik.host}",
             "ATELIER_PROVIDER_POLL_SECONDS": "0.2",
             "ATELIER_WORKER_CALLS": "64",
@@ -32,6 +39,11 @@ class CalledProviders:
 @contextlib.contextmanager
 def called_providers() -> Iterator[CalledProviders]:
     """Start them."""
-    with FashnServer().in_thread() as fashn, FreepikServer().in_thread() as freepik:
+    with (
+        FashnServer().in_thread() as fashn,
+        FreepikServer().in_thread() as freepik,
+        GeminiServer().in_thread() as gemini,
+        OllamaServer().in_thread() as ollama,
+    ):
         fashn.looks = freepik.looks = 1
-        yield CalledProviders(fashn, freepik)
+        yield CalledProviders(fashn, freepik, gemini, ollama)

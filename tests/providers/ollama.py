@@ -20,6 +20,7 @@ class OllamaServer(ProviderServer):
         models: Models that it has.
         done: Why the next answers end.
         text: What is answered.
+        pause: Seconds after each word.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class OllamaServer(ProviderServer):
         self.models = ("llama3.2", "llava")
         self.done = "stop"
         self.text = "A red dress."
+        self.pause = 0.0
 
     @property
     def bodies(self) -> list[dict[str, Any]]:
@@ -43,8 +45,9 @@ class OllamaServer(ProviderServer):
             for image in message.get("images") or []:
                 base64.b64decode(image, validate=True)
         if body.get("stream", True):
-            lines = "".join(json.dumps(line) + "\n" for line in self._stream(body))
-            return Reply(200, lines.encode(), {"content-type": "application/x-ndjson"})
+            lines = [json.dumps(line).encode() + b"\n" for line in self._stream(body)]
+            pieces = tuple(lines) if self.pause else ()
+            return Reply(200, b"".join(lines), {"content-type": "application/x-ndjson"}, pieces, self.pause)
         return Reply.of(self._last(body, self.text))
 
     def _stream(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
