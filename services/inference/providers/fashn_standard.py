@@ -38,12 +38,12 @@ from PIL import Image
 from meshkit.validation import apply_defaults
 from meshkit.worker.handlers import CallContext, CallHandler, InputRef, Output, OutputFile, image_refs
 from modelkit.pictures import Fit, over_white
+from services.inference.providers.choices import choice, group, invalid, switch
 from services.inference.providers.errors import Fault, ProviderError
 from services.inference.providers.given import read_given, was_sent
 from services.inference.providers.http import ProviderHttp, ProviderReply
 from services.inference.providers.kit import ProviderKit
 from services.inference.providers.paid import AcceptedRequest, Order, Pacing, ProviderAnswer, Standing, queued
-from services.inference.tasktypes import members
 from services.inference.tasktypes.seeds import seed_of
 
 NAME = "FASHN"
@@ -156,36 +156,21 @@ def read_edit(config: Struct, *, default: str, prompt: str, seed: int, reference
     Raises:
         TaskFailed: It names a model or an input that is not known, or lacks the reference that the model needs.
     """
-    chosen = _parameters(config)
-    name = members.text(chosen, "model", 64, path=_PATH) or default
-    if name not in MODELS:
-        raise members.invalid(f"{_PATH}.model must be one of {', '.join(MODELS)}.")
+    chosen = group(config, _MEMBER)
+    name = choice(chosen, "model", MODELS, path=_PATH) or default
     model = MODELS[name]
     if model.needs_reference and not references:
-        raise members.invalid(f"FASHN's {name} needs a reference image: the garment.")
+        raise invalid(f"FASHN's {name} needs a reference image: the garment.")
     known = {"model", *model.choices, *model.switches}
     if unknown := sorted(set(chosen.fields) - known):
-        raise members.invalid(f"{_PATH} has no member {unknown[0]} for {name}; it has {', '.join(sorted(known))}.")
+        raise invalid(f"{_PATH} has no member {unknown[0]} for {name}; it has {', '.join(sorted(known))}.")
     parameters: dict[str, Any] = {"output_format": "png", "seed": seed % _SEEDS}
     if model.prompted:
         parameters["prompt"] = prompt
-    for option, values in model.choices.items():
-        if (value := members.text(chosen, option, 64, path=_PATH)) is not None:
-            if value not in values:
-                raise members.invalid(f"{_PATH}.{option} must be one of {', '.join(values)}.")
-            parameters[option] = value
-    for option in model.switches:
-        if option in chosen.fields:
-            parameters[option] = members.switch(chosen, option, default=False, path=_PATH)
-    return FashnEdit(name, model, parameters)
-
-
-def _parameters(config: Struct) -> Struct:
-    if _MEMBER not in config.fields or config.fields[_MEMBER].WhichOneof("kind") in (None, "null_value"):
-        return Struct()
-    if config.fields[_MEMBER].WhichOneof("kind") != "struct_value":
-        raise members.invalid(f"{_PATH} must be an object.")
-    return config.fields[_MEMBER].struct_value
+    further = {option: choice(chosen, option, values, path=_PATH) for option, values in model.choices.items()}
+    switches = {option: switch(chosen, option, path=_PATH) for option in model.switches}
+    given = {option: value for option, value in {**further, **switches}.items() if value is not None}
+    return FashnEdit(name, model, {**parameters, **given})
 
 
 class FashnEditing:
@@ -209,7 +194,7 @@ class FashnEditing:
         """Have FASHN edit the picture; see `CallHandler.run`."""
         began = time.monotonic()
         edit, asked = self._edit(context.spec, context.task), context.spec.editing
-        how = _fit(members.text(_config(context.spec, context.task), "fit", 16))
+        how = choice(_config(context.spec, context.task), "fit", _FITS) or "contain"
         size = (
             asked.width if asked.HasField("width") else _DEFAULT_SIDE,
             asked.height if asked.HasField("height") else _DEFAULT_SIDE,
@@ -336,12 +321,6 @@ def _seed(spec: CreateTask, task: Task) -> int:
     if task.editing.HasField("seed"):
         return task.editing.seed
     return spec.editing.seed if spec.editing.HasField("seed") else seed_of(task.id)
-
-
-def _fit(name: str | None) -> Fit:
-    if name is not None and name not in _FITS:
-        raise members.invalid(f"config.fit must be one of {', '.join(_FITS)}.")
-    return name or "contain"
 
 
 def accepted(reply: ProviderReply) -> AcceptedRequest:

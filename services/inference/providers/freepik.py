@@ -22,6 +22,7 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from PIL import Image
 
 from meshkit.worker.handlers import CallContext, InputRef, Output, OutputFile
+from services.inference.providers.choices import invalid
 from services.inference.providers.errors import Fault, ProviderError
 from services.inference.providers.given import read_given, was_sent
 from services.inference.providers.http import ProviderHttp, ProviderReply
@@ -29,7 +30,6 @@ from services.inference.providers.kit import ProviderKit
 from services.inference.providers.paid import AcceptedRequest, Order, ProviderAnswer, Standing, queued
 from services.inference.providers.results import save_png
 from services.inference.targets import target_size
-from services.inference.tasktypes import members
 
 NAME = "Freepik"
 
@@ -147,7 +147,7 @@ def factor_of(size: tuple[int, int], wanted: tuple[int, int], factors: tuple[int
     possible = [factor for factor in factors if width * height * factor * factor <= most_pixels]
     largest = max(wanted[0] * wanted[1], width * height * factors[0] ** 2)
     if largest > most_pixels or not possible:
-        raise members.invalid(
+        raise invalid(
             f"{NAME} makes at most {most_pixels / 1e6:.1f} million pixels. A picture of {width} x {height} becomes "
             f"{wanted[0]} x {wanted[1]}, and is enlarged {factors[0]} times at least."
         )

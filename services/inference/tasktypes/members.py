@@ -42,14 +42,8 @@ def whole(config: Struct, name: str, least: int, most: int) -> int | None:
     return None if found is None else int(found)
 
 
-def text(config: Struct, name: str, longest: int, *, path: str = "config") -> str | None:
+def text(config: Struct, name: str, longest: int) -> str | None:
     """Return a text; None where it is absent or null.
-
-    Args:
-        config: The members.
-        name: Name of the member.
-        longest: Characters at most.
-        path: Path of the members, for the error.
 
     Raises:
         TaskFailed: It is no text, or longer than `longest` characters.
@@ -59,18 +53,12 @@ def text(config: Struct, name: str, longest: int, *, path: str = "config") -> st
         return None
     found = config.fields[name].string_value
     if kind != "string_value" or len(found) > longest:
-        raise invalid(f"{path}.{name} must be text of at most {longest} characters.")
+        raise invalid(f"config.{name} must be text of at most {longest} characters.")
     return found
 
 
-def switch(config: Struct, name: str, *, default: bool, path: str = "config") -> bool:
+def switch(config: Struct, name: str, *, default: bool) -> bool:
     """Return whether a switch is on; the default where it is absent or null.
-
-    Args:
-        config: The members.
-        name: Name of the member.
-        default: What it is where nothing is said.
-        path: Path of the members, for the error.
 
     Raises:
         TaskFailed: It is neither true nor false.
@@ -79,7 +67,7 @@ def switch(config: Struct, name: str, *, default: bool, path: str = "config") ->
     if kind is None:
         return default
     if kind != "bool_value":
-        raise invalid(f"{path}.{name} must be true or false.")
+        raise invalid(f"config.{name} must be true or false.")
     return config.fields[name].bool_value
 
 
