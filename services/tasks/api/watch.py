@@ -84,6 +84,7 @@ class TaskWatchers:
             # What changed before the listening began is in the row now.
             record = await self._again(task_id, record)
             sent_version, sent_progress, sent_ahead = after_version, -1.0, -1
+            sent_phase = phase_pb2.TASK_PHASE_UNSPECIFIED
             while True:
                 final = record.state in TERMINAL
                 ahead = await self._store.ahead(record) if record.state is TaskStatus.PENDING else sent_ahead
@@ -95,11 +96,19 @@ class TaskWatchers:
                 if final:
                     return
                 await self._wait(watcher)
+                newest = max((event.attempt for event in watcher.progress), default=0)
+                if newest > record.attempt:
+                    # An attempt has begun whose row was not read yet: the task's state goes ahead of its progress.
+                    record = await self._again(task_id, record)
+                    if record.attempt >= newest:
+                        continue
                 while watcher.progress:
                     event = watcher.progress.popleft()
-                    if event.attempt == record.attempt and event.progress >= sent_progress:
-                        sent_progress = event.progress
-                        yield _progress(record, event)
+                    # What an attempt is at is told also where an earlier one had come further.
+                    news = event.phase != sent_phase or event.HasField("queue_position")
+                    if event.attempt == record.attempt and (event.progress >= sent_progress or news):
+                        sent_progress, sent_phase = max(event.progress, sent_progress), event.phase
+                        yield _progress(record, event, sent_progress)
                 watcher.changed.clear()
                 record = watcher.ended or await self._again(task_id, record)
         finally:
@@ -155,9 +164,11 @@ class TaskWatchers:
             watcher.changed.set()
 
 
-def _progress(record: TaskRecord, event: events_pb2.TaskProgressEvent) -> tasks_service_pb2.WatchTaskResponse:
+def _progress(
+    record: TaskRecord, event: events_pb2.TaskProgressEvent, progress: float
+) -> tasks_service_pb2.WatchTaskResponse:
     response = tasks_service_pb2.WatchTaskResponse(task=to_task(record), preview=event.preview)
-    response.task.progress = event.progress
+    response.task.progress = progress
     if event.HasField("step"):
         response.step = event.step
     if event.HasField("total_steps"):
