@@ -215,10 +215,11 @@ class CallContext(TextContext, Protocol):
 
     @property
     def open_requests(self) -> Sequence[ServiceRequest]:
-        """What earlier attempts of this task have asked the provider, and what has not ended, oldest first.
+        """What earlier attempts of this task have asked the provider, and what has not failed, oldest first.
 
-        An ACCEPTED one is gone on with by its `service_task_id` and `resume`. Of one that is SENDING nobody knows
-        whether the provider has it: it is looked up there, or noted as UNKNOWN; it is never sent again.
+        An ACCEPTED one, or one that is DONE and whose result was lost with its worker, is gone on with by its
+        `service_task_id` and `resume`. Of one that is SENDING nobody knows whether the provider has it: it is looked up
+        there, or noted as UNKNOWN; it is never sent again.
         """
         ...
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from atelier.tasks.v1.phase_pb2 import TaskPhase
 from atelier.tasks.v1.service_requests_pb2 import (
     SERVICE_REQUEST_STATE_ACCEPTED,
+    SERVICE_REQUEST_STATE_DONE,
     SERVICE_REQUEST_STATE_SENDING,
     ServiceRequest,
     ServiceRequestState,
 )
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 
-_OPEN = (SERVICE_REQUEST_STATE_SENDING, SERVICE_REQUEST_STATE_ACCEPTED)
+_OPEN = (SERVICE_REQUEST_STATE_SENDING, SERVICE_REQUEST_STATE_ACCEPTED, SERVICE_REQUEST_STATE_DONE)
 
 
 class FakeAttempt:

@@ -31,6 +31,9 @@ Handlers = Callable[["ProviderKit"], Mapping[TaskType.ValueType, CallHandler]]
 
 # Module, by the spelling of the provider.
 _MODULES: dict[str, str] = {
+    "FAL_STANDARD": f"{__name__}.fal_standard",
+    "FAL_SHOOTIFY_REFINER": f"{__name__}.fal_shootify_refiner",
+    "FAL_GARMENT_FIXER": f"{__name__}.fal_garment_fixer",
     "FASHN_STANDARD": f"{__name__}.fashn_standard",
     "FREEPIK_MAGNIFIC": f"{__name__}.freepik_magnific",
     "FREEPIK_MAGNIFIC_PRECISION": f"{__name__}.freepik_magnific_precision",

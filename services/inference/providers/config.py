@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 
 from meshkit.config import CommaSeparated
 from meshkit.worker.config import WorkerSettings
@@ -63,6 +63,9 @@ class ProviderSettings(WorkerSettings):
     )
     fal_garment_app: FalApp = Field(
         default="fal-ai/flux-pro/kontext/multi", description="Application of FAL_GARMENT_FIXER."
+    )
+    fal_clip_seconds: CommaSeparated = Field(
+        default=("5", "10"), description="Lengths of the clips that applications of fal make, in whole seconds."
     )
 
     fashn_key: SecretStr = Field(default=_NO_KEY, description="Key of FASHN.")
@@ -118,6 +121,18 @@ class ProviderSettings(WorkerSettings):
 
     ollama_key: SecretStr = Field(default=_NO_KEY, description="Key of Ollama, where it stands behind one.")
     ollama_url: ProviderAddress = Field(default="http://127.0.0.1:11434", description="Address of Ollama.")
+
+    @field_validator("fal_clip_seconds")
+    @classmethod
+    def _lengths(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if not values or not all(value.isascii() and value.isdigit() and int(value) > 0 for value in values):
+            raise ValueError("name at least one length, in whole seconds")
+        return values
+
+    @property
+    def fal_clip_lengths(self) -> tuple[int, ...]:
+        """Lengths of fal's clips in seconds, ascending."""
+        return tuple(sorted({int(value) for value in self.fal_clip_seconds}))
 
     @property
     def provider_http(self) -> ExchangeLimits:

@@ -249,7 +249,7 @@ class _Ledger:
         self._order = order
 
     def found(self) -> ServiceRequest | None:
-        """Return the request that an earlier attempt has made of this order, if any."""
+        """Return the request that an earlier attempt has made of this order, and that has not failed, if any."""
         for request in self._context.open_requests:
             if request.provider_type == self._order.provider_type and request.operation == self._order.operation:
                 found = ServiceRequest()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 _TRIES = 3
-_PAUSE_SECONDS = 0.5
+_PAUSE_SECONDS = 0.3
 _SIDE = 16_384
 # Above this, deflating a PNG as well as it can be takes longer than all else.
 _QUICK_PIXELS = 4_000_000
@@ -151,6 +151,19 @@ class ProviderResults:
             raise self._refused(provider, error) from None
         finally:
             made.unlink(missing_ok=True)
+
+    async def judge(self, provider: str, data: bytes) -> None:
+        """Check that a picture decodes, where it is kept as it is.
+
+        Raises:
+            ProviderError: It does not.
+        """
+        try:
+            await self._checks.check(_tenant(), data, self._limits, path="result")
+        except MeshError as error:
+            if error.kind is ErrorKind.UNAVAILABLE:
+                raise TaskFailed(error.message, ERROR_CATEGORY_RESOURCE, retryable=True) from None
+            raise self._refused(provider, error) from None
 
     def _refused(self, provider: str, error: MeshError) -> ProviderError:
         _log.warning("result_not_taken", provider=provider, kind=error.kind.value, why=error.message)

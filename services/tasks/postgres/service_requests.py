@@ -107,10 +107,13 @@ async def note(
 
 
 async def open_of(conn: Connection, task_ids: Sequence[UUID]) -> dict[UUID, list[ServiceRequestNote]]:
-    """Return by task the requests that have not ended, oldest first."""
+    """Return by task the requests that another attempt goes on with, oldest first.
+
+    They are those that have not ended, and those that are done: a worker may die with a result in its hands.
+    """
     cursor = await conn.execute(
-        f"SELECT task_id, {_NAMES} FROM service_requests WHERE task_id = ANY(%b) AND ended_at IS NULL "  # noqa: S608 -- fixed names
-        "ORDER BY sent_at, id",
+        f"SELECT task_id, {_NAMES} FROM service_requests WHERE task_id = ANY(%b) "  # noqa: S608 -- fixed names
+        "AND (ended_at IS NULL OR state = 'DONE') ORDER BY sent_at, id",
         (list(task_ids),),
     )
     found: dict[UUID, list[ServiceRequestNote]] = {}
@@ -132,7 +135,8 @@ async def all_of(conn: Connection, task_id: UUID, limit: int) -> list[ServiceReq
 async def has_accepted(conn: Connection, record: TaskRecord) -> bool:
     """Whether the task's provider has a request of it that another attempt can go on with."""
     cursor = await conn.execute(
-        "SELECT FROM service_requests WHERE task_id = %s AND state = 'ACCEPTED' AND provider_type = %s LIMIT 1",
+        "SELECT FROM service_requests WHERE task_id = %s AND provider_type = %s AND service_task_id IS NOT NULL "
+        "AND state IN ('ACCEPTED', 'DONE') LIMIT 1",
         (record.id, record.provider_type),
     )
     return await cursor.fetchone() is not None

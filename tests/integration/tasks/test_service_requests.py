@@ -96,16 +96,16 @@ async def test_a_note_takes_nothing_back_and_may_be_repeated(mesh: Mesh) -> None
     assert await rows(mesh) == [("FAILED", "req-1", False)]
 
 
-@pytest.mark.parametrize("state", [SENDING, ACCEPTED])
-async def test_an_open_request_of_a_lost_attempt_is_given_to_the_next(mesh: Mesh, state: Any) -> None:
+@pytest.mark.parametrize("state", [SENDING, ACCEPTED, DONE])
+async def test_a_request_of_a_lost_attempt_that_has_not_failed_is_given_to_the_next(mesh: Mesh, state: Any) -> None:
     await mesh.create(drawing())
     worker = await caller(mesh)
     [lease] = await worker.lease()
     assert not lease.service_requests
     resume = Struct()
     resume.update({"status_url": "https://queue.fal.run/x"})
-    open_one = request(state, service_task_id="req-1" if state == ACCEPTED else "", resume=resume)
-    await note(worker, lease, request(DONE))
+    open_one = request(state, service_task_id="" if state == SENDING else "req-1", resume=resume)
+    await note(worker, lease, request(FAILED, effect=IGNORED))
     await note(worker, lease, open_one)
     await worker.report(lease, 10.0)
     await age_session(mesh, worker)

@@ -321,7 +321,7 @@ class Lease(_message.Message):
 
     @_builtins.property
     def service_requests(self) -> _containers.RepeatedCompositeFieldContainer[_service_requests_pb2.ServiceRequest]:
-        """Requests to the provider that earlier attempts have made and that have not ended: they are not made again."""
+        """Requests that earlier attempts have made and that have not ended, or are done: they are not made again."""
 
     def __init__(
         self,

@@ -332,3 +332,21 @@ async def test_an_answer_that_does_not_come_ends_at_the_limit(attempt: FakeAttem
         await answered(attempt, call, hasty, kept)
     assert (failed.value.category, failed.value.retryable) == (ERROR_CATEGORY_TIMEOUT, False)
     assert attempt.states == ["SENDING", "FAILED"]
+
+
+async def test_a_result_that_was_lost_with_its_worker_is_fetched_again(attempt: FakeAttempt) -> None:
+    provider = Script(DONE)
+    for _ in range(2):
+        assert await queued(attempt, provider, ORDER, kept) == "PICTURE"
+        attempt = attempt.again()  # the worker dies before the task has its result
+    assert provider.submits == 1
+
+
+async def test_an_answer_that_was_lost_with_its_worker_is_not_asked_for_again(attempt: FakeAttempt) -> None:
+    async def call() -> ProviderAnswer[str]:
+        return ProviderAnswer("picture", 200)
+
+    assert await answered(attempt, call, ORDER, kept) == "PICTURE"
+    with pytest.raises(TaskFailed) as failed:
+        await answered(attempt.again(), call, ORDER, kept)
+    assert (failed.value.category, failed.value.retryable) == (ERROR_CATEGORY_PROVIDER, False)
