@@ -76,7 +76,7 @@ class FalExperimentalHandler:
 
 def experimental_call(spec: CreateTask, task: Task) -> tuple[str, Mapping[str, Any]]:
     """Return the application of a task, and what it is given."""
-    current = task.experimental_fal if task.HasField("experimental_fal") else spec.experimental_fal
+    current = task.experimental_fal if task.WhichOneof("detail") is not None else spec.experimental_fal
     settings = settings_of(spec, task).fal_standard
     own = members_of(current.fal_parameters, without=OURS)
     return current.fal_app_id or settings.fal_app_id, {**static_arguments(settings), **own}

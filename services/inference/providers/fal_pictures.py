@@ -118,7 +118,7 @@ def generation_arguments(spec: CreateTask, task: Task, reference: str | None) ->
         reference: The reference picture as a data URL.
     """
     requested = spec.generation
-    current = task.generation if task.HasField("generation") else None
+    current = task.generation if task.WhichOneof("detail") is not None else None
     seeded = current if current is not None and current.HasField("seed") else requested
     arguments: dict[str, Any] = {
         "prompt": requested.prompt,
@@ -143,7 +143,7 @@ def editing_arguments(spec: CreateTask, task: Task, images: Sequence[str]) -> di
         images: The picture and its references as data URLs.
     """
     requested = spec.editing
-    current = task.editing if task.HasField("editing") else None
+    current = task.editing if task.WhichOneof("detail") is not None else None
     seeded = current if current is not None and current.HasField("seed") else requested
     config = config_of(spec, task)
     arguments: dict[str, Any] = {
@@ -181,7 +181,7 @@ def _configured(config: Struct) -> Mapping[str, Any]:
 def _reference(spec: CreateTask, task: Task) -> tuple[str, float]:
     """Return the reference picture, and how strongly it shapes the result, 0 to 1."""
     requested = spec.generation
-    if not task.HasField("generation"):
+    if task.WhichOneof("detail") is None:
         share = requested.reference_image_strength if requested.HasField("reference_image_strength") else None
         source = requested.reference_image_data or requested.reference_image_url
     else:

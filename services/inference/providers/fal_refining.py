@@ -87,7 +87,7 @@ def refine_arguments(
         "image_url": image,
         "upscale_factor": max(1, factor),
         "scale": max(1, factor),
-        "seed": current.upscale_seed if task.HasField("refine") else requested.upscale_seed,
+        "seed": current.upscale_seed if task.WhichOneof("detail") is not None else requested.upscale_seed,
     }
     if requested.upscale_prompt:
         arguments["prompt"] = requested.upscale_prompt

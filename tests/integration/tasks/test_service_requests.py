@@ -128,7 +128,7 @@ async def test_a_request_of_a_lost_attempt_that_has_not_failed_is_given_to_the_n
         await note(worker, lease, request(DONE, id=open_one.id))
     assert error.value.reason == "LEASE_LOST"
     await note(other, again, request(DONE, id=open_one.id))
-    assert [state for state, _, _ in await rows(mesh)] == ["DONE", "DONE"]
+    assert [state for state, _, _ in await rows(mesh)] == ["FAILED", "DONE"]
 
 
 async def test_the_end_of_a_request_is_kept_although_its_task_was_cancelled(mesh: Mesh) -> None:
