@@ -6,7 +6,8 @@ not among them: it is the worker's own device, and the handlers of `tasktypes` d
 
 Modules are imported when they are asked for, so that a worker of one provider does not pay for the others. What they
 share: `http` (connections), `errors` (what follows from a failure), `paid` (requests that cost money, each sent once),
-`given` (pictures of tasks), `choices` (members of `config`), `results` (files of answers), `config` (settings), and `kit`, which holds all of it.
+`given` (pictures of tasks), `choices` (members of `config`), `results` (files of answers), `config` (settings), and
+`kit`, which holds all of it.
 """
 
 from __future__ import annotations
