@@ -12,6 +12,7 @@ from atelier_cli.mesh import MeshPlan, choose_ports, plan, uses
 from atelier_cli.providers import chosen_providers, credentials_of_providers
 from meshkit.accounts import CREDENTIALS
 from meshkit.catalog import PROVIDERS
+from services.inference import providers
 from services.inference.config import InferenceSettings
 
 
@@ -32,6 +33,11 @@ def test_credentials_that_the_contract_names_are_settings_of_the_worker() -> Non
     known = InferenceSettings.model_fields
     assert [name for names in CREDENTIALS.values() for name in names if name not in known] == []
     assert (CREDENTIALS.keys(), CREDENTIALS["LOCAL"]) == (PROVIDERS.keys(), ())
+
+
+def test_the_worker_calls_every_provider_that_a_credential_brings() -> None:
+    # It does not start where it knows one of them not, and `atelier up` with it.
+    assert providers.parse_providers([name for name, names in CREDENTIALS.items() if names])
 
 
 def test_a_mesh_without_a_credential_has_no_worker_that_calls(tmp_path: Path) -> None:
