@@ -33,15 +33,25 @@ class S3Clients:
         secure: Whether to use TLS.
         region: The region that requests are signed for.
         threads: Threads that use a client at once.
+        read_seconds: How long the store may be silent.
     """
 
     def __init__(
-        self, endpoint: str, access_key: str, secret_key: str, *, secure: bool, region: str, threads: int
+        self,
+        endpoint: str,
+        access_key: str,
+        secret_key: str,
+        *,
+        secure: bool,
+        region: str,
+        threads: int,
+        read_seconds: float = 30.0,
     ) -> None:
         self._endpoint = endpoint
         self._keys = {"access_key": access_key, "secret_key": secret_key}
         self._options = {"secure": secure, "region": region}
         self._threads = threads
+        self._read_seconds = read_seconds
         self._client: Any = None
         self._lock = threading.Lock()
 
@@ -83,11 +93,26 @@ class S3Clients:
     def _pool(self, **retries: Any) -> Any:
         import urllib3  # noqa: PLC0415 -- see the module's docstring
 
+        class Retry(urllib3.Retry):
+            def increment(
+                self,
+                method: Any = None,
+                url: Any = None,
+                response: Any = None,
+                error: Any = None,
+                *rest: Any,
+                **more: Any,
+            ) -> Any:
+                # A store that is silent, as one whose disk is full, is so again: its caller is told after one wait.
+                if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+                    raise error
+                return super().increment(method, url, response, error, *rest, **more)
+
         return urllib3.PoolManager(
             maxsize=self._threads,
             block=False,
-            timeout=urllib3.Timeout(connect=3, read=30),
-            retries=urllib3.Retry(**retries, backoff_factor=0.1),
+            timeout=urllib3.Timeout(connect=3, read=self._read_seconds),
+            retries=Retry(**retries, backoff_factor=0.1),
         )
 
 

@@ -19,7 +19,7 @@ from minio import Minio
 
 from atelier_cli.embedded.process import Launch, free_ports, spawn, stop
 from atelier_cli.folder import DataFolder, MeshRecord
-from atelier_cli.mesh import plan
+from atelier_cli.mesh import ServiceProcess, plan
 from atelier_cli.tokens import issue
 
 T = TypeVar("T")
@@ -188,7 +188,7 @@ class RunningMesh:
 
     def objects(self, tenant: str = "default") -> set[str]:
         """Paths of every object of a tenant."""
-        environment = self._environment()
+        environment = self.environment_of("tasks")
         client = Minio(
             environment["ATELIER_S3_ENDPOINT"],
             access_key=environment["ATELIER_S3_ACCESS_KEY"],
@@ -202,20 +202,17 @@ class RunningMesh:
 
     @contextlib.contextmanager
     def database(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        with psycopg.connect(self._environment()["ATELIER_DATABASE_URL"], autocommit=True) as connection:
+        with psycopg.connect(self.environment_of("tasks")["ATELIER_DATABASE_URL"], autocommit=True) as connection:
             yield connection
 
-    def _plan(self) -> dict[str, Any]:
+    def environment_of(self, role: str) -> dict[str, str]:
+        """What a service is told, addresses and secrets included."""
         record = self.record
         credentials = self.folder.credentials()
-        return plan(self.folder, credentials, record.gateway_port, record.ports, record.providers).servers
-
-    def environment_of_tasks(self) -> dict[str, str]:
-        """What the tasks service is told, addresses and secrets included."""
-        return self._environment()
-
-    def _environment(self) -> dict[str, str]:
-        return dict(self._plan()["tasks"].environment)
+        servers = plan(self.folder, credentials, record.gateway_port, record.ports, record.providers).servers
+        service = servers[role]
+        assert isinstance(service, ServiceProcess)
+        return dict(service.environment)
 
 
 def post_until_answered(client: httpx.Client, path: str, body: dict[str, Any], key: str) -> dict[str, Any]:

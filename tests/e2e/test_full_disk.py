@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import os
 import random
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +14,8 @@ import pytest
 from PIL import Image
 
 from tests.e2e.harness import ENDED, NOOP_ENVIRONMENT, RunningMesh, noop, post_until_answered, until
+from tests.e2e.small_disks import NoSmallDisksError, filled, small_disks
 
-# MiB: what a fresh part takes, and some more.
-SIZES = {"postgres": 160, "s3": 96, "nats": 24, "worker": 8, "logs": 8}
 TENANT = "disk"
 _IMAGES = "/api/v1/storage/images"
 _TASK = {"steps": 1, "step_ms": 5, "result_bytes": 40_000}
@@ -27,20 +24,11 @@ _TASK = {"steps": 1, "step_ms": 5, "result_bytes": 40_000}
 @pytest.fixture(scope="module")
 def disks(servers_folder: Path) -> Iterator[Path]:
     """A folder for a mesh, whose parts lie on file systems of their own."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount the small disks")
-    folder = servers_folder / "full-disk"
-    with contextlib.ExitStack() as stack:
-        for part, size in SIZES.items():
-            path = folder / part
-            path.mkdir(parents=True)
-            mount = ["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=0711", "tmpfs", str(path)]
-            done = subprocess.run(mount, capture_output=True, text=True, check=False)
-            if done.returncode:
-                pytest.skip(f"this system mounts no small disk: {done.stderr.strip()}")
-            stack.callback(subprocess.run, ["umount", "--lazy", str(path)], check=True)
-        folder.chmod(0o711)
-        yield folder
+    try:
+        with small_disks(servers_folder / "full-disk") as folder:
+            yield folder
+    except NoSmallDisksError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +46,6 @@ def small(disks: Path) -> Iterator[RunningMesh]:
 def client(small: RunningMesh) -> Iterator[httpx.Client]:
     with small.http(TENANT) as client:
         yield client
-
-
-@contextlib.contextmanager
-def filled(disk: Path) -> Iterator[None]:
-    """Take all room of a disk, to the last byte, and give it back."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    file.write(b"\0" * size)
-    try:
-        yield
-    finally:
-        filler.unlink()
 
 
 def picture(seed: int) -> bytes:

@@ -10,7 +10,6 @@ from uuid import UUID
 from meshkit import idempotency
 from meshkit.db import Connection, Database
 from meshkit.idempotency import IdempotencyKey
-from meshkit.pipeline import LocalSettings
 from services.tasks.domain import (
     HANDED_BACK,
     AttemptLoss,
@@ -24,6 +23,7 @@ from services.tasks.domain import (
 )
 from services.tasks.errors import task_not_found
 from services.tasks.postgres import counters, creates, endings, queries, service_requests, sessions, sweeps
+from services.tasks.postgres.planning import HOT
 from services.tasks.postgres.rounds import PostgresRound
 from services.tasks.service_requests import NoteVerdict, ServiceRequestNote
 from services.tasks.store import (
@@ -37,19 +37,6 @@ from services.tasks.store import (
 )
 
 _T = TypeVar("_T")
-
-# For the statements of the hot transactions, and for no others: creates, rounds, completions and progress. Each of them
-# has one index to use, and to plan anew for the values costs more than to read. A plan that was made while a table was
-# small would read all of it until the next ANALYZE, so that choice is taken away. Rows are locked in the order in which
-# an index or a nested loop comes to them. A rare statement of such a transaction runs with `Pipeline.server_settings`.
-HOT_SETTINGS = {
-    "plan_cache_mode": "force_generic_plan",
-    "enable_seqscan": "off",
-    "enable_bitmapscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-}
-_HOT = LocalSettings(HOT_SETTINGS)
 
 # An answer carries so many: a task whose parts are tried again and again has more.
 _MAX_SERVICE_REQUESTS = 1000
@@ -69,7 +56,7 @@ class PostgresTaskStore:
 
     async def create_many(self, creations: Sequence[Creation]) -> list[Created | None]:
         """Write new tasks together; None for those whose idempotency key or identifier was taken."""
-        async with self._db.pipeline(settings=_HOT) as conn:
+        async with self._db.pipeline(settings=HOT) as conn:
             taken = await creates.insert_many(conn, creations)
         return [None if index in taken else Created(creation.record) for index, creation in enumerate(creations)]
 
@@ -204,7 +191,7 @@ class PostgresTaskStore:
 
     async def write_progress(self, notes: Sequence[ProgressNote]) -> None:
         """Write progress of attempts that are still their session's."""
-        async with self._db.pipeline(durable=False, settings=_HOT) as conn:
+        async with self._db.pipeline(durable=False, settings=HOT) as conn:
             await sessions.write_progress(conn, notes)
 
     async def complete_many(
@@ -213,7 +200,7 @@ class PostgresTaskStore:
         """End attempts with their results."""
 
         async def body() -> list[AttemptEnd]:
-            async with self._db.pipeline(settings=_HOT) as conn:
+            async with self._db.pipeline(settings=HOT) as conn:
                 return await endings.complete(conn, completions, weights)
 
         return await self._db.retrying(body)
@@ -327,7 +314,7 @@ class PostgresTaskStore:
         # If a crash of PostgreSQL undoes a lease, the task does not name the worker's session: its reports are refused,
         # and the task is leased again. Rounds hold tenants' rows that creates wait for, so they do not wait for the
         # disk.
-        async with self._db.pipeline(durable=False, settings=_HOT) as conn:
+        async with self._db.pipeline(durable=False, settings=HOT) as conn:
             await body(PostgresRound(conn, queue))
 
     async def purge_keys(self) -> int:

@@ -13,6 +13,7 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from meshkit.db import Connection, Database
+from services.tasks.postgres.planning import HOT, PLANNED_ANEW
 from services.tasks.webhooks.domain import (
     LEASE,
     LOG_KEPT,
@@ -211,14 +212,14 @@ class PostgresWebhooks:
             "tenants": Jsonb(dict(room.tenants)),
             "lanes": Jsonb(lanes),
         }
-        async with self._db.transaction() as conn:
+        async with self._db.pipeline(settings=PLANNED_ANEW) as conn:
             rows = await (await conn.execute(_CLAIM, arguments)).fetchall()
             keys = await self._keys(conn, sorted({row[2] for row in rows}))
         return [ClaimedDelivery(*(*row, keys[row[2]])) for row in rows]
 
     async def extend(self, leases: Mapping[UUID, UUID]) -> set[UUID]:
         """Keep deliveries that are under way, given with their leases; which of them are still the caller's."""
-        async with self._db.transaction() as conn:
+        async with self._db.pipeline(settings=HOT) as conn:
             cursor = await conn.execute(_EXTEND, (self._ahead(), LEASE, list(leases.keys()), list(leases.values())))
             return {row[0] for row in await cursor.fetchall()}
 
@@ -235,7 +236,7 @@ class PostgresWebhooks:
         """
 
         async def body() -> bool:
-            async with self._db.transaction() as conn:
+            async with self._db.pipeline(settings=HOT) as conn:
                 return await self._finish(conn, claimed, answer, verdict)
 
         return await self._db.retrying(body)

@@ -1,5 +1,6 @@
 import asyncio
 import hashlib
+import io
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from meshkit.config import MeshSettings
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.objects import ObjectStore
+from meshkit.s3client import S3Clients, translated
 from tests.conftest import S3Store
 
 
@@ -251,3 +253,26 @@ async def test_a_write_on_condition_holds_in_the_moment_of_the_write(store: Obje
     assert second is not None
     await store.delete("acme", "a", expected=second.etag)
     assert await store.stat("acme", "a") is None
+
+
+async def test_a_store_that_is_silent_is_asked_once() -> None:
+    asked = 0
+
+    async def be_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        while (line := await reader.readline()).strip():
+            asked += line.startswith(b"PUT ")
+        await reader.read()  # until the caller hangs up
+        writer.close()
+
+    async with await asyncio.start_server(be_silent, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        clients = S3Clients(
+            f"{host}:{port}", "key", "secret", secure=False, region="us-east-1", threads=1, read_seconds=0.2
+        )
+        with pytest.raises(Exception) as caught:  # noqa: PT011 -- the client's own, which only its module knows
+            await asyncio.to_thread(clients.usual().put_object, "bucket", "object", io.BytesIO(b"content"), 7)
+    told = translated(caught.value, "object")
+    assert told is not None
+    assert told.kind is ErrorKind.UNAVAILABLE
+    assert asked == 1

@@ -6,8 +6,8 @@ import pytest
 
 from meshkit.pipeline import Pipeline, _parse
 from services.tasks.postgres import columns, counters, creates, endings, rounds, sessions, sweeps
+from services.tasks.postgres.planning import HOT_SETTINGS
 from services.tasks.postgres.rounds import CANDIDATES
-from services.tasks.postgres.store import HOT_SETTINGS
 from tests.integration.tasks.conftest import Mesh, StartMesh, completion, fill, until
 
 

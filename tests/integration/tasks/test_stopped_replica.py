@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import random
 import signal
 import sys
 import uuid
@@ -22,6 +21,7 @@ from meshkit.channel import MeshChannel, call_metadata
 from tests.conftest import S3Store
 from tests.integration.tasks.conftest import SECRET, noop
 from tests.integration.tasks.receivers import Receiver, receiving
+from tests.standstill import IN_A_ROUND, stand_still
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -34,9 +34,6 @@ class Process:
     def __init__(self, running: asyncio.subprocess.Process, address: str) -> None:
         self.running = running
         self.address = address
-
-    def stand_still(self) -> None:
-        self.running.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         self.running.send_signal(signal.SIGCONT)
@@ -128,24 +125,6 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: fl
         pytest.fail(f"{what}: not within {seconds:g} s")
 
 
-async def stand_still_holding_the_queue(process: Process, dsn: str) -> None:
-    """Stop a replica in the middle of a round, while it holds the row that rounds of others wait for."""
-    own = psutil.Process(process.running.pid)
-    query = """
-        SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-        WHERE l.relation = 'queues'::regclass AND a.client_port = ANY(%s) AND a.wait_event = 'ClientRead'
-    """
-    async with asyncio.timeout(60):
-        while True:
-            process.stand_still()
-            ports = [each.laddr.port for each in own.net_connections() if each.raddr]
-            [[held]] = await rows(dsn, query, ports)
-            if held:
-                return
-            process.go_on()
-            await asyncio.sleep(random.uniform(0.005, 0.05))
-
-
 async def test_replica_that_stands_still_in_a_round_and_leads_holds_up_nobody(start: Start, tasks_dsn: str) -> None:
     still = await start("services.tasks")
 
@@ -162,7 +141,7 @@ async def test_replica_that_stands_still_in_a_round_and_leads_holds_up_nobody(st
             stack.push_async_callback(caller.channel.close)
         loads = [asyncio.create_task(caller.keep_creating()) for caller in callers]
         stack.callback(lambda: [load.cancel() for load in loads])
-        await stand_still_holding_the_queue(still, tasks_dsn)
+        await asyncio.to_thread(stand_still, still.running.pid, tasks_dsn, IN_A_ROUND)
         loads[0].cancel()
 
         # While it stands still, the other goes on with what comes after.

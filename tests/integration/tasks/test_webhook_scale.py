@@ -8,7 +8,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from services.tasks.postgres import webhooks
-from services.tasks.postgres.store import HOT_SETTINGS
+from services.tasks.postgres.planning import HOT, HOT_SETTINGS, PLANNED_ANEW
 from services.tasks.webhooks.domain import LEASE
 from tests.integration.tasks.conftest import Mesh
 from tests.integration.tasks.test_scale import nodes
@@ -17,13 +17,13 @@ WAITING = 20_000
 NO_TIME = timedelta()
 
 
-async def fill_deliveries(mesh: Mesh, *, analyze: bool) -> None:
+async def fill_deliveries(mesh: Mesh, *, analyze: bool, count: int = WAITING) -> None:
     await mesh.execute(
         "INSERT INTO webhook_deliveries "
         "(id, tenant, entity_id, entity_version, event_type, url, target, body, status, created_at, due_at) "
         "SELECT gen_random_uuid(), 't' || n %% 3, gen_random_uuid(), 1, 'task_completed', 'http://h/x', 'h:80', '', "
         "'PENDING', now(), now() FROM generate_series(1, %s) n",
-        WAITING,
+        count,
     )
     if analyze:
         await mesh.execute("ANALYZE webhook_deliveries")
@@ -69,3 +69,28 @@ async def test_a_create_looks_at_no_delivery_that_waits(mesh: Mesh) -> None:
         [[plan]] = await (await conn.execute(f"EXPLAIN (FORMAT JSON) {webhooks._INSERT}", columns)).fetchall()
     found = [node for node in nodes(plan[0]["Plan"]) if node.get("Relation Name") == "webhook_deliveries"]
     assert [node["Node Type"] for node in found] == ["ModifyTable"]
+
+
+@pytest.mark.parametrize("name", ["claim", "extend", "finish", "followers"])
+async def test_a_plan_made_while_few_waited_reads_few_of_many(mesh: Mesh, name: str) -> None:
+    await fill_deliveries(mesh, analyze=True, count=10)
+    statement, values = statements()[name]
+    settings = PLANNED_ANEW if name == "claim" else HOT
+    # The tables' statistics stay those of ten rows, as they do until the next ANALYZE.
+    await mesh.execute("ALTER TABLE webhook_deliveries SET (autovacuum_enabled = off)")
+    conn = await mesh.running.database.dedicated()
+    try:
+        for _ in range(8):
+            async with conn.transaction(settings=settings):
+                await (await conn.execute(statement, values)).fetchall()
+        await mesh.execute("UPDATE webhook_deliveries SET lease = NULL, due_at = now() WHERE lease IS NOT NULL")
+        await fill_deliveries(mesh, analyze=False)
+        async with conn.transaction(settings=settings):
+            await (await conn.execute(statement, values)).fetchall()
+            query = (
+                "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'webhook_deliveries'"
+            )
+            [[read]] = await (await conn.execute(query)).fetchall()
+    finally:
+        await conn.close()
+    assert read < WAITING / 10

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import random
 import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -15,6 +14,7 @@ import pytest
 
 from meshkit.errors import MeshError
 from tests.integration.workflows.conftest import Mesh, Process, Settings, create, noop
+from tests.standstill import IN_A_CHANGE, stand_still
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -25,24 +25,6 @@ _EAGER: dict[str, Any] = {"reconcile_interval_seconds": 0.3, "resend_seconds": 0
 async def rows(dsn: str, query: str, *values: object) -> Sequence[tuple[Any, ...]]:
     async with await psycopg.AsyncConnection.connect(dsn, options="-c search_path=workflows", autocommit=True) as conn:
         return await (await conn.execute(query, values)).fetchall()
-
-
-async def stand_still_in_a_transaction(pid: int, dsn: str) -> None:
-    """Stop a replica while it has changed something that it has not committed."""
-    own = psutil.Process(pid)
-    query = """
-        SELECT count(*) FROM pg_stat_activity
-        WHERE client_port = ANY(%s) AND backend_xid IS NOT NULL AND wait_event = 'ClientRead'
-    """
-    async with asyncio.timeout(60):
-        while True:
-            own.send_signal(signal.SIGSTOP)
-            ports = [each.laddr.port for each in own.net_connections() if each.raddr]
-            [[held]] = await rows(dsn, query, ports)
-            if held:
-                return
-            own.send_signal(signal.SIGCONT)
-            await asyncio.sleep(random.uniform(0.005, 0.05))
 
 
 async def until(dsn: str, query: str, what: str, seconds: float = 60.0) -> None:
@@ -88,7 +70,7 @@ async def test_replica_that_stands_still_in_a_transaction_and_leads_holds_up_no_
         _, other = await replica("other")
         load = asyncio.create_task(keep_creating(door.workflows()))
         assert still.process is not None
-        await stand_still_in_a_transaction(still.process.pid, database)
+        await asyncio.to_thread(stand_still, still.process.pid, database, IN_A_CHANGE)
         load.cancel()
         with pytest.raises((asyncio.CancelledError, MeshError)):
             await load

@@ -2,16 +2,17 @@
 
 import io
 
-import pytest
 from PIL import Image
 
-from bench import abuse
+from bench.abuse import bombs
+from bench.abuse.__main__ import ROW_MODULES
+from bench.abuse.rows import ROWS
 
 
-def test_pictures_are_small_files_that_a_decoder_would_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abuse, "_SIDE", 64)
-    plain = abuse._riff(abuse._webp_image())
-    animated = abuse._animated_webp(abuse._webp_image(), frames=4)
+def test_pictures_are_small_files_that_a_decoder_would_read() -> None:
+    image = bombs.webp_image(64)
+    plain = bombs.riff(image)
+    animated = bombs.animated_webp(image, frames=4, side=64)
     with Image.open(io.BytesIO(plain)) as picture:
         assert (picture.format, picture.size) == ("WEBP", (64, 64))
         picture.load()
@@ -23,6 +24,7 @@ def test_pictures_are_small_files_that_a_decoder_would_read(monkeypatch: pytest.
 
 
 def test_each_row_has_a_name_of_its_own_and_a_wait_that_is_measured() -> None:
-    names = [row.name for row in abuse._ROWS]
-    assert len(set(names)) == len(names) >= 8
-    assert {row.probe for row in abuse._ROWS} <= {"done", "webhook", "stream"}
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names) >= 18
+    assert {row.probe for row in ROWS} == {"done", "webhook", "stream", "workflow"}
+    assert {row.act.__module__ for row in ROWS} == {module.__name__ for module in ROW_MODULES}
