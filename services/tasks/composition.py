@@ -79,7 +79,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
 
     store = PostgresTaskStore(database, page_bytes=settings.answer_bytes)
     catalog = Catalog(
-        task_types=settings.served_task_types,
+        task_types=settings.accepted_task_types,
         providers=settings.served_providers,
         cutout_models=settings.cutout_models,
         consistency_networks=settings.consistency_networks,

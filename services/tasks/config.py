@@ -12,7 +12,7 @@ from meshkit import cutouts, likeness
 from meshkit.catalog import PROVIDERS, TASK_TYPES
 from meshkit.config import CommaSeparated, MeshSettings
 from meshkit.topology import TASKS
-from services.tasks.catalog import PROVIDERS_WITH_HANDLERS, TASK_TYPES_WITH_HANDLERS
+from services.tasks.catalog import LOCAL, PROVIDERS_WITH_HANDLERS, TASK_TYPES_WITH_HANDLERS
 
 
 def _weights(value: object) -> object:
@@ -37,7 +37,9 @@ class TasksSettings(MeshSettings):
 
     listen: str = Field(default=TASKS.address, description="Address to serve on.")
     served_task_types: CommaSeparated = Field(
-        default=TASK_TYPES_WITH_HANDLERS, description="Task types that are accepted: `GENERATION,EDITING`."
+        default=TASK_TYPES_WITH_HANDLERS,
+        description="Task types that are accepted: `GENERATION,EDITING`. Where unset, also those of a provider that is "
+        "served and no worker's device executes.",
     )
     served_providers: CommaSeparated = Field(
         default=PROVIDERS_WITH_HANDLERS, description="Providers that tasks may name: `LOCAL,FAL_STANDARD`."
@@ -89,6 +91,18 @@ class TasksSettings(MeshSettings):
     @classmethod
     def _declared_providers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return _known("providers", names, PROVIDERS)
+
+    @property
+    def accepted_task_types(self) -> tuple[str, ...]:
+        """Task types that are accepted: those that are named, else those of the device and of the served providers."""
+        if "served_task_types" in self.model_fields_set:
+            return self.served_task_types
+        called = [
+            name
+            for name, spec in TASK_TYPES.items()
+            if not spec.internal and spec.default_provider in self.served_providers and spec.default_provider != LOCAL
+        ]
+        return (*self.served_task_types, *called)
 
     @property
     def heartbeat_interval_seconds(self) -> float:

@@ -116,6 +116,15 @@ def test_settings_name_what_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TasksSettings().served_providers == ("LOCAL", "FAL_STANDARD")
 
 
+def test_a_type_that_one_provider_alone_executes_comes_with_it() -> None:
+    assert TasksSettings().accepted_task_types == TASK_TYPES_WITH_HANDLERS
+    served = ("LOCAL", "FAL_STANDARD")
+    settings = TasksSettings(served_providers=served)
+    assert settings.accepted_task_types == (*TASK_TYPES_WITH_HANDLERS, "EXPERIMENTAL_FAL")
+    chosen = TasksSettings(served_providers=served, served_task_types=TASK_TYPES_WITH_HANDLERS)
+    assert chosen.accepted_task_types == TASK_TYPES_WITH_HANDLERS
+
+
 @pytest.mark.parametrize("name", ["ATELIER_SERVED_TASK_TYPES", "ATELIER_SERVED_PROVIDERS"])
 def test_settings_that_name_the_unknown_are_refused_at_start(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "SINGING")
