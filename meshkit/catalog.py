@@ -461,6 +461,8 @@ def _facts(field: FieldDescriptor) -> Any:
 DECLARED = load()
 TASK_TYPES = DECLARED.task_types
 PROVIDERS = DECLARED.providers
+OWN_PROVIDERS = tuple(name for name, spec in PROVIDERS.items() if spec.queue == PROVIDERS["LOCAL"].queue)
+"""Providers whose work this mesh does itself: LOCAL, and pipelines that tasks name as a provider. Nobody is called."""
 _BY_NUMBER: dict[int, TaskTypeSpec] = {spec.number: spec for spec in TASK_TYPES.values()}
 _BY_DETAIL = {spec.detail: spec for spec in TASK_TYPES.values()}
 _PROVIDER_BY_NUMBER: dict[int, ProviderSpec] = {spec.number: spec for spec in PROVIDERS.values()}

@@ -6,8 +6,8 @@ at a coarse look. The result is compared with what was there, and made again wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -17,17 +17,13 @@ from PIL import Image
 from modelkit.alignment import Aligned, align
 from modelkit.consistency import ConsistencyCheck, Scores
 from modelkit.garment import Cutter, Garment, Looker, find_garment
-from modelkit.patches import Blend, PixelBox, feather, grown
+from modelkit.patches import Blend, Floats, PixelBox, Pixels, feather, grown
 from modelkit.pictures import over_white
-
-Pixels = NDArray[np.uint8]
-Floats = NDArray[np.float32]
-Done = Callable[[float], None]
+from modelkit.redraw import Done, Draw, best_attempt, strength_of
 
 # What is finer than this share of a tile's longer side is detail.
 _DETAIL_SHARE = 1 / 48
 _LEAST_DETAIL = 2.0
-_STRENGTHS = (1.0, 0.75, 0.5, 0.35, 0.25)
 # Steps of the work before the first tile: a garment is found in each of the two pictures.
 _FINDING = 2
 
@@ -83,19 +79,66 @@ class DetailedPicture:
     drafts: dict[str, Image.Image] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class GarmentTile:
+    """A tile whose details are to be brought back.
+
+    Attributes:
+        number: Which tile it is, from 0.
+        before: The tile as it is, RGB.
+        worn: (height, width), where it shows the garment.
+        reference: The same part of the garment in the reference, RGB of any size.
+        aligned: The reference laid over the tile.
+        weights: (height, width), how much of the reference counts, 0 to 1.
+    """
+
+    number: int
+    before: Pixels
+    worn: NDArray[np.bool_]
+    reference: Pixels
+    aligned: Aligned
+    weights: Floats
+
+
+class DetailArtist(Protocol):
+    """Redraws tiles: `ReferenceDetails`, or a service that edits pictures."""
+
+    def detail(self, tile: GarmentTile) -> Draw:
+        """Return what redraws a tile."""
+        ...
+
+
+class ReferenceDetails:
+    """Redraws tiles with the fine part of what the reference shows, each attempt with less of it."""
+
+    def detail(self, tile: GarmentTile) -> Draw:
+        """Return what redraws a tile."""
+        original = np.asarray(tile.before / 255, np.float32)
+        change = _change(original, np.asarray(tile.aligned.pixels / 255, np.float32), tile.weights)
+
+        def draw(attempt: int, done: Done) -> Floats:  # noqa: ARG001 -- there is nothing to wait for
+            return _added(original, change * (tile.weights * strength_of(attempt))[..., None])
+
+        return draw
+
+
 class DetailTransfer:
-    """Brings details back, the same for the same pictures and settings.
+    """Brings details back, the same for the same pictures, artist and settings.
 
     Args:
         looker: Finds people, their poses, and things on a plain background.
         cutter: Finds everything else.
-        check: Judges the tiles.
+        artist: Redraws the tiles.
+        check: Judges them.
         settings: How to do it.
     """
 
-    def __init__(self, looker: Looker, cutter: Cutter, check: ConsistencyCheck, settings: DetailSettings) -> None:
+    def __init__(
+        self, looker: Looker, cutter: Cutter, artist: DetailArtist, check: ConsistencyCheck, settings: DetailSettings
+    ) -> None:
         self._looker = looker
         self._cutter = cutter
+        self._artist = artist
         self._check = check
         self._settings = settings
 
@@ -133,15 +176,24 @@ class DetailTransfer:
             aligned = align(source, there, before)
             share(0.5)
             weights = _weights(aligned, visible[box.slices], shown.mask)
-            scores, after, tried = self._attempts(before, aligned, weights, share)
-            blend.lay(box, after, feather(part, width, height, settings.feather_px, "box"))
-            outcomes.append(TileOutcome(box, len(tried), scores, _details(before, aligned.pixels, after, weights)))
+            worn, shown_there = visible[box.slices], np.ascontiguousarray(source[there.slices])
+            draw = self._artist.detail(GarmentTile(index, before, worn, shown_there, aligned, weights))
+
+            def attempt(within: float, share: Done = share) -> None:
+                share((1 + within) / 2)
+
+            made = best_attempt(before, draw, self._check, settings.max_retries, attempt, keep_tried=keep_drafts)
+            share(1.0)
+            blend.lay(box, made.pixels, feather(part, width, height, settings.feather_px, "box"))
+            detail = _details(before, aligned.pixels, made.pixels, weights)
+            outcomes.append(TileOutcome(box, made.attempts, made.scores, detail))
             if keep_drafts:
-                drafts |= {f"tile-{index + 1}-attempt-{number}": draft for number, draft in enumerate(tried, 1)}
-        made = Image.fromarray(blend.result())
+                beside = (Image.fromarray(np.hstack([before, aligned.pixels, after])) for after in made.tried)
+                drafts |= {f"tile-{index + 1}-attempt-{number}": draft for number, draft in enumerate(beside, 1)}
+        result = Image.fromarray(blend.result())
         if base.mode == "RGBA":
-            made.putalpha(base.getchannel("A"))
-        return DetailedPicture(made, tuple(outcomes), drafts)
+            result.putalpha(base.getchannel("A"))
+        return DetailedPicture(result, tuple(outcomes), drafts)
 
     def _tiles(self, garment: Garment, width: int, height: int, like: Garment | None = None) -> list[PixelBox]:
         """Return the parts to work on: the garment's box, or its halves; halves where another one's box is halved."""
@@ -161,30 +213,6 @@ class DetailTransfer:
             PixelBox(whole.left, whole.top, whole.right, middle),
             PixelBox(whole.left, middle, whole.right, whole.bottom),
         ]
-
-    def _attempts(
-        self, before: Pixels, aligned: Aligned, weights: Floats, done: Done
-    ) -> tuple[Scores, Floats, list[Image.Image]]:
-        """Make one tile until it passes, or the attempts are used up; returns the best attempt, and all of them."""
-        original = np.asarray(before / 255, np.float32)
-        change = _change(original, np.asarray(aligned.pixels / 255, np.float32), weights)
-        calls = self._settings.max_retries + 1
-        best: tuple[Scores, Floats] | None = None
-        tried: list[Image.Image] = []
-        for attempt in range(calls):
-            strength = _STRENGTHS[min(attempt, len(_STRENGTHS) - 1)]
-            candidate = _added(original, change * (weights * strength)[..., None])
-            after = np.asarray((candidate * 255).round().clip(0, 255), np.uint8)
-            scores = self._check.measure(before, after)
-            tried.append(Image.fromarray(np.hstack([before, aligned.pixels, after])))
-            done(0.5 + (attempt + 1) / calls / 2)
-            if best is None or scores.margin > best[0].margin:
-                best = scores, candidate
-            if scores.passed:
-                break
-        done(1.0)
-        assert best is not None  # there is at least one attempt
-        return best[0], best[1], tried
 
 
 def _change(original: Floats, reference: Floats, weights: Floats) -> Floats:

@@ -7,26 +7,22 @@ drawn again with less freedom until it passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from modelkit.consistency import ConsistencyCheck, Scores
-from modelkit.patches import Blend, PixelBox, feather, grown, match_colour
-from modelkit.vision import Face
+from modelkit.patches import Blend, Floats, PixelBox, Pixels, feather, grown, match_colour
+from modelkit.redraw import Done, Draw, Restorer, best_attempt, drawn_by, fitting, resized, strength_of
 
-Pixels = NDArray[np.uint8]
-Floats = NDArray[np.float32]
-Done = Callable[[float], None]
+if TYPE_CHECKING:
+    from modelkit.vision import Face
 
 _LEAST_SIDE, _FIRST_SIDE, _MOST_SIDE = 64, 128, 160
 # Each attempt is drawn from a larger copy, and keeps more of the original.
-_STRENGTHS = (1.0, 0.75, 0.5, 0.35, 0.25)
 _LARGER = 1.15
 # By how much the seed moves the size of the copy, which is all that there is to draw by lot.
 _SPREAD = 0.04
@@ -40,11 +36,16 @@ class FaceFinder(Protocol):
         ...
 
 
-class Restorer(Protocol):
-    """Redraws a picture four times as large (`modelkit.upscale.Upscaler`)."""
+class FaceArtist(Protocol):
+    """Redraws faces: `NetworkFaces`, or a service that edits pictures."""
 
-    def restore(self, image: Image.Image, step: Callable[[int, int], None] | None = None) -> Image.Image:
-        """Redraw; `step` is called with (tiles done, tiles in all), and may raise to stop."""
+    def face(self, number: int, before: Pixels) -> Draw:
+        """Return what redraws a face.
+
+        Args:
+            number: Which face it is, from 0.
+            before: The face with its surroundings, RGB.
+        """
         ...
 
 
@@ -56,15 +57,11 @@ class FaceSettings:
         expand: Share by which a face's box grows before it is cut out (0.5: half as large again).
         feather_px: Width of the soft edge in pixels.
         max_retries: Attempts beyond the first, for a face that fails the check.
-        strength: Share of the redrawn face in the first attempt's result, 0 to 1.
-        seed: Draws the exact size at which the network sees each attempt.
     """
 
     expand: float = 0.5
     feather_px: int = 32
     max_retries: int = 3
-    strength: float = 1.0
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,28 +104,36 @@ class FaceRestoration:
 
     Args:
         finder: Finds them.
-        restorer: Redraws them.
+        artist: Redraws them.
         check: Judges them.
         settings: How to do it.
     """
 
-    def __init__(self, finder: FaceFinder, restorer: Restorer, check: ConsistencyCheck, settings: FaceSettings) -> None:
+    def __init__(self, finder: FaceFinder, artist: FaceArtist, check: ConsistencyCheck, settings: FaceSettings) -> None:
         self._finder = finder
-        self._restorer = restorer
+        self._artist = artist
         self._check = check
         self._settings = settings
 
-    def restore(self, image: Image.Image, done: Done, *, keep_drafts: bool = False) -> RestoredFaces:
+    def find(self, image: Image.Image) -> Sequence[Face]:
+        """Find the faces of an RGB or RGBA picture as it is seen."""
+        return self._finder.faces(_shown(image))
+
+    def restore(
+        self, image: Image.Image, done: Done, *, keep_drafts: bool = False, faces: Sequence[Face] | None = None
+    ) -> RestoredFaces:
         """Restore all faces of a picture. Pixels outside of the faces' boxes, and transparent ones, stay as they are.
 
         Args:
             image: RGB or RGBA.
             done: Called with the share that is done, 0 to 1, after every tile of the network; may raise to stop.
             keep_drafts: Whether to keep every attempt.
+            faces: Its faces, where they are known already.
         """
         pixels = np.asarray(image.convert("RGB"))
         height, width = pixels.shape[:2]
-        parts = [grown(face.box, self._settings.expand) for face in self._finder.faces(_shown(image))]
+        found = self.find(image) if faces is None else faces
+        parts = [grown(face.box, self._settings.expand) for face in found]
         parts = [part for part in parts if part.within(width, height).width and part.within(width, height).height]
         if not parts:
             return RestoredFaces(image, ())
@@ -137,51 +142,55 @@ class FaceRestoration:
         visible = np.asarray(image.getchannel("A")) > 0 if image.mode == "RGBA" else np.ones((height, width), bool)
         for index, part in enumerate(parts):
             box = part.within(width, height)
-            lots = np.random.default_rng((self._settings.seed, index))
 
             def share(within: float, index: int = index) -> None:
                 done((index + within) / len(parts))
 
-            scores, redrawn, tried = self._redraw(np.ascontiguousarray(pixels[box.slices]), lots, share)
+            before = np.ascontiguousarray(pixels[box.slices])
+            draw = self._artist.face(index, before)
+            made = best_attempt(before, draw, self._check, self._settings.max_retries, share, keep_tried=keep_drafts)
             weights = feather(part, width, height, self._settings.feather_px, "ellipse") * visible[box.slices]
-            blend.lay(box, redrawn, weights)
-            outcomes.append(FaceOutcome(box, len(tried), scores))
+            blend.lay(box, made.pixels, weights)
+            outcomes.append(FaceOutcome(box, made.attempts, made.scores))
             if keep_drafts:
-                drafts |= {f"face-{index + 1}-attempt-{number}": draft for number, draft in enumerate(tried, 1)}
+                beside = (Image.fromarray(np.hstack([before, after])) for after in made.tried)
+                drafts |= {f"face-{index + 1}-attempt-{number}": draft for number, draft in enumerate(beside, 1)}
             share(1.0)
-        made = Image.fromarray(blend.result())
+        result = Image.fromarray(blend.result())
         if image.mode == "RGBA":
-            made.putalpha(image.getchannel("A"))
-        return RestoredFaces(made, tuple(outcomes), drafts)
+            result.putalpha(image.getchannel("A"))
+        return RestoredFaces(result, tuple(outcomes), drafts)
 
-    def _redraw(
-        self, before: Pixels, lots: np.random.Generator, done: Done
-    ) -> tuple[Scores, Floats, list[Image.Image]]:
-        """Redraw one face until it passes, or the attempts are used up; returns the best attempt, and all of them."""
+
+class NetworkFaces:
+    """Has the photo network redraw faces, each attempt from a larger copy and with less freedom.
+
+    Args:
+        restorer: The network.
+        strength: Share of the redrawn face in the first attempt's result, 0 to 1.
+        seed: Draws the exact size at which the network sees each attempt.
+    """
+
+    def __init__(self, restorer: Restorer, strength: float = 1.0, seed: int = 0) -> None:
+        self._restorer = restorer
+        self._strength = strength
+        self._seed = seed
+
+    def face(self, number: int, before: Pixels) -> Draw:
+        """Return what redraws a face."""
         original = np.asarray(before / 255, np.float32)
-        side = float(np.clip(max(before.shape[:2]), _LEAST_SIDE, _FIRST_SIDE))
-        calls = self._settings.max_retries + 1
-        best: tuple[Scores, Floats] | None = None
-        tried: list[Image.Image] = []
-        for attempt in range(calls):
+        first = float(np.clip(max(before.shape[:2]), _LEAST_SIDE, _FIRST_SIDE))
+        lots = np.random.default_rng((self._seed, number))
 
-            def tile(finished: int, total: int, attempt: int = attempt) -> None:
-                done((attempt + finished / total) / calls)
+        def draw(attempt: int, done: Done) -> Floats:
+            side = first * _LARGER**attempt * (1 + _SPREAD * lots.uniform(-1, 1))
+            longest = int(np.clip(round(side), _LEAST_SIDE, _MOST_SIDE))
+            copy = resized(before, fitting(before.shape[1], before.shape[0], longest))
+            redrawn = match_colour(drawn_by(self._restorer, copy, before, done), original)
+            share = self._strength * strength_of(attempt)
+            return np.asarray(original + share * (redrawn - original), np.float32)
 
-            copy = int(np.clip(round(side * (1 + _SPREAD * lots.uniform(-1, 1))), _LEAST_SIDE, _MOST_SIDE))
-            redrawn = match_colour(_redrawn(before, copy, self._restorer, tile), original)
-            strength = self._settings.strength * _STRENGTHS[min(attempt, len(_STRENGTHS) - 1)]
-            candidate = np.asarray(original + strength * (redrawn - original), np.float32)
-            after = np.asarray((candidate * 255).round().clip(0, 255), np.uint8)
-            scores = self._check.measure(before, after)
-            tried.append(Image.fromarray(np.hstack([before, after])))
-            if best is None or scores.margin > best[0].margin:
-                best = scores, candidate
-            if scores.passed:
-                break
-            side *= _LARGER
-        assert best is not None  # there is at least one attempt
-        return best[0], best[1], tried
+        return draw
 
 
 def _shown(image: Image.Image) -> Image.Image:
@@ -189,22 +198,3 @@ def _shown(image: Image.Image) -> Image.Image:
     if image.mode != "RGBA":
         return image
     return Image.alpha_composite(Image.new("RGBA", image.size, (128, 128, 128, 255)), image).convert("RGB")
-
-
-def _redrawn(part: Pixels, side: int, restorer: Restorer, step: Callable[[int, int], None]) -> Floats:
-    """Redraw a part from a copy whose longer side is `side` pixels; what is finer than the result of that stays."""
-    height, width = part.shape[:2]
-    scale = side / max(height, width)
-    copy = _resized(part, (max(1, round(width * scale)), max(1, round(height * scale))))
-    made = np.asarray(restorer.restore(Image.fromarray(copy), step))
-    redrawn = np.asarray(_resized(made, (width, height)) / 255, np.float32)
-    if made.shape[1] < width:
-        coarse = _resized(_resized(part, (made.shape[1], made.shape[0])), (width, height))
-        redrawn += np.asarray(part - coarse.astype(np.float32), np.float32) / 255
-    return redrawn
-
-
-def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    smaller = size[0] < pixels.shape[1]
-    made = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
-    return np.asarray(made, np.uint8)

@@ -70,6 +70,31 @@ def match_colour(redrawn: Floats, original: Floats) -> Floats:
     return np.asarray(cv2.cvtColor(new.astype(np.float32), cv2.COLOR_LAB2RGB).clip(0, 1), np.float32)
 
 
+def match_histogram(redrawn: Floats, original: Floats) -> Floats:
+    """Give a redrawn part the levels of each channel that it had: as many pixels at each level, in their own order.
+
+    Args:
+        redrawn: (height, width, 3), RGB, 0 to 1.
+        original: The part as it was, of any size.
+
+    Returns:
+        RGB of the shape of `redrawn`, 0 to 1.
+    """
+    levels = np.arange(256, dtype=np.float32) / 255
+    made = np.empty_like(redrawn)
+    for channel in range(3):
+        counts = [
+            np.bincount((part[..., channel] * 255).round().clip(0, 255).astype(np.uint8).ravel(), minlength=256)
+            for part in (redrawn, original)
+        ]
+        new, old = (np.cumsum(each) / each.sum() for each in counts)
+        # The middle of a level's pixels decides, so that equal histograms change nothing.
+        middle = new - counts[0] / counts[0].sum() / 2
+        mapped = levels[np.searchsorted(old, middle, side="left").clip(0, 255)]
+        made[..., channel] = np.interp(redrawn[..., channel], levels, mapped)
+    return made
+
+
 def feather(box: PixelBox, width: int, height: int, pixels: int, shape: Literal["ellipse", "box"]) -> Floats:
     """Return the weights with which a redrawn part covers a picture: 1 within, falling to 0 at the part's edge.
 
@@ -134,3 +159,31 @@ class Blend:
         """Return the picture; pixels that no part covers are those of before."""
         change = self._change / np.maximum(self._weight, 1)[..., None]
         return np.asarray((self._pixels + change).round().clip(0, 255), np.uint8)
+
+
+def filled(pixels: Pixels) -> Pixels:
+    """Return the colours of an RGBA picture, the nearest visible ones where it is transparent.
+
+    The colours are spread by averaging over ever larger cells (push-pull, Gortler et al. 1996).
+    """
+    alpha: Floats = np.asarray(pixels[..., 3:] / 255, np.float32)
+    colours = _spread(np.asarray(pixels[..., :3] * alpha, np.float32), alpha)
+    seen = alpha > 0
+    return np.where(seen, pixels[..., :3], (colours + 0.5).clip(0, 255).astype(np.uint8))
+
+
+def _spread(weighted: Floats, weights: Floats) -> Floats:
+    height, width = weights.shape[:2]
+    own = np.asarray(weighted / np.maximum(weights, 1e-6), np.float32)
+    if height * width == 1 or weights.min() > 0:
+        return own
+    pad = ((0, height % 2), (0, width % 2), (0, 0))
+
+    def halved(values: Floats) -> Floats:
+        even = np.pad(values, pad)
+        cells = even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2, -1)
+        return np.asarray(cells.sum((1, 3)), np.float32)
+
+    below = _spread(halved(weighted), halved(weights))
+    around = below.repeat(2, 0).repeat(2, 1)[:height, :width]
+    return np.asarray(np.where(weights > 0, own, around), np.float32)

@@ -30,6 +30,7 @@ from modelkit import sizes
 from modelkit.card import ModelCard
 from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.family import Source
+from modelkit.patches import filled
 
 if TYPE_CHECKING:
     from modelkit.device import Device
@@ -148,7 +149,7 @@ class Upscaler:
             ModelError: The networks' weights are not installed.
         """
         alpha = image.getchannel("A") if image.mode == "RGBA" else None
-        pixels = np.asarray(image.convert("RGB")) if alpha is None else _filled(np.asarray(image))
+        pixels = np.asarray(image.convert("RGB")) if alpha is None else filled(np.asarray(image))
         box = sizes.cover(image.size, (width, height))
         factors = _factors(max(width / (box[2] - box[0]), height / (box[3] - box[1])), image.width * image.height)
         cleaning = _cleaning(jpeg_quality) if factors else None
@@ -314,34 +315,6 @@ def _mirrored(start: int, end: int, length: int) -> NDArray[np.int64]:
     """Return the indices from `start` to `end`, those beyond the ends mirrored: 1 0 | 0 1 2 | 2 1."""
     folded = np.arange(start, end) % (2 * length)
     return np.minimum(folded, 2 * length - 1 - folded)
-
-
-def _filled(pixels: Pixels) -> Pixels:
-    """Return the colours of an RGBA picture, the nearest visible ones where it is transparent.
-
-    The colours are spread by averaging over ever larger cells (push-pull, Gortler et al. 1996).
-    """
-    alpha: Floats = np.asarray(pixels[..., 3:] / 255, np.float32)
-    colours = _spread(np.asarray(pixels[..., :3] * alpha, np.float32), alpha)
-    seen = alpha > 0
-    return np.where(seen, pixels[..., :3], (colours + 0.5).clip(0, 255).astype(np.uint8))
-
-
-def _spread(weighted: Floats, weights: Floats) -> Floats:
-    height, width = weights.shape[:2]
-    own = np.asarray(weighted / np.maximum(weights, 1e-6), np.float32)
-    if height * width == 1 or weights.min() > 0:
-        return own
-    pad = ((0, height % 2), (0, width % 2), (0, 0))
-
-    def halved(values: Floats) -> Floats:
-        even = np.pad(values, pad)
-        cells = even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2, -1)
-        return np.asarray(cells.sum((1, 3)), np.float32)
-
-    below = _spread(halved(weighted), halved(weights))
-    around = below.repeat(2, 0).repeat(2, 1)[:height, :width]
-    return np.asarray(np.where(weights > 0, own, around), np.float32)
 
 
 def _infer(network: ncnn.Net, tile: Pixels) -> Floats:

@@ -22,9 +22,8 @@ from meshkit.logging import configure
 from meshkit.worker.batch_runner import BatchRunner
 from meshkit.worker.child import ChildRuntime
 from meshkit.worker.handlers import Lender, TaskHandler
-from meshkit.worker.pairs import Pair
 from services.inference.results import CHECK_FAMILY, ResultReview
-from services.inference.tasktypes import load_handlers
+from services.inference.tasktypes import load_pairs
 from services.inference.tasktypes.failures import explained
 
 
@@ -85,10 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure("inference-child", settings.log_level)
     sock = socket.socket(fileno=options.fd)
     os.set_inheritable(options.fd, False)  # noqa: FBT003 -- os's own signature
-    handlers = load_handlers(settings.task_types)
+    handlers = load_pairs(settings.task_types)
     lender = _lender(settings, handlers.values())
     review = ResultReview(lender, threshold=settings.content_threshold, notes=settings.notes)
-    runner = BatchRunner({Pair(kind): handler for kind, handler in handlers.items()}, lender, explained, review)
+    runner = BatchRunner(handlers, lender, explained, review)
     runtime = ChildRuntime(sock, execute=runner.execute, resident=runner.resident, threads=settings.threads)
     return runtime.serve(ChildHello(task_types=settings.task_types, device="cpu" if lender is None else lender.device))
 

@@ -12,13 +12,12 @@ from atelier.inference.v1.inference_service_pb2_grpc import add_InferenceService
 from meshkit.server import AddServicer, build_server
 from meshkit.topology import INFERENCE
 from meshkit.worker.host import DevicePool, DeviceWork, WorkerHost
-from meshkit.worker.pairs import Pair
 from services.inference.child import ChildSettings
 from services.inference.config import InferenceSettings
 from services.inference.providers import LOCAL, load_calls, queues_of
 from services.inference.providers.kit import ProviderKit
 from services.inference.servicer import InferenceServicer
-from services.inference.tasktypes import load_handlers, parse_types
+from services.inference.tasktypes import load_pairs, parse_types
 
 # The child's log is lines of JSON; these libraries would print advice between them.
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -91,5 +90,4 @@ def _device_work(settings: InferenceSettings) -> DeviceWork:
         log_level=settings.log_level,
     )
     spin = {} if "OMP_WAIT_POLICY" in os.environ else _SPIN  # who sets that has said how threads wait
-    handlers = {Pair(kind): handler for kind, handler in load_handlers(types).items()}
-    return DeviceWork(settings.worker_queues, handlers, child.command(), {**_QUIET, **spin})
+    return DeviceWork(settings.worker_queues, load_pairs(types), child.command(), {**_QUIET, **spin})

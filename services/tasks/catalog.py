@@ -9,7 +9,15 @@ from atelier.tasks.v1 import providers_pb2, task_pb2
 from google.protobuf.struct_pb2 import Struct
 
 from meshkit import cutouts
-from meshkit.catalog import PROVIDERS, TASK_TYPES, ProviderSpec, TaskTypeSpec, provider_numbered, type_of_detail
+from meshkit.catalog import (
+    OWN_PROVIDERS,
+    PROVIDERS,
+    TASK_TYPES,
+    ProviderSpec,
+    TaskTypeSpec,
+    provider_numbered,
+    type_of_detail,
+)
 from meshkit.errors import invalid
 from meshkit.likeness import NETWORKS as CONSISTENCY_NETWORKS
 from meshkit.steering import steering
@@ -27,7 +35,7 @@ TASK_TYPES_WITH_HANDLERS = (
     "FACE_ENHANCER",
 )
 LOCAL = PROVIDERS["LOCAL"].name
-PROVIDERS_WITH_HANDLERS = (LOCAL,)
+PROVIDERS_WITH_HANDLERS = OWN_PROVIDERS
 # Training jobs are of no task type, and have a queue of their own.
 TRAINING_QUEUE = "training"
 QUEUES = frozenset(spec.queue for spec in PROVIDERS.values()) | {TRAINING_QUEUE}
@@ -140,7 +148,7 @@ class Catalog:
         return self._capabilities[provider]
 
     def check_network(self, config: providers_pb2.ProviderConfig, path: str) -> None:
-        """Refuse a network for cut-outs that this installation does not have.
+        """Refuse a network for cut-outs, or a check by a network, that this installation does not have.
 
         Args:
             config: Settings of a provider.
@@ -156,6 +164,8 @@ class Catalog:
                 f"The network {name} is not here; this installation has {', '.join(self._networks)}",
                 "rembg_model_not_served",
             )
+        if chosen := config.WhichOneof("config"):
+            self._check_thresholds(getattr(config, chosen), f"{path}.{chosen}")
 
     def check_config(self, config: Struct, task_type: TaskTypeSpec, provider: ProviderSpec, path: str) -> None:
         """Refuse members of a task's `config` that steer a local worker and do not hold.
@@ -171,10 +181,12 @@ class Catalog:
         """
         if task_type.steered_by is None or provider.name != LOCAL:
             return
-        steered = steering(config, task_type.steered_by, path)
+        self._check_thresholds(steering(config, task_type.steered_by, path), path)
+
+    def _check_thresholds(self, settings: Any, path: str) -> None:
         for network in CONSISTENCY_NETWORKS:
             member = f"{network}_threshold"
-            if network not in self._compared_by and getattr(steered, member, 0) > 0:
+            if network not in self._compared_by and getattr(settings, member, 0) > 0:
                 raise invalid(
                     f"{path}.{member}",
                     f"This installation has no {network.upper()} network; "

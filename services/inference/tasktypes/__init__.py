@@ -3,6 +3,9 @@
 A module is registered by being here. It has a function `handler()` that returns the type's `TaskHandler`. What else is
 known of a type is declared in the contract (`meshkit.catalog.TASK_TYPES`).
 
+Beside the types stand the pipelines that tasks name as a provider (`_PIPELINES`); a worker that executes a type
+executes the type's pipelines too.
+
 Modules are imported when they are asked for, so that a worker of one type does not pay for the others.
 """
 
@@ -15,8 +18,16 @@ from typing import cast
 
 from atelier.tasks.v1.enums_pb2 import TaskType
 
-from meshkit.catalog import TASK_TYPES, TaskTypeSpec, type_name
+from meshkit.catalog import PROVIDERS, TASK_TYPES, TaskTypeSpec, type_name
 from meshkit.worker.handlers import TaskHandler
+from meshkit.worker.pairs import Pair
+
+# Pipelines of this mesh that tasks name as a provider: the module whose handler does their work.
+_PIPELINES = {
+    "SARTIQ_ULTIMATE_REFINER": "ultimate_refiner",
+    "SARTIQ_ULTIMATE_GARMENT_FIXER": "detail_enhancer",
+    "SARTIQ_ULTIMATE_FACE_FIXER": "face_enhancer",
+}
 
 
 def _module(spec: TaskTypeSpec) -> str:
@@ -44,8 +55,19 @@ def parse_types(names: Iterable[str]) -> tuple[TaskType.ValueType, ...]:
 
 def load_handlers(kinds: Iterable[TaskType.ValueType]) -> dict[TaskType.ValueType, TaskHandler]:
     """Import the handlers of these types."""
-    handlers: dict[TaskType.ValueType, TaskHandler] = {}
-    for kind in kinds:
-        module = importlib.import_module(_module(TASK_TYPES[type_name(kind)]))
-        handlers[kind] = cast("Callable[[], TaskHandler]", module.handler)()
+    return {kind: _load(_module(TASK_TYPES[type_name(kind)])) for kind in kinds}
+
+
+def load_pairs(kinds: Iterable[TaskType.ValueType]) -> dict[Pair, TaskHandler]:
+    """Import the handlers of these types, and of the pipelines that execute them, by what each executes."""
+    wanted = tuple(kinds)
+    handlers = {Pair(kind): handler for kind, handler in load_handlers(wanted).items()}
+    for name, module in _PIPELINES.items():
+        for kind in wanted:
+            if type_name(kind) in PROVIDERS[name].tasks:
+                handlers[Pair(kind, PROVIDERS[name].number)] = _load(f"{__name__}.{module}")
     return handlers
+
+
+def _load(module: str) -> TaskHandler:
+    return cast("Callable[[], TaskHandler]", importlib.import_module(module).handler)()

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_VALIDATION
+from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_VALIDATION, PROVIDER_TYPE_LOCAL
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from google.protobuf.descriptor import Descriptor
 
+from meshkit.catalog import provider_numbered
 from meshkit.errors import MeshError
 from meshkit.likeness import NETWORKS
 from meshkit.steering import steering
+from meshkit.validation import apply_defaults
 from meshkit.worker.handlers import Need, TaskCancelled, TaskContext, TaskFailed
 
 if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
@@ -30,6 +32,23 @@ def steered(spec: CreateTask, task: Task, message: Descriptor) -> Any:
         return steering(task.config if task.HasField("config") else spec.config, message)
     except MeshError as error:
         raise TaskFailed(error.message, ERROR_CATEGORY_VALIDATION, retryable=False) from error
+
+
+def settings_of(spec: CreateTask, task: Task, message: Descriptor) -> Any:
+    """Read what steers a task, with its defaults: its provider's settings of this kind, else members of its `config`.
+
+    Raises:
+        TaskFailed: A member of `config` does not hold.
+    """
+    provider = provider_numbered(task.provider_type or spec.provider_type or PROVIDER_TYPE_LOCAL)
+    holder = task if task.HasField("provider_config") else spec
+    found = getattr(holder.provider_config, provider.config)
+    if found.DESCRIPTOR is not message:
+        return steered(spec, task, message)
+    settings = type(found)()
+    settings.CopyFrom(found)
+    apply_defaults(settings)
+    return settings
 
 
 def check_needs(settings: Any) -> Sequence[Need]:

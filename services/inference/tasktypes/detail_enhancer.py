@@ -1,6 +1,7 @@
 """DETAIL_ENHANCER: details of a garment brought back from a reference that shows them as they should be.
 
-Members of `config` steer it; they are those of the contract's `SartiqUltimateGarmentFixerConfig`, with its defaults.
+With LOCAL members of `config` steer it, with SARTIQ_ULTIMATE_GARMENT_FIXER the settings of this provider; either are
+those of the contract's `SartiqUltimateGarmentFixerConfig`, with its defaults.
 
 The garment is found in both pictures: by the pose and outline of who wears it, by its outline on a plain background, or
 by U2-NetP. `detail_label` says whether it is worn above or below the waist. Colour and shading stay, and so does what
@@ -21,7 +22,7 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from meshkit.logging import get_logger
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskContext
 from modelkit.pictures import open_picture
-from services.inference.tasktypes.checks import check_needs, check_of, share_of, steered
+from services.inference.tasktypes.checks import check_needs, check_of, settings_of, share_of
 from services.inference.tasktypes.failures import one_by_one
 
 _log = get_logger(__name__)
@@ -67,7 +68,7 @@ def handler() -> DetailEnhancerHandler:
 
 
 def _settings(spec: CreateTask, task: Task) -> SartiqUltimateGarmentFixerConfig:
-    settings: SartiqUltimateGarmentFixerConfig = steered(spec, task, SartiqUltimateGarmentFixerConfig.DESCRIPTOR)
+    settings: SartiqUltimateGarmentFixerConfig = settings_of(spec, task, SartiqUltimateGarmentFixerConfig.DESCRIPTOR)
     return settings
 
 
@@ -76,7 +77,7 @@ def _label(spec: CreateTask, task: Task) -> str:
 
 
 def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
-    from modelkit.details import DetailSettings, DetailTransfer  # noqa: PLC0415 -- OpenCV, in the child alone
+    from modelkit.details import DetailSettings, DetailTransfer, ReferenceDetails  # noqa: PLC0415 -- OpenCV, in the child alone
 
     began = time.monotonic()
     settings = _settings(context.spec, context.task)
@@ -86,6 +87,7 @@ def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
     transfer = DetailTransfer(
         lent[_VISION],
         lent[_CUTOUT],
+        ReferenceDetails(),
         check_of(settings, lent),
         DetailSettings(
             label=_label(context.spec, context.task),

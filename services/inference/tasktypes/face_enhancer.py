@@ -1,7 +1,8 @@
 """FACE_ENHANCER: the faces of a picture restored, each checked to stay the same face.
 
-Members of `config` steer it; they are those of the contract's `SartiqUltimateFaceFixerConfig`, with its defaults. Of
-these `face_prompt` has no effect here: faces are found by a network that takes no words.
+With LOCAL members of `config` steer it, with SARTIQ_ULTIMATE_FACE_FIXER the settings of this provider; either are those
+of the contract's `SartiqUltimateFaceFixerConfig`, with its defaults. Of these `face_prompt` has no effect here: faces
+are found by a network that takes no words.
 
 All faces are restored. A face that fails the checks is drawn again, with less freedom, up to `max_retries` times; the
 best attempt is kept where none passes, and `fallback_used` says so. A picture without a face is its own result.
@@ -20,7 +21,7 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskContext
 from modelkit.pictures import open_picture
-from services.inference.tasktypes.checks import check_needs, check_of, share_of, steered
+from services.inference.tasktypes.checks import check_needs, check_of, settings_of, share_of
 from services.inference.tasktypes.failures import one_by_one
 
 _INPUT = "input"
@@ -58,12 +59,12 @@ def handler() -> FaceEnhancerHandler:
 
 
 def _settings(spec: CreateTask, task: Task) -> SartiqUltimateFaceFixerConfig:
-    settings: SartiqUltimateFaceFixerConfig = steered(spec, task, SartiqUltimateFaceFixerConfig.DESCRIPTOR)
+    settings: SartiqUltimateFaceFixerConfig = settings_of(spec, task, SartiqUltimateFaceFixerConfig.DESCRIPTOR)
     return settings
 
 
 def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
-    from modelkit.faces import FaceRestoration, FaceSettings  # noqa: PLC0415 -- OpenCV, in the child alone
+    from modelkit.faces import FaceRestoration, FaceSettings, NetworkFaces  # noqa: PLC0415 -- OpenCV, in the child alone
 
     began = time.monotonic()
     settings = _settings(context.spec, context.task)
@@ -72,7 +73,7 @@ def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
     done(0.0)
     restoration = FaceRestoration(
         lent[_VISION],
-        lent[_UPSCALER],
+        NetworkFaces(lent[_UPSCALER]),
         check_of(settings, lent),
         FaceSettings(settings.expand_percent, settings.feather_px, settings.max_retries),
     )

@@ -27,7 +27,9 @@ from modelkit.pictures import jpeg_quality, open_picture
 from services.inference.targets import target_size
 from services.inference.tasktypes.failures import one_by_one
 
-if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
+if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL import Image
 
 _BASE = "base"
@@ -43,7 +45,7 @@ _QUICK_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class RefineAsked:
     """What a task asks for, its defaults filled in."""
 
     enlarge: bool
@@ -70,7 +72,7 @@ class RefineHandler:
 
     def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:
         """Name the networks that enlarge and restore, and the model that repaints."""
-        asked = _read(spec, task)
+        asked = read_asked(spec, task)
         needs = [Need(_UPSCALER, "upscaler")]
         if asked.faces > 0:
             needs.append(Need(_VISION, "vision"))
@@ -90,7 +92,7 @@ def handler() -> RefineHandler:
 
 def _refine(context: TaskContext, lent: Mapping[str, Any]) -> Output:
     began = time.monotonic()
-    requested, asked = context.spec.refine, _read(context.spec, context.task)
+    requested, asked = context.spec.refine, read_asked(context.spec, context.task)
     image = open_picture(context.inputs[_BASE])
     progress = _Progress(context, 1 + 3 * int(_MODEL in lent) + int(asked.faces > 0))
     if asked.enlarge:
@@ -105,8 +107,7 @@ def _refine(context: TaskContext, lent: Mapping[str, Any]) -> Output:
     if asked.faces > 0:
         image = _faces(image, asked, lent, progress)
     progress.check()
-    quick = image.width * image.height > _QUICK_PIXELS
-    image.save(context.folder / _RESULT, "PNG", compress_level=1 if quick else 6)
+    save_large(image, context.folder / _RESULT)
     progress.end()
     return Output(
         TaskResult(refine=RefineTaskPublic()),
@@ -115,8 +116,14 @@ def _refine(context: TaskContext, lent: Mapping[str, Any]) -> Output:
     )
 
 
+def save_large(image: Image.Image, path: Path) -> None:
+    """Write a PNG, in a hurry where it is large."""
+    quick = image.width * image.height > _QUICK_PIXELS
+    image.save(path, "PNG", compress_level=1 if quick else 6)
+
+
 def _repainted(
-    image: Image.Image, requested: CreateRefineTask, asked: _Asked, lent: Mapping[str, Any], progress: _Progress
+    image: Image.Image, requested: CreateRefineTask, asked: RefineAsked, lent: Mapping[str, Any], progress: _Progress
 ) -> Image.Image:
     from modelkit.tiling import RepaintCancelled, RepaintSettings, repaint  # noqa: PLC0415 -- OpenCV, in the child alone
 
@@ -133,12 +140,12 @@ def _repainted(
     return made
 
 
-def _faces(image: Image.Image, asked: _Asked, lent: Mapping[str, Any], progress: _Progress) -> Image.Image:
+def _faces(image: Image.Image, asked: RefineAsked, lent: Mapping[str, Any], progress: _Progress) -> Image.Image:
     from modelkit.consistency import ConsistencyCheck, Thresholds  # noqa: PLC0415 -- OpenCV, in the child alone
-    from modelkit.faces import FaceRestoration, FaceSettings  # noqa: PLC0415 -- OpenCV, in the child alone
+    from modelkit.faces import FaceRestoration, FaceSettings, NetworkFaces  # noqa: PLC0415 -- OpenCV, in the child alone
 
-    settings = FaceSettings(strength=asked.faces, seed=asked.face_seed)
-    restoration = FaceRestoration(lent[_VISION], lent[_UPSCALER], ConsistencyCheck(Thresholds()), settings)
+    artist = NetworkFaces(lent[_UPSCALER], asked.faces, asked.face_seed)
+    restoration = FaceRestoration(lent[_VISION], artist, ConsistencyCheck(Thresholds()), FaceSettings())
     return restoration.restore(image, progress.checked_share).image
 
 
@@ -192,14 +199,14 @@ class _Progress:
         self._context.progress(min(_TICKS - 1, int(_TICKS * (self._before + done) / self._parts)), _TICKS)
 
 
-def _read(spec: CreateTask, task: Task) -> _Asked:
+def read_asked(spec: CreateTask, task: Task) -> RefineAsked:
     """Read what a task asks for; a direct run, which stores no task, has neither defaults nor seeds."""
 
     def requested(name: str, default: Any) -> Any:
         return getattr(spec.refine, name) if spec.refine.HasField(name) else default  # type: ignore[arg-type] # fields below
 
     faces = requested("face_detail_enabled", default=True)
-    return _Asked(
+    return RefineAsked(
         enlarge=requested("upscale_enabled", default=True),
         denoise=requested("upscale_denoise", 0.0),
         seed=requested("upscale_seed", _drawn(task.id, "upscale")),

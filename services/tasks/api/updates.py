@@ -204,6 +204,7 @@ def _check_providers(record: TaskRecord, update: Update, detail: Any, body: task
         if body.HasField("fallback_provider_config"):
             check_config(body.fallback_provider_config, fallback, "update.fallback_provider_config")
             refuse_calls(body.fallback_provider_config, "update.fallback_provider_config")
+            catalog.check_network(body.fallback_provider_config, "update.fallback_provider_config")
 
 
 def _routed(record: TaskRecord, update: Update, catalog: Catalog) -> Mapping[str, Any]:

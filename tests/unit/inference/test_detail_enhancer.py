@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from atelier.tasks.v1.detail_enhancer_pb2 import CreateDetailEnhancerTask, DetailEnhancerTaskPublic
-from atelier.tasks.v1.enums_pb2 import ErrorCategory
+from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_SARTIQ_ULTIMATE_GARMENT_FIXER, ErrorCategory
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
@@ -170,3 +170,16 @@ def test_the_parent_imports_no_networks() -> None:
         "sys.exit(bool({'torch', 'cv2', 'ncnn', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_settings_of_the_pipeline_hold_where_it_is_the_provider(tmp_path: Path) -> None:
+    context = Context(tmp_path, {"split_threshold": 0.5}, label="shirt")
+    context.task.provider_type = PROVIDER_TYPE_SARTIQ_ULTIMATE_GARMENT_FIXER
+    settings = context.task.provider_config.sartiq_ultimate_garment_fixer
+    settings.split_threshold, settings.save_debug_images = 1.0, True
+    context.inputs["base"].write_bytes(saved(soft(shirt())))
+    context.inputs["reference"].write_bytes(saved(shirt()))
+    (outcome,) = DetailEnhancerHandler().run([context], LENT)
+    result_of(outcome, context)
+    drafts = [file.name for file in outcome.files if file.field is None]
+    assert drafts == ["debug-tile-1-attempt-1.png", "debug-tile-2-attempt-1.png"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from atelier.tasks.v1.enums_pb2 import ErrorCategory
+from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_SARTIQ_ULTIMATE_FACE_FIXER, ErrorCategory
 from atelier.tasks.v1.face_enhancer_pb2 import CreateFaceEnhancerTask, FaceEnhancerTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from google.protobuf import json_format
@@ -177,6 +177,20 @@ def test_a_wrong_member_of_config_is_named(enhance: Run) -> None:
     assert outcome.category == ErrorCategory.ERROR_CATEGORY_VALIDATION
     assert not outcome.retryable
     assert "config.max_retries" in outcome.message
+
+
+def test_settings_of_the_pipeline_hold_where_it_is_the_provider(tmp_path: Path) -> None:
+    context = Context(tmp_path, {"max_retries": 99, "lpips_threshold": 0.1})
+    context.task.provider_type = PROVIDER_TYPE_SARTIQ_ULTIMATE_FACE_FIXER
+    context.task.provider_config.sartiq_ultimate_face_fixer.ssim_threshold = 1
+    context.task.provider_config.sartiq_ultimate_face_fixer.max_retries = 1
+    photo().save(context.inputs["input"], "PNG")
+    needs = FaceEnhancerHandler().needs(context.spec, context.task)
+    assert [need.family for need in needs] == ["vision", "upscaler"]
+    (outcome,) = FaceEnhancerHandler().run([context], {"vision": Finder(), "upscaler": Sharpener(600)})
+    assert isinstance(outcome, Output), outcome
+    assert outcome.result.face_enhancer.attempts_used == 2
+    assert outcome.result.face_enhancer.fallback_used
 
 
 def test_progress_rises_to_the_end(enhance: Run) -> None:

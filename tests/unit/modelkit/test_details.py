@@ -7,7 +7,7 @@ from PIL import Image
 
 from modelkit.alignment import align
 from modelkit.consistency import ConsistencyCheck, Thresholds, ssim
-from modelkit.details import DetailedPicture, DetailSettings, DetailTransfer
+from modelkit.details import DetailedPicture, DetailSettings, DetailTransfer, ReferenceDetails
 from modelkit.patches import PixelBox
 from modelkit.vision import Vision
 from tests.unit.modelkit.drawn import shirt, soft
@@ -25,7 +25,7 @@ class Blind:
 def transferred(
     base: Image.Image, reference: Image.Image, check: ConsistencyCheck = SSIM, **settings: Any
 ) -> DetailedPicture:
-    transfer = DetailTransfer(Vision(1), Blind(), check, DetailSettings(**settings))
+    transfer = DetailTransfer(Vision(1), Blind(), ReferenceDetails(), check, DetailSettings(**settings))
     return transfer.transfer(base, reference, lambda _: None, keep_drafts=True)
 
 
@@ -123,7 +123,7 @@ def test_transparency_stays_and_so_does_what_it_hides() -> None:
 
 def test_progress_rises_to_one_and_may_stop_the_work() -> None:
     told: list[float] = []
-    transfer = DetailTransfer(Vision(1), Blind(), SSIM, DetailSettings(split=1.0))
+    transfer = DetailTransfer(Vision(1), Blind(), ReferenceDetails(), SSIM, DetailSettings(split=1.0))
     transfer.transfer(soft(shirt()), shirt(), told.append)
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1)

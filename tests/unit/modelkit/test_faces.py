@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from modelkit.consistency import ConsistencyCheck, Thresholds, ssim
-from modelkit.faces import FaceRestoration, FaceSettings, RestoredFaces
+from modelkit.faces import FaceRestoration, FaceSettings, NetworkFaces, RestoredFaces
 from modelkit.upscale import Upscaler
 from modelkit.vision import Face, Vision
 
@@ -45,17 +45,20 @@ def photo(side: int = 128) -> Image.Image:
         return image.convert("RGB").resize((side, side))
 
 
-def restored(image: Image.Image, finder: Finder, **settings: object) -> RestoredFaces:
+def restored(
+    image: Image.Image, finder: Finder, *, strength: float = 1.0, seed: int = 0, **settings: object
+) -> RestoredFaces:
     face_settings = FaceSettings(**settings)  # type: ignore[arg-type] # its members
-    return FaceRestoration(finder, Sharpener(), NO_CHECK, face_settings).restore(image, lambda _: None)
+    artist = NetworkFaces(Sharpener(), strength, seed)
+    return FaceRestoration(finder, artist, NO_CHECK, face_settings).restore(image, lambda _: None)
 
 
 def checked(
     image: Image.Image, finder: Finder, sharpener: Sharpener, ssim: float, max_retries: int = 3
 ) -> RestoredFaces:
     check = ConsistencyCheck(Thresholds(ssim=ssim))
-    settings = FaceSettings(max_retries=max_retries)
-    return FaceRestoration(finder, sharpener, check, settings).restore(image, lambda _: None, keep_drafts=True)
+    restoration = FaceRestoration(finder, NetworkFaces(sharpener), check, FaceSettings(max_retries=max_retries))
+    return restoration.restore(image, lambda _: None, keep_drafts=True)
 
 
 def test_a_picture_without_a_face_stays_as_it_is() -> None:
@@ -156,7 +159,7 @@ def test_a_face_larger_than_the_network_draws_keeps_its_fine_detail() -> None:
 def test_progress_rises_to_one_and_may_stop_the_work() -> None:
     told: list[float] = []
     finder = Finder((40, 40, 80, 80), (0, 0, 20, 20))
-    FaceRestoration(finder, Sharpener(), NO_CHECK, FaceSettings()).restore(photo(), told.append)
+    FaceRestoration(finder, NetworkFaces(Sharpener()), NO_CHECK, FaceSettings()).restore(photo(), told.append)
     assert told == sorted(told)
     assert told[-1] == 1
     sharpener = Sharpener()
@@ -165,7 +168,7 @@ def test_progress_rises_to_one_and_may_stop_the_work() -> None:
         raise KeyError
 
     with pytest.raises(KeyError):
-        FaceRestoration(finder, sharpener, NO_CHECK, FaceSettings()).restore(photo(), stop)
+        FaceRestoration(finder, NetworkFaces(sharpener), NO_CHECK, FaceSettings()).restore(photo(), stop)
     assert len(sharpener.sides) == 1
 
 
@@ -180,7 +183,7 @@ def test_a_real_face_that_lost_its_detail_gets_closer_to_what_it_was() -> None:
         truth = image.convert("RGB")
     soft = truth.resize((110, 128), Image.Resampling.BOX).resize(truth.size, Image.Resampling.BICUBIC)
     check = ConsistencyCheck(Thresholds(ssim=0.7))
-    made = FaceRestoration(Vision(1), Upscaler(), check, FaceSettings()).restore(soft, lambda _: None)
+    made = FaceRestoration(Vision(1), NetworkFaces(Upscaler()), check, FaceSettings()).restore(soft, lambda _: None)
     (face,) = made.faces
     assert face.scores.passed
     box = (face.box.left, face.box.top, face.box.right, face.box.bottom)

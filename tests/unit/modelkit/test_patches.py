@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from modelkit.patches import Blend, PixelBox, feather, grown, match_colour
+from modelkit.patches import Blend, PixelBox, feather, grown, match_colour, match_histogram
 
 
 def test_a_box_grows_around_its_centre_by_a_share_of_its_sides() -> None:
@@ -80,3 +80,14 @@ def test_pixels_that_no_part_covers_stay() -> None:
     blend = Blend(pixels)
     blend.lay(PixelBox(0, 0, 10, 10), np.zeros((10, 10, 3), np.float32), np.zeros((10, 10), np.float32))
     np.testing.assert_array_equal(blend.result(), pixels)
+
+
+def test_a_histogram_is_given_back_in_the_order_of_its_own_levels() -> None:
+    original = np.random.default_rng(1).random((60, 50, 3)).astype(np.float32) ** 2
+    changed = (original * 0.5 + 0.4).astype(np.float32)
+    made = match_histogram(changed, original)
+    assert np.abs(made - original).mean() < 0.01
+    assert np.abs(match_histogram(original, original) - original).max() < 0.01
+    flat = np.zeros((8, 8, 3), np.float32)
+    assert (match_histogram(np.full_like(flat, 0.7), flat) == 0).all()
+    assert (match_histogram(flat, np.ones_like(flat)) == 1).all()

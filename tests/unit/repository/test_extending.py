@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from meshkit import topology
-from meshkit.catalog import PROVIDERS, TASK_TYPES
+from meshkit.catalog import OWN_PROVIDERS, PROVIDERS, TASK_TYPES
 from services.inference import providers, tasktypes
 from services.inference.providers.kit import ProviderKit
 from services.tasks.catalog import PROVIDERS_WITH_HANDLERS, TASK_TYPES_WITH_HANDLERS
@@ -67,6 +67,18 @@ def test_a_service_is_named_by_one_entry_outside_of_its_folder(module: str) -> N
         if not place(path).startswith(f"{folder}/") and named.search(path.read_text(encoding="utf-8"))
     }
     assert outside == {"meshkit/topology.py"}
+
+
+def test_own_pipelines_are_executed_by_whoever_executes_their_types() -> None:
+    kinds = [TASK_TYPES[name].number for name in TASK_TYPES_WITH_HANDLERS]
+    pairs = {(pair.task_type, pair.provider) for pair in tasktypes.load_pairs(kinds)}
+    assert pairs == {
+        (TASK_TYPES[task_type].number, PROVIDERS[name].number)
+        for name in OWN_PROVIDERS
+        for task_type in PROVIDERS[name].tasks
+        if task_type in TASK_TYPES_WITH_HANDLERS
+    }
+    assert len(tasktypes.load_pairs([TASK_TYPES["REFINE"].number])) == 2
 
 
 @pytest.mark.parametrize("name", sorted(set(PROVIDERS) - set(PROVIDERS_WITH_HANDLERS)))

@@ -10,7 +10,7 @@ from google.protobuf import struct_pb2
 from pydantic import ValidationError
 
 from meshkit import cutouts, validation
-from meshkit.catalog import PROVIDERS, TASK_TYPES
+from meshkit.catalog import OWN_PROVIDERS, PROVIDERS, TASK_TYPES
 from meshkit.errors import MeshError
 from modelkit.cutout import NETWORKS, CutoutFamily
 from services.tasks.catalog import TASK_TYPES_WITH_HANDLERS, Catalog
@@ -28,7 +28,9 @@ FAL = enums_pb2.PROVIDER_TYPE_FAL_STANDARD
 def test_this_release_serves_what_it_has_handlers_for() -> None:
     answer = to_catalog(Catalog(enable_noop=True), internal=True)
     assert list(answer.task_types) == [TASK_TYPES[name].number for name in (*SERVED, "NOOP")]
-    [local] = answer.providers
+    local, *pipelines = answer.providers
+    assert {PROVIDERS[name].number for name in OWN_PROVIDERS} == {each.provider_type for each in answer.providers}
+    assert len(pipelines) == 3
     assert local.provider_type == enums_pb2.PROVIDER_TYPE_LOCAL
     assert set(local.capabilities) == LOCAL.capabilities(TASK_TYPES_WITH_HANDLERS)
     assert list(local.capabilities) == sorted(local.capabilities)
@@ -109,7 +111,12 @@ def test_every_pair_of_the_contract_has_a_cost() -> None:
 
 def test_settings_name_what_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TasksSettings().served_task_types == TASK_TYPES_WITH_HANDLERS
-    assert TasksSettings().served_providers == ("LOCAL",)
+    assert TasksSettings().served_providers == (
+        "LOCAL",
+        "SARTIQ_ULTIMATE_REFINER",
+        "SARTIQ_ULTIMATE_GARMENT_FIXER",
+        "SARTIQ_ULTIMATE_FACE_FIXER",
+    )
     monkeypatch.setenv("ATELIER_SERVED_TASK_TYPES", "GENERATION, EDITING")
     monkeypatch.setenv("ATELIER_SERVED_PROVIDERS", "LOCAL,FAL_STANDARD")
     assert TasksSettings().served_task_types == ("GENERATION", "EDITING")
@@ -175,6 +182,25 @@ def test_a_threshold_without_its_network_is_refused(name: str) -> None:
         (f"task.config.{name}_threshold", "network_not_served")
     ]
     assert "only 0" in error.value.message
+
+
+@pytest.mark.parametrize("name", ["lpips", "dists"])
+@pytest.mark.parametrize(
+    "pipeline", ["sartiq_ultimate_refiner", "sartiq_ultimate_garment_fixer", "sartiq_ultimate_face_fixer"]
+)
+def test_a_threshold_of_a_pipeline_without_its_network_is_refused(pipeline: str, name: str) -> None:
+    def asked(threshold: float) -> ProviderConfig:
+        made = ProviderConfig()
+        setattr(getattr(made, pipeline), f"{name}_threshold", threshold)
+        return made
+
+    Catalog().check_network(asked(0), "task.provider_config")
+    Catalog(consistency_networks=[name]).check_network(asked(0.3), "task.provider_config")
+    with pytest.raises(MeshError) as error:
+        Catalog().check_network(asked(0.3), "task.provider_config")
+    assert [(one.path, one.type) for one in error.value.violations] == [
+        (f"task.provider_config.{pipeline}.{name}_threshold", "network_not_served")
+    ]
 
 
 def test_networks_are_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
