@@ -22,8 +22,9 @@ from atelier_cli.environment import FILE_SUFFIX, files, given
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import Credentials, DataFolder, MeshRecord
 from atelier_cli.model import absolute
-from atelier_cli.providers import LOCAL, calls_itself, credentials_of_providers
+from atelier_cli.providers import calls_itself, credentials_of_providers
 from meshkit import topology
+from meshkit.catalog import OWN_PROVIDERS
 from meshkit.topology import CALLER, GATEWAY, INFERENCE, ServiceSpec
 
 DEFAULT_GATEWAY_PORT: Final = GATEWAY.port
@@ -214,7 +215,7 @@ def _own_settings(spec: ServiceSpec, folder: DataFolder, providers: Sequence[str
         own["ATELIER_WORKER_NAME"] = f"{named}/{spec.role}" if named else spec.role
         own["ATELIER_WORKER_PROVIDERS"] = ",".join(providers)
     if spec is topology.TASKS and providers and not given("ATELIER_SERVED_PROVIDERS"):
-        own["ATELIER_SERVED_PROVIDERS"] = ",".join((LOCAL, *providers))
+        own["ATELIER_SERVED_PROVIDERS"] = ",".join(dict.fromkeys((*OWN_PROVIDERS, *providers)))
     return own
 
 

@@ -7,9 +7,8 @@ from typing import Final
 from atelier_cli.environment import PREFIX, given
 from atelier_cli.errors import CliError, ExitCode
 from meshkit.accounts import CREDENTIALS
-from meshkit.catalog import PROVIDERS
+from meshkit.catalog import OWN_PROVIDERS, PROVIDERS
 
-LOCAL: Final = PROVIDERS["LOCAL"].name
 _CALLED: Final = "ATELIER_WORKER_PROVIDERS"
 _SERVED: Final = "ATELIER_SERVED_PROVIDERS"
 
@@ -38,7 +37,7 @@ def chosen_providers(*, asked: bool) -> tuple[str, ...]:
     found = tuple(
         name
         for name in PROVIDERS
-        if name != LOCAL
+        if name not in OWN_PROVIDERS
         and (named is None or name in named)
         and ((asked and named is not None) or any(given(setting) for setting in _credentials(name)))
     )

@@ -11,7 +11,7 @@ from atelier_cli.folder import DataFolder, MeshRecord
 from atelier_cli.mesh import MeshPlan, choose_ports, plan, uses
 from atelier_cli.providers import chosen_providers, credentials_of_providers
 from meshkit.accounts import CREDENTIALS
-from meshkit.catalog import PROVIDERS
+from meshkit.catalog import OWN_PROVIDERS, PROVIDERS
 from services.inference import providers
 from services.inference.config import InferenceSettings
 
@@ -94,7 +94,9 @@ def test_the_worker_that_calls_is_told_whom_and_tasks_may_name_them(
     assert environments["providers"]["ATELIER_WORKER_NAME"] == "studio/providers"
     assert environments["worker"]["ATELIER_WORKER_NAME"] == "studio"
     assert "ATELIER_WORKER_PROVIDERS" not in environments["worker"]
-    assert environments["tasks"]["ATELIER_SERVED_PROVIDERS"] == "LOCAL,FASHN_STANDARD,FREEPIK_MAGNIFIC"
+    assert environments["tasks"]["ATELIER_SERVED_PROVIDERS"] == ",".join(
+        (*OWN_PROVIDERS, "FASHN_STANDARD", "FREEPIK_MAGNIFIC")
+    )
     folders = {environments[name]["ATELIER_DATA"] for name in ("worker", "providers")}
     assert len(folders) == 2
     assert all(Path(folder).is_dir() for folder in folders)

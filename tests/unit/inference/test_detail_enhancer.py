@@ -180,6 +180,7 @@ def test_settings_of_the_pipeline_hold_where_it_is_the_provider(tmp_path: Path) 
     context.inputs["base"].write_bytes(saved(soft(shirt())))
     context.inputs["reference"].write_bytes(saved(shirt()))
     (outcome,) = DetailEnhancerHandler().run([context], LENT)
+    assert isinstance(outcome, Output), outcome
     result_of(outcome, context)
     drafts = [file.name for file in outcome.files if file.field is None]
     assert drafts == ["debug-tile-1-attempt-1.png", "debug-tile-2-attempt-1.png"]
