@@ -24,9 +24,9 @@ from meshkit.worker.pairs import Pair
 
 # Pipelines of this mesh that tasks name as a provider: the module whose handler does their work.
 _PIPELINES = {
-    "SARTIQ_ULTIMATE_REFINER": "ultimate_refiner",
-    "SARTIQ_ULTIMATE_GARMENT_FIXER": "detail_enhancer",
-    "SARTIQ_ULTIMATE_FACE_FIXER": "face_enhancer",
+    "SARTIQ_ULTIMATE_REFINER": f"{__name__}.ultimate_refiner",
+    "SARTIQ_ULTIMATE_GARMENT_FIXER": f"{__name__}.detail_enhancer",
+    "SARTIQ_ULTIMATE_FACE_FIXER": f"{__name__}.face_enhancer",
 }
 
 
@@ -65,7 +65,7 @@ def load_pairs(kinds: Iterable[TaskType.ValueType]) -> dict[Pair, TaskHandler]:
     for name, module in _PIPELINES.items():
         for kind in wanted:
             if type_name(kind) in PROVIDERS[name].tasks:
-                handlers[Pair(kind, PROVIDERS[name].number)] = _load(f"{__name__}.{module}")
+                handlers[Pair(kind, PROVIDERS[name].number)] = _load(module)
     return handlers
 
 

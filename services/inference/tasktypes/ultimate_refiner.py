@@ -148,7 +148,7 @@ def refined(context: TaskContext, parts: RefinerParts, done: Callable[[float], N
         )
         image = restored.image
         for number, face in enumerate(restored.faces, 1):
-            _told("face_checked", context, number, face.attempts, face.scores)
+            _log.info("face_checked", job_id=context.job_id, face=number, attempts=face.attempts, **_shown(face.scores))
         for name, draft in restored.drafts.items():
             keep(name, draft)
     save_large(image, context.folder / _RESULT)
@@ -178,7 +178,7 @@ def _redrawn(
     refiner = TiledRefiner(parts.tiles, parts.check, chosen)
     made, tiles = refiner.refine(original, plain, lambda share: done(_ENLARGED + (_REDRAWN - _ENLARGED) * share), keep)
     for number, tile in enumerate(tiles, 1):
-        _told("tile_checked", context, number, tile.attempts, tile.scores)
+        _log.info("tile_checked", job_id=context.job_id, tile=number, attempts=tile.attempts, **_shown(tile.scores))
     return made
 
 
@@ -214,14 +214,5 @@ def _refine(context: TaskContext, lent: Mapping[str, Any]) -> Output:
     return refined(context, parts, share_of(context))
 
 
-def _told(event: str, context: TaskContext, number: int, attempts: int, scores: Scores) -> None:
-    _log.info(
-        event,
-        job_id=context.job_id,
-        number=number,
-        attempts=attempts,
-        passed=scores.passed,
-        ssim=scores.ssim,
-        lpips=scores.lpips,
-        dists=scores.dists,
-    )
+def _shown(scores: Scores) -> dict[str, Any]:
+    return {"passed": scores.passed, "ssim": scores.ssim, "lpips": scores.lpips, "dists": scores.dists}
