@@ -12,7 +12,6 @@ from typing import Any
 
 from tests.providers.base import Asked, ProviderServer, Reply, png
 
-KEY = "Key fal-tests"
 Application = Callable[[str, Mapping[str, Any]], Reply]
 
 
@@ -40,6 +39,8 @@ class FalServer(ProviderServer):
         cancellable: Whether a cancel is granted.
     """
 
+    key = "fal-tests"
+
     def __init__(self, application: Application | None = None) -> None:
         super().__init__()
         self.requests: dict[str, FalRequest] = {}
@@ -64,7 +65,7 @@ class FalServer(ProviderServer):
         return len(self.requests)
 
     async def answer(self, asked: Asked) -> Reply:
-        if asked.headers.get("authorization") != KEY:
+        if asked.headers.get("authorization") != f"Key {self.key}":
             return Reply.of({"detail": "Authentication is required"}, 401)
         if asked.method == "POST":
             return self._submit(asked)
