@@ -205,6 +205,11 @@ class WorkerHost:
         )
 
     @property
+    def bus(self) -> Bus:
+        """What carries messages between processes."""
+        return self._shared.bus
+
+    @property
     def checks(self) -> ImageChecks:
         """What judges pictures."""
         return self._shared.checks

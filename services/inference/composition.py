@@ -16,6 +16,7 @@ from services.inference.child import ChildSettings
 from services.inference.config import InferenceSettings
 from services.inference.providers import LOCAL, load_calls, queues_of
 from services.inference.providers.kit import ProviderKit
+from services.inference.providers.wakes import ProviderWakes
 from services.inference.servicer import InferenceServicer
 from services.inference.tasktypes import load_pairs, parse_types
 
@@ -43,7 +44,8 @@ async def start(settings: InferenceSettings, stack: AsyncExitStack) -> Inference
     device = _device_work(settings) if LOCAL in settings.worker_providers else None
     queues = (*(() if device is None else device.queues), *queues_of(settings.worker_providers))
     worker = WorkerHost.open(settings, tuple(dict.fromkeys(queues)), stack)
-    kit = ProviderKit.from_settings(settings, worker.checks, stack)
+    wakes = ProviderWakes(worker.bus.notify)
+    kit = ProviderKit.from_settings(settings, worker.checks, stack, wakes)
     for work in load_calls(settings.worker_providers, settings.worker_calls, kit):
         worker.run_calls(work)
     servicers = [] if device is None else [_direct(settings, device, worker.run_device(device))]
@@ -58,6 +60,10 @@ async def start(settings: InferenceSettings, stack: AsyncExitStack) -> Inference
         await asyncio.gather(worker.drain(grace), server.stop(grace))
 
     await server.start()
+    if settings.fal_webhook_url:
+        from services.inference.providers.fal_webhooks import open_fal_door  # noqa: PLC0415 -- few workers have a door
+
+        await open_fal_door(settings, wakes, worker.bus, stack)
     await worker.start(set_health)
     stack.push_async_callback(stop)
     return InferenceRuntime(server.address)

@@ -64,6 +64,16 @@ class ProviderSettings(WorkerSettings):
     fal_garment_app: FalApp = Field(
         default="fal-ai/flux-pro/kontext/multi", description="Application of FAL_GARMENT_FIXER."
     )
+    fal_webhook_url: OptionalAddress = Field(
+        default="",
+        description="Public address that leads to the worker's door for fal's webhooks; unset, fal is only asked.",
+    )
+    fal_webhook_listen: str = Field(
+        default="127.0.0.1:8093", description="Address of the door, which is there where its public address is set."
+    )
+    fal_keys_url: ProviderAddress = Field(
+        default="https://rest.fal.ai/.well-known/jwks.json", description="Keys that fal signs its webhooks by."
+    )
     fal_clip_seconds: CommaSeparated = Field(
         default=("5", "10"), description="Lengths of the clips that applications of fal make, in whole seconds."
     )

@@ -17,7 +17,7 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task
 
 from meshkit.worker.handlers import CallContext
 from services.inference.providers.errors import Fault, ProviderError
-from services.inference.providers.fal_queue import NAME, FalQueue, open_queue
+from services.inference.providers.fal_queue import NAME, WEBHOOK_PATH, FalQueue, open_queue
 from services.inference.providers.kit import ProviderKit
 from services.inference.providers.paid import AcceptedRequest, Order, ProviderAnswer, Standing, queued
 from services.inference.providers.plain_json import members_of
@@ -67,27 +67,34 @@ class FalJobs:
         """
         seconds = self.kit.seconds(task_type)
         order = Order(self._provider_type, NAME, application, operation, seconds, self.kit.pacing)
-        call = _FalCall(self._queue, application, arguments, seconds)
+        door = self.kit.settings.fal_webhook_url
+        webhook = f"{door}{WEBHOOK_PATH}{context.job_id}" if door else ""
+        call = _FalCall(self._queue, application, arguments, webhook, seconds)
 
         async def made(answer: ProviderAnswer[dict[str, Any]]) -> R:
             refuse_hidden(answer.value)
             return await finish(answer.value)
 
-        return await queued(context, call, order, made)
+        return await queued(context, call, order, made, self.kit.wakes)
 
 
 class _FalCall:
     """One request; see `QueuedApi`."""
 
-    def __init__(self, queue: FalQueue, application: str, arguments: Mapping[str, Any], seconds: float) -> None:
+    def __init__(
+        self, queue: FalQueue, application: str, arguments: Mapping[str, Any], webhook: str, seconds: float
+    ) -> None:
         self._queue = queue
         self._application = application
         self._arguments = arguments
+        self._webhook = webhook
         self._seconds = seconds
 
     async def submit(self) -> AcceptedRequest:
         """Send it."""
-        return await self._queue.submit(self._application, self._arguments, seconds=self._seconds)
+        return await self._queue.submit(
+            self._application, self._arguments, webhook=self._webhook, seconds=self._seconds
+        )
 
     async def look(self, request: ServiceRequest) -> Standing:
         """Tell where it stands."""

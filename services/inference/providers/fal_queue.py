@@ -25,6 +25,8 @@ from services.inference.providers.kit import ProviderKit
 from services.inference.providers.paid import AcceptedRequest, ProviderAnswer, Standing
 
 NAME = "fal"
+# Behind it stands the identifier of the task whose request has ended.
+WEBHOOK_PATH = "/webhooks/fal/"
 APPLICATION = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+")
 # Applications whose names begin with one of these have a part more.
 _NAMESPACES = frozenset({"workflows", "comfy"})

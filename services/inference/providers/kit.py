@@ -16,6 +16,7 @@ from services.inference.providers.config import ProviderSettings
 from services.inference.providers.http import ProviderHttp
 from services.inference.providers.paid import Pacing
 from services.inference.providers.results import ProviderResults
+from services.inference.providers.wakes import ProviderWakes
 
 # The worker ends an attempt at its type's limit: what is called off must have been before.
 _MARGIN_SECONDS = 15.0
@@ -39,24 +40,35 @@ class ProviderKit:
         settings: The worker's settings.
         results: Makes files of what providers answer.
         stack: Closes connections at the end.
+        wakes: Tells of requests that may have ended.
     """
 
-    def __init__(self, settings: ProviderSettings, results: ProviderResults, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, settings: ProviderSettings, results: ProviderResults, stack: AsyncExitStack, wakes: ProviderWakes
+    ) -> None:
         self.settings = settings
         self.results = results
+        self.wakes = wakes
         self._stack = stack
         self._connections: dict[tuple[str, str], ProviderHttp] = {}
         self._clients: dict[str, Closing] = {}
         self._making = threading.Lock()
 
     @classmethod
-    def from_settings(cls, settings: ProviderSettings, checks: ImageChecks, stack: AsyncExitStack) -> ProviderKit:
+    def from_settings(
+        cls,
+        settings: ProviderSettings,
+        checks: ImageChecks,
+        stack: AsyncExitStack,
+        wakes: ProviderWakes | None = None,
+    ) -> ProviderKit:
         """Build what the settings describe.
 
         Args:
             settings: The worker's settings.
             checks: Judges pictures; the worker's own.
             stack: Closes connections at the end.
+            wakes: Tells of requests that may have ended; nobody does where absent.
         """
         results = ProviderResults(
             Fetcher.from_settings(settings),
@@ -64,7 +76,7 @@ class ProviderKit:
             max_bytes=settings.provider_result_bytes,
             seconds=settings.provider_result_seconds,
         )
-        return cls(settings, results, stack)
+        return cls(settings, results, stack, wakes or ProviderWakes())
 
     def http(self, provider: str, base_url: str, headers: Mapping[str, str]) -> ProviderHttp:
         """Return the worker's connections to a provider; handlers of one provider share them.

@@ -36,6 +36,7 @@ from meshkit.logging import get_logger
 from meshkit.moments import duration_of
 from meshkit.worker.handlers import CallContext
 from services.inference.providers.errors import Fault, ProviderError
+from services.inference.providers.wakes import ProviderWakes
 
 _log = get_logger(__name__)
 
@@ -161,7 +162,11 @@ class QueuedApi(Protocol[T]):
 
 
 async def queued(
-    context: CallContext, api: QueuedApi[T], order: Order, finish: Callable[[ProviderAnswer[T]], Awaitable[R]]
+    context: CallContext,
+    api: QueuedApi[T],
+    order: Order,
+    finish: Callable[[ProviderAnswer[T]], Awaitable[R]],
+    wakes: ProviderWakes | None = None,
 ) -> R:
     """Have a provider do something that it answers later.
 
@@ -171,11 +176,12 @@ async def queued(
         order: What it is.
         finish: Makes the result of the answer, such as a file of the address in it. An error of it that passes leaves
             the request as it is, so that the next attempt fetches the result again and pays for nothing.
+        wakes: Says that a request may have ended, so that it is looked at before its pause is over.
 
     Raises:
         TaskFailed: The provider did not do it.
     """
-    call = _QueuedCall(context, api, order)
+    call = _QueuedCall(context, api, order, wakes or ProviderWakes())
     try:
         return await call.run(finish)
     except ProviderError as error:
@@ -316,16 +322,18 @@ class _Ledger:
 class _QueuedCall(Generic[T]):
     """One request to a provider that answers later, from its sending to its result."""
 
-    def __init__(self, context: CallContext, api: QueuedApi[T], order: Order) -> None:
+    def __init__(self, context: CallContext, api: QueuedApi[T], order: Order, wakes: ProviderWakes) -> None:
         self._context = context
         self._api = api
+        self._wakes = wakes
         self._order = order
         self._ledger = _Ledger(context, order)
 
     async def run(self, finish: Callable[[ProviderAnswer[T]], Awaitable[R]]) -> R:
         request = await self._taken()
         try:
-            await self._until_finished(request)
+            with self._wakes.waiting(self._context.job_id, request.service_task_id) as woken:
+                await self._until_finished(request, woken)
             self._context.begins(TASK_PHASE_FETCHING)
             self._context.progress(_MADE, _STEPS)
             answer = await self._api.fetch(request)
@@ -387,7 +395,7 @@ class _QueuedCall(Generic[T]):
             if self._context.called_off:
                 await self._call_off_now(request)
 
-    async def _until_finished(self, request: ServiceRequest) -> None:
+    async def _until_finished(self, request: ServiceRequest, woken: asyncio.Event) -> None:
         looks, queued = 0, True
         while not (standing := await self._standing(request)).finished:
             if standing.queued:
@@ -401,7 +409,10 @@ class _QueuedCall(Generic[T]):
             if left <= 0:
                 await self._late(request)
                 return
-            await asyncio.sleep(min(self._order.pacing.pause(looks), left))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(self._order.pacing.pause(looks), left)):
+                    await woken.wait()
+            woken.clear()  # before the look: what comes meanwhile leads to another
             looks += 1
 
     async def _standing(self, request: ServiceRequest) -> Standing:
