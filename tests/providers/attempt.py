@@ -41,6 +41,7 @@ class FakeAttempt:
         self.inputs: Mapping[str, Path] = inputs or {}
         self.refused_inputs: Mapping[str, str] = {}
         self.rows: dict[str, ServiceRequest] = dict(rows or {})
+        self._own: set[str] = set()  # requests of this attempt: a lease holds those of earlier ones alone
         self.notes: list[ServiceRequest] = []
         self.phases: list[tuple[int, int | None]] = []
         self.steps: list[float] = []
@@ -56,7 +57,7 @@ class FakeAttempt:
 
     @property
     def open_requests(self) -> Sequence[ServiceRequest]:
-        return [row for row in self.rows.values() if row.state in _OPEN]
+        return [row for row in self.rows.values() if row.state in _OPEN and row.id not in self._own]
 
     @property
     def states(self) -> list[str]:
@@ -74,6 +75,8 @@ class FakeAttempt:
         await asyncio.sleep(0)
         kept = ServiceRequest()
         kept.CopyFrom(request)
+        if kept.id not in self.rows:
+            self._own.add(kept.id)
         self.rows[kept.id] = kept
         async with self._noted:
             self.notes.append(kept)

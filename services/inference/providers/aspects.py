@@ -119,10 +119,15 @@ def brought(drawn: Path, target: Path, sheet: Sheet, size: tuple[int, int], alph
     Returns:
         How much larger its sides became than they were drawn; below 1 for smaller ones.
     """
+    base = None if alpha_of is None else open_picture(alpha_of)
+    see_through = base is not None and base.mode == "RGBA"
+    if sheet.whole and not see_through and _is_it(drawn, size):
+        drawn.rename(target)
+        return 1.0
     image = sheet.cut(over_white(open_picture(drawn)))
     grown = max(size[0] / image.width, size[1] / image.height)
     image = framed(image, *size, "stretch")
-    if alpha_of is not None and (base := open_picture(alpha_of)).mode == "RGBA":
+    if base is not None and see_through:
         image.putalpha(base.getchannel("A").resize(size))
     save_png(image, target)
     return grown
@@ -134,8 +139,17 @@ def fitted(drawn: Path, target: Path, size: tuple[int, int], how: Fit) -> tuple[
     Returns:
         How much larger its sides became, and whether its aspect was another one.
     """
+    if _is_it(drawn, size):
+        drawn.rename(target)
+        return 1.0, False
     image = over_white(open_picture(drawn))
     off = abs(math.log(image.width / image.height * size[1] / size[0]))
     same = off <= _STRETCH
     save_png(framed(image, *size, "stretch" if same else how), target)
     return min(size[0] / image.width, size[1] / image.height), not same
+
+
+def _is_it(path: Path, size: tuple[int, int]) -> bool:
+    """Whether a judged picture is what is asked for as it stands, so that it need not be written again."""
+    with Image.open(path) as image:
+        return image.format == "PNG" and image.mode == "RGB" and image.size == size and not image.has_transparency_data

@@ -6,9 +6,11 @@ answer that it reports as unfinished.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import google.auth.exceptions
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from services.inference.providers.config import ProviderSettings
 
 NAME = "Gemini"
+# Answers with pictures that are in memory at once: each takes some five times its picture while it is read.
+_ANSWERS = 16
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _FINISHED = "STOP"
 CUT = frozenset({"MAX_TOKENS", "CONTINUATION"})
@@ -81,6 +85,7 @@ class GeminiClient:
 
     def __init__(self, settings: ProviderSettings) -> None:
         self._limits = settings.provider_http
+        self._room = asyncio.Semaphore(_ANSWERS)
         self._http = bounded_client(httpx2, self._limits)
         options = types.HttpOptions(
             httpx_async_client=self._http,
@@ -112,19 +117,24 @@ class GeminiClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def draw(self, asked: PictureRequest) -> bytes:
-        """Have a model draw: one request. Returns the picture's file as it came.
+    async def draw(self, asked: PictureRequest, into: Path) -> None:
+        """Have a model draw: one request.
+
+        Args:
+            asked: The request.
+            into: Where the picture's file is written, as it came.
 
         Raises:
             ProviderError: It did not.
         """
         parts = [types.Part.from_bytes(data=each.data, mime_type=each.content_type) for each in asked.pictures]
         parts.append(types.Part.from_text(text=asked.prompt))
-        answer = await sent_once(
-            NAME,
-            lambda: self.sdk.aio.models.generate_content(
-                model=model_name(asked.model),
-                contents=types.Content(role="user", parts=parts),
+        model, contents = model_name(asked.model), types.Content(role="user", parts=parts)
+
+        async def work() -> None:
+            answer = await self.sdk.aio.models.generate_content(
+                model=model,
+                contents=contents,
                 config=configured(
                     system_instruction=asked.system,
                     temperature=asked.temperature,
@@ -136,11 +146,10 @@ class GeminiClient:
                         image_size=None if asked.image_size == "1K" else asked.image_size,
                     ),
                 ),
-            ),
-            explain,
-            self._limits,
-        )
-        return picture_of(answer)
+            )
+            await asyncio.to_thread(into.write_bytes, picture_of(answer))
+
+        await sent_once(NAME, work, explain, self._limits, self._room)
 
 
 def configured(**members: Any) -> types.GenerateContentConfig:

@@ -73,19 +73,23 @@ class GeminiPictures:
             TaskFailed: It was not drawn.
         """
         client = await asyncio.to_thread(self._client)
-        drawing = context.folder / "drawn.png"
+        sent, drawing = context.folder / "sent", context.folder / "drawn.png"
 
-        async def call() -> ProviderAnswer[bytes]:
-            return ProviderAnswer(await client.draw(asked), 200)
+        async def call() -> ProviderAnswer[Path]:
+            await client.draw(asked, sent)
+            return ProviderAnswer(sent, 200)
 
-        async def take(answer: ProviderAnswer[bytes]) -> _Made:
+        async def take(answer: ProviderAnswer[Path]) -> _Made:
             await self._kit.results.picture(order.provider, answer.value, drawing)
             try:
                 return await finish(drawing)
             finally:
                 drawing.unlink(missing_ok=True)
 
-        return await answered(context, call, order, take)
+        try:
+            return await answered(context, call, order, take)
+        finally:
+            sent.unlink(missing_ok=True)
 
     def _client(self) -> GeminiClient:
         from services.inference.providers.gemini import GeminiClient  # noqa: PLC0415 -- two seconds, for the first task

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,7 +113,7 @@ class ProviderResults:
     async def picture(
         self,
         provider: str,
-        source: str | bytes,
+        source: str | bytes | Path,
         path: Path,
         *,
         size: tuple[int, int] | None = None,
@@ -123,7 +124,8 @@ class ProviderResults:
 
         Args:
             provider: The provider's name, for sentences.
-            source: Its bytes, its address, or a data URL.
+            source: Its bytes, its address, a data URL, or a file, which is taken away; one that waits for its turn in
+                a file takes no memory.
             path: Where it is written.
             size: Width and height that it is to have; its own where absent.
             how: How it is brought to the size.
@@ -133,12 +135,13 @@ class ProviderResults:
             ProviderError: It cannot be had, or is no picture.
             TaskFailed: This worker has no room to decode it.
         """
-        data = source if isinstance(source, bytes) else (await self.fetch(provider, source, ("image/",))).data
+        held = (await self.fetch(provider, source, ("image/",))).data if isinstance(source, str) else source
+        image = partial(asyncio.to_thread, held.read_bytes) if isinstance(held, Path) else held
         made = path.with_name(f"{path.stem}-made.png")
         try:
-            work = await self._checks.make_for_work(_tenant(), data, made, self._limits, path="result")
+            work = await self._checks.make_for_work(_tenant(), image, made, self._limits, path="result")
             if not work.made:
-                await asyncio.to_thread(made.write_bytes, data)
+                await asyncio.to_thread(_put, held, made)
             plain = work.info.format == "PNG" or work.made
             try:
                 found = await asyncio.to_thread(_write, made, path, _PictureForm(size, how, alpha_of), plain=plain)
@@ -168,6 +171,13 @@ class ProviderResults:
     def _refused(self, provider: str, error: MeshError) -> ProviderError:
         _log.warning("result_not_taken", provider=provider, kind=error.kind.value, why=error.message)
         return ProviderError(Fault.EMPTY, provider)
+
+
+def _put(source: bytes | Path, target: Path) -> None:
+    if isinstance(source, Path):
+        source.rename(target)
+    else:
+        target.write_bytes(source)
 
 
 def _tenant() -> str:

@@ -30,13 +30,27 @@ _SENT = "send_request_headers.started"
 class _SentCall:
     """One call, while it lasts."""
 
-    __slots__ = ("headers", "max_bytes", "requests", "sent")
+    __slots__ = ("_room", "headers", "holds", "max_bytes", "requests", "sent")
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, room: asyncio.Semaphore | None) -> None:
+        self._room = room
+        self.holds = False
         self.max_bytes = max_bytes
         self.requests = 0
         self.headers: Mapping[str, str] = {}
         self.sent = False
+
+    async def enter(self) -> None:
+        """Wait for room for an answer; until then it stays with its sender."""
+        if self._room is not None and not self.holds:
+            await self._room.acquire()
+            self.holds = True
+
+    def leave(self) -> None:
+        """Give the room back."""
+        if self._room is not None and self.holds:
+            self._room.release()
+            self.holds = False
 
     async def trace(self, event: str, _info: Mapping[str, Any]) -> None:
         """Take note of what the connection does."""
@@ -57,14 +71,15 @@ class AnswerTooLargeError(Exception):
 class _BoundedParts:
     """The parts of an answer, up to so many bytes; either library's own class of streams makes it one."""
 
-    def __init__(self, inner: Any, most: int) -> None:
-        self._inner, self._most = inner, most
+    def __init__(self, inner: Any, call: _SentCall) -> None:
+        self._inner, self._call = inner, call
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        await self._call.enter()
         size = 0
         async for part in self._inner:
             size += len(part)
-            if size > self._most:
+            if size > self._call.max_bytes:
                 raise AnswerTooLargeError
             yield part
 
@@ -105,7 +120,7 @@ def client_options(library: ModuleType, limits: ExchangeLimits) -> dict[str, Any
     async def answered(response: Any) -> None:
         call = _CALL.get()
         call.headers = response.headers
-        response.stream = stream_of(response.stream, call.max_bytes)
+        response.stream = stream_of(response.stream, call)
 
     return {
         "follow_redirects": False,
@@ -123,6 +138,7 @@ async def sent_once(
     work: Callable[[], Awaitable[_T]],
     explain: Callable[[Exception], ProviderError | None],
     limits: ExchangeLimits,
+    room: asyncio.Semaphore | None = None,
 ) -> _T:
     """Make one call by an official client.
 
@@ -131,12 +147,13 @@ async def sent_once(
         work: The call; it sends one request at most.
         explain: Returns what the provider said by an error; None where the error is no answer of its.
         limits: What the call may take.
+        room: Room for answers that are held in memory at once; without it there is any.
 
     Raises:
         ProviderError: `UNSENT` where nothing was sent, `UNKNOWN` where no answer came, `EMPTY` where it cannot be read,
             or what the provider said.
     """
-    call = _SentCall(limits.max_bytes)
+    call = _SentCall(limits.max_bytes, room)
     token = _CALL.set(call)
     try:
         async with asyncio.timeout(limits.seconds):
@@ -153,6 +170,7 @@ async def sent_once(
         _log.warning("provider_call_failed", provider=provider, sent=call.sent, cause=type(error).__name__)
         raise ProviderError(fault, provider) from None
     finally:
+        call.leave()
         _CALL.reset(token)
 
 

@@ -379,9 +379,8 @@ async def test_what_an_attempt_sent_before_it_died_is_not_sent_again(make: Make)
     scene.server.misbehave(base.SLOW)
     with pytest.raises(TaskFailed):
         await scene.handler.run(first)
-    dead = FakeAttempt(scene.folder, first.spec)
     sending = first.notes[0]
-    dead.rows[sending.id] = sending
+    dead = FakeAttempt(scene.folder, first.spec, rows={sending.id: sending})
     asked = len(scene.server.asked)
     with pytest.raises(TaskFailed) as failed:
         await scene.handler.run(dead)

@@ -265,8 +265,8 @@ async def test_what_an_attempt_sent_before_it_died_ends_the_next_one(scene: Scen
     scene.server.strange = 1
     await scene.handler.run(first)
     paid = scene.server.paid
-    dead = FakeAttempt(first.folder, first.spec, inputs=first.inputs)
-    dead.rows[first.notes[2].id] = first.notes[2]  # its second request, on its way
+    on_its_way = first.notes[2]  # its second request
+    dead = FakeAttempt(first.folder, first.spec, inputs=first.inputs, rows={on_its_way.id: on_its_way})
     with pytest.raises(TaskFailed) as failed:
         await scene.handler.run(dead)
     assert (category(failed.value), failed.value.retryable, dead.states) == ("PROVIDER", False, ["UNKNOWN"])

@@ -439,8 +439,7 @@ async def test_misbehaviour(make: Make, row: Row) -> None:
 async def test_what_an_attempt_sent_before_it_died_is_not_sent_again(scene: Scene) -> None:
     first = scene.attempt(generation())
     await scene.handler(first).run(first)
-    dead = FakeAttempt(first.folder, first.spec)
-    dead.rows[first.notes[0].id] = first.notes[0]
+    dead = FakeAttempt(first.folder, first.spec, rows={first.notes[0].id: first.notes[0]})
     with pytest.raises(TaskFailed) as failed:
         await scene.handler(dead).run(dead)
     assert (category(failed.value), failed.value.retryable, dead.states) == ("PROVIDER", False, ["UNKNOWN"])
