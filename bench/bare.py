@@ -300,7 +300,11 @@ def llm_interaction(bench: Bench) -> Bare:
             {
                 "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}],
                 "max_tokens": TOKENS,
+                # The mesh's sampling, which does not stop at the forty likeliest tokens.
                 "temperature": 0,
+                "top_p": 0.9,
+                "top_k": 0,
+                "min_p": 0.0,
                 "cache_prompt": False,
             }
         )

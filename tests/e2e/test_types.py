@@ -7,12 +7,14 @@ import io
 import os
 import signal
 import uuid
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
+from meshkit.images.notes import read_notes
 from services.tasks.catalog import TASK_TYPES_WITH_HANDLERS
 from tests.e2e.bodies import IMAGE_FIELDS, STORED, body, data_url, photo
 from tests.e2e.harness import RunningMesh, ended_task, post_until_answered, until
@@ -20,6 +22,8 @@ from tests.e2e.harness import RunningMesh, ended_task, post_until_answered, unti
 pytestmark = pytest.mark.timeout(300)
 
 _TRIES = 8
+# The kind of picture whose task asks that its result say nothing of its making.
+_SILENT = "cmyk"
 _PICTURE_TYPES = tuple(name for name in TASK_TYPES_WITH_HANDLERS if IMAGE_FIELDS[name] is not None)
 
 
@@ -144,11 +148,23 @@ def _offered(client: httpx.Client, task_type: str, name: str, content: bytes, me
         picture = f"{name}.{media_type.partition('/')[2]}"
     else:
         picture = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
-    return client.post("/api/v1/tasks/", json=body(task_type, picture))
+    request = body(task_type, picture)
+    if name == _SILENT:
+        request["config"] = {**request.get("config", {}), "metadata": False}
+    return client.post("/api/v1/tasks/", json=request)
+
+
+def _notes(client: httpx.Client, task: dict[str, Any], file: Path) -> dict[str, Any] | None:
+    """What the result of a task says of its making."""
+    path = task.get("result_image_path") or task["result_image_paths"][0]
+    file.write_bytes(client.get(f"/api/v1/storage/images/{path}").content)
+    return read_notes(file)
 
 
 @pytest.mark.parametrize("task_type", _PICTURE_TYPES)
-def test_a_picture_of_any_kind_is_a_result_or_a_clear_refusal(device_mesh: RunningMesh, task_type: str) -> None:
+def test_a_picture_of_any_kind_is_a_result_or_a_clear_refusal(
+    device_mesh: RunningMesh, task_type: str, tmp_path: Path
+) -> None:
     tenant = f"kinds-{task_type.lower().replace('_', '-')}"
     with device_mesh.http(tenant) as client:
         taken: dict[str, dict[str, Any]] = {}
@@ -167,4 +183,11 @@ def test_a_picture_of_any_kind_is_a_result_or_a_clear_refusal(device_mesh: Runni
             if ended["status"] != "COMPLETED":
                 assert ended["error_category"] == "VALIDATION", f"{name}: {ended['errors']}"
                 assert ended["errors"], name
-        assert _ended(client, taken["rotated"])["status"] == "COMPLETED"
+        told, silent = _ended(client, taken["rotated"]), _ended(client, taken[_SILENT])
+        assert told["status"] == silent["status"] == "COMPLETED"
+        if task_type != "VIDEO_GENERATION":
+            notes = _notes(client, told, tmp_path / "told.png")
+            assert notes is not None
+            assert notes["task_type"] == task_type
+            assert notes.get("prompt") == told.get("prompt")
+            assert _notes(client, silent, tmp_path / "silent.png") is None

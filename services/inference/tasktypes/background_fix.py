@@ -18,11 +18,13 @@ from atelier.tasks.v1.background_fix_pb2 import (
 from atelier.tasks.v1.enums_pb2 import TaskType
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
+from meshkit.images.notes import PictureNotes
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext
 from modelkit.errors import ModelError
 from modelkit.pictures import open_picture, over_white
 from services.inference.tasktypes.background_remove import network_of
 from services.inference.tasktypes.failures import one_by_one
+from services.inference.tasktypes.pictures import noted, save_png
 
 if TYPE_CHECKING:  # they import OpenCV, which the parent never does
     from PIL import Image
@@ -96,7 +98,8 @@ def _fix(context: TaskContext, lent: Mapping[str, Any]) -> Output:
     made = Image.fromarray(background.change_background(pixels, subject, colour, change))
     if image.mode == "RGBA":
         made.putalpha(image.getchannel("A"))
-    made.save(context.folder / _RESULT, "PNG")
+    notes = noted(context.spec, context.task, lambda: _notes(change))
+    save_png(made, context.folder / _RESULT, notes)
     _reached(context, _STEPS)
     return Output(
         TaskResult(background_fix=BackgroundFixTaskPublic()),
@@ -144,3 +147,16 @@ def _change(asked: CreateBackgroundFixTask) -> BackgroundChange:
     if change.shadow > change.light:
         raise ModelError("shadow_threshold must not pass light_threshold (150 and 220 where absent).")
     return change
+
+
+def _notes(change: BackgroundChange) -> PictureNotes:
+    return PictureNotes(
+        "BACKGROUND_FIX",
+        settings={
+            "strategy": change.strategy,
+            "shadow_threshold": change.shadow,
+            "light_threshold": change.light,
+            "mask_expansion_percentage": change.expansion,
+            "edge_blur_sigma": change.blur,
+        },
+    )

@@ -17,6 +17,7 @@ from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_VALIDATION, TaskType
 from atelier.tasks.v1.providers_pb2 import LocalCutoutConfig
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
+from meshkit.images.notes import PictureNotes
 from meshkit.worker.handlers import (
     InputRef,
     Need,
@@ -32,6 +33,7 @@ from modelkit.pictures import open_picture
 from modelkit.requests import Garment
 from services.inference.tasktypes.checks import steered
 from services.inference.tasktypes.failures import one_by_one
+from services.inference.tasktypes.pictures import noted, save_png
 
 if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
     from modelkit.cutout import Cutout
@@ -79,6 +81,7 @@ def _cut(context: TaskContext, network: Cutout) -> Output:
     began = time.monotonic()
     count = len(_sources(context.spec, context.task))
     garment: Garment = steered(context.spec, context.task, LocalCutoutConfig.DESCRIPTOR).cloth_category
+    notes = noted(context.spec, context.task, lambda: _notes(context, garment))
     files: list[OutputFile] = []
     errors: list[str] = []
     for index in range(count):
@@ -93,7 +96,7 @@ def _cut(context: TaskContext, network: Cutout) -> Output:
             cut = network.cut(open_picture(context.inputs[name]), garment)
             if cut is None:
                 raise ModelError("The picture shows nothing that stands out from its background.")
-            cut.save(context.folder / file, "PNG")
+            save_png(cut, context.folder / file, notes)
             files.append(OutputFile(file, "image/png", _RESULTS, index))
         except ModelError as error:
             if error.fault is not ModelErrorKind.VALIDATION:
@@ -109,3 +112,9 @@ def _cut(context: TaskContext, network: Cutout) -> Output:
 
 def _sources(spec: CreateTask, task: Task) -> Sequence[str]:
     return task.background_remove.input_image_paths or spec.background_remove.input_image_paths
+
+
+def _notes(context: TaskContext, garment: Garment) -> PictureNotes:
+    network = network_of(context.spec, context.task)
+    settings = {"cloth_category": garment} if network == "u2net_cloth_seg" else {}
+    return PictureNotes("BACKGROUND_REMOVE", model=network, settings=settings)

@@ -19,11 +19,13 @@ from atelier.tasks.v1.enums_pb2 import TaskType
 from atelier.tasks.v1.providers_pb2 import SartiqUltimateGarmentFixerConfig
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
+from meshkit.images.notes import PictureNotes
 from meshkit.logging import get_logger
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskContext
 from modelkit.pictures import open_picture
 from services.inference.tasktypes.checks import check_needs, check_of, settings_of, share_of
 from services.inference.tasktypes.failures import one_by_one
+from services.inference.tasktypes.pictures import noted, save_png
 
 _log = get_logger(__name__)
 
@@ -111,10 +113,18 @@ def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
             detail=[round(one, 2) for one in tile.detail],
         )
     files = [OutputFile(_RESULT, "image/png", "result_image_path")]
-    made.image.save(context.folder / _RESULT, "PNG")
+    notes = noted(context.spec, context.task, lambda: _notes(context, settings))
+    save_png(made.image, context.folder / _RESULT, notes)
     for name, draft in made.drafts.items():
-        draft.save(context.folder / f"debug-{name}.png", "PNG")
+        save_png(draft, context.folder / f"debug-{name}.png")
         files.append(OutputFile(f"debug-{name}.png", "image/png", None))
     result = DetailEnhancerTaskPublic(fallback_used=any(not tile.scores.passed for tile in made.tiles))
     done(1.0)
     return Output(TaskResult(detail_enhancer=result), tuple(files), time.monotonic() - began)
+
+
+def _notes(context: TaskContext, settings: SartiqUltimateGarmentFixerConfig) -> PictureNotes:
+    names = ("bbox_expand_percent", "split_threshold", "feather_px", "max_retries", "ssim_threshold")
+    settings_told = {name: getattr(settings, name) for name in (*names, "lpips_threshold", "dists_threshold")}
+    label = _label(context.spec, context.task) or None
+    return PictureNotes("DETAIL_ENHANCER", settings={"detail_label": label, **settings_told})

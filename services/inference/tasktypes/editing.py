@@ -14,6 +14,7 @@ its prompt, starting from the picture under noise. Beside the documented fields,
 | `guidance_scale` | 0 to 100 |
 | `negative_prompt` | text of at most 10,000 characters |
 | `model` | name of a model that the worker serves |
+| `metadata` | false leaves out of the picture's file how it was made |
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from typing import Any, cast
 from atelier.tasks.v1.editing_pb2 import EditingTaskPublic
 from atelier.tasks.v1.enums_pb2 import TaskType
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
+from meshkit.images.notes import PictureNotes
 from meshkit.logging import get_logger
 from meshkit.worker.handlers import (
     InputRef,
@@ -39,11 +41,13 @@ from meshkit.worker.handlers import (
     TaskFailed,
     image_refs,
 )
+from modelkit.card import ModelCard
 from modelkit.errors import ModelError
 from modelkit.pictures import Fit, framed, open_picture, over_white
 from modelkit.requests import BatchSettings, ImageRequest, Picture
 from services.inference.tasktypes import members
 from services.inference.tasktypes.failures import explained
+from services.inference.tasktypes.pictures import noted, save_png
 from services.inference.tasktypes.seeds import seed_of
 
 _log = get_logger(__name__)
@@ -141,7 +145,7 @@ class EditingHandler:
         share = (time.monotonic() - began) / len(ready)
         for (index, settings, _), picture in zip(ready, pictures, strict=True):
             if picture is not None:
-                outcomes[index] = _write(batch[index], settings, picture, share)
+                outcomes[index] = _write(batch[index], settings, picture, model.card, share)
         return outcomes
 
 
@@ -244,20 +248,38 @@ def _batch_settings(settings: _EditSettings, architecture: str) -> BatchSettings
     )
 
 
-def _write(context: TaskContext, settings: _EditSettings, picture: Picture, seconds: float) -> Output:
+def _write(context: TaskContext, settings: _EditSettings, picture: Picture, card: ModelCard, seconds: float) -> Output:
     warnings = []
     if picture.cut_tokens:
         _log.warning("prompt_cut", job_id=context.job_id, tokens=picture.cut_tokens)
         warnings.append(
             f"The prompt is {picture.cut_tokens} tokens longer than the model reads: its end had no say in the picture."
         )
-    notes = PngImagePlugin.PngInfo()
-    # What is needed to repeat the picture, and nothing that the caller wrote.
-    notes.add_text("Software", "Atelier")
-    notes.add_text("Seed", str(settings.seed))
-    picture.image.save(context.folder / _RESULT, "PNG", pnginfo=notes)
+    notes = noted(context.spec, context.task, lambda: _notes(settings, card))
+    save_png(picture.image, context.folder / _RESULT, notes)
     return Output(
         TaskResult(editing=EditingTaskPublic(seed=settings.seed), warnings=warnings),
         (OutputFile(_RESULT, "image/png", "result_image_path"),),
         seconds,
+    )
+
+
+def _notes(settings: _EditSettings, card: ModelCard) -> PictureNotes:
+    follows = card.guidance
+    default = follows.scale_default if follows.embedded else follows.true_cfg_scale
+    return PictureNotes(
+        task_type="EDITING",
+        prompt=settings.prompt,
+        negative_prompt=settings.negative_prompt,
+        model=card.name,
+        seed=settings.seed,
+        settings={
+            "steps": settings.steps or card.steps.default,
+            "guidance_scale": default if settings.guidance_scale is None else settings.guidance_scale,
+            "strength": _STRENGTHS[card.architecture] if settings.strength is None else settings.strength,
+            "fit": settings.fit,
+            # Pictures may be anybody's addresses: how many there were is told, and not where they lie.
+            "reference_images": len(settings.references) or None,
+            "masked": settings.mask is not None or settings.mask_from_alpha or None,
+        },
     )

@@ -19,10 +19,12 @@ from atelier.tasks.v1.face_enhancer_pb2 import FaceEnhancerTaskPublic
 from atelier.tasks.v1.providers_pb2 import SartiqUltimateFaceFixerConfig
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
+from meshkit.images.notes import PictureNotes
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskContext
 from modelkit.pictures import open_picture
 from services.inference.tasktypes.checks import check_needs, check_of, settings_of, share_of
 from services.inference.tasktypes.failures import one_by_one
+from services.inference.tasktypes.pictures import noted, save_png
 
 _INPUT = "input"
 _VISION = "vision"
@@ -79,9 +81,10 @@ def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
     )
     made = restoration.restore(image, done, keep_drafts=settings.save_debug_images)
     files = [OutputFile(_RESULT, "image/png", "result_image_path")]
-    made.image.save(context.folder / _RESULT, "PNG")
+    notes = noted(context.spec, context.task, lambda: _notes(settings))
+    save_png(made.image, context.folder / _RESULT, notes)
     for name, draft in made.drafts.items():
-        draft.save(context.folder / f"debug-{name}.png", "PNG")
+        save_png(draft, context.folder / f"debug-{name}.png")
         files.append(OutputFile(f"debug-{name}.png", "image/png", None))
     result = FaceEnhancerTaskPublic(
         face_detected=bool(made.faces),
@@ -96,3 +99,10 @@ def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
                 setattr(result, f"final_{name}_score", score)
     done(1.0)
     return Output(TaskResult(face_enhancer=result), tuple(files), time.monotonic() - began)
+
+
+def _notes(settings: SartiqUltimateFaceFixerConfig) -> PictureNotes:
+    names = ("expand_percent", "feather_px", "max_retries", "ssim_threshold", "lpips_threshold", "dists_threshold")
+    return PictureNotes(
+        "FACE_ENHANCER", model="realesrgan-x4plus", settings={name: getattr(settings, name) for name in names}
+    )

@@ -23,11 +23,13 @@ from atelier.tasks.v1.enums_pb2 import TaskType
 from atelier.tasks.v1.image_adjuster_pb2 import ImageAdjusterTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
+from meshkit.images.notes import PictureNotes
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext
 from modelkit.errors import ModelError
 from modelkit.framing import FrameRequest, Margins, frame, margins_of
 from modelkit.pictures import open_picture
 from services.inference.tasktypes.failures import one_by_one
+from services.inference.tasktypes.pictures import noted, save_png
 
 if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
     from PIL import Image
@@ -89,7 +91,7 @@ def _adjust(context: TaskContext, vision: Vision | None) -> Output:
     _reached(context, 2)
     if found is not None:
         image = canvas.draw(image, found, context.spec.image_adjuster.resampling or "lanczos")
-    image.save(context.folder / _RESULT, "PNG")
+    save_png(image, context.folder / _RESULT, noted(context.spec, context.task, lambda: _notes(context.spec)))
     _reached(context, _STEPS)
     return Output(
         TaskResult(image_adjuster=ImageAdjusterTaskPublic()),
@@ -143,3 +145,12 @@ def _frame_request(spec: CreateTask, margins: Margins) -> FrameRequest:
     if requested.HasField("scaling_proportions"):
         values["proportions"] = requested.scaling_proportions
     return FrameRequest(mode=requested.mode or "auto", position=requested.cropping_position or "center", **values)  # type: ignore[arg-type] # the contract holds the values
+
+
+def _notes(spec: CreateTask) -> PictureNotes:
+    # What was asked for, less the pictures, which may be anybody's addresses.
+    asked = {field.name: value for field, value in spec.image_adjuster.ListFields()}
+    return PictureNotes(
+        "IMAGE_ADJUSTER",
+        settings={name: one for name, one in asked.items() if name not in ("input_image", "reference_image")},
+    )

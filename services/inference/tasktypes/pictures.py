@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from google.protobuf.struct_pb2 import Struct
 
 from meshkit.images.notes import PictureNotes, png_info
 from services.inference.tasktypes import members
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from PIL import Image
+
+# zlib's strategy of run lengths: on photos a fourth of the default's time, for 4 % larger files (on cut-outs 13 %).
+_RUN_LENGTHS = 3
+
+
+def noted(spec: CreateTask, task: Task, notes: Callable[[], PictureNotes]) -> PictureNotes | None:
+    """Return what a task's pictures say of their making; None where its `config.metadata` is false.
+
+    Args:
+        spec: The request.
+        task: The task.
+        notes: Makes the notes.
+
+    Raises:
+        TaskFailed: The member is neither true nor false.
+    """
+    return notes() if wants_notes(task.config if task.HasField("config") else spec.config) else None
 
 
 def wants_notes(config: Struct) -> bool:
@@ -24,7 +43,7 @@ def wants_notes(config: Struct) -> bool:
     return members.switch(config, "metadata", default=True)
 
 
-def save_png(image: Image.Image, path: Path, notes: PictureNotes | None) -> None:
+def save_png(image: Image.Image, path: Path, notes: PictureNotes | None = None) -> None:
     """Write a PNG.
 
     Args:
@@ -32,4 +51,5 @@ def save_png(image: Image.Image, path: Path, notes: PictureNotes | None) -> None
         path: Where to write it.
         notes: What it is to say of its making; None for nothing.
     """
-    image.save(path, "PNG", pnginfo=None if notes is None else png_info(notes, image.size))
+    info = None if notes is None else png_info(notes, image.size)
+    image.save(path, "PNG", pnginfo=info, compress_type=_RUN_LENGTHS)

@@ -22,14 +22,14 @@ from atelier.tasks.v1.enums_pb2 import ErrorCategory, TaskType
 from atelier.tasks.v1.refine_pb2 import CreateRefineTask, RefineTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
+from meshkit.images.notes import PictureNotes
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
 from modelkit.pictures import jpeg_quality, open_picture
 from services.inference.targets import target_size
 from services.inference.tasktypes.failures import one_by_one
+from services.inference.tasktypes.pictures import noted, save_png
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
     from PIL import Image
 
 _BASE = "base"
@@ -39,9 +39,8 @@ _MODEL = "model"
 _RESULT = "image.png"
 _MAX_MODEL_NAME = 255
 _PROMPT = "a sharp, detailed photo"
+_STEPS = 20
 _TICKS = 1000  # of progress
-# Above this, deflating a PNG as well as it can be takes longer than all else.
-_QUICK_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,8 @@ def _refine(context: TaskContext, lent: Mapping[str, Any]) -> Output:
     if asked.faces > 0:
         image = _faces(image, asked, lent, progress)
     progress.check()
-    save_large(image, context.folder / _RESULT)
+    notes = noted(context.spec, context.task, lambda: _notes(requested, asked, lent))
+    save_png(image, context.folder / _RESULT, notes)
     progress.end()
     return Output(
         TaskResult(refine=RefineTaskPublic()),
@@ -116,19 +116,12 @@ def _refine(context: TaskContext, lent: Mapping[str, Any]) -> Output:
     )
 
 
-def save_large(image: Image.Image, path: Path) -> None:
-    """Write a PNG, in a hurry where it is large."""
-    quick = image.width * image.height > _QUICK_PIXELS
-    image.save(path, "PNG", compress_level=1 if quick else 6)
-
-
 def _repainted(
     image: Image.Image, requested: CreateRefineTask, asked: RefineAsked, lent: Mapping[str, Any], progress: _Progress
 ) -> Image.Image:
     from modelkit.tiling import RepaintCancelled, RepaintSettings, repaint  # noqa: PLC0415 -- OpenCV, in the child alone
 
-    prompt = requested.upscale_prompt or _PROMPT
-    settings = RepaintSettings(prompt, requested.upscale_steps or 20, asked.denoise, asked.seed)
+    settings = RepaintSettings(_prompt(requested), requested.upscale_steps or _STEPS, asked.denoise, asked.seed)
     try:
         made = repaint(
             image, settings, lent[_MODEL], lent[_UPSCALER], done=progress.share, cancelled=progress.cancelled
@@ -147,6 +140,23 @@ def _faces(image: Image.Image, asked: RefineAsked, lent: Mapping[str, Any], prog
     artist = NetworkFaces(lent[_UPSCALER], asked.faces, asked.face_seed)
     restoration = FaceRestoration(lent[_VISION], artist, ConsistencyCheck(Thresholds()), FaceSettings())
     return restoration.restore(image, progress.checked_share).image
+
+
+def _prompt(requested: CreateRefineTask) -> str:
+    return requested.upscale_prompt or _PROMPT
+
+
+def _notes(requested: CreateRefineTask, asked: RefineAsked, lent: Mapping[str, Any]) -> PictureNotes:
+    sizes = ("upscale_factor", "target_width", "target_height") if asked.enlarge else ()
+    settings: dict[str, Any] = {name: getattr(requested, name) for name in sizes if requested.HasField(name)}  # type: ignore[arg-type] # three of its fields
+    if asked.faces > 0:
+        settings |= {"face_detail_denoise": asked.faces, "face_detail_seed": asked.face_seed}
+    if _MODEL not in lent:
+        return PictureNotes("REFINE", model="span" if asked.enlarge else None, settings=settings)
+    settings |= {"steps": requested.upscale_steps or _STEPS, "strength": asked.denoise}
+    return PictureNotes(
+        "REFINE", prompt=_prompt(requested), model=lent[_MODEL].card.name, seed=asked.seed, settings=settings
+    )
 
 
 class _Progress:

@@ -24,7 +24,8 @@ from modelkit.pictures import jpeg_quality, open_picture
 from services.inference.targets import target_size
 from services.inference.tasktypes.checks import check_needs, check_of, settings_of, share_of
 from services.inference.tasktypes.failures import one_by_one
-from services.inference.tasktypes.refine import RefineAsked, read_asked, save_large
+from services.inference.tasktypes.pictures import save_png
+from services.inference.tasktypes.refine import RefineAsked, read_asked
 
 if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
     from PIL import Image
@@ -122,7 +123,7 @@ def refined(context: TaskContext, parts: RefinerParts, done: Callable[[float], N
     files = [OutputFile(_RESULT, "image/png", "result_image_path")]
 
     def keep(name: str, draft: Image.Image) -> None:
-        save_large(draft, context.folder / f"debug-{name}.png")
+        save_png(draft, context.folder / f"debug-{name}.png")
         files.append(OutputFile(f"debug-{name}.png", "image/png", None))
 
     done(0.0)
@@ -151,7 +152,7 @@ def refined(context: TaskContext, parts: RefinerParts, done: Callable[[float], N
             _log.info("face_checked", job_id=context.job_id, face=number, attempts=face.attempts, **_shown(face.scores))
         for name, draft in restored.drafts.items():
             keep(name, draft)
-    save_large(image, context.folder / _RESULT)
+    save_png(image, context.folder / _RESULT)
     done(1.0)
     return Output(TaskResult(refine=RefineTaskPublic()), tuple(files), time.monotonic() - began)
 

@@ -11,6 +11,7 @@ from atelier.tasks.v1.enums_pb2 import ErrorCategory
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from PIL import Image
 
+from meshkit.images.notes import read_notes
 from meshkit.worker.handlers import Need, Output, TaskCancelled, TaskFailed
 from modelkit.card import ModelCard
 from modelkit.errors import ModelError
@@ -114,7 +115,11 @@ def test_a_batch_becomes_files_of_the_asked_size(tmp_path: Path) -> None:
         assert (file.name, file.content_type, file.field) == ("image.png", "image/png", "result_image_path")
         assert outcome.result.editing.seed == seed
         with Image.open(context.folder / file.name) as image:
-            assert (image.size, image.mode, image.info["Seed"]) == ((80, 40), "RGB", str(seed))
+            assert (image.size, image.mode) == ((80, 40), "RGB")
+        notes = read_notes(context.folder / file.name)
+        assert notes is not None
+        assert (notes["task_type"], notes["prompt"], notes["seed"]) == ("EDITING", context.spec.editing.prompt, seed)
+        assert (notes["model"], notes["strength"], notes["fit"]) == ("editor", 1.0, "contain")
     assert isinstance(third, Output)
     assert list(third.result.warnings) == [
         "The prompt is 2 tokens longer than the model reads: its end had no say in the picture."
