@@ -124,11 +124,9 @@ def refine(bench: Bench) -> Bare:
 
     def tile(padded: Any, top: int, left: int, height: int, width: int) -> Any:
         part = padded[top : top + height + 2 * _OVERLAP, left : left + width + 2 * _OVERLAP]
+        planes = np.ascontiguousarray(part.transpose(2, 0, 1), dtype=np.float32) / 255
         extractor = network.create_extractor()
-        extractor.input(
-            network.input_names()[0],
-            ncnn.Mat(np.ascontiguousarray(part.transpose(2, 0, 1), dtype=np.float32) / 255).clone(),
-        )
+        extractor.input(network.input_names()[0], ncnn.Mat(planes).clone())  # the first Mat borrows the array's memory
         made = np.array(extractor.extract(network.output_names()[-1])[1]).transpose(1, 2, 0)
         margin = 2 * _OVERLAP
         inner = made[margin : margin + 2 * height, margin : margin + 2 * width]

@@ -17,7 +17,8 @@ from google.protobuf.struct_pb2 import Struct, Value
 from meshkit.errors import MeshError, invalid
 from meshkit.validation import apply_defaults, check
 
-_INTEGERS = frozenset({FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64})
+# Whole numbers that each kind of field takes; from 2^53 on a JSON number may not be the one that was meant.
+_INTEGERS = {FieldDescriptor.CPPTYPE_INT32: (1 << 31) - 1, FieldDescriptor.CPPTYPE_INT64: 1 << 53}
 
 
 def steering(config: Struct, message: Descriptor, path: str = "config") -> Any:
@@ -43,7 +44,8 @@ def steering(config: Struct, message: Descriptor, path: str = "config") -> Any:
     try:
         check(read)
     except MeshError as error:
-        moved = tuple(replace(one, path=f"{path}.{one.path}") for one in error.violations)
+        # A rule of two members has no path of its own.
+        moved = tuple(replace(one, path=f"{path}.{one.path}" if one.path else path) for one in error.violations)
         text = f"{moved[0].path}: {moved[0].message}"
         raise MeshError(error.kind, text, reason=error.reason, violations=moved) from None
     return read
@@ -63,6 +65,6 @@ def _value(field: FieldDescriptor, value: Value, path: str) -> Any:
         raise invalid(path, "Input should be a valid number", "float_type")
     if field.cpp_type not in _INTEGERS:
         return value.number_value
-    if not value.number_value.is_integer() or abs(value.number_value) >= 1 << 31:
+    if not value.number_value.is_integer() or abs(value.number_value) > _INTEGERS[field.cpp_type]:
         raise invalid(path, "Input should be a valid integer", "int_type")
     return int(value.number_value)

@@ -13,6 +13,7 @@ from meshkit.catalog import (
     OWN_PROVIDERS,
     PROVIDERS,
     TASK_TYPES,
+    MediaKind,
     ProviderSpec,
     TaskTypeSpec,
     provider_numbered,
@@ -179,7 +180,11 @@ class Catalog:
         Raises:
             MeshError: `INVALID` with each of them.
         """
-        if task_type.steered_by is None or provider.name != LOCAL:
+        if provider.name != LOCAL:
+            return
+        if any(output.media is MediaKind.IMAGE for output in task_type.outputs):
+            steering(config, providers_pb2.LocalPictureConfig.DESCRIPTOR, path)
+        if task_type.steered_by is None:
             return
         self._check_thresholds(steering(config, task_type.steered_by, path), path)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from atelier.tasks.v1 import task_pb2
 from atelier.workflows.v1 import workflow_pb2
 
 from meshkit.transcoding.codec import Codecs
@@ -59,3 +60,35 @@ def test_a_config_that_is_no_object_is_one_violation() -> None:
 def test_a_step_is_held_to_its_members() -> None:
     [found] = decoded({}, strict=True, depends_onn=[]).violations
     assert found.msg.endswith("did you mean depends_on?")
+
+
+def task(config: Any, *, strict: bool, task_type: str) -> Decoding:
+    decoding = Decoding(strict=strict)
+    body = {"task_type": task_type, "origin_instance": "shop", "config": config}
+    Codecs().of(task_pb2.CreateTask.DESCRIPTOR).decode(task_pb2.CreateTask(), body, ("body",), decoding)
+    return decoding
+
+
+@pytest.mark.parametrize(
+    ("task_type", "member", "meant"),
+    [
+        ("VIDEO_GENERATION", "stesp", "steps"),
+        ("EDITING", "mask_imge", "mask_image"),
+        ("LLM_INTERACTION", "temprature", "temperature"),
+        ("BACKGROUND_REMOVE", "metdata", "metadata"),
+    ],
+)
+def test_a_slip_of_the_pen_in_what_steers_a_task_is_told(task_type: str, member: str, meant: str) -> None:
+    [found] = task({member: 1}, strict=True, task_type=task_type).violations
+    assert found.loc == ("body", "config", member)
+    assert found.msg.endswith(f"did you mean {meant}?")
+    lenient = task({member: 1}, strict=False, task_type=task_type)
+    assert not lenient.violations
+    assert lenient.unknown.warning().endswith(f'config.{member} (did you mean {meant}?)"')
+
+
+def test_the_rest_of_a_tasks_config_is_the_callers_own() -> None:
+    for config in ({"season": "spring", "fps_of_camera": 25, "steps": 4}, {}, None):
+        decoding = task(config, strict=True, task_type="GENERATION")
+        assert not decoding.violations
+        assert not decoding.unknown.warning()

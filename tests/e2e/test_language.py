@@ -122,6 +122,7 @@ def test_an_answer_outlives_its_child_and_there_is_one_result(talking: RunningMe
         ({"input_images": ["https://pictures.example/dress.png"]}, "input_images"),
         ({"provider_type": "AI_CORE"}, "provider_type"),
         ({"active_provider_capabilities": ["VISION"]}, "active_provider_capabilities"),
+        ({"config": {"temperature": 9}}, "temperature"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": None}, "prompt"),
     ],
@@ -136,7 +137,6 @@ def test_what_cannot_work_is_refused_at_create(client: httpx.Client, members: di
 @pytest.mark.parametrize(
     ("prompt", "config", "words"),
     [
-        (FRANCE, {"temperature": 9}, "config.temperature"),
         (FRANCE, {"model": "gpt"}, "not served here"),
         ("a red dress and a blue coat " * 2000, {}, "holds 8192 in all"),
     ],

@@ -100,14 +100,15 @@ def test_bad_clips_are_refused_with_the_member(device_mesh: RunningMesh) -> None
             ({"duration_seconds": 0}, "duration_seconds"),
             ({"cfg_scale": 2.1}, "cfg_scale"),
             ({"prompt": ""}, "prompt"),
+            ({"config": {"width": 33}}, "must be even"),
         ):
             answer = client.post("/api/v1/tasks/", json=request(**fields))
             assert answer.status_code == 422, (fields, answer.text)
             assert member in answer.text
-        task = client.post("/api/v1/tasks/", json=request(config={"width": 33})).json()
+        task = client.post("/api/v1/tasks/", json=request(config={"steps": 51})).json()
         done = ended(client, task)
         assert (done["status"], done["error_category"], done["retry_count"]) == ("FAILED", "VALIDATION", 0)
-        assert "config.width must be even" in done["errors"][0]
+        assert "takes 1 to 50 steps" in done["errors"][0]
 
 
 def test_a_step_films_what_the_step_before_it_made(device_mesh: RunningMesh) -> None:

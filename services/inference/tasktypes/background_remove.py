@@ -31,8 +31,8 @@ from meshkit.worker.handlers import (
 from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.pictures import open_picture
 from modelkit.requests import Garment
-from services.inference.tasktypes.checks import steered
 from services.inference.tasktypes.failures import one_by_one
+from services.inference.tasktypes.members import steered
 from services.inference.tasktypes.pictures import noted, save_png
 
 if TYPE_CHECKING:  # it imports OpenCV, which the parent never does

@@ -5,33 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_VALIDATION, PROVIDER_TYPE_LOCAL
+from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_LOCAL
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from google.protobuf.descriptor import Descriptor
 
 from meshkit.catalog import provider_numbered
-from meshkit.errors import MeshError
 from meshkit.likeness import NETWORKS
-from meshkit.steering import steering
 from meshkit.validation import apply_defaults
-from meshkit.worker.handlers import Need, TaskCancelled, TaskContext, TaskFailed
+from meshkit.worker.handlers import Need, TaskCancelled, TaskContext
+from services.inference.tasktypes.members import steered
 
 if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
     from modelkit.consistency import ConsistencyCheck
 
 _STEPS = 100
-
-
-def steered(spec: CreateTask, task: Task, message: Descriptor) -> Any:
-    """Read the members of a task's `config` that are fields of a message, with its defaults.
-
-    Raises:
-        TaskFailed: One of them does not hold.
-    """
-    try:
-        return steering(task.config if task.HasField("config") else spec.config, message)
-    except MeshError as error:
-        raise TaskFailed(error.message, ERROR_CATEGORY_VALIDATION, retryable=False) from error
 
 
 def settings_of(spec: CreateTask, task: Task, message: Descriptor) -> Any:

@@ -26,6 +26,7 @@ from typing import Any, cast
 
 from atelier.tasks.v1.editing_pb2 import EditingTaskPublic
 from atelier.tasks.v1.enums_pb2 import TaskType
+from atelier.tasks.v1.providers_pb2 import LocalEditingConfig
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from PIL import Image
 
@@ -45,8 +46,8 @@ from modelkit.card import ModelCard
 from modelkit.errors import ModelError
 from modelkit.pictures import Fit, framed, open_picture, over_white
 from modelkit.requests import BatchSettings, ImageRequest, Picture
-from services.inference.tasktypes import members
 from services.inference.tasktypes.failures import explained
+from services.inference.tasktypes.members import invalid, steered
 from services.inference.tasktypes.pictures import noted, save_png
 from services.inference.tasktypes.seeds import seed_of
 
@@ -59,7 +60,6 @@ _MODEL = "model"
 _UPSCALER = "upscaler"
 _RESULT = "image.png"
 _DEFAULT_SIDE = 1024
-_FITS: tuple[Fit, ...] = ("contain", "cover", "stretch")
 # A model that reads instructions keeps what is not spoken of. One that does not has only the noise to change by.
 _READS_INSTRUCTIONS = "flux-kontext"
 _STRENGTHS = {_READS_INSTRUCTIONS: 1.0, "flux": 0.75}
@@ -158,7 +158,7 @@ def _read(spec: CreateTask, task: Task) -> _EditSettings:
     """Read the settings; a direct run, which stores no task, has its pictures in the request alone."""
     requested = spec.editing
     current = task.editing if task.HasField("editing") else None
-    config = task.config if task.HasField("config") else spec.config
+    config: LocalEditingConfig = steered(spec, task, LocalEditingConfig.DESCRIPTOR)
     if current is not None:
         base, references = current.base_image_path, tuple(current.reference_images)
     else:
@@ -166,7 +166,6 @@ def _read(spec: CreateTask, task: Task) -> _EditSettings:
         references = tuple(requested.reference_images) or tuple(
             one for one in (requested.reference_image_data or requested.reference_image_url,) if one
         )
-    steps = members.whole(config, "steps", 1, 1000)
     return _EditSettings(
         prompt=requested.prompt,
         width=requested.width if requested.HasField("width") else _DEFAULT_SIDE,
@@ -174,14 +173,14 @@ def _read(spec: CreateTask, task: Task) -> _EditSettings:
         seed=_seed(requested, current, task.id),
         base=base,
         references=references,
-        fit=_fit(members.text(config, "fit", 16)),
-        strength=members.number(config, "strength", 0, 1),
-        mask=members.text(config, "mask_image", 32_000_000) or None,
-        mask_from_alpha=members.switch(config, "mask_from_alpha", default=False),
-        steps=members.whole(config, "num_inference_steps", 1, 1000) if steps is None else steps,
-        guidance_scale=members.number(config, "guidance_scale", 0, 100),
-        negative_prompt=members.text(config, "negative_prompt", 10_000),
-        model=members.text(config, "model", 255) or None,
+        fit=cast("Fit", config.fit) or "contain",
+        strength=config.strength if config.HasField("strength") else None,
+        mask=config.mask_image or None,
+        mask_from_alpha=config.mask_from_alpha,
+        steps=config.steps or config.num_inference_steps or None,
+        guidance_scale=config.guidance_scale if config.HasField("guidance_scale") else None,
+        negative_prompt=config.negative_prompt if config.HasField("negative_prompt") else None,
+        model=config.model or None,
     )
 
 
@@ -189,12 +188,6 @@ def _seed(requested: Any, current: EditingTaskPublic | None, task_id: str) -> in
     if current is not None and current.HasField("seed"):
         return current.seed
     return requested.seed if requested.HasField("seed") else seed_of(task_id)
-
-
-def _fit(name: str | None) -> Fit:
-    if name is not None and name not in _FITS:
-        raise members.invalid(f"config.fit must be one of {', '.join(_FITS)}.")
-    return name or "contain"
 
 
 def _request(settings: _EditSettings, context: TaskContext) -> ImageRequest:
@@ -217,22 +210,20 @@ def _request(settings: _EditSettings, context: TaskContext) -> ImageRequest:
 
 def _mask(settings: _EditSettings, base: Image.Image, context: TaskContext) -> Image.Image | None:
     """Return where the picture may change, as grey levels of the base image's size; None where it may everywhere."""
-    if settings.mask is not None and settings.mask_from_alpha:
-        raise members.invalid("config.mask_image and config.mask_from_alpha exclude each other.")
     if settings.mask is not None:
         given = open_picture(context.inputs[_MASK]).convert("RGBA")
         if abs(given.width / given.height / (base.width / base.height) - 1) > _MASK_ASPECT_TOLERANCE:
-            raise members.invalid("config.mask_image must have the aspect of the base image.")
+            raise invalid("config.mask_image must have the aspect of the base image.")
         black = Image.new("RGBA", given.size, "black")
         mask, source = Image.alpha_composite(black, given).convert("L").resize(base.size), "config.mask_image"
     elif settings.mask_from_alpha:
         if base.mode != "RGBA":
-            raise members.invalid("config.mask_from_alpha needs a base image with transparent parts.")
+            raise invalid("config.mask_from_alpha needs a base image with transparent parts.")
         mask, source = base.getchannel("A").point(lambda level: 255 - level), "config.mask_from_alpha"
     else:
         return None
     if cast("int", mask.getextrema()[1]) < 128:
-        raise members.invalid(f"{source} marks no part that may change: white may, black may not.")
+        raise invalid(f"{source} marks no part that may change: white may, black may not.")
     return mask
 
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from atelier.tasks.v1.enums_pb2 import TaskType
 from atelier.tasks.v1.generation_pb2 import GenerationTaskPublic
+from atelier.tasks.v1.providers_pb2 import LocalGenerationConfig
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
-from google.protobuf.struct_pb2 import Struct
 
 from meshkit.images.notes import PictureNotes
 from meshkit.logging import get_logger
@@ -30,9 +30,9 @@ from modelkit.card import ModelCard
 from modelkit.errors import ModelError
 from modelkit.pictures import open_picture, over_white
 from modelkit.requests import AdapterFile, BatchSettings, ImageRequest, Picture
-from services.inference.tasktypes import members
 from services.inference.tasktypes.failures import explained
-from services.inference.tasktypes.pictures import save_png, wants_notes
+from services.inference.tasktypes.members import steered
+from services.inference.tasktypes.pictures import noted, save_png
 from services.inference.tasktypes.seeds import seed_of
 
 _log = get_logger(__name__)
@@ -45,7 +45,6 @@ _RESULT = "image.png"
 _DEFAULT_SIDE = 1024
 # The documentation names no default. At half, both the reference and the prompt shape the picture.
 _DEFAULT_STRENGTH = 50.0
-_MAX_PROMPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,6 @@ class _Parameters:
     guidance_scale: float | None
     negative_prompt: str | None
     model: str | None
-    metadata: bool
 
 
 class GenerationHandler:
@@ -152,7 +150,8 @@ def _read(spec: CreateTask, task: Task) -> _Parameters:
     else:
         reference = requested.reference_image_data or requested.reference_image_url or None
     strength = float(value("reference_image_strength", _DEFAULT_STRENGTH)) / 100
-    parameters = _Parameters(
+    config: LocalGenerationConfig = steered(spec, task, LocalGenerationConfig.DESCRIPTOR)
+    return _Parameters(
         prompt=value("prompt", ""),
         width=value("width", _DEFAULT_SIDE),
         height=value("height", _DEFAULT_SIDE),
@@ -161,13 +160,11 @@ def _read(spec: CreateTask, task: Task) -> _Parameters:
         reference=reference if strength > 0 else None,
         strength=strength,
         adapters=adapters,
-        steps=None,
-        guidance_scale=None,
-        negative_prompt=None,
-        model=None,
-        metadata=True,
+        steps=config.steps or config.num_inference_steps or None,
+        guidance_scale=config.guidance_scale if config.HasField("guidance_scale") else None,
+        negative_prompt=config.negative_prompt if config.HasField("negative_prompt") else None,
+        model=config.model or None,
     )
-    return _configured(parameters, task.config if task.HasField("config") else spec.config)
 
 
 _CLEARABLE = frozenset(
@@ -175,20 +172,6 @@ _CLEARABLE = frozenset(
     | {f"{slot}_lora_weight" for slot in _SLOTS}
     | {"reference_image_strength"}
 )
-
-
-def _configured(parameters: _Parameters, config: Struct) -> _Parameters:
-    steps = members.whole(config, "steps", 1, 1000)
-    if steps is None:
-        steps = members.whole(config, "num_inference_steps", 1, 1000)
-    return replace(
-        parameters,
-        steps=steps,
-        guidance_scale=members.number(config, "guidance_scale", 0, 100),
-        negative_prompt=members.text(config, "negative_prompt", _MAX_PROMPT),
-        model=members.text(config, "model", 255) or None,
-        metadata=wants_notes(config),
-    )
 
 
 def _request(parameters: _Parameters, context: TaskContext) -> ImageRequest:
@@ -222,7 +205,8 @@ def _write(context: TaskContext, parameters: _Parameters, picture: Picture, card
         warnings.append(
             f"The prompt is {picture.cut_tokens} tokens longer than the model reads: its end had no say in the picture."
         )
-    save_png(picture.image, context.folder / _RESULT, _notes(parameters, card) if parameters.metadata else None)
+    notes = noted(context.spec, context.task, lambda: _notes(parameters, card))
+    save_png(picture.image, context.folder / _RESULT, notes)
     return Output(
         TaskResult(generation=GenerationTaskPublic(seed=parameters.seed), warnings=warnings),
         (OutputFile(_RESULT, "image/png", "result_image_path"),),

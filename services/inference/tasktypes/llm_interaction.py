@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from atelier.tasks.v1.enums_pb2 import TaskType
 from atelier.tasks.v1.llm_interaction_pb2 import LLMInteractionTaskPublic
+from atelier.tasks.v1.providers_pb2 import LocalLanguageConfig
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
-from google.protobuf.struct_pb2 import Struct
 
 from meshkit.worker.handlers import InputRef, Need, Output, TaskCancelled, TextContext
 from modelkit.chat import Answer, ChatRequest
-from services.inference.tasktypes import members
 from services.inference.tasktypes.failures import one_by_one
+from services.inference.tasktypes.members import invalid, steered
 from services.inference.tasktypes.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 _MODEL = "model"
 # SmolLM2's template has a system prompt of its own, under which the model does not know the capital of France.
 _SYSTEM = "You are a helpful assistant."
-# What the card of SmolLM2-135M-Instruct recommends.
-_TEMPERATURE, _TOP_P = 0.2, 0.9
-_MAX_TOKENS = 512
 _CUT = {
     "max_tokens": "The answer was cut at {tokens} tokens (config.max_tokens).",
     "context": "The answer was cut after {tokens} tokens: with the prompt they fill what the model can hold.",
@@ -59,7 +56,7 @@ class LlmInteractionHandler:
 
     def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:
         """Name the model."""
-        return (Need(_MODEL, "language", members.text(_config(spec, task), "model", 255) or None),)
+        return (Need(_MODEL, "language", _config(spec, task).model or None),)
 
     def run(self, batch: Sequence[TextContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
         """Answer each prompt."""
@@ -90,21 +87,17 @@ def _warnings(answer: Answer) -> list[str]:
 def _request(spec: CreateTask, task: Task) -> ChatRequest:
     asked, config = spec.llm_interaction, _config(spec, task)
     if asked.input_images:
-        raise members.invalid("input_images: no language model of this worker sees pictures.")
-    temperature = members.number(config, "temperature", 0, 2)
-    top_p = members.number(config, "top_p", 0, 1)
-    if top_p == 0:
-        raise members.invalid("config.top_p must be above 0.")
-    seed = members.whole(config, "seed", 0, 1 << 53)
+        raise invalid("input_images: no language model of this worker sees pictures.")
     return ChatRequest(
         prompt=asked.prompt,
         system=asked.system_prompt if asked.HasField("system_prompt") else _SYSTEM,
-        max_tokens=members.whole(config, "max_tokens", 1, 8192) or _MAX_TOKENS,
-        temperature=_TEMPERATURE if temperature is None else temperature,
-        top_p=_TOP_P if top_p is None else top_p,
-        seed=seed_of(task.id) if seed is None else seed,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        seed=config.seed if config.HasField("seed") else seed_of(task.id),
     )
 
 
-def _config(spec: CreateTask, task: Task) -> Struct:
-    return task.config if task.HasField("config") else spec.config
+def _config(spec: CreateTask, task: Task) -> LocalLanguageConfig:
+    config: LocalLanguageConfig = steered(spec, task, LocalLanguageConfig.DESCRIPTOR)
+    return config

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from atelier.tasks.v1.enums_pb2 import ErrorCategory
+from atelier.tasks.v1.task_pb2 import CreateTask, Task
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.struct_pb2 import Struct
 
+from meshkit.errors import MeshError
+from meshkit.steering import steering
 from meshkit.worker.handlers import TaskFailed
 
 
 def invalid(message: str) -> TaskFailed:
     """Return the failure of a task that cannot be executed as it is, now or later."""
     return TaskFailed(message, ErrorCategory.ERROR_CATEGORY_VALIDATION, retryable=False)
+
+
+def steered(spec: CreateTask, task: Task, message: Descriptor) -> Any:
+    """Read the members of a task's `config` that are fields of a message, with its defaults.
+
+    They were checked at the creation; a direct run is checked here alone.
+
+    Raises:
+        TaskFailed: One of them does not hold.
+    """
+    try:
+        return steering(task.config if task.HasField("config") else spec.config, message)
+    except MeshError as error:
+        path = error.violations[0].path
+        named = error.message.startswith(path)
+        raise invalid(error.message if named else f"{path}: {error.message}") from error
 
 
 def number(config: Struct, name: str, least: float, most: float) -> float | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from atelier.tasks.v1.providers_pb2 import LocalPictureConfig
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
-from google.protobuf.struct_pb2 import Struct
 
 from meshkit.images.notes import PictureNotes, png_info
-from services.inference.tasktypes import members
+from services.inference.tasktypes.members import steered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,16 +31,8 @@ def noted(spec: CreateTask, task: Task, notes: Callable[[], PictureNotes]) -> Pi
     Raises:
         TaskFailed: The member is neither true nor false.
     """
-    return notes() if wants_notes(task.config if task.HasField("config") else spec.config) else None
-
-
-def wants_notes(config: Struct) -> bool:
-    """Tell whether a task's pictures say how they were made; `config.metadata` set to false leaves it out.
-
-    Raises:
-        TaskFailed: The member is neither true nor false.
-    """
-    return members.switch(config, "metadata", default=True)
+    config: LocalPictureConfig = steered(spec, task, LocalPictureConfig.DESCRIPTOR)
+    return None if config.HasField("metadata") and not config.metadata else notes()
 
 
 def save_png(image: Image.Image, path: Path, notes: PictureNotes | None = None) -> None:

@@ -18,15 +18,17 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from atelier.tasks.v1.enums_pb2 import ErrorCategory, TaskType
+from atelier.tasks.v1.enums_pb2 import TaskType
+from atelier.tasks.v1.providers_pb2 import LocalRefineConfig
 from atelier.tasks.v1.refine_pb2 import CreateRefineTask, RefineTaskPublic
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
 from meshkit.images.notes import PictureNotes
-from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext, TaskFailed
+from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext
 from modelkit.pictures import jpeg_quality, open_picture
 from services.inference.targets import target_size
 from services.inference.tasktypes.failures import one_by_one
+from services.inference.tasktypes.members import steered
 from services.inference.tasktypes.pictures import noted, save_png
 
 if TYPE_CHECKING:  # it imports OpenCV, which the parent never does
@@ -37,7 +39,6 @@ _UPSCALER = "upscaler"
 _VISION = "vision"
 _MODEL = "model"
 _RESULT = "image.png"
-_MAX_MODEL_NAME = 255
 _PROMPT = "a sharp, detailed photo"
 _STEPS = 20
 _TICKS = 1000  # of progress
@@ -215,6 +216,7 @@ def read_asked(spec: CreateTask, task: Task) -> RefineAsked:
     def requested(name: str, default: Any) -> Any:
         return getattr(spec.refine, name) if spec.refine.HasField(name) else default  # type: ignore[arg-type] # fields below
 
+    config: LocalRefineConfig = steered(spec, task, LocalRefineConfig.DESCRIPTOR)
     faces = requested("face_detail_enabled", default=True)
     return RefineAsked(
         enlarge=requested("upscale_enabled", default=True),
@@ -222,25 +224,9 @@ def read_asked(spec: CreateTask, task: Task) -> RefineAsked:
         seed=requested("upscale_seed", _drawn(task.id, "upscale")),
         faces=requested("face_detail_denoise", 0.4) if faces else 0.0,
         face_seed=requested("face_detail_seed", _drawn(task.id, "faces")),
-        model=_model(task if task.HasField("config") else spec),
+        model=config.model or None,
     )
 
 
 def _drawn(job_id: str, what: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{job_id}:{what}".encode()).digest()[:8], "big") >> 1
-
-
-def _model(holder: CreateTask | Task) -> str | None:
-    if "model" not in holder.config.fields:
-        return None
-    value = holder.config.fields["model"]
-    kind = value.WhichOneof("kind")
-    if kind in ("null_value", None):
-        return None
-    if kind != "string_value" or len(value.string_value) > _MAX_MODEL_NAME:
-        raise TaskFailed(
-            f"config.model must be text of at most {_MAX_MODEL_NAME} characters.",
-            ErrorCategory.ERROR_CATEGORY_VALIDATION,
-            retryable=False,
-        )
-    return value.string_value or None

@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atelier.tasks.v1.enums_pb2 import TaskType
+from atelier.tasks.v1.providers_pb2 import LocalVideoConfig
 from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from atelier.tasks.v1.video_generation_pb2 import VideoGenerationTaskPublic
 
 from meshkit.logging import get_logger
 from meshkit.worker.handlers import InputRef, Need, Output, OutputFile, TaskCancelled, TaskContext
 from modelkit.pictures import open_picture, over_white
-from services.inference.tasktypes import configured
 from services.inference.tasktypes.failures import one_by_one
+from services.inference.tasktypes.members import steered
 
 if TYPE_CHECKING:  # they import OpenCV and torch, which the parent never does
     from PIL import Image
@@ -42,7 +43,6 @@ _RESULT = "video.mp4"
 _POSTER = "poster.jpg"
 _DEFAULT_SECONDS = 5
 _DEFAULT_CFG_SCALE = 0.5
-_DEFAULT_FPS = 24
 _LEAST_SIDE, _MOST_SIDE = 16, 2048
 # Longer side of a clip whose size nobody named: larger pictures are reduced to it.
 _USUAL_SIDE = 1280
@@ -99,28 +99,19 @@ def handler() -> VideoGenerationHandler:
 def _read(spec: CreateTask, task: Task) -> _ClipSettings:
     """Read the parameters from the request, which no update changes, and the current `config`."""
     requested = spec.video_generation
-    config = task.config if task.HasField("config") else spec.config
-    steps = configured.whole(config, "steps", 1, 1000)
-    seed = configured.whole(config, "seed", 0, 2**53)
+    config: LocalVideoConfig = steered(spec, task, LocalVideoConfig.DESCRIPTOR)
     return _ClipSettings(
         prompt=requested.prompt,
         negative_prompt=requested.negative_prompt if requested.HasField("negative_prompt") else None,
         seconds=requested.duration_seconds if requested.HasField("duration_seconds") else _DEFAULT_SECONDS,
         cfg_scale=requested.cfg_scale if requested.HasField("cfg_scale") else _DEFAULT_CFG_SCALE,
-        width=_side(config, "width"),
-        height=_side(config, "height"),
-        fps=configured.whole(config, "fps", 4, 60) or _DEFAULT_FPS,
-        steps=configured.whole(config, "num_inference_steps", 1, 1000) if steps is None else steps,
-        seed=_seed_of(task.id) if seed is None else seed,
-        model=configured.text(config, "model", 255) or None,
+        width=config.width or None,
+        height=config.height or None,
+        fps=config.fps,
+        steps=config.steps or config.num_inference_steps or None,
+        seed=config.seed if config.HasField("seed") else _seed_of(task.id),
+        model=config.model or None,
     )
-
-
-def _side(config: Any, name: str) -> int | None:
-    side = configured.whole(config, name, _LEAST_SIDE, _MOST_SIDE)
-    if side is not None and side % 2:
-        raise configured.invalid(f"config.{name} must be even: players take no clip of an odd size.")
-    return side
 
 
 def _seed_of(job_id: str) -> int:

@@ -97,7 +97,7 @@ def test_a_picture_says_nothing_of_its_making_where_its_task_does_not_want_it(mo
         image.load()
         assert image.info == {}
     assert isinstance(second, TaskFailed)
-    assert second.message == "config.metadata must be true or false."
+    assert second.message == "config.metadata: Input should be a valid boolean"
 
 
 def test_a_result_tells_of_the_part_of_its_prompt_that_the_model_did_not_read(models: Models, tmp_path: Path) -> None:

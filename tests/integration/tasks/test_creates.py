@@ -469,6 +469,9 @@ async def test_a_wrong_member_of_config_that_steers_a_worker_is_refused_at_creat
         with pytest.raises(MeshError) as error:
             await mesh.create(face(**config))
         assert [one.path for one in error.value.violations] == [f"task.config.{path}"]
+    with pytest.raises(MeshError) as error:
+        await mesh.create(face(metadata="no"))
+    assert [one.path for one in error.value.violations] == ["task.config.metadata"]
     made = await mesh.create(face(max_retries=1, mine="x"))
     assert (made.face_enhancer.face_detected, made.face_enhancer.attempts_used) == (False, 0)
     assert not made.face_enhancer.HasField("final_ssim_score")

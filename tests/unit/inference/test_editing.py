@@ -263,8 +263,10 @@ def test_the_transparent_parts_may_be_those_that_change(tmp_path: Path) -> None:
 
 def test_what_cannot_work_is_said_once_and_clearly(tmp_path: Path) -> None:
     plain = _base()
-    assert _refused(tmp_path, plain, fit="zoom") == "config.fit must be one of contain, cover, stretch."
-    assert _refused(tmp_path, plain, strength=2) == "config.strength must be a number from 0 to 1."
+    assert _refused(tmp_path, plain, fit="zoom") == "config.fit: must be in list [contain, cover, stretch]"
+    assert _refused(tmp_path, plain, strength=2) == (
+        "config.strength: must be greater than or equal to 0 and less than or equal to 1"
+    )
     assert _refused(tmp_path, plain, mask_from_alpha=True) == (
         "config.mask_from_alpha needs a base image with transparent parts."
     )

@@ -128,6 +128,6 @@ def test_the_tasks_config_wins() -> None:
     ],
 )
 def test_a_faulty_config_is_a_sentence(config: dict[str, Any]) -> None:
-    with pytest.raises(TaskFailed, match=f"config.{next(iter(config))} must be") as caught:
+    with pytest.raises(TaskFailed, match=f"config.{next(iter(config))}: ") as caught:
         HANDLER.batch_key(*asked(config))
     assert caught.value.category == ErrorCategory.ERROR_CATEGORY_VALIDATION

@@ -111,13 +111,13 @@ def test_the_config_as_it_stands_counts_and_not_the_one_of_the_request() -> None
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"temperature": 2.5}, "config.temperature must be a number from 0 to 2."),
-        ({"temperature": "hot"}, "config.temperature must be a number from 0 to 2."),
-        ({"top_p": 0}, "config.top_p must be above 0."),
-        ({"top_p": 1.1}, "config.top_p must be a number from 0 to 1."),
-        ({"max_tokens": 0}, "config.max_tokens must be a number from 1 to 8192."),
-        ({"max_tokens": 1.5}, "config.max_tokens must be a whole number."),
-        ({"seed": -1}, f"config.seed must be a number from 0 to {2**53:g}."),
+        ({"temperature": 2.5}, "config.temperature: must be greater than or equal to 0 and less than or equal to 2"),
+        ({"temperature": "hot"}, "config.temperature: Input should be a valid number"),
+        ({"top_p": 0}, "config.top_p: must be greater than 0 and less than or equal to 1"),
+        ({"top_p": 1.1}, "config.top_p: must be greater than 0 and less than or equal to 1"),
+        ({"max_tokens": 0}, "config.max_tokens: must be greater than or equal to 1 and less than or equal to 8192"),
+        ({"max_tokens": 1.5}, "config.max_tokens: Input should be a valid integer"),
+        ({"seed": -1}, f"config.seed: must be greater than or equal to 0 and less than or equal to {2**53}"),
     ],
 )
 def test_config_out_of_bounds_is_the_callers_fault(config: dict[str, Any], message: str) -> None:
@@ -130,7 +130,7 @@ def test_config_out_of_bounds_is_the_callers_fault(config: dict[str, Any], messa
 
 def test_a_model_that_is_no_text_is_refused_before_any_is_loaded() -> None:
     context = TextTask({"model": 3})
-    with pytest.raises(TaskFailed, match=r"config\.model must be text"):
+    with pytest.raises(TaskFailed, match=r"config\.model: Input should be a valid string"):
         LlmInteractionHandler().needs(context.spec, context.task)
 
 

@@ -291,10 +291,18 @@ def test_a_type_and_a_provider_are_what_the_contract_says_of_them() -> None:
 def test_some_types_are_steered_by_their_config() -> None:
     steered = {name: spec.steered_by.name for name, spec in TASK_TYPES.items() if spec.steered_by is not None}
     assert steered == {
+        "GENERATION": "LocalGenerationConfig",
+        "EDITING": "LocalEditingConfig",
+        "REFINE": "LocalRefineConfig",
+        "VIDEO_GENERATION": "LocalVideoConfig",
+        "LLM_INTERACTION": "LocalLanguageConfig",
         "BACKGROUND_REMOVE": "LocalCutoutConfig",
         "DETAIL_ENHANCER": "SartiqUltimateGarmentFixerConfig",
         "FACE_ENHANCER": "SartiqUltimateFaceFixerConfig",
     }
+    known = {TASK_TYPES[name].detail: message for name, message in steered.items()}
+    held = providers_pb2.TaskConfig.DESCRIPTOR.oneofs_by_name["detail"].fields
+    assert {field.name: field.message_type.name for field in held if field.message_type is not None} == known
 
 
 REFINE = "TASK_TYPE_REFINE"

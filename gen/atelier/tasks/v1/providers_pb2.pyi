@@ -140,6 +140,417 @@ class LocalProviderConfig(_message.Message):
 Global___LocalProviderConfig: _TypeAlias = LocalProviderConfig  # noqa: Y015
 
 @_typing.final
+class TaskConfig(_message.Message):
+    """Members of a task's `config` that steer it, by its type. Others are the caller's own; one that is almost one of these
+    is taken for a mistake.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METADATA_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    EDITING_FIELD_NUMBER: _builtins.int
+    REFINE_FIELD_NUMBER: _builtins.int
+    VIDEO_GENERATION_FIELD_NUMBER: _builtins.int
+    LLM_INTERACTION_FIELD_NUMBER: _builtins.int
+    BACKGROUND_REMOVE_FIELD_NUMBER: _builtins.int
+    DETAIL_ENHANCER_FIELD_NUMBER: _builtins.int
+    FACE_ENHANCER_FIELD_NUMBER: _builtins.int
+    metadata: _builtins.bool
+    """Whether result pictures say how they were made."""
+    @_builtins.property
+    def generation(self) -> Global___LocalGenerationConfig:
+        """GENERATION."""
+
+    @_builtins.property
+    def editing(self) -> Global___LocalEditingConfig:
+        """EDITING."""
+
+    @_builtins.property
+    def refine(self) -> Global___LocalRefineConfig:
+        """REFINE."""
+
+    @_builtins.property
+    def video_generation(self) -> Global___LocalVideoConfig:
+        """VIDEO_GENERATION."""
+
+    @_builtins.property
+    def llm_interaction(self) -> Global___LocalLanguageConfig:
+        """LLM_INTERACTION."""
+
+    @_builtins.property
+    def background_remove(self) -> Global___LocalCutoutConfig:
+        """BACKGROUND_REMOVE."""
+
+    @_builtins.property
+    def detail_enhancer(self) -> Global___SartiqUltimateGarmentFixerConfig:
+        """DETAIL_ENHANCER."""
+
+    @_builtins.property
+    def face_enhancer(self) -> Global___SartiqUltimateFaceFixerConfig:
+        """FACE_ENHANCER."""
+
+    def __init__(
+        self,
+        *,
+        metadata: _builtins.bool | None = ...,
+        generation: Global___LocalGenerationConfig | None = ...,
+        editing: Global___LocalEditingConfig | None = ...,
+        refine: Global___LocalRefineConfig | None = ...,
+        video_generation: Global___LocalVideoConfig | None = ...,
+        llm_interaction: Global___LocalLanguageConfig | None = ...,
+        background_remove: Global___LocalCutoutConfig | None = ...,
+        detail_enhancer: Global___SartiqUltimateGarmentFixerConfig | None = ...,
+        face_enhancer: Global___SartiqUltimateFaceFixerConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_metadata", b"_metadata", "background_remove", b"background_remove", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "face_enhancer", b"face_enhancer", "generation", b"generation", "llm_interaction", b"llm_interaction", "metadata", b"metadata", "refine", b"refine", "video_generation", b"video_generation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metadata", b"_metadata", "background_remove", b"background_remove", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "face_enhancer", b"face_enhancer", "generation", b"generation", "llm_interaction", b"llm_interaction", "metadata", b"metadata", "refine", b"refine", "video_generation", b"video_generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
+    _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "editing", "refine", "video_generation", "llm_interaction", "background_remove", "detail_enhancer", "face_enhancer"]  # noqa: Y015
+    _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_detail) -> _WhichOneofReturnType_detail | None: ...
+
+Global___TaskConfig: _TypeAlias = TaskConfig  # noqa: Y015
+
+@_typing.final
+class LocalPictureConfig(_message.Message):
+    """Members of the `config` of any task with result pictures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METADATA_FIELD_NUMBER: _builtins.int
+    metadata: _builtins.bool
+    """Whether result pictures say how they were made."""
+    def __init__(
+        self,
+        *,
+        metadata: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_metadata", b"_metadata", "metadata", b"metadata"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metadata", b"_metadata", "metadata", b"metadata"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
+    _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
+
+Global___LocalPictureConfig: _TypeAlias = LocalPictureConfig  # noqa: Y015
+
+@_typing.final
+class LocalGenerationConfig(_message.Message):
+    """Members of a GENERATION task's `config` that steer a local worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    NUM_INFERENCE_STEPS_FIELD_NUMBER: _builtins.int
+    GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
+    NEGATIVE_PROMPT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    steps: _builtins.int
+    """Denoising steps, within the model's range; its default where absent."""
+    num_inference_steps: _builtins.int
+    """Another name of `steps`, which counts first."""
+    guidance_scale: _builtins.float
+    """How strongly the picture follows its prompt; the model's default where absent."""
+    negative_prompt: _builtins.str
+    """What the picture should not show."""
+    model: _builtins.str
+    """Name of a model that the worker serves."""
+    def __init__(
+        self,
+        *,
+        steps: _builtins.int | None = ...,
+        num_inference_steps: _builtins.int | None = ...,
+        guidance_scale: _builtins.float | None = ...,
+        negative_prompt: _builtins.str | None = ...,
+        model: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_model", b"_model", "_negative_prompt", b"_negative_prompt", "_num_inference_steps", b"_num_inference_steps", "_steps", b"_steps", "guidance_scale", b"guidance_scale", "model", b"model", "negative_prompt", b"negative_prompt", "num_inference_steps", b"num_inference_steps", "steps", b"steps"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_model", b"_model", "_negative_prompt", b"_negative_prompt", "_num_inference_steps", b"_num_inference_steps", "_steps", b"_steps", "guidance_scale", b"guidance_scale", "model", b"model", "negative_prompt", b"negative_prompt", "num_inference_steps", b"num_inference_steps", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
+    _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
+    _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
+    _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
+    _WhichOneofReturnType__negative_prompt: _TypeAlias = _typing.Literal["negative_prompt"]  # noqa: Y015
+    _WhichOneofArgType__negative_prompt: _TypeAlias = _typing.Literal["_negative_prompt", b"_negative_prompt"]  # noqa: Y015
+    _WhichOneofReturnType__num_inference_steps: _TypeAlias = _typing.Literal["num_inference_steps"]  # noqa: Y015
+    _WhichOneofArgType__num_inference_steps: _TypeAlias = _typing.Literal["_num_inference_steps", b"_num_inference_steps"]  # noqa: Y015
+    _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
+    _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale) -> _WhichOneofReturnType__guidance_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__negative_prompt) -> _WhichOneofReturnType__negative_prompt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_inference_steps) -> _WhichOneofReturnType__num_inference_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
+
+Global___LocalGenerationConfig: _TypeAlias = LocalGenerationConfig  # noqa: Y015
+
+@_typing.final
+class LocalEditingConfig(_message.Message):
+    """Members of an EDITING task's `config` that steer a local worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    NUM_INFERENCE_STEPS_FIELD_NUMBER: _builtins.int
+    GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
+    NEGATIVE_PROMPT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
+    STRENGTH_FIELD_NUMBER: _builtins.int
+    MASK_IMAGE_FIELD_NUMBER: _builtins.int
+    MASK_FROM_ALPHA_FIELD_NUMBER: _builtins.int
+    steps: _builtins.int
+    """Denoising steps, within the model's range; its default where absent."""
+    num_inference_steps: _builtins.int
+    """Another name of `steps`, which counts first."""
+    guidance_scale: _builtins.float
+    """How strongly the picture follows its prompt; the model's default where absent."""
+    negative_prompt: _builtins.str
+    """What the picture should not show."""
+    model: _builtins.str
+    """Name of a model that the worker serves."""
+    fit: _builtins.str
+    """How the picture is brought to the asked size."""
+    strength: _builtins.float
+    """0 changes nothing, 1 starts from noise alone; what suits the model's kind where absent."""
+    mask_image: _builtins.str
+    """Picture whose white parts may change, given like the base image."""
+    mask_from_alpha: _builtins.bool
+    """Whether the transparent parts of the base image are those that may change."""
+    def __init__(
+        self,
+        *,
+        steps: _builtins.int | None = ...,
+        num_inference_steps: _builtins.int | None = ...,
+        guidance_scale: _builtins.float | None = ...,
+        negative_prompt: _builtins.str | None = ...,
+        model: _builtins.str | None = ...,
+        fit: _builtins.str | None = ...,
+        strength: _builtins.float | None = ...,
+        mask_image: _builtins.str | None = ...,
+        mask_from_alpha: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fit", b"_fit", "_guidance_scale", b"_guidance_scale", "_mask_from_alpha", b"_mask_from_alpha", "_mask_image", b"_mask_image", "_model", b"_model", "_negative_prompt", b"_negative_prompt", "_num_inference_steps", b"_num_inference_steps", "_steps", b"_steps", "_strength", b"_strength", "fit", b"fit", "guidance_scale", b"guidance_scale", "mask_from_alpha", b"mask_from_alpha", "mask_image", b"mask_image", "model", b"model", "negative_prompt", b"negative_prompt", "num_inference_steps", b"num_inference_steps", "steps", b"steps", "strength", b"strength"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fit", b"_fit", "_guidance_scale", b"_guidance_scale", "_mask_from_alpha", b"_mask_from_alpha", "_mask_image", b"_mask_image", "_model", b"_model", "_negative_prompt", b"_negative_prompt", "_num_inference_steps", b"_num_inference_steps", "_steps", b"_steps", "_strength", b"_strength", "fit", b"fit", "guidance_scale", b"guidance_scale", "mask_from_alpha", b"mask_from_alpha", "mask_image", b"mask_image", "model", b"model", "negative_prompt", b"negative_prompt", "num_inference_steps", b"num_inference_steps", "steps", b"steps", "strength", b"strength"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fit: _TypeAlias = _typing.Literal["fit"]  # noqa: Y015
+    _WhichOneofArgType__fit: _TypeAlias = _typing.Literal["_fit", b"_fit"]  # noqa: Y015
+    _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
+    _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
+    _WhichOneofReturnType__mask_from_alpha: _TypeAlias = _typing.Literal["mask_from_alpha"]  # noqa: Y015
+    _WhichOneofArgType__mask_from_alpha: _TypeAlias = _typing.Literal["_mask_from_alpha", b"_mask_from_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__mask_image: _TypeAlias = _typing.Literal["mask_image"]  # noqa: Y015
+    _WhichOneofArgType__mask_image: _TypeAlias = _typing.Literal["_mask_image", b"_mask_image"]  # noqa: Y015
+    _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
+    _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
+    _WhichOneofReturnType__negative_prompt: _TypeAlias = _typing.Literal["negative_prompt"]  # noqa: Y015
+    _WhichOneofArgType__negative_prompt: _TypeAlias = _typing.Literal["_negative_prompt", b"_negative_prompt"]  # noqa: Y015
+    _WhichOneofReturnType__num_inference_steps: _TypeAlias = _typing.Literal["num_inference_steps"]  # noqa: Y015
+    _WhichOneofArgType__num_inference_steps: _TypeAlias = _typing.Literal["_num_inference_steps", b"_num_inference_steps"]  # noqa: Y015
+    _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
+    _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    _WhichOneofReturnType__strength: _TypeAlias = _typing.Literal["strength"]  # noqa: Y015
+    _WhichOneofArgType__strength: _TypeAlias = _typing.Literal["_strength", b"_strength"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fit) -> _WhichOneofReturnType__fit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale) -> _WhichOneofReturnType__guidance_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_from_alpha) -> _WhichOneofReturnType__mask_from_alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_image) -> _WhichOneofReturnType__mask_image | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__negative_prompt) -> _WhichOneofReturnType__negative_prompt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_inference_steps) -> _WhichOneofReturnType__num_inference_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__strength) -> _WhichOneofReturnType__strength | None: ...
+
+Global___LocalEditingConfig: _TypeAlias = LocalEditingConfig  # noqa: Y015
+
+@_typing.final
+class LocalRefineConfig(_message.Message):
+    """Members of a REFINE task's `config` that steer a local worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model that repaints, among those that the worker serves."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
+    _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
+
+Global___LocalRefineConfig: _TypeAlias = LocalRefineConfig  # noqa: Y015
+
+@_typing.final
+class LocalVideoConfig(_message.Message):
+    """Members of a VIDEO_GENERATION task's `config` that steer a local worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    FPS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    NUM_INFERENCE_STEPS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """Width in pixels; with a height alone, the picture's aspect decides it."""
+    height: _builtins.int
+    """Height in pixels; with a width alone, the picture's aspect decides it."""
+    fps: _builtins.int
+    """Frames a second."""
+    steps: _builtins.int
+    """Denoising steps, within the model's range; its default where absent."""
+    num_inference_steps: _builtins.int
+    """Another name of `steps`, which counts first."""
+    seed: _builtins.int
+    """What the noise is drawn from; drawn and stored where absent."""
+    model: _builtins.str
+    """Name of a model that the worker serves."""
+    def __init__(
+        self,
+        *,
+        width: _builtins.int | None = ...,
+        height: _builtins.int | None = ...,
+        fps: _builtins.int | None = ...,
+        steps: _builtins.int | None = ...,
+        num_inference_steps: _builtins.int | None = ...,
+        seed: _builtins.int | None = ...,
+        model: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_model", b"_model", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_steps", b"_steps", "_width", b"_width", "fps", b"fps", "height", b"height", "model", b"model", "num_inference_steps", b"num_inference_steps", "seed", b"seed", "steps", b"steps", "width", b"width"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_height", b"_height", "_model", b"_model", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_steps", b"_steps", "_width", b"_width", "fps", b"fps", "height", b"height", "model", b"model", "num_inference_steps", b"num_inference_steps", "seed", b"seed", "steps", b"steps", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fps: _TypeAlias = _typing.Literal["fps"]  # noqa: Y015
+    _WhichOneofArgType__fps: _TypeAlias = _typing.Literal["_fps", b"_fps"]  # noqa: Y015
+    _WhichOneofReturnType__height: _TypeAlias = _typing.Literal["height"]  # noqa: Y015
+    _WhichOneofArgType__height: _TypeAlias = _typing.Literal["_height", b"_height"]  # noqa: Y015
+    _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
+    _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
+    _WhichOneofReturnType__num_inference_steps: _TypeAlias = _typing.Literal["num_inference_steps"]  # noqa: Y015
+    _WhichOneofArgType__num_inference_steps: _TypeAlias = _typing.Literal["_num_inference_steps", b"_num_inference_steps"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
+    _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    _WhichOneofReturnType__width: _TypeAlias = _typing.Literal["width"]  # noqa: Y015
+    _WhichOneofArgType__width: _TypeAlias = _typing.Literal["_width", b"_width"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fps) -> _WhichOneofReturnType__fps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__height) -> _WhichOneofReturnType__height | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_inference_steps) -> _WhichOneofReturnType__num_inference_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__width) -> _WhichOneofReturnType__width | None: ...
+
+Global___LocalVideoConfig: _TypeAlias = LocalVideoConfig  # noqa: Y015
+
+@_typing.final
+class LocalLanguageConfig(_message.Message):
+    """Members of an LLM_INTERACTION task's `config` that steer a local worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    REPEAT_PENALTY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of a language model that the worker serves."""
+    temperature: _builtins.float
+    """0 takes the likeliest token each time; higher values vary more. The defaults are those of SmolLM2's card."""
+    top_p: _builtins.float
+    """Share of the probability that tokens are drawn from, the likeliest first."""
+    max_tokens: _builtins.int
+    """Most tokens of the answer."""
+    seed: _builtins.int
+    """What the draws begin from; follows from the task's id where absent."""
+    repeat_penalty: _builtins.float
+    """How much less likely tokens become that the answer has had already; 1 leaves them as they are."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str | None = ...,
+        temperature: _builtins.float | None = ...,
+        top_p: _builtins.float | None = ...,
+        max_tokens: _builtins.int | None = ...,
+        seed: _builtins.int | None = ...,
+        repeat_penalty: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_model", b"_model", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "model", b"model", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_model", b"_model", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "model", b"model", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
+    _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
+    _WhichOneofReturnType__repeat_penalty: _TypeAlias = _typing.Literal["repeat_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repeat_penalty: _TypeAlias = _typing.Literal["_repeat_penalty", b"_repeat_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repeat_penalty) -> _WhichOneofReturnType__repeat_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+
+Global___LocalLanguageConfig: _TypeAlias = LocalLanguageConfig  # noqa: Y015
+
+@_typing.final
 class LocalCutoutConfig(_message.Message):
     """Members of a BACKGROUND_REMOVE task's `config` that steer a local worker."""
 

@@ -86,7 +86,7 @@ class CreateTask(_message.Message):
     """Address that receives the task's changes of state."""
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
-        """Free storage of the caller, returned as given."""
+        """Free storage of the caller, returned as given; some members steer the task's type (TaskConfig)."""
 
     @_builtins.property
     def provider_config(self) -> _providers_pb2.ProviderConfig:
