@@ -48,7 +48,7 @@ from modelkit.pictures import Fit, framed, open_picture, over_white
 from modelkit.requests import BatchSettings, ImageRequest, Picture
 from services.inference.tasktypes.failures import explained
 from services.inference.tasktypes.members import invalid, steered
-from services.inference.tasktypes.pictures import noted, save_png
+from services.inference.tasktypes.pictures import save_png, wants_notes
 from services.inference.tasktypes.seeds import seed_of
 
 _log = get_logger(__name__)
@@ -84,6 +84,7 @@ class _EditSettings:
     guidance_scale: float | None
     negative_prompt: str | None
     model: str | None
+    metadata: bool
 
 
 class EditingHandler:
@@ -181,6 +182,7 @@ def _read(spec: CreateTask, task: Task) -> _EditSettings:
         guidance_scale=config.guidance_scale if config.HasField("guidance_scale") else None,
         negative_prompt=config.negative_prompt if config.HasField("negative_prompt") else None,
         model=config.model or None,
+        metadata=wants_notes(spec, task),
     )
 
 
@@ -246,7 +248,7 @@ def _write(context: TaskContext, settings: _EditSettings, picture: Picture, card
         warnings.append(
             f"The prompt is {picture.cut_tokens} tokens longer than the model reads: its end had no say in the picture."
         )
-    notes = noted(context.spec, context.task, lambda: _notes(settings, card))
+    notes = _notes(settings, card) if settings.metadata else None
     save_png(picture.image, context.folder / _RESULT, notes)
     return Output(
         TaskResult(editing=EditingTaskPublic(seed=settings.seed), warnings=warnings),

@@ -32,7 +32,7 @@ from modelkit.pictures import open_picture, over_white
 from modelkit.requests import AdapterFile, BatchSettings, ImageRequest, Picture
 from services.inference.tasktypes.failures import explained
 from services.inference.tasktypes.members import steered
-from services.inference.tasktypes.pictures import noted, save_png
+from services.inference.tasktypes.pictures import save_png, wants_notes
 from services.inference.tasktypes.seeds import seed_of
 
 _log = get_logger(__name__)
@@ -62,6 +62,7 @@ class _Parameters:
     guidance_scale: float | None
     negative_prompt: str | None
     model: str | None
+    metadata: bool
 
 
 class GenerationHandler:
@@ -164,6 +165,7 @@ def _read(spec: CreateTask, task: Task) -> _Parameters:
         guidance_scale=config.guidance_scale if config.HasField("guidance_scale") else None,
         negative_prompt=config.negative_prompt if config.HasField("negative_prompt") else None,
         model=config.model or None,
+        metadata=wants_notes(spec, task),
     )
 
 
@@ -205,7 +207,7 @@ def _write(context: TaskContext, parameters: _Parameters, picture: Picture, card
         warnings.append(
             f"The prompt is {picture.cut_tokens} tokens longer than the model reads: its end had no say in the picture."
         )
-    notes = noted(context.spec, context.task, lambda: _notes(parameters, card))
+    notes = _notes(parameters, card) if parameters.metadata else None
     save_png(picture.image, context.folder / _RESULT, notes)
     return Output(
         TaskResult(generation=GenerationTaskPublic(seed=parameters.seed), warnings=warnings),

@@ -31,8 +31,17 @@ def noted(spec: CreateTask, task: Task, notes: Callable[[], PictureNotes]) -> Pi
     Raises:
         TaskFailed: The member is neither true nor false.
     """
+    return notes() if wants_notes(spec, task) else None
+
+
+def wants_notes(spec: CreateTask, task: Task) -> bool:
+    """Tell whether a task's pictures say how they were made.
+
+    Raises:
+        TaskFailed: Its `config.metadata` is neither true nor false.
+    """
     config: LocalPictureConfig = steered(spec, task, LocalPictureConfig.DESCRIPTOR)
-    return None if config.HasField("metadata") and not config.metadata else notes()
+    return config.metadata or not config.HasField("metadata")
 
 
 def save_png(image: Image.Image, path: Path, notes: PictureNotes | None = None) -> None:
