@@ -183,11 +183,11 @@ def background_fix(bench: Bench) -> Bare:
 def face_enhancer(bench: Bench) -> Bare:
     """Restore the face of a photo."""
     from modelkit.consistency import ConsistencyCheck, Thresholds  # noqa: PLC0415 -- as above
-    from modelkit.faces import FaceRestoration, FaceSettings  # noqa: PLC0415 -- as above
+    from modelkit.faces import FaceRestoration, FaceSettings, NetworkFaces  # noqa: PLC0415 -- as above
 
     restoration = FaceRestoration(
         _packaged("vision", "mediapipe", bench),
-        _packaged("upscaler", "span", bench),
+        NetworkFaces(_packaged("upscaler", "span", bench)),
         ConsistencyCheck(Thresholds()),
         FaceSettings(0.5, 32, 3),
     )
@@ -202,11 +202,12 @@ def face_enhancer(bench: Bench) -> Bare:
 def detail_enhancer(bench: Bench) -> Bare:
     """Transfer the details of a garment."""
     from modelkit.consistency import ConsistencyCheck, Thresholds  # noqa: PLC0415 -- as above
-    from modelkit.details import DetailSettings, DetailTransfer  # noqa: PLC0415 -- as above
+    from modelkit.details import DetailSettings, DetailTransfer, ReferenceDetails  # noqa: PLC0415 -- as above
 
     transfer = DetailTransfer(
         _packaged("vision", "mediapipe", bench),
         _packaged("cutout", "u2netp", bench),
+        ReferenceDetails(),
         ConsistencyCheck(Thresholds()),
         DetailSettings(label="dress"),
     )
