@@ -90,13 +90,20 @@ def test_what_fal_does_not_take_is_the_callers_mistake(device_mesh: RunningMesh,
     assert fal.submits == before
 
 
-@pytest.mark.parametrize("tasks", [10, pytest.param(50, marks=pytest.mark.long)])
-def test_each_task_of_a_killed_worker_ends_by_the_request_that_it_had(
-    device_mesh: RunningMesh, fal: FalServer, tasks: int
+@pytest.mark.parametrize(
+    ("tasks", "number"),
+    [
+        pytest.param(10, signal.SIGKILL, id="killed"),
+        pytest.param(50, signal.SIGKILL, id="killed-fifty", marks=pytest.mark.long),
+        pytest.param(50, signal.SIGTERM, id="drained-fifty", marks=pytest.mark.long),
+    ],
+)
+def test_each_task_of_a_worker_that_goes_ends_by_the_request_that_it_had(
+    device_mesh: RunningMesh, fal: FalServer, tasks: int, number: signal.Signals
 ) -> None:
     fal.never = True
     before, restarts = set(fal.requests), device_mesh.restarts("providers")
-    with device_mesh.http(f"fal-killed-{tasks}", timeout_seconds=60) as client:
+    with device_mesh.http(f"fal-{number.name.lower()}-{tasks}", timeout_seconds=60) as client:
         for _ in range(tasks):
             assert client.post("/api/v1/tasks/", json=drawing()).status_code == 200
 
@@ -104,7 +111,7 @@ def test_each_task_of_a_killed_worker_ends_by_the_request_that_it_had(
             return [request for name, request in list(fal.requests.items()) if name not in before]
 
         until(lambda: len(mine()) == tasks and all(request.looks for request in mine()), "all run")
-        device_mesh.kill("providers", signal.SIGKILL)
+        device_mesh.kill("providers", number)
         device_mesh.wait_restarted("providers", restarts)
         fal.never = False
         ended_tasks = device_mesh.wait_ended(client, tasks, 90)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 _TRIES = 4
+_MAX_URL = 2048  # three of them fit into what is noted of a request
 _FIRST_PAUSE = 0.25
 _PASSING = frozenset({Fault.UNSENT, Fault.BROKEN, Fault.UNKNOWN, Fault.LIMITED, Fault.EMPTY})
 _SENT = "send_request_headers.started"
@@ -135,7 +136,7 @@ class ProviderHttp:
 
     def own(self, url: object) -> str | None:
         """Return an address that the provider named, where its origin is the configured one; else None."""
-        return url if isinstance(url, str) and origin_of(url) == self._origin else None
+        return url if isinstance(url, str) and len(url) <= _MAX_URL and origin_of(url) == self._origin else None
 
     async def pay(
         self,

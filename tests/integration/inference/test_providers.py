@@ -1,9 +1,12 @@
 """A worker that calls providers, beside its device or without one."""
 
+import socket
 import sys
 import types
+import uuid
 from collections.abc import Sequence
 
+import httpx
 import pytest
 from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_FAL_STANDARD, PROVIDER_TYPE_LOCAL, TASK_TYPE_NOOP
 from atelier.tasks.v1.noop_pb2 import CreateNoopTask, NoopTaskPublic
@@ -60,3 +63,18 @@ async def test_a_worker_without_a_device_has_no_child(tasks: FakeTasksService, s
     assert tasks.completions(job)[0].result.noop.payload == "called: hello"
     with pytest.raises(ValueError, match="not enough values"):
         worker.child()
+
+
+async def test_a_worker_with_a_public_address_takes_webhooks_of_fal(
+    tasks: FakeTasksService, start_worker: StartWorker
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        door = f"127.0.0.1:{free.getsockname()[1]}"
+    await start_worker(
+        worker_providers="FAL_STANDARD",
+        fal_key="k",
+        fal_webhook_url="https://atelier.example",
+        fal_webhook_listen=door,
+    )
+    async with httpx.AsyncClient() as client:
+        assert (await client.post(f"http://{door}/webhooks/fal/{uuid.uuid4()}", content=b"{}")).status_code == 400

@@ -145,7 +145,14 @@ async def test_an_answer_that_is_too_large_is_not_read(server: PlainServer, http
 async def test_credentials_go_to_the_configured_origin_alone(server: PlainServer, http: ProviderHttp) -> None:
     async with PlainServer(answer) as other:
         assert http.own(f"{server.url}/a/b") == f"{server.url}/a/b"
-        for foreign in (f"{other.url}/a", "http://127.0.0.1/a", f"{server.url.replace('//', '//user@')}/a", "ftp:/", 7):
+        for foreign in (
+            f"{other.url}/a",
+            "http://127.0.0.1/a",
+            f"{server.url.replace('//', '//user@')}/a",
+            "ftp:/",
+            7,
+            f"{server.url}/{'x' * 2048}",
+        ):
             assert http.own(foreign) is None
         with pytest.raises(ProviderError):
             await http.get(f"{other.url}/a")
