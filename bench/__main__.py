@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-MODULES = ("bench.idle", "bench.throughput", "bench.workflows", "bench.picture")
+MODULES = ("bench.idle", "bench.throughput", "bench.workflows", "bench.providers", "bench.picture")
 
 
 def main() -> int:

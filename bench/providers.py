@@ -68,8 +68,6 @@ def serve(latency: float) -> None:
 
 
 async def _serve(latency: float) -> None:
-    held = io.BytesIO()
-    Image.effect_noise((_SIDE, _SIDE), 90).convert("RGB").save(held, "PNG")
     noise = Image.merge("RGB", [Image.effect_noise((_SIDE, _SIDE), 90) for _ in range(3)])
     held = io.BytesIO()
     noise.save(held, "PNG", compress_level=1)
