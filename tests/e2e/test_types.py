@@ -191,3 +191,46 @@ def test_a_picture_of_any_kind_is_a_result_or_a_clear_refusal(
             assert notes["task_type"] == task_type
             assert notes.get("prompt") == told.get("prompt")
             assert _notes(client, silent, tmp_path / "silent.png") is None
+
+
+# A side of 8192 pixels is the most that a result may have; a picture of that size on both sides is just above 64 MP.
+_LARGEST = {"tall": (4096, 8192), "square": (8192, 8192)}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("task_type", _PICTURE_TYPES)
+def test_a_picture_as_large_as_any_is_a_result_or_a_clear_refusal(device_mesh: RunningMesh, task_type: str) -> None:
+    with device_mesh.http(f"large-{task_type.lower().replace('_', '-')}") as client:
+        for name, size in _LARGEST.items():
+            content = io.BytesIO()
+            photo(512).resize(size, Image.Resampling.BILINEAR).save(content, "JPEG", quality=80)
+            kept = _stored(client, f"{name}.jpg", content.getvalue(), "image/jpeg")
+            if kept.status_code != 200:
+                assert kept.status_code in {413, 422}, kept.text
+                assert name == "square", "what has fewer than 64 megapixels is taken"
+                continue
+            answer = client.post("/api/v1/tasks/", json=body(task_type, f"{name}.jpg"))
+            if answer.status_code != 200:
+                assert task_type == "VIDEO_GENERATION", answer.text  # its data member takes no path
+                answer = client.post(
+                    "/api/v1/tasks/",
+                    json={**body(task_type), "input_image_url": f"{name}.jpg"},
+                )
+            assert answer.status_code == 200, answer.text
+            ended = ended_task(client, answer.json()["id"], 800)
+            assert ended["retry_count"] == 0, ended["errors"]
+            assert ended["status"] == "COMPLETED" or ended["error_category"] == "VALIDATION", ended["errors"]
+            assert _peak_bytes(device_mesh.worker_child()) < _MOST_BYTES
+
+
+# What all models together may hold by default on this machine is more; this is what one such picture may add.
+_MOST_BYTES = 9 << 30
+
+
+def _peak_bytes(process: int) -> int:
+    """The most that a process has held, as the system counts it."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the system tells no peak")
