@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import structlog
 import torch
 
-from modelkit.chat import MAX_ANSWER, Answer, ChatObserver, ChatRequest, too_long
+from modelkit.chat import MAX_ANSWER, PENALTY_WINDOW, Answer, ChatObserver, ChatRequest, too_long
 from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.weights import memory_of, stored_numbers
 
@@ -120,7 +120,7 @@ class CausalChat:
         written: list[int] = []
         told, text = 0.0, ""
         while len(written) < most:
-            token = _choose(scores, request, draws)
+            token = _choose(_lowered(scores, written, request.frequency_penalty or 0.0), request, draws)
             written.append(token)
             if token in self._ends:
                 return Answer(self._decoded(written[:-1]), read, len(written), None)
@@ -154,6 +154,14 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
     named = model.generation_config.eos_token_id
     ends = named if isinstance(named, list) else [named]
     return frozenset(token for token in (*ends, tokenizer.eos_token_id) if token is not None)
+
+
+def _lowered(scores: torch.Tensor, written: list[int], penalty: float) -> torch.Tensor:
+    """Lower the scores of what has come up, once for each time."""
+    if not penalty or not written:
+        return scores
+    recent = torch.tensor(written[-PENALTY_WINDOW:], device=scores.device)
+    return scores - penalty * torch.bincount(recent, minlength=scores.shape[-1])
 
 
 def _choose(scores: torch.Tensor, request: ChatRequest, draws: torch.Generator) -> int:

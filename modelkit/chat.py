@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 
 # A result lies in a row: an answer is cut here, whatever its tokens hold.
 MAX_ANSWER = 200_000
+PENALTY_WINDOW = 512
+"""Tokens that the frequency penalty looks back."""
 
 
 class ChatObserver(Protocol):
@@ -32,6 +34,8 @@ class ChatRequest:
         temperature: 0 takes the likeliest token each time; higher values vary more.
         top_p: Share of the probability that tokens are drawn from, the likeliest first.
         seed: What the draws begin from.
+        frequency_penalty: By how much a token's score falls each time that it has come up among the last 512, so that
+            an answer does not go round in circles; the model's own where None.
     """
 
     prompt: str
@@ -40,6 +44,7 @@ class ChatRequest:
     temperature: float
     top_p: float
     seed: int
+    frequency_penalty: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import structlog
 import xllamacpp
 
-from modelkit.chat import MAX_ANSWER, Answer, ChatObserver, ChatRequest, too_long
+from modelkit.chat import MAX_ANSWER, PENALTY_WINDOW, Answer, ChatObserver, ChatRequest, too_long
 from modelkit.errors import ModelError, ModelErrorKind
 from modelkit.gguf import read_header
 
@@ -50,6 +50,7 @@ class LlamaChat:
     Args:
         file: The GGUF file.
         device: Where it runs; a CPU build of llama.cpp runs on the processor whatever this says.
+        frequency_penalty: That of questions which name none.
 
     Raises:
         ModelError: It does not load.
@@ -57,7 +58,8 @@ class LlamaChat:
 
     labels: tuple[str, ...] = ()
 
-    def __init__(self, file: Path, device: Device) -> None:
+    def __init__(self, file: Path, device: Device, frequency_penalty: float = 0.0) -> None:
+        self._penalty = frequency_penalty
         self._size = size(file)
         self._turn = threading.Lock()
         self.context = min(read_header(file).context, _MOST_CONTEXT)
@@ -104,6 +106,8 @@ class LlamaChat:
                 "top_p": request.top_p,
                 "top_k": 0,
                 "min_p": 0.0,
+                "frequency_penalty": self._penalty if request.frequency_penalty is None else request.frequency_penalty,
+                "repeat_last_n": PENALTY_WINDOW,
                 "seed": _seed(request.seed),
                 "cache_prompt": False,
                 "stream": True,

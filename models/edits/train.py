@@ -63,7 +63,6 @@ class EditRecipe:
         lr: The transformer's learning rate.
         device: Where the networks are trained.
         processes: Parts drawn at once.
-        until: Time of day (seconds since 1970) at which the last stage ends at the latest; 0 is no limit.
         step_limit: Most steps per stage, for tests; 0 is no limit.
         seed: Of everything.
         save_seconds: Time between two saved states.
@@ -78,7 +77,6 @@ class EditRecipe:
     lr: float = 1e-3
     device: str = "cpu"
     processes: int = 2
-    until: float = 0.0
     step_limit: int = 0
     seed: int = 0
     save_seconds: float = 120.0
@@ -87,8 +85,6 @@ class EditRecipe:
 
 def _run(recipe: EditRecipe, stage: Stage) -> None:
     budget = recipe.minutes * 60 * SHARES[stage.name]
-    if stage.name == "flow" and recipe.until:
-        budget = min(budget, recipe.until - time.time())
     run_stage(
         recipe.out,
         stage,
@@ -196,9 +192,6 @@ def main() -> None:
     parser.add_argument("--device", default=usual.device, help="cpu or cuda")
     parser.add_argument("--processes", type=int, default=usual.processes)
     parser.add_argument("--seed", type=int, default=usual.seed)
-    parser.add_argument(
-        "--until", type=float, default=usual.until, help="latest end, in seconds since 1970; 0 is no limit"
-    )
     parser.add_argument("--step-limit", type=int, default=0, help="most steps per stage, to try the recipe out")
     parser.add_argument("--export-seconds", type=float, default=usual.export_seconds)
     parser.add_argument("--save-seconds", type=float, default=usual.save_seconds)
@@ -216,7 +209,6 @@ def main() -> None:
             device=given.device,
             processes=given.processes,
             seed=given.seed,
-            until=given.until,
             step_limit=given.step_limit,
             export_seconds=given.export_seconds,
             save_seconds=given.save_seconds,

@@ -8,6 +8,7 @@ Beside the documented fields, a caller may set these members of `config`; other 
 | `temperature` | 0 to 2; 0.2 where absent; 0 takes the likeliest token each time |
 | `top_p` | above 0, to 1; 0.9 where absent |
 | `max_tokens` | whole number from 1 to 8192; 512 where absent |
+| `frequency_penalty` | 0 to 2: by how much a token's score falls each time it came up; the model's own where absent |
 | `seed` | whole number from 0 to 2^53; where absent it follows from the task's id |
 """
 
@@ -95,6 +96,7 @@ def _request(spec: CreateTask, task: Task) -> ChatRequest:
         temperature=config.temperature,
         top_p=config.top_p,
         seed=config.seed if config.HasField("seed") else seed_of(task.id),
+        frequency_penalty=config.frequency_penalty if config.HasField("frequency_penalty") else None,
     )
 
 

@@ -177,3 +177,11 @@ def test_a_family_default_stands_before_the_packaged_model_which_its_name_still_
         pass
     models.free()
     assert models.resident() == []
+
+
+def test_what_has_come_up_becomes_less_likely(model: CausalChat) -> None:
+    plain = answered(model, ask("a red dress", max_tokens=40))
+    varied = answered(model, ask("a red dress", max_tokens=40, frequency_penalty=2.0))
+    assert plain.text != varied.text
+    assert len(set(varied.text)) > len(set(plain.text))
+    assert answered(model, ask("a red dress", max_tokens=40, frequency_penalty=0.0)) == plain

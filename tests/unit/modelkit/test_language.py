@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,9 @@ def ask(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 1,
+    frequency_penalty: float | None = None,
 ) -> ChatRequest:
-    return ChatRequest(prompt, system, max_tokens, temperature, top_p, seed)
+    return ChatRequest(prompt, system, max_tokens, temperature, top_p, seed, frequency_penalty)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,17 @@ def test_a_seed_repeats_an_answer_whatever_was_asked_before(model: LlamaChat) ->
 def test_an_answer_is_cut_at_max_tokens_and_says_so(model: LlamaChat) -> None:
     answer = answered(model, ask("Tell me a long story.", max_tokens=5))
     assert (answer.output_tokens, answer.cut) == (5, "max_tokens")
+
+
+def test_an_answer_that_would_go_round_in_circles_ends(model: LlamaChat) -> None:
+    poem = ask("Write a poem about wool.", max_tokens=160)
+    circling = answered(model, replace(poem, frequency_penalty=0.0))
+    lines = circling.text.splitlines()
+    assert circling.cut == "max_tokens"
+    assert len(set(lines)) < len(lines)
+    ending = answered(model, poem)
+    assert ending.cut is None
+    assert len(set(ending.text.splitlines())) == len(ending.text.splitlines())
 
 
 def test_a_cancel_ends_the_answer_within_a_token(model: LlamaChat) -> None:
