@@ -200,6 +200,7 @@ class ProviderSpec:
         config: Field of its settings in ProviderConfig.
         tasks: By task type that it executes, the capabilities that a task of the type may rely on.
         service_task_id: Field of its settings for the name that it gave the task's request; None where there is none.
+        counted_by: Field of its settings by which it counts calls and fails; None where it is one as a whole.
     """
 
     name: str
@@ -208,11 +209,18 @@ class ProviderSpec:
     config: str
     tasks: Mapping[str, frozenset[str]]
     service_task_id: str | None = None
+    counted_by: str | None = None
 
     @property
     def task_types(self) -> frozenset[str]:
         """Spellings of the types that it executes."""
         return frozenset(self.tasks)
+
+    def key_of(self, config: providers_pb2.ProviderConfig) -> str:
+        """Return what the provider counts a task by, an application or a model; empty where the settings name none."""
+        if self.counted_by is None or config.WhichOneof("config") != self.config:
+            return ""
+        return str(getattr(getattr(config, self.config), self.counted_by))
 
     def capabilities(self, task_types: Iterable[str] | None = None) -> frozenset[str]:
         """Return what it can do for any of these types, for all of its own where none are named."""
@@ -430,7 +438,17 @@ def _provider(name: str, number: int, facts: Any, config: Descriptor) -> Provide
     named = [field.name for field in own.fields if _facts(field).service_task_id]
     if len(named) > 1:
         raise CatalogError(f"{name}: its settings name a request at the provider twice")
-    return ProviderSpec(name, value, facts.queue, facts.config, MappingProxyType(tasks), next(iter(named), None))
+    if facts.counted_by and facts.counted_by not in own.fields_by_name:
+        raise CatalogError(f"{name}: its settings have no field {facts.counted_by!r} to count by")
+    return ProviderSpec(
+        name,
+        value,
+        facts.queue,
+        facts.config,
+        MappingProxyType(tasks),
+        service_task_id=next(iter(named), None),
+        counted_by=facts.counted_by or None,
+    )
 
 
 def _check_names(

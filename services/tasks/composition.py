@@ -77,7 +77,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     objects = ObjectStore.from_settings(settings)
     stack.push_async_callback(objects.close)
 
-    store = PostgresTaskStore(database, page_bytes=settings.answer_bytes)
+    store = PostgresTaskStore(database, page_bytes=settings.answer_bytes, limits=settings.gate_limits)
     catalog = Catalog(
         task_types=settings.accepted_task_types,
         providers=settings.served_providers,
@@ -99,6 +99,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         costs=catalog.costs,
         weights=settings.tenant_weights,
         answer_bytes=settings.answer_bytes,
+        limits=settings.gate_limits,
         on_events=wake_relay,
     )
     links = MediaLinks.from_settings(settings)

@@ -13,6 +13,8 @@ from meshkit.catalog import PROVIDERS, TASK_TYPES
 from meshkit.config import CommaSeparated, MeshSettings
 from meshkit.topology import TASKS
 from services.tasks.catalog import LOCAL, PROVIDERS_WITH_HANDLERS, TASK_TYPES_WITH_HANDLERS
+from services.tasks.providers.config import GateSettingsByName, TenantCalls, limits_of
+from services.tasks.providers.domain import ProviderLimits
 
 
 def _weights(value: object) -> object:
@@ -73,6 +75,18 @@ class TasksSettings(MeshSettings):
     tenant_weights: Weights = Field(
         default_factory=dict, description="Shares of tenants, `tenant=3,other=1`; 1 for others."
     )
+    provider_limits: GateSettingsByName = Field(
+        default_factory=dict,
+        description="What calls to providers are held to, as JSON by provider, or by provider and application or "
+        'model: `{"FAL_STANDARD": {"concurrency": 10, "rate": 5, "burst": 10, "failure_threshold": 5, '
+        '"recovery_timeout": 30, "half_open_max_calls": 3, "success_threshold": 2}}`; each may be left out, `rate` is '
+        "in calls a second.",
+    )
+    tenant_provider_limits: TenantCalls = Field(
+        default_factory=dict,
+        description="Calls of a tenant that a provider executes at once, as JSON by tenant, `*` for those not named: "
+        '`{"*": {"FAL_STANDARD": 4}}`; others wait.',
+    )
     default_max_wait_seconds: float = Field(default=30.0, gt=0, le=60, description="Longest wait of one Lease call.")
     sweep_interval_seconds: float = Field(default=1.0, gt=0, description="How often expired leases are searched.")
     object_sweep_delay_seconds: float = Field(
@@ -103,6 +117,11 @@ class TasksSettings(MeshSettings):
             if not spec.internal and spec.default_provider in self.served_providers and spec.default_provider != LOCAL
         ]
         return (*self.served_task_types, *called)
+
+    @property
+    def gate_limits(self) -> ProviderLimits:
+        """What the gates of providers are held to."""
+        return limits_of(self.provider_limits, self.tenant_provider_limits)
 
     @property
     def heartbeat_interval_seconds(self) -> float:

@@ -102,7 +102,7 @@ class TaskRecord(NamedTuple):
     """A task as the database holds it. The order of the fields is the order of the columns in every query.
 
     Attributes:
-        lane: The pair that a worker must run to be given it; see `lane_of`.
+        lane: The pair that a worker must run to be given it, with what its provider counts by; see `lane_of`.
         not_before: Waiting for a retry until then; null where it is ready.
         released: Times it went back without costing a retry.
         charged: Cost already charged to its tenant, in expected device seconds; never charged twice.
@@ -192,6 +192,7 @@ def new_task(
     body: bytes,
     kind: JobKind = JobKind.TASK,
     fallback: Fallback | None = None,
+    gate_key: str = "",
 ) -> TaskRecord:
     """Return a task as it is first written: PENDING, version 1, without an attempt."""
     return TaskRecord(
@@ -203,7 +204,7 @@ def new_task(
         priority=priority,
         queue_name=queue_name,
         provider_type=provider_type,
-        lane=lane_of(task_type, provider_type, kind),
+        lane=lane_of(task_type, provider_type, kind, gate_key),
         created_at=now,
         updated_at=now,
         started_at=None,
@@ -243,12 +244,25 @@ def new_task(
     )
 
 
-def lane_of(task_type: str, provider_type: str, kind: JobKind = JobKind.TASK) -> str:
-    """Name a pair: what a worker must run to be given the job.
+def lane_of(task_type: str, provider_type: str, kind: JobKind = JobKind.TASK, key: str = "") -> str:
+    """Name a lane: the pair that a worker must run to be given the job, and what its provider counts by.
 
     Training jobs have no task type: all of one provider share a lane.
+
+    Args:
+        task_type: The type.
+        provider_type: The provider.
+        kind: Kind of the job.
+        key: Application, model or the like, where the provider counts its calls by one.
     """
-    return f"{task_type if kind is JobKind.TASK else kind.value}/{provider_type}"
+    pair = f"{task_type if kind is JobKind.TASK else kind.value}/{provider_type}"
+    return f"{pair}/{key}" if key else pair
+
+
+def parts_of(lane: str) -> tuple[str, str, str]:
+    """Return a lane's pair, its provider, and the key that the provider counts by; empty where there is none."""
+    task_type, provider, *rest = lane.split("/", 2)
+    return f"{task_type}/{provider}", provider, rest[0] if rest else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from services.tasks.domain import (
     TaskRecord,
     TaskStatus,
 )
+from services.tasks.providers.domain import Gate, GateName
+from services.tasks.providers.gates import GateView
 from services.tasks.scheduling.fairness import Candidate, Contender
 from services.tasks.service_requests import NoteVerdict, ServiceRequestNote
 
@@ -167,8 +169,37 @@ class RegisteredPoll:
     draining: bool
 
 
+class HeldRound(NamedTuple):
+    """What a round reads once it holds what it may change.
+
+    Attributes:
+        confirmed: Those of the polls that their sessions still wait for, and whether the worker drains and takes no
+            more; the sessions stay open until the round's end.
+        contenders: Tenants with waiting work, by virtual time.
+        candidates: Waiting tasks of the tenants, in the order in which they are served.
+        gates: The gates, locked; None where none were asked for.
+    """
+
+    confirmed: Mapping[PollEntry, bool]
+    contenders: list[Contender]
+    candidates: list[Candidate]
+    gates: GateView | None
+
+
 class RoundStore(Protocol):
     """One dispatch round: an open transaction that holds the queue."""
+
+    async def gates(self, pairs: Collection[str], after: str) -> tuple[GateView, str]:
+        """Read the gates of the lanes that work waits in, without a lock.
+
+        Args:
+            pairs: Pairs that the workers run; others' lanes are passed over.
+            after: Where to begin among the lanes.
+
+        Returns:
+            What there is, and where to begin the next time: more lanes than a round looks at are looked at in turn.
+        """
+        ...
 
     async def register(
         self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int
@@ -187,8 +218,13 @@ class RoundStore(Protocol):
         ...
 
     async def hold(
-        self, polls: Sequence[PollEntry], wanted: Mapping[str, int], lanes: Sequence[str], limit: int
-    ) -> tuple[Mapping[PollEntry, bool], list[Contender], list[Candidate]]:
+        self,
+        polls: Sequence[PollEntry],
+        wanted: Mapping[str, int],
+        lanes: Sequence[str],
+        limit: int,
+        gates: GateView | None = None,
+    ) -> HeldRound:
         """Make other replicas' rounds of this queue wait for the end of this one, and read what waits.
 
         Args:
@@ -196,11 +232,16 @@ class RoundStore(Protocol):
             wanted: So many tasks of each of these tenants.
             lanes: Where to look.
             limit: Tenants a lane at most.
+            gates: Gates to lock too, as they were read before.
+        """
+        ...
 
-        Returns:
-            Those of the polls that their sessions still wait for, and whether the worker drains and takes no more; the
-            sessions stay open until the round's end. Tenants with waiting work, by virtual time. Waiting tasks of the
-            tenants, in the order in which they are served.
+    async def write_gates(self, changed: Sequence[Gate], refused: Sequence[tuple[GateName, bool]]) -> None:
+        """Write what the round did to gates.
+
+        Args:
+            changed: Those that have changed, which the round holds.
+            refused: Those that passed waiting work over, and whether for their breaker: all held, or none.
         """
         ...
 
@@ -395,5 +436,5 @@ class TaskStore(Protocol):
         ...
 
     async def depths(self) -> list[tuple[str, str, int]]:
-        """Return waiting tasks by queue and lane."""
+        """Return waiting tasks by queue and pair."""
         ...

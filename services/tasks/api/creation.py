@@ -100,6 +100,7 @@ class TaskPreparer:
             spec=spec.SerializeToString(),
             body=body.SerializeToString(),
             fallback=Fallback.AVAILABLE if body.HasField("fallback_provider_type") else None,
+            gate_key=provider.key_of(spec.provider_config),
         )
         return record, accepted
 

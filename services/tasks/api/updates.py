@@ -146,6 +146,9 @@ def apply(record: TaskRecord, update: Update, catalog: Catalog) -> TaskRecord:
         changes.update(_routed(record, update, catalog))
     if "fallback_provider_type" in update.paths and record.fallback != Fallback.TAKEN:
         changes["fallback"] = Fallback.AVAILABLE.value if body.HasField("fallback_provider_type") else None
+    if {"provider_type", "provider_config", APPLICATION} & update.paths:
+        provider = PROVIDERS[changes.get("provider_type", record.provider_type)]
+        changes["lane"] = lane_of(record.task_type, provider.name, key=provider.key_of(body.provider_config))
     if update.status is TaskStatus.FAILED:
         changes |= {"status": TaskStatus.FAILED.value, "completed_at": record.updated_at, "not_before": None}
     return record._replace(**changes, body=body.SerializeToString(), result=None)
@@ -220,7 +223,7 @@ def _routed(record: TaskRecord, update: Update, catalog: Catalog) -> Mapping[str
             queue = catalog.queue_of(update.value("queue_name"), provider)
         except MeshError as error:
             raise invalid("update.queue_name", error.message, "unknown_queue") from None
-    return {"provider_type": provider.name, "queue_name": queue, "lane": lane_of(record.task_type, provider.name)}
+    return {"provider_type": provider.name, "queue_name": queue}
 
 
 def _spec_after(record: TaskRecord, update: Update, task_type: TaskTypeSpec, paths: Iterable[str]) -> Any:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 from meshkit.db import Rows
 from meshkit.pipeline import Pipeline
 from services.tasks.domain import TaskRecord
 from services.tasks.postgres import announcements, columns, counters
+from services.tasks.postgres.gates import GateTable
+from services.tasks.providers.domain import Gate, GateName, ProviderLimits
+from services.tasks.providers.gates import GateView, gates_of
 from services.tasks.scheduling.fairness import Candidate, Contender
-from services.tasks.store import Grant, PollEntry, RegisteredPoll
+from services.tasks.store import Grant, HeldRound, PollEntry, RegisteredPoll
 
 # Sessions are locked in the order of the arrays, which is that of their ids, and looked up by id: OFFSET and the lock
 # keep the subquery from being joined in another way.
@@ -104,11 +107,13 @@ class PostgresRound:
     Args:
         conn: A connection in a transaction, with the settings of hot statements.
         queue: The queue; dispatched by one replica at a time, so that two never serve the same tenant's turn.
+        limits: What the gates of providers are held to.
     """
 
-    def __init__(self, conn: Pipeline, queue: str) -> None:
+    def __init__(self, conn: Pipeline, queue: str, limits: ProviderLimits) -> None:
         self._conn = conn
         self._queue = queue
+        self._gates = GateTable(conn, limits)
 
     async def register(
         self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int
@@ -129,25 +134,45 @@ class PostgresRound:
                     )
         return answers, [Contender._make(row) for row in await contenders.fetchall()]
 
+    async def gates(self, pairs: Collection[str], after: str) -> tuple[GateView, str]:
+        """Read the gates of the lanes that work waits in; see `RoundStore`."""
+        return await self._gates.waiting(self._queue, pairs, after)
+
     async def hold(
-        self, polls: Sequence[PollEntry], wanted: Mapping[str, int], lanes: Sequence[str], limit: int
-    ) -> tuple[Mapping[PollEntry, bool], list[Contender], list[Candidate]]:
-        """Hold sessions and the queue until the round's end, then read what waits; see `store.RoundStore`."""
+        self,
+        polls: Sequence[PollEntry],
+        wanted: Mapping[str, int],
+        lanes: Sequence[str],
+        limit: int,
+        gates: GateView | None = None,
+    ) -> HeldRound:
+        """Hold sessions, the queue and the gates until the round's end, then read what waits; see `RoundStore`."""
         confirmed = None
         if polls:
             confirmed = await self._conn.execute(_CONFIRM, _columns(polls), binary=True)
         await self._conn.execute(_HOLD, (self._queue,))
+        asked = None
+        if gates is not None and gates.lanes:
+            names = gates_of(gates.lanes)
+            await self._gates.lock(names, known=gates.gates.keys() >= set(names))
+            asked = await self._gates.ask(names)
         contenders = await self._contenders(lanes, limit)
         candidates = await self._conn.execute(
             CANDIDATES, (list(wanted.keys()), list(wanted.values()), list(lanes), self._queue), binary=True
         )
-        return (
+        return HeldRound(
             {}
             if confirmed is None
             else {PollEntry(session, number): draining for session, number, draining in await confirmed.fetchall()},
             [Contender._make(row) for row in await contenders.fetchall()],
             [Candidate._make(row) for row in await candidates.fetchall()],
+            None if asked is None or gates is None else await self._gates.view(asked, gates.lanes),
         )
+
+    async def write_gates(self, changed: Sequence[Gate], refused: Sequence[tuple[GateName, bool]]) -> None:
+        """Write what the round did to gates; see `RoundStore`."""
+        await self._gates.write(changed)
+        await self._gates.note_refused(refused)
 
     async def grant(self, grants: Sequence[Grant], virtual_time: float) -> list[TaskRecord]:
         """Lease tasks; those that are not waiting any more are left out."""

@@ -26,6 +26,7 @@ from services.tasks.postgres import counters, creates, endings, queries, service
 from services.tasks.postgres.planning import HOT
 from services.tasks.postgres.rounds import PostgresRound
 from services.tasks.service_requests import NoteVerdict, ServiceRequestNote
+from services.tasks.providers.domain import ProviderLimits
 from services.tasks.store import (
     AttemptEnd,
     CompletedAttempt,
@@ -48,11 +49,15 @@ class PostgresTaskStore:
     Args:
         db: The service's database, migrated.
         page_bytes: Bytes of rows that one page of a list holds.
+        limits: What the gates of providers are held to.
     """
 
-    def __init__(self, db: Database, *, page_bytes: int = 16 * 1024 * 1024) -> None:
+    def __init__(
+        self, db: Database, *, page_bytes: int = 16 * 1024 * 1024, limits: ProviderLimits | None = None
+    ) -> None:
         self._db = db
         self._page_bytes = page_bytes
+        self._limits = limits or ProviderLimits()
 
     async def create_many(self, creations: Sequence[Creation]) -> list[Created | None]:
         """Write new tasks together; None for those whose idempotency key or identifier was taken."""
@@ -302,10 +307,11 @@ class PostgresTaskStore:
             return await counters.waiting_of(conn, tenant)
 
     async def depths(self) -> list[tuple[str, str, int]]:
-        """Return waiting tasks by queue and lane."""
+        """Return waiting tasks by queue and pair."""
         async with self._db.connection() as conn:
             cursor = await conn.execute(
-                "SELECT queue, lane, sum(pending)::bigint FROM queue_lanes GROUP BY queue, lane"
+                "SELECT queue, split_part(lane, '/', 1) || '/' || split_part(lane, '/', 2), sum(pending)::bigint "
+                "FROM queue_lanes GROUP BY 1, 2"
             )
             return await cursor.fetchall()
 
@@ -315,7 +321,7 @@ class PostgresTaskStore:
         # and the task is leased again. Rounds hold tenants' rows that creates wait for, so they do not wait for the
         # disk.
         async with self._db.pipeline(durable=False, settings=HOT) as conn:
-            await body(PostgresRound(conn, queue))
+            await body(PostgresRound(conn, queue, self._limits))
 
     async def purge_keys(self) -> int:
         """Forget idempotency keys after their time."""

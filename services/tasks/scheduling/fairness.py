@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
+from services.tasks.domain import parts_of
+
 # What an attempt costs at least, in device seconds: leasing itself takes a worker's time, and free work would let one
 # tenant's flood of empty tasks be always first.
 MIN_COST = 0.05
@@ -55,6 +57,12 @@ def weight_of(tenant: str, weights: Mapping[str, float]) -> float:
     return max(1e-3, weights.get(tenant, 1.0))
 
 
+def expected_cost(lane: str, costs: Mapping[str, float]) -> float:
+    """Device seconds that a task of a lane is expected to take: those of its pair."""
+    cost = costs.get(lane)
+    return costs.get(parts_of(lane)[0], 1.0) if cost is None else cost
+
+
 def charge_at_lease(expected_cost: float, already_charged: float, weight: float) -> float:
     """Virtual time that a lease adds to its tenant; nothing for a task that was charged before."""
     return 0.0 if already_charged > 0 else max(MIN_COST, expected_cost) / weight
@@ -79,7 +87,7 @@ def share(
     Args:
         contenders: Tenants with waiting work, by lane.
         leases: Tasks to give at most.
-        costs: Expected device seconds of a task, by lane.
+        costs: Expected device seconds of a task, by pair.
         weights: Shares of tenants.
     """
     pending: dict[str, int] = {}
@@ -89,7 +97,7 @@ def share(
         pending[contender.tenant] = pending.get(contender.tenant, 0) + contender.pending
         clock[contender.tenant] = contender.virtual_time
         # The dearest lane decides: guessing low would give one round too much, guessing high evens out in the next.
-        expected = max(MIN_COST, costs.get(contender.lane, 1.0))
+        expected = max(MIN_COST, expected_cost(contender.lane, costs))
         cost[contender.tenant] = max(cost.get(contender.tenant, 0.0), expected)
     heap = [(virtual_time, tenant) for tenant, virtual_time in clock.items()]
     heapq.heapify(heap)

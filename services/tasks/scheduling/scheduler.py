@@ -8,12 +8,9 @@ turns on a queue by a row lock, so that two of them never serve the same turn.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import random
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from uuid import UUID
 
 from meshkit import metrics
 from meshkit.db import DatabaseUnavailableError
@@ -22,14 +19,13 @@ from meshkit.logging import get_logger
 from meshkit.loops import cancel
 from services.tasks.domain import SessionRecord, TaskRecord
 from services.tasks.errors import session_not_found
-from services.tasks.scheduling.fairness import Candidate, Contender, charge_at_lease, prefer_warm, share, weight_of
+from services.tasks.providers.domain import ProviderLimits
 from services.tasks.scheduling.polls import Poll
-from services.tasks.store import Grant, PollEntry, RegisteredPoll, RoundStore, TaskStore
+from services.tasks.scheduling.rounds import DispatchRound
+from services.tasks.store import TaskStore
 
 _log = get_logger(__name__)
 
-LOOK_AHEAD = 16
-MAX_ROUND = 512
 POLL_SECONDS = 1.0
 # Wait before a task whose row was locked is looked at again: at once would only spin until the lock is released.
 HELD_SECONDS = 0.02
@@ -39,6 +35,9 @@ _DISPATCH_SECONDS = metrics.histogram(
 )
 _LEASES = metrics.counter("tasks_leases", "Leases given", ("queue", "task_type"))
 _ROUNDS = metrics.counter("tasks_dispatch_rounds", "Dispatch rounds by whether they found work", ("queue", "found"))
+_REFUSALS = metrics.counter(
+    "tasks_provider_refusals", "Rounds that passed waiting work over, by the gate", ("provider", "gate")
+)
 
 
 class Scheduler:
@@ -49,6 +48,7 @@ class Scheduler:
         costs: Expected device seconds by lane.
         weights: Shares of tenants.
         answer_bytes: Bytes of tasks that a poll is answered with; one that is larger goes alone.
+        limits: What the gates of providers are held to.
         on_events: Called after a commit that wrote events.
     """
 
@@ -59,13 +59,18 @@ class Scheduler:
         costs: Mapping[str, float],
         weights: Mapping[str, float],
         answer_bytes: int,
+        limits: ProviderLimits | None = None,
         on_events: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._costs = costs
         self._weights = weights
         self._answer_bytes = answer_bytes
+        self._limits = limits or ProviderLimits()
         self._on_events = on_events
+        # By queue: where the next round begins among the lanes of providers, and when a gate opens by itself.
+        self._lanes: dict[str, str] = {}
+        self._openings: dict[str, asyncio.TimerHandle] = {}
         self._polls: dict[str, list[Poll]] = {}
         self._events: dict[str, asyncio.Event] = {}
         self._dispatchers: dict[str, asyncio.Task[None]] = {}
@@ -86,6 +91,8 @@ class Scheduler:
             if poll.registered and not poll.busy and not poll.answer.done():
                 poll.answer.set_result([])
         await cancel(self._dispatchers.values())
+        for timer in self._openings.values():
+            timer.cancel()
         for poll in parked:
             poll.refuse()
 
@@ -210,7 +217,15 @@ class Scheduler:
         return polls
 
     async def _serve(self, queue: str, polls: Sequence[Poll]) -> bool:
-        work = DispatchRound(queue, polls, self._costs, self._weights, self._answer_bytes)
+        work = DispatchRound(
+            queue,
+            polls,
+            self._costs,
+            self._weights,
+            self._answer_bytes,
+            limits=self._limits,
+            first_lane=self._lanes.get(queue, ""),
+        )
         try:
             await self._store.run_round(queue, work.run)
         except Exception as error:
@@ -244,6 +259,18 @@ class Scheduler:
             self.wake(queue)
         elif work.held:
             asyncio.get_running_loop().call_later(HELD_SECONDS, self.wake, queue)
+        self._lanes[queue] = work.next_lane
+        for provider, broken in work.refused_by_gates:
+            _REFUSALS.labels(provider, "breaker" if broken else "limit").inc()
+        self._wake_at_opening(queue, work.gates_open_in)
+
+    def _wake_at_opening(self, queue: str, seconds: float | None) -> None:
+        """Look again when a gate opens by itself, where that is before the next poll of the database."""
+        earlier = self._openings.pop(queue, None)
+        if earlier is not None:
+            earlier.cancel()
+        if seconds is not None and seconds < POLL_SECONDS:
+            self._openings[queue] = asyncio.get_running_loop().call_later(max(seconds, HELD_SECONDS), self.wake, queue)
 
     @staticmethod
     def _failed(queue: str, polls: Sequence[Poll], error: Exception) -> None:
@@ -260,214 +287,9 @@ class Scheduler:
                 poll.registered = False
 
 
-class DispatchRound:
-    """One round: leases waiting tasks for parked polls in one transaction.
-
-    Before: all polls serve the same lanes, are marked busy by the scheduler, so that no other round of this process
-    works for them, and the transaction is open and empty.
-
-    During: the round changes the database and its own fields alone. No poll is answered, because the transaction may
-    still fail.
-
-    After the commit: `answers`, `refused`, `granted`, `again` and `held` say what the scheduler delivers. Every task in
-    `answers` is EXECUTING, leased to the session of its poll under the number of that poll. A session that ended or
-    polled elsewhere is in `refused` and has no lease; a draining one has none and is not refused. After a rollback the
-    fields mean nothing, and the round is thrown away.
-
-    Lock order: sessions in the order of their ids (`register` or `hold`), the queue's row, which rounds of other
-    replicas wait for (`hold`), tasks with SKIP LOCKED (`grant`), then counters in the order of tenants and lanes.
-    Candidates are read only after the queue is held, so that two rounds never serve the same turn. Polls of different
-    lanes take rounds of their own: the second of two in one transaction would lock tenants' rows out of order.
-
-    Only `Scheduler._serve` makes a round, and only `TaskStore.run_round` runs it, once.
-
-    Args:
-        queue: The queue.
-        polls: The polls it serves, all of the same lanes.
-        costs: Expected device seconds by lane.
-        weights: Shares of tenants.
-        answer_bytes: Bytes of tasks that a poll is answered with.
-    """
-
-    def __init__(
-        self,
-        queue: str,
-        polls: Sequence[Poll],
-        costs: Mapping[str, float],
-        weights: Mapping[str, float],
-        answer_bytes: int,
-    ) -> None:
-        self.queue = queue
-        self.polls = polls
-        self.answers: dict[Poll, list[TaskRecord]] = {}
-        self.refused: list[Poll] = []
-        self.granted: list[TaskRecord] = []
-        self.again = False
-        self.held = False
-        self._confirmed: set[Poll] = set()
-        self._draining: set[Poll] = set()
-        self._costs = costs
-        self._weights = weights
-        self._answer_bytes = answer_bytes
-
-    async def run(self, store: RoundStore) -> None:
-        """Run the round inside its transaction."""
-        lanes = sorted(self.polls[0].lanes)
-        new = [poll for poll in self.polls if not poll.registered]
-        known, contenders = await store.register([_entry(poll) for poll in new], lanes, _limit(self.polls))
-        self._note(new, known)
-        if contenders:
-            await self._serve(store, lanes, contenders)
-
-    def _note(self, new: Sequence[Poll], known: Mapping[UUID, RegisteredPoll]) -> None:
-        for poll in new:
-            noted = known.get(poll.session.id)
-            if noted is None:
-                self.refused.append(poll)
-                continue
-            self._confirmed.add(poll)
-            if noted.leases:
-                self.answers[poll] = list(noted.leases)
-            if noted.draining:
-                self._draining.add(poll)
-
-    def _confirm(self, asked: Sequence[Poll], confirmed: Mapping[PollEntry, bool]) -> None:
-        """Refuse polls whose session ended, or polled elsewhere, while they were parked; keep draining ones waiting.
-
-        A task leased to such a session would be lost: the expiry that gives its leases back is over already.
-        """
-        for poll in asked:
-            draining = confirmed.get(_entry(poll))
-            if draining is None:
-                self.refused.append(poll)
-                continue
-            self._confirmed.add(poll)
-            # To refuse it would end its session and the attempts it still runs: it waits until its time is over.
-            if draining:
-                self._draining.add(poll)
-
-    def _open(self) -> list[Poll]:
-        """Return the polls that may be given work."""
-        return [
-            poll
-            for poll in self.polls
-            if poll not in self.answers and poll not in self.refused and poll not in self._draining
-        ]
-
-    async def _serve(self, store: RoundStore, lanes: Sequence[str], contenders: Sequence[Contender]) -> None:
-        polls = self._open()
-        if not polls:
-            return
-        # Another replica may have served these tenants before the queue was held: the next round sees the others.
-        wanted = self._share(contenders, polls)
-        if not wanted:
-            return
-        ahead = LOOK_AHEAD if any(poll.warm for poll in polls) else 0
-        asked = [poll for poll in self.polls if poll not in self._confirmed and poll not in self.refused]
-        confirmed, contenders, candidates = await store.hold(
-            [_entry(poll) for poll in asked], {name: n + ahead for name, n in wanted.items()}, lanes, _limit(polls)
-        )
-        self._confirm(asked, confirmed)
-        polls = self._open()
-        if not polls:
-            return
-        capacity = _capacity(polls)
-        waiting: dict[str, list[Candidate]] = {}
-        for candidate in candidates:
-            waiting.setdefault(candidate.tenant, []).append(candidate)
-        counted = {contender.tenant for contender in contenders}
-        empty = [tenant for tenant in wanted if tenant in counted and tenant not in waiting]
-        passed_over = not self._share(contenders, polls).keys() <= wanted.keys()
-        self.again = bool(empty) or passed_over
-        grants, owners, virtual_time = self._choose(contenders, waiting, polls, capacity)
-        if empty:
-            await store.recount(empty, list(waiting))
-        if not grants:
-            return
-        for record in await store.grant(grants, virtual_time):
-            self.answers.setdefault(owners[record.id], []).append(record)
-            self.granted.append(record)
-        self.held = len(self.granted) < len(grants)
-
-    def _share(self, contenders: Sequence[Contender], polls: Sequence[Poll]) -> dict[str, int]:
-        """How many tasks of each tenant these polls may take; more than fit where not all of them take the same."""
-        wanted: dict[str, int] = {}
-        refused = [poll.full_tenants for poll in polls]
-        for full in {frozenset.intersection(*refused), frozenset.union(*refused)}:
-            open_to = [contender for contender in contenders if contender.tenant not in full]
-            for tenant, count in share(open_to, _capacity(polls), self._costs, self._weights).items():
-                wanted[tenant] = max(count, wanted.get(tenant, 0))
-        return wanted
-
-    def _choose(
-        self,
-        contenders: Sequence[Contender],
-        waiting: dict[str, list[Candidate]],
-        polls: Sequence[Poll],
-        capacity: int,
-    ) -> tuple[list[Grant], dict[UUID, Poll], float]:
-        """Deal tasks out in the order of their tenants' virtual time, to the polls in turn."""
-        clocks = {contender.tenant: contender.virtual_time for contender in contenders if contender.tenant in waiting}
-        heap = [(clock, tenant) for tenant, clock in clocks.items()]
-        heapq.heapify(heap)
-        turns = deque((poll, poll.capacity, self._answer_bytes) for poll in polls)
-        grants: list[Grant] = []
-        owners: dict[UUID, Poll] = {}
-        latest = 0.0
-        while heap and turns and len(grants) < capacity:
-            clock, tenant = heapq.heappop(heap)
-            turn = next((index for index, (poll, *_) in enumerate(turns) if tenant not in poll.full_tenants), None)
-            if turn is None:
-                continue
-            poll, left, room = turns[turn]
-            del turns[turn]
-            tasks = waiting[tenant]
-            place = prefer_warm(tasks, poll.warm, look_ahead=LOOK_AHEAD)
-            task = tasks[place]
-            if task.bytes > room and room < self._answer_bytes:
-                # The poll's answer is full: its worker asks again at once, and others may take this task.
-                heapq.heappush(heap, (clock, tenant))
-                continue
-            del tasks[place]
-            cost = self._costs.get(task.lane, 1.0)
-            charge = charge_at_lease(cost, task.charged, weight_of(tenant, self._weights))
-            grants.append(
-                Grant(
-                    task.id,
-                    task.lane,
-                    poll.session.id,
-                    poll.sequence,
-                    poll.session.kind,
-                    poll.session.name,
-                    cost,
-                    charge,
-                )
-            )
-            owners[task.id] = poll
-            latest = max(latest, clock)
-            if tasks:
-                heapq.heappush(heap, (clock + charge, tenant))
-            if left > 1:
-                turns.append((poll, left - 1, room - task.bytes))
-        return grants, owners, latest
-
-
 def _count(queue: str, granted: Sequence[TaskRecord]) -> None:
     for record in granted:
         _LEASES.labels(queue, record.task_type).inc()
         if record.attempt == 1 and record.leased_at is not None:
             waited = (record.leased_at - record.created_at).total_seconds()
             _DISPATCH_SECONDS.labels(queue, record.task_type).observe(max(0.0, waited))
-
-
-def _entry(poll: Poll) -> PollEntry:
-    return PollEntry(poll.session.id, poll.sequence)
-
-
-def _capacity(polls: Sequence[Poll]) -> int:
-    return min(MAX_ROUND, sum(poll.capacity for poll in polls))
-
-
-def _limit(polls: Sequence[Poll]) -> int:
-    # A tenant whose counter is wrong takes a place, and so does one that no poll takes: read a few more than needed.
-    return _capacity(polls) + 8 + max(len(poll.full_tenants) for poll in polls)

@@ -451,10 +451,13 @@ class ProviderFacts(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
+    COUNTED_BY_FIELD_NUMBER: _builtins.int
     queue: _builtins.str
     """Queue of its tasks where the caller names none."""
     config: _builtins.str
     """Field of its settings in ProviderConfig."""
+    counted_by: _builtins.str
+    """Field of its settings by which it counts calls and fails, where it is not one as a whole (`fal_app_id`)."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProviderTask]:
         """Task types that it executes."""
@@ -470,10 +473,11 @@ class ProviderFacts(_message.Message):
         config: _builtins.str = ...,
         tasks: _abc.Iterable[Global___ProviderTask] | None = ...,
         credentials: _abc.Iterable[_builtins.str] | None = ...,
+        counted_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "credentials", b"credentials", "queue", b"queue", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "counted_by", b"counted_by", "credentials", b"credentials", "queue", b"queue", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

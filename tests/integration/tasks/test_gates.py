@@ -1,0 +1,256 @@
+"""Gates before providers: what is leased while they are shut, and that replicas agree."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, worker_service_pb2
+
+from services.tasks.postgres import gates
+from services.tasks.postgres.gates import GateTable
+from services.tasks.providers.domain import CallEffect, GateName, ProviderLimits
+from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, until
+
+FAL = enums_pb2.PROVIDER_TYPE_FAL_STANDARD
+SERVED = {
+    "served_task_types": ("EXPERIMENTAL_FAL", "IMAGE_ADJUSTER"),
+    "served_providers": ("LOCAL", "FAL_STANDARD"),
+}
+APP = "house/painter"
+
+
+def limits(**members: Any) -> dict[str, Any]:
+    return SERVED | {"provider_limits": {"FAL_STANDARD": members}}
+
+
+async def call(
+    mesh: Mesh, count: int = 1, *, app: str = APP, tenant: str = "acme", queue: str | None = None
+) -> list[str]:
+    """Creates tasks that call an application; returns their ids."""
+    stub = mesh.tasks(tenant)
+    task = task_pb2.CreateTask(origin_instance="tests", queue_name=queue)
+    task.experimental_fal.fal_app_id = app
+    return [(await mesh.create(task, tenant, stub=stub)).id for _ in range(count)]
+
+
+async def caller(mesh: Mesh, name: str = "p/0", queue: str = "fal") -> Worker:
+    return await mesh.worker(
+        queues=(queue,), types=(enums_pb2.TASK_TYPE_EXPERIMENTAL_FAL,), providers=(FAL,), name=name
+    )
+
+
+async def note(
+    mesh: Mesh, lease: worker_service_pb2.Lease, effect: CallEffect, retry_after: float | None = None
+) -> None:
+    [[lane]] = await mesh.rows("SELECT lane FROM tasks WHERE id = %s", lease.job_id)
+    async with mesh.running.database.transaction() as conn:
+        table = GateTable(conn, mesh.settings.gate_limits)
+        await table.note_end(lane, f"{lease.job_id}/{lease.attempt}", effect, retry_after)
+
+
+async def gate(mesh: Mesh, columns: str = "state", key: str = APP) -> Any:
+    [row] = await mesh.rows(f"SELECT {columns} FROM provider_gates WHERE key = %s", key)
+    return row[0] if len(row) == 1 else row
+
+
+async def break_it(mesh: Mesh, worker: Worker, app: str = APP) -> None:
+    """Opens the breaker of an application by a call of its own."""
+    await call(mesh, app=app)
+    [lease] = await worker.lease(1)
+    await note(mesh, lease, CallEffect.FATAL)
+    await worker.fail(lease, retryable=False)
+    assert await gate(mesh, key=app) == "open"
+
+
+async def half_open(mesh: Mesh) -> None:
+    """Lets the time of open breakers run out."""
+    await mesh.execute("UPDATE provider_gates SET opened_at = opened_at - interval '1 hour' WHERE state = 'open'")
+
+
+def ids(leases: Sequence[worker_service_pb2.Lease]) -> set[str]:
+    return {lease.job_id for lease in leases}
+
+
+async def test_tasks_of_an_open_breaker_wait_and_others_go_on(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED)
+    worker = await caller(mesh)
+    await break_it(mesh, worker)
+    await call(mesh, 3)
+    others = await call(mesh, 2, app="house/writer")
+    assert ids(await worker.lease(8)) == set(others)
+    assert await worker.lease(8, wait=0.2) == []
+    [[waiting]] = await mesh.rows("SELECT count(*) FROM tasks WHERE status = 'PENDING'")
+    assert waiting == 3
+    rejected, since = await gate(mesh, "rejected_calls, waiting_since")
+    assert rejected > 0
+    assert since is not None
+
+
+async def test_failures_in_a_row_open_and_a_success_between_them_does_not(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**limits(failure_threshold=2))
+    worker = await caller(mesh)
+    await call(mesh, 5)
+    one, two, three, four, _ = await worker.lease(5)
+    await note(mesh, one, CallEffect.FAILURE)
+    await note(mesh, two, CallEffect.SUCCESS)
+    await note(mesh, three, CallEffect.FAILURE)
+    assert await gate(mesh) == "closed"
+    await note(mesh, four, CallEffect.FAILURE)
+    assert await gate(mesh) == "open"
+
+
+async def test_half_open_admits_exactly_so_many_from_two_replicas_and_queues(start_mesh: StartMesh) -> None:
+    meshes = first, _ = await start_mesh(**SERVED), await start_mesh(**SERVED)
+    queues = ("fal", "ai_core")
+    workers = [await caller(mesh, f"p/{mesh.running.address}/{queue}", queue) for mesh in meshes for queue in queues]
+    await break_it(first, workers[0])
+    for queue in queues:
+        await call(first, 10, queue=queue)
+    polls = [asyncio.create_task(worker.lease(8, wait=2)) for worker in workers]
+    await until(lambda: passed_over(first))
+    await half_open(first)
+    leases = [lease for poll in asyncio.as_completed(polls) for lease in await poll]
+    assert len(leases) == 3
+    assert await gate(first, "state, cardinality(trials), total_calls") == ("half_open", 3, 4)
+
+
+async def passed_over(mesh: Mesh) -> bool:
+    return bool(await gate(mesh, "rejected_calls"))
+
+
+async def test_trials_that_succeed_close_and_one_that_fails_opens_again(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED)
+    worker = await caller(mesh)
+    await break_it(mesh, worker)
+    await call(mesh, 10)
+    await half_open(mesh)
+    one, two, three = await worker.lease(8)
+    await note(mesh, one, CallEffect.SUCCESS)
+    assert await worker.lease(8, wait=0.1) == []
+    await note(mesh, two, CallEffect.FAILURE)
+    assert await gate(mesh) == "open"
+    await note(mesh, three, CallEffect.SUCCESS)
+    assert await gate(mesh) == "open"
+    await half_open(mesh)
+    four, five, _ = await worker.lease(8)
+    await note(mesh, four, CallEffect.SUCCESS)
+    await note(mesh, five, CallEffect.SUCCESS)
+    assert await gate(mesh) == "closed"
+    assert len(await worker.lease(8)) == 4
+
+
+async def test_trial_of_a_lost_worker_gives_its_place_back(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED)
+    worker, lost = await caller(mesh), await caller(mesh, "p/lost")
+    await break_it(mesh, worker)
+    await call(mesh, 10)
+    await half_open(mesh)
+    assert len(await lost.lease(2)) == 2
+    assert len(await worker.lease(8)) == 1
+    assert await worker.lease(8, wait=0.1) == []
+    await mesh.execute("UPDATE sessions SET expires_at = now() - interval '1 s' WHERE id = %s", lost.session)
+    await mesh.running.maintenance.expire()
+    assert len(await worker.lease(8)) == 2
+    assert await worker.lease(8, wait=0.1) == []
+
+
+async def test_trial_that_says_nothing_gives_its_place_back(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED)
+    worker = await caller(mesh)
+    await break_it(mesh, worker)
+    await call(mesh, 10)
+    await half_open(mesh)
+    one, *_ = await worker.lease(8)
+    await note(mesh, one, CallEffect.IGNORED)
+    await worker.fail(one, retryable=False)
+    assert len(await worker.lease(8)) == 1
+
+
+async def test_calls_at_once_are_bounded_over_replicas_and_applications(start_mesh: StartMesh) -> None:
+    first, second = await start_mesh(**limits(concurrency=3)), await start_mesh(**limits(concurrency=3))
+    workers = [await caller(mesh, f"p/{number}") for number, mesh in enumerate((first, second))]
+    for app in (APP, "house/writer"):
+        await call(first, 4, app=app)
+    found = await asyncio.gather(*(worker.lease(4, wait=0.5) for worker in workers))
+    assert sum(map(len, found)) == 3
+    holder, leases = next((worker, leases) for worker, leases in zip(workers, found, strict=True) if leases)
+    poll = asyncio.create_task(holder.lease(4, wait=5))
+    await holder.complete(leases[0])
+    assert len(await poll) == 1
+
+
+async def test_calls_of_a_tenant_at_once_are_bounded_and_others_go_on(start_mesh: StartMesh) -> None:
+    calls = {"tenant_provider_limits": {"*": {"FAL_STANDARD": 1}, "large": {"FAL_STANDARD": 3}}}
+    mesh = await start_mesh(**SERVED, **calls)
+    worker = await caller(mesh)
+    for tenant in ("small", "large", "other"):
+        await call(mesh, 5, tenant=tenant)
+    leases = await worker.lease(16)
+    while more := await worker.lease(16, wait=0.2):
+        leases += more
+    tenants = sorted(lease.tenant for lease in leases)
+    assert tenants == ["large", "large", "large", "other", "small"]
+
+
+async def test_rate_is_held_and_its_burst_given_at_once(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**limits(rate=0.001, burst=4))
+    worker = await caller(mesh)
+    await call(mesh, 6)
+    assert len(await worker.lease(3)) == 3
+    assert len(await worker.lease(3)) == 1
+    assert await worker.lease(3, wait=0.2) == []
+    await mesh.execute("UPDATE provider_gates SET filled_at = filled_at - interval '1 hour' WHERE key = ''")
+    assert len(await worker.lease(3)) == 2
+
+
+async def test_provider_that_asks_to_be_left_alone_is_and_its_breaker_stays_closed(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED)
+    worker = await caller(mesh)
+    await call(mesh, 2)
+    [lease] = await worker.lease(1)
+    await note(mesh, lease, CallEffect.IGNORED, retry_after=0.6)
+    assert await gate(mesh) == "closed"
+    assert await worker.lease(1, wait=0.1) == []
+    assert len(await worker.lease(1, wait=5)) == 1
+
+
+async def test_work_of_the_mesh_itself_asks_for_no_gate(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**limits(concurrency=1))
+    worker = await mesh.worker()
+    await mesh.create()
+    assert len(await worker.lease(1)) == 1
+    assert await mesh.rows("SELECT * FROM provider_gates") == []
+
+
+async def test_reset_closes_at_once(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED)
+    worker = await caller(mesh)
+    await break_it(mesh, worker)
+    await call(mesh, 5)
+    assert await worker.lease(8, wait=0.1) == []
+    async with mesh.running.database.transaction() as conn:
+        before, after = await GateTable(conn, ProviderLimits()).reset(GateName("FAL_STANDARD", APP))
+    assert (before.breaker.state, after.breaker.state) == ("open", "closed")
+    assert len(await worker.lease(8)) == 5
+
+
+async def test_more_lanes_than_a_round_looks_at_are_served_in_turn(
+    start_mesh: StartMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "MAX_LANES", 2)
+    mesh = await start_mesh(**SERVED)
+    worker = await caller(mesh)
+    tasks = {task for number in range(5) for task in await call(mesh, app=f"house/app-{number}")}
+    found: set[str] = set()
+    while found != tasks:
+        found |= ids(await worker.lease(8, wait=3))
+
+
+async def test_task_whose_application_changes_waits_in_the_other_lane(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED)
+    [task] = await call(mesh)
+    update = task_pb2.TaskUpdate(fal_app_id="house/writer")
+    await mesh.tasks().UpdateTask(tasks_service_pb2.UpdateTaskRequest(task_id=task, update=update))
+    assert await mesh.rows("SELECT lane FROM tasks") == [("EXPERIMENTAL_FAL/FAL_STANDARD/house/writer",)]
+    assert ids(await (await caller(mesh)).lease(1)) == {task}
