@@ -30,7 +30,11 @@ class ServiceRequestState(enum.StrEnum):
 
 
 class ServiceRequestEffect(enum.StrEnum):
-    """What a request that has ended tells about its provider's health."""
+    """What a request that has ended tells about its provider's health.
+
+    `IGNORED` tells nothing of it: the caller's mistake, a refusal of content, a rate limit. `FATAL` tells that the next
+    request will fail too: credentials that are refused, credit that is spent.
+    """
 
     IGNORED = "IGNORED"
     SUCCESS = "SUCCESS"

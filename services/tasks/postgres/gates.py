@@ -17,13 +17,13 @@ from services.tasks.postgres import columns
 from services.tasks.providers.domain import (
     Breaker,
     BreakerState,
-    CallEffect,
     Gate,
     GateName,
     ProviderLimits,
     TokenBucket,
 )
 from services.tasks.providers.gates import GateView, gate_of, gates_of
+from services.tasks.service_requests import ServiceRequestEffect
 
 # A round looks at so many lanes. Where work waits in more, each round goes on where the last one ended.
 MAX_LANES = 256
@@ -170,7 +170,7 @@ class GateTable:
         running = {} if asked.running is None else {row[:2]: row[2] for row in await asked.running.fetchall()}
         return GateView(now, lanes, gates, running)
 
-    async def note_end(self, lane: str, call: str, effect: CallEffect, retry_after: float | None) -> bool:
+    async def note_end(self, lane: str, call: str, effect: ServiceRequestEffect, retry_after: float | None) -> bool:
         """Move the gate of a lane after a call has ended.
 
         Args:
@@ -183,7 +183,7 @@ class GateTable:
             Whether the gate has changed.
         """
         name = gate_of(lane)
-        if name is None or (effect is CallEffect.IGNORED and retry_after is None):
+        if name is None or (effect is ServiceRequestEffect.IGNORED and retry_after is None):
             return False
         view = await self.view(await self.ask([name]), ())
         if self._ended(view, name, call, effect, retry_after) is None:
@@ -197,7 +197,7 @@ class GateTable:
         return True
 
     def _ended(
-        self, view: GateView, name: GateName, call: str, effect: CallEffect, retry_after: float | None
+        self, view: GateView, name: GateName, call: str, effect: ServiceRequestEffect, retry_after: float | None
     ) -> Gate | None:
         """Return a gate after a call; None where it stays as it is."""
         policy, now = self._limits.of(name).breaker, view.now

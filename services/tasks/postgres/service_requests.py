@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
 from meshkit.db import Connection
 from services.tasks.domain import TERMINAL, AttemptRef, TaskRecord
+from services.tasks.postgres import usage
+from services.tasks.postgres.gates import GateTable
+from services.tasks.providers.domain import ProviderLimits
+from services.tasks.providers.gates import trial_name
 from services.tasks.service_requests import (
     OPEN,
     NoteVerdict,
@@ -40,7 +45,7 @@ ON CONFLICT (id) DO UPDATE SET
     currency = coalesce(excluded.currency, r.currency)
 WHERE r.task_id = excluded.task_id AND r.ended_at IS NULL
     AND NOT (r.state = 'ACCEPTED' AND excluded.state = 'SENDING')
-RETURNING service_task_id
+RETURNING sent_at, ended_at
 """
 
 # The end of a request whose task has ended meanwhile is still worth knowing: it may have cost something. Only the
@@ -54,6 +59,7 @@ UPDATE service_requests r SET
     cost = coalesce(%(cost)s, r.cost), currency = coalesce(%(currency)s, r.currency)
 WHERE r.id = %(id)s AND r.task_id = %(task_id)s AND r.last_attempt = %(attempt)s AND r.session = %(session)s
     AND r.ended_at IS NULL
+RETURNING sent_at, ended_at
 """
 
 _CLOSE = """
@@ -62,9 +68,16 @@ UPDATE service_requests SET state = 'UNKNOWN', ended_at = now() WHERE task_id = 
 
 
 async def note(
-    conn: Connection, record: TaskRecord | None, ref: AttemptRef, session: UUID, request: ServiceRequestNote
+    conn: Connection,
+    record: TaskRecord | None,
+    ref: AttemptRef,
+    session: UUID,
+    request: ServiceRequestNote,
+    limits: ProviderLimits,
 ) -> NoteVerdict:
     """Write a request down as it stands now; see `store.TaskStore.note_service_request`.
+
+    The first note of its end moves the gate of its provider and counts what it has used.
 
     Args:
         conn: A connection in a transaction.
@@ -72,6 +85,7 @@ async def note(
         ref: The attempt.
         session: The session that tells of it.
         request: The request.
+        limits: What the gates of providers are held to.
     """
     ended = request.state not in OPEN
     if record is None:
@@ -90,7 +104,9 @@ async def note(
         if record.state not in TERMINAL:
             return NoteVerdict.LOST
         if ended:
-            await conn.execute(_WRITE_LATE, values)
+            late = await (await conn.execute(_WRITE_LATE, values)).fetchone()
+            if late is not None:
+                await _account(conn, record, ref, request, late, limits)
         return NoteVerdict.ENDED
     row = await (await conn.execute(_WRITE, values)).fetchone()
     if row is None:
@@ -103,7 +119,27 @@ async def note(
             "UPDATE tasks SET body = %s, updated_at = now() WHERE id = %s",
             (named_at_provider(record, request.service_task_id), record.id),
         )
+    if ended:
+        await _account(conn, record, ref, request, row, limits)
     return NoteVerdict.TAKEN
+
+
+async def _account(
+    conn: Connection,
+    record: TaskRecord,
+    ref: AttemptRef,
+    request: ServiceRequestNote,
+    moments: tuple[datetime, datetime],
+    limits: ProviderLimits,
+) -> None:
+    """Draw from the end of a request what it tells of its provider and has cost."""
+    # A request to another provider than the task's own passed no gate.
+    if request.provider_type == record.provider_type:
+        effect = request.effect or ServiceRequestEffect.IGNORED
+        await GateTable(conn, limits).note_end(
+            record.lane, trial_name(record.id, ref.attempt), effect, request.retry_after
+        )
+    await usage.count(conn, record.tenant, request, *moments)
 
 
 async def open_of(conn: Connection, task_ids: Sequence[UUID]) -> dict[UUID, list[ServiceRequestNote]]:

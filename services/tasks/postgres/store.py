@@ -180,7 +180,7 @@ class PostgresTaskStore:
 
         async def work(conn: Connection) -> NoteVerdict:
             record = await endings.lock(conn, ref.job_id)
-            return await service_requests.note(conn, record, ref, session, request)
+            return await service_requests.note(conn, record, ref, session, request, self._limits)
 
         return await self._in_transaction(work)
 

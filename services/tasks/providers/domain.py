@@ -6,8 +6,10 @@ import enum
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import NamedTuple
+
+from services.tasks.service_requests import ServiceRequestEffect
 
 # A provider that asks to be left alone for longer is asked again all the same.
 MAX_REST_SECONDS = 3600.0
@@ -19,19 +21,6 @@ class BreakerState(enum.StrEnum):
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half_open"
-
-
-class CallEffect(enum.StrEnum):
-    """What a breaker makes of a call that has ended.
-
-    `IGNORED` says nothing about the provider: the caller's mistake, a refusal of content, a rate limit. `FATAL` says
-    that the next call will fail too: credentials that are refused, credit that is spent.
-    """
-
-    IGNORED = "IGNORED"
-    SUCCESS = "SUCCESS"
-    FAILURE = "FAILURE"
-    FATAL = "FATAL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +86,7 @@ class Breaker:
         """Give the places of trials back that ended and told nothing."""
         return replace(self, trials=self.trials.difference(lost)) if self.trials.intersection(lost) else self
 
-    def after(self, call: str, effect: CallEffect, now: datetime, policy: BreakerPolicy) -> Breaker:
+    def after(self, call: str, effect: ServiceRequestEffect, now: datetime, policy: BreakerPolicy) -> Breaker:
         """Return the breaker after a call has ended.
 
         While it is half open, only its trials count, each by the first thing that it tells: a call that was admitted
@@ -109,17 +98,17 @@ class Breaker:
             now: The present.
             policy: When it opens and closes.
         """
-        if effect is CallEffect.IGNORED or self.state is BreakerState.OPEN:
+        if effect is ServiceRequestEffect.IGNORED or self.state is BreakerState.OPEN:
             return self
         if self.state is BreakerState.HALF_OPEN:
             return self._after_trial(call, effect, now, policy) if call in self.trials else self
-        if effect is CallEffect.SUCCESS:
+        if effect is ServiceRequestEffect.SUCCESS:
             return replace(self, failure_count=0) if self.failure_count else self
-        opens = effect is CallEffect.FATAL or self.failure_count + 1 >= policy.failure_threshold
+        opens = effect is ServiceRequestEffect.FATAL or self.failure_count + 1 >= policy.failure_threshold
         return self._failed(now, opens=opens)
 
-    def _after_trial(self, call: str, effect: CallEffect, now: datetime, policy: BreakerPolicy) -> Breaker:
-        if effect is not CallEffect.SUCCESS:
+    def _after_trial(self, call: str, effect: ServiceRequestEffect, now: datetime, policy: BreakerPolicy) -> Breaker:
+        if effect is not ServiceRequestEffect.SUCCESS:
             return self._failed(now, opens=True)
         succeeded = self.success_count + 1
         if succeeded >= policy.success_threshold:
@@ -246,6 +235,26 @@ class Gate:
     total_calls: int = 0
     rejected_calls: int = 0
     waiting_since: datetime | None = None
+
+
+class ProviderUsage(NamedTuple):
+    """What a tenant's requests to a provider have used, those that ended within one day.
+
+    Attributes:
+        day: The day, in UTC.
+        currency: Currency of the cost; empty where the provider told none.
+        failed_calls: Those without a result, unknown ones among them.
+        seconds: From sending to the end, all together.
+    """
+
+    tenant: str
+    provider: str
+    day: date
+    currency: str
+    calls: int
+    failed_calls: int
+    seconds: float
+    cost: float
 
 
 class ProviderLimits:

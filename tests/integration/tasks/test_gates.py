@@ -9,7 +9,8 @@ from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, worker_serv
 
 from services.tasks.postgres import gates
 from services.tasks.postgres.gates import GateTable
-from services.tasks.providers.domain import CallEffect, GateName, ProviderLimits
+from services.tasks.providers.domain import GateName, ProviderLimits
+from services.tasks.service_requests import ServiceRequestEffect
 from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, until
 
 FAL = enums_pb2.PROVIDER_TYPE_FAL_STANDARD
@@ -41,7 +42,7 @@ async def caller(mesh: Mesh, name: str = "p/0", queue: str = "fal") -> Worker:
 
 
 async def note(
-    mesh: Mesh, lease: worker_service_pb2.Lease, effect: CallEffect, retry_after: float | None = None
+    mesh: Mesh, lease: worker_service_pb2.Lease, effect: ServiceRequestEffect, retry_after: float | None = None
 ) -> None:
     [[lane]] = await mesh.rows("SELECT lane FROM tasks WHERE id = %s", lease.job_id)
     async with mesh.running.database.transaction() as conn:
@@ -58,7 +59,7 @@ async def break_it(mesh: Mesh, worker: Worker, app: str = APP) -> None:
     """Opens the breaker of an application by a call of its own."""
     await call(mesh, app=app)
     [lease] = await worker.lease(1)
-    await note(mesh, lease, CallEffect.FATAL)
+    await note(mesh, lease, ServiceRequestEffect.FATAL)
     await worker.fail(lease, retryable=False)
     assert await gate(mesh, key=app) == "open"
 
@@ -92,11 +93,11 @@ async def test_failures_in_a_row_open_and_a_success_between_them_does_not(start_
     worker = await caller(mesh)
     await call(mesh, 5)
     one, two, three, four, _ = await worker.lease(5)
-    await note(mesh, one, CallEffect.FAILURE)
-    await note(mesh, two, CallEffect.SUCCESS)
-    await note(mesh, three, CallEffect.FAILURE)
+    await note(mesh, one, ServiceRequestEffect.FAILURE)
+    await note(mesh, two, ServiceRequestEffect.SUCCESS)
+    await note(mesh, three, ServiceRequestEffect.FAILURE)
     assert await gate(mesh) == "closed"
-    await note(mesh, four, CallEffect.FAILURE)
+    await note(mesh, four, ServiceRequestEffect.FAILURE)
     assert await gate(mesh) == "open"
 
 
@@ -126,16 +127,16 @@ async def test_trials_that_succeed_close_and_one_that_fails_opens_again(start_me
     await call(mesh, 10)
     await half_open(mesh)
     one, two, three = await worker.lease(8)
-    await note(mesh, one, CallEffect.SUCCESS)
+    await note(mesh, one, ServiceRequestEffect.SUCCESS)
     assert await worker.lease(8, wait=0.1) == []
-    await note(mesh, two, CallEffect.FAILURE)
+    await note(mesh, two, ServiceRequestEffect.FAILURE)
     assert await gate(mesh) == "open"
-    await note(mesh, three, CallEffect.SUCCESS)
+    await note(mesh, three, ServiceRequestEffect.SUCCESS)
     assert await gate(mesh) == "open"
     await half_open(mesh)
     four, five, _ = await worker.lease(8)
-    await note(mesh, four, CallEffect.SUCCESS)
-    await note(mesh, five, CallEffect.SUCCESS)
+    await note(mesh, four, ServiceRequestEffect.SUCCESS)
+    await note(mesh, five, ServiceRequestEffect.SUCCESS)
     assert await gate(mesh) == "closed"
     assert len(await worker.lease(8)) == 4
 
@@ -162,7 +163,7 @@ async def test_trial_that_says_nothing_gives_its_place_back(start_mesh: StartMes
     await call(mesh, 10)
     await half_open(mesh)
     one, *_ = await worker.lease(8)
-    await note(mesh, one, CallEffect.IGNORED)
+    await note(mesh, one, ServiceRequestEffect.IGNORED)
     await worker.fail(one, retryable=False)
     assert len(await worker.lease(8)) == 1
 
@@ -209,7 +210,7 @@ async def test_provider_that_asks_to_be_left_alone_is_and_its_breaker_stays_clos
     worker = await caller(mesh)
     await call(mesh, 2)
     [lease] = await worker.lease(1)
-    await note(mesh, lease, CallEffect.IGNORED, retry_after=0.6)
+    await note(mesh, lease, ServiceRequestEffect.IGNORED, retry_after=0.6)
     assert await gate(mesh) == "closed"
     assert await worker.lease(1, wait=0.1) == []
     assert len(await worker.lease(1, wait=5)) == 1

@@ -16,12 +16,12 @@ from services.tasks.providers.domain import (
     BreakerPolicy,
     BreakerState,
     BucketPolicy,
-    CallEffect,
     GateLimits,
     GateName,
     ProviderLimits,
     TokenBucket,
 )
+from services.tasks.service_requests import ServiceRequestEffect
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 POLICY = BreakerPolicy()
@@ -34,12 +34,12 @@ def later(seconds: float) -> datetime:
 def failed(times: int) -> Breaker:
     breaker = Breaker()
     for number in range(times):
-        breaker = breaker.after(f"call-{number}", CallEffect.FAILURE, NOW, POLICY)
+        breaker = breaker.after(f"call-{number}", ServiceRequestEffect.FAILURE, NOW, POLICY)
     return breaker
 
 
 def half_open(policy: BreakerPolicy = POLICY) -> Breaker:
-    opened = Breaker().after("a", CallEffect.FATAL, NOW, policy)
+    opened = Breaker().after("a", ServiceRequestEffect.FATAL, NOW, policy)
     return opened.at(later(policy.recovery_timeout), policy)
 
 
@@ -50,17 +50,17 @@ def test_consecutive_failures_at_the_threshold_open() -> None:
 
 
 def test_success_between_failures_keeps_closed() -> None:
-    breaker = failed(4).after("b", CallEffect.SUCCESS, NOW, POLICY).after("c", CallEffect.FAILURE, NOW, POLICY)
+    breaker = failed(4).after("b", ServiceRequestEffect.SUCCESS, NOW, POLICY).after("c", ServiceRequestEffect.FAILURE, NOW, POLICY)
     assert (breaker.state, breaker.failure_count) == (BreakerState.CLOSED, 1)
 
 
 def test_fatal_opens_at_once() -> None:
-    assert Breaker().after("a", CallEffect.FATAL, NOW, POLICY).state is BreakerState.OPEN
+    assert Breaker().after("a", ServiceRequestEffect.FATAL, NOW, POLICY).state is BreakerState.OPEN
 
 
 def test_ignored_changes_nothing() -> None:
     for breaker in (failed(4), failed(5), half_open().admit("t")):
-        assert breaker.after("t", CallEffect.IGNORED, NOW, POLICY) is breaker
+        assert breaker.after("t", ServiceRequestEffect.IGNORED, NOW, POLICY) is breaker
 
 
 def test_open_one_is_half_open_after_its_timeout() -> None:
@@ -75,14 +75,14 @@ def test_half_open_admits_so_many_and_closes_after_successes() -> None:
     for number in range(3):
         breaker = breaker.admit(str(number))
     assert breaker.places(POLICY) == 0
-    breaker = breaker.after("0", CallEffect.SUCCESS, NOW, POLICY)
+    breaker = breaker.after("0", ServiceRequestEffect.SUCCESS, NOW, POLICY)
     assert (breaker.state, breaker.places(POLICY)) == (BreakerState.HALF_OPEN, 0)
-    breaker = breaker.after("1", CallEffect.SUCCESS, NOW, POLICY)
+    breaker = breaker.after("1", ServiceRequestEffect.SUCCESS, NOW, POLICY)
     assert (breaker.state, breaker.places(POLICY)) == (BreakerState.CLOSED, None)
 
 
-@pytest.mark.parametrize("effect", [CallEffect.FAILURE, CallEffect.FATAL])
-def test_failed_trial_opens_again_for_a_whole_timeout(effect: CallEffect) -> None:
+@pytest.mark.parametrize("effect", [ServiceRequestEffect.FAILURE, ServiceRequestEffect.FATAL])
+def test_failed_trial_opens_again_for_a_whole_timeout(effect: ServiceRequestEffect) -> None:
     breaker = half_open().admit("t").after("t", effect, later(40), POLICY)
     assert (breaker.state, breaker.opens_at(POLICY), breaker.trials) == (BreakerState.OPEN, later(70), frozenset())
 
@@ -94,14 +94,14 @@ def test_lost_trial_gives_its_place_back() -> None:
 
 def test_calls_of_before_say_nothing_about_trials() -> None:
     breaker = half_open().admit("t")
-    for effect in (CallEffect.SUCCESS, CallEffect.FAILURE, CallEffect.FATAL):
+    for effect in (ServiceRequestEffect.SUCCESS, ServiceRequestEffect.FAILURE, ServiceRequestEffect.FATAL):
         assert breaker.after("of before", effect, NOW, POLICY) is breaker
 
 
 def test_trial_counts_once() -> None:
-    breaker = half_open().admit("t").after("t", CallEffect.SUCCESS, NOW, POLICY)
-    assert breaker.after("t", CallEffect.SUCCESS, NOW, POLICY) is breaker
-    assert breaker.after("t", CallEffect.FAILURE, NOW, POLICY) is breaker
+    breaker = half_open().admit("t").after("t", ServiceRequestEffect.SUCCESS, NOW, POLICY)
+    assert breaker.after("t", ServiceRequestEffect.SUCCESS, NOW, POLICY) is breaker
+    assert breaker.after("t", ServiceRequestEffect.FAILURE, NOW, POLICY) is breaker
 
 
 class Calls(RuleBasedStateMachine):
@@ -118,7 +118,7 @@ class Calls(RuleBasedStateMachine):
         self.running: list[str] = []
         # The model: when it opened, the trials of this period with what each told, the failures in a row.
         self.opened: datetime | None = None
-        self.period: dict[str, CallEffect | None] | None = None
+        self.period: dict[str, ServiceRequestEffect | None] | None = None
         self.row = 0
 
     def _settle(self) -> None:
@@ -150,26 +150,26 @@ class Calls(RuleBasedStateMachine):
             assert len(self.period) == self.policy.half_open_max_calls, "all places are taken, and no more"
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), effect=st.sampled_from(CallEffect))
-    def end(self, data: st.DataObject, effect: CallEffect) -> None:
+    @rule(data=st.data(), effect=st.sampled_from(ServiceRequestEffect))
+    def end(self, data: st.DataObject, effect: ServiceRequestEffect) -> None:
         call = data.draw(st.sampled_from(self.running))
         self.running.remove(call)
         self.breaker = self.breaker.after(call, effect, self.now, self.policy)
         if self.period is not None and call in self.period:
-            if effect is CallEffect.IGNORED:
+            if effect is ServiceRequestEffect.IGNORED:
                 self._lose(call)
-            elif effect is CallEffect.SUCCESS:
+            elif effect is ServiceRequestEffect.SUCCESS:
                 self.period[call] = effect
-                if list(self.period.values()).count(CallEffect.SUCCESS) >= self.policy.success_threshold:
+                if list(self.period.values()).count(ServiceRequestEffect.SUCCESS) >= self.policy.success_threshold:
                     self.period, self.row = None, 0
             else:
                 self._open()
         elif self.period is None and self.opened is None:
-            if effect is CallEffect.SUCCESS:
+            if effect is ServiceRequestEffect.SUCCESS:
                 self.row = 0
-            elif effect is not CallEffect.IGNORED:
+            elif effect is not ServiceRequestEffect.IGNORED:
                 self.row += 1
-                if effect is CallEffect.FATAL or self.row >= self.policy.failure_threshold:
+                if effect is ServiceRequestEffect.FATAL or self.row >= self.policy.failure_threshold:
                     self._open()
 
     @precondition(lambda self: self.running)

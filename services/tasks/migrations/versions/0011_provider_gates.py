@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
@@ -33,6 +33,21 @@ STATEMENTS = (
         CHECK (state = 'half_open' OR trials = '{}')
     ) WITH (fillfactor = 50)
     """,
+    # What requests that have ended have used, by the day of their end in UTC. Their numbers stand in the row of the
+    # currency of their cost; it is empty where the provider told none.
+    """
+    CREATE TABLE provider_usage (
+        tenant text NOT NULL,
+        provider_type text NOT NULL,
+        day date NOT NULL,
+        currency text NOT NULL,
+        calls bigint NOT NULL,
+        failed_calls bigint NOT NULL,
+        seconds double precision NOT NULL,
+        cost double precision NOT NULL,
+        PRIMARY KEY (tenant, provider_type, day, currency)
+    ) WITH (fillfactor = 50)
+    """,
     # Attempts under way at providers, counted where calls at once are limited.
     """
     CREATE INDEX tasks_calling ON tasks (provider_type, lane, tenant)
@@ -48,4 +63,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute("DROP INDEX tasks_calling")
+    op.execute("DROP TABLE provider_usage")
     op.execute("DROP TABLE provider_gates")
