@@ -216,12 +216,6 @@ class ProviderSpec:
         """Spellings of the types that it executes."""
         return frozenset(self.tasks)
 
-    def key_of(self, config: providers_pb2.ProviderConfig) -> str:
-        """Return what the provider counts a task by, an application or a model; empty where the settings name none."""
-        if self.counted_by is None or config.WhichOneof("config") != self.config:
-            return ""
-        return str(getattr(getattr(config, self.config), self.counted_by))
-
     def capabilities(self, task_types: Iterable[str] | None = None) -> frozenset[str]:
         """Return what it can do for any of these types, for all of its own where none are named."""
         chosen = self.tasks if task_types is None else [name for name in task_types if name in self.tasks]
@@ -440,15 +434,8 @@ def _provider(name: str, number: int, facts: Any, config: Descriptor) -> Provide
         raise CatalogError(f"{name}: its settings name a request at the provider twice")
     if facts.counted_by and facts.counted_by not in own.fields_by_name:
         raise CatalogError(f"{name}: its settings have no field {facts.counted_by!r} to count by")
-    return ProviderSpec(
-        name,
-        value,
-        facts.queue,
-        facts.config,
-        MappingProxyType(tasks),
-        service_task_id=next(iter(named), None),
-        counted_by=facts.counted_by or None,
-    )
+    names = (next(iter(named), None), facts.counted_by or None)
+    return ProviderSpec(name, value, facts.queue, facts.config, MappingProxyType(tasks), *names)
 
 
 def _check_names(

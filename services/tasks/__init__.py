@@ -2,8 +2,8 @@
 
 Owns:
     Schema `tasks` in PostgreSQL: `tasks`, `attempts`, `service_requests`, `sessions`, `queues`, `queue_tenants`,
-    `queue_lanes`, `task_ids`, `object_sweeps`, `webhook_deliveries`, `webhook_attempts`, `webhook_secrets`,
-    `webhook_disabled`, `outbox`, `leaders`, `idempotency_keys`.
+    `queue_lanes`, `provider_gates`, `provider_usage`, `task_ids`, `object_sweeps`, `webhook_deliveries`,
+    `webhook_attempts`, `webhook_secrets`, `webhook_disabled`, `outbox`, `leaders`, `idempotency_keys`.
     Subjects `atelier.tasks.v1.{task,step}.{created,started,completed,failed,cancelled,requeued}` on JetStream, and on
     core NATS `atelier.progress.<task_id>`, `atelier.wake.<queue>`, `atelier.cancel.<session_id>`, `atelier.ended.step`.
     Objects below `generations/`, `editings/`, `refines/` and the other types' prefixes.
@@ -15,6 +15,7 @@ Calls:
 
 Rooms:
     `api` serves callers, `scheduling` workers, `webhooks` receivers, each with its own `service` and `servicer`.
+    `providers` is what stands before calls to providers: breakers, calls at once, rates.
     `inputs` checks what callers send along.
     `domain` is pure: states, transitions, what follows a lost attempt. So are `service_requests`, what workers ask of
     providers, and `fallbacks`, what becomes of a task whose second provider takes over. `catalog` is what this

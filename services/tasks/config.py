@@ -78,14 +78,14 @@ class TasksSettings(MeshSettings):
     provider_limits: GateSettingsByName = Field(
         default_factory=dict,
         description="What calls to providers are held to, as JSON by provider, or by provider and application or "
-        'model: `{"FAL_STANDARD": {"concurrency": 10, "rate": 5, "burst": 10, "failure_threshold": 5, '
+        'model: `{"NAME": {"concurrency": 10, "rate": 5, "burst": 10, "failure_threshold": 5, '
         '"recovery_timeout": 30, "half_open_max_calls": 3, "success_threshold": 2}}`; each may be left out, `rate` is '
         "in calls a second.",
     )
     tenant_provider_limits: TenantCalls = Field(
         default_factory=dict,
         description="Calls of a tenant that a provider executes at once, as JSON by tenant, `*` for those not named: "
-        '`{"*": {"FAL_STANDARD": 4}}`; others wait.',
+        '`{"*": {"NAME": 4}}`; others wait.',
     )
     default_max_wait_seconds: float = Field(default=30.0, gt=0, le=60, description="Longest wait of one Lease call.")
     sweep_interval_seconds: float = Field(default=1.0, gt=0, description="How often expired leases are searched.")

@@ -8,6 +8,7 @@ from atelier.tasks.v1 import task_pb2
 
 from meshkit.catalog import PROVIDERS, TASK_TYPES, provider_numbered
 from services.tasks.domain import TaskRecord, lane_of
+from services.tasks.providers.gates import key_of
 
 _APPLICATION = "fal_app_id"
 _USED = "fallback_used"
@@ -52,7 +53,7 @@ def taken_over(record: TaskRecord) -> TakenOver:
         _copy(task_pb2.Task(), getattr(body, detail), former.service_task_id)
     return TakenOver(
         provider.name,
-        lane_of(record.task_type, provider.name),
+        lane_of(record.task_type, provider.name, key=key_of(provider, body.provider_config)),
         provider.queue,
         spec.SerializeToString(),
         body.SerializeToString(),

@@ -19,6 +19,7 @@ from services.tasks.api.applications import fold_application, refuse_calls
 from services.tasks.catalog import Catalog
 from services.tasks.domain import Fallback, TaskRecord, new_task, time_ordered_id
 from services.tasks.inputs.validator import AcceptedInput, InputValidator
+from services.tasks.providers.gates import key_of
 
 # A JSON client, whose numbers are doubles, can repeat what it was told.
 _SEED_BITS = 53
@@ -100,7 +101,7 @@ class TaskPreparer:
             spec=spec.SerializeToString(),
             body=body.SerializeToString(),
             fallback=Fallback.AVAILABLE if body.HasField("fallback_provider_type") else None,
-            gate_key=provider.key_of(spec.provider_config),
+            gate_key=key_of(provider, spec.provider_config),
         )
         return record, accepted
 

@@ -17,6 +17,7 @@ from services.tasks.catalog import Catalog
 from services.tasks.convert import CATEGORY_NAME, STATUS_NAME, TASK_TYPE_NAME, fold_result, moment, to_task
 from services.tasks.domain import Fallback, TaskRecord, TaskStatus, lane_of, may
 from services.tasks.errors import executing, illegal_transition
+from services.tasks.providers.gates import key_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +147,7 @@ def apply(record: TaskRecord, update: Update, catalog: Catalog) -> TaskRecord:
         changes.update(_routed(record, update, catalog))
     if "fallback_provider_type" in update.paths and record.fallback != Fallback.TAKEN:
         changes["fallback"] = Fallback.AVAILABLE.value if body.HasField("fallback_provider_type") else None
-    if {"provider_type", "provider_config", APPLICATION} & update.paths:
-        provider = PROVIDERS[changes.get("provider_type", record.provider_type)]
-        changes["lane"] = lane_of(record.task_type, provider.name, key=provider.key_of(body.provider_config))
+    changes.update(_lane_after(record, update, changes.get("provider_type", record.provider_type), body))
     if update.status is TaskStatus.FAILED:
         changes |= {"status": TaskStatus.FAILED.value, "completed_at": record.updated_at, "not_before": None}
     return record._replace(**changes, body=body.SerializeToString(), result=None)
@@ -224,6 +223,13 @@ def _routed(record: TaskRecord, update: Update, catalog: Catalog) -> Mapping[str
         except MeshError as error:
             raise invalid("update.queue_name", error.message, "unknown_queue") from None
     return {"provider_type": provider.name, "queue_name": queue}
+
+
+def _lane_after(record: TaskRecord, update: Update, provider_type: str, body: task_pb2.Task) -> Mapping[str, Any]:
+    if not {"provider_type", "provider_config", APPLICATION} & update.paths:
+        return {}
+    provider = PROVIDERS[provider_type]
+    return {"lane": lane_of(record.task_type, provider.name, key=key_of(provider, body.provider_config))}
 
 
 def _spec_after(record: TaskRecord, update: Update, task_type: TaskTypeSpec, paths: Iterable[str]) -> Any:

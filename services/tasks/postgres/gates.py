@@ -109,7 +109,7 @@ ON CONFLICT (provider, key) DO UPDATE SET
 """
 
 
-class _Asked(NamedTuple):
+class _AskedGates(NamedTuple):
     gates: Rows
     running: Rows | None
 
@@ -152,13 +152,13 @@ class GateTable:
         """
         await self._conn.execute(_LOCK if known else _ENSURE, _named(names))
 
-    async def ask(self, names: Sequence[GateName]) -> _Asked:
+    async def ask(self, names: Sequence[GateName]) -> _AskedGates:
         """Ask for gates; `view` brings the answer."""
         gates = await self._conn.execute(_GATES, _named(names))
         counted = sorted({name.provider for name in names if self._limits.counts(name.provider)})
-        return _Asked(gates, await self._conn.execute(_RUNNING, (counted,)) if counted else None)
+        return _AskedGates(gates, await self._conn.execute(_RUNNING, (counted,)) if counted else None)
 
-    async def view(self, asked: _Asked, lanes: Sequence[str]) -> GateView:
+    async def view(self, asked: _AskedGates, lanes: Sequence[str]) -> GateView:
         """Return what was asked for."""
         gates: dict[GateName, Gate] = {}
         now: datetime | None = None

@@ -73,6 +73,7 @@ async def note(
     ref: AttemptRef,
     session: UUID,
     request: ServiceRequestNote,
+    *,
     limits: ProviderLimits,
 ) -> NoteVerdict:
     """Write a request down as it stands now; see `store.TaskStore.note_service_request`.
@@ -106,7 +107,7 @@ async def note(
         if ended:
             late = await (await conn.execute(_WRITE_LATE, values)).fetchone()
             if late is not None:
-                await _account(conn, record, ref, request, late, limits)
+                await _account(conn, record, ref, request, late, limits=limits)
         return NoteVerdict.ENDED
     row = await (await conn.execute(_WRITE, values)).fetchone()
     if row is None:
@@ -120,7 +121,7 @@ async def note(
             (named_at_provider(record, request.service_task_id), record.id),
         )
     if ended:
-        await _account(conn, record, ref, request, row, limits)
+        await _account(conn, record, ref, request, row, limits=limits)
     return NoteVerdict.TAKEN
 
 
@@ -130,6 +131,7 @@ async def _account(
     ref: AttemptRef,
     request: ServiceRequestNote,
     moments: tuple[datetime, datetime],
+    *,
     limits: ProviderLimits,
 ) -> None:
     """Draw from the end of a request what it tells of its provider and has cost."""

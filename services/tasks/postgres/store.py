@@ -25,8 +25,8 @@ from services.tasks.errors import task_not_found
 from services.tasks.postgres import counters, creates, endings, queries, service_requests, sessions, sweeps
 from services.tasks.postgres.planning import HOT
 from services.tasks.postgres.rounds import PostgresRound
-from services.tasks.service_requests import NoteVerdict, ServiceRequestNote
 from services.tasks.providers.domain import ProviderLimits
+from services.tasks.service_requests import NoteVerdict, ServiceRequestNote
 from services.tasks.store import (
     AttemptEnd,
     CompletedAttempt,
@@ -180,7 +180,7 @@ class PostgresTaskStore:
 
         async def work(conn: Connection) -> NoteVerdict:
             record = await endings.lock(conn, ref.job_id)
-            return await service_requests.note(conn, record, ref, session, request, self._limits)
+            return await service_requests.note(conn, record, ref, session, request, limits=self._limits)
 
         return await self._in_transaction(work)
 

@@ -72,9 +72,9 @@ def _tenants(settings: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
 
 
 GateSettingsByName = Annotated[dict[str, GateSettings], AfterValidator(_gates)]
-"""`{"FAL_STANDARD": {"concurrency": 10}, "FAL_STANDARD/fal-ai/flux/dev": {"rate": 2}}`."""
+"""By provider, or by provider and application or model: `{"NAME": {"concurrency": 10}, "NAME/model": {"rate": 2}}`."""
 TenantCalls = Annotated[dict[str, dict[str, int]], AfterValidator(_tenants)]
-"""`{"*": {"FAL_STANDARD": 4}, "acme": {"FAL_STANDARD": 20}}`."""
+"""By tenant and provider, `*` for tenants not named: `{"*": {"NAME": 4}, "acme": {"NAME": 20}}`."""
 
 
 def limits_of(gates: dict[str, GateSettings], tenants: dict[str, dict[str, int]]) -> ProviderLimits:

@@ -12,13 +12,22 @@ from datetime import datetime
 from functools import lru_cache
 from uuid import UUID
 
-from meshkit.catalog import PROVIDERS
+from atelier.tasks.v1 import providers_pb2
+
+from meshkit.catalog import PROVIDERS, ProviderSpec
 from services.tasks.domain import parts_of
 from services.tasks.providers.domain import BreakerState, Gate, GateName, ProviderLimits
 
 # Providers that run on this mesh's own devices are never gated.
 _OWN_QUEUE = PROVIDERS["LOCAL"].queue
 GATED = frozenset(spec.name for spec in PROVIDERS.values() if spec.queue != _OWN_QUEUE)
+
+
+def key_of(provider: ProviderSpec, config: providers_pb2.ProviderConfig) -> str:
+    """Return what a provider counts a task by, an application or a model; empty where the settings name none."""
+    if provider.counted_by is None or config.WhichOneof("config") != provider.config:
+        return ""
+    return str(getattr(getattr(config, provider.config), provider.counted_by))
 
 
 @lru_cache(maxsize=4096)

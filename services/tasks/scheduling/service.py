@@ -31,6 +31,7 @@ from services.tasks.domain import (
 from services.tasks.errors import lease_lost, session_not_found, task_ended
 from services.tasks.metrics import COMMIT_MEMBERS
 from services.tasks.notifier import Notifier
+from services.tasks.providers.gates import gate_of
 from services.tasks.scheduling import result_paths as results
 from services.tasks.scheduling.polls import Poll
 from services.tasks.scheduling.progress import ProgressRelay
@@ -315,7 +316,13 @@ class WorkerSessions:
                 outcomes[index] = outcome if isinstance(outcome, Exception) else unavailable("The service is stopping")
             else:
                 outcomes[index] = self._noted(outcome)
+                self._freed([outcome.record] if outcome.record is not None else [])
         return outcomes
+
+    def _freed(self, records: Sequence[TaskRecord]) -> None:
+        """Tell that places at providers may be free: the end of a call may let another one begin."""
+        for queue in {record.queue_name for record in records if gate_of(record.lane) is not None}:
+            self._notifier.waiting(queue)
 
     @staticmethod
     def _noted(ended: AttemptEnd) -> MeshError | None:
@@ -409,6 +416,7 @@ class WorkerSessions:
         self._notifier.ended(records)
         for queue in {r.queue_name for r in records if r.status == TaskStatus.PENDING and r.not_before is None}:
             self._notifier.waiting(queue)
+        self._freed([r for r in records if r.status != TaskStatus.PENDING or r.not_before is not None])
 
     async def _compare(self, session_id: UUID, held: Sequence[AttemptRef], known: Sequence[LeaseState]) -> None:
         """Find leases that a living worker does not name, and take back those it has not named for long."""

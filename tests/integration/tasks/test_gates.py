@@ -2,23 +2,29 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, worker_service_pb2
+from atelier.tasks.v1 import service_requests_pb2 as pb
 
-from services.tasks.postgres import gates
+from services.tasks.convert import timestamp
+from services.tasks.postgres import gates, usage
 from services.tasks.postgres.gates import GateTable
 from services.tasks.providers.domain import GateName, ProviderLimits
 from services.tasks.service_requests import ServiceRequestEffect
-from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, until
+from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, duration, ref, until
 
 FAL = enums_pb2.PROVIDER_TYPE_FAL_STANDARD
+FAILED = pb.SERVICE_REQUEST_STATE_FAILED
 SERVED = {
     "served_task_types": ("EXPERIMENTAL_FAL", "IMAGE_ADJUSTER"),
     "served_providers": ("LOCAL", "FAL_STANDARD"),
 }
 APP = "house/painter"
+NIGHT = datetime(2026, 3, 1, 23, 59, 50, tzinfo=UTC)
 
 
 def limits(**members: Any) -> dict[str, Any]:
@@ -42,12 +48,28 @@ async def caller(mesh: Mesh, name: str = "p/0", queue: str = "fal") -> Worker:
 
 
 async def note(
-    mesh: Mesh, lease: worker_service_pb2.Lease, effect: ServiceRequestEffect, retry_after: float | None = None
-) -> None:
-    [[lane]] = await mesh.rows("SELECT lane FROM tasks WHERE id = %s", lease.job_id)
-    async with mesh.running.database.transaction() as conn:
-        table = GateTable(conn, mesh.settings.gate_limits)
-        await table.note_end(lane, f"{lease.job_id}/{lease.attempt}", effect, retry_after)
+    worker: Worker,
+    lease: worker_service_pb2.Lease,
+    effect: ServiceRequestEffect,
+    retry_after: float | None = None,
+    **members: Any,
+) -> str:
+    """Notes a request of an attempt, and its end; returns its identifier."""
+    request = pb.ServiceRequest(
+        id=str(uuid4()), provider_type=FAL, target=APP, operation="submit", sent_at=members.pop("sent_at", None)
+    )
+    done = effect is ServiceRequestEffect.SUCCESS
+    for state in (pb.SERVICE_REQUEST_STATE_SENDING, pb.SERVICE_REQUEST_STATE_DONE if done else FAILED):
+        request.state = state
+        if state != pb.SERVICE_REQUEST_STATE_SENDING:
+            request.effect = pb.ServiceRequestEffect.Value(f"SERVICE_REQUEST_EFFECT_{effect}")
+            if retry_after is not None:
+                request.retry_after.CopyFrom(duration(retry_after))
+            request.MergeFrom(pb.ServiceRequest(**members))
+        await worker.stub.NoteServiceRequest(
+            worker_service_pb2.NoteServiceRequestRequest(session_id=worker.session, ref=ref(lease), request=request)
+        )
+    return request.id
 
 
 async def gate(mesh: Mesh, columns: str = "state", key: str = APP) -> Any:
@@ -59,7 +81,7 @@ async def break_it(mesh: Mesh, worker: Worker, app: str = APP) -> None:
     """Opens the breaker of an application by a call of its own."""
     await call(mesh, app=app)
     [lease] = await worker.lease(1)
-    await note(mesh, lease, ServiceRequestEffect.FATAL)
+    await note(worker, lease, ServiceRequestEffect.FATAL)
     await worker.fail(lease, retryable=False)
     assert await gate(mesh, key=app) == "open"
 
@@ -93,11 +115,11 @@ async def test_failures_in_a_row_open_and_a_success_between_them_does_not(start_
     worker = await caller(mesh)
     await call(mesh, 5)
     one, two, three, four, _ = await worker.lease(5)
-    await note(mesh, one, ServiceRequestEffect.FAILURE)
-    await note(mesh, two, ServiceRequestEffect.SUCCESS)
-    await note(mesh, three, ServiceRequestEffect.FAILURE)
+    await note(worker, one, ServiceRequestEffect.FAILURE)
+    await note(worker, two, ServiceRequestEffect.SUCCESS)
+    await note(worker, three, ServiceRequestEffect.FAILURE)
     assert await gate(mesh) == "closed"
-    await note(mesh, four, ServiceRequestEffect.FAILURE)
+    await note(worker, four, ServiceRequestEffect.FAILURE)
     assert await gate(mesh) == "open"
 
 
@@ -127,16 +149,16 @@ async def test_trials_that_succeed_close_and_one_that_fails_opens_again(start_me
     await call(mesh, 10)
     await half_open(mesh)
     one, two, three = await worker.lease(8)
-    await note(mesh, one, ServiceRequestEffect.SUCCESS)
+    await note(worker, one, ServiceRequestEffect.SUCCESS)
     assert await worker.lease(8, wait=0.1) == []
-    await note(mesh, two, ServiceRequestEffect.FAILURE)
+    await note(worker, two, ServiceRequestEffect.FAILURE)
     assert await gate(mesh) == "open"
-    await note(mesh, three, ServiceRequestEffect.SUCCESS)
+    await note(worker, three, ServiceRequestEffect.SUCCESS)
     assert await gate(mesh) == "open"
     await half_open(mesh)
     four, five, _ = await worker.lease(8)
-    await note(mesh, four, ServiceRequestEffect.SUCCESS)
-    await note(mesh, five, ServiceRequestEffect.SUCCESS)
+    await note(worker, four, ServiceRequestEffect.SUCCESS)
+    await note(worker, five, ServiceRequestEffect.SUCCESS)
     assert await gate(mesh) == "closed"
     assert len(await worker.lease(8)) == 4
 
@@ -163,7 +185,7 @@ async def test_trial_that_says_nothing_gives_its_place_back(start_mesh: StartMes
     await call(mesh, 10)
     await half_open(mesh)
     one, *_ = await worker.lease(8)
-    await note(mesh, one, ServiceRequestEffect.IGNORED)
+    await note(worker, one, ServiceRequestEffect.IGNORED)
     await worker.fail(one, retryable=False)
     assert len(await worker.lease(8)) == 1
 
@@ -210,7 +232,7 @@ async def test_provider_that_asks_to_be_left_alone_is_and_its_breaker_stays_clos
     worker = await caller(mesh)
     await call(mesh, 2)
     [lease] = await worker.lease(1)
-    await note(mesh, lease, ServiceRequestEffect.IGNORED, retry_after=0.6)
+    await note(worker, lease, ServiceRequestEffect.IGNORED, retry_after=0.6)
     assert await gate(mesh) == "closed"
     assert await worker.lease(1, wait=0.1) == []
     assert len(await worker.lease(1, wait=5)) == 1
@@ -255,3 +277,52 @@ async def test_task_whose_application_changes_waits_in_the_other_lane(start_mesh
     await mesh.tasks().UpdateTask(tasks_service_pb2.UpdateTaskRequest(task_id=task, update=update))
     assert await mesh.rows("SELECT lane FROM tasks") == [("EXPERIMENTAL_FAL/FAL_STANDARD/house/writer",)]
     assert ids(await (await caller(mesh)).lease(1)) == {task}
+
+
+async def test_request_that_is_noted_again_moves_the_breaker_once(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED)
+    worker = await caller(mesh)
+    await call(mesh)
+    [lease] = await worker.lease(1)
+    request = pb.ServiceRequest(
+        id=str(uuid4()), provider_type=FAL, state=FAILED, effect=pb.SERVICE_REQUEST_EFFECT_FAILURE
+    )
+    for _ in range(6):
+        await worker.stub.NoteServiceRequest(
+            worker_service_pb2.NoteServiceRequestRequest(session_id=worker.session, ref=ref(lease), request=request)
+        )
+    assert await gate(mesh, "state, failure_count") == ("closed", 1)
+
+
+async def test_what_requests_have_used_is_counted_by_tenant_provider_and_day(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED)
+    worker = await caller(mesh)
+    for tenant in ("acme", "acme", "other"):
+        await call(mesh, tenant=tenant)
+    moments: dict[str, Any] = {"sent_at": timestamp(NIGHT), "ended_at": timestamp(NIGHT + timedelta(seconds=20))}
+    for lease in await worker.lease(3):
+        await note(worker, lease, ServiceRequestEffect.SUCCESS, cost=0.25, currency="USD", **moments)
+        await note(worker, lease, ServiceRequestEffect.FAILURE, **moments)
+    async with mesh.running.database.connection() as conn:
+        first, last = NIGHT.date(), NIGHT.date() + timedelta(days=1)
+        assert await usage.used(conn, None, first, first) == []
+        own = await usage.used(conn, "other", first, last)
+        everyone = await usage.used(conn, None, first, last)
+    assert [(row.currency, row.calls, row.failed_calls, row.cost) for row in own] == [
+        ("", 1, 1, 0),
+        ("USD", 1, 0, 0.25),
+    ]
+    assert {(row.tenant, row.provider, row.day) for row in everyone} == {
+        (tenant, "FAL_STANDARD", last) for tenant in ("acme", "other")
+    }
+    assert sum(row.calls for row in everyone) == 6
+    assert all(row.seconds == pytest.approx(20 * row.calls) for row in everyone)
+
+
+async def test_request_to_another_provider_than_the_tasks_moves_no_gate(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED)
+    worker = await caller(mesh)
+    await call(mesh)
+    [lease] = await worker.lease(1)
+    await note(worker, lease, ServiceRequestEffect.FATAL, provider_type=enums_pb2.PROVIDER_TYPE_VERTEX)
+    assert await gate(mesh) == "closed"

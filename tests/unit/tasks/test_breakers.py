@@ -50,7 +50,11 @@ def test_consecutive_failures_at_the_threshold_open() -> None:
 
 
 def test_success_between_failures_keeps_closed() -> None:
-    breaker = failed(4).after("b", ServiceRequestEffect.SUCCESS, NOW, POLICY).after("c", ServiceRequestEffect.FAILURE, NOW, POLICY)
+    breaker = (
+        failed(4)
+        .after("b", ServiceRequestEffect.SUCCESS, NOW, POLICY)
+        .after("c", ServiceRequestEffect.FAILURE, NOW, POLICY)
+    )
     assert (breaker.state, breaker.failure_count) == (BreakerState.CLOSED, 1)
 
 
