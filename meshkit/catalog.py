@@ -430,10 +430,8 @@ def _provider(name: str, number: int, facts: Any, config: Descriptor) -> Provide
     value = cast("enums_pb2.ProviderType.ValueType", number)
     own: Any = config.fields_by_name[facts.config].message_type
     named = [field.name for field in own.fields if _facts(field).service_task_id]
-    if len(named) > 1:
-        raise CatalogError(f"{name}: its settings name a request at the provider twice")
-    if facts.counted_by and facts.counted_by not in own.fields_by_name:
-        raise CatalogError(f"{name}: its settings have no field {facts.counted_by!r} to count by")
+    if len(named) > 1 or (facts.counted_by and facts.counted_by not in own.fields_by_name):
+        raise CatalogError(f"{name}: its settings name a request at it twice, or lack the field that it counts by")
     names = (next(iter(named), None), facts.counted_by or None)
     return ProviderSpec(name, value, facts.queue, facts.config, MappingProxyType(tasks), *names)
 
