@@ -426,14 +426,13 @@ def _provider(name: str, number: int, facts: Any, config: Descriptor) -> Provide
     if not facts.queue or facts.config not in config.fields_by_name:
         raise CatalogError(f"{name}: a provider has a queue, and settings in {config.full_name}")
     _unique(f"{name} task type", [task.task_type for task in facts.tasks])
-    tasks = {task.task_type: frozenset(task.capabilities) for task in facts.tasks}
+    tasks = MappingProxyType({task.task_type: frozenset(task.capabilities) for task in facts.tasks})
     value = cast("enums_pb2.ProviderType.ValueType", number)
     own: Any = config.fields_by_name[facts.config].message_type
     named = [field.name for field in own.fields if _facts(field).service_task_id]
     if len(named) > 1 or (facts.counted_by and facts.counted_by not in own.fields_by_name):
         raise CatalogError(f"{name}: its settings name a request at it twice, or lack the field that it counts by")
-    names = (next(iter(named), None), facts.counted_by or None)
-    return ProviderSpec(name, value, facts.queue, facts.config, MappingProxyType(tasks), *names)
+    return ProviderSpec(name, value, facts.queue, facts.config, tasks, (named or [None])[0], facts.counted_by or None)
 
 
 def _check_names(
