@@ -19,7 +19,7 @@ class TakenOver(NamedTuple):
 
     Attributes:
         provider_type: Who executes it now.
-        lane: What a worker must run to be given it.
+        lane: What a worker must run to be given it, and what the provider counts by.
         queue_name: Queue of that provider; one that the caller named was the first provider's.
         spec: The stored request, as if the caller had named this provider.
         body: The stored members: settings and capabilities are the fallback's, and no request at a provider is named.

@@ -75,6 +75,7 @@ class TaskMaintenance:
             flush,
             Loop("tasks-expiry", self.expire, settings.sweep_interval_seconds, jitter=0.2),
             Loop("tasks-retries", self.promote, min(0.5, settings.sweep_interval_seconds), jitter=0.2),
+            Loop("tasks-fallbacks", self.fall_back, settings.sweep_interval_seconds, jitter=0.2),
             Loop("tasks-objects", self.sweep_objects, max(1.0, min(30.0, settings.object_sweep_delay_seconds / 4))),
             Loop("tasks-staging", self.sweep_staging, 600.0),
             Loop("tasks-maintenance", self.forget, 600.0),
@@ -90,6 +91,14 @@ class TaskMaintenance:
         """Let retries wait in their queue whose time has come."""
         for queue in await self._store.promote_delayed():
             self._notifier.waiting(queue)
+
+    async def fall_back(self) -> None:
+        """Have fallbacks take over what waits too long for a provider that takes no requests."""
+        if records := await self._store.fall_back_waiting(self._policy):
+            self._notifier.committed()
+            self._notifier.ended(records)
+            for queue in {record.queue_name for record in records}:
+                self._notifier.waiting(queue)
 
     async def sweep_objects(self) -> bool:
         """Delete the objects of attempts that lost, and of tasks that do not exist.

@@ -399,6 +399,10 @@ class TaskStore(Protocol):
         """End attempts that ran longer than they may."""
         ...
 
+    async def fall_back_waiting(self, policy: RetryPolicy) -> list[TaskRecord]:
+        """Have fallbacks take over what waits too long for a provider that takes no requests."""
+        ...
+
     async def promote_delayed(self) -> list[str]:
         """Let retries whose delay has passed wait in their queues; return the queues."""
         ...

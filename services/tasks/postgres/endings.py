@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
 from meshkit.db import Connection
@@ -255,38 +256,63 @@ async def _lose(
         "session": record.lease_session,
         "errors": [clip_error(loss.message)] if loss.message else [],
     }
-    if isinstance(following, Requeue):
-        cursor = await conn.execute(
-            _REQUEUE,
-            {
-                **guarded,
-                "delay": following.delay.total_seconds(),
-                "retries": 0 if following.free else 1,
-                "releases": 1 if following.free else 0,
-                "resumed": following.resumed,
-            },
-        )
-    elif isinstance(following, FallBack):
-        changed = taken_over(record)._asdict()
-        cursor = await conn.execute(_FALL_BACK, {**guarded, **changed, "status": TaskStatus.EXECUTING.value})
+    after: TaskRecord | None
+    if isinstance(following, FallBack):
+        after = await _taken_over(conn, record, {**guarded, "status": TaskStatus.EXECUTING.value})
+    elif isinstance(following, Requeue):
+        more = {
+            "delay": following.delay.total_seconds(),
+            "retries": 0 if following.free else 1,
+            "releases": 1 if following.free else 0,
+            "resumed": following.resumed,
+        }
+        after = await _changed(conn, _REQUEUE, {**guarded, **more})
     else:
-        cursor = await conn.execute(_FAIL, {**guarded, "category": following.category.value})
-    row = await cursor.fetchone()
-    if row is None:
+        after = await _changed(conn, _FAIL, {**guarded, "category": following.category.value})
+        if after is not None and record.provider_type != LOCAL:
+            await service_requests.close(conn, record.id)
+    if after is None:
         return None, []
-    after = columns.record(row)
-    if not isinstance(following, Requeue) and record.provider_type != LOCAL:
-        await service_requests.close(conn, record.id)
     await _end_attempt(conn, record, loss)
     await announcements.changed(conn, [after])
     if after.status == TaskStatus.FAILED:
         await note_sweep(conn, after)
-    if isinstance(following, FallBack):
-        _log.info("task_fell_back", task_id=str(after.id), former=record.provider_type, provider=after.provider_type)
     changes = [counters.entering(after)] if counters.waits(after) else []
     if weights is not None and after.status == TaskStatus.FAILED:
         changes.append(_settle(after, loss.device_seconds, weights))
     return after, changes
+
+
+async def fall_back(conn: Connection, record: TaskRecord, message: str) -> TaskRecord | None:
+    """Have a waiting task's fallback take over; the caller counts who waits.
+
+    Args:
+        conn: A connection in a transaction.
+        record: The task, waiting, its row locked.
+        message: Why, for the task's errors.
+
+    Returns:
+        The task after the change, or None where it has none that could.
+    """
+    guarded = {"id": record.id, "attempt": record.attempt, "session": None, "errors": [clip_error(message)]}
+    after = await _taken_over(conn, record, {**guarded, "status": TaskStatus.PENDING.value})
+    if after is not None:
+        await announcements.changed(conn, [after])
+    return after
+
+
+async def _changed(conn: Connection, statement: str, values: Mapping[str, Any]) -> TaskRecord | None:
+    row = await (await conn.execute(statement, values)).fetchone()
+    return None if row is None else columns.record(row)
+
+
+async def _taken_over(conn: Connection, record: TaskRecord, guarded: Mapping[str, Any]) -> TaskRecord | None:
+    after = await _changed(conn, _FALL_BACK, {**guarded, **taken_over(record)._asdict()})
+    if after is None:
+        return None
+    await service_requests.close(conn, record.id)
+    _log.info("task_fell_back", task_id=str(after.id), former=record.provider_type, provider=after.provider_type)
+    return after
 
 
 async def cancel(conn: Connection, task_id: UUID) -> tuple[TaskRecord, TaskRecord] | None:

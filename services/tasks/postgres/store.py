@@ -22,7 +22,7 @@ from services.tasks.domain import (
     TaskRecord,
 )
 from services.tasks.errors import task_not_found
-from services.tasks.postgres import counters, creates, endings, queries, service_requests, sessions, sweeps
+from services.tasks.postgres import counters, creates, endings, fallbacks, queries, service_requests, sessions, sweeps
 from services.tasks.postgres.planning import HOT
 from services.tasks.postgres.rounds import PostgresRound
 from services.tasks.providers.domain import ProviderLimits
@@ -268,6 +268,14 @@ class PostgresTaskStore:
         """End attempts that ran longer than they may."""
         async with self._db.transaction() as conn:
             return await sweeps.expire_overdue(conn, grace_seconds, policy)
+
+    async def fall_back_waiting(self, policy: RetryPolicy) -> list[TaskRecord]:
+        """Have fallbacks take over what waits too long for a provider that takes no requests."""
+
+        async def work(conn: Connection) -> list[TaskRecord]:
+            return await fallbacks.fall_back_waiting(conn, policy)
+
+        return await self._in_transaction(work)
 
     async def promote_delayed(self) -> list[str]:
         """Let retries whose delay has passed wait in their queues; return the queues."""

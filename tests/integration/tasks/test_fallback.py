@@ -131,6 +131,7 @@ async def test_a_fallback_at_fal_gets_its_own_application_and_names_its_own_requ
     await fail(local, lease, enums_pb2.ERROR_CATEGORY_CONTENT_POLICY, retryable=True)
     shown = await mesh.get(task.id)
     assert (shown.provider_type, shown.queue_name, shown.generation.fal_app_id) == (FAL, "fal", APP)
+    assert await counted(mesh) == [("fal", f"GENERATION/FAL_STANDARD/{APP}", 1)]
     fal = await worker_of(mesh, FAL, "fal")
     [lease] = await fal.lease()
     assert lease.spec.provider_config.fal_standard.fal_app_id == lease.spec.generation.fal_app_id == APP
@@ -220,6 +221,51 @@ async def test_a_lost_attempt_whose_request_was_accepted_costs_no_retry(mesh: Me
     await age_session(mesh, other)
     await mesh.running.maintenance.expire()
     assert (await mesh.get(task.id)).provider_type == LOCAL
+
+
+@pytest.mark.parametrize(
+    ("state", "blocked", "waited", "falls_back"),
+    [
+        ("open", None, 61, True),
+        ("half_open", None, 61, True),
+        ("open", None, 30, False),
+        ("closed", 30, 300, False),
+        ("closed", 300, 0, True),
+        ("closed", None, 300, False),
+    ],
+)
+async def test_what_waits_too_long_for_a_provider_that_takes_no_requests_falls_back(
+    mesh: Mesh, state: str, blocked: int | None, waited: int, *, falls_back: bool
+) -> None:
+    task, delayed, alone = await mesh.create(drawing()), await mesh.create(drawing()), drawing()
+    alone.ClearField("fallback_provider_type")
+    alone.ClearField("fallback_provider_capabilities")
+    stays = await mesh.create(alone)
+    fal = await worker_of(mesh, FAL, "fal")
+    leases = {lease.job_id: lease for lease in await fal.lease(3)}
+    await fail(fal, leases[delayed.id], retryable=True, retry_after=50)
+    await fal.release(leases[task.id], leases[stays.id])
+    await mesh.execute(
+        "INSERT INTO provider_gates (provider, key, state, opened_at, blocked_until) VALUES ('FAL_STANDARD', %s, "
+        "%s, CASE WHEN %s <> 'closed' THEN now() END, now() + %s * interval '1 second') "
+        "ON CONFLICT (provider, key) DO UPDATE SET state = excluded.state, opened_at = excluded.opened_at, "
+        "blocked_until = excluded.blocked_until",
+        APP,
+        state,
+        state,
+        blocked,
+    )
+    await mesh.execute("UPDATE tasks SET updated_at = now() - %s * interval '1 second'", waited)
+    await mesh.running.maintenance.fall_back()
+    expected = LOCAL if falls_back else FAL
+    assert [(await mesh.get(one.id)).provider_type for one in (task, delayed, stays)] == [expected, expected, FAL]
+    lane = f"GENERATION/FAL_STANDARD/{APP}"
+    if falls_back:
+        assert "FAL_STANDARD takes no requests now" in (await mesh.get(task.id)).errors
+        assert await counted(mesh) == [("fal", lane, 1), ("inference", "GENERATION/LOCAL", 2)]
+        assert await mesh.rows("SELECT count(*) FROM tasks WHERE not_before IS NOT NULL") == [(0,)]
+    else:
+        assert await counted(mesh) == [("fal", lane, 2)]
 
 
 @pytest.mark.parametrize(
