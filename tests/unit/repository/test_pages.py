@@ -7,6 +7,7 @@ import pytest
 from typer.main import get_command
 
 from atelier_cli.main import app
+from services.tasks.catalog import TASK_TYPES_WITH_HANDLERS
 from tests.unit.repository.sources import ROOT, pages, place
 
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
@@ -90,3 +91,11 @@ def test_the_table_of_dependencies_is_that_of_the_lock() -> None:
     declared = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
     assert set(rows) == {re.split(r"[\[<>=]", name)[0] for name in declared}
     assert {name: pins[name] for name in rows} == rows
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES_WITH_HANDLERS)
+def test_each_type_is_shown_by_a_call_and_its_result(task_type: str) -> None:
+    text = (ROOT / "docs" / "task-types.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n## {task_type}\n")[2].partition("\n## ")[0]
+    assert f'"task_type": "{task_type}"' in section
+    assert "](pictures/" in section or task_type == "LLM_INTERACTION"
