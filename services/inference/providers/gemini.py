@@ -15,16 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import google.auth.exceptions
 import httpx2
+from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE
 from google import genai
 from google.genai import errors, types
 from google.oauth2 import service_account
 
+from meshkit.logging import get_logger
+from meshkit.worker.handlers import TaskFailed
 from services.inference.providers.encoded import SentPicture
 from services.inference.providers.errors import Fault, ProviderError, fault_of_status
 from services.inference.providers.sdk import bounded_client, sent_once
 
 if TYPE_CHECKING:
     from services.inference.providers.config import ProviderSettings
+
+_log = get_logger(__name__)
 
 NAME = "Gemini"
 # Answers with pictures that are in memory at once: each takes some five times its picture while it is read.
@@ -126,6 +131,7 @@ class GeminiClient:
 
         Raises:
             ProviderError: It did not.
+            TaskFailed: The file cannot be written.
         """
         parts = [types.Part.from_bytes(data=each.data, mime_type=each.content_type) for each in asked.pictures]
         parts.append(types.Part.from_text(text=asked.prompt))
@@ -147,7 +153,14 @@ class GeminiClient:
                     ),
                 ),
             )
-            await asyncio.to_thread(into.write_bytes, picture_of(answer))
+            picture = picture_of(answer)
+            try:
+                await asyncio.to_thread(into.write_bytes, picture)
+            except OSError:
+                _log.exception("drawing_not_kept")
+                raise TaskFailed(
+                    "This worker has no room for the picture.", ERROR_CATEGORY_RESOURCE, retryable=True
+                ) from None
 
         await sent_once(NAME, work, explain, self._limits, self._room)
 

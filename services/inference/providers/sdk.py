@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from meshkit.logging import get_logger
 from meshkit.retry_after import asked_pause
+from meshkit.worker.handlers import TaskFailed
 from services.inference.providers.errors import Fault, ProviderError
 from services.inference.providers.http import ExchangeLimits
 
@@ -152,13 +153,14 @@ async def sent_once(
     Raises:
         ProviderError: `UNSENT` where nothing was sent, `UNKNOWN` where no answer came, `EMPTY` where it cannot be read,
             or what the provider said.
+        TaskFailed: What the call itself raised.
     """
     call = _SentCall(limits.max_bytes, room)
     token = _CALL.set(call)
     try:
         async with asyncio.timeout(limits.seconds):
             return await work()
-    except ProviderError:
+    except (ProviderError, TaskFailed):
         raise
     except Exception as error:
         if (said := explain(error)) is not None:

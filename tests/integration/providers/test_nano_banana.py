@@ -271,3 +271,13 @@ async def test_what_an_attempt_sent_before_it_died_ends_the_next_one(scene: Scen
         await scene.handler.run(dead)
     assert (category(failed.value), failed.value.retryable, dead.states) == ("PROVIDER", False, ["UNKNOWN"])
     assert scene.server.paid == paid == 2
+
+
+async def test_a_picture_that_cannot_be_kept_is_no_fault_of_the_provider(scene: Scene) -> None:
+    attempt = scene.attempt()
+    (attempt.folder / "sent").symlink_to("/dev/full")
+    with pytest.raises(TaskFailed) as failed:
+        await scene.handler.run(attempt)
+    assert (category(failed.value), failed.value.retryable) == ("RESOURCE", True)
+    # It is paid, and its row says no more than that it was sent: another attempt does not send it again.
+    assert (attempt.states, scene.server.paid) == (["SENDING"], 1)
