@@ -95,7 +95,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
             server = await stack.enter_async_context(SERVERS[name]())
             address = {f"{name}_url": server.url + ("/v1" if name == "openai" else "")}
             key = {f"{name}_key": server.key} if hasattr(server, "key") else {}
-            given = InferenceSettings(**{**address, **key, "provider_request_seconds": 2.0, **settings})
+            given = InferenceSettings(**{**address, **key, "provider_request_seconds": 60.0, **settings})
             checks = ImageChecks()
             stack.push_async_callback(checks.close)
             handler = ai_core.handlers(ProviderKit.from_settings(given, checks, stack))[TASK_TYPE_LLM_INTERACTION]
@@ -304,7 +304,7 @@ CASES = [pytest.param(name, row, id=f"{name}-{row.how}") for row in ROWS for nam
 
 @pytest.mark.parametrize(("name", "row"), CASES)
 async def test_misbehaviour(make: Make, name: str, row: Row) -> None:
-    scene = await make(name, provider_request_seconds=0.5 if row.how is base.SLOW else 5.0)
+    scene = await make(name, provider_request_seconds=1.5 if row.how is base.SLOW else 60.0)
     scene.server.misbehave(row.how)
     failed, attempt = await scene.fails()
     lost = row.state == "UNKNOWN"
@@ -374,7 +374,7 @@ async def test_an_answer_of_any_size_is_not_read(make: Make) -> None:
 
 
 async def test_what_an_attempt_sent_before_it_died_is_not_sent_again(make: Make) -> None:
-    scene = await make("openai", provider_request_seconds=0.3)
+    scene = await make("openai", provider_request_seconds=1.5)
     first = scene.attempt()
     scene.server.misbehave(base.SLOW)
     with pytest.raises(TaskFailed):

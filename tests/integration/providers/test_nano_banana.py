@@ -81,7 +81,7 @@ async def make(checks: ImageChecks, tmp_path: Path) -> AsyncIterator[Make]:
 
         def made(**settings: Any) -> Scene:
             account = {"gemini_key": server.key, "gemini_url": server.url}
-            given = InferenceSettings(**{**account, "provider_request_seconds": 5.0, **settings})
+            given = InferenceSettings(**{**account, "provider_request_seconds": 60.0, **settings})
             handler = nano_banana_upscaler.handlers(ProviderKit.from_settings(given, checks, stack))[TASK_TYPE_REFINE]
             assert isinstance(handler, nano_banana_upscaler.NanoBananaUpscalerHandler)
             return Scene(server, handler, tmp_path)
@@ -232,7 +232,7 @@ ROWS = [
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.how.name)
 async def test_misbehaviour(make: Make, row: Row) -> None:
-    scene = make(provider_request_seconds=0.5 if row.how is base.SLOW else 5.0)
+    scene = make(provider_request_seconds=1.5 if row.how is base.SLOW else 60.0)
     scene.server.misbehave(row.how)
     failed, attempt = await scene.fails()
     assert (category(failed), failed.retryable, failed.retry_after) == (row.category, row.retryable, row.retry_after)
