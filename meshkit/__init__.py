@@ -16,7 +16,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
   travel together
 - `health`: whether a service and what it stands on work
 - `db` `pipeline` `pipeline_pool` `migration` `outbox` `leadership` `idempotency`: PostgreSQL, which holds all state
-- `bus` `publishing` `eventjson`: NATS, which only notifies
+- `bus` `holding` `publishing` `eventjson`: NATS, which only notifies
 - `objects` `s3client` `chunks` `staging` `media_urls`: files
 - `images`: untrusted images, decoded in child processes under one budget
 - `fetcher` `pinned` `lookups`: addresses that callers name; `retry_after`: how long others ask to be left alone

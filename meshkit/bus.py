@@ -19,6 +19,7 @@ from nats.js import JetStreamContext, api
 from nats.js import errors as js_errors
 
 from meshkit.errors import unavailable
+from meshkit.holding import kept
 from meshkit.logging import get_logger
 from meshkit.loops import cancel
 from meshkit.publishing import Outgoing, Publisher, PublishOutcome
@@ -36,10 +37,12 @@ MAX_STREAM_BYTES = 1024**3
 _CONNECT_TIMEOUT_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS = 0.2
 _PING_SECONDS = 1
-_FETCH_BATCH = 32  # all of them must be handled within the wait for their acknowledgement
-_FETCH_TIMEOUT_SECONDS = 5.0
+_FETCH_BATCH = 32
 _NAK_DELAY_SECONDS = 2.0
-_ACK_WAIT_SECONDS = 60.0
+# A process that stands still is handed messages for as long as its last fetch lasts, and keeps each for as long as its
+# acknowledgement is waited for; then another process gets them. One that is at work extends that.
+FETCH_TIMEOUT_SECONDS = 4.0
+ACK_WAIT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +242,7 @@ class Bus:
 
         async def each(messages: Sequence[Msg]) -> None:
             for message in messages:
-                await _handle(message, handler)
+                await _handle_together([message], lambda received: handler(received[0]))
 
         return self._start_consumer(_Consumer(durable, list(subjects), each))
 
@@ -369,7 +372,7 @@ class Bus:
             durable_name=consumer.durable,
             filter_subjects=consumer.subjects,
             ack_policy=api.AckPolicy.EXPLICIT,
-            ack_wait=_ACK_WAIT_SECONDS,
+            ack_wait=ACK_WAIT_SECONDS,
             max_ack_pending=256,
             deliver_policy=api.DeliverPolicy.ALL,
         )
@@ -392,12 +395,13 @@ class Bus:
         handle: Callable[[Sequence[Msg]], Awaitable[None]],
     ) -> None:
         try:
-            messages = await subscription.fetch(_FETCH_BATCH, timeout=_FETCH_TIMEOUT_SECONDS)
+            messages = await subscription.fetch(_FETCH_BATCH, timeout=FETCH_TIMEOUT_SECONDS)
         except nats_errors.TimeoutError:
             # Nothing new, or the consumer is gone with the server's disk: ask the server which.
             await subscription.consumer_info()
             return
-        await handle(messages)
+        async with kept(messages, ACK_WAIT_SECONDS):
+            await handle(messages)
 
     async def _notify(self, client: Client, subject: str, payload: bytes) -> None:
         try:
@@ -473,21 +477,11 @@ def _core_callback(callback: Handler) -> Callable[[Msg], Awaitable[None]]:
     return receive
 
 
-async def _handle(message: Msg, handler: Handler) -> None:
-    try:
-        await handler(_received(message))
-    except Exception:
-        _log.exception("event_handler_failed", subject=message.subject)
-        await message.nak(delay=_NAK_DELAY_SECONDS)
-    else:
-        await message.ack()
-
-
 async def _handle_together(messages: Sequence[Msg], handler: BatchHandler) -> None:
     try:
         await handler([_received(message) for message in messages])
     except Exception:
-        _log.exception("event_handler_failed", count=len(messages))
+        _log.exception("event_handler_failed", subject=messages[0].subject, count=len(messages))
         for message in messages:
             await message.nak(delay=_NAK_DELAY_SECONDS)
     else:

@@ -325,7 +325,7 @@ def connection_options(schema: str, statement_timeout_seconds: float, applicatio
         f"-c idle_in_transaction_session_timeout={_STANDSTILL_MS} -c timezone=UTC "
         # Nor may one whose machine is gone keep its session: by default the server waits two hours, or fifteen minutes
         # where an answer is on its way.
-        "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=10000",
+        "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=8000",
         "application_name": application_name,
         "autocommit": False,
         "prepare_threshold": 2,

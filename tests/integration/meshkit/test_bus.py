@@ -4,7 +4,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
+from nats.js.api import AckPolicy, ConsumerConfig
 
+import meshkit.bus
 from meshkit.bus import Bus, BusMessage
 from meshkit.errors import ErrorKind, MeshError
 from tests.conftest import NatsControl
@@ -93,6 +95,77 @@ async def test_batches_are_acknowledged_whole_and_come_again_whole(bus: Bus) -> 
     again = [one for batch in batches[1:] for one in batch]
     assert sorted(again) == [(b"1", 2), (b"2", 2), (b"3", 1)], "what failed comes again, and nothing else"
     assert made == ["made"]
+
+
+async def test_events_of_a_consumer_that_stands_still_pass_on_to_another(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meshkit.bus, "ACK_WAIT_SECONDS", 1.0)
+    heard, name = Heard(), subject()
+    gone = await bus.consume("still", [name], Heard())
+    await bus.publish(name, b"0")
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    assert bus._js is not None
+    # As one that was handed an event and stands still: it holds it, and neither acknowledges nor extends.
+    held = await bus._js.pull_subscribe_bind("still", bus._stream)
+    await bus.publish(name, b"1")
+    taken = await held.fetch(2, timeout=10)
+    assert b"1" in [message.data for message in taken]
+    await bus.consume("still", [name], heard)
+    while (message := await asyncio.wait_for(heard.queue.get(), 20)).data != b"1":
+        pass
+    assert message.deliveries == 2
+
+
+async def test_an_event_that_takes_long_is_handed_to_nobody_else(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meshkit.bus, "ACK_WAIT_SECONDS", 0.6)
+    name = subject()
+    handed: list[tuple[bytes, int]] = []
+    done = asyncio.Event()
+
+    async def take(message: BusMessage) -> None:
+        handed.append((message.data, message.deliveries))
+        if message.data == b"slow":
+            await asyncio.sleep(2.5)
+        if message.data == b"last":
+            done.set()
+
+    await bus.publish(name, b"slow")
+    await bus.publish(name, b"behind it")
+    for _ in range(2):
+        await bus.consume("slow", [name], take)
+    await asyncio.sleep(2)
+    await bus.publish(name, b"last")
+    async with asyncio.timeout(20):
+        await done.wait()
+        while (b"behind it", 1) not in handed:  # noqa: ASYNC110 -- the bus drives it
+            await asyncio.sleep(0.01)
+    assert sorted(handed) == [(b"behind it", 1), (b"last", 1), (b"slow", 1)]
+
+
+async def test_a_consumer_of_an_earlier_version_gets_the_present_wait(bus: Bus) -> None:
+    name = subject()
+    assert bus._js is not None
+    await bus.ensure_stream()
+    before = ConsumerConfig(
+        durable_name="older",
+        filter_subjects=[name],
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=60.0,
+        max_ack_pending=256,
+    )
+    await bus._js.add_consumer(bus._stream, before)
+    made = asyncio.Event()
+    await bus.consume_batches("older", [name], ignore, on_made=made.set)
+    async with asyncio.timeout(20):
+        await made.wait()
+    info = await bus._js.consumer_info(bus._stream, "older")
+    assert info.config.ack_wait == meshkit.bus.ACK_WAIT_SECONDS
+
+
+async def ignore(messages: Sequence[BusMessage]) -> None:
+    del messages
 
 
 async def test_a_durable_consumer_keeps_its_place(bus: Bus) -> None:

@@ -1,0 +1,39 @@
+"""What a replica that stands still holds is another's within ten seconds: the sum of what has to run out first."""
+
+from meshkit import bus, db, leadership, pipeline
+from services.tasks.webhooks import domain, sender
+from services.workflows.config import WorkflowsSettings
+
+LIMIT_SECONDS = 10.0
+# A loop's interval varies by a fifth.
+JITTER = 1.2
+
+
+def options() -> dict[str, str]:
+    words = str(db.connection_options("tasks", 30, "test")["options"]).split("-c ")
+    return dict(word.strip().split("=", 1) for word in words if word.strip())
+
+
+def test_its_transactions_end() -> None:
+    assert int(options()["idle_in_transaction_session_timeout"]) < LIMIT_SECONDS * 1000
+    assert int(options()["tcp_user_timeout"]) < LIMIT_SECONDS * 1000, "one that takes no answer either"
+    [seconds] = [word for word in pipeline._END_STANDSTILL.split("'") if word.endswith("s")]
+    assert float(seconds.removesuffix("s")) < LIMIT_SECONDS
+
+
+def test_its_leadership_passes_on() -> None:
+    assert leadership.LEADER_SECONDS + leadership._ASK_SECONDS < LIMIT_SECONDS
+
+
+def test_its_webhooks_are_sent_by_another() -> None:
+    assert domain.LEASE.total_seconds() + sender.INTERVAL_SECONDS * JITTER < LIMIT_SECONDS
+
+
+def test_its_events_are_handled_by_another() -> None:
+    assert bus.FETCH_TIMEOUT_SECONDS + bus.ACK_WAIT_SECONDS < LIMIT_SECONDS
+
+
+def test_its_workflows_are_moved_by_another() -> None:
+    fields = WorkflowsSettings.model_fields
+    resend, interval = fields["resend_seconds"].default, fields["reconcile_interval_seconds"].default
+    assert resend + interval * JITTER < LIMIT_SECONDS
