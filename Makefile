@@ -99,7 +99,7 @@ e2e-long: setup ## Run the long tests too.
 chaos: setup ## Kill processes at random under 10,000 tasks; CHAOS="--tasks 1000 --seed 7" changes that; 20 minutes.
 	@$(BIN)/python -m tests.e2e.chaos $(CHAOS)
 
-fuzz: setup ## Send 100,000 generated and hostile requests; FUZZ_SEED=7 draws others; more than an hour.
+fuzz: setup ## Send 100,000 generated and hostile requests; FUZZ_SEED=7 draws others; six minutes to an hour.
 	@$(BIN)/python -m pytest -q -m long tests/e2e/test_schema_fuzz.py
 
 clean: ## Remove what was made here, but no data folder of a mesh.

@@ -40,8 +40,9 @@ _PING_SECONDS = 1
 _FETCH_BATCH = 32
 _NAK_DELAY_SECONDS = 2.0
 # A process that stands still is handed messages for as long as its last fetch lasts, and keeps each for as long as its
-# acknowledgement is waited for; then another process gets them. One that is at work extends that.
-FETCH_TIMEOUT_SECONDS = 4.0
+# acknowledgement is waited for; then another process gets them. One that is at work extends that. A fetch may keep a
+# message until its end, so it is well shorter than the wait.
+FETCH_TIMEOUT_SECONDS = 2.0
 ACK_WAIT_SECONDS = 5.0
 
 
