@@ -11,6 +11,7 @@ from meshkit.catalog import OWN_PROVIDERS, PROVIDERS
 
 _CALLED: Final = "ATELIER_WORKER_PROVIDERS"
 _SERVED: Final = "ATELIER_SERVED_PROVIDERS"
+_EDITOR: Final = "ATELIER_ULTIMATE_EDITOR"
 
 
 def chosen_providers(*, asked: bool) -> tuple[str, ...]:
@@ -32,14 +33,18 @@ def chosen_providers(*, asked: bool) -> tuple[str, ...]:
             message = f"{_CALLED} is set, so the worker calls providers itself; leave --providers out."
             raise CliError(message, ExitCode.USAGE)
         return ()
+    # Who opens the account of each: the pipelines of the device are called where a provider redraws for them.
+    accounts = {name: name for name in PROVIDERS if name not in OWN_PROVIDERS}
+    if (editor := (given(_EDITOR) or "").strip().upper()) in accounts:
+        accounts |= {name: editor for name in OWN_PROVIDERS if name != PROVIDERS["LOCAL"].name}
     served = given(_SERVED)
     named = None if served is None else {name.strip().upper() for name in served.split(",")}
     found = tuple(
         name
         for name in PROVIDERS
-        if name not in OWN_PROVIDERS
+        if name in accounts
         and (named is None or name in named)
-        and ((asked and named is not None) or any(given(setting) for setting in _credentials(name)))
+        and ((asked and named is not None) or any(given(setting) for setting in _credentials(accounts[name])))
     )
     if asked and not found:
         message = (

@@ -96,4 +96,5 @@ def _device_work(settings: InferenceSettings) -> DeviceWork:
         log_level=settings.log_level,
     )
     spin = {} if "OMP_WAIT_POLICY" in os.environ else _SPIN  # who sets that has said how threads wait
-    return DeviceWork(settings.worker_queues, load_pairs(types), child.command(), {**_QUIET, **spin})
+    pairs = load_pairs(types, pipelines=settings.ultimate_editor == LOCAL)
+    return DeviceWork(settings.worker_queues, pairs, child.command(), {**_QUIET, **spin})

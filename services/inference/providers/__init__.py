@@ -41,6 +41,9 @@ _MODULES: dict[str, str] = {
     "VERTEX": f"{__name__}.vertex",
     "AI_CORE": f"{__name__}.ai_core",
     "NANO_BANANA_UPSCALER": f"{__name__}.nano_banana_upscaler",
+    "SARTIQ_ULTIMATE_REFINER": f"{__name__}.ultimate_refiner",
+    "SARTIQ_ULTIMATE_GARMENT_FIXER": f"{__name__}.ultimate_garment_fixer",
+    "SARTIQ_ULTIMATE_FACE_FIXER": f"{__name__}.ultimate_face_fixer",
 }
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_FAL_STANDARD, PROVIDER_TYPE_LOCAL, PROVIDER_TYPE_VERTEX
 from pydantic import AfterValidator, Field, SecretStr, field_validator
 
+from meshkit.catalog import provider_numbered
 from meshkit.config import CommaSeparated
 from meshkit.worker.config import WorkerSettings
 from services.inference.providers.http import ExchangeLimits, origin_of
@@ -27,6 +29,20 @@ OptionalAddress = Annotated[str, AfterValidator(lambda value: value and _address
 FalApp = Annotated[
     str, Field(max_length=256, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$")
 ]
+
+_EDITORS = tuple(
+    provider_numbered(number).name for number in (PROVIDER_TYPE_LOCAL, PROVIDER_TYPE_VERTEX, PROVIDER_TYPE_FAL_STANDARD)
+)
+
+
+def _editor(value: str) -> str:
+    name = value.strip().upper()
+    if name not in _EDITORS:
+        raise ValueError(f"must be one of {', '.join(_EDITORS)}")
+    return name
+
+
+UltimateEditor = Annotated[str, AfterValidator(_editor)]
 
 _NO_KEY = SecretStr("")
 
@@ -143,6 +159,14 @@ class ProviderSettings(WorkerSettings):
     def fal_clip_lengths(self) -> tuple[int, ...]:
         """Lengths of fal's clips in seconds, ascending."""
         return tuple(sorted({int(value) for value in self.fal_clip_seconds}))
+
+    ultimate_editor: UltimateEditor = Field(
+        default=_EDITORS[0],
+        description="Who redraws parts for the SARTIQ_ULTIMATE pipelines: LOCAL (the device), VERTEX or FAL_STANDARD.",
+    )
+    ultimate_fal_app: FalApp = Field(
+        default="fal-ai/flux-pro/kontext/multi", description="Application of fal that redraws them."
+    )
 
     @property
     def provider_http(self) -> ExchangeLimits:

@@ -58,11 +58,16 @@ def load_handlers(kinds: Iterable[TaskType.ValueType]) -> dict[TaskType.ValueTyp
     return {kind: _load(_module(TASK_TYPES[type_name(kind)])) for kind in kinds}
 
 
-def load_pairs(kinds: Iterable[TaskType.ValueType]) -> dict[Pair, TaskHandler]:
-    """Import the handlers of these types, and of the pipelines that execute them, by what each executes."""
+def load_pairs(kinds: Iterable[TaskType.ValueType], *, pipelines: bool = True) -> dict[Pair, TaskHandler]:
+    """Import the handlers of these types, by what each executes.
+
+    Args:
+        kinds: The types.
+        pipelines: Whether the pipelines that execute them are among them.
+    """
     wanted = tuple(kinds)
     handlers = {Pair(kind): handler for kind, handler in load_handlers(wanted).items()}
-    for name, module in _PIPELINES.items():
+    for name, module in _PIPELINES.items() if pipelines else ():
         for kind in wanted:
             if type_name(kind) in PROVIDERS[name].tasks:
                 handlers[Pair(kind, PROVIDERS[name].number)] = _load(module)

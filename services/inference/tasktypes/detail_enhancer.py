@@ -11,8 +11,9 @@ lies outside of the garment's box.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from atelier.tasks.v1.detail_enhancer_pb2 import DetailEnhancerTaskPublic
 from atelier.tasks.v1.enums_pb2 import TaskType
@@ -26,6 +27,11 @@ from modelkit.pictures import open_picture
 from services.inference.tasktypes.checks import check_needs, check_of, settings_of, share_of
 from services.inference.tasktypes.failures import one_by_one
 from services.inference.tasktypes.pictures import noted, save_png
+
+if TYPE_CHECKING:  # they import OpenCV, which the parent never does
+    from modelkit.consistency import ConsistencyCheck
+    from modelkit.details import DetailArtist
+    from modelkit.garment import Cutter, Looker
 
 _log = get_logger(__name__)
 
@@ -57,7 +63,7 @@ class DetailEnhancerHandler:
 
     def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:
         """Name the networks that find garments, and those that compare pictures where a check asks for that."""
-        return (Need(_VISION, "vision"), Need(_CUTOUT, "cutout", _CUTTER), *check_needs(_settings(spec, task)))
+        return (Need(_VISION, "vision"), Need(_CUTOUT, "cutout", _CUTTER), *check_needs(detail_settings(spec, task)))
 
     def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
         """Work on each picture; one that fails does not fail the others."""
@@ -69,36 +75,56 @@ def handler() -> DetailEnhancerHandler:
     return DetailEnhancerHandler()
 
 
-def _settings(spec: CreateTask, task: Task) -> SartiqUltimateGarmentFixerConfig:
+def detail_settings(spec: CreateTask, task: Task) -> SartiqUltimateGarmentFixerConfig:
+    """Read what steers a task, with its defaults."""
     settings: SartiqUltimateGarmentFixerConfig = settings_of(spec, task, SartiqUltimateGarmentFixerConfig.DESCRIPTOR)
     return settings
 
 
-def _label(spec: CreateTask, task: Task) -> str:
+def label_of(spec: CreateTask, task: Task) -> str:
+    """Return what the garment is; empty where the task does not say."""
     return (task.detail_enhancer if task.HasField("detail_enhancer") else spec.detail_enhancer).detail_label
 
 
-def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
-    from modelkit.details import DetailSettings, DetailTransfer, ReferenceDetails  # noqa: PLC0415 -- OpenCV, in the child alone
+@dataclass(frozen=True, slots=True)
+class DetailParts:
+    """Who does what for a picture.
+
+    Attributes:
+        looker: Finds people, and things on a plain background.
+        cutter: Finds everything else.
+        artist: Redraws tiles.
+        check: Judges them.
+    """
+
+    looker: Looker
+    cutter: Cutter
+    artist: DetailArtist
+    check: ConsistencyCheck
+
+
+def details_enhanced(context: TaskContext, parts: DetailParts, done: Callable[[float], None]) -> Output:
+    """Bring the details of a task's garment back.
+
+    Args:
+        context: The task.
+        parts: Who does what.
+        done: Takes the share of the work that is done, 0 to 1; may raise to stop.
+    """
+    from modelkit.details import DetailSettings, DetailTransfer  # noqa: PLC0415 -- OpenCV, never in a device's parent
 
     began = time.monotonic()
-    settings = _settings(context.spec, context.task)
+    settings = detail_settings(context.spec, context.task)
     base, reference = open_picture(context.inputs[_BASE]), open_picture(context.inputs[_REFERENCE])
-    done = share_of(context)
     done(0.0)
-    transfer = DetailTransfer(
-        lent[_VISION],
-        lent[_CUTOUT],
-        ReferenceDetails(),
-        check_of(settings, lent),
-        DetailSettings(
-            label=_label(context.spec, context.task),
-            expand=settings.bbox_expand_percent,
-            split=settings.split_threshold,
-            feather_px=settings.feather_px,
-            max_retries=settings.max_retries,
-        ),
+    chosen = DetailSettings(
+        label=label_of(context.spec, context.task),
+        expand=settings.bbox_expand_percent,
+        split=settings.split_threshold,
+        feather_px=settings.feather_px,
+        max_retries=settings.max_retries,
     )
+    transfer = DetailTransfer(parts.looker, parts.cutter, parts.artist, parts.check, chosen)
     made = transfer.transfer(base, reference, done, keep_drafts=settings.save_debug_images)
     for number, tile in enumerate(made.tiles, 1):
         _log.info(
@@ -126,5 +152,13 @@ def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
 def _notes(context: TaskContext, settings: SartiqUltimateGarmentFixerConfig) -> PictureNotes:
     names = ("bbox_expand_percent", "split_threshold", "feather_px", "max_retries", "ssim_threshold")
     settings_told = {name: getattr(settings, name) for name in (*names, "lpips_threshold", "dists_threshold")}
-    label = _label(context.spec, context.task) or None
+    label = label_of(context.spec, context.task) or None
     return PictureNotes("DETAIL_ENHANCER", settings={"detail_label": label, **settings_told})
+
+
+def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
+    from modelkit.details import ReferenceDetails  # noqa: PLC0415 -- OpenCV, in the child alone
+
+    check = check_of(detail_settings(context.spec, context.task), lent)
+    parts = DetailParts(lent[_VISION], lent[_CUTOUT], ReferenceDetails(), check)
+    return details_enhanced(context, parts, share_of(context))

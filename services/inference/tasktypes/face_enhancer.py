@@ -11,8 +11,8 @@ best attempt is kept where none passes, and `fallback_used` says so. A picture w
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from atelier.tasks.v1.enums_pb2 import TaskType
 from atelier.tasks.v1.face_enhancer_pb2 import FaceEnhancerTaskPublic
@@ -25,6 +25,10 @@ from modelkit.pictures import open_picture
 from services.inference.tasktypes.checks import check_needs, check_of, settings_of, share_of
 from services.inference.tasktypes.failures import one_by_one
 from services.inference.tasktypes.pictures import noted, save_png
+
+if TYPE_CHECKING:  # they import OpenCV, which the parent never does
+    from modelkit.consistency import ConsistencyCheck
+    from modelkit.faces import FaceArtist, FaceFinder
 
 _INPUT = "input"
 _VISION = "vision"
@@ -48,7 +52,7 @@ class FaceEnhancerHandler:
 
     def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:
         """Name the networks that find faces, redraw them, and compare them where a check asks for that."""
-        return (Need(_VISION, "vision"), Need(_UPSCALER, "upscaler"), *check_needs(_settings(spec, task)))
+        return (Need(_VISION, "vision"), Need(_UPSCALER, "upscaler"), *check_needs(face_settings(spec, task)))
 
     def run(self, batch: Sequence[TaskContext], lent: Mapping[str, Any]) -> Sequence[Output | Exception]:
         """Restore each picture's faces; one that fails does not fail the others."""
@@ -60,28 +64,41 @@ def handler() -> FaceEnhancerHandler:
     return FaceEnhancerHandler()
 
 
-def _settings(spec: CreateTask, task: Task) -> SartiqUltimateFaceFixerConfig:
+def face_settings(spec: CreateTask, task: Task) -> SartiqUltimateFaceFixerConfig:
+    """Read what steers a task, with its defaults."""
     settings: SartiqUltimateFaceFixerConfig = settings_of(spec, task, SartiqUltimateFaceFixerConfig.DESCRIPTOR)
     return settings
 
 
-def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
-    from modelkit.faces import FaceRestoration, FaceSettings, NetworkFaces  # noqa: PLC0415 -- OpenCV, in the child alone
+def faces_enhanced(
+    context: TaskContext,
+    finder: FaceFinder,
+    artist: FaceArtist,
+    check: ConsistencyCheck,
+    done: Callable[[float], None],
+    *,
+    model: str,
+) -> Output:
+    """Restore the faces of a task's picture.
+
+    Args:
+        context: The task.
+        finder: Finds them.
+        artist: Redraws them.
+        check: Judges them.
+        done: Takes the share of the work that is done, 0 to 1; may raise to stop.
+        model: Name of what redraws them, for the notes of the result.
+    """
+    from modelkit.faces import FaceRestoration, FaceSettings  # noqa: PLC0415 -- OpenCV, never in a device's parent
 
     began = time.monotonic()
-    settings = _settings(context.spec, context.task)
+    settings = face_settings(context.spec, context.task)
     image = open_picture(context.inputs[_INPUT])
-    done = share_of(context)
     done(0.0)
-    restoration = FaceRestoration(
-        lent[_VISION],
-        NetworkFaces(lent[_UPSCALER]),
-        check_of(settings, lent),
-        FaceSettings(settings.expand_percent, settings.feather_px, settings.max_retries),
-    )
-    made = restoration.restore(image, done, keep_drafts=settings.save_debug_images)
+    chosen = FaceSettings(settings.expand_percent, settings.feather_px, settings.max_retries)
+    made = FaceRestoration(finder, artist, check, chosen).restore(image, done, keep_drafts=settings.save_debug_images)
     files = [OutputFile(_RESULT, "image/png", "result_image_path")]
-    notes = noted(context.spec, context.task, lambda: _notes(settings))
+    notes = noted(context.spec, context.task, lambda: _notes(settings, model))
     save_png(made.image, context.folder / _RESULT, notes)
     for name, draft in made.drafts.items():
         save_png(draft, context.folder / f"debug-{name}.png")
@@ -101,8 +118,14 @@ def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
     return Output(TaskResult(face_enhancer=result), tuple(files), time.monotonic() - began)
 
 
-def _notes(settings: SartiqUltimateFaceFixerConfig) -> PictureNotes:
+def _notes(settings: SartiqUltimateFaceFixerConfig, model: str) -> PictureNotes:
     names = ("expand_percent", "feather_px", "max_retries", "ssim_threshold", "lpips_threshold", "dists_threshold")
-    return PictureNotes(
-        "FACE_ENHANCER", model="realesrgan-x4plus", settings={name: getattr(settings, name) for name in names}
-    )
+    return PictureNotes("FACE_ENHANCER", model=model, settings={name: getattr(settings, name) for name in names})
+
+
+def _enhance(context: TaskContext, lent: Mapping[str, Any]) -> Output:
+    from modelkit.faces import NetworkFaces  # noqa: PLC0415 -- OpenCV, in the child alone
+
+    check = check_of(face_settings(context.spec, context.task), lent)
+    artist = NetworkFaces(lent[_UPSCALER])
+    return faces_enhanced(context, lent[_VISION], artist, check, share_of(context), model="realesrgan-x4plus")

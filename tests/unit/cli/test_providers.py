@@ -18,7 +18,12 @@ from services.inference.config import InferenceSettings
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*credentials_of_providers(), "ATELIER_WORKER_PROVIDERS", "ATELIER_SERVED_PROVIDERS"):
+    for name in (
+        *credentials_of_providers(),
+        "ATELIER_WORKER_PROVIDERS",
+        "ATELIER_SERVED_PROVIDERS",
+        "ATELIER_ULTIMATE_EDITOR",
+    ):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(f"{name}_FILE", raising=False)
 
@@ -60,6 +65,14 @@ def test_a_credential_or_its_file_brings_the_providers_that_take_it(
     )
     monkeypatch.setenv("ATELIER_SERVED_PROVIDERS", "local, fashn_standard")
     assert chosen_providers(asked=False) == ("FASHN_STANDARD",)
+
+
+def test_pipelines_of_the_device_are_called_where_a_provider_redraws_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipelines = set(OWN_PROVIDERS) - {"LOCAL"}
+    monkeypatch.setenv("ATELIER_FAL_KEY", "of fal")
+    for editor, called in (("VERTEX", set()), ("FAL_STANDARD", pipelines), ("LOCAL", set())):
+        monkeypatch.setenv("ATELIER_ULTIMATE_EDITOR", editor)
+        assert set(chosen_providers(asked=False)) & set(OWN_PROVIDERS) == called
 
 
 def test_who_asks_for_the_worker_names_whom_it_calls(monkeypatch: pytest.MonkeyPatch) -> None:
