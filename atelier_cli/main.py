@@ -14,6 +14,7 @@ from atelier_cli.commands import (
     inspect,
     logs,
     mesh,
+    providers,
     retry,
     run,
     task,
@@ -55,6 +56,7 @@ app.command()(doctor.doctor)
 app.add_typer(task.app, name="task")
 app.add_typer(workflow.app, name="workflow")
 app.add_typer(webhook.app, name="webhook")
+app.add_typer(providers.app, name="providers")
 
 
 @app.callback()

@@ -39,6 +39,7 @@ from services.tasks.media import shower
 from services.tasks.notifier import Notifier
 from services.tasks.postgres.store import PostgresTaskStore
 from services.tasks.postgres.webhooks import PostgresWebhooks
+from services.tasks.providers.service import ProviderDesk
 from services.tasks.scheduling.progress import ProgressRelay
 from services.tasks.scheduling.scheduler import Scheduler
 from services.tasks.scheduling.service import WorkerSessions
@@ -177,7 +178,14 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         [
             (
                 tasks_service_pb2_grpc.add_TasksServiceServicer_to_server,
-                TasksServicer(tasks, watchers, catalog, quotas, shower(links)),
+                TasksServicer(
+                    tasks,
+                    watchers,
+                    catalog,
+                    quotas=quotas,
+                    show=shower(links),
+                    providers=ProviderDesk(store, settings.gate_limits, notifier.waiting),
+                ),
             ),
             (
                 worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,

@@ -403,6 +403,14 @@ class TaskStore(Protocol):
         """Have fallbacks take over what waits too long for a provider that takes no requests."""
         ...
 
+    async def gates(self) -> GateView:
+        """All gates of providers, with the attempts under way at each."""
+        ...
+
+    async def reset_gate(self, name: GateName) -> tuple[Gate, Gate] | None:
+        """Close a gate's breaker: the gate before and after, or None where nothing has passed such a gate."""
+        ...
+
     async def promote_delayed(self) -> list[str]:
         """Let retries whose delay has passed wait in their queues; return the queues."""
         ...

@@ -11,6 +11,7 @@ import grpc
 from atelier.tasks.v1 import tasks_service_pb2, tasks_service_pb2_grpc
 
 from meshkit.access import Caller
+from meshkit.catalog import provider_numbered
 from meshkit.idempotency import REPLAYED, IdempotencyKey
 from services.tasks.api.quotas import TenantQuotas
 from services.tasks.api.service import TasksService
@@ -19,6 +20,9 @@ from services.tasks.catalog import Catalog
 from services.tasks.convert import STATUS_NAME, TASK_TYPE_NAME, to_attempt, to_catalog, to_service_request, write_task
 from services.tasks.domain import TaskStatus
 from services.tasks.media import ShowTask
+from services.tasks.providers.convert import to_providers, to_state
+from services.tasks.providers.domain import GateName
+from services.tasks.providers.service import ProviderDesk
 from services.tasks.store import TaskFilter
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -34,16 +38,25 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         catalog: What is served.
         quotas: The limits of tenants.
         show: Makes of a row what callers see.
+        providers: What stands before providers.
     """
 
     def __init__(
-        self, tasks: TasksService, watchers: TaskWatchers, catalog: Catalog, quotas: TenantQuotas, show: ShowTask
+        self,
+        tasks: TasksService,
+        watchers: TaskWatchers,
+        catalog: Catalog,
+        *,
+        quotas: TenantQuotas,
+        show: ShowTask,
+        providers: ProviderDesk,
     ) -> None:
         self._tasks = tasks
         self._watchers = watchers
         self._catalog = catalog
         self._quotas = quotas
         self._show = show
+        self._providers = providers
 
     async def CreateTask(
         self, request: tasks_service_pb2.CreateTaskRequest, context: Context
@@ -170,6 +183,21 @@ class TasksServicer(tasks_service_pb2_grpc.TasksServiceServicer):
         return tasks_service_pb2.ListServiceRequestsResponse(
             service_requests=[to_service_request(replace(note, resume=None)) for note in notes]
         )
+
+    async def ListProviders(
+        self, request: tasks_service_pb2.ListProvidersRequest, context: Context
+    ) -> tasks_service_pb2.ListProvidersResponse:
+        del request, context
+        gates, running = await self._providers.gates(Caller.of_call())
+        return to_providers(self._catalog, gates, running, self._providers.limits)
+
+    async def ResetProviderBreaker(
+        self, request: tasks_service_pb2.ResetProviderBreakerRequest, context: Context
+    ) -> tasks_service_pb2.ResetProviderBreakerResponse:
+        del context
+        name = GateName(provider_numbered(request.provider_type).name, request.key)
+        before, now = await self._providers.reset(name)
+        return tasks_service_pb2.ResetProviderBreakerResponse(previous_state=to_state(before), new_state=to_state(now))
 
     async def GetCatalog(
         self, request: tasks_service_pb2.GetCatalogRequest, context: Context

@@ -22,7 +22,7 @@ from services.tasks.providers.domain import (
     ProviderLimits,
     TokenBucket,
 )
-from services.tasks.providers.gates import GateView, gate_of, gates_of
+from services.tasks.providers.gates import GATED, GateView, gate_of, gates_of
 from services.tasks.service_requests import ServiceRequestEffect
 
 # A round looks at so many lanes. Where work waits in more, each round goes on where the last one ended.
@@ -107,6 +107,11 @@ ON CONFLICT (provider, key) DO UPDATE SET
     rejected_calls = g.rejected_calls + excluded.rejected_calls,
     waiting_since = coalesce(g.waiting_since, excluded.waiting_since)
 """
+
+
+_ALL = f"""
+SELECT {_READ}, clock_timestamp(), {_LOST} FROM provider_gates g ORDER BY g.provider, g.key LIMIT 1000
+"""  # noqa: S608 -- fixed names
 
 
 class _AskedGates(NamedTuple):
@@ -208,6 +213,15 @@ class GateTable:
         if breaker is settled and bucket is before.bucket:
             return None
         return replace(before, breaker=breaker, bucket=bucket)
+
+    async def all(self) -> GateView:
+        """Return all gates that have a row, a thousand at most, with the attempts under way at each."""
+        gates = await self._conn.execute(_ALL)
+        return await self.view(_AskedGates(gates, await self._conn.execute(_RUNNING, (sorted(GATED),))), ())
+
+    async def known(self, name: GateName) -> bool:
+        """Whether a gate has a row."""
+        return bool((await self.view(await self.ask([name]), ())).gates)
 
     async def reset(self, name: GateName) -> tuple[Gate, Gate]:
         """Close the breaker of a gate and let its bucket give again.

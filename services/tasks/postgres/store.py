@@ -23,9 +23,11 @@ from services.tasks.domain import (
 )
 from services.tasks.errors import task_not_found
 from services.tasks.postgres import counters, creates, endings, fallbacks, queries, service_requests, sessions, sweeps
+from services.tasks.postgres.gates import GateTable
 from services.tasks.postgres.planning import HOT
 from services.tasks.postgres.rounds import PostgresRound
-from services.tasks.providers.domain import ProviderLimits
+from services.tasks.providers.domain import Gate, GateName, ProviderLimits
+from services.tasks.providers.gates import GateView
 from services.tasks.service_requests import NoteVerdict, ServiceRequestNote
 from services.tasks.store import (
     AttemptEnd,
@@ -276,6 +278,17 @@ class PostgresTaskStore:
             return await fallbacks.fall_back_waiting(conn, policy)
 
         return await self._in_transaction(work)
+
+    async def gates(self) -> GateView:
+        """All gates of providers, with the attempts under way at each."""
+        async with self._db.connection() as conn:
+            return await GateTable(conn, self._limits).all()
+
+    async def reset_gate(self, name: GateName) -> tuple[Gate, Gate] | None:
+        """Close a gate's breaker: the gate before and after, or None where nothing has passed such a gate."""
+        async with self._db.transaction() as conn:
+            table = GateTable(conn, self._limits)
+            return await table.reset(name) if await table.known(name) else None
 
     async def promote_delayed(self) -> list[str]:
         """Let retries whose delay has passed wait in their queues; return the queues."""

@@ -10,10 +10,9 @@ import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, worker_service_pb2
 from atelier.tasks.v1 import service_requests_pb2 as pb
 
+from meshkit.errors import ErrorKind, MeshError
 from services.tasks.convert import timestamp
 from services.tasks.postgres import gates, usage
-from services.tasks.postgres.gates import GateTable
-from services.tasks.providers.domain import GateName, ProviderLimits
 from services.tasks.service_requests import ServiceRequestEffect
 from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, duration, ref, until
 
@@ -24,6 +23,7 @@ SERVED = {
     "served_providers": ("LOCAL", "FAL_STANDARD"),
 }
 APP = "house/painter"
+LIST = tasks_service_pb2.ListProvidersRequest()
 NIGHT = datetime(2026, 3, 1, 23, 59, 50, tzinfo=UTC)
 
 
@@ -246,16 +246,36 @@ async def test_work_of_the_mesh_itself_asks_for_no_gate(start_mesh: StartMesh) -
     assert await mesh.rows("SELECT * FROM provider_gates") == []
 
 
-async def test_reset_closes_at_once(start_mesh: StartMesh) -> None:
-    mesh = await start_mesh(**SERVED)
+async def test_operators_see_gates_and_close_breakers_and_callers_do_not(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**limits(concurrency=7))
     worker = await caller(mesh)
     await break_it(mesh, worker)
+    running = await call(mesh, 2, app="house/writer")
+    assert len(await worker.lease(2)) == 2
     await call(mesh, 5)
     assert await worker.lease(8, wait=0.1) == []
-    async with mesh.running.database.transaction() as conn:
-        before, after = await GateTable(conn, ProviderLimits()).reset(GateName("FAL_STANDARD", APP))
-    assert (before.breaker.state, after.breaker.state) == ("open", "closed")
+    operator = mesh.tasks("", ("operator", "read"))
+    listed = {one.provider_type: one for one in (await operator.ListProviders(LIST)).providers}
+    assert [number for number, one in listed.items() if one.served] == [enums_pb2.PROVIDER_TYPE_LOCAL, FAL]
+    gates = {one.key: one for one in listed[FAL].gates}
+    assert (gates[APP].state, gates[APP].total_calls) == (tasks_service_pb2.BREAKER_STATE_OPEN, 1)
+    assert gates["house/writer"].running == gates[""].running == len(running)
+    assert gates[""].concurrency == 7
+    public = {one.provider_type: one for one in (await mesh.tasks().ListProviders(LIST)).providers}
+    assert not public[FAL].gates
+    assert public[FAL].tasks == listed[FAL].tasks
+    reset = tasks_service_pb2.ResetProviderBreakerRequest(provider_type=FAL, key=APP)
+    with pytest.raises(MeshError) as refused:
+        await mesh.tasks().ResetProviderBreaker(reset)
+    assert refused.value.kind is ErrorKind.FORBIDDEN
+    answer = await operator.ResetProviderBreaker(reset)
+    assert answer.previous_state == tasks_service_pb2.BREAKER_STATE_OPEN
+    assert answer.new_state == tasks_service_pb2.BREAKER_STATE_CLOSED
     assert len(await worker.lease(8)) == 5
+    reset.key = "house/unknown"
+    with pytest.raises(MeshError) as unknown:
+        await operator.ResetProviderBreaker(reset)
+    assert unknown.value.kind is ErrorKind.NOT_FOUND
 
 
 async def test_more_lanes_than_a_round_looks_at_are_served_in_turn(

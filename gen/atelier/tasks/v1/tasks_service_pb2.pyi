@@ -61,6 +61,34 @@ ATTEMPT_OUTCOME_RELEASED: AttemptOutcome.ValueType  # 5
 """Handed back unstarted, or never acknowledged; costs no retry."""
 Global___AttemptOutcome: _TypeAlias = AttemptOutcome  # noqa: Y015
 
+class _BreakerState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BreakerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BreakerState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BREAKER_STATE_UNSPECIFIED: _BreakerState.ValueType  # 0
+    """Not known."""
+    BREAKER_STATE_CLOSED: _BreakerState.ValueType  # 1
+    """Calls are admitted."""
+    BREAKER_STATE_OPEN: _BreakerState.ValueType  # 2
+    """None is."""
+    BREAKER_STATE_HALF_OPEN: _BreakerState.ValueType  # 3
+    """A few are, as trials."""
+
+class BreakerState(_BreakerState, metaclass=_BreakerStateEnumTypeWrapper):
+    """State of a breaker."""
+
+BREAKER_STATE_UNSPECIFIED: BreakerState.ValueType  # 0
+"""Not known."""
+BREAKER_STATE_CLOSED: BreakerState.ValueType  # 1
+"""Calls are admitted."""
+BREAKER_STATE_OPEN: BreakerState.ValueType  # 2
+"""None is."""
+BREAKER_STATE_HALF_OPEN: BreakerState.ValueType  # 3
+"""A few are, as trials."""
+Global___BreakerState: _TypeAlias = BreakerState  # noqa: Y015
+
 @_typing.final
 class CreateTaskRequest(_message.Message):
     """Request of CreateTask."""
@@ -1072,6 +1100,264 @@ class GetCatalogResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCatalogResponse: _TypeAlias = GetCatalogResponse  # noqa: Y015
+
+@_typing.final
+class ProviderGate(_message.Message):
+    """What stands before calls to a provider, or to one of its applications or models."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    FAILURE_COUNT_FIELD_NUMBER: _builtins.int
+    SUCCESS_COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_CALLS_FIELD_NUMBER: _builtins.int
+    REJECTED_CALLS_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    LAST_FAILURE_AT_FIELD_NUMBER: _builtins.int
+    OPENED_AT_FIELD_NUMBER: _builtins.int
+    BLOCKED_UNTIL_FIELD_NUMBER: _builtins.int
+    WAITING_SINCE_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Application or model; empty for the provider as a whole."""
+    state: Global___BreakerState.ValueType
+    """State of its breaker."""
+    failure_count: _builtins.int
+    """Failures since the last success."""
+    success_count: _builtins.int
+    """Trials that have succeeded while half open."""
+    total_calls: _builtins.int
+    """Calls that were admitted."""
+    rejected_calls: _builtins.int
+    """Times that waiting work was passed over because the breaker was open."""
+    running: _builtins.int
+    """Attempts under way."""
+    concurrency: _builtins.int
+    """Calls at once at most."""
+    rate: _builtins.float
+    """Calls a second at most, in the long run."""
+    burst: _builtins.int
+    """Calls at once after a rest."""
+    @_builtins.property
+    def last_failure_at(self) -> _timestamp_pb2.Timestamp:
+        """When a call failed last."""
+
+    @_builtins.property
+    def opened_at(self) -> _timestamp_pb2.Timestamp:
+        """When the breaker opened."""
+
+    @_builtins.property
+    def blocked_until(self) -> _timestamp_pb2.Timestamp:
+        """No call before: the provider has asked for it."""
+
+    @_builtins.property
+    def waiting_since(self) -> _timestamp_pb2.Timestamp:
+        """Since when work waits before it."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        state: Global___BreakerState.ValueType = ...,
+        failure_count: _builtins.int = ...,
+        success_count: _builtins.int = ...,
+        total_calls: _builtins.int = ...,
+        rejected_calls: _builtins.int = ...,
+        running: _builtins.int = ...,
+        last_failure_at: _timestamp_pb2.Timestamp | None = ...,
+        opened_at: _timestamp_pb2.Timestamp | None = ...,
+        blocked_until: _timestamp_pb2.Timestamp | None = ...,
+        waiting_since: _timestamp_pb2.Timestamp | None = ...,
+        concurrency: _builtins.int | None = ...,
+        rate: _builtins.float | None = ...,
+        burst: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_burst", b"_burst", "_concurrency", b"_concurrency", "_rate", b"_rate", "blocked_until", b"blocked_until", "burst", b"burst", "concurrency", b"concurrency", "last_failure_at", b"last_failure_at", "opened_at", b"opened_at", "rate", b"rate", "waiting_since", b"waiting_since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_burst", b"_burst", "_concurrency", b"_concurrency", "_rate", b"_rate", "blocked_until", b"blocked_until", "burst", b"burst", "concurrency", b"concurrency", "failure_count", b"failure_count", "key", b"key", "last_failure_at", b"last_failure_at", "opened_at", b"opened_at", "rate", b"rate", "rejected_calls", b"rejected_calls", "running", b"running", "state", b"state", "success_count", b"success_count", "total_calls", b"total_calls", "waiting_since", b"waiting_since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__burst: _TypeAlias = _typing.Literal["burst"]  # noqa: Y015
+    _WhichOneofArgType__burst: _TypeAlias = _typing.Literal["_burst", b"_burst"]  # noqa: Y015
+    _WhichOneofReturnType__concurrency: _TypeAlias = _typing.Literal["concurrency"]  # noqa: Y015
+    _WhichOneofArgType__concurrency: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency"]  # noqa: Y015
+    _WhichOneofReturnType__rate: _TypeAlias = _typing.Literal["rate"]  # noqa: Y015
+    _WhichOneofArgType__rate: _TypeAlias = _typing.Literal["_rate", b"_rate"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__burst) -> _WhichOneofReturnType__burst | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__concurrency) -> _WhichOneofReturnType__concurrency | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rate) -> _WhichOneofReturnType__rate | None: ...
+
+Global___ProviderGate: _TypeAlias = ProviderGate  # noqa: Y015
+
+@_typing.final
+class ProviderTaskType(_message.Message):
+    """What a provider can do for one task type."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_TYPE_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    task_type: _enums_pb2.TaskType.ValueType
+    """The type."""
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Capabilities that a task may rely on."""
+
+    def __init__(
+        self,
+        *,
+        task_type: _enums_pb2.TaskType.ValueType = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "task_type", b"task_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProviderTaskType: _TypeAlias = ProviderTaskType  # noqa: Y015
+
+@_typing.final
+class ProviderStatus(_message.Message):
+    """A provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_TYPE_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
+    QUEUE_NAME_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    GATES_FIELD_NUMBER: _builtins.int
+    provider_type: _enums_pb2.ProviderType.ValueType
+    """The provider."""
+    served: _builtins.bool
+    """Whether this installation serves it."""
+    queue_name: _builtins.str
+    """Queue of its tasks."""
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProviderTaskType]:
+        """Task types that it executes."""
+
+    @_builtins.property
+    def gates(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProviderGate]:
+        """What stands before its calls, for each of its applications or models that was called; to operators alone."""
+
+    def __init__(
+        self,
+        *,
+        provider_type: _enums_pb2.ProviderType.ValueType = ...,
+        served: _builtins.bool = ...,
+        queue_name: _builtins.str = ...,
+        tasks: _abc.Iterable[Global___ProviderTaskType] | None = ...,
+        gates: _abc.Iterable[Global___ProviderGate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gates", b"gates", "provider_type", b"provider_type", "queue_name", b"queue_name", "served", b"served", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProviderStatus: _TypeAlias = ProviderStatus  # noqa: Y015
+
+@_typing.final
+class ListProvidersRequest(_message.Message):
+    """Request of ListProviders."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProvidersRequest: _TypeAlias = ListProvidersRequest  # noqa: Y015
+
+@_typing.final
+class ListProvidersResponse(_message.Message):
+    """Response of ListProviders."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProviderStatus]:
+        """The providers, in the order of the contract."""
+
+    def __init__(
+        self,
+        *,
+        providers: _abc.Iterable[Global___ProviderStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["providers", b"providers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProvidersResponse: _TypeAlias = ListProvidersResponse  # noqa: Y015
+
+@_typing.final
+class ResetProviderBreakerRequest(_message.Message):
+    """Request of ResetProviderBreaker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_TYPE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    provider_type: _enums_pb2.ProviderType.ValueType
+    """The provider."""
+    key: _builtins.str
+    """Application or model; empty for the provider as a whole."""
+    def __init__(
+        self,
+        *,
+        provider_type: _enums_pb2.ProviderType.ValueType = ...,
+        key: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "key", b"key", "provider_type", b"provider_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
+    _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
+
+Global___ResetProviderBreakerRequest: _TypeAlias = ResetProviderBreakerRequest  # noqa: Y015
+
+@_typing.final
+class ResetProviderBreakerResponse(_message.Message):
+    """Response of ResetProviderBreaker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREVIOUS_STATE_FIELD_NUMBER: _builtins.int
+    NEW_STATE_FIELD_NUMBER: _builtins.int
+    previous_state: Global___BreakerState.ValueType
+    """State before."""
+    new_state: Global___BreakerState.ValueType
+    """State now."""
+    def __init__(
+        self,
+        *,
+        previous_state: Global___BreakerState.ValueType = ...,
+        new_state: Global___BreakerState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_state", b"new_state", "previous_state", b"previous_state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetProviderBreakerResponse: _TypeAlias = ResetProviderBreakerResponse  # noqa: Y015
 
 @_typing.final
 class GetLimitsRequest(_message.Message):

@@ -105,6 +105,16 @@ class TasksServiceStub:
                 request_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetLimitsRequest.SerializeToString,
                 response_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetLimitsResponse.FromString,
                 _registered_method=True)
+        self.ListProviders = channel.unary_unary(
+                '/atelier.tasks.v1.TasksService/ListProviders',
+                request_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListProvidersRequest.SerializeToString,
+                response_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListProvidersResponse.FromString,
+                _registered_method=True)
+        self.ResetProviderBreaker = channel.unary_unary(
+                '/atelier.tasks.v1.TasksService/ResetProviderBreaker',
+                request_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ResetProviderBreakerRequest.SerializeToString,
+                response_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ResetProviderBreakerResponse.FromString,
+                _registered_method=True)
         self.ListTaskAttempts = channel.unary_unary(
                 '/atelier.tasks.v1.TasksService/ListTaskAttempts',
                 request_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListTaskAttemptsRequest.SerializeToString,
@@ -219,6 +229,20 @@ class TasksServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListProviders(self, request, context):
+        """Lists the providers: what each can do, whether it is served, and to operators what stands before its calls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetProviderBreaker(self, request, context):
+        """Closes the breaker of a provider, or of one of its applications or models, and lets calls through at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTaskAttempts(self, request, context):
         """Lists the attempts made at a task, oldest first.
         """
@@ -305,6 +329,16 @@ def add_TasksServiceServicer_to_server(servicer, server):
                     servicer.GetLimits,
                     request_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetLimitsRequest.FromString,
                     response_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetLimitsResponse.SerializeToString,
+            ),
+            'ListProviders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProviders,
+                    request_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListProvidersRequest.FromString,
+                    response_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListProvidersResponse.SerializeToString,
+            ),
+            'ResetProviderBreaker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetProviderBreaker,
+                    request_deserializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ResetProviderBreakerRequest.FromString,
+                    response_serializer=atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ResetProviderBreakerResponse.SerializeToString,
             ),
             'ListTaskAttempts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTaskAttempts,
@@ -696,6 +730,60 @@ class TasksService:
             '/atelier.tasks.v1.TasksService/GetLimits',
             atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetLimitsRequest.SerializeToString,
             atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.GetLimitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProviders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.tasks.v1.TasksService/ListProviders',
+            atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListProvidersRequest.SerializeToString,
+            atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ListProvidersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetProviderBreaker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.tasks.v1.TasksService/ResetProviderBreaker',
+            atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ResetProviderBreakerRequest.SerializeToString,
+            atelier_dot_tasks_dot_v1_dot_tasks__service__pb2.ResetProviderBreakerResponse.FromString,
             options,
             channel_credentials,
             insecure,

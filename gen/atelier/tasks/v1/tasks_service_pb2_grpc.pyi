@@ -61,6 +61,10 @@ class TasksServiceStub:
     """Tells what this installation serves: task types, providers, queues."""
     GetLimits: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.GetLimitsRequest, _tasks_service_pb2.GetLimitsResponse]
     """Tells the caller the limits of its tenant, and how much of them is used."""
+    ListProviders: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.ListProvidersRequest, _tasks_service_pb2.ListProvidersResponse]
+    """Lists the providers: what each can do, whether it is served, and to operators what stands before its calls."""
+    ResetProviderBreaker: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.ResetProviderBreakerRequest, _tasks_service_pb2.ResetProviderBreakerResponse]
+    """Closes the breaker of a provider, or of one of its applications or models, and lets calls through at once."""
     ListTaskAttempts: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.ListTaskAttemptsRequest, _tasks_service_pb2.ListTaskAttemptsResponse]
     """Lists the attempts made at a task, oldest first."""
     ListServiceRequests: _grpc.UnaryUnaryMultiCallable[_tasks_service_pb2.ListServiceRequestsRequest, _tasks_service_pb2.ListServiceRequestsResponse]
@@ -99,6 +103,10 @@ class TasksServiceAsyncStub(TasksServiceStub):
     """Tells what this installation serves: task types, providers, queues."""
     GetLimits: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.GetLimitsRequest, _tasks_service_pb2.GetLimitsResponse]  # type: ignore[assignment]
     """Tells the caller the limits of its tenant, and how much of them is used."""
+    ListProviders: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.ListProvidersRequest, _tasks_service_pb2.ListProvidersResponse]  # type: ignore[assignment]
+    """Lists the providers: what each can do, whether it is served, and to operators what stands before its calls."""
+    ResetProviderBreaker: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.ResetProviderBreakerRequest, _tasks_service_pb2.ResetProviderBreakerResponse]  # type: ignore[assignment]
+    """Closes the breaker of a provider, or of one of its applications or models, and lets calls through at once."""
     ListTaskAttempts: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.ListTaskAttemptsRequest, _tasks_service_pb2.ListTaskAttemptsResponse]  # type: ignore[assignment]
     """Lists the attempts made at a task, oldest first."""
     ListServiceRequests: _aio.UnaryUnaryMultiCallable[_tasks_service_pb2.ListServiceRequestsRequest, _tasks_service_pb2.ListServiceRequestsResponse]  # type: ignore[assignment]
@@ -218,6 +226,22 @@ class TasksServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tasks_service_pb2.GetLimitsResponse, _abc.Awaitable[_tasks_service_pb2.GetLimitsResponse]]:
         """Tells the caller the limits of its tenant, and how much of them is used."""
+
+    @_abc_1.abstractmethod
+    def ListProviders(
+        self,
+        request: _tasks_service_pb2.ListProvidersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tasks_service_pb2.ListProvidersResponse, _abc.Awaitable[_tasks_service_pb2.ListProvidersResponse]]:
+        """Lists the providers: what each can do, whether it is served, and to operators what stands before its calls."""
+
+    @_abc_1.abstractmethod
+    def ResetProviderBreaker(
+        self,
+        request: _tasks_service_pb2.ResetProviderBreakerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tasks_service_pb2.ResetProviderBreakerResponse, _abc.Awaitable[_tasks_service_pb2.ResetProviderBreakerResponse]]:
+        """Closes the breaker of a provider, or of one of its applications or models, and lets calls through at once."""
 
     @_abc_1.abstractmethod
     def ListTaskAttempts(
