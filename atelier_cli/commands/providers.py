@@ -17,6 +17,7 @@ app = typer.Typer(help="Look at providers, their breakers and limits; close a br
 Tenant = Annotated[str, typer.Option(help="Tenant to act for.")]
 
 _PATH = "/api/v1/providers"
+_SCOPES = ("read", "operator")
 
 
 @app.callback(invoke_without_command=True)
@@ -30,7 +31,7 @@ def show(
     """List the providers, and what stands before the calls of each."""
     if context.invoked_subcommand is not None:
         return
-    with Gateway.of(DataFolder.choose(data), tenant) as gateway:
+    with Gateway.of(DataFolder.choose(data), tenant, _SCOPES) as gateway:
         providers = gateway.call("GET", _PATH)["providers"]
     if as_json:
         out.print_json(json.dumps(providers))
@@ -61,7 +62,7 @@ def reset(
 ) -> None:
     """Close a breaker: calls are admitted at once."""
     provider, _, key = name.partition("/")
-    with Gateway.of(DataFolder.choose(data), tenant) as gateway:
+    with Gateway.of(DataFolder.choose(data), tenant, _SCOPES) as gateway:
         answer = gateway.call("POST", f"{_PATH}/reset", json={"provider_type": provider, "key": key})
     out.print(f"{name}: {answer['previous_state']} -> {answer['new_state']}")
 
