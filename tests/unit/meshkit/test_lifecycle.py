@@ -37,6 +37,13 @@ def test_a_signal_ends_the_service_in_order(number: Any) -> None:
     assert (out, process.returncode) == ("closed first\nclosed last\n", 0)
 
 
+def test_the_interpreter_collects_nothing_at_the_end() -> None:
+    body = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0))"
+    with start(body) as process:
+        out, _ = process.communicate(timeout=20)
+    assert (out.splitlines()[-1], process.returncode) == ("True", 0)
+
+
 def test_a_second_signal_ends_it_at_once() -> None:
     with start("await asyncio.Event().wait()") as process:
         assert process.stdout.readline() == "ready\n"
