@@ -21,6 +21,8 @@ _MOST_SCALE = 8.0
 # Local shifts are followed up to this share of the longer side, and smoothed over as much.
 _SHIFT_SHARE = 0.04
 _AGREEMENT_SHARE = 1 / 24
+# What is blurred by this many pixels is as smooth as any: a broader blur is computed on a smaller copy.
+_SHARPEST_BLUR = 8.0
 _STABLE = (0.03 * 255) ** 2
 
 
@@ -110,16 +112,30 @@ def agreement(first: Pixels, second: Pixels) -> Floats:
     Plain areas agree with each other, whatever their brightness.
     """
     sigma = max(1.0, _AGREEMENT_SHARE * max(first.shape[:2]))
-    a, b = (_blurred(cv2.cvtColor(each, cv2.COLOR_RGB2GRAY).astype(np.float32), sigma / 6) for each in (first, second))
-    mean_a, mean_b = _blurred(a, sigma), _blurred(b, sigma)
-    covariance = _blurred(a * b, sigma) - mean_a * mean_b
-    variance_a, variance_b = _blurred(a * a, sigma) - mean_a**2, _blurred(b * b, sigma) - mean_b**2
+    a, b = (blurred(cv2.cvtColor(each, cv2.COLOR_RGB2GRAY).astype(np.float32), sigma / 6) for each in (first, second))
+    mean_a, mean_b = blurred(a, sigma), blurred(b, sigma)
+    covariance = blurred(a * b, sigma) - mean_a * mean_b
+    variance_a, variance_b = blurred(a * a, sigma) - mean_a**2, blurred(b * b, sigma) - mean_b**2
     found = (2 * covariance + _STABLE) / (variance_a + variance_b + _STABLE)
     return np.asarray(found.clip(0, 1), np.float32)
 
 
-def _blurred(plane: Floats, sigma: float) -> Floats:
-    return np.asarray(cv2.GaussianBlur(plane, (0, 0), max(sigma, 0.3), borderType=cv2.BORDER_REFLECT), np.float32)
+def blurred(field: Floats, sigma: float) -> Floats:
+    """Blur a field; a broad blur on a smaller copy, since its kernel grows with the picture and took minutes.
+
+    Args:
+        field: (height, width), or with channels behind them.
+        sigma: Breadth in pixels.
+    """
+    height, width = field.shape[:2]
+    factor = int(sigma // _SHARPEST_BLUR)
+    if factor < 2:
+        made = cv2.GaussianBlur(field, (0, 0), max(sigma, 0.3), borderType=cv2.BORDER_REFLECT)
+        return np.asarray(made, np.float32)
+    size = (max(1, width // factor), max(1, height // factor))
+    small = cv2.resize(field, size, interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), sigma * size[0] / width, borderType=cv2.BORDER_REFLECT)
+    return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _shifted(picture: Pixels, target: Pixels, laid: Aligned) -> Aligned:

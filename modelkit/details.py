@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from modelkit.alignment import Aligned, align
+from modelkit.alignment import Aligned, align, blurred
 from modelkit.consistency import ConsistencyCheck, Scores
 from modelkit.garment import Cutter, Garment, Looker, find_garment
 from modelkit.patches import Blend, Floats, PixelBox, Pixels, feather, grown
@@ -223,8 +223,7 @@ def _change(original: Floats, reference: Floats, weights: Floats) -> Floats:
     sigma = max(_LEAST_DETAIL, _DETAIL_SHARE * max(original.shape[:2]))
     new, old = (cv2.cvtColor(each, cv2.COLOR_RGB2LAB) for each in (reference, original))
     apart, counted = np.asarray(new - old, np.float32), weights + 1e-4
-    coarse = cv2.GaussianBlur(apart * counted[..., None], (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
-    total = cv2.GaussianBlur(counted, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+    coarse, total = blurred(apart * counted[..., None], sigma), blurred(counted, sigma)
     return np.asarray(apart - coarse / total[..., None], np.float32)
 
 
@@ -243,7 +242,7 @@ def _weights(aligned: Aligned, worn: NDArray[np.bool_], shown: NDArray[np.bool_]
     both = np.asarray(worn * there * aligned.inside, np.float32)
     # Along its edge the garment is mixed with its background, in either picture.
     sigma = max(1.0, _DETAIL_SHARE * max(both.shape) / 2)
-    within = (2 * cv2.GaussianBlur(both, (0, 0), sigma, borderType=cv2.BORDER_REFLECT) - 1).clip(0, 1)
+    within = (2 * blurred(both, sigma) - 1).clip(0, 1)
     return np.asarray(within * both * aligned.agreement, np.float32)
 
 

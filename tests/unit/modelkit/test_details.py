@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modelkit.alignment import align
+from modelkit.alignment import align, blurred
 from modelkit.consistency import ConsistencyCheck, Thresholds, ssim
 from modelkit.details import DetailedPicture, DetailSettings, DetailTransfer, ReferenceDetails
 from modelkit.patches import PixelBox
@@ -160,3 +160,10 @@ def test_pictures_without_features_are_laid_box_to_box() -> None:
     laid = align(picture, PixelBox(10, 20, 70, 60), target)
     assert laid.rows[0, 0] == pytest.approx(20, abs=1)
     assert laid.columns[-1, -1] == pytest.approx(69, abs=1)
+
+
+def test_a_broad_blur_on_a_smaller_copy_is_the_same_blur() -> None:
+    coarse = np.random.default_rng(3).random((30, 20), np.float32)
+    field = np.asarray(cv2.resize(coarse, (400, 600), interpolation=cv2.INTER_CUBIC), np.float32)
+    exact = cv2.GaussianBlur(field, (0, 0), 40, borderType=cv2.BORDER_REFLECT)
+    assert np.abs(blurred(field, 40) - exact).max() < 0.005
