@@ -1,0 +1,114 @@
+"""What the gates of providers cost the lease path: the same leases side by side, of a device's work and of calls."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from atelier_cli.embedded.postgres import PostgresServer
+from atelier_cli.embedded.process import RunningServer, free_ports
+from meshkit.db import Database, migrate
+from meshkit.topology import TASKS
+from services.tasks.domain import SessionRecord, lane_of, new_task, time_ordered_id
+from services.tasks.postgres.store import PostgresTaskStore
+from services.tasks.scheduling.scheduler import Scheduler
+from services.tasks.store import Creation
+
+PROVIDERS = {"without a gate": "LOCAL", "with a gate": "VERTEX"}
+TYPE = "GENERATION"
+SESSION_SECONDS = 3600.0
+
+
+def main() -> int:
+    """Lease the same number of tasks from both queues by turns, and print the medians and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--polls", type=int, default=200, help="polls of each kind")
+    parser.add_argument("--leases", type=int, default=8, help="leases a poll")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="atelier-bench-") as scratch:
+        folder = Path(scratch)
+        folder.chmod(0o711)
+        server = PostgresServer(
+            folder / "postgres", free_ports(1)[0], secrets.token_urlsafe(12), folder / "log", durable=True
+        )
+        running = RunningServer(server)
+        running.start()
+        try:
+            medians = asyncio.run(measure(server.dsn("postgres"), given.polls, given.leases))
+        finally:
+            running.stop()
+    for name, median in medians.items():
+        print(f"{name}: {median * 1e3:.2f} ms a poll of {given.leases} leases")
+    print(f"ratio: {medians['with a gate'] / medians['without a gate']:.3f}")
+    return 0
+
+
+async def measure(dsn: str, polls: int, leases: int) -> dict[str, float]:
+    """Return the median seconds of a poll, of each kind."""
+    await migrate(dsn, TASKS.schema, TASKS.migrations)
+    database = Database(dsn, schema=TASKS.schema)
+    await database.open()
+    store = PostgresTaskStore(database)
+    scheduler = Scheduler(store, costs={}, weights={}, answer_bytes=1 << 24)
+    taken: dict[str, list[float]] = {name: [] for name in PROVIDERS}
+    try:
+        sessions = {}
+        for name, provider in PROVIDERS.items():
+            await fill(store, provider, polls * leases)
+            pairs = (lane_of(TYPE, provider),)
+            sessions[name] = SessionRecord(uuid4(), "bench", name, "bench", (provider,), leases, pairs)
+            await store.open_session(sessions[name], SESSION_SECONDS)
+        for sequence in range(1, polls + 1):
+            for name, session in sessions.items():
+                begun = time.perf_counter()
+                poll = scheduler.park(
+                    session, sequence=sequence, max_leases=leases, warm=frozenset(), full_tenants=frozenset()
+                )
+                given = await scheduler.wait(poll, 10)
+                taken[name].append(time.perf_counter() - begun)
+                if len(given) != leases:
+                    raise RuntimeError(f"{name}: {len(given)} leases in place of {leases}")
+    finally:
+        await scheduler.close()
+        await database.close()
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+async def fill(store: PostgresTaskStore, provider: str, count: int) -> None:
+    """Write waiting tasks of ten tenants."""
+    for first in range(0, count, 100):
+        creations = []
+        for number in range(first, min(count, first + 100)):
+            record = new_task(
+                task_id=time_ordered_id(datetime.now(UTC)),
+                tenant=f"t{number % 10}",
+                task_type=TYPE,
+                priority=0,
+                queue_name=provider,
+                provider_type=provider,
+                now=datetime.now(UTC),
+                origin_instance="bench",
+                origin_zone=None,
+                origin_reference=None,
+                workflow_id=None,
+                webhook_url=None,
+                timeout_seconds=60.0,
+                warm_keys=(),
+                traceparent="",
+                spec=b"",
+                body=b"",
+            )
+            creations.append(Creation(record, b"", lambda _: b""))
+        await store.create_many(creations)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
