@@ -103,7 +103,7 @@ class S3Clients:
                 *rest: Any,
                 **more: Any,
             ) -> Any:
-                # A store that is silent, as one whose disk is full, is so again: its caller is told after one wait.
+                # A store that is silent is so again: its caller is told after one wait.
                 if isinstance(error, urllib3.exceptions.ReadTimeoutError):
                     raise error
                 return super().increment(method, url, response, error, *rest, **more)
