@@ -17,10 +17,13 @@ FROM provider_gates WHERE state <> 'closed' OR blocked_until > now() + %(bound)s
 ORDER BY provider, key
 """
 
+# A request that the provider has taken is paid for: its task waits for the provider, and goes on with it.
 FIND = f"""
 SELECT {columns.SELECT_T} FROM tasks t
 WHERE t.lane = ANY(%(lanes)b) AND t.status = 'PENDING' AND t.fallback = 'AVAILABLE'
     AND t.updated_at <= now() - %(bound)s * interval '1 second'
+    AND NOT EXISTS (SELECT FROM service_requests r WHERE r.task_id = t.id AND r.state IN ('ACCEPTED', 'DONE')
+        AND r.provider_type = t.provider_type)
 ORDER BY t.lane, t.updated_at LIMIT {_MOST} FOR UPDATE SKIP LOCKED
 """  # noqa: S608 -- fixed names
 

@@ -268,6 +268,23 @@ async def test_what_waits_too_long_for_a_provider_that_takes_no_requests_falls_b
         assert await counted(mesh) == [("fal", lane, 2)]
 
 
+async def test_a_request_that_is_paid_for_keeps_its_task_at_a_provider_that_takes_no_more(mesh: Mesh) -> None:
+    task, other = await mesh.create(drawing()), await mesh.create(drawing())
+    fal = await worker_of(mesh, FAL, "fal")
+    leases = {lease.job_id: lease for lease in await fal.lease(2)}
+    await note(fal, leases[task.id], request(ACCEPTED, service_task_id="req-1"))
+    await fal.release(leases[task.id], leases[other.id])
+    await mesh.execute(
+        "INSERT INTO provider_gates (provider, key, state, opened_at) VALUES ('FAL_STANDARD', %s, 'open', now()) "
+        "ON CONFLICT (provider, key) DO UPDATE SET state = excluded.state, opened_at = excluded.opened_at",
+        APP,
+    )
+    await mesh.execute("UPDATE tasks SET updated_at = now() - interval '300 seconds'")
+    await mesh.running.maintenance.fall_back()
+    assert [(await mesh.get(one.id)).provider_type for one in (task, other)] == [FAL, LOCAL]
+    assert await mesh.rows("SELECT state FROM service_requests") == [("ACCEPTED",)]
+
+
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
