@@ -12,7 +12,7 @@ from atelier.tasks.v1 import enums_pb2, face_enhancer_pb2, task_pb2, tasks_servi
 from PIL import Image
 from prometheus_client import REGISTRY
 
-from meshkit.catalog import TASK_TYPES
+from meshkit.catalog import OWN_PROVIDERS, PROVIDERS, TASK_TYPES
 from meshkit.channel import call_metadata
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import ErrorKind, MeshError
@@ -372,7 +372,8 @@ async def test_catalog_tells_what_is_served(mesh: Mesh) -> None:
     to_service = await mesh.tasks("", ("mesh",)).GetCatalog(tasks_service_pb2.GetCatalogRequest())
     assert list(to_service.task_types) == [*public, enums_pb2.TASK_TYPE_NOOP], "workflows checks steps by it"
     assert "inference" in catalog.queues
-    assert [provider.provider_type for provider in catalog.providers] == [enums_pb2.PROVIDER_TYPE_LOCAL]
+    served = {PROVIDERS[name].number for name in OWN_PROVIDERS}
+    assert {provider.provider_type for provider in catalog.providers} == served, "those that call nobody"
 
 
 async def test_duplicate_whose_upload_the_first_used_up_is_replayed(
