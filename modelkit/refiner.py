@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -172,8 +172,20 @@ class TiledRefiner:
         workers = min(self._settings.workers, len(tiles))
         blend, reports = Blend(pixels), []
         margin = 2 * self._margin(plain.size)
+        failed = threading.Event()
+
+        def redrawn(tile: PictureTile) -> Redrawn:
+            # A failure ends the picture: no tile begins after it. Tiles begin in order, so the failed one is met first.
+            if failed.is_set():
+                raise CancelledError
+            try:
+                return self._redrawn(tile, shares.of(tile.number), keep is not None)
+            except BaseException:
+                failed.set()
+                raise
+
         with ThreadPoolExecutor(workers, "tiles") as pool:
-            running = [pool.submit(self._redrawn, tile, shares.of(tile.number), keep is not None) for _, tile in tiles]
+            running = [pool.submit(redrawn, tile) for _, tile in tiles]
             try:
                 for (box, tile), future in zip(tiles, running, strict=True):
                     made = future.result()
