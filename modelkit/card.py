@@ -65,6 +65,11 @@ class Guidance(_CardPart):
     true_cfg_scale: Annotated[float, Field(ge=0, le=100)] = 1.0
     negative_prompt: str = ""
 
+    @property
+    def default(self) -> float:
+        """The scale that a picture is made with, if the caller names none."""
+        return self.scale_default if self.embedded else self.true_cfg_scale
+
 
 class VideoLimits(_CardPart):
     """Frames of a model that makes clips.

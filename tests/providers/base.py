@@ -10,6 +10,7 @@ import io
 import json
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ class _Planned:
     times: int
 
 
-class ProviderServer:
+class ProviderServer(ABC):
     """A server on a port of its own.
 
     Use it as an asynchronous context manager, or `start_in_thread` it where the test itself is not asynchronous.
@@ -116,9 +117,9 @@ class ProviderServer:
 
     # What a subclass says.
 
+    @abstractmethod
     async def answer(self, asked: Asked) -> Reply:
         """Do what is asked, and answer."""
-        raise NotImplementedError
 
     def charges(self, asked: Asked) -> bool:
         """Whether the provider takes money for such a request."""

@@ -108,10 +108,6 @@ class _FalCall:
         """Have fal stop it."""
         return await self._queue.call_off(request)
 
-    async def find(self, request: ServiceRequest) -> AcceptedRequest | None:  # noqa: ARG002 -- the protocol's signature
-        """Return nothing: fal lists no requests."""
-        return None
-
 
 def settings_of(spec: CreateTask, task: Task) -> ProviderConfig:
     """Return the settings of the provider that executes a task."""

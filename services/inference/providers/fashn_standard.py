@@ -274,10 +274,6 @@ class _Prediction:
         """Do nothing: FASHN has no way to stop a prediction."""
         return False
 
-    async def find(self, request: ServiceRequest) -> AcceptedRequest | None:  # noqa: ARG002 -- the protocol's signature
-        """Find nothing: FASHN lists no predictions."""
-        return None
-
     async def _status(self, request: ServiceRequest) -> ProviderReply:
         return await self._http.get(f"/v1/status/{quote(request.service_task_id, safe='')}")
 

@@ -182,10 +182,6 @@ class _UpscaleTask:
         """Do nothing: Freepik has no way to stop a task."""
         return False
 
-    async def find(self, request: ServiceRequest) -> AcceptedRequest | None:  # noqa: ARG002 -- the protocol's signature
-        """Find nothing: Freepik lists tasks, and does not say what came of which request."""
-        return None
-
     async def _status(self, request: ServiceRequest) -> ProviderReply:
         path = dict(request.resume).get("path", self._upscale.path)
         return await self._http.get(f"{path}/{quote(request.service_task_id, safe='')}")

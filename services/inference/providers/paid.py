@@ -2,7 +2,7 @@
 
 A provider either answers (`answered`) or takes the request and answers later (`queued`). A request that the provider
 has taken survives its worker: another attempt finds it in `CallContext.open_requests`, and goes on with it. One of
-which nobody knows whether it arrived is looked for, where the provider allows that, and is not sent again.
+which nobody knows whether it arrived is not sent again.
 """
 
 from __future__ import annotations
@@ -154,10 +154,6 @@ class QueuedApi(Protocol[T]):
 
     async def call_off(self, request: ServiceRequest) -> bool:
         """Have the provider stop it; False where it cannot be stopped, or has ended already."""
-        ...
-
-    async def find(self, request: ServiceRequest) -> AcceptedRequest | None:
-        """Look for a request that was sent and whose answer is lost; None where it cannot be found."""
         ...
 
 
@@ -356,12 +352,10 @@ class _QueuedCall(Generic[T]):
             request = await self._ledger.begin()
             await self._ledger.accepted(request, await self._submitted(request))
         elif not request.service_task_id:
-            accepted = await self._api.find(request)
-            if accepted is None:
-                error = ProviderError(Fault.UNKNOWN, self._order.provider)
-                await self._ledger.end(request, error)
-                raise error
-            await self._ledger.accepted(request, accepted)
+            # No provider can be asked for a request whose name is not known.
+            error = ProviderError(Fault.UNKNOWN, self._order.provider)
+            await self._ledger.end(request, error)
+            raise error
         else:
             _log.info("service_request_resumed", job_id=self._context.job_id, service_task_id=request.service_task_id)
         return request

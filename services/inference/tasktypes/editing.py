@@ -258,8 +258,6 @@ def _write(context: TaskContext, settings: _EditSettings, picture: Picture, card
 
 
 def _notes(settings: _EditSettings, card: ModelCard) -> PictureNotes:
-    follows = card.guidance
-    default = follows.scale_default if follows.embedded else follows.true_cfg_scale
     return PictureNotes(
         task_type="EDITING",
         prompt=settings.prompt,
@@ -268,7 +266,7 @@ def _notes(settings: _EditSettings, card: ModelCard) -> PictureNotes:
         seed=settings.seed,
         settings={
             "steps": settings.steps or card.steps.default,
-            "guidance_scale": default if settings.guidance_scale is None else settings.guidance_scale,
+            "guidance_scale": card.guidance.default if settings.guidance_scale is None else settings.guidance_scale,
             "strength": _STRENGTHS[card.architecture] if settings.strength is None else settings.strength,
             "fit": settings.fit,
             # Pictures may be anybody's addresses: how many there were is told, and not where they lie.

@@ -217,8 +217,6 @@ def _write(context: TaskContext, parameters: _Parameters, picture: Picture, card
 
 
 def _notes(parameters: _Parameters, card: ModelCard) -> PictureNotes:
-    follows = card.guidance
-    default = follows.scale_default if follows.embedded else follows.true_cfg_scale
     return PictureNotes(
         task_type="GENERATION",
         prompt=parameters.prompt,
@@ -227,7 +225,7 @@ def _notes(parameters: _Parameters, card: ModelCard) -> PictureNotes:
         seed=parameters.seed,
         settings={
             "steps": parameters.steps or card.steps.default,
-            "guidance_scale": default if parameters.guidance_scale is None else parameters.guidance_scale,
+            "guidance_scale": card.guidance.default if parameters.guidance_scale is None else parameters.guidance_scale,
             # A reference may be anybody's address: that there was one is told, and not where it lies.
             "strength": parameters.strength if parameters.reference is not None else None,
             "loras": [{"slot": slot, "path": path, "weight": weight} for slot, path, weight in parameters.adapters]

@@ -1,4 +1,4 @@
-"""fal's server and handlers, for the tests of its providers."""
+"""What tests of providers share: the child that decodes pictures, and fal's server and handlers."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
@@ -18,10 +18,11 @@ Handlers = Mapping[TaskType.ValueType, CallHandler]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def fal_checks() -> AsyncIterator[ImageChecks]:
-    made = ImageChecks()
-    yield made
-    await made.close()
+async def checks() -> AsyncIterator[ImageChecks]:
+    """One child that decodes for a whole module: its start takes longer than most tests."""
+    running = ImageChecks()
+    yield running
+    await running.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -31,7 +32,7 @@ async def fal() -> AsyncIterator[FalServer]:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def fal_kit(fal: FalServer, fal_checks: ImageChecks) -> AsyncIterator[ProviderKit]:
+async def fal_kit(fal: FalServer, checks: ImageChecks) -> AsyncIterator[ProviderKit]:
     async with AsyncExitStack() as stack:
         settings = ProviderSettings(
             fal_key="fal-tests",
@@ -42,7 +43,7 @@ async def fal_kit(fal: FalServer, fal_checks: ImageChecks) -> AsyncIterator[Prov
             provider_result_seconds=2.0,
             provider_wait_seconds=5.0,
         )
-        yield ProviderKit.from_settings(settings, fal_checks, stack)
+        yield ProviderKit.from_settings(settings, checks, stack)
 
 
 @pytest.fixture

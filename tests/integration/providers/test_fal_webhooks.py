@@ -179,7 +179,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def test_an_attempt_that_is_woken_looks_at_once_and_asks_fal_itself(
-    fal: FalServer, fal_checks: ImageChecks, signer: tuple[Signer, str], tmp_path: Path
+    fal: FalServer, checks: ImageChecks, signer: tuple[Signer, str], tmp_path: Path
 ) -> None:
     async with AsyncExitStack() as stack:
         settings = ProviderSettings(
@@ -192,7 +192,7 @@ async def test_an_attempt_that_is_woken_looks_at_once_and_asks_fal_itself(
             provider_poll_seconds=60.0,
         )
         wakes = ProviderWakes()
-        kit = ProviderKit.from_settings(settings, fal_checks, stack, wakes)
+        kit = ProviderKit.from_settings(settings, checks, stack, wakes)
         bus = Bus("")
         stack.push_async_callback(bus.close)
         address = await open_fal_door(settings, wakes, bus, stack)

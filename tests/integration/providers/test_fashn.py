@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from atelier.tasks.v1.service_requests_pb2 import (
     SERVICE_REQUEST_STATE_ACCEPTED,
     SERVICE_REQUEST_STATE_SENDING,
     ServiceRequest,
-    ServiceRequestEffect,
 )
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from google.protobuf.struct_pb2 import Struct
@@ -36,6 +35,7 @@ from tests.providers import base
 from tests.providers.attempt import FakeAttempt
 from tests.providers.base import Misbehaviour, Reply
 from tests.providers.fashn import FashnServer, picture_of
+from tests.providers.judging import Row, judge
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -59,14 +59,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 async def server() -> AsyncIterator[FashnServer]:
     async with FashnServer() as running:
         yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def checks() -> AsyncIterator[ImageChecks]:
-    """One child that decodes for the whole module: its start takes longer than most tests."""
-    running = ImageChecks()
-    yield running
-    await running.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -205,24 +197,6 @@ async def test_a_picture_that_cannot_be_read_is_not_sent(
     assert (server.asked, attempt.notes) == ([], [])
 
 
-@dataclass(frozen=True)
-class Row:
-    """One misbehaviour, and what comes of it."""
-
-    name: str
-    arrange: Callable[[FashnServer], object]
-    category: str
-    retryable: bool
-    effect: str
-    paid: int = 0
-    retry_after: float | None = None
-    says: str = ""
-    state: str = "FAILED"
-
-    def __str__(self) -> str:
-        return self.name
-
-
 def _run(how: Misbehaviour) -> Callable[[FashnServer], object]:
     return lambda server: server.misbehave(how, method="POST")
 
@@ -292,19 +266,7 @@ async def test_a_misbehaviour_is_told_as_what_it_is_and_paid_once_at_most(
     with pytest.raises(TaskFailed) as failed:
         async with asyncio.timeout(10):
             await handler.run(attempt)
-    failure = failed.value
-    assert (ErrorCategory.Name(failure.category), failure.retryable, failure.retry_after) == (
-        f"ERROR_CATEGORY_{row.category}",
-        row.retryable,
-        row.retry_after,
-    )
-    assert row.says in failure.message
-    [noted] = attempt.rows.values()
-    assert ServiceRequestEffect.Name(noted.effect) == f"SERVICE_REQUEST_EFFECT_{row.effect}"
-    assert attempt.states[-1] == row.state
-    assert server.paid == row.paid
-    assert server.count("POST") <= 1
-    assert server.key not in failure.message
+    judge(row, failed.value, attempt, server)
     assert attempt.open_requests == []
 
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from atelier.tasks.v1.service_requests_pb2 import (
     SERVICE_REQUEST_STATE_ACCEPTED,
     SERVICE_REQUEST_STATE_SENDING,
     ServiceRequest,
-    ServiceRequestEffect,
 )
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from PIL import Image
@@ -36,6 +34,7 @@ from tests.providers import base
 from tests.providers.attempt import FakeAttempt
 from tests.providers.base import Misbehaviour, Reply
 from tests.providers.freepik import CREATIVE, PRECISION, PRECISION_V2, FreepikServer, picture_of
+from tests.providers.judging import Row, judge
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -51,14 +50,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "_FIRST_PAUSE", 0.001)
     monkeypatch.setattr(results, "_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(paid.Pacing, "pause", lambda self, looks: 0.01)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def checks() -> AsyncIterator[ImageChecks]:
-    """One child that decodes for the whole module: its start takes longer than most tests."""
-    running = ImageChecks()
-    yield running
-    await running.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -209,24 +200,6 @@ async def test_a_picture_that_cannot_be_read_is_not_sent(
     assert (server.asked, attempt.notes) == ([], [])
 
 
-@dataclass(frozen=True)
-class Row:
-    """One misbehaviour, and what comes of it."""
-
-    name: str
-    arrange: Callable[[FreepikServer], object]
-    category: str
-    retryable: bool
-    effect: str
-    paid: int = 0
-    retry_after: float | None = None
-    says: str = ""
-    state: str = "FAILED"
-
-    def __str__(self) -> str:
-        return self.name
-
-
 def _create(how: Misbehaviour) -> Callable[[FreepikServer], object]:
     return lambda server: server.misbehave(how, method="POST")
 
@@ -279,19 +252,7 @@ async def test_a_misbehaviour_is_told_as_what_it_is_and_paid_once_at_most(
     with pytest.raises(TaskFailed) as failed:
         async with asyncio.timeout(10):
             await handler.run(attempt)
-    failure = failed.value
-    assert (ErrorCategory.Name(failure.category), failure.retryable, failure.retry_after) == (
-        f"ERROR_CATEGORY_{row.category}",
-        row.retryable,
-        row.retry_after,
-    )
-    assert row.says in failure.message
-    [noted] = attempt.rows.values()
-    assert ServiceRequestEffect.Name(noted.effect) == f"SERVICE_REQUEST_EFFECT_{row.effect}"
-    assert attempt.states[-1] == row.state
-    assert server.paid == row.paid
-    assert server.count("POST") <= 1
-    assert server.key not in failure.message
+    judge(row, failed.value, attempt, server)
 
 
 async def test_a_task_that_never_ends_ends_at_the_longest_wait_and_is_not_made_again(

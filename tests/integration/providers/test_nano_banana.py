@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_NANO_BANANA_UPSCALER, TASK_TYPE_REFINE, ErrorCategory
+from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_NANO_BANANA_UPSCALER, TASK_TYPE_REFINE
 from atelier.tasks.v1.providers_pb2 import NanoBananaUpscalerConfig, ProviderConfig
 from atelier.tasks.v1.refine_pb2 import CreateRefineTask
-from atelier.tasks.v1.service_requests_pb2 import ServiceRequestEffect
 from atelier.tasks.v1.task_pb2 import CreateTask
 from PIL import Image, ImageDraw
 
@@ -24,6 +23,7 @@ from tests.providers import base, gemini
 from tests.providers.attempt import FakeAttempt
 from tests.providers.base import Misbehaviour
 from tests.providers.gemini import GeminiServer
+from tests.providers.judging import Row, category, effects, judge
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -66,13 +66,6 @@ class Scene:
         return failed.value, attempt
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def checks() -> AsyncIterator[ImageChecks]:
-    running = ImageChecks()
-    yield running
-    await running.close()
-
-
 @pytest_asyncio.fixture(loop_scope="module")
 async def make(checks: ImageChecks, tmp_path: Path) -> AsyncIterator[Make]:
     """Make a scene by further settings."""
@@ -102,15 +95,6 @@ def picture() -> Image.Image:
         for y in range(0, 180, 20):
             draw.ellipse((x, y, x + 15, y + 11 + x % 9), fill=(x, 40 + y // 2, 200 - y), outline="black")
     return image
-
-
-def category(failed: TaskFailed) -> str:
-    return ErrorCategory.Name(failed.category).removeprefix("ERROR_CATEGORY_")
-
-
-def effects(attempt: FakeAttempt) -> list[str]:
-    names = [ServiceRequestEffect.Name(row.effect) for row in attempt.rows.values()]
-    return [name.removeprefix("SERVICE_REQUEST_EFFECT_") for name in names]
 
 
 async def test_a_faithful_result_is_kept_at_once(scene: Scene) -> None:
@@ -201,44 +185,29 @@ async def test_nothing_is_paid_where_nothing_is_asked(scene: Scene) -> None:
     assert (image.size, attempt.notes, scene.server.asked) == ((240, 180), [], [])
 
 
-@dataclass(frozen=True)
-class Row:
-    """One misbehaviour of the first request, and what is to come of it."""
-
-    how: Misbehaviour
-    category: str
-    retryable: bool
-    effect: str
-    paid: int
-    retry_after: float | None = None
-    state: str = "FAILED"
-
-
 ROWS = [
-    Row(base.TOO_MANY, "RATE_LIMIT", True, "IGNORED", 0, 7.0),
-    Row(Misbehaviour("too_many_by_body", reply=gemini.exhausted(7.5)), "RATE_LIMIT", True, "IGNORED", 0, 7.5),
-    Row(base.UNAUTHORISED, "PROVIDER", False, "FATAL", 0),
-    Row(base.FORBIDDEN, "PROVIDER", False, "FATAL", 0),
-    Row(base.NO_CREDITS, "PROVIDER", False, "FATAL", 0),
-    Row(base.BROKEN, "PROVIDER", True, "FAILURE", 0),
-    Row(base.NO_JSON, "PROVIDER", True, "FAILURE", 0),
-    Row(base.HTML, "PROVIDER", True, "FAILURE", 0),
-    Row(base.CUT_UNREAD, "PROVIDER", False, "FAILURE", 0, state="UNKNOWN"),
-    Row(base.CUT_READ, "PROVIDER", False, "FAILURE", 1, state="UNKNOWN"),
-    Row(base.CUT_HALF, "PROVIDER", False, "FAILURE", 1, state="UNKNOWN"),
-    Row(base.SLOW, "PROVIDER", False, "FAILURE", 0, state="UNKNOWN"),
+    Row.of(base.TOO_MANY, "RATE_LIMIT", True, "IGNORED", 0, 7.0),
+    Row.of(Misbehaviour("too_many_by_body", reply=gemini.exhausted(7.5)), "RATE_LIMIT", True, "IGNORED", 0, 7.5),
+    Row.of(base.UNAUTHORISED, "PROVIDER", False, "FATAL", 0),
+    Row.of(base.FORBIDDEN, "PROVIDER", False, "FATAL", 0),
+    Row.of(base.NO_CREDITS, "PROVIDER", False, "FATAL", 0),
+    Row.of(base.BROKEN, "PROVIDER", True, "FAILURE", 0),
+    Row.of(base.NO_JSON, "PROVIDER", True, "FAILURE", 0),
+    Row.of(base.HTML, "PROVIDER", True, "FAILURE", 0),
+    Row.of(base.CUT_UNREAD, "PROVIDER", False, "FAILURE", 0, state="UNKNOWN"),
+    Row.of(base.CUT_READ, "PROVIDER", False, "FAILURE", 1, state="UNKNOWN"),
+    Row.of(base.CUT_HALF, "PROVIDER", False, "FAILURE", 1, state="UNKNOWN"),
+    Row.of(base.SLOW, "PROVIDER", False, "FAILURE", 0, state="UNKNOWN"),
 ]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.how.name)
+@pytest.mark.parametrize("row", ROWS, ids=str)
 async def test_misbehaviour(make: Make, row: Row) -> None:
-    scene = make(provider_request_seconds=1.5 if row.how is base.SLOW else 60.0)
-    scene.server.misbehave(row.how)
+    scene = make(provider_request_seconds=1.5 if row.name == base.SLOW.name else 60.0)
+    row.arrange(scene.server)
     failed, attempt = await scene.fails()
-    assert (category(failed), failed.retryable, failed.retry_after) == (row.category, row.retryable, row.retry_after)
+    judge(row, failed, attempt, scene.server)
     assert attempt.states == ["SENDING", row.state]
-    assert effects(attempt) == [row.effect]
-    assert (scene.server.paid, len(scene.server.asked) <= 1) == (row.paid, True)
 
 
 @pytest.mark.parametrize(

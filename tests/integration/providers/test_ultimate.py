@@ -92,13 +92,6 @@ def made_by(found: FakeAttempt) -> Image.Image:
         return image
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def checks() -> AsyncIterator[ImageChecks]:
-    running = ImageChecks()
-    yield running
-    await running.close()
-
-
 @pytest_asyncio.fixture(loop_scope="module")
 async def gemini() -> AsyncIterator[GeminiServer]:
     async with GeminiServer() as server:

@@ -17,13 +17,11 @@ from atelier.tasks.v1.enums_pb2 import (
     TASK_TYPE_GENERATION,
     TASK_TYPE_LLM_INTERACTION,
     TASK_TYPE_REFINE,
-    ErrorCategory,
 )
 from atelier.tasks.v1.generation_pb2 import CreateGenerationTask
 from atelier.tasks.v1.llm_interaction_pb2 import CreateLLMInteractionTask
 from atelier.tasks.v1.providers_pb2 import ProviderConfig, VertexConfig
 from atelier.tasks.v1.refine_pb2 import CreateRefineTask
-from atelier.tasks.v1.service_requests_pb2 import ServiceRequestEffect
 from atelier.tasks.v1.task_pb2 import CreateTask
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -40,6 +38,7 @@ from tests.providers import base, gemini
 from tests.providers.attempt import FakeAttempt
 from tests.providers.base import Misbehaviour
 from tests.providers.gemini import GeminiServer
+from tests.providers.judging import Row, category, effect, judge
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -102,14 +101,6 @@ class Scene:
         return failed.value, attempt
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def checks() -> AsyncIterator[ImageChecks]:
-    """One child that decodes for the whole module: its start takes longer than most tests."""
-    running = ImageChecks()
-    yield running
-    await running.close()
-
-
 @pytest_asyncio.fixture(loop_scope="module")
 async def make(checks: ImageChecks, tmp_path: Path) -> AsyncIterator[Make]:
     """Make a scene by further settings."""
@@ -156,14 +147,6 @@ def shows_quarters(image: Image.Image, margin: float = 0.02) -> bool:
         and near(image, (low, high), (40, 40, 200))
         and near(image, (high, high), (220, 220, 60))
     )
-
-
-def category(failed: TaskFailed) -> str:
-    return ErrorCategory.Name(failed.category).removeprefix("ERROR_CATEGORY_")
-
-
-def effect(attempt: FakeAttempt) -> str:
-    return ServiceRequestEffect.Name(attempt.notes[-1].effect).removeprefix("SERVICE_REQUEST_EFFECT_")
 
 
 @pytest.mark.parametrize(
@@ -387,54 +370,38 @@ async def test_an_answer_without_a_picture_is_no_success(scene: Scene, state: di
     assert list(attempt.folder.iterdir()) == []
 
 
-@dataclass(frozen=True)
-class Row:
-    """One misbehaviour, and what is to come of it."""
-
-    how: Misbehaviour
-    category: str
-    retryable: bool
-    effect: str
-    paid: int
-    retry_after: float | None = None
-    state: str = "FAILED"
-
-
 def answers(name: str, status: int, message: str) -> Misbehaviour:
     return Misbehaviour(name, reply=gemini.error(status, message))
 
 
 ROWS = [
-    Row(base.TOO_MANY, "RATE_LIMIT", True, "IGNORED", 0, 7.0),
-    Row(Misbehaviour("too_many_by_body", reply=gemini.exhausted(7.5)), "RATE_LIMIT", True, "IGNORED", 0, 7.5),
-    Row(answers("unauthorised", 401, "who are you?"), "PROVIDER", False, "FATAL", 0),
-    Row(answers("forbidden", 403, "not yours"), "PROVIDER", False, "FATAL", 0),
-    Row(base.NO_CREDITS, "PROVIDER", False, "FATAL", 0),
-    Row(answers("bad", 400, "no such thing"), "VALIDATION", False, "IGNORED", 0),
-    Row(answers("broken", 500, "oops"), "PROVIDER", True, "FAILURE", 0),
-    Row(answers("unavailable", 503, "overloaded"), "PROVIDER", True, "FAILURE", 0),
-    Row(answers("too_late", 504, "deadline"), "PROVIDER", False, "FAILURE", 0, state="UNKNOWN"),
-    Row(base.NO_JSON, "PROVIDER", True, "FAILURE", 0),
-    Row(base.HTML, "PROVIDER", True, "FAILURE", 0),
-    Row(base.REDIRECT, "PROVIDER", True, "FAILURE", 0),
-    Row(Misbehaviour("nothing", reply=base.Reply.of({})), "PROVIDER", True, "FAILURE", 0),
-    Row(base.CUT_UNREAD, "PROVIDER", False, "FAILURE", 0, state="UNKNOWN"),
-    Row(base.CUT_READ, "PROVIDER", False, "FAILURE", 1, state="UNKNOWN"),
-    Row(base.CUT_HALF, "PROVIDER", False, "FAILURE", 1, state="UNKNOWN"),
-    Row(base.SLOW, "PROVIDER", False, "FAILURE", 0, state="UNKNOWN"),
+    Row.of(base.TOO_MANY, "RATE_LIMIT", True, "IGNORED", 0, 7.0),
+    Row.of(Misbehaviour("too_many_by_body", reply=gemini.exhausted(7.5)), "RATE_LIMIT", True, "IGNORED", 0, 7.5),
+    Row.of(answers("unauthorised", 401, "who are you?"), "PROVIDER", False, "FATAL", 0),
+    Row.of(answers("forbidden", 403, "not yours"), "PROVIDER", False, "FATAL", 0),
+    Row.of(base.NO_CREDITS, "PROVIDER", False, "FATAL", 0),
+    Row.of(answers("bad", 400, "no such thing"), "VALIDATION", False, "IGNORED", 0),
+    Row.of(answers("broken", 500, "oops"), "PROVIDER", True, "FAILURE", 0),
+    Row.of(answers("unavailable", 503, "overloaded"), "PROVIDER", True, "FAILURE", 0),
+    Row.of(answers("too_late", 504, "deadline"), "PROVIDER", False, "FAILURE", 0, state="UNKNOWN"),
+    Row.of(base.NO_JSON, "PROVIDER", True, "FAILURE", 0),
+    Row.of(base.HTML, "PROVIDER", True, "FAILURE", 0),
+    Row.of(base.REDIRECT, "PROVIDER", True, "FAILURE", 0),
+    Row.of(Misbehaviour("nothing", reply=base.Reply.of({})), "PROVIDER", True, "FAILURE", 0),
+    Row.of(base.CUT_UNREAD, "PROVIDER", False, "FAILURE", 0, state="UNKNOWN"),
+    Row.of(base.CUT_READ, "PROVIDER", False, "FAILURE", 1, state="UNKNOWN"),
+    Row.of(base.CUT_HALF, "PROVIDER", False, "FAILURE", 1, state="UNKNOWN"),
+    Row.of(base.SLOW, "PROVIDER", False, "FAILURE", 0, state="UNKNOWN"),
 ]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.how.name)
+@pytest.mark.parametrize("row", ROWS, ids=str)
 async def test_misbehaviour(make: Make, row: Row) -> None:
-    scene = make(provider_request_seconds=1.5 if row.how is base.SLOW else 60.0)
-    scene.server.misbehave(row.how)
+    scene = make(provider_request_seconds=1.5 if row.name == base.SLOW.name else 60.0)
+    row.arrange(scene.server)
     failed, attempt = await scene.fails(generation())
-    assert (category(failed), failed.retryable, failed.retry_after) == (row.category, row.retryable, row.retry_after)
+    judge(row, failed, attempt, scene.server)
     assert attempt.states == ["SENDING", row.state]
-    assert effect(attempt) == row.effect
-    assert scene.server.paid == row.paid
-    assert len(scene.server.asked) <= 1
 
 
 async def test_what_an_attempt_sent_before_it_died_is_not_sent_again(scene: Scene) -> None:

@@ -39,7 +39,6 @@ class Script:
         self.asked = asyncio.Event()
         self.called_off: list[str] = []
         self.stops = True
-        self.found: AcceptedRequest | None = None
         self.submitting: Callable[[], Awaitable[None]] | None = None
         self.fetches: list[ProviderError] = []
 
@@ -66,9 +65,6 @@ class Script:
     async def call_off(self, request: ServiceRequest) -> bool:
         self.called_off.append(request.service_task_id)
         return self.stops
-
-    async def find(self, request: ServiceRequest) -> AcceptedRequest | None:
-        return self.found
 
 
 async def kept(answer: ProviderAnswer[str]) -> str:
@@ -129,18 +125,6 @@ async def test_what_was_sent_and_not_answered_is_not_sent_again(attempt: FakeAtt
     assert provider.submits == 1
     running.cancel()
     await asyncio.wait([running])
-
-
-async def test_what_was_sent_and_not_answered_is_looked_for(attempt: FakeAttempt) -> None:
-    provider = Script(DONE)
-    row = ServiceRequest(
-        id="a", provider_type=PROVIDER_TYPE_FAL_STANDARD, operation="submit", state=SERVICE_REQUEST_STATE_SENDING
-    )
-    row.sent_at.GetCurrentTime()
-    attempt.rows[row.id] = row
-    provider.found = AcceptedRequest("r-1", {"status_url": "http://fal/r-1"})
-    assert await queued(attempt, provider, ORDER, kept) == "PICTURE"
-    assert (attempt.states, provider.submits) == (["ACCEPTED", "DONE"], 0)
 
 
 async def test_a_request_of_another_operation_is_another_request(attempt: FakeAttempt) -> None:
