@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from meshkit.errors import MeshError, conflict, invalid, not_found, unavailable
@@ -34,6 +35,8 @@ class S3Clients:
         region: The region that requests are signed for.
         threads: Threads that use a client at once.
         read_seconds: How long the store may be silent.
+        repeat_seconds: A call that has taken longer is not repeated: a store whose disk is full tries itself for long
+            before it refuses.
     """
 
     def __init__(
@@ -46,12 +49,14 @@ class S3Clients:
         region: str,
         threads: int,
         read_seconds: float = 30.0,
+        repeat_seconds: float = 5.0,
     ) -> None:
         self._endpoint = endpoint
         self._keys = {"access_key": access_key, "secret_key": secret_key}
         self._options = {"secure": secure, "region": region}
         self._threads = threads
         self._read_seconds = read_seconds
+        self._repeat_seconds = repeat_seconds
         self._client: Any = None
         self._lock = threading.Lock()
 
@@ -93,7 +98,16 @@ class S3Clients:
     def _pool(self, **retries: Any) -> Any:
         import urllib3  # noqa: PLC0415 -- see the module's docstring
 
+        repeat_seconds = self._repeat_seconds
+
         class Retry(urllib3.Retry):
+            until = 0.0
+
+            def new(self, **parts: Any) -> Any:
+                made = super().new(**parts)
+                made.until = self.until
+                return made
+
             def increment(
                 self,
                 method: Any = None,
@@ -106,13 +120,22 @@ class S3Clients:
                 # A store that is silent is so again: its caller is told after one wait.
                 if isinstance(error, urllib3.exceptions.ReadTimeoutError):
                     raise error
+                if time.monotonic() > self.until:
+                    if response is not None:
+                        response.drain_conn()
+                    raise error or urllib3.exceptions.HTTPError("it has taken too long to be repeated")
                 return super().increment(method, url, response, error, *rest, **more)
 
-        return urllib3.PoolManager(
+        class Pools(urllib3.PoolManager):
+            def urlopen(self, method: str, url: str, *rest: Any, **more: Any) -> Any:
+                fresh = Retry(**retries, backoff_factor=0.1)
+                fresh.until = time.monotonic() + repeat_seconds
+                return super().urlopen(method, url, *rest, **{"retries": fresh, **more})
+
+        return Pools(
             maxsize=self._threads,
             block=False,
             timeout=urllib3.Timeout(connect=3, read=self._read_seconds),
-            retries=Retry(**retries, backoff_factor=0.1),
         )
 
 

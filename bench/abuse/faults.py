@@ -108,7 +108,10 @@ def full_database(abuse: Abuse) -> None:
 
 
 def _note_refusal(abuse: Abuse, answer: httpx.Response | None) -> None:
-    if answer is None or answer.status_code < 500:
+    if answer is None:
+        abuse.wrong.append("no answer within a minute")
+        return
+    if answer.status_code < 500:
         return
     if answer.status_code != 503 or "retry-after" not in answer.headers:
         abuse.wrong.append(f"a {answer.status_code} that does not say when to come again")

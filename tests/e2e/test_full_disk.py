@@ -44,7 +44,7 @@ def small(disks: Path) -> Iterator[RunningMesh]:
 
 @pytest.fixture
 def client(small: RunningMesh) -> Iterator[httpx.Client]:
-    with small.http(TENANT) as client:
+    with small.http(TENANT, timeout_seconds=50) as client:  # a fresh store tries for 30 s before it refuses
         yield client
 
 

@@ -255,6 +255,38 @@ async def test_a_write_on_condition_holds_in_the_moment_of_the_write(store: Obje
     assert await store.stat("acme", "a") is None
 
 
+@pytest.mark.parametrize(("seconds", "times"), [(0.2, 1), (30.0, 4)])
+async def test_a_call_that_has_taken_long_is_not_repeated(seconds: float, times: int) -> None:
+    asked = 0
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        while (line := await reader.readline()).strip():
+            asked += line.startswith(b"PUT ")
+        await reader.readexactly(7)
+        await asyncio.sleep(0.3)
+        writer.write(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        clients = S3Clients(
+            f"{host}:{port}",
+            "key",
+            "secret",
+            secure=False,
+            region="us-east-1",
+            threads=1,
+            repeat_seconds=seconds,
+        )
+        with pytest.raises(Exception) as caught:  # noqa: PT011 -- the client's own, which only its module knows
+            await asyncio.to_thread(clients.usual().put_object, "bucket", "object", io.BytesIO(b"content"), 7)
+    told = translated(caught.value, "object")
+    assert told is not None
+    assert told.kind is ErrorKind.UNAVAILABLE
+    assert asked == times
+
+
 async def test_a_store_that_is_silent_is_asked_once() -> None:
     asked = 0
 
