@@ -14,7 +14,7 @@ from PIL import Image
 
 from modelkit.pictures import Fit, border_colour, framed, open_picture, over_white
 from services.inference.providers.encoded import SentPicture, encoded
-from services.inference.providers.results import save_png
+from services.inference.tasktypes.pictures import save_png
 
 ASPECTS = ("1:1", "3:2", "2:3", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
 SIDES = {"1K": 1024, "2K": 2048, "4K": 4096}

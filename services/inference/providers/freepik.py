@@ -28,8 +28,8 @@ from services.inference.providers.given import read_given, was_sent
 from services.inference.providers.http import ProviderHttp, ProviderReply
 from services.inference.providers.kit import ProviderKit
 from services.inference.providers.paid import AcceptedRequest, Order, ProviderAnswer, Standing, queued
-from services.inference.providers.results import save_png
 from services.inference.targets import target_size
+from services.inference.tasktypes.pictures import save_png
 
 NAME = "Freepik"
 

@@ -15,8 +15,8 @@ from modelkit.pictures import open_picture, over_white
 from services.inference.providers import aspects
 from services.inference.providers.encoded import SentPicture
 from services.inference.providers.paid import Order, ProviderAnswer, answered
-from services.inference.providers.results import save_png
 from services.inference.targets import target_size
+from services.inference.tasktypes.pictures import save_png
 
 if TYPE_CHECKING:
     from services.inference.providers.gemini import GeminiClient, PictureRequest

@@ -27,6 +27,7 @@ from meshkit.worker.handlers import TaskFailed
 from modelkit.errors import ModelError
 from modelkit.pictures import Fit, framed, open_picture
 from services.inference.providers.errors import Fault, ProviderError
+from services.inference.tasktypes.pictures import save_png
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,8 +37,6 @@ _log = get_logger(__name__)
 _TRIES = 3
 _PAUSE_SECONDS = 0.3
 _SIDE = 16_384
-# Above this, deflating a PNG as well as it can be takes longer than all else.
-_QUICK_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +211,6 @@ def _with_alpha(image: Image.Image, base: Image.Image) -> Image.Image:
         return image
     image.putalpha(base.getchannel("A").resize(image.size))
     return image
-
-
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG, large ones quickly rather than as small as can be."""
-    image.save(path, "PNG", compress_level=1 if image.width * image.height > _QUICK_PIXELS else 6)
 
 
 async def data_url(path: Path) -> str:
