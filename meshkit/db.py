@@ -132,6 +132,7 @@ class Database:
         )
         self._checking: asyncio.Task[None] | None = None
         self._ping: Pipeline | None = None
+        self._closed = False
 
     @classmethod
     def from_settings(cls, settings: MeshSettings, *, schema: str) -> Database:
@@ -166,9 +167,11 @@ class Database:
             raise DatabaseUnavailableError from None
 
     async def close(self) -> None:
-        """Close the connections."""
-        if self._ping is not None:
-            await self._ping.close()
+        """Close the connections; one that is in use is closed when its user is done."""
+        self._closed = True
+        conn, self._ping = self._ping, None
+        if conn is not None:
+            await conn.close()
         await self._pipelines.close()
         await self._pool.close()
 
@@ -239,7 +242,8 @@ class Database:
         Raises:
             DatabaseUnavailableError: There is none.
         """
-        conn, self._ping = self._ping or await self.dedicated(), None
+        kept, self._ping = self._ping, None
+        conn = kept or await self.dedicated()
         try:
             async with conn.transaction():
                 await (await conn.execute("SELECT 1")).fetchone()
@@ -248,7 +252,11 @@ class Database:
             if isinstance(error, psycopg.Error):
                 raise DatabaseUnavailableError from error
             raise
-        self._ping = conn
+        # It is not needed where another question was answered meanwhile, or everything closed.
+        if self._closed or self._ping is not None:
+            await conn.close()
+        else:
+            self._ping = conn
 
     async def retrying(self, body: Callable[[], Awaitable[_T]], attempts: int = _ATTEMPTS) -> _T:
         """Run work again that failed by a deadlock, a changed table, a serialization failure or a lost connection.

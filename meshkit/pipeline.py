@@ -407,9 +407,14 @@ async def connect(dsn: str, options: Mapping[str, Any]) -> Pipeline:
     """
     options = {**options, "autocommit": True, "prepare_threshold": None}
     connection = await psycopg.AsyncConnection.connect(dsn, **options)
-    if connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
-        await connection.execute(_END_STANDSTILL)
-    return Pipeline(connection)
+    try:
+        if connection.info.server_version >= _HAS_TRANSACTION_TIMEOUT:
+            await connection.execute(_END_STANDSTILL)
+        return Pipeline(connection)
+    except BaseException:
+        # Also of a caller that is cancelled meanwhile: nobody else knows of the connection.
+        await connection.close()
+        raise
 
 
 def _set_local(values: Mapping[str, str | None]) -> bytes:

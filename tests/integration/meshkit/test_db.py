@@ -4,6 +4,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -300,3 +301,65 @@ async def test_a_database_without_room_is_unavailable_and_keeps_its_connections(
     async with db.transaction() as conn:
         await conn.execute("INSERT INTO items VALUES (1, 'room again')")
     assert await values(db) == ["room again"]
+
+
+async def _sessions(db: Database) -> int:
+    """How many sessions the server keeps for it, once those that were given up are gone."""
+    async with await psycopg.AsyncConnection.connect(db.dsn, autocommit=True) as admin:
+        row = await (
+            await admin.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def _left(db: Database, expected: int) -> None:
+    async with asyncio.timeout(10):
+        while await _sessions(db) != expected:  # noqa: ASYNC110 -- the server ends them in its own time
+            await asyncio.sleep(0.02)
+
+
+async def test_whoever_gives_up_while_connecting_leaves_no_connection(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled between the connection's opening and its first use, where nobody else knows of it."""
+    before = await _sessions(db)
+    execute = psycopg.AsyncConnection.execute
+    held: list[psycopg.AsyncConnection[Any]] = []
+
+    async def given_up(self: psycopg.AsyncConnection[Any], *args: Any, **more: Any) -> Any:
+        held.append(self)  # the garbage collector is not to close it
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return await execute(self, *args, **more)
+
+    async def piped() -> None:
+        async with db.pipeline():
+            raise AssertionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(psycopg.AsyncConnection, "execute", given_up)
+        for opens in (db.dedicated, db.ping, piped):
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.create_task(opens())
+    assert [one.closed for one in held] == [True] * 3
+    await _left(db, before)
+
+
+async def test_pings_at_once_keep_one_connection(db: Database) -> None:
+    before = await _sessions(db)
+    await asyncio.gather(*(db.ping() for _ in range(4)))
+    await _left(db, before + 1)
+
+
+async def test_a_ping_that_outlives_the_database_leaves_no_connection(fresh_postgres_dsn: str) -> None:
+    database = Database(fresh_postgres_dsn, schema="public")
+    await database.open()
+    late = asyncio.create_task(database.ping())
+    await asyncio.sleep(0)
+    await database.close()
+    await late
+    await _left(database, 0)
