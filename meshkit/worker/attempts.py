@@ -52,6 +52,7 @@ class _CarriedAttempt:
         carrier: The asyncio task that takes it from lease to end.
         job: Its job, once its inputs are there.
         stop: Why it is to end early: `ended`, `given_up`, `expired`, `timeout`, `drain`, `waited`.
+        paused: Whether its handler was asked to stop where another attempt can go on.
         interruptible: Whether the carrier may be cancelled now.
         fetches: Whether its inputs are on their way from other people's servers: it needs no slot yet.
         executed: Whether the runner has returned its outcome.
@@ -65,6 +66,7 @@ class _CarriedAttempt:
     carrier: asyncio.Task[None] | None = None
     job: Job | None = None
     stop: str | None = None
+    paused: bool = False
     interruptible: bool = False
     fetches: bool = False
     executed: bool = False
@@ -165,9 +167,15 @@ class Attempts:
                 self._stop(attempt, "drain")
 
     async def drain(self, grace_seconds: float) -> None:
-        """Take no more, hand back what has not begun, let the rest end, hand back what has not ended by then."""
+        """Take no more, hand back what has not begun, let the rest end, hand back what has not ended by then.
+
+        Of the rest, what can stop where another attempt goes on is asked to.
+        """
         self._draining = True
         self.hand_back_waiting()
+        for attempt in list(self._attempts):
+            if attempt.job is not None and attempt.begun and not attempt.executed:
+                attempt.paused = self._runner.pause(attempt.job)
         await self._until_idle(grace_seconds)
         for attempt in list(self._attempts):
             self._stop(attempt, "drain")
@@ -358,6 +366,8 @@ class Attempts:
         if attempt.stop == "timeout":
             failure = TaskFailed("The attempt passed its time limit.", ERROR_CATEGORY_TIMEOUT, retryable=True)
             return await self._failed(attempt, failure, device_seconds)
+        if attempt.stop is None and attempt.paused:
+            attempt.stop = "drain"
         if attempt.stop is None:
             failure = TaskFailed("The worker stopped the task.", ERROR_CATEGORY_INTERNAL, retryable=True)
             return await self._failed(attempt, failure, device_seconds)

@@ -40,6 +40,7 @@ class CallRunner:
         handlers: One handler a pair.
         slots: Calls at once.
         room: Set when more jobs may be taken.
+        pausable: Whether the handlers stop where another attempt can go on, when they are asked to.
         grace_seconds: How long a cancelled handler may take to end.
         clock: Monotonic seconds.
     """
@@ -50,16 +51,19 @@ class CallRunner:
         *,
         slots: int,
         room: asyncio.Event,
+        pausable: bool = False,
         grace_seconds: float = _GRACE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._handlers = handlers
         self._slots = slots
         self._room = room
+        self._pausable = pausable
         self._grace = grace_seconds
         self._clock = clock
         self._waiting: dict[Job, contextvars.Context] = {}  # in the order they came, each with its caller's trace
         self._calls: dict[Job, asyncio.Task[ChildDone]] = {}
+        self._contexts: dict[Job, JobContext] = {}  # of those that run
         self._numbers = itertools.count(1)
 
     @property
@@ -115,6 +119,14 @@ class CallRunner:
         job.withdrawn = True
         self._stop(job)
 
+    def pause(self, job: Job) -> bool:
+        """Ask a job that runs to stop where another attempt can go on; False where its handler does not."""
+        context = self._contexts.get(job)
+        if context is None or not self._pausable:
+            return False
+        context.pause()
+        return True
+
     def _stop(self, job: Job) -> None:
         if job in self._waiting:
             del self._waiting[job]
@@ -141,6 +153,7 @@ class CallRunner:
             job.started = True
             job.on_start()
             metrics.slot_wait_seconds(job.pair.label).observe(self._clock() - job.waits_since)
+            self._contexts[job] = JobContext(job.payload, job.on_progress, job.calls)
             call = asyncio.get_running_loop().create_task(self._call(job), context=context)
             self._calls[job] = call
             call.add_done_callback(partial(self._end, job))
@@ -153,14 +166,14 @@ class CallRunner:
         if handler is None:
             return TaskFailed("This worker does not execute the type.", ERROR_CATEGORY_INTERNAL, retryable=False)
         try:
-            return await handler.run(JobContext(job.payload, job.on_progress, job.calls))
+            return await handler.run(self._contexts[job])
         except asyncio.CancelledError:
             return TaskCancelled()
         except Exception as error:  # whatever it is ends its own job alone
             return error
 
     def _end(self, job: Job, call: asyncio.Task[ChildDone]) -> None:
-        del self._calls[job]
+        del self._calls[job], self._contexts[job]
         if not job.ended.done():
             if call.cancelled():  # before it began
                 job.ended.set_result(ChildDone(cancelled=ChildCancelled()))

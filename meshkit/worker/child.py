@@ -19,6 +19,7 @@ from atelier.inference.v1.child_pb2 import (
     ChildDone,
     ChildFailure,
     ChildHello,
+    ChildMessage,
     ChildProgress,
     ChildResident,
     FromChild,
@@ -75,25 +76,34 @@ class ChildRuntime:
         self._send(FromChild(hello=hello))
         while (frames := self._pipe.receive()) is not None:
             for frame in frames:
-                kind = frame.WhichOneof("frame")
-                if kind == "run":
-                    self._accept(frame.run)
-                elif kind == "cancel":
-                    if (job := self._jobs.get(frame.cancel.number)) is not None:
-                        job.cancel()
-                elif kind == "stop":
-                    for _ in workers:
-                        self._calls.put(_END)
-                    for worker in workers:
-                        worker.join()
-                    self._frames.put(b"")
-                    teller.join()
-                    return 0
+                if frame.WhichOneof("frame") != "stop":
+                    self._obey(frame)
+                    continue
+                for _ in workers:
+                    self._calls.put(_END)
+                for worker in workers:
+                    worker.join()
+                self._frames.put(b"")
+                teller.join()
+                return 0
         # The parent is gone: nobody takes the outcome of what still runs, and it may hold the device for minutes.
         os._exit(1)
 
+    def _obey(self, frame: ToChild) -> None:
+        kind = frame.WhichOneof("frame")
+        if kind == "run":
+            self._accept(frame.run)
+        elif kind == "cancel":
+            if (job := self._jobs.get(frame.cancel.number)) is not None:
+                job.cancel()
+        elif kind == "pause":
+            if (job := self._jobs.get(frame.pause.number)) is not None:
+                job.pause()
+        elif kind == "message" and (job := self._jobs.get(frame.message.number)) is not None:
+            job.hear(frame.message)
+
     def _accept(self, batch: ChildBatch) -> None:
-        contexts = [JobContext(job, self._progressed) for job in batch.jobs]
+        contexts = [JobContext(job, self._progressed, say=self._say) for job in batch.jobs]
         for context in contexts:
             self._jobs[context.number] = context
         self._batches.append(contexts)
@@ -144,6 +154,9 @@ class ChildRuntime:
 
     def _progressed(self, report: ChildProgress) -> None:
         self._send(FromChild(progress=report))
+
+    def _say(self, message: ChildMessage) -> None:
+        self._send(FromChild(message=message))
 
     def _send(self, frame: FromChild) -> None:
         self._frames.put(pack(frame))

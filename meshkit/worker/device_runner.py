@@ -155,6 +155,10 @@ class DeviceRunner:
             job.ended.set_exception(Withdrawn())
             self._room.set()
 
+    def pause(self, job: Job) -> bool:  # noqa: ARG002 -- the runners' protocol
+        """Never: what a batch has done so far is of no use to another attempt."""
+        return False
+
     def pump(self) -> None:
         """Start what can start; called when a job, a slot or a child has come."""
         while self._free > 0 and len(self._waiting) and self._supervisor.ready:

@@ -7,12 +7,13 @@ child lends it those for the time of the batch, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from atelier.inference.v1.child_pb2 import ChildMessage
 from atelier.tasks.v1.enums_pb2 import ErrorCategory, TaskType
 from atelier.tasks.v1.phase_pb2 import TaskPhase
 from atelier.tasks.v1.service_requests_pb2 import ServiceRequest
@@ -248,6 +249,30 @@ class CallContext(TextContext, Protocol):
 
         False where another attempt will go on with the request: the worker drains, or has lost the attempt.
         """
+        ...
+
+
+class LongContext(TaskContext, Protocol):
+    """One attempt that takes long, as its handler sees it in the child."""
+
+    def paused(self) -> bool:
+        """Tell whether the attempt is to stop where another one can go on; read between steps."""
+        ...
+
+    def say(self, kind: str, text: str) -> None:
+        """Tell the parent something, as JSON; messages come in order, and before the end of the attempt."""
+        ...
+
+    def heard(self) -> Sequence[ChildMessage]:
+        """Take what the parent has said since the last look."""
+        ...
+
+
+class PausableContext(CallContext, Protocol):
+    """One attempt whose handler can stop where another attempt goes on."""
+
+    def on_pause(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once the attempt is asked to, at once if it has been; it then ends TaskCancelled."""
         ...
 
 

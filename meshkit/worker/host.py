@@ -79,11 +79,15 @@ class CallWork:
         queue: Queue that it comes from.
         handlers: One handler a pair.
         slots: Calls at once.
+        kind: What sessions call the worker: `provider`, or `local` where it does the work on this machine.
+        pausable: Whether the handlers stop where another attempt can go on, when they are asked to.
     """
 
     queue: str
     handlers: Mapping[Pair, CallHandler]
     slots: int
+    kind: str = "provider"
+    pausable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,10 +246,10 @@ class WorkerHost:
     def run_calls(self, work: CallWork) -> Pool:
         """Add a pool of calls; nothing is leased before `start`."""
         room = asyncio.Event()
-        runner = CallRunner(work.handlers, slots=work.slots, room=room)
+        runner = CallRunner(work.handlers, slots=work.slots, room=room, pausable=work.pausable)
         preparer = JobPreparer(work.handlers, self._shared.inputs, self._shared.folders)
         name = f"{self._settings.name}/{work.queue}"
-        profile = SessionProfile(name, "provider", (work.queue,), runner.slots, tuple(work.handlers))
+        profile = SessionProfile(name, work.kind, (work.queue,), runner.slots, tuple(work.handlers))
         return self._pool(profile, runner, preparer, room, prefetch=0)
 
     async def start(self, set_health: Callable[[bool], Awaitable[None]]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from atelier.inference.v1.child_pb2 import ChildJob, ChildProgress
+from atelier.inference.v1.child_pb2 import ChildJob, ChildMessage, ChildProgress
 from atelier.tasks.v1.phase_pb2 import TASK_PHASE_RUNNING, TASK_PHASE_UPSCALING, TaskPhase
 from atelier.tasks.v1.service_requests_pb2 import ServiceRequest
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
@@ -16,6 +17,10 @@ from meshkit.worker.runner import ServiceCalls
 
 _PROGRESS_INTERVAL_SECONDS = 0.05
 _MAX_TEXT = 32_768  # characters; bound of Progress.text
+
+
+def _to_nobody(message: ChildMessage) -> None:
+    raise RuntimeError(f"nobody takes the message {message.kind} of this job")
 
 
 class JobContext:
@@ -34,16 +39,21 @@ class JobContext:
         job: The attempt.
         report: Takes its progress.
         calls: What it asks of its provider; a job of a device asks nobody.
+        say: Takes its messages.
     """
 
     __slots__ = (
         "_calls",
         "_cancelled",
         "_folder",
+        "_heard",
         "_number",
+        "_on_pause",
+        "_paused",
         "_phase",
         "_report",
         "_reported",
+        "_say",
         "_step",
         "_total",
         "inputs",
@@ -56,7 +66,11 @@ class JobContext:
     )
 
     def __init__(
-        self, job: ChildJob, report: Callable[[ChildProgress], None], calls: ServiceCalls | None = None
+        self,
+        job: ChildJob,
+        report: Callable[[ChildProgress], None],
+        calls: ServiceCalls | None = None,
+        say: Callable[[ChildMessage], None] = _to_nobody,
     ) -> None:
         self.job_id: str = job.job_id
         self.spec: CreateTask = job.spec
@@ -68,7 +82,10 @@ class JobContext:
         self.traceparent = job.traceparent
         self._number = job.number
         self._report = report
-        self._cancelled = False
+        self._say = say
+        self._heard: queue.SimpleQueue[ChildMessage] = queue.SimpleQueue()
+        self._cancelled = self._paused = False
+        self._on_pause: Callable[[], None] | None = None
         self._calls = calls or ServiceCalls()
         self._reported = -1.0
         self._step = self._total = 0
@@ -141,3 +158,34 @@ class JobContext:
     def cancel(self) -> None:
         """Ask the attempt to stop; called by another thread than the one that runs it."""
         self._cancelled = True
+
+    def paused(self) -> bool:
+        """Tell whether the attempt is to stop where another one can go on; read between steps."""
+        return self._paused
+
+    def pause(self) -> None:
+        """Ask the attempt to stop where another one can go on; called by another thread in a child."""
+        self._paused = True
+        if self._on_pause is not None:
+            self._on_pause()
+
+    def on_pause(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once the attempt is asked to pause, at once if it has been."""
+        self._on_pause = callback
+        if self._paused:
+            callback()
+
+    def say(self, kind: str, text: str) -> None:
+        """Tell who waits for the job something before its end."""
+        self._say(ChildMessage(number=self._number, kind=kind, text=text))
+
+    def hear(self, message: ChildMessage) -> None:
+        """Keep what was said to the job until it looks; called by another thread than the one that runs it."""
+        self._heard.put(message)
+
+    def heard(self) -> Sequence[ChildMessage]:
+        """Take what was said to the job since the last look."""
+        messages = []
+        while not self._heard.empty():  # one thread takes
+            messages.append(self._heard.get())
+        return messages

@@ -139,3 +139,7 @@ class Runner(Protocol):
     def withdraw(self, job: Job) -> None:
         """End a job early: one that waits at once, one that runs as soon as its handler lets go."""
         ...
+
+    def pause(self, job: Job) -> bool:
+        """Ask a job that runs to stop where another attempt can go on; False where it cannot, and runs on."""
+        ...

@@ -24,6 +24,8 @@ from atelier.inference.v1.child_pb2 import (
     ChildDone,
     ChildHello,
     ChildJob,
+    ChildMessage,
+    ChildPause,
     ChildProgress,
     ChildResident,
     ChildStop,
@@ -91,6 +93,7 @@ class _RunningBatch:
 
     jobs: Sequence[ChildJob]
     on_progress: Callable[[ChildProgress], None]
+    on_message: Callable[[ChildMessage], None]
     ended: asyncio.Future[list[ChildDone]]
     last_seen: float
     stepped: bool = False
@@ -155,6 +158,7 @@ class ChildSupervisor:
         environment: Its environment; this process's where absent.
         on_change: Called when `ready`, `healthy` or `resident` may have changed.
         on_lost: Called with `died`, `memory`, `deadline` or `start` for every child that was lost.
+        once: Whether no other child is started after the first.
         clock: Monotonic seconds.
     """
 
@@ -166,6 +170,7 @@ class ChildSupervisor:
         environment: Mapping[str, str] | None = None,
         on_change: Callable[[], None] = lambda: None,
         on_lost: Callable[[str], None] = lambda _: None,
+        once: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._argv = list(argv)
@@ -173,6 +178,7 @@ class ChildSupervisor:
         self._environment = None if environment is None else dict(environment)
         self._on_change = on_change
         self._on_lost = on_lost
+        self._once = once
         self._clock = clock
         self._state = ChildState.STOPPED
         self._failed_starts = 0
@@ -243,15 +249,19 @@ class ChildSupervisor:
         """Wait until a child takes work.
 
         Raises:
-            ChildLost: the supervisor is being stopped.
+            ChildLost: the supervisor is being stopped, or its only child ended.
         """
         while not self.ready:
             if self._stopping:
-                raise ChildLost("The worker is shutting down.", ERROR_CATEGORY_RESOURCE, collateral=True)
+                why = "The worker's process did not start." if self._once else "The worker is shutting down."
+                raise ChildLost(why, ERROR_CATEGORY_RESOURCE, collateral=True)
             await self._greeted.wait()
 
     def begin(
-        self, jobs: Sequence[ChildJob], on_progress: Callable[[ChildProgress], None]
+        self,
+        jobs: Sequence[ChildJob],
+        on_progress: Callable[[ChildProgress], None],
+        on_message: Callable[[ChildMessage], None] = lambda _: None,
     ) -> asyncio.Future[list[ChildDone]]:
         """Give a batch of jobs to the child; the future ends with one outcome a job, in order, or with `ChildLost`.
 
@@ -262,7 +272,8 @@ class ChildSupervisor:
         if not self.ready:
             raise ChildLost("The worker's process is not ready.", ERROR_CATEGORY_RESOURCE, collateral=True)
         assert self._pipe is not None
-        running = _RunningBatch(jobs, on_progress, asyncio.get_running_loop().create_future(), self._clock())
+        ended: asyncio.Future[list[ChildDone]] = asyncio.get_running_loop().create_future()
+        running = _RunningBatch(jobs, on_progress, on_message, ended, self._clock())
         # Packed first: a batch that is too large must not count as running, or its deadline would kill the child.
         message = ToChild()
         message.run.jobs.extend(jobs)  # copied once; a ChildBatch made before would be copied again
@@ -270,7 +281,7 @@ class ChildSupervisor:
         for job in jobs:
             self._running[job.number] = running
         self._pipe.send(frame)
-        return running.ended
+        return ended
 
     async def run(self, jobs: Sequence[ChildJob], on_progress: Callable[[ChildProgress], None]) -> list[ChildDone]:
         """Run a batch of jobs in the child, as `begin` does, and wait for its end.
@@ -298,6 +309,16 @@ class ChildSupervisor:
             running.cancelled_at = self._clock()
         self._pipe.send(pack(ToChild(cancel=ChildCancel(number=number))))
 
+    def pause(self, number: int) -> None:
+        """Ask the job to stop where another attempt can go on; without effect where it has ended."""
+        if number in self._running and self._pipe is not None:
+            self._pipe.send(pack(ToChild(pause=ChildPause(number=number))))
+
+    def say(self, message: ChildMessage) -> None:
+        """Pass something on to a job; without effect where it has ended."""
+        if message.number in self._running and self._pipe is not None:
+            self._pipe.send(pack(ToChild(message=message)))
+
     async def _keep(self) -> None:
         while not self._stopping:
             self._set_state(ChildState.STARTING)
@@ -309,6 +330,10 @@ class ChildSupervisor:
             # A child that was lost with work was lost by that work: the next one starts at once. A child that dies
             # before it is ready, or idle, will most likely die again: those starts back off.
             self._failed_starts = 0 if greeted and busy else self._failed_starts + 1
+            if self._once:
+                self._stopping = True
+                self._set_state(ChildState.STOPPED)
+                self._greeted.set()  # wakes `wait_ready`, which then raises
             if self._stopping:
                 break
             self._set_state(ChildState.BACKING_OFF)
@@ -406,6 +431,10 @@ class ChildSupervisor:
                 # A phase alone is no step: after the first of those, silence is judged more strictly.
                 running.last_seen, running.stepped = self._clock(), running.stepped or frame.progress.total > 0
                 running.on_progress(frame.progress)
+        elif kind == "message":
+            if (running := self._running.get(frame.message.number)) is not None:
+                running.last_seen = self._clock()
+                running.on_message(frame.message)
         elif kind == "resident":
             self._resident = frame.resident
             self._on_change()

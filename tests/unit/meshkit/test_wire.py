@@ -8,6 +8,8 @@ from atelier.inference.v1.child_pb2 import (
     ChildFailure,
     ChildHello,
     ChildJob,
+    ChildMessage,
+    ChildPause,
     ChildProgress,
     FromChild,
     ToChild,
@@ -26,6 +28,9 @@ SNAPSHOTS = [
         "000000180a160a1408071201" + "6a" + "2a022f66" + "32090a01611204" + "2f662f61",
     ),
     (ToChild(cancel=ChildCancel(number=7)), "0000000412020807"),
+    (ToChild(pause=ChildPause(number=7)), "0000000422020807"),
+    (ToChild(message=ChildMessage(number=7, kind="k", text="1")), "0000000a2a08080712016b1a0131"),
+    (FromChild(message=ChildMessage(number=7, kind="k", text="1")), "0000000a2a08080712016b1a0131"),
     (FromChild(hello=ChildHello(task_types=[TASK_TYPE_NOOP], device="cpu")), "0000000a0a080a01631203637075"),
     (FromChild(progress=ChildProgress(number=7, step=1, total=4)), "0000000812060807100118" + "04"),
     (

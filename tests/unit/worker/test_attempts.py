@@ -46,6 +46,8 @@ class FakeRunner:
         self.healthy = True
         self.jobs: list[Job] = []
         self.withdrawn: list[Job] = []
+        self.pausable = False
+        self.asked: list[Job] = []
 
     @property
     def busy(self) -> int:
@@ -69,6 +71,11 @@ class FakeRunner:
         self.withdrawn.append(job)
         if not job.started:
             job.ended.set_exception(Withdrawn())
+
+    def pause(self, job: Job) -> bool:
+        if self.pausable:
+            self.asked.append(job)
+        return self.pausable
 
 
 class FakePreparer:
@@ -388,3 +395,49 @@ async def test_what_waits_for_a_runner_that_does_not_come_up_is_handed_back(rig:
     rig.attempts.hand_back_waiting()
     await settle()
     assert rig.ends.said == [("released",)]
+
+
+async def test_a_drain_has_what_can_stop_where_another_goes_on_do_so_and_hands_it_back(rig: Rig) -> None:
+    rig.runner.pausable = True
+    await rig.lease("runs")
+    await rig.lease("waits")
+    draining = asyncio.create_task(rig.attempts.drain(5.0))
+    await settle()
+    assert rig.runner.asked == [rig.runner.jobs[0]]
+    assert rig.runner.withdrawn == [rig.runner.jobs[1]]
+    await rig.end(ChildDone(cancelled=ChildCancelled()))
+    await draining
+    assert rig.ends.said == [("released",), ("released",)]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (DONE, ("completed", "made", 1.5)),
+        (
+            ChildDone(failure=ChildFailure(category=ERROR_CATEGORY_VALIDATION)),
+            ("failed", ERROR_CATEGORY_VALIDATION, False),
+        ),
+    ],
+)
+async def test_what_ends_by_itself_after_it_was_asked_to_stop_has_ended(
+    rig: Rig, outcome: ChildDone, said: tuple[Any, ...]
+) -> None:
+    rig.runner.pausable = True
+    await rig.lease()
+    draining = asyncio.create_task(rig.attempts.drain(5.0))
+    await settle()
+    await rig.end(outcome)
+    await draining
+    assert rig.ends.said == [said]
+
+
+async def test_what_was_asked_to_stop_and_is_cancelled_then_is_withdrawn(rig: Rig) -> None:
+    rig.runner.pausable = True
+    held = await rig.lease()
+    draining = asyncio.create_task(rig.attempts.drain(5.0))
+    await settle()
+    held.lose("ended")
+    assert rig.runner.withdrawn == [rig.runner.jobs[0]]
+    await rig.end(ChildDone(cancelled=ChildCancelled()))
+    await draining

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from atelier.inference.v1.child_pb2 import ChildJob, ChildProgress
@@ -15,7 +16,15 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 
 from meshkit import tracing
 from meshkit.worker.call_runner import CallRunner
-from meshkit.worker.handlers import InputRef, Output, OutputFile, TaskContext, TaskFailed
+from meshkit.worker.handlers import (
+    InputRef,
+    Output,
+    OutputFile,
+    PausableContext,
+    TaskCancelled,
+    TaskContext,
+    TaskFailed,
+)
 from meshkit.worker.pairs import Pair
 from meshkit.worker.runner import Job, Withdrawn
 
@@ -25,7 +34,7 @@ PAIR = Pair(TASK_TYPE_NOOP, PROVIDER_TYPE_FAL_STANDARD)
 class Handler:
     """Awaits what the test gives it, and counts who is inside."""
 
-    def __init__(self, body: Callable[[TaskContext], Awaitable[Output]]) -> None:
+    def __init__(self, body: Callable[[Any], Awaitable[Output]]) -> None:
         self._body = body
         self.inside = 0
         self.most = 0
@@ -253,3 +262,33 @@ async def test_close_cancels_what_still_runs() -> None:
     await work.close()
     assert handler.cancelled == 1
     assert (await end).WhichOneof("outcome") == "cancelled"
+
+
+async def test_a_job_that_runs_is_asked_to_stop_where_another_goes_on() -> None:
+    asked = asyncio.Event()
+
+    async def body(context: PausableContext) -> Output:
+        context.on_pause(asked.set)
+        await asked.wait()
+        raise TaskCancelled
+
+    work = CallRunner({PAIR: Handler(body)}, slots=1, room=asyncio.Event(), pausable=True)
+    runs, waits = job("runs"), job("waits")
+    ends = [asyncio.create_task(work.execute(one)) for one in (runs, waits)]
+    await settle()
+    assert work.pause(runs)
+    assert not work.pause(waits)
+    assert (await ends[0]).HasField("cancelled")
+    assert not work.pause(runs)
+    work.withdraw(waits)
+    await asyncio.gather(*ends, return_exceptions=True)
+
+
+async def test_a_call_of_a_provider_is_not_asked_to_stop() -> None:
+    gate = Gate()
+    work, call = runner(Handler(gate)), job()
+    end = asyncio.create_task(work.execute(call))
+    await settle()
+    assert not work.pause(call)
+    gate.open.set()
+    assert (await end).output.result.noop.payload == "j"

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from atelier.inference.v1.child_pb2 import ChildJob, ChildProgress
+from atelier.inference.v1.child_pb2 import ChildJob, ChildMessage, ChildProgress
 from atelier.tasks.v1.phase_pb2 import (
     TASK_PHASE_FETCHING,
     TASK_PHASE_LOADING_MODEL,
@@ -101,3 +101,25 @@ async def test_a_job_that_was_not_leased_makes_no_paid_requests() -> None:
     assert (list(context.open_requests), context.called_off) == ([], False)
     with pytest.raises(RuntimeError, match="not one of a leased attempt"):
         await context.note(ServiceRequest(id="r"))
+
+
+def test_who_asks_to_be_told_of_a_pause_is_told_at_once_where_it_was_asked_before() -> None:
+    context, told = JobContext(ChildJob(), lambda _: None), []
+    context.on_pause(lambda: told.append("first"))
+    assert not context.paused()
+    context.pause()
+    context.on_pause(lambda: told.append("late"))
+    assert context.paused()
+    assert told == ["first", "late"]
+    assert not context.cancelled()
+
+
+def test_what_is_said_is_told_under_the_number_and_what_is_heard_is_taken_once() -> None:
+    said: list[ChildMessage] = []
+    context = JobContext(ChildJob(number=7), lambda _: None, say=said.append)
+    context.say("state", '{"step": 3}')
+    assert said == [ChildMessage(number=7, kind="state", text='{"step": 3}')]
+    context.hear(ChildMessage(kind="sample"))
+    context.hear(ChildMessage(kind="other"))
+    assert [message.kind for message in context.heard()] == ["sample", "other"]
+    assert context.heard() == []

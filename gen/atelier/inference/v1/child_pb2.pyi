@@ -32,6 +32,8 @@ class ToChild(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def run(self) -> Global___ChildBatch:
         """Execute a batch."""
@@ -44,18 +46,28 @@ class ToChild(_message.Message):
     def stop(self) -> Global___ChildStop:
         """End once nothing runs."""
 
+    @_builtins.property
+    def pause(self) -> Global___ChildPause:
+        """Stop one job where another attempt can go on."""
+
+    @_builtins.property
+    def message(self) -> Global___ChildMessage:
+        """Something for one job that runs."""
+
     def __init__(
         self,
         *,
         run: Global___ChildBatch | None = ...,
         cancel: Global___ChildCancel | None = ...,
         stop: Global___ChildStop | None = ...,
+        pause: Global___ChildPause | None = ...,
+        message: Global___ChildMessage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "frame", b"frame", "run", b"run", "stop", b"stop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "frame", b"frame", "message", b"message", "pause", b"pause", "run", b"run", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "frame", b"frame", "run", b"run", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "frame", b"frame", "message", b"message", "pause", b"pause", "run", b"run", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["run", "cancel", "stop"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["run", "cancel", "stop", "pause", "message"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -71,6 +83,7 @@ class FromChild(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     RESIDENT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___ChildHello:
         """The child is ready for work."""
@@ -87,6 +100,10 @@ class FromChild(_message.Message):
     def resident(self) -> Global___ChildResident:
         """What is in memory changed."""
 
+    @_builtins.property
+    def message(self) -> Global___ChildMessage:
+        """Something that a job says before its end."""
+
     def __init__(
         self,
         *,
@@ -94,12 +111,13 @@ class FromChild(_message.Message):
         progress: Global___ChildProgress | None = ...,
         done: Global___ChildDone | None = ...,
         resident: Global___ChildResident | None = ...,
+        message: Global___ChildMessage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "frame", b"frame", "hello", b"hello", "progress", b"progress", "resident", b"resident"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "frame", b"frame", "hello", b"hello", "message", b"message", "progress", b"progress", "resident", b"resident"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "frame", b"frame", "hello", b"hello", "progress", b"progress", "resident", b"resident"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "frame", b"frame", "hello", b"hello", "message", b"message", "progress", b"progress", "resident", b"resident"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "progress", "done", "resident"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "progress", "done", "resident", "message"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -252,6 +270,60 @@ class ChildCancel(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChildCancel: _TypeAlias = ChildCancel  # noqa: Y015
+
+@_typing.final
+class ChildPause(_message.Message):
+    """Stops one job at the next place from which another attempt can go on; it tells of what that attempt needs first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Number of the job."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChildPause: _TypeAlias = ChildPause  # noqa: Y015
+
+@_typing.final
+class ChildMessage(_message.Message):
+    """What a long job and its attempt say to each other while it runs. Those of one job come in the order they were sent,
+    and those of the child before the job's end.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Number of the job."""
+    kind: _builtins.str
+    """What it is about; the task type knows its own."""
+    text: _builtins.str
+    """JSON."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "number", b"number", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChildMessage: _TypeAlias = ChildMessage  # noqa: Y015
 
 @_typing.final
 class ChildStop(_message.Message):
