@@ -18,7 +18,7 @@ from bench.abuse.other import OtherTenant
 from bench.abuse.peers import Peers
 from bench.abuse.rows import ROWS, Abuse, MisuseRow, NotTriedError
 from tests.e2e.harness import RunningMesh
-from tests.e2e.small_disks import NoSmallDisksError, small_disks
+from tests.e2e.small_disks import NoSmallDisksError, SmallDisks, small_disks
 
 ROW_MODULES = (requests, faults, replicas, backlog)
 
@@ -55,12 +55,13 @@ class Meshes:
             NotTriedError: They cannot be mounted.
         """
         try:
-            return self._up(self._stack.enter_context(small_disks(self._folder / "small")))
+            disks = self._stack.enter_context(small_disks(self._folder / "small"))
         except NoSmallDisksError as error:
             raise NotTriedError(str(error)) from error
+        return self._up(disks.folder, disks)
 
-    def _up(self, folder: Path) -> RunningMesh:
-        mesh = RunningMesh(folder, self._environment)
+    def _up(self, folder: Path, disks: SmallDisks | None = None) -> RunningMesh:
+        mesh = RunningMesh(folder, self._environment, disks)
         self._stack.callback(mesh.down)
         mesh.up()
         return mesh

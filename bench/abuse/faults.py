@@ -78,7 +78,7 @@ def full_store(abuse: Abuse) -> None:
     """Upload while there is no room; tasks without a result go on as before."""
     content = picture(0)
     headers = abuse.headers | {"Content-Type": "image/png"}
-    with filled(abuse.mesh.path / "s3"):
+    with filled(abuse.mesh.disk("s3")):
         until_at = time.monotonic() + _FULL_SECONDS
         while time.monotonic() < until_at:
             path = f"{abuse.url}/api/v1/storage/images/{uuid.uuid4()}.png"
@@ -92,7 +92,7 @@ def full_database(abuse: Abuse) -> None:
     body = json.dumps({"task_type": "NOOP", "origin_instance": "bench", "steps": 0})
     url = f"{abuse.url}/api/v1/tasks/"
     accepted = []
-    with filled(abuse.mesh.path / "postgres"):
+    with filled(abuse.mesh.disk("postgres")):
         until_at = time.monotonic() + _FULL_SECONDS
         while time.monotonic() < until_at:
             answer = abuse.note(lambda: httpx.post(url, content=body, headers=abuse.headers, timeout=60))

@@ -21,6 +21,7 @@ from atelier_cli.embedded.process import Launch, free_ports, spawn, stop
 from atelier_cli.folder import DataFolder, MeshRecord
 from atelier_cli.mesh import ServiceProcess, plan
 from atelier_cli.tokens import issue
+from tests.e2e.small_disks import SmallDisks
 
 T = TypeVar("T")
 
@@ -68,6 +69,7 @@ class RunningMesh:
 
     path: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    disks: SmallDisks | None = None
     port: int = field(default_factory=lambda: free_ports(1)[0])
     _process: subprocess.Popen[bytes] | None = None
 
@@ -81,9 +83,10 @@ class RunningMesh:
 
     def up(self, timeout_seconds: float = 120.0) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        enter = self.disks.enter if self.disks else ()
         self._process = spawn(
             Launch(
-                argv=(*ATELIER, "up", "--data", str(self.path), "--port", str(self.port)),
+                argv=(*enter, *ATELIER, "up", "--data", str(self.path), "--port", str(self.port)),
                 log=self.path / "up.log",
                 env=self.environment,
             )
@@ -95,6 +98,10 @@ class RunningMesh:
         assert self._process.poll() is None, (self.path / "up.log").read_text()[-4000:]
         record = self.folder.record()
         return record is not None and record.pid == self._process.pid and record.state == "ready"
+
+    def disk(self, part: str) -> Path:
+        """Where a part of the mesh writes."""
+        return self.disks.disk(part) if self.disks else self.path / part
 
     def down(self) -> None:
         if self._process is not None:

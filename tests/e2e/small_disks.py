@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import shlex
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 # MiB: what a fresh part takes, and some more.
@@ -14,26 +16,62 @@ class NoSmallDisksError(Exception):
     """This process may mount none; the text says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class SmallDisks:
+    """Disks that only the processes of one mount namespace see.
+
+    Attributes:
+        folder: Where the mesh lies; the same path within and without.
+        enter: What a command begins with that is to run among the disks.
+        seen: The namespace's file system, as others see it.
+    """
+
+    folder: Path
+    enter: tuple[str, ...]
+    seen: Path
+
+    def disk(self, part: str) -> Path:
+        """A part's disk, for whoever does not run among them."""
+        return self.seen / (self.folder / part).relative_to("/")
+
+
 @contextlib.contextmanager
-def small_disks(folder: Path) -> Iterator[Path]:
+def small_disks(folder: Path) -> Iterator[SmallDisks]:
     """Make a folder for a mesh, whose parts lie on file systems of their own.
 
+    They are mounted in a namespace of their own, in which any user may mount where the kernel lets users have one. They
+    go with its last process.
+
     Raises:
-        NoSmallDisksError: Only root may, and not on every system.
+        NoSmallDisksError: This user may not, on this system.
     """
-    if os.geteuid() != 0:
-        raise NoSmallDisksError("only root may mount the small disks")
-    with contextlib.ExitStack() as stack:
-        for part, size in SIZES.items():
-            path = folder / part
-            path.mkdir(parents=True)
-            mount = ["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=0711", "tmpfs", str(path)]
-            done = subprocess.run(mount, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise NoSmallDisksError(f"this system mounts no small disk: {done.stderr.strip()}")
-            stack.callback(subprocess.run, ["umount", "--lazy", str(path)], check=True)
-        folder.chmod(0o711)
-        yield folder
+    root = os.geteuid() == 0
+    for part in SIZES:
+        (folder / part).mkdir(parents=True)
+    folder.chmod(0o711)
+    mounts = [
+        f"mount -t tmpfs -o size={size}m,mode=0711 tmpfs {shlex.quote(str(folder / part))}"
+        for part, size in SIZES.items()
+    ]
+    own = ("unshare", "--mount") if root else ("unshare", "--user", "--map-current-user", "--keep-caps", "--mount")
+    try:
+        keeper = subprocess.Popen(
+            [*own, "sh", "-c", " && ".join([*mounts, "echo ready", "exec cat"])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    except FileNotFoundError:
+        raise NoSmallDisksError("there is no unshare on this system") from None
+    with keeper:  # it ends with its input, which is closed at the end
+        assert keeper.stdout is not None
+        assert keeper.stderr is not None
+        if keeper.stdout.readline() != "ready\n":
+            raise NoSmallDisksError(f"this user may mount no small disk here: {keeper.stderr.read().strip()}")
+        user = () if root else ("--user", "--preserve-credentials")
+        enter = ("nsenter", "--target", str(keeper.pid), *user, "--mount", "--")
+        yield SmallDisks(folder, enter, Path(f"/proc/{keeper.pid}/root"))
 
 
 @contextlib.contextmanager

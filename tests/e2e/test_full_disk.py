@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.harness import ENDED, NOOP_ENVIRONMENT, RunningMesh, noop, post_until_answered, until
-from tests.e2e.small_disks import NoSmallDisksError, filled, small_disks
+from tests.e2e.small_disks import NoSmallDisksError, SmallDisks, filled, small_disks
 
 TENANT = "disk"
 _IMAGES = "/api/v1/storage/images"
@@ -22,19 +22,19 @@ _TASK = {"steps": 1, "step_ms": 5, "result_bytes": 40_000}
 
 
 @pytest.fixture(scope="module")
-def disks(servers_folder: Path) -> Iterator[Path]:
+def disks(servers_folder: Path) -> Iterator[SmallDisks]:
     """A folder for a mesh, whose parts lie on file systems of their own."""
     try:
-        with small_disks(servers_folder / "full-disk") as folder:
-            yield folder
+        with small_disks(servers_folder / "full-disk") as disks:
+            yield disks
     except NoSmallDisksError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
-def small(disks: Path) -> Iterator[RunningMesh]:
+def small(disks: SmallDisks) -> Iterator[RunningMesh]:
     """A mesh on small disks."""
-    mesh = RunningMesh(disks, {**NOOP_ENVIRONMENT, "ATELIER_MAX_RETRIES": "3"})
+    mesh = RunningMesh(disks.folder, {**NOOP_ENVIRONMENT, "ATELIER_MAX_RETRIES": "3"}, disks)
     try:
         mesh.up()
         yield mesh
@@ -95,7 +95,7 @@ def create(client: httpx.Client) -> httpx.Response:
 
 def test_a_full_database_refuses_and_goes_on(small: RunningMesh, client: httpx.Client) -> None:
     accepted: list[str] = []
-    with filled(small.path / "postgres"):
+    with filled(small.disk("postgres")):
         refused(lambda: create(client), lambda answer: accepted.append(answer.json()["id"]))
     complete(client, accepted)
 
@@ -105,7 +105,7 @@ def test_a_database_that_cannot_even_write_its_log_comes_back_with_all_it_took(
     small: RunningMesh, client: httpx.Client
 ) -> None:
     accepted = [create(client).raise_for_status().json()["id"] for _ in range(3)]
-    with filled(small.path / "postgres"):
+    with filled(small.disk("postgres")):
         with contextlib.suppress(psycopg.OperationalError), small.database() as connection:
             # It has segments of its log in reserve; once they are used up, it panics and cannot start again.
             for _ in range(512):
@@ -119,7 +119,7 @@ def test_a_database_that_cannot_even_write_its_log_comes_back_with_all_it_took(
 def test_a_full_store_refuses_and_goes_on(small: RunningMesh, client: httpx.Client) -> None:
     stored: dict[str, bytes] = {}
     accepted = []
-    with filled(small.path / "s3"):
+    with filled(small.disk("s3")):
 
         def store() -> httpx.Response:
             data = picture(len(stored))
@@ -134,7 +134,7 @@ def test_a_full_store_refuses_and_goes_on(small: RunningMesh, client: httpx.Clie
 
 
 def test_a_full_nats_delays_events_alone(small: RunningMesh, client: httpx.Client) -> None:
-    with filled(small.path / "nats"):
+    with filled(small.disk("nats")):
         accepted = [create(client).raise_for_status().json()["id"] for _ in range(20)]
         until(
             lambda: all(client.get(f"/api/v1/tasks/{ident}").json()["status"] == "COMPLETED" for ident in accepted),
@@ -150,14 +150,14 @@ def test_a_full_nats_delays_events_alone(small: RunningMesh, client: httpx.Clien
 
 
 def test_a_full_disk_of_the_worker_loses_no_task(small: RunningMesh, client: httpx.Client) -> None:
-    with filled(small.path / "worker"):
+    with filled(small.disk("worker")):
         accepted = [create(client).raise_for_status().json()["id"] for _ in range(6)]
     complete(client, accepted)
 
 
 def test_logs_that_cannot_be_written_hold_nobody_up(small: RunningMesh, client: httpx.Client) -> None:
-    with filled(small.path / "logs"):
+    with filled(small.disk("logs")):
         complete(client, [create(client).raise_for_status().json()["id"] for _ in range(6)])
-    size = (small.path / "logs" / "gateway.log").stat().st_size
+    size = (small.disk("logs") / "gateway.log").stat().st_size
     complete(client, [])
-    assert (small.path / "logs" / "gateway.log").stat().st_size > size, "the log goes on"
+    assert (small.disk("logs") / "gateway.log").stat().st_size > size, "the log goes on"
