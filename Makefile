@@ -100,7 +100,7 @@ chaos: setup ## Kill processes at random under 10,000 tasks; CHAOS="--tasks 1000
 	@$(BIN)/python -m tests.e2e.chaos $(CHAOS)
 
 fuzz: setup ## Send 100,000 generated and hostile requests; FUZZ_SEED=7 draws others; six minutes to an hour.
-	@$(BIN)/python -m pytest -q -m long tests/e2e/test_schema_fuzz.py
+	@$(BIN)/python -m pytest -q -rP -m long tests/e2e/test_schema_fuzz.py
 
 clean: ## Remove what was made here, but no data folder of a mesh.
 	rm -rf $(VENV) demo build .mypy_cache .ruff_cache .pytest_cache
