@@ -9,6 +9,7 @@ import pytest
 from atelier.events.v1 import events_pb2
 from atelier.options.v1 import options_pb2
 from atelier.tasks.v1 import background_fix_pb2, enums_pb2, providers_pb2, task_pb2, tasks_service_pb2
+from atelier.training.v1 import lora_pb2, training_pb2
 from buf.validate import validate_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
@@ -69,6 +70,10 @@ def presented(field: FieldDescriptor) -> options_pb2.FieldJson:
     return field.GetOptions().Extensions[options_pb2.field]
 
 
+def presented_name(message: Descriptor) -> str:
+    return message.GetOptions().Extensions[options_pb2.message].schema_name or message.name
+
+
 def rules(field: FieldDescriptor) -> validate_pb2.FieldRules:
     return field.GetOptions().Extensions[validate_pb2.field]
 
@@ -120,11 +125,20 @@ EVENTS: dict[str, tuple[dict[str, FieldDescriptor], set[str]]] = {
     for name, message in events_pb2.DESCRIPTOR.message_types_by_name.items()
     if name in SCHEMAS
 }
-ALL = {**REQUESTS, **ANSWERS, **CONFIGS, **UPDATES, **EVENTS}
+TRAININGS: dict[str, tuple[dict[str, FieldDescriptor], set[str]]] = {
+    presented_name(message): (members(message), set())
+    for message in (
+        *training_pb2.DESCRIPTOR.message_types_by_name.values(),
+        *lora_pb2.DESCRIPTOR.message_types_by_name.values(),
+    )
+    if presented_name(message) in SCHEMAS
+}
+ALL = {**REQUESTS, **ANSWERS, **CONFIGS, **UPDATES, **EVENTS, **TRAININGS}
 ENUMS: dict[str, EnumDescriptor] = {
     **enums_pb2.DESCRIPTOR.enum_types_by_name,
     **background_fix_pb2.DESCRIPTOR.enum_types_by_name,
     **events_pb2.DESCRIPTOR.enum_types_by_name,
+    **{name: enum for name, enum in training_pb2.DESCRIPTOR.enum_types_by_name.items() if name in SCHEMAS},
 }
 
 
@@ -154,11 +168,12 @@ def nullable(field: FieldDescriptor) -> bool:
     return declared_optional(field)
 
 
-def test_every_documented_schema_of_tasks_providers_and_events_has_a_message() -> None:
+def test_every_documented_schema_of_tasks_trainings_providers_and_events_has_a_message() -> None:
     wanted = {
         name
         for name in SCHEMAS
-        if name.endswith(("Event", "TaskPublic", "TaskPublicUpdate", "TaskUpdate"))
+        if name.startswith(("TrainingTask", "LoRA", "AdminLoRA"))
+        or name.endswith(("Event", "TaskPublic", "TaskPublicUpdate", "TaskUpdate"))
         or (name.startswith("Create") and name.endswith("Task"))
     }
     assert wanted | set(SCHEMAS["ProviderConfig"]["members"]) == set(ALL)
@@ -187,6 +202,7 @@ def test_members_have_the_documented_types(name: str) -> None:
         if field in fields and said["type"] is not None
     }
     found = {field: spelled(fields[field]) for field in documented}
+    documented |= {field: "integer" for field, kind in documented.items() if kind == "TaskPriority"}
     # A reference by id is checked as one, though the document prints a plain string.
     plain = {
         field: "string" for field, kind in found.items() if kind == "string(uuid)" and documented[field] == "string"
@@ -208,6 +224,19 @@ def test_members_have_the_documented_defaults_and_bounds(name: str) -> None:
     for (schema, field), limits in BOUNDS_IN_PROSE.items():
         if schema == name:
             assert bounds(fields[field]) == limits
+
+
+@pytest.mark.parametrize("member", sorted(SCHEMAS["TrainingTaskCreate"]["fields"]))
+def test_a_training_has_the_documented_defaults_and_requires_its_trigger_word_alone(member: str) -> None:
+    fields, said = TRAININGS["TrainingTaskCreate"][0], SCHEMAS["TrainingTaskCreate"]["fields"][member]
+    default = presented(fields[member]).default_value
+    assert (json.loads(default) if default else None) == said.get("default")
+    assert rules(fields[member]).required == said["required"]
+
+
+def test_a_training_is_made_of_nineteen_members_and_shows_fifty_one() -> None:
+    assert len(TRAININGS["TrainingTaskCreate"][0]) == 19
+    assert len(TRAININGS["TrainingTask"][0]) == 51
 
 
 def bounds(field: FieldDescriptor) -> tuple[float, float]:

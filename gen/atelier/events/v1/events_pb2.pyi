@@ -9,6 +9,7 @@ and the headers are `Nats-Msg-Id` (the event's id), `Atelier-Version` (of the en
 from atelier.tasks.v1 import enums_pb2 as _enums_pb2
 from atelier.tasks.v1 import phase_pb2 as _phase_pb2
 from atelier.tasks.v1 import task_pb2 as _task_pb2
+from atelier.tasks.v1 import worker_service_pb2 as _worker_service_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -776,6 +777,65 @@ class InferenceStatusEvent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__timestamp) -> _WhichOneofReturnType__timestamp | None: ...
 
 Global___InferenceStatusEvent: _TypeAlias = InferenceStatusEvent  # noqa: Y015
+
+@_typing.final
+class JobEvent(_message.Message):
+    """A job of another service ended, or is queued again: subjects `atelier.tasks.v1.job.{ended,requeued}`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
+    ERROR_CATEGORY_FIELD_NUMBER: _builtins.int
+    COMPLETED_AT_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    kind: _worker_service_pb2.JobKind.ValueType
+    """Its kind."""
+    status: _enums_pb2.TaskStatus.ValueType
+    """Where it stands."""
+    attempt: _builtins.int
+    """Number of its last attempt."""
+    error_message: _builtins.str
+    """Why it failed, or why that attempt did."""
+    error_category: _enums_pb2.ErrorCategory.ValueType
+    """Class of that error, where the job has failed."""
+    @_builtins.property
+    def completed_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        kind: _worker_service_pb2.JobKind.ValueType = ...,
+        status: _enums_pb2.TaskStatus.ValueType = ...,
+        attempt: _builtins.int = ...,
+        error_message: _builtins.str | None = ...,
+        error_category: _enums_pb2.ErrorCategory.ValueType | None = ...,
+        completed_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_error_category", b"_error_category", "_error_message", b"_error_message", "completed_at", b"completed_at", "error_category", b"error_category", "error_message", b"error_message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_error_category", b"_error_category", "_error_message", b"_error_message", "attempt", b"attempt", "completed_at", b"completed_at", "error_category", b"error_category", "error_message", b"error_message", "job_id", b"job_id", "kind", b"kind", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
+    _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
+    _WhichOneofReturnType__error_category: _TypeAlias = _typing.Literal["error_category"]  # noqa: Y015
+    _WhichOneofArgType__error_category: _TypeAlias = _typing.Literal["_error_category", b"_error_category"]  # noqa: Y015
+    _WhichOneofReturnType__error_message: _TypeAlias = _typing.Literal["error_message"]  # noqa: Y015
+    _WhichOneofArgType__error_message: _TypeAlias = _typing.Literal["_error_message", b"_error_message"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completed_at) -> _WhichOneofReturnType__completed_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error_category) -> _WhichOneofReturnType__error_category | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error_message) -> _WhichOneofReturnType__error_message | None: ...
+
+Global___JobEvent: _TypeAlias = JobEvent  # noqa: Y015
 
 @_typing.final
 class TaskProgressEvent(_message.Message):
