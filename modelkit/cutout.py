@@ -125,14 +125,7 @@ class CutoutFamily:
         Raises:
             ModelError: The file is not there, is not the genuine one, or OpenCV cannot read it.
         """
-        content = _content(source)
-        try:
-            network = cv2.dnn.readNetFromONNX(np.frombuffer(content, np.uint8))
-        except cv2.error as error:
-            raise ModelError("The cut-out network could not be loaded.", ModelErrorKind.RESOURCE) from error
-        if device.threads:
-            cv2.setNumThreads(device.threads)
-        return Cutout(network, NETWORKS[source.card.name], _size(source))
+        return _loaded(source, device.threads)
 
 
 class Cutout:
@@ -213,6 +206,30 @@ class Cutout:
         if highest < _LEAST_OPINION:
             return None
         return np.asarray((made[0] - lowest) / max(highest - lowest, 1e-6), np.float32)
+
+
+def packaged_cutout(name: str, threads: int) -> Cutout:
+    """Load a network that comes with a Python package, in a process without torch.
+
+    Args:
+        name: Name of the network.
+        threads: Processor threads of a computation; 0 leaves it to OpenCV.
+
+    Raises:
+        ModelError: As for `CutoutFamily.load`.
+    """
+    return _loaded(Source(next(card for card in CutoutFamily.packaged if card.name == name)), threads)
+
+
+def _loaded(source: Source, threads: int) -> Cutout:
+    content = _content(source)
+    try:
+        network = cv2.dnn.readNetFromONNX(np.frombuffer(content, np.uint8))
+    except cv2.error as error:
+        raise ModelError("The cut-out network could not be loaded.", ModelErrorKind.RESOURCE) from error
+    if threads:
+        cv2.setNumThreads(threads)
+    return Cutout(network, NETWORKS[source.card.name], _size(source))
 
 
 def _file(source: Source) -> Path | None:

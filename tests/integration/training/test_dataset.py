@@ -1,0 +1,275 @@
+"""Datasets from pictures in a store, by the child that works on them."""
+
+import asyncio
+import io
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image, ImageCms
+
+from meshkit.errors import ErrorKind, MeshError, unavailable
+from meshkit.fetcher import Fetcher
+from meshkit.images.checks import ImageChecks
+from meshkit.objects import ObjectInfo, ObjectStore
+from meshkit.worker.inputs import Inputs
+from meshkit.worker.lora_cache import LoraCache
+from models.garments.catalogue import GarmentFacts
+from models.garments.draw import draw
+from services.training.trainer.dataset.domain import DatasetRefused, DatasetRequest, MadeDataset, StageReport
+from services.training.trainer.dataset.making import make_dataset
+from services.training.trainer.dataset.preparing import PictureWork
+from services.training.trainer.dataset.transforms import parse_transforms
+
+PHOTO = Path(__file__).parents[2] / "unit" / "modelkit" / "data" / "astronaut.jpg"
+
+
+class Store:
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.away = False
+
+    async def stat(self, _tenant: str, path: str) -> ObjectInfo | None:
+        if self.away:
+            raise unavailable("away")
+        found = self.objects.get(path)
+        return None if found is None else ObjectInfo(path, len(found), "1", "", datetime.now(UTC))
+
+    async def get(self, _tenant: str, path: str) -> bytes:
+        return self.objects[path]
+
+
+def saved(image: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
+    content = io.BytesIO()
+    image.save(content, kind, **more)
+    return content.getvalue()
+
+
+def drawn(seed: int, garment: str = "dress", size: int = 96) -> Image.Image:
+    return Image.fromarray(
+        draw(GarmentFacts(garment, "red", "dots", "blue"), np.random.default_rng(seed), size).picture
+    )
+
+
+class Maker:
+    """Makes datasets of what the store has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store()
+        self.reports: list[StageReport] = []
+        self.folder = folder
+        self.checks = ImageChecks()
+        objects = cast("ObjectStore", self.store)
+        loras = LoraCache(objects, folder / "loras", max_bytes=1000, max_file_bytes=1000)
+        self.inputs = Inputs(objects, Fetcher(), loras, self.checks, max_bytes=1 << 20, timeout_seconds=1)
+        self.made = 0
+        self.validating = asyncio.Event()
+
+    async def report(self, report: StageReport) -> None:
+        self.reports.append(report)
+        if report.stage == "validating":
+            self.validating.set()
+
+    async def make(self, sources: Sequence[str], *, work: PictureWork | None = None, **more: Any) -> MadeDataset:
+        self.made += 1
+        request = DatasetRequest(tuple(sources), "ohwx", 64, 16, **more)
+        return await make_dataset(
+            request,
+            self.out,
+            tenant="acme",
+            inputs=self.inputs,
+            report=self.report,
+            work=work or PictureWork(threads=1),
+            pause_seconds=0,
+        )
+
+    @property
+    def out(self) -> Path:
+        return self.folder / f"dataset-{self.made}"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return dict(json.loads((self.out / "manifest.json").read_text()))
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        return dict(json.loads((self.out / "dataset.json").read_text()))
+
+
+@pytest.fixture
+async def maker(tmp_path: Path) -> Any:
+    made = Maker(tmp_path)
+    yield made
+    await made.checks.close()
+
+
+async def test_pictures_become_a_dataset_and_every_reject_is_named(maker: Maker) -> None:
+    first = drawn(1)
+    maker.store.objects = {
+        "in/first.png": saved(first),
+        "in/wide.jpg": saved(drawn(2).resize((160, 96)), "JPEG", quality=90),
+        "in/copy.jpg": saved(first.resize((80, 80)), "JPEG", quality=85),
+        "in/small.png": saved(drawn(3).resize((20, 20))),
+        "in/broken.png": saved(drawn(4))[:-30],
+        "in/notes.txt.png": b"these are my notes",
+        "in/clear.png": saved(Image.new("RGBA", (64, 64), (255, 0, 0, 0))),
+    }
+    sources = [*maker.store.objects, "in/missing.png", "http://127.0.0.1/private.png"]
+    made = await maker.make(sources)
+    assert {one.name: one.reason for one in made.rejects} == {
+        "copy.jpg": "shows the same picture as first.png",
+        "small.png": "cannot be used: 20 x 20 pixels are too few for 64 x 64",
+        "broken.png": "is damaged: it cannot be decoded",
+        "notes.txt.png": made.rejects[3].reason,
+        "missing.png": "There is no such image in storage",
+        "private.png": made.rejects[5].reason,
+    }
+    assert "image" in made.rejects[3].reason
+    manifest, dataset = maker.manifest, maker.dataset
+    assert [one["name"] for one in manifest["pictures"]] == ["first.png", "wide.jpg", "clear.png"]
+    assert [tuple(one["bucket"]) for one in manifest["pictures"]] == [(64, 64), (80, 48), (64, 64)]
+    assert manifest["buckets"] == [
+        {"width": 64, "height": 64, "count": 2},
+        {"width": 80, "height": 48, "count": 1},
+    ]
+    assert [one["reason"] for one in manifest["rejects"]] == [one.reason for one in made.rejects]
+    assert manifest["pictures"][1]["source"] == "in/wide.jpg"
+    assert dataset["hash"] == manifest["hash"] == made.hash
+    assert made.pictures == len(dataset["examples"]) == 3
+    for example, shown in zip(dataset["examples"], manifest["pictures"], strict=True):
+        assert example["caption"] == shown["caption"] == "ohwx"
+        with Image.open(maker.out / example["image"]) as image, Image.open(maker.out / shown["thumbnail"]) as small:
+            assert (image.mode, image.format, image.size) == ("RGB", "PNG", tuple(example["bucket"]))
+            assert (small.format, max(small.size) <= 256) == ("WEBP", True)
+    with Image.open(maker.out / dataset["examples"][2]["image"]) as clear:
+        assert clear.getpixel((5, 5)) == (255, 255, 255)
+    written = {file.relative_to(maker.out).as_posix() for file in maker.out.rglob("*") if file.is_file()}
+    assert written == set(made.files), "nothing else is left"
+
+
+async def test_each_stage_is_counted_in_its_order(maker: Maker) -> None:
+    maker.store.objects = {f"in/{n}.png": saved(drawn(n)) for n in range(3)} | {"in/bad.png": b"no"}
+    await maker.make(list(maker.store.objects))
+    stages = list(dict.fromkeys(one.stage for one in maker.reports))
+    assert stages == ["downloading", "validating", "transforming", "captioning"]
+    last = {one.stage: (one.processed, one.total) for one in maker.reports}
+    assert last == {"downloading": (4, 4), "validating": (3, 3), "transforming": (3, 3), "captioning": (3, 3)}
+    assert [one.name for one in maker.reports[-1].rejects] == ["bad.png"]
+
+
+async def test_a_dataset_made_again_is_the_same(maker: Maker) -> None:
+    maker.store.objects = {f"in/{n}.png": saved(drawn(n)) for n in range(3)}
+    transforms = parse_transforms([{"type": "flip"}, {"type": "color_jitter"}])
+    first = await maker.make(list(maker.store.objects), transforms=transforms)
+    again = await maker.make(list(maker.store.objects), transforms=transforms)
+    assert first == again
+    assert first.pictures == 12
+    other = await maker.make(list(maker.store.objects), transforms=transforms, seed=7)
+    assert other.hash != first.hash
+    labels = [one["variant"] for one in maker.manifest["pictures"][:4]]
+    assert labels == ["", "jittered 1", "flipped", "flipped, jittered 1"]
+
+
+async def test_pictures_are_upright_in_srgb(maker: Maker) -> None:
+    turned = Image.new("RGB", (96, 64), (200, 30, 40))
+    turned.paste((40, 60, 200), (0, 0, 20, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    grey = Image.new("LAB", (64, 64), (140, 128, 128))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    maker.store.objects = {
+        "turned.jpg": saved(turned, "JPEG", exif=exif, quality=95),
+        "lab.tiff": saved(grey, "TIFF", icc_profile=profile),
+    }
+    await maker.make(["turned.jpg", "lab.tiff"])
+    upright, plain = maker.dataset["examples"]
+    assert upright["bucket"] == [48, 80]
+    with Image.open(maker.out / upright["image"]) as image:
+        red, _, blue = cast("tuple[int, ...]", image.getpixel((24, 4)))
+        assert blue > red, "the left edge of the file is the upper edge of the picture"
+    with Image.open(maker.out / plain["image"]) as image:
+        levels = cast("tuple[int, ...]", image.getpixel((30, 30)))
+    assert max(levels) - min(levels) <= 3
+    assert 120 < levels[0] < 145
+
+
+async def test_captions_say_what_is_seen(maker: Maker) -> None:
+    maker.store.objects = {
+        "dress.png": saved(drawn(1, "dress", 128)),
+        "boot.png": saved(drawn(1, "boot", 128)),
+        "person.jpg": PHOTO.read_bytes(),
+    }
+    await maker.make(list(maker.store.objects), strategy="auto")
+    captions = [one["caption"] for one in maker.dataset["examples"]]
+    assert captions[0].startswith("ohwx, a red")
+    assert "dress" in captions[0]
+    assert "boot" in captions[1]
+    assert "person" in captions[2]
+    assert maker.manifest["described_by"] == "local"
+
+
+async def test_masks_lie_on_what_counts(maker: Maker) -> None:
+    maker.store.objects = {"dress.png": saved(drawn(1)), "empty.png": saved(Image.new("RGB", (64, 64), "white"))}
+    await maker.make(list(maker.store.objects), masks="garment")
+    dress, empty = maker.manifest["pictures"]
+    with Image.open(maker.out / dress["mask"]) as mask:
+        assert (mask.mode, mask.size) == ("L", (64, 64))
+        assert (mask.getpixel((32, 40)), mask.getpixel((2, 2))) == (255, 0)
+    assert empty["mask"] is None
+    assert empty["warnings"] == ["no garment was found in it: all of it counts"]
+
+
+async def test_none_left_is_a_refusal_that_names_all(maker: Maker) -> None:
+    maker.store.objects = {"a.png": b"no", "b.png": saved(Image.new("RGB", (8, 8)))}
+    with pytest.raises(DatasetRefused) as caught:
+        await maker.make(["a.png", "b.png"])
+    assert "a.png" in caught.value.message
+    assert "b.png cannot be used: 8 x 8 pixels are too few" in caught.value.message
+    assert [one.name for one in caught.value.rejects] == ["a.png", "b.png"]
+
+
+async def test_a_crop_that_leaves_too_little_is_a_reject(maker: Maker) -> None:
+    maker.store.objects = {"a.png": saved(drawn(1))}
+    transforms = parse_transforms([{"type": "center_crop", "size": 16}])
+    with pytest.raises(DatasetRefused, match="after its transforms, 16 x 16 pixels are too few"):
+        await maker.make(["a.png"], transforms=transforms)
+
+
+async def test_a_store_that_is_away_is_no_fault_of_the_pictures(maker: Maker) -> None:
+    maker.store.away = True
+    with pytest.raises(MeshError) as caught:
+        await maker.make(["a.png"])
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+
+
+async def test_a_picture_that_takes_too_long_is_rejected(maker: Maker) -> None:
+    maker.store.objects = {"a.png": saved(drawn(1))}
+    with pytest.raises(DatasetRefused, match=r"a\.png cannot be worked on: it takes too long"):
+        await maker.make(["a.png"], work=_Hasty())
+
+
+class _Hasty(PictureWork):
+    """Gives a picture no time once it is begun."""
+
+    async def _events(self, job: dict[str, Any], work: Path) -> Any:
+        async for event in super()._events(job, work):
+            if event["event"] == "begun":
+                self._seconds = 0.0
+            yield event
+
+
+async def test_a_cancelled_making_leaves_no_process_and_no_work(maker: Maker) -> None:
+    maker.store.objects = {f"in/{n}.png": saved(drawn(n)) for n in range(8)}
+    making = asyncio.create_task(maker.make(list(maker.store.objects), strategy="auto"))
+    await maker.validating.wait()
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    children = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
+    assert not [line for line in children if "dataset.child" in line]
+    assert not (maker.out / ".work").exists()
