@@ -98,7 +98,7 @@ async def make_dataset(
         DatasetFailed: This worker cannot work on pictures. RESOURCE.
         MeshError: The store is away; another attempt has a better chance.
     """
-    making = _Making(request, folder, report, work or PictureWork())
+    making = _DatasetMaking(request, folder, report, work or PictureWork())
     temporary = folder / _WORK
     temporary.mkdir(parents=True, exist_ok=True)
     try:
@@ -110,7 +110,7 @@ async def make_dataset(
         await asyncio.shield(asyncio.to_thread(shutil.rmtree, temporary, ignore_errors=True))
 
 
-class _Making:
+class _DatasetMaking:
     """One dataset in the making."""
 
     def __init__(self, request: DatasetRequest, folder: Path, report: Report, work: PictureWork) -> None:
