@@ -14,7 +14,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `cutouts`: names of the networks that remove backgrounds
 - `server` `interceptors` `decoding` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that
   travel together
-- `health`: whether a service and what it stands on work
+- `health`: whether a service and what it stands on work; `estimates`: answers that say that their total is one
 - `db` `pipeline` `pipeline_pool` `migration` `outbox` `leadership` `idempotency`: PostgreSQL, which holds all state
 - `bus` `holding` `publishing` `eventjson`: NATS, which only notifies
 - `objects` `s3client` `chunks` `staging` `media_urls`: files

@@ -104,6 +104,22 @@ class Caller:
             raise forbidden(f"{name} names another tenant than the token", reason="FOREIGN_TENANT")
         return self.checked_tenant(named, path)
 
+    def listed_tenant(self, named: str | None) -> str | None:
+        """Return the tenant whose records an operator's list holds; None for all.
+
+        Args:
+            named: Tenant that the request names in `origin_tenant_id`, if it names one.
+
+        Raises:
+            MeshError: `FORBIDDEN` for another's that the caller may not see.
+        """
+        if self.reads_across:
+            return named
+        tenant = self.require_tenant()
+        if named not in (None, tenant):
+            raise forbidden("origin_tenant_id names another tenant than the token", reason="FOREIGN_TENANT")
+        return tenant
+
     def seen(
         self, record: OwnedT | None, ident: object, missing: Callable[[object], MeshError], *, write: bool = False
     ) -> OwnedT:

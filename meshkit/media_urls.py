@@ -108,6 +108,11 @@ class MediaLinks:
         """Return the links of a service; None where it is not told under which address the gateway is reached."""
         return cls(settings.public_url, MediaSigner.from_settings(settings)) if settings.public_url else None
 
+    @classmethod
+    def relative(cls, settings: MeshSettings) -> MediaLinks:
+        """Return links that work in a page of the gateway, for a mesh that is not told its public address."""
+        return cls("", MediaSigner.from_settings(settings))
+
     def url(self, tenant: str, path: str) -> str:
         """Return the address of an object."""
         return self._base + self._signer.token(tenant, path)

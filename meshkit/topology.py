@@ -82,7 +82,12 @@ class ServiceSpec:
 TASKS = ServiceSpec(
     role="tasks",
     module="services.tasks",
-    grpc=("atelier.tasks.v1.TasksService", "atelier.tasks.v1.WorkerService", "atelier.tasks.v1.WebhookService"),
+    grpc=(
+        "atelier.tasks.v1.TasksService",
+        "atelier.tasks.v1.WorkerService",
+        "atelier.tasks.v1.WebhookService",
+        "atelier.tasks.v1.TaskMonitoringService",
+    ),
     port=9101,
     schema="tasks",
     joins=NATS | OBJECTS | TOKENS | MEDIA,

@@ -59,6 +59,7 @@ class AttemptEnds:
         self._held = held
         self._pauses = pauses
         self._completions = Completions(self._complete_many, held=lambda: len(held))
+        self.completed = 0  # attempts whose results were taken
 
     async def close(self) -> None:
         """Give up completions on their way."""
@@ -80,7 +81,9 @@ class AttemptEnds:
         completion = Completion(
             ref=held.ref, result=result, objects=objects, device_seconds=device_seconds, errors=errors
         )
-        return await self._end(held, lambda: self._completions.send(held.session.id, completion))
+        outcome = await self._end(held, lambda: self._completions.send(held.session.id, completion))
+        self.completed += outcome is ReportOutcome.TAKEN
+        return outcome
 
     async def fail(
         self,

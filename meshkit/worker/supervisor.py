@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-import psutil
 from atelier.inference.v1.child_pb2 import (
     ChildCancel,
     ChildDone,
@@ -36,6 +35,7 @@ from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_T
 
 from meshkit.logging import get_logger
 from meshkit.wire import FrameDecoder, WireError, pack
+from meshkit.worker.load import ProcessTree
 from meshkit.worker.runner import JobLost
 
 _log = get_logger(__name__)
@@ -385,7 +385,7 @@ class ChildSupervisor:
     async def _watch(self, process: asyncio.subprocess.Process, pipe: _Pipe) -> str:
         """Wait until the child ends or must be ended; returns why."""
         started = self._clock()
-        tree = _ProcessTree(process.pid)
+        tree = ProcessTree(process.pid)
         gone = asyncio.ensure_future(process.wait())
         closed = asyncio.ensure_future(pipe.closed.wait())
         try:
@@ -462,27 +462,3 @@ class ChildSupervisor:
         if state is not self._state:
             self._state = state
             self._on_change()
-
-
-class _ProcessTree:
-    """Resident memory of a process and of all it started."""
-
-    _RESCAN_EVERY = 4  # to list processes is the slow part, and children of a child are rare
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._samples = 0
-        self._members: list[psutil.Process] = []
-
-    def resident_bytes(self) -> int:
-        """Return the sum over the processes that live."""
-        if self._samples % self._RESCAN_EVERY == 0:
-            with contextlib.suppress(psutil.Error):
-                root = psutil.Process(self._pid)
-                self._members = [root, *root.children(recursive=True)]
-        self._samples += 1
-        total = 0
-        for member in self._members:
-            with contextlib.suppress(psutil.Error):
-                total += member.memory_info().rss
-        return total

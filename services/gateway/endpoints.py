@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from meshkit import tracing
 from meshkit.client import MeshStream, call_metadata
 from meshkit.errors import MeshError
+from meshkit.estimates import ESTIMATED_KEY
 from meshkit.idempotency import REPLAYED_KEY
 from meshkit.quotas import TenantShare
 from meshkit.scopes import scope_name
@@ -38,6 +39,8 @@ from services.gateway.staging import StagedFiles, UploadStager
 from services.gateway.streams import AFTER_VERSION, EventStream, event_shape
 
 _MAX_QUERY_FIELDS = 200
+# What a service says of its answer in trailing metadata, and the gateway in headers of the same names.
+_TOLD = frozenset({REPLAYED_KEY, ESTIMATED_KEY})
 # Several files of one step would else pass the bound of its `config` together.
 _HELD_CHARS = 8192
 _MAX_VERSION = (1 << 63) - 1
@@ -153,13 +156,12 @@ class Endpoint:
             await self._stream(scope, receive, send, request, metadata)
             return
         if not decoding.uploads:
-            response, replayed = await self._ask(request, metadata, keyed=bool(key))
+            response, headers = await self._ask(request, metadata)
         else:
             async with self._staged(caller, request, decoding, key) as stay:
-                response, replayed = await self._ask(request, metadata, keyed=bool(key))
+                response, headers = await self._ask(request, metadata)
                 # The first of them took its files long ago.
-                stay.unclaimed = replayed
-        headers = {REPLAYED_KEY: "true"} if replayed else {}
+                stay.unclaimed = REPLAYED_KEY in headers
         if decoding.strict:
             headers["preference-applied"] = "handling=strict"
         elif warning := decoding.unknown.warning():
@@ -209,19 +211,17 @@ class Endpoint:
         rest = request.SerializeToString(deterministic=True)
         return self._context.uploads.staged(caller.tenant, decoding.uploads, key=key, request=rest)
 
-    async def _ask(self, request: Message, metadata: Sequence[tuple[str, str]], *, keyed: bool) -> tuple[Message, bool]:
-        """Make the call; tell whether its answer is that of an earlier one under the same key."""
-        timeout = self._context.settings.rpc_timeout_seconds
-        if not keyed:
-            return await self._call(request, timeout=timeout, metadata=metadata), False
-        replayed = False
+    async def _ask(self, request: Message, metadata: Sequence[tuple[str, str]]) -> tuple[Message, dict[str, str]]:
+        """Make the call; return its answer, and what the service says of it in headers."""
+        headers: dict[str, str] = {}
 
         def on_trailing(pairs: Sequence[tuple[str, str | bytes]]) -> None:
-            nonlocal replayed
-            replayed = any(name == REPLAYED_KEY for name, _ in pairs)
+            headers.update({name: "true" for name, _ in pairs if name in _TOLD})
 
-        response = await self._call(request, timeout=timeout, metadata=metadata, trailing=on_trailing)
-        return response, replayed
+        response = await self._call(
+            request, timeout=self._context.settings.rpc_timeout_seconds, metadata=metadata, trailing=on_trailing
+        )
+        return response, headers
 
     async def _stream(
         self, scope: Scope, receive: Receive, send: Send, request: Any, metadata: Sequence[tuple[str, str]]

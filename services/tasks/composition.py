@@ -7,7 +7,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from atelier.tasks.v1 import tasks_service_pb2_grpc, webhooks_service_pb2_grpc, worker_service_pb2_grpc
+from atelier.tasks.v1 import (
+    monitoring_service_pb2_grpc,
+    tasks_service_pb2_grpc,
+    webhooks_service_pb2_grpc,
+    worker_service_pb2_grpc,
+)
 
 from meshkit import db as meshdb
 from meshkit.bus import Bus, BusMessage
@@ -16,7 +21,7 @@ from meshkit.fetcher import Fetcher
 from meshkit.health import HealthPart, PartStates
 from meshkit.images.checks import ImageChecks
 from meshkit.lingers import TASKS_RELAY_LINGER
-from meshkit.loops import Loops, coalesced
+from meshkit.loops import Loop, Loops, coalesced
 from meshkit.media_urls import MediaLinks
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
@@ -36,7 +41,10 @@ from services.tasks.events import WAKE_SUBJECT
 from services.tasks.inputs.validator import InputValidator
 from services.tasks.loops import TaskMaintenance
 from services.tasks.media import shower
+from services.tasks.monitoring.service import TaskMonitor
+from services.tasks.monitoring.servicer import TaskMonitoringServicer
 from services.tasks.notifier import Notifier
+from services.tasks.postgres.monitoring import PostgresMonitoring
 from services.tasks.postgres.store import PostgresTaskStore
 from services.tasks.postgres.webhooks import PostgresWebhooks
 from services.tasks.providers.service import ProviderDesk
@@ -117,9 +125,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     checks = ImageChecks.from_settings(settings)
     stack.push_async_callback(checks.close)
     inputs = InputValidator(objects, fetcher, checks, settings.shared_tenant)
-    stored = StoredBytes(objects, settings.tenant_storage_bytes)
-    stack.push_async_callback(stored.close)
-    quotas = TenantQuotas(store, stored, settings)
+    quotas = _quotas(settings, store, objects, stack)
     tasks = TasksService(
         store,
         catalog=catalog,
@@ -161,8 +167,9 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     webhooks = PostgresWebhooks(database)
     sender = Sender(webhooks, fetcher, links=links)
     stack.push_async_callback(sender.close)
-    single = [relay.loop, *sender.loops] if settings.run_loops else []
-    loops = Loops(*maintenance.loops(progress), *single)
+    monitoring = PostgresMonitoring(database)
+    single = [relay.loop, *sender.loops, Loop("tasks-counters", monitoring.fold, 5.0)]
+    loops = Loops(*maintenance.loops(progress), *(single if settings.run_loops else ()))
     await stack.enter_async_context(loops)
     parts = PartStates(
         [
@@ -199,6 +206,10 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
                 webhooks_service_pb2_grpc.add_WebhookServiceServicer_to_server,
                 WebhookServicer(WebhooksService(webhooks, fetcher), links),
             ),
+            (
+                monitoring_service_pb2_grpc.add_TaskMonitoringServiceServicer_to_server,
+                TaskMonitoringServicer(TaskMonitor(monitoring, tasks), links or MediaLinks.relative(settings)),
+            ),
         ],
         parts,
     )
@@ -210,3 +221,11 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     if page is not None:
         stack.callback(page.close)
     return TasksRuntime(server.address, maintenance, relay, database, objects, sender)
+
+
+def _quotas(
+    settings: TasksSettings, store: PostgresTaskStore, objects: ObjectStore, stack: AsyncExitStack
+) -> TenantQuotas:
+    stored = StoredBytes(objects, settings.tenant_storage_bytes)
+    stack.push_async_callback(stored.close)
+    return TenantQuotas(store, stored, settings)

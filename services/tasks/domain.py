@@ -287,6 +287,18 @@ class SessionRecord:
         return frozenset(self.pairs)
 
 
+class WorkerLoad(NamedTuple):
+    """How a worker does, as it tells itself.
+
+    Attributes:
+        memory_bytes: Memory of its process and its children.
+        completed: Jobs that it has completed since its process began.
+    """
+
+    memory_bytes: int
+    completed: int
+
+
 class AttemptRef(NamedTuple):
     """An attempt: the fencing token of every report."""
 

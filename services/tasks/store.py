@@ -21,6 +21,7 @@ from services.tasks.domain import (
     SessionRecord,
     TaskRecord,
     TaskStatus,
+    WorkerLoad,
 )
 from services.tasks.providers.domain import Gate, GateName
 from services.tasks.providers.gates import GateView
@@ -318,7 +319,14 @@ class TaskStore(Protocol):
         ...
 
     async def heartbeat(
-        self, session_id: UUID, subject: str, held: Sequence[AttemptRef], *, draining: bool, ttl_seconds: float
+        self,
+        session_id: UUID,
+        subject: str,
+        held: Sequence[AttemptRef],
+        *,
+        draining: bool,
+        load: WorkerLoad | None = None,
+        ttl_seconds: float,
     ) -> list[LeaseState] | None:
         """Extend a session and acknowledge what it holds; the leases it has, or None without such a session."""
         ...

@@ -113,8 +113,9 @@ class WorkflowMonitoringServicer(WorkflowMonitoringServiceServicer):
         def moment(name: str) -> Any:
             return getattr(request, name).ToDatetime(tzinfo=UTC) if request.HasField(name) else None  # type: ignore[arg-type]  # names of the message
 
+        caller = Caller.of_call()
         which = WorkflowFilter(
-            tenant=_text(request, "origin_tenant_id"),
+            tenant=caller.listed_tenant(_text(request, "origin_tenant_id")),
             status=_status(request),
             origin_instance=_text(request, "origin_instance"),
             origin_zone=_text(request, "origin_zone"),
@@ -124,7 +125,7 @@ class WorkflowMonitoringServicer(WorkflowMonitoringServiceServicer):
         )
         size = request.page_size
         page = Page((request.page - 1) * size, size, request.sort_by, descending=request.sort_order == "desc")
-        found, total = await self._workflows.list_workflows(which, Caller.of_call(), page)
+        found, total = await self._workflows.list_workflows(which, caller, page)
         return monitoring.ListMonitoredWorkflowsResponse(
             items=[to_item(whole) for whole in found],
             total=total,

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from meshkit.db import Connection
 from meshkit.pipeline import Pipeline
-from services.tasks.domain import AttemptRef, SessionRecord
+from services.tasks.domain import AttemptRef, SessionRecord, WorkerLoad
 from services.tasks.store import LeaseState, ProgressNote
 
 # A replica of an older release names types and providers, and means each with each.
@@ -26,6 +26,7 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, now(), now(), now() + %s * interval '1 secon
 _HEARTBEAT = """
 UPDATE sessions s SET
     last_heartbeat = now(), expires_at = now() + %(ttl)s * interval '1 second', draining = %(draining)s,
+    memory_bytes = coalesce(%(memory)s, s.memory_bytes), completed = coalesce(%(completed)s, s.completed),
     acknowledged = greatest(s.acknowledged, coalesce((
         SELECT max(t.lease_sequence) FROM tasks t WHERE t.lease_session = s.id AND t.id = ANY(%(held)b)), 0))
 WHERE s.id = %(id)s AND s.subject = %(subject)s AND s.closed_at IS NULL AND s.expires_at > now()
@@ -101,7 +102,14 @@ async def lost(conn: Connection) -> list[str]:
 
 
 async def heartbeat(
-    conn: Connection, session_id: UUID, subject: str, held: Sequence[AttemptRef], *, draining: bool, ttl_seconds: float
+    conn: Connection,
+    session_id: UUID,
+    subject: str,
+    held: Sequence[AttemptRef],
+    *,
+    draining: bool,
+    load: WorkerLoad | None,
+    ttl_seconds: float,
 ) -> list[LeaseState] | None:
     """Extend a session; see `store.TaskStore.heartbeat`."""
     # If a crash of PostgreSQL loses a heartbeat, the worker's next one replaces it.
@@ -111,6 +119,8 @@ async def heartbeat(
         {
             "ttl": ttl_seconds,
             "draining": draining,
+            "memory": load.memory_bytes if load is not None else None,
+            "completed": load.completed if load is not None else None,
             "held": [ref.job_id for ref in held],
             "id": session_id,
             "subject": subject,

@@ -20,6 +20,7 @@ from services.tasks.domain import (
     RetryPolicy,
     SessionRecord,
     TaskRecord,
+    WorkerLoad,
 )
 from services.tasks.errors import task_not_found
 from services.tasks.postgres import counters, creates, endings, fallbacks, queries, service_requests, sessions, sweeps
@@ -142,11 +143,20 @@ class PostgresTaskStore:
             return await sessions.find(conn, session_id)
 
     async def heartbeat(
-        self, session_id: UUID, subject: str, held: Sequence[AttemptRef], *, draining: bool, ttl_seconds: float
+        self,
+        session_id: UUID,
+        subject: str,
+        held: Sequence[AttemptRef],
+        *,
+        draining: bool,
+        load: WorkerLoad | None = None,
+        ttl_seconds: float,
     ) -> list[LeaseState] | None:
         """Extend a session and acknowledge what it holds; the leases it has, or None without such a session."""
         async with self._db.transaction() as conn:
-            return await sessions.heartbeat(conn, session_id, subject, held, draining=draining, ttl_seconds=ttl_seconds)
+            return await sessions.heartbeat(
+                conn, session_id, subject, held, draining=draining, load=load, ttl_seconds=ttl_seconds
+            )
 
     async def note_missing(self, session_id: UUID, missing: Sequence[AttemptRef], found: Sequence[AttemptRef]) -> None:
         """Note which leases a heartbeat did not name, and which it named again."""

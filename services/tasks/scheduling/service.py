@@ -26,6 +26,7 @@ from services.tasks.domain import (
     SessionRecord,
     TaskRecord,
     TaskStatus,
+    WorkerLoad,
     clip_error,
 )
 from services.tasks.errors import lease_lost, session_not_found, task_ended
@@ -247,9 +248,15 @@ class WorkerSessions:
         return carried
 
     async def heartbeat(
-        self, principal: Principal, session_id: UUID, held: Sequence[AttemptRef], *, draining: bool
+        self,
+        principal: Principal,
+        session_id: UUID,
+        held: Sequence[AttemptRef],
+        *,
+        draining: bool,
+        load: WorkerLoad | None,
     ) -> GiveUp:
-        """Extend a session.
+        """Extend a session, and note what its worker tells of itself; None where it tells nothing.
 
         Returns:
             Attempts that the worker has to end.
@@ -258,7 +265,7 @@ class WorkerSessions:
             MeshError: `NOT_FOUND` where the session has ended.
         """
         known = await self._store.heartbeat(
-            session_id, principal.subject, held, draining=draining, ttl_seconds=self._ttl
+            session_id, principal.subject, held, draining=draining, load=load, ttl_seconds=self._ttl
         )
         if known is None:
             self._known.pop(session_id, None)

@@ -155,14 +155,20 @@ def _where(which: WorkflowFilter) -> tuple[sql.Composable, list[Any]]:
         ("status", "=", which.status),
         ("origin_instance", "=", which.origin_instance),
         ("origin_zone", "=", which.origin_zone),
-        ("created_at", ">", which.created_after),
+        ("created_at", ">=", which.created_after),
         ("created_at", "<", which.created_before),
     ):
         if value is not None:
             conditions.append(sql.SQL("{} {} %s").format(sql.Identifier(column), sql.SQL(operator)))
             values.append(value)
     if which.search is not None:
-        conditions.append(sql.SQL("(strpos(lower(name), lower(%s)) > 0 OR starts_with(id::text, lower(%s)))"))
+        # An id is found by its beginning, with or without hyphens.
+        conditions.append(
+            sql.SQL(
+                "(strpos(lower(name), lower(%s)) > 0 "
+                "OR starts_with(replace(id::text, '-', ''), replace(lower(%s), '-', '')))"
+            )
+        )
         values += [which.search, which.search]
     if not which.include_deleted:
         conditions.append(sql.SQL("NOT is_deleted"))

@@ -406,6 +406,7 @@ class HeartbeatRequest(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     WARM_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     draining: _builtins.bool
@@ -418,6 +419,10 @@ class HeartbeatRequest(_message.Message):
     def warm(self) -> Global___WarmState:
         """What is resident now."""
 
+    @_builtins.property
+    def load(self) -> Global___WorkerLoad:
+        """How the worker does."""
+
     def __init__(
         self,
         *,
@@ -425,14 +430,41 @@ class HeartbeatRequest(_message.Message):
         held: _abc.Iterable[Global___AttemptRef] | None = ...,
         warm: Global___WarmState | None = ...,
         draining: _builtins.bool = ...,
+        load: Global___WorkerLoad | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["warm", b"warm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "warm", b"warm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "held", b"held", "session_id", b"session_id", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "held", b"held", "load", b"load", "session_id", b"session_id", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
+
+@_typing.final
+class WorkerLoad(_message.Message):
+    """How a worker does, as it tells itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    memory_bytes: _builtins.int
+    """Bytes of memory that its process and its children take."""
+    completed: _builtins.int
+    """Jobs that it has completed since its process began."""
+    def __init__(
+        self,
+        *,
+        memory_bytes: _builtins.int = ...,
+        completed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerLoad: _TypeAlias = WorkerLoad  # noqa: Y015
 
 @_typing.final
 class HeartbeatResponse(_message.Message):

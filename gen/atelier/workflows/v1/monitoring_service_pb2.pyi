@@ -58,7 +58,7 @@ class ListMonitoredWorkflowsRequest(_message.Message):
     """`asc` or `desc`."""
     @_builtins.property
     def created_after(self) -> _timestamp_pb2.Timestamp:
-        """Only workflows created after this time."""
+        """Only workflows created at this time or later; a time without a zone is UTC."""
 
     @_builtins.property
     def created_before(self) -> _timestamp_pb2.Timestamp:

@@ -1,0 +1,1 @@
+"""Monitoring of tasks, queues and workers: what operators see of the rows that this service owns."""

@@ -1,0 +1,185 @@
+"""What monitoring tells of tasks, queues and workers. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+_HEX = re.compile(r"[0-9a-f]{0,32}")
+# A worker's rate is the mean over so many minutes.
+RATE_MINUTES = 5
+
+
+class ListedTask(NamedTuple):
+    """A task among others. The order of the fields is the order of the columns in the query."""
+
+    id: UUID
+    task_type: str
+    provider_type: str
+    status: str
+    progress: float
+    origin_instance: str
+    origin_zone: str | None
+    tenant: str
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    has_error: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TaskQuery:
+    """Which tasks to list, in which order; None where a member does not matter.
+
+    Attributes:
+        created_after: The earliest moment that counts.
+        created_before: The earliest moment that counts no more.
+        ids: The first and the last id that counts.
+    """
+
+    tenant: str | None = None
+    status: str | None = None
+    task_type: str | None = None
+    provider_type: str | None = None
+    origin_instance: str | None = None
+    origin_zone: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    ids: tuple[UUID, UUID] | None = None
+    sort_by: str = "created_at"
+    descending: bool = True
+    skip: int = 0
+    limit: int = 50
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the counters tell how many there are."""
+        return self.created_after is None and self.created_before is None and self.ids is None
+
+
+def ids_beginning_with(text: str) -> tuple[UUID, UUID] | None:
+    """Return the first and the last id that begins with these digits; None where no id does.
+
+    Args:
+        text: Hexadecimal digits in any case, with or without hyphens.
+    """
+    digits = text.strip().lower().replace("-", "")
+    if _HEX.fullmatch(digits) is None:
+        return None
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCounts:
+    """Tasks, counted.
+
+    Attributes:
+        total: All of them.
+        by_status: By state; states without tasks may be absent.
+        by_provider: By provider.
+        by_task_type: By type.
+        last_hour: Those created in the last hour.
+        last_day: Those created in the last 24 hours.
+    """
+
+    total: int = 0
+    by_status: Mapping[str, int] = field(default_factory=dict)
+    by_provider: Mapping[str, int] = field(default_factory=dict)
+    by_task_type: Mapping[str, int] = field(default_factory=dict)
+    last_hour: int = 0
+    last_day: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFigures:
+    """A queue.
+
+    Attributes:
+        name: Its name.
+        pending: Tasks that wait.
+        workers: Workers that serve it.
+        active: Tasks that run.
+        reserved: Tasks that a worker has taken and not begun.
+        wait_ms: How long those waited that began in the last hour, on average; None where none did.
+        completed: Tasks that completed in the last hour.
+    """
+
+    name: str
+    pending: int = 0
+    workers: int = 0
+    active: int = 0
+    reserved: int = 0
+    wait_ms: float | None = None
+    completed: int = 0
+
+
+class WorkerFigures(NamedTuple):
+    """A worker that is alive. The order of the fields is the order of the columns in the query.
+
+    Attributes:
+        leased: Attempts that it holds.
+        completed_lately: Tasks that it completed in the last `RATE_MINUTES`.
+        completed: Tasks that it has completed since it began, as it tells; None until it has.
+        memory_bytes: Memory of its process and its children, as it tells; None until it has.
+    """
+
+    name: str
+    queues: Sequence[str]
+    slots: int
+    draining: bool
+    leased: int
+    completed_lately: int
+    completed: int | None
+    memory_bytes: int | None
+
+    @property
+    def active(self) -> int:
+        """Attempts that it runs: it begins what it holds as soon as a slot is free."""
+        return min(self.leased, self.slots)
+
+    @property
+    def has_capacity(self) -> bool:
+        """Whether it takes another task."""
+        return not self.draining and self.leased < self.slots
+
+    @property
+    def utilization_pct(self) -> float:
+        """Share of its slots that is in use."""
+        return 100.0 * self.active / self.slots
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All workers that are alive.
+
+    Attributes:
+        workers: The workers.
+        at: When this was so.
+    """
+
+    workers: Sequence[WorkerFigures]
+    at: datetime
+
+    @property
+    def capacity(self) -> int:
+        """Attempts that they run at once."""
+        return sum(one.slots for one in self.workers)
+
+    @property
+    def active(self) -> int:
+        """Attempts that they run."""
+        return sum(one.active for one in self.workers)
+
+    @property
+    def with_capacity(self) -> int:
+        """Those that take another task."""
+        return sum(one.has_capacity for one in self.workers)
+
+    def served(self, queues: Collection[str]) -> tuple[list[str], list[str]]:
+        """Return those of these queues that a worker serves, and those that none does, each in order."""
+        having = {name for one in self.workers for name in one.queues}
+        return [name for name in sorted(queues) if name in having], [n for n in sorted(queues) if n not in having]

@@ -1,0 +1,300 @@
+"""Lists, counters and figures for operators.
+
+Triggers note each change of a task in its transaction; `fold` adds the notes up. A reader adds what is not folded yet
+in the same statement, so that its figures are of one moment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+from psycopg import sql
+
+from meshkit.db import Connection, Database
+from services.tasks.monitoring.domain import (
+    RATE_MINUTES,
+    Fleet,
+    ListedTask,
+    QueueFigures,
+    TaskCounts,
+    TaskQuery,
+    WorkerFigures,
+)
+
+# Totals of what no counter has are exact up to here, and the planner's estimate beyond.
+EXACT_TOTAL = 10_000
+
+_DURATION = "completed_at - started_at"
+_NULLABLE = frozenset({"duration_ms", "started_at", "completed_at"})
+_COLUMNS = (
+    "id, task_type, provider_type, status, progress, origin_instance, origin_zone, tenant, created_at, started_at, "
+    "completed_at, cardinality(errors) > 0"
+)
+_LISTED = sql.SQL("kind = 'TASK' AND NOT is_deleted")
+
+_COUNTED = sql.SQL("""
+WITH counted AS (
+    SELECT tenant, origin_instance, origin_zone, task_type, provider_type, status, tasks FROM task_counts UNION ALL
+    SELECT tenant, origin_instance, origin_zone, task_type, provider_type, status, tasks FROM task_count_changes
+)
+SELECT {figures} FROM counted WHERE {where}
+""")
+_TOTAL = sql.SQL("coalesce(sum(tasks), 0)::bigint")
+_BY_DIMENSION = sql.SQL("status, provider_type, task_type, sum(tasks)::bigint")
+_DIMENSIONS = sql.SQL(" GROUP BY status, provider_type, task_type")
+
+# Whole minutes are counted; of the minute in which the time begins, the rows themselves.
+_CREATED = sql.SQL("""
+WITH edge AS (SELECT date_trunc('minute', now() - %(span)s * interval '1 hour') + interval '1 minute' AS minute),
+created AS (
+    SELECT created_minute, tenant, origin_instance, origin_zone, tasks FROM task_creations
+    WHERE created_minute >= (SELECT minute FROM edge)
+    UNION ALL SELECT created_minute, tenant, origin_instance, origin_zone, tasks FROM task_count_changes
+    WHERE created_minute >= (SELECT minute FROM edge)
+)
+SELECT coalesce((SELECT sum(tasks) FROM created WHERE {where}), 0)::bigint + (
+    SELECT count(*) FROM tasks WHERE {listed} AND {rows}
+        AND created_at >= now() - %(span)s * interval '1 hour' AND created_at < (SELECT minute FROM edge))
+""")
+
+_FLOW = """
+WITH flow AS (
+    SELECT minute, queue_name, tenant, worker, started, waited_ms, completed FROM queue_flow UNION ALL
+    SELECT minute, queue_name, tenant, worker, started, waited_ms, completed FROM queue_flow_changes
+)
+"""
+_QUEUE_FLOW = f"""{_FLOW}
+SELECT queue_name, sum(started)::bigint, sum(waited_ms), sum(completed)::bigint FROM flow
+WHERE minute >= now() - interval '1 hour' AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) GROUP BY queue_name
+"""  # noqa: S608 -- constants
+_PENDING = """
+SELECT queue, sum(pending)::bigint FROM queue_tenants
+WHERE pending > 0 AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) GROUP BY queue
+"""
+_DELAYED = """
+SELECT queue_name, count(*) FROM tasks
+WHERE not_before IS NOT NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) GROUP BY queue_name
+"""
+# Attempts of a session in the order in which they were leased: it runs as many as it has slots.
+_LEASED = """
+SELECT queue_name, count(*) FILTER (WHERE place <= slots), count(*) FILTER (WHERE place > slots) FROM (
+    SELECT t.queue_name, t.tenant, s.slots,
+        row_number() OVER (PARTITION BY t.lease_session ORDER BY t.lease_sequence, t.leased_at, t.id) AS place
+    FROM tasks t JOIN sessions s ON s.id = t.lease_session WHERE t.lease_session IS NOT NULL
+) held
+WHERE %(tenant)s::text IS NULL OR tenant = %(tenant)s GROUP BY queue_name
+"""
+_ALIVE = "closed_at IS NULL AND expires_at > now()"
+_SERVING = f"SELECT q.name, count(*) FROM sessions, unnest(queues) AS q (name) WHERE {_ALIVE} GROUP BY q.name"  # noqa: S608 -- constants
+_WORKERS = f"""{_FLOW}
+SELECT s.name, s.queues, s.slots, s.draining,
+    (SELECT count(*) FROM tasks t WHERE t.lease_session = s.id),
+    coalesce((SELECT sum(f.completed) FROM flow f
+        WHERE f.worker = s.name AND f.minute > now() - interval '{RATE_MINUTES + 1} minutes'), 0)::bigint,
+    s.completed, s.memory_bytes
+FROM sessions s WHERE {_ALIVE} ORDER BY s.name, s.opened_at
+"""  # noqa: S608 -- constants
+
+_FOLD_LOCK = 0x6D6F6E69746F72  # any number of its own
+_FOLD_COUNTS = """
+WITH taken AS (DELETE FROM task_count_changes RETURNING *),
+minutes AS (
+    INSERT INTO task_creations AS c (created_minute, tenant, origin_instance, origin_zone, tasks)
+    SELECT created_minute, tenant, origin_instance, origin_zone, sum(tasks) FROM taken
+    WHERE created_minute > now() - interval '25 hours'
+    GROUP BY 1, 2, 3, 4 HAVING sum(tasks) <> 0
+    ON CONFLICT (created_minute, tenant, origin_instance, origin_zone) DO UPDATE SET tasks = c.tasks + excluded.tasks
+)
+INSERT INTO task_counts AS c
+SELECT tenant, origin_instance, origin_zone, task_type, provider_type, status, sum(tasks) FROM taken
+GROUP BY 1, 2, 3, 4, 5, 6 HAVING sum(tasks) <> 0
+ON CONFLICT (tenant, origin_instance, origin_zone, task_type, provider_type, status)
+DO UPDATE SET tasks = c.tasks + excluded.tasks
+"""
+_FOLD_FLOW = """
+WITH taken AS (DELETE FROM queue_flow_changes RETURNING *)
+INSERT INTO queue_flow AS f
+SELECT minute, queue_name, tenant, worker, sum(started), sum(waited_ms), sum(completed) FROM taken GROUP BY 1, 2, 3, 4
+ON CONFLICT (minute, queue_name, tenant, worker) DO UPDATE SET
+    started = f.started + excluded.started, waited_ms = f.waited_ms + excluded.waited_ms,
+    completed = f.completed + excluded.completed
+"""
+_FORGET = (
+    "DELETE FROM task_counts WHERE tasks = 0",
+    "DELETE FROM task_creations WHERE tasks = 0 OR created_minute < now() - interval '25 hours'",
+    "DELETE FROM queue_flow WHERE minute < now() - interval '2 hours'",
+)
+
+
+class PostgresMonitoring:
+    """Implements `services.tasks.monitoring.store.MonitoringStore`.
+
+    Args:
+        db: The service's database, migrated.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def list_tasks(self, query: TaskQuery) -> tuple[Sequence[ListedTask], int, bool]:
+        """Tasks of a page, how many there are in all, and whether that number is exact."""
+        where, values = _rows(query)
+        way = sql.SQL("DESC" if query.descending else "ASC")
+        # What is never null goes without NULLS LAST: an index then gives the order.
+        nulls = sql.SQL(" NULLS LAST" if query.sort_by in _NULLABLE else "")
+        page = sql.SQL(
+            "SELECT {columns} FROM tasks WHERE {where} "
+            "ORDER BY {order} {way}{nulls}, id {way} OFFSET {skip} LIMIT {limit}"
+        ).format(
+            columns=sql.SQL(_COLUMNS),
+            where=where,
+            order=sql.SQL(_DURATION) if query.sort_by == "duration_ms" else sql.Identifier(query.sort_by),
+            way=way,
+            nulls=nulls,
+            skip=sql.Literal(query.skip),
+            limit=sql.Literal(query.limit),
+        )
+        async with self._db.connection() as conn:
+            cursor = await conn.execute(page, values)
+            found = [ListedTask._make(row) for row in await cursor.fetchall()]
+            total, exact = await self._total(conn, query)
+        return found, total, exact
+
+    async def counts(self, tenant: str | None, origin_instance: str | None, origin_zone: str | None) -> TaskCounts:
+        """Count tasks; of all tenants where none is named."""
+        which = TaskQuery(tenant=tenant, origin_instance=origin_instance, origin_zone=origin_zone)
+        where, values = _counters(which)
+        rows, row_values = _rows(which)
+        created = _CREATED.format(where=where, listed=_LISTED, rows=rows)
+        by_status, by_provider, by_type = Counter[str](), Counter[str](), Counter[str]()
+        async with self._snapshot() as conn:
+            cursor = await conn.execute(_COUNTED.format(figures=_BY_DIMENSION, where=where) + _DIMENSIONS, values)
+            for status, provider, task_type, tasks in await cursor.fetchall():
+                by_status[status] += tasks
+                by_provider[provider] += tasks
+                by_type[task_type] += tasks
+            spans = [
+                (await (await conn.execute(created, {**values, **row_values, "span": hours})).fetchone() or (0,))[0]
+                for hours in (1, 24)
+            ]
+        return TaskCounts(
+            total=by_status.total(),
+            by_status=by_status,
+            by_provider=+by_provider,
+            by_task_type=+by_type,
+            last_hour=spans[0],
+            last_day=spans[1],
+        )
+
+    async def queues(self, names: Collection[str], tenant: str | None) -> tuple[Sequence[QueueFigures], datetime]:
+        """Tell of queues what waits and runs there, and when this was so."""
+        values = {"tenant": tenant}
+        async with self._snapshot() as conn:
+            flow = {row[0]: row[1:] for row in await (await conn.execute(_QUEUE_FLOW, values)).fetchall()}
+            pending = Counter[str](dict(await (await conn.execute(_PENDING, values)).fetchall()))
+            pending.update(dict(await (await conn.execute(_DELAYED, values)).fetchall()))
+            leased = {row[0]: row[1:] for row in await (await conn.execute(_LEASED, values)).fetchall()}
+            serving = dict(await (await conn.execute(_SERVING)).fetchall())
+            at = await _now(conn)
+        figures = []
+        for name in sorted(names):
+            started, waited, completed = flow.get(name, (0, 0.0, 0))
+            active, reserved = leased.get(name, (0, 0))
+            figures.append(
+                QueueFigures(
+                    name,
+                    pending=pending[name],
+                    workers=serving.get(name, 0),
+                    active=active,
+                    reserved=reserved,
+                    wait_ms=waited / started if started else None,
+                    completed=completed,
+                )
+            )
+        return figures, at
+
+    async def fleet(self) -> Fleet:
+        """Return the workers that are alive."""
+        async with self._db.connection() as conn:
+            cursor = await conn.execute(_WORKERS)
+            workers = [WorkerFigures._make(row) for row in await cursor.fetchall()]
+            return Fleet(workers, await _now(conn))
+
+    async def fold(self) -> None:
+        """Add what was noted of changes to the counters; another replica that is at it does it for this one."""
+        async with self._db.transaction() as conn:
+            cursor = await conn.execute("SELECT pg_try_advisory_xact_lock(%s)", (_FOLD_LOCK,))
+            if not (await cursor.fetchone() or (False,))[0]:
+                return
+            await conn.execute(_FOLD_COUNTS)
+            await conn.execute(_FOLD_FLOW)
+            for statement in _FORGET:
+                await conn.execute(statement)
+
+    @asynccontextmanager
+    async def _snapshot(self) -> AsyncIterator[Connection]:
+        """Return a connection whose statements see the rows of one moment."""
+        async with self._db.transaction() as conn:
+            await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield conn
+
+    async def _total(self, conn: Connection, query: TaskQuery) -> tuple[int, bool]:
+        if query.is_counted:
+            where, values = _counters(query)
+            row = await (await conn.execute(_COUNTED.format(figures=_TOTAL, where=where), values)).fetchone()
+            return (row[0] if row is not None else 0), True
+        where, values = _rows(query)
+        counted = sql.SQL("SELECT count(*) FROM (SELECT FROM tasks WHERE {} LIMIT {}) found").format(
+            where, sql.Literal(EXACT_TOTAL + 1)
+        )
+        row = await (await conn.execute(counted, values)).fetchone()
+        total = row[0] if row is not None else 0
+        if total <= EXACT_TOTAL:
+            return total, True
+        plan = await (
+            await conn.execute(sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM tasks WHERE {}").format(where), values)
+        ).fetchone()
+        assert plan is not None
+        told: Any = json.loads(plan[0]) if isinstance(plan[0], str) else plan[0]
+        return max(total, int(told[0]["Plan"]["Plan Rows"])), False
+
+
+async def _now(conn: Connection) -> datetime:
+    row = await (await conn.execute("SELECT now()")).fetchone()
+    assert row is not None
+    moment: datetime = row[0]
+    return moment
+
+
+def _equalities(query: TaskQuery, zone: str) -> tuple[list[sql.Composable], dict[str, Any]]:
+    conditions: list[sql.Composable] = []
+    values: dict[str, Any] = {}
+    for name in ("tenant", "status", "task_type", "provider_type", "origin_instance", "origin_zone"):
+        value = getattr(query, name)
+        if value is not None:
+            column = sql.SQL(zone) if name == "origin_zone" else sql.Identifier(name)
+            conditions.append(sql.SQL("{} = {}").format(column, sql.Placeholder(name)))
+            values[name] = value
+    return conditions, values
+
+
+def _counters(query: TaskQuery) -> tuple[sql.Composable, dict[str, Any]]:
+    conditions, values = _equalities(query, "origin_zone")
+    return sql.SQL(" AND ").join([sql.SQL("true"), *conditions]), values
+
+
+def _rows(query: TaskQuery) -> tuple[sql.Composable, dict[str, Any]]:
+    conditions, values = _equalities(query, "origin_zone")
+    for operator, name in ((">=", "created_after"), ("<", "created_before")):
+        if (moment := getattr(query, name)) is not None:
+            conditions.append(sql.SQL("created_at {} {}").format(sql.SQL(operator), sql.Placeholder(name)))
+            values[name] = moment
+    if query.ids is not None:
+        conditions.append(sql.SQL("id BETWEEN {} AND {}").format(sql.Placeholder("first"), sql.Placeholder("last")))
+        values["first"], values["last"] = query.ids
+    return sql.SQL(" AND ").join([_LISTED, *conditions]), values
