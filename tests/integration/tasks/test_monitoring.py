@@ -11,6 +11,7 @@ from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, worker_serv
 from atelier.tasks.v1 import monitoring_service_pb2 as pb
 from atelier.tasks.v1.monitoring_service_pb2_grpc import TaskMonitoringServiceStub
 from google.protobuf import json_format
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from psycopg import sql
 
@@ -105,7 +106,7 @@ async def test_a_label_that_changes_moves_the_count(mesh: Mesh) -> None:
     task = await mesh.create(noop(origin_zone="eu"))
     await mesh.tasks().UpdateTask(
         tasks_service_pb2.UpdateTaskRequest(
-            task_id=task.id, update=task_pb2.TaskUpdate(origin_zone="us"), update_mask={"paths": ["origin_zone"]}
+            task_id=task.id, update=task_pb2.TaskUpdate(origin_zone="us"), update_mask=FieldMask(paths=["origin_zone"])
         )
     )
     assert (await counted(mesh, origin_zone="eu")).total_tasks == 0
@@ -348,7 +349,8 @@ async def test_a_total_that_is_too_long_to_count_is_an_estimate_and_says_so(mesh
             (task.id,),
         )
         await conn.execute("ANALYZE tasks")
-    stub, told = monitor(mesh), []
+    stub = monitor(mesh)
+    told: list[tuple[str, str | bytes]] = []
     after = stamp(datetime.now(UTC) - timedelta(hours=1))
     response = await stub.ListMonitoredTasks(pb.ListMonitoredTasksRequest(created_after=after), trailing=told.extend)
     assert response.total > 10_000
