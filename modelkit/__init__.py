@@ -12,6 +12,7 @@ import no torch and may be imported anywhere. The other modules belong in child 
 - `tiling` repaints large pictures by models of small ones, `refiner` redraws them by tiles that are checked, `faces`
   restores faces; `redraw` makes the attempts, `edited` has a service make them, `consistency` judges them, `patches`
   cuts parts out and puts them back
+- `training` makes adapters of pictures with captions
 - `chat` `gguf` `llama` `causal`: questions and answers, GGUF files, and the two runtimes of language models
 - `clips` makes frames between keyframes and writes them; `frames` lends a picture's autoencoder to a video model
 - `device` `weights` `errors`: the device, weight files, failures
