@@ -19,10 +19,11 @@ from meshkit.images.checks import ImageChecks
 from meshkit.objects import ObjectInfo, ObjectStore
 from meshkit.worker.inputs import Inputs
 from meshkit.worker.lora_cache import LoraCache
+from modelkit.training.dataset import Dataset
 from models.garments.catalogue import GarmentFacts
 from models.garments.draw import draw
 from services.training.trainer.dataset.domain import DatasetRefused, DatasetRequest, MadeDataset, StageReport
-from services.training.trainer.dataset.making import make_dataset
+from services.training.trainer.dataset.making import CaptionWriter, make_dataset
 from services.training.trainer.dataset.preparing import PictureWork
 from services.training.trainer.dataset.transforms import parse_transforms
 
@@ -75,7 +76,14 @@ class Maker:
         if report.stage == "validating":
             self.validating.set()
 
-    async def make(self, sources: Sequence[str], *, work: PictureWork | None = None, **more: Any) -> MadeDataset:
+    async def make(
+        self,
+        sources: Sequence[str],
+        *,
+        work: PictureWork | None = None,
+        captions: CaptionWriter | None = None,
+        **more: Any,
+    ) -> MadeDataset:
         self.made += 1
         request = DatasetRequest(tuple(sources), "ohwx", 64, 16, **more)
         return await make_dataset(
@@ -85,6 +93,7 @@ class Maker:
             inputs=self.inputs,
             report=self.report,
             work=work or PictureWork(threads=1),
+            captions=captions,
             pause_seconds=0,
         )
 
@@ -140,6 +149,7 @@ async def test_pictures_become_a_dataset_and_every_reject_is_named(maker: Maker)
     assert [one["reason"] for one in manifest["rejects"]] == [one.reason for one in made.rejects]
     assert manifest["pictures"][1]["source"] == "in/wide.jpg"
     assert dataset["hash"] == manifest["hash"] == made.hash
+    assert Dataset.read(maker.out / "dataset.json").hash == made.hash, "the trainer finds the same hash"
     assert made.pictures == len(dataset["examples"]) == 3
     for example, shown in zip(dataset["examples"], manifest["pictures"], strict=True):
         assert example["caption"] == shown["caption"] == "ohwx"
@@ -211,6 +221,31 @@ async def test_captions_say_what_is_seen(maker: Maker) -> None:
     assert "boot" in captions[1]
     assert "person" in captions[2]
     assert maker.manifest["described_by"] == "local"
+
+
+class Service:
+    """Describes the first picture that it is shown, and no other."""
+
+    model = "sees"
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[int, int]] = []
+
+    async def describe(self, picture: Path) -> str | None:
+        with Image.open(picture) as image:
+            self.shown.append(image.size)
+        return "a dress of [trigger] silk" if len(self.shown) == 1 else None
+
+
+async def test_a_service_writes_captions_and_the_mesh_those_that_are_left(maker: Maker) -> None:
+    maker.store.objects = {"dress.png": saved(drawn(1, "dress", 128)), "bag.png": saved(drawn(2, "bag", 128))}
+    service = Service()
+    await maker.make(list(maker.store.objects), strategy="auto", captions=service)
+    captions = [one["caption"] for one in maker.dataset["examples"]]
+    assert captions[0] == "a dress of ohwx silk"
+    assert captions[1].startswith("ohwx, a red")
+    assert service.shown == [(128, 128)] * 2, "it is shown more than the model is trained on"
+    assert maker.manifest["described_by"] == "sees"
 
 
 async def test_masks_lie_on_what_counts(maker: Maker) -> None:

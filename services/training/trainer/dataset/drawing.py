@@ -172,20 +172,23 @@ def _pad(
 
 
 def _flip(
-    one: DrawnVariant, options: Mapping[str, OptionValue], _looker: SubjectLooker, _lots: random.Random
+    one: DrawnVariant, options: Mapping[str, OptionValue], _looker: SubjectLooker, lots: random.Random
 ) -> Iterator[DrawnVariant]:
     turn = Image.Transpose.FLIP_LEFT_RIGHT if options["direction"] == "horizontal" else Image.Transpose.FLIP_TOP_BOTTOM
-    if options["keep_original"]:
+    changed = lots.random() < float(options["probability"])
+    if options["keep_original"] or not changed:
         yield one
-    yield replace(one, image=one.image.transpose(turn), label=_labelled(one.label, "flipped"))
+    if changed:
+        yield replace(one, image=one.image.transpose(turn), label=_labelled(one.label, "flipped"))
 
 
 def _color_jitter(
     one: DrawnVariant, options: Mapping[str, OptionValue], _looker: SubjectLooker, lots: random.Random
 ) -> Iterator[DrawnVariant]:
-    if options["keep_original"]:
+    changed = lots.random() < float(options["probability"])
+    if options["keep_original"] or not changed:
         yield one
-    for number in range(int(options["copies"])):
+    for number in range(int(options["copies"]) if changed else 0):
         image = one.image
         for name, enhance in _ENHANCERS.items():
             reach = float(options[name])

@@ -34,6 +34,7 @@ from services.training.trainer.dataset.preparing import BroughtPicture, PictureW
 _log = get_logger(__name__)
 
 _FETCHED_AT_ONCE: Final = 4
+_ASKED_AT_ONCE: Final = 4
 _TRIES: Final = 3
 _PAUSE_SECONDS: Final = 0.5
 _WORK: Final = ".work"
@@ -172,10 +173,7 @@ class _DatasetMaking:
         looks = {index: temporary / f"look-{index}.png" for index in prepared.made}
         texts: dict[int, str] = {}
         if captions is not None:
-            for index, look in looks.items():
-                if (text := await captions.describe(look)) is not None:
-                    texts[index] = text
-                    await self._progress("captioning", len(texts), total)
+            await self._ask(captions, looks, texts)
         left = {index: look for index, look in looks.items() if index not in texts}
         if left:
             if captions is not None:
@@ -186,6 +184,20 @@ class _DatasetMaking:
 
             texts |= await self._work.describe(left, temporary, done)
         return texts
+
+    async def _ask(self, captions: CaptionWriter, looks: Mapping[int, Path], texts: dict[int, str]) -> None:
+        places = asyncio.Semaphore(_ASKED_AT_ONCE)
+
+        async def ask(index: int, look: Path) -> None:
+            async with places:
+                text = await captions.describe(look)
+            if text is not None:
+                texts[index] = text
+                await self._progress("captioning", len(texts), len(looks))
+
+        async with asyncio.TaskGroup() as group:
+            for index, look in looks.items():
+                group.create_task(ask(index, look))
 
     async def finish(
         self, prepared: PreparedPictures, texts: Mapping[int, str], captions: CaptionWriter | None

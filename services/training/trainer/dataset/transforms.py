@@ -5,11 +5,11 @@ Pure: the service asks at the door, the trainer reads the same table.
 | type | parameters (default) |
 |---|---|
 | `resize` | `size` of the longer side; or `width`, `height`, or both, with `fit` (`cover`; `contain`, `stretch`) |
-| `center_crop` | `size` of a square; or `width` and `height`; or `aspect_ratio` |
+| `center_crop` | `size` of a square; or `width`, `height`, one for both or both; or `aspect_ratio` |
 | `smart_crop` | as `center_crop`, or none: around what `focus` (`subject`; `face`) finds, with a `margin` (0.1) |
 | `pad` | as `center_crop` (aspect_ratio 1); `color` (`white`) |
-| `flip` | `direction` (`horizontal`; `vertical`), `keep_original` (true) |
-| `color_jitter` | `brightness`, `contrast`, `saturation` (0.1); `hue` (0); `copies` (1), `keep_original` (true) |
+| `flip` | `direction` (`horizontal`; `vertical`), `keep_original` (true), `probability` (1) |
+| `color_jitter` | `brightness`, `contrast`, `saturation` (0.1); `hue` (0); `copies` (1); likewise |
 | `remove_background` | `model` (`u2net`; `u2netp`), `color` (`white`) |
 
 A color is `white`, `black`, `grey`, `#rrggbb`, or `border`: the median of the picture's outermost pixels.
@@ -98,6 +98,8 @@ def _share(default: float, high: float = 1.0) -> TransformOption:
 
 
 _KEPT = TransformOption("flag", default=True)
+# How likely a picture is changed at all; one that is not stays as it is, once.
+_LIKELY = _share(1.0)
 _WHITE = TransformOption("colour", "white")
 OPTIONS: Final[Mapping[str, Mapping[str, TransformOption]]] = {
     "resize": {
@@ -116,6 +118,7 @@ OPTIONS: Final[Mapping[str, Mapping[str, TransformOption]]] = {
     "flip": {
         "direction": TransformOption("word", "horizontal", choices=("horizontal", "vertical")),
         "keep_original": _KEPT,
+        "probability": _LIKELY,
     },
     "color_jitter": {
         "brightness": _share(0.1),
@@ -124,6 +127,7 @@ OPTIONS: Final[Mapping[str, Mapping[str, TransformOption]]] = {
         "hue": _share(0.0, 0.5),
         "copies": TransformOption("whole", 1, 1, 8),
         "keep_original": _KEPT,
+        "probability": _LIKELY,
     },
     "remove_background": {"model": TransformOption("word", "u2net", choices=("u2net", "u2netp")), "color": _WHITE},
 }
@@ -210,6 +214,8 @@ def _parsed(given: object, path: str, violations: list[FieldViolation]) -> Pictu
     if len(violations) > before:
         return None
     defaults = {name: option.default for name, option in OPTIONS[kind].items() if option.default is not None}
+    if kind != "resize" and len(sides := {"width", "height"} & values.keys()) == 1:
+        values = {**values, "width": values[min(sides)], "height": values[min(sides)]}
     if kind == "pad" and not {"size", "width", "aspect_ratio"} & values.keys():
         defaults["aspect_ratio"] = 1.0
     if kind == "resize" and not {"width", "height"} <= values.keys():
@@ -245,6 +251,8 @@ def _shape_fault(kind: str, values: Mapping[str, object]) -> str | None:
         return None
     if kind not in ("center_crop", "smart_crop", "pad"):
         return None
-    if given in ({"size"}, {"width", "height"}, {"aspect_ratio"}) or (not given and kind != "center_crop"):
+    if given in ({"size"}, {"width", "height"}, {"width"}, {"height"}, {"aspect_ratio"}) or (
+        not given and kind != "center_crop"
+    ):
         return None
-    return f"{kind} takes size, or width and height, or aspect_ratio"
+    return f"{kind} takes size, or width and height or one of them, or aspect_ratio"

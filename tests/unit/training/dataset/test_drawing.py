@@ -179,3 +179,24 @@ def test_a_bucket_shows_what_lies_in_the_box() -> None:
     assert (shown.getpixel((2, 2)), shown.getpixel((61, 2))) == (RED, BLUE)
     same = halves(64, 64)
     assert np.array_equal(np.asarray(in_bucket(same, (0, 0, 64, 64), (64, 64))), np.asarray(same))
+
+
+def test_a_picture_is_changed_as_likely_as_it_is_told() -> None:
+    for kind in ("flip", "color_jitter"):
+        for kept in (True, False):
+            (plain,) = made(halves(), {"type": kind, "probability": 0, "keep_original": kept})
+            assert plain.label == ""
+    labels = [
+        [
+            one.label
+            for one in transformed(halves(), parse_transforms([{"type": "flip", "probability": 0.5}]), Looker(), s)
+        ]
+        for s in map(str, range(40))
+    ]
+    assert 10 < labels.count(["", "flipped"]) < 30
+    assert labels.count([""]) == 40 - labels.count(["", "flipped"])
+
+
+def test_one_side_of_a_crop_stands_for_both() -> None:
+    assert only(halves(), {"type": "center_crop", "height": 40}).image.size == (40, 40)
+    assert only(halves(), {"type": "pad", "width": 200}).image.size == (200, 200)

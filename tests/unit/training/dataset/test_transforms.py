@@ -80,9 +80,9 @@ def test_a_value_out_of_range_is_named(given: dict[str, Any], name: str, kind: s
         {"type": "resize", "size": 64, "width": 64},
         {"type": "resize", "width": 64, "fit": "contain"},
         {"type": "center_crop"},
-        {"type": "center_crop", "width": 64},
+        {"type": "center_crop", "size": 64, "width": 64},
         {"type": "smart_crop", "size": 64, "aspect_ratio": 1},
-        {"type": "pad", "height": 64},
+        {"type": "pad", "height": 64, "aspect_ratio": 1},
     ],
 )
 def test_a_shape_that_is_not_told_or_told_twice_is_refused(given: dict[str, Any]) -> None:
