@@ -7,6 +7,7 @@ the attempt is its fencing token: an end that comes late is refused, and one tha
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from atelier.tasks.v1.enums_pb2 import ErrorCategory
@@ -27,6 +28,7 @@ from meshkit.moments import duration_of
 from meshkit.worker.completions import Completions
 from meshkit.worker.held import HeldLease, HeldLeases
 from meshkit.worker.pacing import Pauses
+from meshkit.worker.pairs import pair_of
 from meshkit.worker.session import WorkerCalls, WorkerSession, call
 
 _log = get_logger(__name__)
@@ -59,7 +61,7 @@ class AttemptEnds:
         self._held = held
         self._pauses = pauses
         self._completions = Completions(self._complete_many, held=lambda: len(held))
-        self.completed = 0  # attempts whose results were taken
+        self.completed: Counter[str] = Counter()  # attempts whose results were taken, by type
 
     async def close(self) -> None:
         """Give up completions on their way."""
@@ -82,7 +84,8 @@ class AttemptEnds:
             ref=held.ref, result=result, objects=objects, device_seconds=device_seconds, errors=errors
         )
         outcome = await self._end(held, lambda: self._completions.send(held.session.id, completion))
-        self.completed += outcome is ReportOutcome.TAKEN
+        if outcome is ReportOutcome.TAKEN:
+            self.completed[pair_of(held.lease.spec, held.lease.task, held.lease.kind).label] += 1
         return outcome
 
     async def fail(

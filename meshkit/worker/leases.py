@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -27,7 +26,6 @@ from atelier.tasks.v1.worker_service_pb2 import (
     ReleaseRequest,
     ReportRequest,
     WarmState,
-    WorkerLoad,
 )
 
 from meshkit.errors import TRANSIENT, ErrorKind, MeshError
@@ -36,7 +34,7 @@ from meshkit.loops import cancel
 from meshkit.moments import duration_of, seconds_of
 from meshkit.worker.ends import AttemptEnds
 from meshkit.worker.held import HeldLease, HeldLeases
-from meshkit.worker.load import ProcessTree
+from meshkit.worker.load import WorkerGauge
 from meshkit.worker.pacing import Pauses, pause
 from meshkit.worker.session import SessionProfile, WorkerCalls, WorkerSession, call
 
@@ -100,7 +98,7 @@ class LeaseClient:
         self._poll_seconds = poll_seconds
         self._pauses = pauses or Pauses()
         self._clock = clock
-        self._memory = ProcessTree(os.getpid())
+        self._gauge = WorkerGauge()
         self._session: WorkerSession | None = None
         self._draining = False
         self._runner: asyncio.Task[None] | None = None
@@ -280,7 +278,7 @@ class LeaseClient:
                 held=[held.ref for held in self._held.all()],
                 warm=self._warm(),
                 draining=self._draining,
-                load=WorkerLoad(memory_bytes=self._memory.resident_bytes(), completed=self._ends.completed),
+                load=self._gauge.read(self._ends.completed),
             )
             try:
                 answer = await call(self._calls.Heartbeat, request, timeout=min(left, session.ttl / 3))

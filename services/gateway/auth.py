@@ -73,7 +73,8 @@ class Authenticator:
         token = token.strip()
         if not authorization:
             raise unauthenticated("A bearer token is required: send `Authorization: Bearer <token>`", "TOKEN_MISSING")
-        if scheme.lower() != "bearer" or not token:
+        # Clients of the Celery-compatible statistics send `Token`.
+        if scheme.lower() not in {"bearer", "token"} or not token:
             raise unauthenticated("The Authorization header must be `Bearer <token>`", "TOKEN_MALFORMED")
         principal = await self._verifier.verify(token)
         tracing.assign_tenant(principal.tenant)

@@ -208,7 +208,10 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
             ),
             (
                 monitoring_service_pb2_grpc.add_TaskMonitoringServiceServicer_to_server,
-                TaskMonitoringServicer(TaskMonitor(monitoring, tasks), links or MediaLinks.relative(settings)),
+                TaskMonitoringServicer(
+                    TaskMonitor(monitoring, tasks, settings.nats_url.get_secret_value()),
+                    links or MediaLinks.relative(settings),
+                ),
             ),
         ],
         parts,

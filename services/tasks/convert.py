@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from meshkit.moments import assign, duration_of, seconds_of
 from meshkit.spelling import value_names, value_numbers
 from services.tasks.catalog import QUEUES, Catalog, prefix_of
-from services.tasks.domain import AttemptRecord, AttemptRef, Fallback, JobKind, TaskRecord
+from services.tasks.domain import AttemptRecord, AttemptRef, Fallback, JobKind, TaskRecord, WorkerLoad
 from services.tasks.fallbacks import tell_fallback
 from services.tasks.service_requests import ServiceRequestEffect, ServiceRequestNote, ServiceRequestState
 
@@ -195,6 +195,18 @@ def to_service_request(note: ServiceRequestNote) -> service_requests_pb2.Service
     if note.ended_at is not None:
         assign(request.ended_at, note.ended_at)
     return request
+
+
+def from_load(load: worker_service_pb2.WorkerLoad) -> WorkerLoad:
+    """Return what a worker tells of itself off the wire."""
+    return WorkerLoad(
+        memory_bytes=load.memory_bytes,
+        completed=dict(load.completed),
+        pid=load.pid,
+        child_pids=list(load.child_pids),
+        started=load.started_at.ToDatetime(tzinfo=UTC).timestamp(),
+        rusage=dict(load.rusage),
+    )
 
 
 def from_ref(ref: worker_service_pb2.AttemptRef) -> AttemptRef:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import NamedTuple
@@ -287,16 +287,25 @@ class SessionRecord:
         return frozenset(self.pairs)
 
 
-class WorkerLoad(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class WorkerLoad:
     """How a worker does, as it tells itself.
 
     Attributes:
         memory_bytes: Memory of its process and its children.
-        completed: Jobs that it has completed since its process began.
+        completed: Jobs that it has completed since its process began, by type.
+        pid: Process that takes leases.
+        child_pids: Processes that compute.
+        started: When its process began, in seconds since the epoch.
+        rusage: What its process has used, by the names of getrusage(2).
     """
 
-    memory_bytes: int
-    completed: int
+    memory_bytes: int = 0
+    completed: Mapping[str, int] = field(default_factory=dict)
+    pid: int = 0
+    child_pids: Sequence[int] = ()
+    started: float = 0.0
+    rusage: Mapping[str, float] = field(default_factory=dict)
 
 
 class AttemptRef(NamedTuple):

@@ -20,6 +20,7 @@ from meshkit.moments import assign
 from meshkit.spelling import enum_names
 from services.tasks.convert import PROVIDER, PROVIDER_NAME, STATUS, STATUS_NAME, TASK_TYPE, TASK_TYPE_NAME, to_task
 from services.tasks.domain import TaskRecord, TaskStatus
+from services.tasks.monitoring.celery import CeleryStats
 from services.tasks.monitoring.domain import (
     RATE_MINUTES,
     Fleet,
@@ -227,9 +228,9 @@ def _worker(one: WorkerFigures) -> pb.WorkerInfo:
         active_tasks=one.active,
         utilization_pct=one.utilization_pct,
         has_capacity=one.has_capacity,
-        tasks_completed_total=one.completed or 0,
+        tasks_completed_total=sum(one.load.completed.values()) if one.load is not None else 0,
         tasks_per_minute=one.completed_lately / RATE_MINUTES,
-        memory_mb=one.memory_bytes / 1e6 if one.memory_bytes is not None else None,
+        memory_mb=one.load.memory_bytes / 1e6 if one.load is not None else None,
     )
 
 
@@ -297,3 +298,12 @@ def _text(request: Any, name: str) -> str | None:
 
 def _moment(request: Any, name: str) -> datetime | None:
     return getattr(request, name).ToDatetime(tzinfo=UTC) if request.HasField(name) else None
+
+
+def to_celery_stats(stats: CeleryStats | None) -> pb.GetCeleryStatsResponse:
+    """Return what Celery's `inspect` would; None where no worker answers."""
+    response = pb.GetCeleryStatsResponse()
+    if stats is not None:
+        for name, by_worker in stats._asdict().items():
+            getattr(response, name).update(by_worker)
+    return response

@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
+from services.tasks.domain import WorkerLoad
+
 _HEX = re.compile(r"[0-9a-f]{0,32}")
 # A worker's rate is the mean over so many minutes.
 RATE_MINUTES = 5
@@ -123,8 +125,7 @@ class WorkerFigures(NamedTuple):
     Attributes:
         leased: Attempts that it holds.
         completed_lately: Tasks that it completed in the last `RATE_MINUTES`.
-        completed: Tasks that it has completed since it began, as it tells; None until it has.
-        memory_bytes: Memory of its process and its children, as it tells; None until it has.
+        load: How it does, as it tells itself; None until it has.
     """
 
     name: str
@@ -133,8 +134,7 @@ class WorkerFigures(NamedTuple):
     draining: bool
     leased: int
     completed_lately: int
-    completed: int | None
-    memory_bytes: int | None
+    load: WorkerLoad | None
 
     @property
     def active(self) -> int:

@@ -11,6 +11,7 @@ from meshkit.access import Caller
 from services.tasks.api.service import TasksService
 from services.tasks.catalog import QUEUES
 from services.tasks.domain import TaskRecord
+from services.tasks.monitoring.celery import CeleryStats, stats_of
 from services.tasks.monitoring.domain import Fleet, ListedTask, QueueFigures, TaskCounts, TaskQuery
 from services.tasks.monitoring.store import MonitoringStore
 from services.tasks.service_requests import ServiceRequestNote
@@ -22,11 +23,13 @@ class TaskMonitor:
     Args:
         store: The figures.
         tasks: The tasks themselves.
+        broker: Address of the bus.
     """
 
-    def __init__(self, store: MonitoringStore, tasks: TasksService) -> None:
+    def __init__(self, store: MonitoringStore, tasks: TasksService, broker: str) -> None:
         self._store = store
         self._tasks = tasks
+        self._broker = broker
 
     async def list_tasks(self, query: TaskQuery, caller: Caller) -> tuple[Sequence[ListedTask], int, bool]:
         """Tasks of a page, how many there are in all, and whether that number is exact.
@@ -59,3 +62,8 @@ class TaskMonitor:
     async def fleet(self) -> Fleet:
         """Return the workers that are alive: they are the mesh's, and everybody's tasks run on them."""
         return await self._store.fleet()
+
+    async def celery_stats(self) -> CeleryStats | None:
+        """Tell of the workers as Celery does; None where there is none."""
+        roster = await self._store.roster()
+        return stats_of(roster, self._broker) if roster.workers else None

@@ -79,3 +79,7 @@ class TaskMonitoringServicer(TaskMonitoringServiceServicer):
     ) -> pb.GetWorkersHealthResponse:
         del request, context
         return convert.to_health(await self._monitor.fleet(), sorted(QUEUES))
+
+    async def GetCeleryStats(self, request: pb.GetCeleryStatsRequest, context: Context) -> pb.GetCeleryStatsResponse:
+        del request, context
+        return convert.to_celery_stats(await self._monitor.celery_stats())

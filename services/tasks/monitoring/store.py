@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from services.tasks.monitoring.celery import Roster
 from services.tasks.monitoring.domain import Fleet, ListedTask, QueueFigures, TaskCounts, TaskQuery
 
 
@@ -26,6 +27,10 @@ class MonitoringStore(Protocol):
 
     async def fleet(self) -> Fleet:
         """Return the workers that are alive."""
+        ...
+
+    async def roster(self) -> Roster:
+        """Return the workers that are alive, with what each holds and what waits for a time."""
         ...
 
     async def fold(self) -> None:

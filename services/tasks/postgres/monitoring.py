@@ -10,12 +10,15 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
 from psycopg import sql
 
 from meshkit.db import Connection, Database
+from services.tasks.domain import WorkerLoad
+from services.tasks.monitoring.celery import REVOKED_HOURS, REVOKED_MOST, DelayedTask, HeldTask, Roster, RosterWorker
 from services.tasks.monitoring.domain import (
     RATE_MINUTES,
     Fleet,
@@ -81,14 +84,27 @@ SELECT queue_name, count(*) FROM tasks
 WHERE not_before IS NOT NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s) GROUP BY queue_name
 """
 # Attempts of a session in the order in which they were leased: it runs as many as it has slots.
-_LEASED = """
-SELECT queue_name, count(*) FILTER (WHERE place <= slots), count(*) FILTER (WHERE place > slots) FROM (
-    SELECT t.queue_name, t.tenant, s.slots,
-        row_number() OVER (PARTITION BY t.lease_session ORDER BY t.lease_sequence, t.leased_at, t.id) AS place
-    FROM tasks t JOIN sessions s ON s.id = t.lease_session WHERE t.lease_session IS NOT NULL
-) held
-WHERE %(tenant)s::text IS NULL OR tenant = %(tenant)s GROUP BY queue_name
+_HELD = """
+SELECT t.lease_session, t.id, t.kind, t.task_type, t.queue_name, t.tenant, t.priority, t.attempt, t.leased_at,
+    row_number() OVER (PARTITION BY t.lease_session ORDER BY t.lease_sequence, t.leased_at, t.id) <= s.slots AS running
+FROM tasks t JOIN sessions s ON s.id = t.lease_session WHERE t.lease_session IS NOT NULL
 """
+_NAMED = "CASE WHEN kind = 'TASK' THEN task_type ELSE kind END"
+_HOLDINGS = f"SELECT lease_session, id, {_NAMED}, queue_name, priority, attempt, leased_at, running FROM ({_HELD}) held"  # noqa: S608 -- constants
+_DELAYED_TASKS = f"""
+SELECT id, {_NAMED}, queue_name, priority, attempt, executor_instance, not_before FROM tasks
+WHERE not_before IS NOT NULL ORDER BY not_before LIMIT 1000
+"""  # noqa: S608 -- constants
+_CANCELLED = f"""
+SELECT id FROM tasks
+WHERE status = 'CANCELLED' AND kind = 'TASK' AND NOT is_deleted
+    AND completed_at > now() - interval '{REVOKED_HOURS} hours'
+ORDER BY created_at DESC LIMIT {REVOKED_MOST}
+"""  # noqa: S608 -- constants
+_LEASED = f"""
+SELECT queue_name, count(*) FILTER (WHERE running), count(*) FILTER (WHERE NOT running) FROM ({_HELD}) held
+WHERE %(tenant)s::text IS NULL OR tenant = %(tenant)s GROUP BY queue_name
+"""  # noqa: S608 -- constants
 _ALIVE = "closed_at IS NULL AND expires_at > now()"
 _SERVING = f"SELECT q.name, count(*) FROM sessions, unnest(queues) AS q (name) WHERE {_ALIVE} GROUP BY q.name"  # noqa: S608 -- constants
 _WORKERS = f"""{_FLOW}
@@ -96,9 +112,13 @@ SELECT s.name, s.queues, s.slots, s.draining,
     (SELECT count(*) FROM tasks t WHERE t.lease_session = s.id),
     coalesce((SELECT sum(f.completed) FROM flow f
         WHERE f.worker = s.name AND f.minute > now() - interval '{RATE_MINUTES + 1} minutes'), 0)::bigint,
-    s.completed, s.memory_bytes
+    s.load
 FROM sessions s WHERE {_ALIVE} ORDER BY s.name, s.opened_at
 """  # noqa: S608 -- constants
+
+_ROSTER = f"SELECT id, name, queues, slots, opened_at, sequence, load FROM sessions WHERE {_ALIVE} ORDER BY name"  # noqa: S608 -- constants
+
+_LOAD = tuple(one.name for one in fields(WorkerLoad))
 
 _FOLD_LOCK = 0x6D6F6E69746F72  # any number of its own
 _FOLD_COUNTS = """
@@ -222,8 +242,20 @@ class PostgresMonitoring:
         """Return the workers that are alive."""
         async with self._db.connection() as conn:
             cursor = await conn.execute(_WORKERS)
-            workers = [WorkerFigures._make(row) for row in await cursor.fetchall()]
+            workers = [WorkerFigures._make((*row[:-1], _load(row[-1]))) for row in await cursor.fetchall()]
             return Fleet(workers, await _now(conn))
+
+    async def roster(self) -> Roster:
+        """Return the workers that are alive, with what each holds and what waits for a time."""
+        async with self._snapshot() as conn:
+            workers = [
+                RosterWorker._make((*row[:-1], _load(row[-1])))
+                for row in await (await conn.execute(_ROSTER)).fetchall()
+            ]
+            held = [HeldTask._make(row) for row in await (await conn.execute(_HOLDINGS)).fetchall()]
+            delayed = [DelayedTask._make(row) for row in await (await conn.execute(_DELAYED_TASKS)).fetchall()]
+            cancelled = [row[0] for row in await (await conn.execute(_CANCELLED)).fetchall()]
+            return Roster(await _now(conn), workers, held, delayed, cancelled)
 
     async def fold(self) -> None:
         """Add what was noted of changes to the counters; another replica that is at it does it for this one."""
@@ -269,6 +301,11 @@ async def _now(conn: Connection) -> datetime:
     assert row is not None
     moment: datetime = row[0]
     return moment
+
+
+def _load(stored: Any) -> WorkerLoad | None:
+    # A worker's replica of another release may have told more.
+    return None if stored is None else WorkerLoad(**{name: stored[name] for name in _LOAD if name in stored})
 
 
 def _equalities(query: TaskQuery, zone: str) -> tuple[list[sql.Composable], dict[str, Any]]:

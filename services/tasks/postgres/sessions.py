@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from uuid import UUID
+
+from psycopg.types.json import Jsonb
 
 from meshkit.db import Connection
 from meshkit.pipeline import Pipeline
@@ -26,7 +29,7 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, now(), now(), now() + %s * interval '1 secon
 _HEARTBEAT = """
 UPDATE sessions s SET
     last_heartbeat = now(), expires_at = now() + %(ttl)s * interval '1 second', draining = %(draining)s,
-    memory_bytes = coalesce(%(memory)s, s.memory_bytes), completed = coalesce(%(completed)s, s.completed),
+    load = coalesce(%(load)s, s.load),
     acknowledged = greatest(s.acknowledged, coalesce((
         SELECT max(t.lease_sequence) FROM tasks t WHERE t.lease_session = s.id AND t.id = ANY(%(held)b)), 0))
 WHERE s.id = %(id)s AND s.subject = %(subject)s AND s.closed_at IS NULL AND s.expires_at > now()
@@ -119,8 +122,7 @@ async def heartbeat(
         {
             "ttl": ttl_seconds,
             "draining": draining,
-            "memory": load.memory_bytes if load is not None else None,
-            "completed": load.completed if load is not None else None,
+            "load": Jsonb(asdict(load)) if load is not None else None,
             "held": [ref.job_id for ref in held],
             "id": session_id,
             "subject": subject,

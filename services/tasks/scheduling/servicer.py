@@ -19,12 +19,13 @@ from services.tasks.convert import (
     KIND_NAME,
     PROVIDER_NAME,
     TASK_TYPE_NAME,
+    from_load,
     from_ref,
     from_service_request,
     to_lease,
     to_ref,
 )
-from services.tasks.domain import ErrorCategory, JobKind, WorkerLoad, lane_of
+from services.tasks.domain import ErrorCategory, JobKind, lane_of
 from services.tasks.inputs.validator import LORA_FOLDER
 from services.tasks.scheduling.service import WorkerSessions
 
@@ -96,7 +97,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             UUID(request.session_id),
             [from_ref(ref) for ref in request.held],
             draining=request.draining,
-            load=WorkerLoad(request.load.memory_bytes, request.load.completed) if request.HasField("load") else None,
+            load=from_load(request.load) if request.HasField("load") else None,
         )
         return worker_service_pb2.HeartbeatResponse(
             give_up=[to_ref(ref) for ref in give_up.refs],

@@ -298,7 +298,7 @@ async def test_workers_tell_their_load_and_their_memory(mesh: Mesh) -> None:
         worker_service_pb2.HeartbeatRequest(
             session_id=worker.session,
             held=[ref(lease) for lease in leases[1:]],
-            load=worker_service_pb2.WorkerLoad(memory_bytes=250_000_000, completed=41),
+            load=worker_service_pb2.WorkerLoad(memory_bytes=250_000_000, completed={"NOOP": 40, "REFINE": 1}),
         )
     )
     stats = await stub.GetWorkerStats(pb.GetWorkerStatsRequest())
@@ -360,3 +360,32 @@ async def test_a_total_that_is_too_long_to_count_is_an_estimate_and_says_so(mesh
     assert exact.total == 10_501
     assert "total-is-estimate" not in dict(told)
     assert Counter(one.id for one in exact.items).most_common(1)[0][1] == 1
+
+
+async def test_without_workers_every_celery_map_is_null_and_a_tenant_may_not_ask(mesh: Mesh) -> None:
+    stub = monitor(mesh, scopes=("read", "support"))
+    none = await stub.GetCeleryStats(pb.GetCeleryStatsRequest())
+    assert not none.ListFields()
+    with pytest.raises(MeshError) as refused:
+        await monitor(mesh).GetCeleryStats(pb.GetCeleryStatsRequest())
+    assert refused.value.kind is ErrorKind.FORBIDDEN
+
+
+async def test_celery_maps_hold_what_each_worker_runs_has_reserved_and_waits_for(mesh: Mesh) -> None:
+    worker = await mesh.worker(name="pod/0")
+    for _ in range(7):
+        await mesh.create()
+    leases = await run(mesh, worker, 7)  # four slots
+    await worker.fail(leases[0])
+    await mesh.tasks().CancelTask(tasks_service_pb2.CancelTaskRequest(task_id=leases[1].job_id))
+    await worker.release(leases[1])
+    stub = monitor(mesh, scopes=("read", "support"))
+    stats = json_format.MessageToDict(
+        await stub.GetCeleryStats(pb.GetCeleryStatsRequest()), preserving_proto_field_name=True
+    )
+    name = "celery@pod/0"
+    assert {one["id"] for one in stats["active"][name]} == {lease.job_id for lease in leases[2:6]}
+    assert {one["id"] for one in stats["reserved"][name]} == {leases[6].job_id}
+    assert [one["request"]["id"] for one in stats["scheduled"][name]] == [leases[0].job_id]
+    assert stats["revoked"][name] == [leases[1].job_id]
+    assert stats["stats"][name]["pool"]["max-concurrency"] == 4

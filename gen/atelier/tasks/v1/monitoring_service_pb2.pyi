@@ -1041,3 +1041,97 @@ class GetWorkersHealthResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetWorkersHealthResponse: _TypeAlias = GetWorkersHealthResponse  # noqa: Y015
+
+@_typing.final
+class GetCeleryStatsRequest(_message.Message):
+    """Request of GetCeleryStats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCeleryStatsRequest: _TypeAlias = GetCeleryStatsRequest  # noqa: Y015
+
+@_typing.final
+class GetCeleryStatsResponse(_message.Message):
+    """Response of GetCeleryStats: by worker (`celery@NAME`), in the shapes of Celery 5; all null where there is no worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    SCHEDULED_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    QUERY_TASK_FIELD_NUMBER: _builtins.int
+    STATS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def active(self) -> _struct_pb2.Struct:
+        """Tasks that run."""
+
+    @_builtins.property
+    def scheduled(self) -> _struct_pb2.Struct:
+        """Tasks that wait for a time: delayed retries, at the worker that had them last."""
+
+    @_builtins.property
+    def reserved(self) -> _struct_pb2.Struct:
+        """Tasks that a worker has taken and not begun."""
+
+    @_builtins.property
+    def revoked(self) -> _struct_pb2.Struct:
+        """Tasks that were cancelled in the last three hours; every worker knows them."""
+
+    @_builtins.property
+    def query_task(self) -> _struct_pb2.Struct:
+        """Nothing: no task is asked for."""
+
+    @_builtins.property
+    def stats(self) -> _struct_pb2.Struct:
+        """Uptime, pool, broker, what was done and what it took."""
+
+    def __init__(
+        self,
+        *,
+        active: _struct_pb2.Struct | None = ...,
+        scheduled: _struct_pb2.Struct | None = ...,
+        reserved: _struct_pb2.Struct | None = ...,
+        revoked: _struct_pb2.Struct | None = ...,
+        query_task: _struct_pb2.Struct | None = ...,
+        stats: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_active", b"_active", "_query_task", b"_query_task", "_reserved", b"_reserved", "_revoked", b"_revoked", "_scheduled", b"_scheduled", "_stats", b"_stats", "active", b"active", "query_task", b"query_task", "reserved", b"reserved", "revoked", b"revoked", "scheduled", b"scheduled", "stats", b"stats"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active", b"_active", "_query_task", b"_query_task", "_reserved", b"_reserved", "_revoked", b"_revoked", "_scheduled", b"_scheduled", "_stats", b"_stats", "active", b"active", "query_task", b"query_task", "reserved", b"reserved", "revoked", b"revoked", "scheduled", b"scheduled", "stats", b"stats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__active: _TypeAlias = _typing.Literal["active"]  # noqa: Y015
+    _WhichOneofArgType__active: _TypeAlias = _typing.Literal["_active", b"_active"]  # noqa: Y015
+    _WhichOneofReturnType__query_task: _TypeAlias = _typing.Literal["query_task"]  # noqa: Y015
+    _WhichOneofArgType__query_task: _TypeAlias = _typing.Literal["_query_task", b"_query_task"]  # noqa: Y015
+    _WhichOneofReturnType__reserved: _TypeAlias = _typing.Literal["reserved"]  # noqa: Y015
+    _WhichOneofArgType__reserved: _TypeAlias = _typing.Literal["_reserved", b"_reserved"]  # noqa: Y015
+    _WhichOneofReturnType__revoked: _TypeAlias = _typing.Literal["revoked"]  # noqa: Y015
+    _WhichOneofArgType__revoked: _TypeAlias = _typing.Literal["_revoked", b"_revoked"]  # noqa: Y015
+    _WhichOneofReturnType__scheduled: _TypeAlias = _typing.Literal["scheduled"]  # noqa: Y015
+    _WhichOneofArgType__scheduled: _TypeAlias = _typing.Literal["_scheduled", b"_scheduled"]  # noqa: Y015
+    _WhichOneofReturnType__stats: _TypeAlias = _typing.Literal["stats"]  # noqa: Y015
+    _WhichOneofArgType__stats: _TypeAlias = _typing.Literal["_stats", b"_stats"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__active) -> _WhichOneofReturnType__active | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__query_task) -> _WhichOneofReturnType__query_task | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reserved) -> _WhichOneofReturnType__reserved | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revoked) -> _WhichOneofReturnType__revoked | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scheduled) -> _WhichOneofReturnType__scheduled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stats) -> _WhichOneofReturnType__stats | None: ...
+
+Global___GetCeleryStatsResponse: _TypeAlias = GetCeleryStatsResponse  # noqa: Y015

@@ -65,6 +65,11 @@ class TaskMonitoringServiceStub:
                 request_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkerStatsRequest.SerializeToString,
                 response_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkerStatsResponse.FromString,
                 _registered_method=True)
+        self.GetCeleryStats = channel.unary_unary(
+                '/atelier.tasks.v1.TaskMonitoringService/GetCeleryStats',
+                request_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetCeleryStatsRequest.SerializeToString,
+                response_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetCeleryStatsResponse.FromString,
+                _registered_method=True)
         self.GetWorkersHealth = channel.unary_unary(
                 '/atelier.tasks.v1.TaskMonitoringService/GetWorkersHealth',
                 request_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkersHealthRequest.SerializeToString,
@@ -118,6 +123,13 @@ class TaskMonitoringServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCeleryStats(self, request, context):
+        """Tells of the workers as Celery's `inspect` does: operators and support alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetWorkersHealth(self, request, context):
         """Tells whether a worker has capacity, and which queues have workers.
         """
@@ -157,6 +169,11 @@ def add_TaskMonitoringServiceServicer_to_server(servicer, server):
                     servicer.GetWorkerStats,
                     request_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkerStatsRequest.FromString,
                     response_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkerStatsResponse.SerializeToString,
+            ),
+            'GetCeleryStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCeleryStats,
+                    request_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetCeleryStatsRequest.FromString,
+                    response_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetCeleryStatsResponse.SerializeToString,
             ),
             'GetWorkersHealth': grpc.unary_unary_rpc_method_handler(
                     servicer.GetWorkersHealth,
@@ -327,6 +344,33 @@ class TaskMonitoringService:
             '/atelier.tasks.v1.TaskMonitoringService/GetWorkerStats',
             atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkerStatsRequest.SerializeToString,
             atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkerStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCeleryStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.tasks.v1.TaskMonitoringService/GetCeleryStats',
+            atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetCeleryStatsRequest.SerializeToString,
+            atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetCeleryStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

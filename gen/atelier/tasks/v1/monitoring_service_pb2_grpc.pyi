@@ -45,6 +45,8 @@ class TaskMonitoringServiceStub:
     """Tells of every queue how much waits and runs: operators and support see the mesh's, others their own tenant's tasks."""
     GetWorkerStats: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetWorkerStatsRequest, _monitoring_service_pb2.GetWorkerStatsResponse]
     """Tells how busy the workers are."""
+    GetCeleryStats: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetCeleryStatsRequest, _monitoring_service_pb2.GetCeleryStatsResponse]
+    """Tells of the workers as Celery's `inspect` does: operators and support alone."""
     GetWorkersHealth: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetWorkersHealthRequest, _monitoring_service_pb2.GetWorkersHealthResponse]
     """Tells whether a worker has capacity, and which queues have workers."""
 
@@ -65,6 +67,8 @@ class TaskMonitoringServiceAsyncStub(TaskMonitoringServiceStub):
     """Tells of every queue how much waits and runs: operators and support see the mesh's, others their own tenant's tasks."""
     GetWorkerStats: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetWorkerStatsRequest, _monitoring_service_pb2.GetWorkerStatsResponse]  # type: ignore[assignment]
     """Tells how busy the workers are."""
+    GetCeleryStats: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetCeleryStatsRequest, _monitoring_service_pb2.GetCeleryStatsResponse]  # type: ignore[assignment]
+    """Tells of the workers as Celery's `inspect` does: operators and support alone."""
     GetWorkersHealth: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetWorkersHealthRequest, _monitoring_service_pb2.GetWorkersHealthResponse]  # type: ignore[assignment]
     """Tells whether a worker has capacity, and which queues have workers."""
 
@@ -118,6 +122,14 @@ class TaskMonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_monitoring_service_pb2.GetWorkerStatsResponse, _abc.Awaitable[_monitoring_service_pb2.GetWorkerStatsResponse]]:
         """Tells how busy the workers are."""
+
+    @_abc_1.abstractmethod
+    def GetCeleryStats(
+        self,
+        request: _monitoring_service_pb2.GetCeleryStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitoring_service_pb2.GetCeleryStatsResponse, _abc.Awaitable[_monitoring_service_pb2.GetCeleryStatsResponse]]:
+        """Tells of the workers as Celery's `inspect` does: operators and support alone."""
 
     @_abc_1.abstractmethod
     def GetWorkersHealth(

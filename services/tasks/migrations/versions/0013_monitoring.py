@@ -139,7 +139,7 @@ STATEMENTS = (
         for column in _FILTERS
     ),
     # What a worker tells of itself in its heartbeats; null until it has.
-    "ALTER TABLE sessions ADD COLUMN memory_bytes bigint, ADD COLUMN completed bigint",
+    "ALTER TABLE sessions ADD COLUMN load jsonb",
 )
 
 
@@ -149,7 +149,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute("ALTER TABLE sessions DROP COLUMN memory_bytes, DROP COLUMN completed")
+    op.execute("ALTER TABLE sessions DROP COLUMN load")
     for column in _FILTERS:
         op.execute(f"DROP INDEX tasks_by_{column}")
     for trigger in ("count_new_tasks", "count_changed_tasks", "count_removed_tasks", "count_queue_flow"):
