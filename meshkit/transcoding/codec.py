@@ -6,7 +6,7 @@ codec finds and what a service finds read alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from atelier.options.v1 import options_pb2
@@ -271,6 +271,11 @@ class MessageCodec:
         return set_
 
     @property
+    def members_of_all(self) -> Collection[str]:
+        """Members of the message and of each of its variants."""
+        return dict.fromkeys([*self._setters, *(name for _, table in self._tables.values() for name in table)])
+
+    @property
     def uploads(self) -> frozenset[str]:
         """Members that carry a file as text, or a list of them."""
         return frozenset(json_name(one) for one in plain_fields(self.descriptor) if field_json(one).upload)
@@ -279,15 +284,18 @@ class MessageCodec:
         held = self._codecs.of(self.descriptor.file.pool.FindMessageTypeByName(options.holds))
 
         def set_(message: Any, value: Json, loc: Loc, decoding: Decoding, siblings: dict[str, Json]) -> None:
-            variant, known = held._tables.get(str(siblings.get(options.discriminator_from)), ("", held._setters))  # noqa: SLF001 -- same class
+            chosen = siblings.get(options.discriminator_from) if options.discriminator_from else None
+            variant, known = held._tables.get(str(chosen), ("", held._setters))  # noqa: SLF001 -- same class
             lifted = LiftedFiles((*loc, member), decoding)
             if type(value) is dict and variant:
                 value = lifted.without_files(value, held._details[variant].uploads)  # noqa: SLF001 -- same class
             fill(message, value, loc, decoding, siblings)
             lifted.hand_over(getattr(message, name))
+            # Where no sibling selects the variant, a member may belong to any of them.
+            names: Collection[str] = known if options.discriminator_from else held.members_of_all
             for key in value if type(value) is dict else ():
-                if key not in known:
-                    decoding.pass_over((*loc, member, key), known, others=True)
+                if key not in names:
+                    decoding.pass_over((*loc, member, key), names, others=True)
 
         return set_
 

@@ -251,6 +251,8 @@ class Components:
             schema["default"] = json.loads(options.default_value)
         if options.read_only:
             schema["readOnly"] = True
+        if one.GetOptions().deprecated:
+            schema["deprecated"] = True
         return schema
 
     def parameter(self, one: FieldDescriptor) -> Schema:

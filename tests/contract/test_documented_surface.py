@@ -159,6 +159,12 @@ def test_a_create_documents_what_it_requires_and_what_it_defaults_to(document: D
     assert document.members("CreateBackgroundFixTask")["strategy"].schema["default"] == "color_shift"
 
 
+def test_a_create_marks_the_members_that_have_a_newer_name(document: Document) -> None:
+    members = document.members("CreateEditingTask")
+    former = {"base_image_data", "base_image_url", "reference_image_data", "reference_image_url"}
+    assert {name for name, one in members.items() if one.schema.get("deprecated")} == former
+
+
 def test_what_tests_and_benchmarks_alone_use_is_not_documented(document: Document) -> None:
     text = json.dumps(document.raw)
     assert "NOOP" not in text

@@ -92,3 +92,29 @@ def test_the_rest_of_a_tasks_config_is_the_callers_own() -> None:
         decoding = task(config, strict=True, task_type="GENERATION")
         assert not decoding.violations
         assert not decoding.unknown.warning()
+
+
+def updated(config: Any, *, strict: bool) -> Decoding:
+    decoding = Decoding(strict=strict)
+    Codecs().of(task_pb2.TaskUpdate.DESCRIPTOR).decode(
+        task_pb2.TaskUpdate(), {"priority": 2, "config": config}, ("body",), decoding
+    )
+    return decoding
+
+
+@pytest.mark.parametrize(
+    ("member", "meant"), [("stesp", "steps"), ("mask_imge", "mask_image"), ("temprature", "temperature")]
+)
+def test_a_slip_of_the_pen_in_an_update_is_told_whatever_the_tasks_type(member: str, meant: str) -> None:
+    """An update does not name its task's type, so that a member of any type's may be meant."""
+    [found] = updated({member: 1}, strict=True).violations
+    assert found.loc == ("body", "config", member)
+    assert found.msg.endswith(f"did you mean {meant}?")
+    assert updated({member: 1}, strict=False).unknown.warning().endswith(f'config.{member} (did you mean {meant}?)"')
+
+
+def test_the_rest_of_an_updated_config_is_the_callers_own() -> None:
+    for config in ({"season": "spring", "steps": 4, "temperature": 0.5, "mask_image": "a.png"}, {}, None):
+        decoding = updated(config, strict=True)
+        assert not decoding.violations
+        assert not decoding.unknown.warning()

@@ -27,6 +27,8 @@ LORA_FOLDER = "loras"
 _T = TypeVar("_T")
 # Below this, decoding costs less than handing the work to a thread.
 _INLINE_BYTES = 32 * 1024
+# What is longer and has no dot is an image in base64 and no name.
+_LONGEST_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,7 @@ class InputValidator:
         if Form.PATH in accepts and (stored := await self._stored(value, tenant, path)) is not None:
             return AcceptedInput(given.input, stored)
         if Form.DATA not in accepts:
-            raise invalid(path, f"There is no object {value!r} in storage", "unknown_object")
+            raise invalid(path, _no_object(value), "unknown_object")
         data = await _decode(value, path)
         info = await self._checks.check(tenant, data, path=path)
         return AcceptedInput(
@@ -267,6 +269,13 @@ async def _decode(value: str, path: str) -> bytes:
     if len(value) < _INLINE_BYTES:
         return decode_data(value, path=path)
     return await asyncio.to_thread(decode_data, value, path=path)
+
+
+def _no_object(value: str) -> str:
+    """Say what is wrong with a text that names no object, without repeating an image."""
+    if value[:5].lower() == "data:" or (len(value) > _LONGEST_NAME and "." not in value):
+        return "takes a path in storage or an http(s) address, not an image's data"
+    return f"There is no object {value!r} in storage"
 
 
 def _is_url(value: str) -> bool:

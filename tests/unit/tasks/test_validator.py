@@ -226,6 +226,24 @@ async def test_lists_of_paths_take_no_data(task_type: str, field: str, item: str
     assert await case.refusal() == (f"task.{TASK_TYPES[task_type].detail}.{field}[1]", "unknown_object")
 
 
+@pytest.mark.parametrize(
+    ("task_type", "field"),
+    [
+        ("REFINE", "base_image_url"),
+        ("EDITING", "base_image_url"),
+        ("VIDEO_GENERATION", "input_image_url"),
+        ("BACKGROUND_REMOVE", "input_image_paths"),
+    ],
+)
+async def test_data_where_a_path_belongs_is_told_as_such_and_not_repeated(task_type: str, field: str) -> None:
+    for data in (encoded(), f"data:image/png;base64,{encoded()}"):
+        case = Case(task_type, **{field: [data] if field.endswith("paths") else data})
+        with pytest.raises(MeshError) as error:
+            await case.accepted()
+        [violation] = error.value.violations
+        assert violation.message == "takes a path in storage or an http(s) address, not an image's data"
+
+
 # -- types with single inputs ------------------------------------------------------------------------------------------
 
 

@@ -249,7 +249,8 @@ class FieldJson(_message.Message):
     """May be left out of a request, and is still never null in the document."""
     holds: _builtins.str
     """For a free-form object: full name of the message whose members it may have beside others; `discriminator_from` names
-    the sibling that selects the variant. A member that is almost one of them is taken for a mistake.
+    the sibling that selects the variant; without it those of all variants. A member that is almost one of them is taken
+    for a mistake.
     """
     @_builtins.property
     def shown_as(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -818,7 +818,7 @@ class TaskUpdate(_message.Message):
 
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
-        """Free storage of the caller."""
+        """Free storage of the caller; some members steer the task's type."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
