@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from modelkit.errors import ModelError
+from modelkit.sizes import MAX_PIXELS
 
 Mode = Literal["auto", "crop", "pad", "scale"]
 Proportions = Literal["height", "width"]
@@ -18,7 +19,6 @@ Proportions = Literal["height", "width"]
 # `auto` crops up to this relative difference of aspect, and pads beyond it (documented).
 AUTO_CROP_DIFFERENCE = 0.05
 MAX_SIDE = 16_384
-MAX_PIXELS = 64_000_000
 _POSITIONS = {
     "center": (0.5, 0.5),
     "top": (0.5, 0.0),

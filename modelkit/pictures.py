@@ -9,9 +9,8 @@ from PIL import Image, ImageOps
 
 from modelkit import sizes
 from modelkit.errors import ModelError
+from modelkit.sizes import MAX_PIXELS
 
-MAX_PIXELS = 64_000_000
-MAX_SIDE = 16_384
 # Sum of the quantisation table for brightness in annex K.1 of the JPEG standard, which is that of quality 50.
 _SUM_AT_50 = 3688
 
@@ -20,12 +19,12 @@ def open_picture(path: Path) -> Image.Image:
     """Open the first frame of a picture, upright, as RGBA where it is transparent anywhere, else as RGB.
 
     Raises:
-        ModelError: It is not a picture that can be read, or is larger than 64 megapixels.
+        ModelError: It is not a picture that can be read, or has more than 8192 x 8192 pixels.
     """
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ModelError("The image is larger than 64 megapixels.")
+                raise ModelError(f"The image has more than {MAX_PIXELS:,} pixels.")
             upright = ImageOps.exif_transpose(image)
             if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
                 # Pillow would clip 16-bit grey levels at 255 instead of scaling them.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from modelkit.card import ModelCard
 
+# Those of the largest picture that may be asked for, so that it may be worked on as well.
+MAX_PIXELS = 8192 * 8192
 # Weight of a lost share of area, against the same share lost by a crop: drawn small, a picture loses detail; a crop
 # loses content at the border.
 _AREA_WEIGHT = 0.3

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_PIXELS = 64_000_000
+# Those of the largest result that a task may have: what one step makes, the next one takes.
+MAX_PIXELS = 8192 * 8192
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MEMBER = "image"
 """What errors call the image where no member of a request is named."""

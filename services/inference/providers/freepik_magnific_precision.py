@@ -16,7 +16,7 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task
 
 from meshkit.validation import apply_defaults
 from meshkit.worker.handlers import CallHandler
-from modelkit.pictures import MAX_PIXELS
+from modelkit.sizes import MAX_PIXELS
 from services.inference.providers.freepik import FreepikUpscaling, Upscale, connections, factor_of
 from services.inference.providers.kit import ProviderKit
 

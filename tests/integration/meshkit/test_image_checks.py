@@ -32,8 +32,8 @@ async def checks() -> AsyncIterator[ImageChecks]:
 
 @pytest.fixture(scope="module")
 def large() -> bytes:
-    """64 megapixels in a few bytes."""
-    return solid_webp(8000, 8000)
+    """As many pixels as an image may have, in a few bytes."""
+    return solid_webp(8192, 8192)
 
 
 def small(color: str = "red") -> bytes:
@@ -95,7 +95,7 @@ async def test_large_images_take_the_services_memory_neither_while_nor_after(che
         most = max(most, psutil.Process().memory_info().rss)
         children = max(children, len(checks.pids))
         await asyncio.sleep(0.02)
-    assert {(await one).width for one in judging} == {8000}
+    assert {(await one).width for one in judging} == {8192}
     assert most - before < 50 * MIB
     assert children <= 2
     assert sum(psutil.Process(pid).memory_info().rss for pid in checks.pids) < 200 * MIB
@@ -111,7 +111,7 @@ async def test_small_images_do_not_wait_for_large_ones(checks: ImageChecks, larg
 
 
 async def test_an_animation_of_large_frames_is_refused_by_its_header(checks: ImageChecks) -> None:
-    data = animated_webp(8000, 8000, 4)
+    data = animated_webp(8192, 8192, 4)
     assert len(data) < 1000
     before = sum(psutil.Process(pid).cpu_times().user for pid in checks.pids)
     assert await refusal(checks.check("acme", data)) == "image_size"
@@ -127,11 +127,11 @@ async def test_many_frames_that_are_allowed_pass(checks: ImageChecks) -> None:
 async def test_the_largest_image_that_passes_the_door_passes_for_work(
     checks: ImageChecks, large: bytes, tmp_path: Path
 ) -> None:
-    assert (await checks.check("acme", large)).width == 8000
+    assert (await checks.check("acme", large)).width == 8192
     work = await checks.make_for_work("acme", large, tmp_path / "plain.png")
     assert not work.made
     out = io.BytesIO()
-    Image.new("L", (8000, 8000), 90).save(out, "TIFF", compression="tiff_lzw")
+    Image.new("L", (8192, 8192), 90).save(out, "TIFF", compression="tiff_lzw")
     work = await checks.make_for_work("acme", out.getvalue(), tmp_path / "made.png")
     assert work.made
     assert (tmp_path / "made.png").stat().st_size > 0
@@ -172,7 +172,7 @@ async def test_an_image_that_kills_its_child_costs_nobody_else(checks: ImageChec
     assert waiting is not None
     assert await refusal(bad) == "image_broken"
     assert (await checks.check("other", small())).width == 8
-    assert (await waiting).width == 8000
+    assert (await waiting).width == 8192
 
 
 async def test_a_child_that_is_lost_once_is_not_the_images_fault(checks: ImageChecks) -> None:
@@ -209,7 +209,7 @@ async def test_a_caller_that_leaves_frees_its_place(checks: ImageChecks, large: 
     with pytest.raises(asyncio.CancelledError):
         await leaving
     assert ended(pid)
-    assert (await checks.check("other", large)).width == 8000
+    assert (await checks.check("other", large)).width == 8192
 
 
 async def test_who_waits_too_long_may_come_again(large: bytes) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.images.data import decode_data
 from meshkit.images.decoding import inspect
-from meshkit.images.limits import ImageInfo, ImageLimits
+from meshkit.images.limits import MAX_PIXELS, ImageInfo, ImageLimits
+from modelkit.sizes import MAX_PIXELS as WORKED_ON
 
 
 def encoded(
@@ -79,9 +80,15 @@ def test_what_is_no_image_is_refused(data: Any) -> None:
     assert refusal(inspect, data) in {"image_format", "image_broken"}
 
 
-@pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (20_000, 5_000), (8001, 8000)])
+@pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (20_000, 5_000), (8193, 8192)])
 def test_a_bomb_is_refused_by_its_header(width: Any, height: Any) -> None:
     assert refusal(inspect, png_claiming(width, height)) == "image_size"
+
+
+def test_an_image_as_large_as_the_largest_result_is_decoded() -> None:
+    """What it claims is taken; that it ends too soon is another matter."""
+    assert refusal(inspect, png_claiming(8192, 8192)) == "image_broken"
+    assert (MAX_PIXELS, WORKED_ON) == (8192 * 8192, 8192 * 8192), "what passes the door can be worked on"
 
 
 def test_a_long_thin_image_is_refused() -> None:
