@@ -85,8 +85,8 @@ def generation(bench: Bench) -> Bare:
     return make
 
 
-def editing(bench: Bench) -> Bare:
-    """Edit with the edits model, by diffusers."""
+def editing(bench: Bench, steps: int | None = None) -> Bare:
+    """Edit with the edits model, by diffusers, in its own number of steps or another."""
     card = _card(EDITS)
     pipeline = _quiet(diffusers.FluxKontextPipeline.from_pretrained(EDITS, dtype=torch.float32, local_files_only=True))
     side = card["native_size"]
@@ -101,7 +101,7 @@ def editing(bench: Bench) -> Bare:
                 max_area=side * side,
                 _auto_resize=False,
                 guidance_scale=card["guidance"]["scale_default"],
-                num_inference_steps=card["steps"]["default"],
+                num_inference_steps=steps or card["steps"]["default"],
                 max_sequence_length=card["max_sequence_length"],
                 generator=torch.Generator("cpu").manual_seed(seed),
             ).images[0]
@@ -199,7 +199,7 @@ def face_enhancer(bench: Bench) -> Bare:
     return make
 
 
-def detail_enhancer(bench: Bench) -> Bare:
+def detail_enhancer(bench: Bench, base: str = "soft.png", reference: str = "large-dress.png") -> Bare:
     """Transfer the details of a garment."""
     from modelkit.consistency import ConsistencyCheck, Thresholds  # noqa: PLC0415 -- as above
     from modelkit.details import DetailSettings, DetailTransfer, ReferenceDetails  # noqa: PLC0415 -- as above
@@ -213,8 +213,8 @@ def detail_enhancer(bench: Bench) -> Bare:
     )
 
     def make(_seed: int) -> int:
-        base, reference = _opened(bench, "soft.png"), _opened(bench, "large-dress.png")
-        transfer.transfer(base, reference, lambda _share: None).image.save(bench.result)
+        pair = _opened(bench, base), _opened(bench, reference)
+        transfer.transfer(*pair, lambda _share: None).image.save(bench.result)
         return 1
 
     return make
@@ -238,7 +238,7 @@ def image_adjuster(bench: Bench) -> Bare:
     return make
 
 
-def video_generation(bench: Bench) -> Bare:
+def video_generation(bench: Bench, seconds: int = SECONDS) -> Bare:
     """Make a film: keyframes by diffusers, the frames in between and the file as the project does."""
     from modelkit.clips import Clip, ClipWriter  # noqa: PLC0415 -- as above
     from modelkit.frames import FrameAutoencoder  # noqa: PLC0415 -- as above
@@ -268,10 +268,10 @@ def video_generation(bench: Bench) -> Bare:
         ).frames[0]
         keyframes = [np.clip(one * 255 + 0.5, 0, 255).astype(np.uint8) for one in drawn]
         writer = ClipWriter(bench.folder / "result.mp4", (CLIP_SIDE, CLIP_SIDE), RATE)
-        for frame in Clip(keyframes, still, enlarged=True).frames(SECONDS * RATE):
+        for frame in Clip(keyframes, still, enlarged=True).frames(seconds * RATE):
             writer.add(frame)
         writer.close()
-        return SECONDS * RATE
+        return seconds * RATE
 
     return make
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from meshkit.auth import valid_tenant
 from meshkit.chunks import ChunkReader
-from meshkit.errors import MeshError, unavailable
+from meshkit.errors import MeshError, too_large, unavailable
 from meshkit.logging import get_logger
 from meshkit.paths import TENANTS, key_of, normalise_path, normalise_prefix, root_of
 from meshkit.s3client import S3Clients, translated
@@ -192,11 +192,16 @@ class ObjectStore:
         finally:
             reader.close()
 
-    async def get(self, tenant: str, path: str) -> bytes:
+    async def get(self, tenant: str, path: str, max_bytes: int | None = None) -> bytes:
         """Read an object into memory.
 
+        Args:
+            tenant: Tenant it belongs to.
+            path: Its path.
+            max_bytes: What is larger is not read.
+
         Raises:
-            MeshError: `NOT_FOUND` where there is none.
+            MeshError: `NOT_FOUND` where there is none, `TOO_LARGE` for one that is larger.
         """
         path = normalise_path(path)
         key = key_of(tenant, path)
@@ -204,6 +209,9 @@ class ObjectStore:
         def get(client: Any) -> bytes:
             response = client.get_object(self._bucket, key)
             try:
+                size = int(response.headers["content-length"])
+                if max_bytes is not None and size > max_bytes:
+                    raise too_large(f"{path} has {size} bytes, at most {max_bytes} are allowed")
                 return bytes(response.read())
             finally:
                 response.close()

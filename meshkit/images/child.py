@@ -72,6 +72,8 @@ def _serve(sock: socket.socket) -> None:
             sock.sendall(pack(answer))
             # Frames of animations hold each other; their memory must not wait for the collector.
             gc.collect()
+            if not gc.get_freeze_count():
+                gc.freeze()  # what is left are modules: to look at them each time takes longer than most images do
 
 
 def answer_to(request: ImageRequest, file: BinaryIO, into: BinaryIO | None = None) -> ImageAnswer:

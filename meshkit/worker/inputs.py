@@ -105,11 +105,13 @@ class Inputs:
                 tenant=tenant,
             )
         if (path := _storage_path(source)) is not None:
-            info = await self._objects.stat(tenant, path)
-            if info is not None and info.size > self._limits.max_bytes:
-                raise too_large(f"{ref.name} has {info.size} bytes; at most {self._limits.max_bytes} are taken.")
-            if info is not None:
-                return await self._objects.get(tenant, path)
+            try:
+                return await self._objects.get(tenant, path, self._limits.max_bytes)
+            except MeshError as error:
+                if error.kind is ErrorKind.TOO_LARGE:
+                    raise too_large(f"{ref.name}: {error.message}") from None
+                if error.reason != "OBJECT_NOT_FOUND":
+                    raise
         try:
             return decode_data(source, path=ref.name, max_bytes=self._limits.max_bytes)
         except MeshError:

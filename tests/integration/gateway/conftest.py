@@ -186,6 +186,7 @@ async def start_mesh() -> AsyncIterator[StartMesh]:
     async def start_(**options: Any) -> Mesh:
         stack = AsyncExitStack()
         tasks = Tasks()  # type: ignore[abstract] # what it lacks answers UNIMPLEMENTED, as later methods will
+        options.setdefault("image_wait_seconds", 120)  # a busy machine takes its time
         base = GatewaySettings(listen="127.0.0.1:0", auth_secret=SECRET, shutdown_grace_seconds=2, **options)
         server = MeshServer(
             base,

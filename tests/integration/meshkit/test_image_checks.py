@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 async def checks() -> AsyncIterator[ImageChecks]:
-    checks = ImageChecks()
+    checks = ImageChecks(seconds=120, wait_seconds=120)  # a busy machine takes its time
     yield checks
     await checks.close()
 

@@ -51,6 +51,14 @@ async def test_an_empty_object_is_an_object(store: ObjectStore) -> None:
     assert [chunk async for chunk in store.stream("acme", "empty")] == []
 
 
+async def test_what_is_larger_than_the_reader_takes_is_not_read(store: ObjectStore) -> None:
+    await store.put("acme", "a", b"x" * 1000)
+    assert await store.get("acme", "a", 1000) == b"x" * 1000
+    for _ in range(3):  # a connection whose answer was not read serves nobody else
+        assert await kind_of(store.get("acme", "a", 999)) is ErrorKind.TOO_LARGE
+    assert await store.get("acme", "a") == b"x" * 1000
+
+
 async def test_what_is_missing_is_not_found(store: ObjectStore, tmp_path: Path) -> None:
     assert await store.stat("acme", "gone") is None
     assert await kind_of(store.get("acme", "gone")) is ErrorKind.NOT_FOUND

@@ -263,6 +263,7 @@ async def start_mesh(tasks_dsn: str, nats_url: str, s3: S3Store, bucket: str) ->
                 "run_loops": False,
                 "shutdown_grace_seconds": 0.2,
                 "retry_base_seconds": 0.05,
+                "image_wait_seconds": 120,  # a busy machine takes its time
             } | settings
             configured = TasksSettings(**values)
             stack = await outer.enter_async_context(AsyncExitStack())

@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +12,10 @@ import psutil
 import pytest
 from PIL import Image, ImageCms
 
-from meshkit.errors import ErrorKind, MeshError, unavailable
+from meshkit.errors import ErrorKind, MeshError, not_found, unavailable
 from meshkit.fetcher import Fetcher
 from meshkit.images.checks import ImageChecks
-from meshkit.objects import ObjectInfo, ObjectStore
+from meshkit.objects import ObjectStore
 from meshkit.worker.inputs import Inputs
 from meshkit.worker.lora_cache import LoraCache
 from modelkit.training.dataset import Dataset
@@ -35,13 +34,11 @@ class Store:
         self.objects: dict[str, bytes] = {}
         self.away = False
 
-    async def stat(self, _tenant: str, path: str) -> ObjectInfo | None:
+    async def get(self, _tenant: str, path: str, _max_bytes: int) -> bytes:
         if self.away:
             raise unavailable("away")
-        found = self.objects.get(path)
-        return None if found is None else ObjectInfo(path, len(found), "1", "", datetime.now(UTC))
-
-    async def get(self, _tenant: str, path: str) -> bytes:
+        if path not in self.objects:
+            raise not_found("Object", path)
         return self.objects[path]
 
 

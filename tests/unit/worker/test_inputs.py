@@ -4,16 +4,15 @@ import gzip
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
 import pytest
 from PIL import Image
 
-from meshkit.errors import ErrorKind, MeshError, unavailable
+from meshkit.errors import ErrorKind, MeshError, not_found, too_large, unavailable
 from meshkit.fetcher import Fetcher
-from meshkit.objects import ObjectInfo, ObjectStore
+from meshkit.objects import ObjectStore
 from meshkit.worker.handlers import InputRef
 from meshkit.worker.inputs import Inputs
 from meshkit.worker.lora_cache import LoraCache
@@ -31,13 +30,13 @@ class Store:
         self.objects: dict[tuple[str, str], bytes] = {}
         self.away = False
 
-    async def stat(self, tenant: str, path: str) -> ObjectInfo | None:
+    async def get(self, tenant: str, path: str, max_bytes: int) -> bytes:
         if self.away:
             raise unavailable("away")
-        found = self.objects.get((tenant, path))
-        return None if found is None else ObjectInfo(path, len(found), "1", "", datetime.now(UTC))
-
-    async def get(self, tenant: str, path: str) -> bytes:
+        if (tenant, path) not in self.objects:
+            raise not_found("Object", path)
+        if len(self.objects[tenant, path]) > max_bytes:
+            raise too_large(f"{path} is too large")
         return self.objects[tenant, path]
 
 

@@ -26,6 +26,7 @@ from atelier.tasks.v1.noop_pb2 import CreateNoopTask
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from PIL import Image
 
+from meshkit.errors import not_found
 from meshkit.fetcher import Fetcher
 from meshkit.objects import ObjectInfo, ObjectStore
 from meshkit.worker.folders import AttemptFolders
@@ -50,7 +51,9 @@ class Store:
         self.stored = dict(stored or {})
         self.etags = {("acme", path): "1" for path in self.stored}
 
-    async def get(self, tenant: str, path: str) -> bytes:
+    async def get(self, tenant: str, path: str, max_bytes: int) -> bytes:
+        if (tenant, path) not in self.etags:
+            raise not_found("Object", path)
         return self.stored[path]
 
     async def stat(self, tenant: str, path: str) -> ObjectInfo | None:

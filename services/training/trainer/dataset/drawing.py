@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from modelkit.errors import ModelError
-from modelkit.pictures import MAX_PIXELS, border_colour, framed, over_white
+from modelkit.pictures import border_colour, framed, over_white
+from modelkit.sizes import MAX_PIXELS
 from services.training.trainer.dataset.buckets import Box, Size
 from services.training.trainer.dataset.transforms import OptionValue, PictureTransform, colour_of
 
