@@ -62,10 +62,12 @@ class Sheet:
         """Return the place of a picture in the smallest whole of an aspect; of the nearest where None."""
         named = aspect or nearest_aspect(width, height)
         wider = ratio_of(named) * height / width  # how much wider than the picture the whole is
-        across, down = (1 / wider, 1.0) if wider > 1 else (1.0, wider)
-        if min(across, down) >= 1 - _STRETCH:
-            across = down = 1.0
-        return cls(named, (1 - across) / 2, (1 - down) / 2, across, down)
+        if min(wider, 1 / wider) >= 1 - _STRETCH:
+            return cls(named, 0.0, 0.0, 1.0, 1.0)
+        # Whole pixels on both sides: a share that is rounded later shifts small pictures.
+        beside, above = round(max(0.0, wider - 1) * width / 2), round(max(0.0, 1 / wider - 1) * height / 2)
+        across, down = width + 2 * beside, height + 2 * above
+        return cls(named, beside / across, above / down, width / across, height / down)
 
     @property
     def whole(self) -> bool:
