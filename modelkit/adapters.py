@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import struct
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -23,31 +22,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from modelkit.errors import ModelError, ModelErrorKind
+from modelkit.flux_layers import TEXT_ENCODER, LayerNames
+from modelkit.lora_layers import LoraReading, read_layers
 from modelkit.requests import AdapterFile
+from modelkit.tensor_file import read_header, shown
 
 _log = structlog.get_logger(module=__name__)
 
 SLOTS = ("subject", "product", "style", "product2")
 MAX_FILE_BYTES = 4 << 30
-_MAX_HEADER_BYTES = 16 << 20
-_MAX_TENSORS = 20_000
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-# What each training tool calls the two halves of a low-rank layer, and its scale.
-_DOWN, _UP, _ALPHA = ("lora_A", "lora_down", "down"), ("lora_B", "lora_up", "up"), "alpha"
-# Parts of names by which other kinds of adapters are known, and what these are called. The library that draws leaves
-# some of them out without an error, and the picture would be that of another adapter.
-_OTHER_KINDS = (
-    (("dora_scale", "lora_magnitude_vector", "magnitude"), "a DoRA"),
-    (("hada_", "hada."), "a LoHa"),
-    (("lokr_",), "a LoKr"),
-    (("oft_", "boft_", "oft."), "an OFT adapter"),
-    (("lora_mid", "lora_C"), "a LoCon for convolutions"),
-    (("a1.weight", "a2.weight", "b1.weight", "b2.weight"), "a GLoRA"),
-    (("on_input",), "an IA3 adapter"),
-    (("diff_b", ".diff"), "a difference of whole layers"),
-)
-# Encoders that the library does not adapt.
-_UNREAD_ENCODERS = ("lora_te2_", "lora_te3_", "text_encoder_2.", "text_encoder_3.")
 
 
 @dataclass(slots=True)
@@ -68,37 +51,8 @@ def inspect(path: Path) -> int:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise ModelError(f"The LoRA is larger than {MAX_FILE_BYTES >> 30} GiB.")
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-                raise ValueError("header length")
-            header: dict[str, Any] = json.loads(file.read(length))
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        types = {entry["dtype"] for entry in tensors.values()} - _BYTES.keys()
-        if types:
-            kind = _shown(min(map(str, types)))
-            raise ModelError(f"The LoRA holds tensors of the type {kind}, which is not supported.")
-        spans = sorted(_span(entry) for entry in tensors.values())
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError("The LoRA is not a safetensors file.") from error
-    if not tensors or len(tensors) > _MAX_TENSORS:
-        raise ModelError(f"The LoRA must hold 1 to {_MAX_TENSORS} tensors, and holds {len(tensors)}.")
-    end = 0
-    for start, stop in spans:
-        if start != end:
-            raise ModelError("The LoRA is not a safetensors file: its tensors overlap or leave gaps.")
-        end = stop
-    if end != size - 8 - length:
-        raise ModelError("The LoRA is cut short, or longer than it says.")
-    return end
-
-
-def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
-    start, stop = entry["data_offsets"]
-    if math.prod(entry["shape"]) * _BYTES[entry["dtype"]] != stop - start or start < 0:
-        raise ValueError("size")
-    return start, stop
+    with path.open("rb") as file:
+        return read_header(file, size).bytes
 
 
 class Adapters:
@@ -193,15 +147,13 @@ class Adapters:
             held = load_file(path)
         except (SafetensorError, OSError) as error:
             raise ModelError("The LoRA could not be read.", ModelErrorKind.VALIDATION) from error
-        named = _low_rank(held)
-        try:
-            state = self._pipe.lora_state_dict(dict(named), return_alphas=True)
-            tensors, alphas = dict(state[0]), state[1] or {}
-        except Exception as error:
-            _log.info("lora_not_understood", exc_info=error)
-            raise ModelError("The LoRA's layers are not named as any known training names them.") from error
-        self._check(tensors)
-        _check_all_taken(named, tensors, alphas)
+        names = LayerNames(self._modules())
+        shapes = {key: tuple(tensor.shape) for key, tensor in held.items()}
+        reading = read_layers(shapes, names, is_zero=lambda key: not bool(held[key].float().any()))
+        if reading.unmatched:
+            layers = [shown(layer) for layer in reading.unmatched[:5]]
+            _log.warning("lora_layers_unmatched", count=len(reading.unmatched), layers=layers)
+        tensors = _placed(reading, held)
         _fold_scales(tensors, path)
         # diffusers activates a new adapter at once, beside the active ones. This value makes `use` set the active ones.
         self._active = ((name, math.nan),)
@@ -210,109 +162,78 @@ class Adapters:
             with warnings.catch_warnings():
                 # peft warns that the model has adapters already, which is intended here.
                 warnings.simplefilter("ignore", UserWarning)
-                self._pipe.load_lora_weights({**tensors, **alphas}, adapter_name=name)
+                self._pipe.load_lora_weights(_as_diffusers_names(tensors), adapter_name=name)
         except Exception as error:
             _log.info("lora_load_failed", exc_info=error)
-            if any(name in names for names in self._pipe.get_list_adapters().values()):
-                self._pipe.delete_adapters(name)
+            self._forget(name)
             raise ModelError("The LoRA does not fit this model.") from error
+        taken = self._layers_of(name)
+        if taken != len(tensors) // 2:
+            self._forget(name)
+            raise ModelError(f"The LoRA has {len(tensors) // 2} layers for this model, and {taken} of them were taken.")
         self._loaded[name] = _Loaded(size, set())
         self._changes += 1
 
-    def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Refuse a LoRA that does not fit: diffusers would widen the base, drop parts, or fail half way."""
-        modules = {
-            f"{part}.{path}": module
-            for part in ("transformer", "text_encoder")
-            for path, module in getattr(self._pipe, part).named_modules()
-        }
-        for key, tensor in tensors.items():
-            path, _, which = key.partition(".lora_")
-            # transformers flattened CLIP's modules; older LoRAs name the layers by the deeper path.
-            module = modules.get(path) or modules.get(path.replace("text_encoder.text_model.", "text_encoder."))
-            layer = getattr(module, "base_layer", module)
-            if not which.startswith(("A.", "B.", "down.", "up.")):
-                raise ModelError(f"The LoRA holds more than low-rank layers ({_shown(key)}); such are not supported.")
-            if not isinstance(layer, torch.nn.Linear):
-                raise ModelError(f"The LoRA was made for another model: this one has no layer {_shown(path)}.")
-            down = which.startswith(("A.", "down."))
-            have, want = (
-                tensor.shape[1 if down else 0] if tensor.ndim == 2 else 0,
-                (layer.in_features if down else layer.out_features),
-            )
-            if have != want:
-                raise ModelError(
-                    f"The LoRA was made for another model: its layer {_shown(path)} has {have} "
-                    f"{'inputs' if down else 'outputs'}, this model's has {want}."
-                )
-            if not bool(torch.isfinite(tensor).all()):
-                raise ModelError(f"The LoRA holds values that are not numbers (layer {_shown(path)}).")
+    def _forget(self, name: str) -> None:
+        if any(name in names for names in self._pipe.get_list_adapters().values()):
+            self._pipe.delete_adapters(name)
+
+    def _layers_of(self, name: str) -> int:
+        """Count the layers that an adapter is on: what the library leaves out it tells its own log alone."""
+        return sum(
+            name in getattr(module, "lora_A", ())
+            for part in (self._pipe.transformer, self._pipe.text_encoder)
+            for module in part.modules()
+        )
+
+    def _modules(self) -> dict[str, tuple[int, int]]:
+        found = {}
+        for part in ("transformer", "text_encoder"):
+            for path, module in getattr(self._pipe, part).named_modules():
+                layer = getattr(module, "base_layer", module)
+                if isinstance(layer, torch.nn.Linear) and ".lora_" not in path and not path.endswith(".base_layer"):
+                    found[f"{part}.{path}"] = (layer.in_features, layer.out_features)
+        return found
 
 
-def _low_rank(held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a file's low-rank layers, in types that can be computed with.
+def _placed(reading: LoraReading, held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors under the names of the model's own layers, their scales folded in.
 
     Raises:
-        ModelError: The file holds anything else that would change the picture, or half a layer.
+        ModelError: One of them holds values that are not numbers.
     """
-    layers: dict[str, torch.Tensor] = {}
-    halves: dict[str, set[bool]] = {}
-    for key, tensor in held.items():
-        layer, part = _parts(key)
-        if part is None:
-            if not bool(tensor.float().any()):
-                continue  # some tools write what they did not train; it adds nothing
-            raise ModelError(_refusal(key))
-        if key.startswith(_UNREAD_ENCODERS):
-            raise ModelError(f"The LoRA changes a text encoder that is not adapted ({_shown(key)}).")
-        # Types of eight bits hold values, but no arithmetic is done in them.
-        layers[key] = tensor.float() if tensor.element_size() == 1 else tensor
-        if part != _ALPHA:
-            halves.setdefault(layer, set()).add(part in _DOWN)
-    for layer, found in halves.items():
-        if len(found) != 2:
-            raise ModelError(f"The LoRA lacks half of its layer {_shown(layer)}.")
-    return layers
+    tensors: dict[str, torch.Tensor] = {}
+    for layer in reading.layers:
+        down, up = _weights(held[layer.down]), _weights(held[layer.up])
+        if layer.alpha is not None:
+            up = (up.float() * (float(held[layer.alpha].float().item()) / layer.rank)).to(up.dtype)
+        if layer.placement.swapped:
+            up = torch.cat(tuple(reversed(up.chunk(2))))
+        if not (bool(torch.isfinite(down).all()) and bool(torch.isfinite(up).all())):
+            raise ModelError(f"The LoRA holds values that are not numbers (layer {shown(layer.name)}).")
+        begin = 0
+        for target, rows in zip(layer.placement.targets, layer.rows, strict=True):
+            tensors[f"{target}.lora_A.weight"] = down
+            tensors[f"{target}.lora_B.weight"] = up[begin : begin + rows].contiguous()
+            begin += rows
+    return tensors
 
 
-def _parts(key: str) -> tuple[str, str | None]:
-    """Return the layer that a tensor belongs to, and which part of it: None for none of a low-rank layer."""
-    layer, _, last = key.rpartition(".")
-    if last == _ALPHA:
-        return layer, last
-    names = layer.split(".")
-    # peft may write the adapter's name behind the part's: `lora_A.default.weight`.
-    for at in (-1, -2):
-        if last == "weight" and len(names) >= -at and names[at] in _DOWN + _UP:
-            return ".".join(names[:at]), names[at]
-    return key, None
+def _as_diffusers_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # Of a text encoder's layers diffusers knows those of the attention alone by peft's names, and all by its own.
+    halves = {".lora_A.": ".lora_linear_layer.down.", ".lora_B.": ".lora_linear_layer.up."}
+    named = {}
+    for key, tensor in tensors.items():
+        name = key
+        for peft, own in halves.items():
+            name = name.replace(peft, own) if key.startswith(TEXT_ENCODER) else name
+        named[name] = tensor
+    return named
 
 
-def _refusal(key: str) -> str:
-    for marks, name in _OTHER_KINDS:
-        if any(mark in key for mark in marks):
-            return f"The LoRA is {name} ({_shown(key)}); only plain low-rank layers are supported."
-    return f"The LoRA holds more than low-rank layers ({_shown(key)}); such are not supported."
-
-
-def _check_all_taken(
-    named: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], alphas: Mapping[str, Any]
-) -> None:
-    """Refuse a file of which the library took a part: what it leaves out it tells its own log alone."""
-    expected = 0
-    for key in named:
-        layer, part = _parts(key)
-        if part in _DOWN:
-            # One layer of the original model is three or four here.
-            fused = 3 if "qkv" in layer.rpartition(".")[2] else 4 if layer.endswith("linear1") else 1
-            expected += fused
-    parted = (key.partition(".lora_") for key in tensors)
-    taken = {path for path, _, which in parted if which.startswith(("A.", "down."))}
-    if len(taken) < expected:
-        raise ModelError(f"The LoRA has {expected} layers for this kind of model, and {len(taken)} of them are known.")
-    for key in alphas:
-        if _parts(key)[0] not in taken:
-            raise ModelError(f"The LoRA scales a layer that it does not hold ({_shown(key)}).")
+def _weights(tensor: torch.Tensor) -> torch.Tensor:
+    # Types of eight bits hold values, but no arithmetic is done in them.
+    return tensor.float() if tensor.element_size() == 1 else tensor
 
 
 def _fold_scales(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -343,8 +264,3 @@ def _fold_scales(tensors: dict[str, torch.Tensor], path: Path) -> None:
 def _content_name(path: Path) -> str:
     with path.open("rb") as file:
         return "lora_" + hashlib.file_digest(file, "sha256").hexdigest()[:32]
-
-
-def _shown(key: str) -> str:
-    """Return a layer's name in characters that are safe in a message: it comes from an untrusted file."""
-    return "".join(character for character in key if character.isalnum() or character in "._-")[:100]

@@ -353,7 +353,7 @@ class TestAdapters:
             monkeypatch.setattr(model.pipe, "lora_state_dict", forgetful, raising=False)
             both = make_lora("both")
             save_file(load_file(both) | load_file(make_lora("v", 2, layer="attn.to_v")), both)
-            with pytest.raises(ModelError, match="has 2 layers for this kind of model, and 1 of them"):
+            with pytest.raises(ModelError, match="has 2 layers for this model, and 1 of them"):
                 model.adapters.use([AdapterFile(both, 1.0)])
 
     @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])

@@ -1,0 +1,1 @@
+"""LoRA files as training tools name their layers."""
