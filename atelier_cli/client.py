@@ -123,6 +123,14 @@ class Gateway:
             arguments["headers"] = {"idempotency-key": str(uuid.uuid4())}
         return dict(self._read(self._send(method, path, **arguments), dict))
 
+    def listed(self, path: str, **filters: str | int | None) -> list[dict[str, Any]]:
+        """Send a request that returns a list."""
+        return self._listed(path, filters)
+
+    def fetch(self, path: str) -> bytes:
+        """Return the content at a path of the API, whatever it is."""
+        return self._send("GET", path).content
+
     def store(self, path: str, data: bytes) -> None:
         """Store an image; the same bytes at the same path are stored once."""
         self._send("POST", f"/api/v1/storage/images/{path}", content=data)
@@ -138,26 +146,37 @@ class Gateway:
         Raises:
             CliError: The gateway refused, or could not be reached for too long.
         """
+        for event in self.follow(f"/api/v1/tasks/{segment(task_id)}/events"):
+            yield TaskProgress(
+                event["task"],
+                event.get("step"),
+                event.get("total_steps"),
+                event.get("phase"),
+                event.get("tasks_ahead"),
+                event.get("text"),
+            )
+            if event["task"]["status"] in ENDED:
+                return
+
+    def follow(self, path: str) -> Iterator[dict[str, Any]]:
+        """Yield the events of a stream until its last one, over as many connections as needed.
+
+        Raises:
+            CliError: As for `watch`.
+        """
         seen: str | None = None
         self._heard = time.monotonic()
         while True:
             try:
-                for identity, name, data in self._stream(f"/api/v1/tasks/{segment(task_id)}/events", seen):
+                for identity, name, data in self._stream(path, seen):
                     event = json.loads(data)
                     if name == "error":
                         if event["status"] not in _PASSING:
                             raise _refusal(event["status"], event["detail"])
                         break
                     seen = identity or seen
-                    yield TaskProgress(
-                        event["task"],
-                        event.get("step"),
-                        event.get("total_steps"),
-                        event.get("phase"),
-                        event.get("tasks_ahead"),
-                        event.get("text"),
-                    )
-                    if event.get("final") or event["task"]["status"] in ENDED:
+                    yield event
+                    if event.get("final"):
                         return
             except httpx.TransportError:
                 pass

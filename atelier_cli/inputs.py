@@ -81,6 +81,15 @@ class LocalFiles:
         ]
         body[kept] = texts if member.input.many else texts[0]
 
+    def stored(self, value: str) -> str:
+        """Return the path in storage of a file of this machine, once it is there; any other value as it is.
+
+        Raises:
+            CliError: A file cannot be read or stored.
+        """
+        place = self._place(value)
+        return value if place is None else self._store(place)
+
     def in_member(self, members: Mapping[str, InputSpec], name: str, value: Any) -> Any:
         """Return the value of a member, with the files in place of `@file`.
 

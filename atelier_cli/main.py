@@ -19,6 +19,8 @@ from atelier_cli.commands import (
     run,
     task,
     token,
+    train,
+    training,
     webhook,
     workflow,
 )
@@ -49,12 +51,14 @@ app.command()(token.token)
 app.command()(generate.generate)
 run.add_verbs(app)
 app.add_typer(run.commands(), name="run")
+app.command()(train.train)
 app.command()(inspect.inspect)
 app.command()(retry.retry)
 app.command()(logs.logs)
 app.command()(doctor.doctor)
 app.add_typer(task.app, name="task")
 app.add_typer(workflow.app, name="workflow")
+app.add_typer(training.app, name="training")
 app.add_typer(webhook.app, name="webhook")
 app.add_typer(providers.app, name="providers")
 

@@ -1,6 +1,6 @@
 """What the contract says of a task type, as a command line needs it: its prompt, its files, its other members."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -111,7 +111,7 @@ def form_of(name: str) -> TaskForm:
         seeded=bool(spec.seeds) or "SEED" in PROVIDERS[spec.default_provider].tasks[name],
         subject=subject,
         images=tuple(one for one in taken if one is not subject),
-        members=tuple(_plain_members(create, sources, comments)),
+        members=tuple(plain_members(create, sources)),
     )
 
 
@@ -147,16 +147,24 @@ def _file_member(one: InputSpec, create: Descriptor, public: Descriptor) -> File
     return FileMember(one, name, required, (rules.repeated.max_items or 64) if one.many else 1)
 
 
-def _plain_members(create: Descriptor, sources: set[str], comments: Comments) -> Iterator[PlainMember]:
+def plain_members(create: Descriptor, sources: Collection[str]) -> Iterator[PlainMember]:
+    """Yield the members of a request that are no files.
+
+    Args:
+        create: The request's message.
+        sources: Members to leave out, those of its files among them.
+    """
+    comments = _comments()
     for field in create.fields:
-        if field.name in sources or field.name in _NOT_ASKED:
+        options = field.GetOptions().Extensions[options_pb2.field]
+        if field.name in sources or field.name in _NOT_ASKED or options.hidden:
             continue
         rules = field.GetOptions().Extensions[validate_pb2.field]
         choices = tuple(getattr(rules.string, "in"))
         if field.enum_type is not None:
             choices = tuple(enum_names(field.enum_type).by_name)
         text = comments.of(field.full_name)
-        default = field.GetOptions().Extensions[options_pb2.field].default_value
+        default = options.default_value
         if default:
             text = f"{text} [default: {default.strip(chr(34))}]"
         yield PlainMember(field.name, _kind(field), choices, text, bool(field.is_repeated))

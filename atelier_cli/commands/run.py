@@ -1,11 +1,10 @@
 """`atelier run TYPE`, and a verb for each type: a task of any type, with options made from the contract."""
 
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
@@ -23,9 +22,10 @@ from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.files import save
 from atelier_cli.folder import DataFolder
 from atelier_cli.inputs import MARK, LocalFiles, assignments, pictures
+from atelier_cli.options import member_value, option_of
 from atelier_cli.origin import default_origin
 from atelier_cli.results import require_folder
-from atelier_cli.taskforms import PROMPT, FileMember, PlainMember, TaskForm, form_of, public_types
+from atelier_cli.taskforms import PROMPT, FileMember, TaskForm, form_of, public_types
 from atelier_cli.terminal import err, out
 from atelier_cli.tokens import DEFAULT_TENANT
 
@@ -116,7 +116,7 @@ def _parameters(form: TaskForm) -> list[tuple[str, tuple[Any, Any]]]:
         text = "A file, an address, or a path in storage" + ("; may be repeated." if image.most > 1 else ".")
         kind: Any = list[str] if image.most > 1 else str
         found.append((image.name, (Annotated[kind | None, typer.Option(help=text, metavar="FILE")], None)))
-    found += [(member.name, _option(member)) for member in form.members]
+    found += [(member.name, option_of(member)) for member in form.members]
     if form.seeded:
         text = "Make so many of each, with seeds from the given one upwards, or drawn ones."
         found.append(("count", (Annotated[int, typer.Option(min=1, max=64, help=text)], 1)))
@@ -129,20 +129,6 @@ def _parameters(form: TaskForm) -> list[tuple[str, tuple[Any, Any]]]:
     found.append(("tenant", (Annotated[str, typer.Option(help="Tenant to act for.")], DEFAULT_TENANT)))
     found.append(("data", (Data, None)))
     return found
-
-
-def _option(member: PlainMember) -> tuple[Any, Any]:
-    if member.choices:
-        return Annotated[Literal[member.choices] | None, typer.Option(help=member.help)], None
-    kind: Any = str if member.kind is dict else member.kind
-    flag = member.name.replace("_", "-")
-    name = f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}"
-    option = typer.Option(name, help=member.help, metavar=None if kind is bool else _metavar(member))
-    return Annotated[(list[kind] if member.many else kind) | None, option], None
-
-
-def _metavar(member: PlainMember) -> str:
-    return {int: "INTEGER", float: "NUMBER", dict: "JSON"}.get(member.kind, "TEXT")
 
 
 def _run(form: TaskForm, verb: str, values: dict[str, Any]) -> None:
@@ -206,7 +192,7 @@ def _common(form: TaskForm, values: dict[str, Any], local: LocalFiles) -> dict[s
     for member in form.members:
         if values[member.name] is not None:
             value = values[member.name]
-            body[member.name] = _parsed(member, value) if member.kind is dict else value
+            body[member.name] = member_value(member, value)
     for image in form.images:
         chosen = values[image.name]
         if chosen:
@@ -222,13 +208,6 @@ def _common(form: TaskForm, values: dict[str, Any], local: LocalFiles) -> dict[s
 
 def _listed(image: FileMember, chosen: Any) -> list[str]:
     return pictures(chosen) if image.most > 1 else [chosen]
-
-
-def _parsed(member: PlainMember, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise CliError(f"--{member.name.replace('_', '-')} is no JSON: {text!r}.", ExitCode.USAGE) from None
 
 
 def _text_of(prompt: str) -> str:
