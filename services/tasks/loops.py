@@ -68,11 +68,14 @@ class TaskMaintenance:
     def loops(self, progress: ProgressRelay) -> list[Loop]:
         """All loops of a replica."""
         settings = self._settings
-        flush = Loop("tasks-progress", progress.flush, 1.0)
+        flushes = [
+            Loop("tasks-progress", progress.flush, 1.0),
+            Loop("tasks-provider-calls", self.count_calls, 1.0, jitter=0.2),
+        ]
         if not settings.run_loops:
-            return [flush]
+            return flushes
         return [
-            flush,
+            *flushes,
             Loop("tasks-expiry", self.expire, settings.sweep_interval_seconds, jitter=0.2),
             Loop("tasks-retries", self.promote, min(0.5, settings.sweep_interval_seconds), jitter=0.2),
             Loop("tasks-fallbacks", self.fall_back, settings.sweep_interval_seconds, jitter=0.2),
@@ -99,6 +102,10 @@ class TaskMaintenance:
             self._notifier.ended(records)
             for queue in {record.queue_name for record in records}:
                 self._notifier.waiting(queue)
+
+    async def count_calls(self) -> None:
+        """Write how many calls passed gates that were at rest."""
+        await self._store.count_calls()
 
     async def sweep_objects(self) -> bool:
         """Delete the objects of attempts that lost, and of tasks that do not exist.

@@ -170,6 +170,20 @@ class RegisteredPoll:
     draining: bool
 
 
+class RegisteredRound(NamedTuple):
+    """What a round begins with.
+
+    Attributes:
+        polls: By session the polls that were noted, without those that are refused.
+        contenders: Tenants with waiting work, by virtual time.
+        next_lane: Where to begin among the lanes of providers the next time.
+    """
+
+    polls: Mapping[UUID, RegisteredPoll]
+    contenders: list[Contender]
+    next_lane: str
+
+
 class HeldRound(NamedTuple):
     """What a round reads once it holds what it may change.
 
@@ -179,12 +193,14 @@ class HeldRound(NamedTuple):
         contenders: Tenants with waiting work, by virtual time.
         candidates: Waiting tasks of the tenants, in the order in which they are served.
         gates: The gates, locked; None where none were asked for.
+        restless: Whether a gate that was taken to be at rest is not.
     """
 
     confirmed: Mapping[PollEntry, bool]
     contenders: list[Contender]
     candidates: list[Candidate]
     gates: GateView | None
+    restless: bool
 
 
 class RoundStore(Protocol):
@@ -203,18 +219,16 @@ class RoundStore(Protocol):
         ...
 
     async def register(
-        self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int
-    ) -> tuple[Mapping[UUID, RegisteredPoll], list[Contender]]:
+        self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int, after: str | None = None
+    ) -> RegisteredRound:
         """Note polls, which acknowledges what earlier ones brought, and look who waits.
 
         Args:
             polls: New polls.
             lanes: Where to look.
             limit: Tenants a lane at most.
-
-        Returns:
-            By session the polls that were noted, without those that are refused; and tenants with waiting work, by
-            virtual time.
+            after: Where given, look in all lanes of the queue besides, from this one on; more than a round looks at
+                are looked at in turn.
         """
         ...
 
@@ -225,6 +239,8 @@ class RoundStore(Protocol):
         lanes: Sequence[str],
         limit: int,
         gates: GateView | None = None,
+        *,
+        trusted: Sequence[GateName] = (),
     ) -> HeldRound:
         """Make other replicas' rounds of this queue wait for the end of this one, and read what waits.
 
@@ -234,6 +250,7 @@ class RoundStore(Protocol):
             lanes: Where to look.
             limit: Tenants a lane at most.
             gates: Gates to lock too, as they were read before.
+            trusted: Gates that are taken to be at rest: they are not locked, but looked at.
         """
         ...
 
@@ -413,6 +430,10 @@ class TaskStore(Protocol):
 
     async def gates(self) -> GateView:
         """All gates of providers, with the attempts under way at each."""
+        ...
+
+    async def count_calls(self) -> None:
+        """Write how many calls this replica has admitted without their gates' rows."""
         ...
 
     async def reset_gate(self, name: GateName) -> tuple[Gate, Gate] | None:

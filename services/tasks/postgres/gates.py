@@ -6,7 +6,7 @@ afterwards with SKIP LOCKED, so it waits for no task. Whoever notes a call holds
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ ARRAY(SELECT r.call FROM unnest(g.trials) AS r (call) WHERE NOT EXISTS (
 """
 
 # The lanes that work waits in: each the next one in `queue_lanes_next`, however many tenants the last one has.
-_LANES = """
+WAITING_LANES = """
 WITH RECURSIVE waiting (lane, place) AS (
     (SELECT l.lane, 1 FROM queue_lanes l WHERE l.queue = %(queue)s AND l.pending > 0 AND l.lane > %(after)s
     ORDER BY l.lane LIMIT 1)
@@ -50,8 +50,16 @@ WITH RECURSIVE waiting (lane, place) AS (
         ORDER BY l.lane LIMIT 1), w.place + 1
     FROM waiting w WHERE w.lane IS NOT NULL AND w.place < %(most)s
 )
-SELECT lane FROM waiting WHERE lane IS NOT NULL
 """
+_LANES = f"{WAITING_LANES} SELECT lane FROM waiting WHERE lane IS NOT NULL"  # noqa: S608 -- fixed names
+
+# `Gate.at_rest` says the same. The first condition is that of the index `provider_gates_restless`.
+RESTLESS = """
+(g.state <> 'closed' OR g.blocked_until IS NOT NULL OR g.waiting_since IS NOT NULL)
+    AND (g.state <> 'closed' OR g.waiting_since IS NOT NULL OR g.blocked_until > clock_timestamp())
+"""
+# As `GateName` spells itself.
+NAMED_BY = "CASE WHEN g.key = '' THEN g.provider ELSE g.provider || '/' || g.key END"
 
 _NAMED = "(SELECT unnest(%(providers)b::text[]) AS provider, unnest(%(keys)b::text[]) AS key) n"
 
@@ -74,9 +82,10 @@ SELECT {_READ}, clock_timestamp(), {_LOST} FROM {_NAMED}
 CROSS JOIN LATERAL (SELECT * FROM provider_gates g WHERE g.provider = n.provider AND g.key = n.key OFFSET 0) g
 """  # noqa: S608 -- fixed names
 
+# All attempts under way are read, by `tasks_leased`: they are as many as the mesh has slots.
 _RUNNING = """
 SELECT t.lane, t.tenant, count(*) FROM tasks t
-WHERE t.lease_session IS NOT NULL AND t.provider_type <> 'LOCAL' AND t.provider_type = ANY(%b)
+WHERE t.lease_session IS NOT NULL AND t.provider_type = ANY(%b)
 GROUP BY t.lane, t.tenant
 """
 
@@ -108,6 +117,13 @@ ON CONFLICT (provider, key) DO UPDATE SET
     waiting_since = coalesce(g.waiting_since, excluded.waiting_since)
 """
 
+# In the order of the arrays.
+_COUNT = """
+INSERT INTO provider_gates AS g (provider, key, total_calls)
+SELECT n.provider, n.key, n.calls
+FROM (SELECT unnest(%b::text[]) AS provider, unnest(%b::text[]) AS key, unnest(%b::bigint[]) AS calls) n
+ON CONFLICT (provider, key) DO UPDATE SET total_calls = g.total_calls + excluded.total_calls
+"""
 
 _ALL = f"""
 SELECT {_READ}, clock_timestamp(), {_LOST} FROM provider_gates g ORDER BY g.provider, g.key LIMIT 1000
@@ -147,6 +163,11 @@ class GateTable:
         lanes = [lane for (lane,) in found if parts_of(lane)[0] in pairs]
         view = await self.view(await self.ask(gates_of(lanes)), lanes)
         return view, found[-1][0] if len(found) == MAX_LANES else ""
+
+    async def count(self, calls: Mapping[GateName, int]) -> None:
+        """Count calls that were admitted without their gates' rows."""
+        columns = [(*name, count) for name, count in sorted(calls.items())]
+        await self._conn.execute(_COUNT, [list(column) for column in zip(*columns, strict=True)])
 
     async def lock(self, names: Sequence[GateName], *, known: bool) -> None:
         """Lock gates, in their order.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 from meshkit.db import Rows
 from meshkit.pipeline import Pipeline
 from services.tasks.domain import TaskRecord
-from services.tasks.postgres import announcements, columns, counters
-from services.tasks.postgres.gates import GateTable
+from services.tasks.postgres import announcements, columns, counters, gates
+from services.tasks.postgres.gates import NAMED_BY, RESTLESS, WAITING_LANES, GateTable
 from services.tasks.providers.domain import Gate, GateName, ProviderLimits
-from services.tasks.providers.gates import GateView, gates_of
+from services.tasks.providers.gates import GateView, gate_of, gates_of
 from services.tasks.scheduling.fairness import Candidate, Contender
-from services.tasks.store import Grant, HeldRound, PollEntry, RegisteredPoll
+from services.tasks.store import Grant, HeldRound, PollEntry, RegisteredPoll, RegisteredRound
 
 # Sessions are locked in the order of the arrays, which is that of their ids, and looked up by id: OFFSET and the lock
 # keep the subquery from being joined in another way.
@@ -69,6 +70,11 @@ CROSS JOIN LATERAL (
 ORDER BY n.tenant, n.priority DESC, n.created_at, n.id
 """
 
+# With the answer to whether one of some gates is not at rest, which is looked up once.
+_TRUSTING_CANDIDATES = CANDIDATES.replace(
+    "n.bytes\nFROM", f"n.bytes, EXISTS (SELECT FROM provider_gates g WHERE {RESTLESS} AND {NAMED_BY} = ANY(%b))\nFROM"
+)
+
 # A locked row is being cancelled or changed: the next round sees the result. A task that was moved to another queue or
 # provider since it was read is not leased. Rows are locked one at a time and changed where they were found, so that no
 # plan can read more of the table. `num_nulls` serves the same: it keeps the planner from `tasks_waiting`, by which it
@@ -101,6 +107,19 @@ ON CONFLICT (name) DO UPDATE SET virtual_time = greatest(q.virtual_time, exclude
 """
 
 
+# In one statement, because each that waits for another's answer costs the round a fifth of its time.
+_CONTENDERS_OF_WAITING = f"""
+{WAITING_LANES}
+SELECT n.tenant, n.lane, n.virtual_time, n.pending, w.place
+FROM waiting w
+CROSS JOIN LATERAL (
+    SELECT l.tenant, l.lane, l.virtual_time, l.pending FROM queue_lanes l
+    WHERE l.queue = %(queue)s AND l.lane = w.lane AND l.pending > 0
+    ORDER BY l.virtual_time, l.tenant LIMIT %(limit)s
+) n
+"""  # noqa: S608 -- fixed names
+
+
 class PostgresRound:
     """A round on an open transaction: what needs no answer of what goes before travels with it.
 
@@ -108,21 +127,27 @@ class PostgresRound:
         conn: A connection in a transaction, with the settings of hot statements.
         queue: The queue; dispatched by one replica at a time, so that two never serve the same tenant's turn.
         limits: What the gates of providers are held to.
+
+    Attributes:
+        called: Calls that were leased past gates without their rows, which are to be counted once this is committed.
     """
 
     def __init__(self, conn: Pipeline, queue: str, limits: ProviderLimits) -> None:
         self._conn = conn
         self._queue = queue
         self._gates = GateTable(conn, limits)
+        self._trusting = False
+        self.called: Counter[GateName] = Counter()
 
     async def register(
-        self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int
-    ) -> tuple[Mapping[UUID, RegisteredPoll], list[Contender]]:
+        self, polls: Sequence[PollEntry], lanes: Sequence[str], limit: int, after: str | None = None
+    ) -> RegisteredRound:
         """Note polls, which acknowledges the leases of earlier ones, and find waiting tenants; see `RoundStore`."""
         registered = None
         if polls:
             registered = await self._conn.execute(_REGISTER, _columns(polls), binary=True)
-        contenders = await self._contenders(lanes, limit)
+        contenders = await self._contenders(lanes, limit) if lanes or after is None else None
+        waiting = None if after is None else await self._contenders_of_waiting(limit, after)
         answers: dict[UUID, RegisteredPoll] = {}
         if registered is not None:
             known = {row[0]: row[1:] for row in await registered.fetchall()}
@@ -132,7 +157,14 @@ class PostgresRound:
                     answers[poll.session] = RegisteredPoll(
                         await self._replay(poll) if repeated else (), draining=draining
                     )
-        return answers, [Contender._make(row) for row in await contenders.fetchall()]
+        found = [] if contenders is None else [Contender._make(row) for row in await contenders.fetchall()]
+        next_lane = ""
+        for tenant, lane, virtual_time, pending, place in [] if waiting is None else await waiting.fetchall():
+            if lane not in lanes:
+                found.append(Contender(tenant, lane, virtual_time, pending))
+            if place == gates.MAX_LANES:
+                next_lane = lane
+        return RegisteredRound(answers, found, next_lane)
 
     async def gates(self, pairs: Collection[str], after: str) -> tuple[GateView, str]:
         """Read the gates of the lanes that work waits in; see `RoundStore`."""
@@ -145,6 +177,8 @@ class PostgresRound:
         lanes: Sequence[str],
         limit: int,
         gates: GateView | None = None,
+        *,
+        trusted: Sequence[GateName] = (),
     ) -> HeldRound:
         """Hold sessions, the queue and the gates until the round's end, then read what waits; see `RoundStore`."""
         confirmed = None
@@ -156,17 +190,23 @@ class PostgresRound:
             names = gates_of(gates.lanes)
             await self._gates.lock(names, known=gates.gates.keys() >= set(names))
             asked = await self._gates.ask(names)
+        self._trusting = bool(trusted)
         contenders = await self._contenders(lanes, limit)
-        candidates = await self._conn.execute(
-            CANDIDATES, (list(wanted.keys()), list(wanted.values()), list(lanes), self._queue), binary=True
+        places = [list(wanted.keys()), list(wanted.values()), list(lanes), self._queue]
+        asked_for = (
+            await self._conn.execute(_TRUSTING_CANDIDATES, [[str(name) for name in trusted], *places], binary=True)
+            if trusted
+            else await self._conn.execute(CANDIDATES, places, binary=True)
         )
+        candidates = await asked_for.fetchall()
         return HeldRound(
             {}
             if confirmed is None
             else {PollEntry(session, number): draining for session, number, draining in await confirmed.fetchall()},
             [Contender._make(row) for row in await contenders.fetchall()],
-            [Candidate._make(row) for row in await candidates.fetchall()],
+            [Candidate._make(row[:9]) for row in candidates],
             None if asked is None or gates is None else await self._gates.view(asked, gates.lanes),
+            bool(trusted and candidates and candidates[0][9]),
         )
 
     async def write_gates(self, changed: Sequence[Gate], refused: Sequence[tuple[GateName, bool]]) -> None:
@@ -193,6 +233,8 @@ class PostgresRound:
         by_id = {row[0]: columns.record(row) for row in await cursor.fetchall()}
         granted = [(grant, by_id[grant.task_id]) for grant in grants if grant.task_id in by_id]
         if granted:
+            if self._trusting:
+                self.called.update(name for _, record in granted if (name := gate_of(record.lane)) is not None)
             await announcements.changed(self._conn, [record for _, record in granted])
             await self._conn.execute(_ADVANCE, (self._queue, virtual_time))
             await counters.apply(
@@ -213,6 +255,10 @@ class PostgresRound:
 
     async def _contenders(self, lanes: Sequence[str], limit: int) -> Rows:
         return await self._conn.execute(_CONTENDERS, (list(lanes), self._queue, limit), binary=True)
+
+    async def _contenders_of_waiting(self, limit: int, after: str) -> Rows:
+        values = {"queue": self._queue, "limit": limit, "after": after, "most": gates.MAX_LANES}
+        return await self._conn.execute(_CONTENDERS_OF_WAITING, values, binary=True)
 
     async def _replay(self, poll: PollEntry) -> Sequence[TaskRecord]:
         async with self._conn.server_settings():

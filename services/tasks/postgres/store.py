@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
@@ -61,6 +62,7 @@ class PostgresTaskStore:
         self._db = db
         self._page_bytes = page_bytes
         self._limits = limits or ProviderLimits()
+        self._called: Counter[GateName] = Counter()  # by rounds that held no gate's row
 
     async def create_many(self, creations: Sequence[Creation]) -> list[Created | None]:
         """Write new tasks together; None for those whose idempotency key or identifier was taken."""
@@ -291,11 +293,13 @@ class PostgresTaskStore:
 
     async def gates(self) -> GateView:
         """All gates of providers, with the attempts under way at each."""
+        await self.count_calls()
         async with self._db.connection() as conn:
             return await GateTable(conn, self._limits).all()
 
     async def reset_gate(self, name: GateName) -> tuple[Gate, Gate] | None:
         """Close a gate's breaker: the gate before and after, or None where nothing has passed such a gate."""
+        await self.count_calls()
         async with self._db.transaction() as conn:
             table = GateTable(conn, self._limits)
             return await table.reset(name) if await table.known(name) else None
@@ -352,7 +356,21 @@ class PostgresTaskStore:
         # and the task is leased again. Rounds hold tenants' rows that creates wait for, so they do not wait for the
         # disk.
         async with self._db.pipeline(durable=False, settings=HOT) as conn:
-            await body(PostgresRound(conn, queue, self._limits))
+            work = PostgresRound(conn, queue, self._limits)
+            await body(work)
+        self._called.update(work.called)
+
+    async def count_calls(self) -> None:
+        """Write how many calls were admitted without their gates' rows since the last time."""
+        called, self._called = self._called, Counter()
+        if not called:
+            return
+        try:
+            async with self._db.transaction() as conn:
+                await GateTable(conn, self._limits).count(called)
+        except BaseException:
+            self._called.update(called)
+            raise
 
     async def purge_keys(self) -> int:
         """Forget idempotency keys after their time."""

@@ -236,6 +236,15 @@ class Gate:
     rejected_calls: int = 0
     waiting_since: datetime | None = None
 
+    def at_rest(self, now: datetime) -> bool:
+        """Whether its state lets everything through, and nothing has to be written of what passes."""
+        blocked = self.bucket.blocked_until
+        return (
+            self.breaker.state is BreakerState.CLOSED
+            and self.waiting_since is None
+            and (blocked is None or blocked <= now)
+        )
+
 
 class ProviderUsage(NamedTuple):
     """What a tenant's requests to a provider have used, those that ended within one day.
@@ -275,6 +284,7 @@ class ProviderLimits:
         self._counted = frozenset(name.provider for name, limits in self._gates.items() if limits.concurrency) | {
             provider for limits in self._tenants.values() for provider in limits
         }
+        self._bounded = self._counted | {name.provider for name, limits in self._gates.items() if limits.bucket}
 
     def of(self, name: GateName) -> GateLimits:
         """Return the limits of a gate: one of a key that is not named has its provider's breaker, and no others."""
@@ -296,6 +306,10 @@ class ProviderLimits:
     def counts(self, provider: str) -> bool:
         """Whether calls at once to a provider are limited, so that they have to be counted."""
         return provider in self._counted
+
+    def bounds(self, provider: str) -> bool:
+        """Whether calls to a provider are limited in number, at once or over time, in whole or in part."""
+        return provider in self._bounded
 
 
 _UNLIMITED = GateLimits()

@@ -134,6 +134,14 @@ class Passage:
                 last = last or places.none
         return last
 
+    @property
+    def watched(self) -> bool:
+        """Whether the next round has to read gates: some lane's is not at rest, or limits its calls."""
+        return not self.view.lanes or any(
+            self._limits.bounds(name.provider) or not self._gate(name).at_rest(self.view.now)
+            for name in gates_of(self.view.lanes)
+        )
+
     def full_tenants(self) -> int:
         """How many tenants have all calls under way that they may have: they take places among the contenders."""
         return len({tenant for tenant, provider in self._running_of if self._of_tenant(tenant, provider).none})

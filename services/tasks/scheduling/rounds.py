@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from services.tasks.domain import TaskRecord
-from services.tasks.providers.domain import ProviderLimits
-from services.tasks.providers.gates import Passage, gate_of, trial_name
+from services.tasks.domain import TaskRecord, parts_of
+from services.tasks.providers.domain import GateName, ProviderLimits
+from services.tasks.providers.gates import Passage, gate_of, gates_of, trial_name
 from services.tasks.scheduling.fairness import (
     Candidate,
     Contender,
@@ -46,8 +46,11 @@ class DispatchRound:
     Candidates are read only after the queue is held, so that two rounds never serve the same turn. Polls of different
     lanes take rounds of their own: the second of two in one transaction would lock tenants' rows out of order.
 
-    Lanes of providers are looked for only where their gates admit something. A round of workers that call no provider
-    asks for no gate.
+    A round of workers that call no provider asks for no gate. Else it begins in one of two ways. One that trusts takes
+    all gates to be at rest, and looks only whether one is not when it holds the queue: then, or where it meets work
+    whose calls are limited, it leases nothing, and the next round is watchful. A watchful one reads all gates, looks in
+    those lanes alone that they admit something from, and locks them; when it finds all at rest, the next one trusts. A
+    round that trusts admits its calls at the moment of that look: what opens a breaker later counts for the next one.
 
     Only `Scheduler._serve` makes a round, and only `TaskStore.run_round` runs it, once.
 
@@ -59,6 +62,7 @@ class DispatchRound:
         answer_bytes: Bytes of tasks that a poll is answered with.
         limits: What the gates of providers are held to.
         first_lane: Where to begin among the lanes of providers.
+        watchful: Whether gates are read, and locked.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class DispatchRound:
         *,
         limits: ProviderLimits,
         first_lane: str = "",
+        watchful: bool = False,
     ) -> None:
         self.queue = queue
         self.polls = polls
@@ -86,19 +91,27 @@ class DispatchRound:
         self._answer_bytes = answer_bytes
         self._limits = limits
         self.next_lane = first_lane
+        self.watchful = watchful
         self._passage: Passage | None = None
+        self._trusted: Sequence[GateName] = ()
         self._cut = False
 
     async def run(self, store: RoundStore) -> None:
         """Run the round inside its transaction."""
-        lanes = await self._open_lanes(store)
-        new = [poll for poll in self.polls if not poll.registered]
-        known, contenders = await store.register([_entry(poll) for poll in new], lanes, self._limit(self.polls))
-        self._note(new, known)
-        admitted = self._admitted(contenders)
+        served = self.polls[0].lanes
+        gated = frozenset(pair for pair in served if gate_of(pair) is not None)
+        if gated and not self.watchful:
+            await self._trust(store, sorted(served - gated), gated)
+            return
+        lanes = await self._open_lanes(store, gated)
+        new = self._new()
+        known = await store.register([_entry(poll) for poll in new], lanes, self._limit(self.polls))
+        self._note(new, known.polls)
+        admitted = self._admitted(known.contenders)
         if admitted:
             await self._serve(store, lanes, admitted)
         if self._passage is not None:
+            self.watchful = self._passage.watched
             await store.write_gates(
                 self._passage.after([(record.lane, trial_name(record.id, record.attempt)) for record in self.granted]),
                 self._passage.refused(),
@@ -114,10 +127,26 @@ class DispatchRound:
         """Providers that work was passed over for, and whether for their breaker."""
         return [] if self._passage is None else [(name.provider, broken) for name, broken in self._passage.refused()]
 
-    async def _open_lanes(self, store: RoundStore) -> list[str]:
+    async def _trust(self, store: RoundStore, own: Sequence[str], gated: frozenset[str]) -> None:
+        """Lease as if no gate stood before any lane, or find that one does."""
+        new = self._new()
+        known = await store.register([_entry(poll) for poll in new], own, self._limit(self.polls), self.next_lane)
+        self.next_lane = known.next_lane
+        self._note(new, known.polls)
+        contenders = [one for one in known.contenders if one.lane in own or parts_of(one.lane)[0] in gated]
+        lanes = sorted({*own, *(one.lane for one in contenders)})
+        self._trusted = gates_of(lanes)
+        if any(self._limits.bounds(name.provider) for name in self._trusted):
+            self.watchful = self.again = True
+        elif contenders:
+            await self._serve(store, lanes, contenders)
+
+    def _new(self) -> list[Poll]:
+        return [poll for poll in self.polls if not poll.registered]
+
+    async def _open_lanes(self, store: RoundStore, gated: frozenset[str]) -> list[str]:
         """Return the lanes to look in: the pairs of the polls, and of providers those lanes that a gate admits from."""
         served = self.polls[0].lanes
-        gated = frozenset(pair for pair in served if gate_of(pair) is not None)
         if not gated:
             return sorted(served)
         view, self.next_lane = await store.gates(gated, self.next_lane)
@@ -181,10 +210,14 @@ class DispatchRound:
             lanes,
             self._limit(polls),
             None if self._passage is None else self._passage.view,
+            trusted=self._trusted,
         )
         if held.gates is not None:
             self._passage = Passage(held.gates, self._limits, held=True)
         self._confirm(asked, held.confirmed)
+        if held.restless:
+            self.watchful = self.again = True
+            return
         polls = self._open()
         if not polls:
             return

@@ -68,8 +68,10 @@ class Scheduler:
         self._answer_bytes = answer_bytes
         self._limits = limits or ProviderLimits()
         self._on_events = on_events
-        # By queue: where the next round begins among the lanes of providers, and when a gate opens by itself.
+        # By queue: where the next round begins among the lanes of providers, whether it reads their gates, and when a
+        # gate opens by itself.
         self._lanes: dict[str, str] = {}
+        self._watchful: dict[str, bool] = {}
         self._openings: dict[str, asyncio.TimerHandle] = {}
         self._polls: dict[str, list[Poll]] = {}
         self._events: dict[str, asyncio.Event] = {}
@@ -225,6 +227,7 @@ class Scheduler:
             self._answer_bytes,
             limits=self._limits,
             first_lane=self._lanes.get(queue, ""),
+            watchful=self._watchful.get(queue, False),
         )
         try:
             await self._store.run_round(queue, work.run)
@@ -260,6 +263,7 @@ class Scheduler:
         elif work.held:
             asyncio.get_running_loop().call_later(HELD_SECONDS, self.wake, queue)
         self._lanes[queue] = work.next_lane
+        self._watchful[queue] = work.watchful
         for provider, broken in work.refused_by_gates:
             _REFUSALS.labels(provider, "breaker" if broken else "limit").inc()
         self._wake_at_opening(queue, work.gates_open_in)

@@ -110,6 +110,36 @@ async def test_tasks_of_an_open_breaker_wait_and_others_go_on(start_mesh: StartM
     assert since is not None
 
 
+async def test_gates_at_rest_cost_no_row_and_their_calls_are_counted_later(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED)
+    worker = await caller(mesh)
+    await call(mesh, 3)
+    await call(mesh, 2, app="house/writer")
+    assert len(await worker.lease(8)) == 5
+    listed = {
+        one.provider_type: one for one in (await mesh.tasks("", ("operator", "read")).ListProviders(LIST)).providers
+    }
+    assert {one.key: one.total_calls for one in listed[FAL].gates} == {APP: 3, "house/writer": 2}
+    await mesh.running.maintenance.count_calls()
+    assert await gate(mesh, "total_calls") == 3
+
+
+async def test_replica_that_trusts_a_gate_sees_that_another_one_has_opened_its_breaker(start_mesh: StartMesh) -> None:
+    first, second = await start_mesh(**SERVED), await start_mesh(**SERVED)
+    one, other = await caller(first), await caller(second, "p/1")
+    await call(first, 2)
+    assert len(await other.lease(1)) == len(await one.lease(1)) == 1
+    await break_it(first, one)
+    await call(first, 4)
+    others = await call(first, 1, app="house/writer")
+    assert ids(await other.lease(8)) == set(others)
+    assert await other.lease(8, wait=0.1) == []
+    await first.execute("UPDATE provider_gates SET state = 'closed', opened_at = NULL")
+    assert len(await other.lease(8)) == 4
+    [[since]] = await first.rows("SELECT waiting_since FROM provider_gates WHERE key = %s", APP)
+    assert since is None
+
+
 async def test_failures_in_a_row_open_and_a_success_between_them_does_not(start_mesh: StartMesh) -> None:
     mesh = await start_mesh(**limits(failure_threshold=2))
     worker = await caller(mesh)
@@ -135,6 +165,7 @@ async def test_half_open_admits_exactly_so_many_from_two_replicas_and_queues(sta
     await half_open(first)
     leases = [lease for poll in asyncio.as_completed(polls) for lease in await poll]
     assert len(leases) == 3
+    await first.running.maintenance.count_calls()
     assert await gate(first, "state, cardinality(trials), total_calls") == ("half_open", 3, 4)
 
 
@@ -345,4 +376,4 @@ async def test_request_to_another_provider_than_the_tasks_moves_no_gate(start_me
     await call(mesh)
     [lease] = await worker.lease(1)
     await note(worker, lease, ServiceRequestEffect.FATAL, provider_type=enums_pb2.PROVIDER_TYPE_VERTEX)
-    assert await gate(mesh) == "closed"
+    assert await mesh.rows("SELECT key FROM provider_gates WHERE state <> 'closed'") == []
