@@ -12,9 +12,9 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE
+from PIL import Image
 
 from meshkit import tracing
 from meshkit.errors import ErrorKind, MeshError
@@ -28,9 +28,6 @@ from modelkit.errors import ModelError
 from modelkit.pictures import Fit, framed, open_picture
 from services.inference.providers.errors import Fault, ProviderError
 from services.inference.tasktypes.pictures import save_png
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _log = get_logger(__name__)
 
@@ -194,12 +191,14 @@ class _PictureForm:
 
 
 def _write(source: Path, target: Path, form: _PictureForm, *, plain: bool) -> tuple[int, int]:
+    if plain and form.alpha_of is None:
+        with Image.open(source) as judged:  # its header: all of it was decoded once, in the child that judged it
+            found = judged.size
+        if form.size in (None, found):
+            shutil.move(source, target)
+            return found
     image = open_picture(source)
-    wanted = image.size if form.size is None else form.size
-    if plain and image.size == wanted and form.alpha_of is None:
-        shutil.move(source, target)
-        return wanted
-    image = framed(image, *wanted, form.how)
+    image = framed(image, *(form.size or image.size), form.how)
     if form.alpha_of is not None and image.mode == "RGB":
         image = _with_alpha(image, open_picture(form.alpha_of))
     save_png(image, target)
