@@ -138,7 +138,7 @@ class DataFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             # Under root PostgreSQL is another user that has to pass through; what is secret is 0600 or in 0700 folders.
             self.path.chmod(0o711 if os.geteuid() == 0 else 0o700)
-            for part in ("logs", "run", "worker", "providers"):
+            for part in ("logs", "run", "worker", "providers", "trainer"):
                 (self.path / part).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise CliError(f"The data folder {self} cannot be made: {error.strerror}.") from error

@@ -25,7 +25,7 @@ from atelier_cli.model import absolute
 from atelier_cli.providers import calls_itself, credentials_of_providers
 from meshkit import topology
 from meshkit.catalog import OWN_PROVIDERS
-from meshkit.topology import CALLER, GATEWAY, INFERENCE, ServiceSpec
+from meshkit.topology import CALLER, GATEWAY, INFERENCE, TRAINER, ServiceSpec
 
 DEFAULT_GATEWAY_PORT: Final = GATEWAY.port
 _S3_PARTS: Final = tuple(S3Ports.__dataclass_fields__)
@@ -139,6 +139,8 @@ def plan(
     gateway_port: int,
     ports: Mapping[str, int],
     providers: Sequence[str] = (),
+    *,
+    trainer: bool = True,
 ) -> MeshPlan:
     """Lay out a mesh on a folder.
 
@@ -148,6 +150,7 @@ def plan(
         gateway_port: Where the gateway is to listen.
         ports: Every other port, by name.
         providers: Providers that a worker of their own is to call; without any there is none.
+        trainer: Whether there is a trainer.
 
     Raises:
         CliError: The environment names an S3 store without its keys, or a file that cannot be read.
@@ -163,7 +166,8 @@ def plan(
         # A path is meant from where the user stands.
         environment["ATELIER_MODEL"] = absolute(model)
 
-    specs = (*topology.SERVICES, *((CALLER,) if providers else ()))
+    own = tuple(spec for spec in topology.SERVICES if trainer or spec is not TRAINER)
+    specs = (*own, *((CALLER,) if providers else ()))
     services = tuple(_service(spec, folder, environment, gateway_port, ports, providers) for spec in specs)
     return MeshPlan(gateway_port, ports, (embedded, services) if embedded else (services,))
 

@@ -104,6 +104,20 @@ WORKFLOWS = ServiceSpec(
     joins=NATS | OBJECTS | TOKENS,
     routed=True,
 )
+TRAINING = ServiceSpec(
+    role="training",
+    module="services.training",
+    grpc=(
+        "atelier.training.v1.TrainingService",
+        "atelier.training.v1.TrainerService",
+    ),
+    port=9103,
+    schema="training",
+    scopes=(MESH,),
+    calls=("tasks",),
+    joins=NATS | OBJECTS | TOKENS | MEDIA,
+    routed=True,
+)
 INFERENCE = ServiceSpec(
     role="worker",
     module="services.inference",
@@ -115,6 +129,13 @@ INFERENCE = ServiceSpec(
 # A worker that calls providers and has no device, beside the one that has. It is no service more: whoever starts a mesh
 # may start it, and `SERVICES` has its gRPC service already.
 CALLER = replace(INFERENCE, role="providers", joins=INFERENCE.joins - {"ATELIER_MODEL"})
+TRAINER = ServiceSpec(
+    role="trainer",
+    module="services.training.trainer",
+    scopes=(WORKER,),
+    calls=("tasks", "training"),
+    joins=NATS | OBJECTS | TOKENS | {"ATELIER_MODEL", "ATELIER_WORKER_TOKEN"},
+)
 GATEWAY = ServiceSpec(
     role="gateway",
     module="services.gateway",

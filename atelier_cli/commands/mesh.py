@@ -26,6 +26,7 @@ from atelier_cli.model import ChosenModel
 from atelier_cli.providers import chosen_providers
 from atelier_cli.supervisor import MeshSupervisor
 from atelier_cli.terminal import err, out
+from atelier_cli.trainer import trains
 
 _DETACHED_START_SECONDS: Final = 180.0
 _STOP_SECONDS: Final = 120.0
@@ -52,11 +53,12 @@ def up(
 ) -> None:
     """Start a mesh: its servers, and all services. Ctrl-C stops it in order; a restart keeps everything.
 
-    Where the environment has a credential of a provider, a worker that calls providers is started too.
+    Where the environment has a credential of a provider, a worker that calls providers is started too. The trainer
+    shares the device with the worker; ATELIER_TRAINER=off leaves it out.
     """
     folder = DataFolder.choose(data)
     folder.make()
-    called = chosen_providers(asked=providers)
+    called, trainer = chosen_providers(asked=providers), trains()
     model = ChosenModel.of_environment()
     if told_of_bucket := make_bucket():
         err.print(told_of_bucket, markup=False)
@@ -65,7 +67,7 @@ def up(
         return
     with folder.held():
         gateway_port, ports = choose_ports(port, folder.record())
-        mesh = plan(folder, folder.credentials(), gateway_port, ports, called)
+        mesh = plan(folder, folder.credentials(), gateway_port, ports, called, trainer=trainer)
         pages = mesh.pages
 
         def changed(state: str) -> None:

@@ -16,6 +16,7 @@ from meshkit.topology import TASKS
 from meshkit.worker.supervisor import ChildLimits
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_ROOT = Path(__file__).resolve().parents[2]
 _CHILD_SHARE = 0.8  # of the container's memory; the rest is the parent's, and room to see the limit coming
 
 
@@ -88,3 +89,9 @@ def memory_limit() -> int:
         if text.isdigit():
             return min(total, int(text))
     return total
+
+
+def beside_program(place: str) -> str:
+    """Return a model's place as it is; a relative folder that is not here is looked for beside the program."""
+    beside = _ROOT / place
+    return str(beside) if not Path(place).exists() and beside.is_dir() else place

@@ -146,11 +146,19 @@ class WorkerHost:
         settings: Where its services are, and its limits.
         stack: Ends what is started here.
         connections: What its pools share.
+        tokens: Makes the worker's own token.
     """
 
-    def __init__(self, settings: WorkerSettings, stack: AsyncExitStack, connections: _Connections) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        stack: AsyncExitStack,
+        connections: _Connections,
+        tokens: Callable[[], str] | None,
+    ) -> None:
         self._settings = settings
         self._stack = stack
+        self._tokens = tokens
         self._shared = connections
         self._changes = Changes()
         self._pools: list[Pool] = []
@@ -174,9 +182,8 @@ class WorkerHost:
         stack.push_async_callback(objects.close)
         bus = Bus(settings.nats_url.get_secret_value())
         stack.push_async_callback(bus.close)
-        channel = MeshChannel(
-            settings.tasks_address, _tokens(settings, queues), max_message_bytes=settings.max_message_bytes
-        )
+        tokens = _tokens(settings, queues)
+        channel = MeshChannel(settings.tasks_address, tokens, max_message_bytes=settings.max_message_bytes)
         stack.push_async_callback(channel.close)
         loras = LoraCache(
             objects,
@@ -195,7 +202,7 @@ class WorkerHost:
             max_bytes=settings.max_input_bytes,
             timeout_seconds=settings.input_timeout_seconds,
         )
-        return cls(settings, stack, _Connections(objects, bus, WorkerClient(channel), checks, inputs, folders))
+        return cls(settings, stack, _Connections(objects, bus, WorkerClient(channel), checks, inputs, folders), tokens)
 
     @property
     def parts(self) -> PartStates:
@@ -212,6 +219,23 @@ class WorkerHost:
     def bus(self) -> Bus:
         """What carries messages between processes."""
         return self._shared.bus
+
+    @property
+    def objects(self) -> ObjectStore:
+        """The object store."""
+        return self._shared.objects
+
+    @property
+    def inputs(self) -> Inputs:
+        """What brings inputs in."""
+        return self._shared.inputs
+
+    def channel_to(self, address: str) -> MeshChannel:
+        """Open a channel to another service, which the worker calls by its own token."""
+        settings = self._settings
+        channel = MeshChannel(address, self._tokens, max_message_bytes=settings.max_message_bytes)
+        self._stack.push_async_callback(channel.close)
+        return channel
 
     @property
     def checks(self) -> ImageChecks:

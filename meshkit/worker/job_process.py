@@ -72,6 +72,7 @@ class JobProcess:
                 await on_message(message)
 
         taking = asyncio.ensure_future(take())
+        ended: asyncio.Future[list[ChildDone]] | None = None
         self._supervisor.start()
         try:
             await self._supervisor.wait_ready()
@@ -88,6 +89,8 @@ class JobProcess:
             return done
         finally:
             taking.cancel()
+            if ended is not None:
+                ended.cancel()  # what becomes of the job from here on, nobody asks
             self._supervisor.cancel(_NUMBER)
             await self._supervisor.stop(self._stop_seconds)
             await asyncio.gather(taking, return_exceptions=True)

@@ -8,11 +8,10 @@ from pydantic import Field, field_validator
 
 from meshkit import cutouts, likeness
 from meshkit.config import CommaSeparated
+from meshkit.worker.config import beside_program
 from services.inference.providers import LOCAL, parse_providers
 from services.inference.providers.config import ProviderSettings
 from services.inference.tasktypes import parse_types
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 class InferenceSettings(ProviderSettings):
@@ -70,18 +69,13 @@ class InferenceSettings(ProviderSettings):
     def family_defaults(self) -> dict[str, str]:
         """Default models by family, where settings name them."""
         named = {
-            "kontext": self.edit_model and _found(self.edit_model),
+            "kontext": self.edit_model and beside_program(self.edit_model),
             "language": self.language_model,
-            "video": self.video_model and _found(self.video_model),
+            "video": self.video_model and beside_program(self.video_model),
         }
         return {family: place for family, place in named.items() if place}
 
     @property
     def default_model(self) -> str:
         """The default model; a relative folder that is not here is looked for beside the program."""
-        return _found(self.model)
-
-
-def _found(place: str) -> str:
-    beside = _ROOT / place
-    return str(beside) if not Path(place).exists() and beside.is_dir() else place
+        return beside_program(self.model)
