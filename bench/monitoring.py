@@ -33,8 +33,8 @@ BOUND_MS = 50.0
 _FILL = """
 INSERT INTO tasks (id, kind, tenant, task_type, status, priority, queue_name, provider_type, lane, created_at,
     updated_at, started_at, completed_at, attempt, retry_count, released, is_resumed, resume_attempt_count, version,
-    progress, errors, origin_instance, origin_zone, is_deleted, charged, timeout_seconds, warm_keys, traceparent, spec, body,
-    result_objects)
+    progress, errors, origin_instance, origin_zone, is_deleted, charged, timeout_seconds, warm_keys, traceparent,
+    spec, body, result_objects)
 SELECT gen_random_uuid(), 'TASK', CASE WHEN n %% 2 = 0 THEN 't0' ELSE 't' || 1 + n %% 9 END,
     CASE WHEN n %% 1000 = 2 THEN 'EDITING' ELSE 'GENERATION' END,
     CASE WHEN n %% 1000 = 4 THEN 'FAILED' ELSE 'COMPLETED' END,
