@@ -3,6 +3,9 @@
 import asyncio
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -305,3 +308,35 @@ async def test_a_cancelled_making_leaves_no_process_and_no_work(maker: Maker) ->
     children = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
     assert not [line for line in children if "dataset.child" in line]
     assert not (maker.out / ".work").exists()
+
+
+def peak_bytes(folder: Path, count: int) -> int:
+    """Return the most memory that the child held while it prepared so many pictures."""
+    lots = np.random.default_rng(0)
+    (folder / "out").mkdir(parents=True)
+    pictures = []
+    for index in range(count):
+        file = folder / f"{index}.jpg"
+        colours = lots.integers(0, 256, (20, 20, 3), np.uint8)
+        Image.fromarray(colours).resize((2400, 2400), Image.Resampling.BICUBIC).save(file, quality=60)
+        pictures.append({"index": index, "name": file.name, "file": str(file)})
+    job = {
+        "work": "prepare", "folder": str(folder / "out"), "threads": 1, "resolution": 64, "multiple": 16,
+        "max_side": 64, "most_enlarged": 2, "transforms": [{"type": "flip"}], "masks": "none", "looks": True,
+        "seed": 1, "pictures": pictures,
+    }  # fmt: skip
+    (folder / "job.json").write_text(json.dumps(job))
+    arguments = [sys.executable, "-m", "services.training.trainer.dataset.child", str(folder / "job.json")]
+    child = subprocess.Popen(
+        [*arguments, "--parent", str(os.getpid()), "--memory", str(4 << 30)], stdout=subprocess.DEVNULL
+    )
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    assert len(list((folder / "out" / "images").iterdir())) == 2 * count
+    return used.ru_maxrss * 1024
+
+
+def test_many_pictures_take_no_more_memory_than_one(tmp_path: Path) -> None:
+    one, many = peak_bytes(tmp_path / "one", 1), peak_bytes(tmp_path / "many", 5)
+    assert many - one < 2 * 2400 * 2400 * 3, "four more pictures, of which two together were never held"
