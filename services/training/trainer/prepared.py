@@ -23,7 +23,7 @@ _AT_ONCE: Final = 4
 _TRIES: Final = 4
 _MOST_IMAGES: Final = 2_000  # bound of NoteDatasetRequest.images
 _MOST_REJECTS: Final = 500
-_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".json": "application/json"}
+_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp", ".json": "application/json"}
 
 
 def files_of(names: Iterable[str], local: Path, folder: str) -> list[WholeFile]:
