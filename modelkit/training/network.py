@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class TrainedNetwork:
         self.layers = target_layers(self.transformer, card)
         if not self.layers:
             raise TrainingFailed(ModelErrorKind.RESOURCE, "The model has no layers that this training adapts.")
+        self.compiled = False
         self._base: dict[str, torch.Tensor] = {}
         self._adapted: list[Any] = []
         if plan.training_type == "LORA":
@@ -158,16 +159,40 @@ class TrainedNetwork:
         finally:
             self.transformer.time_text_embed = self._embedding
 
-    def compile(self) -> None:
-        """Compile each kind of block once; it happens at their first use."""
+    def compile(self, failed: Callable[[Exception], None]) -> None:
+        """Compile each kind of block once, at its first use; blocks that do not compile run as they are.
+
+        Args:
+            failed: Told why they do not.
+        """
         # By default a block that is met in more than eight forms runs uncompiled: buckets times two kinds of passes.
         torch._dynamo.config.recompile_limit = 64  # noqa: SLF001 -- torch documents it under this name
         self.transformer.compile_repeated_blocks()
+        self.compiled = True
+        for block in self.transformer.modules():
+            if block._compiled_call_impl is not None:  # noqa: SLF001 -- torch has no public way around it
+                block._compiled_call_impl = self._guarded(block, failed)  # noqa: SLF001 -- as above
 
     def eager(self) -> None:
         """Undo `compile`."""
+        self.compiled = False
         for module in self.transformer.modules():
             module._compiled_call_impl = None  # noqa: SLF001 -- torch has no public way back
+
+    def _guarded(self, block: Any, failed: Callable[[Exception], None]) -> Callable[..., Any]:
+        compiled = block._compiled_call_impl  # noqa: SLF001 -- as above
+
+        def call(*positional: Any, **named: Any) -> Any:
+            try:
+                return compiled(*positional, **named)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except Exception as error:
+                self.eager()
+                failed(error)
+                return block(*positional, **named)
+
+        return call
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what is trained, on the processor."""
@@ -212,6 +237,15 @@ class TrainedNetwork:
                 down, up = (layers.get(f"transformer.{layer}.lora_{half}.weight") for half in "AB")
                 if down is None or up is None:
                     continue
+                linear = self.transformer.get_submodule(layer)
+                if (down.shape[1], up.shape[0], down.shape[0]) != (
+                    linear.in_features,
+                    linear.out_features,
+                    up.shape[1],
+                ):
+                    raise TrainingFailed(
+                        ModelErrorKind.VALIDATION, "The adapter to start from does not fit the model to train on."
+                    )
                 down, up = (half.to(self._device.name, torch.float32) for half in (down, up))
                 if not self._adapted:
                     trained[f"{layer}.weight"].add_((up @ down).to(self._device.dtype))

@@ -100,7 +100,8 @@ class Objective:
         dropped = torch.rand(len(numbers), generator=self._random) < self._plan.caption_dropout
         shown = ["" if drop else caption for drop, caption in zip(dropped.tolist(), captions, strict=True)]
         pictures = [self._pictures[number] for number in numbers]
-        part = self._part(drawn_latents(pictures, self._random), shown, weights_of(pictures))
+        weights = weights_of(pictures) if self._plan.masked_loss else None
+        part = self._part(drawn_latents(pictures, self._random), shown, weights)
         if self._plan.preservation == "none":
             loss = self._distances([part])[0]
             torch.autograd.backward(loss * share)

@@ -19,7 +19,8 @@ TRIGGER = "[trigger]"
 MAX_RANK = 512
 # What a resumed run may have been given otherwise: how long it goes on, and what is shown of it.
 _MAY_CHANGE = frozenset(
-    {"model", "steps", "save_every", "sample_every", "sample_steps", "sample_prompts", "state_seconds", "start_from"}
+    {"model", "steps", "start_from", "state_seconds", "validate_every"}
+    | {"save_every", "sample_every", "sample_steps", "sample_prompts", "resolution"}
 )
 
 

@@ -170,15 +170,14 @@ class _TrainingRun:
         self._optimizer, self._optimizer_name = make_optimizer(
             plan.optimizer, self._parameters, plan.learning_rate, device
         )
-        self._compiled = torch.device(device.name).type == "cuda"
         self._seconds: deque[float] = deque(maxlen=_TIMED_STEPS)
         self._taken = 0
         if kept is None:
             self._start()
         else:
             self._restore(kept)
-        if self._compiled:
-            self._network.compile()
+        if compiles(device):
+            self._network.compile(self._not_compiled)
         self._state_at = clock()
 
     # Before the first step
@@ -309,20 +308,22 @@ class _TrainingRun:
         )
 
     def _passes(self, before: tuple[int, torch.Tensor]) -> list[Loss]:
-        """Compute the gradient of a step; without compiled blocks where they do not compile."""
+        """Compute the gradient of a step; again, without compiled blocks, where their way back does not compile."""
         try:
             return self._gradient()
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
-            if not self._compiled:
+            if not self._network.compiled:
                 raise
-            _log.warning("training_compile_failed", exc_info=error)
-            self._watcher.noted("The network could not be compiled here, and runs as it is.")
-            self._compiled = False
             self._network.eager()
+            self._not_compiled(error)
             self._rewind(before)
             return self._gradient()
+
+    def _not_compiled(self, error: Exception) -> None:
+        _log.warning("training_compile_failed", exc_info=error)
+        self._watcher.noted("The network could not be compiled here, and runs as it is.")
 
     def _gradient(self) -> list[Loss]:
         self._optimizer.zero_grad(set_to_none=True)
@@ -415,6 +416,11 @@ class _TrainingRun:
         sha256, metadata = self._write_adapter(file)
         thumbnail = put_file(self._folder / "thumbnail.jpg", lambda fresh: _write(fresh, small))
         return TrainedAdapter(file, sha256, file.stat().st_size, metadata, thumbnail)
+
+
+def compiles(device: Device) -> bool:
+    """Tell whether blocks are compiled on a device: making code for a processor takes minutes."""
+    return torch.device(device.name).type == "cuda"
 
 
 def _seed(seed: int) -> None:

@@ -46,7 +46,10 @@ CARD: Final[dict[str, Any]] = {
     "steps": {"default": 12, "min": 1, "max": 50},
     "guidance": {"scale_default": 1.0, "embedded": False, "true_cfg_scale": 2.0, "negative_prompt": ""},
     "lora": {
-        "target_modules": ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+        "target_modules": [
+            *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+            *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
+        ]
     },
     "dtype": "float32",
 }

@@ -1,21 +1,20 @@
-"""A training on the shipped model: it learns, stops, and goes on exactly."""
+"""A training on the shipped model: wherever it is broken off, it ends with the same weights."""
 
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
 
-from modelkit.device import Device
+from modelkit.errors import ModelErrorKind
 from modelkit.training.dataset import Dataset, Example
-from modelkit.training.errors import TrainingStopped
+from modelkit.training.errors import TrainingFailed, TrainingStopped
 from modelkit.training.plan import TrainingPlan
-from modelkit.training.trainer import TrainedAdapter, train
-from modelkit.training.watching import Sample, StepReport, Stop, ValidationPoint
+from modelkit.training.trainer import TrainedAdapter
+from modelkit.training.watching import Stop
+from tests.integration.modelkit.trainings import Heard, draw_dataset, equal, run
 
 WEIGHTS = Path(__file__).parents[3] / "models" / "garments" / "weights"
 PLAN = TrainingPlan(
@@ -33,7 +32,7 @@ PLAN = TrainingPlan(
 )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     # On a busy machine a second thread makes steps this small wait for a time slice at every barrier.
     threads = torch.get_num_threads()
@@ -42,82 +41,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@dataclass
-class Heard:
-    """Hears of a training, and stops it after a step."""
-
-    stop_after: int | None = None
-    stop: Stop = Stop.DRAIN
-    wanted: dict[int, list[str]] = field(default_factory=dict)
-    steps: list[StepReport] = field(default_factory=list)
-    points: list[ValidationPoint] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
-    states: dict[int, Path] = field(default_factory=dict)
-    saves: dict[int, Path] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
-    encoded: list[tuple[int, int]] = field(default_factory=list)
-
-    def stopping(self) -> Stop | None:
-        return self.stop if self.stop_after is not None and self._done() >= self.stop_after else None
-
-    def wanted_samples(self) -> Sequence[str]:
-        return self.wanted.pop(self._done(), [])
-
-    def cached(self, done: int, total: int) -> None:
-        self.encoded.append((done, total))
-
-    def stepped(self, report: StepReport) -> None:
-        self.steps.append(report)
-
-    def validated(self, points: Sequence[ValidationPoint]) -> None:
-        self.points.extend(points)
-
-    def sampled(self, sample: Sample) -> None:
-        self.samples.append(sample)
-
-    def kept_state(self, step: int, folder: Path) -> None:
-        self.states[step] = folder
-
-    def kept_save(self, step: int, file: Path) -> None:
-        self.saves[step] = file
-
-    def noted(self, line: str) -> None:
-        self.lines.append(line)
-
-    def _done(self) -> int:
-        return self.steps[-1].step if self.steps else 0
-
-
-def run(plan: TrainingPlan, dataset: Dataset, folder: Path, heard: Heard, resume: Path | None = None) -> TrainedAdapter:
-    return train(plan, dataset, folder=folder, resume=resume, watcher=heard, device=Device("cpu"))
-
-
-def equal(one: Path, other: Path) -> bool:
-    a, b = load_file(one), load_file(other)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("pictures")
-    examples = []
-    for number, (colour, bucket) in enumerate((("red", (64, 64)), ("blue", (64, 64)), ("green", (64, 48)))):
-        picture = Image.new("RGB", bucket, "white")
-        picture.paste(colour, (16, 16, 40, 40))
-        picture.save(folder / f"{number}.png")
-        examples.append(Example(folder / f"{number}.png", "[trigger]" if number else f"a {colour} square", bucket))
-    return Dataset.of(examples)
+    return draw_dataset(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
 def unbroken(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedAdapter, Heard]:
     heard = Heard()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return run(PLAN, dataset, tmp_path_factory.mktemp("unbroken"), heard), heard
-    finally:
-        torch.set_num_threads(threads)
+    return run(PLAN, dataset, tmp_path_factory.mktemp("unbroken"), heard), heard
 
 
 @pytest.mark.parametrize("step", [1, 3])
@@ -134,11 +66,11 @@ def test_a_run_that_was_drained_ends_with_the_same_weights_on_another_worker(
     second = Heard()
     ended = run(PLAN, dataset, tmp_path / "second", second, state)
     assert [report.step for report in second.steps] == list(range(step + 1, 5))
-    assert [r.loss for r in first.steps + second.steps] == [r.loss for r in unbroken[1].steps]
+    assert [report.loss for report in first.steps + second.steps] == [report.loss for report in unbroken[1].steps]
     assert equal(ended.file, unbroken[0].file)
 
 
-def test_a_run_that_was_killed_goes_on_from_any_state_it_had_kept(
+def test_a_run_that_was_killed_goes_on_from_the_state_it_had_kept(
     dataset: Dataset, unbroken: tuple[TrainedAdapter, Heard], tmp_path: Path
 ) -> None:
     class _KilledError(Exception):
@@ -156,3 +88,53 @@ def test_a_run_that_was_killed_goes_on_from_any_state_it_had_kept(
         run(plan, dataset, tmp_path, killed)
     assert sorted(killed.states) == [1, 2]
     assert equal(run(plan, dataset, tmp_path, Heard(), killed.states[2]).file, unbroken[0].file)
+
+
+def test_a_run_that_is_continued_equals_one_that_was_longer_from_the_start(
+    dataset: Dataset, unbroken: tuple[TrainedAdapter, Heard], tmp_path: Path
+) -> None:
+    ended = Heard()
+    run(replace(PLAN, steps=2), dataset, tmp_path, ended)
+    longer = run(PLAN, dataset, tmp_path, Heard(), ended.states[2])
+    assert equal(longer.file, unbroken[0].file)
+
+
+def test_what_is_drawn_and_measured_in_between_changes_no_weight(
+    dataset: Dataset, unbroken: tuple[TrainedAdapter, Heard], tmp_path: Path
+) -> None:
+    plan = replace(PLAN, sample_every=1, save_every=1, validate_every=1, sample_prompts=("a", "b"))
+    heard = Heard(wanted={2: ["[trigger] now"]})
+    assert equal(run(plan, dataset, tmp_path, heard).file, unbroken[0].file)
+    drawn = [(sample.step, sample.index, sample.seed, sample.prompt) for sample in heard.samples]
+    assert drawn[:3] == [(0, 0, 42, "a"), (0, 1, 43, "b"), (1, 0, 42, "a")]
+    assert (2, 2, 44, "zorblax now") in drawn
+    assert sorted(heard.saves) == [1, 2, 3]
+    assert all(sample.path.read_bytes().startswith(b"\x89PNG") for sample in heard.samples)
+
+
+def test_what_a_run_tells_is_complete(unbroken: tuple[TrainedAdapter, Heard]) -> None:
+    heard = unbroken[1]
+    assert heard.encoded[-1][0] == heard.encoded[-1][1]
+    assert [done for done, _ in heard.encoded] == sorted(done for done, _ in heard.encoded)
+    assert [report.step for report in heard.steps] == [1, 2, 3, 4]
+    assert all(report.preservation is not None for report in heard.steps)
+    assert heard.steps[0].eta_seconds is None
+    assert heard.steps[2].eta_seconds is not None
+    assert heard.steps[3].eta_seconds is None
+    assert [(point.step, point.bucket) for point in heard.points] == [(s, b) for s in (0, 4) for b in range(4)]
+    assert [(sample.step, sample.seed) for sample in heard.samples] == [(0, 42), (4, 42)]
+    assert list(heard.states) == [4]
+    assert any("8-bit AdamW needs CUDA" in line for line in heard.lines)
+
+
+@pytest.mark.parametrize("what", ["pictures", "rank"])
+def test_a_state_of_another_training_is_refused(
+    what: str, dataset: Dataset, unbroken: tuple[TrainedAdapter, Heard], tmp_path: Path
+) -> None:
+    plan = replace(PLAN, rank=8) if what == "rank" else PLAN
+    if what == "pictures":
+        first, *others = dataset.examples
+        dataset = Dataset.of([Example(first.image, "another caption", first.bucket), *others])
+    with pytest.raises(TrainingFailed, match=what) as refused:
+        run(plan, dataset, tmp_path, Heard(), unbroken[1].states[4])
+    assert refused.value.category == ModelErrorKind.VALIDATION
