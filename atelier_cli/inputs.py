@@ -165,7 +165,12 @@ class LocalFiles:
             data = content(place, MAX_INLINE_BYTES)
             # Named by its content: who sends it again stores nothing more.
             name = f"{FOLDER}/{hashlib.sha256(data).hexdigest()[:32]}{place.suffix.lower()[:10]}"
-            self._gateway.store(name, data)
+            try:
+                self._gateway.store(name, data)
+            except CliError as error:
+                if error.code is not ExitCode.FAILED:
+                    raise
+                raise CliError(f"{place}: {error.sentence}") from error
             self._stored[place] = name
         return self._stored[place]
 

@@ -46,6 +46,12 @@ _TYPE_OF_RULE = {
     "in": "enum",
 }
 
+# The library's sentences that read oddly.
+_PLAINER = {
+    "must be at least 1 characters": "must not be empty",
+    "must contain at least 1 item(s)": "must not be empty",
+}
+
 _Setter = Callable[[Message], None]
 _DEFAULT_LIMITS = FreeFormLimits()
 
@@ -384,7 +390,7 @@ def _violation(proto: Any) -> FieldViolation:
     rule = proto.rule_id.rsplit(".", 1)[-1]
     # `gte_lte` covers two bounds; the name of the first stands for both.
     kind = _TYPE_OF_RULE.get(rule) or _TYPE_OF_RULE.get(rule.split("_", 1)[0], "value_error")
-    message = proto.message or "is not valid"
+    message = _PLAINER.get(proto.message, proto.message) or "is not valid"
     return FieldViolation(path, "Field required" if kind == "missing" else message, kind)
 
 

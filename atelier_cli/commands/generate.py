@@ -22,6 +22,7 @@ from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.files import MAX_INLINE_BYTES, content
 from atelier_cli.folder import DataFolder
 from atelier_cli.origin import default_origin
+from atelier_cli.results import require_folder
 from atelier_cli.terminal import out
 from atelier_cli.tokens import DEFAULT_TENANT
 
@@ -87,6 +88,8 @@ def generate(
 def _targets(prompt: str, output: Path | None, count: int) -> list[Path]:
     """Return the file of each picture: numbered where there are several."""
     name = f"{re.sub('[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60] or 'picture'}.png"
+    if output is not None and not output.suffix and not output.is_file():  # as every other command takes it
+        require_folder(output)
     target = output / name if output is not None and output.is_dir() else output or Path(name)
     if not target.absolute().parent.is_dir():
         raise CliError(f"There is no folder {target.parent} to save into.", ExitCode.USAGE)

@@ -20,9 +20,10 @@ def inspect(
     if as_json:
         out.print(json.dumps(notes, ensure_ascii=False), markup=False)
         return
+    longest = max(map(len, notes))
     for name, value in notes.items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        out.print(f"{name:16s} {shown}", markup=False)
+        out.print(f"{name:{longest}s}  {shown}", markup=False)
 
 
 def _notes(file: Path) -> dict[str, Any]:

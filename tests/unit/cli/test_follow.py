@@ -78,6 +78,15 @@ def test_pictures_of_a_count_are_saved_by_number_though_one_fails(
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_an_output_without_a_suffix_is_a_folder_that_is_made(tmp_path: Path) -> None:
+    folder = tmp_path / "looks" / "spring"
+    assert commands._targets("a red dress", folder, 1) == [folder / "a-red-dress.png"]
+    assert folder.is_dir()
+    assert commands._targets("a red dress", tmp_path / "a.png", 2) == [tmp_path / "a-1.png", tmp_path / "a-2.png"]
+    (tmp_path / "file").touch()
+    assert commands._targets("a red dress", tmp_path / "file", 1) == [tmp_path / "file"]
+
+
 def test_a_create_that_is_refused_cancels_those_before_it(tmp_path: Path) -> None:
     asked: list[str] = []
 

@@ -26,6 +26,16 @@ def test_notes_are_printed_one_a_line_as_they_are(picture: Path, capsys: pytest.
     assert (lines["seed"], lines["model"], lines["steps"], lines["width"]) == ("7", "garments", "4", "8")
 
 
+def test_values_stand_below_each_other_however_long_a_name_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = PictureNotes("REFINE", None, model="span", settings={"face_detail_denoise": 0.4})
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=png_info(notes, (8, 8)))
+    inspect(tmp_path / "a.png")
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.index(line.split()[1], len(line.split()[0])) for line in lines} == {len("face_detail_denoise") + 2}
+
+
 def test_notes_are_printed_as_json(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inspect(picture, as_json=True)
     assert json.loads(capsys.readouterr().out)["seed"] == 7

@@ -141,6 +141,19 @@ def test_a_file_is_stored_where_no_member_takes_data_and_once_however_often_it_i
     assert sorted(one.name for one in Path().glob("a-refine*")) == [f"a-refine-{n}.png" for n in (1, 2, 3)]
 
 
+def test_a_file_that_is_refused_is_named(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.content == b"b.jpg":
+            return httpx.Response(422, json={"detail": [{"loc": ["file"], "msg": "is no image", "type": "x"}]})
+        return mesh.answer(request)
+
+    transport = httpx.MockTransport(answer)
+    monkeypatch.setattr(Gateway, "of", lambda *_: Gateway("http://mesh", lambda: "t", transport=transport))
+    with pytest.raises(CliError, match=r"b\.jpg: The mesh answered 422"):
+        atelier("cutout", "a.png", "b.jpg", "-o", "cut")
+    assert not mesh.bodies
+
+
 def test_pictures_of_a_folder_are_one_task_where_the_type_takes_many(mesh: Mesh) -> None:
     mesh.result = {"result_image_paths": ["", "backgrounds/1/1.png"], "errors": ["input_image_paths[0]: no subject"]}
     assert atelier("cutout", ".", "-o", "cut") == "cut/b-cutout.png\n"

@@ -53,6 +53,11 @@ def test_an_element_of_a_list_is_named_by_its_index() -> None:
     assert violations(request) == {("refs[1].job_id", "uuid_parsing"), ("refs[1].attempt", "greater_than_equal")}
 
 
+def test_an_empty_text_is_told_in_plain_words() -> None:
+    with pytest.raises(MeshError, match=r"^task\.generation\.prompt: must not be empty$"):
+        check(create(generation={"prompt": ""}))
+
+
 def test_the_first_violation_makes_the_message() -> None:
     with pytest.raises(MeshError, match="task_id: must be a valid UUID"):
         check(tasks.GetTaskRequest(task_id="x"))
