@@ -51,6 +51,11 @@ async def test_the_page_shows_every_operation_and_asks_nobody_else(page: Page, m
     assert {urlsplit(one).netloc for one in asked} == {urlsplit(mesh.url).netloc}
 
 
+async def test_tasks_come_first(page: Page, mesh: Mesh) -> None:
+    await page.goto(f"{mesh.url}/docs")
+    await expect(page.locator("details.op").first).to_have_attribute("id", "op-list_tasks")
+
+
 async def test_a_task_is_created_from_the_page(page: Page, mesh: Mesh) -> None:
     operation = await opened(page, mesh, "create_task")
     await expect(page.locator("#token-state")).to_have_text("acme")
