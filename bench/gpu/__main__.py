@@ -22,7 +22,7 @@ from bench.gpu.mesh import Mesh
 from bench.gpu.parts import PARTS, choose
 from bench.gpu.setting import SCALES, Setting
 
-TOTAL_SECONDS = 480.0
+TOTAL_SECONDS = 660.0
 _STATUS_FAILED, _STATUS_CANNOT_RUN = 1, 2
 # What `bench.gpu.pipelines` loads, in so far as it is imported late.
 _PRELOADED = (

@@ -40,6 +40,7 @@ PARTS = (
     Part("compile", "bench.gpu.bare:measure_compiled", 120, needs=("build",)),
     Part("kontext", "bench.gpu.editing:measure_large", 90, needs=("build",)),
     Part("worker", "bench.gpu.worker:measure", 120, uses_mesh=True, needs=("build",)),
+    Part("training", "bench.gpu.training:measure", 240, needs=("build",)),
 )
 
 

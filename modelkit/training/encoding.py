@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import diffusers
 import numpy as np
@@ -46,6 +46,14 @@ class Text:
 
     pooled: torch.Tensor
     tokens: torch.Tensor
+
+
+class EncodedTexts(Protocol):
+    """Captions and prompts that were encoded."""
+
+    def __getitem__(self, text: str) -> Text:
+        """Return one of them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,15 +161,17 @@ class TrainedNetwork:
         finally:
             self.transformer.time_text_embed = self._embedding
 
-    def compile(self, failed: Callable[[Exception], None]) -> None:
+    def compile(self, failed: Callable[[Exception], None], backend: str = "inductor") -> None:
         """Compile each kind of block once, at its first use; blocks that do not compile run as they are.
 
         Args:
             failed: Told why they do not.
+            backend: What torch compiles by.
         """
         # By default a block that is met in more than eight forms runs uncompiled: buckets times two kinds of passes.
         torch._dynamo.config.recompile_limit = 64  # noqa: SLF001 -- torch documents it under this name
-        self.transformer.compile_repeated_blocks()
+        # A training has few sizes: code for any size would be slower for each.
+        self.transformer.compile_repeated_blocks(backend=backend, dynamic=False)
         self.compiled = True
         for block in self.transformer.modules():
             if block._compiled_call_impl is not None:  # noqa: SLF001 -- torch has no public way around it

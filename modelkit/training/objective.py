@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from modelkit.device import Device
-from modelkit.training.encoding import Latents, Texts
+from modelkit.training.encoding import EncodedTexts, Latents
 from modelkit.training.flow import distance, drawn_latents, drawn_levels, mixed, packed, shift_of, weights_of
 from modelkit.training.network import TrainedNetwork
 from modelkit.training.plan import TrainingPlan
@@ -73,7 +73,7 @@ class Objective:
         *,
         pictures: Sequence[Latents],
         captions: Sequence[str],
-        texts: Texts,
+        texts: EncodedTexts,
         priors: Sequence[Prior],
         scheduler: Mapping[str, Any],
         random: torch.Generator,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from modelkit.device import Device
-from modelkit.training.encoding import Latents, Texts
+from modelkit.training.encoding import EncodedTexts, Latents
 from modelkit.training.flow import distance, mixed, packed, weights_of
 from modelkit.training.network import TrainedNetwork
 from modelkit.training.watching import ValidationPoint
@@ -66,7 +66,7 @@ class Validation:
                 weights = weights_of([picture])
                 self._cases.append(_Case(picture.mean[None], noise[None], level, caption, weights, bucket))
 
-    def measure(self, network: TrainedNetwork, texts: Texts, step: int) -> list[ValidationPoint]:
+    def measure(self, network: TrainedNetwork, texts: EncodedTexts, step: int) -> list[ValidationPoint]:
         """Return the mean loss of each range."""
         name = self._device.name
         losses: list[list[float]] = [[] for _ in range(BUCKETS)]

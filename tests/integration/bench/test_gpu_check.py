@@ -39,6 +39,9 @@ def test_every_part_runs_at_the_tiny_scale(tmp_path: Path) -> None:
     compared = {"a step", "peak memory", "LoRA swapped for a loaded one", "a step with a LoRA"}
     assert compared <= set(figures["bare"]) & set(figures["worker"])
     assert {"a step, torch.compile off", "a step, torch.compile on"} <= set(figures["compile"])
+    trained = {f"a step of {side}x{side} {how}" for side in (32, 64) for how in ("eager", "compiled")}
+    assert trained <= set(figures["training"])
+    assert "blocks that did not compile" not in figures["training"]
     assert "| worker | a step |" in done.stdout
     assert "its figures mean nothing" in done.stdout
 

@@ -309,7 +309,7 @@ class _FailsOnTheWayBack(torch.autograd.Function):
 def test_blocks_that_do_not_compile_run_as_they_are(
     way: str, plan: TrainingPlan, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def breaks(self: Any) -> None:
+    def breaks(self: Any, **_: Any) -> None:
         def call(*positional: Any, **named: Any) -> Any:
             if way == "forward":
                 raise ZeroDivisionError
