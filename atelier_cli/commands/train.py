@@ -70,7 +70,7 @@ def _sent(gateway: Gateway, given: Sequence[str]) -> list[str]:
         except CliError as error:
             if error.code is not ExitCode.FAILED:
                 raise
-            err.print(f"Left out: {value}: {error.sentence}", markup=False)
+            err.print(f"Left out: {error.sentence}", markup=False)
     if not sources:
         raise CliError("None of the pictures can be trained on.")
     return list(dict.fromkeys(sources))
