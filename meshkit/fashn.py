@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
 
 from meshkit.errors import invalid
 
 MEMBER = "fashn"
+_REFERENCES = ("reference_images", "reference_image_data", "reference_image_url")
 _QUALITY: Mapping[str, tuple[str, ...]] = {
     "generation_mode": ("fast", "balanced", "quality"),
     "resolution": ("1k", "2k", "4k"),
@@ -69,13 +71,13 @@ MODELS: Mapping[str, FashnModel] = {
 }
 
 
-def check_inputs(config: Struct, path: str, *, referenced: bool) -> None:
+def check_inputs(config: Struct, path: str, detail: Any = None) -> None:
     """Refuse members of `config.fashn` that no model takes, or that the one it names does not.
 
     Args:
         config: The task's `config`.
         path: Path of `config`, for the error.
-        referenced: Whether the task has a reference image.
+        detail: The task's Create message; where it is absent, nothing is told of what the task lacks.
 
     Raises:
         MeshError: `INVALID` naming the first of them.
@@ -89,7 +91,7 @@ def check_inputs(config: Struct, path: str, *, referenced: bool) -> None:
     named = given.fields["model"].string_value if _kind(given, "model") is not None else ""
     if _kind(given, "model") is not None:
         _one_of(named, MODELS, f"{path}.model")
-        if MODELS[named].needs_reference and not referenced:
+        if MODELS[named].needs_reference and not _referenced(detail):
             raise invalid(f"{path}.model", f"{named} needs a reference image: the garment", "reference_required")
     models = [MODELS[named]] if named else list(MODELS.values())
     for name in sorted(set(given.fields) - {"model"}):
@@ -105,6 +107,10 @@ def check_inputs(config: Struct, path: str, *, referenced: bool) -> None:
             known = sorted({one for model in models for one in (*model.choices, *model.switches)} | {"model"})
             text = f"{named or 'No model'} takes no such member; {'it takes' if named else 'they take'} "
             raise invalid(f"{path}.{name}", text + ", ".join(known), "unknown_member")
+
+
+def _referenced(detail: Any) -> bool:
+    return detail is None or any(getattr(detail, name) for name in _REFERENCES)
 
 
 def _one_of(found: str, values: Collection[str], path: str) -> None:

@@ -20,8 +20,8 @@ from meshkit.catalog import (
     type_of_detail,
 )
 from meshkit.errors import invalid
-from meshkit.fashn import check_inputs
 from meshkit.likeness import NETWORKS as CONSISTENCY_NETWORKS
+from meshkit.provider_settings import STEERING
 from meshkit.steering import steering
 
 TASK_TYPES_WITH_HANDLERS = (
@@ -37,8 +37,6 @@ TASK_TYPES_WITH_HANDLERS = (
     "FACE_ENHANCER",
 )
 LOCAL = PROVIDERS["LOCAL"].name
-_FASHN = PROVIDERS["FASHN_STANDARD"].name
-_REFERENCES = ("reference_images", "reference_image_data", "reference_image_url")
 PROVIDERS_WITH_HANDLERS = OWN_PROVIDERS
 # Training jobs are of no task type, and have a queue of their own.
 TRAINING_QUEUE = "training"
@@ -174,7 +172,7 @@ class Catalog:
     def check_config(
         self, config: Struct, task_type: TaskTypeSpec, provider: ProviderSpec, path: str, detail: Any = None
     ) -> None:
-        """Refuse members of a task's `config` that steer a local worker, or FASHN's models, and do not hold.
+        """Refuse members of a task's `config` that steer a local worker, or models of the provider, and do not hold.
 
         Args:
             config: The task's `config`.
@@ -184,10 +182,10 @@ class Catalog:
             detail: The task's Create message; where it is absent, nothing is told of what the task lacks.
 
         Raises:
-            MeshError: `INVALID` with each of them, or the first of FASHN's.
+            MeshError: `INVALID` with each of them, or the first of a provider's.
         """
-        if provider.name == _FASHN:
-            check_inputs(config, path, referenced=detail is None or any(getattr(detail, name) for name in _REFERENCES))
+        if (steers := STEERING.get(provider.config)) is not None:
+            steers(config, path, detail)
         if provider.name != LOCAL:
             return
         if any(output.media is MediaKind.IMAGE for output in task_type.outputs):
