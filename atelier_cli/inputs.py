@@ -4,6 +4,7 @@ import base64
 import glob
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from meshkit.catalog import Form, InputSpec
 MARK: Final = "@"
 FOLDER: Final = "uploads"
 _REMOTE: Final = ("http://", "https://")
+_NOT_PLAIN: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _PATTERN: Final = frozenset("*?[")
 # What a folder is searched for; a file that is named may have any name.
 _PICTURES: Final = frozenset(
@@ -84,11 +86,13 @@ class LocalFiles:
     def stored(self, value: str) -> str:
         """Return the path in storage of a file of this machine, once it is there; any other value as it is.
 
+        The path ends in the file's own name, so that what is said of it later names it as the user does.
+
         Raises:
             CliError: A file cannot be read or stored.
         """
         place = self._place(value)
-        return value if place is None else self._store(place)
+        return value if place is None else self._store(place, named=True)
 
     def in_member(self, members: Mapping[str, InputSpec], name: str, value: Any) -> Any:
         """Return the value of a member, with the files in place of `@file`.
@@ -160,11 +164,12 @@ class LocalFiles:
     def _inline(place: Path) -> str:
         return f"data:application/octet-stream;base64,{base64.b64encode(content(place, MAX_INLINE_BYTES)).decode()}"
 
-    def _store(self, place: Path) -> str:
+    def _store(self, place: Path, *, named: bool = False) -> str:
         if place not in self._stored:
             data = content(place, MAX_INLINE_BYTES)
             # Named by its content: who sends it again stores nothing more.
-            name = f"{FOLDER}/{hashlib.sha256(data).hexdigest()[:32]}{place.suffix.lower()[:10]}"
+            name = f"{FOLDER}/{hashlib.sha256(data).hexdigest()[:32]}"
+            name += f"/{_plain_name(place)}" if named else place.suffix.lower()[:10]
             try:
                 self._gateway.store(name, data)
             except CliError as error:
@@ -173,6 +178,12 @@ class LocalFiles:
                 raise CliError(f"{place}: {error.sentence}") from error
             self._stored[place] = name
         return self._stored[place]
+
+
+def _plain_name(place: Path) -> str:
+    """Return a file's name as a path in storage takes it everywhere."""
+    stem = _NOT_PLAIN.sub("-", place.stem).strip("-.")[:80] or "picture"
+    return stem + _NOT_PLAIN.sub("", place.suffix.lower())[:10]
 
 
 def _carried(step: Mapping[str, Any], members: Mapping[str, InputSpec]) -> frozenset[str]:

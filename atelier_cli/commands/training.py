@@ -256,7 +256,7 @@ class _Shown:
         stage = name or str(view.training["status"]).lower()
         if not err.is_terminal and stage != self._told:
             self._told = stage
-            err.print(view.stage if name else stage, markup=False)
+            err.print(stage, markup=False)
 
     @staticmethod
     def say(text: str) -> None:

@@ -21,7 +21,6 @@ from meshkit.catalog import (
 )
 from meshkit.errors import invalid
 from meshkit.likeness import NETWORKS as CONSISTENCY_NETWORKS
-from meshkit.provider_settings import STEERING
 from meshkit.steering import steering
 
 TASK_TYPES_WITH_HANDLERS = (
@@ -169,23 +168,18 @@ class Catalog:
         if chosen := config.WhichOneof("config"):
             self._check_thresholds(getattr(config, chosen), f"{path}.{chosen}")
 
-    def check_config(
-        self, config: Struct, task_type: TaskTypeSpec, provider: ProviderSpec, path: str, detail: Any = None
-    ) -> None:
-        """Refuse members of a task's `config` that steer a local worker, or models of the provider, and do not hold.
+    def check_config(self, config: Struct, task_type: TaskTypeSpec, provider: ProviderSpec, path: str) -> None:
+        """Refuse members of a task's `config` that steer a local worker and do not hold.
 
         Args:
             config: The task's `config`.
             task_type: Type of the task.
             provider: Who executes it.
             path: Path of `config`, for the error.
-            detail: The task's Create message; where it is absent, nothing is told of what the task lacks.
 
         Raises:
-            MeshError: `INVALID` with each of them, or the first of a provider's.
+            MeshError: `INVALID` with each of them.
         """
-        if (steers := STEERING.get(provider.config)) is not None:
-            steers(config, path, detail)
         if provider.name != LOCAL:
             return
         if any(output.media is MediaKind.IMAGE for output in task_type.outputs):
@@ -205,20 +199,18 @@ class Catalog:
                     "network_not_served",
                 )
 
-    @staticmethod
-    def check_capabilities(names: Iterable[str], provider: ProviderSpec, task_type: TaskTypeSpec, path: str) -> None:
-        """Refuse capabilities that the provider does not have for a task type.
+    def check_capabilities(self, names: Iterable[str], provider: ProviderSpec, path: str) -> None:
+        """Refuse capabilities that the provider does not have.
 
         Raises:
             MeshError: `INVALID` naming the first of them.
         """
-        known = provider.tasks[task_type.name]
+        known = self.capabilities(provider.name)
         for index, name in enumerate(names):
             if name not in known:
                 raise invalid(
                     f"{path}[{index}]",
-                    f"Provider {provider.name} has no capability {name!r} for {task_type.name} tasks; "
-                    f"it has {', '.join(sorted(known)) or 'none'}",
+                    f"Provider {provider.name} has no capability {name!r}; it has {', '.join(sorted(known))}",
                     "unknown_capability",
                 )
 
@@ -251,7 +243,7 @@ class Catalog:
 
         Args:
             listed: What the caller lists, if anything.
-            detail: The task's Create message; where it is absent, nothing is told of what the task lacks.
+            detail: The task's Create message.
             task_type: Its type.
             provider: The provider.
             path: Path of the list, for the error.
@@ -259,7 +251,7 @@ class Catalog:
         Raises:
             MeshError: `INVALID` where the provider, or the caller's list, lacks one.
         """
-        self.check_capabilities(listed, provider, task_type, path)
+        self.check_capabilities(listed, provider, path)
         needed = task_type.relied_on(detail)
         for name, field in needed.items():
             if name not in provider.tasks[task_type.name]:

@@ -136,6 +136,16 @@ def test_pictures_are_stored_once_and_options_are_members(mesh: Mesh) -> None:
     }
 
 
+def test_files_keep_their_names_in_storage(mesh: Mesh) -> None:
+    odd = Path("shop") / "Kleid, blau?.PNG"
+    odd.write_bytes(b"odd")
+    atelier("train", str(odd), "shop/a.png", "--trigger-word", "ohwx")
+    first, second = mesh.asked[0][2]["source_images"]
+    assert first.split("/")[0] == "uploads"
+    assert first.endswith("/Kleid-blau.png")
+    assert second.endswith("/a.png")
+
+
 def test_what_is_no_picture_is_left_out_and_named(mesh: Mesh) -> None:
     mesh.refused = b"b.jpg"
     _, told = atelier("train", "shop", "--trigger-word", "ohwx")
@@ -172,7 +182,7 @@ def test_a_watched_training_saves_its_samples_and_curve_beside_the_pictures(mesh
     assert (kept / "loss.svg").read_bytes() == b"drawn "
     assert len(list(kept.iterdir())) == 2
     lines = told.splitlines()
-    assert lines[:2] == ["validating 1 of 2", "training"]
+    assert lines[:2] == ["validating", "training"]
     assert "Left out: b.jpg is damaged" in lines
 
 

@@ -1378,9 +1378,7 @@ Global___GetLimitsRequest: _TypeAlias = GetLimitsRequest  # noqa: Y015
 
 @_typing.final
 class TenantLimit(_message.Message):
-    """A limit of a tenant. A request beyond it is refused with 429, the name of the limit and when to come again; a task
-    beyond `provider_calls` waits.
-    """
+    """A limit of a tenant. A request beyond it is refused with 429, the name of the limit and when to come again."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1389,9 +1387,7 @@ class TenantLimit(_message.Message):
     USED_FIELD_NUMBER: _builtins.int
     PER_PROCESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What is limited: `waiting_tasks`, `storage_bytes`, `requests_per_second`, `calls`, `streams`, or
-    `provider_calls/FAL_STANDARD` and the like: calls to a provider at once.
-    """
+    """What is limited: `waiting_tasks`, `storage_bytes`, `requests_per_second`, `calls` or `streams`."""
     most: _builtins.int
     """The most that a tenant may have."""
     used: _builtins.int
