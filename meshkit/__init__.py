@@ -11,7 +11,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `topology`: the one table of services; `quotas` `stored_bytes`: what a tenant may take of what all share
 - `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths
 - `provider_settings`: what callers may not say in settings of providers; `accounts`: what opens accounts at them
-- `cutouts`: names of the networks that remove backgrounds
+- `cutouts`: names of the networks that remove backgrounds; `fashn`: FASHN's models, and what each takes
 - `server` `interceptors` `decoding` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that
   travel together
 - `health`: whether a service and what it stands on work; `estimates`: answers that say that their total is one

@@ -19,6 +19,7 @@ STREAMS = "streams"
 REQUESTS_PER_SECOND = "requests_per_second"
 WAITING_TASKS = "waiting_tasks"
 STORAGE_BYTES = "storage_bytes"
+PROVIDER_CALLS = "provider_calls"
 
 _TENANTS_KEPT = 10_000
 _BURST_SECONDS = 2.0

@@ -21,6 +21,7 @@ from meshkit.catalog import (
 )
 from meshkit.errors import invalid
 from meshkit.likeness import NETWORKS as CONSISTENCY_NETWORKS
+from meshkit.provider_settings import STEERING
 from meshkit.steering import steering
 
 TASK_TYPES_WITH_HANDLERS = (
@@ -168,18 +169,23 @@ class Catalog:
         if chosen := config.WhichOneof("config"):
             self._check_thresholds(getattr(config, chosen), f"{path}.{chosen}")
 
-    def check_config(self, config: Struct, task_type: TaskTypeSpec, provider: ProviderSpec, path: str) -> None:
-        """Refuse members of a task's `config` that steer a local worker and do not hold.
+    def check_config(
+        self, config: Struct, task_type: TaskTypeSpec, provider: ProviderSpec, path: str, detail: Any = None
+    ) -> None:
+        """Refuse members of a task's `config` that steer a local worker, or models of the provider, and do not hold.
 
         Args:
             config: The task's `config`.
             task_type: Type of the task.
             provider: Who executes it.
             path: Path of `config`, for the error.
+            detail: The task's Create message; where it is absent, nothing is told of what the task lacks.
 
         Raises:
-            MeshError: `INVALID` with each of them.
+            MeshError: `INVALID` with each of them, or the first of a provider's.
         """
+        if (steers := STEERING.get(provider.config)) is not None:
+            steers(config, path, detail)
         if provider.name != LOCAL:
             return
         if any(output.media is MediaKind.IMAGE for output in task_type.outputs):
@@ -199,18 +205,20 @@ class Catalog:
                     "network_not_served",
                 )
 
-    def check_capabilities(self, names: Iterable[str], provider: ProviderSpec, path: str) -> None:
-        """Refuse capabilities that the provider does not have.
+    @staticmethod
+    def check_capabilities(names: Iterable[str], provider: ProviderSpec, task_type: TaskTypeSpec, path: str) -> None:
+        """Refuse capabilities that the provider does not have for a task type.
 
         Raises:
             MeshError: `INVALID` naming the first of them.
         """
-        known = self.capabilities(provider.name)
+        known = provider.tasks[task_type.name]
         for index, name in enumerate(names):
             if name not in known:
                 raise invalid(
                     f"{path}[{index}]",
-                    f"Provider {provider.name} has no capability {name!r}; it has {', '.join(sorted(known))}",
+                    f"Provider {provider.name} has no capability {name!r} for {task_type.name} tasks; "
+                    f"it has {', '.join(sorted(known)) or 'none'}",
                     "unknown_capability",
                 )
 
@@ -243,7 +251,7 @@ class Catalog:
 
         Args:
             listed: What the caller lists, if anything.
-            detail: The task's Create message.
+            detail: The task's Create message; where it is absent, nothing is told of what the task lacks.
             task_type: Its type.
             provider: The provider.
             path: Path of the list, for the error.
@@ -251,7 +259,7 @@ class Catalog:
         Raises:
             MeshError: `INVALID` where the provider, or the caller's list, lacks one.
         """
-        self.check_capabilities(listed, provider, path)
+        self.check_capabilities(listed, provider, task_type, path)
         needed = task_type.relied_on(detail)
         for name, field in needed.items():
             if name not in provider.tasks[task_type.name]:

@@ -231,4 +231,4 @@ def _quotas(
 ) -> TenantQuotas:
     stored = StoredBytes(objects, settings.tenant_storage_bytes)
     stack.push_async_callback(stored.close)
-    return TenantQuotas(store, stored, settings)
+    return TenantQuotas(store, stored, settings, settings.gate_limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -14,6 +15,7 @@ from meshkit.staging import STAGING_FOLDER
 from services.tasks.config import TasksSettings
 from services.tasks.domain import RetryPolicy, TaskRecord, TaskStatus
 from services.tasks.notifier import Notifier
+from services.tasks.providers.domain import BreakerState
 from services.tasks.scheduling.progress import ProgressRelay
 from services.tasks.scheduling.service import WorkerSessions
 from services.tasks.store import TaskStore
@@ -23,10 +25,14 @@ _log = get_logger(__name__)
 # A worker ends an attempt itself at its limit; this is for one that does not.
 OVERDUE_GRACE_SECONDS = 30.0
 SESSION_KEEP_SECONDS = 86_400.0
+GATE_KEEP_SECONDS = 7 * 86_400.0
 _SWEEPS = 50
 
 _DEPTH = metrics.gauge("tasks_queue_depth", "Tasks that wait", ("queue", "lane"))
 _SLOTS = metrics.gauge("tasks_queue_slots", "Slots of the workers that take work", ("queue",))
+_BREAKERS = metrics.gauge(
+    "tasks_provider_breakers", "Breakers of a provider, its applications and models, by state", ("provider", "state")
+)
 _SWEPT = metrics.counter("tasks_objects_swept", "Objects deleted that no task names")
 
 
@@ -63,6 +69,8 @@ class TaskMaintenance:
         self._clock = clock
         self._depths: set[tuple[str, str]] = set()
         self._served: set[str] = set()
+        self._limits = settings.gate_limits
+        self._broken: set[str] = set()  # providers that had a gate
         self.lost: Sequence[str] = ()  # workers whose session expired a while ago, and that opened no other
 
     def loops(self, progress: ProgressRelay) -> list[Loop]:
@@ -130,9 +138,10 @@ class TaskMaintenance:
                     _SWEPT.inc()
 
     async def forget(self) -> None:
-        """Forget old idempotency keys and sessions."""
+        """Forget old idempotency keys and sessions, and gates of providers that are not used any more."""
         await self._store.purge_keys()
         await self._store.forget_sessions(SESSION_KEEP_SECONDS)
+        await self._store.forget_gates(GATE_KEEP_SECONDS)
 
     async def measure(self) -> None:
         """Read what workers are scaled by, the depth of queues and the slots that serve them, and who is lost."""
@@ -144,7 +153,19 @@ class TaskMaintenance:
         for queue in self._served | slots.keys():
             _SLOTS.labels(queue).set(slots.get(queue, 0))
         self._served = set(slots)
+        await self._measure_breakers()
         self.lost = await self._store.lost_workers()
+
+    async def _measure_breakers(self) -> None:
+        view = await self._store.gates()
+        states = Counter(
+            (gate.name.provider, gate.breaker.at(view.now, self._limits.of(gate.name).breaker).state)
+            for gate in view.gates.values()
+        )
+        self._broken |= {provider for provider, _ in states}
+        for provider in self._broken:
+            for state in BreakerState:
+                _BREAKERS.labels(provider, state.value).set(states[provider, state])
 
     async def _sweep(self, task_id: UUID, tenant: str, prefix: str) -> None:
         record = await self._store.get(task_id)

@@ -436,6 +436,14 @@ class TaskStore(Protocol):
         """Write how many calls this replica has admitted without their gates' rows."""
         ...
 
+    async def forget_gates(self, age_seconds: float) -> None:
+        """Delete gates that were not used for so long, and lanes of providers' keys in which nothing waits."""
+        ...
+
+    async def calls_of(self, tenant: str) -> Mapping[str, int]:
+        """Return the attempts of a tenant that are under way, by provider."""
+        ...
+
     async def reset_gate(self, name: GateName) -> tuple[Gate, Gate] | None:
         """Close a gate's breaker: the gate before and after, or None where nothing has passed such a gate."""
         ...

@@ -44,6 +44,7 @@ class FalServer(ProviderServer):
     def __init__(self, application: Application | None = None) -> None:
         super().__init__()
         self.requests: dict[str, FalRequest] = {}
+        self.uploads: dict[str, str] = {}  # media types by name
         self.application = application or self.draw
         self.queue_looks = 1
         self.running_looks = 1
@@ -65,8 +66,16 @@ class FalServer(ProviderServer):
         return len(self.requests)
 
     async def answer(self, asked: Asked) -> Reply:
+        if asked.method == "PUT" and asked.path.startswith("/uploads/"):
+            return self._upload(asked)
         if asked.headers.get("authorization") != f"Key {self.key}":
             return Reply.of({"detail": "Authentication is required"}, 401)
+        if asked.path == "/storage/upload/initiate":
+            name = f"upload-{next(self._numbers)}"
+            self.uploads[name] = asked.json["content_type"]
+            return Reply.of(
+                {"upload_url": f"{self.url}/uploads/{name}?signature=x", "file_url": f"{self.url}/files/{name}"}
+            )
         if asked.method == "POST":
             return self._submit(asked)
         found = re.fullmatch(r"/(?P<owner>.+)/requests/(?P<id>[^/]+)(?P<what>/status|/cancel)?", asked.path)
@@ -81,6 +90,16 @@ class FalServer(ProviderServer):
             case "PUT", "/cancel":
                 return self._cancel(request)
         return Reply.of({"detail": "Method not allowed"}, 405)
+
+    def charges(self, asked: Asked) -> bool:
+        return super().charges(asked) and not asked.path.startswith("/storage/")
+
+    def _upload(self, asked: Asked) -> Reply:
+        name = asked.path.removeprefix("/uploads/")
+        if "authorization" in asked.headers or asked.headers.get("content-type") != self.uploads.get(name):
+            return Reply(403)
+        self.serve_file(name, asked.body, self.uploads[name])
+        return Reply(200)
 
     def _submit(self, asked: Asked) -> Reply:
         request = FalRequest(

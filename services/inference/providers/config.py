@@ -74,6 +74,12 @@ class ProviderSettings(WorkerSettings):
 
     fal_key: SecretStr = Field(default=_NO_KEY, description="Key of fal.")
     fal_url: ProviderAddress = Field(default="https://queue.fal.run", description="Address of fal's queue.")
+    fal_rest_url: ProviderAddress = Field(default="https://rest.fal.ai", description="Address of fal's storage.")
+    fal_upload_bytes: int = Field(
+        default=4_000_000,
+        ge=1000,
+        description="An input of fal whose data URL has more bytes is uploaded to fal's storage, and its address sent.",
+    )
     fal_refiner_app: FalApp = Field(
         default="fal-ai/clarity-upscaler", description="Application of FAL_SHOOTIFY_REFINER where a task names none."
     )

@@ -18,6 +18,7 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from meshkit.worker.handlers import CallContext
 from services.inference.providers.errors import Fault, ProviderError
 from services.inference.providers.fal_queue import NAME, WEBHOOK_PATH, FalQueue, open_queue
+from services.inference.providers.fal_storage import open_storage
 from services.inference.providers.kit import ProviderKit
 from services.inference.providers.paid import AcceptedRequest, Order, ProviderAnswer, Standing, queued
 from services.inference.providers.plain_json import members_of
@@ -40,6 +41,7 @@ class FalJobs:
     def __init__(self, kit: ProviderKit, provider_type: ProviderType.ValueType) -> None:
         self.kit = kit
         self._queue = open_queue(kit)
+        self._storage = open_storage(kit)
         self._provider_type = provider_type
 
     async def ask(
@@ -69,6 +71,12 @@ class FalJobs:
         order = Order(self._provider_type, NAME, application, operation, seconds, self.kit.pacing)
         door = self.kit.settings.fal_webhook_url
         webhook = f"{door}{WEBHOOK_PATH}{context.job_id}" if door else ""
+        if not _is_there(context, self._provider_type, operation):
+            # Before anything is written down: an attempt that is lost meanwhile has sent nothing that may be paid.
+            try:
+                arguments = await self._storage.placed(arguments)
+            except ProviderError as error:
+                raise error.failure() from error
         call = _FalCall(self._queue, application, arguments, webhook, seconds)
 
         async def made(answer: ProviderAnswer[dict[str, Any]]) -> R:
@@ -76,6 +84,12 @@ class FalJobs:
             return await finish(answer.value)
 
         return await queued(context, call, order, made, self.kit.wakes)
+
+
+def _is_there(context: CallContext, provider_type: ProviderType.ValueType, operation: str) -> bool:
+    return any(
+        request.provider_type == provider_type and request.operation == operation for request in context.open_requests
+    )
 
 
 class _FalCall:

@@ -21,7 +21,7 @@ import base64
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task, TaskResult
 from google.protobuf.struct_pb2 import Struct
 from PIL import Image
 
+from meshkit.fashn import MEMBER, MODELS, FashnModel
 from meshkit.validation import apply_defaults
 from meshkit.worker.handlers import CallContext, CallHandler, InputRef, Output, OutputFile, image_refs
 from modelkit.pictures import Fit, over_white
@@ -58,62 +59,7 @@ _QUALITY_OF_JPEG = 95
 # `Pacing` takes up to three tenths off a pause; a caller's interval is the least that it may be.
 _LEAST_SHARE = 0.7
 _SEEDS = 2**32
-_MEMBER = "fashn"
-_PATH = f"config.{_MEMBER}"
-_QUALITY: Mapping[str, tuple[str, ...]] = {
-    "generation_mode": ("fast", "balanced", "quality"),
-    "resolution": ("1k", "2k", "4k"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class FashnModel:
-    """What a model calls its inputs.
-
-    Attributes:
-        picture: Input that takes the base image.
-        reference: Input that takes the first reference; None where it takes none.
-        needs_reference: Whether it cannot do without one.
-        prompted: Whether it takes a prompt.
-        choices: Further inputs and what they may be.
-        switches: Further inputs that are true or false.
-    """
-
-    picture: str
-    reference: str | None = None
-    needs_reference: bool = False
-    prompted: bool = True
-    choices: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _QUALITY)
-    switches: tuple[str, ...] = ()
-
-
-MODELS: Mapping[str, FashnModel] = {
-    "tryon-v1.6": FashnModel(
-        "model_image",
-        "garment_image",
-        needs_reference=True,
-        prompted=False,
-        choices={
-            "category": ("auto", "tops", "bottoms", "one-pieces"),
-            "garment_photo_type": ("auto", "flat-lay", "model"),
-            "mode": ("performance", "balanced", "quality"),
-            "moderation_level": ("conservative", "permissive", "none"),
-        },
-        switches=("segmentation_free",),
-    ),
-    "tryon-max": FashnModel(
-        "model_image",
-        "product_image",
-        needs_reference=True,
-        choices={**_QUALITY, "generation_mode": ("balanced", "quality")},
-    ),
-    "product-to-model": FashnModel("model_image", "product_image", needs_reference=True),
-    "model-swap": FashnModel(
-        "model_image", "face_reference", choices={**_QUALITY, "face_reference_mode": ("match_base", "match_reference")}
-    ),
-    "edit": FashnModel("image", "image_context"),
-    "background-change": FashnModel("image"),
-}
+_PATH = f"config.{MEMBER}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +102,7 @@ def read_edit(config: Struct, *, default: str, prompt: str, seed: int, reference
     Raises:
         TaskFailed: It names a model or an input that is not known, or lacks the reference that the model needs.
     """
-    chosen = group(config, _MEMBER)
+    chosen = group(config, MEMBER)
     name = choice(chosen, "model", MODELS, path=_PATH) or default
     model = MODELS[name]
     if model.needs_reference and not references:

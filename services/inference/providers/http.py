@@ -190,6 +190,31 @@ class ProviderHttp:
         """Send a PUT that may be repeated; as `get`."""
         return await self._repeated("PUT", path, None, tries)
 
+    async def upload(self, url: str, content: bytes, content_type: str, *, seconds: float) -> ProviderReply:
+        """Send a file to an address that the provider named for it: without the credentials, which are for its origin.
+
+        Args:
+            url: The address; of another origin than the provider's it must be https.
+            content: The file.
+            content_type: Its media type.
+            seconds: Limit of the whole exchange.
+
+        Raises:
+            ProviderError: It may not go there, or no answer came.
+        """
+        if not named_address(url, self._origin):
+            raise ProviderError(Fault.EMPTY, self.provider)
+        bare = ProviderHttp(self.provider, url, {}, self._limits)
+        try:
+            typed = {"content-type": content_type}
+            return await bare._once("PUT", url, content, typed, None, paid=False, seconds=seconds)
+        finally:
+            await bare.close()
+
+    def names(self, url: object) -> str | None:
+        """Return an address of a file that the provider named, of its own origin or by https; else None."""
+        return url if isinstance(url, str) and named_address(url, self._origin) else None
+
     async def close(self) -> None:
         """Close the connections."""
         clients, self._clients = list(self._clients.values()), {}
@@ -282,6 +307,12 @@ class ProviderHttp:
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=0 if paid else 32),
             )
         return self._clients[paid]
+
+
+def named_address(url: str, origin: tuple[str, str, int] | None) -> bool:
+    """Whether a provider may name an address for a file: one of its own origin, or one by https."""
+    found = origin_of(url) if len(url) <= _MAX_URL else None
+    return found is not None and (found == origin or found[0] == "https")
 
 
 def origin_of(url: str) -> tuple[str, str, int] | None:

@@ -32,6 +32,8 @@ from atelier.tasks.v1.service_requests_pb2 import (
     ServiceRequest,
 )
 
+from meshkit import metrics
+from meshkit.catalog import provider_numbered
 from meshkit.logging import get_logger
 from meshkit.moments import duration_of
 from meshkit.worker.handlers import CallContext
@@ -39,6 +41,13 @@ from services.inference.providers.errors import Fault, ProviderError
 from services.inference.providers.wakes import ProviderWakes
 
 _log = get_logger(__name__)
+
+_SECONDS = metrics.histogram(
+    "provider_request_seconds",
+    "From sending a request to a provider to its end, by how it ended",
+    ("provider", "outcome"),
+    (0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 900),
+)
 
 # A cancelled handler has five seconds in all.
 _SETTLE_SECONDS = 2.0
@@ -292,6 +301,7 @@ class _Ledger:
         if answer.cost is not None:
             request.cost, request.currency = answer.cost, answer.currency
         request.ended_at.GetCurrentTime()
+        _measure(request, "done")
         await self._context.note(request)
 
     async def end(self, request: ServiceRequest, error: ProviderError) -> None:
@@ -306,6 +316,7 @@ class _Ledger:
         if error.retry_after is not None:
             request.retry_after.CopyFrom(duration_of(error.retry_after))
         request.ended_at.GetCurrentTime()
+        _measure(request, error.fault.value)
         await self._context.note(request)
 
     async def settle(self, request: ServiceRequest, error: ProviderError) -> None:
@@ -313,6 +324,11 @@ class _Ledger:
         with contextlib.suppress(asyncio.CancelledError, TimeoutError):
             async with asyncio.timeout(_NOTE_SECONDS):
                 await self.end(request, error)
+
+
+def _measure(request: ServiceRequest, outcome: str) -> None:
+    sent, ended = (moment.seconds + moment.nanos / 1e9 for moment in (request.sent_at, request.ended_at))
+    _SECONDS.labels(provider_numbered(request.provider_type).name, outcome).observe(max(0.0, ended - sent))
 
 
 class _QueuedCall(Generic[T]):

@@ -117,7 +117,7 @@ class TaskPreparer:
         for capability in needed.values():
             if capability not in spec.active_provider_capabilities:
                 spec.active_provider_capabilities.append(capability)
-        self._catalog.check_config(spec.config, task_type, provider, "task.config")
+        self._catalog.check_config(spec.config, task_type, provider, "task.config", detail)
         fallback = None
         if spec.HasField("provider_config"):
             check_config(spec.provider_config, provider, "task.provider_config")
@@ -129,7 +129,7 @@ class TaskPreparer:
                 spec.fallback_provider_capabilities, detail, task_type, fallback, "task.fallback_provider_capabilities"
             )
             self._catalog.check_fields(needed, fallback, task_type)
-            self._catalog.check_config(spec.config, task_type, fallback, "task.config")
+            self._catalog.check_config(spec.config, task_type, fallback, "task.config", detail)
             if spec.HasField("fallback_provider_config"):
                 check_config(spec.fallback_provider_config, fallback, "task.fallback_provider_config")
                 refuse_calls(spec.fallback_provider_config, "task.fallback_provider_config")

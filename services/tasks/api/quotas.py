@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from meshkit.config import MeshSettings
-from meshkit.quotas import CALLS, REQUESTS_PER_SECOND, STORAGE_BYTES, STREAMS, WAITING_TASKS, over_limit
+from meshkit.quotas import CALLS, PROVIDER_CALLS, REQUESTS_PER_SECOND, STORAGE_BYTES, STREAMS, WAITING_TASKS, over_limit
 from meshkit.stored_bytes import StoredBytes
+from services.tasks.providers.domain import ProviderLimits
 from services.tasks.store import TaskStore
 
 # The database is asked so often for a tenant that creates; in between its creates are counted here.
@@ -45,6 +46,7 @@ class TenantQuotas:
         store: Knows how many tasks wait.
         stored: Knows how much is stored.
         settings: The limits.
+        providers: Limits of calls to providers.
         clock: Monotonic seconds.
     """
 
@@ -53,11 +55,13 @@ class TenantQuotas:
         store: TaskStore,
         stored: StoredBytes,
         settings: MeshSettings,
+        providers: ProviderLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._stored = stored
         self._settings = settings
+        self._providers = providers or ProviderLimits()
         self._clock = clock
         self._waiting: OrderedDict[str, _Backlog] = OrderedDict()
 
@@ -94,4 +98,10 @@ class TenantQuotas:
         if settings.tenant_storage_bytes:
             used = await self._stored.count(tenant)
             limits.append(AppliedLimit(STORAGE_BYTES, settings.tenant_storage_bytes, used))
+        if calls := self._providers.all_of_tenant(tenant):
+            running = await self._store.calls_of(tenant)
+            limits += [
+                AppliedLimit(f"{PROVIDER_CALLS}/{provider}", most, running.get(provider, 0))
+                for provider, most in calls.items()
+            ]
         return limits

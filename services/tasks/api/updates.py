@@ -184,7 +184,7 @@ def _check_providers(record: TaskRecord, update: Update, detail: Any, body: task
     """
     task_type = TASK_TYPES[record.task_type]
     if "config" in update.paths and record.state is TaskStatus.PENDING:
-        catalog.check_config(body.config, task_type, PROVIDERS[record.provider_type], "update.config")
+        catalog.check_config(body.config, task_type, PROVIDERS[record.provider_type], "update.config", detail)
     if {"active_provider_capabilities", "provider_type"} & update.paths:
         number = update.value("provider_type") or PROVIDERS[record.provider_type].number
         body.active_provider_capabilities[:] = catalog.relied_on(

@@ -10,10 +10,12 @@ from services.tasks.postgres import columns, counters, endings
 # At a time; the next round takes the rest.
 _MOST = 200
 
-# Providers whose breaker is not closed, and those that asked to be left alone for longer than anybody waits.
+# Providers whose breaker is not closed, that asked to be left alone for longer than anybody waits, or whose limits have
+# held work up for that long.
 _SHUT = """
 SELECT provider, key, coalesce(blocked_until > now() + %(bound)s * interval '1 second', false) AS long
 FROM provider_gates WHERE state <> 'closed' OR blocked_until > now() + %(bound)s * interval '1 second'
+    OR waiting_since <= now() - %(bound)s * interval '1 second'
 ORDER BY provider, key
 """
 

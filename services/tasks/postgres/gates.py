@@ -105,7 +105,7 @@ ON CONFLICT (provider, key) DO UPDATE SET
     opened_at = excluded.opened_at, last_failure_at = excluded.last_failure_at, trials = excluded.trials,
     tokens = excluded.tokens, filled_at = excluded.filled_at, blocked_until = excluded.blocked_until,
     total_calls = excluded.total_calls, rejected_calls = excluded.rejected_calls,
-    waiting_since = excluded.waiting_since
+    waiting_since = excluded.waiting_since, used_at = now()
 """
 
 _REFUSED = """
@@ -114,7 +114,7 @@ SELECT n.provider, n.key, n.rejected, clock_timestamp()
 FROM (SELECT unnest(%b::text[]) AS provider, unnest(%b::text[]) AS key, unnest(%b::bigint[]) AS rejected) n
 ON CONFLICT (provider, key) DO UPDATE SET
     rejected_calls = g.rejected_calls + excluded.rejected_calls,
-    waiting_since = coalesce(g.waiting_since, excluded.waiting_since)
+    waiting_since = coalesce(g.waiting_since, excluded.waiting_since), used_at = now()
 """
 
 # In the order of the arrays.
@@ -122,12 +122,30 @@ _COUNT = """
 INSERT INTO provider_gates AS g (provider, key, total_calls)
 SELECT n.provider, n.key, n.calls
 FROM (SELECT unnest(%b::text[]) AS provider, unnest(%b::text[]) AS key, unnest(%b::bigint[]) AS calls) n
-ON CONFLICT (provider, key) DO UPDATE SET total_calls = g.total_calls + excluded.total_calls
+ON CONFLICT (provider, key) DO UPDATE SET total_calls = g.total_calls + excluded.total_calls, used_at = now()
 """
 
 _ALL = f"""
 SELECT {_READ}, clock_timestamp(), {_LOST} FROM provider_gates g ORDER BY g.provider, g.key LIMIT 1000
 """  # noqa: S608 -- fixed names
+
+
+_CALLS_OF = """
+SELECT t.provider_type, count(*) FROM tasks t WHERE t.lease_session IS NOT NULL AND t.tenant = %s GROUP BY 1
+"""
+
+# Those that are locked are in use.
+_FORGET = """
+DELETE FROM provider_gates WHERE (provider, key) IN (
+    SELECT provider, key FROM provider_gates WHERE used_at < now() - %s * interval '1 second' LIMIT 5000
+    FOR UPDATE SKIP LOCKED)
+"""
+# A lane has a row for each tenant that had work in it; an application or a model may never be asked for again.
+_FORGET_LANES = """
+DELETE FROM queue_lanes WHERE (queue, tenant, lane) IN (
+    SELECT queue, tenant, lane FROM queue_lanes WHERE pending <= 0 AND lane LIKE '%%/%%/%%' LIMIT 5000
+    FOR UPDATE SKIP LOCKED)
+"""
 
 
 class _AskedGates(NamedTuple):
@@ -273,6 +291,18 @@ class GateTable:
                     [int(broken) for _, broken in refused],
                 ),
             )
+
+
+async def calls_of(conn: Connection, tenant: str) -> dict[str, int]:
+    """Return the attempts of a tenant that are under way, by provider."""
+    cursor = await conn.execute(_CALLS_OF, (tenant,))
+    return dict(await cursor.fetchall())
+
+
+async def forget_idle(conn: Connection, age_seconds: float) -> None:
+    """Delete gates that nothing has passed or waited before for so long, and lanes of providers' keys without work."""
+    await conn.execute(_FORGET, (age_seconds,))
+    await conn.execute(_FORGET_LANES)
 
 
 def _named(names: Sequence[GateName]) -> dict[str, list[str]]:

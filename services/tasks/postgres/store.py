@@ -24,7 +24,17 @@ from services.tasks.domain import (
     WorkerLoad,
 )
 from services.tasks.errors import task_not_found
-from services.tasks.postgres import counters, creates, endings, fallbacks, queries, service_requests, sessions, sweeps
+from services.tasks.postgres import (
+    counters,
+    creates,
+    endings,
+    fallbacks,
+    gates,
+    queries,
+    service_requests,
+    sessions,
+    sweeps,
+)
 from services.tasks.postgres.gates import GateTable
 from services.tasks.postgres.planning import HOT
 from services.tasks.postgres.rounds import PostgresRound
@@ -296,6 +306,16 @@ class PostgresTaskStore:
         await self.count_calls()
         async with self._db.connection() as conn:
             return await GateTable(conn, self._limits).all()
+
+    async def forget_gates(self, age_seconds: float) -> None:
+        """Delete gates that were not used for so long, and lanes of providers' keys in which nothing waits."""
+        async with self._db.transaction() as conn:
+            await gates.forget_idle(conn, age_seconds)
+
+    async def calls_of(self, tenant: str) -> Mapping[str, int]:
+        """Return the attempts of a tenant that are under way, by provider."""
+        async with self._db.connection() as conn:
+            return await gates.calls_of(conn, tenant)
 
     async def reset_gate(self, name: GateName) -> tuple[Gate, Gate] | None:
         """Close a gate's breaker: the gate before and after, or None where nothing has passed such a gate."""

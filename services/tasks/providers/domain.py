@@ -303,6 +303,12 @@ class ProviderLimits:
                 return limit
         return None
 
+    def all_of_tenant(self, tenant: str) -> dict[str, int]:
+        """Return how many calls of a tenant each provider executes at once; without those of any number."""
+        named = {provider for one in (tenant, "*") for provider in self._tenants.get(one, {})}
+        found = {provider: self.of_tenant(tenant, provider) for provider in sorted(named)}
+        return {provider: most for provider, most in found.items() if most is not None}
+
     def counts(self, provider: str) -> bool:
         """Whether calls at once to a provider are limited, so that they have to be counted."""
         return provider in self._counted

@@ -37,6 +37,7 @@ async def fal_kit(fal: FalServer, checks: ImageChecks) -> AsyncIterator[Provider
         settings = ProviderSettings(
             fal_key="fal-tests",
             fal_url=fal.url,
+            fal_rest_url=fal.url,
             fetch_allow_private=(fal.host,),
             provider_poll_seconds=0.02,
             provider_request_seconds=1.0,

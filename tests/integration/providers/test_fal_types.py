@@ -25,11 +25,14 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from av.video.stream import VideoStream
 
 from meshkit.worker.handlers import CallHandler, Output, TaskFailed
-from services.inference.providers import fal_garment_fixer, fal_shootify_refiner
+from services.inference.providers import fal_garment_fixer, fal_shootify_refiner, fal_standard
 from services.inference.providers.kit import ProviderKit
 from tests.providers.attempt import FakeAttempt
 from tests.providers.base import (
     BROKEN,
+    CUT_READ,
+    NO_JSON,
+    Misbehaviour,
     Reply,
     jpeg,
     png,
@@ -39,8 +42,69 @@ from tests.providers.fal_tasks import APP, fal_config, fal_task, input_file, mad
 
 Handlers = Mapping[TaskType.ValueType, CallHandler]
 
+# A place for a file that is none of fal's, and not by https.
+FOREIGN = Misbehaviour(
+    "foreign", reply=Reply.of({"upload_url": "http://127.0.0.1:9/x", "file_url": "https://fal.media/x"})
+)
+
 # One loop for all: the children that judge pictures are started once.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_large_inputs_go_by_fals_storage_each_once(fal: FalServer, fal_kit: ProviderKit, tmp_path: Path) -> None:
+    fal_kit.settings = fal_kit.settings.model_copy(update={"fal_upload_bytes": 2000})
+    spec = fal_task({"editing": {"prompt": "red", "width": 40, "height": 40, "seed": "9", "base_image": "b"}})
+    large = jpeg(640, 480)
+    inputs = {
+        "base": input_file(tmp_path, "base", png(8, 8)),
+        "reference[0]": input_file(tmp_path, "reference", large),
+        "reference[1]": input_file(tmp_path, "again", large),
+    }
+    handler = fal_standard.handlers(fal_kit)[TASK_TYPE_EDITING]
+    attempt = FakeAttempt(tmp_path, spec, inputs=inputs)
+    await handler.run(attempt)
+    [request] = fal.requests.values()
+    base, reference, again = request.arguments["image_urls"]
+    assert base.startswith("data:image/png;base64,")
+    assert reference == again == f"{fal.url}/files/{next(iter(fal.uploads))}"
+    assert fal.files[reference.removeprefix(fal.url)].body == large
+    assert (fal.count("PUT", "/uploads/"), fal.submits, fal.paid) == (1, 1, 1)
+    initiated = next(asked for asked in fal.asked if asked.path.startswith("/storage/"))
+    assert "86400" in initiated.headers["x-fal-object-lifecycle-preference"]
+    await handler.run(attempt.again())
+    assert (fal.count("PUT", "/uploads/"), fal.submits) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "how"),
+    [
+        ("/storage/", BROKEN),
+        ("/storage/", CUT_READ),
+        ("/storage/", NO_JSON),
+        ("/storage/", FOREIGN),
+        ("/uploads/", BROKEN),
+        ("/uploads/", CUT_READ),
+    ],
+    ids=str,
+)
+async def test_an_upload_that_fails_costs_nothing_and_is_made_again(
+    fal: FalServer, fal_kit: ProviderKit, tmp_path: Path, path: str, how: Misbehaviour
+) -> None:
+    fal_kit.settings = fal_kit.settings.model_copy(update={"fal_upload_bytes": 2000})
+    spec = fal_task({"editing": {"prompt": "red", "width": 40, "height": 40, "seed": "9", "base_image": "b"}})
+    inputs = {
+        "base": input_file(tmp_path, "base", png(8, 8)),
+        "reference[0]": input_file(tmp_path, "reference", jpeg(640, 480)),
+    }
+    attempt = FakeAttempt(tmp_path, spec, inputs=inputs)
+    handler = fal_standard.handlers(fal_kit)[TASK_TYPE_EDITING]
+    fal.misbehave(how, path=path)
+    with pytest.raises(TaskFailed) as failed:
+        await handler.run(attempt)
+    assert (failed.value.category, failed.value.retryable) == (ErrorCategory.ERROR_CATEGORY_PROVIDER, True)
+    assert (attempt.states, fal.submits) == ([], 0)
+    await handler.run(attempt)
+    assert (fal.submits, fal.paid) == (1, 1)
 
 
 async def test_a_picture_is_edited_with_its_references(fal: FalServer, fal_handlers: Handlers, tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ GENERATION, DETAIL = enums_pb2.TASK_TYPE_GENERATION, enums_pb2.TASK_TYPE_DETAIL_
 PROVIDER, VALIDATION = enums_pb2.ERROR_CATEGORY_PROVIDER, enums_pb2.ERROR_CATEGORY_VALIDATION
 PENDING, FAILED = enums_pb2.TASK_STATUS_PENDING, enums_pb2.TASK_STATUS_FAILED
 APP = "fal-ai/flux/dev"
+SERVED: dict[str, Any] = {"served_providers": ("LOCAL", "FAL_STANDARD", "FAL_GARMENT_FIXER")}
 
 
 @pytest.fixture
 async def mesh(start_mesh: StartMesh) -> Mesh:
-    return await start_mesh(served_providers=("LOCAL", "FAL_STANDARD", "FAL_GARMENT_FIXER"))
+    return await start_mesh(**SERVED)
 
 
 def drawing(**more: Any) -> task_pb2.CreateTask:
@@ -266,6 +267,20 @@ async def test_what_waits_too_long_for_a_provider_that_takes_no_requests_falls_b
         assert await mesh.rows("SELECT count(*) FROM tasks WHERE not_before IS NOT NULL") == [(0,)]
     else:
         assert await counted(mesh) == [("fal", lane, 2)]
+
+
+async def test_what_waits_too_long_for_a_rate_falls_back(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED, provider_limits={"FAL_STANDARD": {"rate": 0.001, "burst": 1}})
+    called, waits, new = [await mesh.create(drawing()) for _ in range(3)]
+    fal = await worker_of(mesh, FAL, "fal")
+    assert [lease.job_id for lease in await fal.lease(4)] == [called.id]
+    assert await fal.lease(4, wait=0.1) == []
+    await mesh.running.maintenance.fall_back()
+    assert (await mesh.get(waits.id)).provider_type == FAL
+    await mesh.execute("UPDATE provider_gates SET waiting_since = now() - interval '61 s' WHERE key = %s", APP)
+    await mesh.execute("UPDATE tasks SET updated_at = now() - interval '61 s' WHERE id = %s", waits.id)
+    await mesh.running.maintenance.fall_back()
+    assert [(await mesh.get(one.id)).provider_type for one in (called, waits, new)] == [FAL, LOCAL, FAL]
 
 
 async def test_a_request_that_is_paid_for_keeps_its_task_at_a_provider_that_takes_no_more(mesh: Mesh) -> None:

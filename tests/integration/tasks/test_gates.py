@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, worker_service_pb2
 from atelier.tasks.v1 import service_requests_pb2 as pb
+from prometheus_client import REGISTRY
 
 from meshkit.errors import ErrorKind, MeshError
 from services.tasks.convert import timestamp
@@ -245,6 +246,43 @@ async def test_calls_of_a_tenant_at_once_are_bounded_and_others_go_on(start_mesh
         leases += more
     tenants = sorted(lease.tenant for lease in leases)
     assert tenants == ["large", "large", "large", "other", "small"]
+    told = (await mesh.tasks("large").GetLimits(tasks_service_pb2.GetLimitsRequest())).limits
+    assert [(one.most, one.used) for one in told if one.name == "provider_calls/FAL_STANDARD"] == [(3, 3)]
+
+
+async def test_gates_and_lanes_that_nobody_uses_are_forgotten(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED)
+    worker = await caller(mesh)
+    await call(mesh, 2)
+    await call(mesh, 1, app="house/writer")
+    assert len(await worker.lease(2)) == 2
+    await mesh.running.maintenance.count_calls()
+    await mesh.running.maintenance.forget()
+    assert await gate(mesh, "total_calls") == 2
+    await mesh.execute("UPDATE provider_gates SET used_at = now() - interval '8 days'")
+    await mesh.running.maintenance.forget()
+    assert await mesh.rows("SELECT * FROM provider_gates") == []
+    assert await mesh.rows("SELECT lane, pending FROM queue_lanes") == [
+        ("EXPERIMENTAL_FAL/FAL_STANDARD/house/writer", 1)
+    ]
+    assert len(await worker.lease(2)) == 1
+    await call(mesh, 1)
+    assert len(await worker.lease(2)) == 1
+
+
+async def test_breakers_are_measured_by_provider_and_state(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(**SERVED)
+    worker = await caller(mesh)
+    await break_it(mesh, worker)
+    await break_it(mesh, worker, "house/writer")
+    await mesh.running.maintenance.measure()
+    values = {
+        state: REGISTRY.get_sample_value(
+            "atelier_tasks_provider_breakers", {"provider": "FAL_STANDARD", "state": state}
+        )
+        for state in ("closed", "open", "half_open")
+    }
+    assert values == {"closed": 0, "open": 2, "half_open": 0}
 
 
 async def test_rate_is_held_and_its_burst_given_at_once(start_mesh: StartMesh) -> None:

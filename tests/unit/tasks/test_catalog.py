@@ -44,12 +44,13 @@ def test_internal_types_are_served_where_configured_and_never_listed() -> None:
     assert served.public_types == list(SERVED)
 
 
-def test_capabilities_are_those_for_the_types_that_are_served() -> None:
-    served = Catalog(task_types=["REFINE"])
-    served.check_capabilities(["UPSCALE_4X", "FACE_DETAIL"], LOCAL, "task.active_provider_capabilities")
+def test_capabilities_are_those_that_a_provider_has_for_the_tasks_own_type() -> None:
+    served, refine = Catalog(), TASK_TYPES["REFINE"]
+    served.check_capabilities(["UPSCALE_4X", "FACE_DETAIL"], LOCAL, refine, "task.active_provider_capabilities")
     with pytest.raises(MeshError) as error:
-        served.check_capabilities(["SEED", "LORA"], LOCAL, "task.active_provider_capabilities")
+        served.check_capabilities(["SEED", "LORA"], LOCAL, refine, "task.active_provider_capabilities")
     assert error.value.violations[0].path == "task.active_provider_capabilities[1]"
+    served.check_capabilities(["LORA"], LOCAL, TASK_TYPES["GENERATION"], "task.active_provider_capabilities")
 
 
 def test_type_that_is_not_served_is_refused_with_those_that_are() -> None:

@@ -1378,7 +1378,9 @@ Global___GetLimitsRequest: _TypeAlias = GetLimitsRequest  # noqa: Y015
 
 @_typing.final
 class TenantLimit(_message.Message):
-    """A limit of a tenant. A request beyond it is refused with 429, the name of the limit and when to come again."""
+    """A limit of a tenant. A request beyond it is refused with 429, the name of the limit and when to come again; a task
+    beyond `provider_calls` waits.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1387,7 +1389,9 @@ class TenantLimit(_message.Message):
     USED_FIELD_NUMBER: _builtins.int
     PER_PROCESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What is limited: `waiting_tasks`, `storage_bytes`, `requests_per_second`, `calls` or `streams`."""
+    """What is limited: `waiting_tasks`, `storage_bytes`, `requests_per_second`, `calls`, `streams`, or
+    `provider_calls/FAL_STANDARD` and the like: calls to a provider at once.
+    """
     most: _builtins.int
     """The most that a tenant may have."""
     used: _builtins.int

@@ -20,6 +20,7 @@ from atelier.tasks.v1.service_requests_pb2 import (
     SERVICE_REQUEST_STATE_SENDING,
     ServiceRequest,
 )
+from prometheus_client import REGISTRY
 
 from meshkit.worker.handlers import TaskFailed
 from services.inference.providers.errors import Fault, ProviderError
@@ -28,6 +29,12 @@ from tests.providers.attempt import FakeAttempt
 
 ORDER = Order(PROVIDER_TYPE_FAL_STANDARD, "fal", "fal-ai/x", "submit", 60.0, Pacing(0.001, 0.002))
 DONE = Standing(finished=True)
+
+
+def measured(outcome: str) -> float:
+    """How many requests to the provider are in the histogram."""
+    labels = {"provider": "FAL_STANDARD", "outcome": outcome}
+    return REGISTRY.get_sample_value("atelier_provider_request_seconds_count", labels) or 0.0
 
 
 class Script:
@@ -152,8 +159,10 @@ async def test_a_failed_send_ends_the_request(attempt: FakeAttempt, fault: Fault
         raise ProviderError(fault, "fal", retry_after=3.0, http_status=429)
 
     provider.submitting = submitting
+    before = measured(fault.value)
     with pytest.raises(TaskFailed) as failed:
         await queued(attempt, provider, ORDER, kept)
+    assert measured(fault.value) == before + 1
     assert (failed.value.retryable, failed.value.retry_after) == (retryable, 3.0)
     assert attempt.states == ["SENDING", state]
     assert only(attempt).retry_after.seconds == 3
@@ -280,9 +289,11 @@ async def test_an_answer_is_noted_before_and_after(attempt: FakeAttempt) -> None
         assert attempt.states == ["SENDING"]
         return ProviderAnswer("picture", 200, service_task_id="msg-1")
 
+    before = measured("done")
     assert await answered(attempt, call, ORDER, kept) == "PICTURE"
     assert attempt.states == ["SENDING", "DONE"]
     assert only(attempt).service_task_id == "msg-1"
+    assert measured("done") == before + 1
 
 
 async def test_an_answer_that_went_with_its_worker_is_not_asked_for_again(attempt: FakeAttempt) -> None:
