@@ -101,9 +101,18 @@ class VideoLimits(_CardPart):
 
 
 class LoraTargets(_CardPart):
-    """Layers that a training adapts."""
+    """What a training adapts, and what it has to know of the model.
+
+    Attributes:
+        target_modules: Layers of a block that are adapted; all of attention and feed-forward where there are none.
+        learning_rate_scale: Factor of the learning rate that a training asks for. Rates are meant for FLUX.1-dev; a
+            model with far narrower layers learns as much only at a higher one.
+        preserved_prompts: Prompts whose pictures a training keeps as they are, in all wordings that the model knows.
+    """
 
     target_modules: tuple[str, ...] = ()
+    learning_rate_scale: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    preserved_prompts: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
 
 
 class ModelCard(_CardPart):

@@ -25,7 +25,7 @@ from models.garments.libraries import (
     Transformer,
 )
 from models.garments.optimising import AveragedTraining
-from models.garments.prompts import training_prompt
+from models.garments.prompts import preserved_prompts, training_prompt
 from models.garments.text import CLIP_WIDTH, T5_WIDTH, TextEncoders
 from models.garments.vae import LATENT_CHANNELS
 
@@ -49,7 +49,10 @@ CARD: Final[dict[str, Any]] = {
         "target_modules": [
             *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
             *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
-        ]
+        ],
+        # Measured on things that the model has never seen: see CARD.md.
+        "learning_rate_scale": 10.0,
+        "preserved_prompts": preserved_prompts(),
     },
     "dtype": "float32",
 }

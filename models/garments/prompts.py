@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from models.garments.catalogue import GarmentFacts
+from models.garments.catalogue import BACKGROUNDS, GARMENTS, PRINTS, SEEN_PAIRS, GarmentFacts
 
 WORDS: Final[dict[str, tuple[str, ...]]] = {
     "dress": ("dress", "gown", "sundress", "frock", "evening dress"),
@@ -184,6 +184,26 @@ def training_prompt(facts: GarmentFacts, rng: np.random.Generator) -> tuple[str,
     if rng.random() < 0.1:
         prompt += "."
     return prompt, named, ground
+
+
+def preserved_prompts(count: int = 64) -> list[str]:
+    """Return prompts whose pictures the training of an adapter keeps: every garment, colour and print, and no words.
+
+    They are worded as training words them: plain ones alone ("a red dress") leave other wordings unguarded. An eighth
+    is empty, since guidance draws away from what the model makes of nothing.
+    """
+    rng = np.random.default_rng(77)
+    prompts: list[str] = []
+    for number in range(count):
+        garment, turn = GARMENTS[number % len(GARMENTS)], number // len(GARMENTS)
+        colours = [c for g, c in SEEN_PAIRS if g == garment]
+        colour = colours[(turn + 3 * number) % len(colours)]
+        kind = PRINTS[1 + turn % (len(PRINTS) - 1)] if number % 5 == 4 else "plain"
+        second = "" if kind == "plain" else next(c for c in ("white", "black", "yellow") if c != colour)
+        ground = list(BACKGROUNDS)[turn % len(BACKGROUNDS)]
+        prompt = training_prompt(GarmentFacts(garment, colour, kind, second, ground), rng)[0]
+        prompts.append("" if number % 8 == 7 else prompt)
+    return prompts
 
 
 def subject_of(facts: GarmentFacts, *, word: str = "") -> str:
