@@ -5,6 +5,7 @@ Owns the run from a dataset of finished pictures to an adapter file; it knows no
 is whole, and is asked between two steps whether to stop.
 
 - `plan` `dataset` `watching` `errors`: the plan, the pictures, what a caller hears and answers, failures; free of torch
+- `profile` fits a plan to its model's card; free of torch
 - `encoding` turns captions and pictures into what the network reads, with one model in memory at a time
 - `network` loads the transformer and its adapter, `flow` is the objective, `batches` the order of the pictures
 - `sampling` draws pictures while the network trains, `validation` measures it on noise that stays the same

@@ -218,6 +218,7 @@ class _TrainingRun:
             self._network.start_from(adapterfile.read_adapter(plan.start_from))
         layers, count = len(self._network.layers), sum(parameter.numel() for parameter in self._parameters)
         self._watcher.noted(f"{plan.training_type}: {count:,} numbers in {layers} layers of {self._card.name}.")
+        self._watcher.noted(f"Learning rate: {plan.learning_rate:g}.")
         if self._optimizer_name != plan.optimizer:
             why = " 8-bit AdamW needs CUDA and the library bitsandbytes." if plan.optimizer == EIGHT_BIT else ""
             self._watcher.noted(f"Optimiser: {self._optimizer_name} instead of {plan.optimizer}.{why}")

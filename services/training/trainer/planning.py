@@ -18,6 +18,7 @@ from google.protobuf.json_format import MessageToDict
 
 from modelkit.card import ModelCard
 from modelkit.training.plan import Preservation, TrainingPlan
+from modelkit.training.profile import fitted
 from services.training.trainer.base_models import TrainableModel
 from services.training.trainer.config import TrainerSettings
 from services.training.trainer.dataset.captions import Strategy
@@ -64,7 +65,7 @@ def training_plan(
         TrainingFailed: A member of it is out of range; VALIDATION.
     """
     training = spec.training
-    return TrainingPlan(
+    asked = TrainingPlan(
         model=str(base.folder),
         trigger_word=training.trigger_word,
         training_type="FULL" if training.training_type == TRAINING_TYPE_FULL else "LORA",
@@ -86,6 +87,7 @@ def training_plan(
         state_seconds=settings.trainer_state_seconds,
         start_from=start_from,
     )
+    return fitted(asked, base.card)
 
 
 def _resolution(card: ModelCard, wanted: int) -> int:

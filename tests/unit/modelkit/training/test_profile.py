@@ -24,3 +24,7 @@ def test_without_preservation_no_prompts_are_taken() -> None:
 
 def test_a_model_whose_card_says_nothing_is_trained_as_asked() -> None:
     assert fitted(ASKED, ModelCard()) == ASKED
+
+
+def test_the_rate_of_whole_weights_is_not_scaled() -> None:
+    assert fitted(replace(ASKED, training_type="FULL"), CARD).learning_rate == ASKED.learning_rate

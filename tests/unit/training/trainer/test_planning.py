@@ -12,7 +12,7 @@ from atelier.training.v1.training_pb2 import (
 )
 from google.protobuf.struct_pb2 import Struct
 
-from modelkit.card import ModelCard
+from modelkit.card import LoraTargets, ModelCard
 from modelkit.training.plan import TrainingPlan
 from services.training.trainer.base_models import TrainableModel
 from services.training.trainer.config import TrainerSettings
@@ -111,3 +111,11 @@ def test_models_that_ship_keep_their_output_unless_the_setting_says_otherwise(
     folder = Path(__file__).parents[4] / "models" / "garments" / "weights" if shipped else Path("/models/ours")
     settings = TrainerSettings(trainer_preservation=setting)
     assert training_plan(spec(), TrainableModel(folder, BASE.card), settings, None).preservation == preservation
+
+
+def test_the_models_card_scales_the_rate_and_names_what_is_kept() -> None:
+    lora = LoraTargets(learning_rate_scale=5.0, preserved_prompts=("a red dress",))
+    base = TrainableModel(Path("/models/ours"), BASE.card.model_copy(update={"lora": lora}))
+    plan = training_plan(spec(), base, TrainerSettings(trainer_preservation="output"), None)
+    assert plan.learning_rate == pytest.approx(0.005)
+    assert plan.preservation_prompts == ("a red dress",)
