@@ -143,18 +143,7 @@ class Adapters:
 
     def _load(self, name: str, path: Path) -> None:
         size = inspect(path)
-        try:
-            held = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ModelError("The LoRA could not be read.", ModelErrorKind.VALIDATION) from error
-        names = LayerNames(self._modules())
-        shapes = {key: tuple(tensor.shape) for key, tensor in held.items()}
-        reading = read_layers(shapes, names, is_zero=lambda key: not bool(held[key].float().any()))
-        if reading.unmatched:
-            layers = [shown(layer) for layer in reading.unmatched[:5]]
-            _log.warning("lora_layers_unmatched", count=len(reading.unmatched), layers=layers)
-        tensors = _placed(reading, held)
-        _fold_scales(tensors, path)
+        tensors = read_lora(path, LayerNames(self._modules()))
         # diffusers activates a new adapter at once, beside the active ones. This value makes `use` set the active ones.
         self._active = ((name, math.nan),)
         # Load the tensors that were checked, not the file: it could have changed since.
@@ -194,6 +183,30 @@ class Adapters:
                 if isinstance(layer, torch.nn.Linear) and ".lora_" not in path and not path.endswith(".base_layer"):
                     found[f"{part}.{path}"] = (layer.in_features, layer.out_features)
         return found
+
+
+def read_lora(path: Path, names: LayerNames) -> dict[str, torch.Tensor]:
+    """Read a file's low-rank layers under the names of a model's own, with their scales folded in.
+
+    Args:
+        path: A file that `inspect` has found valid.
+        names: The model's layers.
+
+    Raises:
+        ModelError: It is no plain LoRA, or made for another model.
+    """
+    try:
+        held = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError("The LoRA could not be read.", ModelErrorKind.VALIDATION) from error
+    shapes = {key: tuple(tensor.shape) for key, tensor in held.items()}
+    reading = read_layers(shapes, names, is_zero=lambda key: not bool(held[key].float().any()))
+    if reading.unmatched:
+        layers = [shown(layer) for layer in reading.unmatched[:5]]
+        _log.warning("lora_layers_unmatched", count=len(reading.unmatched), layers=layers)
+    tensors = _placed(reading, held)
+    _fold_scales(tensors, path)
+    return tensors
 
 
 def _placed(reading: LoraReading, held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
-from modelkit.adapters import inspect
+from modelkit.adapters import inspect, read_lora
 from modelkit.card import ModelCard
 from modelkit.errors import ModelError, ModelErrorKind
+from modelkit.flux_layers import TRANSFORMER, LayerNames
 from modelkit.training.errors import TrainingFailed
 from modelkit.training.files import put_file
 from modelkit.training.plan import TrainingPlan
@@ -37,20 +37,24 @@ def write_adapter(
     return hashlib.sha256(content).hexdigest(), hashed
 
 
-def read_adapter(path: Path) -> dict[str, torch.Tensor]:
-    """Read the layers of an adapter that a training wrote.
+def read_adapter(path: Path, layers: Mapping[str, tuple[int, int]]) -> dict[str, torch.Tensor]:
+    """Read the layers of an adapter, in any layout that generation takes, as `write_adapter` writes them.
+
+    Args:
+        path: The file.
+        layers: Inputs and outputs of the transformer's linear layers, by their names in it.
 
     Raises:
-        TrainingFailed: It is none.
+        TrainingFailed: It is no adapter for this model.
     """
     try:
         inspect(path)
-        layers = load_file(path)
-    except (ModelError, SafetensorError, OSError) as error:
-        raise TrainingFailed(ModelErrorKind.VALIDATION, "The adapter to start from could not be read.") from error
-    if not all(".lora_A." in key or ".lora_B." in key for key in layers):
-        raise TrainingFailed(ModelErrorKind.VALIDATION, "The adapter to start from is not one of diffusers' layout.")
-    return layers
+        return read_lora(path, LayerNames({f"{TRANSFORMER}{name}": size for name, size in layers.items()}))
+    except (ModelError, OSError) as error:
+        why = error.message if isinstance(error, ModelError) else "It could not be read."
+        raise TrainingFailed(
+            ModelErrorKind.VALIDATION, f"The training cannot start from the adapter that it names. {why}"
+        ) from error
 
 
 def tensor_hash(content: bytes) -> str:

@@ -176,7 +176,7 @@ def encode_pictures(
     if kept is not None:
         done(len(kept))
         return kept
-    vae = load_autoencoder(model, device)
+    vae = load_autoencoder(model, device, torch.float32)  # nothing else is in memory, and it is done once
     made: list[Latents] = []
     for example in dataset.examples:
         pause()
@@ -192,12 +192,12 @@ def encode_pictures(
     return made
 
 
-def load_autoencoder(model: Path, device: Device) -> Any:
-    """Load a model's autoencoder, in float32: it is small, and half precision shows in its pictures."""
+def load_autoencoder(model: Path, device: Device, dtype: torch.dtype) -> Any:
+    """Load a model's autoencoder onto a device, in a type of numbers."""
     return loaded(
         lambda: (
             AutoencoderKL.from_pretrained(
-                str(model), subfolder="vae", dtype=torch.float32, local_files_only=True, use_safetensors=True
+                str(model), subfolder="vae", dtype=dtype, local_files_only=True, use_safetensors=True
             )
             .to(device.name)
             .requires_grad_(requires_grad=False)

@@ -71,6 +71,11 @@ class TrainedNetwork:
             )
         )
         self.large = sum(parameter.nbytes for parameter in self.transformer.parameters()) > _LARGE_BYTES
+        self.linear = {
+            name: (module.in_features, module.out_features)
+            for name, module in self.transformer.named_modules()
+            if isinstance(module, nn.Linear)
+        }
         self.layers = target_layers(self.transformer, card)
         if not self.layers:
             raise TrainingFailed(ModelErrorKind.RESOURCE, "The model has no layers that this training adapts.")
@@ -241,15 +246,6 @@ class TrainedNetwork:
                 down, up = (layers.get(f"transformer.{layer}.lora_{half}.weight") for half in "AB")
                 if down is None or up is None:
                     continue
-                linear = self.transformer.get_submodule(layer)
-                if (down.shape[1], up.shape[0], down.shape[0]) != (
-                    linear.in_features,
-                    linear.out_features,
-                    up.shape[1],
-                ):
-                    raise TrainingFailed(
-                        ModelErrorKind.VALIDATION, "The adapter to start from does not fit the model to train on."
-                    )
                 down, up = (half.to(self._device.name, torch.float32) for half in (down, up))
                 if not self._adapted:
                     trained[f"{layer}.weight"].add_((up @ down).to(self._device.dtype))

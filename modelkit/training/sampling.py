@@ -75,11 +75,11 @@ class SampleDrawing:
     def picture(self, text: Text, negative: Text | None, seed: int) -> Image.Image:
         """Draw a picture."""
         vae = self._pipe.vae
-        latents = self.latents(text, negative, seed).to(vae.device)
+        latents = self.latents(text, negative, seed).to(vae.device, vae.dtype)
         with torch.no_grad():
             scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
             decoded = vae.decode(scaled, return_dict=False)[0]
-        image: Image.Image = self._pipe.image_processor.postprocess(decoded, output_type="pil")[0]
+        image: Image.Image = self._pipe.image_processor.postprocess(decoded.float(), output_type="pil")[0]
         return image
 
     def _stepped(self, _pipe: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Sampler:
         transformer = self._network.transformer
         pipe = FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler.from_config(self._scheduler.config),
-            vae=load_autoencoder(self._folder, self._device),
+            vae=load_autoencoder(self._folder, self._device, self._device.dtype),
             text_encoder=None,
             tokenizer=None,
             text_encoder_2=None,

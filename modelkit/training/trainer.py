@@ -120,7 +120,7 @@ class _TrainingRun:
         self._watcher, self._device, self._clock = watcher, device, clock
         self._model = Path(plan.model)
         self._card = read_card(self._model)
-        self._step = 0
+        self._step = 0 if kept is None else kept.facts["step"]
         self._marks = {"validated": -1, "sampled": -1, "saved": 0}
         self._best: dict[str, Any] = {}
         if kept is not None:
@@ -215,7 +215,7 @@ class _TrainingRun:
     def _start(self) -> None:
         plan = self._plan
         if plan.start_from is not None:
-            self._network.start_from(adapterfile.read_adapter(plan.start_from))
+            self._network.start_from(adapterfile.read_adapter(plan.start_from, self._network.linear))
         layers, count = len(self._network.layers), sum(parameter.numel() for parameter in self._parameters)
         self._watcher.noted(f"{plan.training_type}: {count:,} numbers in {layers} layers of {self._card.name}.")
         self._watcher.noted(f"Learning rate: {plan.learning_rate:g}.")
@@ -236,7 +236,7 @@ class _TrainingRun:
         self._draws.set_state(kept.random["draws"])
         restore_random(kept.random)
         facts = kept.facts
-        self._step, self._batches.position = facts["step"], facts["position"]
+        self._batches.position = facts["position"]
         self._marks, self._best = dict(facts["marks"]), dict(facts["best"])
         self._watcher.noted(f"Resumed after step {self._step}.")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from modelkit.adapters import inspect
 from modelkit.card import read_card
@@ -193,14 +193,28 @@ def test_a_run_starts_from_an_adapter(
             assert torch.allclose(new[up] @ new[key], old[up] @ old[key], atol=1e-6)
 
 
+def test_a_run_starts_from_an_adapter_of_another_tool(plan: TrainingPlan, dataset: Dataset, tmp_path: Path) -> None:
+    file, layer = tmp_path / "kohya.safetensors", "lora_unet_double_blocks_0_img_attn_proj"
+    down, up = torch.randn(2, 32), torch.randn(32, 2)
+    halves = {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up, f"{layer}.alpha": torch.tensor(1.0)}
+    save_file(halves, file)
+    ended = run(replace(plan, steps=1, learning_rate=1e-12, start_from=file), dataset, tmp_path / "run", Heard())
+    layers, name = load_file(ended.file), "transformer.transformer_blocks.0.attn.to_out.0"
+    made = layers[f"{name}.lora_B.weight"] @ layers[f"{name}.lora_A.weight"]
+    assert torch.allclose(made, up @ down / 2, atol=1e-5)
+
+
 def test_an_adapter_that_cannot_be_started_from_is_refused(
     plan: TrainingPlan, dataset: Dataset, tmp_path: Path, make_lora: Callable[..., Path]
 ) -> None:
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    modulation = tmp_path / "modulation.safetensors"
+    layer = "transformer.transformer_blocks.0.norm1.linear"
+    save_file({f"{layer}.lora_A.weight": torch.ones(4, 32), f"{layer}.lora_B.weight": torch.ones(192, 4)}, modulation)
     refused = {
-        tmp_path / "junk.safetensors": "could not be read",
-        make_lora(layer="norm1.linear"): "layers that this training does not adapt",
-        make_lora("wide", width=31): "does not fit",
+        tmp_path / "junk.safetensors": "is not a safetensors file",
+        modulation: "layers that this training does not adapt",
+        make_lora("wide", width=31): "made for another model",
     }
     for file, why in refused.items():
         with pytest.raises(TrainingFailed, match=why):
