@@ -5,7 +5,9 @@ import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from meshkit.catalog import TASK_TYPES
 from meshkit.errors import ErrorKind, MeshError
+from services.tasks.catalog import TASK_TYPES_WITH_HANDLERS
 from tests.integration.tasks.conftest import Mesh, completion, noop
 
 CreateTask: Any = task_pb2.CreateTask
@@ -227,6 +229,37 @@ async def test_delete_removes_files_and_row(mesh: Mesh) -> None:
         await mesh.get(task.id, tenant)
     assert gone.value.kind is ErrorKind.NOT_FOUND
     assert await mesh.rows("SELECT FROM attempts") == []
+
+
+def of_type(name: str) -> task_pb2.CreateTask:
+    """A task of any type, whose pictures lie elsewhere."""
+    spec = TASK_TYPES[name]
+    made = task_pb2.CreateTask(origin_instance="tests")
+    detail: Any = getattr(made, spec.detail)
+    detail.SetInParent()
+    for image in spec.inputs:
+        address = "https://pics.example/a.png"
+        if not image.kept.many:
+            setattr(detail, image.kept.field, address)
+        elif name != "LLM_INTERACTION":  # the local model sees no pictures
+            getattr(detail, image.kept.field).append(address)
+    for field, value in {"prompt": "a red dress", "upscale_factor": 2.0, "aspect_ratio": 1.0, "mode": "pad"}.items():
+        if field in detail.DESCRIPTOR.fields_by_name:
+            setattr(detail, field, value)
+    return made
+
+
+@pytest.mark.parametrize("name", sorted(TASK_TYPES_WITH_HANDLERS))
+async def test_all_that_lies_in_a_tasks_folder_goes_with_it_whatever_its_type(mesh: Mesh, name: str) -> None:
+    tenant = f"t{uuid4().hex}"
+    made, files = of_type(name), ("inputs/base.png", "1/image.png", "1/clip.mp4", "2/debug-0.png")
+    task, kept = await mesh.create(made, tenant=tenant), await mesh.create(made, tenant=tenant)
+    for one in (task, kept):
+        for file in files:
+            await mesh.running.objects.put(tenant, f"{TASK_TYPES[name].folder(one.id)}{file}", b"x")
+    await mesh.tasks(tenant).DeleteTask(tasks_service_pb2.DeleteTaskRequest(task_id=task.id))
+    left = {info.path for info in await mesh.running.objects.list(tenant)}
+    assert left == {f"{TASK_TYPES[name].folder(kept.id)}{file}" for file in files}
 
 
 async def test_waiting_task_is_cancelled_before_it_is_deleted(mesh: Mesh) -> None:

@@ -135,7 +135,8 @@ def test_internal_types_are_those_the_document_hides() -> None:
 
 
 def test_files_of_a_type_lie_below_its_prefix() -> None:
-    assert TASK_TYPES["EDITING"].folder("x") == "editings/x/"
+    documented = {"EDITING": "editings/x/", "GENERATION": "generations/x/", "REFINE": "refines/x/"}
+    assert {name: TASK_TYPES[name].folder("x") for name in documented} == documented
 
 
 def test_specs_are_found_by_what_is_on_the_wire() -> None:
