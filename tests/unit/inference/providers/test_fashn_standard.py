@@ -8,13 +8,13 @@ import pytest
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_VALIDATION
 from google.protobuf.struct_pb2 import Struct
 
+from meshkit.fashn import MODELS
 from meshkit.images.checks import ImageChecks
 from meshkit.worker.handlers import TaskFailed
 from services.inference.config import InferenceSettings
 from services.inference.providers.errors import Fault, ProviderError
 from services.inference.providers.fashn_standard import (
     CREDITS_HEADER,
-    MODELS,
     _pacing,
     accepted,
     answer,
