@@ -12,6 +12,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -30,9 +31,10 @@ import psycopg
 from PIL import Image
 
 from bench import stacks
+from bench.calls_floor import floor
 from bench.stacks import Stack
 
-_SIDE = 590  # of a picture of noise, whose PNG has a megabyte
+_SIDE = 590  # of a picture of noise, whose PNG has a megabyte; one of 130 has 50 kB
 _KEY = "bench"
 _PATH = "/v1/models/gemini-3-pro-image:generateContent"
 _BODY = {"task_type": "GENERATION", "origin_instance": "bench", "prompt": "noise", "provider_type": "VERTEX"}
@@ -62,18 +64,22 @@ class CallsRound:
     processor_ms: Mapping[str, float]
 
 
-def serve(latency: float) -> None:
+def serve(latency: float, side: int) -> None:
     """Serve Gemini's protocol until the process is ended; the port is printed, and `GET /window` tells of the calls."""
-    asyncio.run(_serve(latency))
+    asyncio.run(_serve(latency, answer_of(side)))
 
 
-async def _serve(latency: float) -> None:
-    noise = Image.merge("RGB", [Image.effect_noise((_SIDE, _SIDE), 90) for _ in range(3)])
+def answer_of(side: int) -> bytes:
+    """Return an answer with a picture of noise."""
+    noise = Image.merge("RGB", [Image.effect_noise((side, side), 90) for _ in range(3)])
     held = io.BytesIO()
     noise.save(held, "PNG", compress_level=1)
     part = {"inlineData": {"mimeType": "image/png", "data": base64.b64encode(held.getvalue()).decode()}}
     candidate = {"content": {"parts": [part], "role": "model"}, "finishReason": "STOP", "index": 0}
-    body = json.dumps({"candidates": [candidate], "modelVersion": "bench"}).encode()
+    return json.dumps({"candidates": [candidate], "modelVersion": "bench"}).encode()
+
+
+async def _serve(latency: float, body: bytes) -> None:
     head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     window: list[float] = []
 
@@ -99,9 +105,9 @@ async def _serve(latency: float) -> None:
 
 
 @contextmanager
-def provider(latency: float) -> Iterator[str]:
+def provider(latency: float, side: int) -> Iterator[str]:
     """Yield the address of such a server, in a process of its own."""
-    command = [sys.executable, "-m", "bench.providers", "--serve", str(latency)]
+    command = [sys.executable, "-m", "bench.providers", "--serve", "--latency", str(latency), "--side", str(side)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -187,12 +193,13 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200, help="calls at once")
     parser.add_argument("--latency", type=float, default=1.0, help="seconds until the server answers")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--side", type=int, default=_SIDE, help="pixels a side of the picture that it answers with")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.serve is not None:
-        serve(given.serve)
+    if given.serve:
+        serve(given.latency, given.side)
         return 0
-    with tempfile.TemporaryDirectory(prefix="atelier-bench-") as scratch, provider(given.latency) as url:
+    with tempfile.TemporaryDirectory(prefix="atelier-bench-") as scratch, provider(given.latency, given.side) as url:
         folder = Path(scratch)
         environment = {
             "ATELIER_GEMINI_KEY": _KEY,
@@ -200,14 +207,21 @@ def main() -> int:
             "ATELIER_WORKER_CALLS": str(given.count),
             "ATELIER_SERVED_PROVIDERS": "LOCAL,VERTEX",
         }
-        body = {**_BODY, "width": _SIDE, "height": _SIDE}
+        body = {**_BODY, "width": given.side, "height": given.side}
         with (
             stacks.postgres(folder) as server,
             stacks.mesh(folder, stacks.create_database(server, "mesh"), environment, body) as stack,
         ):
             measure(stack, url, 2)  # the client is imported
             rounds = [measure(stack, url, given.count) for _ in range(given.rounds)]
+        least = floor(folder, answer_of(given.side))
     _print_table(rounds, given.count)
+    cores, alone = len(os.sched_getaffinity(0)), statistics.median(one.bare for one in rounds)
+    print(
+        f"the least is {least.whole:.1f}: answer read {least.reading:.1f}, picture decoded {least.judging:.1f}, "
+        f"stored {least.storing:.1f} and in the store {least.store:.1f}; "
+        f"by it alone {cores} cores reach {least.ratio(alone, given.count, cores):.2f}"
+    )
     return 0
 
 

@@ -13,7 +13,7 @@ from meshkit.catalog import PROVIDERS, TASK_TYPES
 from meshkit.config import CommaSeparated, MeshSettings
 from meshkit.topology import TASKS
 from services.tasks.catalog import LOCAL, PROVIDERS_WITH_HANDLERS, TASK_TYPES_WITH_HANDLERS
-from services.tasks.providers.config import GateSettingsByName, TenantCalls, limits_of
+from services.tasks.providers.config import EditorName, GateSettingsByName, TenantCalls, limits_of
 from services.tasks.providers.domain import ProviderLimits
 
 
@@ -87,6 +87,11 @@ class TasksSettings(MeshSettings):
         description="Calls of a tenant that a provider executes at once, as JSON by tenant, `*` for those not named: "
         '`{"*": {"NAME": 4}}`; others wait.',
     )
+    ultimate_editor: EditorName = Field(
+        default=LOCAL,
+        description="Who redraws parts for the SARTIQ_ULTIMATE pipelines, as the workers have it; what they ask of a "
+        "provider is counted there.",
+    )
     default_max_wait_seconds: float = Field(default=30.0, gt=0, le=60, description="Longest wait of one Lease call.")
     sweep_interval_seconds: float = Field(default=1.0, gt=0, description="How often expired leases are searched.")
     object_sweep_delay_seconds: float = Field(
@@ -121,7 +126,7 @@ class TasksSettings(MeshSettings):
     @property
     def gate_limits(self) -> ProviderLimits:
         """What the gates of providers are held to."""
-        return limits_of(self.provider_limits, self.tenant_provider_limits)
+        return limits_of(self.provider_limits, self.tenant_provider_limits, self.ultimate_editor)
 
     @property
     def heartbeat_interval_seconds(self) -> float:

@@ -22,7 +22,7 @@ from services.tasks.providers.domain import (
     ProviderLimits,
     TokenBucket,
 )
-from services.tasks.providers.gates import GATED, GateView, gate_of, gates_of
+from services.tasks.providers.gates import GATED, GateView, gates_of
 from services.tasks.service_requests import ServiceRequestEffect
 
 # A round looks at so many lanes. Where work waits in more, each round goes on where the last one ended.
@@ -214,11 +214,13 @@ class GateTable:
         running = {} if asked.running is None else {row[:2]: row[2] for row in await asked.running.fetchall()}
         return GateView(now, lanes, gates, running)
 
-    async def note_end(self, lane: str, call: str, effect: ServiceRequestEffect, retry_after: float | None) -> bool:
-        """Move the gate of a lane after a call has ended.
+    async def note_end(
+        self, name: GateName, call: str, effect: ServiceRequestEffect, retry_after: float | None
+    ) -> bool:
+        """Move a gate after a call has ended.
 
         Args:
-            lane: The lane of the task that called.
+            name: The gate.
             call: The attempt that called, as `trial_name` has it.
             effect: What the breaker is to make of it.
             retry_after: Seconds that the provider asks to be left alone for.
@@ -226,8 +228,7 @@ class GateTable:
         Returns:
             Whether the gate has changed.
         """
-        name = gate_of(lane)
-        if name is None or (effect is ServiceRequestEffect.IGNORED and retry_after is None):
+        if effect is ServiceRequestEffect.IGNORED and retry_after is None:
             return False
         view = await self.view(await self.ask([name]), ())
         if self._ended(view, name, call, effect, retry_after) is None:

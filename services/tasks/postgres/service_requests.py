@@ -11,7 +11,7 @@ from services.tasks.domain import TERMINAL, AttemptRef, TaskRecord
 from services.tasks.postgres import usage
 from services.tasks.postgres.gates import GateTable
 from services.tasks.providers.domain import ProviderLimits
-from services.tasks.providers.gates import trial_name
+from services.tasks.providers.gates import called_gate, gate_of, trial_name
 from services.tasks.service_requests import (
     OPEN,
     NoteVerdict,
@@ -135,13 +135,18 @@ async def _account(
     limits: ProviderLimits,
 ) -> None:
     """Draw from the end of a request what it tells of its provider and has cost."""
+    table, effect = GateTable(conn, limits), request.effect or ServiceRequestEffect.IGNORED
+    provider, name = request.provider_type, None
     # A request to another provider than the task's own passed no gate.
     if request.provider_type == record.provider_type:
-        effect = request.effect or ServiceRequestEffect.IGNORED
-        await GateTable(conn, limits).note_end(
-            record.lane, trial_name(record.id, ref.attempt), effect, request.retry_after
-        )
-    await usage.count(conn, record.tenant, request, *moments)
+        name = gate_of(record.lane)
+        if (called := called_gate(provider, request.target, limits)) is not None:
+            # A part of a pipeline passed none either, but it is the provider's all the same.
+            provider, name = called.provider, called
+            await table.count({called: 1})
+    if name is not None:
+        await table.note_end(name, trial_name(record.id, ref.attempt), effect, request.retry_after)
+    await usage.count(conn, record.tenant, provider, request, *moments)
 
 
 async def open_of(conn: Connection, task_ids: Sequence[UUID]) -> dict[UUID, list[ServiceRequestNote]]:

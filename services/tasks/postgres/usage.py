@@ -25,13 +25,15 @@ ORDER BY tenant, provider_type, day, currency
 """
 
 
-async def count(conn: Connection, tenant: str, request: ServiceRequestNote, sent: datetime, ended: datetime) -> None:
-    """Count a request that has ended, once."""
+async def count(  # noqa: PLR0917 -- one row's parts
+    conn: Connection, tenant: str, provider: str, request: ServiceRequestNote, sent: datetime, ended: datetime
+) -> None:
+    """Count a request to a provider that has ended, once."""
     await conn.execute(
         _COUNT,
         {
             "tenant": tenant,
-            "provider": request.provider_type,
+            "provider": provider,
             "currency": (request.currency or "") if request.cost is not None else "",
             "failed": int(request.state is not ServiceRequestState.DONE),
             "cost": request.cost or 0.0,

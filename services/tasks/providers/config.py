@@ -77,7 +77,17 @@ TenantCalls = Annotated[dict[str, dict[str, int]], AfterValidator(_tenants)]
 """By tenant and provider, `*` for tenants not named: `{"*": {"NAME": 4}, "acme": {"NAME": 20}}`."""
 
 
-def limits_of(gates: dict[str, GateSettings], tenants: dict[str, dict[str, int]]) -> ProviderLimits:
+def _editor(name: str) -> str:
+    return name if name == "LOCAL" else _gated(name)
+
+
+EditorName = Annotated[str, AfterValidator(_editor)]
+"""Who redraws parts for pipelines: the devices of this mesh, or a provider that is called."""
+
+
+def limits_of(
+    gates: dict[str, GateSettings], tenants: dict[str, dict[str, int]], editor: str = "LOCAL"
+) -> ProviderLimits:
     """Return the limits of an installation from its settings."""
     names = {name: GateName(*name.split("/", 1)) for name in gates}
-    return ProviderLimits({names[name]: one.limits() for name, one in gates.items()}, tenants)
+    return ProviderLimits({names[name]: one.limits() for name, one in gates.items()}, tenants, editor)

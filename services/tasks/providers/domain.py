@@ -272,13 +272,19 @@ class ProviderLimits:
     Args:
         gates: By gate.
         tenants: Calls at once of a tenant, by tenant and provider; the tenant `*` stands for all that are not named.
+        editor: Provider that redraws parts for the pipelines of this mesh; empty where its devices do.
+
+    Attributes:
+        editor: As given.
     """
 
     def __init__(
         self,
         gates: Mapping[GateName, GateLimits] | None = None,
         tenants: Mapping[str, Mapping[str, int]] | None = None,
+        editor: str = "",
     ) -> None:
+        self.editor = editor
         self._gates = dict(gates or {})
         self._tenants = {tenant: dict(limits) for tenant, limits in (tenants or {}).items()}
         self._counted = frozenset(name.provider for name, limits in self._gates.items() if limits.concurrency) | {

@@ -37,6 +37,19 @@ def gate_of(lane: str) -> GateName | None:
     return GateName(provider, key) if provider in GATED else None
 
 
+def called_gate(provider: str, target: str, limits: ProviderLimits) -> GateName | None:
+    """Return the gate of who a pipeline of this mesh has called; None for a provider, or where no pipeline calls any.
+
+    Args:
+        provider: The provider of the request, as it was written down.
+        target: The application or model that was called.
+        limits: Say whom pipelines call.
+    """
+    if provider in GATED or limits.editor not in GATED:
+        return None
+    return GateName(limits.editor, "" if PROVIDERS[limits.editor].counted_by is None else target)
+
+
 def gates_of(lanes: Iterable[str]) -> list[GateName]:
     """Return all gates that these lanes pass, in the order in which they are locked."""
     own = {name for lane in lanes if (name := gate_of(lane)) is not None}

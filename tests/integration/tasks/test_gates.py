@@ -16,6 +16,7 @@ from services.tasks.convert import timestamp
 from services.tasks.postgres import gates, usage
 from services.tasks.service_requests import ServiceRequestEffect
 from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, duration, ref, until
+from tests.integration.tasks.test_creates import encoded, png
 
 FAL = enums_pb2.PROVIDER_TYPE_FAL_STANDARD
 FAILED = pb.SERVICE_REQUEST_STATE_FAILED
@@ -57,7 +58,11 @@ async def note(
 ) -> str:
     """Notes a request of an attempt, and its end; returns its identifier."""
     request = pb.ServiceRequest(
-        id=str(uuid4()), provider_type=FAL, target=APP, operation="submit", sent_at=members.pop("sent_at", None)
+        id=str(uuid4()),
+        provider_type=members.pop("provider_type", FAL),
+        target=members.pop("target", APP),
+        operation="submit",
+        sent_at=members.pop("sent_at", None),
     )
     done = effect is ServiceRequestEffect.SUCCESS
     for state in (pb.SERVICE_REQUEST_STATE_SENDING, pb.SERVICE_REQUEST_STATE_DONE if done else FAILED):
@@ -406,6 +411,27 @@ async def test_what_requests_have_used_is_counted_by_tenant_provider_and_day(sta
     }
     assert sum(row.calls for row in everyone) == 6
     assert all(row.seconds == pytest.approx(20 * row.calls) for row in everyone)
+
+
+async def test_what_a_pipeline_has_redrawn_is_counted_at_the_provider_that_redraws(start_mesh: StartMesh) -> None:
+    pipeline, faces = enums_pb2.PROVIDER_TYPE_SARTIQ_ULTIMATE_FACE_FIXER, enums_pb2.TASK_TYPE_FACE_ENHANCER
+    mesh = await start_mesh(
+        served_providers=("LOCAL", "SARTIQ_ULTIMATE_FACE_FIXER", "VERTEX"),
+        ultimate_editor="VERTEX",
+        provider_limits={"VERTEX": {"failure_threshold": 2}},
+    )
+    worker = await mesh.worker(queues=("inference",), types=(faces,), providers=(pipeline,), name="p/0")
+    task = task_pb2.CreateTask(origin_instance="tests", provider_type=pipeline)
+    task.face_enhancer.input_image = f"data:image/png;base64,{encoded(png())}"
+    await mesh.create(task)
+    [lease] = await worker.lease(1)
+    redrawn: dict[str, Any] = {"provider_type": pipeline, "target": "gemini-x"}
+    await note(worker, lease, ServiceRequestEffect.SUCCESS, cost=0.5, currency="USD", **redrawn)
+    for _ in range(2):
+        await note(worker, lease, ServiceRequestEffect.FAILURE, **redrawn)
+    assert await gate(mesh, "provider, state, total_calls", "gemini-x") == ("VERTEX", "open", 3)
+    used = "SELECT DISTINCT provider_type, sum(calls)::int, sum(cost) FROM provider_usage GROUP BY 1"
+    assert await mesh.rows(used) == [("VERTEX", 3, 0.5)]
 
 
 async def test_request_to_another_provider_than_the_tasks_moves_no_gate(start_mesh: StartMesh) -> None:
