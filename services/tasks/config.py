@@ -85,7 +85,8 @@ class TasksSettings(MeshSettings):
     tenant_provider_limits: TenantCalls = Field(
         default_factory=dict,
         description="Calls of a tenant that a provider executes at once, as JSON by tenant, `*` for those not named: "
-        '`{"*": {"NAME": 4}}`; others wait.',
+        '`{"*": {"NAME": 4}}`, or calls over time too: `{"*": {"NAME": {"concurrency": 4, "rate": 0.5, "burst": 3}}}`; '
+        "others wait.",
     )
     ultimate_editor: EditorName = Field(
         default=LOCAL,

@@ -23,7 +23,7 @@ from services.tasks.domain import (
     TaskStatus,
     WorkerLoad,
 )
-from services.tasks.providers.domain import Gate, GateName
+from services.tasks.providers.domain import Gate, GateName, TokenBucket
 from services.tasks.providers.gates import GateView
 from services.tasks.scheduling.fairness import Candidate, Contender
 from services.tasks.service_requests import NoteVerdict, ServiceRequestNote
@@ -254,12 +254,18 @@ class RoundStore(Protocol):
         """
         ...
 
-    async def write_gates(self, changed: Sequence[Gate], refused: Sequence[tuple[GateName, bool]]) -> None:
+    async def write_gates(
+        self,
+        changed: Sequence[Gate],
+        refused: Sequence[tuple[GateName, bool]],
+        buckets: Mapping[tuple[str, str], TokenBucket],
+    ) -> None:
         """Write what the round did to gates.
 
         Args:
             changed: Those that have changed, which the round holds.
             refused: Those that passed waiting work over, and whether for their breaker: all held, or none.
+            buckets: Buckets of tenants that have changed, by tenant and provider; the providers' gates are held.
         """
         ...
 

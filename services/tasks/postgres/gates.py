@@ -148,9 +148,22 @@ DELETE FROM queue_lanes WHERE (queue, tenant, lane) IN (
 """
 
 
+# Buckets of tenants that are full again say nothing.
+_FORGET_BUCKETS = "DELETE FROM provider_tenants WHERE filled_at < now() - %s * interval '1 second'"
+
+_BUCKETS = "SELECT tenant, provider, tokens, filled_at FROM provider_tenants WHERE provider = ANY(%b)"
+
+_WRITE_BUCKETS = """
+INSERT INTO provider_tenants AS b (tenant, provider, tokens, filled_at)
+SELECT unnest(%b::text[]), unnest(%b::text[]), unnest(%b::float8[]), unnest(%s::timestamptz[])
+ON CONFLICT (provider, tenant) DO UPDATE SET tokens = excluded.tokens, filled_at = excluded.filled_at
+"""
+
+
 class _AskedGates(NamedTuple):
     gates: Rows
     running: Rows | None
+    buckets: Rows | None = None
 
 
 class GateTable:
@@ -200,7 +213,12 @@ class GateTable:
         """Ask for gates; `view` brings the answer."""
         gates = await self._conn.execute(_GATES, _named(names))
         counted = sorted({name.provider for name in names if self._limits.counts(name.provider)})
-        return _AskedGates(gates, await self._conn.execute(_RUNNING, (counted,)) if counted else None)
+        rated = sorted({name.provider for name in names if self._limits.rates(name.provider)})
+        return _AskedGates(
+            gates,
+            await self._conn.execute(_RUNNING, (counted,)) if counted else None,
+            await self._conn.execute(_BUCKETS, (rated,)) if rated else None,
+        )
 
     async def view(self, asked: _AskedGates, lanes: Sequence[str]) -> GateView:
         """Return what was asked for."""
@@ -212,7 +230,10 @@ class GateTable:
         if now is None:
             [[now]] = await (await self._conn.execute("SELECT clock_timestamp()")).fetchall()
         running = {} if asked.running is None else {row[:2]: row[2] for row in await asked.running.fetchall()}
-        return GateView(now, lanes, gates, running)
+        buckets = (
+            {} if asked.buckets is None else {row[:2]: TokenBucket(*row[2:]) for row in await asked.buckets.fetchall()}
+        )
+        return GateView(now, lanes, gates, running, buckets)
 
     async def note_end(
         self, name: GateName, call: str, effect: ServiceRequestEffect, retry_after: float | None
@@ -281,6 +302,12 @@ class GateTable:
         if gates:
             await self._conn.execute(_WRITE, [list(column) for column in zip(*map(_row, gates), strict=True)])
 
+    async def write_buckets(self, buckets: Mapping[tuple[str, str], TokenBucket]) -> None:
+        """Write buckets of tenants; the transaction holds the gates of their providers."""
+        if buckets:
+            rows = [(*key, bucket.tokens, bucket.filled_at) for key, bucket in sorted(buckets.items())]
+            await self._conn.execute(_WRITE_BUCKETS, [list(column) for column in zip(*rows, strict=True)])
+
     async def note_refused(self, refused: Sequence[tuple[GateName, bool]]) -> None:
         """Note which gates passed work over, and whether for their breaker."""
         if refused:
@@ -304,6 +331,7 @@ async def forget_idle(conn: Connection, age_seconds: float) -> None:
     """Delete gates that nothing has passed or waited before for so long, and lanes of providers' keys without work."""
     await conn.execute(_FORGET, (age_seconds,))
     await conn.execute(_FORGET_LANES)
+    await conn.execute(_FORGET_BUCKETS, (age_seconds,))
 
 
 def _named(names: Sequence[GateName]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from meshkit.pipeline import Pipeline
 from services.tasks.domain import TaskRecord
 from services.tasks.postgres import announcements, columns, counters, gates
 from services.tasks.postgres.gates import NAMED_BY, RESTLESS, WAITING_LANES, GateTable
-from services.tasks.providers.domain import Gate, GateName, ProviderLimits
+from services.tasks.providers.domain import Gate, GateName, ProviderLimits, TokenBucket
 from services.tasks.providers.gates import GateView, gate_of, gates_of
 from services.tasks.scheduling.fairness import Candidate, Contender
 from services.tasks.store import Grant, HeldRound, PollEntry, RegisteredPoll, RegisteredRound
@@ -209,9 +209,15 @@ class PostgresRound:
             bool(trusted and candidates and candidates[0][9]),
         )
 
-    async def write_gates(self, changed: Sequence[Gate], refused: Sequence[tuple[GateName, bool]]) -> None:
+    async def write_gates(
+        self,
+        changed: Sequence[Gate],
+        refused: Sequence[tuple[GateName, bool]],
+        buckets: Mapping[tuple[str, str], TokenBucket],
+    ) -> None:
         """Write what the round did to gates; see `RoundStore`."""
         await self._gates.write(changed)
+        await self._gates.write_buckets(buckets)
         await self._gates.note_refused(refused)
 
     async def grant(self, grants: Sequence[Grant], virtual_time: float) -> list[TaskRecord]:

@@ -266,12 +266,26 @@ class ProviderUsage(NamedTuple):
     cost: float
 
 
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """What a tenant's calls to a provider are held to.
+
+    Attributes:
+        concurrency: Calls at once; None for any number.
+        bucket: Calls over time; None for any number.
+    """
+
+    concurrency: int | None = None
+    bucket: BucketPolicy | None = None
+
+
 class ProviderLimits:
     """The limits of an installation.
 
     Args:
         gates: By gate.
-        tenants: Calls at once of a tenant, by tenant and provider; the tenant `*` stands for all that are not named.
+        tenants: Limits of a tenant, by tenant and provider, a number for calls at once; the tenant `*` stands for all
+            that are not named.
         editor: Provider that redraws parts for the pipelines of this mesh; empty where its devices do.
 
     Attributes:
@@ -281,16 +295,24 @@ class ProviderLimits:
     def __init__(
         self,
         gates: Mapping[GateName, GateLimits] | None = None,
-        tenants: Mapping[str, Mapping[str, int]] | None = None,
+        tenants: Mapping[str, Mapping[str, int | TenantLimits]] | None = None,
         editor: str = "",
     ) -> None:
         self.editor = editor
         self._gates = dict(gates or {})
-        self._tenants = {tenant: dict(limits) for tenant, limits in (tenants or {}).items()}
-        self._counted = frozenset(name.provider for name, limits in self._gates.items() if limits.concurrency) | {
-            provider for limits in self._tenants.values() for provider in limits
+        self._tenants = {
+            tenant: {name: TenantLimits(one) if isinstance(one, int) else one for name, one in limits.items()}
+            for tenant, limits in (tenants or {}).items()
         }
-        self._bounded = self._counted | {name.provider for name, limits in self._gates.items() if limits.bucket}
+        self._counted = frozenset(name.provider for name, limits in self._gates.items() if limits.concurrency) | {
+            provider for limits in self._tenants.values() for provider, one in limits.items() if one.concurrency
+        }
+        self._rated = frozenset(
+            provider for limits in self._tenants.values() for provider, one in limits.items() if one.bucket
+        )
+        self._bounded = (
+            self._counted | self._rated | {name.provider for name, limits in self._gates.items() if limits.bucket}
+        )
 
     def of(self, name: GateName) -> GateLimits:
         """Return the limits of a gate: one of a key that is not named has its provider's breaker, and no others."""
@@ -303,11 +325,22 @@ class ProviderLimits:
 
     def of_tenant(self, tenant: str, provider: str) -> int | None:
         """How many calls of a tenant a provider executes at once; None for any number."""
+        return self._limits_of(tenant, provider).concurrency
+
+    def rate_of_tenant(self, tenant: str, provider: str) -> BucketPolicy | None:
+        """How fast a tenant may call a provider; None for any rate."""
+        return self._limits_of(tenant, provider).bucket
+
+    def _limits_of(self, tenant: str, provider: str) -> TenantLimits:
         for one in (tenant, "*"):
             limit = self._tenants.get(one, {}).get(provider)
             if limit is not None:
                 return limit
-        return None
+        return _ANY
+
+    def rates(self, provider: str) -> bool:
+        """Whether tenants' calls to a provider are limited over time, so that their buckets have to be read."""
+        return provider in self._rated
 
     def all_of_tenant(self, tenant: str) -> dict[str, int]:
         """Return how many calls of a tenant each provider executes at once; without those of any number."""
@@ -325,3 +358,4 @@ class ProviderLimits:
 
 
 _UNLIMITED = GateLimits()
+_ANY = TenantLimits()

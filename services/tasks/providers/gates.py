@@ -6,6 +6,7 @@ provider's, with limits alone: what fails with one application says nothing of t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -16,7 +17,7 @@ from atelier.tasks.v1 import providers_pb2
 
 from meshkit.catalog import PROVIDERS, ProviderSpec
 from services.tasks.domain import parts_of
-from services.tasks.providers.domain import BreakerState, Gate, GateName, ProviderLimits
+from services.tasks.providers.domain import BreakerState, Gate, GateName, ProviderLimits, TokenBucket
 
 # Providers that run on this mesh's own devices are never gated.
 _OWN_QUEUE = PROVIDERS["LOCAL"].queue
@@ -70,12 +71,14 @@ class GateView:
         lanes: Gated lanes that work waits in.
         gates: Those that are known; a gate without a row has let nothing through yet.
         running: Attempts under way by lane and tenant, where some limit counts them.
+        buckets: Those of tenants by tenant and provider, where a rate bounds them; one that is not there is full.
     """
 
     now: datetime
     lanes: Sequence[str] = ()
     gates: Mapping[GateName, Gate] = field(default_factory=dict)
     running: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    buckets: Mapping[tuple[str, str], TokenBucket] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -109,6 +112,7 @@ class Passage:
         self._bounds: dict[GateName, _Places] = {}
         self._tenants: dict[tuple[str, str], _Places] = {}
         self._refused: set[GateName] = set()
+        self._refused_tenants: set[tuple[str, str]] = set()
         self._running: dict[GateName, int] = {}
         self._running_of: dict[tuple[str, str], int] = {}
         for (lane, tenant), count in view.running.items():
@@ -129,7 +133,10 @@ class Passage:
         if any(places.none for places in self._chain(name)):
             self._refused.add(name)
             return False
-        return tenant is None or not self._of_tenant(tenant, name.provider).none
+        if tenant is None or not self._of_tenant(tenant, name.provider).none:
+            return True
+        self._refused_tenants.add((tenant, name.provider))
+        return False
 
     def take(self, lane: str, tenant: str) -> bool:
         """Take a task's places.
@@ -157,7 +164,8 @@ class Passage:
 
     def full_tenants(self) -> int:
         """How many tenants have all calls under way that they may have: they take places among the contenders."""
-        return len({tenant for tenant, provider in self._running_of if self._of_tenant(tenant, provider).none})
+        known = {*self._running_of, *self.view.buckets}
+        return len({tenant for tenant, provider in known if self._of_tenant(tenant, provider).none})
 
     def after(self, leased: Iterable[tuple[str, str]]) -> list[Gate]:
         """Return the gates that have changed, once it is known what was leased; none of which a row is not held.
@@ -186,6 +194,19 @@ class Passage:
                 changed.append(after)
         return changed
 
+    def buckets_after(self, leased: Iterable[tuple[str, str]]) -> dict[tuple[str, str], TokenBucket]:
+        """Return the buckets of tenants that have changed, once it is known what was leased.
+
+        Args:
+            leased: Of each task its lane and its tenant.
+        """
+        calls = Counter((tenant, name.provider) for lane, tenant in leased if (name := gate_of(lane)) is not None)
+        changed = {}
+        for key, count in calls.items():
+            if (policy := self._limits.rate_of_tenant(*key)) is not None:
+                changed[key] = self._bucket(key).take(count, self.view.now, policy)
+        return changed
+
     def refused(self) -> list[tuple[GateName, bool]]:
         """Return the gates that passed waiting work over, and whether it was for their breaker."""
         return [(name, self._breaker(name).none) for name in sorted(self._refused)]
@@ -203,6 +224,10 @@ class Passage:
                 bucket, policy = self._gate(one).bucket, self._limits.of(one).bucket
                 if bucket.places(self.view.now, policy) == 0:
                     moments.append(bucket.refuses_until(self.view.now, policy))
+        for key in self._refused_tenants:
+            policy = self._limits.rate_of_tenant(*key)
+            if policy is not None and self._bucket(key).places(self.view.now, policy) == 0:
+                moments.append(self._bucket(key).refuses_until(self.view.now, policy))
         return min(((moment - self.view.now).total_seconds() for moment in moments), default=None)
 
     def _called(self, gate: Gate, calls: Sequence[str], through: int) -> Gate:
@@ -247,8 +272,13 @@ class Passage:
         key = (tenant, provider)
         if key not in self._tenants:
             most = self._limits.of_tenant(tenant, provider)
-            self._tenants[key] = _Places(None if most is None else most - self._running_of.get(key, 0))
+            at_once = None if most is None else most - self._running_of.get(key, 0)
+            now = self._bucket(key).places(self.view.now, self._limits.rate_of_tenant(tenant, provider))
+            self._tenants[key] = _Places(min((one for one in (at_once, now) if one is not None), default=None))
         return self._tenants[key]
+
+    def _bucket(self, key: tuple[str, str]) -> TokenBucket:
+        return self.view.buckets.get(key) or TokenBucket()
 
     def _gate(self, name: GateName) -> Gate:
         return self.view.gates.get(name) or Gate(name)

@@ -115,6 +115,7 @@ class DispatchRound:
             await store.write_gates(
                 self._passage.after([(record.lane, trial_name(record.id, record.attempt)) for record in self.granted]),
                 self._passage.refused(),
+                self._passage.buckets_after([(record.lane, record.tenant) for record in self.granted]),
             )
 
     @property

@@ -255,6 +255,22 @@ async def test_calls_of_a_tenant_at_once_are_bounded_and_others_go_on(start_mesh
     assert [(one.most, one.used) for one in told if one.name == "provider_calls/FAL_STANDARD"] == [(3, 3)]
 
 
+async def test_rate_of_a_tenant_is_held_over_replicas_and_others_go_on(start_mesh: StartMesh) -> None:
+    rates = {
+        "tenant_provider_limits": {"*": {"FAL_STANDARD": {"rate": 0.001, "burst": 2}}, "large": {"FAL_STANDARD": 9}}
+    }
+    meshes = first, _ = await start_mesh(**SERVED, **rates), await start_mesh(**SERVED, **rates)
+    workers = [await caller(mesh, f"p/{number}") for number, mesh in enumerate(meshes)]
+    for tenant in ("small", "large", "other"):
+        await call(first, 5, tenant=tenant)
+    leases = [lease for one in await asyncio.gather(*(worker.lease(16) for worker in workers)) for lease in one]
+    while more := [lease for worker in workers for lease in await worker.lease(16, wait=0.2)]:
+        leases += more
+    assert sorted(lease.tenant for lease in leases) == ["large"] * 5 + ["other"] * 2 + ["small"] * 2
+    await first.execute("UPDATE provider_tenants SET filled_at = filled_at - interval '1 hour' WHERE tenant = 'small'")
+    assert {lease.tenant for lease in await workers[0].lease(16)} == {"small"}
+
+
 async def test_gates_and_lanes_that_nobody_uses_are_forgotten(start_mesh: StartMesh) -> None:
     mesh = await start_mesh(**SERVED)
     worker = await caller(mesh)

@@ -121,6 +121,15 @@ def test_settings_are_read_and_refused() -> None:
     ):
         with pytest.raises(ValidationError):
             gates.validate_json(wrong)
-    for wrong in ('{"*": {"LOCAL": 1}}', '{"": {"VERTEX": 1}}', '{"*": {"VERTEX": 0}}'):
+    rated = limits_of({}, tenants.validate_json('{"*": {"VERTEX": {"rate": 2.5}}, "acme": {"VERTEX": 3}}'))
+    assert rated.rate_of_tenant("other", "VERTEX") == BucketPolicy(2.5, 3)
+    assert (rated.of_tenant("other", "VERTEX"), rated.rate_of_tenant("acme", "VERTEX")) == (None, None)
+    for wrong in (
+        '{"*": {"LOCAL": 1}}',
+        '{"": {"VERTEX": 1}}',
+        '{"*": {"VERTEX": 0}}',
+        '{"*": {"VERTEX": {"rate": 0}}}',
+        '{"*": {"VERTEX": {"burst": 2}}}',
+    ):
         with pytest.raises(ValidationError):
             tenants.validate_json(wrong)
