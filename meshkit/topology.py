@@ -85,6 +85,7 @@ TASKS = ServiceSpec(
     grpc=(
         "atelier.tasks.v1.TasksService",
         "atelier.tasks.v1.WorkerService",
+        "atelier.tasks.v1.JobsService",
         "atelier.tasks.v1.WebhookService",
         "atelier.tasks.v1.TaskMonitoringService",
     ),

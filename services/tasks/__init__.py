@@ -6,19 +6,20 @@ Owns:
     `webhook_deliveries`, `webhook_attempts`, `webhook_secrets`, `webhook_disabled`, `task_counts`, `task_creations`,
     `queue_flow` and the notes of changes to these (`task_count_changes`, `queue_flow_changes`), `outbox`, `leaders`,
     `idempotency_keys`.
-    Subjects `atelier.tasks.v1.{task,step}.{created,started,completed,failed,cancelled,requeued}` on JetStream, and on
-    core NATS `atelier.progress.<task_id>`, `atelier.wake.<queue>`, `atelier.cancel.<session_id>`, `atelier.ended.step`.
+    Subjects `atelier.tasks.v1.{task,step}.{created,started,completed,failed,cancelled,requeued}` and
+    `atelier.tasks.v1.job.{ended,requeued}` on JetStream, and on core NATS `atelier.progress.<task_id>`,
+    `atelier.wake.<queue>`, `atelier.cancel.<session_id>`, `atelier.ended.step`.
     Objects below `generations/`, `editings/`, `refines/` and the other types' prefixes.
 Serves:
     `atelier.tasks.v1.TasksService` to callers, `atelier.tasks.v1.WorkerService` to workers,
-    `atelier.tasks.v1.WebhookService` to callers and to services that hand in events, and
-    `atelier.tasks.v1.TaskMonitoringService` to operators.
+    `atelier.tasks.v1.JobsService` to services that have jobs on the scheduler, `atelier.tasks.v1.WebhookService` to
+    callers and to services that hand in events, and `atelier.tasks.v1.TaskMonitoringService` to operators.
 Calls:
     No other service; receivers of webhooks.
 
 Rooms:
-    `api` serves callers, `scheduling` workers, `webhooks` receivers, `monitoring` operators, each with its own
-    `service` and `servicer`.
+    `api` serves callers, `scheduling` workers, `jobs` other services, `webhooks` receivers, `monitoring` operators,
+    each with its own `service` and `servicer`.
     `providers` is what stands before calls to providers: breakers, calls at once, rates.
     `inputs` checks what callers send along.
     `domain` is pure: states, transitions, what follows a lost attempt. So are `service_requests`, what workers ask of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from atelier.tasks.v1 import providers_pb2, task_pb2
@@ -23,6 +24,7 @@ from meshkit.errors import invalid
 from meshkit.likeness import NETWORKS as CONSISTENCY_NETWORKS
 from meshkit.provider_settings import STEERING
 from meshkit.steering import steering
+from services.tasks.domain import JobKind, lane_of
 
 TASK_TYPES_WITH_HANDLERS = (
     "GENERATION",
@@ -38,9 +40,11 @@ TASK_TYPES_WITH_HANDLERS = (
 )
 LOCAL = PROVIDERS["LOCAL"].name
 PROVIDERS_WITH_HANDLERS = OWN_PROVIDERS
-# Training jobs are of no task type, and have a queue of their own.
-TRAINING_QUEUE = "training"
-QUEUES = frozenset(spec.queue for spec in PROVIDERS.values()) | {TRAINING_QUEUE}
+# Jobs of other services are of no task type; each kind has a queue of its own.
+JOB_QUEUES: Mapping[JobKind, str] = MappingProxyType({JobKind.TRAINING: "training"})
+QUEUES = frozenset(spec.queue for spec in PROVIDERS.values()) | frozenset(JOB_QUEUES.values())
+# Device seconds that a job is taken for where more than its lane is not known.
+_JOB_SECONDS = 600.0
 
 
 class Catalog:
@@ -74,7 +78,7 @@ class Catalog:
             f"{task_type}/{provider.name}": TASK_TYPES[task_type].expected_seconds
             for provider in PROVIDERS.values()
             for task_type in provider.tasks
-        }
+        } | {lane_of("", LOCAL, kind): _JOB_SECONDS for kind in JOB_QUEUES}
         self._capabilities = {name: PROVIDERS[name].capabilities(self.served_types) for name in self.served_providers}
 
     def type_of(self, task: task_pb2.CreateTask) -> TaskTypeSpec:

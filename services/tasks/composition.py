@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from atelier.tasks.v1 import (
+    jobs_service_pb2_grpc,
     monitoring_service_pb2_grpc,
     tasks_service_pb2_grpc,
     webhooks_service_pb2_grpc,
@@ -39,11 +40,14 @@ from services.tasks.config import TasksSettings
 from services.tasks.domain import RetryPolicy
 from services.tasks.events import WAKE_SUBJECT
 from services.tasks.inputs.validator import InputValidator
+from services.tasks.jobs.service import JobsService
+from services.tasks.jobs.servicer import JobsServicer
 from services.tasks.loops import TaskMaintenance
 from services.tasks.media import shower
 from services.tasks.monitoring.service import TaskMonitor
 from services.tasks.monitoring.servicer import TaskMonitoringServicer
 from services.tasks.notifier import Notifier
+from services.tasks.postgres.jobs import PostgresJobs
 from services.tasks.postgres.monitoring import PostgresMonitoring
 from services.tasks.postgres.store import PostgresTaskStore
 from services.tasks.postgres.webhooks import PostgresWebhooks
@@ -201,6 +205,10 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
                     ttl_seconds=settings.lease_ttl_seconds,
                     heartbeat_seconds=settings.heartbeat_interval_seconds,
                 ),
+            ),
+            (
+                jobs_service_pb2_grpc.add_JobsServiceServicer_to_server,
+                JobsServicer(JobsService(PostgresJobs(database), notifier, lambda: datetime.now(UTC))),
             ),
             (
                 webhooks_service_pb2_grpc.add_WebhookServiceServicer_to_server,

@@ -134,12 +134,12 @@ def to_lease(record: TaskRecord, requests: Sequence[ServiceRequestNote] = ()) ->
         kind=KIND[record.kind],
         queue_name=record.queue_name,
         tenant=record.tenant,
-        result_prefix=f"{prefix_of(record.task_type, record.id)}{record.attempt}/",
         traceparent=record.traceparent,
         service_requests=[to_service_request(note) for note in requests],
     )
     lease.spec.ParseFromString(record.spec)
     if record.kind == JobKind.TASK:
+        lease.result_prefix = f"{prefix_of(record.task_type, record.id)}{record.attempt}/"
         write_task(lease.task, record)
     lease.timeout.FromMilliseconds(int(record.timeout_seconds * 1000))
     return lease

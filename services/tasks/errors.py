@@ -14,6 +14,11 @@ def task_not_found(task_id: object) -> MeshError:
     return not_found("Task", str(task_id))
 
 
+def job_not_found(job_id: object) -> MeshError:
+    """No such job."""
+    return not_found("Job", str(job_id))
+
+
 def delivery_not_found(delivery_id: object) -> MeshError:
     """No such delivery for this caller."""
     return not_found("Delivery", str(delivery_id))

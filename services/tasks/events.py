@@ -14,7 +14,7 @@ from meshkit.fetcher import check_url
 from meshkit.moments import assign
 from meshkit.outbox import EVENT_TYPE_HEADER, OutboxEvent, event_headers
 from meshkit.spelling import enum_names
-from services.tasks.convert import CATEGORY, STATUS, to_task
+from services.tasks.convert import CATEGORY, KIND, STATUS, to_task
 from services.tasks.domain import TERMINAL, TaskRecord, TaskStatus
 from services.tasks.media import media_of
 from services.tasks.webhooks.domain import MediaMembers, NewDelivery
@@ -24,6 +24,7 @@ SUBJECT = "atelier.tasks.v1.task"
 STEP_SUBJECT = "atelier.tasks.v1.step"
 EVERY_SUBJECT = "atelier.tasks.v1.*.*"
 PROGRESS_SUBJECT = "atelier.progress"
+JOB_SUBJECT = "atelier.tasks.v1.job"
 WAKE_SUBJECT = "atelier.wake"
 CANCEL_SUBJECT = "atelier.cancel"
 # On core NATS, at once after the commit: the same as the outbox tells a little later and for certain.
@@ -64,6 +65,26 @@ def created(record: TaskRecord) -> OutboxEvent:
 def changed(record: TaskRecord) -> OutboxEvent:
     """Return a task changed its state."""
     return _outbox(_WHAT[record.status], record, _status_event(record), "task_status_update")
+
+
+def job_changed(record: TaskRecord) -> OutboxEvent | None:
+    """Return that a job of another service ended or is queued again; None for any other change."""
+    if record.status == TaskStatus.EXECUTING:
+        return None
+    event = events_pb2.JobEvent(
+        job_id=str(record.id), kind=KIND[record.kind], status=STATUS[record.status], attempt=record.attempt
+    )
+    if record.errors and record.status in (TaskStatus.FAILED, TaskStatus.PENDING):
+        event.error_message = record.errors[-1]
+    if record.error_category is not None:
+        event.error_category = CATEGORY[record.error_category]
+    if record.completed_at is not None:
+        assign(event.completed_at, record.completed_at)
+    headers = event_headers(
+        version=record.version, tenant=record.tenant, event_type="job_update", traceparent=record.traceparent
+    )
+    what = "ended" if record.state in TERMINAL else "requeued"
+    return OutboxEvent(f"{JOB_SUBJECT}.{what}", event.SerializeToString(), headers)
 
 
 def step_ended(record: TaskRecord) -> bytes | None:

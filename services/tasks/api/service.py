@@ -141,7 +141,7 @@ class TasksService:
         if created.replay is not None:
             return created.replay, True
         assert created.record is not None, "a create that is no replay has a task"
-        if created.existed and created.record.tenant != record.tenant:
+        if created.existed and (created.record.tenant, created.record.kind) != (record.tenant, record.kind):
             raise identifier_used(record.id)
         return created.record, False
 

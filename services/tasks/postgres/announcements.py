@@ -14,22 +14,24 @@ from services.tasks.postgres import webhooks
 
 async def created(conn: Connection, records: Sequence[TaskRecord]) -> None:
     """Write the events of tasks that were accepted."""
-    await _tell(conn, [(record, events.created(record)) for record in records])
+    await _tell(conn, [(record, events.created(record)) for record in records if record.kind == JobKind.TASK])
 
 
 async def changed(conn: Connection, records: Sequence[TaskRecord]) -> None:
     """Write the events of tasks that changed their state."""
-    await _tell(conn, [(record, events.changed(record)) for record in records])
+    tasks = [(record, events.changed(record)) for record in records if record.kind == JobKind.TASK]
+    jobs = [(record, events.job_changed(record)) for record in records if record.kind != JobKind.TASK]
+    await _tell(conn, tasks + [(record, event) for record, event in jobs if event is not None])
 
 
 async def _tell(conn: Connection, told: Sequence[tuple[TaskRecord, OutboxEvent]]) -> None:
     await outbox.insert(conn, [event for _, event in told])
-    # Jobs of other kinds have no webhooks here: their owners tell.
+    # Jobs of other kinds name no webhook here: their owners tell.
     await webhooks.insert(
         conn,
         [
             events.delivery(record, record.webhook_url, event)
             for record, event in told
-            if record.webhook_url is not None and record.kind == JobKind.TASK
+            if record.webhook_url is not None
         ],
     )

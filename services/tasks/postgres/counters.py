@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from meshkit.db import Connection
-from services.tasks.catalog import QUEUES
-from services.tasks.domain import TaskRecord
+from services.tasks.catalog import JOB_QUEUES, LOCAL, QUEUES
+from services.tasks.domain import TaskRecord, lane_of
 
 
 class CounterChange(NamedTuple):
@@ -134,14 +134,20 @@ async def apply(conn: Connection, changes: Iterable[CounterChange]) -> None:
 
 
 async def waiting_of(conn: Connection, tenant: str) -> int:
-    """Return how many tasks of a tenant wait, in all queues: few rows, found by their keys."""
+    """Return how many tasks of a tenant wait, in all queues: few rows, found by their keys.
+
+    Jobs of other services are none, and those services have limits of their own.
+    """
     cursor = await conn.execute(
-        "SELECT coalesce(sum(n.pending), 0)::bigint FROM unnest(%s::text[]) AS q (name) CROSS JOIN LATERAL "
+        "SELECT coalesce(sum(n.pending), 0)::bigint - (SELECT coalesce(sum(j.pending), 0)::bigint FROM "
+        "unnest(%s::text[], %s::text[]) AS k (queue, lane) CROSS JOIN LATERAL (SELECT l.pending FROM queue_lanes l "
+        "WHERE l.queue = k.queue AND l.tenant = %s AND l.lane = k.lane OFFSET 0) j) "
+        "FROM unnest(%s::text[]) AS q (name) CROSS JOIN LATERAL "
         "(SELECT t.pending FROM queue_tenants t WHERE t.queue = q.name AND t.tenant = %s OFFSET 0) n",
-        (sorted(QUEUES), tenant),
+        (list(JOB_QUEUES.values()), [lane_of("", LOCAL, k) for k in JOB_QUEUES], tenant, sorted(QUEUES), tenant),
     )
     [[count]] = await cursor.fetchall()
-    return int(count)
+    return max(0, int(count))
 
 
 def _arrays(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:

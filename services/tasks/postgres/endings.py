@@ -34,6 +34,7 @@ from services.tasks.domain import (
     AttemptRef,
     ErrorCategory,
     FallBack,
+    JobKind,
     Requeue,
     RetryPolicy,
     TaskRecord,
@@ -364,7 +365,12 @@ async def was_reported(conn: Connection, ref: AttemptRef, session: UUID, outcome
 
 
 async def note_sweep(conn: Connection, record: TaskRecord) -> None:
-    """Note that the task's objects are to be swept later, when its lost attempts have stopped writing."""
+    """Note that the task's objects are to be swept later, when its lost attempts have stopped writing.
+
+    Those of a job of another kind are its own service's.
+    """
+    if record.kind != JobKind.TASK:
+        return
     await conn.execute(
         "INSERT INTO object_sweeps (task_id, tenant, prefix, due_at) VALUES (%s, %s, %s, now()) ON CONFLICT DO NOTHING",
         (record.id, record.tenant, prefix_of(record.task_type, record.id)),

@@ -56,12 +56,12 @@ CROSS JOIN LATERAL (
 # Each (tenant, lane) is a range of the index `tasks_waiting`, read from its start.
 CANDIDATES = """
 SELECT n.id, n.tenant, n.lane, n.priority, extract(epoch FROM n.created_at)::float8, n.charged, n.warm_keys,
-    extract(epoch FROM now() - n.created_at)::float8, n.bytes
+    extract(epoch FROM now() - n.created_at)::float8, n.bytes, coalesce(n.expected_seconds, 0)
 FROM unnest(%b::text[], %b::bigint[]) AS w (tenant, wanted)
 CROSS JOIN unnest(%b::text[]) AS s (lane)
 CROSS JOIN LATERAL (
     SELECT t.id, t.tenant, t.lane, t.priority, t.created_at, t.charged, t.warm_keys,
-        octet_length(t.spec) + octet_length(t.body) AS bytes
+        octet_length(t.spec) + octet_length(t.body) AS bytes, t.expected_seconds
     FROM tasks t
     WHERE t.queue_name = %s AND t.tenant = w.tenant AND t.lane = s.lane
         AND t.status = 'PENDING' AND t.not_before IS NULL

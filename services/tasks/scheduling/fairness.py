@@ -39,6 +39,7 @@ class Candidate(NamedTuple):
 
     Attributes:
         bytes: What its lease takes in an answer, about.
+        expected_seconds: What it is expected to take, where it says so itself; 0 where its lane tells.
     """
 
     id: UUID
@@ -50,6 +51,7 @@ class Candidate(NamedTuple):
     warm_keys: Sequence[str]
     waited_seconds: float
     bytes: int = 0
+    expected_seconds: float = 0.0
 
 
 def weight_of(tenant: str, weights: Mapping[str, float]) -> float:

@@ -287,7 +287,7 @@ class DispatchRound:
             del tasks[place]
             if self._passage is not None and self._passage.take(task.lane, tenant):
                 self._drop_refused(waiting)
-            cost = expected_cost(task.lane, self._costs)
+            cost = task.expected_seconds or expected_cost(task.lane, self._costs)
             charge = charge_at_lease(cost, task.charged, weight_of(tenant, self._weights))
             grants.append(
                 Grant(

@@ -15,7 +15,6 @@ from meshkit.topology import DATABASE, GATEWAY, SERVICES, ServiceSpec
 EVERYWHERE = {"atelier.mesh.v1.BundleService"}
 # Contracts that stand before what serves them: no address leads to them.
 UNSERVED = {
-    "atelier.tasks.v1.JobsService",
     "atelier.training.v1.LoraService",
     "atelier.training.v1.TrainerService",
     "atelier.training.v1.TrainingService",

@@ -305,7 +305,7 @@ class Lease(_message.Message):
     tenant: _builtins.str
     """Tenant whose objects the attempt may touch."""
     result_prefix: _builtins.str
-    """Prefix under which results are written, ending in `/`."""
+    """Prefix under which results of a task are written, ending in `/`; where those of a job go, its own service tells."""
     traceparent: _builtins.str
     """W3C trace context of the request that created the task."""
     @_builtins.property
