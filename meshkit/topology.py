@@ -145,7 +145,7 @@ GATEWAY = ServiceSpec(
     fronts=True,
 )
 
-SERVICES: tuple[ServiceSpec, ...] = (TASKS, WORKFLOWS, INFERENCE, GATEWAY)
+SERVICES: tuple[ServiceSpec, ...] = (TASKS, WORKFLOWS, TRAINING, INFERENCE, GATEWAY)
 
 
 def by_role(role: str) -> ServiceSpec:
@@ -170,6 +170,12 @@ def addressed() -> tuple[ServiceSpec, ...]:
 def grpc_services() -> tuple[str, ...]:
     """Return the full names of all gRPC services of the mesh."""
     return tuple(name for one in SERVICES for name in one.grpc)
+
+
+def is_served(name: str) -> bool:
+    """Tell whether a gRPC service has somebody who serves it: one of a package of the mesh may have nobody yet."""
+    packages = {package for one in SERVICES for package in one.packages}
+    return name in grpc_services() or name.rpartition(".")[0] not in packages
 
 
 def joining_settings() -> frozenset[str]:

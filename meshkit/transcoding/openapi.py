@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -221,6 +222,10 @@ def _body(route: Route, components: Components) -> Schema:
 def _answer(route: Route, components: Components, title: str) -> Schema:
     one = route.response_body
     kind = "text/event-stream" if route.streaming else "application/json"
+    if route.serves_file:
+        kind = mimetypes.guess_type(route.template.text)[0] or "application/octet-stream"
+        file: Schema = {"type": "string", "format": "binary", "title": f"Response {title}"}
+        return {"description": "Successful Response", "content": {kind: {"schema": file}}}
     if one is None:
         schema = components.union(route.response)
     elif one.message_type is None:

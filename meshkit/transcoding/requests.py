@@ -125,10 +125,11 @@ def _apply(set_: _TextSet, message: Message, texts: list[str], loc: Loc, decodin
 
 
 class ResponseEncoder:
-    """Turns the response messages of one route into JSON values."""
+    """Turns the response messages of one route into JSON, or into the file that the route serves."""
 
     def __init__(self, route: Route, codecs: Codecs) -> None:
-        self._encode = self._encoder(route, codecs)
+        self._file = route.response_body.name if route.serves_file and route.response_body is not None else ""
+        self._encode = operator.attrgetter(f"{self._file}.data") if self._file else self._encoder(route, codecs)
 
     @staticmethod
     def _encoder(route: Route, codecs: Codecs) -> Callable[[Any], Any]:
@@ -145,4 +146,8 @@ class ResponseEncoder:
 
     def encode(self, message: Message) -> bytes:
         """Return the content of the response."""
-        return orjson.dumps(self._encode(message))
+        return bytes(self._encode(message)) if self._file else orjson.dumps(self._encode(message))
+
+    def media_type(self, message: Any) -> str:
+        """Return the media type of a response that is a file; empty for JSON."""
+        return str(getattr(message, self._file).content_type) if self._file else ""

@@ -22,6 +22,7 @@ from meshkit.spelling import ContractError
 from meshkit.transcoding.options import field_json, flattened, json_name, method_rule, nested
 
 _TOKEN = re.compile(r"\{([a-z][a-z0-9_.]*)(?:=([^{}]+))?\}|([^{}/]+)")
+_FILE = "google.api.HttpBody"
 _PATTERNS = ("get", "put", "post", "delete", "patch")
 
 
@@ -87,6 +88,12 @@ class Route:
     def response(self) -> Descriptor:
         """Type of the response, or of one message of a stream."""
         return self.rpc.output_type
+
+    @property
+    def serves_file(self) -> bool:
+        """Whether the answer is a file, a `google.api.HttpBody`, and no JSON."""
+        body = self.response_body
+        return body is not None and body.message_type is not None and body.message_type.full_name == _FILE
 
     @property
     def name(self) -> str:

@@ -89,7 +89,7 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
     """
     image = read_image()
     addresses = settings.packages()
-    services = load_services(image, addresses)
+    services = [one for one in load_services(image, addresses) if topology.is_served(one.descriptor.full_name)]
     names = [one.descriptor.full_name for one in services]
     # One channel for each address: a service of several packages shares it.
     channels = {address: _channel(settings, stack, address, names) for address in dict.fromkeys(addresses.values())}

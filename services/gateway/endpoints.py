@@ -39,6 +39,7 @@ from services.gateway.staging import StagedFiles, UploadStager
 from services.gateway.streams import AFTER_VERSION, EventStream, event_shape
 
 _MAX_QUERY_FIELDS = 200
+_FILE_POLICY = "default-src 'none'; sandbox"
 # What a service says of its answer in trailing metadata, and the gateway in headers of the same names.
 _TOLD = frozenset({REPLAYED_KEY, ESTIMATED_KEY})
 # Several files of one step would else pass the bound of its `config` together.
@@ -167,7 +168,20 @@ class Endpoint:
         elif warning := decoding.unknown.warning():
             headers["warning"] = warning
         content = self._encoder.encode(response)
-        await send_content(scope, send, content, headers=headers, gzip_min_bytes=self._context.settings.gzip_min_bytes)
+        gzip_min_bytes = self._context.settings.gzip_min_bytes
+        if media_type := self._encoder.media_type(response):
+            # A drawing may be opened as a page of this address: it shall do nothing there.
+            headers["content-security-policy"] = _FILE_POLICY
+            await send_content(
+                scope,
+                send,
+                content,
+                content_type=media_type.encode("latin-1"),
+                headers=headers,
+                gzip_min_bytes=gzip_min_bytes if media_type == "image/svg+xml" else len(content),
+            )
+            return
+        await send_content(scope, send, content, headers=headers, gzip_min_bytes=gzip_min_bytes)
 
     def _render(self, error: MeshError) -> HttpError:
         return render(error, self._place)

@@ -16,8 +16,6 @@ EVERYWHERE = {"atelier.mesh.v1.BundleService"}
 # Contracts that stand before what serves them: no address leads to them.
 UNSERVED = {
     "atelier.training.v1.LoraService",
-    "atelier.training.v1.TrainerService",
-    "atelier.training.v1.TrainingService",
 }
 
 
@@ -29,6 +27,13 @@ def named_in_contracts() -> set[str]:
 def test_every_service_of_the_contracts_is_served_by_one_service_of_the_mesh() -> None:
     assert set(Counter(topology.grpc_services()).values()) == {1}
     assert set(topology.grpc_services()) == named_in_contracts() - EVERYWHERE - UNSERVED
+
+
+@pytest.mark.parametrize("name", sorted(UNSERVED))
+def test_what_nobody_serves_is_known_as_such(name: str) -> None:
+    assert not topology.is_served(name)
+    assert topology.is_served("atelier.tasks.v1.TasksService")
+    assert topology.is_served("elsewhere.v1.ThirdService"), "an upstream of another package is its operator's"
 
 
 @pytest.mark.parametrize("taken", [[one.role for one in SERVICES], [one.port for one in SERVICES if one.port]])

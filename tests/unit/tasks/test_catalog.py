@@ -107,7 +107,9 @@ def test_every_pair_of_the_contract_has_a_cost() -> None:
     costs = Catalog().costs
     assert costs["IMAGE_ADJUSTER/LOCAL"] == 0.5
     assert costs["VIDEO_GENERATION/FAL_STANDARD"] == 60.0
-    assert set(costs) == {f"{name}/{spec.name}" for spec in PROVIDERS.values() for name in spec.tasks}
+    assert costs["TRAINING/LOCAL"] == 600.0
+    pairs = {f"{name}/{spec.name}" for spec in PROVIDERS.values() for name in spec.tasks}
+    assert set(costs) == pairs | {"TRAINING/LOCAL"}
 
 
 def test_settings_name_what_is_on(monkeypatch: pytest.MonkeyPatch) -> None:

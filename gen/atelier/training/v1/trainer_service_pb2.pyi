@@ -57,7 +57,6 @@ class TrainingSpec(_message.Message):
     TRAINING_ID_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
-    TRANSFORMS_FIELD_NUMBER: _builtins.int
     FOLDER_FIELD_NUMBER: _builtins.int
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
@@ -111,10 +110,6 @@ class TrainingSpec(_message.Message):
         """The training as accepted, with its defaults. `source_images` are paths in storage and addresses."""
 
     @_builtins.property
-    def transforms(self) -> _containers.RepeatedCompositeFieldContainer[_training_pb2.ImageTransform]:
-        """What is done to each image, in this order."""
-
-    @_builtins.property
     def resume(self) -> Global___ResumeState:
         """Newest state to go on from, where there is one."""
 
@@ -128,7 +123,6 @@ class TrainingSpec(_message.Message):
         training_id: _builtins.str = ...,
         tenant: _builtins.str = ...,
         training: _training_pb2.CreateTraining | None = ...,
-        transforms: _abc.Iterable[_training_pb2.ImageTransform] | None = ...,
         folder: _builtins.str = ...,
         total_steps: _builtins.int = ...,
         seed: _builtins.int = ...,
@@ -148,7 +142,7 @@ class TrainingSpec(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_dataset_manifest_path", b"_dataset_manifest_path", "_resume", b"_resume", "_start_from_path", b"_start_from_path", "dataset_manifest_path", b"dataset_manifest_path", "resume", b"resume", "start_from_path", b"start_from_path", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dataset_manifest_path", b"_dataset_manifest_path", "_resume", b"_resume", "_start_from_path", b"_start_from_path", "batch_size", b"batch_size", "dataset_manifest_path", b"dataset_manifest_path", "folder", b"folder", "gradient_accumulation", b"gradient_accumulation", "masked_loss", b"masked_loss", "max_step_saves_to_keep", b"max_step_saves_to_keep", "optimizer", b"optimizer", "resume", b"resume", "sample_every", b"sample_every", "sample_steps", b"sample_steps", "save_every", b"save_every", "saves", b"saves", "seed", b"seed", "start_from_path", b"start_from_path", "start_from_tenant", b"start_from_tenant", "tenant", b"tenant", "total_steps", b"total_steps", "training", b"training", "training_id", b"training_id", "transforms", b"transforms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dataset_manifest_path", b"_dataset_manifest_path", "_resume", b"_resume", "_start_from_path", b"_start_from_path", "batch_size", b"batch_size", "dataset_manifest_path", b"dataset_manifest_path", "folder", b"folder", "gradient_accumulation", b"gradient_accumulation", "masked_loss", b"masked_loss", "max_step_saves_to_keep", b"max_step_saves_to_keep", "optimizer", b"optimizer", "resume", b"resume", "sample_every", b"sample_every", "sample_steps", b"sample_steps", "save_every", b"save_every", "saves", b"saves", "seed", b"seed", "start_from_path", b"start_from_path", "start_from_tenant", b"start_from_tenant", "tenant", b"tenant", "total_steps", b"total_steps", "training", b"training", "training_id", b"training_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dataset_manifest_path: _TypeAlias = _typing.Literal["dataset_manifest_path"]  # noqa: Y015
     _WhichOneofArgType__dataset_manifest_path: _TypeAlias = _typing.Literal["_dataset_manifest_path", b"_dataset_manifest_path"]  # noqa: Y015

@@ -1,0 +1,139 @@
+"""The service put together: what `__main__` runs and what the tests start."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from atelier.training.v1 import trainer_service_pb2_grpc, training_service_pb2_grpc
+
+from meshkit import db as meshdb
+from meshkit.auth import ServiceTokens
+from meshkit.bus import Bus
+from meshkit.channel import MeshChannel
+from meshkit.db import Database
+from meshkit.fetcher import Fetcher
+from meshkit.health import HealthPart, PartStates
+from meshkit.images.checks import ImageChecks
+from meshkit.lingers import TASK_EVENT_LINGER, TASKS_RELAY_LINGER
+from meshkit.loops import Loops, coalesced
+from meshkit.media_urls import MediaLinks
+from meshkit.metrics import serve_metrics
+from meshkit.objects import ObjectStore
+from meshkit.outbox import Relay
+from meshkit.server import build_server
+from meshkit.stored_bytes import StoredBytes
+from meshkit.topology import TRAINING
+from services.training.adapters import StoredAdapters
+from services.training.config import TrainingSettings
+from services.training.ends import TrainingEnds
+from services.training.events import JOB_ENDED, JOB_REQUEUED
+from services.training.inputs import SourceImages
+from services.training.job_calls import JobCalls
+from services.training.loops import TrainingMaintenance
+from services.training.notices import TrainingNotices
+from services.training.postgres.store import PostgresTrainingStore
+from services.training.reports import TrainerReports
+from services.training.service import TrainingsService
+from services.training.servicer import TrainerServicer, TrainingServicer
+from services.training.watch import TrainingWatchers
+
+DURABLE = "training-job-ends"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRuntime:
+    """A running service; its parts are for tests that call a loop's body themselves."""
+
+    address: str
+    maintenance: TrainingMaintenance
+    relay: Relay
+    database: Database
+    objects: ObjectStore
+
+
+async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRuntime:
+    """Start the service; the stack stops it.
+
+    Args:
+        settings: Its settings.
+        stack: Closed in reverse order at the end.
+    """
+    tokens = ServiceTokens.from_settings(settings, TRAINING.role, TRAINING.scopes)
+    await meshdb.migrate(settings.database_url.get_secret_value(), TRAINING.schema, TRAINING.migrations)
+    database = Database.from_settings(settings, schema=TRAINING.schema)
+    await database.open()
+    stack.push_async_callback(database.close)
+    bus = Bus(settings.nats_url.get_secret_value())
+    await bus.connect()
+    stack.push_async_callback(bus.close)
+    channel = MeshChannel(settings.tasks_address, tokens.token, max_message_bytes=settings.max_message_bytes)
+    stack.push_async_callback(channel.close)
+    objects = ObjectStore.from_settings(settings)
+    stack.push_async_callback(objects.close)
+    checks = ImageChecks.from_settings(settings)
+    stack.push_async_callback(checks.close)
+    stored = StoredBytes(objects, settings.tenant_storage_bytes)
+    stack.push_async_callback(stored.close)
+
+    store = PostgresTrainingStore(database, late_seconds=settings.training_sweep_delay_seconds)
+    relay = Relay(database, bus)
+    stack.push_async_callback(relay.close)
+    notices = TrainingNotices(bus, coalesced(relay.wake, TASKS_RELAY_LINGER))
+    jobs = JobCalls(channel, timeout_seconds=settings.training_timeout_seconds)
+    ends = TrainingEnds(store, notices)
+    adapters = StoredAdapters(objects, settings.shared_tenant)
+    fetcher = Fetcher.from_settings(settings)
+    trainings = TrainingsService(
+        store,
+        jobs=jobs,
+        ends=ends,
+        images=SourceImages(objects, fetcher, checks, stored, max_bytes=settings.training_input_bytes),
+        adapters=adapters,
+        fetcher=fetcher,
+        notices=notices,
+        clock=_now,
+        models=settings.trained_models,
+        most_waiting=settings.tenant_waiting_trainings,
+    )
+    reports = TrainerReports(store, jobs=jobs, adapters=adapters, notices=notices, clock=_now)
+    maintenance = TrainingMaintenance(
+        store, trainings=trainings, jobs=jobs, ends=ends, objects=objects, settings=settings
+    )
+    loops = Loops(*maintenance.loops(), relay.loop)
+    if settings.run_loops:
+        await stack.enter_async_context(loops)
+        consumer = await bus.consume_batches(DURABLE, (JOB_ENDED, JOB_REQUEUED), ends.batch, linger=TASK_EVENT_LINGER)
+        stack.callback(consumer.cancel)
+    links = MediaLinks.from_settings(settings)
+    parts = PartStates(
+        [
+            HealthPart("postgresql", database.ping),
+            HealthPart("object_store", objects.ping),
+            HealthPart("nats", bus.ping, essential=False),
+        ],
+        lambda: [f"loops/{name}" for name in loops.ailing],
+    )
+    server = build_server(
+        settings,
+        TRAINING,
+        [
+            (
+                training_service_pb2_grpc.add_TrainingServiceServicer_to_server,
+                TrainingServicer(trainings, TrainingWatchers(store, bus, links), links),
+            ),
+            (trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(reports)),
+        ],
+        parts,
+    )
+    await server.start()
+    stack.push_async_callback(server.stop)
+    page = serve_metrics(settings.metrics_port, settings.metrics_host)
+    if page is not None:
+        stack.callback(page.close)
+    return TrainingRuntime(server.address, maintenance, relay, database, objects)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

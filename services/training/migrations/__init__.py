@@ -1,0 +1,1 @@
+"""The schema `training`, one revision a change."""
