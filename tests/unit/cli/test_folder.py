@@ -69,6 +69,7 @@ def test_record_of_an_earlier_release_is_read(folder: DataFolder) -> None:
     assert plan(folder, folder.credentials(), gateway, ports).pages.keys() == {
         "tasks",
         "workflows",
+        "training",
         "worker",
         "gateway",
     }
