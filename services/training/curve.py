@@ -19,7 +19,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from services.training.domain import LossRecord, ValidationRecord
 
 WIDTH, HEIGHT = 960, 540
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 24, 64, 56
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 104, 64, 56
+_LINE = 14.0
 _TICKS = 5
 # A share of the highest losses of single steps may leave the picture: one bad step would flatten all others.
 _SHOWN_SHARE = 0.98
@@ -162,44 +163,67 @@ def _drawing(
     if not losses and not validation:
         text = "No step has been taken yet"
         return [], [*labels, _CurveLabel(WIDTH / 2, HEIGHT / 2, text, colours.faint, 15, "middle")]
-    buckets: dict[str, list[ValidationRecord]] = {}
-    for one in validation:
-        buckets.setdefault(one.bucket, []).append(one)
     scale = _scale(losses, validation)
-    strokes = []
+    strokes, named = _frame(scale, colours)
+    labels += named
+    losses = [one for one in losses if math.isfinite(one.loss)]
+    if losses:
+        x = float(_LEFT)
+        for text, points, colour, width in (
+            ("loss of a step", losses, colours.steps, 1.0),
+            ("smoothed", smoothed(losses), colours.smoothed, 2.2),
+        ):
+            strokes.append(_CurveStroke(_course(points, scale), colour, width))
+            strokes.append(_CurveStroke([(x, 47), (x + 18, 47)], colour, 3))
+            labels.append(_CurveLabel(x + 24, 51, text, colours.faint, 12))
+            x += 130
+    lines, named = _validation(validation, scale, colours)
+    return [*strokes, *lines], [*labels, *named]
+
+
+def _frame(scale: _CurveScale, colours: CurveColours) -> tuple[list[_CurveStroke], list[_CurveLabel]]:
+    """Return the lines and numbers behind the losses."""
+    strokes, labels = [], []
     for tick in _ticks(scale.low, scale.high):
         start, end = scale.place(scale.first, tick), scale.place(scale.last, tick)
         strokes.append(_CurveStroke([start, end], colours.grid, 1, dashed=True))
         labels.append(_CurveLabel(_LEFT - 10, start[1] + 4, f"{tick:g}", colours.faint, 12, "end"))
     for tick in _ticks(scale.first, scale.last):
         x, y = scale.place(tick, scale.low)
-        labels.append(_CurveLabel(x, y + 20, f"{round(tick)}", colours.faint, 12, "middle"))
+        labels.append(_CurveLabel(x, y + 20, f"{tick:g}", colours.faint, 12, "middle"))
     labels.append(_CurveLabel((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 12, "step", colours.faint, 12, "middle"))
-    legend: list[tuple[str, str]] = []
-    if losses:
-        strokes.append(_CurveStroke([scale.place(one.step, one.loss) for one in losses], colours.steps, 1))
-        course = [scale.place(one.step, one.loss) for one in smoothed(losses)]
-        strokes.append(_CurveStroke(course, colours.smoothed, 2.2))
-        legend += [("loss of a step", colours.steps), ("smoothed", colours.smoothed)]
+    return strokes, labels
+
+
+def _validation(
+    validation: Sequence[ValidationRecord], scale: _CurveScale, colours: CurveColours
+) -> tuple[list[_CurveStroke], list[_CurveLabel]]:
+    """Return the lines of the validation set, each named at its end."""
+    buckets: dict[str, list[ValidationRecord]] = {}
+    for one in validation:
+        if math.isfinite(one.loss):
+            buckets.setdefault(one.bucket, []).append(one)
+    strokes, labels = [], []
+    ends: list[tuple[float, str, str]] = []
     for index, (bucket, points) in enumerate(sorted(buckets.items())):
         colour = _VALIDATION_COLOURS[index % len(_VALIDATION_COLOURS)]
-        course = [scale.place(one.step, one.loss) for one in points]
-        strokes.append(
-            _CurveStroke(course if len(course) > 1 else [*course, (course[0][0] + 6, course[0][1])], colour, 2)
-        )
-        legend.append((f"validation, noise {bucket}", colour))
-    return _with_legend(strokes, labels, legend, colours)
-
-
-def _with_legend(
-    strokes: list[_CurveStroke], labels: list[_CurveLabel], legend: Sequence[tuple[str, str]], colours: CurveColours
-) -> tuple[list[_CurveStroke], list[_CurveLabel]]:
-    x = float(_LEFT)
-    for text, colour in legend:
-        strokes.append(_CurveStroke([(x, 47), (x + 18, 47)], colour, 3))
-        labels.append(_CurveLabel(x + 24, 51, text, colours.faint, 12))
-        x += 38 + 6.3 * len(text)
+        course = _course(points, scale)
+        strokes.append(_CurveStroke(course, colour, 2))
+        ends.append((course[-1][1], f"noise {bucket}", colour))
+    if ends:
+        text = "on the right: loss on the validation set, by noise"
+        labels.append(_CurveLabel(_LEFT + 260, 51, text, colours.faint, 12))
+    lowest = 0.0
+    for y, text, colour in sorted(ends):
+        lowest = max(y + 4, lowest + _LINE)  # below the name before
+        labels.append(_CurveLabel(WIDTH - _RIGHT + 8, lowest, text, colour, 12))
     return strokes, labels
+
+
+def _course(points: Sequence[LossRecord | ValidationRecord], scale: _CurveScale) -> list[tuple[float, float]]:
+    """Return the line through points; a single one is a short dash."""
+    course = [scale.place(one.step, one.loss) for one in points]
+    return course if len(course) > 1 else [*course, (course[0][0] + 8, course[0][1])]
 
 
 def _scale(losses: Sequence[LossRecord], validation: Sequence[ValidationRecord]) -> _CurveScale:

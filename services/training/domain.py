@@ -228,7 +228,10 @@ def training_progress(step: int, total_steps: int) -> float:
 def with_lines(logs: str, lines: Sequence[str]) -> str:
     """Return a log with more lines at its end, and without its first where it would be too long."""
     whole = logs.removeprefix(_CUT) + "".join(f"{line.rstrip()}\n" for line in lines if line.strip())
-    if len(whole) <= MAX_LOG_LENGTH:
-        return _CUT + whole if logs.startswith(_CUT) else whole
-    tail = whole[len(_CUT) - MAX_LOG_LENGTH :]
-    return _CUT + tail[tail.find("\n") + 1 :]
+    if len(whole) <= MAX_LOG_LENGTH and not logs.startswith(_CUT):
+        return whole
+    most = MAX_LOG_LENGTH - len(_CUT)
+    if len(whole) > most:
+        whole = whole[-most:]
+        whole = whole[whole.find("\n") + 1 :]
+    return _CUT + whole

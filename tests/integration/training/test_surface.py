@@ -313,7 +313,12 @@ async def test_an_adapter_to_start_from_is_one_of_the_library(mesh: Mesh) -> Non
         refused = await client.post(PATH, params={"start_from": wrong}, json=body)
         assert (refused.status_code, refused.json()["detail"][0]["loc"]) == (422, ["query", "start_from"])
     await mesh.put("loras/product/old.safetensors", b"x", "shared")
-    query = {"start_from": "product/old.safetensors", "seed": 7, "masked_loss": "true", "priority": 5}
+    query: dict[str, str | int] = {
+        "start_from": "product/old.safetensors",
+        "seed": 7,
+        "masked_loss": "true",
+        "priority": 5,
+    }
     assert (await client.post(PATH, params=query, json=body)).json()["priority"] == 5
     _, spec = await (await mesh.trainer()).begin()
     assert (spec.start_from_path, spec.start_from_tenant) == ("loras/product/old.safetensors", "shared")
