@@ -1,6 +1,10 @@
 """The documented endpoints of trainings, row by row: members, defaults, nulls, refusals, lists, tenants."""
 
+import base64
+import io
 from typing import Any
+
+from PIL import Image
 
 from tests.integration.training.conftest import PATH, Mesh, StartMesh, data_url, unknown
 
@@ -261,11 +265,6 @@ async def test_data_becomes_objects_and_never_comes_back_as_bytes(mesh: Mesh) ->
 
 
 async def test_large_images_come_by_the_upload_door(mesh: Mesh) -> None:
-    import base64  # noqa: PLC0415 -- for this test alone
-    import io  # noqa: PLC0415
-
-    from PIL import Image  # noqa: PLC0415
-
     out = io.BytesIO()
     Image.effect_noise((1200, 1200), 90).save(out, "PNG")
     shown = await mesh.create(source_images=[base64.b64encode(out.getvalue()).decode()])

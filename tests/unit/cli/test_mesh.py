@@ -19,19 +19,20 @@ from meshkit import topology
 ROLES = {spec.role for spec in topology.SERVICES}
 # By setting: which of these services are to know it.
 KNOWN_TO: Mapping[str, set[str]] = {
-    "ATELIER_DATABASE_URL": {"tasks", "workflows"},
-    "ATELIER_NATS_URL": {"tasks", "workflows", "worker"},
-    "ATELIER_S3_ENDPOINT": {"tasks", "workflows", "worker", "gateway"},
-    "ATELIER_S3_ACCESS_KEY": {"tasks", "workflows", "worker", "gateway"},
-    "ATELIER_S3_SECRET_KEY": {"tasks", "workflows", "worker", "gateway"},
-    "ATELIER_S3_BUCKET": {"tasks", "workflows", "worker", "gateway"},
-    "ATELIER_AUTH_SECRET": {"tasks", "workflows", "worker", "gateway"},
-    "ATELIER_TASKS_ADDRESS": {"workflows", "worker", "gateway"},
+    "ATELIER_DATABASE_URL": {"tasks", "workflows", "training"},
+    "ATELIER_NATS_URL": {"tasks", "workflows", "training", "worker"},
+    "ATELIER_S3_ENDPOINT": {"tasks", "workflows", "training", "worker", "gateway"},
+    "ATELIER_S3_ACCESS_KEY": {"tasks", "workflows", "training", "worker", "gateway"},
+    "ATELIER_S3_SECRET_KEY": {"tasks", "workflows", "training", "worker", "gateway"},
+    "ATELIER_S3_BUCKET": {"tasks", "workflows", "training", "worker", "gateway"},
+    "ATELIER_AUTH_SECRET": {"tasks", "workflows", "training", "worker", "gateway"},
+    "ATELIER_TASKS_ADDRESS": {"workflows", "training", "worker", "gateway"},
     "ATELIER_WORKFLOWS_ADDRESS": {"gateway"},
+    "ATELIER_TRAINING_ADDRESS": {"gateway"},
 }
 SERVERS = {"nats", "postgres", "s3"}
 # A service that is not among them is held to its entry in the table.
-STATED = {"tasks", "workflows", "worker", "gateway"}
+STATED = {"tasks", "workflows", "training", "worker", "gateway"}
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +84,10 @@ def test_what_the_user_names_reaches_those_alone_that_use_it(tmp_path: Path, mon
         "ATELIER_S3_SECRET_KEY_FILE": KNOWN_TO["ATELIER_S3_SECRET_KEY"],
         "ATELIER_DATABASE_URL_FILE": KNOWN_TO["ATELIER_DATABASE_URL"],
         "ATELIER_WORKER_TOKEN": {"worker"},
-        "ATELIER_MEDIA_SECRET": {"gateway", "tasks"},
+        "ATELIER_MEDIA_SECRET": {"gateway", "tasks", "training"},
         "ATELIER_MODEL": {"worker"},
         # No secret, and read by those who know it.
-        "ATELIER_LOG_LEVEL": {"tasks", "workflows", "worker", "gateway"},
+        "ATELIER_LOG_LEVEL": {"tasks", "workflows", "training", "worker", "gateway"},
     }
     for name in known_to:
         monkeypatch.setenv(name, f"the user's {name}")
