@@ -72,8 +72,11 @@ ORDER BY n.tenant, n.priority DESC, n.created_at, n.id
 
 # With the answer to whether one of some gates is not at rest, which is looked up once.
 _TRUSTING_CANDIDATES = CANDIDATES.replace(
-    "n.bytes\nFROM", f"n.bytes, EXISTS (SELECT FROM provider_gates g WHERE {RESTLESS} AND {NAMED_BY} = ANY(%b))\nFROM"
+    "\nFROM unnest",
+    f", EXISTS (SELECT FROM provider_gates g WHERE {RESTLESS} AND {NAMED_BY} = ANY(%b))\nFROM unnest",
+    1,
 )
+_FIELDS = len(Candidate._fields)
 
 # A locked row is being cancelled or changed: the next round sees the result. A task that was moved to another queue or
 # provider since it was read is not leased. Rows are locked one at a time and changed where they were found, so that no
@@ -204,9 +207,9 @@ class PostgresRound:
             if confirmed is None
             else {PollEntry(session, number): draining for session, number, draining in await confirmed.fetchall()},
             [Contender._make(row) for row in await contenders.fetchall()],
-            [Candidate._make(row[:9]) for row in candidates],
+            [Candidate._make(row[:_FIELDS]) for row in candidates],
             None if asked is None or gates is None else await self._gates.view(asked, gates.lanes),
-            bool(trusted and candidates and candidates[0][9]),
+            bool(trusted and candidates and candidates[0][_FIELDS]),
         )
 
     async def write_gates(
