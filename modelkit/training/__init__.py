@@ -7,9 +7,11 @@ is whole, and is asked between two steps whether to stop.
 - `plan` `dataset` `watching` `errors`: the plan, the pictures, what a caller hears and answers, failures; free of torch
 - `profile` fits a plan to its model's card; free of torch
 - `encoding` turns captions and pictures into what the network reads, with one model in memory at a time
-- `network` loads the transformer and its adapter, `flow` is the objective, `batches` the order of the pictures
+- `network` loads the transformer and its adapter, `flow` has the noise levels and the distance, `batches` the order of
+  the pictures
+- `objective` is the loss of a step, `priors` what the model drew before and is to keep, `optimizing` the optimiser
 - `sampling` draws pictures while the network trains, `validation` measures it on noise that stays the same
-- `state` writes what a run goes on from exactly, `adapterfile` writes the result
+- `state` writes what a run goes on from exactly, `adapterfile` writes the result, `files` puts both in place whole
 - `trainer` is the run
 
 Files appear whole: written beside their place, synced, renamed. A run that was stopped anywhere and resumed from its
