@@ -24,9 +24,15 @@ from meshkit.worker.lora_cache import LoraCache
 from modelkit.training.dataset import Dataset
 from models.garments.catalogue import GarmentFacts
 from models.garments.draw import draw
-from services.training.trainer.dataset.domain import DatasetRefused, DatasetRequest, MadeDataset, StageReport
+from services.training.trainer.dataset.domain import (
+    DatasetFailed,
+    DatasetRefused,
+    DatasetRequest,
+    MadeDataset,
+    StageReport,
+)
 from services.training.trainer.dataset.making import CaptionWriter, make_dataset
-from services.training.trainer.dataset.preparing import PictureWork
+from services.training.trainer.dataset.preparing import PictureChildLostError, PictureWork
 from services.training.trainer.dataset.transforms import parse_transforms
 
 PHOTO = Path(__file__).parents[2] / "unit" / "modelkit" / "data" / "astronaut.jpg"
@@ -282,20 +288,34 @@ async def test_a_store_that_is_away_is_no_fault_of_the_pictures(maker: Maker) ->
     assert caught.value.kind is ErrorKind.UNAVAILABLE
 
 
-async def test_a_picture_that_takes_too_long_is_rejected(maker: Maker) -> None:
-    maker.store.objects = {"a.png": saved(drawn(1))}
-    with pytest.raises(DatasetRefused, match=r"a\.png cannot be worked on: it takes too long"):
-        await maker.make(["a.png"], work=_Hasty())
+class Losing(PictureWork):
+    """Loses its first child over the second picture."""
 
-
-class _Hasty(PictureWork):
-    """Gives a picture no time once it is begun."""
+    def __init__(self) -> None:
+        super().__init__(threads=1)
+        self.lost = False
 
     async def _events(self, job: dict[str, Any], work: Path) -> Any:
         async for event in super()._events(job, work):
-            if event["event"] == "begun":
-                self._seconds = 0.0
             yield event
+            if not self.lost and (event["event"], event.get("index")) == ("begun", 1):
+                self.lost = True
+                raise PictureChildLostError(1, "it is damaged, or needs too much memory")
+
+
+async def test_a_picture_that_a_child_dies_of_is_rejected_and_the_others_are_used(maker: Maker) -> None:
+    maker.store.objects = {f"in/{n}.png": saved(drawn(n)) for n in range(3)}
+    made = await maker.make(list(maker.store.objects), work=Losing())
+    assert [(one.name, one.reason) for one in made.rejects] == [
+        ("1.png", "cannot be worked on: it is damaged, or needs too much memory")
+    ]
+    assert made.pictures == 2
+
+
+async def test_a_child_that_says_nothing_is_the_workers_failure(maker: Maker) -> None:
+    maker.store.objects = {"a.png": saved(drawn(1))}
+    with pytest.raises(DatasetFailed, match="could not be worked on"):
+        await maker.make(["a.png"], work=PictureWork(threads=1, seconds=0))
 
 
 async def test_a_cancelled_making_leaves_no_process_and_no_work(maker: Maker) -> None:

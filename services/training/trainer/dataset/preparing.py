@@ -56,8 +56,13 @@ class PreparedPictures:
     rejected: dict[int, str] = field(default_factory=dict)
 
 
-class _ChildLostError(Exception):
-    """The child ended early, while it worked on a picture; None where it had begun none."""
+class PictureChildLostError(Exception):
+    """The child ended early.
+
+    Args:
+        index: The picture that it worked on; None where it had begun none.
+        cause: Why, as what is said of that picture.
+    """
 
     def __init__(self, index: int | None, cause: str) -> None:
         super().__init__(cause)
@@ -114,7 +119,7 @@ class PictureWork:
             }
             try:
                 found = await self._prepared(job, work, len(left), done)
-            except _ChildLostError as loss:
+            except PictureChildLostError as loss:
                 if loss.index is None or len(lost) == _MOST_LOSSES:
                     raise DatasetFailed("The pictures could not be worked on.") from None
                 lost[loss.index] = f"cannot be worked on: {loss}"
@@ -141,7 +146,7 @@ class PictureWork:
                         told[event["index"]] = event["text"]
                         await done("captioning", len(told), len(looks))
                 break
-            except _ChildLostError as loss:
+            except PictureChildLostError as loss:
                 if loss.index is None:
                     break
                 left.pop(loss.index)
@@ -166,7 +171,7 @@ class PictureWork:
         """Yield what the child tells.
 
         Raises:
-            _ChildLostError: It ended early.
+            PictureChildLostError: It ended early.
             DatasetFailed: It cannot work here.
         """
         file = work / "job.json"
@@ -189,7 +194,7 @@ class PictureWork:
                     async with asyncio.timeout(self._seconds):
                         line = await process.stdout.readline()
                 except TimeoutError:
-                    raise _ChildLostError(index, "it takes too long") from None
+                    raise PictureChildLostError(index, "it takes too long") from None
                 if not line:
                     break
                 event: dict[str, Any] = json.loads(line)
@@ -199,8 +204,8 @@ class PictureWork:
                     index = event["index"]
                 yield event
             if await process.wait() != 0:
-                raise _ChildLostError(index, "it is damaged, or needs too much memory")
-        except _ChildLostError as loss:
+                raise PictureChildLostError(index, "it is damaged, or needs too much memory")
+        except PictureChildLostError as loss:
             _log.warning("dataset_child_lost", picture=loss.index, cause=str(loss), status=process.returncode)
             raise
         finally:
