@@ -48,7 +48,7 @@ def measure(setting: Setting) -> Iterator[Figure]:
         numbers = sum(parameter.numel() for parameter in parameters)
         yield Figure("numbers of the adapter", numbers / 1e6, "million", f"rank {RANK}, {len(network.layers)} layers")
         optimizer, name = make_optimizer(plan.optimizer, parameters, plan.learning_rate, device)
-        run = _Steps(setting, network, plan, optimizer, parameters)
+        run = _TrainingSteps(setting, network, plan, optimizer, parameters)
         sides = (setting.scale.side // 2, setting.scale.side)
         eager = {side: run.take(side) for side in sides}
         for side, taken in eager.items():
@@ -87,7 +87,7 @@ class _Taken:
             yield Figure(f"{size}: most memory that torch held", self.gib, "GiB", note)
 
 
-class _Steps:
+class _TrainingSteps:
     """Takes steps as a training does."""
 
     def __init__(
