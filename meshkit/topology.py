@@ -135,7 +135,7 @@ TRAINER = ServiceSpec(
     module="services.training.trainer",
     scopes=(WORKER,),
     calls=("tasks", "training"),
-    joins=NATS | OBJECTS | TOKENS | {"ATELIER_MODEL", "ATELIER_WORKER_TOKEN"},
+    joins=NATS | OBJECTS | TOKENS | {"ATELIER_MODEL", "ATELIER_WORKER_TOKEN", "ATELIER_CAPTION_KEY"},
 )
 GATEWAY = ServiceSpec(
     role="gateway",
@@ -145,7 +145,7 @@ GATEWAY = ServiceSpec(
     fronts=True,
 )
 
-SERVICES: tuple[ServiceSpec, ...] = (TASKS, WORKFLOWS, TRAINING, INFERENCE, GATEWAY)
+SERVICES: tuple[ServiceSpec, ...] = (TASKS, WORKFLOWS, TRAINING, INFERENCE, TRAINER, GATEWAY)
 
 
 def by_role(role: str) -> ServiceSpec:

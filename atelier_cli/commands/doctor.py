@@ -27,7 +27,7 @@ from atelier_cli.terminal import out
 
 _GIB: Final = 1024**3
 _DISK_GIB: Final = 2.0
-# Servers and services take 0.6 GiB, the worker with the shipped model 1.2 GiB.
+# Servers and services take 0.8 GiB, the worker with the shipped model 1.2 GiB, a training of it 0.5 GiB.
 _MEMORY_GIB: Final = 3.0
 # Runs in a process of its own: to import torch takes seconds, and a broken driver must not end the doctor.
 _TORCH_PROGRAM: Final = (

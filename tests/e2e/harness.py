@@ -27,9 +27,10 @@ T = TypeVar("T")
 
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
 ATELIER = (sys.executable, "-m", "atelier_cli")
-# A worker of NOOP tasks alone: its child imports no torch and starts at once.
+# A worker of NOOP tasks alone: its child imports no torch and starts at once. There is no trainer.
 NOOP_ENVIRONMENT = {
     "ATELIER_ENABLE_NOOP": "true",
+    "ATELIER_TRAINER": "off",
     "ATELIER_WORKER_TASK_TYPES": "NOOP",
     "ATELIER_WORKER_SLOTS": "4",
     "ATELIER_LEASE_TTL_SECONDS": "3",
@@ -42,6 +43,7 @@ NOOP_ENVIRONMENT = {
 
 # A worker of all types on the processor; models are loaded within the first step.
 DEVICE_ENVIRONMENT = {
+    "ATELIER_TRAINER": "on",
     "ATELIER_WORKER_TASK_TYPES": "",
     "ATELIER_WORKER_SLOTS": "1",
     "ATELIER_DEVICE": "cpu",

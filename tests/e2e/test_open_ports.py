@@ -15,7 +15,7 @@ TENANT = "walled"
 
 @pytest.fixture(scope="module")
 def walled(start_mesh: Callable[..., RunningMesh]) -> RunningMesh:
-    return start_mesh()
+    return start_mesh(ATELIER_TRAINER="on")
 
 
 def picture() -> bytes:

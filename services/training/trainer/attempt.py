@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ from services.training.trainer.dataset.manifest import MANIFEST
 from services.training.trainer.keeping import Keeping, WholeFile, WholeThing
 from services.training.trainer.leftovers import numbered, remove_leftovers
 from services.training.trainer.planning import dataset_request, training_plan
-from services.training.trainer.prepared import bring_back, download, files_of, images_of, rejects_of
+from services.training.trainer.prepared import ObjectMissing, bring_back, download, files_of, images_of, rejects_of
 from services.training.trainer.service_calls import TrainerCalls
 from services.training.trainer.telling import StepReports
 
@@ -135,15 +136,11 @@ class TrainingAttempt:
         base = await tools.models.find(spec.training.base_model_path)
         await remove_leftovers(tools.objects, spec, self._ref.attempt)
         dataset = self._folder / DATASET_FOLDER
-        if spec.HasField("dataset_manifest_path"):
-            await bring_back(tools.objects, spec.tenant, spec.dataset_manifest_path, dataset)
-        else:
+        if not (spec.HasField("dataset_manifest_path") and await self._found(self._bring_dataset(dataset), dataset)):
             await self._make_dataset(base, dataset)
-        start_from = None
-        if spec.HasField("resume"):
-            (self._folder / RESUME).mkdir()
-            for path in spec.resume.objects:
-                await download(tools.objects, spec.tenant, path, self._folder / RESUME / path.rpartition("/")[2])
+        start_from, resume = None, self._folder / RESUME
+        if spec.HasField("resume") and await self._found(self._bring_state(resume), resume):
+            _log.info("training_resumes", job_id=self._ref.job_id, step=spec.resume.step)
         elif spec.HasField("start_from_path"):
             start_from = self._folder / "start.safetensors"
             await download(tools.objects, spec.start_from_tenant or spec.tenant, spec.start_from_path, start_from)
@@ -153,16 +150,40 @@ class TrainingAttempt:
             raise TaskFailed(failed.message, ERROR_CATEGORY_VALIDATION, retryable=False) from failed
         (self._folder / PLAN).write_text(plan.to_json(), "utf-8")
 
+    async def _bring_dataset(self, dataset: Path) -> None:
+        await bring_back(self._tools.objects, self._spec.tenant, self._spec.dataset_manifest_path, dataset)
+
+    async def _bring_state(self, resume: Path) -> None:
+        for path in self._spec.resume.objects:
+            await download(self._tools.objects, self._spec.tenant, path, resume / path.rpartition("/")[2])
+
+    async def _found(self, work: Awaitable[None], folder: Path) -> bool:
+        """Tell whether what an earlier attempt has stored is still there: a restored database may name more.
+
+        Without it, the attempt does again what that one has done.
+        """
+        try:
+            await work
+        except ObjectMissing:
+            part = "state" if folder.name == RESUME else "dataset"
+            _log.warning("training_object_missing", job_id=self._ref.job_id, part=part)
+            self._reports.noted(f"The {part} of an earlier attempt is not in the store any more; it is made anew.")
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            return False
+        return True
+
     async def _make_dataset(self, base: TrainableModel, local: Path) -> None:
         spec, tools = self._spec, self._tools
         try:
-            made = await make_dataset(
-                dataset_request(spec, base, tools.settings),
-                local,
-                tenant=spec.tenant,
-                inputs=tools.inputs,
-                report=self._staged,
-                captions=tools.captions,
+            made = await _ungrouped(
+                make_dataset(
+                    dataset_request(spec, base, tools.settings),
+                    local,
+                    tenant=spec.tenant,
+                    inputs=tools.inputs,
+                    report=self._staged,
+                    captions=tools.captions,
+                )
             )
         except DatasetRefused as refused:
             raise TaskFailed(refused.message, ERROR_CATEGORY_VALIDATION, retryable=False) from refused
@@ -354,6 +375,17 @@ class TrainingAttempt:
             pausing.cancel()
             doing.cancel()
             await asyncio.gather(doing, pausing, return_exceptions=True)
+
+
+async def _ungrouped(work: Awaitable[_T]) -> _T:
+    """Await work that does several things at once, and raise the first of what its parts raise."""
+    try:
+        return await work
+    except BaseExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 def _sha256(file: Path) -> str:

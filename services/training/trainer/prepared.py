@@ -11,7 +11,7 @@ from typing import Any, Final
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE
 from atelier.training.v1.training_pb2 import DatasetImage, RejectedImage
 
-from meshkit.errors import TRANSIENT, MeshError
+from meshkit.errors import TRANSIENT, ErrorKind, MeshError
 from meshkit.objects import ObjectStore
 from meshkit.worker.handlers import TaskFailed
 from meshkit.worker.pacing import Pauses
@@ -23,7 +23,12 @@ _AT_ONCE: Final = 4
 _TRIES: Final = 4
 _MOST_IMAGES: Final = 2_000  # bound of NoteDatasetRequest.images
 _MOST_REJECTS: Final = 500
+_UNREAD: Final = "A file of the training could not be read from the store."
 _TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp", ".json": "application/json"}
+
+
+class ObjectMissing(TaskFailed):
+    """An object of the training is not in the store any more."""
 
 
 def files_of(names: Iterable[str], local: Path, folder: str) -> list[WholeFile]:
@@ -56,7 +61,8 @@ async def bring_back(objects: ObjectStore, tenant: str, manifest_path: str, loca
     """Make the dataset that an earlier attempt has stored a local folder.
 
     Raises:
-        TaskFailed: It is not there, or not one.
+        ObjectMissing: A file of it is not there.
+        TaskFailed: It is not one.
     """
     folder = manifest_path.removesuffix(MANIFEST)
     await download(objects, tenant, folder + DATASET, local / DATASET)
@@ -80,16 +86,18 @@ async def download(objects: ObjectStore, tenant: str, path: str, target: Path, p
     """Bring an object to the disk.
 
     Raises:
-        TaskFailed: It is not there, or the store does not answer; RESOURCE.
+        ObjectMissing: It is not there.
+        TaskFailed: The store does not answer, or refuses; RESOURCE.
     """
     pauses = pauses or Pauses()
     for tried in range(1, _TRIES + 1):
         try:
             await objects.download(tenant, path, target)  # which makes the folders above it
         except MeshError as error:
+            if error.kind is ErrorKind.NOT_FOUND:
+                raise ObjectMissing(_UNREAD, ERROR_CATEGORY_RESOURCE, retryable=False) from error
             if error.kind not in TRANSIENT or tried == _TRIES:
-                message = "A file of the training could not be read from the store."
-                raise TaskFailed(message, ERROR_CATEGORY_RESOURCE, error.kind in TRANSIENT) from error
+                raise TaskFailed(_UNREAD, ERROR_CATEGORY_RESOURCE, error.kind in TRANSIENT) from error
             await pauses.after(tried)
         else:
             return

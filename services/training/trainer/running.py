@@ -110,6 +110,7 @@ class JobWatcher:
     def __init__(self, context: LongContext, folder: Path) -> None:
         self._context = context
         self._folder = folder
+        self._puts = 0
 
     def stopping(self) -> Stop | None:
         """Tell whether to stop."""
@@ -167,11 +168,11 @@ class JobWatcher:
 
     def _put(self, file: Path, name: str) -> str:
         """Link a file that is whole into the parent's folder; a file is written anew there, never changed in place."""
-        target = self._folder / OUT / name
+        self._puts += 1  # at a drain the state of one step is kept twice, and the parent may be at work on the first
+        target = self._folder / OUT / f"{self._puts}-{name}"
         target.parent.mkdir(exist_ok=True)
-        target.unlink(missing_ok=True)
         os.link(file, target)
-        return f"{OUT}/{name}"
+        return f"{OUT}/{target.name}"
 
     def _say(self, kind: str, **facts: Any) -> None:
         self._context.say(kind, json.dumps(facts))

@@ -71,6 +71,7 @@ def test_record_of_an_earlier_release_is_read(folder: DataFolder) -> None:
         "workflows",
         "training",
         "worker",
+        "trainer",
         "gateway",
     }
 
@@ -88,7 +89,10 @@ def test_every_role_is_planned_and_an_external_server_is_left_out(
 ) -> None:
     gateway, ports = choose_ports(free_ports(1)[0], None)
     mesh = plan(folder, folder.credentials(), gateway, ports)
-    assert set(mesh.servers) == {"postgres", "nats", "s3", "tasks", "workflows", "training", "worker", "gateway"}
+    assert set(mesh.servers) == {
+        *("postgres", "nats", "s3"),
+        *("tasks", "workflows", "training", "worker", "trainer", "gateway"),
+    }
     monkeypatch.setenv("ATELIER_DATABASE_URL", "postgresql://elsewhere/atelier")
     mesh = plan(folder, folder.credentials(), gateway, ports)
     assert "postgres" not in mesh.servers

@@ -18,21 +18,22 @@ from meshkit import topology
 
 ROLES = {spec.role for spec in topology.SERVICES}
 # By setting: which of these services are to know it.
+OWNERS, WORKERS = {"tasks", "workflows", "training"}, {"worker", "trainer"}
 KNOWN_TO: Mapping[str, set[str]] = {
-    "ATELIER_DATABASE_URL": {"tasks", "workflows", "training"},
-    "ATELIER_NATS_URL": {"tasks", "workflows", "training", "worker"},
-    "ATELIER_S3_ENDPOINT": {"tasks", "workflows", "training", "worker", "gateway"},
-    "ATELIER_S3_ACCESS_KEY": {"tasks", "workflows", "training", "worker", "gateway"},
-    "ATELIER_S3_SECRET_KEY": {"tasks", "workflows", "training", "worker", "gateway"},
-    "ATELIER_S3_BUCKET": {"tasks", "workflows", "training", "worker", "gateway"},
-    "ATELIER_AUTH_SECRET": {"tasks", "workflows", "training", "worker", "gateway"},
-    "ATELIER_TASKS_ADDRESS": {"workflows", "training", "worker", "gateway"},
+    "ATELIER_DATABASE_URL": OWNERS,
+    "ATELIER_NATS_URL": OWNERS | WORKERS,
+    "ATELIER_S3_ENDPOINT": OWNERS | WORKERS | {"gateway"},
+    "ATELIER_S3_ACCESS_KEY": OWNERS | WORKERS | {"gateway"},
+    "ATELIER_S3_SECRET_KEY": OWNERS | WORKERS | {"gateway"},
+    "ATELIER_S3_BUCKET": OWNERS | WORKERS | {"gateway"},
+    "ATELIER_AUTH_SECRET": OWNERS | WORKERS | {"gateway"},
+    "ATELIER_TASKS_ADDRESS": {"workflows", "training", "gateway"} | WORKERS,
     "ATELIER_WORKFLOWS_ADDRESS": {"gateway"},
-    "ATELIER_TRAINING_ADDRESS": {"gateway"},
+    "ATELIER_TRAINING_ADDRESS": {"trainer", "gateway"},
 }
 SERVERS = {"nats", "postgres", "s3"}
 # A service that is not among them is held to its entry in the table.
-STATED = {"tasks", "workflows", "training", "worker", "gateway"}
+STATED = OWNERS | WORKERS | {"gateway"}
 
 
 @pytest.fixture(autouse=True)
@@ -83,11 +84,12 @@ def test_what_the_user_names_reaches_those_alone_that_use_it(tmp_path: Path, mon
         **KNOWN_TO,
         "ATELIER_S3_SECRET_KEY_FILE": KNOWN_TO["ATELIER_S3_SECRET_KEY"],
         "ATELIER_DATABASE_URL_FILE": KNOWN_TO["ATELIER_DATABASE_URL"],
-        "ATELIER_WORKER_TOKEN": {"worker"},
+        "ATELIER_WORKER_TOKEN": WORKERS,
         "ATELIER_MEDIA_SECRET": {"gateway", "tasks", "training"},
-        "ATELIER_MODEL": {"worker"},
+        "ATELIER_MODEL": WORKERS,
+        "ATELIER_CAPTION_KEY": {"trainer"},
         # No secret, and read by those who know it.
-        "ATELIER_LOG_LEVEL": {"tasks", "workflows", "training", "worker", "gateway"},
+        "ATELIER_LOG_LEVEL": STATED,
     }
     for name in known_to:
         monkeypatch.setenv(name, f"the user's {name}")
@@ -168,3 +170,11 @@ def test_file_of_a_setting_that_cannot_be_read_is_told_in_a_sentence(
     monkeypatch.setenv("ATELIER_NATS_URL_FILE", str(tmp_path / "none"))
     with pytest.raises(CliError, match=r"ATELIER_NATS_URL_FILE names .*none, which cannot be read: No such file"):
         mesh_on(tmp_path)
+
+
+def test_a_mesh_that_is_told_not_to_train_has_no_trainer_and_still_knows_the_processes_of_one(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    folder.make()
+    ports = choose_ports(free_ports(1)[0], None)
+    assert plan(folder, folder.credentials(), *ports, trainer=False).servers.keys() & ROLES == ROLES - {"trainer"}
+    assert plan(folder, folder.credentials(), *ports).servers.keys() & ROLES == ROLES

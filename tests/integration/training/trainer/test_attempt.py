@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from meshkit.worker.handlers import Output, TaskCancelled, TaskFailed
 from tests.integration.training.trainer.conftest import FOLDER, Owner, TrainerRig, picture
 
+CHILD_OF_PICTURES = "services.training.trainer.dataset.child"
 PICTURES = {"a": picture(1), "b": picture(2), "c": picture(3)}
 
 
@@ -87,13 +89,48 @@ async def test_attempts_that_are_killed_and_paused_end_with_the_weights_of_one_t
     assert not left, "what the first training stored is unknown to the other one, and older than its attempts"
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_training_that_is_killed_at_three_random_moments_ends_with_the_same_weights(
+    rig: TrainerRig, seed: int
+) -> None:
+    moments = random.Random(seed)
+    unbroken, broken = Owner(), Owner()
+    await rig.upload(unbroken, **PICTURES)
+    broken.spec.training.source_images.extend(unbroken.spec.training.source_images)
+    unbroken.spec.total_steps = broken.spec.total_steps = 40
+    await rig.begin(unbroken)
+    expected = await weights(rig, unbroken, rig.folder / "unbroken.safetensors")
+    for _ in range(3):
+        broken.stepped.clear()
+        attempt = rig.begin(broken)
+        if moments.random() < 0.8:  # else while the child starts
+            await broken.stepped.wait()
+        await asyncio.sleep(moments.uniform(0, 2))
+        while (pid := rig.processes[-1].pid) is None:
+            assert not attempt.done()
+            await asyncio.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(TaskFailed):
+            await attempt
+    await rig.begin(broken)
+    assert sorted(set(broken.steps)) == list(range(1, 41))
+    resumed = await weights(rig, broken, rig.folder / "broken.safetensors")
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def children() -> set[int]:
+    """Processes that train, or look at pictures, for this one."""
+    found = psutil.Process().children(recursive=False)
+    return {one.pid for one in found if {"services.training.trainer.child", CHILD_OF_PICTURES} & set(one.cmdline())}
+
+
 async def cancelled(rig: TrainerRig, attempt: asyncio.Task[Output]) -> None:
-    children = psutil.Process().children(recursive=True)
     attempt.cancel()
     with pytest.raises(asyncio.CancelledError):
         await attempt
     assert rig.processes[-1].pid is None
-    assert not [child for child in children if child.is_running() and "trainer" in " ".join(child.cmdline())]
+    assert not children()
 
 
 async def test_an_attempt_that_is_cancelled_among_its_pictures_leaves_no_process_and_no_object(rig: TrainerRig) -> None:

@@ -17,6 +17,7 @@ class FakeStore:
         self.objects: dict[str, bytes] = {}
         self.written: list[str] = []
         self.faults: list[MeshError] = []
+        self.missing: MeshError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -31,6 +32,8 @@ class FakeStore:
     async def download(self, tenant: str, path: str, dest: Path) -> ObjectInfo:
         if self.faults:
             raise self.faults.pop(0)
+        if path not in self.objects and self.missing is not None:
+            raise self.missing
 
         def write() -> None:
             dest.parent.mkdir(parents=True, exist_ok=True)

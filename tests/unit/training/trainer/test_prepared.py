@@ -8,7 +8,7 @@ from meshkit.errors import not_found, unavailable
 from meshkit.objects import ObjectStore
 from meshkit.worker.handlers import TaskFailed
 from meshkit.worker.pacing import Pauses
-from services.training.trainer.prepared import bring_back, download, files_of, images_of
+from services.training.trainer.prepared import ObjectMissing, bring_back, download, files_of, images_of
 from tests.unit.training.trainer.fakes import FakeStore, no_pause
 
 
@@ -84,6 +84,6 @@ async def test_a_store_that_is_away_is_asked_again_and_given_up_after_some_tries
         await download(objects, "acme", "a", tmp_path / "a", pauses)
     assert failed.value.retryable
     store.faults = [not_found("object", "a")]
-    with pytest.raises(TaskFailed) as failed:
+    with pytest.raises(ObjectMissing) as failed:
         await download(objects, "acme", "a", tmp_path / "a", pauses)
     assert not failed.value.retryable

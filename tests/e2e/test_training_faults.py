@@ -1,0 +1,172 @@
+"""Trainings while their trainer is killed, stopped and drained, and trainings that are cancelled."""
+
+import base64
+import io
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from models.garments.catalogue import GarmentFacts
+from models.garments.draw import draw
+from tests.e2e.harness import RunningMesh, children, until
+
+STEPS = 40
+TERMS = {
+    "ATELIER_TRAINER": "on",
+    "ATELIER_DEVICE": "cpu",
+    "ATELIER_TORCH_THREADS": "1",
+    "ATELIER_TRAINER_STATE_SECONDS": "0.2",
+    "ATELIER_TRAINER_PRESERVATION": "none",
+    "ATELIER_TRAINING_SWEEP_DELAY_SECONDS": "1",
+    "ATELIER_SHUTDOWN_GRACE_SECONDS": "20",
+}
+
+
+def picture(seed: int) -> str:
+    content = io.BytesIO()
+    facts = GarmentFacts("dress", "red", "dots", "blue")
+    Image.fromarray(draw(facts, np.random.default_rng(seed), 96).picture).save(content, "PNG")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+@pytest.fixture(scope="module")
+def mesh(start_mesh: Callable[..., RunningMesh]) -> RunningMesh:
+    return start_mesh(**TERMS)
+
+
+def create(client: httpx.Client, **fields: Any) -> str:
+    body = {
+        "trigger_word": "zorblax",
+        "base_model_path": "garments",
+        "rank": 4,
+        "steps": STEPS,
+        "source_images": [picture(seed) for seed in range(3)],
+        **fields,
+    }
+    answer = client.post("/api/v1/training/", json=body)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+def now(client: httpx.Client, training: str) -> dict[str, Any]:
+    return dict(client.get(f"/api/v1/training/{training}").json())
+
+
+def stepped(client: httpx.Client, training: str, beyond: int = 0) -> int:
+    """Wait until a training has told of a step beyond one; return it."""
+
+    def step() -> int | None:
+        found = now(client, training)
+        assert found["status"] in {"PENDING", "PREPROCESSING", "TRAINING"}, found
+        return int(found["current_step"]) if found["current_step"] > beyond else None
+
+    return until(step, f"a step beyond {beyond}", 300)
+
+
+def outcomes(mesh: RunningMesh, training: str) -> list[str]:
+    with mesh.database() as connection:
+        rows = connection.execute(
+            "SELECT outcome FROM tasks.attempts WHERE task_id = %s ORDER BY attempt", (training,)
+        ).fetchall()
+    return [row[0] for row in rows]
+
+
+def states(mesh: RunningMesh, training: str) -> set[str]:
+    prefix = f"trainings/{training}/state/"
+    return {path.removeprefix(prefix).split("/")[0] for path in mesh.objects() if path.startswith(prefix)}
+
+
+def trainer_children(mesh: RunningMesh) -> list[int]:
+    return [pid for pid in children(mesh.pid("trainer")) if "trainer.child" in " ".join(psutil.Process(pid).cmdline())]
+
+
+def attempt_folders(mesh: RunningMesh) -> list[Path]:
+    return list((mesh.path / "trainer" / "attempts").glob("*/*"))
+
+
+def test_a_training_outlives_its_child_its_trainer_a_lost_lease_and_a_drain(mesh: RunningMesh) -> None:
+    with mesh.http() as client:
+        training = create(client)
+        reached = stepped(client, training)
+        until(lambda: states(mesh, training), "a state is stored")
+
+        [child] = trainer_children(mesh)
+        os.kill(child, signal.SIGKILL)
+        reached = stepped(client, training, reached)
+
+        before = mesh.restarts("trainer")
+        mesh.kill("trainer")
+        mesh.wait_restarted("trainer", before)
+        reached = stepped(client, training, reached)
+
+        stopped = mesh.kill("trainer", signal.SIGSTOP)
+        until(lambda: len(outcomes(mesh, training)) == 3, "the lease is lost", 60)
+        os.kill(stopped, signal.SIGCONT)
+        reached = stepped(client, training, reached)
+
+        mesh.kill("trainer", signal.SIGTERM)
+        mesh.wait_restarted("trainer", before + 1)
+        until(lambda: len(outcomes(mesh, training)) == 4, "the lease is handed back", 60)
+
+        ended = ended_training(client, training)
+        assert ended["status"] == "COMPLETED", (ended["error_message"], outcomes(mesh, training), ended["logs"])
+        assert (ended["current_step"], ended["progress"]) == (STEPS, 100.0)
+        assert outcomes(mesh, training) == ["FAILED", "EXPIRED", "EXPIRED", "RELEASED", "COMPLETED"]
+        resumed = [line for line in ended["logs"].splitlines() if "Resumed after step" in line]
+        assert len(resumed) == 4, ended["logs"]
+        losses = client.get(f"/api/v1/training/{training}/loss").json()["losses"]
+        assert losses[-1]["step"] == STEPS
+        assert len(losses) == STEPS, "each step is told once"
+        adapters = [path for path in mesh.objects() if path.startswith("loras/") and path.endswith(".safetensors")]
+        assert len(adapters) == 1
+        assert ended["local_model_path"].endswith(adapters[0].removeprefix("loras/"))
+        until(lambda: not attempt_folders(mesh), "nothing is left on the disk")
+
+
+def ended_training(client: httpx.Client, training: str) -> dict[str, Any]:
+    def found() -> dict[str, Any] | None:
+        told = now(client, training)
+        return told if told["status"] in {"COMPLETED", "FAILED", "CANCELLED"} else None
+
+    return until(found, "the training has ended", 300)
+
+
+def test_cancelled_trainings_leave_no_lease_no_file_and_a_free_slot(mesh: RunningMesh) -> None:
+    with mesh.http("atelier-nord") as client:
+        first, second = create(client, steps=100_000), create(client, steps=100_000)
+
+        def preparing() -> bool:
+            return bool(now(client, first)["status"] == "PREPROCESSING")
+
+        until(preparing, "the first is prepared", 60, pause_seconds=0.01)
+        assert client.post(f"/api/v1/training/{first}/cancel").json()["status"] == "CANCELLED"
+        stepped(client, second)
+        [child] = trainer_children(mesh)
+        assert client.post(f"/api/v1/training/{second}/cancel").json()["status"] == "CANCELLED"
+        until(lambda: not psutil.pid_exists(child), "the child has ended", 30)
+        until(lambda: not attempt_folders(mesh), "nothing is left on the disk", 30)
+
+        def left() -> set[str]:
+            return {path for path in mesh.objects("atelier-nord") if path.startswith("trainings/")}
+
+        until(lambda: not left(), "nothing is left in the store", 60)
+        with mesh.database() as connection:
+            [(leased,)] = connection.execute(
+                "SELECT count(*) FROM tasks.tasks WHERE status = 'EXECUTING' AND id = ANY(%s)", ([first, second],)
+            ).fetchall()
+        assert leased == 0
+
+
+def test_a_training_that_cannot_be_done_fails_with_the_reason(mesh: RunningMesh) -> None:
+    with mesh.http("atelier-ost") as client:
+        unknown = ended_training(client, create(client, base_model_path="black-forest-labs/FLUX.1-dev"))
+        assert unknown["status"] == "FAILED"
+        assert "FLUX.1-dev is not trained by this installation" in unknown["error_message"]
