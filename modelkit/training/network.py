@@ -13,6 +13,7 @@ import structlog
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import _StopRecomputationError
 
 from modelkit.card import ModelCard
 from modelkit.device import Device
@@ -56,6 +57,9 @@ class TrainedNetwork:
     def __init__(self, folder: Path, card: ModelCard, plan: TrainingPlan, device: Device) -> None:
         self._device = device
         self._plan = plan
+        # The way back through cuDNN's attention touched memory that is not its own (an H200, torch 2.11); the others of
+        # torch are as fast. Sampling on the same network goes without it too.
+        torch.backends.cuda.enable_cudnn_sdp(False)  # noqa: FBT003 -- torch's own
         self._ids: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self.transformer = loaded(
             lambda: (
@@ -194,8 +198,8 @@ class TrainedNetwork:
         def call(*positional: Any, **named: Any) -> Any:
             try:
                 return compiled(*positional, **named)
-            except torch.cuda.OutOfMemoryError:
-                raise
+            except (torch.cuda.OutOfMemoryError, _StopRecomputationError):
+                raise  # the second is how activations that are computed again stop at the last one that is asked for
             except Exception as error:
                 self.eager()
                 failed(error)

@@ -309,6 +309,22 @@ def test_a_large_network_computes_activations_twice_and_learns_the_same(
         assert torch.allclose(tensor, large[key], atol=1e-4)
 
 
+def test_blocks_of_a_large_network_stay_compiled_when_activations_are_computed_again(
+    plan: TrainingPlan, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiles_to_itself(self: Any, **_: Any) -> None:
+        for block in self.transformer_blocks:
+            block._compiled_call_impl = block._call_impl
+
+    # Activations that are computed again stop, by an exception, at the last one that is asked for.
+    monkeypatch.setattr(networks, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(FluxTransformer2DModel, "compile_repeated_blocks", compiles_to_itself)
+    monkeypatch.setattr("modelkit.training.trainer.compiles", lambda _device: True)
+    heard = Heard()
+    run(plan, dataset, tmp_path, heard)
+    assert not [line for line in heard.lines if "could not be compiled" in line]
+
+
 class _FailsOnTheWayBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
