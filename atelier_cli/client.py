@@ -25,6 +25,8 @@ from atelier_cli.tokens import DEFAULT_TENANT, issue
 _TOKEN_SECONDS: Final = 24 * 3600.0
 _PATIENCE_SECONDS: Final = 30.0
 _PAUSE_SECONDS: Final = 0.5
+# A large file is judged as a whole before it is answered.
+_UPLOAD_SECONDS: Final = 900.0
 # The gateway sends a comment more often than this on a silent stream.
 _STREAM_SILENCE_SECONDS: Final = 60.0
 _PASSING: Final = frozenset({502, 503, 504})
@@ -122,6 +124,22 @@ class Gateway:
         if method == "POST":
             arguments["headers"] = {"idempotency-key": str(uuid.uuid4())}
         return dict(self._read(self._send(method, path, **arguments), dict))
+
+    def upload(self, path: str, file: Path, fields: Mapping[str, str]) -> dict[str, Any]:
+        """Send a file with the fields of a form, once: whether it arrived where no answer came is not known."""
+        with file.open("rb") as content:
+            try:
+                answer = self._http.post(
+                    path,
+                    headers=self._headers(),
+                    files={"file": (file.name, content)},
+                    data=dict(fields),
+                    timeout=_UPLOAD_SECONDS,
+                )
+            except httpx.TransportError as error:
+                raise self._unreachable() from error
+        _refuse(answer)
+        return dict(self._read(answer, dict))
 
     def listed(self, path: str, **filters: str | int | None) -> list[dict[str, Any]]:
         """Send a request that returns a list."""

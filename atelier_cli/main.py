@@ -13,6 +13,7 @@ from atelier_cli.commands import (
     generate,
     inspect,
     logs,
+    lora,
     mesh,
     providers,
     retry,
@@ -59,6 +60,7 @@ app.command()(doctor.doctor)
 app.add_typer(task.app, name="task")
 app.add_typer(workflow.app, name="workflow")
 app.add_typer(training.app, name="training")
+app.add_typer(lora.app, name="lora")
 app.add_typer(webhook.app, name="webhook")
 app.add_typer(providers.app, name="providers")
 

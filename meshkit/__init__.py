@@ -17,7 +17,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `health`: whether a service and what it stands on work; `estimates`: answers that say that their total is one
 - `db` `pipeline` `pipeline_pool` `migration` `outbox` `leadership` `idempotency`: PostgreSQL, which holds all state
 - `bus` `holding` `publishing` `eventjson`: NATS, which only notifies
-- `objects` `s3client` `chunks` `staging` `media_urls`: files
+- `objects` `s3client` `chunks` `staging` `media_urls`: files; `loras`: where LoRAs lie, and how callers name them
 - `images`: untrusted images, decoded in child processes under one budget
 - `fetcher` `pinned` `lookups`: addresses that callers name; `retry_after`: how long others ask to be left alone
 - `places`: shares of what tenants hold for a while

@@ -157,6 +157,7 @@ class ObjectStore:
         content_type: str = "application/octet-stream",
         *,
         expected: str | None = None,
+        part_bytes: int = _PART_BYTES,
     ) -> ObjectInfo:
         """Write an object from chunks as they come, without holding it in memory.
 
@@ -168,6 +169,7 @@ class ObjectStore:
             content_type: Its media type.
             expected: ETag that the object must still have, empty where there must be none; None for any. The store
                 itself compares, in the moment of the write.
+            part_bytes: What is held at once; 5 MiB at least.
 
         Returns:
             What was written.
@@ -180,7 +182,10 @@ class ObjectStore:
         reader = ChunkReader(asyncio.get_running_loop(), chunks)
 
         def put(client: Any) -> ObjectInfo:
-            result = client.put_object(self._bucket, key, reader, size, content_type, part_size=_PART_BYTES)
+            # One part after the other: several at once would all be held, and the chunks come no faster for it.
+            result = client.put_object(
+                self._bucket, key, reader, size, content_type, part_size=part_bytes, num_parallel_uploads=1
+            )
             return ObjectInfo(path, reader.count, _bare(result.etag), content_type, datetime.now(UTC))
 
         try:

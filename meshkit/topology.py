@@ -111,6 +111,7 @@ TRAINING = ServiceSpec(
     grpc=(
         "atelier.training.v1.TrainingService",
         "atelier.training.v1.TrainerService",
+        "atelier.training.v1.LoraService",
     ),
     port=9103,
     schema="training",

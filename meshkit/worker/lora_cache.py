@@ -18,8 +18,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from meshkit.errors import invalid, too_large
+from meshkit.loras import object_path
 from meshkit.objects import ObjectInfo, ObjectStore
-from meshkit.paths import normalise_path
 
 _MAX_HEADER_BYTES = 100 << 20  # as the safetensors library has it
 
@@ -75,7 +75,7 @@ class LoraCache:
                 self._fetching.pop(local, None)
 
     async def _find(self, tenant: str, path: str) -> tuple[str, ObjectInfo]:
-        key = normalise_path(f"loras/{normalise_path(path)}")
+        key = object_path(path)
         for owner in (tenant, self._shared_tenant):
             if (info := await self._objects.stat(owner, key)) is not None:
                 return owner, info

@@ -25,6 +25,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.docs import Docs
 from services.gateway.endpoints import Transcoder
 from services.gateway.health import Health
+from services.gateway.lora_uploads import FORM_BYTES, UPLOADS, LoraUploads
 from services.gateway.middleware import ANSWERED, BodyLimit, RequestMiddleware, note_route
 from services.gateway.stored_images import IMAGES, StoredImages
 
@@ -37,6 +38,7 @@ class GatewayParts:
         transcoder: Serves the contracts.
         health: Serves `/health`.
         images: Serves stored images; None where there is no object store.
+        loras: Takes LoRA files; None where there is no object store or no library.
         openapi: The OpenAPI document.
         docs: Serves `/docs`.
     """
@@ -44,6 +46,7 @@ class GatewayParts:
     transcoder: Transcoder
     health: Health
     images: StoredImages | None
+    loras: LoraUploads | None
     openapi: dict[str, Any]
     docs: Docs
 
@@ -152,8 +155,12 @@ def create_app(parts: GatewayParts, settings: GatewaySettings) -> ASGIApp:
             HttpRoute(f"{IMAGES}/{{path:anypath}}", _by_method(images), methods=["GET", "HEAD", "POST", "DELETE"]),
             HttpRoute(f"{MEDIA_ROUTE}/{{token}}", images.get_media, methods=["GET", "HEAD"]),
         ]
+    larger: dict[str, int] = {}
+    if parts.loras is not None:
+        routes += [HttpRoute(path, parts.loras.upload, methods=["POST"]) for path in UPLOADS]
+        larger = dict.fromkeys(UPLOADS, settings.max_lora_bytes + FORM_BYTES)
     app: ASGIApp = _Dispatch(parts.transcoder, Router(routes, redirect_slashes=False, default=_not_found))
-    app = BodyLimit(app, max_bytes=settings.max_body_bytes)
+    app = BodyLimit(app, max_bytes=settings.max_body_bytes, elsewhere=larger)
     app = RequestMiddleware(app)
     if settings.cors_origins:
         # Outermost, so that a page may read every answer, that to a fault included.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,15 +28,16 @@ from meshkit.quotas import CALLS, STREAMS, TenantRates, TenantShare
 from meshkit.stored_bytes import StoredBytes
 from meshkit.transcoding.openapi import build_document
 from meshkit.transcoding.routes import Route, RouteTable, compile_services
-from services.gateway import openapi, server
+from services.gateway import lora_openapi, openapi, server
 from services.gateway.app import GatewayParts, create_app
 from services.gateway.auth import Authenticator
 from services.gateway.bodies import BodyBudget
 from services.gateway.config import GatewaySettings
-from services.gateway.contracts import load_services, read_image
+from services.gateway.contracts import ContractService, load_services, read_image
 from services.gateway.docs import Docs
 from services.gateway.endpoints import EndpointContext, Transcoder
 from services.gateway.health import Health, Probe, ServiceHealth
+from services.gateway.lora_uploads import SERVICE, UPLOADS, LoraUploads, UploadMethod
 from services.gateway.staging import UploadStager
 from services.gateway.stored_images import StoredImages
 
@@ -119,8 +120,9 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
         streams=TenantShare(STREAMS, settings.tenant_max_streams, "tenant_max_streams"),
         stopping=stopping,
     )
-    stored = None
+    stored = loras = None
     if objects is not None:
+        loras = _lora_uploads(settings, services, stubs, context, objects)
         counted = StoredBytes(objects, settings.tenant_storage_bytes)
         stack.push_async_callback(counted.close)
         stored = StoredImages(objects, guard, MediaSigner.from_settings(settings), checks, settings, stored=counted)
@@ -130,6 +132,7 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
         transcoder=Transcoder(table, call_of, context),
         health=Health(probes, _parts(objects, stack), release),
         images=stored,
+        loras=loras,
         openapi=document(table, image, version=release),
         docs=Docs(),
     )
@@ -139,7 +142,34 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
 def document(table: RouteTable, image: FileDescriptorSet, *, version: str) -> dict[str, Any]:
     """Return the OpenAPI document of the gateway."""
     return build_document(
-        table.routes, image, version=version, extra_paths=openapi.PATHS, extra_schemas=openapi.SCHEMAS
+        table.routes,
+        image,
+        version=version,
+        extra_paths={**openapi.PATHS, **lora_openapi.PATHS},
+        extra_schemas={**openapi.SCHEMAS, **lora_openapi.SCHEMAS},
+    )
+
+
+def _lora_uploads(
+    settings: GatewaySettings,
+    services: Sequence[ContractService],
+    stubs: Mapping[str, Any],
+    context: EndpointContext,
+    objects: ObjectStore,
+) -> LoraUploads | None:
+    library = next((one.descriptor for one in services if one.descriptor.full_name == SERVICE), None)
+    if library is None:
+        return None
+    methods = {
+        name: UploadMethod(library.methods_by_name[name], getattr(stubs[SERVICE], name)) for name in UPLOADS.values()
+    }
+    return LoraUploads(
+        objects,
+        context.guard,
+        methods,
+        context.calls,
+        max_bytes=settings.max_lora_bytes,
+        timeout_seconds=settings.lora_timeout_seconds,
     )
 
 

@@ -69,6 +69,12 @@ class GatewaySettings(MeshSettings):
         description="How long a connection may rest between requests, and its peer take nothing of an answer.",
     )
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, description="Largest request body.")
+    max_lora_bytes: int = Field(
+        default=500 * 1024 * 1024, ge=1024, description="Largest LoRA file that is taken as an upload."
+    )
+    lora_timeout_seconds: float = Field(
+        default=600.0, gt=0, description="How long the library may take to judge an uploaded LoRA."
+    )
     max_body_elements: int = Field(
         default=100_000,
         ge=1,

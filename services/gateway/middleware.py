@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from prometheus_client import Counter, Histogram
@@ -127,27 +127,35 @@ class RequestMiddleware:
 
 
 class BodyLimit:
-    """Refuses requests whose content is larger than the limit, announced or not."""
+    """Refuses requests whose content is larger than the limit, announced or not.
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    Args:
+        app: What they reach.
+        max_bytes: The limit.
+        elsewhere: Other limits of single paths.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, elsewhere: Mapping[str, int] | None = None) -> None:
         self._app = app
         self._max = max_bytes
+        self._elsewhere = elsewhere or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        most = self._elsewhere.get(scope["path"].rstrip("/"), self._max)
         announced = header(scope, b"content-length")
-        if announced.isdigit() and int(announced) <= self._max and not header(scope, b"transfer-encoding"):
+        if announced.isdigit() and int(announced) <= most and not header(scope, b"transfer-encoding"):
             # The server takes no more than was announced.
             await self._app(scope, receive, send)
             return
-        if announced.isdigit() and int(announced) > self._max:
+        if announced.isdigit() and int(announced) > most:
             # A caller that waits for `100 Continue` has sent nothing yet and need not.
             if header(scope, b"expect").lower() != "100-continue":
                 await _drain(receive)
-            await send_error(scope, _closing(send), render(self._error()))
+            await send_error(scope, _closing(send), render(_too_long(most)))
             return
         taken = 0
 
@@ -156,16 +164,17 @@ class BodyLimit:
             message = await receive()
             if message["type"] == "http.request":
                 taken += len(message.get("body", b""))
-                if taken > self._max:
+                if taken > most:
                     if message.get("more_body", False):
                         await _drain(receive)
-                    raise self._error()
+                    raise _too_long(most)
             return message
 
         await self._app(scope, limited, send)
 
-    def _error(self) -> MeshError:
-        return too_large(f"The request's content is larger than the {self._max} bytes that are taken")
+
+def _too_long(most: int) -> MeshError:
+    return too_large(f"The request's content is larger than the {most} bytes that are taken")
 
 
 def _closing(send: Send) -> Send:

@@ -2,13 +2,14 @@
 
 Owns:
     Schema `training` in PostgreSQL: `trainings`, `datasets`, `losses`, `validation_losses`, `saves`, `samples`,
-    `object_sweeps`, `webhook_handovers`, `outbox`, `leaders`, `idempotency_keys`.
-    Objects below `trainings/`, and the adapters below `loras/` that trainings end with.
+    `loras`, `object_sweeps`, `webhook_handovers`, `outbox`, `leaders`, `idempotency_keys`.
+    Objects below `trainings/`; the library's are told in its charter.
     Subjects `atelier.training.v1.training.{pending,preprocessing,training,completed,failed,cancelled}` and
     `atelier.training.v1.preprocessing.{running,completed,ended}` on JetStream, and `atelier.changed.training.<id>` on
     core NATS.
 Serves:
-    `atelier.training.v1.TrainingService` to callers and `atelier.training.v1.TrainerService` to trainers.
+    `atelier.training.v1.TrainingService` and `atelier.training.v1.LoraService` to callers,
+    `atelier.training.v1.TrainerService` to trainers.
 Calls:
     The tasks service, which owns the lifecycle of a training's job: `JobsService`, `WebhookService.Enqueue`.
 Consumes:
@@ -21,5 +22,5 @@ Rooms:
     takes images over, `adapters` is what trainings need of the library, `job_calls` calls the tasks service, `notices`
     tells other processes by core NATS. `convert`, `events` and `errors` are between domain and wire, `servicer` speaks
     gRPC, `loops` is the background work. `composition` builds the service.
-    `trainer` is the worker, a process of its own.
+    `library` is the LoRA library, `trainer` the worker, a process of its own.
 """

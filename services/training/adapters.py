@@ -9,12 +9,10 @@ from typing import Protocol
 from atelier.training.v1 import training_pb2
 
 from meshkit.errors import ErrorKind, MeshError, invalid
-from meshkit.objects import ObjectStore
-from meshkit.paths import normalise_path
+from meshkit.loras import library_path
 from meshkit.spelling import value_names
 from services.training.domain import TrainingRecord
 
-LORA_FOLDER = "loras"
 FOLDERS = {"PRODUCT": "product", "SUBJECT": "identities", "STYLE": "styles"}
 _ENTITY_NAMES = value_names(training_pb2.EntityType.DESCRIPTOR)
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]+")
@@ -56,33 +54,7 @@ class AdapterLibrary(Protocol):
         ...
 
 
-class StoredAdapters:
-    """Adapters as objects alone: implements `AdapterLibrary`.
-
-    Args:
-        objects: The object store.
-        shared_tenant: Tenant whose adapters everyone may use.
-    """
-
-    def __init__(self, objects: ObjectStore, shared_tenant: str) -> None:
-        self._objects = objects
-        self._shared = shared_tenant
-
-    async def register(self, record: TrainingRecord, trained: TrainedFile) -> str:
-        """Copy the adapter of a training to its place in the library."""
-        path = library_path(record)
-        await self._objects.copy(record.tenant, trained.path, f"{LORA_FOLDER}/{path}")
-        return path
-
-    async def owner(self, tenant: str, path: str) -> str | None:
-        """Return the tenant that an adapter belongs to."""
-        for one in (tenant, self._shared):
-            if await self._objects.stat(one, f"{LORA_FOLDER}/{path}") is not None:
-                return one
-        return None
-
-
-def library_path(record: TrainingRecord) -> str:
+def path_of_trained(record: TrainingRecord) -> str:
     """Return where the adapter of a training goes: the same each time, and another for each training."""
     wanted = training_pb2.CreateTraining.FromString(record.request)
     name = _NOT_IN_NAMES.sub("_", wanted.trigger_word).strip("_")[:_MAX_NAME] or "adapter"
@@ -100,7 +72,7 @@ def adapter_path(text: str, path: str) -> str:
         MeshError: `INVALID` for one that leads elsewhere.
     """
     try:
-        return normalise_path(text)
+        return library_path(text)
     except MeshError as error:
         if error.kind is ErrorKind.INVALID and error.violations:
             raise invalid(path, error.violations[0].message, error.violations[0].type) from None

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from atelier.training.v1 import trainer_service_pb2_grpc, training_service_pb2_grpc
+from atelier.training.v1 import lora_service_pb2_grpc, trainer_service_pb2_grpc, training_service_pb2_grpc
 
 from meshkit import db as meshdb
 from meshkit.auth import ServiceTokens
@@ -25,14 +25,21 @@ from meshkit.outbox import Relay
 from meshkit.server import build_server
 from meshkit.stored_bytes import StoredBytes
 from meshkit.topology import TRAINING
-from services.training.adapters import StoredAdapters
 from services.training.config import TrainingSettings
 from services.training.ends import TrainingEnds
 from services.training.events import JOB_ENDED, JOB_REQUEUED
 from services.training.inputs import SourceImages
 from services.training.job_calls import JobCalls
+from services.training.library.bases import known_bases
+from services.training.library.conversion.converter import ConversionLimits, PickleConverter
+from services.training.library.files import LoraFiles
+from services.training.library.loops import LibraryMaintenance
+from services.training.library.service import LibraryLimits, LoraLibrary
+from services.training.library.servicer import LibraryServicer
+from services.training.library.trained import TrainedAdapters
 from services.training.loops import TrainingMaintenance
 from services.training.notices import TrainingNotices
+from services.training.postgres.loras import PostgresLoraStore
 from services.training.postgres.store import PostgresTrainingStore
 from services.training.reports import TrainerReports
 from services.training.service import TrainingsService
@@ -48,6 +55,7 @@ class TrainingRuntime:
 
     address: str
     maintenance: TrainingMaintenance
+    library_maintenance: LibraryMaintenance
     relay: Relay
     database: Database
     objects: ObjectStore
@@ -83,7 +91,10 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
     notices = TrainingNotices(bus, coalesced(relay.wake, TASKS_RELAY_LINGER))
     jobs = JobCalls(channel, timeout_seconds=settings.training_timeout_seconds)
     ends = TrainingEnds(store, notices)
-    adapters = StoredAdapters(objects, settings.shared_tenant)
+    loras = PostgresLoraStore(database)
+    lora_files = LoraFiles(objects, checks, loras)
+    library = _library(settings, loras, objects=objects, files=lora_files, stored=stored)
+    adapters = TrainedAdapters(library)
     fetcher = Fetcher.from_settings(settings)
     trainings = TrainingsService(
         store,
@@ -101,7 +112,8 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
     maintenance = TrainingMaintenance(
         store, trainings=trainings, jobs=jobs, ends=ends, objects=objects, settings=settings
     )
-    loops = Loops(*maintenance.loops(), relay.loop)
+    library_maintenance = LibraryMaintenance(loras, lora_files)
+    loops = Loops(*maintenance.loops(), *library_maintenance.loops(), relay.loop)
     if settings.run_loops:
         await stack.enter_async_context(loops)
         consumer = await bus.consume_batches(DURABLE, (JOB_ENDED, JOB_REQUEUED), ends.batch, linger=TASK_EVENT_LINGER)
@@ -124,6 +136,7 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
                 TrainingServicer(trainings, TrainingWatchers(store, bus, links), links),
             ),
             (trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(reports)),
+            (lora_service_pb2_grpc.add_LoraServiceServicer_to_server, LibraryServicer(library)),
         ],
         parts,
     )
@@ -132,7 +145,31 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return TrainingRuntime(server.address, maintenance, relay, database, objects)
+    return TrainingRuntime(server.address, maintenance, library_maintenance, relay, database, objects)
+
+
+def _library(
+    settings: TrainingSettings,
+    store: PostgresLoraStore,
+    *,
+    objects: ObjectStore,
+    files: LoraFiles,
+    stored: StoredBytes,
+) -> LoraLibrary:
+    converter = PickleConverter(
+        ConversionLimits(file_bytes=2 * settings.max_lora_bytes, seconds=settings.lora_conversion_seconds)
+    )
+    limits = LibraryLimits(settings.max_lora_bytes, settings.loras_at_once, settings.shared_tenant)
+    return LoraLibrary(
+        store,
+        objects=objects,
+        files=files,
+        converter=converter,
+        bases=known_bases(settings.lora_models),
+        stored=stored,
+        limits=limits,
+        clock=_now,
+    )
 
 
 def _now() -> datetime:

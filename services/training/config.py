@@ -6,6 +6,7 @@ from pydantic import Field
 
 from meshkit.config import CommaSeparated, MeshSettings
 from meshkit.topology import TASKS, TRAINING
+from services.training.library.bases import FLUX_DEV, SHIPPED
 
 
 class TrainingSettings(MeshSettings):
@@ -40,6 +41,20 @@ class TrainingSettings(MeshSettings):
     )
     reconcile_interval_seconds: float = Field(
         default=5.0, gt=0, description="How often jobs are made, and asked for, that no event has told of."
+    )
+    lora_models: CommaSeparated = Field(
+        default=(SHIPPED, FLUX_DEV),
+        description="Models whose LoRAs the library takes, judged by the shapes of their layers: folders of FLUX "
+        "models, or the name of FLUX.1-dev. Where ATELIER_MODEL names a folder, name it here too.",
+    )
+    max_lora_bytes: int = Field(
+        default=500 * 1024 * 1024, ge=1024, description="Largest LoRA file that the library takes as an upload."
+    )
+    loras_at_once: int = Field(
+        default=2, ge=1, description="LoRA files that are judged at once; each lies on the local disk meanwhile."
+    )
+    lora_conversion_seconds: float = Field(
+        default=60.0, gt=0, description="How long the conversion of a file of torch may take."
     )
     shared_tenant: str = Field(default="shared", description="Tenant whose LoRA adapters everyone may use.")
     run_loops: bool = Field(default=True, description="Run relay, consumer and reconciler in this replica.")

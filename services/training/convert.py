@@ -8,11 +8,11 @@ from atelier.tasks.v1 import enums_pb2
 from atelier.training.v1 import trainer_service_pb2, training_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from meshkit.loras import LORA_FOLDER
 from meshkit.media_urls import MediaLinks
 from meshkit.moments import assign
 from meshkit.spelling import value_names, value_numbers
 from services.training import domain
-from services.training.adapters import LORA_FOLDER
 from services.training.domain import LossRecord, SampleRecord, SaveRecord, TrainingRecord, ValidationRecord
 from services.training.events import dataset_folder
 

@@ -18,12 +18,12 @@ from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.fetcher import Fetcher
 from meshkit.images.checks import ImageChecks
 from meshkit.images.data import decode_data
+from meshkit.loras import LORA_FOLDER, library_path
 from meshkit.objects import ObjectStore
 from meshkit.paths import normalise_path
 from meshkit.staging import STAGING_SCHEME, is_staged
 from services.tasks.catalog import prefix_of
 
-LORA_FOLDER = "loras"
 _T = TypeVar("_T")
 # Below this, decoding costs less than handing the work to a thread.
 _INLINE_BYTES = 32 * 1024
@@ -121,18 +121,20 @@ class InputValidator:
             where: Path of the message in the request, for the error.
 
         Returns:
-            The paths as named, for affinity.
+            The paths within the library, for affinity.
 
         Raises:
             MeshError: `INVALID` for a path that leads elsewhere or names no adapter.
         """
         named = [(field, getattr(message, field)) for field in task_type.adapters if message.HasField(field)]
+        found = []
         for field, value in named:
             path = f"{where}.{field}"
-            normal = at(path, partial(normalise_path, value))
+            normal = at(path, partial(library_path, value))
+            found.append(normal)
             if not await self._adapter_exists(tenant, f"{LORA_FOLDER}/{normal}"):
                 raise invalid(path, f"Unknown LoRA {value!r}", "unknown_lora")
-        return [value for _, value in named]
+        return found
 
     def check_address(self, url: str, path: str) -> None:
         """Check an http(s) address.

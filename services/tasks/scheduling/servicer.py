@@ -11,6 +11,7 @@ from atelier.tasks.v1 import worker_service_pb2, worker_service_pb2_grpc
 from meshkit import auth
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import get_logger
+from meshkit.loras import LORA_FOLDER
 from meshkit.moments import duration_of, seconds_of
 from services.tasks.api.creation import MODEL_KEY
 from services.tasks.catalog import LOCAL
@@ -26,7 +27,6 @@ from services.tasks.convert import (
     to_ref,
 )
 from services.tasks.domain import ErrorCategory, JobKind, lane_of
-from services.tasks.inputs.validator import LORA_FOLDER
 from services.tasks.scheduling.service import WorkerSessions
 
 _log = get_logger(__name__)

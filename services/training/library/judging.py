@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from modelkit.errors import ModelError
+from modelkit.flux_layers import Layout
 from modelkit.lora_layers import LoraReading, read_layers
 from modelkit.tensor_file import TensorEntry, TensorFile, read_header, shown
 from services.training.library.bases import BaseModel
@@ -83,6 +84,42 @@ def judge(path: Path, bases: Sequence[BaseModel]) -> LoraFacts:
         bytes=size,
         trigger_word=None if word is None else _plain(word)[:100] or None,
         thumbnail=thumbnail if len(thumbnail) <= _MOST_THUMBNAIL_CHARACTERS else "",
+        notes=_kept(held),
+    )
+
+
+def judge_trained(path: Path, bases: Sequence[BaseModel], base_model: str) -> LoraFacts:
+    """Judge what a training of the mesh made; its model may be one that the library does not know.
+
+    Args:
+        path: The file.
+        bases: Models that the library knows.
+        base_model: Name of the model that was trained on.
+
+    Raises:
+        ModelError: It is no LoRA; the message says why.
+    """
+    try:
+        return judge(path, bases)
+    except ModelError as refusal:
+        if not refusal.message.startswith(_ANOTHER_MODEL):
+            raise
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        held = read_header(file, size)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    downs = [entry.shape for name, entry in held.tensors.items() if ".lora_A." in name and entry.shape]
+    return LoraFacts(
+        base_model=base_model,
+        layout=Layout.DIFFUSERS.value,
+        rank=max((shape[0] for shape in downs), default=1),
+        layers=len(downs),
+        unmatched=(),
+        sha256=digest,
+        bytes=size,
+        trigger_word=None,
+        thumbnail="",
         notes=_kept(held),
     )
 

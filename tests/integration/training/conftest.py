@@ -35,10 +35,14 @@ from services.training import composition as training
 from services.training.composition import TrainingRuntime
 from services.training.config import TrainingSettings
 from tests.conftest import S3Store, drop_database
+from tests.loras.layouts import write
 
 SECRET = "tests-only-tests-only-tests-only-tests-only"
 PATH = "/api/v1/training/"
 SHA = "0" * 64
+_LAYER = "transformer.transformer_blocks.0.attn.to_q"
+LORA = write({f"{_LAYER}.lora_A.weight": (1, 192), f"{_LAYER}.lora_B.weight": (192, 1)})
+"""A LoRA of the shipped model, of one layer."""
 
 
 def picture(color: str = "red", size: tuple[int, int] = (32, 32)) -> bytes:
@@ -185,7 +189,7 @@ class Mesh:
         ref, spec = await trainer.begin()
         await trainer.prepare(ref, spec)
         await trainer.steps(ref, spec.total_steps)
-        await self.put(f"{spec.folder}saves/last.safetensors", b"abc")
+        await self.put(f"{spec.folder}saves/last.safetensors", LORA)
         path = await trainer.finish(ref, spec)
         await trainer.complete(ref)
         await self.training.maintenance.reconcile()
@@ -241,7 +245,7 @@ async def start_mesh(mesh_dsn: str, nats_url: str, s3: S3Store) -> AsyncIterator
     """Starts the three services; loops run only where asked for."""
     async with AsyncExitStack() as outer:
 
-        async def begin(**settings: Any) -> Mesh:
+        async def begin(*, gateway_settings: dict[str, Any] | None = None, **settings: Any) -> Mesh:
             shared: dict[str, Any] = {
                 "listen": "127.0.0.1:0",
                 "database_url": mesh_dsn,
@@ -263,7 +267,9 @@ async def start_mesh(mesh_dsn: str, nats_url: str, s3: S3Store) -> AsyncIterator
             )
             del shared["run_loops"], shared["database_url"], shared["nats_url"]
             addresses = {"tasks": behind.address, "training": running.address}
-            front = await gateway.start(GatewaySettings(**shared, addresses=addresses), stack)
+            front = await gateway.start(
+                GatewaySettings(**shared, **(gateway_settings or {}), addresses=addresses), stack
+            )
             return Mesh(running, behind, f"http://{front.address}", stack)
 
         yield begin

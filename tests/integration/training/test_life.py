@@ -11,7 +11,7 @@ from atelier.training.v1 import trainer_service_pb2, training_pb2
 from atelier.training.v1.trainer_service_pb2_grpc import TrainerServiceStub
 
 from meshkit.errors import ErrorKind, MeshError
-from tests.integration.training.conftest import PATH, SHA, Mesh, StartMesh, data_url
+from tests.integration.training.conftest import LORA, PATH, SHA, Mesh, StartMesh, data_url
 
 
 def losses(*steps: int) -> list[training_pb2.LossPoint]:
@@ -72,11 +72,11 @@ async def test_a_training_goes_from_pending_to_completed(mesh: Mesh) -> None:
     assert seen == sorted(seen)
     assert shown["current_step"] == 10
     assert shown["logs"] == "step 1\nstep 5\nstep 3\nstep 10\n"
-    await mesh.put(f"{spec.folder}saves/last.safetensors", b"abc")
+    await mesh.put(f"{spec.folder}saves/last.safetensors", LORA)
     path = await trainer.finish(ref, spec)
     assert path.startswith("product/zorblat-")
     assert await trainer.finish(ref, spec) == path, "it is registered once"
-    assert await mesh.training.objects.get("acme", f"loras/{path}") == b"abc"
+    assert await mesh.training.objects.get("acme", f"loras/{path}") == LORA
     await trainer.complete(ref)
     await mesh.training.maintenance.reconcile()
     ended = await mesh.get(ident)

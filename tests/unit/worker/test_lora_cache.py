@@ -56,6 +56,13 @@ async def test_a_file_is_fetched_once_and_keeps_its_local_path(store: Store, cac
     assert store.downloads == 1
 
 
+async def test_the_path_that_an_upload_prints_names_the_same_file(store: Store, cache: LoraCache) -> None:
+    store.objects["acme", "loras/styles/a.safetensors"] = ("1", safetensors())
+    printed = "/data/models/loras/styles/a.safetensors"
+    async with cache.lend("acme", "styles/a.safetensors") as one, cache.lend("acme", printed) as other:
+        assert one == other
+
+
 async def test_a_path_that_was_written_anew_is_fetched_anew(store: Store, cache: LoraCache) -> None:
     store.objects["acme", "loras/a.safetensors"] = ("1", safetensors())
     async with cache.lend("acme", "a.safetensors") as old:

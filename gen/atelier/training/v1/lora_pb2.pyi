@@ -202,6 +202,7 @@ class LibraryLora(_message.Message):
     DELETED_AT_FIELD_NUMBER: _builtins.int
     BIN_PATH_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    UNMATCHED_LAYERS_FIELD_NUMBER: _builtins.int
     partial_path: _builtins.str
     """Path by which tasks name it: `identities/ada.safetensors`."""
     file_path: _builtins.str
@@ -221,7 +222,7 @@ class LibraryLora(_message.Message):
     trigger_word: _builtins.str
     """Word that calls what it has learned."""
     layout: _builtins.str
-    """Layout that the file came in: `diffusers`, `kohya`, `xlabs`, `fal`, `bfl`."""
+    """How its layers are named: `diffusers`, `kohya`, `xlabs`, `peft` (fal too), `bfl` (ComfyUI too), `onetrainer`."""
     training_id: _builtins.str
     """Training that made it."""
     shared: _builtins.bool
@@ -241,6 +242,10 @@ class LibraryLora(_message.Message):
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Metadata of the file."""
+
+    @_builtins.property
+    def unmatched_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Layers that its base model lacks; they change nothing."""
 
     def __init__(
         self,
@@ -262,10 +267,11 @@ class LibraryLora(_message.Message):
         deleted_at: _timestamp_pb2.Timestamp | None = ...,
         bin_path: _builtins.str | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        unmatched_layers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_base_model", b"_base_model", "_bin_path", b"_bin_path", "_deleted_at", b"_deleted_at", "_layout", b"_layout", "_rank", b"_rank", "_training_id", b"_training_id", "_trigger_word", b"_trigger_word", "base_model", b"base_model", "bin_path", b"bin_path", "created_at", b"created_at", "deleted_at", b"deleted_at", "layout", b"layout", "rank", b"rank", "training_id", b"training_id", "trigger_word", b"trigger_word"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_model", b"_base_model", "_bin_path", b"_bin_path", "_deleted_at", b"_deleted_at", "_layout", b"_layout", "_rank", b"_rank", "_training_id", b"_training_id", "_trigger_word", b"_trigger_word", "base_model", b"base_model", "bin_path", b"bin_path", "created_at", b"created_at", "deleted_at", b"deleted_at", "entity_type", b"entity_type", "file_path", b"file_path", "file_size", b"file_size", "filename", b"filename", "has_thumbnail", b"has_thumbnail", "layout", b"layout", "metadata", b"metadata", "partial_path", b"partial_path", "rank", b"rank", "sha256", b"sha256", "shared", b"shared", "training_id", b"training_id", "trigger_word", b"trigger_word"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_model", b"_base_model", "_bin_path", b"_bin_path", "_deleted_at", b"_deleted_at", "_layout", b"_layout", "_rank", b"_rank", "_training_id", b"_training_id", "_trigger_word", b"_trigger_word", "base_model", b"base_model", "bin_path", b"bin_path", "created_at", b"created_at", "deleted_at", b"deleted_at", "entity_type", b"entity_type", "file_path", b"file_path", "file_size", b"file_size", "filename", b"filename", "has_thumbnail", b"has_thumbnail", "layout", b"layout", "metadata", b"metadata", "partial_path", b"partial_path", "rank", b"rank", "sha256", b"sha256", "shared", b"shared", "training_id", b"training_id", "trigger_word", b"trigger_word", "unmatched_layers", b"unmatched_layers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__base_model: _TypeAlias = _typing.Literal["base_model"]  # noqa: Y015
     _WhichOneofArgType__base_model: _TypeAlias = _typing.Literal["_base_model", b"_base_model"]  # noqa: Y015
