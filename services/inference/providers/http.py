@@ -103,10 +103,12 @@ class ProviderReply:
             reason: The provider's own words.
             retry_after: Seconds that its body asks for; those of its header where absent.
         """
+        meant = fault or fault_of_status(self.status, paid=self.paid)
         return ProviderError(
-            fault or fault_of_status(self.status, paid=self.paid),
+            meant,
             self.provider,
-            reason,
+            # Of an account, which is the installation's and not the caller's, nothing is told: some repeat the key.
+            "" if meant is Fault.DENIED else reason,
             retry_after=self.retry_after if retry_after is None else retry_after,
             http_status=self.status,
         )

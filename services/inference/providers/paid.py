@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import time
 import uuid
@@ -32,27 +33,21 @@ from atelier.tasks.v1.service_requests_pb2 import (
     ServiceRequest,
 )
 
-from meshkit import metrics
-from meshkit.catalog import provider_numbered
 from meshkit.logging import get_logger
 from meshkit.moments import duration_of
-from meshkit.worker.handlers import CallContext
+from meshkit.worker.handlers import CallContext, TaskFailed
 from services.inference.providers.errors import Fault, ProviderError
+from services.inference.providers.measuring import measure
 from services.inference.providers.wakes import ProviderWakes
 
 _log = get_logger(__name__)
-
-_SECONDS = metrics.histogram(
-    "provider_request_seconds",
-    "From sending a request to a provider to its end, by how it ended",
-    ("provider", "outcome"),
-    (0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 900),
-)
 
 # A cancelled handler has five seconds in all.
 _SETTLE_SECONDS = 2.0
 _CALL_OFF_SECONDS = 2.0
 _NOTE_SECONDS = 0.5
+# What cannot be made of an answer now, for want of room, is tried so often; each pause is longer by the first one.
+_FINISHES, _FINISH_SECONDS = 5, 2.0
 _STEPS = 100
 _QUEUED, _TAKEN, _MADE = 0, 10, 90
 
@@ -234,8 +229,6 @@ async def _answered(
     try:
         async with asyncio.timeout(order.seconds):
             answer = await call()
-        context.begins(TASK_PHASE_FETCHING)
-        result = await finish(answer)
     except TimeoutError:
         # Whether it goes on, and is paid, is not known.
         late = ProviderError(Fault.LATE, order.provider, retryable=False)
@@ -248,8 +241,41 @@ async def _answered(
         if context.called_off:
             await ledger.settle(request, ProviderError(Fault.CALLED_OFF, order.provider))
         raise
+    context.begins(TASK_PHASE_FETCHING)
+    try:
+        result = await _finished(answer, finish)
+    except ProviderError as error:
+        await ledger.end(request, error)
+        raise
+    except asyncio.CancelledError:
+        if context.called_off:
+            await ledger.settle(request, ProviderError(Fault.CALLED_OFF, order.provider))
+        raise
+    except Exception:
+        # The provider has done its part, whatever became of it here.
+        await ledger.done(request, answer)
+        raise
     await ledger.done(request, answer)
     return result
+
+
+async def _finished(answer: ProviderAnswer[T], finish: Callable[[ProviderAnswer[T]], Awaitable[R]]) -> R:
+    """Make the result of an answer that is there once: what this worker has no room for now is tried again.
+
+    Raises:
+        TaskFailed: It has none for long. Another attempt could not go on, and is not to be made.
+    """
+    for tried in itertools.count(1):
+        try:
+            return await finish(answer)
+        except TaskFailed as error:
+            if not error.retryable:
+                raise
+            if tried == _FINISHES:
+                raise TaskFailed(error.message, error.category, retryable=False) from error
+            _log.warning("result_not_made", tried=tried, category=error.category)
+        await asyncio.sleep(_FINISH_SECONDS * tried)
+    raise AssertionError("every way through the loop returns or raises")
 
 
 class _Ledger:
@@ -301,7 +327,7 @@ class _Ledger:
         if answer.cost is not None:
             request.cost, request.currency = answer.cost, answer.currency
         request.ended_at.GetCurrentTime()
-        _measure(request, "done")
+        measure(request, "done")
         await self._context.note(request)
 
     async def end(self, request: ServiceRequest, error: ProviderError) -> None:
@@ -316,7 +342,7 @@ class _Ledger:
         if error.retry_after is not None:
             request.retry_after.CopyFrom(duration_of(error.retry_after))
         request.ended_at.GetCurrentTime()
-        _measure(request, error.fault.value)
+        measure(request, error.fault.value)
         await self._context.note(request)
 
     async def settle(self, request: ServiceRequest, error: ProviderError) -> None:
@@ -324,11 +350,6 @@ class _Ledger:
         with contextlib.suppress(asyncio.CancelledError, TimeoutError):
             async with asyncio.timeout(_NOTE_SECONDS):
                 await self.end(request, error)
-
-
-def _measure(request: ServiceRequest, outcome: str) -> None:
-    sent, ended = (moment.seconds + moment.nanos / 1e9 for moment in (request.sent_at, request.ended_at))
-    _SECONDS.labels(provider_numbered(request.provider_type).name, outcome).observe(max(0.0, ended - sent))
 
 
 class _QueuedCall(Generic[T]):

@@ -370,6 +370,14 @@ async def test_a_worker_without_a_key_says_so(make: Make) -> None:
     assert "no credentials" in failed.message
 
 
+@pytest.mark.parametrize("cost", [float("inf"), float("nan"), 1e300, -1, True])
+async def test_a_cost_that_is_no_price_is_not_kept(make: Make, cost: float) -> None:
+    scene = await make("openai")
+    scene.server.cost = cost
+    _, attempt = await scene.run()
+    assert not attempt.notes[-1].HasField("cost")
+
+
 async def test_what_a_reseller_says_of_the_cost_is_kept(make: Make) -> None:
     scene = await make("openai")
     scene.server.cost = 0.25

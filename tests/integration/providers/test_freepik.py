@@ -222,7 +222,7 @@ ROWS = [
     Row("rate", _answer(RATE), "RATE_LIMIT", True, "IGNORED", retry_after=11.0, says="rate limited"),
     Row("402", _create(base.NO_CREDITS), "PROVIDER", False, "FATAL"),
     Row("403", _create(base.FORBIDDEN), "PROVIDER", False, "FATAL"),
-    Row("401", _set(key="changed-key"), "PROVIDER", False, "FATAL", says="Invalid API key"),
+    Row("401", _set(key="changed-key"), "PROVIDER", False, "FATAL", says="Freepik denies this installation access"),
     Row("400", _answer(Reply.of({"problem": _PROBLEM}, 400)), "VALIDATION", False, "IGNORED", says="'image' is not"),
     Row("500", _set(refusal=(500, "Internal Server Error")), "PROVIDER", True, "FAILURE", says="Internal"),
     Row("503", _set(refusal=(503, "Service Unavailable")), "PROVIDER", True, "FAILURE"),

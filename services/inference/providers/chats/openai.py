@@ -22,6 +22,8 @@ _NAME = "OpenAI"
 # Codes of errors whose status says less, or something else.
 _DENIED = frozenset({"insufficient_quota", "billing_hard_limit_reached", "account_deactivated", "invalid_api_key"})
 _REFUSED = frozenset({"content_policy_violation", "content_filter", "moderation_blocked"})
+# What is no number, or no price, must not spoil the sum of a tenant.
+_MAX_COST = 1e9
 
 
 class OpenAiChat:
@@ -134,4 +136,6 @@ def _said(body: object) -> str:
 def _cost(usage: Any) -> float | None:
     """Return what an answer cost; OpenAI does not tell, servers of its protocol that resell do (`usage.cost`)."""
     cost = getattr(usage, "cost", None)
-    return float(cost) if isinstance(cost, (int, float)) and cost >= 0 else None
+    if not isinstance(cost, (int, float)) or isinstance(cost, bool):
+        return None
+    return float(cost) if 0 <= cost < _MAX_COST else None

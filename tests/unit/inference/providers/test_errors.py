@@ -3,6 +3,7 @@ from atelier.tasks.v1.enums_pb2 import ErrorCategory
 from atelier.tasks.v1.service_requests_pb2 import ServiceRequestEffect
 
 from services.inference.providers.errors import RULES, Fault, ProviderError, fault_of_status
+from services.inference.providers.http import ProviderReply
 
 TABLE = {
     Fault.INVALID: ("VALIDATION", False, "IGNORED"),
@@ -61,6 +62,11 @@ def test_what_a_provider_says_is_one_short_line() -> None:
     assert error.message.startswith("fal does not take the request as it is. It says: seed: must be whole xxx")
     assert len(error.message) < 400
     assert "\n" not in error.message
+
+
+def test_nothing_is_told_of_an_account() -> None:
+    error = ProviderReply("fal", 401, {}, b"").error(reason="the key fal-123 is unknown")
+    assert error.message == "fal denies this installation access, or its credits are spent."
 
 
 def test_a_wait_is_bounded_and_passed_on() -> None:

@@ -8,6 +8,7 @@ import pytest
 from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_CANCELLED,
     ERROR_CATEGORY_PROVIDER,
+    ERROR_CATEGORY_RESOURCE,
     ERROR_CATEGORY_TIMEOUT,
     PROVIDER_TYPE_FAL_STANDARD,
 )
@@ -23,6 +24,7 @@ from atelier.tasks.v1.service_requests_pb2 import (
 from prometheus_client import REGISTRY
 
 from meshkit.worker.handlers import TaskFailed
+from services.inference.providers import paid
 from services.inference.providers.errors import Fault, ProviderError
 from services.inference.providers.paid import AcceptedRequest, Order, Pacing, ProviderAnswer, Standing, answered, queued
 from tests.providers.attempt import FakeAttempt
@@ -294,6 +296,35 @@ async def test_an_answer_is_noted_before_and_after(attempt: FakeAttempt) -> None
     assert attempt.states == ["SENDING", "DONE"]
     assert only(attempt).service_task_id == "msg-1"
     assert measured("done") == before + 1
+
+
+@pytest.mark.parametrize(("failures", "kept_in_the_end"), [(2, True), (99, False)])
+async def test_an_answer_waits_for_room_in_its_worker(
+    attempt: FakeAttempt, monkeypatch: pytest.MonkeyPatch, failures: int, *, kept_in_the_end: bool
+) -> None:
+    monkeypatch.setattr(paid, "_FINISH_SECONDS", 0.001)
+    calls, left = 0, failures
+
+    async def call() -> ProviderAnswer[str]:
+        nonlocal calls
+        calls += 1
+        return ProviderAnswer("picture", 200)
+
+    async def crowded(answer: ProviderAnswer[str]) -> str:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise TaskFailed("no room", ERROR_CATEGORY_RESOURCE, retryable=True)
+        return await kept(answer)
+
+    if kept_in_the_end:
+        assert await answered(attempt, call, ORDER, crowded) == "PICTURE"
+    else:
+        with pytest.raises(TaskFailed) as failed:
+            await answered(attempt, call, ORDER, crowded)
+        assert (failed.value.category, failed.value.retryable) == (ERROR_CATEGORY_RESOURCE, False)
+    assert (attempt.states, calls) == (["SENDING", "DONE"], 1)
+    assert only(attempt).effect == SERVICE_REQUEST_EFFECT_SUCCESS
 
 
 async def test_an_answer_that_went_with_its_worker_is_not_asked_for_again(attempt: FakeAttempt) -> None:
