@@ -18,7 +18,7 @@ from models.garments.catalogue import GarmentFacts
 from models.garments.draw import draw
 from tests.e2e.harness import RunningMesh, children, until
 
-STEPS = 40
+STEPS = 24
 TERMS = {
     "ATELIER_TRAINER": "on",
     "ATELIER_DEVICE": "cpu",
