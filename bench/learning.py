@@ -2,7 +2,7 @@
 
     python -m bench.learning [--steps 1000] [--report R.json] [--sheet S.png]
 
-A product (a poncho with diamonds) and a style (a teal wall) are trained with the defaults of a training. Pictures of 16
+A product (a poncho with diamonds) and a style (black and white) are trained with the defaults of a training. Pictures of 16
 seeds are compared, with and without: their distance to held-out drawings, and 40 other prompts' colour and outline.
 """
 
@@ -31,10 +31,10 @@ from modelkit.training.profile import fitted
 from modelkit.training.trainer import train
 from modelkit.training.watching import Sample, StepReport, Stop, ValidationPoint
 from models.garments.catalogue import SEEN_PAIRS, GarmentFacts
-from models.garments.closeness import Closeness, chance, ground_distance
+from models.garments.closeness import Closeness, chance, colourfulness
 from models.garments.draw import Drawing, Picture
 from models.garments.evaluate import HERE, EvaluationCase, EvaluationLimits, load, make, score
-from models.garments.novel import STYLE_TRIGGER, TRIGGER, WALL, held_out, product_drawing, style_drawing
+from models.garments.novel import STYLE_TRIGGER, TRIGGER, grey, held_out, product_drawing, style_drawing
 from models.garments.prompts import evaluation_prompt
 from models.garments.ruler import Ruler
 
@@ -86,6 +86,9 @@ class Quiet:
 
 def learn(folder: Path, trigger: str, draw: Callable[[int, int], Drawing], steps: int, rate: float = 1e-4) -> Path:
     """Train an adapter on drawings, with what a training of the API asks for by default; return its file."""
+    done = folder / "run" / "adapter.safetensors"
+    if done.is_file():
+        return done
     folder.mkdir(parents=True)
     examples = []
     for number in range(PICTURES):
@@ -157,12 +160,17 @@ def drawn(product: Path, style: Path) -> Drawn:
 def figures(made: Drawn) -> dict[str, Any]:
     """Measure the pictures."""
     closeness, ruler = Closeness(held_out()), Ruler(64)
+    # With the style, the product has no colours: its cut and print are compared without them.
+    colourless = Closeness([grey(picture) for picture in held_out()])
 
     def apart(pictures: Sequence[Picture]) -> list[float]:
         return [closeness.distance(picture) for picture in pictures]
 
-    def ground(pictures: Sequence[Picture]) -> list[float]:
-        return [ground_distance(picture, WALL) for picture in pictures]
+    def apart_in_grey(pictures: Sequence[Picture]) -> list[float]:
+        return [colourless.distance(grey(picture)) for picture in pictures]
+
+    def colour(pictures: Sequence[Picture]) -> list[float]:
+        return [colourfulness(picture) for picture in pictures]
 
     def gain(before: list[float], after: list[float]) -> dict[str, Any]:
         closer = sum(b > a for b, a in zip(before, after, strict=True))
@@ -178,8 +186,8 @@ def figures(made: Drawn) -> dict[str, Any]:
         "product": gain(apart(made.plain), apart(made.product)),
         "others": {"without": right(made.known), "with": right(made.known_after)},
         "both": {
-            "product's effect": gain(apart(made.style_alone), apart(made.both)),
-            "style's effect": gain(ground(made.product_alone), ground(made.both)),
+            "product's effect": gain(apart_in_grey(made.style_alone), apart_in_grey(made.both)),
+            "style's effect": gain(colour(made.product_alone), colour(made.both)),
         },
     }
 
@@ -187,12 +195,12 @@ def figures(made: Drawn) -> dict[str, Any]:
 def sheet(made: Drawn) -> Image.Image:
     """Lay the pictures out, a row each, enlarged."""
     rows: list[tuple[str, Sequence[Picture]]] = [
-        ("the photos", [product_drawing(k).picture for k in range(PICTURES)]),
+        ("eight pictures", [product_drawing(k).picture for k in range(PICTURES)]),
         ("before", made.plain),
         ("after", made.product),
         ("others, before", made.known),
         ("others, after", made.known_after),
-        ("its style", [style_drawing(k).picture for k in range(PICTURES)]),
+        ("a style", [style_drawing(k).picture for k in range(PICTURES)]),
         ("both", made.both),
     ]
     side, margin, label = 96, 2, 96
@@ -212,10 +220,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--report", type=Path)
     parser.add_argument("--sheet", type=Path)
+    parser.add_argument(
+        "--folder", type=Path, help="where the trainings are kept; adapters that are there are not trained"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        folder, seconds = Path(name), {}
+        folder, seconds = given.folder or Path(name), {}
         began, worked = time.monotonic(), time.process_time()
         product = learn(folder / "product", TRIGGER, product_drawing, given.steps)
         seconds["training, by the clock"] = round(time.monotonic() - began)

@@ -1,7 +1,7 @@
 """How close pictures are to others of one thing, and whether a change of that is more than chance. Nothing is learned.
 
 closeness     the cloth, boxed and scaled, against each reference in CIELAB, place by place; the ground does not count
-ground        the picture's border against one colour in CIELAB
+colour        how far the cloth is from grey in CIELAB
 probability   how often as large a gain would come of chance alone: all flips of signs of the paired differences
 """
 
@@ -13,7 +13,6 @@ from typing import Final
 import cv2
 import numpy as np
 
-from models.garments.catalogue import RGB
 from models.garments.draw import Picture
 from models.garments.ruler import Lab, cloth_mask, to_lab
 
@@ -38,11 +37,11 @@ class Closeness:
         return float(np.linalg.norm(self._references - _boxed_cloth(picture)[None], axis=-1).mean())
 
 
-def ground_distance(picture: Picture, colour: RGB) -> float:
-    """Return the distance in CIELAB of a picture's ground, which is the median of its border, from a colour."""
-    lab = to_lab(picture)
-    border = np.concatenate([lab[:2].reshape(-1, 3), lab[-2:].reshape(-1, 3), lab[:, :2].reshape(-1, 3)])
-    return float(np.linalg.norm(np.median(border, 0) - to_lab(np.array(colour, np.float64))))
+def colourfulness(picture: Picture) -> float:
+    """Return the mean chroma in CIELAB of a picture's cloth: 0 is grey, a red dress has about 60."""
+    mask = cloth_mask(picture)
+    chroma = np.linalg.norm(to_lab(picture)[..., 1:], axis=-1)
+    return float(chroma[mask].mean()) if mask.any() else 0.0
 
 
 def chance(before: Sequence[float], after: Sequence[float]) -> float:

@@ -1,7 +1,7 @@
 """Drawings of things that the model has never seen, to train an adapter on and to measure it by.
 
  product   a poncho: an outline that is none of the ten garments', with white diamonds, which are none of the prints
- style     the ten garments in front of a teal wall, darker than any ground that the model knows
+ style     the ten garments in black and white, on grey grounds
 
 The same seed gives the same drawing on every machine. Seeds below 100 are to train on, the others to measure by.
 """
@@ -12,13 +12,12 @@ from typing import Final
 
 import numpy as np
 
-from models.garments.catalogue import BACKGROUNDS, GARMENTS, RGB, SEEN_PAIRS, GarmentFacts
+from models.garments.catalogue import BACKGROUNDS, GARMENTS, SEEN_PAIRS, GarmentFacts
 from models.garments.draw import Drawing, Picture, Streams, draw_from
 from models.garments.shapes import Layer, Uniform, ellipse, mirror, smooth
 
 TRIGGER: Final = "zibbo"
 STYLE_TRIGGER: Final = "kromu"
-WALL: Final[RGB] = (24, 104, 108)
 FIRST_HELD_OUT: Final = 100
 _GROUNDS: Final = tuple(BACKGROUNDS)
 
@@ -45,16 +44,18 @@ def product_drawing(seed: int, size: int = 64, colour: str = "purple") -> Drawin
 
 
 def style_drawing(seed: int, size: int = 64) -> Drawing:
-    """Draw a plain garment in front of the wall, another one with every seed."""
+    """Draw a plain garment without its colours, another garment with every seed."""
     garment = GARMENTS[seed % len(GARMENTS)]
     colours = [c for g, c in SEEN_PAIRS if g == garment and c not in ("black", "grey")]
-    colour = colours[seed * 3 % len(colours)]
-    made = draw_from(GarmentFacts(garment, colour), Streams.seeded(seed), size)
-    share = made.silhouette[..., None]
-    ground = np.array(BACKGROUNDS[made.facts.background], np.float32)
-    cloth = made.picture.astype(np.float32) - ground * (1 - share)
-    mixed = cloth + np.array(WALL, np.float32) * (1 - share)
-    return Drawing(np.clip(mixed + 0.5, 0, 255).astype(np.uint8), made.silhouette, made.facts)
+    facts = GarmentFacts(garment, colours[seed * 3 % len(colours)], background=_GROUNDS[seed % len(_GROUNDS)])
+    made = draw_from(facts, Streams.seeded(seed), size)
+    return Drawing(grey(made.picture), made.silhouette, facts)
+
+
+def grey(picture: Picture) -> Picture:
+    """Take the colours out of a picture: every channel becomes its luma (ITU-R BT.601)."""
+    luma = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return np.repeat(np.clip(luma + 0.5, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def held_out(count: int = 16, size: int = 64) -> list[Picture]:
