@@ -2,8 +2,8 @@
 
     python -m bench.learning [--steps 1000] [--report R.json] [--sheet S.png]
 
-A product (a poncho with diamonds) and a style (black and white) are trained with the defaults of a training. Pictures of 16
-seeds are compared, with and without: their distance to held-out drawings, and 40 other prompts' colour and outline.
+A product (a poncho with diamonds) and a style (black and white) are trained with the defaults of a training. Pictures
+of 16 seeds are compared, with and without: distance to held-out drawings, and 40 other prompts' colour and outline.
 """
 
 from __future__ import annotations
@@ -220,9 +220,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--report", type=Path)
     parser.add_argument("--sheet", type=Path)
-    parser.add_argument(
-        "--folder", type=Path, help="where the trainings are kept; adapters that are there are not trained"
-    )
+    parser.add_argument("--folder", type=Path, help="keeps the trainings; an adapter that is there is taken")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
