@@ -101,7 +101,7 @@ WORKFLOWS = ServiceSpec(
     port=9102,
     schema="workflows",
     scopes=(MESH,),
-    calls=("tasks",),
+    calls=("tasks", "training"),
     joins=NATS | OBJECTS | TOKENS,
     routed=True,
 )

@@ -9,15 +9,17 @@ Serves:
     `atelier.workflows.v1.WorkflowsService` and `atelier.workflows.v1.WorkflowMonitoringService`.
 Calls:
     The tasks service: `GetCatalog`, `CreateTask`, `GetTask`, `CancelTask`, `CleanupTask`, `WebhookService.Enqueue`.
+    The training service, for steps that train: `CreateTraining`, `GetTraining`, `CancelTraining`.
 Consumes:
     `atelier.tasks.v1.step.{completed,failed,cancelled}` on JetStream and `atelier.ended.step` on core NATS, the ends of
-    tasks that are steps of a workflow.
+    tasks that are steps of a workflow, and `atelier.training.v1.training.{completed,failed,cancelled}`.
 
 Rooms:
     Pure: `domain`, `graph`, `mapping`, `fields`, `items`, `condition`, `definition`, `iteration`, `building`,
     `signals`, and `engine`, which decides what a signal does to a workflow.
     `store` is what the use cases need of a database, and `postgres` the only SQL. `service` holds the use cases,
-    `files` takes over what comes inside of definitions, `executor` carries decisions out, `task_events` consumes the
-    ends of tasks, `task_calls` calls the tasks service. `convert`, `events` and `errors` are between domain and wire,
-    `servicer` speaks gRPC, `loops` is the background work. `composition` builds the service.
+    `files` takes over what comes inside of definitions, `executor` carries decisions out, `task_events` and
+    `training_events` consume the ends of tasks and trainings, `task_calls` and `training_calls` call their services.
+    `convert`, `events` and `errors` are between domain and wire, `servicer` speaks gRPC, `loops` is the background
+    work. `composition` builds the service.
 """

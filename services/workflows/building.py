@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atelier.tasks.v1 import task_pb2
+from atelier.training.v1 import training_pb2
 from atelier.workflows.v1 import workflow_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.struct_pb2 import Struct
@@ -14,6 +15,7 @@ from google.protobuf.struct_pb2 import Struct
 from meshkit.catalog import provider_of_config, type_numbered
 from services.workflows.domain import StepRecord, WorkflowRecord
 from services.workflows.fields import (
+    TRAINING,
     UnfitValueError,
     every_input,
     inputs_of,
@@ -88,6 +90,23 @@ def compose(
     return task, faults
 
 
+def compose_training(
+    definition: workflow_pb2.WorkflowStepDefinition, shared: Mapping[str, Any], mapped: Mapping[str, Any]
+) -> tuple[training_pb2.CreateTraining, list[BuildFault]]:
+    """Return the training of a definition, as `compose` does a task; members that a training lacks are faults."""
+    inputs = inputs_of(TRAINING)
+    training = training_pb2.CreateTraining()
+    own = plain_struct(definition.config.SerializeToString())
+    common = {name: value for name, value in shared.items() if name in inputs}
+    faults: list[BuildFault] = []
+    for name, value in {**common, **own, **mapped}.items():
+        if name in inputs:
+            _put(training, inputs[name], value, faults)
+        else:
+            faults.append(BuildFault(name, "A training has no such member"))
+    return training, faults
+
+
 def _put(target: Any, field: FieldDescriptor, value: Any, faults: list[BuildFault]) -> None:
     try:
         set_field(target, field, value)
@@ -120,17 +139,7 @@ def task_of(workflow: WorkflowRecord, step: StepRecord, steps: Sequence[StepReco
     Raises:
         BuildError: A result before it does not give what the step needs.
     """
-    by_name = {one.step_id: one for one in steps}
-    described = step if step.parent is None else by_name[step.parent]
-    definition = workflow_pb2.WorkflowStepDefinition.FromString(described.definition)
-    mapped: dict[str, Any] = {}
-    for mapping in definition.input_mappings:
-        try:
-            value = _mapped(mapping, step, by_name)
-        except TransformError as error:
-            raise BuildError(f"{mapping.from_step}.{mapping.from_field}: {error}") from None
-        if value is not None:
-            mapped[mapping.to_field] = value
+    definition, mapped = _given(step, steps)
     task, faults = compose(definition, plain_struct(workflow.config), mapped)
     if faults:
         raise BuildError(f"{faults[0].member}: {faults[0].message}")
@@ -143,6 +152,41 @@ def task_of(workflow: WorkflowRecord, step: StepRecord, steps: Sequence[StepReco
     if not workflow.suppress_subtask_events and workflow.webhook_url is not None:
         task.webhook_url = workflow.webhook_url
     return task
+
+
+def training_of(workflow: WorkflowRecord, step: StepRecord, steps: Sequence[StepRecord]) -> training_pb2.CreateTraining:
+    """Return the training of a step whose dependencies are done, as `task_of` does a task.
+
+    Raises:
+        BuildError: A result before it does not give what the step needs.
+    """
+    definition, mapped = _given(step, steps)
+    training, faults = compose_training(definition, plain_struct(workflow.config), mapped)
+    if faults:
+        raise BuildError(f"{faults[0].member}: {faults[0].message}")
+    training.origin_instance = workflow.origin_instance
+    training.origin_tenant_id = workflow.tenant
+    if workflow.origin_zone is not None:
+        training.origin_zone = workflow.origin_zone
+    if not workflow.suppress_subtask_events and workflow.webhook_url is not None:
+        training.webhook_url = workflow.webhook_url
+    return training
+
+
+def _given(step: StepRecord, steps: Sequence[StepRecord]) -> tuple[workflow_pb2.WorkflowStepDefinition, dict[str, Any]]:
+    """Return the definition of a step, and the fields that earlier steps give it."""
+    by_name = {one.step_id: one for one in steps}
+    described = step if step.parent is None else by_name[step.parent]
+    definition = workflow_pb2.WorkflowStepDefinition.FromString(described.definition)
+    mapped: dict[str, Any] = {}
+    for mapping in definition.input_mappings:
+        try:
+            value = _mapped(mapping, step, by_name)
+        except TransformError as error:
+            raise BuildError(f"{mapping.from_step}.{mapping.from_field}: {error}") from None
+        if value is not None:
+            mapped[mapping.to_field] = value
+    return definition, mapped
 
 
 def _mapped(mapping: workflow_pb2.FieldMapping, step: StepRecord, by_name: Mapping[str, StepRecord]) -> Any:

@@ -26,7 +26,7 @@ from meshkit.server import build_server
 from meshkit.stored_bytes import StoredBytes
 from meshkit.topology import WORKFLOWS
 from services.workflows.config import WorkflowsSettings
-from services.workflows.events import TASK_ENDED, TASK_ENDED_NOTICE
+from services.workflows.events import TASK_ENDED, TASK_ENDED_NOTICE, TRAINING_ENDED
 from services.workflows.executor import WorkflowExecutor
 from services.workflows.files import StepFiles
 from services.workflows.loops import WorkflowMaintenance
@@ -35,10 +35,13 @@ from services.workflows.service import WorkflowsService
 from services.workflows.servicer import WorkflowMonitoringServicer, WorkflowsServicer
 from services.workflows.task_calls import TaskCalls
 from services.workflows.task_events import TaskEventConsumer
+from services.workflows.training_calls import TrainingCalls
+from services.workflows.training_events import TrainingEventConsumer
 
 _log = get_logger(__name__)
 
 DURABLE = "workflows-task-ends"
+TRAINING_DURABLE = "workflows-training-ends"
 # Replicas share the notices.
 QUEUE = "workflows"
 
@@ -76,9 +79,14 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
     tasks = TaskCalls(channel, catalog_ttl_seconds=settings.catalog_ttl_seconds)
     relay = Relay(database, bus)
     stack.push_async_callback(relay.close)
+    training_channel = MeshChannel(
+        settings.training_address, tokens.token, max_message_bytes=settings.max_message_bytes
+    )
+    stack.push_async_callback(training_channel.close)
     executor = WorkflowExecutor(
         store,
         tasks,
+        TrainingCalls(training_channel),
         clock=_now,
         on_commit=coalesced(relay.wake, WORKFLOWS_RELAY_LINGER),
         concurrency=settings.dispatch_concurrency,
@@ -111,6 +119,13 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
             on_made=executor.trust_events,
         )
         stack.callback(consumer.cancel)
+        trained = await bus.consume_batches(
+            TRAINING_DURABLE,
+            TRAINING_ENDED,
+            TrainingEventConsumer(store, executor.ask).batch,
+            linger=TASK_EVENT_LINGER,
+        )
+        stack.callback(trained.cancel)
     stands_on = [HealthPart("postgresql", database.ping), HealthPart("nats", bus.ping, essential=False)]
     if objects is not None:
         # Files come with few definitions.

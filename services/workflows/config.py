@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from meshkit.config import MeshSettings
-from meshkit.topology import TASKS, WORKFLOWS
+from meshkit.topology import TASKS, TRAINING, WORKFLOWS
 
 
 class WorkflowsSettings(MeshSettings):
@@ -13,6 +13,7 @@ class WorkflowsSettings(MeshSettings):
 
     listen: str = Field(default=WORKFLOWS.address, description="Address to serve on.")
     tasks_address: str = Field(default=TASKS.address, description="Address of the tasks service.")
+    training_address: str = Field(default=TRAINING.address, description="Address of the training service.")
     catalog_ttl_seconds: float = Field(
         default=30.0, ge=0, description="How long the tasks service's catalog is cached."
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from atelier.tasks.v1 import task_pb2
 from atelier.workflows.v1 import workflow_pb2
+from google.protobuf.message import Message
 
 from meshkit import errors, validation
 from meshkit.catalog import (
@@ -21,23 +22,33 @@ from meshkit.catalog import (
     TaskTypeSpec,
     provider_numbered,
     provider_of_config,
-    type_name,
     type_numbered,
 )
 from meshkit.errors import FieldViolation, MeshError
 from meshkit.freeform import FreeFormLimits
 from meshkit.provider_settings import NAMED_REQUEST, named_request
 from services.workflows import graph, iteration
-from services.workflows.building import ON_FAILURE, compose
+from services.workflows.building import ON_FAILURE, compose, compose_training
 from services.workflows.condition import fault_of
 from services.workflows.domain import OnFailure
-from services.workflows.fields import every_upload, inputs_of, is_file, kind_of, plain_struct
+from services.workflows.fields import (
+    TRAINING,
+    every_upload,
+    inputs_of,
+    is_file,
+    kind_of,
+    kind_of_step,
+    plain_struct,
+    trains,
+)
 from services.workflows.items import ITEM
 from services.workflows.iteration import ReadableValues
 from services.workflows.mapping import TransformError, ValueKind, fits, kind_after, parse
 
 Definition = workflow_pb2.WorkflowStepDefinition
 _DEFAULT_LIMITS = FreeFormLimits()
+_SINGLE = ("task_type", "provider_config", "fallback_provider_type", "fallback_provider_config")
+_OF_TASKS_ALONE = (*_SINGLE, "active_provider_capabilities", "fallback_provider_capabilities")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +93,23 @@ def check(
     Raises:
         MeshError: `INVALID` with every member that does not hold.
     """
-    violations = list(_violations(workflow, served, limits))
+    violations = list(_kind_faults(workflow.steps)) or list(_violations(workflow, served, limits))
     if violations:
         raise MeshError(errors.ErrorKind.INVALID, violations[0].message, violations=violations)
+
+
+def _kind_faults(steps: Sequence[Definition]) -> Iterator[FieldViolation]:
+    """Yield the steps that say too little or too much of what they do; without that nothing else can be told."""
+    for index, step in enumerate(steps):
+        path = f"workflow.steps[{index}]"
+        if not trains(step):
+            if not step.task_type:
+                yield FieldViolation(f"{path}.task_type", "Field required", "missing")
+            continue
+        for name in _OF_TASKS_ALONE:
+            present = step.HasField(name) if name in _SINGLE else len(getattr(step, name))  # type: ignore[arg-type]  # names of the message
+            if present:
+                yield FieldViolation(f"{path}.{name}", "A step that trains takes no such member", "job_kind")
 
 
 def shared_config(workflow: workflow_pb2.CreateWorkflow) -> dict[str, Any]:
@@ -156,8 +181,8 @@ def _graph_violations(steps: Sequence[Definition]) -> Iterator[FieldViolation]:
 
 
 def _served_violations(step: Definition, path: str, served: ServedCatalog) -> Iterator[FieldViolation]:
-    name = type_name(step.task_type)
-    if name not in served.types:
+    name = kind_of_step(step)
+    if name != TRAINING and name not in served.types:
         text = f"Tasks of type {name} are not served; this installation serves {', '.join(served.listed)}"
         yield FieldViolation(f"{path}.task_type", text, "task_type_not_served")
 
@@ -178,7 +203,7 @@ def _mapping_violations(step: Definition, path: str, reads: ReadableValues) -> I
             yield FieldViolation(f"{at}.to_field", f"{mapping.to_field} is mapped twice", "duplicate_field")
         targets.add(mapping.to_field)
         if not any(fault.path == f"{at}.from_step" and fault.type == "unknown_step" for fault in faults):
-            yield from _kind_violations(mapping, at, source, type_name(step.task_type))
+            yield from _kind_violations(mapping, at, source, kind_of_step(step))
 
 
 def _kind_violations(
@@ -216,6 +241,9 @@ def _task_violations(
     step: Definition, path: str, shared: Mapping[str, Any], served: ServedCatalog, limits: FreeFormLimits
 ) -> Iterator[FieldViolation]:
     """Yield what the task of the step would be refused for, as far as it is known beforehand."""
+    if trains(step):
+        yield from _training_violations(step, path, shared, limits)
+        return
     task, faults = compose(step, shared, {})
     for fault in faults:
         yield FieldViolation(f"{path}.config.{fault.member}", fault.message, "type_error")
@@ -235,7 +263,21 @@ def _task_violations(
             yield FieldViolation(f"{path}.config.{member}", violation.message, violation.type)
 
 
-def _rules_broken(task: task_pb2.CreateTask, limits: FreeFormLimits) -> Sequence[FieldViolation]:
+def _training_violations(
+    step: Definition, path: str, shared: Mapping[str, Any], limits: FreeFormLimits
+) -> Iterator[FieldViolation]:
+    """Yield what the training of the step would be refused for, as far as it is known beforehand."""
+    training, faults = compose_training(step, shared, {})
+    for fault in faults:
+        yield FieldViolation(f"{path}.config.{fault.member}", fault.message, "type_error")
+    mapped = {mapping.to_field for mapping in step.input_mappings}
+    validation.apply_defaults(training)
+    for violation in _rules_broken(training, limits):
+        if violation.path.partition(".")[0].partition("[")[0] not in mapped:
+            yield FieldViolation(f"{path}.config.{violation.path}", violation.message, violation.type)
+
+
+def _rules_broken(task: Message, limits: FreeFormLimits) -> Sequence[FieldViolation]:
     try:
         validation.check(task, limits)
     except MeshError as error:

@@ -11,6 +11,7 @@ from services.workflows.domain import WorkflowRecord
 SUBJECT = "atelier.workflows.v1.workflow"
 TASK_ENDED = tuple(f"atelier.tasks.v1.step.{what}" for what in ("completed", "failed", "cancelled"))
 
+TRAINING_ENDED = tuple(f"atelier.training.v1.training.{what}" for what in ("completed", "failed", "cancelled"))
 TASK_ENDED_NOTICE = "atelier.ended.step"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from atelier.tasks.v1 import enums_pb2, task_pb2
+from atelier.training.v1 import training_pb2
 
 from meshkit import metrics
 from meshkit.db import DatabaseUnavailableError
@@ -17,10 +18,10 @@ from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import get_logger
 from meshkit.loops import cancel
 from services.workflows import events
-from services.workflows.building import BuildError, task_of
+from services.workflows.building import BuildError, task_of, training_of
 from services.workflows.domain import StepRecord, StepState, TaskOutcome, WorkflowRecord
 from services.workflows.engine import Decision, decide, decide_all
-from services.workflows.fields import result_of
+from services.workflows.fields import TRAINING, result_of, result_of_training
 from services.workflows.signals import (
     Cancel,
     Event,
@@ -35,6 +36,7 @@ from services.workflows.signals import (
 )
 from services.workflows.store import Advanced, WorkflowSnapshot, WorkflowStore
 from services.workflows.task_calls import TaskCalls
+from services.workflows.training_calls import TrainingCalls
 
 _log = get_logger(__name__)
 
@@ -57,6 +59,11 @@ _OUTCOMES = {
     enums_pb2.TASK_STATUS_FAILED: TaskOutcome.FAILED,
     enums_pb2.TASK_STATUS_CANCELLED: TaskOutcome.CANCELLED,
 }
+_TRAINING_OUTCOMES = {
+    training_pb2.TRAINING_STATUS_COMPLETED: TaskOutcome.COMPLETED,
+    training_pb2.TRAINING_STATUS_FAILED: TaskOutcome.FAILED,
+    training_pb2.TRAINING_STATUS_CANCELLED: TaskOutcome.CANCELLED,
+}
 # A new task with the same request would fail for the same reason.
 _HOPELESS = frozenset(
     {
@@ -76,6 +83,7 @@ class WorkflowExecutor:
     Args:
         store: The database.
         tasks: The tasks service.
+        trainings: The training service.
         clock: Gives the present, in UTC.
         on_commit: Called after a commit that may have written events.
         concurrency: Calls to the tasks service at once.
@@ -86,6 +94,7 @@ class WorkflowExecutor:
         self,
         store: WorkflowStore,
         tasks: TaskCalls,
+        trainings: TrainingCalls,
         *,
         clock: Callable[[], datetime],
         on_commit: Callable[[], None],
@@ -94,6 +103,7 @@ class WorkflowExecutor:
     ) -> None:
         self._store = store
         self._tasks = tasks
+        self._trainings = trainings
         self._clock = clock
         self._on_commit = on_commit
         self._gate = asyncio.Semaphore(concurrency)
@@ -265,8 +275,12 @@ class WorkflowExecutor:
             MeshError: It could not be read, or not be decided upon now.
         """
         assert step.task_id is not None, "a step that is asked for has a task"
+        task: task_pb2.Task | training_pb2.TrainingTask
         try:
-            task = await self._tasks.get(step.task_id, tenant)
+            if step.task_type == TRAINING:
+                task = await self._trainings.get(step.task_id, tenant)
+            else:
+                task = await self._tasks.get(step.task_id, tenant)
         except MeshError as error:
             if error.kind is not ErrorKind.NOT_FOUND or step.state is not StepState.RUNNING:
                 raise
@@ -275,7 +289,11 @@ class WorkflowExecutor:
             )
             await self.tell(step.workflow_id, gone)
             return
-        if task.status in _OUTCOMES:
+        if isinstance(task, training_pb2.TrainingTask):
+            if task.status in _TRAINING_OUTCOMES:
+                self._made.discard(step.task_id)
+                await self.tell(step.workflow_id, _training_ended(step, step.task_id, task))
+        elif task.status in _OUTCOMES:
             outcomes = await self.tell_ended({step.workflow_id: [task]})
             if isinstance(failed := outcomes[step.workflow_id], Exception):
                 raise failed
@@ -312,9 +330,7 @@ class WorkflowExecutor:
     async def _make(self, whole: WorkflowSnapshot, step: StepRecord, task_id: UUID) -> None:
         workflow = whole.workflow
         try:
-            task = task_of(workflow, step, whole.steps)
-            async with self._gate:
-                await self._tasks.create(task, task_id, workflow.id, workflow.tenant)
+            await self._send(whole, step, task_id)
         except BuildError as error:
             event = TaskRefused(step.step_id, task_id, str(error))
         except MeshError as error:
@@ -330,11 +346,23 @@ class WorkflowExecutor:
         _DISPATCHED.labels(step.task_type, "refused").inc()
         await self.tell(workflow.id, event)
 
+    async def _send(self, whole: WorkflowSnapshot, step: StepRecord, task_id: UUID) -> None:
+        workflow = whole.workflow
+        if step.task_type == TRAINING:
+            training = training_of(workflow, step, whole.steps)
+            async with self._gate:
+                await self._trainings.create(training, task_id, workflow.tenant)
+            return
+        task = task_of(workflow, step, whole.steps)
+        async with self._gate:
+            await self._tasks.create(task, task_id, workflow.id, workflow.tenant)
+
     async def _cancel(self, workflow: WorkflowRecord, step: StepRecord, age_seconds: float = 0.0) -> None:
         assert step.task_id is not None, "an open task has an identifier"
         try:
             async with self._gate:
-                await self._tasks.cancel(step.task_id, workflow.tenant)
+                calls = self._trainings if step.task_type == TRAINING else self._tasks
+                await calls.cancel(step.task_id, workflow.tenant)
         except MeshError as error:
             missing = error.kind is ErrorKind.NOT_FOUND
             # A task that is not found may be about to be made, until no such call can be under way any more.
@@ -371,7 +399,23 @@ def _ended(step: StepRecord, task_id: UUID, task: task_pb2.Task) -> TaskEnded:
     )
 
 
+def _training_ended(step: StepRecord, training_id: UUID, training: training_pb2.TrainingTask) -> TaskEnded:
+    outcome = _TRAINING_OUTCOMES[training.status]
+    completed = outcome is TaskOutcome.COMPLETED
+    return TaskEnded(
+        step.step_id,
+        training_id,
+        training.version,
+        outcome,
+        result=result_of_training(training).SerializeToString() if completed else None,
+        message=training.error_message,
+        retryable=not (training.HasField("error_category") and training.error_category in _HOPELESS),
+    )
+
+
 def _sentence(error: MeshError) -> str:
     if not error.violations:
         return error.message
-    return "; ".join(f"{one.path.removeprefix('task.')}: {one.message}" for one in error.violations)
+    return "; ".join(
+        f"{one.path.removeprefix('task.').removeprefix('training.')}: {one.message}" for one in error.violations
+    )

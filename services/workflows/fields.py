@@ -6,13 +6,15 @@ import re
 from functools import cache
 from typing import Any
 
-from atelier.tasks.v1 import task_pb2
+from atelier.tasks.v1 import task_pb2, worker_service_pb2
+from atelier.training.v1 import training_pb2
+from atelier.workflows.v1 import workflow_pb2
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
-from meshkit.catalog import TASK_TYPES, Form
+from meshkit.catalog import TASK_TYPES, Form, type_name
 from meshkit.freeform import MAX_WHOLE
 from meshkit.spelling import enum_names, enum_number
 from meshkit.staging import STAGING_SCHEME
@@ -33,19 +35,40 @@ _WHOLE_TEXT = re.compile(r"-?[0-9]{1,19}")
 _MAX_PATH = 1024  # characters of a path in storage
 
 
+# What a step that trains has in the place of a task type.
+TRAINING = "TRAINING"
+# Of a training's result: what may be large, and says nothing to a step.
+_LEFT_OUT = ("logs",)
+
+
 class UnfitValueError(ValueError):
     """A JSON value that a field does not take."""
+
+
+def trains(step: workflow_pb2.WorkflowStepDefinition) -> bool:
+    """Whether a step trains, in place of making a task."""
+    return step.job_kind == worker_service_pb2.JOB_KIND_TRAINING
+
+
+def kind_of_step(step: workflow_pb2.WorkflowStepDefinition) -> str:
+    """Name of the type of a step's task, or that it trains."""
+    return TRAINING if trains(step) else type_name(step.task_type)
 
 
 @cache
 def inputs_of(task_type: str) -> dict[str, FieldDescriptor]:
     """Fields of a type's Create message, by name."""
+    if task_type == TRAINING:
+        return dict(training_pb2.CreateTraining.DESCRIPTOR.fields_by_name)
     return _members(task_pb2.CreateTask.DESCRIPTOR, task_type)
 
 
 @cache
 def outputs_of(task_type: str) -> dict[str, FieldDescriptor]:
     """Fields of a type's public message, by name."""
+    if task_type == TRAINING:
+        shown = training_pb2.TrainingTask.DESCRIPTOR.fields_by_name
+        return {name: field for name, field in shown.items() if name not in _LEFT_OUT}
     return _members(task_pb2.Task.DESCRIPTOR, task_type)
 
 
@@ -162,6 +185,13 @@ def result_of(task: task_pb2.Task, task_type: str) -> Struct:
     """Return the members of a task's type as JSON; unset ones are left out."""
     result = Struct()
     result.update(_plain(getattr(task, TASK_TYPES[task_type].detail)))
+    return result
+
+
+def result_of_training(training: training_pb2.TrainingTask) -> Struct:
+    """Return the members of a training as JSON; unset ones are left out."""
+    result = Struct()
+    result.update({name: value for name, value in _plain(training).items() if name not in _LEFT_OUT})
     return result
 
 

@@ -21,7 +21,7 @@ from meshkit.objects import ObjectStore
 from meshkit.paths import normalise_path
 from meshkit.staging import STAGING_SCHEME, is_staged
 from meshkit.stored_bytes import StoredBytes
-from services.workflows.fields import is_file
+from services.workflows.fields import is_file, trains
 
 FOLDER = "workflows"
 _REMOTE = ("http://", "https://")
@@ -188,7 +188,8 @@ def _members(workflow: workflow_pb2.CreateWorkflow, folder: str) -> Iterator[_Me
 
 
 def _sources(step: Definition) -> Iterator[tuple[InputSpec, SourceSpec]]:
-    return ((image, source) for image in type_numbered(step.task_type).inputs for source in image.sources)
+    inputs = () if trains(step) else type_numbered(step.task_type).inputs
+    return ((image, source) for image in inputs for source in image.sources)
 
 
 def _keep_in_place(step: Definition, where: str) -> None:
@@ -198,7 +199,7 @@ def _keep_in_place(step: Definition, where: str) -> None:
     """
     mapped = {mapping.to_field for mapping in step.input_mappings}
     fields = step.config.fields
-    for image in type_numbered(step.task_type).inputs:
+    for image in () if trains(step) else type_numbered(step.task_type).inputs:
         named = [one.field for one in image.sources if one.field in fields or one.field in mapped]
         for source in image.sources:
             if source.field not in fields or Form.PATH in source.accepts or source.field in mapped:

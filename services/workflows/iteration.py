@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from atelier.workflows.v1 import workflow_pb2
 
-from meshkit.catalog import type_name
 from meshkit.errors import FieldViolation
-from services.workflows.fields import kind_of, outputs_of
+from services.workflows.fields import kind_of, kind_of_step, outputs_of
 from services.workflows.items import (
     ITEM,
     ITEMS,
@@ -30,7 +29,7 @@ Outputs = Mapping[str, Mapping[str, ValueKind]]
 
 def outputs_by_step(steps: Sequence[Definition]) -> dict[str, dict[str, ValueKind]]:
     """Return what may be read of each step's result, by the steps' names."""
-    return {step.id: outputs(step, type_name(step.task_type)) for step in steps}
+    return {step.id: outputs(step, kind_of_step(step)) for step in steps}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +134,7 @@ def item_kinds(step: Definition, steps: Mapping[str, Definition], known: Outputs
         return {}
     source = steps[wanted.from_step]
     collected = source.HasField("for_each") and wanted.from_field == ITEMS and not wanted.transform
-    members = outputs_of(type_name(source.task_type)).items() if collected else ()
+    members = outputs_of(kind_of_step(source)).items() if collected else ()
     return element_kinds(kind, {name: kind_of(field) for name, field in members})
 
 

@@ -12,7 +12,6 @@ from atelier.workflows.v1 import workflow_pb2, workflows_service_pb2
 
 from meshkit import metrics, tracing
 from meshkit.access import Caller
-from meshkit.catalog import type_name
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.fetcher import Fetcher
@@ -33,6 +32,7 @@ from services.workflows.domain import (
 from services.workflows.engine import decide
 from services.workflows.errors import cleaned_up, illegal_transition, workflow_not_found
 from services.workflows.executor import WorkflowExecutor
+from services.workflows.fields import TRAINING, kind_of_step
 from services.workflows.files import StepFiles, holds_files, refuse_files
 from services.workflows.signals import Cancel, Event, Pause, Resume, Start
 from services.workflows.store import (
@@ -315,6 +315,8 @@ class WorkflowsService:
         deleted: list[str] = []
         errors: list[tuple[UUID, StepRecord, str]] = []
         for step in whole.steps:
+            if step.task_type == TRAINING:
+                continue  # the training service deletes what is old
             for attempt in range(1, step.attempt + 1):
                 task_id = task_id_of(step.workflow_id, step.step_id, attempt)
                 processed += 1
@@ -391,7 +393,7 @@ def _new_step(workflow_id: UUID, step: workflow_pb2.WorkflowStepDefinition, posi
         workflow_id=workflow_id,
         step_id=step.id,
         position=position,
-        task_type=type_name(step.task_type),
+        task_type=kind_of_step(step),
         definition=step.SerializeToString(),
         depends_on=list(dict.fromkeys(step.depends_on)),
         state=StepState.PENDING,

@@ -29,7 +29,7 @@ BEYOND_PARAMETERS = {
 BEYOND_MEMBERS = {
     "GenerationTaskUpdate": {"fal_parameters"},
     # What users of workflows ask for beside the documented members; all of it optional.
-    "WorkflowStepDefinition": {"requires_approval", "timeout_seconds", "when"},
+    "WorkflowStepDefinition": {"job_kind", "requires_approval", "timeout_seconds", "when"},
 }
 # What this mesh adds to a task of any type.
 BEYOND_TASKS = {"media_url", "media_urls", "warnings"}

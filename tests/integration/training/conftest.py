@@ -26,7 +26,7 @@ from atelier_cli.embedded.postgres import PostgresServer
 from meshkit.auth import TokenIssuer
 from meshkit.channel import MeshChannel
 from meshkit.db import migrate
-from meshkit.topology import TASKS, TRAINING
+from meshkit.topology import TASKS, TRAINING, WORKFLOWS
 from services.gateway import composition as gateway
 from services.gateway.config import GatewaySettings
 from services.tasks import composition as tasks
@@ -34,6 +34,8 @@ from services.tasks.config import TasksSettings
 from services.training import composition as training
 from services.training.composition import TrainingRuntime
 from services.training.config import TrainingSettings
+from services.workflows import composition as graphs
+from services.workflows.config import WorkflowsSettings
 from tests.conftest import S3Store, drop_database
 from tests.loras.layouts import write
 
@@ -224,6 +226,7 @@ def template(make_database: Callable[[str], str]) -> str:
     dsn = make_database("training_template")
     asyncio.run(migrate(dsn, TASKS.schema, TASKS.migrations))
     asyncio.run(migrate(dsn, TRAINING.schema, TRAINING.migrations))
+    asyncio.run(migrate(dsn, WORKFLOWS.schema, WORKFLOWS.migrations))
     return dsn
 
 
@@ -245,7 +248,9 @@ async def start_mesh(mesh_dsn: str, nats_url: str, s3: S3Store) -> AsyncIterator
     """Starts the three services; loops run only where asked for."""
     async with AsyncExitStack() as outer:
 
-        async def begin(*, gateway_settings: dict[str, Any] | None = None, **settings: Any) -> Mesh:
+        async def begin(
+            *, workflows: bool = False, gateway_settings: dict[str, Any] | None = None, **settings: Any
+        ) -> Mesh:
             shared: dict[str, Any] = {
                 "listen": "127.0.0.1:0",
                 "database_url": mesh_dsn,
@@ -265,8 +270,15 @@ async def start_mesh(mesh_dsn: str, nats_url: str, s3: S3Store) -> AsyncIterator
             running = await training.start(
                 TrainingSettings(**(shared | {"tasks_address": behind.address} | settings)), stack
             )
-            del shared["run_loops"], shared["database_url"], shared["nats_url"]
             addresses = {"tasks": behind.address, "training": running.address}
+            if workflows:
+                beside = WorkflowsSettings(
+                    **(shared | {"run_loops": True, "tasks_address": behind.address}),
+                    training_address=running.address,
+                    check_seconds=3600.0,  # ends are told by events alone
+                )
+                addresses["workflows"] = (await graphs.start(beside, stack)).address
+            del shared["run_loops"], shared["database_url"], shared["nats_url"]
             front = await gateway.start(
                 GatewaySettings(**shared, **(gateway_settings or {}), addresses=addresses), stack
             )

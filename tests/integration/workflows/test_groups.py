@@ -13,6 +13,7 @@ import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2
 from atelier.workflows.v1 import workflow_pb2
 
+from meshkit.channel import MeshChannel
 from meshkit.db import Database
 from services.workflows.domain import (
     ACTIVE,
@@ -29,6 +30,7 @@ from services.workflows.postgres import queries
 from services.workflows.postgres.store import PostgresWorkflowStore
 from services.workflows.signals import Event, Start, TaskEnded
 from services.workflows.store import Decide, DispatchNote, WorkflowSnapshot
+from services.workflows.training_calls import TrainingCalls
 from tests.unit.workflows.rows import rows
 
 NOOP = workflow_pb2.WorkflowStepDefinition(task_type=enums_pb2.TASK_TYPE_NOOP)
@@ -433,6 +435,7 @@ def executor(store: PostgresWorkflowStore, tasks: Tasks) -> WorkflowExecutor:
     return WorkflowExecutor(
         store,
         tasks,  # type: ignore[arg-type]  # the one method that is called
+        TrainingCalls(MeshChannel("127.0.0.1:9", lambda: "")),  # no step of these trains
         clock=lambda: datetime.now(UTC),
         on_commit=lambda: None,
         concurrency=32,

@@ -29,7 +29,7 @@ KNOWN_TO: Mapping[str, set[str]] = {
     "ATELIER_AUTH_SECRET": OWNERS | WORKERS | {"gateway"},
     "ATELIER_TASKS_ADDRESS": {"workflows", "training", "gateway"} | WORKERS,
     "ATELIER_WORKFLOWS_ADDRESS": {"gateway"},
-    "ATELIER_TRAINING_ADDRESS": {"trainer", "gateway"},
+    "ATELIER_TRAINING_ADDRESS": {"workflows", "trainer", "gateway"},
 }
 SERVERS = {"nats", "postgres", "s3"}
 # A service that is not among them is held to its entry in the table.

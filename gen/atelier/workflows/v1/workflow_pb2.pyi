@@ -5,6 +5,7 @@ isort:skip_file
 
 from atelier.tasks.v1 import enums_pb2 as _enums_pb2
 from atelier.tasks.v1 import providers_pb2 as _providers_pb2
+from atelier.tasks.v1 import worker_service_pb2 as _worker_service_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -285,10 +286,11 @@ class WorkflowStepDefinition(_message.Message):
     WHEN_FIELD_NUMBER: _builtins.int
     REQUIRES_APPROVAL_FIELD_NUMBER: _builtins.int
     FOR_EACH_FIELD_NUMBER: _builtins.int
+    JOB_KIND_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Name of the step, unique in its workflow."""
     task_type: _enums_pb2.TaskType.ValueType
-    """What its task does."""
+    """What its task does; required, except of a step that trains."""
     fallback_provider_type: _enums_pb2.ProviderType.ValueType
     """Who executes it once the first provider's retries are spent."""
     max_retries: _builtins.int
@@ -297,6 +299,10 @@ class WorkflowStepDefinition(_message.Message):
     """Seconds from the making of its task, waiting included, after which it is cancelled and counts as failed."""
     requires_approval: _builtins.bool
     """Whether the workflow pauses before it until it is resumed."""
+    job_kind: _worker_service_pb2.JobKind.ValueType
+    """TRAINING for a step that trains: its `config` holds the members of a training, and `local_model_path` of its result
+    is the adapter.
+    """
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
         """Fields of its task that are known beforehand."""
@@ -351,10 +357,11 @@ class WorkflowStepDefinition(_message.Message):
         when: Global___StepCondition | None = ...,
         requires_approval: _builtins.bool | None = ...,
         for_each: Global___ForEach | None = ...,
+        job_kind: _worker_service_pb2.JobKind.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_for_each", b"_for_each", "_id", b"_id", "_max_retries", b"_max_retries", "_provider_config", b"_provider_config", "_requires_approval", b"_requires_approval", "_task_type", b"_task_type", "_timeout_seconds", b"_timeout_seconds", "_when", b"_when", "config", b"config", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "for_each", b"for_each", "id", b"id", "max_retries", b"max_retries", "provider_config", b"provider_config", "requires_approval", b"requires_approval", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "when", b"when"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_for_each", b"_for_each", "_id", b"_id", "_job_kind", b"_job_kind", "_max_retries", b"_max_retries", "_provider_config", b"_provider_config", "_requires_approval", b"_requires_approval", "_task_type", b"_task_type", "_timeout_seconds", b"_timeout_seconds", "_when", b"_when", "config", b"config", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "for_each", b"for_each", "id", b"id", "job_kind", b"job_kind", "max_retries", b"max_retries", "provider_config", b"provider_config", "requires_approval", b"requires_approval", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "when", b"when"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_for_each", b"_for_each", "_id", b"_id", "_max_retries", b"_max_retries", "_provider_config", b"_provider_config", "_requires_approval", b"_requires_approval", "_task_type", b"_task_type", "_timeout_seconds", b"_timeout_seconds", "_when", b"_when", "active_provider_capabilities", b"active_provider_capabilities", "config", b"config", "depends_on", b"depends_on", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "for_each", b"for_each", "id", b"id", "input_mappings", b"input_mappings", "max_retries", b"max_retries", "provider_config", b"provider_config", "requires_approval", b"requires_approval", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_for_each", b"_for_each", "_id", b"_id", "_job_kind", b"_job_kind", "_max_retries", b"_max_retries", "_provider_config", b"_provider_config", "_requires_approval", b"_requires_approval", "_task_type", b"_task_type", "_timeout_seconds", b"_timeout_seconds", "_when", b"_when", "active_provider_capabilities", b"active_provider_capabilities", "config", b"config", "depends_on", b"depends_on", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "for_each", b"for_each", "id", b"id", "input_mappings", b"input_mappings", "job_kind", b"job_kind", "max_retries", b"max_retries", "provider_config", b"provider_config", "requires_approval", b"requires_approval", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fallback_provider_config: _TypeAlias = _typing.Literal["fallback_provider_config"]  # noqa: Y015
     _WhichOneofArgType__fallback_provider_config: _TypeAlias = _typing.Literal["_fallback_provider_config", b"_fallback_provider_config"]  # noqa: Y015
@@ -364,6 +371,8 @@ class WorkflowStepDefinition(_message.Message):
     _WhichOneofArgType__for_each: _TypeAlias = _typing.Literal["_for_each", b"_for_each"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__job_kind: _TypeAlias = _typing.Literal["job_kind"]  # noqa: Y015
+    _WhichOneofArgType__job_kind: _TypeAlias = _typing.Literal["_job_kind", b"_job_kind"]  # noqa: Y015
     _WhichOneofReturnType__max_retries: _TypeAlias = _typing.Literal["max_retries"]  # noqa: Y015
     _WhichOneofArgType__max_retries: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries"]  # noqa: Y015
     _WhichOneofReturnType__provider_config: _TypeAlias = _typing.Literal["provider_config"]  # noqa: Y015
@@ -384,6 +393,8 @@ class WorkflowStepDefinition(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__for_each) -> _WhichOneofReturnType__for_each | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__job_kind) -> _WhichOneofReturnType__job_kind | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_retries) -> _WhichOneofReturnType__max_retries | None: ...
     @_typing.overload
