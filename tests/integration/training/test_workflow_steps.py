@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from tests.integration.training.conftest import Mesh, StartMesh
+from tests.integration.training.conftest import LORA, Mesh, StartMesh
 
 WORKFLOWS = "/api/v1/workflows/"
 
@@ -50,7 +50,7 @@ async def test_a_step_trains_and_the_next_one_is_given_its_adapter(start_mesh: S
     shown = await until(mesh, workflow, 0, "RUNNING")
     assert (shown["steps"][0]["task_id"], shown["steps"][0]["task_type"]) == (ref.job_id, "TRAINING")
     await trainer.prepare(ref, spec)
-    await mesh.put(f"{spec.folder}saves/last.safetensors", b"abc")
+    await mesh.put(f"{spec.folder}saves/last.safetensors", LORA)
     path = await trainer.finish(ref, spec)
     await trainer.complete(ref)
     await mesh.training.maintenance.reconcile()
