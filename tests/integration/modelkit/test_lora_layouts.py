@@ -106,4 +106,5 @@ def test_layers_that_the_model_lacks_are_left_out_and_told(
     beyond = {f"transformer.transformer_blocks.7.attn.to_q.lora_{half}.weight": (4, 4) for half in "AB"}
     more.write_bytes(write({**shapes, **beyond}, scale=2.0))
     assert (picture(models, AdapterFile(plain, 1.0)) == picture(models, AdapterFile(more, 1.0))).all()
-    assert "lora_layers_unmatched" in capsys.readouterr().out
+    # Where logs go is set by whichever service a test of the same run has started.
+    assert "lora_layers_unmatched" in "".join(capsys.readouterr())
