@@ -25,7 +25,7 @@ def ended(client: httpx.Client, **fields: Any) -> dict[str, Any]:
     return ended_task(client, task["id"])
 
 
-def edited(client: httpx.Client, **fields: Any) -> dict[str, Any]:
+def edit(**fields: Any) -> dict[str, Any]:
     asked: dict[str, Any] = {
         "task_type": "EDITING",
         "prompt": "make it blue",
@@ -35,7 +35,11 @@ def edited(client: httpx.Client, **fields: Any) -> dict[str, Any]:
         "height": 64,
         "provider_type": "FASHN_STANDARD",
     }
-    return ended(client, **{**asked, **fields})
+    return {**asked, **fields}
+
+
+def edited(client: httpx.Client, **fields: Any) -> dict[str, Any]:
+    return ended(client, **edit(**fields))
 
 
 @pytest.fixture
@@ -88,12 +92,25 @@ def test_a_picture_is_enlarged_by_magnific(device_mesh: RunningMesh, called: Cal
 
 
 def test_a_mistake_of_the_caller_fails_once_and_says_why(device_mesh: RunningMesh, fashn: FashnServer) -> None:
-    asked = len(fashn.asked)
+    asked = fashn.count("POST")
+    fashn.ending, fashn.error = "failed", {"name": "PoseError", "message": "No person in the picture"}
     with device_mesh.http("tried-wrongly") as client:
-        task = edited(client, config={"fashn": {"model": "tryon-v9"}}, fallback_provider_type="LOCAL")
+        task = edited(client, config={"fashn": {"model": "edit"}}, fallback_provider_type="LOCAL")
     assert (task["status"], task["error_category"], task["retry_count"]) == ("FAILED", "VALIDATION", 0)
     [error] = task["errors"]
-    assert error.startswith("config.fashn.model must be one of tryon-v1.6, tryon-max")
+    assert "No person in the picture" in error
+    assert fashn.count("POST") == asked + 1
+
+
+def test_a_member_that_no_model_takes_is_refused_at_once(device_mesh: RunningMesh, fashn: FashnServer) -> None:
+    asked = len(fashn.asked)
+    with device_mesh.http("tried-wrongly") as client:
+        body = edit(origin_instance="tests", config={"fashn": {"model": "tryon-v9"}})
+        refused = client.post("/api/v1/tasks/", json=body)
+    assert refused.status_code == 422
+    [problem] = refused.json()["detail"]
+    assert problem["loc"] == ["body", "config", "fashn", "model"]
+    assert "tryon-v1.6, tryon-max" in problem["msg"]
     assert len(fashn.asked) == asked
 
 
