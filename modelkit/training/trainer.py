@@ -73,7 +73,8 @@ def train(
 ) -> TrainedAdapter:
     """Train an adapter.
 
-    It computes with the process's generators of random numbers, so that only one training runs in a process at a time.
+    It computes with the process's generators of random numbers and by the device's number of threads, so that only one
+    training runs in a process at a time.
 
     Args:
         plan: How.
@@ -91,6 +92,8 @@ def train(
         TrainingFailed: It cannot go on; the state before is kept where there is one.
         TrainingStopped: The watcher stopped it; after a drain its state is kept.
     """
+    if device.threads:
+        torch.set_num_threads(device.threads)
     try:
         kept = None if resume is None else read_state(resume)
         return _TrainingRun(plan, dataset, folder, kept, watcher=watcher, device=device, clock=clock).go()

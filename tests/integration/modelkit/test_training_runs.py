@@ -27,6 +27,7 @@ from modelkit.training.dataset import Dataset, Example
 from modelkit.training.errors import TrainingFailed, TrainingStopped
 from modelkit.training.network import TrainedNetwork
 from modelkit.training.plan import TrainingPlan
+from modelkit.training.trainer import train
 from modelkit.training.watching import Stop
 from tests.integration.modelkit.test_flux import NATIVE, make, request
 from tests.integration.modelkit.trainings import Heard, draw_dataset, equal, run
@@ -105,6 +106,22 @@ def test_diffusers_loads_the_adapter_by_itself(
         assert torch.equal(value, state[f"transformer.{name.replace('.a.', '.')}"])
     layer = pipe.transformer.transformer_blocks[0].attn.to_q
     assert layer.scaling["a"] == 1.0
+
+
+def test_a_training_computes_by_the_threads_of_its_device(plan: TrainingPlan, dataset: Dataset, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        train(
+            replace(plan, steps=1),
+            dataset,
+            folder=tmp_path,
+            resume=None,
+            watcher=Heard(),
+            device=Device("cpu", before + 1),
+        )
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_without_prompts_the_trigger_word_gives_the_thumbnail(
