@@ -141,12 +141,13 @@ def ended_training(client: httpx.Client, training: str) -> dict[str, Any]:
 
 def test_cancelled_trainings_leave_no_lease_no_file_and_a_free_slot(mesh: RunningMesh) -> None:
     with mesh.http("atelier-nord") as client:
-        first, second = create(client, steps=100_000), create(client, steps=100_000)
+        first = create(client, steps=100_000)
 
         def preparing() -> bool:
             return bool(now(client, first)["status"] == "PREPROCESSING")
 
         until(preparing, "the first is prepared", 60, pause_seconds=0.01)
+        second = create(client, steps=100_000)  # it waits for the one slot
         assert client.post(f"/api/v1/training/{first}/cancel").json()["status"] == "CANCELLED"
         stepped(client, second)
         [child] = trainer_children(mesh)
