@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -19,10 +20,24 @@ _LEAST = 16
 _FIRST_SEED = 90_000
 
 
+def prior_prompts(plan: TrainingPlan) -> list[str]:
+    """Return the plan's preservation prompts, each several times where there are few; none where none are kept."""
+    if plan.preservation == "none" or not plan.preservation_prompts:
+        return []
+    rounds = -(-_LEAST // len(plan.preservation_prompts))
+    return [prompt for prompt in plan.preservation_prompts for _ in range(rounds)]
+
+
 def draw_priors(
-    sampler: Sampler, network: TrainedNetwork, texts: Texts, plan: TrainingPlan, cache: Path
+    sampler: Sampler,
+    network: TrainedNetwork,
+    texts: Texts,
+    plan: TrainingPlan,
+    cache: Path,
+    *,
+    done: Callable[[int], None],
 ) -> list[Prior]:
-    """Draw a picture for each of the plan's preservation prompts, several where there are few; none without prompts.
+    """Draw a picture for each of `prior_prompts`.
 
     Args:
         sampler: Draws.
@@ -30,20 +45,20 @@ def draw_priors(
         texts: The prompts, encoded.
         plan: How to train.
         cache: File that keeps the pictures' latents.
+        done: Told how many are drawn.
     """
-    if plan.preservation == "none" or not plan.preservation_prompts:
+    prompts = prior_prompts(plan)
+    if not prompts:
         return []
-    rounds = -(-_LEAST // len(plan.preservation_prompts))
-    prompts = [prompt for prompt in plan.preservation_prompts for _ in range(rounds)]
     kept = _read(cache, prompts)
     if kept is not None:
         return kept
     negative = None if sampler.negative is None else texts[sampler.negative]
+    made: list[Prior] = []
     with network.as_it_was(), sampler.drawing() as draw:
-        made = [
-            Prior(prompt, draw.latents(texts[prompt], negative, _FIRST_SEED + number))
-            for number, prompt in enumerate(prompts)
-        ]
+        for number, prompt in enumerate(prompts):
+            made.append(Prior(prompt, draw.latents(texts[prompt], negative, _FIRST_SEED + number)))
+            done(len(made))
     tensors = {str(number): prior.clean.contiguous() for number, prior in enumerate(made)}
     put_file(cache, lambda path: save_file(tensors, path, {"prompts": json.dumps(prompts)}))
     return made

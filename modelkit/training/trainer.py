@@ -30,7 +30,7 @@ from modelkit.training.network import TrainedNetwork
 from modelkit.training.objective import Loss, Objective
 from modelkit.training.optimizing import EIGHT_BIT, make_optimizer, rate_of
 from modelkit.training.plan import TrainingPlan
-from modelkit.training.priors import draw_priors
+from modelkit.training.priors import draw_priors, prior_prompts
 from modelkit.training.sampling import FIRST_SEED, Sampler
 from modelkit.training.state import RunState, random_state, read_state, restore_random, write_state
 from modelkit.training.validation import Validation, chosen
@@ -151,7 +151,14 @@ class _TrainingRun:
             steps=plan.sample_steps,
             pause=self._pause,
         )
-        priors = draw_priors(self._sampler, self._network, self._texts, plan, cache / "priors.safetensors")
+        priors = draw_priors(
+            self._sampler,
+            self._network,
+            self._texts,
+            plan,
+            cache / "priors.safetensors",
+            done=lambda done: watcher.cached(self._cached + done, self._to_cache),
+        )
         self._draws = torch.Generator().manual_seed(plan.seed)
         self._objective = Objective(
             self._network,
@@ -203,9 +210,10 @@ class _TrainingRun:
         texts = [*self._captions, "", *self._prompts, plan.trigger_word, self._card.guidance.negative_prompt]
         if plan.preservation == "output":
             texts += plan.preservation_prompts or [plan.unnamed(caption) for caption in self._captions]
-        total = len(set(texts)) + len(examples)
-        self._texts.encode(texts, lambda done: self._watcher.cached(done, total))
         before = len(set(texts))
+        self._cached = before + len(examples)
+        self._to_cache = total = self._cached + len(prior_prompts(plan))
+        self._texts.encode(texts, lambda done: self._watcher.cached(done, total))
         return encode_pictures(
             self._model,
             self._dataset,

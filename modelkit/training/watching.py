@@ -87,7 +87,7 @@ class Watcher(Protocol):
         ...
 
     def cached(self, done: int, total: int) -> None:
-        """Take note of pictures and captions that are encoded."""
+        """Take note of pictures and captions that are encoded, and of what the model draws to be kept as it is."""
         ...
 
     def stepped(self, report: StepReport) -> None:

@@ -274,6 +274,22 @@ def test_a_step_of_several_passes_takes_their_mean(plan: TrainingPlan, dataset: 
     assert several.steps[0].gradient <= max(report.gradient for report in single.steps) * 1.001
 
 
+def test_what_the_model_draws_to_be_kept_is_counted_with_what_is_encoded(
+    plan: TrainingPlan, dataset: Dataset, tmp_path: Path
+) -> None:
+    heard = Heard()
+    run(
+        replace(plan, preservation="output", preservation_prompts=("a hat", "a bag"), steps=1),
+        dataset,
+        tmp_path,
+        heard,
+    )
+    counts, [total] = [done for done, _ in heard.encoded], {total for _, total in heard.encoded}
+    assert counts == sorted(counts)
+    assert counts[-1] == total
+    assert total > 16 + len(dataset.examples), "sixteen pictures at least are drawn"
+
+
 def test_preservation_keeps_other_prompts_near_what_they_were(
     plan: TrainingPlan, dataset: Dataset, tmp_path: Path
 ) -> None:
