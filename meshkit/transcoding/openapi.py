@@ -237,7 +237,16 @@ def _answer(route: Route, components: Components, title: str) -> Schema:
             schema = {"items": schema, "type": "array", "title": f"Response {title}"}
         elif "$ref" not in schema:
             schema = {**schema, "title": f"Response {title}"}
+    if route.streaming:
+        schema = _event_of(schema)
     return {"description": "Successful Response", "content": {kind: {"schema": schema}}}
+
+
+def _event_of(schema: Schema) -> Schema:
+    """Return what one server-sent event holds: its data are a message as JSON text."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+    texts = {name: {"type": "string"} for name in ("event", "id")}
+    return {"type": "object", "required": ["data"], "properties": {**texts, "data": data}, "title": "Event"}
 
 
 def _errors(route: Route) -> dict[str, Schema]:

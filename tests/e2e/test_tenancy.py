@@ -1,8 +1,10 @@
 """No tenant sees another's: over every documented route and every RPC."""
 
 import io
+import json
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,11 +17,18 @@ from google.protobuf.descriptor import MethodDescriptor
 from PIL import Image
 
 from tests.e2e.harness import RunningMesh, until
+from tests.loras.layouts import LAYOUTS, write
 
 pytestmark = pytest.mark.timeout(120)
 
 OWNER, STRANGER = "owner", "stranger"
-_BODIES = {"PUT": {"priority": 3}, "PATCH": {"name": "taken"}}
+_BODIES = {"PUT": {"priority": 3}, "PATCH": {"name": "taken", "priority": 3}}
+# Routes that ask for more than their method tells.
+_ROUTE_BODIES = {
+    "/api/v1/training/{task_id}/continue": {"steps": 5},
+    "/api/v1/training/{task_id}/sample": {"prompts": ["a red dress"]},
+}
+_CONFIG = json.loads((Path(__file__).parents[2] / "models/garments/weights/transformer/config.json").read_text())
 _REFUSED = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED}
 
 
@@ -73,6 +82,28 @@ def workflow(mesh: RunningMesh) -> str:
         return str(made.json()["id"])
 
 
+@pytest.fixture(scope="module")
+def training(mesh: RunningMesh) -> Iterator[str]:
+    """A training of the owner's; the mesh has no trainer, so that it waits."""
+    with mesh.http(OWNER) as client:
+        body = {"trigger_word": "secret-of-owner", "source_images": ["mine/a.png"]}
+        made = client.post("/api/v1/training/", json=body)
+        assert made.status_code == 200, made.text
+        yield str(made.json()["id"])
+        assert client.get(f"/api/v1/training/{made.json()['id']}").json()["status"] == "PENDING"
+        client.post(f"/api/v1/training/{made.json()['id']}/cancel")
+
+
+@pytest.fixture(scope="module")
+def lora(mesh: RunningMesh) -> str:
+    """Folder and name of an adapter of the owner's."""
+    with mesh.http(OWNER) as client:
+        content = write(LAYOUTS["diffusers"](_CONFIG))
+        stored = client.post("/api/v1/lora/upload", files={"file": ("own.safetensors", content)})
+        assert stored.status_code == 200, stored.text
+        return str(stored.json()["partial_path"])
+
+
 def _routes(mesh: RunningMesh) -> list[tuple[str, str]]:
     document = httpx.get(f"{mesh.url}/openapi.json").json()
     return [
@@ -84,19 +115,22 @@ def _routes(mesh: RunningMesh) -> list[tuple[str, str]]:
 
 
 def test_every_route_hides_what_another_tenant_owns(
-    mesh: RunningMesh, owned: dict[str, Any], delivery: str, workflow: str
+    mesh: RunningMesh, owned: dict[str, Any], delivery: str, workflow: str, training: str, lora: str
 ) -> None:
+    folder, _, name = lora.partition("/")
     tried = 0
     with mesh.http(STRANGER) as client:
         for method, route in _routes(mesh):
             if "{" not in route:
                 continue
-            path = route.replace("{task_id}", owned["id"]).replace("{path}", "mine/a.png").replace("{token}", "guessed")
+            ident = training if route.startswith("/api/v1/training/") else owned["id"]
+            path = route.replace("{task_id}", ident).replace("{path}", "mine/a.png").replace("{token}", "guessed")
+            path = path.replace("{folder}", folder).replace("{name}", name)
             path = path.replace("{delivery_id}", delivery).replace("{workflow_id}", workflow)
             assert "{" not in path, f"{route} names something that this test does not know: add it"
             if method == "POST" and route.endswith("{path}"):
                 continue  # writes below the stranger's own prefix; looked at below
-            answer = client.request(method, path, json=_BODIES.get(method))
+            answer = client.request(method, path, json=_ROUTE_BODIES.get(route, _BODIES.get(method)))
             assert answer.status_code == 404, f"{method} {route}: {answer.status_code} {answer.text}"
             assert "secret-of-owner" not in answer.text
             tried += 1

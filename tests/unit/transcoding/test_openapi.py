@@ -70,7 +70,9 @@ def test_lists_streams_and_scalars_are_answers_of_their_kind(document: dict[str,
     assert (listed["type"], listed["title"]) == ("array", "Response List")
     assert listed["items"]["anyOf"] == [ref("BookParcel"), ref("VaseParcel")]
     assert schema("/v1/parcels:count", "post")["type"] == "integer"
-    assert schema("/v1/shelves/{shelf_id}", "get", "text/event-stream") == ref("SendResponse")
+    event = schema("/v1/shelves/{shelf_id}", "get", "text/event-stream")
+    assert event["required"] == ["data"]
+    assert event["properties"]["data"]["contentSchema"] == ref("SendResponse")
     assert "/v1/shelves/{shelf_id}/{path}" in document["paths"]
     assert "head" in document["paths"]["/v1/shelves/{shelf_id}/{path}"]
 
