@@ -13,6 +13,8 @@ from atelier.tasks.v1.worker_service_pb2 import WorkerLoad
 
 from meshkit.moments import assign
 
+# As many as a heartbeat may name: one that names more is refused, and the worker lost.
+_MOST_CHILDREN = 256
 # What the operating system tells of a process; `ru_` is the prefix of getrusage(2).
 _USED = tuple(name.removeprefix("ru_") for name in dir(resource.struct_rusage) if name.startswith("ru_"))
 
@@ -68,7 +70,7 @@ class WorkerGauge:
             memory_bytes=self._tree.resident_bytes(),
             completed=completed,
             pid=os.getpid(),
-            child_pids=self._tree.child_pids,
+            child_pids=self._tree.child_pids[:_MOST_CHILDREN],
             rusage={name: getattr(used, f"ru_{name}") for name in _USED},
         )
         assign(load.started_at, self._started)
