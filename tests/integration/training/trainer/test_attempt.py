@@ -98,7 +98,7 @@ async def test_a_training_that_is_killed_at_three_random_moments_ends_with_the_s
     unbroken, broken = Owner(), Owner()
     await rig.upload(unbroken, **PICTURES)
     broken.spec.training.source_images.extend(unbroken.spec.training.source_images)
-    unbroken.spec.total_steps = broken.spec.total_steps = 40
+    unbroken.spec.total_steps = broken.spec.total_steps = 400  # longer than all moments together
     await rig.begin(unbroken)
     expected = await weights(rig, unbroken, rig.folder / "unbroken.safetensors")
     for _ in range(3):
@@ -114,7 +114,7 @@ async def test_a_training_that_is_killed_at_three_random_moments_ends_with_the_s
         with pytest.raises(TaskFailed):
             await attempt
     await rig.begin(broken)
-    assert sorted(set(broken.steps)) == list(range(1, 41))
+    assert sorted(set(broken.steps)) == list(range(1, 401))
     resumed = await weights(rig, broken, rig.folder / "broken.safetensors")
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
