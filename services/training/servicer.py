@@ -14,12 +14,15 @@ from atelier.training.v1.trainer_service_pb2_grpc import TrainerServiceServicer
 from atelier.training.v1.training_service_pb2_grpc import TrainingServiceServicer
 from google.api.httpbody_pb2 import HttpBody
 
+from meshkit import auth
 from meshkit.access import Caller
+from meshkit.errors import forbidden
 from meshkit.idempotency import REPLAYED, IdempotencyKey
 from meshkit.media_urls import MediaLinks
 from meshkit.spelling import value_names
 from services.training.convert import to_losses, to_sample, to_save, to_spec, to_training, to_validation
 from services.training.curve import as_png, as_svg, smoothed
+from services.training.job_calls import QUEUE
 from services.training.reports import TrainerReports
 from services.training.service import TrainingsService
 from services.training.watch import TrainingWatchers
@@ -166,35 +169,42 @@ class TrainerServicer(TrainerServiceServicer):
         self, request: trainer.BeginAttemptRequest, context: Context
     ) -> trainer.BeginAttemptResponse:
         del context
+        _admit_trainer()
         record, saves = await self._reports.begin(request.ref)
         return trainer.BeginAttemptResponse(spec=to_spec(record, saves))
 
     async def ReportStage(self, request: trainer.ReportStageRequest, context: Context) -> trainer.ReportStageResponse:
         del context
+        _admit_trainer()
         await self._reports.stage(request)
         return trainer.ReportStageResponse()
 
     async def NoteDataset(self, request: trainer.NoteDatasetRequest, context: Context) -> trainer.NoteDatasetResponse:
         del context
+        _admit_trainer()
         await self._reports.dataset(request)
         return trainer.NoteDatasetResponse()
 
     async def ReportSteps(self, request: trainer.ReportStepsRequest, context: Context) -> trainer.ReportStepsResponse:
         del context
+        _admit_trainer()
         return trainer.ReportStepsResponse(sample_prompts=await self._reports.steps(request))
 
     async def NoteState(self, request: trainer.NoteStateRequest, context: Context) -> trainer.NoteStateResponse:
         del context
+        _admit_trainer()
         await self._reports.state(request)
         return trainer.NoteStateResponse()
 
     async def NoteSave(self, request: trainer.NoteSaveRequest, context: Context) -> trainer.NoteSaveResponse:
         del context
+        _admit_trainer()
         await self._reports.save(request)
         return trainer.NoteSaveResponse()
 
     async def NoteSample(self, request: trainer.NoteSampleRequest, context: Context) -> trainer.NoteSampleResponse:
         del context
+        _admit_trainer()
         await self._reports.sample(request)
         return trainer.NoteSampleResponse()
 
@@ -202,7 +212,19 @@ class TrainerServicer(TrainerServiceServicer):
         self, request: trainer.FinishTrainingRequest, context: Context
     ) -> trainer.FinishTrainingResponse:
         del context
+        _admit_trainer()
         return trainer.FinishTrainingResponse(library_path=await self._reports.finish(request))
+
+
+def _admit_trainer() -> None:
+    """Refuse a worker whose token is bound to other queues: it has no training to tell of.
+
+    Raises:
+        MeshError: `FORBIDDEN`.
+    """
+    queues = auth.current().queues
+    if queues is not None and QUEUE not in queues:
+        raise forbidden(f"The token is not bound to the queue {QUEUE!r}", reason="QUEUE_FORBIDDEN")
 
 
 def _theme(number: int) -> str:

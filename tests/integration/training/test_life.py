@@ -99,6 +99,22 @@ async def test_a_training_goes_from_pending_to_completed(mesh: Mesh) -> None:
     assert await mesh.objects(f"trainings/{ident}/saves/") != []
 
 
+async def test_a_worker_that_is_bound_to_other_queues_tells_nothing_of_trainings(mesh: Mesh) -> None:
+    await mesh.create()
+    ref, _ = await (await mesh.trainer()).begin()
+    token = mesh.token("", ("worker",), subject="painter", queues=("inference",))
+    stranger = mesh.stub(mesh.training.address, token, TrainerServiceStub)
+    adapter = trainer_service_pb2.FinishedAdapter(path="a", size=1, sha256=SHA)
+    for call in (
+        stranger.BeginAttempt(trainer_service_pb2.BeginAttemptRequest(ref=ref)),
+        stranger.ReportSteps(trainer_service_pb2.ReportStepsRequest(ref=ref, step=1)),
+        stranger.FinishTraining(trainer_service_pb2.FinishTrainingRequest(ref=ref, adapter=adapter)),
+    ):
+        with pytest.raises(MeshError) as error:
+            await call
+        assert error.value.kind is ErrorKind.FORBIDDEN
+
+
 async def test_reports_of_an_older_attempt_and_of_an_ended_training_are_refused(mesh: Mesh) -> None:
     ident = (await mesh.create())["id"]
     first = await mesh.trainer("t/0")
