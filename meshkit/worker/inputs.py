@@ -19,6 +19,7 @@ from meshkit.worker.lora_cache import LoraCache
 
 CALLERS_FAULT = frozenset({ErrorKind.INVALID, ErrorKind.NOT_FOUND, ErrorKind.FORBIDDEN, ErrorKind.TOO_LARGE})
 """Kinds of errors that another attempt would meet again: the input itself is wrong."""
+_AT_A_TIME = 2
 _MAX_PATH_CHARS = 1024  # a longer text is no path in storage, so it can only be base64
 
 
@@ -67,19 +68,32 @@ class Inputs:
             MeshError: an input does not exist, is not what it should be, or cannot be had now.
         """
         files: dict[str, Path] = {}
+        images = [ref for ref in refs if ref.kind != "lora"]
         async with AsyncExitStack() as stack:
             for ref in refs:
                 if ref.kind == "lora":
                     files[ref.name] = await stack.enter_async_context(self._loras.lend(tenant, ref.source))
-                    continue
-                try:
-                    files[ref.name] = await self._image(tenant, ref, folder)
-                except MeshError as error:
+            # A few at a time: each has its bytes in memory, and what is wrong with the first stops the rest.
+            for begin in range(0, len(images), _AT_A_TIME):
+                some = images[begin : begin + _AT_A_TIME]
+                async with asyncio.TaskGroup() as group:
+                    running = [group.create_task(self._image_or_error(tenant, ref, folder)) for ref in some]
+                for ref, one in zip(some, running, strict=True):
+                    found = one.result()
+                    if isinstance(found, Path):
+                        files[ref.name] = found
                     # Where the mesh's own store is away, another attempt has a better chance.
-                    if ref.required or refused is None or not (error.kind in CALLERS_FAULT or is_remote(ref)):
-                        raise
-                    refused[ref.name] = error
+                    elif ref.required or refused is None or not (found.kind in CALLERS_FAULT or is_remote(ref)):
+                        raise found
+                    else:
+                        refused[ref.name] = found
             yield files
+
+    async def _image_or_error(self, tenant: str, ref: InputRef, folder: Path) -> Path | MeshError:
+        try:
+            return await self._image(tenant, ref, folder)
+        except MeshError as error:
+            return error
 
     async def _image(self, tenant: str, ref: InputRef, folder: Path) -> Path:
         data = await self._bytes(tenant, ref)

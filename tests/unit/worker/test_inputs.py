@@ -29,8 +29,14 @@ class Store:
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], bytes] = {}
         self.away = False
+        self.asked: list[str] = []
+        self.together: asyncio.Barrier | None = None
 
     async def get(self, tenant: str, path: str, max_bytes: int) -> bytes:
+        self.asked.append(path)
+        if self.together is not None:
+            async with asyncio.timeout(10):
+                await self.together.wait()
         if self.away:
             raise unavailable("away")
         if (tenant, path) not in self.objects:
@@ -105,6 +111,20 @@ async def test_a_store_that_is_away_is_no_fault_of_the_caller(store: Store, inpu
     with pytest.raises(MeshError) as caught:
         await fetched(inputs, tmp_path, "uploads/a.png")
     assert caught.value.kind is ErrorKind.UNAVAILABLE
+
+
+async def test_two_images_are_fetched_at_a_time_and_the_first_error_stops_the_rest(
+    store: Store, inputs: Inputs, tmp_path: Path
+) -> None:
+    store.together = asyncio.Barrier(2)
+    for name in ("a.png", "b.png", "e.png"):
+        store.objects["acme", name] = png()
+    refs = [InputRef(name, f"{name}.png", "image") for name in "abcdef"]
+    with pytest.raises(MeshError, match=r"There is no such image") as caught:
+        async with inputs.fetched("acme", refs, tmp_path):
+            pass
+    assert caught.value.violations[0].path == "c"
+    assert store.asked == ["a.png", "b.png", "c.png", "d.png"]
 
 
 async def test_an_image_above_the_limit_is_not_fetched(store: Store, inputs: Inputs, tmp_path: Path) -> None:
