@@ -81,6 +81,7 @@ proto: setup ## Make gen/ from proto/.
 
 settings: setup ## Write docs/settings.md from the settings classes, and the tables of docs/providers.md from the contract.
 	@$(BIN)/python scripts/settings_page.py
+	@$(BIN)/python scripts/metrics_page.py
 	@$(BIN)/python scripts/providers_page.py
 
 proto-baseline: setup ## At a release: make the contracts as they stand the ones that later changes may not break.

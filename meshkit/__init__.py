@@ -6,6 +6,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `errors` `status` `validation` `freeform` `steering`: domain errors, their gRPC status, the rules of requests
 - `likeness`: networks that pictures are compared by, as settings name them
 - `config` `logging` `tracing` `metrics` `lifecycle` `loops` `microbatch` `lingers`: a process and its background work
+- `spans` `span_export` `otlp`: what was done under a trace, and its way to a collector
 - `children` `wire`: processes below a process, and what the two say to each other
 - `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for
 - `topology`: the one table of services; `quotas` `stored_bytes`: what a tenant may take of what all share
@@ -16,7 +17,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
   travel together
 - `health`: whether a service and what it stands on work; `estimates`: answers that say that their total is one
 - `db` `pipeline` `pipeline_pool` `migration` `outbox` `leadership` `idempotency`: PostgreSQL, which holds all state
-- `bus` `holding` `publishing` `eventjson`: NATS, which only notifies
+- `bus` `holding` `publishing` `event_lag` `eventjson`: NATS, which only notifies
 - `objects` `s3client` `chunks` `staging` `media_urls`: files; `loras`: where LoRAs lie, and how callers name them
 - `images`: untrusted images, decoded in child processes under one budget
 - `fetcher` `pinned` `lookups`: addresses that callers name; `retry_after`: how long others ask to be left alone

@@ -18,6 +18,7 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext, api
 from nats.js import errors as js_errors
 
+from meshkit import event_lag
 from meshkit.errors import unavailable
 from meshkit.holding import kept
 from meshkit.logging import get_logger
@@ -383,26 +384,23 @@ class Bus:
             consumer.on_made()
         try:
             while True:
-                await self._consume_batch(subscription, consumer.handle)
+                await self._consume_batch(subscription, consumer)
         finally:
             try:
                 await subscription.unsubscribe()
             except (nats_errors.Error, OSError):
                 _log.debug("subscription_already_gone", durable=consumer.durable)
 
-    async def _consume_batch(
-        self,
-        subscription: JetStreamContext.PullSubscription,
-        handle: Callable[[Sequence[Msg]], Awaitable[None]],
-    ) -> None:
+    async def _consume_batch(self, subscription: JetStreamContext.PullSubscription, consumer: _Consumer) -> None:
         try:
             messages = await subscription.fetch(_FETCH_BATCH, timeout=FETCH_TIMEOUT_SECONDS)
         except nats_errors.TimeoutError:
             # Nothing new, or the consumer is gone with the server's disk: ask the server which.
             await subscription.consumer_info()
             return
+        event_lag.observe(consumer.durable, messages)
         async with kept(messages, ACK_WAIT_SECONDS):
-            await handle(messages)
+            await consumer.handle(messages)
 
     async def _notify(self, client: Client, subject: str, payload: bytes) -> None:
         try:

@@ -76,6 +76,19 @@ class MeshSettings(BaseSettings):
         default=None, ge=0, le=65535, description="Port of the Prometheus page; no page if unset."
     )
     metrics_host: str = Field(default="127.0.0.1", description="Address of the Prometheus page.")
+    otlp_endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://[^\s@]+)?$",
+        description="Collector that spans go to by OTLP over gRPC: http://host:4317, or https for TLS; none are "
+        "recorded if empty.",
+    )
+    trace_ratio: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Part of the traces that begin at a service and are recorded; a caller's own `traceparent` decides "
+        "for its requests.",
+    )
     shutdown_grace_seconds: float = Field(
         default=20.0, ge=0, description="How long calls in flight may take at a stop."
     )

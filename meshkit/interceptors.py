@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
-from meshkit import auth, idempotency, metrics, tracing
+from meshkit import auth, idempotency, metrics, spans, tracing
 from meshkit.decoding import require_readable
 from meshkit.errors import (
     ErrorKind,
@@ -32,6 +32,7 @@ from meshkit.errors import (
 from meshkit.freeform import FreeFormLimits
 from meshkit.logging import get_logger
 from meshkit.quotas import TenantShare
+from meshkit.spans import SpanKind
 from meshkit.status import CODE_OF_KIND, to_status
 from meshkit.unbundling import BundledContext
 from meshkit.validation import apply_defaults, check
@@ -44,6 +45,18 @@ _log = get_logger(__name__)
 _SECONDS = metrics.histogram("rpc_server_seconds", "Duration of calls served", ("method", "code"))
 _BEARER = "bearer "
 _FAULTS = frozenset({ErrorKind.INTERNAL, ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE})
+# Codes that are the server's fault by OpenTelemetry's conventions for gRPC.
+_SERVER_FAULTS = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+_UNCAUSED = frozenset({"", auth.WORKER})
 _CODE_OF_NUMBER: Mapping[object, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -82,12 +95,13 @@ class Call:
         request: The request, or the stream of them.
         context: The call's context.
         metadata: Its metadata that is text, once its trace has begun.
+        trace: Its trace, once that has begun.
         principal: Its caller, once the token was verified.
         code: How it ended.
         begun: When it arrived, by the clock of the server.
     """
 
-    __slots__ = ("begun", "code", "context", "metadata", "method", "principal", "request")
+    __slots__ = ("begun", "code", "context", "metadata", "method", "principal", "request", "trace")
 
     metadata: Mapping[str, str]
     principal: auth.Principal
@@ -98,6 +112,7 @@ class Call:
         self.context = context
         self.code = grpc.StatusCode.OK
         self.begun = 0.0
+        self.trace: tracing.Trace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,10 +328,23 @@ def measured(clock: Callable[[], float], *, logged: bool) -> Interceptor:
         if found is None:
             found = series[name, code] = _SECONDS.labels(name, code.name)
         found.observe(seconds)
+        if spans.recording(call.trace):
+            _record(call, seconds)
         if logged:
             _log.debug("call", method=name, code=code.name, milliseconds=round(seconds * 1000, 2))
 
     return Interceptor(enter=enter, leave=leave)
+
+
+def _record(call: Call, seconds: float) -> None:
+    trace, method = call.trace, call.method
+    # What workers ask all the time belongs to no request, and neither does the bundle that others travelled in.
+    if trace is None or (not trace.parent_id and method.scope in _UNCAUSED):
+        return
+    code = call.code.name
+    failure = code if call.code in _SERVER_FAULTS else ""
+    attributes = {"rpc.system": "grpc", "rpc.method": method.name, "rpc.response.status_code": code}
+    spans.record(trace, method.name, SpanKind.SERVER, seconds=seconds, attributes=attributes, failure=failure)
 
 
 def _mesh_error(call: Call, error: BaseException) -> BaseException:
@@ -355,7 +383,8 @@ TRANSLATED = Interceptor(failed=_mesh_error)
 
 def _begin_trace(call: Call) -> None:
     metadata = call.metadata = texts(call.context)
-    tracing.use(tracing.begin(metadata.get("traceparent", ""), metadata.get("x-request-id", "")))
+    trace = call.trace = tracing.begin(metadata.get("traceparent", ""), metadata.get("x-request-id", ""))
+    tracing.use(trace)
 
 
 TRACED = Interceptor(enter=_begin_trace)

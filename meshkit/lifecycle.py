@@ -18,6 +18,7 @@ import uvloop
 from meshkit.config import PREFIX, MeshSettings
 from meshkit.errors import MeshError
 from meshkit.logging import configure, get_logger
+from meshkit.span_export import export_spans
 
 _log = get_logger(__name__)
 
@@ -84,6 +85,7 @@ def run_service(
 
     async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
         given = settings()
+        export_spans(given, service, stack)
         running = await start(given, stack)
         announce(running.address, given.port_file)
         _log.info("ready", address=running.address)

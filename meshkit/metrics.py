@@ -12,8 +12,16 @@ from typing import TypeVar
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.metrics import MetricWrapperBase
 
+from meshkit.tracing import Trace
+
 # Seconds: from a lookup in memory to a call that waits for a long poll.
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+# Seconds: from a queue that is served at once to work that waits for a machine.
+WAIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+
+OTHERS = "(others)"
+"""What stands for a label's values beyond those that have a series of their own."""
 
 _lock = threading.Lock()
 _declared: dict[str, MetricWrapperBase] = {}
@@ -41,6 +49,38 @@ def histogram(
 ) -> Histogram:
     """Return a distribution; arguments as for `counter`, with the upper bounds of its buckets."""
     return _declare(name, Histogram, lambda full: Histogram(full, documentation, labels, buckets=buckets))
+
+
+def exemplar(trace: Trace | None) -> dict[str, str] | None:
+    """Return what an observation bears to lead to its trace; None where the trace is not recorded.
+
+    Args:
+        trace: Trace of the work that is observed.
+    """
+    return {"trace_id": trace.trace_id} if trace is not None and trace.sampled else None
+
+
+class BoundedLabel:
+    """Values of a label that nobody bounds, such as tenants: the first ones keep their names, all others share one.
+
+    A process forgets them only when it ends, as Prometheus' clients forget no series.
+
+    Args:
+        limit: Values that keep their names.
+    """
+
+    def __init__(self, limit: int = 100) -> None:
+        self._limit = limit
+        self._known: set[str] = set()
+
+    def value(self, value: str) -> str:
+        """Return the value, or `OTHERS`."""
+        if value in self._known:
+            return value
+        if len(self._known) >= self._limit:
+            return OTHERS
+        self._known.add(value)
+        return value
 
 
 class MetricsServer:

@@ -7,8 +7,9 @@ kept, because a transaction that commits late has a low id and would be passed o
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -36,6 +37,10 @@ _log = get_logger(__name__)
 
 _PUBLISHED = metrics.counter("outbox_published", "Events acknowledged by NATS", ("schema",))
 _WAITING = metrics.gauge("outbox_oldest_unpublished_seconds", "Age of the oldest event that waits", ("schema",))
+
+_LAG = metrics.histogram(
+    "outbox_lag_seconds", "From the change to NATS' acknowledgement of its event", ("schema",), metrics.WAIT_BUCKETS
+)
 
 VERSION_HEADER = "Atelier-Version"
 TENANT_HEADER = "Atelier-Tenant"
@@ -220,12 +225,20 @@ class Relay:
         _WAITING.labels(self._db.schema).set(max(0.0, rows[0][5]))
         if not self._leadership.valid:  # this process stood still: another has published them, or does
             return False
+        read = time.monotonic()
         published = await self._publish(rows)
         if published:
+            self._measure(rows, frozenset(published), time.monotonic() - read)
             await self._forget(conn, published)
             _PUBLISHED.labels(self._db.schema).inc(len(published))
         # What failed waits for the next turn: NATS is in trouble, and haste would not help it.
         return len(rows) == self._batch and len(published) == len(rows)
+
+    def _measure(self, rows: Sequence[_Row], published: Collection[int], seconds: float) -> None:
+        lag = _LAG.labels(self._db.schema)
+        for row in rows:
+            if row[0] in published:
+                lag.observe(max(0.0, row[5]) + seconds)
 
     async def _forget(self, conn: Pipeline, ids: Sequence[int]) -> None:
         # A deletion that a crash of PostgreSQL undoes has its event published again, under the same id.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +56,10 @@ class _Entry:
     wanted: ServedModel
     model: LoadedModel
     pins: int = 0
+
+
+def _untold(_name: str, _resident: bool) -> None:  # noqa: FBT001 -- a callback's argument
+    """Nobody asks."""
 
 
 class Models:
@@ -104,10 +108,16 @@ class Models:
         return self._device.name
 
     @contextmanager
-    def lend(self, needs: Sequence[ModelNeed]) -> Iterator[Mapping[str, Any]]:
+    def lend(
+        self, needs: Sequence[ModelNeed], on_loan: Callable[[str, bool], None] = _untold
+    ) -> Iterator[Mapping[str, Any]]:
         """Lend models by the names of the needs, loaded if need be; they stay in memory for as long as they are lent.
 
         The first need counts as the most recently used.
+
+        Args:
+            needs: What is needed.
+            on_loan: Called for each need with the name of its model and whether that was in memory.
 
         Raises:
             ModelError: A model is not served here, does not load, or all of them do not fit the budget.
@@ -115,8 +125,10 @@ class Models:
         wanted = {need.name: self._served.find(need) for need in needs}
         if len(wanted) < len(needs):
             raise ValueError("two needs have one name")
-        entries = self._pin({one.key: one for one in wanted.values()})
+        entries, loaded = self._pin({one.key: one for one in wanted.values()})
         try:
+            for one in wanted.values():
+                on_loan(one.name, one.key not in loaded)
             yield {name: entries[one.key].model for name, one in wanted.items()}
         finally:
             self._unpin(entries.values())
@@ -137,16 +149,19 @@ class Models:
             for key in [key for key, entry in self._entries.items() if not entry.pins]:
                 self._evict(key)
 
-    def _pin(self, wanted: Mapping[Hashable, ServedModel]) -> dict[Hashable, _Entry]:
+    def _pin(self, wanted: Mapping[Hashable, ServedModel]) -> tuple[dict[Hashable, _Entry], set[Hashable]]:
+        """Pin models; return them, and which of them had to be loaded."""
+        loaded: set[Hashable] = set()
         with self._changed:
             self._make_room(wanted)
             for key, one in wanted.items():
                 if key not in self._entries:
                     self._entries[key] = _Entry(one, self._load(one))
+                    loaded.add(key)
             for key in reversed(wanted):
                 self._entries.move_to_end(key)
                 self._entries[key].pins += 1
-            return {key: self._entries[key] for key in wanted}
+            return {key: self._entries[key] for key in wanted}, loaded
 
     def _unpin(self, entries: Iterable[_Entry]) -> None:
         with self._changed:

@@ -21,6 +21,7 @@ step $bin/buf breaking proto --against proto/baseline.binpb
 step $bin/python scripts/generate_protos.py --check
 step $bin/python scripts/settings_page.py --check
 step $bin/python scripts/providers_page.py --check
+step $bin/python scripts/metrics_page.py --check
 step scripts/secrets.sh
 
 if ((${#failed[@]})); then

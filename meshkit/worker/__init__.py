@@ -5,7 +5,7 @@ attempt from its lease to its end: `preparer` and `inputs` fetch what it needs, 
 stores what it made, `ends` tells the service.
 
 The device runner has a child process: `supervisor` is the parent's side of it, `child` and `batch_runner` are its own.
-The call runner awaits other services in the parent.
+`child_spans` brings the child's spans to the parent. The call runner awaits other services in the parent.
 
 No service is known here, no model and no torch: handlers bring what is particular to a task type or a provider.
 """

@@ -18,13 +18,13 @@ from atelier.tasks.v1.enums_pb2 import (
 from atelier.tasks.v1.phase_pb2 import TASK_PHASE_RUNNING, TASK_PHASE_STORING
 from atelier.tasks.v1.worker_service_pb2 import JOB_KIND_TASK, ResultObject
 
-from meshkit import tracing
+from meshkit import spans, tracing
 from meshkit.errors import MeshError
 from meshkit.logging import get_logger
 from meshkit.moments import seconds_of
 from meshkit.objects import ObjectStore
 from meshkit.spelling import value_names
-from meshkit.worker import metrics
+from meshkit.worker import child_spans, metrics
 from meshkit.worker.ends import AttemptEnds, ReportOutcome
 from meshkit.worker.handlers import TaskFailed
 from meshkit.worker.held import HeldLease, HeldLeases
@@ -57,6 +57,7 @@ class _CarriedAttempt:
         fetches: Whether its inputs are on their way from other people's servers: it needs no slot yet.
         executed: Whether the runner has returned its outcome.
         uploads: Objects that it has stored; None before the first.
+        started_at: When its handler was called.
         due: When its time limit passes.
         overdue: The value of `stop` then.
     """
@@ -71,6 +72,7 @@ class _CarriedAttempt:
     fetches: bool = False
     executed: bool = False
     uploads: Uploads | None = None
+    started_at: float = 0.0
     due: float = math.inf
     overdue: str = ""
 
@@ -206,7 +208,7 @@ class Attempts:
         tracing.use(trace)
         tracing.assign_tenant(lease.tenant)
         self._limit(attempt, "waited")
-        outcome = "lost"
+        outcome, begun = "lost", self._clock()
         try:
             outcome = await self._end_of(attempt)
             if attempt.uploads is not None:
@@ -216,6 +218,8 @@ class Attempts:
             self._attempts.discard(attempt)
             attempt.job = None  # its callbacks refer to the attempt: a cycle that only the garbage collector would free
             metrics.attempts(attempt.pair.label, outcome).inc()
+            if spans.recording(trace):
+                _record(attempt, trace, self._clock() - begun, outcome)
             self._room.set()
         if outcome != "completed":
             _log.info("attempt_ended", job_id=lease.job_id, attempt=lease.attempt, outcome=outcome)
@@ -237,6 +241,10 @@ class Attempts:
         if attempt.fetches:
             attempt.fetches = False
             self._places.leave(attempt.held.lease.tenant)
+
+    def _started(self, attempt: _CarriedAttempt) -> None:
+        attempt.started_at = self._clock()
+        self._limit(attempt, "timeout")
 
     def _limit(self, attempt: _CarriedAttempt, why: str) -> None:
         """Start the attempt's time limit. Past it a waiting attempt is handed back, a running one fails."""
@@ -299,7 +307,7 @@ class Attempts:
             job = attempt.job = await self._prepared(attempt, progressed)
             job.calls = ServiceCalls(lease.service_requests, partial(self._notes.note, attempt.held))
             try:
-                job.on_start = lambda: self._limit(attempt, "timeout")
+                job.on_start = partial(self._started, attempt)
                 done = await self._runner.execute(job, expected_peers=job.batch_key is not None and self._preparing())
                 attempt.executed = True
                 return await self._ended(attempt, job, done)
@@ -316,8 +324,12 @@ class Attempts:
 
     async def _ended(self, attempt: _CarriedAttempt, job: Job, done: ChildDone) -> str:
         if done.device_seconds:
-            metrics.device_seconds(job.pair.label).inc(done.device_seconds)
+            metrics.count_device_seconds(job.pair, attempt.held.lease.tenant, done.device_seconds)
+        metrics.count_loans(done.loans)
+        child_spans.record(tracing.current(), done.spans)
         kind = done.WhichOneof("outcome")
+        if kind == "output":
+            metrics.count_result(job.pair, self._clock() - attempt.started_at, done.loans)
         if kind == "output" and attempt.stop in (None, "drain", "timeout"):
             return await self._completed(attempt, job, done)
         if kind == "failure" and attempt.stop is None:
@@ -373,6 +385,22 @@ class Attempts:
             return await self._failed(attempt, failure, device_seconds)
         await self._ends.release([attempt.held])
         return _STOPPED.get(attempt.stop, "lost")
+
+
+def _record(attempt: _CarriedAttempt, trace: tracing.Trace, seconds: float, outcome: str) -> None:
+    lease, label = attempt.held.lease, attempt.pair.label
+    attributes: spans.Attributes = {
+        "messaging.system": "atelier",
+        "messaging.operation.type": "process",
+        "messaging.message.id": lease.job_id,
+        "atelier.attempt": lease.attempt,
+        "atelier.outcome": outcome,
+        "atelier.task_type": label,
+        "atelier.tenant": lease.tenant,
+    }
+    failure = outcome if outcome == "lost" or outcome.startswith("failed") else ""
+    kind = spans.SpanKind.CONSUMER
+    spans.record(trace, f"attempt {label}", kind, seconds=seconds, attributes=attributes, linked=True, failure=failure)
 
 
 def _category(category: ErrorCategory.ValueType) -> str:

@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from atelier.inference.v1.child_pb2 import ChildDone, ChildResident
+from atelier.inference.v1.child_pb2 import ChildDone, ChildLoan, ChildResident
 from atelier.inference.v1.inference_service_pb2 import ResidentModel
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_INTERNAL, ERROR_CATEGORY_RESOURCE
 from atelier.tasks.v1.phase_pb2 import TASK_PHASE_LOADING_MODEL, TASK_PHASE_RUNNING
 
 from meshkit import tracing
 from meshkit.logging import get_logger
+from meshkit.worker.child_spans import Stopwatch
 from meshkit.worker.handlers import Lender, Need, Output, TaskFailed, TaskHandler
 from meshkit.worker.job_context import JobContext
 from meshkit.worker.outcomes import done_of
 from meshkit.worker.pairs import Pair, pair_of
 
 _log = get_logger(__name__)
+
+
+class _BatchNotes:
+    """What the parent is told of a batch besides its outcomes: the models it was lent, and what took how long."""
+
+    def __init__(self, batch: Sequence[JobContext]) -> None:
+        self._name = pair_of(batch[0].spec, batch[0].task, batch[0].kind).label
+        self._loans: list[ChildLoan] = []
+        self._watches = [Stopwatch(context.traceparent) if context.traced else None for context in batch]
+        self._traced = any(self._watches)
+
+    def loan(self, model: str, resident: bool) -> None:  # noqa: FBT001 -- a lender calls it
+        """Note a model that the batch was lent."""
+        self._loans.append(ChildLoan(model=model, resident=resident))
+
+    def part(self, name: str, began_ns: int) -> None:
+        """Note a part of the work that ends now."""
+        if self._traced:
+            ended_ns = time.time_ns()
+            for watch in self._watches:
+                if watch is not None:
+                    watch.part(name, began_ns, ended_ns)
+
+    def add_to(self, ends: Sequence[ChildDone]) -> None:
+        """Tell it with the ends of the batch's jobs."""
+        for done, watch in zip(ends, self._watches, strict=True):
+            done.loans.extend(self._loans)
+            if watch is not None:
+                done.spans.extend(watch.ended(f"child {self._name}"))
 
 
 class BatchRunner:
@@ -50,11 +81,14 @@ class BatchRunner:
         if handler is None:
             missing = TaskFailed("This worker does not execute the type.", ERROR_CATEGORY_INTERNAL, retryable=False)
             return [done_of(missing) for _ in batch]
+        told = _BatchNotes(batch)
         with tracing.activated(tracing.begin(first.traceparent)):
-            outcomes = self._run(handler, batch)
-            return [
+            outcomes = self._run(handler, batch, told)
+            ends = [
                 self._done(self._reviewed(context, outcome)) for context, outcome in zip(batch, outcomes, strict=True)
             ]
+        told.add_to(ends)
+        return ends
 
     def resident(self) -> ChildResident | None:
         """Return what is in memory, or None where nothing ever is."""
@@ -73,7 +107,7 @@ class BatchRunner:
             ]
         )
 
-    def _run(self, handler: TaskHandler, batch: Sequence[JobContext]) -> list[Output | Exception]:
+    def _run(self, handler: TaskHandler, batch: Sequence[JobContext], told: _BatchNotes) -> list[Output | Exception]:
         """Run the members whose needs are known; the others fail by themselves."""
         failures: dict[int, Exception] = {}
         needs: list[Need] = []
@@ -83,11 +117,11 @@ class BatchRunner:
             except Exception as error:
                 failures[index] = error
         able = [context for index, context in enumerate(batch) if index not in failures]
-        outcomes = iter(self._lent(handler, able, needs))
+        outcomes = iter(self._lent(handler, able, needs, told))
         return [failures[index] if index in failures else next(outcomes) for index in range(len(batch))]
 
     def _lent(
-        self, handler: TaskHandler, batch: Sequence[JobContext], needs: Iterable[Need]
+        self, handler: TaskHandler, batch: Sequence[JobContext], needs: Iterable[Need], told: _BatchNotes
     ) -> Sequence[Output | Exception]:
         if not batch:
             return []
@@ -96,11 +130,15 @@ class BatchRunner:
             if wanted:
                 for context in batch:
                     context.begins(TASK_PHASE_LOADING_MODEL)
-            with self._lend(wanted) as lent:
+            began = time.time_ns()
+            with self._lend(wanted, told) as lent:
                 if wanted:
                     for context in batch:
                         context.begins(TASK_PHASE_RUNNING)
+                    told.part("lend models", began)
+                began = time.time_ns()
                 outcomes = handler.run(batch, lent)
+                told.part("run", began)
             if len(outcomes) != len(batch):
                 raise RuntimeError(f"{len(outcomes)} outcomes for {len(batch)} tasks")
         except Exception as error:  # a handler's fault ends its batch, never the process
@@ -116,12 +154,12 @@ class BatchRunner:
         except Exception as error:  # as a handler's fault
             return error
 
-    def _lend(self, needs: Sequence[Need]) -> AbstractContextManager[Mapping[str, Any]]:
+    def _lend(self, needs: Sequence[Need], told: _BatchNotes) -> AbstractContextManager[Mapping[str, Any]]:
         if not needs:
             return nullcontext({})
         if self._lender is None:
             raise RuntimeError("a handler needs a model and names no families")
-        return self._lender.lend(needs)
+        return self._lender.lend(needs, told.loan)
 
     def _done(self, outcome: Output | Exception) -> ChildDone:
         if isinstance(outcome, Output):

@@ -172,6 +172,7 @@ class DeviceRunner:
                 job.started = True
                 job.on_start()
                 metrics.slot_wait_seconds(job.pair.label).observe(now - job.waits_since)
+            metrics.batch_members(batch[0].pair.label).observe(len(batch))
             self._begin(batch)
             self._room.set()
 

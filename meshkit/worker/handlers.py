@@ -130,8 +130,15 @@ class Lender(Protocol):
         """Device of the models (`cpu`, `cuda:0`)."""
         ...
 
-    def lend(self, needs: Sequence[Need]) -> AbstractContextManager[Mapping[str, Any]]:
-        """Lend models by the names of the needs; they stay in memory until the block ends."""
+    def lend(
+        self, needs: Sequence[Need], on_loan: Callable[[str, bool], None] = ...
+    ) -> AbstractContextManager[Mapping[str, Any]]:
+        """Lend models by the names of the needs; they stay in memory until the block ends.
+
+        Args:
+            needs: What is needed.
+            on_loan: Called for each model, in the order of the needs, with its name and whether it was in memory.
+        """
         ...
 
     def resident(self) -> Sequence[HeldModel]:

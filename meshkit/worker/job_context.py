@@ -34,6 +34,7 @@ class JobContext:
         refused_inputs: Why inputs that are not required could not be had, by name.
         kind: Kind of the job.
         traceparent: W3C trace context.
+        traced: Whether its trace is recorded.
 
     Args:
         job: The attempt.
@@ -62,6 +63,7 @@ class JobContext:
         "refused_inputs",
         "spec",
         "task",
+        "traced",
         "traceparent",
     )
 
@@ -80,6 +82,7 @@ class JobContext:
         self.refused_inputs: Mapping[str, str] = dict(job.refused_inputs)
         self.kind = job.kind or JOB_KIND_TASK
         self.traceparent = job.traceparent
+        self.traced = job.traced
         self._number = job.number
         self._report = report
         self._say = say

@@ -16,7 +16,7 @@ from atelier.tasks.v1.enums_pb2 import (
 from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from google.protobuf.descriptor import FieldDescriptor
 
-from meshkit import tracing
+from meshkit import spans, tracing
 from meshkit.errors import MeshError
 from meshkit.wire import MAX_FRAME_BYTES
 from meshkit.worker.folders import AttemptFolders
@@ -102,6 +102,7 @@ class JobPreparer:
         )
         if (trace := tracing.current()) is not None:
             payload.traceparent = trace.traceparent
+            payload.traced = spans.recording(trace)
         keyed = self._batch_keys.get(pair)
         if not refs:
             key = _batch_key(payload, None if keyed is None else keyed(spec, task), pair, ())

@@ -10,10 +10,12 @@ from functools import cache
 from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from meshkit import tracing
+from meshkit import spans, tracing
 from meshkit.errors import ErrorKind, MeshError, is_out_of_room, no_room, too_large
 from meshkit.logging import get_logger
-from meshkit.metrics import counter, histogram
+from meshkit.metrics import counter, exemplar, histogram
+from meshkit.spans import SpanKind
+from meshkit.tracing import Trace
 from meshkit.transcoding.errors import render
 from services.gateway.asgi import ClientGoneError, header, send_error
 
@@ -103,14 +105,16 @@ class RequestMiddleware:
             text = f"Internal error, request {trace.request_id}"
             await send_error(scope, answering, render(MeshError(ErrorKind.INTERNAL, text)))
         finally:
-            self._account(scope, status, self._clock() - started)
+            self._account(scope, status, self._clock() - started, trace)
             tracing.use(before)
 
-    def _account(self, scope: Scope, status: int, seconds: float) -> None:
+    def _account(self, scope: Scope, status: int, seconds: float, trace: Trace) -> None:
         route = scope.get("atelier.route", "none")
         answered, took = _figures(route, status)
         answered.inc()
-        took.observe(seconds)
+        took.observe(seconds, exemplar(trace))
+        if spans.recording(trace) and not route.startswith("GET /health"):
+            _record(trace, route, scope["method"], status, seconds)
         client = scope.get("client")
         # Probes come every few seconds and say nothing as long as they succeed.
         write = self._log.debug if route.startswith("GET /health") and status == 200 else self._log.info
@@ -124,6 +128,16 @@ class RequestMiddleware:
             ms=round(seconds * 1000, 2),
             client=client[0] if client else None,
         )
+
+
+def _record(trace: Trace, route: str, method: str, status: int, seconds: float) -> None:
+    attributes: spans.Attributes = {
+        "http.request.method": method,
+        "http.route": route.partition(" ")[2] or route,
+        "http.response.status_code": status,
+    }
+    failure = str(status) if status >= 500 else ""
+    spans.record(trace, route, SpanKind.SERVER, seconds=seconds, attributes=attributes, failure=failure)
 
 
 class BodyLimit:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from atelier.tasks.v1.service_requests_pb2 import ServiceRequest
 
-from meshkit import metrics
+from meshkit import metrics, spans, tracing
 from meshkit.catalog import provider_numbered
+from meshkit.spans import Span, SpanKind
 
 _SECONDS = metrics.histogram(
     "provider_request_seconds",
@@ -17,5 +18,12 @@ _SECONDS = metrics.histogram(
 
 def measure(request: ServiceRequest, outcome: str) -> None:
     """Count a request that has ended."""
-    sent, ended = (moment.seconds + moment.nanos / 1e9 for moment in (request.sent_at, request.ended_at))
-    _SECONDS.labels(provider_numbered(request.provider_type).name, outcome).observe(max(0.0, ended - sent))
+    sent, ended = (moment.seconds * 1_000_000_000 + moment.nanos for moment in (request.sent_at, request.ended_at))
+    provider, trace = provider_numbered(request.provider_type).name, tracing.current()
+    _SECONDS.labels(provider, outcome).observe(max(0, ended - sent) / 1e9, metrics.exemplar(trace))
+    if trace is not None and spans.recording(trace):
+        own = tracing.within(trace)
+        failure = "" if outcome == "done" else outcome
+        facts = {"atelier.provider": provider}
+        ids = own.trace_id, own.span_id, own.parent_id
+        spans.record_whole(Span(f"provider {provider}", SpanKind.CLIENT, *ids, sent, ended, facts, "", failure))

@@ -11,8 +11,9 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 
-from meshkit import metrics
+from meshkit import metrics, tracing
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import MeshError, unavailable
 from meshkit.logging import get_logger
@@ -31,9 +32,15 @@ POLL_SECONDS = 1.0
 HELD_SECONDS = 0.02
 
 _DISPATCH_SECONDS = metrics.histogram(
-    "tasks_dispatch_seconds", "From acceptance to the first lease", ("queue", "task_type")
+    "tasks_dispatch_seconds",
+    "Queue wait: from acceptance to the first lease",
+    ("queue", "task_type"),
+    metrics.WAIT_BUCKETS,
 )
 _LEASES = metrics.counter("tasks_leases", "Leases given", ("queue", "task_type"))
+# Each combination of labels is looked up once: the look-up costs more than the counting.
+_dispatch_seconds = cache(_DISPATCH_SECONDS.labels)
+_leases = cache(_LEASES.labels)
 _ROUNDS = metrics.counter("tasks_dispatch_rounds", "Dispatch rounds by whether they found work", ("queue", "found"))
 _REFUSALS = metrics.counter(
     "tasks_provider_refusals", "Rounds that passed waiting work over, by the gate", ("provider", "gate")
@@ -293,7 +300,8 @@ class Scheduler:
 
 def _count(queue: str, granted: Sequence[TaskRecord]) -> None:
     for record in granted:
-        _LEASES.labels(queue, record.task_type).inc()
+        _leases(queue, record.task_type).inc()
         if record.attempt == 1 and record.leased_at is not None:
             waited = (record.leased_at - record.created_at).total_seconds()
-            _DISPATCH_SECONDS.labels(queue, record.task_type).observe(max(0.0, waited))
+            trace = metrics.exemplar(tracing.parse(record.traceparent))
+            _dispatch_seconds(queue, record.task_type).observe(max(0.0, waited), trace)

@@ -2,7 +2,7 @@ import urllib.request
 
 import pytest
 
-from meshkit import metrics
+from meshkit import metrics, tracing
 
 
 def test_declaring_twice_gives_the_same_metric() -> None:
@@ -30,3 +30,20 @@ def test_the_page_shows_a_metric_and_closes() -> None:
         page.close()
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=5)
+
+
+def test_labels_that_nobody_bounds_are_bounded() -> None:
+    tenants = metrics.BoundedLabel(2)
+    assert [tenants.value(name) for name in ("a", "b", "c", "a", "d")] == [
+        "a",
+        "b",
+        metrics.OTHERS,
+        "a",
+        metrics.OTHERS,
+    ]
+
+
+def test_only_a_trace_that_is_recorded_becomes_an_exemplar() -> None:
+    assert metrics.exemplar(tracing.begin(f"00-{'a' * 32}-{'b' * 16}-01")) == {"trace_id": "a" * 32}
+    assert metrics.exemplar(tracing.begin(f"00-{'a' * 32}-{'b' * 16}-00")) is None
+    assert metrics.exemplar(None) is None

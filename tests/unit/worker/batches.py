@@ -63,14 +63,19 @@ class Shelf:
 
     device = "cpu"
 
-    def __init__(self, refuses: Exception | None = None) -> None:
+    def __init__(self, refuses: Exception | None = None, resident: Sequence[str] = ()) -> None:
         self._refuses = refuses
+        self.resident_families = resident
         self.told: list[object] = []
 
     @contextmanager
-    def lend(self, needs: Sequence[Need]) -> Iterator[Mapping[str, Any]]:
+    def lend(
+        self, needs: Sequence[Need], on_loan: Callable[[str, bool], None] = lambda _name, _resident: None
+    ) -> Iterator[Mapping[str, Any]]:
         if self._refuses is not None:
             raise self._refuses
+        for need in needs:
+            on_loan(f"the-{need.family}", need.family in self.resident_families)
         self.told.append(tuple(needs))
         yield {need.name: f"a {need.family}" for need in needs}
         self.told.append("back")

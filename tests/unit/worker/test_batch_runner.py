@@ -13,6 +13,7 @@ from atelier.tasks.v1.task_pb2 import TaskResult
 from meshkit.errors import invalid
 from meshkit.worker.batch_runner import BatchRunner
 from meshkit.worker.handlers import (
+    Lender,
     Need,
     Output,
     OutputFile,
@@ -108,3 +109,23 @@ def test_a_handler_is_chosen_by_the_provider_too() -> None:
     job, _ = context()
     job.task.provider_type = PROVIDER_TYPE_SARTIQ_ULTIMATE_REFINER
     assert [runner.execute([each])[0].device_seconds for each in (context()[0], job)] == [1.0, 2.0]
+
+
+def test_the_parent_is_told_of_loans_and_of_what_took_how_long() -> None:
+    runner = batch_runner(
+        Handler(Output(TaskResult(), (), 0.0), needs=[Need("m", "flux"), Need("v", "vision")]),
+        cast("Lender", Shelf(resident=["vision"])),
+    )
+    untraced, traced = context()[0], context()[0]
+    traced.traced, traced.traceparent = True, f"00-{'a' * 32}-{'b' * 16}-01"
+    [done] = runner.execute([untraced])
+    assert [(loan.model, loan.resident) for loan in done.loans] == [("the-flux", False), ("the-vision", True)]
+    assert list(done.spans) == []
+    [done] = runner.execute([traced])
+    whole, *parts = done.spans
+    assert (whole.name, whole.parent_id) == ("child NOOP", "b" * 16)
+    assert [(part.name, part.parent_id) for part in parts] == [
+        ("lend models", whole.span_id),
+        ("run", whole.span_id),
+    ]
+    assert all(whole.began_ns <= part.began_ns <= part.ended_ns <= whole.ended_ns for part in parts)

@@ -29,7 +29,7 @@ from atelier.tasks.v1 import task_pb2 as atelier_dot_tasks_dot_v1_dot_task__pb2
 from atelier.tasks.v1 import worker_service_pb2 as atelier_dot_tasks_dot_v1_dot_worker__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n atelier/inference/v1/child.proto\x12\x14\x61telier.inference.v1\x1a,atelier/inference/v1/inference_service.proto\x1a\x1c\x61telier/tasks/v1/enums.proto\x1a\x1c\x61telier/tasks/v1/phase.proto\x1a\x1b\x61telier/tasks/v1/task.proto\x1a%atelier/tasks/v1/worker_service.proto\"\x93\x02\n\x07ToChild\x12/\n\x03run\x18\x01 \x01(\x0b\x32 .atelier.inference.v1.ChildBatchH\x00\x12\x33\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32!.atelier.inference.v1.ChildCancelH\x00\x12/\n\x04stop\x18\x03 \x01(\x0b\x32\x1f.atelier.inference.v1.ChildStopH\x00\x12\x31\n\x05pause\x18\x04 \x01(\x0b\x32 .atelier.inference.v1.ChildPauseH\x00\x12\x35\n\x07message\x18\x05 \x01(\x0b\x32\".atelier.inference.v1.ChildMessageH\x00\x42\x07\n\x05\x66rame\"\xa1\x02\n\tFromChild\x12\x31\n\x05hello\x18\x01 \x01(\x0b\x32 .atelier.inference.v1.ChildHelloH\x00\x12\x37\n\x08progress\x18\x02 \x01(\x0b\x32#.atelier.inference.v1.ChildProgressH\x00\x12/\n\x04\x64one\x18\x03 \x01(\x0b\x32\x1f.atelier.inference.v1.ChildDoneH\x00\x12\x37\n\x08resident\x18\x04 \x01(\x0b\x32#.atelier.inference.v1.ChildResidentH\x00\x12\x35\n\x07message\x18\x05 \x01(\x0b\x32\".atelier.inference.v1.ChildMessageH\x00\x42\x07\n\x05\x66rame\":\n\nChildBatch\x12,\n\x04jobs\x18\x01 \x03(\x0b\x32\x1e.atelier.inference.v1.ChildJob\"\xb6\x03\n\x08\x43hildJob\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12*\n\x04spec\x18\x03 \x01(\x0b\x32\x1c.atelier.tasks.v1.CreateTask\x12$\n\x04task\x18\x04 \x01(\x0b\x32\x16.atelier.tasks.v1.Task\x12\x0e\n\x06\x66older\x18\x05 \x01(\t\x12:\n\x06inputs\x18\x06 \x03(\x0b\x32*.atelier.inference.v1.ChildJob.InputsEntry\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\'\n\x04kind\x18\x08 \x01(\x0e\x32\x19.atelier.tasks.v1.JobKind\x12I\n\x0erefused_inputs\x18\t \x03(\x0b\x32\x31.atelier.inference.v1.ChildJob.RefusedInputsEntry\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x34\n\x12RefusedInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1d\n\x0b\x43hildCancel\x12\x0e\n\x06number\x18\x01 \x01(\x03\"\x1c\n\nChildPause\x12\x0e\n\x06number\x18\x01 \x01(\x03\":\n\x0c\x43hildMessage\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x0b\n\tChildStop\"L\n\nChildHello\x12.\n\ntask_types\x18\x01 \x03(\x0e\x32\x1a.atelier.tasks.v1.TaskType\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\"\xb7\x01\n\rChildProgress\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\r\n\x05total\x18\x03 \x01(\x05\x12\x0f\n\x07preview\x18\x04 \x01(\x0c\x12*\n\x05phase\x18\x05 \x01(\x0e\x32\x1b.atelier.tasks.v1.TaskPhase\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x1b\n\x0equeue_position\x18\x07 \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_queue_position\"\xe5\x01\n\tChildDone\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x33\n\x06output\x18\x02 \x01(\x0b\x32!.atelier.inference.v1.ChildOutputH\x00\x12\x35\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\".atelier.inference.v1.ChildFailureH\x00\x12\x39\n\tcancelled\x18\x04 \x01(\x0b\x32$.atelier.inference.v1.ChildCancelledH\x00\x12\x16\n\x0e\x64\x65vice_seconds\x18\x05 \x01(\x01\x42\t\n\x07outcome\"{\n\x0b\x43hildOutput\x12,\n\x06result\x18\x01 \x01(\x0b\x32\x1c.atelier.tasks.v1.TaskResult\x12.\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1f.atelier.inference.v1.ChildFile\x12\x0e\n\x06\x65rrors\x18\x03 \x03(\t\"\\\n\tChildFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x12\n\x05index\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_index\"\x9f\x01\n\x0c\x43hildFailure\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x31\n\x08\x63\x61tegory\x18\x02 \x01(\x0e\x32\x1f.atelier.tasks.v1.ErrorCategory\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12 \n\x13retry_after_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x16\n\x14_retry_after_seconds\"\x10\n\x0e\x43hildCancelled\"D\n\rChildResident\x12\x33\n\x06models\x18\x01 \x03(\x0b\x32#.atelier.inference.v1.ResidentModelb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n atelier/inference/v1/child.proto\x12\x14\x61telier.inference.v1\x1a,atelier/inference/v1/inference_service.proto\x1a\x1c\x61telier/tasks/v1/enums.proto\x1a\x1c\x61telier/tasks/v1/phase.proto\x1a\x1b\x61telier/tasks/v1/task.proto\x1a%atelier/tasks/v1/worker_service.proto\"\x93\x02\n\x07ToChild\x12/\n\x03run\x18\x01 \x01(\x0b\x32 .atelier.inference.v1.ChildBatchH\x00\x12\x33\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32!.atelier.inference.v1.ChildCancelH\x00\x12/\n\x04stop\x18\x03 \x01(\x0b\x32\x1f.atelier.inference.v1.ChildStopH\x00\x12\x31\n\x05pause\x18\x04 \x01(\x0b\x32 .atelier.inference.v1.ChildPauseH\x00\x12\x35\n\x07message\x18\x05 \x01(\x0b\x32\".atelier.inference.v1.ChildMessageH\x00\x42\x07\n\x05\x66rame\"\xa1\x02\n\tFromChild\x12\x31\n\x05hello\x18\x01 \x01(\x0b\x32 .atelier.inference.v1.ChildHelloH\x00\x12\x37\n\x08progress\x18\x02 \x01(\x0b\x32#.atelier.inference.v1.ChildProgressH\x00\x12/\n\x04\x64one\x18\x03 \x01(\x0b\x32\x1f.atelier.inference.v1.ChildDoneH\x00\x12\x37\n\x08resident\x18\x04 \x01(\x0b\x32#.atelier.inference.v1.ChildResidentH\x00\x12\x35\n\x07message\x18\x05 \x01(\x0b\x32\".atelier.inference.v1.ChildMessageH\x00\x42\x07\n\x05\x66rame\":\n\nChildBatch\x12,\n\x04jobs\x18\x01 \x03(\x0b\x32\x1e.atelier.inference.v1.ChildJob\"\xc6\x03\n\x08\x43hildJob\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12*\n\x04spec\x18\x03 \x01(\x0b\x32\x1c.atelier.tasks.v1.CreateTask\x12$\n\x04task\x18\x04 \x01(\x0b\x32\x16.atelier.tasks.v1.Task\x12\x0e\n\x06\x66older\x18\x05 \x01(\t\x12:\n\x06inputs\x18\x06 \x03(\x0b\x32*.atelier.inference.v1.ChildJob.InputsEntry\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\'\n\x04kind\x18\x08 \x01(\x0e\x32\x19.atelier.tasks.v1.JobKind\x12I\n\x0erefused_inputs\x18\t \x03(\x0b\x32\x31.atelier.inference.v1.ChildJob.RefusedInputsEntry\x12\x0e\n\x06traced\x18\n \x01(\x08\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x34\n\x12RefusedInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1d\n\x0b\x43hildCancel\x12\x0e\n\x06number\x18\x01 \x01(\x03\"\x1c\n\nChildPause\x12\x0e\n\x06number\x18\x01 \x01(\x03\":\n\x0c\x43hildMessage\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x0b\n\tChildStop\"L\n\nChildHello\x12.\n\ntask_types\x18\x01 \x03(\x0e\x32\x1a.atelier.tasks.v1.TaskType\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\"\xb7\x01\n\rChildProgress\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\r\n\x05total\x18\x03 \x01(\x05\x12\x0f\n\x07preview\x18\x04 \x01(\x0c\x12*\n\x05phase\x18\x05 \x01(\x0e\x32\x1b.atelier.tasks.v1.TaskPhase\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x1b\n\x0equeue_position\x18\x07 \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_queue_position\"\xc5\x02\n\tChildDone\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x33\n\x06output\x18\x02 \x01(\x0b\x32!.atelier.inference.v1.ChildOutputH\x00\x12\x35\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\".atelier.inference.v1.ChildFailureH\x00\x12\x39\n\tcancelled\x18\x04 \x01(\x0b\x32$.atelier.inference.v1.ChildCancelledH\x00\x12\x16\n\x0e\x64\x65vice_seconds\x18\x05 \x01(\x01\x12.\n\x05loans\x18\x06 \x03(\x0b\x32\x1f.atelier.inference.v1.ChildLoan\x12.\n\x05spans\x18\x07 \x03(\x0b\x32\x1f.atelier.inference.v1.ChildSpanB\t\n\x07outcome\",\n\tChildLoan\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08resident\x18\x02 \x01(\x08\"a\n\tChildSpan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07span_id\x18\x02 \x01(\t\x12\x11\n\tparent_id\x18\x03 \x01(\t\x12\x10\n\x08\x62\x65gan_ns\x18\x04 \x01(\x03\x12\x10\n\x08\x65nded_ns\x18\x05 \x01(\x03\"{\n\x0b\x43hildOutput\x12,\n\x06result\x18\x01 \x01(\x0b\x32\x1c.atelier.tasks.v1.TaskResult\x12.\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1f.atelier.inference.v1.ChildFile\x12\x0e\n\x06\x65rrors\x18\x03 \x03(\t\"\\\n\tChildFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x12\n\x05index\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_index\"\x9f\x01\n\x0c\x43hildFailure\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x31\n\x08\x63\x61tegory\x18\x02 \x01(\x0e\x32\x1f.atelier.tasks.v1.ErrorCategory\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12 \n\x13retry_after_seconds\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x16\n\x14_retry_after_seconds\"\x10\n\x0e\x43hildCancelled\"D\n\rChildResident\x12\x33\n\x06models\x18\x01 \x03(\x0b\x32#.atelier.inference.v1.ResidentModelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,33 +47,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHILDBATCH']._serialized_start=802
   _globals['_CHILDBATCH']._serialized_end=860
   _globals['_CHILDJOB']._serialized_start=863
-  _globals['_CHILDJOB']._serialized_end=1301
-  _globals['_CHILDJOB_INPUTSENTRY']._serialized_start=1202
-  _globals['_CHILDJOB_INPUTSENTRY']._serialized_end=1247
-  _globals['_CHILDJOB_REFUSEDINPUTSENTRY']._serialized_start=1249
-  _globals['_CHILDJOB_REFUSEDINPUTSENTRY']._serialized_end=1301
-  _globals['_CHILDCANCEL']._serialized_start=1303
-  _globals['_CHILDCANCEL']._serialized_end=1332
-  _globals['_CHILDPAUSE']._serialized_start=1334
-  _globals['_CHILDPAUSE']._serialized_end=1362
-  _globals['_CHILDMESSAGE']._serialized_start=1364
-  _globals['_CHILDMESSAGE']._serialized_end=1422
-  _globals['_CHILDSTOP']._serialized_start=1424
-  _globals['_CHILDSTOP']._serialized_end=1435
-  _globals['_CHILDHELLO']._serialized_start=1437
-  _globals['_CHILDHELLO']._serialized_end=1513
-  _globals['_CHILDPROGRESS']._serialized_start=1516
-  _globals['_CHILDPROGRESS']._serialized_end=1699
-  _globals['_CHILDDONE']._serialized_start=1702
-  _globals['_CHILDDONE']._serialized_end=1931
-  _globals['_CHILDOUTPUT']._serialized_start=1933
-  _globals['_CHILDOUTPUT']._serialized_end=2056
-  _globals['_CHILDFILE']._serialized_start=2058
-  _globals['_CHILDFILE']._serialized_end=2150
-  _globals['_CHILDFAILURE']._serialized_start=2153
-  _globals['_CHILDFAILURE']._serialized_end=2312
-  _globals['_CHILDCANCELLED']._serialized_start=2314
-  _globals['_CHILDCANCELLED']._serialized_end=2330
-  _globals['_CHILDRESIDENT']._serialized_start=2332
-  _globals['_CHILDRESIDENT']._serialized_end=2400
+  _globals['_CHILDJOB']._serialized_end=1317
+  _globals['_CHILDJOB_INPUTSENTRY']._serialized_start=1218
+  _globals['_CHILDJOB_INPUTSENTRY']._serialized_end=1263
+  _globals['_CHILDJOB_REFUSEDINPUTSENTRY']._serialized_start=1265
+  _globals['_CHILDJOB_REFUSEDINPUTSENTRY']._serialized_end=1317
+  _globals['_CHILDCANCEL']._serialized_start=1319
+  _globals['_CHILDCANCEL']._serialized_end=1348
+  _globals['_CHILDPAUSE']._serialized_start=1350
+  _globals['_CHILDPAUSE']._serialized_end=1378
+  _globals['_CHILDMESSAGE']._serialized_start=1380
+  _globals['_CHILDMESSAGE']._serialized_end=1438
+  _globals['_CHILDSTOP']._serialized_start=1440
+  _globals['_CHILDSTOP']._serialized_end=1451
+  _globals['_CHILDHELLO']._serialized_start=1453
+  _globals['_CHILDHELLO']._serialized_end=1529
+  _globals['_CHILDPROGRESS']._serialized_start=1532
+  _globals['_CHILDPROGRESS']._serialized_end=1715
+  _globals['_CHILDDONE']._serialized_start=1718
+  _globals['_CHILDDONE']._serialized_end=2043
+  _globals['_CHILDLOAN']._serialized_start=2045
+  _globals['_CHILDLOAN']._serialized_end=2089
+  _globals['_CHILDSPAN']._serialized_start=2091
+  _globals['_CHILDSPAN']._serialized_end=2188
+  _globals['_CHILDOUTPUT']._serialized_start=2190
+  _globals['_CHILDOUTPUT']._serialized_end=2313
+  _globals['_CHILDFILE']._serialized_start=2315
+  _globals['_CHILDFILE']._serialized_end=2407
+  _globals['_CHILDFAILURE']._serialized_start=2410
+  _globals['_CHILDFAILURE']._serialized_end=2569
+  _globals['_CHILDCANCELLED']._serialized_start=2571
+  _globals['_CHILDCANCELLED']._serialized_end=2587
+  _globals['_CHILDRESIDENT']._serialized_start=2589
+  _globals['_CHILDRESIDENT']._serialized_end=2657
 # @@protoc_insertion_point(module_scope)

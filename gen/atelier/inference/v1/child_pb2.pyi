@@ -202,6 +202,7 @@ class ChildJob(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     REFUSED_INPUTS_FIELD_NUMBER: _builtins.int
+    TRACED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number that names the attempt between supervisor and child; never used twice."""
     job_id: _builtins.str
@@ -212,6 +213,8 @@ class ChildJob(_message.Message):
     """W3C trace context."""
     kind: _worker_service_pb2.JobKind.ValueType
     """Kind of the job; a task where unspecified."""
+    traced: _builtins.bool
+    """Whether its trace is recorded: the child then tells what it did when."""
     @_builtins.property
     def spec(self) -> _task_pb2.CreateTask:
         """The task as accepted."""
@@ -240,10 +243,11 @@ class ChildJob(_message.Message):
         traceparent: _builtins.str = ...,
         kind: _worker_service_pb2.JobKind.ValueType = ...,
         refused_inputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        traced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "inputs", b"inputs", "job_id", b"job_id", "kind", b"kind", "number", b"number", "refused_inputs", b"refused_inputs", "spec", b"spec", "task", b"task", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "inputs", b"inputs", "job_id", b"job_id", "kind", b"kind", "number", b"number", "refused_inputs", b"refused_inputs", "spec", b"spec", "task", b"task", "traced", b"traced", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -429,6 +433,8 @@ class ChildDone(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
+    LOANS_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number of the job."""
     device_seconds: _builtins.float
@@ -445,6 +451,14 @@ class ChildDone(_message.Message):
     def cancelled(self) -> Global___ChildCancelled:
         """Because it was asked to stop."""
 
+    @_builtins.property
+    def loans(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChildLoan]:
+        """Models that it was lent, in the order in which its handler named them."""
+
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChildSpan]:
+        """What the child did when, where the job's trace is recorded."""
+
     def __init__(
         self,
         *,
@@ -453,16 +467,82 @@ class ChildDone(_message.Message):
         failure: Global___ChildFailure | None = ...,
         cancelled: Global___ChildCancelled | None = ...,
         device_seconds: _builtins.float = ...,
+        loans: _abc.Iterable[Global___ChildLoan] | None = ...,
+        spans: _abc.Iterable[Global___ChildSpan] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "failure", b"failure", "outcome", b"outcome", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "device_seconds", b"device_seconds", "failure", b"failure", "number", b"number", "outcome", b"outcome", "output", b"output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "device_seconds", b"device_seconds", "failure", b"failure", "loans", b"loans", "number", b"number", "outcome", b"outcome", "output", b"output", "spans", b"spans"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["output", "failure", "cancelled"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___ChildDone: _TypeAlias = ChildDone  # noqa: Y015
+
+@_typing.final
+class ChildLoan(_message.Message):
+    """A model that a job was lent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    RESIDENT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model."""
+    resident: _builtins.bool
+    """Whether it was in memory before."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        resident: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "resident", b"resident"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChildLoan: _TypeAlias = ChildLoan  # noqa: Y015
+
+@_typing.final
+class ChildSpan(_message.Message):
+    """A piece of the work on a job, as a span of its trace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SPAN_ID_FIELD_NUMBER: _builtins.int
+    PARENT_ID_FIELD_NUMBER: _builtins.int
+    BEGAN_NS_FIELD_NUMBER: _builtins.int
+    ENDED_NS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What was done."""
+    span_id: _builtins.str
+    """16 hexadecimal digits."""
+    parent_id: _builtins.str
+    """The span that it is a part of."""
+    began_ns: _builtins.int
+    """Nanoseconds since 1970."""
+    ended_ns: _builtins.int
+    """Nanoseconds since 1970."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        span_id: _builtins.str = ...,
+        parent_id: _builtins.str = ...,
+        began_ns: _builtins.int = ...,
+        ended_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["began_ns", b"began_ns", "ended_ns", b"ended_ns", "name", b"name", "parent_id", b"parent_id", "span_id", b"span_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChildSpan: _TypeAlias = ChildSpan  # noqa: Y015
 
 @_typing.final
 class ChildOutput(_message.Message):
