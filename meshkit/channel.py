@@ -1,4 +1,7 @@
-"""A channel to a service of the mesh: round robin, retries, deadlines, the caller's token, errors as `MeshError`."""
+"""A channel to a service of the mesh.
+
+It brings round robin over healthy replicas, retries, deadlines, the caller's token, errors as `MeshError`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from meshkit import auth, bundling, idempotency, topology, tracing
 from meshkit.bundling import Bundler, NotBundledError
 from meshkit.errors import ErrorKind, MeshError, unavailable
+from meshkit.health import REPLICA
 from meshkit.status import from_rpc_error
 
 _Stub = TypeVar("_Stub")
@@ -36,6 +40,12 @@ _RETRY_POLICY = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
+# Time between two pings, and for the answer. A replica that stands still answers none: others get its calls within the
+# two together. Servers take a ping every 5 s.
+_KEEPALIVE_MS = (20_000, 10_000)
+_SPREAD_KEEPALIVE_MS = (6_000, 4_000)
+# Targets that may have several addresses.
+_SPREAD = ("dns:", "ipv4:", "ipv6:")
 _KEYED_ATTEMPTS = 4
 _KEYED_PAUSE_SECONDS = 0.1
 _READING = frozenset({options_pb2.SCOPE_READ, options_pb2.SCOPE_SUPPORT})
@@ -74,7 +84,8 @@ class MeshChannel:
     """A channel to one service of the mesh; an async context manager.
 
     Args:
-        target: `host:port`, or `dns:///name:port` to spread calls over all addresses of a name.
+        target: `host:port`, or `dns:///name:port` to spread calls over all addresses of a name whose replica says
+            that it takes calls.
         tokens: Gives the bearer token, asked anew for each call so that it can be renewed; None sends none.
         default_deadline_seconds: Deadline of unary calls that name none; streams have none.
         max_message_bytes: Largest message, either way.
@@ -97,7 +108,7 @@ class MeshChannel:
         self._deadline = default_deadline_seconds
         self._wait_for_ready = wait_for_ready
         retried = topology.grpc_services() if services is None else services
-        self._channel = grpc.aio.insecure_channel(target, options=_channel_options(max_message_bytes, retried))
+        self._channel = grpc.aio.insecure_channel(target, options=_channel_options(target, max_message_bytes, retried))
         self._bundles = self._channel.unary_stream(
             bundling.PATH,
             request_serializer=CarryRequest.SerializeToString,
@@ -306,16 +317,22 @@ class _Unary:
             bundler.leave()
 
 
-def _channel_options(max_message_bytes: int, services: Sequence[str]) -> list[tuple[str, Any]]:
+def _channel_options(target: str, max_message_bytes: int, services: Sequence[str]) -> list[tuple[str, Any]]:
+    # To ask a single replica whether it is well would only hide its own answer.
+    spread = target.startswith(_SPREAD)
+    alive_ms, answer_ms = _SPREAD_KEEPALIVE_MS if spread else _KEEPALIVE_MS
     return [
-        ("grpc.service_config", json.dumps(_service_config(services))),
+        ("grpc.service_config", json.dumps(_service_config(services, watched=spread))),
         ("grpc.enable_retries", 1),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_metadata_size", 32 * 1024),
         ("grpc.absolute_max_metadata_size", 64 * 1024),
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", alive_ms),
+        ("grpc.keepalive_timeout_ms", answer_ms),
+        # Pings of flow control and pings after the second without data: gRPC would wait a minute for either.
+        ("grpc.http2.ping_timeout_ms", answer_ms),
+        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.keepalive_permit_without_calls", 0),
         # A service that was restarted is found again within two seconds, not within gRPC's two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -327,7 +344,7 @@ def _channel_options(max_message_bytes: int, services: Sequence[str]) -> list[tu
     ]
 
 
-def _service_config(services: Sequence[str]) -> dict[str, Any]:
+def _service_config(services: Sequence[str], *, watched: bool) -> dict[str, Any]:
     retried = [
         {"service": service, "method": method.name}
         for service in services
@@ -335,6 +352,8 @@ def _service_config(services: Sequence[str]) -> dict[str, Any]:
         if method.GetOptions().Extensions[options_pb2.method].scope in _READING
     ]
     config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if watched:
+        config["healthCheckConfig"] = {"serviceName": REPLICA}
     if retried:
         config["methodConfig"] = [{"name": retried, "retryPolicy": _RETRY_POLICY}]
     return config

@@ -349,7 +349,8 @@ async def migrate(dsn: str, schema: str, script_package: str) -> None:
     """Bring a schema up to date; create it where it is missing.
 
     Several processes may do so at once: one works, the others wait for it. A process of its own does the work, so that
-    no service keeps SQLAlchemy and Alembic in memory for the rest of its life.
+    no service keeps SQLAlchemy and Alembic in memory for the rest of its life. A schema at a revision that this version
+    does not know was migrated by a newer one, which leaves it usable to the version before: it stays as it is.
 
     Args:
         dsn: `postgresql://` address.
@@ -360,8 +361,12 @@ async def migrate(dsn: str, schema: str, script_package: str) -> None:
         DatabaseUnavailableError: The server did not answer.
         MeshError: `INTERNAL` where a migration failed; its trace is in the log.
     """
-    head = revisions.head(revisions.folder(script_package))
-    if head is not None and await _revision(dsn, schema) == head:
+    scripts = revisions.folder(script_package)
+    head, found = revisions.head(scripts), await _revision(dsn, schema)
+    if head is not None and found == head:
+        return
+    if found is not None and found not in revisions.known(scripts):
+        _log.warning("schema_is_newer", schema=schema, revision=found)
         return
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -2,13 +2,16 @@
 
 `Check` of the empty name, or of a gRPC service, says whether calls can be served; `List` names every part besides, e.g.
 `postgresql`, `nats`, `loops/tasks-expiry`. A part that is not essential may be away while the service serves.
+
+Two names answer for this one process among its replicas: `PROCESS` for whoever restarts it, `REPLICA` for whoever
+spreads calls over several.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +23,16 @@ from meshkit.loops import cancel
 
 _log = get_logger(__name__)
 
+# Whether the process serves, whatever it stands on: to restart it mends no database and no child. With a dot, as gRPC
+# services are named, so that nobody takes either name for a part.
+PROCESS = "atelier.Process"
+# Whether calls should come to this replica: neither while it stops, nor while it is cut off from what every call needs.
+REPLICA = "atelier.Replica"
+
 # What does not answer within this time does not work; shorter than probes wait.
 _CHECK_SECONDS = 1.5
 _KEPT_SECONDS = 1.0
+_WATCH_SECONDS = 2.0
 _STATUS = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
 
 
@@ -34,11 +44,13 @@ class HealthPart:
         name: What health checks call it.
         check: Asks it; raises where it does not work. May hang: it is then not asked a second time meanwhile.
         essential: Whether the service can serve nothing without it.
+        every_call: Whether every call needs it, so that a replica that is cut off from it should be sent none.
     """
 
     name: str
     check: Callable[[], Awaitable[object]]
     essential: bool = True
+    every_call: bool = False
 
 
 class PartStates:
@@ -73,6 +85,11 @@ class PartStates:
     def serving(self) -> bool:
         """Whether every essential part worked."""
         return all(self._works[part.name] for part in self._parts if part.essential)
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether every part worked that every call needs."""
+        return all(self._works[part.name] for part in self._parts if part.every_call)
 
     async def refresh(self) -> None:
         """Ask every part, unless that was done a moment ago; takes a bounded time."""
@@ -117,12 +134,23 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc] # the lib
 
     Args:
         parts: What the service stands on.
+        max_watchers: Streams of watchers at once.
     """
 
-    def __init__(self, parts: PartStates) -> None:
+    def __init__(self, parts: PartStates, max_watchers: int = 2000) -> None:
         super().__init__()
         self._parts = parts
         self._wanted: dict[str, bool] = {}
+        self._max_watchers = max_watchers
+        self._watchers = 0
+        self._news = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
+        self._dismissed = False
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody is told of changes."""
+        return self._watchers > 0
 
     async def Check(  # noqa: N802 -- gRPC's name
         self, request: Any, context: grpc.aio.ServicerContext[Any, Any]
@@ -133,6 +161,31 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc] # the lib
         if works is not None:
             return health_pb2.HealthCheckResponse(status=_STATUS[works])
         return await super().Check(request, context)
+
+    async def Watch(  # noqa: N802 -- gRPC's name
+        self, request: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[Any]:
+        """Tell each change until `dismiss`; the library's own streams would hold a stop up for all its grace."""
+        if self._watchers >= self._max_watchers:
+            # A channel that is told so sends its calls without asking.
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "As many watch this server's health as may.")
+        self._watchers += 1
+        try:
+            if self._following is None or self._following.done():
+                self._following = asyncio.create_task(self._follow(), name="health-watched")
+            await self._refresh()
+            told = None
+            while True:
+                news, status = self._news, self._status(request.service)
+                if status != told:
+                    yield health_pb2.HealthCheckResponse(status=status)
+                    told = status
+                if self._dismissed:
+                    return
+                if news is self._news:
+                    await news.wait()
+        finally:
+            self._watchers -= 1
 
     async def List(  # noqa: N802 -- gRPC's name
         self,
@@ -157,13 +210,54 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc] # the lib
         self._wanted[service] = serving
         await self.set(service, _STATUS[serving and self._parts.serving])
 
+    async def open(self) -> None:
+        """Tell that the process serves, for those who ask for it alone."""
+        await self.set(PROCESS, _STATUS[True])
+        await self.set(REPLICA, _STATUS[self._parts.takes_calls])
+
+    async def set(self, service: str, status: Any) -> None:
+        """Set what is answered for a name, and tell those who watch."""
+        await super().set(service, status)
+        self._wake()
+
+    async def enter_graceful_shutdown(self) -> None:
+        """Answer for every name that it serves no more."""
+        await super().enter_graceful_shutdown()
+        self._wake()
+
+    def dismiss(self) -> None:
+        """End the streams of those who watch."""
+        self._dismissed = True
+        self._wake()
+
     async def close(self) -> None:
         """Ask no part any more."""
+        await cancel([] if self._following is None else [self._following])
         await self._parts.close()
 
+    def _status(self, name: str) -> Any:
+        works = self._parts.states.get(name)
+        if works is not None:
+            return _STATUS[works]
+        return self._server_status.get(name, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+
+    def _wake(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def _follow(self) -> None:
+        """Ask the parts while somebody watches: nobody else may do it."""
+        while self._watchers:
+            await self._refresh()
+            await asyncio.sleep(_WATCH_SECONDS)
+
     async def _refresh(self) -> None:
-        before = self._parts.serving
-        await self._parts.refresh()
-        if self._parts.serving is not before:
+        parts, before = self._parts, (self._parts.serving, self._parts.takes_calls, self._parts.states)
+        await parts.refresh()
+        if parts.serving is not before[0]:
             for service, serving in self._wanted.items():
-                await self.set(service, _STATUS[serving and self._parts.serving])
+                await self.set(service, _STATUS[serving and parts.serving])
+        if parts.takes_calls is not before[1] and REPLICA in self._server_status:
+            await self.set(REPLICA, _STATUS[parts.takes_calls])
+        if parts.states != before[2]:
+            self._wake()

@@ -39,6 +39,16 @@ def head(scripts: Path) -> str | None:
     return last if isinstance(last, str) else None
 
 
+def known(scripts: Path) -> frozenset[str]:
+    """Return every revision of a folder.
+
+    Args:
+        scripts: Folder with `versions/`.
+    """
+    found = (_constants(path).get("revision") for path in (scripts / "versions").glob("*.py"))
+    return frozenset(one for one in found if isinstance(one, str))
+
+
 def _constants(path: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for statement in ast.parse(path.read_text(encoding="utf-8")).body:

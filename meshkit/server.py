@@ -6,6 +6,7 @@ wrapped once, when their servicer is added.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ _IN_FLIGHT.set_function(lambda: float(sum(server.calls for server in _servers)))
 # Beyond the limit, for health checks and for calls that are being refused with a reason. What comes on top gRPC refuses
 # before it reads the request.
 _SPARE_CALLS = 64
+_LEAVING_SECONDS = 0.5
 
 AddServicer = Callable[[Any, Any], None]
 Servicers = Sequence[tuple[AddServicer, Any]]
@@ -148,9 +150,10 @@ class MeshServer:
         _servers.add(self)
         self._server = grpc.aio.server(
             options=server_options(settings.max_message_bytes, settings.max_request_bytes),
-            maximum_concurrent_rpcs=settings.max_concurrent_calls + _SPARE_CALLS,
+            # Each channel that spreads its calls watches the health of every replica, by a stream beside its calls.
+            maximum_concurrent_rpcs=2 * settings.max_concurrent_calls + _SPARE_CALLS,
         )
-        self._health = HealthServicer(parts or PartStates())
+        self._health = HealthServicer(parts or PartStates(), max_watchers=settings.max_concurrent_calls)
         self._carried: dict[str, BundledMethod] = {}
         self._unbundler = Unbundler(self._carried)
         recorder = _Recorder(self)
@@ -190,6 +193,7 @@ class MeshServer:
         await self._server.start()
         for name in ("", *self._names):
             await self.set_health(name, serving=True)
+        await self._health.open()
         return self.port
 
     async def set_health(self, service: str, *, serving: bool) -> None:
@@ -208,6 +212,10 @@ class MeshServer:
             grace: Seconds until calls in flight are cut off; the settings' where absent.
         """
         await self._health.enter_graceful_shutdown()
+        if self._health.watched:
+            # Channels that were told send what comes to other replicas; what is on its way is served.
+            await asyncio.sleep(_LEAVING_SECONDS)
+        self._health.dismiss()
         self._followers.dismiss()
         await self._server.stop(self._grace if grace is None else grace)
         await self._health.close()

@@ -177,7 +177,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     await stack.enter_async_context(loops)
     parts = PartStates(
         [
-            HealthPart("postgresql", database.ping),
+            HealthPart("postgresql", database.ping, every_call=True),
             HealthPart("object_store", objects.ping),
             HealthPart("nats", bus.ping, essential=False),
         ],

@@ -121,7 +121,7 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
     links = MediaLinks.from_settings(settings)
     parts = PartStates(
         [
-            HealthPart("postgresql", database.ping),
+            HealthPart("postgresql", database.ping, every_call=True),
             HealthPart("object_store", objects.ping),
             HealthPart("nats", bus.ping, essential=False),
         ],

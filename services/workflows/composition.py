@@ -126,7 +126,10 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
             linger=TASK_EVENT_LINGER,
         )
         stack.callback(trained.cancel)
-    stands_on = [HealthPart("postgresql", database.ping), HealthPart("nats", bus.ping, essential=False)]
+    stands_on = [
+        HealthPart("postgresql", database.ping, every_call=True),
+        HealthPart("nats", bus.ping, essential=False),
+    ]
     if objects is not None:
         # Files come with few definitions.
         stands_on.append(HealthPart("object_store", objects.ping, essential=False))

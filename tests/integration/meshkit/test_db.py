@@ -215,6 +215,19 @@ async def test_a_schema_that_is_up_to_date_starts_no_process(
     await migrate(fresh_postgres_dsn, "fresh", script_package)
 
 
+async def test_an_older_version_starts_beside_a_newer_schema(
+    fresh_postgres_dsn: str, script_package: str, tmp_path: Path
+) -> None:
+    newer = tmp_path / script_package / "versions" / "three.py"
+    newer.write_text(REVISION.format(own="3", before="2", table="third"))
+    await migrate(fresh_postgres_dsn, "fresh", script_package)
+    newer.unlink()
+    await migrate(fresh_postgres_dsn, "fresh", script_package)
+    async with await psycopg.AsyncConnection.connect(fresh_postgres_dsn) as conn:
+        cursor = await conn.execute("SELECT version_num FROM fresh.alembic_version")
+        assert await cursor.fetchone() == ("3",)
+
+
 async def test_a_failed_migration_leaves_nothing(fresh_postgres_dsn: str, script_package: str, tmp_path: Path) -> None:
     broken = REVISION.format(own="3", before="2", table="third").replace("def downgrade", "    1 / 0\ndef downgrade")
     (tmp_path / script_package / "versions" / "three.py").write_text(broken)

@@ -1,6 +1,6 @@
 """What a replica that stands still holds is another's within ten seconds: the sum of what has to run out first."""
 
-from meshkit import bus, db, leadership, pipeline
+from meshkit import bus, channel, db, leadership, pipeline
 from services.tasks.webhooks import domain, sender
 from services.workflows.config import WorkflowsSettings
 
@@ -37,3 +37,7 @@ def test_its_workflows_are_moved_by_another() -> None:
     fields = WorkflowsSettings.model_fields
     resend, interval = fields["resend_seconds"].default, fields["reconcile_interval_seconds"].default
     assert resend + interval * JITTER < LIMIT_SECONDS
+
+
+def test_its_calls_go_to_another() -> None:
+    assert sum(channel._SPREAD_KEEPALIVE_MS) <= LIMIT_SECONDS * 1000
