@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from atelier_cli.embedded.process import free_ports
+from tests.collector import Collector, collecting
 from tests.e2e.harness import DEVICE_ENVIRONMENT, NOOP_ENVIRONMENT, RunningMesh
 from tests.providers.called import CalledProviders, called_providers
 
@@ -29,9 +31,29 @@ def start_mesh(servers_folder: Path) -> Iterator[Callable[..., RunningMesh]]:
 
 
 @pytest.fixture(scope="session")
-def mesh(start_mesh: Callable[..., RunningMesh]) -> RunningMesh:
-    """The mesh of all stories: its worker takes NOOP tasks alone. Keep tenants apart."""
-    return start_mesh()
+def collector() -> Iterator[Collector]:
+    """Takes the spans of `mesh`."""
+    with collecting() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def hook_port() -> int:
+    """Where `mesh` may send webhooks to."""
+    return free_ports(1)[0]
+
+
+@pytest.fixture(scope="session")
+def mesh(collector: Collector, hook_port: int, start_mesh: Callable[..., RunningMesh]) -> RunningMesh:
+    """The mesh of all stories: its worker takes NOOP tasks alone. Keep tenants apart.
+
+    It records the traces that callers ask it to record, and no others.
+    """
+    return start_mesh(
+        ATELIER_OTLP_ENDPOINT=collector.url,
+        ATELIER_TRACE_RATIO="0",
+        ATELIER_FETCH_ALLOW_PRIVATE=f"127.0.0.1:{hook_port}",
+    )
 
 
 @pytest.fixture(scope="session")

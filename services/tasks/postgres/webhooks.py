@@ -102,7 +102,8 @@ WITH RECURSIVE tenants (tenant) AS (
 UPDATE webhook_deliveries d SET lease = gen_random_uuid(), due_at = now() + %(ahead)s + %(lease)s
 FROM due WHERE d.ctid = due.place
 RETURNING d.id, d.lease, d.tenant, d.url, d.target, d.body, d.media, d.tries, now() + %(ahead)s,
-    EXISTS (SELECT FROM webhook_disabled x WHERE x.tenant = d.tenant AND x.url = d.url)
+    EXISTS (SELECT FROM webhook_disabled x WHERE x.tenant = d.tenant AND x.url = d.url),
+    coalesce((SELECT t.traceparent FROM tasks t WHERE t.id = d.entity_id), '')
 """
 
 _KEYS = """

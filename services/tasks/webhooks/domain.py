@@ -117,6 +117,7 @@ class ClaimedDelivery:
         tries: Attempts since it was handed in or sent again by hand.
         now: The database's time of the claim.
         disabled: Whether the receiver has answered 410 before.
+        traceparent: Trace of its task; empty for what is about no task.
         keys: What signs, newest first.
     """
 
@@ -130,6 +131,7 @@ class ClaimedDelivery:
     tries: int
     now: datetime
     disabled: bool
+    traceparent: str
     keys: Sequence[str]
 
 

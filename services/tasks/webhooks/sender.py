@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from uuid import UUID
 
-from meshkit import metrics
+from meshkit import metrics, spans, tracing
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.fetcher import Fetcher
 from meshkit.logging import get_logger
@@ -172,6 +172,8 @@ class Sender:
 
     async def _deliver(self, claimed: ClaimedDelivery) -> None:
         lane = ReceiverLane(claimed.tenant, claimed.target)
+        tracing.use(tracing.begin(claimed.traceparent))
+        tracing.assign_tenant(claimed.tenant)
         try:
             if claimed.disabled:
                 answer, verdict = None, DeliveryVerdict(DeliveryStatus.FAILED, failure=DeliveryFailure.GONE)
@@ -182,6 +184,7 @@ class Sender:
                 self._note(lane, answer)
                 verdict = webhooks.judge(answer, claimed.tries, random.uniform(-1, 1))  # noqa: S311 -- jitter
                 _ATTEMPTS.labels("failed" if answer.error else "delivered").inc()
+                _record(claimed, answer)
             async with self._writing:
                 kept = await self._store.finish(claimed, answer, verdict)
             if kept and verdict.status is not DeliveryStatus.PENDING:
@@ -220,3 +223,23 @@ class Sender:
             error = "; ".join(f"{v.path} {v.message}" for v in problem.violations) or problem.message
         seconds = time.perf_counter() - begun
         return ReceiverAnswer(status, error and error[: webhooks.MAX_ERROR_LENGTH], refused, seconds, asked)
+
+
+def _record(claimed: ClaimedDelivery, answer: ReceiverAnswer) -> None:
+    """Record a request under the trace of its task, which it takes up after a wait."""
+    trace = tracing.current()
+    if trace is None or not claimed.traceparent or not spans.recording(trace):
+        return
+    attributes: dict[str, str | int] = {
+        "messaging.system": "atelier",
+        "messaging.operation.type": "send",
+        "messaging.message.id": str(claimed.id),
+        "server.address": claimed.target,
+        "atelier.tenant": claimed.tenant,
+        "atelier.try": claimed.tries + 1,
+    }
+    if answer.status_code is not None:
+        attributes["http.response.status_code"] = answer.status_code
+    failure = str(answer.status_code or "no_answer") if answer.error else ""
+    kind = spans.SpanKind.CLIENT
+    spans.record(trace, "webhook", kind, seconds=answer.seconds, attributes=attributes, linked=True, failure=failure)

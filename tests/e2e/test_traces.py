@@ -1,0 +1,105 @@
+"""One trace from a request to its webhook, through every process that worked for it."""
+
+import http.server
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.collector import Collector, ReceivedSpan
+from tests.e2e.harness import RunningMesh, ended_task, noop, until
+
+pytestmark = pytest.mark.timeout(180)
+
+_CALLER = "1" * 16
+
+
+class _Taker(http.server.BaseHTTPRequestHandler):
+    """Takes webhooks."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def _taking(port: int) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _Taker)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{port}/hook"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def _create(mesh: RunningMesh, trace_id: str, *, sampled: bool, **fields: object) -> str:
+    with mesh.http("traced") as client:
+        client.headers["traceparent"] = f"00-{trace_id}-{_CALLER}-{'01' if sampled else '00'}"
+        answer = client.post("/api/v1/tasks/", json=noop(**fields))
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["traceparent"].split("-")[1] == trace_id
+        return str(ended_task(client, answer.json()["id"])["id"])
+
+
+def test_a_request_its_call_its_attempt_and_its_webhook_are_one_tree(
+    mesh: RunningMesh, collector: Collector, hook_port: int
+) -> None:
+    trace_id = uuid.uuid4().hex
+    with _taking(hook_port) as url:
+        task_id = _create(mesh, trace_id, sampled=True, webhook_url=url)
+
+        def arrived() -> dict[str, ReceivedSpan] | None:
+            found = {one.span.name: one for one in collector.of(trace_id)}
+            wanted = {"POST /api/v1/tasks/", "TasksService/CreateTask", "attempt NOOP", "child NOOP", "run", "webhook"}
+            return found if wanted <= set(found) else None
+
+        spans = until(arrived, "all spans have arrived", 20)
+    request, rpc, attempt = (spans[name] for name in ("POST /api/v1/tasks/", "TasksService/CreateTask", "attempt NOOP"))
+    child, run, webhook = (spans[name] for name in ("child NOOP", "run", "webhook"))
+    assert (request.service, request.parent) == ("gateway", _CALLER)
+    assert request.attributes["http.response.status_code"] == 200
+    assert (rpc.service, rpc.parent) == ("tasks", request.id)
+    assert rpc.attributes["rpc.response.status_code"] == "OK"
+    # What waited in between bears a link to what created it.
+    assert (attempt.service, attempt.parent, attempt.links) == ("inference", rpc.id, [rpc.id])
+    assert (attempt.attributes["messaging.message.id"], attempt.attributes["atelier.attempt"]) == (task_id, 1)
+    assert attempt.attributes["atelier.outcome"] == "completed"
+    assert attempt.span.start_time_unix_nano >= rpc.span.start_time_unix_nano
+    assert (child.service, child.parent) == ("inference", attempt.id)
+    assert (run.service, run.parent) == ("inference", child.id)
+    assert attempt.span.start_time_unix_nano <= child.span.start_time_unix_nano
+    assert child.span.end_time_unix_nano <= attempt.span.end_time_unix_nano
+    assert (webhook.service, webhook.parent, webhook.links) == ("tasks", rpc.id, [rpc.id])
+    assert webhook.attributes["http.response.status_code"] == 204
+    assert {one.span.status.code for one in spans.values()} == {0}
+
+
+def test_a_trace_that_its_caller_does_not_record_is_not_recorded(mesh: RunningMesh, collector: Collector) -> None:
+    silent, told = uuid.uuid4().hex, uuid.uuid4().hex
+    _create(mesh, silent, sampled=False)
+    _create(mesh, told, sampled=True)
+    until(lambda: len(collector.of(told)) >= 4, "the other trace has arrived", 20)
+    assert collector.of(silent) == []
+
+
+def test_a_call_that_fails_says_so(mesh: RunningMesh, collector: Collector) -> None:
+    trace_id = uuid.uuid4().hex
+    with mesh.http("traced") as client:
+        client.headers["traceparent"] = f"00-{trace_id}-{_CALLER}-01"
+        assert client.get(f"/api/v1/tasks/{uuid.uuid4()}").status_code == 404
+
+    def arrived() -> dict[str, ReceivedSpan] | None:
+        found = {one.span.name: one for one in collector.of(trace_id)}
+        return found if {"GET /api/v1/tasks/{task_id}", "TasksService/GetTask"} <= set(found) else None
+
+    spans = until(arrived, "both spans have arrived", 20)
+    assert spans["TasksService/GetTask"].attributes["rpc.response.status_code"] == "NOT_FOUND"
+    # It is the caller's fault, and so no error of the server.
+    assert {one.span.status.code for one in spans.values()} == {0}
