@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from atelier_cli.commands import (
+    admin,
     backup,
     doctor,
     generate,
@@ -63,6 +64,7 @@ app.add_typer(training.app, name="training")
 app.add_typer(lora.app, name="lora")
 app.add_typer(webhook.app, name="webhook")
 app.add_typer(providers.app, name="providers")
+app.add_typer(admin.app, name="admin")
 
 
 @app.callback()

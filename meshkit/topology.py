@@ -88,6 +88,7 @@ TASKS = ServiceSpec(
         "atelier.tasks.v1.JobsService",
         "atelier.tasks.v1.WebhookService",
         "atelier.tasks.v1.TaskMonitoringService",
+        "atelier.tasks.v1.ScalingService",
     ),
     port=9101,
     schema="tasks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from atelier.tasks.v1 import (
     jobs_service_pb2_grpc,
     monitoring_service_pb2_grpc,
+    scaling_service_pb2_grpc,
     tasks_service_pb2_grpc,
     webhooks_service_pb2_grpc,
     worker_service_pb2_grpc,
@@ -35,7 +37,7 @@ from services.tasks.api.quotas import TenantQuotas
 from services.tasks.api.service import TasksService
 from services.tasks.api.servicer import TasksServicer
 from services.tasks.api.watch import TaskWatchers
-from services.tasks.catalog import Catalog
+from services.tasks.catalog import QUEUES, Catalog
 from services.tasks.config import TasksSettings
 from services.tasks.domain import RetryPolicy
 from services.tasks.events import WAKE_SUBJECT
@@ -49,9 +51,13 @@ from services.tasks.monitoring.servicer import TaskMonitoringServicer
 from services.tasks.notifier import Notifier
 from services.tasks.postgres.jobs import PostgresJobs
 from services.tasks.postgres.monitoring import PostgresMonitoring
+from services.tasks.postgres.scaling import PostgresScaling
 from services.tasks.postgres.store import PostgresTaskStore
 from services.tasks.postgres.webhooks import PostgresWebhooks
 from services.tasks.providers.service import ProviderDesk
+from services.tasks.scaling.service import Scaling
+from services.tasks.scaling.servicer import ScalingServicer
+from services.tasks.scaling.times import WorkTimes
 from services.tasks.scheduling.progress import ProgressRelay
 from services.tasks.scheduling.scheduler import Scheduler
 from services.tasks.scheduling.service import WorkerSessions
@@ -71,6 +77,8 @@ class TasksRuntime:
     database: Database
     objects: ObjectStore
     sender: Sender
+    scaling: Scaling
+    times: WorkTimes
 
 
 async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
@@ -141,6 +149,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     )
     stack.push_async_callback(tasks.close)
     progress = ProgressRelay(store, notifier)
+    scaling, times, scaling_loops = _scaling(settings, database, catalog)
     sessions = WorkerSessions(
         store,
         scheduler=scheduler,
@@ -152,6 +161,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         ttl_seconds=settings.lease_ttl_seconds,
         acknowledge_seconds=settings.acknowledge_seconds,
         max_wait_seconds=settings.default_max_wait_seconds,
+        on_completed=times.completed,
     )
     stack.push_async_callback(sessions.close)
 
@@ -172,8 +182,17 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     sender = Sender(webhooks, fetcher, links=links)
     stack.push_async_callback(sender.close)
     monitoring = PostgresMonitoring(database)
-    single = [relay.loop, *sender.loops, Loop("tasks-counters", monitoring.fold, 5.0)]
-    loops = Loops(*maintenance.loops(progress), *(single if settings.run_loops else ()))
+    single = [
+        relay.loop,
+        *sender.loops,
+        Loop("tasks-counters", monitoring.fold, 5.0),
+        *scaling_loops,
+    ]
+    loops = Loops(
+        *maintenance.loops(progress),
+        Loop("tasks-work-times", times.flush, 10.0),
+        *(single if settings.run_loops else ()),
+    )
     await stack.enter_async_context(loops)
     parts = PartStates(
         [
@@ -214,6 +233,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
                 webhooks_service_pb2_grpc.add_WebhookServiceServicer_to_server,
                 WebhookServicer(WebhooksService(webhooks, fetcher), links),
             ),
+            (scaling_service_pb2_grpc.add_ScalingServiceServicer_to_server, ScalingServicer(scaling)),
             (
                 monitoring_service_pb2_grpc.add_TaskMonitoringServiceServicer_to_server,
                 TaskMonitoringServicer(
@@ -231,7 +251,19 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return TasksRuntime(server.address, maintenance, relay, database, objects, sender)
+    return TasksRuntime(server.address, maintenance, relay, database, objects, sender, scaling, times)
+
+
+def _scaling(
+    settings: TasksSettings, database: Database, catalog: Catalog
+) -> tuple[Scaling, WorkTimes, Sequence[Loop]]:
+    store = PostgresScaling(database)
+    scaling = Scaling(store, queues=QUEUES, costs=catalog.costs, policy=settings.scale_policy)
+    loops = (
+        Loop("tasks-scale-in", scaling.scale_in, 1.0, jitter=0.2),
+        Loop("tasks-forget-times", store.forget_times, 3600.0),
+    )
+    return scaling, WorkTimes(store), loops
 
 
 def _quotas(

@@ -15,6 +15,7 @@ from meshkit.topology import TASKS
 from services.tasks.catalog import LOCAL, PROVIDERS_WITH_HANDLERS, TASK_TYPES_WITH_HANDLERS
 from services.tasks.providers.config import EditorName, GateSettingsByName, TenantCalls, limits_of
 from services.tasks.providers.domain import ProviderLimits
+from services.tasks.scaling.domain import ScalePolicy
 
 
 def _weights(value: object) -> object:
@@ -100,6 +101,26 @@ class TasksSettings(MeshSettings):
     )
     staging_max_age_seconds: float = Field(default=7200.0, gt=0, description="Age at which unused uploads are deleted.")
     shared_tenant: str = Field(default="shared", description="Tenant whose LoRA adapters everyone may use.")
+    scale_drain_seconds: float = Field(
+        default=60.0, gt=0, description="In how long waiting work is to be done; workers are scaled by it."
+    )
+    scale_utilization: float = Field(
+        default=0.8, gt=0, le=1, description="Share of the slots of all workers that is to be busy."
+    )
+    scale_in_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="How long a worker is too many before it is cordoned, so that it can be removed; 0 cordons none.",
+    )
+    scale_keep: int = Field(
+        default=0, ge=0, description="Workers, of each kind that serves the same queues, that are never cordoned."
+    )
+    scale_settle_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        description="How long a worker that was about to be removed gets no lease after it is uncordoned: it may have "
+        "been chosen already.",
+    )
     run_loops: bool = Field(default=True, description="Run the relay and the sweepers in this replica.")
 
     @field_validator("served_task_types")
@@ -123,6 +144,17 @@ class TasksSettings(MeshSettings):
             if not spec.internal and spec.default_provider in self.served_providers and spec.default_provider != LOCAL
         ]
         return (*self.served_task_types, *called)
+
+    @property
+    def scale_policy(self) -> ScalePolicy:
+        """How many workers there are to be."""
+        return ScalePolicy(
+            self.scale_drain_seconds,
+            self.scale_utilization,
+            self.scale_in_seconds,
+            self.scale_keep,
+            self.scale_settle_seconds,
+        )
 
     @property
     def gate_limits(self) -> ProviderLimits:

@@ -123,6 +123,7 @@ class WorkerFigures(NamedTuple):
     """A worker that is alive. The order of the fields is the order of the columns in the query.
 
     Attributes:
+        cordoned: Whether it gets no lease until it is uncordoned.
         leased: Attempts that it holds.
         completed_lately: Tasks that it completed in the last `RATE_MINUTES`.
         load: How it does, as it tells itself; None until it has.
@@ -132,6 +133,7 @@ class WorkerFigures(NamedTuple):
     queues: Sequence[str]
     slots: int
     draining: bool
+    cordoned: bool
     leased: int
     completed_lately: int
     load: WorkerLoad | None
@@ -144,7 +146,7 @@ class WorkerFigures(NamedTuple):
     @property
     def has_capacity(self) -> bool:
         """Whether it takes another task."""
-        return not self.draining and self.leased < self.slots
+        return not self.draining and not self.cordoned and self.leased < self.slots
 
     @property
     def utilization_pct(self) -> float:

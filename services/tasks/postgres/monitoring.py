@@ -108,7 +108,7 @@ WHERE %(tenant)s::text IS NULL OR tenant = %(tenant)s GROUP BY queue_name
 _ALIVE = "closed_at IS NULL AND expires_at > now()"
 _SERVING = f"SELECT q.name, count(*) FROM sessions, unnest(queues) AS q (name) WHERE {_ALIVE} GROUP BY q.name"  # noqa: S608 -- constants
 _WORKERS = f"""{_FLOW}
-SELECT s.name, s.queues, s.slots, s.draining,
+SELECT s.name, s.queues, s.slots, s.draining, s.cordoned IS NOT NULL,
     (SELECT count(*) FROM tasks t WHERE t.lease_session = s.id),
     coalesce((SELECT sum(f.completed) FROM flow f
         WHERE f.worker = s.name AND f.minute > now() - interval '{RATE_MINUTES + 1} minutes'), 0)::bigint,

@@ -20,7 +20,9 @@ from services.tasks.store import Grant, HeldRound, PollEntry, RegisteredPoll, Re
 # keep the subquery from being joined in another way.
 
 # A poll's number is that of the last poll, which it then repeats, or the next. The previous number tells which.
-_REGISTER = """
+# A cordoned worker gets nothing, nor one that waits for a while after its cordon.
+_TAKES_NOTHING = "s.draining OR s.cordoned IS NOT NULL OR coalesce(s.leases_after > now(), false)"
+_REGISTER = f"""
 WITH known AS (
     SELECT s.id, s.sequence AS previous, p.sequence
     FROM (SELECT unnest(%(sessions)b::uuid[]) AS session, unnest(%(sequences)b::bigint[]) AS sequence) p
@@ -29,17 +31,17 @@ WITH known AS (
 )
 UPDATE sessions s SET sequence = k.sequence, acknowledged = greatest(s.acknowledged, k.sequence - 1)
 FROM known k WHERE s.id = k.id AND s.id = ANY(%(sessions)b)
-RETURNING s.id, k.previous = k.sequence, s.draining
-"""
+RETURNING s.id, k.previous = k.sequence, {_TAKES_NOTHING}
+"""  # noqa: S608 -- constants
 
 # The share lock makes whoever ends the session wait until the round's leases exist, so that they are given back with
 # it.
-_CONFIRM = """
-SELECT s.id, s.sequence, s.draining
+_CONFIRM = f"""
+SELECT s.id, s.sequence, {_TAKES_NOTHING}
 FROM (SELECT unnest(%(sessions)b::uuid[]) AS session, unnest(%(sequences)b::bigint[]) AS sequence) p
 CROSS JOIN LATERAL (SELECT * FROM sessions s WHERE s.id = p.session OFFSET 0 FOR SHARE) s
 WHERE s.closed_at IS NULL AND s.expires_at > now() AND s.sequence = p.sequence
-"""
+"""  # noqa: S608 -- constants
 
 _REPLAY = f"SELECT {columns.SELECT} FROM tasks WHERE lease_session = %s AND lease_sequence = %s ORDER BY leased_at, id"  # noqa: S608 -- fixed names
 

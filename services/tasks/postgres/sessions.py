@@ -20,9 +20,16 @@ SELECT id, subject, name, kind, queues, slots, coalesce(pairs, ARRAY(
 FROM sessions WHERE id = %s AND closed_at IS NULL AND expires_at > now()
 """
 
+# A cordon is of the worker: another session of it is cordoned too.
 _OPEN = """
-INSERT INTO sessions (id, subject, name, kind, queues, slots, pairs, opened_at, last_heartbeat, expires_at)
-VALUES (%s, %s, %s, %s, %s, %s, %s, now(), now(), now() + %s * interval '1 second')
+WITH former AS (
+    SELECT cordoned, cordoned_at, marked FROM sessions WHERE name = %(name)s ORDER BY opened_at DESC LIMIT 1
+)
+INSERT INTO sessions (id, subject, name, kind, queues, slots, pairs, opened_at, last_heartbeat, expires_at,
+    cordoned, cordoned_at, marked)
+SELECT %(id)s, %(subject)s, %(name)s, %(kind)s, %(queues)s, %(slots)s, %(pairs)s, now(), now(),
+    now() + %(ttl)s * interval '1 second', f.cordoned, f.cordoned_at, coalesce(f.marked, false)
+FROM (SELECT) one LEFT JOIN former f ON true
 """
 
 # A heartbeat that names a lease acknowledges its poll, also from a worker that is too busy to poll again.
@@ -65,16 +72,16 @@ async def opened(conn: Connection, session: SessionRecord, ttl_seconds: float) -
     """Write a new session."""
     await conn.execute(
         _OPEN,
-        (
-            session.id,
-            session.subject,
-            session.name,
-            session.kind,
-            list(session.queues),
-            session.slots,
-            list(session.pairs),
-            ttl_seconds,
-        ),
+        {
+            "id": session.id,
+            "subject": session.subject,
+            "name": session.name,
+            "kind": session.kind,
+            "queues": list(session.queues),
+            "slots": session.slots,
+            "pairs": list(session.pairs),
+            "ttl": ttl_seconds,
+        },
     )
 
 
@@ -86,10 +93,11 @@ async def find(conn: Connection, session_id: UUID) -> SessionRecord | None:
 
 
 async def slots(conn: Connection) -> list[tuple[str, int]]:
-    """Return by queue the slots of open sessions that do not drain; one that serves several queues counts for each."""
+    """Return by queue the slots of open sessions that take work; one that serves several queues counts for each."""
     cursor = await conn.execute(
         "SELECT q.name, sum(s.slots)::bigint FROM sessions s, unnest(s.queues) AS q (name) "
-        "WHERE s.closed_at IS NULL AND s.expires_at > now() AND NOT s.draining GROUP BY q.name"
+        "WHERE s.closed_at IS NULL AND s.expires_at > now() AND NOT s.draining AND s.cordoned IS NULL "
+        "GROUP BY q.name"
     )
     return await cursor.fetchall()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 from uuid import UUID, uuid4
@@ -83,6 +83,7 @@ class WorkerSessions:
         ttl_seconds: Life of a session without a heartbeat.
         acknowledge_seconds: A lease that its worker does not name for so long goes back.
         max_wait_seconds: Longest wait of a poll.
+        on_completed: Told of each attempt that has completed: its task, its device seconds, the slots of its worker.
     """
 
     def __init__(
@@ -98,8 +99,10 @@ class WorkerSessions:
         ttl_seconds: float,
         acknowledge_seconds: float,
         max_wait_seconds: float,
+        on_completed: Callable[[TaskRecord, float, int], None] = lambda *_: None,
     ) -> None:
         self._store = store
+        self._on_completed = on_completed
         self._scheduler = scheduler
         self._progress = progress
         self._notifier = notifier
@@ -302,6 +305,7 @@ class WorkerSessions:
             MeshError: `NOT_FOUND` where the session is another caller's.
         """
         await self._owned(session_id, principal)
+        slots = known.slots if (known := self._known.get(session_id)) is not None else 1
         outcomes: list[Exception | None] = []
         waiting: list[tuple[int, asyncio.Future[AttemptEnd]]] = []
         for index, item in enumerate(items):
@@ -323,7 +327,9 @@ class WorkerSessions:
                 outcomes[index] = outcome if isinstance(outcome, Exception) else unavailable("The service is stopping")
             else:
                 outcomes[index] = self._noted(outcome)
-                self._freed([outcome.record] if outcome.record is not None else [])
+                if outcome.record is not None:
+                    self._on_completed(outcome.record, items[index].device_seconds, slots)
+                    self._freed([outcome.record])
         return outcomes
 
     def _freed(self, records: Sequence[TaskRecord]) -> None:

@@ -884,6 +884,7 @@ class WorkerInfo(_message.Message):
     TASKS_COMPLETED_TOTAL_FIELD_NUMBER: _builtins.int
     TASKS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     MEMORY_MB_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     concurrency: _builtins.int
@@ -900,6 +901,8 @@ class WorkerInfo(_message.Message):
     """Tasks that it completed in a minute, over the last five."""
     memory_mb: _builtins.float
     """Memory of its process and its children, in MB; null until it has told."""
+    cordoned: _builtins.bool
+    """Whether it is cordoned: it takes no other task, and finishes what it has."""
     @_builtins.property
     def queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Queues it serves."""
@@ -916,10 +919,11 @@ class WorkerInfo(_message.Message):
         tasks_completed_total: _builtins.int = ...,
         tasks_per_minute: _builtins.float = ...,
         memory_mb: _builtins.float | None = ...,
+        cordoned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_mb", b"_memory_mb", "memory_mb", b"memory_mb"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_mb", b"_memory_mb", "active_tasks", b"active_tasks", "concurrency", b"concurrency", "has_capacity", b"has_capacity", "memory_mb", b"memory_mb", "name", b"name", "queues", b"queues", "tasks_completed_total", b"tasks_completed_total", "tasks_per_minute", b"tasks_per_minute", "utilization_pct", b"utilization_pct"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_mb", b"_memory_mb", "active_tasks", b"active_tasks", "concurrency", b"concurrency", "cordoned", b"cordoned", "has_capacity", b"has_capacity", "memory_mb", b"memory_mb", "name", b"name", "queues", b"queues", "tasks_completed_total", b"tasks_completed_total", "tasks_per_minute", b"tasks_per_minute", "utilization_pct", b"utilization_pct"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_mb: _TypeAlias = _typing.Literal["memory_mb"]  # noqa: Y015
     _WhichOneofArgType__memory_mb: _TypeAlias = _typing.Literal["_memory_mb", b"_memory_mb"]  # noqa: Y015

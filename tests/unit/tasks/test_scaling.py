@@ -1,0 +1,151 @@
+"""How many slots are reported, and who is cordoned."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+from services.tasks.scaling.domain import CordonedBy, Pool, QueueWork, ScaleIn, ScalePolicy, demands
+
+Q = "inference"
+POLICY = ScalePolicy(drain_seconds=60, utilization=0.8, surplus_seconds=60, settle_seconds=5)
+
+
+def pool(name: str, held: int = 0, *, queues: Sequence[str] = (Q,), slots: int = 4, **more: object) -> Pool:
+    return Pool(uuid4(), name, queues, slots, held, **more)  # type: ignore[arg-type] # members by name
+
+
+def cordoned(name: str, *, marked: bool = False, held: int = 0) -> Pool:
+    return pool(name, held, cordoned_by=CordonedBy.SCHEDULER, marked=marked)
+
+
+def reported(work: QueueWork, pools: Sequence[Pool]) -> float:
+    [one] = demands([work], pools, POLICY)
+    return one.slots_reported
+
+
+def test_what_runs_takes_a_slot_and_what_waits_as_many_as_end_it_in_time() -> None:
+    work = QueueWork(Q, waiting=100, waiting_seconds=300, running=3)
+    assert work.slots_wanted(60) == pytest.approx(8)
+    assert reported(work, []) == pytest.approx(10)  # at 80 %
+
+
+def test_a_long_job_takes_one_slot() -> None:
+    assert QueueWork(Q, waiting=1, waiting_seconds=6000).slots_wanted(60) == 1
+
+
+def test_no_less_than_the_workers_that_must_not_go_is_reported() -> None:
+    idle = QueueWork(Q)
+    assert reported(idle, [pool("a"), cordoned("b"), cordoned("c", marked=True)]) == 8
+    assert reported(idle, [cordoned("a", marked=True), cordoned("b", marked=True)]) == 0
+
+
+def test_a_cordoned_worker_that_still_holds_something_must_not_go() -> None:
+    assert reported(QueueWork(Q, running=1), [cordoned("a", marked=True, held=1)]) == 4
+
+
+def test_none_may_go_while_a_worker_that_takes_work_bears_a_mark() -> None:
+    pools = [pool("a", marked=True), cordoned("b", marked=True)]
+    assert reported(QueueWork(Q), pools) == 8
+
+
+def test_workers_that_end_by_themselves_do_not_count() -> None:
+    [one] = demands([QueueWork(Q)], [pool("a", draining=True)], POLICY)
+    assert (one.slots, one.slots_reported, one.workers) == (0, 0, 0)
+
+
+def test_what_an_operator_cordoned_is_provided_beside_what_is_wanted() -> None:
+    held_out = pool("a", cordoned_by=CordonedBy.OPERATOR)
+    [one] = demands([QueueWork(Q, running=8)], [held_out], POLICY)
+    assert (one.slots, one.slots_reported, one.cordoned) == (0, 14, 1)
+
+
+def test_a_queue_is_active_while_anything_is_to_do_or_a_worker_must_not_go() -> None:
+    def active(work: QueueWork, *pools: Pool) -> bool:
+        return demands([work], pools, POLICY)[0].is_active
+
+    assert active(QueueWork(Q, waiting=1, waiting_seconds=0.1))
+    assert active(QueueWork(Q, running=1))
+    assert active(QueueWork(Q, delayed=1))
+    assert active(QueueWork(Q), pool("a"))
+    assert not active(QueueWork(Q), cordoned("a", marked=True))
+    assert not active(QueueWork(Q))
+
+
+def test_surplus_is_cordoned_only_once_it_has_lasted() -> None:
+    scale = ScaleIn(POLICY)
+    pools = [pool("busy", 4), pool("a"), pool("b")]
+    work = [QueueWork(Q, running=4)]  # five slots at 80 %: one of the idle ones is needed
+    for second in range(60):
+        assert not scale.decide(second, work, pools).cordon
+    assert scale.decide(60, work, pools).cordon == ["a"]
+
+
+def test_a_dip_in_the_surplus_saves_a_worker() -> None:
+    scale = ScaleIn(POLICY)
+    pools = [pool("a"), pool("b")]
+    for second in range(60):
+        busy = QueueWork(Q, waiting=6, waiting_seconds=360) if second == 30 else QueueWork(Q)
+        assert not scale.decide(second, [busy], pools).cordon
+    assert not scale.decide(60, [QueueWork(Q)], pools).cordon
+    for second in range(61, 92):
+        decision = scale.decide(second, [QueueWork(Q)], pools)
+    assert sorted(decision.cordon) == ["a", "b"]
+
+
+def test_the_worker_that_was_idle_for_longest_goes_first_and_a_busy_one_never() -> None:
+    scale = ScaleIn(POLICY)
+    pools = {name: pool(name) for name in ("busy", "fresh", "old")}
+    gone: dict[str, int] = {}
+    for second in range(90):
+        pools["busy"] = replace(pools["busy"], held=1)
+        pools["fresh"] = replace(pools["fresh"], held=1 if second < 5 else 0)
+        for name in scale.decide(second, [QueueWork(Q, running=1)], list(pools.values())).cordon:
+            pools[name] = replace(pools[name], cordoned_by=CordonedBy.SCHEDULER)
+            gone[name] = second
+    assert gone == {"old": 60, "fresh": 65}
+
+
+def test_some_are_kept() -> None:
+    scale = ScaleIn(replace(POLICY, keep=1))
+    for second in range(61):
+        decision = scale.decide(second, [QueueWork(Q)], [pool("a"), pool("b")])
+    assert decision.cordon == ["a"]
+
+
+def test_workers_come_back_with_the_work_those_without_a_mark_first() -> None:
+    scale = ScaleIn(POLICY)
+    pools = [cordoned("a", marked=True), cordoned("b"), cordoned("c", marked=True)]
+    assert scale.decide(0, [QueueWork(Q, waiting=3, waiting_seconds=180)], pools).uncordon == ["b"]
+    more = scale.decide(1, [QueueWork(Q, waiting=6, waiting_seconds=360)], pools)
+    assert more.uncordon[0] == "b"
+    assert len(more.uncordon) == 2
+
+
+def test_nothing_is_cordoned_beside_what_comes_back() -> None:
+    scale = ScaleIn(POLICY)
+    for second in range(61):
+        decision = scale.decide(second, [QueueWork(Q, running=20)], [pool("a", 4), cordoned("b")])
+        assert not decision.cordon
+    assert decision.uncordon == ["b"]
+
+
+def test_without_scale_in_workers_of_the_scheduler_come_back_and_an_operators_stay() -> None:
+    scale = ScaleIn(replace(POLICY, surplus_seconds=0))
+    held_out = pool("b", cordoned_by=CordonedBy.OPERATOR)
+    decision = scale.decide(0, [QueueWork(Q)], [cordoned("a"), held_out, pool("c")])
+    assert (decision.cordon, decision.uncordon) == ((), ["a"])
+
+
+def test_a_replica_that_stood_still_watches_anew() -> None:
+    scale = ScaleIn(POLICY)
+    assert not scale.decide(0, [QueueWork(Q)], [pool("a")]).cordon
+    assert not scale.decide(100, [QueueWork(Q)], [pool("a")]).cordon
+
+
+def test_a_pod_goes_only_with_all_its_pools_idle() -> None:
+    scale = ScaleIn(POLICY)
+    for second in range(61):
+        pools = [pool("pod/fal", 1, queues=("fal",)), pool("pod/vertex", queues=("vertex",))]
+        assert not scale.decide(second, [QueueWork("fal", running=1), QueueWork("vertex")], pools).cordon
