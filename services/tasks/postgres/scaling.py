@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from meshkit.db import Connection, Database
-from services.tasks.scaling.domain import CordonedBy, Pool, QueueWork, ScaleDecision
+from services.tasks.scaling.domain import CordonedBy, QueueWork, ScaleDecision, WorkerPool
 from services.tasks.scaling.store import ScaleView, WorkTime
 
 _SCALE_IN_LOCK = 0x7363616C65696E  # any number of its own
@@ -124,18 +124,18 @@ class PostgresScaling:
             await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             return await _view(conn, queues, costs)
 
-    async def pools(self) -> list[Pool]:
+    async def pools(self) -> list[WorkerPool]:
         """Return the pools that are alive, by name."""
         async with self._db.connection() as conn:
             return await _pools(conn)
 
-    async def cordon(self, worker: str) -> list[Pool]:
+    async def cordon(self, worker: str) -> list[WorkerPool]:
         """Cordon the pools that a name stands for, by an operator."""
         async with self._named(worker) as (conn, ids):
             await conn.execute(_CORDON, {"ids": ids, "by": CordonedBy.OPERATOR.value})
             return [pool for pool in await _pools(conn) if pool.session in ids]
 
-    async def uncordon(self, worker: str, settle_seconds: float) -> list[Pool]:
+    async def uncordon(self, worker: str, settle_seconds: float) -> list[WorkerPool]:
         """Uncordon the pools that a name stands for."""
         async with self._named(worker) as (conn, ids):
             await conn.execute(_UNCORDON, {"ids": ids, "settle": settle_seconds})
@@ -242,10 +242,10 @@ async def _view(conn: Connection, queues: Collection[str], costs: Mapping[str, f
     return ScaleView(works, pools, at)
 
 
-async def _pools(conn: Connection) -> list[Pool]:
+async def _pools(conn: Connection) -> list[WorkerPool]:
     cursor = await conn.execute(_POOLS)
     return [
-        Pool(
+        WorkerPool(
             session,
             name,
             queues,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from atelier.tasks.v1 import scaling_service_pb2 as pb
 
 from meshkit.moments import assign
-from services.tasks.scaling.domain import CordonedBy, Pool, ScalePolicy
+from services.tasks.scaling.domain import CordonedBy, ScalePolicy, WorkerPool
 from services.tasks.scaling.service import Demand
 
 _BY = {
@@ -42,12 +42,12 @@ def to_demand(demand: Demand, policy: ScalePolicy) -> pb.GetDemandResponse:
     return response
 
 
-def to_pools(pools: Sequence[Pool]) -> list[pb.WorkerPool]:
+def to_pools(pools: Sequence[WorkerPool]) -> list[pb.WorkerPool]:
     """Return pools."""
     return [_pool(pool) for pool in pools]
 
 
-def _pool(pool: Pool) -> pb.WorkerPool:
+def _pool(pool: WorkerPool) -> pb.WorkerPool:
     message = pb.WorkerPool(
         name=pool.name,
         worker=pool.worker,

@@ -72,7 +72,7 @@ class QueueWork:
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class WorkerPool:
     """A session of a worker.
 
     Attributes:
@@ -107,7 +107,7 @@ class Worker:
     """All pools of a machine or pod."""
 
     name: str
-    pools: Sequence[Pool]
+    pools: Sequence[WorkerPool]
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -148,9 +148,9 @@ class Worker:
         return self.is_surplus and not self.held and all(pool.marked for pool in self.pools)
 
 
-def workers_of(pools: Sequence[Pool]) -> list[Worker]:
+def workers_of(pools: Sequence[WorkerPool]) -> list[Worker]:
     """Return the workers of some pools; those that end by themselves are as good as gone."""
-    by_name: dict[str, list[Pool]] = {}
+    by_name: dict[str, list[WorkerPool]] = {}
     for pool in pools:
         by_name.setdefault(pool.worker, []).append(pool)
     return [Worker(name, own) for name, own in by_name.items() if not any(pool.draining for pool in own)]
@@ -181,7 +181,7 @@ class QueueDemand:
         return self.slots_reported > 0 or self.work.delayed > 0
 
 
-def demands(works: Sequence[QueueWork], pools: Sequence[Pool], policy: ScalePolicy) -> list[QueueDemand]:
+def demands(works: Sequence[QueueWork], pools: Sequence[WorkerPool], policy: ScalePolicy) -> list[QueueDemand]:
     """Tell of every queue what is wanted and what is to be provided."""
     workers = workers_of(pools)
     leaving = {worker.name for kind in _kinds(workers).values() for worker in _may_go(kind)}
@@ -266,7 +266,7 @@ class ScaleIn:
         self._surplus: dict[tuple[str, ...], _Surplus] = {}
         self._idle_since: dict[str, float] = {}
 
-    def decide(self, now: float, works: Sequence[QueueWork], pools: Sequence[Pool]) -> ScaleDecision:
+    def decide(self, now: float, works: Sequence[QueueWork], pools: Sequence[WorkerPool]) -> ScaleDecision:
         """Decide at a moment.
 
         Args:

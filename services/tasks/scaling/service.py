@@ -11,7 +11,7 @@ from typing import NamedTuple
 from meshkit import metrics
 from meshkit.errors import not_found
 from meshkit.logging import get_logger
-from services.tasks.scaling.domain import Pool, QueueDemand, ScaleDecision, ScaleIn, ScalePolicy, demands
+from services.tasks.scaling.domain import QueueDemand, ScaleDecision, ScaleIn, ScalePolicy, WorkerPool, demands
 from services.tasks.scaling.store import ScaleView, ScalingStore
 
 _log = get_logger(__name__)
@@ -71,27 +71,30 @@ class Scaling:
                 self._read_at = begun
             return self._demand
 
-    async def pools(self, *, cordoned_only: bool = False) -> list[Pool]:
+    async def pools(self, *, cordoned_only: bool = False) -> list[WorkerPool]:
         """Return the pools that are alive, by name."""
         found = await self._store.pools()
         return [pool for pool in found if pool.cordoned_by is not None or pool.marked] if cordoned_only else found
 
-    async def cordon(self, worker: str) -> list[Pool]:
+    async def cordon(self, worker: str) -> list[WorkerPool]:
         """Give a worker no lease until it is uncordoned.
 
         Raises:
             MeshError: `NOT_FOUND` where none of that name is alive.
         """
-        return self._changed("worker_cordoned", worker, await self._store.cordon(worker))
+        pools = self._changed(worker, await self._store.cordon(worker))
+        _log.info("worker_cordoned", worker=worker, pools=len(pools))
+        return pools
 
-    async def uncordon(self, worker: str) -> list[Pool]:
+    async def uncordon(self, worker: str) -> list[WorkerPool]:
         """Let a worker take work again.
 
         Raises:
             MeshError: `NOT_FOUND` where none of that name is alive.
         """
-        pools = await self._store.uncordon(worker, self.policy.settle_seconds)
-        return self._changed("worker_uncordoned", worker, pools)
+        pools = self._changed(worker, await self._store.uncordon(worker, self.policy.settle_seconds))
+        _log.info("worker_uncordoned", worker=worker, pools=len(pools))
+        return pools
 
     async def note_marks(self, marked: Sequence[str], unmarked: Sequence[str]) -> None:
         """Note which workers bear a mark at the orchestrator, and which do not any more."""
@@ -120,9 +123,8 @@ class Scaling:
             _WANTED.labels(one.work.name).set(one.slots_wanted)
         return found
 
-    def _changed(self, event: str, worker: str, pools: Sequence[Pool]) -> list[Pool]:
+    def _changed(self, worker: str, pools: Sequence[WorkerPool]) -> list[WorkerPool]:
         if not pools:
             raise not_found("Worker", worker)
         self._read_at = float("-inf")
-        _log.info(event, worker=worker, pools=len(pools))
         return list(pools)

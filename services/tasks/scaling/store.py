@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from services.tasks.scaling.domain import Pool, QueueWork, ScaleDecision
+from services.tasks.scaling.domain import QueueWork, ScaleDecision, WorkerPool
 
 
 class WorkTime(NamedTuple):
@@ -29,7 +29,7 @@ class ScaleView(NamedTuple):
     """Work and workers at a moment."""
 
     works: Sequence[QueueWork]
-    pools: Sequence[Pool]
+    pools: Sequence[WorkerPool]
     at: datetime
 
 
@@ -45,15 +45,15 @@ class ScalingStore(Protocol):
         """
         ...
 
-    async def pools(self) -> list[Pool]:
+    async def pools(self) -> list[WorkerPool]:
         """Return the pools that are alive, by name."""
         ...
 
-    async def cordon(self, worker: str) -> list[Pool]:
+    async def cordon(self, worker: str) -> list[WorkerPool]:
         """Cordon the pools that a name stands for, by an operator; return them, none where there is none."""
         ...
 
-    async def uncordon(self, worker: str, settle_seconds: float) -> list[Pool]:
+    async def uncordon(self, worker: str, settle_seconds: float) -> list[WorkerPool]:
         """Uncordon the pools that a name stands for; return them, none where there is none."""
         ...
 

@@ -6,21 +6,21 @@ from uuid import uuid4
 
 import pytest
 
-from services.tasks.scaling.domain import CordonedBy, Pool, QueueWork, ScaleIn, ScalePolicy, demands
+from services.tasks.scaling.domain import CordonedBy, QueueWork, ScaleIn, ScalePolicy, WorkerPool, demands
 
 Q = "inference"
 POLICY = ScalePolicy(drain_seconds=60, utilization=0.8, surplus_seconds=60, settle_seconds=5)
 
 
-def pool(name: str, held: int = 0, *, queues: Sequence[str] = (Q,), slots: int = 4, **more: object) -> Pool:
-    return Pool(uuid4(), name, queues, slots, held, **more)  # type: ignore[arg-type] # members by name
+def pool(name: str, held: int = 0, *, queues: Sequence[str] = (Q,), slots: int = 4, **more: object) -> WorkerPool:
+    return WorkerPool(uuid4(), name, queues, slots, held, **more)  # type: ignore[arg-type] # members by name
 
 
-def cordoned(name: str, *, marked: bool = False, held: int = 0) -> Pool:
+def cordoned(name: str, *, marked: bool = False, held: int = 0) -> WorkerPool:
     return pool(name, held, cordoned_by=CordonedBy.SCHEDULER, marked=marked)
 
 
-def reported(work: QueueWork, pools: Sequence[Pool]) -> float:
+def reported(work: QueueWork, pools: Sequence[WorkerPool]) -> float:
     [one] = demands([work], pools, POLICY)
     return one.slots_reported
 
@@ -62,7 +62,7 @@ def test_what_an_operator_cordoned_is_provided_beside_what_is_wanted() -> None:
 
 
 def test_a_queue_is_active_while_anything_is_to_do_or_a_worker_must_not_go() -> None:
-    def active(work: QueueWork, *pools: Pool) -> bool:
+    def active(work: QueueWork, *pools: WorkerPool) -> bool:
         return demands([work], pools, POLICY)[0].is_active
 
     assert active(QueueWork(Q, waiting=1, waiting_seconds=0.1))

@@ -5,7 +5,7 @@ A replica of the release before leases to cordoned workers: cordon none before a
 
 from alembic import op
 
-revision = "0019"
+revision = "0018"
 down_revision = "0017"
 branch_labels = None
 depends_on = None
