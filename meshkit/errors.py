@@ -107,6 +107,15 @@ def invalid(path: str, message: str, type: str = "value_error") -> MeshError:  #
     return MeshError(ErrorKind.INVALID, message, violations=(FieldViolation(path, message, type),))
 
 
+BAD_REQUEST = "BAD_REQUEST"
+"""Reason of a request that HTTP answers with 400 and a sentence, where the documented surface has it so."""
+
+
+def bad_request(message: str) -> MeshError:
+    """Build the error: a request that does not hold, of those few that the documented surface answers with 400."""
+    return MeshError(ErrorKind.INVALID, message, reason=BAD_REQUEST)
+
+
 def not_found(what: str, ident: str) -> MeshError:
     """Nothing of this identifier exists for this caller; what another tenant owns is not found either."""
     return MeshError(

@@ -139,6 +139,15 @@ TRAINER = ServiceSpec(
     calls=("tasks", "training"),
     joins=NATS | OBJECTS | TOKENS | {"ATELIER_MODEL", "ATELIER_WORKER_TOKEN", "ATELIER_CAPTION_KEY"},
 )
+MONITORING = ServiceSpec(
+    role="monitoring",
+    module="services.monitoring",
+    grpc=("atelier.monitoring.v1.SystemService",),
+    port=9104,
+    schema="monitoring",
+    joins=NATS | TOKENS,
+    routed=True,
+)
 GATEWAY = ServiceSpec(
     role="gateway",
     module="services.gateway",
@@ -147,7 +156,7 @@ GATEWAY = ServiceSpec(
     fronts=True,
 )
 
-SERVICES: tuple[ServiceSpec, ...] = (TASKS, WORKFLOWS, TRAINING, INFERENCE, TRAINER, GATEWAY)
+SERVICES: tuple[ServiceSpec, ...] = (TASKS, WORKFLOWS, TRAINING, MONITORING, INFERENCE, TRAINER, GATEWAY)
 
 
 def by_role(role: str) -> ServiceSpec:

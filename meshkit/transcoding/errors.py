@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from meshkit.errors import ErrorKind, MeshError
+from meshkit.errors import BAD_REQUEST, ErrorKind, MeshError
 from meshkit.transcoding.decoding import Loc, Violation
 
 HTTP_OF_KIND: Mapping[ErrorKind, int] = MappingProxyType(
@@ -80,6 +80,8 @@ def render(error: MeshError, loc_of: Callable[[str], Loc] | None = None) -> Http
     status = HTTP_OF_KIND[error.kind]
     if error.kind is not ErrorKind.INVALID:
         return HttpError(status, error.message, headers)
+    if error.reason == BAD_REQUEST:
+        return HttpError(400, error.message, headers)
     if not error.violations:
         return HttpError(status, [_entry(("body",), error.message, "value_error")], headers)
     place = loc_of or (lambda path: ("body", path) if path else ("body",))

@@ -20,6 +20,7 @@ SECURITY: list[dict[str, list[str]]] = [{"HTTPBearer": []}]
 _VARIABLE = re.compile(r"\{([^}=]+)(?:=[^}]*)?\}")
 _SNAKE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _PATTERN_WORDS = {
+    400: "The request does not hold",
     401: "The token is missing or does not hold",
     403: "The token lacks a scope or belongs to another tenant",
     404: "There is no such resource",
@@ -179,7 +180,10 @@ def _operation(route: Route, components: Components) -> Schema:
         operation["parameters"] = parameters
     if route.has_body:
         operation["requestBody"] = _body(route, components)
-    operation["responses"] = {"200": _answer(route, components, title), **_errors(route)}
+    answer = _answer(route, components, title)
+    operation["responses"] = {"200": answer, **_errors(route)}
+    if other := route.rule.other_status:
+        operation["responses"][str(other)] = {**answer, "description": "The same body, where the answer is no good news"}
     return operation
 
 
@@ -250,7 +254,7 @@ def _event_of(schema: Schema) -> Schema:
 
 
 def _errors(route: Route) -> dict[str, Schema]:
-    codes = {401, 403, 429, 503}
+    codes = {401, 403, 429, 503, *route.rule.errors}
     if route.path_fields:
         codes |= {404, 422}
     if route.query_fields() or route.has_body:

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from starlette.types import Receive, Scope, Send
 
 from meshkit import tracing
+from meshkit.answers import OTHER_STATUS_KEY
 from meshkit.client import MeshStream, call_metadata
 from meshkit.errors import MeshError
 from meshkit.estimates import ESTIMATED_KEY
@@ -41,7 +42,7 @@ from services.gateway.streams import AFTER_VERSION, EventStream, event_shape
 _MAX_QUERY_FIELDS = 200
 _FILE_POLICY = "default-src 'none'; sandbox"
 # What a service says of its answer in trailing metadata, and the gateway in headers of the same names.
-_TOLD = frozenset({REPLAYED_KEY, ESTIMATED_KEY})
+_TOLD = frozenset({REPLAYED_KEY, ESTIMATED_KEY, OTHER_STATUS_KEY})
 # Several files of one step would else pass the bound of its `config` together.
 _HELD_CHARS = 8192
 _MAX_VERSION = (1 << 63) - 1
@@ -163,6 +164,7 @@ class Endpoint:
                 response, headers = await self._ask(request, metadata)
                 # The first of them took its files long ago.
                 stay.unclaimed = REPLAYED_KEY in headers
+        status = 200 if headers.pop(OTHER_STATUS_KEY, None) is None else self._route.rule.other_status or 200
         if decoding.strict:
             headers["preference-applied"] = "handling=strict"
         elif warning := decoding.unknown.warning():
@@ -181,7 +183,7 @@ class Endpoint:
                 gzip_min_bytes=gzip_min_bytes if media_type == "image/svg+xml" else len(content),
             )
             return
-        await send_content(scope, send, content, headers=headers, gzip_min_bytes=gzip_min_bytes)
+        await send_content(scope, send, content, status=status, headers=headers, gzip_min_bytes=gzip_min_bytes)
 
     def _render(self, error: MeshError) -> HttpError:
         return render(error, self._place)

@@ -1,1 +1,15 @@
-"""What the mesh is doing: workers, health, metrics. No release serves it yet: the package holds its place."""
+"""The monitoring service: what the mesh is doing as a whole, for operators.
+
+Owns:
+    Schema `monitoring` in PostgreSQL: `loops` (what operators want of background loops), `loop_events` (their history).
+    Subjects `atelier.loops.wishes` and `atelier.loops.ask` on core NATS.
+Serves:
+    `atelier.monitoring.v1.SystemService` to operators.
+Consumes:
+    `atelier.loops.report.<role>` on core NATS: what every process tells of its loops (`meshkit/supervision.py`).
+
+Rooms:
+    Pure: `domain`. `store` is what the use cases need of a database, and `postgres` the only SQL. `supervisor` holds
+    the use cases of loops. `convert` and `errors` are between domain and wire, `servicer` speaks gRPC. `composition`
+    builds the service.
+"""

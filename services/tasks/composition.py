@@ -31,6 +31,7 @@ from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
 from meshkit.server import build_server
 from meshkit.stored_bytes import StoredBytes
+from meshkit.supervision import LoopReporter
 from meshkit.topology import TASKS
 from services.tasks.api.creation import TaskPreparer
 from services.tasks.api.quotas import TenantQuotas
@@ -194,6 +195,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
         *(single if settings.run_loops else ()),
     )
     await stack.enter_async_context(loops)
+    await stack.enter_async_context(LoopReporter(bus, loops, TASKS.role))
     parts = PartStates(
         [
             HealthPart("postgresql", database.ping, every_call=True),

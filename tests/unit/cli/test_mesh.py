@@ -18,18 +18,20 @@ from meshkit import topology
 
 ROLES = {spec.role for spec in topology.SERVICES}
 # By setting: which of these services are to know it.
-OWNERS, WORKERS = {"tasks", "workflows", "training"}, {"worker", "trainer"}
+STORERS, WORKERS = {"tasks", "workflows", "training"}, {"worker", "trainer"}
+OWNERS = STORERS | {"monitoring"}
 KNOWN_TO: Mapping[str, set[str]] = {
     "ATELIER_DATABASE_URL": OWNERS,
     "ATELIER_NATS_URL": OWNERS | WORKERS,
-    "ATELIER_S3_ENDPOINT": OWNERS | WORKERS | {"gateway"},
-    "ATELIER_S3_ACCESS_KEY": OWNERS | WORKERS | {"gateway"},
-    "ATELIER_S3_SECRET_KEY": OWNERS | WORKERS | {"gateway"},
-    "ATELIER_S3_BUCKET": OWNERS | WORKERS | {"gateway"},
+    "ATELIER_S3_ENDPOINT": STORERS | WORKERS | {"gateway"},
+    "ATELIER_S3_ACCESS_KEY": STORERS | WORKERS | {"gateway"},
+    "ATELIER_S3_SECRET_KEY": STORERS | WORKERS | {"gateway"},
+    "ATELIER_S3_BUCKET": STORERS | WORKERS | {"gateway"},
     "ATELIER_AUTH_SECRET": OWNERS | WORKERS | {"gateway"},
     "ATELIER_TASKS_ADDRESS": {"workflows", "training", "gateway"} | WORKERS,
     "ATELIER_WORKFLOWS_ADDRESS": {"gateway"},
     "ATELIER_TRAINING_ADDRESS": {"workflows", "trainer", "gateway"},
+    "ATELIER_MONITORING_ADDRESS": {"gateway"},
 }
 SERVERS = {"nats", "postgres", "s3"}
 # A service that is not among them is held to its entry in the table.

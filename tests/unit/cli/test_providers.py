@@ -121,7 +121,7 @@ def test_the_worker_that_calls_is_told_whom_and_tasks_may_name_them(
 
 @pytest.mark.parametrize("name", ["ATELIER_FASHN_KEY", "ATELIER_FAL_KEY_FILE"])
 def test_a_credential_is_given_to_nobody_else(name: str) -> None:
-    roles = ("tasks", "workflows", "training", "worker", "providers", "gateway")
+    roles = ("tasks", "workflows", "training", "monitoring", "worker", "providers", "gateway")
     assert [role for role in roles if uses(role, name)] == ["providers"]
 
 

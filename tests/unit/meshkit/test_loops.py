@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from meshkit import loops
-from meshkit.loops import Loop, Loops, coalesced
+from meshkit.loops import MAX_RESTARTS, KeptLoop, Loop, LoopEventKind, Loops, LoopState, coalesced
 
 
 async def until(condition: Any) -> None:
@@ -256,3 +256,104 @@ asyncio.run(main())
         os.close(full)
     assert output == b"went on\n"
     assert process.returncode == 0
+
+
+class Crashing(Loop):
+    """A loop whose run ends by itself so many times, at once."""
+
+    def __init__(self, name: str, crashes: int) -> None:
+        super().__init__(name, lambda: collect([]), 0.01)
+        self.left = crashes
+
+    async def run_for_ever(self) -> None:
+        if self.left:
+            self.left -= 1
+            raise ConnectionResetError
+        await super().run_for_ever()
+
+
+async def test_a_loop_that_crashes_three_times_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "_RESTART_SECONDS", 0.001)
+    kept = KeptLoop(Crashing("three", 3))
+    kept.start()
+    await until(lambda: kept.loop.last_success is not None)
+    assert (kept.state, kept.restart_count, kept.error) == (LoopState.RUNNING, 3, "ConnectionResetError")
+    assert [(one.kind, one.attempt) for one in kept.events] == [
+        (LoopEventKind.CRASHED, 0),
+        (LoopEventKind.SUCCESS, 1),
+        (LoopEventKind.CRASHED, 1),
+        (LoopEventKind.SUCCESS, 2),
+        (LoopEventKind.CRASHED, 2),
+        (LoopEventKind.SUCCESS, 3),
+    ]
+    await kept.stop()
+    assert kept.state is LoopState.STOPPED
+
+
+async def test_a_loop_that_crashes_six_times_is_given_up_until_somebody_starts_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loops, "_RESTART_SECONDS", 0.001)
+    running = Loops(Crashing("six", 6))
+    [kept] = running.kept
+    async with running:
+        await until(lambda: kept.state is LoopState.FAILED)
+        assert kept.restart_count == MAX_RESTARTS
+        assert (kept.events[-1].kind, kept.events[-1].attempt) == (LoopEventKind.FAILED, 5)
+        assert running.ailing == ["six"]
+        kept.start()
+        assert (kept.state, kept.restart_count) == (LoopState.RUNNING, 0)
+        await until(lambda: kept.loop.last_success is not None)
+
+
+async def test_the_pause_before_a_restart_doubles_and_holds_no_other_loop_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        if seconds >= 1:
+            pauses.append(seconds)
+            await sleep(0.02)
+        else:
+            await sleep(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    runs: list[int] = []
+    running = Loops(Crashing("slow", 6), Loop("other", lambda: collect(runs), 0.001))
+    async with running:
+        during = []
+        while running.kept[0].state is not LoopState.FAILED:
+            during.append(len(runs))
+            await sleep(0.005)
+    assert pauses == [1, 2, 4, 8, 16]
+    assert len(set(during)) > 3, "the other one ran meanwhile"
+
+
+async def test_the_count_of_restarts_falls_while_a_loop_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "_RESTART_SECONDS", 0.001)
+    kept = KeptLoop(Crashing("decays", 3))
+    kept.start()
+    await until(lambda: kept.loop.last_success is not None)
+    begun = kept._since
+    for seconds, count in ((59, 3), (61, 2), (121, 1), (1000, 0)):
+        kept._since = begun - seconds
+        assert kept.restart_count == count
+    await kept.stop()
+
+
+async def test_a_restart_and_a_reset_zero_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "_RESTART_SECONDS", 0.001)
+    told: list[int] = []
+    kept = KeptLoop(Crashing("zeroed", 2), lambda: told.append(1))
+    kept.start()
+    await until(lambda: kept.loop.last_success is not None)
+    started = kept.started_at
+    await kept.restart()
+    assert (kept.state, kept.restart_count) == (LoopState.RUNNING, 0)
+    assert kept.started_at != started
+    kept.loop.left = 6  # type: ignore[attr-defined]  # of the subclass above
+    await kept.restart()
+    await until(lambda: kept.state is LoopState.FAILED)
+    kept.reset()
+    assert (kept.state, kept.restart_count) == (LoopState.STOPPED, 0)
+    assert told

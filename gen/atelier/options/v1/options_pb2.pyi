@@ -362,6 +362,8 @@ class MethodRule(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
     BUNDLED_FIELD_NUMBER: _builtins.int
+    OTHER_STATUS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     scope: Global___Scope.ValueType
     """Scope the caller needs; `mesh` satisfies every one."""
     idempotent: _builtins.bool
@@ -374,6 +376,12 @@ class MethodRule(_message.Message):
     """Name of the route's group in the OpenAPI document (`tasks`)."""
     bundled: _builtins.bool
     """Short calls to it that are made at the same time may travel in one message (`atelier.mesh.v1.BundleService`)."""
+    other_status: _builtins.int
+    """HTTP status, besides 200, with which the service may have its answer sent: by the trailing metadata `other-status`."""
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Statuses of errors that the OpenAPI document names beside those that follow from the route (`400`)."""
+
     def __init__(
         self,
         *,
@@ -383,10 +391,12 @@ class MethodRule(_message.Message):
         summary: _builtins.str = ...,
         tag: _builtins.str = ...,
         bundled: _builtins.bool = ...,
+        other_status: _builtins.int = ...,
+        errors: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundled", b"bundled", "idempotent", b"idempotent", "scope", b"scope", "summary", b"summary", "tag", b"tag", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundled", b"bundled", "errors", b"errors", "idempotent", b"idempotent", "other_status", b"other_status", "scope", b"scope", "summary", b"summary", "tag", b"tag", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

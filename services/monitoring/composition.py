@@ -1,0 +1,77 @@
+"""The service put together: what `__main__` runs and what the tests start."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from atelier.monitoring.v1 import loops_pb2, system_service_pb2_grpc
+
+from meshkit import db as meshdb
+from meshkit.bus import Bus, BusMessage
+from meshkit.db import Database
+from meshkit.health import HealthPart, PartStates
+from meshkit.loops import Loops
+from meshkit.metrics import serve_metrics
+from meshkit.server import build_server
+from meshkit.supervision import REPORTS, LoopReporter
+from meshkit.topology import MONITORING
+from services.monitoring import convert
+from services.monitoring.config import MonitoringSettings
+from services.monitoring.postgres.loops import PostgresLoopStore
+from services.monitoring.servicer import SystemServicer
+from services.monitoring.supervisor import Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class MonitoringRuntime:
+    """A running service; its parts are for tests that call a loop's body themselves."""
+
+    address: str
+    supervisor: Supervisor
+    database: Database
+    bus: Bus
+
+
+async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> MonitoringRuntime:
+    """Start the service; the stack stops it.
+
+    Args:
+        settings: Its settings.
+        stack: Closed in reverse order at the end.
+    """
+    await meshdb.migrate(settings.database_url.get_secret_value(), MONITORING.schema, MONITORING.migrations)
+    database = Database.from_settings(settings, schema=MONITORING.schema)
+    await database.open()
+    stack.push_async_callback(database.close)
+    bus = Bus(settings.nats_url.get_secret_value())
+    await bus.connect()
+    stack.push_async_callback(bus.close)
+
+    supervisor = Supervisor(
+        PostgresLoopStore(database), bus, convert.to_wishes, history_days=settings.loop_history_days
+    )
+
+    async def on_report(message: BusMessage) -> None:
+        report = loops_pb2.LoopReport.FromString(message.data)
+        supervisor.hear(report.replica, report.role, *convert.of_report(report))
+
+    await bus.subscribe(f"{REPORTS}.*", on_report)
+    supervisor.ask()
+    loops = Loops(*supervisor.loops())
+    await stack.enter_async_context(loops)
+    await stack.enter_async_context(LoopReporter(bus, loops, MONITORING.role))
+    parts = PartStates(
+        [HealthPart("postgresql", database.ping), HealthPart("nats", bus.ping, essential=False)],
+        lambda: [f"loops/{name}" for name in loops.ailing],
+    )
+    servicer = SystemServicer(supervisor)
+    server = build_server(
+        settings, MONITORING, [(system_service_pb2_grpc.add_SystemServiceServicer_to_server, servicer)], parts
+    )
+    await server.start()
+    stack.push_async_callback(server.stop)
+    page = serve_metrics(settings.metrics_port, settings.metrics_host)
+    if page is not None:
+        stack.callback(page.close)
+    return MonitoringRuntime(server.address, supervisor, database, bus)
