@@ -183,7 +183,7 @@ def _operation(route: Route, components: Components) -> Schema:
     answer = _answer(route, components, title)
     operation["responses"] = {"200": answer, **_errors(route)}
     if other := route.rule.other_status:
-        operation["responses"][str(other)] = {**answer, "description": "The same body, where the answer is no good news"}
+        operation["responses"][str(other)] = {**answer, "description": "The same body, of a bad state"}
     return operation
 
 

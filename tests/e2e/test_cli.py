@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,20 @@ def test_each_service_serves_metrics_at_the_address_that_the_status_names(shell:
         assert page.status_code == 200
         assert metric in page.text
     assert all(httpx.get(page).status_code == 200 for page in pages.values())
+
+
+def test_the_supervisor_knows_the_loops_of_every_service(shell: Shell) -> None:
+    headers = {"authorization": f"Bearer {shell.token('--scopes', 'read')}"}
+
+    def names() -> set[str]:
+        body = httpx.get(f"http://127.0.0.1:{shell.port}/api/system/supervisor", headers=headers).json()
+        return {one["name"] for one in body["workers"] if one["status"] == "running"}
+
+    wanted = {"tasks_expiry", "workflows_reconcile", "trainings_jobs", "monitoring_record", "outbox_tasks"}
+    deadline = time.monotonic() + 20
+    while not names() >= wanted and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert names() >= wanted
 
 
 def test_table_of_the_status_names_every_role(shell: Shell) -> None:

@@ -93,9 +93,9 @@ async def test_a_loop_that_is_wanted_stopped_stops_also_where_the_wish_is_old(
     reporter: LoopReporter, loops: Loops, wire: Wire
 ) -> None:
     await wire.wish(wish(7, pb.LOOP_COMMAND_STOP, stopped=True))
-    assert loops.kept[0].state is LoopState.STOPPED
+    assert [one.state for one in loops.kept] == [LoopState.STOPPED]
     await wire.wish(wish(8))
-    assert loops.kept[0].state is LoopState.RUNNING
+    assert [one.state for one in loops.kept] == [LoopState.RUNNING]
 
 
 async def test_an_order_of_before_its_start_is_not_carried_out(
