@@ -24,6 +24,7 @@ from meshkit.holding import kept
 from meshkit.logging import get_logger
 from meshkit.loops import cancel
 from meshkit.publishing import Outgoing, Publisher, PublishOutcome
+from meshkit.stream import ensure_stream, stream_config
 
 _log = get_logger(__name__)
 
@@ -31,9 +32,6 @@ STREAM = "ATELIER_EVENTS"
 SUBJECTS = ("atelier.*.v1.>",)
 MSG_ID = "Nats-Msg-Id"
 PUBLISH_TIMEOUT_SECONDS = 2.0
-RETENTION_SECONDS = 7 * 24 * 3600.0
-DUPLICATE_WINDOW_SECONDS = 600.0
-MAX_STREAM_BYTES = 1024**3
 
 _CONNECT_TIMEOUT_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS = 0.2
@@ -119,6 +117,18 @@ class Bus:
     def connected(self) -> bool:
         """Whether NATS answers right now."""
         return self._client is not None and self._client.is_connected
+
+    async def events(self) -> tuple[Client, JetStreamContext, str]:
+        """Return the connection, once there is one, its JetStream, and the stream of events, which is made if missing.
+
+        Raises:
+            Exception: What nats-py raises where the stream cannot be made.
+        """
+        await self._connected.wait()
+        await self.ensure_stream()
+        assert self._client is not None
+        assert self._js is not None
+        return self._client, self._js, self._stream
 
     async def ping(self) -> None:
         """Ask NATS for an answer.
@@ -327,22 +337,9 @@ class Bus:
         """Make the stream of events where it is missing; give it the present configuration where it exists."""
         if self._js is None:
             raise nats_errors.ConnectionClosedError
-        config = api.StreamConfig(
-            name=self._stream,
-            subjects=self._subjects,
-            retention=api.RetentionPolicy.LIMITS,
-            discard=api.DiscardPolicy.OLD,
-            max_age=RETENTION_SECONDS,
-            max_bytes=MAX_STREAM_BYTES,
-            duplicate_window=DUPLICATE_WINDOW_SECONDS,
-            num_replicas=self._replicas,
-            storage=api.StorageType.FILE,
-        )
+        config = stream_config(self._stream, self._subjects, self._replicas)
         async with self._ensure_lock:
-            try:
-                await self._js.add_stream(config)
-            except js_errors.BadRequestError:
-                await self._js.update_stream(config)
+            await ensure_stream(self._js, config)
 
     async def _ensure_quietly(self) -> bool:
         try:

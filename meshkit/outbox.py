@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import orjson
 import psycopg
 
-from meshkit import metrics, tracing
+from meshkit import metrics, stream, tracing
 from meshkit.bus import MSG_ID
 from meshkit.db import DatabaseUnavailableError, is_lost
 from meshkit.errors import MeshError
@@ -42,9 +42,9 @@ _LAG = metrics.histogram(
     "outbox_lag_seconds", "From the change to NATS' acknowledgement of its event", ("schema",), metrics.WAIT_BUCKETS
 )
 
-VERSION_HEADER = "Atelier-Version"
-TENANT_HEADER = "Atelier-Tenant"
-EVENT_TYPE_HEADER = "Atelier-Event-Type"
+VERSION_HEADER = stream.VERSION_HEADER
+TENANT_HEADER = stream.TENANT_HEADER
+EVENT_TYPE_HEADER = stream.EVENT_TYPE_HEADER
 
 _WORK = "relay"
 _BATCH = 200

@@ -152,7 +152,7 @@ GATEWAY = ServiceSpec(
     role="gateway",
     module="services.gateway",
     port=9000,
-    joins=OBJECTS | TOKENS | MEDIA | {"ATELIER_UPSTREAMS"},
+    joins=NATS | OBJECTS | TOKENS | MEDIA | {"ATELIER_UPSTREAMS"},
     fronts=True,
 )
 

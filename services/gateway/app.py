@@ -25,6 +25,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.docs import Docs
 from services.gateway.endpoints import Transcoder
 from services.gateway.health import Health
+from services.gateway.live.sockets import EventSockets
 from services.gateway.lora_uploads import FORM_BYTES, UPLOADS, LoraUploads
 from services.gateway.middleware import ANSWERED, BodyLimit, RequestMiddleware, note_route
 from services.gateway.stored_images import IMAGES, StoredImages
@@ -39,6 +40,7 @@ class GatewayParts:
         health: Serves `/health`.
         images: Serves stored images; None where there is no object store.
         loras: Takes LoRA files; None where there is no object store or no library.
+        sockets: Serves WebSocket connections.
         openapi: The OpenAPI document.
         docs: Serves `/docs`.
     """
@@ -47,6 +49,7 @@ class GatewayParts:
     health: Health
     images: StoredImages | None
     loras: LoraUploads | None
+    sockets: EventSockets
     openapi: dict[str, Any]
     docs: Docs
 
@@ -72,12 +75,14 @@ class BrokenOffError(Exception):
 
 
 class _Dispatch:
-    def __init__(self, transcoder: Transcoder, router: Router) -> None:
+    def __init__(self, transcoder: Transcoder, router: Router, sockets: EventSockets) -> None:
         self._transcoder = transcoder
+        self._sockets = sockets
         self._router = router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http":  # a WebSocket: there is no lifespan
+            await self._sockets.serve(scope, receive, send)
             return
         part = misencoded(scope)
         if part:
@@ -159,7 +164,9 @@ def create_app(parts: GatewayParts, settings: GatewaySettings) -> ASGIApp:
     if parts.loras is not None:
         routes += [HttpRoute(path, parts.loras.upload, methods=["POST"]) for path in UPLOADS]
         larger = dict.fromkeys(UPLOADS, settings.max_lora_bytes + FORM_BYTES)
-    app: ASGIApp = _Dispatch(parts.transcoder, Router(routes, redirect_slashes=False, default=_not_found))
+    app: ASGIApp = _Dispatch(
+        parts.transcoder, Router(routes, redirect_slashes=False, default=_not_found), parts.sockets
+    )
     app = BodyLimit(app, max_bytes=settings.max_body_bytes, elsewhere=larger)
     app = RequestMiddleware(app)
     if settings.cors_origins:

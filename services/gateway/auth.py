@@ -80,11 +80,23 @@ class Authenticator:
         tracing.assign_tenant(principal.tenant)
         if self._rates is not None and principal.tenant:
             self._rates.take(principal.tenant)
-        if scope and not principal.has(scope):
-            raise MeshError(
-                ErrorKind.FORBIDDEN,
-                f"The token lacks the scope '{scope}'",
-                reason="SCOPE_MISSING",
-                metadata={"scope": scope},
-            )
+        _hold_to_scope(principal, scope)
         return GatewayCaller(principal, token)
+
+    async def check(self, token: str, scope: str) -> None:
+        """Check again a token that was admitted: it may have expired or been revoked.
+
+        Raises:
+            MeshError: As `admit`.
+        """
+        _hold_to_scope(await self._verifier.verify(token), scope)
+
+
+def _hold_to_scope(principal: Principal, scope: str) -> None:
+    if scope and not principal.has(scope):
+        raise MeshError(
+            ErrorKind.FORBIDDEN,
+            f"The token lacks the scope '{scope}'",
+            reason="SCOPE_MISSING",
+            metadata={"scope": scope},
+        )

@@ -16,10 +16,12 @@ from starlette.types import ASGIApp
 
 from meshkit import topology
 from meshkit.auth import TokenVerifier
+from meshkit.bus import Bus
 from meshkit.channel import MeshChannel
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.health import HealthPart, PartStates, is_part
 from meshkit.images.checks import ImageChecks
+from meshkit.live.feed import LiveFeed
 from meshkit.logging import get_logger
 from meshkit.media_urls import MediaSigner
 from meshkit.metrics import serve_metrics
@@ -37,6 +39,8 @@ from services.gateway.contracts import ContractService, load_services, read_imag
 from services.gateway.docs import Docs
 from services.gateway.endpoints import EndpointContext, Transcoder
 from services.gateway.health import Health, Probe, ServiceHealth
+from services.gateway.live.session import SessionContext
+from services.gateway.live.sockets import EventSockets
 from services.gateway.lora_uploads import SERVICE, UPLOADS, LoraUploads, UploadMethod
 from services.gateway.staging import UploadStager
 from services.gateway.stored_images import StoredImages
@@ -71,7 +75,10 @@ async def start(settings: GatewaySettings, stack: AsyncExitStack) -> GatewayRunt
         ValueError: The settings name no key to verify tokens with.
     """
     stopping = asyncio.Event()
-    app = build_app(settings, stack, stopping)
+    feed = new_feed(settings)
+    stack.push_async_callback(feed.close)
+    app = build_app(settings, stack, stopping, feed)
+    await feed.start()
     metrics = serve_metrics(settings.metrics_port, settings.metrics_host)
     if metrics is not None:
         stack.callback(metrics.close)
@@ -81,8 +88,16 @@ async def start(settings: GatewaySettings, stack: AsyncExitStack) -> GatewayRunt
     return GatewayRuntime(address, stopping)
 
 
-def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asyncio.Event) -> ASGIApp:
+def build_app(
+    settings: GatewaySettings, stack: AsyncExitStack, stopping: asyncio.Event, feed: LiveFeed | None = None
+) -> ASGIApp:
     """Build the application and everything it stands on; what needs closing goes on the stack.
+
+    Args:
+        settings: Its settings.
+        stack: Closed in reverse order at the end.
+        stopping: Set when the process begins to end.
+        feed: Live events, started and closed by the caller; None for events that are never started.
 
     Raises:
         ContractError: The contracts cannot be served as they stand.
@@ -133,10 +148,22 @@ def build_app(settings: GatewaySettings, stack: AsyncExitStack, stopping: asynci
         health=Health(probes, _parts(objects, stack), release),
         images=stored,
         loras=loras,
+        sockets=EventSockets(
+            guard,
+            context.streams,
+            settings.cors_origins,
+            SessionContext(feed or new_feed(settings), settings.live_idle_seconds, stopping),
+        ),
         openapi=document(table, image, version=release),
         docs=Docs(),
     )
     return create_app(parts, settings)
+
+
+def new_feed(settings: GatewaySettings) -> LiveFeed:
+    """Return live events, not yet started."""
+    bus = Bus(settings.nats_url.get_secret_value(), name="atelier-gateway")
+    return LiveFeed(bus, heartbeat_seconds=settings.live_heartbeat_seconds)
 
 
 def document(table: RouteTable, image: FileDescriptorSet, *, version: str) -> dict[str, Any]:

@@ -94,6 +94,12 @@ class GatewaySettings(MeshSettings):
         default=256 * 1024, ge=1024, description="Files in JSON larger than this go through the object store."
     )
     gzip_min_bytes: int = Field(default=1024, ge=0, description="Smallest JSON answer that is compressed.")
+    live_heartbeat_seconds: float = Field(
+        default=30.0, gt=0, description="How often clients that listen to events are told that the connection lives."
+    )
+    live_idle_seconds: float = Field(
+        default=300.0, gt=0, description="How long a WebSocket client may say nothing before it is let go."
+    )
     keep_alive_seconds: float = Field(default=15.0, gt=0, description="Longest silence on an event stream.")
 
     @field_validator("cors_origins")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import orjson
@@ -19,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from meshkit import tracing
 from services.gateway.connections import ConnectionGate, note_closed
+from services.gateway.live.protocol import GuardedSocket
 from services.gateway.refusals import RefusalLog
 
 # Content of this size is written by itself: joining would copy it for less than the saved call costs.
@@ -113,6 +115,10 @@ class GuardedHttp(HttpToolsProtocol):
 
     def __init__(self, limits: HttpLimits, gate: ConnectionGate, refusals: RefusalLog, **options: Any) -> None:
         super().__init__(**options)
+        # What takes the connection over where a request upgrades it; the gate counts it as this one.
+        self.ws_protocol_class = cast(
+            "Any", partial(GuardedSocket, limits.write_seconds, partial(gate.gone, self), note_closed)
+        )
         self._limits = limits
         self._gate = gate
         self._refusals = refusals
@@ -204,6 +210,13 @@ class GuardedHttp(HttpToolsProtocol):
         self._in_content = False
         self._content_timer.stop()
         super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Give the connection to the protocol of WebSockets."""
+        self._deaf = True
+        for timer in (self._head_timer, self._content_timer, self._write_timer):
+            timer.stop()
+        super().handle_websocket_upgrade()
 
     def on_response_complete(self) -> None:
         """Let the connection rest, or go on with the next request that is there already."""

@@ -25,6 +25,8 @@ _log = get_logger(__name__)
 
 _BACKLOG = 2048
 _OWN_ANSWER_SECONDS = 1.0
+# Largest message of a client over WebSocket.
+MOST_SAID_BYTES = 64 * 1024
 
 
 class _HttpServer(uvicorn.Server):
@@ -62,7 +64,10 @@ async def serve(app: ASGIApp, settings: GatewaySettings, stack: AsyncExitStack) 
         uvicorn.Config(
             app,
             http=cast("Any", partial(GuardedHttp, limits, gate, RefusalLog())),
-            ws="none",
+            ws="none",  # `GuardedHttp` hands an upgraded connection to a protocol of its own
+            ws_max_size=MOST_SAID_BYTES,
+            ws_ping_interval=None,
+            ws_per_message_deflate=False,
             loop="none",
             lifespan="off",
             access_log=False,

@@ -686,7 +686,46 @@ class TaskField(_message.Message):
 
 Global___TaskField: _TypeAlias = TaskField  # noqa: Y015
 
+@_typing.final
+class LiveFacts(_message.Message):
+    """What a message is to clients that listen to events; declared on messages of `atelier.events.v1`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    DEPRECATED_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    EXAMPLE_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """Its type, `{domain}.{action}`."""
+    channel: _builtins.str
+    """Its channel; none for what belongs to the connection itself."""
+    deprecated: _builtins.bool
+    """Not to be relied on any more."""
+    replacement: _builtins.str
+    """Type that takes the place of a deprecated one."""
+    example: _builtins.str
+    """One such message, as JSON."""
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        channel: _builtins.str = ...,
+        deprecated: _builtins.bool = ...,
+        replacement: _builtins.str = ...,
+        example: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "deprecated", b"deprecated", "example", b"example", "replacement", b"replacement", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiveFacts: _TypeAlias = LiveFacts  # noqa: Y015
+
 MESSAGE_FIELD_NUMBER: _builtins.int
+LIVE_FIELD_NUMBER: _builtins.int
 FIELD_FIELD_NUMBER: _builtins.int
 TASK_FIELD_FIELD_NUMBER: _builtins.int
 ONEOF_FIELD_NUMBER: _builtins.int
@@ -697,6 +736,8 @@ PROVIDER_FIELD_NUMBER: _builtins.int
 METHOD_FIELD_NUMBER: _builtins.int
 message: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MessageOptions, Global___MessageJson]
 """Presentation of a message."""
+live: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MessageOptions, Global___LiveFacts]
+"""The message as listeners get it."""
 field: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, Global___FieldJson]
 """Presentation of a field."""
 task_field: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, Global___TaskField]

@@ -1,0 +1,160 @@
+"""WebSocket connections as they come: who asks, from which page, and for what."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from urllib.parse import parse_qs
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from meshkit import tracing
+from meshkit.auth import OPERATOR, READ
+from meshkit.errors import ErrorKind, MeshError
+from meshkit.live.feed import OPERATORS, LiveFeed
+from meshkit.live.log import LiveReader
+from meshkit.logging import get_logger
+from meshkit.metrics import counter, gauge
+from meshkit.quotas import TenantShare
+from services.gateway.asgi import header
+from services.gateway.auth import Authenticator, GatewayCaller
+from services.gateway.live.origins import may_connect
+from services.gateway.live.session import INTERNAL, REFUSED, ClosingError, LiveSession, SessionContext, close
+
+_log = get_logger(__name__)
+_open = gauge("live_clients", "Clients that listen to events over WebSocket.", ("path",))
+_ended = counter("live_clients_ended", "Conversations over WebSocket that ended, by cause.", ("path", "cause"))
+
+EVENTS, SYSTEM_STATUS = "/ws/events", "/ws/system"
+_KEY_PROTOCOL = "api-key."
+
+
+@dataclass(frozen=True, slots=True)
+class SocketPath:
+    """What one address gives.
+
+    Attributes:
+        scope: Scope that it asks for.
+        mesh: Whether it tells of the mesh itself alone.
+    """
+
+    scope: str
+    mesh: bool = False
+
+
+PATHS: Mapping[str, SocketPath] = {EVENTS: SocketPath(READ), SYSTEM_STATUS: SocketPath(OPERATOR, mesh=True)}
+
+
+class EventSockets:
+    """Serves WebSocket connections.
+
+    Args:
+        guard: Checks tokens.
+        streams: How many streams a tenant has at once; a connection is one.
+        origins: Origins whose pages may connect, beside the gateway's own.
+        context: What every conversation works with.
+    """
+
+    def __init__(
+        self, guard: Authenticator, streams: TenantShare, origins: tuple[str, ...], context: SessionContext
+    ) -> None:
+        self._guard = guard
+        self._streams = streams
+        self._origins = origins
+        self._context = context
+        self._clients = 0
+
+    @property
+    def feed(self) -> LiveFeed:
+        """Where the messages come from."""
+        return self._context.feed
+
+    @property
+    def clients(self) -> int:
+        """How many listen."""
+        return self._clients
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        path = scope["path"].rstrip("/")
+        served = PATHS.get(path)
+        if (await receive())["type"] != "websocket.connect":
+            return
+        if served is None:
+            await _refuse(send, 404, "Not Found")
+            return
+        origin = header(scope, b"origin")
+        if not may_connect(origin, header(scope, b"host"), self._origins):
+            _log.warning("origin_refused", origin=origin[:256], path=path)
+            _ended.labels(path, "origin").inc()
+            await _refuse(send, 403, "Pages of this origin may not connect")
+            return
+        token, protocol = _credential(scope)
+        # Accepted before it is judged: a browser tells its page nothing of a refusal but the code of a close.
+        await send({"type": "websocket.accept", "subprotocol": protocol})
+        started = time.monotonic()
+        tracing.begin(header(scope, b"traceparent"), header(scope, b"x-request-id"))
+        cause = await self._converse(served, path, token, receive, send)
+        _ended.labels(path, cause).inc()
+        client = scope.get("client")
+        seconds = round(time.monotonic() - started, 1)
+        _log.info("socket", path=path, cause=cause, seconds=seconds, client=client[0] if client else None)
+
+    async def _converse(self, served: SocketPath, path: str, token: str, receive: Receive, send: Send) -> str:
+        try:
+            caller = await self._guard.admit(f"Bearer {token}" if token else "", served.scope)
+            with ExitStack() as held:
+                reader = self._enter(served, path, caller, held)
+                check = partial(self._guard.check, caller.token, served.scope)
+                return await LiveSession(receive, send, reader, check, self._context).run()
+        except MeshError as error:
+            refused = error.kind in {ErrorKind.UNAUTHENTICATED, ErrorKind.FORBIDDEN, ErrorKind.EXHAUSTED}
+            closing = ClosingError(REFUSED if refused else INTERNAL, error.message, "refused" if refused else "failed")
+        except ClosingError as error:
+            closing = error
+        except Exception:
+            _log.exception("socket_failed", path=path)
+            closing = ClosingError(INTERNAL, "Internal error", "failed")
+        await close(send, closing)
+        return closing.cause
+
+    def _enter(self, served: SocketPath, path: str, caller: GatewayCaller, held: ExitStack) -> LiveReader:
+        own = OPERATORS if served.mesh else caller.tenant
+        share = caller.principal.tenant
+        if share:
+            self._streams.enter(share)
+            held.callback(self._streams.leave, share)
+        sees_mesh = not served.mesh and caller.principal.has(OPERATOR)
+        reader = LiveReader(self.feed.log, own, OPERATORS if sees_mesh else "")
+        held.callback(reader.close)
+        self._count(path, 1)
+        held.callback(self._count, path, -1)
+        return reader
+
+    def _count(self, path: str, by: int) -> None:
+        self._clients += by
+        _open.labels(path).inc(by)
+
+
+def _credential(scope: Scope) -> tuple[str, str | None]:
+    """Return the token of a connection, and the subprotocol that it is accepted with."""
+    offered: list[str] = scope.get("subprotocols") or []
+    keyed = next((one for one in offered if one.startswith(_KEY_PROTOCOL)), None)
+    # Browsers break a connection off whose subprotocols the answer leaves out.
+    protocol = keyed or (offered[0] if offered else None)
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    scheme, _, sent = header(scope, b"authorization").partition(" ")
+    given = (sent.strip() if scheme.lower() in {"bearer", "token"} else "", *query.get("token", ()))
+    named = (*query.get("api_key", ()), keyed.removeprefix(_KEY_PROTOCOL) if keyed else "")
+    return next((one for one in (*given, *named) if one), ""), protocol
+
+
+async def _refuse(send: Send, status: int, detail: str) -> None:
+    body = orjson.dumps({"detail": detail})
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
