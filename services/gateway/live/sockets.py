@@ -26,8 +26,8 @@ from services.gateway.live.origins import may_connect
 from services.gateway.live.session import INTERNAL, REFUSED, ClosingError, LiveSession, SessionContext, close
 
 _log = get_logger(__name__)
-_open = gauge("live_clients", "Clients that listen to events over WebSocket.", ("path",))
-_ended = counter("live_clients_ended", "Conversations over WebSocket that ended, by cause.", ("path", "cause"))
+_open = gauge("live_clients", "Clients that listen to events over WebSocket.", ("route",))
+_ended = counter("live_clients_ended", "Conversations over WebSocket that ended, by cause.", ("route", "cause"))
 
 EVENTS, SYSTEM_STATUS = "/ws/events", "/ws/system"
 _KEY_PROTOCOL = "api-key."
