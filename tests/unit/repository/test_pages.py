@@ -17,7 +17,7 @@ _PATH = re.compile(r"(?:[a-z_0-9.]+/)+[a-zA-Z_0-9.-]*")
 # Folders of the repository whose files pages name in code spans.
 _FOLDERS = (
     *("atelier_cli", "bench", "docs", "examples", "gen", "meshkit"),
-    *("modelkit", "models", "proto", "scripts", "services", "tests"),
+    *("modelkit", "models", "ops", "proto", "scripts", "services", "tests"),
 )
 
 

@@ -1,0 +1,85 @@
+"""The rules for Prometheus name what exists, and each alert says what to do."""
+
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped] # ships no types
+
+from scripts.metrics_page import series_names
+from tests.unit.repository.sources import ROOT
+
+FOLDER = ROOT / "ops" / "prometheus"
+_NAME = re.compile(r"\b(?:atelier|flower)[_:][a-z0-9_:]+")
+_SELECTOR = re.compile(r"\{[^}]*\}|by \([^)]*\)|on \([^)]*\)|\"[^\"]*\"")
+
+
+def _rules(file: str) -> list[dict[str, Any]]:
+    document = yaml.safe_load((FOLDER / file).read_text(encoding="utf-8"))
+    return [rule for group in document["groups"] for rule in group["rules"]]
+
+
+def _alerts() -> dict[str, dict[str, Any]]:
+    return {rule["alert"]: rule for rule in _rules("alerts.yml")}
+
+
+def recorded() -> set[str]:
+    return {rule["record"] for rule in _rules("recording.yml")}
+
+
+def names_in(expression: str) -> set[str]:
+    """Metrics that a query names."""
+    return set(_NAME.findall(_SELECTOR.sub("", expression)))
+
+
+@pytest.mark.parametrize("file", ["recording.yml", "alerts.yml"])
+def test_rules_name_metrics_that_exist(file: str) -> None:
+    known = series_names() | recorded()
+    assert {rule["expr"] for rule in _rules(file) if names_in(rule["expr"]) - known} == set()
+    assert [rule["expr"] for rule in _rules(file) if not names_in(rule["expr"])] == (
+        ["up == 0"] if file == "alerts.yml" else []
+    )
+
+
+def test_metrics_that_no_process_has_are_told_apart() -> None:
+    assert names_in('sum by (atelier_x) (rate(atelier_a_total{b="atelier_c"}[5m])) / atelier:d:rate5m') == {
+        "atelier_a_total",
+        "atelier:d:rate5m",
+    }
+
+
+def test_every_alert_has_a_runbook_a_severity_and_a_dashboard() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\w+) \| .{40,} \|$", section, re.MULTILINE))
+    assert rows == {name: rule["labels"]["severity"] for name, rule in _alerts().items()}
+    assert {rule["annotations"]["runbook"] for rule in _alerts().values()} == {"docs/operations.md#alerts"}
+
+
+def test_every_alert_is_tried_firing_and_silent() -> None:
+    tests = yaml.safe_load((FOLDER / "tests.yml").read_text(encoding="utf-8"))["tests"]
+    tried: dict[str, set[bool]] = {}
+    for test in tests:
+        for one in test.get("alert_rule_test", ()):
+            tried.setdefault(one["alertname"], set()).add(bool(one["exp_alerts"]))
+    assert tried == {name: {True, False} for name in _alerts()}
+
+
+def test_the_names_of_flower_are_recorded() -> None:
+    assert recorded() >= {
+        "flower_events_total",
+        "flower_task_runtime_seconds_bucket",
+        "flower_task_prefetch_time_seconds",
+        "flower_worker_online",
+        "flower_worker_number_of_currently_executing_tasks",
+    }
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+def test_the_rules_pass_their_own_tests() -> None:
+    for arguments in (["check", "rules", "recording.yml", "alerts.yml"], ["test", "rules", "tests.yml"]):
+        command = [str(shutil.which("promtool")), *arguments]
+        done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
