@@ -132,6 +132,14 @@ INFERENCE = ServiceSpec(
 # A worker that calls providers and has no device, beside the one that has. It is no service more: whoever starts a mesh
 # may start it, and `SERVICES` has its gRPC service already.
 CALLER = replace(INFERENCE, role="providers", joins=INFERENCE.joins - {"ATELIER_MODEL"})
+EVALUATION = ServiceSpec(
+    role="evaluation",
+    module="services.inference.evaluation",
+    grpc=("atelier.evaluation.v1.EvaluationService",),
+    port=9105,
+    joins=OBJECTS | TOKENS,
+    routed=True,
+)
 TRAINER = ServiceSpec(
     role="trainer",
     module="services.training.trainer",
@@ -156,7 +164,7 @@ GATEWAY = ServiceSpec(
     fronts=True,
 )
 
-SERVICES: tuple[ServiceSpec, ...] = (TASKS, WORKFLOWS, TRAINING, MONITORING, INFERENCE, TRAINER, GATEWAY)
+SERVICES: tuple[ServiceSpec, ...] = (TASKS, WORKFLOWS, TRAINING, MONITORING, INFERENCE, EVALUATION, TRAINER, GATEWAY)
 
 
 def by_role(role: str) -> ServiceSpec:

@@ -37,8 +37,10 @@ _LEAST_SCORE = 0.5
 _LEAST_FAR_SCORE = 0.6
 _MOST_SHARE = 0.97
 _FACES = "face_detection/face_detection_short_range"
+_FACE_STRIDES = (8, 16, 16, 16)
 _FAR_FACES = "face_detection/face_detection_full_range_sparse"
 _BODIES = "pose_detection/pose_detection"
+_BODY_STRIDES = (8, 16, 32, 32, 32)
 _POSES = "pose_landmark/pose_landmark_full"
 _PEOPLE = "selfie_segmentation/selfie_segmentation"
 # The network for far faces sees 192 x 192 pixels, and is sure of faces that are a tenth of that. So pictures are
@@ -84,10 +86,14 @@ class BodyPose:
         points: (33, 2), x and y in pixels of the picture, numbered as BlazePose does (arXiv:2006.10204): 11 and 12 are
             the shoulders, 23 and 24 the hips, 25 and 26 the knees, 27 and 28 the ankles.
         seen: (33,), how sure the network is to see each, 0 to 1.
+        depth: (33,), how far behind the middle of the hips each is, in pixels of the picture; negative before it.
+        score: How sure the network is that somebody is there, 0 to 1.
     """
 
     points: Floats
     seen: Floats
+    depth: Floats
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,28 +192,28 @@ class Vision:
         """Find the pose of the person that an RGB picture shows the most clearly; None where it shows nobody."""
         pixels = np.asarray(image.convert("RGB"))
         with self._lock:
-            found = self._detections(_BODIES, (8, 16, 32, 32, 32), pixels, -1.0)
+            found = self._detections(_BODIES, _BODY_STRIDES, pixels, -1.0)
             if not found:
                 return None
-            best = max(found, key=lambda detection: detection.score)
-            network = self._network(_POSES)
-            side = network.size[0]
-            # The first point is between the hips, the second says how far and which way the body reaches.
-            centre, reach = best.points[0], best.points[1] - best.points[0]
-            turn = np.arctan2(reach[0], -reach[1])
-            rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-            corners = np.array([[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5]]) @ rotation.T * 2.5 * np.hypot(*reach) + centre
-            onto = np.array([[0, 0], [side, 0], [0, side]], np.float32)
-            matrix = cv2.getAffineTransform(corners.astype(np.float32), onto)
-            outputs = network(cv2.warpAffine(pixels, matrix, (side, side)) / 255)
-        (presence,) = next(output.ravel() for output in outputs if output.size == 1)
-        if presence < _LEAST_SCORE:
-            return None
-        points = next(output for output in outputs if output.size == 195).reshape(39, 5)[:33]
-        back = cv2.invertAffineTransform(matrix)
-        seen = 1 / (1 + np.exp(-np.clip(points[:, 3], -80, 80)))
-        placed = points[:, :2] @ back[:, :2].T + back[:, 2]
-        return BodyPose(np.asarray(placed, np.float32), np.asarray(seen, np.float32))
+            return self._pose(pixels, max(found, key=lambda detection: detection.score))
+
+    def poses(self, image: Image.Image) -> list[BodyPose]:
+        """Find the pose of everybody whom an RGB picture shows, the most clearly seen first."""
+        pixels = np.asarray(image.convert("RGB"))
+        with self._lock:
+            found = self._detections(_BODIES, _BODY_STRIDES, pixels, -1.0)
+            boxes = [(left, top, right - left, bottom - top) for left, top, right, bottom in (one.box for one in found)]
+            kept = cv2.dnn.NMSBoxes(boxes, [one.score for one in found], _LEAST_SCORE, 0.3)
+            posed = [self._pose(pixels, found[index]) for index in np.asarray(kept, dtype=int).ravel()]
+        return sorted((one for one in posed if one is not None), key=lambda one: -one.score)
+
+    def likelihood(self, image: Image.Image) -> float:
+        """Return how likely the detectors find it, 0 to 1, that an RGB picture shows a face or a body anywhere."""
+        pixels = np.asarray(image.convert("RGB"))
+        with self._lock:
+            found = self._detections(_FACES, _FACE_STRIDES, pixels, -1.0, least=0.0)
+            found += self._detections(_BODIES, _BODY_STRIDES, pixels, -1.0, least=0.0)
+        return max(detection.score for detection in found)
 
     def holdings(self) -> Mapping[Hashable, int]:
         """Return the bytes of all networks, including those not loaded yet."""
@@ -219,11 +225,35 @@ class Vision:
             self._networks.clear()
             self._size = 0
 
+    def _pose(self, pixels: Pixels, body: _Detection) -> BodyPose | None:
+        """Return the pose of a person who was found; None where the network sees nobody there."""
+        network = self._network(_POSES)
+        side = network.size[0]
+        # The first point is between the hips, the second says how far and which way the body reaches.
+        centre, reach = body.points[0], body.points[1] - body.points[0]
+        turn = np.arctan2(reach[0], -reach[1])
+        rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        corners = np.array([[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5]]) @ rotation.T * 2.5 * np.hypot(*reach) + centre
+        onto = np.array([[0, 0], [side, 0], [0, side]], np.float32)
+        matrix = cv2.getAffineTransform(corners.astype(np.float32), onto)
+        outputs = network(cv2.warpAffine(pixels, matrix, (side, side)) / 255)
+        (presence,) = next(output.ravel() for output in outputs if output.size == 1)
+        if presence < _LEAST_SCORE:
+            return None
+        points = next(output for output in outputs if output.size == 195).reshape(39, 5)[:33]
+        back = cv2.invertAffineTransform(matrix)
+        seen = 1 / (1 + np.exp(-np.clip(points[:, 3], -80, 80)))
+        placed = points[:, :2] @ back[:, :2].T + back[:, 2]
+        depth = points[:, 2] * np.hypot(back[0, 0], back[1, 0])
+        return BodyPose(
+            np.asarray(placed, np.float32), np.asarray(seen, np.float32), np.asarray(depth, np.float32), float(presence)
+        )
+
     def _person(self, pixels: Pixels) -> Floats | None:
         """Return the person network's mask, 0 to 1, of the parts that touch a face or a body."""
         with self._lock:
-            found = self._detections(_FACES, (8, 16, 16, 16), pixels, -1.0)
-            found += self._detections(_BODIES, (8, 16, 32, 32, 32), pixels, -1.0)
+            found = self._detections(_FACES, _FACE_STRIDES, pixels, -1.0)
+            found += self._detections(_BODIES, _BODY_STRIDES, pixels, -1.0)
             if not found:
                 return None
             network = self._network(_PEOPLE)
@@ -245,7 +275,7 @@ class Vision:
     def _faces(self, pixels: Pixels, window: tuple[int, int, int, int], *, near: bool) -> list[Face]:
         left, top, right, bottom = window
         part = pixels[top:bottom, left:right]
-        found = self._detections(_FACES, (8, 16, 16, 16), part, -1.0) if near else []
+        found = self._detections(_FACES, _FACE_STRIDES, part, -1.0) if near else []
         far = self._detections(_FAR_FACES, (4,), part, -1.0, per_cell=1)
         found += [detection for detection in far if detection.score > _LEAST_FAR_SCORE]
         return [
@@ -261,6 +291,8 @@ class Vision:
         pixels: Pixels,
         low: float,
         per_cell: int = 2,
+        *,
+        least: float = _LEAST_SCORE,
     ) -> list[_Detection]:
         """Return what a detector finds of faces, or of the faces of bodies (BlazeFace, arXiv:1907.05047)."""
         network = self._network(name)
@@ -273,7 +305,7 @@ class Vision:
         canvas[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
         raw, logits = sorted(network(canvas / 255 * (1 - low) + low), key=lambda out: -out.shape[-1])
         scores = 1 / (1 + np.exp(-np.clip(logits[:, 0], -80, 80)))
-        chosen = np.flatnonzero(scores > _LEAST_SCORE)
+        chosen = np.flatnonzero(scores > least)
         found = []
         for index in chosen:
             corner = _anchors(side, strides, per_cell)[index] * side

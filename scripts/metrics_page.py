@@ -55,7 +55,7 @@ class DeclaredMetric:
         if parts[0] != "services":
             return "workers" if parts[:2] == ["meshkit", "worker"] else "each that uses it"
         if parts[1] == "inference":
-            return "worker"
+            return "evaluation" if parts[2] == "evaluation" else "worker"
         return "trainer" if parts[:3] == ["services", "training", "trainer"] else parts[1]
 
 

@@ -5,4 +5,5 @@ no table. It calls `atelier.tasks.v1.WorkerService` for work, the object store f
 listens on the core NATS subjects `atelier.cancel.<session>` and `atelier.provider_wake.<task>.<request>`, the second of
 which it also publishes; it serves `atelier.inference.v1.InferenceService`. The parent holds leases, storage and HTTP
 and never imports torch; `child` is the process that does, and `results` its last look at what leaves it.
+`evaluation` is a process of its own, which judges pictures.
 """

@@ -214,7 +214,7 @@ def test_the_validation_rules_of_every_message_compile(message: Descriptor) -> N
 
 def test_every_field_that_takes_a_file_is_a_string() -> None:
     uploads = [field for field in FIELDS if presented(field).upload]
-    assert len(uploads) == 14
+    assert len(uploads) == 15
     assert all(field.cpp_type == FieldDescriptor.CPPTYPE_STRING for field in uploads)
 
 

@@ -71,6 +71,7 @@ def test_record_of_an_earlier_release_is_read(folder: DataFolder) -> None:
         "workflows",
         "training",
         "monitoring",
+        "evaluation",
         "worker",
         "trainer",
         "gateway",
@@ -92,7 +93,7 @@ def test_every_role_is_planned_and_an_external_server_is_left_out(
     mesh = plan(folder, folder.credentials(), gateway, ports)
     assert set(mesh.servers) == {
         *("postgres", "nats", "s3"),
-        *("tasks", "workflows", "training", "monitoring", "worker", "trainer", "gateway"),
+        *("tasks", "workflows", "training", "monitoring", "evaluation", "worker", "trainer", "gateway"),
     }
     monkeypatch.setenv("ATELIER_DATABASE_URL", "postgresql://elsewhere/atelier")
     mesh = plan(folder, folder.credentials(), gateway, ports)

@@ -25,7 +25,7 @@ class Looker:
         points = np.zeros((33, 2), np.float32)
         for place, row in ((11, 20), (12, 20), (23, 50), (24, 50), (27, 90), (28, 90)):
             points[place] = 40, row
-        return BodyPose(points, np.full(33, self.seen, np.float32))
+        return BodyPose(points, np.full(33, self.seen, np.float32), np.zeros(33, np.float32), 1.0)
 
 
 class Cutter:

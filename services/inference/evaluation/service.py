@@ -1,0 +1,100 @@
+"""The use case: have an evaluator judge a picture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from meshkit import metrics
+from meshkit.errors import MeshError, invalid
+from meshkit.logging import get_logger
+from services.inference.evaluation.domain import Evaluated, Evaluator, EvaluatorFailedError, Wanted
+from services.inference.evaluation.pictures import Pictures, PictureSource
+from services.inference.evaluation.record import EvaluatorHealth, EvaluatorRecord
+
+_log = get_logger(__name__)
+
+_EVALUATIONS = metrics.counter("evaluations", "Pictures that were judged.", ("provider", "outcome"))
+_SECONDS = metrics.histogram("evaluation_seconds", "How long the judging of a picture took.", ("provider",))
+
+_LEFT_ALONE = "The evaluator is left alone for a while: its last evaluations failed."
+
+
+class ShotEvaluation:
+    """Evaluates pictures.
+
+    Args:
+        evaluators: Who judges, by the spelling of the provider.
+        pictures: Gets pictures.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        evaluators: Mapping[str, Evaluator],
+        pictures: Pictures,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._evaluators = evaluators
+        self._pictures = pictures
+        self._clock = clock
+        self._records = {name: EvaluatorRecord(clock) for name in evaluators}
+
+    async def evaluate(self, tenant: str, source: PictureSource, wanted: Wanted, provider: str) -> Evaluated:
+        """Evaluate a picture.
+
+        Args:
+            tenant: Whose picture it is.
+            source: Where it is.
+            wanted: What the caller expects.
+            provider: Who judges.
+
+        Returns:
+            What was found, or why the evaluator failed.
+
+        Raises:
+            MeshError: `INVALID` for a picture that is none and an evaluator that this installation lacks; the errors of
+                getting the picture.
+        """
+        evaluator = self._evaluator(provider)
+        record = self._records[provider]
+        async with self._pictures.opened(tenant, source) as picture:
+            started = self._clock()
+            if not record.admit():
+                _EVALUATIONS.labels(provider, "rejected").inc()
+                return Evaluated(None, _LEFT_ALONE, 0.0)
+            try:
+                findings = await evaluator.judge(picture, wanted)
+            except EvaluatorFailedError as failure:
+                seconds = self._clock() - started
+                record.failed(seconds, counts=failure.counts, fatal=failure.fatal)
+                _EVALUATIONS.labels(provider, "failed").inc()
+                _SECONDS.labels(provider).observe(seconds)
+                _log.info("evaluation_failed", provider=provider, cause=failure.message)
+                return Evaluated(None, failure.message, seconds)
+            except BaseException:  # nobody waits for it any more, or a fault of ours: no word about the evaluator
+                record.withdraw()
+                raise
+            seconds = self._clock() - started
+            record.succeeded(seconds)
+            _EVALUATIONS.labels(provider, "succeeded").inc()
+            _SECONDS.labels(provider).observe(seconds)
+            return Evaluated(findings, "", seconds)
+
+    def health(self, provider: str) -> EvaluatorHealth:
+        """Tell how an evaluator does.
+
+        Raises:
+            MeshError: `INVALID`: this installation lacks it.
+        """
+        self._evaluator(provider)
+        return self._records[provider].health()
+
+    def _evaluator(self, provider: str) -> Evaluator:
+        if (evaluator := self._evaluators.get(provider)) is None:
+            raise self._unknown(provider)
+        return evaluator
+
+    def _unknown(self, provider: str) -> MeshError:
+        known = ", ".join(self._evaluators)
+        return invalid("provider", f"{provider} does not evaluate pictures here; {known} may be named", "enum")
