@@ -25,6 +25,8 @@ from services.gateway.config import GatewaySettings
 from services.gateway.docs import Docs
 from services.gateway.endpoints import Transcoder
 from services.gateway.health import Health
+from services.gateway.live import sse, system
+from services.gateway.live.parts import LiveParts
 from services.gateway.live.sockets import EventSockets
 from services.gateway.lora_uploads import FORM_BYTES, UPLOADS, LoraUploads
 from services.gateway.middleware import ANSWERED, BodyLimit, RequestMiddleware, note_route
@@ -40,7 +42,7 @@ class GatewayParts:
         health: Serves `/health`.
         images: Serves stored images; None where there is no object store.
         loras: Takes LoRA files; None where there is no object store or no library.
-        sockets: Serves WebSocket connections.
+        live: Serves those who listen to events.
         openapi: The OpenAPI document.
         docs: Serves `/docs`.
     """
@@ -49,7 +51,7 @@ class GatewayParts:
     health: Health
     images: StoredImages | None
     loras: LoraUploads | None
-    sockets: EventSockets
+    live: LiveParts
     openapi: dict[str, Any]
     docs: Docs
 
@@ -152,6 +154,9 @@ def create_app(parts: GatewayParts, settings: GatewaySettings) -> ASGIApp:
         HttpRoute("/", parts.docs.home),
         HttpRoute("/docs", parts.docs.page),
         HttpRoute("/docs/{name}", parts.docs.asset),
+        HttpRoute(system.EVENTS_ROUTE, parts.live.pages.events),
+        HttpRoute(system.HEALTH_ROUTE, parts.live.pages.health),
+        HttpRoute(sse.ROUTE, _Raw(parts.live.stream), methods=["GET"]),
     ]
     if parts.images is not None:
         images = parts.images
@@ -165,7 +170,7 @@ def create_app(parts: GatewayParts, settings: GatewaySettings) -> ASGIApp:
         routes += [HttpRoute(path, parts.loras.upload, methods=["POST"]) for path in UPLOADS]
         larger = dict.fromkeys(UPLOADS, settings.max_lora_bytes + FORM_BYTES)
     app: ASGIApp = _Dispatch(
-        parts.transcoder, Router(routes, redirect_slashes=False, default=_not_found), parts.sockets
+        parts.transcoder, Router(routes, redirect_slashes=False, default=_not_found), parts.live.sockets
     )
     app = BodyLimit(app, max_bytes=settings.max_body_bytes, elsewhere=larger)
     app = RequestMiddleware(app)

@@ -39,8 +39,8 @@ from services.gateway.contracts import ContractService, load_services, read_imag
 from services.gateway.docs import Docs
 from services.gateway.endpoints import EndpointContext, Transcoder
 from services.gateway.health import Health, Probe, ServiceHealth
-from services.gateway.live.session import SessionContext
-from services.gateway.live.sockets import EventSockets
+from services.gateway.live import live_openapi
+from services.gateway.live.parts import build_live
 from services.gateway.lora_uploads import SERVICE, UPLOADS, LoraUploads, UploadMethod
 from services.gateway.staging import UploadStager
 from services.gateway.stored_images import StoredImages
@@ -143,17 +143,17 @@ def build_app(
         stored = StoredImages(objects, guard, MediaSigner.from_settings(settings), checks, settings, stored=counted)
     release = version("atelier")
     probes = {_role_of(package): _probe(channels[address], package) for package, address in addresses.items()}
+    health = Health(probes, _parts(objects, stack), release)
+    live = build_live(feed or new_feed(settings), context, health, image, version=release)
+    if feed is not None:
+        live.loops.start()
+        stack.push_async_callback(live.loops.stop)
     parts = GatewayParts(
         transcoder=Transcoder(table, call_of, context),
-        health=Health(probes, _parts(objects, stack), release),
+        health=health,
         images=stored,
         loras=loras,
-        sockets=EventSockets(
-            guard,
-            context.streams,
-            settings.cors_origins,
-            SessionContext(feed or new_feed(settings), settings.live_idle_seconds, stopping),
-        ),
+        live=live,
         openapi=document(table, image, version=release),
         docs=Docs(),
     )
@@ -172,8 +172,8 @@ def document(table: RouteTable, image: FileDescriptorSet, *, version: str) -> di
         table.routes,
         image,
         version=version,
-        extra_paths={**openapi.PATHS, **lora_openapi.PATHS},
-        extra_schemas={**openapi.SCHEMAS, **lora_openapi.SCHEMAS},
+        extra_paths={**openapi.PATHS, **lora_openapi.PATHS, **live_openapi.PATHS},
+        extra_schemas={**openapi.SCHEMAS, **lora_openapi.SCHEMAS, **live_openapi.SCHEMAS},
     )
 
 

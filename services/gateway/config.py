@@ -100,6 +100,9 @@ class GatewaySettings(MeshSettings):
     live_idle_seconds: float = Field(
         default=300.0, gt=0, description="How long a WebSocket client may say nothing before it is let go."
     )
+    live_status_seconds: float = Field(
+        default=5.0, gt=0, description="How often operators who listen are told how the mesh is."
+    )
     keep_alive_seconds: float = Field(default=15.0, gt=0, description="Longest silence on an event stream.")
 
     @field_validator("cors_origins")

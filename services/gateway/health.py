@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from meshkit.errors import MeshError
 from meshkit.health import PartStates
+from meshkit.live.system import MeshState
 from services.gateway.asgi import JsonResponse
 from services.gateway.middleware import note_route
 
@@ -80,9 +81,8 @@ class Health:
         except MeshError:
             return ServiceHealth(serving=False)
 
-    async def answer(self, request: Request) -> Response:
-        """Answer `GET /health`."""
-        note_route(request.scope, "GET /health")
+    async def judge(self) -> MeshState:
+        """Return how the mesh is, as of a second ago at most."""
         services = await self._services()
         own = ServiceHealth(self._parts.serving, tuple(name for name, works in self._parts.states.items() if not works))
         states = {name: one.state for name, one in services.items()}
@@ -91,15 +91,21 @@ class Health:
         problems = [
             f"{name}: {part}" for name, one in {**services, _OWN: own}.items() for part in one.broken or _silent(one)
         ]
+        return MeshState(status, states, sorted(problems))
+
+    async def answer(self, request: Request) -> Response:
+        """Answer `GET /health`."""
+        note_route(request.scope, "GET /health")
+        state = await self.judge()
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         body = {
-            "status": status,
+            "status": state.status,
             "version": self._version,
-            "services": states,
-            "problems": sorted(problems),
+            "services": state.services,
+            "problems": state.problems,
             "timestamp": now,
         }
-        return JsonResponse(body, 503 if status == UNHEALTHY else 200, {"cache-control": "no-store"})
+        return JsonResponse(body, 503 if state.status == UNHEALTHY else 200, {"cache-control": "no-store"})
 
     @staticmethod
     async def alive(request: Request) -> Response:

@@ -24,15 +24,15 @@ from meshkit.errors import ErrorKind, MeshError
 from meshkit.transcoding.errors import HttpError
 from meshkit.transcoding.options import nested
 
-_HEADERS = [
+HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     # Proxies that buffer would hold every event back.
     (b"x-accel-buffering", b"no"),
 ]
-_KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
 # How long a browser waits before it comes again after a lost connection.
-_RETRY = b"retry: 2000\n\n"
+RETRY = b"retry: 2000\n\n"
 
 AFTER_VERSION = "after_version"
 
@@ -89,7 +89,8 @@ def event(name: str, data: bytes, version: int = 0) -> bytes:
     return b"event: %s\n%sdata: %s\n\n" % (name.encode("ascii"), ident, data)
 
 
-async def _until_gone(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
+    """Wait until the caller leaves."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -134,7 +135,7 @@ class EventStream:
             MeshError: the service refused before the first event; nothing was sent yet.
         """
         self._messages = self._begin(None)
-        gone = asyncio.ensure_future(_until_gone(receive))
+        gone = asyncio.ensure_future(until_gone(receive))
         stop = asyncio.ensure_future(self._stopping.wait())
         read = asyncio.ensure_future(self._next())
         started = False
@@ -148,8 +149,8 @@ class EventStream:
                 if read in done and not started:
                     read.result()  # an error before the first event is an ordinary answer
                 if not started:
-                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-                    await self._send(send, _RETRY)
+                    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+                    await self._send(send, RETRY)
                     started = True
                 if read in done:
                     if not await self._forward(read, send):
@@ -158,7 +159,7 @@ class EventStream:
                 elif stop in done:
                     break
                 else:
-                    await self._send(send, _KEEP_ALIVE)
+                    await self._send(send, KEEP_ALIVE)
             await send({"type": "http.response.body", "body": b""})
         finally:
             for future in (gone, stop, read):
