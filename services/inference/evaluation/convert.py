@@ -8,7 +8,7 @@ from atelier.evaluation.v1 import evaluation_service_pb2 as pb
 from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_LOCAL, ProviderType
 
 from meshkit.catalog import provider_numbered
-from services.inference.evaluation.domain import Evaluated, Framing, Gender, ViewAngle, Wanted
+from services.inference.evaluation.domain import Evaluated, Framing, Gender, ViewAngle, WantedShot
 from services.inference.evaluation.pictures import PictureSource
 from services.inference.evaluation.record import EvaluatorHealth
 
@@ -18,9 +18,9 @@ def to_provider(number: ProviderType.ValueType) -> str:
     return provider_numbered(number or PROVIDER_TYPE_LOCAL).name
 
 
-def to_wanted(request: pb.EvaluationRequest) -> Wanted:
+def to_wanted(request: pb.EvaluationRequest) -> WantedShot:
     """Return what a request wants; its defaults are applied."""
-    return Wanted(
+    return WantedShot(
         framing=cast("Framing", pb.Framing.Name(request.expected_framing).removeprefix("FRAMING_").lower()),
         view=cast("ViewAngle", pb.ViewAngle.Name(request.expected_view_angle).removeprefix("VIEW_ANGLE_").lower()),
         gender=cast("Gender", pb.Gender.Name(request.expected_gender).removeprefix("GENDER_")),
@@ -34,7 +34,7 @@ def to_source(request: pb.EvaluationRequest) -> PictureSource:
     return PictureSource(data=request.image_data, address=request.image_url)
 
 
-def to_response(verdict: Evaluated, wanted: Wanted) -> pb.EvaluationResponse:
+def to_response(verdict: Evaluated, wanted: WantedShot) -> pb.EvaluationResponse:
     """Return the answer."""
     found = verdict.findings
     answer = pb.EvaluationResponse(success=found is not None, evaluation_time_ms=round(1000 * verdict.seconds, 3))

@@ -21,7 +21,7 @@ AnatomyIssue: TypeAlias = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedShot:
     """What the caller expects, and what is to be told beside.
 
     Attributes:
@@ -58,7 +58,7 @@ class Findings:
     scene: str | None = None
     collage: bool | None = None
 
-    def matches(self, wanted: Wanted) -> bool | None:
+    def matches(self, wanted: WantedShot) -> bool | None:
         """Tell whether the shot is the wanted one; None where what was found neither says so nor rules it out."""
         pairs = ((self.framing, wanted.framing), (self.view, wanted.view))
         if any(found is not None and found != asked for found, asked in pairs):
@@ -112,7 +112,7 @@ class EvaluatorFailedError(Exception):
 class Evaluator(Protocol):
     """Judges pictures: networks of this process, or a provider's model."""
 
-    async def judge(self, picture: Image.Image, wanted: Wanted) -> Findings:
+    async def judge(self, picture: Image.Image, wanted: WantedShot) -> Findings:
         """Judge an opaque RGB picture.
 
         Raises:

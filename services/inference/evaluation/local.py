@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from modelkit.errors import ModelError
-from services.inference.evaluation.domain import EvaluatorFailedError, Findings, Wanted
+from services.inference.evaluation.domain import EvaluatorFailedError, Findings, WantedShot
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +31,7 @@ class NetworkEvaluator:
         self._vision: Vision | None = None
         self._loading = threading.Lock()
 
-    async def judge(self, picture: Image.Image, wanted: Wanted) -> Findings:  # noqa: ARG002 -- networks take no wishes
+    async def judge(self, picture: Image.Image, wanted: WantedShot) -> Findings:  # noqa: ARG002 -- networks take no wishes
         """Judge a picture."""
         try:
             return await asyncio.to_thread(self._judged, picture)

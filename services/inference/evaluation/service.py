@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from meshkit import metrics
 from meshkit.errors import MeshError, invalid
 from meshkit.logging import get_logger
-from services.inference.evaluation.domain import Evaluated, Evaluator, EvaluatorFailedError, Wanted
+from services.inference.evaluation.domain import Evaluated, Evaluator, EvaluatorFailedError, WantedShot
 from services.inference.evaluation.pictures import Pictures, PictureSource
 from services.inference.evaluation.record import EvaluatorHealth, EvaluatorRecord
 
@@ -40,7 +40,7 @@ class ShotEvaluation:
         self._clock = clock
         self._records = {name: EvaluatorRecord(clock) for name in evaluators}
 
-    async def evaluate(self, tenant: str, source: PictureSource, wanted: Wanted, provider: str) -> Evaluated:
+    async def evaluate(self, tenant: str, source: PictureSource, wanted: WantedShot, provider: str) -> Evaluated:
         """Evaluate a picture.
 
         Args:

@@ -6,9 +6,9 @@ from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_UNSPECIFIED
 
 from meshkit.validation import apply_defaults
 from services.inference.evaluation.convert import to_provider, to_response, to_wanted
-from services.inference.evaluation.domain import Evaluated, Findings, Framing, ViewAngle, Wanted
+from services.inference.evaluation.domain import Evaluated, Findings, Framing, ViewAngle, WantedShot
 
-WANTED = Wanted("full_body", "front")
+WANTED = WantedShot("full_body", "front")
 
 
 def test_a_request_is_read_with_its_defaults() -> None:
@@ -16,7 +16,7 @@ def test_a_request_is_read_with_its_defaults() -> None:
         expected_framing=pb.FRAMING_THREE_QUARTER_LOWER, expected_view_angle=pb.VIEW_ANGLE_SIDE
     )
     apply_defaults(request)
-    assert to_wanted(request) == Wanted("three_quarter_lower", "side", "FEMALE")
+    assert to_wanted(request) == WantedShot("three_quarter_lower", "side", "FEMALE")
     assert to_provider(PROVIDER_TYPE_UNSPECIFIED) == "LOCAL"
 
 
