@@ -131,7 +131,7 @@ def _invalid(place: str, message: str) -> BadMessageError:
     return BadMessageError("validation_error", f"`{place}` {message}", {"field": place})
 
 
-class Wanted:
+class WantedTypes:
     """Which types a client wants: all, until it says."""
 
     def __init__(self, patterns: Sequence[str] = ()) -> None:

@@ -15,7 +15,7 @@ from starlette.types import Receive, Send
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.live.feed import LiveFeed
 from meshkit.live.log import FellBehindError, LiveMessage, LiveReader
-from services.gateway.live.messages import BadMessageError, Ping, Pong, Resync, Subscribe, Wanted, read
+from services.gateway.live.messages import BadMessageError, Ping, Pong, Resync, Subscribe, WantedTypes, read
 
 NORMAL, REFUSED, INTERNAL, RESTARTING, TOO_SLOW = 1000, 1008, 1011, 1012, 1013
 _WATCH_SECONDS = 5.0
@@ -87,7 +87,7 @@ class LiveSession:
         self._check = check
         self._context = context
         self._feed = context.feed
-        self._wanted = Wanted()
+        self._wanted = WantedTypes()
         self._answers: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(_MOST_ANSWERS)
         self._heard = time.monotonic()
 

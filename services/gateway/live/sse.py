@@ -22,7 +22,7 @@ from meshkit.transcoding.decoding import Violation
 from meshkit.transcoding.errors import RefusedRequestError
 from services.gateway.asgi import header
 from services.gateway.auth import Authenticator
-from services.gateway.live.messages import BadMessageError, Wanted, patterns_of
+from services.gateway.live.messages import BadMessageError, WantedTypes, patterns_of
 from services.gateway.middleware import note_route
 from services.gateway.streams import HEADERS, KEEP_ALIVE, RETRY, event, until_gone
 
@@ -60,7 +60,7 @@ class LiveStream:
         """Serve one listener."""
         note_route(scope, f"GET {ROUTE}")
         caller = await self._guard.admit(header(scope, b"authorization"), READ)
-        wanted = Wanted(_patterns(Request(scope)))
+        wanted = WantedTypes(_patterns(Request(scope)))
         last = header(scope, b"last-event-id")
         with ExitStack() as held:
             self._streams.enter(caller.tenant)
@@ -79,7 +79,7 @@ class LiveStream:
     async def _serve(
         self,
         reader: LiveReader,
-        wanted: Wanted,
+        wanted: WantedTypes,
         last: str,
         send: Send,
         ends: Sequence[asyncio.Future[Any]],
