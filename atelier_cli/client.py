@@ -145,9 +145,9 @@ class Gateway:
         """Send a request that returns a list."""
         return self._listed(path, filters)
 
-    def fetch(self, path: str) -> bytes:
+    def fetch(self, path: str, **filters: Any) -> bytes:
         """Return the content at a path of the API, whatever it is."""
-        return self._send("GET", path).content
+        return self._send("GET", path, params=filters or None).content
 
     def store(self, path: str, data: bytes) -> None:
         """Store an image; the same bytes at the same path are stored once."""

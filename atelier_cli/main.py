@@ -23,6 +23,7 @@ from atelier_cli.commands import (
     token,
     train,
     training,
+    usage,
     webhook,
     workflow,
 )
@@ -58,6 +59,7 @@ app.command()(inspect.inspect)
 app.command()(retry.retry)
 app.command()(logs.logs)
 app.command()(doctor.doctor)
+app.command()(usage.usage)
 app.add_typer(task.app, name="task")
 app.add_typer(workflow.app, name="workflow")
 app.add_typer(training.app, name="training")

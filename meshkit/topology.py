@@ -89,6 +89,7 @@ TASKS = ServiceSpec(
         "atelier.tasks.v1.WebhookService",
         "atelier.tasks.v1.TaskMonitoringService",
         "atelier.tasks.v1.ScalingService",
+        "atelier.tasks.v1.UsageService",
     ),
     port=9101,
     schema="tasks",

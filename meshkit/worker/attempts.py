@@ -39,6 +39,7 @@ _log = get_logger(__name__)
 
 _CANCEL_GRACE_SECONDS = 5.0
 _STOPPED = {"ended": "cancelled", "given_up": "cancelled", "drain": "released", "waited": "released"}
+_GIVEN_UP = frozenset({"ended", "given_up"})
 _FINAL = ("ended", "timeout")  # of the reasons to stop: no other attempt goes on with what this one has begun
 
 
@@ -339,8 +340,8 @@ class Attempts:
                 retryable=done.failure.retryable,
                 retry_after=done.failure.retry_after_seconds if done.failure.HasField("retry_after_seconds") else None,
             )
-            return await self._failed(attempt, failure, done.device_seconds)
-        return await self._stopped(attempt, done.device_seconds)
+            return await self._failed(attempt, failure, done)
+        return await self._stopped(attempt, done)
 
     async def _completed(self, attempt: _CarriedAttempt, job: Job, done: ChildDone) -> str:
         lease, output = attempt.held.lease, done.output
@@ -352,16 +353,16 @@ class Attempts:
         result = name_files(output, lease.result_prefix)
         attempt.interruptible = False
         try:
-            reported = await self._ends.complete(attempt.held, result, objects, done.device_seconds, output.errors)
+            reported = await self._ends.complete(attempt.held, result, objects, done)
         except MeshError:
             _log.exception("result_not_taken", job_id=lease.job_id)
             failure = TaskFailed("The result was not accepted.", ERROR_CATEGORY_INTERNAL, retryable=False)
-            return await self._failed(attempt, failure, done.device_seconds)
+            return await self._failed(attempt, failure, done)
         if reported is not ReportOutcome.LOST and attempt.uploads is not None:
             attempt.uploads.keep()
         return "completed" if reported is ReportOutcome.TAKEN else "lost"
 
-    async def _failed(self, attempt: _CarriedAttempt, failure: TaskFailed, device_seconds: float = 0.0) -> str:
+    async def _failed(self, attempt: _CarriedAttempt, failure: TaskFailed, done: ChildDone | None = None) -> str:
         attempt.interruptible = False
         kept = await self._ends.fail(
             attempt.held,
@@ -369,20 +370,22 @@ class Attempts:
             failure.category,
             retryable=failure.retryable,
             retry_after=failure.retry_after,
-            device_seconds=device_seconds,
+            done=done,
         )
         return f"failed_{_category(failure.category)}" if kept else "lost"
 
-    async def _stopped(self, attempt: _CarriedAttempt, device_seconds: float = 0.0) -> str:
+    async def _stopped(self, attempt: _CarriedAttempt, done: ChildDone | None = None) -> str:
         attempt.interruptible = False
         if attempt.stop == "timeout":
             failure = TaskFailed("The attempt passed its time limit.", ERROR_CATEGORY_TIMEOUT, retryable=True)
-            return await self._failed(attempt, failure, device_seconds)
+            return await self._failed(attempt, failure, done)
         if attempt.stop is None and attempt.paused:
             attempt.stop = "drain"
         if attempt.stop is None:
             failure = TaskFailed("The worker stopped the task.", ERROR_CATEGORY_INTERNAL, retryable=True)
-            return await self._failed(attempt, failure, device_seconds)
+            return await self._failed(attempt, failure, done)
+        if attempt.stop in _GIVEN_UP and done is not None and done.device_seconds:
+            await self._ends.tell_use(attempt.held, done)
         await self._ends.release([attempt.held])
         return _STOPPED.get(attempt.stop, "lost")
 

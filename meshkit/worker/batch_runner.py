@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from atelier.inference.v1.child_pb2 import ChildDone, ChildLoan, ChildResident
@@ -24,9 +24,17 @@ _log = get_logger(__name__)
 
 
 class _BatchNotes:
-    """What the parent is told of a batch besides its outcomes: the models it was lent, and what took how long."""
+    """What the parent is told of a batch besides its outcomes: the models it was lent, and what took how long, of
+    which device.
 
-    def __init__(self, batch: Sequence[JobContext]) -> None:
+    Args:
+        batch: The batch.
+        device: Its device.
+    """
+
+    def __init__(self, batch: Sequence[JobContext], device: str) -> None:
+        self._device = device
+        self._share: float | None = None  # seconds of the handler for each job, once it was called
         self._name = pair_of(batch[0].spec, batch[0].task, batch[0].kind).label
         self._loans: list[ChildLoan] = []
         self._watches = [Stopwatch(context.traceparent) if context.traced else None for context in batch]
@@ -44,10 +52,24 @@ class _BatchNotes:
                 if watch is not None:
                     watch.part(name, began_ns, ended_ns)
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Note the call of the handler, however it ends."""
+        began_ns, began = time.time_ns(), time.perf_counter()
+        try:
+            yield
+        finally:
+            self._share = (time.perf_counter() - began) / len(self._watches)
+            self.part("run", began_ns)
+
     def add_to(self, ends: Sequence[ChildDone]) -> None:
         """Tell it with the ends of the batch's jobs."""
         for done, watch in zip(ends, self._watches, strict=True):
             done.loans.extend(self._loans)
+            if self._share is not None:
+                done.device = self._device
+                if done.WhichOneof("outcome") != "output":  # an output tells it itself
+                    done.device_seconds = self._share
             if watch is not None:
                 done.spans.extend(watch.ended(f"child {self._name}"))
 
@@ -60,6 +82,7 @@ class BatchRunner:
         lender: Keeps the models; None where no handler needs any.
         explain: Turns an exception of the models' library into a `TaskFailed`; returns any other as it is.
         review: Looks at each result before it leaves; raises where it must not.
+        device: Device of handlers where there is no lender.
     """
 
     def __init__(
@@ -68,11 +91,13 @@ class BatchRunner:
         lender: Lender | None = None,
         explain: Callable[[Exception], Exception] = lambda error: error,
         review: Callable[[JobContext, Output], Output] = lambda _, output: output,
+        device: str = "cpu",
     ) -> None:
         self._handlers = handlers
         self._lender = lender
         self._explain = explain
         self._review = review
+        self._device = device if lender is None else lender.device
 
     def execute(self, batch: Sequence[JobContext]) -> list[ChildDone]:
         """Run one batch of one pair; one outcome a job."""
@@ -81,7 +106,7 @@ class BatchRunner:
         if handler is None:
             missing = TaskFailed("This worker does not execute the type.", ERROR_CATEGORY_INTERNAL, retryable=False)
             return [done_of(missing) for _ in batch]
-        told = _BatchNotes(batch)
+        told = _BatchNotes(batch, self._device)
         with tracing.activated(tracing.begin(first.traceparent)):
             outcomes = self._run(handler, batch, told)
             ends = [
@@ -136,9 +161,8 @@ class BatchRunner:
                     for context in batch:
                         context.begins(TASK_PHASE_RUNNING)
                     told.part("lend models", began)
-                began = time.time_ns()
-                outcomes = handler.run(batch, lent)
-                told.part("run", began)
+                with told.running():
+                    outcomes = handler.run(batch, lent)
             if len(outcomes) != len(batch):
                 raise RuntimeError(f"{len(outcomes)} outcomes for {len(batch)} tasks")
         except Exception as error:  # a handler's fault ends its batch, never the process

@@ -6,11 +6,14 @@ the attempt is its fencing token: an end that comes late is refused, and one tha
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
-from atelier.tasks.v1.enums_pb2 import ErrorCategory
+from atelier.inference.v1.child_pb2 import ChildDone
+from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_INTERNAL, ErrorCategory
 from atelier.tasks.v1.task_pb2 import TaskResult
 from atelier.tasks.v1.worker_service_pb2 import (
     AttemptRef,
@@ -34,6 +37,7 @@ from meshkit.worker.session import WorkerCalls, WorkerSession, call
 _log = get_logger(__name__)
 
 _END_SECONDS = 10.0
+_USE_SECONDS = 5.0
 
 
 class ReportOutcome(enum.Enum):
@@ -72,17 +76,14 @@ class AttemptEnds:
         held: HeldLease,
         result: TaskResult,
         objects: Iterable[ResultObject],
-        device_seconds: float,
-        errors: Iterable[str] = (),
+        done: ChildDone,
     ) -> ReportOutcome:
-        """End an attempt with its result; `errors` tell what went wrong with parts of it.
+        """End an attempt with its result; what is done tells what went wrong with parts of it, and what it used.
 
         Raises:
             MeshError: the service does not take this result, now or ever.
         """
-        completion = Completion(
-            ref=held.ref, result=result, objects=objects, device_seconds=device_seconds, errors=errors
-        )
+        completion = Completion(ref=held.ref, result=result, objects=objects, errors=done.output.errors, **_used(done))
         outcome = await self._end(held, lambda: self._completions.send(held.session.id, completion))
         if outcome is ReportOutcome.TAKEN:
             self.completed[pair_of(held.lease.spec, held.lease.task, held.lease.kind).label] += 1
@@ -96,7 +97,7 @@ class AttemptEnds:
         *,
         retryable: bool,
         retry_after: float | None = None,
-        device_seconds: float = 0.0,
+        done: ChildDone | None = None,
     ) -> bool:
         """End an attempt with an error; returns False where the service has not taken it."""
         request = FailRequest(
@@ -105,12 +106,25 @@ class AttemptEnds:
             message=message[:4096],
             category=category,
             retryable=retryable,
-            device_seconds=device_seconds,
+            **_used(done),
             retry_after=None if retry_after is None else duration_of(retry_after),
         )
         return (
             await self._end(held, lambda: call(self._calls.Fail, request, timeout=_END_SECONDS)) is ReportOutcome.TAKEN
         )
+
+    async def tell_use(self, held: HeldLease, done: ChildDone) -> None:
+        """Tell what an attempt has used that is not the session's any more; once, for nothing depends on it."""
+        request = FailRequest(
+            session_id=held.session.id,
+            ref=held.ref,
+            message="The worker gave the attempt up.",
+            category=ERROR_CATEGORY_INTERNAL,
+            retryable=True,
+            **_used(done),
+        )
+        with contextlib.suppress(MeshError):
+            await call(self._calls.Fail, request, timeout=_USE_SECONDS)
 
     async def release(self, attempts: Sequence[HeldLease]) -> None:
         """Hand attempts back that did not begin, or confirm that cancelled ones have ended."""
@@ -170,3 +184,11 @@ class AttemptEnds:
 
     async def _complete_many(self, request: CompleteManyRequest) -> CompleteManyResponse:
         return await call(self._calls.CompleteMany, request, timeout=_END_SECONDS)
+
+
+def _used(done: ChildDone | None) -> dict[str, Any]:
+    if done is None:
+        return {}
+    # The handler names first what does most of the work.
+    model = done.loans[0].model if done.loans else ""
+    return {"device_seconds": done.device_seconds, "device": done.device, "model": model}

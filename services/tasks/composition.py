@@ -13,12 +13,14 @@ from atelier.tasks.v1 import (
     monitoring_service_pb2_grpc,
     scaling_service_pb2_grpc,
     tasks_service_pb2_grpc,
+    usage_service_pb2_grpc,
     webhooks_service_pb2_grpc,
     worker_service_pb2_grpc,
 )
 
 from meshkit import db as meshdb
 from meshkit.bus import Bus, BusMessage
+from meshkit.catalog import TASK_TYPES
 from meshkit.db import Database
 from meshkit.fetcher import Fetcher
 from meshkit.health import HealthPart, PartStates
@@ -40,7 +42,7 @@ from services.tasks.api.servicer import TasksServicer
 from services.tasks.api.watch import TaskWatchers
 from services.tasks.catalog import QUEUES, Catalog
 from services.tasks.config import TasksSettings
-from services.tasks.domain import RetryPolicy
+from services.tasks.domain import JobKind, RetryPolicy
 from services.tasks.events import WAKE_SUBJECT
 from services.tasks.inputs.validator import InputValidator
 from services.tasks.jobs.service import JobsService
@@ -54,6 +56,7 @@ from services.tasks.postgres.jobs import PostgresJobs
 from services.tasks.postgres.monitoring import PostgresMonitoring
 from services.tasks.postgres.scaling import PostgresScaling
 from services.tasks.postgres.store import PostgresTaskStore
+from services.tasks.postgres.usage_days import PostgresUsage
 from services.tasks.postgres.webhooks import PostgresWebhooks
 from services.tasks.providers.service import ProviderDesk
 from services.tasks.scaling.service import Scaling
@@ -63,6 +66,8 @@ from services.tasks.scheduling.progress import ProgressRelay
 from services.tasks.scheduling.scheduler import Scheduler
 from services.tasks.scheduling.service import WorkerSessions
 from services.tasks.scheduling.servicer import WorkerServicer
+from services.tasks.usage.service import MEASURE_SECONDS, StorageMeasure, TenantUsage
+from services.tasks.usage.servicer import UsageServicer
 from services.tasks.webhooks.sender import Sender
 from services.tasks.webhooks.service import WebhooksService
 from services.tasks.webhooks.servicer import WebhookServicer
@@ -182,12 +187,13 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     webhooks = PostgresWebhooks(database)
     sender = Sender(webhooks, fetcher, links=links)
     stack.push_async_callback(sender.close)
-    monitoring = PostgresMonitoring(database)
+    monitoring, usage = PostgresMonitoring(database), PostgresUsage(database)
     single = [
         relay.loop,
         *sender.loops,
         Loop("tasks-counters", monitoring.fold, 5.0),
         *scaling_loops,
+        *_usage_loops(usage, objects),
     ]
     loops = Loops(
         *maintenance.loops(progress),
@@ -243,6 +249,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
                     links or MediaLinks.relative(settings),
                 ),
             ),
+            (usage_service_pb2_grpc.add_UsageServiceServicer_to_server, UsageServicer(TenantUsage(usage))),
         ],
         parts,
     )
@@ -266,6 +273,13 @@ def _scaling(
         Loop("tasks-forget-times", store.forget_times, 3600.0),
     )
     return scaling, WorkTimes(store), loops
+
+
+def _usage_loops(usage: PostgresUsage, objects: ObjectStore) -> list[Loop]:
+    # Files of trainings lie beside those of tasks.
+    types = {spec.prefix: name for name, spec in TASK_TYPES.items()} | {"trainings": JobKind.TRAINING.value}
+    measure = StorageMeasure(usage, objects, types)
+    return [Loop("tasks-usage", usage.fold, 5.0), Loop("tasks-storage", measure.measure, MEASURE_SECONDS)]
 
 
 def _quotas(

@@ -15,6 +15,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 from uuid import UUID
 
+from services.tasks.usage.domain import NOTHING_USED, DeviceUse
+
 MAX_ERRORS = 50
 MAX_ERROR_LENGTH = 4096
 # Attempts handed back for free before one counts after all: a task that kills its worker before the worker could
@@ -382,7 +384,7 @@ class AttemptLoss:
         retryable: Whether another attempt could succeed.
         resumed: Whether the next attempt takes over from a lost one.
         immediate: Whether the next attempt may start at once.
-        device_seconds: How long the device worked.
+        used: What it used of its device.
         retry_after: Seconds that the provider asks to wait before another attempt.
     """
 
@@ -392,7 +394,7 @@ class AttemptLoss:
     retryable: bool = True
     resumed: bool = False
     immediate: bool = True
-    device_seconds: float = 0.0
+    used: DeviceUse = NOTHING_USED
     retry_after: float | None = None
 
 

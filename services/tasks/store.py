@@ -27,6 +27,7 @@ from services.tasks.providers.domain import Gate, GateName, TokenBucket
 from services.tasks.providers.gates import GateView
 from services.tasks.scheduling.fairness import Candidate, Contender
 from services.tasks.service_requests import NoteVerdict, ServiceRequestNote
+from services.tasks.usage.domain import DeviceUse
 
 
 class Creation(NamedTuple):
@@ -115,7 +116,7 @@ class CompletedAttempt(NamedTuple):
         session: The session that reports it.
         result: A serialized TaskResult.
         objects: Paths of the objects of the result.
-        device_seconds: What the device worked.
+        used: What it used of its device.
         errors: What went wrong with parts of the task.
     """
 
@@ -123,7 +124,7 @@ class CompletedAttempt(NamedTuple):
     session: UUID
     result: bytes
     objects: Sequence[str]
-    device_seconds: float
+    used: DeviceUse
     errors: Sequence[str] = ()
 
 
@@ -411,7 +412,7 @@ class TaskStore(Protocol):
         category: ErrorCategory,
         retryable: bool,
         retry_after: float | None = None,
-        device_seconds: float,
+        used: DeviceUse,
         policy: RetryPolicy,
         weights: Mapping[str, float],
     ) -> AttemptEnd:

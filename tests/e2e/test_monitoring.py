@@ -63,6 +63,20 @@ def test_a_task_is_listed_counted_and_told_of_in_the_documented_shapes(mesh: Run
     assert {"inference", "training", "fal"} <= {one["name"] for one in queues["queues"]}
 
 
+def test_what_a_task_has_used_is_told_in_json_and_as_a_table(mesh: RunningMesh) -> None:
+    with mesh.http("spender") as client:
+        ended_task(client, mesh.create(client, str(uuid.uuid4()))["id"])
+        answer = client.get("/api/v1/usage", params={"group_by": ["task_type", "device"]})
+        assert answer.status_code == 200, answer.text
+        [row] = [row for row in answer.json()["rows"] if row["attempts"]]
+        assert (row["task_type"], row["device"], row["attempts"], row["day"]) == ("NOOP", "cpu", 1, None)
+        table = client.get("/api/v1/usage.csv")
+        assert table.headers["content-type"] == "text/csv; charset=utf-8"
+        assert table.text.startswith("day,attempts,failed_attempts,")
+        refused = client.get("/api/v1/usage", params={"first_day": "yesterday"})
+        assert refused.status_code == 422
+
+
 def test_workers_tell_their_memory_of_parent_and_child(client: httpx.Client) -> None:
     def told() -> dict[str, Any] | None:
         found = _get(client, "workers")

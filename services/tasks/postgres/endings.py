@@ -46,16 +46,21 @@ from services.tasks.fallbacks import taken_over
 from services.tasks.postgres import announcements, columns, counters, service_requests
 from services.tasks.scheduling.fairness import correction, weight_of
 from services.tasks.store import AttemptEnd, CompletedAttempt
+from services.tasks.usage.domain import DeviceUse
 
 _log = get_logger(__name__)
 
 # An attempt gets its row when it ends; until then its task's row tells of it. A row that exists already was written by
 # an earlier release, at the lease.
-_ATTEMPT = "task_id, attempt, session, executor_instance, started_at, ended_at, outcome, device_seconds"
+_ATTEMPT = (
+    "task_id, attempt, session, executor_instance, started_at, ended_at, outcome, device_seconds, "
+    "provider_type, device, model"
+)
 _KEEP_ATTEMPT = """
 ON CONFLICT (task_id, attempt) DO UPDATE SET
     ended_at = excluded.ended_at, outcome = excluded.outcome, error = excluded.error,
-    error_category = excluded.error_category, device_seconds = excluded.device_seconds
+    error_category = excluded.error_category, device_seconds = excluded.device_seconds,
+    provider_type = excluded.provider_type, device = excluded.device, model = excluded.model
 """
 
 # Rows are locked one at a time, in the order of the arrays, which is that of their ids as in every transaction: rows
@@ -66,8 +71,8 @@ _COMPLETE = f"""
 WITH reported AS (
     SELECT r.*, t.place
     FROM (SELECT unnest(%b::uuid[]) AS id, unnest(%b::integer[]) AS attempt, unnest(%b::uuid[]) AS session,
-        unnest(%b::bytea[]) AS result, unnest(%b::text[]) AS objects, unnest(%b::float8[]) AS seconds,
-        unnest(%b::text[]) AS errors) r
+        unnest(%b::bytea[]) AS result, unnest(%b::text[]) AS objects, unnest(%b::text[]) AS errors,
+        unnest(%b::float8[]) AS seconds, unnest(%b::text[]) AS device, unnest(%b::text[]) AS model) r
     CROSS JOIN LATERAL (SELECT t.ctid AS place FROM tasks t WHERE t.id = r.id FOR UPDATE) t
 ), done AS (
     UPDATE tasks t SET
@@ -79,10 +84,11 @@ WITH reported AS (
     FROM reported r
     WHERE t.ctid = r.place AND t.status = 'EXECUTING' AND t.attempt = r.attempt
         AND t.lease_session IS NOT DISTINCT FROM r.session
-    RETURNING {columns.SELECT_T}, r.session, r.seconds
+    RETURNING {columns.SELECT_T}, r.session, r.seconds, r.device, r.model
 ), noted AS (
     INSERT INTO attempts ({_ATTEMPT})
-    SELECT id, attempt, session, coalesce(executor_instance, ''), leased_at, completed_at, status, seconds FROM done
+    SELECT id, attempt, session, coalesce(executor_instance, ''), leased_at, completed_at, status,
+        seconds, provider_type, device, model FROM done
     {_KEEP_ATTEMPT}
 )
 SELECT {columns.SELECT}, seconds FROM done
@@ -128,7 +134,7 @@ RETURNING {columns.SELECT_T}
 _END_ATTEMPT = f"""
 INSERT INTO attempts ({_ATTEMPT}, error, error_category)
 VALUES (%(id)s, %(attempt)s, %(session)s, coalesce(%(executor)s, ''), %(started_at)s, now(), %(outcome)s, %(seconds)s,
-    %(error)s, %(category)s)
+    %(provider)s, %(device)s, %(model)s, %(error)s, %(category)s)
 {_KEEP_ATTEMPT} WHERE attempts.outcome IS NULL
 """  # noqa: S608 -- fixed names
 
@@ -149,6 +155,12 @@ WHERE task_id = %(id)s AND attempt = %(attempt)s AND session = %(session)s AND o
 UNION ALL
 SELECT FROM tasks t WHERE t.id = %(id)s AND t.attempt = %(attempt)s AND t.status = %(outcome)s
     AND NOT EXISTS (SELECT FROM attempts a WHERE a.task_id = t.id AND a.attempt = t.attempt)
+"""
+
+
+_NOTE_LATE_USE = """
+UPDATE attempts SET device_seconds = %s, device = %s, model = %s
+WHERE task_id = %s AND attempt = %s AND session = %s AND outcome IN ('CANCELLED', 'EXPIRED') AND device_seconds = 0
 """
 
 
@@ -189,8 +201,8 @@ async def _complete(conn: Connection, completions: Sequence[CompletedAttempt]) -
             item.session,
             item.result,
             columns.array(item.objects),
-            item.device_seconds,
             columns.array(item.errors),
+            *item.used,
         )
         for item in completions
     )
@@ -280,7 +292,7 @@ async def _lose(
         await note_sweep(conn, after)
     changes = [counters.entering(after)] if counters.waits(after) else []
     if weights is not None and after.status == TaskStatus.FAILED:
-        changes.append(_settle(after, loss.device_seconds, weights))
+        changes.append(_settle(after, loss.used.seconds, weights))
     return after, changes
 
 
@@ -364,6 +376,12 @@ async def was_reported(conn: Connection, ref: AttemptRef, session: UUID, outcome
     return await cursor.fetchone() is not None
 
 
+async def note_late_use(conn: Connection, ref: AttemptRef, session: UUID, used: DeviceUse) -> None:
+    """Note what an attempt has used that was cancelled or lost before its worker could tell."""
+    if used.seconds > 0:
+        await conn.execute(_NOTE_LATE_USE, (*used, ref.job_id, ref.attempt, session))
+
+
 async def note_sweep(conn: Connection, record: TaskRecord) -> None:
     """Note that the task's objects are to be swept later, when its lost attempts have stopped writing.
 
@@ -390,7 +408,10 @@ async def _end_attempt(conn: Connection, record: TaskRecord, loss: AttemptLoss) 
             "outcome": loss.outcome.value,
             "error": clip_error(loss.message) if loss.message else None,
             "category": loss.category.value if loss.category else None,
-            "seconds": loss.device_seconds,
+            "provider": record.provider_type,
+            "seconds": loss.used.seconds,
+            "device": loss.used.device,
+            "model": loss.used.model,
         },
     )
 

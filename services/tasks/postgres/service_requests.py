@@ -146,7 +146,7 @@ async def _account(
             await table.count({called: 1})
     if name is not None:
         await table.note_end(name, trial_name(record.id, ref.attempt), effect, request.retry_after)
-    await usage.count(conn, record.tenant, provider, request, *moments)
+    await usage.count(conn, record, provider, request, *moments)
 
 
 async def open_of(conn: Connection, task_ids: Sequence[UUID]) -> dict[UUID, list[ServiceRequestNote]]:

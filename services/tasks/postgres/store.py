@@ -50,6 +50,7 @@ from services.tasks.store import (
     ProgressNote,
     TaskFilter,
 )
+from services.tasks.usage.domain import DeviceUse
 
 _T = TypeVar("_T")
 
@@ -243,7 +244,7 @@ class PostgresTaskStore:
         category: ErrorCategory,
         retryable: bool,
         retry_after: float | None = None,
-        device_seconds: float,
+        used: DeviceUse,
         policy: RetryPolicy,
         weights: Mapping[str, float],
     ) -> AttemptEnd:
@@ -254,7 +255,7 @@ class PostgresTaskStore:
             category,
             retryable=retryable,
             immediate=False,
-            device_seconds=device_seconds,
+            used=used,
             retry_after=retry_after,
         )
 
@@ -262,6 +263,7 @@ class PostgresTaskStore:
             record = await endings.lock(conn, ref.job_id)
             if record is not None and record.attempt == ref.attempt and record.lease_session == session:
                 return AttemptEnd(await endings.lose(conn, record, loss, policy, weights))
+            await endings.note_late_use(conn, ref, session, used)
             repeated = await endings.was_reported(conn, ref, session, AttemptOutcome.FAILED)
             return AttemptEnd(record if repeated else None, repeated=repeated)
 

@@ -39,6 +39,7 @@ from services.tasks.scheduling.progress import ProgressRelay
 from services.tasks.scheduling.scheduler import Scheduler
 from services.tasks.service_requests import MAX_RESUME_BYTES, LeasedTask, NoteVerdict, ServiceRequestNote
 from services.tasks.store import AttemptEnd, CompletedAttempt, LeaseState, TaskStore
+from services.tasks.usage.domain import DeviceUse
 
 _log = get_logger(__name__)
 
@@ -242,7 +243,7 @@ class WorkerSessions:
                 message=text,
                 category=ErrorCategory.VALIDATION,
                 retryable=False,
-                device_seconds=0.0,
+                used=DeviceUse(),
                 policy=self._policy,
                 weights=self._weights,
             )
@@ -317,7 +318,7 @@ class WorkerSessions:
                     session_id,
                     item.result.SerializeToString(),
                     tuple(each.path for each in item.objects),
-                    item.device_seconds,
+                    DeviceUse(item.device_seconds, item.device, item.model),
                     tuple(clip_error(error) for error in item.errors),
                 )
                 waiting.append((index, self._completions.enqueue(completion)))
@@ -359,7 +360,7 @@ class WorkerSessions:
         category: ErrorCategory,
         retryable: bool,
         retry_after: float | None = None,
-        device_seconds: float,
+        used: DeviceUse,
     ) -> bool:
         """End an attempt with an error.
 
@@ -377,7 +378,7 @@ class WorkerSessions:
             category=category,
             retryable=retryable,
             retry_after=retry_after,
-            device_seconds=device_seconds,
+            used=used,
             policy=self._policy,
             weights=self._weights,
         )

@@ -28,6 +28,7 @@ from services.tasks.convert import (
 )
 from services.tasks.domain import ErrorCategory, JobKind, lane_of
 from services.tasks.scheduling.service import WorkerSessions
+from services.tasks.usage.domain import DeviceUse
 
 _log = get_logger(__name__)
 
@@ -124,6 +125,8 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             objects=request.objects,
             device_seconds=request.device_seconds,
             errors=request.errors,
+            device=request.device,
+            model=request.model,
         )
         [error] = await self._sessions.complete(auth.current(), UUID(request.session_id), [completion])
         if error is not None:
@@ -147,7 +150,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             category=ErrorCategory(CATEGORY_NAME.get(request.category, "INTERNAL")),
             retryable=request.retryable,
             retry_after=seconds_of(request.retry_after) if request.HasField("retry_after") else None,
-            device_seconds=request.device_seconds,
+            used=DeviceUse(request.device_seconds, request.device, request.model),
         )
         return worker_service_pb2.FailResponse(requeued=requeued)
 

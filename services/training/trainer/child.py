@@ -30,11 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure("trainer-child", options.log_level)
     sock = socket.socket(fileno=options.fd)
     os.set_inheritable(options.fd, False)  # noqa: FBT003 -- os's own signature
-    from services.training.trainer.running import TrainingJobHandler  # noqa: PLC0415 -- torch, which takes seconds
+    from modelkit.device import Device  # noqa: PLC0415 -- torch, which takes seconds
+    from services.training.trainer.running import TrainingJobHandler  # noqa: PLC0415 -- as above
 
-    runner = BatchRunner({TRAINING: TrainingJobHandler(options.device, options.threads)})
+    device = Device.choose(options.device, options.threads)
+    runner = BatchRunner({TRAINING: TrainingJobHandler(device.name, options.threads)}, device=device.name)
     runtime = ChildRuntime(sock, execute=runner.execute, resident=runner.resident, threads=1)
-    return runtime.serve(ChildHello(device=options.device))
+    return runtime.serve(ChildHello(device=device.name))
 
 
 if __name__ == "__main__":

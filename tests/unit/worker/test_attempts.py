@@ -1,7 +1,7 @@
 """What becomes of an attempt between its lease and its end, with a runner and a service that do as they are told."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -107,12 +107,10 @@ class FakeEnds:
         self.retry_after: float | None = None
         self.outcome: ReportOutcome | Exception = ReportOutcome.TAKEN
 
-    async def complete(
-        self, held: HeldLease, result: TaskResult, objects: Any, device_seconds: float, errors: Iterable[str]
-    ) -> ReportOutcome:
+    async def complete(self, held: HeldLease, result: TaskResult, objects: Any, done: ChildDone) -> ReportOutcome:
         if isinstance(self.outcome, Exception):
             raise self.outcome
-        self.said.append(("completed", result.noop.payload, device_seconds, *errors))
+        self.said.append(("completed", result.noop.payload, done.device_seconds, *done.output.errors))
         return self.outcome
 
     async def fail(
@@ -123,11 +121,14 @@ class FakeEnds:
         *,
         retryable: bool,
         retry_after: float | None,
-        device_seconds: float,
+        done: ChildDone | None,
     ) -> bool:
         self.retry_after = retry_after
         self.said.append(("failed", category, retryable))
         return True
+
+    async def tell_use(self, held: HeldLease, done: ChildDone) -> None:
+        self.said.append(("used", done.device_seconds))
 
     async def release(self, attempts: list[HeldLease]) -> None:
         self.said.append(("released",))
@@ -281,6 +282,13 @@ async def test_a_lost_lease_stops_the_job_and_is_confirmed(rig: Rig) -> None:
     assert rig.runner.withdrawn == rig.runner.jobs
     await rig.end(ChildDone(cancelled=ChildCancelled()))
     assert rig.ends.said == [("released",)]
+
+
+async def test_what_a_cancelled_job_has_used_is_told(rig: Rig) -> None:
+    held = await rig.lease()
+    held.lose("ended")
+    await rig.end(ChildDone(cancelled=ChildCancelled(), device_seconds=2.5, device="cpu"))
+    assert rig.ends.said == [("used", 2.5), ("released",)]
 
 
 async def test_a_lease_that_is_lost_while_inputs_are_fetched_stops_the_fetch(rig: Rig) -> None:

@@ -35,6 +35,22 @@ def test_an_output_is_told_with_its_files_and_the_devices_time() -> None:
     assert list(done.output.errors) == ["b: too dark"]
 
 
+def test_each_end_tells_its_device_and_what_it_took() -> None:
+    handler = Handler(Output(TaskResult(), (), 1.5), TaskCancelled(), needs=[Need("base", "flux")])
+    made, cancelled = batch_runner(handler, Shelf()).execute([context()[0], context()[0]])
+    assert [done.device for done in (made, cancelled)] == ["cpu", "cpu"]
+    assert made.device_seconds == 1.5
+    assert cancelled.device_seconds > 0  # its share of the call: nobody else measures it
+    raising = Handler(raises=TaskFailed("no", ERROR_CATEGORY_RESOURCE, retryable=True))
+    [failed] = batch_runner(raising).execute([context()[0]])
+    assert (failed.device, failed.device_seconds > 0) == ("cpu", True)
+
+
+def test_a_job_whose_handler_was_not_called_has_used_nothing() -> None:
+    [refused] = batch_runner(Handler(refuses=invalid("x", "is wrong"))).execute([context()[0]])
+    assert (refused.device, refused.device_seconds) == ("", 0.0)
+
+
 class OutOfMemoryError(RuntimeError):
     """Named as torch's is."""
 

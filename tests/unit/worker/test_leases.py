@@ -6,6 +6,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from atelier.inference.v1.child_pb2 import ChildDone
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_INTERNAL
 from atelier.tasks.v1.task_pb2 import TaskResult
 from atelier.tasks.v1.worker_service_pb2 import (
@@ -20,6 +21,8 @@ from meshkit.worker.ends import ReportOutcome
 from meshkit.worker.held import HeldLease
 from meshkit.worker.pacing import Backoff
 from tests.unit.worker.scripted import INTERVAL, TTL, Rig, during
+
+USED = ChildDone(device_seconds=1.0)
 
 
 @pytest.fixture
@@ -208,7 +211,7 @@ async def test_an_unknown_session_is_replaced_and_starts_counting_anew(rig: Rig,
 async def test_a_completion_is_repeated_until_the_service_answers(rig: Rig) -> None:
     [held] = await rig.holding(("a", 1))
     rig.service.errors["CompleteMany"] = unavailable("away")
-    task = await during(rig, rig.ends.complete(held, TaskResult(), (), 1.0), 4)
+    task = await during(rig, rig.ends.complete(held, TaskResult(), (), USED), 4)
     assert not task.done()
     rig.service.errors.clear()
     await rig.clock.advance(6)
@@ -221,7 +224,7 @@ async def test_a_completion_ends_with_its_lease(rig: Rig) -> None:
     [held] = await rig.holding(("a", 1))
     for method in ("CompleteMany", "Heartbeat", "OpenSession"):
         rig.service.errors[method] = unavailable("away")
-    task = await during(rig, rig.ends.complete(held, TaskResult(), (), 1.0), TTL + 10)
+    task = await during(rig, rig.ends.complete(held, TaskResult(), (), USED), TTL + 10)
     assert task is ReportOutcome.UNKNOWN
     tries = len(rig.service.of("CompleteMany"))
     await rig.clock.advance(30)
@@ -231,7 +234,7 @@ async def test_a_completion_ends_with_its_lease(rig: Rig) -> None:
 async def test_a_result_that_was_taken_is_known_though_its_attempt_is_gone(rig: Rig) -> None:
     [held] = await rig.holding(("a", 1))
     rig.service.errors["CompleteMany"] = unavailable("the answer is lost")
-    task = asyncio.ensure_future(rig.ends.complete(held, TaskResult(), (), 1.0))
+    task = asyncio.ensure_future(rig.ends.complete(held, TaskResult(), (), USED))
     await rig.clock.settle()
     rig.service.give_up = [AttemptRef(job_id="a", attempt=1)]  # it has ended: by this very report
     rig.heartbeat_now.set()
@@ -243,7 +246,7 @@ async def test_a_result_that_was_taken_is_known_though_its_attempt_is_gone(rig: 
 async def test_a_result_that_was_never_sent_is_lost_with_its_attempt(rig: Rig) -> None:
     [held] = await rig.holding(("a", 1))
     held.lose("given_up")
-    assert await during(rig, rig.ends.complete(held, TaskResult(), (), 1.0), 1) is ReportOutcome.LOST
+    assert await during(rig, rig.ends.complete(held, TaskResult(), (), USED), 1) is ReportOutcome.LOST
     assert not rig.service.of("CompleteMany")
     assert [ref.job_id for request in rig.service.of("Release") for ref in request.refs] == ["a"]
 
@@ -268,7 +271,7 @@ async def test_an_attempt_that_nobody_takes_goes_back(rig: Rig) -> None:
 async def test_a_late_completion_is_not_repeated(rig: Rig) -> None:
     [held] = await rig.holding(("a", 1))
     rig.service.verdicts["a"] = COMPLETION_VERDICT_LOST
-    assert await during(rig, rig.ends.complete(held, TaskResult(), (), 1.0), 1) is ReportOutcome.LOST
+    assert await during(rig, rig.ends.complete(held, TaskResult(), (), USED), 1) is ReportOutcome.LOST
     assert len(rig.service.of("CompleteMany")) == 1
     assert not len(rig.held)
 
@@ -277,7 +280,7 @@ async def test_a_result_that_is_refused_for_itself_is_the_callers_to_fail(rig: R
     [held] = await rig.holding(("a", 1))
     rig.service.verdicts["a"] = COMPLETION_VERDICT_REFUSED
     with pytest.raises(MeshError):
-        await rig.ends.complete(held, TaskResult(), (), 1.0)
+        await rig.ends.complete(held, TaskResult(), (), USED)
     assert rig.held.all() == [held]
     assert await rig.ends.fail(held, "x" * 9000, ERROR_CATEGORY_INTERNAL, retryable=True)
     assert len(rig.service.of("Fail")[0].message) == 4096
@@ -286,7 +289,7 @@ async def test_a_result_that_is_refused_for_itself_is_the_callers_to_fail(rig: R
 async def test_a_completion_that_is_not_decided_is_sent_again_and_alone(rig: Rig) -> None:
     first, second = await rig.holding(("a", 1), ("b", 1))
     rig.service.verdicts["a"] = COMPLETION_VERDICT_UNDECIDED
-    ends = asyncio.gather(*(rig.ends.complete(held, TaskResult(), (), 1.0) for held in (first, second)))
+    ends = asyncio.gather(*(rig.ends.complete(held, TaskResult(), (), USED) for held in (first, second)))
     await rig.clock.settle()
     assert rig.held.all() == [first]
     rig.service.verdicts.clear()
@@ -298,7 +301,7 @@ async def test_a_completion_that_is_not_decided_is_sent_again_and_alone(rig: Rig
 async def test_closing_does_not_wait_for_completions_that_are_on_their_way(rig: Rig) -> None:
     [held] = await rig.holding(("a", 1))
     rig.service.errors["CompleteMany"] = unavailable("away")
-    task = asyncio.ensure_future(rig.ends.complete(held, TaskResult(), (), 1.0))
+    task = asyncio.ensure_future(rig.ends.complete(held, TaskResult(), (), USED))
     await rig.clock.settle()
     await rig.client.close()
     await rig.clock.advance(1)
@@ -322,7 +325,7 @@ async def test_what_ends_at_once_reports_no_progress(rig: Rig) -> None:
     [held] = await rig.holding(("a", 1))
     rig.held.progress(held, 50, step=1, total=2)
     await rig.clock.advance(0.1)
-    assert await during(rig, rig.ends.complete(held, TaskResult(), (), 1.0), 0.05) is ReportOutcome.TAKEN
+    assert await during(rig, rig.ends.complete(held, TaskResult(), (), USED), 0.05) is ReportOutcome.TAKEN
     await rig.clock.advance(1)
     assert not rig.service.of("Report")
 
@@ -367,7 +370,7 @@ async def test_an_ended_attempt_and_its_holder_are_freed_at_once(rig: Rig) -> No
     left = weakref.ref(holder)
     gc.disable()
     try:
-        assert await rig.ends.complete(held, TaskResult(), (), 1.0) is ReportOutcome.TAKEN
+        assert await rig.ends.complete(held, TaskResult(), (), USED) is ReportOutcome.TAKEN
         rig.accepted.clear()
         del held, holder
         assert left() is None

@@ -435,10 +435,13 @@ class ChildDone(_message.Message):
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
     LOANS_FIELD_NUMBER: _builtins.int
     SPANS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number of the job."""
     device_seconds: _builtins.float
     """Seconds the device worked."""
+    device: _builtins.str
+    """Device that worked; empty where the handler was not called."""
     @_builtins.property
     def output(self) -> Global___ChildOutput:
         """With a result."""
@@ -469,10 +472,11 @@ class ChildDone(_message.Message):
         device_seconds: _builtins.float = ...,
         loans: _abc.Iterable[Global___ChildLoan] | None = ...,
         spans: _abc.Iterable[Global___ChildSpan] | None = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "failure", b"failure", "outcome", b"outcome", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "device_seconds", b"device_seconds", "failure", b"failure", "loans", b"loans", "number", b"number", "outcome", b"outcome", "output", b"output", "spans", b"spans"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "device", b"device", "device_seconds", b"device_seconds", "failure", b"failure", "loans", b"loans", "number", b"number", "outcome", b"outcome", "output", b"output", "spans", b"spans"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["output", "failure", "cancelled"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

@@ -730,10 +730,16 @@ class CompleteRequest(_message.Message):
     OBJECTS_FIELD_NUMBER: _builtins.int
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     device_seconds: _builtins.float
     """Seconds the device worked, charged to the tenant."""
+    device: _builtins.str
+    """Device that worked (`cpu`, `cuda:0`); empty where none did."""
+    model: _builtins.str
+    """Model that it worked with; empty where there was none."""
     @_builtins.property
     def ref(self) -> Global___AttemptRef:
         """The attempt."""
@@ -759,10 +765,12 @@ class CompleteRequest(_message.Message):
         objects: _abc.Iterable[Global___ResultObject] | None = ...,
         device_seconds: _builtins.float = ...,
         errors: _abc.Iterable[_builtins.str] | None = ...,
+        device: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "errors", b"errors", "objects", b"objects", "ref", b"ref", "result", b"result", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "device_seconds", b"device_seconds", "errors", b"errors", "model", b"model", "objects", b"objects", "ref", b"ref", "result", b"result", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -796,8 +804,14 @@ class Completion(_message.Message):
     OBJECTS_FIELD_NUMBER: _builtins.int
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     device_seconds: _builtins.float
     """Seconds the device worked, charged to the tenant."""
+    device: _builtins.str
+    """Device that worked (`cpu`, `cuda:0`); empty where none did."""
+    model: _builtins.str
+    """Model that it worked with; empty where there was none."""
     @_builtins.property
     def ref(self) -> Global___AttemptRef:
         """The attempt."""
@@ -822,10 +836,12 @@ class Completion(_message.Message):
         objects: _abc.Iterable[Global___ResultObject] | None = ...,
         device_seconds: _builtins.float = ...,
         errors: _abc.Iterable[_builtins.str] | None = ...,
+        device: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_seconds", b"device_seconds", "errors", b"errors", "objects", b"objects", "ref", b"ref", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "device_seconds", b"device_seconds", "errors", b"errors", "model", b"model", "objects", b"objects", "ref", b"ref", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -922,6 +938,8 @@ class FailRequest(_message.Message):
     RETRYABLE_FIELD_NUMBER: _builtins.int
     DEVICE_SECONDS_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     message: _builtins.str
@@ -932,6 +950,10 @@ class FailRequest(_message.Message):
     """Whether another attempt could succeed."""
     device_seconds: _builtins.float
     """Seconds the device worked."""
+    device: _builtins.str
+    """Device that worked (`cpu`, `cuda:0`); empty where none did."""
+    model: _builtins.str
+    """Model that it worked with; empty where there was none."""
     @_builtins.property
     def ref(self) -> Global___AttemptRef:
         """The attempt."""
@@ -950,10 +972,12 @@ class FailRequest(_message.Message):
         retryable: _builtins.bool = ...,
         device_seconds: _builtins.float = ...,
         retry_after: _duration_pb2.Duration | None = ...,
+        device: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "device_seconds", b"device_seconds", "message", b"message", "ref", b"ref", "retry_after", b"retry_after", "retryable", b"retryable", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "device", b"device", "device_seconds", b"device_seconds", "message", b"message", "model", b"model", "ref", b"ref", "retry_after", b"retry_after", "retryable", b"retryable", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

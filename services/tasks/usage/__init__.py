@@ -1,0 +1,1 @@
+"""What tenants have used, summed up by day, tenant, type, provider, model and device."""
