@@ -24,8 +24,7 @@ _log = get_logger(__name__)
 
 
 class _BatchNotes:
-    """What the parent is told of a batch besides its outcomes: the models it was lent, and what took how long, of
-    which device.
+    """What the parent is told of a batch besides its outcomes: the models it was lent, its device, what took how long.
 
     Args:
         batch: The batch.

@@ -30,13 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure("trainer-child", options.log_level)
     sock = socket.socket(fileno=options.fd)
     os.set_inheritable(options.fd, False)  # noqa: FBT003 -- os's own signature
-    from modelkit.device import Device  # noqa: PLC0415 -- torch, which takes seconds
-    from services.training.trainer.running import TrainingJobHandler  # noqa: PLC0415 -- as above
+    from services.training.trainer.running import TrainingJobHandler  # noqa: PLC0415 -- torch, which takes seconds
 
-    device = Device.choose(options.device, options.threads)
-    runner = BatchRunner({TRAINING: TrainingJobHandler(device.name, options.threads)}, device=device.name)
+    handler = TrainingJobHandler(options.device, options.threads)
+    runner = BatchRunner({TRAINING: handler}, device=handler.device)
     runtime = ChildRuntime(sock, execute=runner.execute, resident=runner.resident, threads=1)
-    return runtime.serve(ChildHello(device=device.name))
+    return runtime.serve(ChildHello(device=handler.device))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,11 @@ class TrainingJobHandler:
         """Never batch."""
         return None
 
+    @property
+    def device(self) -> str:
+        """Name of the device that it trains on."""
+        return Device.choose(self._device, self._threads).name
+
     def needs(self, spec: CreateTask, task: Task) -> Sequence[Need]:  # noqa: ARG002 -- the handlers' protocol
         """Name no models: a training loads its own, one part after the other."""
         return ()
