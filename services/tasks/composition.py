@@ -188,17 +188,17 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     sender = Sender(webhooks, fetcher, links=links)
     stack.push_async_callback(sender.close)
     monitoring, usage = PostgresMonitoring(database), PostgresUsage(database)
-    single = [
-        relay.loop,
-        *sender.loops,
-        Loop("tasks-counters", monitoring.fold, 5.0),
-        *scaling_loops,
-        *_usage_loops(usage, objects),
-    ]
     loops = Loops(
         *maintenance.loops(progress),
         Loop("tasks-work-times", times.flush, 10.0),
-        *(single if settings.run_loops else ()),
+        *_single_loops(
+            settings,
+            relay.loop,
+            *sender.loops,
+            Loop("tasks-counters", monitoring.fold, 5.0),
+            *scaling_loops,
+            *_usage_loops(usage, objects),
+        ),
     )
     await stack.enter_async_context(loops)
     await stack.enter_async_context(LoopReporter(bus, loops, TASKS.role))
@@ -273,6 +273,10 @@ def _scaling(
         Loop("tasks-forget-times", store.forget_times, 3600.0),
     )
     return scaling, WorkTimes(store), loops
+
+
+def _single_loops(settings: TasksSettings, *loops: Loop) -> tuple[Loop, ...]:
+    return loops if settings.run_loops else ()
 
 
 def _usage_loops(usage: PostgresUsage, objects: ObjectStore) -> list[Loop]:
