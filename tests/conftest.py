@@ -13,6 +13,8 @@ import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from atelier_cli.embedded.nats import NatsServer
 from atelier_cli.embedded.postgres import PostgresServer
@@ -31,6 +33,22 @@ hypothesis.settings.load_profile("atelier")
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes minutes; deselected in the short form that .ci/run takes")
     config.addinivalue_line("markers", "bench: measures, and asserts a bound that a busy machine may miss")
+
+
+class SideBySide(LoadFileScheduling):  # type: ignore[misc] # xdist is untyped
+    """Gives each process whole files, and one process all stories: these share meshes, which take much memory."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/e2e" if nodeid.startswith("tests/e2e/") else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Distribute as `SideBySide` does where `--dist loadfile` asks for it, in the order of the files."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False  # or the stories, which are few and long, would come last
+    return SideBySide(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Meshes for the stories: one for all stories that leave it intact, and others with settings of their own."""
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,23 +12,37 @@ from tests.collector import Collector, collecting
 from tests.e2e.harness import DEVICE_ENVIRONMENT, NOOP_ENVIRONMENT, RunningMesh
 from tests.providers.called import CalledProviders, called_providers
 
+StartMesh = Callable[..., RunningMesh]
+
+
+@contextlib.contextmanager
+def started_meshes(servers_folder: Path) -> Iterator[StartMesh]:
+    """Starts meshes; all are stopped at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**environment: str) -> RunningMesh:
+            folder = Path(tempfile.mkdtemp(dir=servers_folder, prefix="mesh-"))
+            folder.chmod(0o711)
+            mesh = RunningMesh(folder, {**NOOP_ENVIRONMENT, **environment})
+            stack.callback(mesh.down)
+            mesh.up()
+            return mesh
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_mesh(servers_folder: Path) -> Iterator[StartMesh]:
+    """Starts meshes for the module; a mesh at rest costs a twentieth of a core, so that none outlives its tests."""
+    with started_meshes(servers_folder) as start:
+        yield start
+
 
 @pytest.fixture(scope="session")
-def start_mesh(servers_folder: Path) -> Iterator[Callable[..., RunningMesh]]:
-    """Starts meshes; all are stopped after the session."""
-    meshes: list[RunningMesh] = []
-
-    def start(**environment: str) -> RunningMesh:
-        folder = Path(tempfile.mkdtemp(dir=servers_folder, prefix="mesh-"))
-        folder.chmod(0o711)
-        mesh = RunningMesh(folder, {**NOOP_ENVIRONMENT, **environment})
-        meshes.append(mesh)
-        mesh.up()
-        return mesh
-
-    yield start
-    for mesh in meshes:
-        mesh.down()
+def start_session_mesh(servers_folder: Path) -> Iterator[StartMesh]:
+    """Starts meshes for the whole session."""
+    with started_meshes(servers_folder) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
@@ -44,12 +59,12 @@ def hook_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def mesh(collector: Collector, hook_port: int, start_mesh: Callable[..., RunningMesh]) -> RunningMesh:
+def mesh(collector: Collector, hook_port: int, start_session_mesh: StartMesh) -> RunningMesh:
     """The mesh of all stories: its worker takes NOOP tasks alone. Keep tenants apart.
 
     It records the traces that callers ask it to record, and no others.
     """
-    return start_mesh(
+    return start_session_mesh(
         ATELIER_OTLP_ENDPOINT=collector.url,
         ATELIER_TRACE_RATIO="0",
         ATELIER_FETCH_ALLOW_PRIVATE=f"127.0.0.1:{hook_port}",
@@ -64,6 +79,6 @@ def called() -> Iterator[CalledProviders]:
 
 
 @pytest.fixture(scope="session")
-def device_mesh(start_mesh: Callable[..., RunningMesh], called: CalledProviders) -> RunningMesh:
+def device_mesh(start_session_mesh: StartMesh, called: CalledProviders) -> RunningMesh:
     """A mesh that executes every type on its device, one batch at a time, and calls providers. Keep tenants apart."""
-    return start_mesh(**DEVICE_ENVIRONMENT, **called.environment)
+    return start_session_mesh(**DEVICE_ENVIRONMENT, **called.environment)

@@ -1,4 +1,4 @@
-from uuid import uuid4
+from uuid import UUID
 
 import pytest
 from atelier.tasks.v1 import task_pb2, worker_service_pb2
@@ -7,7 +7,8 @@ from meshkit.catalog import TASK_TYPES, TaskTypeSpec
 from services.tasks.domain import AttemptRef
 from services.tasks.scheduling.result_paths import misplaced
 
-JOB = uuid4()
+# Fixed: a parameter names its test, and names have to be the same in every process that runs the tests.
+JOB, OTHER_JOB = UUID(int=1), UUID(int=2)
 REF = AttemptRef(JOB, 2)
 
 
@@ -39,7 +40,7 @@ def test_objects_of_the_attempt_are_its_own() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        f"generations/{uuid4()}/2/image.png",
+        f"generations/{OTHER_JOB}/2/image.png",
         f"generations/{JOB}/1/image.png",
         f"generations/{JOB}/inputs/reference.png",
         f"elsewhere/{JOB}/2/image.png",
@@ -65,7 +66,7 @@ def test_a_path_in_the_result_that_lies_elsewhere_is_refused() -> None:
 
 
 def test_each_of_several_paths_is_judged() -> None:
-    own, foreign = f"backgrounds/{JOB}/2/a.png", f"backgrounds/{uuid4()}/2/a.png"
+    own, foreign = f"backgrounds/{JOB}/2/a.png", f"backgrounds/{OTHER_JOB}/2/a.png"
     assert misplaced(REF, completion(result=backgrounds(own, own))) is None
     error = misplaced(REF, completion(result=backgrounds(own, foreign)))
     assert error is not None
