@@ -81,6 +81,7 @@ class MeshRecord:
         model: The worker's default model, a folder or a hub's name; empty for the one that ships.
         model_download: Whether a hub's name may be fetched.
         providers: Providers that a worker of their own calls.
+        trained: Names of the models that its trainer trains; empty where that is not known.
     """
 
     pid: int
@@ -91,6 +92,7 @@ class MeshRecord:
     model: str = ""
     model_download: bool = False
     providers: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
 
     @property
     def gateway_url(self) -> str:
@@ -101,7 +103,8 @@ class MeshRecord:
     def parse(cls, data: dict[str, Any]) -> "MeshRecord":
         """Read it from JSON."""
         processes = tuple(ProcessRecord(**each) for each in data["processes"])
-        return cls(**{**data, "processes": processes, "providers": tuple(data.get("providers", ()))})
+        lists = {name: tuple(data.get(name, ())) for name in ("providers", "trained")}
+        return cls(**{**data, "processes": processes, **lists})
 
 
 class DataFolder:

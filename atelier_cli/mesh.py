@@ -23,6 +23,7 @@ from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import Credentials, DataFolder, MeshRecord
 from atelier_cli.model import absolute
 from atelier_cli.providers import calls_itself, credentials_of_providers
+from atelier_cli.trainer import TRAINED_MODELS
 from meshkit import topology
 from meshkit.catalog import OWN_PROVIDERS
 from meshkit.topology import CALLER, GATEWAY, INFERENCE, TRAINER, ServiceSpec
@@ -141,6 +142,7 @@ def plan(
     providers: Sequence[str] = (),
     *,
     trainer: bool = True,
+    trained: Sequence[str] = (),
 ) -> MeshPlan:
     """Lay out a mesh on a folder.
 
@@ -151,6 +153,7 @@ def plan(
         ports: Every other port, by name.
         providers: Providers that a worker of their own is to call; without any there is none.
         trainer: Whether there is a trainer.
+        trained: Names of the models that it trains; others are refused where any is known.
 
     Raises:
         CliError: The environment names an S3 store without its keys, or a file that cannot be read.
@@ -168,7 +171,7 @@ def plan(
 
     own = tuple(spec for spec in topology.SERVICES if trainer or spec is not TRAINER)
     specs = (*own, *((CALLER,) if providers else ()))
-    services = tuple(_service(spec, folder, environment, gateway_port, ports, providers) for spec in specs)
+    services = tuple(_service(spec, folder, environment, gateway_port, ports, providers, trained) for spec in specs)
     return MeshPlan(gateway_port, ports, (embedded, services) if embedded else (services,))
 
 
@@ -179,6 +182,7 @@ def _service(  # noqa: PLR0917 -- what a mesh is laid out from
     gateway_port: int,
     ports: Mapping[str, int],
     providers: Sequence[str],
+    trained: Sequence[str],
 ) -> ServiceProcess:
     port_file = folder.run(f"{spec.role}.address")
     # A port that the user names, or has the system choose by 0, is theirs to know.
@@ -197,7 +201,7 @@ def _service(  # noqa: PLR0917 -- what a mesh is laid out from
             "ATELIER_LISTEN": listen,
             "ATELIER_PORT_FILE": str(port_file),
             **({} if page is None else {"ATELIER_METRICS_PORT": str(page)}),
-            **_own_settings(spec, folder, providers),
+            **_own_settings(spec, folder, providers, trained),
         },
         folder=folder.path,
         serves=_probe(spec, listen, port_file),
@@ -206,7 +210,9 @@ def _service(  # noqa: PLR0917 -- what a mesh is laid out from
     )
 
 
-def _own_settings(spec: ServiceSpec, folder: DataFolder, providers: Sequence[str]) -> dict[str, str]:
+def _own_settings(
+    spec: ServiceSpec, folder: DataFolder, providers: Sequence[str], trained: Sequence[str]
+) -> dict[str, str]:
     """Return what only this kind of service is told; the user's environment may replace it."""
     own: dict[str, str] = {}
     if spec.is_worker:
@@ -220,6 +226,8 @@ def _own_settings(spec: ServiceSpec, folder: DataFolder, providers: Sequence[str
         own["ATELIER_WORKER_PROVIDERS"] = ",".join(providers)
     if spec is topology.TASKS and providers and not given("ATELIER_SERVED_PROVIDERS"):
         own["ATELIER_SERVED_PROVIDERS"] = ",".join(dict.fromkeys((*OWN_PROVIDERS, *providers)))
+    if spec is topology.TRAINING and trained:
+        own[TRAINED_MODELS] = ",".join(trained)
     return own
 
 

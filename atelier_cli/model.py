@@ -37,6 +37,13 @@ class ChosenModel:
         return cls(absolute(given("ATELIER_MODEL") or ""), (given("ATELIER_MODEL_DOWNLOAD") or "").lower() in _TRUE)
 
     @property
+    def on_hub(self) -> bool:
+        """Whether it is called by a name on a model hub, and no folder is called so."""
+        return bool(_HUB_NAME.fullmatch(self.place)) and not any(
+            map(_is_folder, (Path(self.place), _ROOT / self.place))
+        )
+
+    @property
     def folder(self) -> Path | None:
         """Where it lies on this machine; None where it does not."""
         named = Path(self.place or SHIPPED)

@@ -26,7 +26,7 @@ from atelier_cli.model import ChosenModel
 from atelier_cli.providers import chosen_providers
 from atelier_cli.supervisor import MeshSupervisor
 from atelier_cli.terminal import err, out
-from atelier_cli.trainer import trains
+from atelier_cli.trainer import trained_models, trains
 
 _DETACHED_START_SECONDS: Final = 180.0
 _STOP_SECONDS: Final = 120.0
@@ -59,7 +59,7 @@ def up(
     folder = DataFolder.choose(data)
     folder.make()
     called, trainer = chosen_providers(asked=providers), trains()
-    model = ChosenModel.of_environment()
+    model, trained = ChosenModel.of_environment(), trained_models() if trainer else ()
     if told_of_bucket := make_bucket():
         err.print(told_of_bucket, markup=False)
     if detach:
@@ -67,7 +67,7 @@ def up(
         return
     with folder.held():
         gateway_port, ports = choose_ports(port, folder.record())
-        mesh = plan(folder, folder.credentials(), gateway_port, ports, called, trainer=trainer)
+        mesh = plan(folder, folder.credentials(), gateway_port, ports, called, trainer=trainer, trained=trained)
         pages = mesh.pages
 
         def changed(state: str) -> None:
@@ -81,6 +81,7 @@ def up(
                 model=model.place,
                 model_download=model.download,
                 providers=called,
+                trained=trained,
             )
             folder.write_record(record)
             if state == "ready" and not told:

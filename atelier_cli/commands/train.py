@@ -1,11 +1,14 @@
 """`atelier train`: from photos to a LoRA, with options made from the contract."""
 
 import inspect
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from atelier.options.v1 import options_pb2
 from atelier.training.v1 import training_pb2, training_service_pb2
 from rich.progress import track
 
@@ -25,6 +28,13 @@ from atelier_cli.trainings import PATH
 _SOURCES: Final = "source_images"
 _TRIGGER: Final = "trigger_word"
 _ORIGIN: Final = "origin_instance"
+_BASE: Final = "base_model_path"
+_DEFAULT_BASE: Final = json.loads(
+    training_pb2.CreateTraining.DESCRIPTOR.fields_by_name[_BASE]
+    .GetOptions()
+    .Extensions[options_pb2.field]
+    .default_value
+)
 # Members of the training itself, and what a request says beside it.
 _MEMBERS: Final = tuple(plain_members(training_pb2.CreateTraining.DESCRIPTOR, {_SOURCES, _TRIGGER}))
 _BESIDE: Final = tuple(plain_members(training_service_pb2.CreateTrainingRequest.DESCRIPTOR, {"training"}))
@@ -39,6 +49,8 @@ def train(**values: Any) -> None:
     watched = values["watch"] or output is not None
     body: dict[str, Any] = {_TRIGGER: values[_TRIGGER], _ORIGIN: default_origin()}
     body |= _chosen(_MEMBERS, values)
+    if _BASE not in body and (base := _only_base(folder)) is not None:
+        body[_BASE] = base
     with Gateway.of(folder, tenant) as gateway:
         body[_SOURCES] = _sent(gateway, given)
         training = gateway.call("POST", PATH, json=body, params=_chosen(_BESIDE, values))
@@ -46,6 +58,24 @@ def train(**values: Any) -> None:
         if watched:
             place = output or _beside(values["files"], values[_TRIGGER])
             follow_training(gateway, training["id"], place, again(training["id"], place, tenant, folder))
+
+
+def _only_base(folder: DataFolder) -> str | None:
+    """Return the base model that the mesh on this machine trains, where it trains one and that one is no default.
+
+    Raises:
+        CliError: It trains several, and not the default one.
+    """
+    if os.environ.get("ATELIER_URL"):
+        return None  # another machine's mesh says itself what it trains
+    record = folder.record() if folder.is_running() else None
+    trained = record.trained if record is not None else ()
+    if not trained or _DEFAULT_BASE in trained:
+        return None
+    if len(trained) > 1:
+        raise CliError(f"Choose the model to train with --base-model-path: {', '.join(trained)}.", ExitCode.USAGE)
+    err.print(f"Trains {trained[0]}, the base model that this mesh has.", markup=False)
+    return trained[0]
 
 
 def _chosen(members: Sequence[Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,8 +170,12 @@ def test_cancelled_trainings_leave_no_lease_no_file_and_a_free_slot(mesh: Runnin
         assert leased == 0
 
 
-def test_a_training_that_cannot_be_done_fails_with_the_reason(mesh: RunningMesh) -> None:
+def test_a_base_model_that_nobody_trains_is_refused_with_those_that_are(mesh: RunningMesh) -> None:
     with mesh.http("atelier-ost") as client:
-        unknown = ended_training(client, create(client, base_model_path="black-forest-labs/FLUX.1-dev"))
-        assert unknown["status"] == "FAILED"
-        assert "FLUX.1-dev is not trained by this installation" in unknown["error_message"]
+        body = {"trigger_word": "zorblax", "source_images": [picture(0)]}
+        refused = client.post("/api/v1/training/", json=body)
+        assert refused.status_code == 422, refused.text
+        [told] = refused.json()["detail"]
+        assert (told["loc"], told["type"]) == (["body", "base_model_path"], "model_not_served")
+        assert told["msg"].endswith("'black-forest-labs/FLUX.1-dev'; they have garments")
+        assert client.get("/api/v1/training/").json() == []

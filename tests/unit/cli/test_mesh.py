@@ -12,7 +12,7 @@ import pytest
 from atelier_cli.embedded.process import Launch, free_ports, spawn
 from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder
-from atelier_cli.mesh import MeshPlan, choose_ports, plan
+from atelier_cli.mesh import MeshPlan, ServiceProcess, choose_ports, plan
 from atelier_cli.tokens import issue
 from meshkit import topology
 
@@ -180,3 +180,17 @@ def test_a_mesh_that_is_told_not_to_train_has_no_trainer_and_still_knows_the_pro
     ports = choose_ports(free_ports(1)[0], None)
     assert plan(folder, folder.credentials(), *ports, trainer=False).servers.keys() & ROLES == ROLES - {"trainer"}
     assert plan(folder, folder.credentials(), *ports).servers.keys() & ROLES == ROLES
+
+
+def test_the_training_service_is_told_what_the_trainer_trains(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    folder.make()
+    ports = choose_ports(free_ports(1)[0], None)
+    for trained, told in (((), None), (("garments", "mine"), "garments,mine")):
+        servers = plan(folder, folder.credentials(), *ports, trained=trained).servers
+        heard = {
+            name: server.environment["ATELIER_TRAINED_MODELS"]
+            for name, server in servers.items()
+            if isinstance(server, ServiceProcess) and "ATELIER_TRAINED_MODELS" in server.environment
+        }
+        assert heard == ({} if told is None else {"training": told})

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from atelier_cli.client import Gateway
 from atelier_cli.errors import CliError
+from atelier_cli.folder import DataFolder, MeshRecord
 from atelier_cli.main import app
 from atelier_cli.sparkline import sparkline
 from atelier_cli.trainings import TrainingView, span
@@ -156,6 +157,36 @@ def test_what_is_no_picture_is_left_out_and_named(mesh: Mesh) -> None:
         atelier("train", "shop/a.png", "--trigger-word", "ohwx")
     with pytest.raises(CliError, match="is no JSON"):
         atelier("train", "shop", "--trigger-word", "ohwx", "--preprocessing-transforms", "flip")
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "sent"),
+    [
+        (("garments",), (), "garments"),
+        (("garments",), ("--base-model-path", "mine"), "mine"),
+        (("garments", "black-forest-labs/FLUX.1-dev"), (), None),
+        ((), (), None),
+    ],
+)
+def test_the_only_model_that_the_mesh_trains_is_taken_where_none_is_named(
+    mesh: Mesh, trained: tuple[str, ...], given: tuple[str, ...], sent: str | None
+) -> None:
+    folder = DataFolder(Path(".data"))
+    folder.make()
+    folder.write_record(MeshRecord(1, "ready", 9000, trained=trained))
+    with folder.held():
+        _, told = atelier("train", "shop", "--trigger-word", "ohwx", *given)
+    assert mesh.asked[-1][2].get("base_model_path") == sent
+    assert ("Trains garments" in told) is (sent == "garments")
+
+
+def test_of_several_models_that_the_mesh_trains_one_is_to_be_chosen(mesh: Mesh) -> None:
+    folder = DataFolder(Path(".data"))
+    folder.make()
+    folder.write_record(MeshRecord(1, "ready", 9000, trained=("garments", "shoes")))
+    with folder.held(), pytest.raises(CliError, match="--base-model-path: garments, shoes"):
+        atelier("train", "shop", "--trigger-word", "ohwx")
+    assert mesh.stored == {}
 
 
 def played(*, ended: str = "COMPLETED") -> list[dict[str, Any]]:
