@@ -281,14 +281,20 @@ class MessageCodec:
         return frozenset(json_name(one) for one in plain_fields(self.descriptor) if field_json(one).upload)
 
     def _holder(self, options: options_pb2.FieldJson, name: str, member: str, fill: _Set) -> _Set:
-        held = self._codecs.of(self.descriptor.file.pool.FindMessageTypeByName(options.holds))
+        pool = self.descriptor.file.pool
+        held = self._codecs.of(pool.FindMessageTypeByName(options.holds))
+        otherwise = options.holds_otherwise and self._codecs.of(pool.FindMessageTypeByName(options.holds_otherwise))
+        common = held._setters | (otherwise._setters if otherwise else {})  # noqa: SLF001 -- same class
 
         def set_(message: Any, value: Json, loc: Loc, decoding: Decoding, siblings: dict[str, Json]) -> None:
             chosen = siblings.get(options.discriminator_from) if options.discriminator_from else None
             variant, known = held._tables.get(str(chosen), ("", held._setters))  # noqa: SLF001 -- same class
+            holding = held._details[variant] if variant else None  # noqa: SLF001 -- same class
+            if chosen is None and otherwise:
+                holding, known = otherwise, common
             lifted = LiftedFiles((*loc, member), decoding)
-            if type(value) is dict and variant:
-                value = lifted.without_files(value, held._details[variant].uploads)  # noqa: SLF001 -- same class
+            if type(value) is dict and holding is not None:
+                value = lifted.without_files(value, holding.uploads)
             fill(message, value, loc, decoding, siblings)
             lifted.hand_over(getattr(message, name))
             # Where no sibling selects the variant, a member may belong to any of them.

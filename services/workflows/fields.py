@@ -37,6 +37,8 @@ _MAX_PATH = 1024  # characters of a path in storage
 
 # What a step that trains has in the place of a task type.
 TRAINING = "TRAINING"
+# Inputs of a training that take a file itself.
+TRAINING_UPLOADS = ("source_images",)
 # Of a training's result: what may be large, and says nothing to a step.
 _LEFT_OUT = ("logs",)
 
@@ -80,8 +82,8 @@ def every_input() -> frozenset[str]:
 
 @cache
 def every_upload() -> frozenset[str]:
-    """Names of the inputs of all types that take a file itself."""
-    return frozenset(
+    """Names of the inputs of all types, and of trainings, that take a file itself."""
+    return frozenset(TRAINING_UPLOADS).union(
         source.field
         for spec in TASK_TYPES.values()
         for image in spec.inputs

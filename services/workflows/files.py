@@ -13,7 +13,7 @@ from uuid import UUID
 from atelier.workflows.v1 import workflow_pb2
 from google.protobuf.struct_pb2 import Value
 
-from meshkit.catalog import Form, InputSpec, SourceSpec, type_numbered
+from meshkit.catalog import Form, type_numbered
 from meshkit.errors import ErrorKind, MeshError, invalid
 from meshkit.images.checks import ImageChecks
 from meshkit.images.data import decode_data
@@ -21,7 +21,7 @@ from meshkit.objects import ObjectStore
 from meshkit.paths import normalise_path
 from meshkit.staging import STAGING_SCHEME, is_staged
 from meshkit.stored_bytes import StoredBytes
-from services.workflows.fields import is_file, trains
+from services.workflows.fields import TRAINING_UPLOADS, is_file, trains
 
 FOLDER = "workflows"
 _REMOTE = ("http://", "https://")
@@ -175,11 +175,11 @@ class StepFiles:
 
 def _members(workflow: workflow_pb2.CreateWorkflow, folder: str) -> Iterator[_Member]:
     for position, step in enumerate(workflow.steps):
-        for _, source in _sources(step):
-            if Form.DATA not in source.accepts or source.field not in step.config.fields:
+        for field in _uploads(step):
+            if field not in step.config.fields:
                 continue
-            value = step.config.fields[source.field]
-            where, stem = f"workflow.steps[{position}].config.{source.field}", f"{folder}{position}-{source.field}"
+            value = step.config.fields[field]
+            where, stem = f"workflow.steps[{position}].config.{field}", f"{folder}{position}-{field}"
             if value.WhichOneof("kind") == "string_value":
                 yield _Member(value, where, stem)
             for index, item in enumerate(value.list_value.values if value.HasField("list_value") else ()):
@@ -187,9 +187,12 @@ def _members(workflow: workflow_pb2.CreateWorkflow, folder: str) -> Iterator[_Me
                     yield _Member(item, f"{where}[{index}]", f"{stem}-{index}")
 
 
-def _sources(step: Definition) -> Iterator[tuple[InputSpec, SourceSpec]]:
-    inputs = () if trains(step) else type_numbered(step.task_type).inputs
-    return ((image, source) for image in inputs for source in image.sources)
+def _uploads(step: Definition) -> Sequence[str]:
+    """Members of a step's `config` that take a file itself."""
+    if trains(step):
+        return TRAINING_UPLOADS
+    sources = (source for image in type_numbered(step.task_type).inputs for source in image.sources)
+    return [source.field for source in sources if Form.DATA in source.accepts]
 
 
 def _keep_in_place(step: Definition, where: str) -> None:

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from atelier.training.v1 import training_pb2
 from atelier.workflows.v1 import workflow_pb2
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, ParseDict
 
 from meshkit.freeform import FreeFormLimits
 from meshkit.transcoding.codec import Codecs
@@ -19,6 +20,17 @@ def decoded(*steps: dict[str, Any], **more: Any) -> tuple[workflow_pb2.CreateWor
         workflow, {"name": "looks", "steps": list(steps)}, ("body",), decoding
     )
     return workflow, decoding
+
+
+def test_files_of_a_step_that_trains_are_handed_over() -> None:
+    step = {"id": "learn", "job_kind": "TRAINING", "config": {"source_images": ["a.png", LARGE], "trigger_word": "x"}}
+    workflow, decoding = decoded(step)
+    assert not decoding.violations
+    [upload] = decoding.uploads
+    assert upload.loc == ("body", "steps", 0, "config", "source_images", 1)
+    upload.replace("staging:1")
+    trained = ParseDict(MessageToDict(workflow.steps[0].config), training_pb2.CreateTraining())
+    assert list(trained.source_images) == ["a.png", "staging:1"]
 
 
 def edit(**config: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from atelier.tasks.v1 import task_pb2
+from atelier.training.v1 import training_pb2
 from atelier.workflows.v1 import workflow_pb2
 
 from meshkit.transcoding.codec import Codecs
@@ -51,6 +52,14 @@ def test_a_config_may_have_members_of_its_own(config: Any, strict: bool) -> None
 def test_a_config_of_no_type_is_judged_by_what_all_tasks_have(task_type: Any) -> None:
     decoding = decoded({"widht": 1, "prioriti": 1}, strict=True, task_type=task_type)
     assert ("body", "steps", 0, "config", "prioriti") in {one.loc for one in decoding.violations}
+
+
+def test_a_config_of_a_step_that_trains_is_judged_by_what_trainings_have() -> None:
+    members = dict.fromkeys(training_pb2.CreateTraining.DESCRIPTOR.fields_by_name, None)
+    decoding = decoded({**members, "trigger_wrod": "x"}, strict=True, task_type=None, job_kind="TRAINING")
+    [found] = decoding.violations
+    assert found.loc == ("body", "steps", 0, "config", "trigger_wrod")
+    assert found.msg.endswith("did you mean trigger_word?")
 
 
 def test_a_config_that_is_no_object_is_one_violation() -> None:

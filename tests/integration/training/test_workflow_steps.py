@@ -1,9 +1,14 @@
 """A step of a workflow trains, and the next one generates with its adapter."""
 
 import asyncio
+import base64
+import io
+import random
 from typing import Any
 
-from tests.integration.training.conftest import LORA, Mesh, StartMesh
+from PIL import Image
+
+from tests.integration.training.conftest import LORA, Mesh, StartMesh, data_url
 
 WORKFLOWS = "/api/v1/workflows/"
 
@@ -26,6 +31,13 @@ def definition(**training: Any) -> dict[str, Any]:
             },
         ],
     }
+
+
+def noise(side: int) -> bytes:
+    """Return a PNG that does not compress."""
+    out = io.BytesIO()
+    Image.frombytes("RGB", (side, side), random.Random(side).randbytes(side * side * 3)).save(out, "PNG")
+    return out.getvalue()
 
 
 async def until(mesh: Mesh, workflow: str, step: int, state: str) -> dict[str, Any]:
@@ -82,6 +94,31 @@ async def test_a_cancelled_workflow_cancels_its_training_and_a_failed_one_fails_
     await mesh.training.maintenance.reconcile()
     shown = await until(mesh, second, 0, "FAILED")
     assert (shown["status"], shown["steps"][0]["error_message"]) == ("FAILED", "The device has no room")
+
+
+async def test_images_inside_of_a_step_that_trains_are_taken_as_a_training_takes_them(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(workflows=True, trained_models=("garments",))
+    await mesh.put("a.png", b"x")
+    client = mesh.http()
+    large = base64.b64encode(noise(900)).decode()
+    assert len(large) > 2_000_000
+    given = [data_url(), "a.png", large, "https://example.com/b.png"]
+    made = await client.post(WORKFLOWS, json=definition(source_images=given))
+    assert made.status_code == 200, made.text
+    folder = f"workflows/{made.json()['id']}"
+    kept = [f"{folder}/0-source_images-0.png", "a.png", f"{folder}/0-source_images-2.png", given[3]]
+    assert made.json()["steps"][0]["config"]["source_images"] == kept
+    assert sorted(path for path in await mesh.objects() if path != "a.png") == [kept[0], kept[2]]
+    trainer = await mesh.trainer()
+    ref, spec = await trainer.begin()
+    assert list(spec.training.source_images) == kept
+    assert (await mesh.get(ref.job_id))["source_images"] == kept
+    for wrong in ("data:image/png;base64,AAAA", "A" * 4000):
+        answer = await client.post(WORKFLOWS, json=definition(source_images=["a.png", wrong]))
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["detail"][0]["loc"] == ["body", "steps", 0, "config", "source_images", 1]
+    shared = definition() | {"config": {"source_images": [data_url()]}}
+    assert (await client.post(WORKFLOWS, json=shared)).status_code == 422
 
 
 async def test_a_step_that_trains_is_checked_as_a_training_is(start_mesh: StartMesh) -> None:

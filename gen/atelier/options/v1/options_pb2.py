@@ -25,49 +25,49 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n atelier/options/v1/options.proto\x12\x12\x61telier.options.v1\x1a google/protobuf/descriptor.proto\"\"\n\x0bMessageJson\x12\x13\n\x0bschema_name\x18\x01 \x01(\t\"\x80\x02\n\tFieldJson\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rdefault_value\x18\x02 \x01(\t\x12(\n\x05\x65mpty\x18\x03 \x01(\x0e\x32\x19.atelier.options.v1.Empty\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\x1a\n\x12\x64iscriminator_from\x18\x05 \x01(\t\x12\x0e\n\x06hidden\x18\x06 \x01(\x08\x12\x0e\n\x06upload\x18\x07 \x01(\x08\x12\x11\n\tread_only\x18\x08 \x01(\x08\x12\x11\n\tfree_form\x18\t \x01(\x08\x12\x10\n\x08not_null\x18\n \x01(\x08\x12\x10\n\x08shown_as\x18\x0b \x03(\t\x12\r\n\x05holds\x18\x0c \x01(\t\"\"\n\tOneofJson\x12\x15\n\rdiscriminator\x18\x01 \x01(\t\"\x19\n\x08\x45numJson\x12\r\n\x05lower\x18\x01 \x01(\x08\"-\n\rEnumValueJson\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06hidden\x18\x02 \x01(\x08\"\xb0\x01\n\nMethodRule\x12(\n\x05scope\x18\x01 \x01(\x0e\x32\x19.atelier.options.v1.Scope\x12\x12\n\nidempotent\x18\x02 \x01(\x08\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x0f\n\x07summary\x18\x04 \x01(\t\x12\x0b\n\x03tag\x18\x05 \x01(\t\x12\x0f\n\x07\x62undled\x18\x06 \x01(\x08\x12\x14\n\x0cother_status\x18\x07 \x01(\x05\x12\x0e\n\x06\x65rrors\x18\x08 \x03(\x05\"\xba\x01\n\rTaskTypeFacts\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x18\n\x10\x65xpected_seconds\x18\x03 \x01(\x01\x12\x17\n\x0ftimeout_seconds\x18\x04 \x01(\x01\x12\x10\n\x08internal\x18\x05 \x01(\x08\x12\x18\n\x10\x64\x65\x66\x61ult_provider\x18\x06 \x01(\t\x12\x12\n\nsteered_by\x18\x07 \x01(\t\x12\x16\n\x0eseed_in_config\x18\x08 \x01(\x08\"\x88\x01\n\rProviderFacts\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\t\x12/\n\x05tasks\x18\x03 \x03(\x0b\x32 .atelier.options.v1.ProviderTask\x12\x13\n\x0b\x63redentials\x18\x05 \x03(\t\x12\x12\n\ncounted_by\x18\x04 \x01(\t\"7\n\x0cProviderTask\x12\x11\n\ttask_type\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x02 \x03(\t\"v\n\tTaskInput\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05media\x18\x02 \x01(\x0e\x32\x19.atelier.options.v1.Media\x12\x0f\n\x07sources\x18\x03 \x03(\t\x12\x11\n\texclusive\x18\x04 \x01(\x08\x12\r\n\x05\x66irst\x18\x05 \x01(\t\"6\n\nTaskOutput\x12(\n\x05media\x18\x01 \x01(\x0e\x32\x19.atelier.options.v1.Media\"S\n\x0e\x43\x61pabilityNeed\x12\x12\n\ncapability\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\x01\x12\x0e\n\x06\x61\x62sent\x18\x03 \x01(\x08\x12\r\n\x05where\x18\x04 \x01(\t\"\xbf\x02\n\tTaskField\x12)\n\x07\x61\x63\x63\x65pts\x18\x01 \x03(\x0e\x32\x18.atelier.options.v1.Form\x12\x0c\n\x04seed\x18\x02 \x01(\x08\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\x08\x12,\n\x05input\x18\x04 \x01(\x0b\x32\x1d.atelier.options.v1.TaskInput\x12.\n\x06output\x18\x05 \x01(\x0b\x32\x1e.atelier.options.v1.TaskOutput\x12*\n\x06\x63hange\x18\x06 \x01(\x0e\x32\x1a.atelier.options.v1.Change\x12\x12\n\ncapability\x18\x07 \x01(\t\x12\x31\n\x05needs\x18\x08 \x03(\x0b\x32\".atelier.options.v1.CapabilityNeed\x12\x17\n\x0fservice_task_id\x18\t \x01(\x08\"d\n\tLiveFacts\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x12\n\ndeprecated\x18\x03 \x01(\x08\x12\x13\n\x0breplacement\x18\x04 \x01(\t\x12\x0f\n\x07\x65xample\x18\x05 \x01(\t*.\n\x05\x45mpty\x12\x15\n\x11\x45MPTY_UNSPECIFIED\x10\x00\x12\x0e\n\nEMPTY_NULL\x10\x01*\xab\x01\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0e\n\nSCOPE_READ\x10\x01\x12\x0f\n\x0bSCOPE_WRITE\x10\x02\x12\x0f\n\x0bSCOPE_ADMIN\x10\x03\x12\x12\n\x0eSCOPE_OPERATOR\x10\x04\x12\x11\n\rSCOPE_SUPPORT\x10\x05\x12\x10\n\x0cSCOPE_WORKER\x10\x06\x12\x0e\n\nSCOPE_MESH\x10\x07\x12\x10\n\x0cSCOPE_CALLER\x10\x08*P\n\x05Media\x12\x15\n\x11MEDIA_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMEDIA_IMAGE\x10\x01\x12\x0f\n\x0bMEDIA_VIDEO\x10\x02\x12\x0e\n\nMEDIA_FILE\x10\x03*H\n\x04\x46orm\x12\x14\n\x10\x46ORM_UNSPECIFIED\x10\x00\x12\r\n\tFORM_DATA\x10\x01\x12\x0c\n\x08\x46ORM_URL\x10\x02\x12\r\n\tFORM_PATH\x10\x03*\x9e\x01\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HANGE_ANY_TIME\x10\x01\x12\x18\n\x14\x43HANGE_WHILE_PENDING\x10\x02\x12\x13\n\x0f\x43HANGE_OPERATOR\x10\x03\x12\x10\n\x0c\x43HANGE_NEVER\x10\x04\x12\x12\n\x0e\x43HANGE_IGNORED\x10\x05\x12\x12\n\x0e\x43HANGE_BY_TYPE\x10\x06:S\n\x07message\x12\x1f.google.protobuf.MessageOptions\x18\xb9\x8e\x03 \x01(\x0b\x32\x1f.atelier.options.v1.MessageJson:N\n\x04live\x12\x1f.google.protobuf.MessageOptions\x18\xc2\x8e\x03 \x01(\x0b\x32\x1d.atelier.options.v1.LiveFacts:M\n\x05\x66ield\x12\x1d.google.protobuf.FieldOptions\x18\xba\x8e\x03 \x01(\x0b\x32\x1d.atelier.options.v1.FieldJson:R\n\ntask_field\x12\x1d.google.protobuf.FieldOptions\x18\xbf\x8e\x03 \x01(\x0b\x32\x1d.atelier.options.v1.TaskField:M\n\x05oneof\x12\x1d.google.protobuf.OneofOptions\x18\xbb\x8e\x03 \x01(\x0b\x32\x1d.atelier.options.v1.OneofJson:J\n\x04\x65num\x12\x1c.google.protobuf.EnumOptions\x18\xbc\x8e\x03 \x01(\x0b\x32\x1c.atelier.options.v1.EnumJson:U\n\x05value\x12!.google.protobuf.EnumValueOptions\x18\xbd\x8e\x03 \x01(\x0b\x32!.atelier.options.v1.EnumValueJson:Y\n\ttask_type\x12!.google.protobuf.EnumValueOptions\x18\xc0\x8e\x03 \x01(\x0b\x32!.atelier.options.v1.TaskTypeFacts:X\n\x08provider\x12!.google.protobuf.EnumValueOptions\x18\xc1\x8e\x03 \x01(\x0b\x32!.atelier.options.v1.ProviderFacts:P\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xbe\x8e\x03 \x01(\x0b\x32\x1e.atelier.options.v1.MethodRuleb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n atelier/options/v1/options.proto\x12\x12\x61telier.options.v1\x1a google/protobuf/descriptor.proto\"\"\n\x0bMessageJson\x12\x13\n\x0bschema_name\x18\x01 \x01(\t\"\x99\x02\n\tFieldJson\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rdefault_value\x18\x02 \x01(\t\x12(\n\x05\x65mpty\x18\x03 \x01(\x0e\x32\x19.atelier.options.v1.Empty\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\x1a\n\x12\x64iscriminator_from\x18\x05 \x01(\t\x12\x0e\n\x06hidden\x18\x06 \x01(\x08\x12\x0e\n\x06upload\x18\x07 \x01(\x08\x12\x11\n\tread_only\x18\x08 \x01(\x08\x12\x11\n\tfree_form\x18\t \x01(\x08\x12\x10\n\x08not_null\x18\n \x01(\x08\x12\x10\n\x08shown_as\x18\x0b \x03(\t\x12\r\n\x05holds\x18\x0c \x01(\t\x12\x17\n\x0fholds_otherwise\x18\r \x01(\t\"\"\n\tOneofJson\x12\x15\n\rdiscriminator\x18\x01 \x01(\t\"\x19\n\x08\x45numJson\x12\r\n\x05lower\x18\x01 \x01(\x08\"-\n\rEnumValueJson\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06hidden\x18\x02 \x01(\x08\"\xb0\x01\n\nMethodRule\x12(\n\x05scope\x18\x01 \x01(\x0e\x32\x19.atelier.options.v1.Scope\x12\x12\n\nidempotent\x18\x02 \x01(\x08\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x0f\n\x07summary\x18\x04 \x01(\t\x12\x0b\n\x03tag\x18\x05 \x01(\t\x12\x0f\n\x07\x62undled\x18\x06 \x01(\x08\x12\x14\n\x0cother_status\x18\x07 \x01(\x05\x12\x0e\n\x06\x65rrors\x18\x08 \x03(\x05\"\xba\x01\n\rTaskTypeFacts\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x18\n\x10\x65xpected_seconds\x18\x03 \x01(\x01\x12\x17\n\x0ftimeout_seconds\x18\x04 \x01(\x01\x12\x10\n\x08internal\x18\x05 \x01(\x08\x12\x18\n\x10\x64\x65\x66\x61ult_provider\x18\x06 \x01(\t\x12\x12\n\nsteered_by\x18\x07 \x01(\t\x12\x16\n\x0eseed_in_config\x18\x08 \x01(\x08\"\x88\x01\n\rProviderFacts\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\t\x12/\n\x05tasks\x18\x03 \x03(\x0b\x32 .atelier.options.v1.ProviderTask\x12\x13\n\x0b\x63redentials\x18\x05 \x03(\t\x12\x12\n\ncounted_by\x18\x04 \x01(\t\"7\n\x0cProviderTask\x12\x11\n\ttask_type\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x02 \x03(\t\"v\n\tTaskInput\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05media\x18\x02 \x01(\x0e\x32\x19.atelier.options.v1.Media\x12\x0f\n\x07sources\x18\x03 \x03(\t\x12\x11\n\texclusive\x18\x04 \x01(\x08\x12\r\n\x05\x66irst\x18\x05 \x01(\t\"6\n\nTaskOutput\x12(\n\x05media\x18\x01 \x01(\x0e\x32\x19.atelier.options.v1.Media\"S\n\x0e\x43\x61pabilityNeed\x12\x12\n\ncapability\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\x01\x12\x0e\n\x06\x61\x62sent\x18\x03 \x01(\x08\x12\r\n\x05where\x18\x04 \x01(\t\"\xbf\x02\n\tTaskField\x12)\n\x07\x61\x63\x63\x65pts\x18\x01 \x03(\x0e\x32\x18.atelier.options.v1.Form\x12\x0c\n\x04seed\x18\x02 \x01(\x08\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\x08\x12,\n\x05input\x18\x04 \x01(\x0b\x32\x1d.atelier.options.v1.TaskInput\x12.\n\x06output\x18\x05 \x01(\x0b\x32\x1e.atelier.options.v1.TaskOutput\x12*\n\x06\x63hange\x18\x06 \x01(\x0e\x32\x1a.atelier.options.v1.Change\x12\x12\n\ncapability\x18\x07 \x01(\t\x12\x31\n\x05needs\x18\x08 \x03(\x0b\x32\".atelier.options.v1.CapabilityNeed\x12\x17\n\x0fservice_task_id\x18\t \x01(\x08\"d\n\tLiveFacts\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x12\n\ndeprecated\x18\x03 \x01(\x08\x12\x13\n\x0breplacement\x18\x04 \x01(\t\x12\x0f\n\x07\x65xample\x18\x05 \x01(\t*.\n\x05\x45mpty\x12\x15\n\x11\x45MPTY_UNSPECIFIED\x10\x00\x12\x0e\n\nEMPTY_NULL\x10\x01*\xab\x01\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0e\n\nSCOPE_READ\x10\x01\x12\x0f\n\x0bSCOPE_WRITE\x10\x02\x12\x0f\n\x0bSCOPE_ADMIN\x10\x03\x12\x12\n\x0eSCOPE_OPERATOR\x10\x04\x12\x11\n\rSCOPE_SUPPORT\x10\x05\x12\x10\n\x0cSCOPE_WORKER\x10\x06\x12\x0e\n\nSCOPE_MESH\x10\x07\x12\x10\n\x0cSCOPE_CALLER\x10\x08*P\n\x05Media\x12\x15\n\x11MEDIA_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMEDIA_IMAGE\x10\x01\x12\x0f\n\x0bMEDIA_VIDEO\x10\x02\x12\x0e\n\nMEDIA_FILE\x10\x03*H\n\x04\x46orm\x12\x14\n\x10\x46ORM_UNSPECIFIED\x10\x00\x12\r\n\tFORM_DATA\x10\x01\x12\x0c\n\x08\x46ORM_URL\x10\x02\x12\r\n\tFORM_PATH\x10\x03*\x9e\x01\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HANGE_ANY_TIME\x10\x01\x12\x18\n\x14\x43HANGE_WHILE_PENDING\x10\x02\x12\x13\n\x0f\x43HANGE_OPERATOR\x10\x03\x12\x10\n\x0c\x43HANGE_NEVER\x10\x04\x12\x12\n\x0e\x43HANGE_IGNORED\x10\x05\x12\x12\n\x0e\x43HANGE_BY_TYPE\x10\x06:S\n\x07message\x12\x1f.google.protobuf.MessageOptions\x18\xb9\x8e\x03 \x01(\x0b\x32\x1f.atelier.options.v1.MessageJson:N\n\x04live\x12\x1f.google.protobuf.MessageOptions\x18\xc2\x8e\x03 \x01(\x0b\x32\x1d.atelier.options.v1.LiveFacts:M\n\x05\x66ield\x12\x1d.google.protobuf.FieldOptions\x18\xba\x8e\x03 \x01(\x0b\x32\x1d.atelier.options.v1.FieldJson:R\n\ntask_field\x12\x1d.google.protobuf.FieldOptions\x18\xbf\x8e\x03 \x01(\x0b\x32\x1d.atelier.options.v1.TaskField:M\n\x05oneof\x12\x1d.google.protobuf.OneofOptions\x18\xbb\x8e\x03 \x01(\x0b\x32\x1d.atelier.options.v1.OneofJson:J\n\x04\x65num\x12\x1c.google.protobuf.EnumOptions\x18\xbc\x8e\x03 \x01(\x0b\x32\x1c.atelier.options.v1.EnumJson:U\n\x05value\x12!.google.protobuf.EnumValueOptions\x18\xbd\x8e\x03 \x01(\x0b\x32!.atelier.options.v1.EnumValueJson:Y\n\ttask_type\x12!.google.protobuf.EnumValueOptions\x18\xc0\x8e\x03 \x01(\x0b\x32!.atelier.options.v1.TaskTypeFacts:X\n\x08provider\x12!.google.protobuf.EnumValueOptions\x18\xc1\x8e\x03 \x01(\x0b\x32!.atelier.options.v1.ProviderFacts:P\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xbe\x8e\x03 \x01(\x0b\x32\x1e.atelier.options.v1.MethodRuleb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atelier.options.v1.options_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EMPTY']._serialized_start=1744
-  _globals['_EMPTY']._serialized_end=1790
-  _globals['_SCOPE']._serialized_start=1793
-  _globals['_SCOPE']._serialized_end=1964
-  _globals['_MEDIA']._serialized_start=1966
-  _globals['_MEDIA']._serialized_end=2046
-  _globals['_FORM']._serialized_start=2048
-  _globals['_FORM']._serialized_end=2120
-  _globals['_CHANGE']._serialized_start=2123
-  _globals['_CHANGE']._serialized_end=2281
+  _globals['_EMPTY']._serialized_start=1769
+  _globals['_EMPTY']._serialized_end=1815
+  _globals['_SCOPE']._serialized_start=1818
+  _globals['_SCOPE']._serialized_end=1989
+  _globals['_MEDIA']._serialized_start=1991
+  _globals['_MEDIA']._serialized_end=2071
+  _globals['_FORM']._serialized_start=2073
+  _globals['_FORM']._serialized_end=2145
+  _globals['_CHANGE']._serialized_start=2148
+  _globals['_CHANGE']._serialized_end=2306
   _globals['_MESSAGEJSON']._serialized_start=90
   _globals['_MESSAGEJSON']._serialized_end=124
   _globals['_FIELDJSON']._serialized_start=127
-  _globals['_FIELDJSON']._serialized_end=383
-  _globals['_ONEOFJSON']._serialized_start=385
-  _globals['_ONEOFJSON']._serialized_end=419
-  _globals['_ENUMJSON']._serialized_start=421
-  _globals['_ENUMJSON']._serialized_end=446
-  _globals['_ENUMVALUEJSON']._serialized_start=448
-  _globals['_ENUMVALUEJSON']._serialized_end=493
-  _globals['_METHODRULE']._serialized_start=496
-  _globals['_METHODRULE']._serialized_end=672
-  _globals['_TASKTYPEFACTS']._serialized_start=675
-  _globals['_TASKTYPEFACTS']._serialized_end=861
-  _globals['_PROVIDERFACTS']._serialized_start=864
-  _globals['_PROVIDERFACTS']._serialized_end=1000
-  _globals['_PROVIDERTASK']._serialized_start=1002
-  _globals['_PROVIDERTASK']._serialized_end=1057
-  _globals['_TASKINPUT']._serialized_start=1059
-  _globals['_TASKINPUT']._serialized_end=1177
-  _globals['_TASKOUTPUT']._serialized_start=1179
-  _globals['_TASKOUTPUT']._serialized_end=1233
-  _globals['_CAPABILITYNEED']._serialized_start=1235
-  _globals['_CAPABILITYNEED']._serialized_end=1318
-  _globals['_TASKFIELD']._serialized_start=1321
-  _globals['_TASKFIELD']._serialized_end=1640
-  _globals['_LIVEFACTS']._serialized_start=1642
-  _globals['_LIVEFACTS']._serialized_end=1742
+  _globals['_FIELDJSON']._serialized_end=408
+  _globals['_ONEOFJSON']._serialized_start=410
+  _globals['_ONEOFJSON']._serialized_end=444
+  _globals['_ENUMJSON']._serialized_start=446
+  _globals['_ENUMJSON']._serialized_end=471
+  _globals['_ENUMVALUEJSON']._serialized_start=473
+  _globals['_ENUMVALUEJSON']._serialized_end=518
+  _globals['_METHODRULE']._serialized_start=521
+  _globals['_METHODRULE']._serialized_end=697
+  _globals['_TASKTYPEFACTS']._serialized_start=700
+  _globals['_TASKTYPEFACTS']._serialized_end=886
+  _globals['_PROVIDERFACTS']._serialized_start=889
+  _globals['_PROVIDERFACTS']._serialized_end=1025
+  _globals['_PROVIDERTASK']._serialized_start=1027
+  _globals['_PROVIDERTASK']._serialized_end=1082
+  _globals['_TASKINPUT']._serialized_start=1084
+  _globals['_TASKINPUT']._serialized_end=1202
+  _globals['_TASKOUTPUT']._serialized_start=1204
+  _globals['_TASKOUTPUT']._serialized_end=1258
+  _globals['_CAPABILITYNEED']._serialized_start=1260
+  _globals['_CAPABILITYNEED']._serialized_end=1343
+  _globals['_TASKFIELD']._serialized_start=1346
+  _globals['_TASKFIELD']._serialized_end=1665
+  _globals['_LIVEFACTS']._serialized_start=1667
+  _globals['_LIVEFACTS']._serialized_end=1767
 # @@protoc_insertion_point(module_scope)

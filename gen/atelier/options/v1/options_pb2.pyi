@@ -227,6 +227,7 @@ class FieldJson(_message.Message):
     NOT_NULL_FIELD_NUMBER: _builtins.int
     SHOWN_AS_FIELD_NUMBER: _builtins.int
     HOLDS_FIELD_NUMBER: _builtins.int
+    HOLDS_OTHERWISE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Member name, where it is not the field's own."""
     default_value: _builtins.str
@@ -252,6 +253,8 @@ class FieldJson(_message.Message):
     the sibling that selects the variant; without it those of all variants. A member that is almost one of them is taken
     for a mistake.
     """
+    holds_otherwise: _builtins.str
+    """For such an object whose sibling is absent: full name of the message whose members it may have then."""
     @_builtins.property
     def shown_as(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the messages of its package that the document shows in this field's place, any of them."""
@@ -271,10 +274,11 @@ class FieldJson(_message.Message):
         not_null: _builtins.bool = ...,
         shown_as: _abc.Iterable[_builtins.str] | None = ...,
         holds: _builtins.str = ...,
+        holds_otherwise: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_value", b"default_value", "discriminator_from", b"discriminator_from", "empty", b"empty", "free_form", b"free_form", "hidden", b"hidden", "holds", b"holds", "name", b"name", "not_null", b"not_null", "read_only", b"read_only", "shown_as", b"shown_as", "upload", b"upload", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_value", b"default_value", "discriminator_from", b"discriminator_from", "empty", b"empty", "free_form", b"free_form", "hidden", b"hidden", "holds", b"holds", "holds_otherwise", b"holds_otherwise", "name", b"name", "not_null", b"not_null", "read_only", b"read_only", "shown_as", b"shown_as", "upload", b"upload", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
