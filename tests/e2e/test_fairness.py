@@ -13,7 +13,7 @@ from tests.e2e.harness import RunningMesh, until
 
 pytestmark = pytest.mark.timeout(300)
 
-FLOOD = 1000
+FLOOD = 400
 # What was already leased, or is leased in the same poll, cannot be overtaken: slots and prefetch, twice.
 _FEW = 16
 
@@ -48,7 +48,7 @@ def _send_one(mesh: RunningMesh, tenant: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("story", "priority"), [("plain", 1), ("urgent", 3)])
 def test_one_task_beside_a_flood_is_among_the_next(mesh: RunningMesh, story: str, priority: int) -> None:
     with mesh.http(f"flood-{story}", timeout_seconds=60) as client:
-        _flood(mesh, client, steps=1, step_ms=40, priority=priority)
+        _flood(mesh, client, steps=1, step_ms=100, priority=priority)
         one = _send_one(mesh, f"single-{story}")
         flood = mesh.tasks(client)
         assert any(task["status"] == "PENDING" for task in flood), "the flood was over before the one was sent"
@@ -58,7 +58,7 @@ def test_one_task_beside_a_flood_is_among_the_next(mesh: RunningMesh, story: str
 
 def test_flood_that_is_cancelled_buys_no_advantage(mesh: RunningMesh) -> None:
     with mesh.http("flood-cancelled", timeout_seconds=60) as client:
-        flood = _flood(mesh, client, steps=1, step_ms=40)
+        flood = _flood(mesh, client, steps=1, step_ms=100)
         with ThreadPoolExecutor(8) as pool:
             answers = pool.map(
                 lambda task: client.post(f"/api/v1/tasks/{task}/cancel").status_code, flood[FLOOD // 2 :]
@@ -73,7 +73,7 @@ def test_weights_share_out_the_mesh(start_mesh: Callable[..., RunningMesh]) -> N
     mesh = start_mesh(ATELIER_TENANT_WEIGHTS="heavy=3,light=1", ATELIER_WORKER_SLOTS="2", ATELIER_WORKER_PREFETCH="0")
     with mesh.http("heavy", timeout_seconds=60) as heavy, mesh.http("light", timeout_seconds=60) as light:
         with ThreadPoolExecutor(2) as pool:
-            waiting = [pool.submit(_flood, mesh, client, steps=1, step_ms=20) for client in (light, heavy)]
+            waiting = [pool.submit(_flood, mesh, client, steps=1, step_ms=50) for client in (light, heavy)]
             for each in waiting:
                 each.result()
         # Both still have work: from the moment that the second flood began, each lease is decided by the weights.
