@@ -107,6 +107,7 @@ class TaskRecord(NamedTuple):
         lane: The pair that a worker must run to be given it, with what its provider counts by; see `lane_of`.
         not_before: Waiting for a retry until then; null where it is ready.
         released: Times it went back without costing a retry.
+        progress_at_retry: Progress that it had when an attempt last cost a retry.
         charged: Cost already charged to its tenant, in expected device seconds; never charged twice.
         warm_keys: Adapters that a worker had better hold already.
         timeout_seconds: How long one attempt may run.
@@ -133,6 +134,7 @@ class TaskRecord(NamedTuple):
     attempt: int
     retry_count: int
     released: int
+    progress_at_retry: float
     is_resumed: bool
     resume_attempt_count: int
     last_resume_attempt: datetime | None
@@ -215,6 +217,7 @@ def new_task(
         attempt=0,
         retry_count=0,
         released=0,
+        progress_at_retry=0.0,
         is_resumed=False,
         resume_attempt_count=0,
         last_resume_attempt=None,
@@ -412,12 +415,14 @@ class Requeue:
     Attributes:
         loss: How the ended attempt is recorded.
         delay: Wait before the task may be leased.
+        retries: Retries that it has then cost.
         free: Whether it counts as a release instead of a retry.
         resumed: Whether the next attempt takes over from a lost one.
     """
 
     loss: AttemptLoss
     delay: timedelta
+    retries: int
     free: bool
     resumed: bool
 
@@ -453,9 +458,9 @@ def after_loss(
 
     An attempt that was handed back costs nothing, and neither does one that was lost while its provider had accepted a
     request that the next attempt goes on with: up to `MAX_FREE_RELEASES` times; after that it counts. Any other attempt
-    costs a retry while the loss is retryable and the policy allows one more. A fallback takes over where no retry is
-    left, where none can help, and where the provider asks for too long a wait; a mistake of the caller, or a cancel, is
-    no reason to.
+    costs a retry while the loss is retryable and the policy allows one more; of a job's, those count that it lost since
+    it last got further. A fallback takes over where no retry is left, where none can help, and where the provider asks
+    for too long a wait; a mistake of the caller, or a cancel, is no reason to.
 
     Args:
         record: The task as it was while the attempt ran.
@@ -468,18 +473,18 @@ def after_loss(
     # One that was stuck for longer than it may run is no better off for going on.
     goes_on = accepted and loss.outcome is AttemptOutcome.EXPIRED and loss.category is not ErrorCategory.TIMEOUT
     if (handed_back or goes_on) and record.released < MAX_FREE_RELEASES:
-        return Requeue(loss, timedelta(), free=True, resumed=loss.resumed)
+        return Requeue(loss, timedelta(), record.retry_count, free=True, resumed=loss.resumed)
     if handed_back:
         loss = _HANDED_BACK_TOO_OFTEN
     category = loss.category or ErrorCategory.INTERNAL
+    spent = record.retry_count if record.kind == JobKind.TASK or record.progress <= record.progress_at_retry else 0
     falls_back = record.fallback == Fallback.AVAILABLE and category not in CALLERS_OWN
     too_long = falls_back and (loss.retry_after or 0.0) > policy.fallback_seconds
-    if loss.retryable and category not in NEVER_RETRIED and policy.allows(record.retry_count) and not too_long:
-        delay = timedelta()
+    if loss.retryable and category not in NEVER_RETRIED and policy.allows(spent) and not too_long:
+        delay, retry = timedelta(), spent + 1
         if not loss.immediate:
-            retry = record.retry_count + 1
             delay = policy.delay(retry, category=category, retry_after=loss.retry_after, spread=spread)
-        return Requeue(loss, delay, free=False, resumed=loss.resumed)
+        return Requeue(loss, delay, retry, free=False, resumed=loss.resumed)
     return FallBack(loss) if falls_back else Fail(loss, category)
 
 

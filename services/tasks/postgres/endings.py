@@ -100,7 +100,8 @@ UPDATE tasks t SET
     lease_session = NULL, lease_sequence = NULL, leased_at = NULL, missing_since = NULL,
     executor_type = NULL, executor_instance = NULL,
     not_before = CASE WHEN %(delay)s > 0 THEN now() + %(delay)s * interval '1 second' END,
-    retry_count = t.retry_count + %(retries)s, released = t.released + %(releases)s,
+    retry_count = %(retries)s, released = t.released + %(releases)s,
+    progress_at_retry = CASE WHEN %(releases)s = 0 THEN t.progress ELSE t.progress_at_retry END,
     is_resumed = t.is_resumed OR %(resumed)s,
     resume_attempt_count = t.resume_attempt_count + %(resumed)s::integer,
     last_resume_attempt = CASE WHEN %(resumed)s THEN now() ELSE t.last_resume_attempt END,
@@ -275,7 +276,7 @@ async def _lose(
     elif isinstance(following, Requeue):
         more = {
             "delay": following.delay.total_seconds(),
-            "retries": 0 if following.free else 1,
+            "retries": following.retries,
             "releases": 1 if following.free else 0,
             "resumed": following.resumed,
         }

@@ -117,6 +117,32 @@ async def test_a_lost_trainer_queues_its_job_again_and_a_failed_job_says_why(mes
     assert [what for what, _ in await events(mesh)] == ["requeued", "ended"]
 
 
+async def lose(mesh: Mesh, number: int, progress: float) -> None:
+    """Lease the only job, get so far, and be lost."""
+    worker = await trainer(mesh, f"t/{number}")
+    [lease] = await worker.lease()
+    await worker.heartbeat(lease)
+    await mesh.execute("UPDATE tasks SET progress = %s", progress)
+    await age_session(mesh, worker)
+    await mesh.running.maintenance.expire()
+
+
+async def test_a_job_that_got_further_each_time_outlives_any_number_of_losses(start_mesh: StartMesh) -> None:
+    mesh = await start_mesh(max_retries=2)
+    job = await create(mesh)
+    for number in range(6):
+        await lose(mesh, number, 10.0 * (number + 1))
+        assert (await get(mesh, job.job_id)).status == enums_pb2.TASK_STATUS_PENDING
+    [[retries]] = await mesh.rows("SELECT retry_count FROM tasks")
+    assert retries == 1
+    # It stands still: the last loss above was the first of three in a row.
+    await lose(mesh, 6, 60.0)
+    assert (await get(mesh, job.job_id)).status == enums_pb2.TASK_STATUS_PENDING
+    await lose(mesh, 7, 60.0)
+    failed = await get(mesh, job.job_id)
+    assert (failed.status, failed.attempt) == (enums_pb2.TASK_STATUS_FAILED, 8)
+
+
 async def test_jobs_are_served_by_priority_and_a_change_of_it_counts(mesh: Mesh) -> None:
     low, high = await create(mesh, priority=0), await create(mesh, priority=1)
     changed = jobs_service_pb2.SetJobPriorityRequest(job_id=low.job_id, priority=5)

@@ -129,7 +129,7 @@ def test_a_task_that_is_handed_back_too_often_says_so_and_is_resumed() -> None:
 
 
 def test_an_attempt_that_never_began_is_not_resumed() -> None:
-    assert after_loss(task(), HANDED_BACK, POLICY) == Requeue(HANDED_BACK, timedelta(), free=True, resumed=False)
+    assert after_loss(task(), HANDED_BACK, POLICY) == Requeue(HANDED_BACK, timedelta(), 0, free=True, resumed=False)
 
 
 @pytest.mark.parametrize("resumed", BOTH)
@@ -193,10 +193,10 @@ LOST = AttemptLoss(AttemptOutcome.EXPIRED, "lost", ErrorCategory.RESOURCE, resum
 
 def test_an_attempt_that_is_lost_with_an_accepted_request_costs_no_retry_within_bounds() -> None:
     assert after_loss(task(retries=3), LOST, POLICY, accepted=True) == Requeue(
-        LOST, timedelta(), free=True, resumed=True
+        LOST, timedelta(), 3, free=True, resumed=True
     )
     spent = after_loss(task(releases=MAX_FREE_RELEASES), LOST, POLICY, accepted=True)
-    assert spent == Requeue(LOST, timedelta(), free=False, resumed=True)
+    assert spent == Requeue(LOST, timedelta(), 1, free=False, resumed=True)
     over = task(retries=3, releases=MAX_FREE_RELEASES, fallback=Fallback.AVAILABLE)
     assert after_loss(over, LOST, POLICY, accepted=True) == FallBack(LOST)
 
@@ -213,3 +213,16 @@ def test_a_failed_or_stuck_attempt_costs_a_retry_whatever_was_accepted(loss: Att
     following = after_loss(task(), loss, POLICY, accepted=True)
     assert isinstance(following, Requeue)
     assert not following.free
+
+
+@pytest.mark.parametrize(
+    ("kind", "progress", "left"), [("TRAINING", 41.0, 1), ("TRAINING", 40.0, None), ("TASK", 41.0, None)]
+)
+def test_only_what_a_job_lost_since_it_got_further_counts(kind: str, progress: float, left: int | None) -> None:
+    spent = task(retries=POLICY.max_retries)._replace(kind=kind, progress=progress, progress_at_retry=40.0)
+    following = after_loss(spent, LOST, POLICY)
+    if left is None:
+        assert isinstance(following, Fail)
+    else:
+        assert isinstance(following, Requeue)
+        assert (following.retries, following.free) == (left, False)
