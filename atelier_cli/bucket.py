@@ -1,5 +1,6 @@
 """The bucket on a store that is not the mesh's own; the embedded store makes its own bucket."""
 
+import sys
 from typing import Final
 
 import urllib3
@@ -22,22 +23,40 @@ def make_bucket() -> str | None:
     Raises:
         CliError: A file that holds a setting cannot be read.
     """
+    return _make_bucket()[1]
+
+
+def main() -> int:
+    """Create the bucket: `python -m atelier_cli.bucket`, where no `atelier up` does it.
+
+    Returns:
+        The exit status: 0 where the bucket is there.
+    """
+    there, told = _make_bucket()
+    if told is not None:
+        sys.stderr.write(f"{told}\n")
+    return 0 if there else 1
+
+
+def _make_bucket() -> tuple[bool, str | None]:
     endpoint = given("ATELIER_S3_ENDPOINT")
     if endpoint is None:
-        return None
+        return True, None
     name = given("ATELIER_S3_BUCKET") or DEFAULT_BUCKET
     try:
         created = _create(endpoint, name)
     except S3Error as error:
-        return (
+        return False, (
             f"The bucket {name} at {endpoint} could not be found or created with these keys ({error.code}): "
             "create it, or name another by ATELIER_S3_BUCKET."
         )
     except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
-        return f"The object store at {endpoint} does not answer ({type(error).__name__}); the bucket {name} must exist."
+        return False, (
+            f"The object store at {endpoint} does not answer ({type(error).__name__}); the bucket {name} must exist."
+        )
     except ValueError as error:
-        return f"The object store at {endpoint} cannot be asked for the bucket {name}: {error}."
-    return f"Created the bucket {name} at {endpoint}." if created else None
+        return False, f"The object store at {endpoint} cannot be asked for the bucket {name}: {error}."
+    return True, f"Created the bucket {name} at {endpoint}." if created else None
 
 
 def _create(endpoint: str, name: str) -> bool:
@@ -60,3 +79,7 @@ def _create(endpoint: str, name: str) -> bool:
             raise
         return False
     return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,11 +1,15 @@
 """Health of processes."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Final
 
 import grpc
 import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from meshkit.health import PROCESS
 
 _TIMEOUT_SECONDS: Final = 2.0
 
@@ -37,3 +41,22 @@ def http_serves(url: str) -> bool:
         return httpx.get(url, timeout=_TIMEOUT_SECONDS).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
+
+
+def main(protocol: str = "grpc") -> int:
+    """Ask the process of this container whether it serves: `python -m atelier_cli.health [http]`.
+
+    Args:
+        protocol: What it speaks; the gateway speaks `http`.
+
+    Returns:
+        The exit status: 0 if it does.
+    """
+    port = os.environ.get("ATELIER_LISTEN", "").rpartition(":")[2]
+    address = f"127.0.0.1:{port}"
+    serves = http_serves(f"http://{address}/health/live") if protocol == "http" else grpc_serves(address, PROCESS)
+    return 0 if serves else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -4,7 +4,7 @@ import secrets
 
 import pytest
 
-from atelier_cli.bucket import make_bucket
+from atelier_cli.bucket import main, make_bucket
 from atelier_cli.embedded.process import free_ports
 from tests.conftest import S3Store
 
@@ -24,6 +24,7 @@ def test_a_missing_bucket_is_created_once(name: str, s3: S3Store) -> None:
     assert make_bucket() == f"Created the bucket {name} at {s3.endpoint}."
     assert s3.server.client().bucket_exists(name)
     assert make_bucket() is None
+    assert main() == 0
 
 
 def test_keys_that_may_not_create_it_are_told_with_what_to_do(
@@ -35,6 +36,7 @@ def test_keys_that_may_not_create_it_are_told_with_what_to_do(
     assert f"The bucket {name} at {s3.endpoint} could not be found or created with these keys" in told
     assert "ATELIER_S3_BUCKET" in told
     assert not s3.server.client().bucket_exists(name)
+    assert main() == 1, "a job that makes it is tried again"
 
 
 @pytest.mark.usefixtures("name")
