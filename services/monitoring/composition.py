@@ -62,7 +62,7 @@ async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> Monitori
     await stack.enter_async_context(loops)
     await stack.enter_async_context(LoopReporter(bus, loops, MONITORING.role))
     parts = PartStates(
-        [HealthPart("postgresql", database.ping), HealthPart("nats", bus.ping, essential=False)],
+        [HealthPart("postgresql", database.ping, every_call=True), HealthPart("nats", bus.ping, essential=False)],
         lambda: [f"loops/{name}" for name in loops.ailing],
     )
     servicer = SystemServicer(supervisor)

@@ -1,5 +1,6 @@
 """The images, and the mesh of one host that is made of them."""
 
+import json
 import re
 from typing import Any
 
@@ -61,8 +62,9 @@ def test_the_control_plane_is_made_of_no_package_of_a_device() -> None:
 def test_one_host_runs_every_service_and_worker() -> None:
     assert set(PROCESSES) == {spec.role for spec in (*topology.SERVICES, topology.CALLER)}
     for role, one in PROCESSES.items():
-        default = targets()[one["build"]["target"]] != "runtime" or one["build"]["target"] == "providers"
-        assert default or one["command"] == ["python", "-m", topology.by_role(role).module]
+        [stage] = [each for each in DOCKERFILE.split("\nFROM ") if f" AS {one['build']['target']}\n" in each]
+        [default] = re.findall(r"^CMD (\[.*\])$", stage, re.MULTILINE)
+        assert one.get("command", json.loads(default)) == ["python", "-m", topology.by_role(role).module]
 
 
 def test_each_is_given_settings_that_it_reads_and_no_secret_of_another() -> None:
@@ -91,6 +93,7 @@ def test_only_this_machine_reaches_what_is_published() -> None:
 def test_prometheus_reads_the_page_of_every_process() -> None:
     read = yaml.safe_load((ROOT / "compose" / "prometheus.yml").read_text(encoding="utf-8"))
     [job] = read["scrape_configs"]
+    assert all((ROOT / "ops" / "prometheus" / rules.removeprefix("rules/")).is_file() for rules in read["rule_files"])
     names = {name for name in OWN if name not in ("bucket", "migrations")}
     assert set(job["static_configs"][0]["targets"]) == {f"{name}:9100" for name in names}
     assert all(OWN[name]["environment"]["ATELIER_METRICS_PORT"] == "9100" for name in names)
