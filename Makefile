@@ -22,7 +22,7 @@ MARKS ?= not long and not bench
 # Processes that run the tests side by side; each has servers of its own.
 JOBS ?= 2
 
-.PHONY: help setup up demo demo-all test check lint format proto settings proto-baseline bench gpu-check e2e-long chaos fuzz clean
+.PHONY: help setup up demo demo-all test check lint format proto settings dashboards proto-baseline bench gpu-check e2e-long chaos fuzz clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -85,6 +85,9 @@ settings: setup ## Write docs/settings.md from the settings classes, and the tab
 	@$(BIN)/python scripts/settings_page.py
 	@$(BIN)/python scripts/metrics_page.py
 	@$(BIN)/python scripts/providers_page.py
+
+dashboards: setup ## Write ops/grafana/ from scripts/dashboard_tables.py.
+	@$(BIN)/python -m scripts.dashboards
 
 proto-baseline: setup ## At a release: make the contracts as they stand the ones that later changes may not break.
 	@$(BIN)/python scripts/generate_protos.py --baseline

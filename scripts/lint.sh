@@ -22,6 +22,7 @@ step $bin/python scripts/generate_protos.py --check
 step $bin/python scripts/settings_page.py --check
 step $bin/python scripts/providers_page.py --check
 step $bin/python scripts/metrics_page.py --check
+step $bin/python -m scripts.dashboards --check
 step scripts/secrets.sh
 
 if ((${#failed[@]})); then

@@ -11,6 +11,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +60,8 @@ class DeclaredMetric:
         return "trainer" if parts[:3] == ["services", "training", "trainer"] else parts[1]
 
 
-def declared() -> list[DeclaredMetric]:
+@cache
+def declared() -> tuple[DeclaredMetric, ...]:
     """Return every metric, by name.
 
     Raises:
@@ -72,7 +74,7 @@ def declared() -> list[DeclaredMetric]:
                 known = found.setdefault(metric.name, metric)
                 if (known.kind, known.labels, known.meaning) != (metric.kind, metric.labels, metric.meaning):
                     raise ValueError(f"{metric.name} is declared differently in {known.module} and {metric.module}")
-    return [found[name] for name in sorted(found)]
+    return tuple(found[name] for name in sorted(found))
 
 
 def series_names() -> set[str]:

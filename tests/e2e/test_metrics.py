@@ -1,19 +1,44 @@
 """What a running mesh tells Prometheus."""
 
 import re
+import shutil
+import signal
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import yaml  # type: ignore[import-untyped] # ships no types
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from atelier_cli.embedded.process import Launch, free_ports, spawn, stop
+from scripts.dashboard_tables import panels, runnable
 from scripts.metrics_page import declared
 from tests.e2e.harness import RunningMesh, ended_task, until
+from tests.unit.repository.rules import expressions, names_in
+from tests.unit.repository.sources import ROOT
 
 pytestmark = pytest.mark.timeout(180)
 
 # Parts that a mesh without a trainer and without providers does not load.
 _UNUSED = ("services/training/trainer/", "services/inference/providers/")
+
+
+_RULES = ROOT / "ops" / "prometheus"
+# Panels that show something as soon as one task has ended.
+_AFTER_ONE_TASK = {
+    *("Requests by status", "Time of requests", "Slowest routes, 95 %", "Open connections"),
+    *("Accepted, by type", "Ended, by outcome", "Queue wait, 95 %", "Run, 95 %", "Tasks that begin late"),
+    *("gRPC calls, 95 %", "Calls in flight", "Memory", "Processes down", "Slots in use"),
+    *("Slots of workers, by queue", "Queue wait, by type, 95 %", "Leases", "Rounds, by whether they found work"),
+    *("Requests that share a transaction", "Attempts held and fetching", "Open sessions", "Attempts, by outcome"),
+    *("Time of an attempt, by type and model", "Wait for a slot, 95 %", "Batch size", "Memory of models"),
+    *("Oldest event that waits", "From the change to NATS, 95 %", "Events published"),
+    *("Since the last success", "Time of a run, 95 %"),
+}
 
 
 def _pages(mesh: RunningMesh, **headers: str) -> dict[str, str]:
@@ -71,3 +96,88 @@ def test_events_are_measured_on_their_way(mesh: RunningMesh) -> None:
         return 'atelier_outbox_lag_seconds_count{schema="tasks"}' in _pages(mesh)["tasks"]
 
     until(measured, "the relay has published")
+
+
+@contextmanager
+def _prometheus(mesh: RunningMesh, folder: Path) -> Iterator[httpx.Client]:
+    """A real Prometheus that scrapes the mesh every second, with the rules of `ops/prometheus`."""
+    ports = {role: port for role, port in mesh.record.ports.items() if role.startswith("metrics_")}
+    running = {each.role for each in mesh.record.processes}
+    jobs = {role.removeprefix("metrics_"): port for role, port in ports.items()}
+    for name in ("recording.yml", "alerts.yml"):
+        # Every second, and not as seldom as an installation needs.
+        text = (_RULES / name).read_text(encoding="utf-8")
+        (folder / name).write_text(text.replace("interval: 30s", "interval: 1s"), encoding="utf-8")
+    configuration = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": ["recording.yml", "alerts.yml"],
+        "scrape_configs": [
+            {"job_name": role, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+            for role, port in jobs.items()
+            if role in running
+        ],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
+    [port] = free_ports(1)
+    command = (
+        str(shutil.which("prometheus")),
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    )
+    process = spawn(Launch(argv=command, log=folder / "prometheus.log", env={}))
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30) as client:
+            yield client
+    finally:
+        stop(process, signal.SIGTERM)
+
+
+def _results(client: httpx.Client, query: str) -> list[dict[str, Any]]:
+    answer = client.get("/query", params={"query": query})
+    assert answer.status_code == 200, (query, answer.text)
+    found: list[dict[str, Any]] = answer.json()["data"]["result"]
+    return found
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)")
+def test_a_real_prometheus_answers_every_panel(mesh: RunningMesh, tmp_path: Path) -> None:
+    with _prometheus(mesh, tmp_path) as prometheus, mesh.http("measured") as client:
+
+        def scraped() -> bool:
+            try:
+                return len(_results(prometheus, "up == 1")) >= 5
+            except httpx.TransportError:
+                return False
+
+        until(scraped, "every process is scraped", 30)
+        # Rates need a change between two scrapes.
+        ended_task(client, mesh.create(client, str(uuid.uuid4()))["id"])
+        until(lambda: _results(prometheus, "atelier:queue_wait_seconds:p95_5m > 0"), "the rules have run", 30)
+
+        def shown() -> bool:
+            found = [
+                (panel.title, [_results(prometheus, runnable(query)) for query, _ in panel.queries])
+                for panel in panels()
+            ]
+            return {title for title, results in found if all(results)} >= _AFTER_ONE_TASK
+
+        until(shown, "the panels show what has happened", 30, pause_seconds=1)
+        rules = prometheus.get("/rules").json()["data"]["groups"]
+        assert [rule for group in rules for rule in group["rules"] if rule["health"] == "err"] == []
+        online = _results(prometheus, "flower_worker_online")
+        assert [(one["metric"]["worker"] != "", one["value"][1]) for one in online] == [(True, "1")]
+        received = _results(prometheus, 'flower_events_total{type="task-received", task="atelier.NOOP"}')
+        assert float(received[0]["value"][1]) >= 1
+
+
+def test_rules_and_panels_ask_for_nothing_that_a_running_mesh_does_not_show(mesh: RunningMesh) -> None:
+    shown = set()
+    for text in _pages(mesh).values():
+        for name, kind in re.findall(r"^# TYPE (atelier_\S+) (\w+)", text, re.MULTILINE):
+            shown |= {f"{name}{part}" for part in ("_bucket", "_sum", "_count")} if kind == "histogram" else {name}
+    rules = [*expressions("recording.yml"), *expressions("alerts.yml")]
+    asked = {name for query in rules for name in names_in(query)}
+    asked |= {name for panel in panels() for query, _ in panel.queries for name in names_in(query)}
+    missing = {name for name in asked if name.startswith("atelier_")} - shown
+    assert {name for name in missing if not name.startswith("atelier_provider_request_seconds")} == set()

@@ -9,36 +9,19 @@ import pytest
 import yaml  # type: ignore[import-untyped] # ships no types
 
 from scripts.metrics_page import series_names
+from tests.unit.repository.rules import RULES, expressions, names_in, recorded, rules
 from tests.unit.repository.sources import ROOT
-
-FOLDER = ROOT / "ops" / "prometheus"
-_NAME = re.compile(r"\b(?:atelier|flower)[_:][a-z0-9_:]+")
-_SELECTOR = re.compile(r"\{[^}]*\}|by \([^)]*\)|on \([^)]*\)|\"[^\"]*\"")
-
-
-def _rules(file: str) -> list[dict[str, Any]]:
-    document = yaml.safe_load((FOLDER / file).read_text(encoding="utf-8"))
-    return [rule for group in document["groups"] for rule in group["rules"]]
 
 
 def _alerts() -> dict[str, dict[str, Any]]:
-    return {rule["alert"]: rule for rule in _rules("alerts.yml")}
-
-
-def recorded() -> set[str]:
-    return {rule["record"] for rule in _rules("recording.yml")}
-
-
-def names_in(expression: str) -> set[str]:
-    """Metrics that a query names."""
-    return set(_NAME.findall(_SELECTOR.sub("", expression)))
+    return {rule["alert"]: rule for rule in rules("alerts.yml")}
 
 
 @pytest.mark.parametrize("file", ["recording.yml", "alerts.yml"])
 def test_rules_name_metrics_that_exist(file: str) -> None:
     known = series_names() | recorded()
-    assert {rule["expr"] for rule in _rules(file) if names_in(rule["expr"]) - known} == set()
-    assert [rule["expr"] for rule in _rules(file) if not names_in(rule["expr"])] == (
+    assert {query for query in expressions(file) if names_in(query) - known} == set()
+    assert [query for query in expressions(file) if not names_in(query)] == (
         ["up == 0"] if file == "alerts.yml" else []
     )
 
@@ -59,7 +42,7 @@ def test_every_alert_has_a_runbook_a_severity_and_a_dashboard() -> None:
 
 
 def test_every_alert_is_tried_firing_and_silent() -> None:
-    tests = yaml.safe_load((FOLDER / "tests.yml").read_text(encoding="utf-8"))["tests"]
+    tests = yaml.safe_load((RULES / "tests.yml").read_text(encoding="utf-8"))["tests"]
     tried: dict[str, set[bool]] = {}
     for test in tests:
         for one in test.get("alert_rule_test", ()):
@@ -81,5 +64,5 @@ def test_the_names_of_flower_are_recorded() -> None:
 def test_the_rules_pass_their_own_tests() -> None:
     for arguments in (["check", "rules", "recording.yml", "alerts.yml"], ["test", "rules", "tests.yml"]):
         command = [str(shutil.which("promtool")), *arguments]
-        done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, cwd=RULES, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
