@@ -106,7 +106,8 @@ class LiveFeed:
             "sequence": sequence,
             "requires_ack": False,
         }
-        return LiveMessage(sequence, said.type, said.channel, orjson.dumps(envelope).decode())
+        text = orjson.dumps(envelope).decode()
+        return LiveMessage(sequence, said.type, said.channel, text, getattr(message, "job_id", ""))
 
     def spoken(self, message: Message) -> str:
         """Return a message of the connection itself: its members stand beside its type."""

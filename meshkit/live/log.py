@@ -35,12 +35,14 @@ class LiveMessage:
         type: Its type.
         channel: Its channel; empty for what belongs to no channel.
         text: The whole of it as JSON.
+        job: Job that it tells of; empty for none.
     """
 
     sequence: int
     type: str
     channel: str
     text: str
+    job: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.docs import Docs
 from services.gateway.endpoints import Transcoder
 from services.gateway.health import Health
+from services.gateway.jobs.pages import JobPages
 from services.gateway.live import sse, system
 from services.gateway.live.parts import LiveParts
 from services.gateway.live.sockets import EventSockets
@@ -43,6 +44,7 @@ class GatewayParts:
         images: Serves stored images; None where there is no object store.
         loras: Takes LoRA files; None where there is no object store or no library.
         live: Serves those who listen to events.
+        jobs: Serves `/api/jobs`.
         openapi: The OpenAPI document.
         docs: Serves `/docs`.
     """
@@ -52,6 +54,7 @@ class GatewayParts:
     images: StoredImages | None
     loras: LoraUploads | None
     live: LiveParts
+    jobs: JobPages
     openapi: dict[str, Any]
     docs: Docs
 
@@ -157,6 +160,7 @@ def create_app(parts: GatewayParts, settings: GatewaySettings) -> ASGIApp:
         HttpRoute(system.EVENTS_ROUTE, parts.live.pages.events),
         HttpRoute(system.HEALTH_ROUTE, parts.live.pages.health),
         HttpRoute(sse.ROUTE, _Raw(parts.live.stream), methods=["GET"]),
+        *parts.jobs.routes(),
     ]
     if parts.images is not None:
         images = parts.images

@@ -39,6 +39,8 @@ from services.gateway.contracts import ContractService, load_services, read_imag
 from services.gateway.docs import Docs
 from services.gateway.endpoints import EndpointContext, Transcoder
 from services.gateway.health import Health, Probe, ServiceHealth
+from services.gateway.jobs import jobs_openapi
+from services.gateway.jobs.pages import JobPages
 from services.gateway.live import live_openapi
 from services.gateway.live.parts import build_live
 from services.gateway.lora_uploads import SERVICE, UPLOADS, LoraUploads, UploadMethod
@@ -143,17 +145,20 @@ def build_app(
         stored = StoredImages(objects, guard, MediaSigner.from_settings(settings), checks, settings, stored=counted)
     release = version("atelier")
     probes = {_role_of(package): _probe(channels[address], package) for package, address in addresses.items()}
+    transcoder = Transcoder(table, call_of, context)
     health = Health(probes, _parts(objects, stack), release)
-    live = build_live(feed or new_feed(settings), context, health, image, version=release)
+    jobs = JobPages(guard, transcoder)
+    live = build_live(feed or new_feed(settings), context, health, jobs, image=image, version=release)
     if feed is not None:
         live.loops.start()
         stack.push_async_callback(live.loops.stop)
     parts = GatewayParts(
-        transcoder=Transcoder(table, call_of, context),
+        transcoder=transcoder,
         health=health,
         images=stored,
         loras=loras,
         live=live,
+        jobs=jobs,
         openapi=document(table, image, version=release),
         docs=Docs(),
     )
@@ -172,8 +177,8 @@ def document(table: RouteTable, image: FileDescriptorSet, *, version: str) -> di
         table.routes,
         image,
         version=version,
-        extra_paths={**openapi.PATHS, **lora_openapi.PATHS, **live_openapi.PATHS},
-        extra_schemas={**openapi.SCHEMAS, **lora_openapi.SCHEMAS, **live_openapi.SCHEMAS},
+        extra_paths={**openapi.PATHS, **lora_openapi.PATHS, **live_openapi.PATHS, **jobs_openapi.PATHS},
+        extra_schemas={**openapi.SCHEMAS, **lora_openapi.SCHEMAS, **live_openapi.SCHEMAS, **jobs_openapi.SCHEMAS},
     )
 
 

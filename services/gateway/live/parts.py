@@ -11,6 +11,7 @@ from meshkit.live.feed import LiveFeed
 from meshkit.loops import Loops
 from services.gateway.endpoints import EndpointContext
 from services.gateway.health import Health
+from services.gateway.jobs.pages import JobPages
 from services.gateway.live.session import SessionContext
 from services.gateway.live.sockets import EventSockets
 from services.gateway.live.sse import LiveStream
@@ -35,7 +36,13 @@ class LiveParts:
 
 
 def build_live(
-    feed: LiveFeed, context: EndpointContext, health: Health, image: FileDescriptorSet, *, version: str
+    feed: LiveFeed,
+    context: EndpointContext,
+    health: Health,
+    jobs: JobPages,
+    *,
+    image: FileDescriptorSet,
+    version: str,
 ) -> LiveParts:
     """Return what serves those who listen.
 
@@ -43,6 +50,7 @@ def build_live(
         feed: Has the messages.
         context: What every endpoint works with.
         health: Says how the mesh is.
+        jobs: Has the logs of jobs.
         image: The contracts with their comments.
         version: Version of the mesh.
     """
@@ -51,6 +59,7 @@ def build_live(
         context.guard,
         context.streams,
         settings.cors_origins,
+        jobs.log,
         SessionContext(feed, settings.live_idle_seconds, context.stopping),
     )
     stream = LiveStream(

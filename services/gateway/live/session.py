@@ -15,6 +15,8 @@ from starlette.types import Receive, Send
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.live.feed import LiveFeed
 from meshkit.live.log import FellBehindError, LiveMessage, LiveReader
+from services.gateway.live import logs
+from services.gateway.live.logs import JobLog
 from services.gateway.live.messages import BadMessageError, Ping, Pong, Resync, Subscribe, WantedTypes, read
 
 NORMAL, REFUSED, INTERNAL, RESTARTING, TOO_SLOW = 1000, 1008, 1011, 1012, 1013
@@ -70,6 +72,7 @@ class LiveSession:
         send: Takes what it is told.
         reader: Its place among the messages.
         check: Raises `MeshError` once its token holds no more.
+        log: The log of the one job that it is about; None for everything of its tenant.
         context: What every conversation works with.
     """
 
@@ -80,7 +83,10 @@ class LiveSession:
         reader: LiveReader,
         check: Callable[[], Awaitable[object]],
         context: SessionContext,
+        *,
+        log: JobLog | None = None,
     ) -> None:
+        self._log = log
         self._receive = receive
         self._send = send
         self._reader = reader
@@ -146,6 +152,8 @@ class LiveSession:
         self._reader.wake.set()
 
     async def _speak(self) -> None:
+        for text in self._log.lines if self._log is not None else ():
+            await self._text(text)
         while True:
             self._reader.wake.clear()
             while not self._answers.empty():
@@ -155,16 +163,25 @@ class LiveSession:
             except FellBehindError:
                 raise ClosingError(TOO_SLOW, "The client takes events too slowly", "slow") from None
             for message in batch:
-                if not message.channel or self._wanted.has(message.type):
-                    await self._text(message.text)
+                await self._tell(message)
             if not batch and self._answers.empty():
                 await self._reader.wake.wait()
+
+    async def _tell(self, message: LiveMessage) -> None:
+        if not message.channel:
+            await self._text(message.text)
+        elif self._log is not None:
+            if message.job == self._log.job:
+                await self._text(logs.line(message))
+        elif self._wanted.has(message.type):
+            await self._text(message.text)
 
     async def _replay(self, asked: Resync) -> None:
         found = self._reader.since(asked.last_sequence)
         count = 0
         for message in found.messages:
-            if message.channel == asked.channel and self._wanted.has(message.type):
+            mine = self._log is None or self._log.job == message.job
+            if mine and message.channel == asked.channel and self._wanted.has(message.type):
                 await self._text(_again(message))
                 count += 1
         ack: dict[str, Any] = {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from urllib.parse import parse_qs
+from uuid import UUID
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -22,6 +25,9 @@ from meshkit.metrics import counter, gauge
 from meshkit.quotas import TenantShare
 from services.gateway.asgi import header
 from services.gateway.auth import Authenticator, GatewayCaller
+from services.gateway.jobs.calls import JobCallError
+from services.gateway.live import logs
+from services.gateway.live.logs import JobLog
 from services.gateway.live.origins import may_connect
 from services.gateway.live.session import INTERNAL, REFUSED, ClosingError, LiveSession, SessionContext, close
 
@@ -29,7 +35,8 @@ _log = get_logger(__name__)
 _open = gauge("live_clients", "Clients that listen to events over WebSocket.", ("route",))
 _ended = counter("live_clients_ended", "Conversations over WebSocket that ended, by cause.", ("route", "cause"))
 
-EVENTS, SYSTEM_STATUS = "/ws/events", "/ws/system"
+EVENTS, SYSTEM_STATUS, LOGS = "/ws/events", "/ws/system", "/ws/jobs/{job_id}/logs"
+_LOGS = re.compile(r"/ws/jobs/([^/]+)/logs")
 _KEY_PROTOCOL = "api-key."
 
 
@@ -40,10 +47,12 @@ class SocketPath:
     Attributes:
         scope: Scope that it asks for.
         mesh: Whether it tells of the mesh itself alone.
+        job: The one job that it tells of; empty for all.
     """
 
     scope: str
     mesh: bool = False
+    job: str = ""
 
 
 PATHS: Mapping[str, SocketPath] = {EVENTS: SocketPath(READ), SYSTEM_STATUS: SocketPath(OPERATOR, mesh=True)}
@@ -56,12 +65,19 @@ class EventSockets:
         guard: Checks tokens.
         streams: How many streams a tenant has at once; a connection is one.
         origins: Origins whose pages may connect, beside the gateway's own.
+        job_lines: Gives the log of a job, by what a caller proves itself by and the job's id.
         context: What every conversation works with.
     """
 
     def __init__(
-        self, guard: Authenticator, streams: TenantShare, origins: tuple[str, ...], context: SessionContext
+        self,
+        guard: Authenticator,
+        streams: TenantShare,
+        origins: tuple[str, ...],
+        job_lines: Callable[[str, str], Awaitable[list[dict[str, Any]]]],
+        context: SessionContext,
     ) -> None:
+        self._job_lines = job_lines
         self._guard = guard
         self._streams = streams
         self._origins = origins
@@ -81,7 +97,8 @@ class EventSockets:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         path = scope["path"].rstrip("/")
-        served = PATHS.get(path)
+        job = _LOGS.fullmatch(path)
+        served, route = (PATHS.get(path), path) if job is None else (SocketPath(READ, job=job[1]), LOGS)
         if (await receive())["type"] != "websocket.connect":
             return
         if served is None:
@@ -90,7 +107,7 @@ class EventSockets:
         origin = header(scope, b"origin")
         if not may_connect(origin, header(scope, b"host"), self._origins):
             _log.warning("origin_refused", origin=origin[:256], path=path)
-            _ended.labels(path, "origin").inc()
+            _ended.labels(route, "origin").inc()
             await _refuse(send, 403, "Pages of this origin may not connect")
             return
         token, protocol = _credential(scope)
@@ -98,31 +115,41 @@ class EventSockets:
         await send({"type": "websocket.accept", "subprotocol": protocol})
         started = time.monotonic()
         tracing.begin(header(scope, b"traceparent"), header(scope, b"x-request-id"))
-        cause = await self._converse(served, path, token, receive, send)
-        _ended.labels(path, cause).inc()
+        cause = await self._converse(served, route, token, receive, send)
+        _ended.labels(route, cause).inc()
         client = scope.get("client")
         seconds = round(time.monotonic() - started, 1)
         _log.info("socket", path=path, cause=cause, seconds=seconds, client=client[0] if client else None)
 
-    async def _converse(self, served: SocketPath, path: str, token: str, receive: Receive, send: Send) -> str:
+    async def _converse(self, served: SocketPath, route: str, token: str, receive: Receive, send: Send) -> str:
         try:
             caller = await self._guard.admit(f"Bearer {token}" if token else "", served.scope)
             with ExitStack() as held:
-                reader = self._enter(served, path, caller, held)
+                reader = self._enter(served, route, caller, held)
                 check = partial(self._guard.check, caller.token, served.scope)
-                return await LiveSession(receive, send, reader, check, self._context).run()
+                log = await self._job_log(caller.token, served.job) if served.job else None
+                return await LiveSession(receive, send, reader, check, self._context, log=log).run()
         except MeshError as error:
             refused = error.kind in {ErrorKind.UNAUTHENTICATED, ErrorKind.FORBIDDEN, ErrorKind.EXHAUSTED}
             closing = ClosingError(REFUSED if refused else INTERNAL, error.message, "refused" if refused else "failed")
         except ClosingError as error:
             closing = error
         except Exception:
-            _log.exception("socket_failed", path=path)
+            _log.exception("socket_failed", route=route)
             closing = ClosingError(INTERNAL, "Internal error", "failed")
         await close(send, closing)
         return closing.cause
 
-    def _enter(self, served: SocketPath, path: str, caller: GatewayCaller, held: ExitStack) -> LiveReader:
+    async def _job_log(self, token: str, job: str) -> JobLog:
+        try:
+            told = await self._job_lines(f"Bearer {token}", str(UUID(job)))
+        except ValueError:
+            raise ClosingError(REFUSED, "The job's id should be a UUID", "refused") from None
+        except JobCallError as error:
+            raise ClosingError(REFUSED, str(error), "refused") from None
+        return JobLog(str(UUID(job)), [logs.text(**line) for line in told])
+
+    def _enter(self, served: SocketPath, route: str, caller: GatewayCaller, held: ExitStack) -> LiveReader:
         own = OPERATORS if served.mesh else caller.tenant
         share = caller.principal.tenant
         if share:
@@ -131,13 +158,13 @@ class EventSockets:
         sees_mesh = not served.mesh and caller.principal.has(OPERATOR)
         reader = LiveReader(self.feed.log, own, OPERATORS if sees_mesh else "")
         held.callback(reader.close)
-        self._count(path, 1)
-        held.callback(self._count, path, -1)
+        self._count(route, 1)
+        held.callback(self._count, route, -1)
         return reader
 
-    def _count(self, path: str, by: int) -> None:
+    def _count(self, route: str, by: int) -> None:
         self._clients += by
-        _open.labels(path).inc(by)
+        _open.labels(route).inc(by)
 
 
 def _credential(scope: Scope) -> tuple[str, str | None]:
