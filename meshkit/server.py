@@ -63,6 +63,9 @@ _IN_FLIGHT.set_function(lambda: float(sum(server.calls for server in _servers)))
 # before it reads the request.
 _SPARE_CALLS = 64
 _LEAVING_SECONDS = 0.5
+# Channels look a name up again when a connection ends, and so learn of replicas that came since. Calls and streams that
+# are under way go on over the old connection.
+_CONNECTION_AGE_MS = 120_000
 
 AddServicer = Callable[[Any, Any], None]
 Servicers = Sequence[tuple[AddServicer, Any]]
@@ -284,6 +287,7 @@ def server_options(max_message_bytes: int, max_request_bytes: int) -> list[tuple
         # Clients ping every 20 s while calls wait; the default would call that an attack.
         ("grpc.http2.min_ping_interval_without_data_ms", 5000),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_connection_age_ms", _CONNECTION_AGE_MS),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
     ]

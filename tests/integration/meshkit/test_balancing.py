@@ -12,6 +12,7 @@ from atelier.tasks.v1.tasks_service_pb2_grpc import TasksServiceStub, add_TasksS
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from meshkit import channel as channels
+from meshkit import server as servers
 from meshkit.auth import TokenIssuer, TokenVerifier
 from meshkit.channel import MeshChannel
 from meshkit.config import MeshSettings
@@ -158,6 +159,34 @@ async def test_a_replica_that_stands_still_loses_its_calls_to_another(
     wire.close()
     await cancel(tasks_of_wire)
     await asyncio.sleep(0.05)  # sockets that were aborted are closed in the loop's next round
+
+
+async def test_connections_are_renewed_under_calls_and_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "_CONNECTION_AGE_MS", 200)
+    replica, peers = Replica(), set[str]()
+    goes_on = asyncio.Event()
+
+    async def watched(request: Any, _context: Any) -> AsyncIterator[tasks.WatchTaskResponse]:
+        yield tasks.WatchTaskResponse()
+        await goes_on.wait()
+        yield tasks.WatchTaskResponse()
+
+    def answered(request: Any, context: Any) -> tasks.GetTaskResponse:
+        peers.add(context.peer())
+        return tasks.GetTaskResponse()
+
+    await replica.server.start()
+    async with over(replica.server.address) as channel:
+        replica.servicer.behave = watched
+        stream = channel.stub(TasksServiceStub).WatchTask(tasks.WatchTaskRequest(task_id=ID))
+        await anext(stream)
+        replica.servicer.behave = answered
+        stub = channel.stub(TasksServiceStub)
+        while len(peers) < 4:
+            await stub.GetTask(tasks.GetTaskRequest(task_id=ID))  # waits for no connection, and none fails
+        goes_on.set()
+        await anext(stream)
+    await replica.server.stop(0)
 
 
 async def test_a_replica_that_too_many_watch_is_called_all_the_same() -> None:
