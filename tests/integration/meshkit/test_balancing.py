@@ -178,7 +178,7 @@ async def test_connections_are_renewed_under_calls_and_streams(monkeypatch: pyte
     await replica.server.start()
     async with over(replica.server.address) as channel:
         replica.servicer.behave = watched
-        stream = channel.stub(TasksServiceStub).WatchTask(tasks.WatchTaskRequest(task_id=ID))
+        stream: Any = channel.stub(TasksServiceStub).WatchTask(tasks.WatchTaskRequest(task_id=ID))
         await anext(stream)
         replica.servicer.behave = answered
         stub = channel.stub(TasksServiceStub)

@@ -99,6 +99,26 @@ def test_prometheus_reads_the_page_of_every_process() -> None:
     assert all(OWN[name]["environment"]["ATELIER_METRICS_PORT"] == "9100" for name in names)
 
 
+def test_grafana_has_the_dashboards_and_their_source() -> None:
+    folder = ROOT / "compose" / "grafana"
+    [source] = yaml.safe_load((folder / "datasources" / "prometheus.yml").read_text(encoding="utf-8"))["datasources"]
+    [provider] = yaml.safe_load((folder / "dashboards" / "atelier.yml").read_text(encoding="utf-8"))["providers"]
+    mounts = {inside: path for path, inside, _ in (one.split(":") for one in mounted("grafana"))}
+    dashboards = sorted((ROOT / mounts[provider["options"]["path"]]).glob("*.json"))
+    assert dashboards
+    for path in dashboards:
+        panels = json.loads(path.read_text(encoding="utf-8"))["panels"]
+        assert {panel["datasource"]["uid"] for panel in panels if "datasource" in panel} <= {source["uid"]}, path.name
+
+
+def mounted(name: str) -> list[str]:
+    """What a server is given of this repository."""
+    volumes = COMPOSE["services"][name]["volumes"]
+    found = [one for one in volumes if one.startswith("./")]
+    assert all((ROOT / one.split(":")[0]).exists() for one in found)
+    return found
+
+
 def test_what_images_copy_is_let_through() -> None:
     let = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     assert let[0] == "*"
