@@ -74,7 +74,8 @@ class Judgement:
         source: The image.
         limits: What is allowed.
         path: Path of the request's member, for the error.
-        into: Takes the image as it is made for work, where that is asked for.
+        into: Takes what is made of the image, where that is asked for.
+        width: Width of the thumbnail that is made; 0 where it is made for work.
     """
 
     tenant: str
@@ -82,6 +83,7 @@ class Judgement:
     limits: ImageLimits
     path: str
     into: Path | None = None
+    width: int = 0
 
     def request(self, grant: ImageGrant) -> ImageRequest:
         """Return what the child is asked."""
@@ -94,7 +96,8 @@ class Judgement:
             formats=self.limits.formats,
             granted_bytes=grant.bytes,
             granted_pixels=grant.pixels,
-            for_work=self.into is not None,
+            for_work=self.into is not None and not self.width,
+            thumbnail_width=self.width,
         )
 
 
@@ -237,6 +240,19 @@ class ImageChecks:
         finally:
             if work is None or not work.made:
                 await asyncio.to_thread(into.unlink, missing_ok=True)
+
+    async def make_thumbnail(
+        self, tenant: str, source: ImageSource, width: int, limits: ImageLimits = DEFAULT_LIMITS, *, path: str = MEMBER
+    ) -> bytes:
+        """Check an image, and return its first frame as a WebP of a width; one that is smaller is not enlarged.
+
+        Raises:
+            MeshError: As for `check`.
+        """
+        with tempfile.TemporaryDirectory(prefix="atelier-thumbnail-") as folder:
+            into = Path(folder) / "thumbnail.webp"
+            await self._judged(Judgement(tenant, source, limits, path, into, width))
+            return await asyncio.to_thread(into.read_bytes)
 
     async def close(self) -> None:
         """End the children."""

@@ -22,6 +22,7 @@ from meshkit.errors import ErrorKind, MeshError
 from meshkit.images.colours import make_for_work
 from meshkit.images.decoding import MoreNeededError, inspect
 from meshkit.images.limits import MEMBER, ImageGrant, ImageLimits
+from meshkit.images.thumbnails import make_thumbnail
 from meshkit.wire import FrameDecoder, pack
 
 _READ_BYTES = 64 * 1024
@@ -82,7 +83,7 @@ def answer_to(request: ImageRequest, file: BinaryIO, into: BinaryIO | None = Non
     Args:
         request: What is asked.
         file: The image.
-        into: Takes the image as it is made for work.
+        into: Takes what is made of the image.
     """
     limits = ImageLimits(
         max_bytes=request.max_bytes,
@@ -100,6 +101,11 @@ def answer_to(request: ImageRequest, file: BinaryIO, into: BinaryIO | None = Non
             into.truncate()  # a child that was lost may have begun it
             work = make_for_work(file, into, limits, path=MEMBER, grant=grant)
             info, made, note = work.info, work.made, work.note
+        elif request.thumbnail_width and into is not None:
+            into.seek(0)
+            into.truncate()
+            info = make_thumbnail(file, into, request.thumbnail_width, limits, path=MEMBER, grant=grant)
+            made = True
         else:
             info = inspect(file, limits, path=MEMBER, grant=grant)
     except MoreNeededError as error:

@@ -93,6 +93,9 @@ class GatewaySettings(MeshSettings):
     upload_threshold_bytes: int = Field(
         default=256 * 1024, ge=1024, description="Files in JSON larger than this go through the object store."
     )
+    thumbnail_cache_bytes: int = Field(
+        default=32 * 1024 * 1024, ge=0, description="Bytes of thumbnails that are kept in memory."
+    )
     gzip_min_bytes: int = Field(default=1024, ge=0, description="Smallest JSON answer that is compressed.")
     live_heartbeat_seconds: float = Field(
         default=30.0, gt=0, description="How often clients that listen to events are told that the connection lives."

@@ -8,6 +8,7 @@ from meshkit.media_urls import MEDIA_ROUTE
 from meshkit.transcoding.openapi import SECURITY, errors
 from meshkit.transcoding.schemas import Schema, reference
 from services.gateway.stored_images import IMAGES
+from services.gateway.thumbnails import WIDTHS
 
 _UPLOAD = "Body_save_image_api_v1_storage_images__path__post"
 
@@ -139,6 +140,13 @@ _RANGE = (
     _header("Range", "One range of bytes; several are answered with the whole."),
     _header("If-Range", "The range holds for this ETag alone; another version is answered with the whole."),
 )
+_WIDTH: Schema = {
+    "name": "w",
+    "in": "query",
+    "required": False,
+    "description": "A thumbnail of this width, as WebP, instead of the image; of images alone.",
+    "schema": {"type": "integer", "enum": list(WIDTHS), "title": "W"},
+}
 _BYTES: Schema = {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
 _READ: Schema = {
     "200": {"description": "The image", **_BYTES},
@@ -194,7 +202,7 @@ PATHS: Mapping[str, Mapping[str, Schema]] = {
             "Get Image",
             "Returns an image, or a range of it; redirects where a CDN or signed addresses are configured.",
             scope="read",
-            parameters=[_PATH, *_READ_CONDITIONS, *_RANGE],
+            parameters=[_PATH, _WIDTH, *_READ_CONDITIONS, *_RANGE],
             responses={**_READ, **errors(401, 403, 404, 412, 422, 503)},
         ),
         "post": _storage(
@@ -226,7 +234,7 @@ PATHS: Mapping[str, Mapping[str, Schema]] = {
             "Check Image Exists",
             "Answers with the headers of a read.",
             scope="read",
-            parameters=[_PATH, *_READ_CONDITIONS],
+            parameters=[_PATH, _WIDTH, *_READ_CONDITIONS],
             responses=_SEEN,
         ),
     },
@@ -243,9 +251,10 @@ PATHS: Mapping[str, Mapping[str, Schema]] = {
                     "required": True,
                     "description": "The signed part of the address.",
                     "schema": {"type": "string", "title": "Token"},
-                }
+                },
+                _WIDTH,
             ],
-            "responses": {**_READ, **errors(403, 404, 412, 503)},
+            "responses": {**_READ, **errors(403, 404, 412, 422, 503)},
         }
     },
     "/health": {

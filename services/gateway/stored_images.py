@@ -39,6 +39,7 @@ from services.gateway.conditions import Conditions, PathTurns, Verdict
 from services.gateway.config import GatewaySettings
 from services.gateway.middleware import note_route
 from services.gateway.ranges import ByteRange, RangeError, parse_range
+from services.gateway.thumbnails import WEBP, Thumbnails, described, width_of
 
 _T = TypeVar("_T")
 
@@ -154,6 +155,7 @@ class StoredImages:
         self._checks = checks
         self._stored = stored
         self._turns = PathTurns()
+        self._thumbnails = Thumbnails(objects, checks, settings.thumbnail_cache_bytes)
         # Types that names did not tell, of contents by their versions.
         self._asked: OrderedDict[tuple[str, str, str], str] = OrderedDict()
         self._settings = settings
@@ -239,6 +241,8 @@ class StoredImages:
         tenant = await self._tenant(request, auth.READ)
         path = _path_of(request)
         info = await self._existing(tenant, path)
+        if (asked := request.query_params.get("w")) is not None:
+            return await self._thumbnail(request, tenant, info, asked, "private, no-cache")
         elsewhere = await self._elsewhere(tenant, path) if request.method == "GET" else ""
         if elsewhere:
             return RedirectResponse(elsewhere, 307, {"cache-control": "private, no-store"})
@@ -251,7 +255,25 @@ class StoredImages:
         request.scope["atelier.path"] = f"{MEDIA_ROUTE}/..."
         media = self._signer.open(request.path_params["token"])
         info = await self._existing(media.tenant, media.path)
-        return self._content(request, media.tenant, info, f"private, max-age={self._settings.media_url_ttl_seconds}")
+        keeping = f"private, max-age={self._settings.media_url_ttl_seconds}"
+        if (asked := request.query_params.get("w")) is not None:
+            return await self._thumbnail(request, media.tenant, info, asked, keeping)
+        return self._content(request, media.tenant, info, keeping)
+
+    async def _thumbnail(
+        self, request: Request, tenant: str, info: ObjectInfo, asked: str, cache_control: str
+    ) -> Response:
+        width = width_of(asked)
+        small = described(info, width)
+        headers = {"etag": f'"{small.etag}"', "cache-control": cache_control}
+        verdict = Conditions.of(request.headers).verdict(small, reads=True)
+        if verdict is Verdict.NOT_MODIFIED:
+            return Response(status_code=304, headers=headers)
+        if verdict is Verdict.FAILED:
+            raise _not_as_expected()
+        content = await self._thumbnails.get(tenant, info, width)
+        headers["content-length"] = str(len(content))
+        return Response(b"" if request.method == "HEAD" else content, media_type=WEBP, headers=headers)
 
     async def _existing(self, tenant: str, path: str) -> ObjectInfo:
         info = await self._objects.stat(tenant, path)

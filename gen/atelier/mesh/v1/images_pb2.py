@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61telier/mesh/v1/images.proto\x12\x0f\x61telier.mesh.v1\"\xc7\x01\n\x0cImageRequest\x12\x11\n\tmax_bytes\x18\x01 \x01(\x03\x12\x12\n\nmax_pixels\x18\x02 \x01(\x03\x12\x10\n\x08max_side\x18\x03 \x01(\x03\x12\x12\n\nmax_frames\x18\x04 \x01(\x03\x12\x18\n\x10max_total_pixels\x18\x05 \x01(\x03\x12\x0f\n\x07\x66ormats\x18\x06 \x03(\t\x12\x15\n\rgranted_bytes\x18\x07 \x01(\x03\x12\x16\n\x0egranted_pixels\x18\x08 \x01(\x03\x12\x10\n\x08\x66or_work\x18\t \x01(\x08\"\x90\x01\n\x0bImageAnswer\x12,\n\x05\x66\x61\x63ts\x18\x01 \x01(\x0b\x32\x1b.atelier.mesh.v1.ImageFactsH\x00\x12\x30\n\x07refusal\x18\x02 \x01(\x0b\x32\x1d.atelier.mesh.v1.ImageRefusalH\x00\x12\x16\n\x0cneeded_bytes\x18\x03 \x01(\x03H\x00\x42\t\n\x07outcome\"g\n\nImageFacts\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x0e\n\x06\x66rames\x18\x04 \x01(\x05\x12\x0c\n\x04made\x18\x05 \x01(\x08\x12\x0c\n\x04note\x18\x06 \x01(\t\"-\n\x0cImageRefusal\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61telier/mesh/v1/images.proto\x12\x0f\x61telier.mesh.v1\"\xe0\x01\n\x0cImageRequest\x12\x11\n\tmax_bytes\x18\x01 \x01(\x03\x12\x12\n\nmax_pixels\x18\x02 \x01(\x03\x12\x10\n\x08max_side\x18\x03 \x01(\x03\x12\x12\n\nmax_frames\x18\x04 \x01(\x03\x12\x18\n\x10max_total_pixels\x18\x05 \x01(\x03\x12\x0f\n\x07\x66ormats\x18\x06 \x03(\t\x12\x15\n\rgranted_bytes\x18\x07 \x01(\x03\x12\x16\n\x0egranted_pixels\x18\x08 \x01(\x03\x12\x10\n\x08\x66or_work\x18\t \x01(\x08\x12\x17\n\x0fthumbnail_width\x18\n \x01(\x05\"\x90\x01\n\x0bImageAnswer\x12,\n\x05\x66\x61\x63ts\x18\x01 \x01(\x0b\x32\x1b.atelier.mesh.v1.ImageFactsH\x00\x12\x30\n\x07refusal\x18\x02 \x01(\x0b\x32\x1d.atelier.mesh.v1.ImageRefusalH\x00\x12\x16\n\x0cneeded_bytes\x18\x03 \x01(\x03H\x00\x42\t\n\x07outcome\"g\n\nImageFacts\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x0e\n\x06\x66rames\x18\x04 \x01(\x05\x12\x0c\n\x04made\x18\x05 \x01(\x08\x12\x0c\n\x04note\x18\x06 \x01(\t\"-\n\x0cImageRefusal\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,11 +32,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atelier.mesh.v1.images_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_IMAGEREQUEST']._serialized_start=50
-  _globals['_IMAGEREQUEST']._serialized_end=249
-  _globals['_IMAGEANSWER']._serialized_start=252
-  _globals['_IMAGEANSWER']._serialized_end=396
-  _globals['_IMAGEFACTS']._serialized_start=398
-  _globals['_IMAGEFACTS']._serialized_end=501
-  _globals['_IMAGEREFUSAL']._serialized_start=503
-  _globals['_IMAGEREFUSAL']._serialized_end=548
+  _globals['_IMAGEREQUEST']._serialized_end=274
+  _globals['_IMAGEANSWER']._serialized_start=277
+  _globals['_IMAGEANSWER']._serialized_end=421
+  _globals['_IMAGEFACTS']._serialized_start=423
+  _globals['_IMAGEFACTS']._serialized_end=526
+  _globals['_IMAGEREFUSAL']._serialized_start=528
+  _globals['_IMAGEREFUSAL']._serialized_end=573
 # @@protoc_insertion_point(module_scope)

@@ -35,6 +35,7 @@ class ImageRequest(_message.Message):
     GRANTED_BYTES_FIELD_NUMBER: _builtins.int
     GRANTED_PIXELS_FIELD_NUMBER: _builtins.int
     FOR_WORK_FIELD_NUMBER: _builtins.int
+    THUMBNAIL_WIDTH_FIELD_NUMBER: _builtins.int
     max_bytes: _builtins.int
     """Bytes of the file at most."""
     max_pixels: _builtins.int
@@ -51,6 +52,8 @@ class ImageRequest(_message.Message):
     """Pixels of all frames that may be decoded; likewise."""
     for_work: _builtins.bool
     """Make the image for work, into the second file, unless it is fit for work as it stands."""
+    thumbnail_width: _builtins.int
+    """Write a thumbnail of this width, a WebP, into the second file; 0 for none."""
     @_builtins.property
     def formats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the formats that are taken."""
@@ -67,10 +70,11 @@ class ImageRequest(_message.Message):
         granted_bytes: _builtins.int = ...,
         granted_pixels: _builtins.int = ...,
         for_work: _builtins.bool = ...,
+        thumbnail_width: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["for_work", b"for_work", "formats", b"formats", "granted_bytes", b"granted_bytes", "granted_pixels", b"granted_pixels", "max_bytes", b"max_bytes", "max_frames", b"max_frames", "max_pixels", b"max_pixels", "max_side", b"max_side", "max_total_pixels", b"max_total_pixels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["for_work", b"for_work", "formats", b"formats", "granted_bytes", b"granted_bytes", "granted_pixels", b"granted_pixels", "max_bytes", b"max_bytes", "max_frames", b"max_frames", "max_pixels", b"max_pixels", "max_side", b"max_side", "max_total_pixels", b"max_total_pixels", "thumbnail_width", b"thumbnail_width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
