@@ -21,7 +21,8 @@ from atelier_cli.embedded.postgres import PostgresServer
 from atelier_cli.embedded.process import RunningServer, free_ports
 from meshkit.db import Database, migrate
 from meshkit.topology import TASKS
-from services.tasks.domain import SessionRecord, lane_of, new_task, time_ordered_id
+from services.tasks.domain import SessionRecord, lane_of, new_task
+from services.tasks.identifiers import time_ordered_id
 from services.tasks.postgres.store import PostgresTaskStore
 from services.tasks.scheduling.scheduler import Scheduler
 from services.tasks.store import Creation

@@ -7,7 +7,6 @@ CHECK constraints are made of the same enums, and a test asserts both.
 from __future__ import annotations
 
 import enum
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -491,12 +490,3 @@ def after_loss(
 def clip_error(text: str) -> str:
     """Return an error's sentence, short enough for a row."""
     return text if len(text) <= MAX_ERROR_LENGTH else f"{text[: MAX_ERROR_LENGTH - 1]}\u2026"
-
-
-def time_ordered_id(now: datetime) -> UUID:
-    """Return a version 7 UUID (RFC 9562, 5.7): rows created together lie together in the primary key's index."""
-    milliseconds = int(now.timestamp() * 1000)
-    value = (milliseconds << 80) | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) | (0x7 << 76)
-    value = value & ~(0x3 << 62) | (0x2 << 62)
-    return UUID(int=value)

@@ -17,7 +17,8 @@ from meshkit.catalog import ProviderSpec, TaskTypeSpec, provider_of_config, type
 from meshkit.errors import forbidden, invalid
 from services.tasks.api.applications import fold_application, refuse_calls
 from services.tasks.catalog import Catalog
-from services.tasks.domain import Fallback, TaskRecord, new_task, time_ordered_id
+from services.tasks.domain import Fallback, TaskRecord, new_task
+from services.tasks.identifiers import time_ordered_id
 from services.tasks.inputs.validator import AcceptedInput, InputValidator
 from services.tasks.providers.gates import key_of
 

@@ -19,8 +19,8 @@ from services.tasks.domain import (
     TaskRecord,
     after_loss,
     new_task,
-    time_ordered_id,
 )
+from services.tasks.identifiers import time_ordered_id
 
 POLICY = RetryPolicy(max_retries=3, base_seconds=1.0, max_seconds=30.0)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -14,8 +14,8 @@ from services.tasks.domain import (
     clip_error,
     lane_of,
     may,
-    time_ordered_id,
 )
+from services.tasks.identifiers import time_ordered_id
 
 LEGAL = {
     (TaskStatus.PENDING, TaskStatus.EXECUTING),
