@@ -10,7 +10,7 @@ Rooms:
     `app` (routes), `middleware` (identity, access log, limits), `auth`, `bodies` (memory) and `staging` (its files).
     `endpoints` forwards it as an RPC, `streams` answers with events; `live` serves those who listen to everything,
     `jobs` shows tasks, workflows and trainings as one kind.
-    `stored_images`, `conditions` and `ranges` serve stored images, `lora_uploads` takes LoRA files; `docs`, `openapi`
-    and `lora_openapi` are the API's page and its document, `health` says whether the gateway can serve.
+    `stored_images`, `thumbnails`, `conditions` and `ranges` serve stored images, `lora_uploads` takes LoRA files;
+    `docs`, `openapi` and `lora_openapi` are the API's page and its document, `health` says whether the gateway serves.
     `contracts` finds the services in the descriptors, `asgi` holds small tools, `composition` builds the service.
 """
