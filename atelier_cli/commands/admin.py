@@ -11,10 +11,11 @@ from atelier_cli.client import Gateway
 from atelier_cli.commands.mesh import Data
 from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder
+from atelier_cli.groups import CommandGroup
 from atelier_cli.terminal import out
 from atelier_cli.tokens import DEFAULT_TENANT
 
-app = typer.Typer(help="Operate the mesh: cordon, uncordon and drain workers.", no_args_is_help=True)
+app = typer.Typer(cls=CommandGroup, help="Operate the mesh: cordon, uncordon and drain workers.", no_args_is_help=True)
 
 Tenant = Annotated[str, typer.Option(help="Tenant to act for.")]
 WorkerName = Annotated[

@@ -11,10 +11,11 @@ from atelier_cli.client import Gateway, segment
 from atelier_cli.commands.mesh import Data
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import DataFolder
+from atelier_cli.groups import CommandGroup
 from atelier_cli.terminal import out
 from atelier_cli.tokens import DEFAULT_TENANT
 
-app = typer.Typer(help="Look at LoRAs, upload, delete and restore them.", no_args_is_help=True)
+app = typer.Typer(cls=CommandGroup, help="Look at LoRAs, upload, delete and restore them.", no_args_is_help=True)
 
 LoraPath = Annotated[str, typer.Argument(help="Path in the library, such as styles/ink.safetensors.")]
 Tenant = Annotated[str, typer.Option(help="Tenant to act for.")]

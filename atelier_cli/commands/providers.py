@@ -9,10 +9,11 @@ from rich.table import Table
 from atelier_cli.client import Gateway
 from atelier_cli.commands.mesh import Data
 from atelier_cli.folder import DataFolder
+from atelier_cli.groups import CommandGroup
 from atelier_cli.terminal import out
 from atelier_cli.tokens import DEFAULT_TENANT
 
-app = typer.Typer(help="Look at providers, their breakers and limits; close a breaker.")
+app = typer.Typer(cls=CommandGroup, help="Look at providers, their breakers and limits; close a breaker.")
 
 Tenant = Annotated[str, typer.Option(help="Tenant to act for.")]
 

@@ -16,11 +16,15 @@ from atelier_cli.commands.follow import command, follow, require_completed, told
 from atelier_cli.commands.mesh import Data
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import DataFolder
+from atelier_cli.groups import CommandGroup
 from atelier_cli.results import download_all, require_folder, task_files
 from atelier_cli.terminal import out
 from atelier_cli.tokens import DEFAULT_TENANT
+from meshkit.catalog import TASK_TYPES
 
-app = typer.Typer(help="Look at tasks, watch them, fetch their pictures, cancel them.", no_args_is_help=True)
+app = typer.Typer(
+    cls=CommandGroup, help="Look at tasks, watch them, fetch their pictures, cancel them.", no_args_is_help=True
+)
 
 TaskId = Annotated[str, typer.Argument(help="Identifier of the task.")]
 Tenant = Annotated[str, typer.Option(help="Tenant to act for.")]
@@ -92,11 +96,20 @@ def table(tasks: list[dict[str, Any]], now: dt.datetime, width: int) -> Table:
 
 
 def _what(task: dict[str, Any], *, wide: bool) -> str:
-    """Return the prompt or the reference on one line; without a column of its own, also a type that is not usual."""
-    text = str(task.get("prompt") or task.get("origin_reference") or "")
+    """Return the prompt, the reference or the first picture, in a line; also an unusual type that has no column."""
+    text = str(task.get("prompt") or task.get("origin_reference") or _first_picture(task))
     if not wide and task["task_type"] != "GENERATION":
         text = f"{task['task_type']} {text}"
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def _first_picture(task: dict[str, Any]) -> str:
+    """Return where the first picture lies that a task works on; empty where it has none."""
+    known = TASK_TYPES.get(task["task_type"])
+    for each in known.inputs if known else ():
+        if given := task.get(each.public):
+            return str(given[0] if isinstance(given, list) else given)
+    return ""
 
 
 @app.command("download")

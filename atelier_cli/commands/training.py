@@ -19,12 +19,13 @@ from atelier_cli.commands.task import age
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.files import save
 from atelier_cli.folder import DataFolder
+from atelier_cli.groups import CommandGroup
 from atelier_cli.results import require_folder
 from atelier_cli.terminal import err, out
 from atelier_cli.tokens import DEFAULT_TENANT
 from atelier_cli.trainings import PATH, TrainingFiles, TrainingView, require_trained, training_path
 
-app = typer.Typer(help="Look at trainings, follow, cancel and continue them.", no_args_is_help=True)
+app = typer.Typer(cls=CommandGroup, help="Look at trainings, follow, cancel and continue them.", no_args_is_help=True)
 
 TrainingId = Annotated[str, typer.Argument(help="Identifier of the training.")]
 Tenant = Annotated[str, typer.Option(help="Tenant to act for.")]

@@ -9,10 +9,13 @@ from rich.table import Table
 from atelier_cli.client import Gateway, segment
 from atelier_cli.commands.mesh import Data
 from atelier_cli.folder import DataFolder
+from atelier_cli.groups import CommandGroup
 from atelier_cli.terminal import out
 from atelier_cli.tokens import DEFAULT_TENANT
 
-app = typer.Typer(help="Look at webhooks, send them again, get the secret that signs them.", no_args_is_help=True)
+app = typer.Typer(
+    cls=CommandGroup, help="Look at webhooks, send them again, get the secret that signs them.", no_args_is_help=True
+)
 
 DeliveryId = Annotated[str, typer.Argument(help="Identifier of the delivery.")]
 Tenant = Annotated[str, typer.Option(help="Tenant to act for.")]

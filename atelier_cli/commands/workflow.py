@@ -22,6 +22,7 @@ from atelier_cli.diagram import lay_out, steps_of
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.files import save
 from atelier_cli.folder import DataFolder
+from atelier_cli.groups import CommandGroup
 from atelier_cli.inputs import MARK, LocalFiles, assignments
 from atelier_cli.origin import default_origin
 from atelier_cli.picture import png, svg
@@ -29,7 +30,11 @@ from atelier_cli.results import download_all, require_folder, workflow_files
 from atelier_cli.terminal import err, out
 from atelier_cli.tokens import DEFAULT_TENANT
 
-app = typer.Typer(help="Run workflows, watch and draw them, start, pause, resume, cancel them.", no_args_is_help=True)
+app = typer.Typer(
+    cls=CommandGroup,
+    help="Run workflows, watch and draw them, start, pause, resume, cancel them.",
+    no_args_is_help=True,
+)
 
 WorkflowId = Annotated[str, typer.Argument(help="Identifier of the workflow.")]
 Tenant = Annotated[str, typer.Option(help="Tenant to act for.")]

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from atelier_cli.client import Gateway
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import DataFolder
+from atelier_cli.main import app
 
 LONG = "n" * 300
 UUID = "00000000-0000-4000-8000-000000000000"
@@ -86,3 +88,21 @@ def test_a_tenant_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("ATELIER_AUTH_SECRET", "s" * 32)
     with pytest.raises(CliError, match="No token"):
         Gateway.of(DataFolder(tmp_path), "a/b")
+
+
+@pytest.mark.parametrize("group", ["task", "training", "workflow", "lora", "webhook", "providers", "admin"])
+def test_a_group_names_its_commands_where_the_one_asked_for_is_like_none(group: str) -> None:
+    with pytest.raises(CliError) as refused:
+        app([group, "zzzz"], standalone_mode=False)
+    assert refused.value.code is ExitCode.USAGE
+    there = next(each for each in app.registered_groups if each.name == group).typer_instance
+    assert there is not None
+    for command in there.registered_commands:
+        assert str(command.name) in refused.value.sentence
+    assert "has no command 'zzzz'" in refused.value.sentence
+
+
+def test_a_command_that_is_almost_there_is_named() -> None:
+    done = CliRunner().invoke(app, ["task", "gett"])
+    assert done.exit_code == ExitCode.USAGE
+    assert "Did you mean 'get'?" in done.output

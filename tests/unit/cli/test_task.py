@@ -52,6 +52,24 @@ def test_a_wide_terminal_shows_type_and_prompt() -> None:
     assert line == f"{IDS[1]}  GENERATION  COMPLETED  1 h  a red dress with a belt and a long, long train"
 
 
+@pytest.mark.parametrize(
+    ("members", "what"),
+    [
+        ({"task_type": "REFINE", "base_image_path": "uploads/dress.png"}, "uploads/dress.png"),
+        ({"task_type": "BACKGROUND_REMOVE", "input_image_paths": ["a/b.png", "c.png"]}, "a/b.png"),
+        ({"task_type": "REFINE", "base_image_path": "a.png", "origin_reference": "order 7"}, "order 7"),
+        ({"task_type": "EDITING", "base_image_path": "a.png", "prompt": "shorter"}, "shorter"),
+        ({"task_type": "NOOP"}, ""),
+        ({"task_type": "OF_ANOTHER_RELEASE"}, ""),
+    ],
+)
+def test_a_task_without_a_prompt_is_told_by_its_reference_or_its_first_picture(
+    members: dict[str, Any], what: str
+) -> None:
+    line = shown([task(**{"prompt": None, **members})], 200)[1]
+    assert line.partition("0 s")[2].strip() == what
+
+
 def test_a_prompt_is_shown_as_text_on_one_line() -> None:
     line = shown([task(prompt="a [bold]red[/x]\n\x1b[31mdress\t\u202e")], 200)[1]
     assert line.endswith("a [bold]red[/x] [31mdress")
