@@ -263,7 +263,9 @@ async def start_mesh(tasks_dsn: str, nats_url: str, s3: S3Store, bucket: str) ->
                 "run_loops": False,
                 "shutdown_grace_seconds": 0.2,
                 "retry_base_seconds": 0.05,
-                "image_wait_seconds": 120,  # a busy machine takes its time
+                # A busy machine takes its time: tests have sessions and waits end themselves.
+                "image_wait_seconds": 120,
+                "lease_ttl_seconds": 600,
             } | settings
             configured = TasksSettings(**values)
             stack = await outer.enter_async_context(AsyncExitStack())

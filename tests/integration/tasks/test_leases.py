@@ -170,7 +170,7 @@ async def test_lease_that_a_living_worker_forgot_costs_its_attempt(mesh: Mesh) -
     await age_missing(mesh, 6)
     await worker.heartbeat()
     assert (await mesh.get(task.id)).status == EXECUTING
-    await age_missing(mesh, 20)
+    await age_missing(mesh, mesh.settings.lease_ttl_seconds + 5)
     await worker.heartbeat()
     again = await mesh.get(task.id)
     assert (again.status, again.retry_count) == (PENDING, 1)
