@@ -1,5 +1,6 @@
 """Real servers for the tests: started at the first use, on ports the system picks, gone when pytest is."""
 
+import gc
 import os
 import re
 import secrets
@@ -33,6 +34,15 @@ hypothesis.settings.load_profile("atelier")
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes minutes; deselected in the short form that .ci/run takes")
     config.addinivalue_line("markers", "bench: measures, and asserts a bound that a busy machine may miss")
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is loaded by now from every later collection of garbage: it is most of the heap, and none of it goes.
+
+    Models that are freed collect all of it each time, for seconds.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class SideBySide(LoadFileScheduling):  # type: ignore[misc] # xdist is untyped
