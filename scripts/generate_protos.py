@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 IMAGE = "descriptors.binpb"
 BASELINE = "baseline.binpb"
+SCALER = "atelier/keda/externalscaler.proto"  # KEDA's, which monitoring serves
 
 
 def generate(out: Path) -> None:
@@ -37,8 +38,8 @@ def generate(out: Path) -> None:
         f"--plugin=protoc-gen-mypy_grpc={SCRIPTS / 'protoc-gen-mypy_grpc'}",
     ]
     made = [f"--python_out={out}", f"--mypy_out=quiet:{out}"]
-    subprocess.run([*protoc, *plugins, *made, *ours, "buf/validate/validate.proto"], check=True)
-    services = [name for name in ours if name.endswith("_service.proto")]
+    subprocess.run([*protoc, *plugins, *made, *ours, "buf/validate/validate.proto", SCALER], check=True)
+    services = [*(name for name in ours if name.endswith("_service.proto")), SCALER]
     stubs = [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"]
     subprocess.run([*protoc, *plugins, *stubs, *services], check=True)
     # The image carries comments, which Python's descriptors drop: they are the OpenAPI document's descriptions.
