@@ -154,8 +154,18 @@ MONITORING = ServiceSpec(
     grpc=("atelier.monitoring.v1.SystemService",),
     port=9104,
     schema="monitoring",
+    scopes=(MESH,),
+    calls=("tasks",),
     joins=NATS | TOKENS,
     routed=True,
+)
+# Has Kubernetes remove those workers first that the scheduler has cordoned; a mesh elsewhere has none.
+MARKER = ServiceSpec(
+    role="marker",
+    module="services.monitoring.marker",
+    scopes=(MESH,),
+    calls=("tasks",),
+    joins=TOKENS,
 )
 GATEWAY = ServiceSpec(
     role="gateway",
@@ -174,7 +184,7 @@ def by_role(role: str) -> ServiceSpec:
     Raises:
         KeyError: There is none.
     """
-    return {one.role: one for one in (*SERVICES, CALLER)}[role]
+    return {one.role: one for one in (*SERVICES, CALLER, MARKER)}[role]
 
 
 def routed() -> tuple[ServiceSpec, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from meshkit.db import Connection, Database
-from services.tasks.scaling.domain import CordonedBy, QueueWork, ScaleDecision, WorkerPool
+from services.tasks.scaling.domain import CordonedBy, QueueWork, RemovalMark, ScaleDecision, WorkerPool, workers_of
 from services.tasks.scaling.store import ScaleView, WorkTime
 
 _SCALE_IN_LOCK = 0x7363616C65696E  # any number of its own
@@ -74,7 +74,7 @@ _DELAYED = "SELECT queue_name, count(*) FROM tasks WHERE not_before IS NOT NULL 
 _ALIVE = "s.closed_at IS NULL AND s.expires_at > now()"
 _POOLS = f"""
 SELECT s.id, s.name, s.queues, s.slots, (SELECT count(*) FROM tasks t WHERE t.lease_session = s.id), s.draining,
-    s.cordoned, s.cordoned_at, s.marked
+    s.cordoned, s.cordoned_at, s.mark
 FROM sessions s WHERE {_ALIVE} ORDER BY s.name, s.opened_at
 """  # noqa: S608 -- constants
 
@@ -84,17 +84,12 @@ _LOCK = f"SELECT s.id FROM sessions s WHERE {_ALIVE} AND s.id = ANY(%(ids)s) ORD
 _CORDON = "UPDATE sessions SET cordoned = %(by)s, cordoned_at = now() WHERE id = ANY(%(ids)s)"
 _UNCORDON = """
 UPDATE sessions SET cordoned = NULL, cordoned_at = NULL,
-    leases_after = CASE WHEN marked THEN now() + %(settle)s * interval '1 second' END
+    leases_after = CASE WHEN mark IS NOT NULL THEN now() + %(settle)s * interval '1 second' END
 WHERE id = ANY(%(ids)s) AND cordoned IS NOT NULL
 """
-_MARK = """
-UPDATE sessions s SET marked = m.marked
-FROM (SELECT unnest(%(marked)s::text[]) AS worker, true AS marked
-    UNION ALL SELECT unnest(%(unmarked)s::text[]), false) m
-WHERE s.id = ANY(ARRAY(SELECT o.id FROM sessions o WHERE o.closed_at IS NULL
-        AND split_part(o.name, '/', 1) = ANY(%(marked)s::text[] || %(unmarked)s::text[]) ORDER BY o.id FOR UPDATE))
-    AND split_part(s.name, '/', 1) = m.worker AND s.marked <> m.marked
-"""
+_WORKER = "split_part(s.name, '/', 1)"
+_LOCK_WORKERS = f"SELECT s.id FROM sessions s WHERE {_ALIVE} AND {_WORKER} = ANY(%(workers)s) ORDER BY s.id FOR UPDATE"  # noqa: S608 -- constants
+_MARK = "UPDATE sessions SET mark = %(mark)s WHERE id = ANY(%(ids)s) AND mark IS DISTINCT FROM %(mark)s"
 
 _ADD_TIMES = f"""
 INSERT INTO work_times AS w (lane, model, seconds, attempts, measured_at)
@@ -141,11 +136,22 @@ class PostgresScaling:
             await conn.execute(_UNCORDON, {"ids": ids, "settle": settle_seconds})
             return [pool for pool in await _pools(conn) if pool.session in ids]
 
-    async def note_marks(self, marked: Sequence[str], unmarked: Sequence[str]) -> None:
-        """Note which workers bear a mark, and which do not any more."""
-        if marked or unmarked:
-            async with self._db.transaction() as conn:
-                await conn.execute(_MARK, {"marked": list(marked), "unmarked": list(unmarked)})
+    async def note_marks(
+        self, announced: Sequence[str], marked: Sequence[str], unmarked: Sequence[str]
+    ) -> Sequence[str]:
+        """Note which workers bear a mark, which do not any more, and which are to be marked."""
+        workers = sorted({*announced, *marked, *unmarked})
+        if not workers:
+            return []
+        async with self._db.transaction() as conn:
+            await conn.execute(_LOCK_WORKERS, {"workers": workers})
+            pools = await _pools(conn)
+            surplus = {worker.name for worker in workers_of(pools) if worker.is_surplus}
+            accepted = [name for name in announced if name in surplus]
+            for names, mark in ((accepted, RemovalMark.ANNOUNCED), (marked, RemovalMark.SET), (unmarked, None)):
+                ids = [pool.session for pool in pools if pool.worker in names]
+                await conn.execute(_MARK, {"ids": ids, "mark": mark})
+            return accepted
 
     async def scale_in(
         self,
@@ -254,7 +260,7 @@ async def _pools(conn: Connection) -> list[WorkerPool]:
             draining=draining,
             cordoned_by=None if cordoned is None else CordonedBy(cordoned),
             cordoned_at=cordoned_at,
-            marked=marked,
+            mark=None if mark is None else RemovalMark(mark),
         )
-        for session, name, queues, slots, held, draining, cordoned, cordoned_at, marked in await cursor.fetchall()
+        for session, name, queues, slots, held, draining, cordoned, cordoned_at, mark in await cursor.fetchall()
     ]

@@ -23,12 +23,12 @@ FROM sessions WHERE id = %s AND closed_at IS NULL AND expires_at > now()
 # A cordon is of the worker: another session of it is cordoned too.
 _OPEN = """
 WITH former AS (
-    SELECT cordoned, cordoned_at, marked FROM sessions WHERE name = %(name)s ORDER BY opened_at DESC LIMIT 1
+    SELECT cordoned, cordoned_at, mark FROM sessions WHERE name = %(name)s ORDER BY opened_at DESC LIMIT 1
 )
 INSERT INTO sessions (id, subject, name, kind, queues, slots, pairs, opened_at, last_heartbeat, expires_at,
-    cordoned, cordoned_at, marked)
+    cordoned, cordoned_at, mark)
 SELECT %(id)s, %(subject)s, %(name)s, %(kind)s, %(queues)s, %(slots)s, %(pairs)s, now(), now(),
-    now() + %(ttl)s * interval '1 second', f.cordoned, f.cordoned_at, coalesce(f.marked, false)
+    now() + %(ttl)s * interval '1 second', f.cordoned, f.cordoned_at, f.mark
 FROM (SELECT) one LEFT JOIN former f ON true
 """
 

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from atelier.tasks.v1 import scaling_service_pb2 as pb
 
 from meshkit.moments import assign
-from services.tasks.scaling.domain import CordonedBy, ScalePolicy, WorkerPool
+from services.tasks.scaling.domain import CordonedBy, RemovalMark, ScalePolicy, WorkerPool
 from services.tasks.scaling.service import Demand
 
 _BY = {
     CordonedBy.OPERATOR: pb.CORDONED_BY_OPERATOR,
     CordonedBy.SCHEDULER: pb.CORDONED_BY_SCHEDULER,
+}
+_MARKS = {
+    RemovalMark.ANNOUNCED: pb.REMOVAL_MARK_ANNOUNCED,
+    RemovalMark.SET: pb.REMOVAL_MARK_SET,
 }
 
 
@@ -55,8 +59,9 @@ def _pool(pool: WorkerPool) -> pb.WorkerPool:
         slots=pool.slots,
         held=pool.held,
         draining=pool.draining,
-        marked=pool.marked,
     )
+    if pool.mark is not None:
+        message.mark = _MARKS[pool.mark]
     if pool.cordoned_by is not None:
         message.cordoned_by = _BY[pool.cordoned_by]
     if pool.cordoned_at is not None:

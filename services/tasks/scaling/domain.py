@@ -1,9 +1,10 @@
 """How many workers are wanted, and which of those that are there may go. Pure: the clock is passed in.
 
 Workers go in two phases. What is surplus for a while is cordoned: it gets no lease, so that nothing runs on it. Whoever
-removes workers then marks those as the first to go, and tells so; only then is less reported. So nothing that runs is
-ever among the first, however late the marks are. Where the work comes back, workers are uncordoned before others are
-asked for. One that had its mark may have been chosen already: it waits for `ScalePolicy.settle_seconds`.
+removes workers announces marks for them, which have them go first, sets these and tells so; only then is less reported.
+So nothing that runs is ever among the first, however late the marks are. Where the work comes back, workers are
+uncordoned before others are asked for. One that had a mark may have been chosen already: it waits for
+`ScalePolicy.settle_seconds`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ class CordonedBy(enum.StrEnum):
 
     OPERATOR = "OPERATOR"
     SCHEDULER = "SCHEDULER"
+
+
+class RemovalMark(enum.StrEnum):
+    """Whether the orchestrator removes a worker before others."""
+
+    # It may by now: the mark is about to be set, and nobody knows when.
+    ANNOUNCED = "ANNOUNCED"
+    SET = "SET"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +87,7 @@ class WorkerPool:
     Attributes:
         held: Attempts that it holds.
         draining: Whether its worker ends by itself.
-        marked: Whether its worker bears a mark at the orchestrator.
+        mark: Whether its worker bears a mark at the orchestrator.
     """
 
     session: UUID
@@ -89,7 +98,7 @@ class WorkerPool:
     draining: bool = False
     cordoned_by: CordonedBy | None = None
     cordoned_at: datetime | None = None
-    marked: bool = False
+    mark: RemovalMark | None = None
 
     @property
     def worker(self) -> str:
@@ -139,13 +148,13 @@ class Worker:
 
     @property
     def is_marked(self) -> bool:
-        """Whether it bears a mark."""
-        return any(pool.marked for pool in self.pools)
+        """Whether it bears a mark, or may do so by now."""
+        return any(pool.mark is not None for pool in self.pools)
 
     @property
     def may_go(self) -> bool:
         """Whether it is cordoned, idle and marked."""
-        return self.is_surplus and not self.held and all(pool.marked for pool in self.pools)
+        return self.is_surplus and not self.held and all(pool.mark is RemovalMark.SET for pool in self.pools)
 
 
 def workers_of(pools: Sequence[WorkerPool]) -> list[Worker]:

@@ -74,7 +74,7 @@ class Scaling:
     async def pools(self, *, cordoned_only: bool = False) -> list[WorkerPool]:
         """Return the pools that are alive, by name."""
         found = await self._store.pools()
-        return [pool for pool in found if pool.cordoned_by is not None or pool.marked] if cordoned_only else found
+        return [pool for pool in found if pool.cordoned_by is not None or pool.mark] if cordoned_only else found
 
     async def cordon(self, worker: str) -> list[WorkerPool]:
         """Give a worker no lease until it is uncordoned.
@@ -96,10 +96,13 @@ class Scaling:
         _log.info("worker_uncordoned", worker=worker, pools=len(pools))
         return pools
 
-    async def note_marks(self, marked: Sequence[str], unmarked: Sequence[str]) -> None:
-        """Note which workers bear a mark at the orchestrator, and which do not any more."""
-        await self._store.note_marks(marked, unmarked)
+    async def note_marks(
+        self, announced: Sequence[str], marked: Sequence[str], unmarked: Sequence[str]
+    ) -> Sequence[str]:
+        """Note the marks of workers at the orchestrator; see `ScalingStore.note_marks`."""
+        accepted = await self._store.note_marks(announced, marked, unmarked)
         self._read_at = float("-inf")
+        return accepted
 
     async def scale_in(self) -> None:
         """Cordon what was surplus for long enough, and uncordon what is wanted again."""

@@ -43,5 +43,5 @@ class ScalingServicer(ScalingServiceServicer):
 
     async def NoteMarks(self, request: pb.NoteMarksRequest, context: Context) -> pb.NoteMarksResponse:
         del context
-        await self._scaling.note_marks(list(request.marked), list(request.unmarked))
-        return pb.NoteMarksResponse()
+        accepted = await self._scaling.note_marks(list(request.announced), list(request.marked), list(request.unmarked))
+        return pb.NoteMarksResponse(accepted=accepted)

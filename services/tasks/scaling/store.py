@@ -57,8 +57,14 @@ class ScalingStore(Protocol):
         """Uncordon the pools that a name stands for; return them, none where there is none."""
         ...
 
-    async def note_marks(self, marked: Sequence[str], unmarked: Sequence[str]) -> None:
-        """Note which workers bear a mark, and which do not any more."""
+    async def note_marks(
+        self, announced: Sequence[str], marked: Sequence[str], unmarked: Sequence[str]
+    ) -> Sequence[str]:
+        """Note which workers bear a mark, which do not any more, and which are to be marked.
+
+        Returns:
+            Those that were announced and may be marked: the scheduler has cordoned them, and knows of their mark.
+        """
         ...
 
     async def scale_in(

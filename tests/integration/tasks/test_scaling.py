@@ -31,6 +31,9 @@ async def uncordon(mesh: Mesh, worker: str = "w") -> Any:
 
 
 async def mark(mesh: Mesh, *workers: str) -> None:
+    request = scaling_service_pb2.NoteMarksRequest(announced=workers)
+    assert list((await scaling(mesh).NoteMarks(request)).accepted) == list(workers)
+    assert (await demand(mesh)).slots_reported == 8  # an announced mark takes nobody out
     await scaling(mesh).NoteMarks(scaling_service_pb2.NoteMarksRequest(marked=workers))
 
 
@@ -151,6 +154,7 @@ async def test_surplus_is_cordoned_marked_and_only_then_less_is_reported(start_m
         await mesh.running.scaling.scale_in()
         return await states(mesh) == {"busy/0": None, "idle/0": "SCHEDULER"}
 
+    assert not (await scaling(mesh).NoteMarks(scaling_service_pb2.NoteMarksRequest(announced=["idle"]))).accepted
     await until(settled)
     assert (await demand(mesh)).slots_reported == 8
     await mark(mesh, "idle")

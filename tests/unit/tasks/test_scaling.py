@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from services.tasks.scaling.domain import CordonedBy, QueueWork, ScaleIn, ScalePolicy, WorkerPool, demands
+from services.tasks.scaling.domain import CordonedBy, QueueWork, RemovalMark, ScaleIn, ScalePolicy, WorkerPool, demands
 
 Q = "inference"
 POLICY = ScalePolicy(drain_seconds=60, utilization=0.8, surplus_seconds=60, settle_seconds=5)
@@ -17,7 +17,7 @@ def pool(name: str, held: int = 0, *, queues: Sequence[str] = (Q,), slots: int =
 
 
 def cordoned(name: str, *, marked: bool = False, held: int = 0) -> WorkerPool:
-    return pool(name, held, cordoned_by=CordonedBy.SCHEDULER, marked=marked)
+    return pool(name, held, cordoned_by=CordonedBy.SCHEDULER, mark=RemovalMark.SET if marked else None)
 
 
 def reported(work: QueueWork, pools: Sequence[WorkerPool]) -> float:
@@ -45,8 +45,9 @@ def test_a_cordoned_worker_that_still_holds_something_must_not_go() -> None:
     assert reported(QueueWork(Q, running=1), [cordoned("a", marked=True, held=1)]) == 4
 
 
-def test_none_may_go_while_a_worker_that_takes_work_bears_a_mark() -> None:
-    pools = [pool("a", marked=True), cordoned("b", marked=True)]
+@pytest.mark.parametrize("mark", RemovalMark)
+def test_none_may_go_while_a_worker_that_takes_work_bears_a_mark(mark: RemovalMark) -> None:
+    pools = [pool("a", mark=mark), cordoned("b", marked=True)]
     assert reported(QueueWork(Q), pools) == 8
 
 

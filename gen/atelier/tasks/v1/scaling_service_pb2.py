@@ -28,7 +28,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&atelier/tasks/v1/scaling_service.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetDemandRequest\"\xe0\x01\n\x0bQueueDemand\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07waiting\x18\x02 \x01(\x03\x12\x17\n\x0fwaiting_seconds\x18\x03 \x01(\x01\x12\x0f\n\x07running\x18\x04 \x01(\x03\x12\x17\n\x0frunning_seconds\x18\x05 \x01(\x01\x12\x0f\n\x07\x64\x65layed\x18\x06 \x01(\x03\x12\x14\n\x0cslots_wanted\x18\x07 \x01(\x01\x12\r\n\x05slots\x18\x08 \x01(\x03\x12\x16\n\x0eslots_reported\x18\t \x01(\x01\x12\x0f\n\x07workers\x18\n \x01(\x03\x12\x10\n\x08\x63ordoned\x18\x0b \x01(\x03\"\x9d\x01\n\x11GetDemandResponse\x12-\n\x06queues\x18\x01 \x03(\x0b\x32\x1d.atelier.tasks.v1.QueueDemand\x12\x15\n\rdrain_seconds\x18\x02 \x01(\x01\x12\x13\n\x0butilization\x18\x03 \x01(\x01\x12-\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x16ListWorkerPoolsRequest\x12\x1a\n\rcordoned_only\x18\x01 \x01(\x08H\x00\x88\x01\x01\x42\x10\n\x0e_cordoned_only\"\x87\x02\n\nWorkerPool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x0e\n\x06queues\x18\x03 \x03(\t\x12\r\n\x05slots\x18\x04 \x01(\x03\x12\x0c\n\x04held\x18\x05 \x01(\x03\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x36\n\x0b\x63ordoned_by\x18\x07 \x01(\x0e\x32\x1c.atelier.tasks.v1.CordonedByH\x00\x88\x01\x01\x12\x34\n\x0b\x63ordoned_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x88\x01\x01\x12\x0e\n\x06marked\x18\t \x01(\x08\x42\x0e\n\x0c_cordoned_byB\x0e\n\x0c_cordoned_at\"F\n\x17ListWorkerPoolsResponse\x12+\n\x05pools\x18\x01 \x03(\x0b\x32\x1c.atelier.tasks.v1.WorkerPool\"1\n\x13\x43ordonWorkerRequest\x12\x1a\n\x06worker\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\"C\n\x14\x43ordonWorkerResponse\x12+\n\x05pools\x18\x01 \x03(\x0b\x32\x1c.atelier.tasks.v1.WorkerPool\"3\n\x15UncordonWorkerRequest\x12\x1a\n\x06worker\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\"E\n\x16UncordonWorkerResponse\x12+\n\x05pools\x18\x01 \x03(\x0b\x32\x1c.atelier.tasks.v1.WorkerPool\"J\n\x10NoteMarksRequest\x12\x19\n\x06marked\x18\x01 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x1b\n\x08unmarked\x18\x02 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90N\"\x13\n\x11NoteMarksResponse*f\n\nCordonedBy\x12\x1b\n\x17\x43ORDONED_BY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ORDONED_BY_OPERATOR\x10\x01\x12\x19\n\x15\x43ORDONED_BY_SCHEDULER\x10\x02\x1a\x06\xe2\xf3\x18\x02\x08\x01\x32\xf8\x05\n\x0eScalingService\x12\x8f\x01\n\tGetDemand\x12\".atelier.tasks.v1.GetDemandRequest\x1a#.atelier.tasks.v1.GetDemandResponse\"9\xf2\xf3\x18\x17\x08\x05\"\nGet Demand*\x07scaling\x82\xd3\xe4\x93\x02\x18\x12\x16/api/v1/scaling/demand\x12\xa9\x01\n\x0fListWorkerPools\x12(.atelier.tasks.v1.ListWorkerPoolsRequest\x1a).atelier.tasks.v1.ListWorkerPoolsResponse\"A\xf2\xf3\x18\x1e\x08\x05\"\x11List Worker Pools*\x07scaling\x82\xd3\xe4\x93\x02\x19\x12\x17/api/v1/scaling/workers\x12\x9e\x01\n\x0c\x43ordonWorker\x12%.atelier.tasks.v1.CordonWorkerRequest\x1a&.atelier.tasks.v1.CordonWorkerResponse\"?\xf2\xf3\x18\x1a\x08\x04\"\rCordon Worker*\x07scaling\x82\xd3\xe4\x93\x02\x1b\"\x16/api/v1/scaling/cordon:\x01*\x12\xa8\x01\n\x0eUncordonWorker\x12\'.atelier.tasks.v1.UncordonWorkerRequest\x1a(.atelier.tasks.v1.UncordonWorkerResponse\"C\xf2\xf3\x18\x1c\x08\x04\"\x0fUncordon Worker*\x07scaling\x82\xd3\xe4\x93\x02\x1d\"\x18/api/v1/scaling/uncordon:\x01*\x12\\\n\tNoteMarks\x12\".atelier.tasks.v1.NoteMarksRequest\x1a#.atelier.tasks.v1.NoteMarksResponse\"\x06\xf2\xf3\x18\x02\x08\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&atelier/tasks/v1/scaling_service.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetDemandRequest\"\xe0\x01\n\x0bQueueDemand\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07waiting\x18\x02 \x01(\x03\x12\x17\n\x0fwaiting_seconds\x18\x03 \x01(\x01\x12\x0f\n\x07running\x18\x04 \x01(\x03\x12\x17\n\x0frunning_seconds\x18\x05 \x01(\x01\x12\x0f\n\x07\x64\x65layed\x18\x06 \x01(\x03\x12\x14\n\x0cslots_wanted\x18\x07 \x01(\x01\x12\r\n\x05slots\x18\x08 \x01(\x03\x12\x16\n\x0eslots_reported\x18\t \x01(\x01\x12\x0f\n\x07workers\x18\n \x01(\x03\x12\x10\n\x08\x63ordoned\x18\x0b \x01(\x03\"\x9d\x01\n\x11GetDemandResponse\x12-\n\x06queues\x18\x01 \x03(\x0b\x32\x1d.atelier.tasks.v1.QueueDemand\x12\x15\n\rdrain_seconds\x18\x02 \x01(\x01\x12\x13\n\x0butilization\x18\x03 \x01(\x01\x12-\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x16ListWorkerPoolsRequest\x12\x1a\n\rcordoned_only\x18\x01 \x01(\x08H\x00\x88\x01\x01\x42\x10\n\x0e_cordoned_only\"\xb2\x02\n\nWorkerPool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x0e\n\x06queues\x18\x03 \x03(\t\x12\r\n\x05slots\x18\x04 \x01(\x03\x12\x0c\n\x04held\x18\x05 \x01(\x03\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x36\n\x0b\x63ordoned_by\x18\x07 \x01(\x0e\x32\x1c.atelier.tasks.v1.CordonedByH\x00\x88\x01\x01\x12\x34\n\x0b\x63ordoned_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x88\x01\x01\x12\x30\n\x04mark\x18\t \x01(\x0e\x32\x1d.atelier.tasks.v1.RemovalMarkH\x02\x88\x01\x01\x42\x0e\n\x0c_cordoned_byB\x0e\n\x0c_cordoned_atB\x07\n\x05_mark\"F\n\x17ListWorkerPoolsResponse\x12+\n\x05pools\x18\x01 \x03(\x0b\x32\x1c.atelier.tasks.v1.WorkerPool\"1\n\x13\x43ordonWorkerRequest\x12\x1a\n\x06worker\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\"C\n\x14\x43ordonWorkerResponse\x12+\n\x05pools\x18\x01 \x03(\x0b\x32\x1c.atelier.tasks.v1.WorkerPool\"3\n\x15UncordonWorkerRequest\x12\x1a\n\x06worker\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\"E\n\x16UncordonWorkerResponse\x12+\n\x05pools\x18\x01 \x03(\x0b\x32\x1c.atelier.tasks.v1.WorkerPool\"h\n\x10NoteMarksRequest\x12\x19\n\x06marked\x18\x01 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x1b\n\x08unmarked\x18\x02 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x1c\n\tannounced\x18\x03 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90N\"%\n\x11NoteMarksResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x03(\t*f\n\nCordonedBy\x12\x1b\n\x17\x43ORDONED_BY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ORDONED_BY_OPERATOR\x10\x01\x12\x19\n\x15\x43ORDONED_BY_SCHEDULER\x10\x02\x1a\x06\xe2\xf3\x18\x02\x08\x01*e\n\x0bRemovalMark\x12\x1c\n\x18REMOVAL_MARK_UNSPECIFIED\x10\x00\x12\x1a\n\x16REMOVAL_MARK_ANNOUNCED\x10\x01\x12\x14\n\x10REMOVAL_MARK_SET\x10\x02\x1a\x06\xe2\xf3\x18\x02\x08\x01\x32\xf8\x05\n\x0eScalingService\x12\x8f\x01\n\tGetDemand\x12\".atelier.tasks.v1.GetDemandRequest\x1a#.atelier.tasks.v1.GetDemandResponse\"9\xf2\xf3\x18\x17\x08\x05\"\nGet Demand*\x07scaling\x82\xd3\xe4\x93\x02\x18\x12\x16/api/v1/scaling/demand\x12\xa9\x01\n\x0fListWorkerPools\x12(.atelier.tasks.v1.ListWorkerPoolsRequest\x1a).atelier.tasks.v1.ListWorkerPoolsResponse\"A\xf2\xf3\x18\x1e\x08\x05\"\x11List Worker Pools*\x07scaling\x82\xd3\xe4\x93\x02\x19\x12\x17/api/v1/scaling/workers\x12\x9e\x01\n\x0c\x43ordonWorker\x12%.atelier.tasks.v1.CordonWorkerRequest\x1a&.atelier.tasks.v1.CordonWorkerResponse\"?\xf2\xf3\x18\x1a\x08\x04\"\rCordon Worker*\x07scaling\x82\xd3\xe4\x93\x02\x1b\"\x16/api/v1/scaling/cordon:\x01*\x12\xa8\x01\n\x0eUncordonWorker\x12\'.atelier.tasks.v1.UncordonWorkerRequest\x1a(.atelier.tasks.v1.UncordonWorkerResponse\"C\xf2\xf3\x18\x1c\x08\x04\"\x0fUncordon Worker*\x07scaling\x82\xd3\xe4\x93\x02\x1d\"\x18/api/v1/scaling/uncordon:\x01*\x12\\\n\tNoteMarks\x12\".atelier.tasks.v1.NoteMarksRequest\x1a#.atelier.tasks.v1.NoteMarksResponse\"\x06\xf2\xf3\x18\x02\x08\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CORDONEDBY']._loaded_options = None
   _globals['_CORDONEDBY']._serialized_options = b'\342\363\030\002\010\001'
+  _globals['_REMOVALMARK']._loaded_options = None
+  _globals['_REMOVALMARK']._serialized_options = b'\342\363\030\002\010\001'
   _globals['_CORDONWORKERREQUEST'].fields_by_name['worker']._loaded_options = None
   _globals['_CORDONWORKERREQUEST'].fields_by_name['worker']._serialized_options = b'\272H\007r\005\020\001\030\377\001'
   _globals['_UNCORDONWORKERREQUEST'].fields_by_name['worker']._loaded_options = None
@@ -45,6 +47,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NOTEMARKSREQUEST'].fields_by_name['marked']._serialized_options = b'\272H\006\222\001\003\020\220N'
   _globals['_NOTEMARKSREQUEST'].fields_by_name['unmarked']._loaded_options = None
   _globals['_NOTEMARKSREQUEST'].fields_by_name['unmarked']._serialized_options = b'\272H\006\222\001\003\020\220N'
+  _globals['_NOTEMARKSREQUEST'].fields_by_name['announced']._loaded_options = None
+  _globals['_NOTEMARKSREQUEST'].fields_by_name['announced']._serialized_options = b'\272H\006\222\001\003\020\220N'
   _globals['_SCALINGSERVICE'].methods_by_name['GetDemand']._loaded_options = None
   _globals['_SCALINGSERVICE'].methods_by_name['GetDemand']._serialized_options = b'\362\363\030\027\010\005\"\nGet Demand*\007scaling\202\323\344\223\002\030\022\026/api/v1/scaling/demand'
   _globals['_SCALINGSERVICE'].methods_by_name['ListWorkerPools']._loaded_options = None
@@ -55,8 +59,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCALINGSERVICE'].methods_by_name['UncordonWorker']._serialized_options = b'\362\363\030\034\010\004\"\017Uncordon Worker*\007scaling\202\323\344\223\002\035\"\030/api/v1/scaling/uncordon:\001*'
   _globals['_SCALINGSERVICE'].methods_by_name['NoteMarks']._loaded_options = None
   _globals['_SCALINGSERVICE'].methods_by_name['NoteMarks']._serialized_options = b'\362\363\030\002\010\007'
-  _globals['_CORDONEDBY']._serialized_start=1344
-  _globals['_CORDONEDBY']._serialized_end=1446
+  _globals['_CORDONEDBY']._serialized_start=1435
+  _globals['_CORDONEDBY']._serialized_end=1537
+  _globals['_REMOVALMARK']._serialized_start=1539
+  _globals['_REMOVALMARK']._serialized_end=1640
   _globals['_GETDEMANDREQUEST']._serialized_start=186
   _globals['_GETDEMANDREQUEST']._serialized_end=204
   _globals['_QUEUEDEMAND']._serialized_start=207
@@ -66,21 +72,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTWORKERPOOLSREQUEST']._serialized_start=593
   _globals['_LISTWORKERPOOLSREQUEST']._serialized_end=663
   _globals['_WORKERPOOL']._serialized_start=666
-  _globals['_WORKERPOOL']._serialized_end=929
-  _globals['_LISTWORKERPOOLSRESPONSE']._serialized_start=931
-  _globals['_LISTWORKERPOOLSRESPONSE']._serialized_end=1001
-  _globals['_CORDONWORKERREQUEST']._serialized_start=1003
-  _globals['_CORDONWORKERREQUEST']._serialized_end=1052
-  _globals['_CORDONWORKERRESPONSE']._serialized_start=1054
-  _globals['_CORDONWORKERRESPONSE']._serialized_end=1121
-  _globals['_UNCORDONWORKERREQUEST']._serialized_start=1123
-  _globals['_UNCORDONWORKERREQUEST']._serialized_end=1174
-  _globals['_UNCORDONWORKERRESPONSE']._serialized_start=1176
-  _globals['_UNCORDONWORKERRESPONSE']._serialized_end=1245
-  _globals['_NOTEMARKSREQUEST']._serialized_start=1247
-  _globals['_NOTEMARKSREQUEST']._serialized_end=1321
-  _globals['_NOTEMARKSRESPONSE']._serialized_start=1323
-  _globals['_NOTEMARKSRESPONSE']._serialized_end=1342
-  _globals['_SCALINGSERVICE']._serialized_start=1449
-  _globals['_SCALINGSERVICE']._serialized_end=2209
+  _globals['_WORKERPOOL']._serialized_end=972
+  _globals['_LISTWORKERPOOLSRESPONSE']._serialized_start=974
+  _globals['_LISTWORKERPOOLSRESPONSE']._serialized_end=1044
+  _globals['_CORDONWORKERREQUEST']._serialized_start=1046
+  _globals['_CORDONWORKERREQUEST']._serialized_end=1095
+  _globals['_CORDONWORKERRESPONSE']._serialized_start=1097
+  _globals['_CORDONWORKERRESPONSE']._serialized_end=1164
+  _globals['_UNCORDONWORKERREQUEST']._serialized_start=1166
+  _globals['_UNCORDONWORKERREQUEST']._serialized_end=1217
+  _globals['_UNCORDONWORKERRESPONSE']._serialized_start=1219
+  _globals['_UNCORDONWORKERRESPONSE']._serialized_end=1288
+  _globals['_NOTEMARKSREQUEST']._serialized_start=1290
+  _globals['_NOTEMARKSREQUEST']._serialized_end=1394
+  _globals['_NOTEMARKSRESPONSE']._serialized_start=1396
+  _globals['_NOTEMARKSRESPONSE']._serialized_end=1433
+  _globals['_SCALINGSERVICE']._serialized_start=1643
+  _globals['_SCALINGSERVICE']._serialized_end=2403
 # @@protoc_insertion_point(module_scope)

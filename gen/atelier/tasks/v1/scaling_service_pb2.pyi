@@ -44,6 +44,30 @@ CORDONED_BY_SCHEDULER: CordonedBy.ValueType  # 2
 """The scheduler, which has too many."""
 Global___CordonedBy: _TypeAlias = CordonedBy  # noqa: Y015
 
+class _RemovalMark:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RemovalMarkEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RemovalMark.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REMOVAL_MARK_UNSPECIFIED: _RemovalMark.ValueType  # 0
+    """It does not."""
+    REMOVAL_MARK_ANNOUNCED: _RemovalMark.ValueType  # 1
+    """It may by now: the mark is about to be set."""
+    REMOVAL_MARK_SET: _RemovalMark.ValueType  # 2
+    """It does."""
+
+class RemovalMark(_RemovalMark, metaclass=_RemovalMarkEnumTypeWrapper):
+    """Whether the orchestrator removes a worker before others."""
+
+REMOVAL_MARK_UNSPECIFIED: RemovalMark.ValueType  # 0
+"""It does not."""
+REMOVAL_MARK_ANNOUNCED: RemovalMark.ValueType  # 1
+"""It may by now: the mark is about to be set."""
+REMOVAL_MARK_SET: RemovalMark.ValueType  # 2
+"""It does."""
+Global___RemovalMark: _TypeAlias = RemovalMark  # noqa: Y015
+
 @_typing.final
 class GetDemandRequest(_message.Message):
     """Request of GetDemand."""
@@ -201,7 +225,7 @@ class WorkerPool(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     CORDONED_BY_FIELD_NUMBER: _builtins.int
     CORDONED_AT_FIELD_NUMBER: _builtins.int
-    MARKED_FIELD_NUMBER: _builtins.int
+    MARK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name; `WORKER/QUEUE` where its worker has several."""
     worker: _builtins.str
@@ -214,7 +238,7 @@ class WorkerPool(_message.Message):
     """Whether it drains by itself."""
     cordoned_by: Global___CordonedBy.ValueType
     """Who has cordoned it; null where nobody has."""
-    marked: _builtins.bool
+    mark: Global___RemovalMark.ValueType
     """Whether it bears a mark at the orchestrator."""
     @_builtins.property
     def queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -235,20 +259,24 @@ class WorkerPool(_message.Message):
         draining: _builtins.bool = ...,
         cordoned_by: Global___CordonedBy.ValueType | None = ...,
         cordoned_at: _timestamp_pb2.Timestamp | None = ...,
-        marked: _builtins.bool = ...,
+        mark: Global___RemovalMark.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cordoned_at", b"_cordoned_at", "_cordoned_by", b"_cordoned_by", "cordoned_at", b"cordoned_at", "cordoned_by", b"cordoned_by"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cordoned_at", b"_cordoned_at", "_cordoned_by", b"_cordoned_by", "_mark", b"_mark", "cordoned_at", b"cordoned_at", "cordoned_by", b"cordoned_by", "mark", b"mark"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cordoned_at", b"_cordoned_at", "_cordoned_by", b"_cordoned_by", "cordoned_at", b"cordoned_at", "cordoned_by", b"cordoned_by", "draining", b"draining", "held", b"held", "marked", b"marked", "name", b"name", "queues", b"queues", "slots", b"slots", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cordoned_at", b"_cordoned_at", "_cordoned_by", b"_cordoned_by", "_mark", b"_mark", "cordoned_at", b"cordoned_at", "cordoned_by", b"cordoned_by", "draining", b"draining", "held", b"held", "mark", b"mark", "name", b"name", "queues", b"queues", "slots", b"slots", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cordoned_at: _TypeAlias = _typing.Literal["cordoned_at"]  # noqa: Y015
     _WhichOneofArgType__cordoned_at: _TypeAlias = _typing.Literal["_cordoned_at", b"_cordoned_at"]  # noqa: Y015
     _WhichOneofReturnType__cordoned_by: _TypeAlias = _typing.Literal["cordoned_by"]  # noqa: Y015
     _WhichOneofArgType__cordoned_by: _TypeAlias = _typing.Literal["_cordoned_by", b"_cordoned_by"]  # noqa: Y015
+    _WhichOneofReturnType__mark: _TypeAlias = _typing.Literal["mark"]  # noqa: Y015
+    _WhichOneofArgType__mark: _TypeAlias = _typing.Literal["_mark", b"_mark"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cordoned_at) -> _WhichOneofReturnType__cordoned_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cordoned_by) -> _WhichOneofReturnType__cordoned_by | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mark) -> _WhichOneofReturnType__mark | None: ...
 
 Global___WorkerPool: _TypeAlias = WorkerPool  # noqa: Y015
 
@@ -376,6 +404,7 @@ class NoteMarksRequest(_message.Message):
 
     MARKED_FIELD_NUMBER: _builtins.int
     UNMARKED_FIELD_NUMBER: _builtins.int
+    ANNOUNCED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def marked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workers that bear the mark now."""
@@ -384,15 +413,20 @@ class NoteMarksRequest(_message.Message):
     def unmarked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workers that do not bear it any more."""
 
+    @_builtins.property
+    def announced(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Workers that are to be marked."""
+
     def __init__(
         self,
         *,
         marked: _abc.Iterable[_builtins.str] | None = ...,
         unmarked: _abc.Iterable[_builtins.str] | None = ...,
+        announced: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["marked", b"marked", "unmarked", b"unmarked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announced", b"announced", "marked", b"marked", "unmarked", b"unmarked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -404,12 +438,19 @@ class NoteMarksResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def accepted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of `announced` that may be marked: they are cordoned by the scheduler, which knows of the mark from now on."""
+
     def __init__(
         self,
+        *,
+        accepted: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -95,7 +95,8 @@ class ScalingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def NoteMarks(self, request, context):
-        """Notes which workers bear a mark at the orchestrator that has them removed first, and which do not any more.
+        """Notes which workers bear a mark at the orchestrator that has them removed first, which do not any more, and which
+        are to be marked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,9 @@ class ScalingServiceStub:
     UncordonWorker: _grpc.UnaryUnaryMultiCallable[_scaling_service_pb2.UncordonWorkerRequest, _scaling_service_pb2.UncordonWorkerResponse]
     """Uncordons a worker, whoever has cordoned it."""
     NoteMarks: _grpc.UnaryUnaryMultiCallable[_scaling_service_pb2.NoteMarksRequest, _scaling_service_pb2.NoteMarksResponse]
-    """Notes which workers bear a mark at the orchestrator that has them removed first, and which do not any more."""
+    """Notes which workers bear a mark at the orchestrator that has them removed first, which do not any more, and which
+    are to be marked.
+    """
 
 @_typing.type_check_only
 class ScalingServiceAsyncStub(ScalingServiceStub):
@@ -58,7 +60,9 @@ class ScalingServiceAsyncStub(ScalingServiceStub):
     UncordonWorker: _aio.UnaryUnaryMultiCallable[_scaling_service_pb2.UncordonWorkerRequest, _scaling_service_pb2.UncordonWorkerResponse]  # type: ignore[assignment]
     """Uncordons a worker, whoever has cordoned it."""
     NoteMarks: _aio.UnaryUnaryMultiCallable[_scaling_service_pb2.NoteMarksRequest, _scaling_service_pb2.NoteMarksResponse]  # type: ignore[assignment]
-    """Notes which workers bear a mark at the orchestrator that has them removed first, and which do not any more."""
+    """Notes which workers bear a mark at the orchestrator that has them removed first, which do not any more, and which
+    are to be marked.
+    """
 
 class ScalingServiceServicer(metaclass=_abc_1.ABCMeta):
     """What workers are scaled by, and which of them are on their way out."""
@@ -101,6 +105,8 @@ class ScalingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scaling_service_pb2.NoteMarksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scaling_service_pb2.NoteMarksResponse, _abc.Awaitable[_scaling_service_pb2.NoteMarksResponse]]:
-        """Notes which workers bear a mark at the orchestrator that has them removed first, and which do not any more."""
+        """Notes which workers bear a mark at the orchestrator that has them removed first, which do not any more, and which
+        are to be marked.
+        """
 
 def add_ScalingServiceServicer_to_server(servicer: ScalingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -17,8 +17,8 @@ def upgrade() -> None:
         ALTER TABLE sessions
             ADD COLUMN cordoned text CHECK (cordoned IN ('OPERATOR', 'SCHEDULER')),
             ADD COLUMN cordoned_at timestamptz,
-            -- Whether the orchestrator would remove the worker first.
-            ADD COLUMN marked boolean NOT NULL DEFAULT false,
+            -- Whether the orchestrator would remove the worker first: it may by now, or it does.
+            ADD COLUMN mark text CHECK (mark IN ('ANNOUNCED', 'SET')),
             -- No lease before: one that bore a mark may have been chosen already.
             ADD COLUMN leases_after timestamptz
         """
@@ -43,6 +43,5 @@ def downgrade() -> None:
     op.execute("DROP TABLE work_times")
     op.execute("DROP INDEX sessions_by_name")
     op.execute(
-        "ALTER TABLE sessions DROP COLUMN cordoned, DROP COLUMN cordoned_at, DROP COLUMN marked, "
-        "DROP COLUMN leases_after"
+        "ALTER TABLE sessions DROP COLUMN cordoned, DROP COLUMN cordoned_at, DROP COLUMN mark, DROP COLUMN leases_after"
     )
