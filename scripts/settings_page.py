@@ -31,7 +31,7 @@ its end may name a file that contains the value (`ATELIER_AUTH_SECRET_FILE`). Co
 def render() -> str:
     """Return the page."""
     parts = [_HEAD, _section("Every service", MeshSettings.model_fields)]
-    for spec in topology.SERVICES:
+    for spec in (*topology.SERVICES, topology.MARKER):
         settings = settings_of(spec)
         own = {
             name: info

@@ -4,12 +4,15 @@ Owns:
     Schema `monitoring` in PostgreSQL: `loops` (what operators want of background loops), `loop_events` (their history).
     Subjects `atelier.loops.wishes` and `atelier.loops.ask` on core NATS.
 Serves:
-    `atelier.monitoring.v1.SystemService` to operators.
+    `atelier.monitoring.v1.SystemService` to operators; on a port of its own, where it has one, `externalscaler.
+    ExternalScaler` to KEDA.
+Calls:
+    tasks, for what it tells KEDA.
 Consumes:
     `atelier.loops.report.<role>` on core NATS: what every process tells of its loops (`meshkit/supervision.py`).
 
 Rooms:
     Pure: `domain`. `store` is what the use cases need of a database, and `postgres` the only SQL. `supervisor` holds
     the use cases of loops. `convert` and `errors` are between domain and wire, `servicer` speaks gRPC. `composition`
-    builds the service.
+    builds the service. `scaler` answers KEDA, and `marker` is a process of its own that marks pods for Kubernetes.
 """

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from atelier.monitoring.v1 import loops_pb2, system_service_pb2_grpc
 
 from meshkit import db as meshdb
+from meshkit.auth import ServiceTokens
 from meshkit.bus import Bus, BusMessage
+from meshkit.channel import MeshChannel
 from meshkit.db import Database
 from meshkit.health import HealthPart, PartStates
 from meshkit.loops import Loops
@@ -19,6 +21,9 @@ from meshkit.topology import MONITORING
 from services.monitoring import convert
 from services.monitoring.config import MonitoringSettings
 from services.monitoring.postgres.loops import PostgresLoopStore
+from services.monitoring.scaler.demand import SchedulersDemand
+from services.monitoring.scaler.server import ScalerServer
+from services.monitoring.scaler.service import ScalerDesk
 from services.monitoring.servicer import SystemServicer
 from services.monitoring.supervisor import Supervisor
 
@@ -31,6 +36,7 @@ class MonitoringRuntime:
     supervisor: Supervisor
     database: Database
     bus: Bus
+    scaler: ScalerServer | None
 
 
 async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> MonitoringRuntime:
@@ -71,7 +77,25 @@ async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> Monitori
     )
     await server.start()
     stack.push_async_callback(server.stop)
+    scaler = await _scaler(settings, stack) if settings.scaler_listen else None
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return MonitoringRuntime(server.address, supervisor, database, bus)
+    return MonitoringRuntime(server.address, supervisor, database, bus, scaler)
+
+
+async def _scaler(settings: MonitoringSettings, stack: AsyncExitStack) -> ScalerServer:
+    tokens = ServiceTokens.from_settings(settings, MONITORING.role, MONITORING.scopes)
+    channel = MeshChannel(settings.tasks_address, tokens.token)
+    stack.push_async_callback(channel.close)
+    scaler = ScalerServer(
+        ScalerDesk(SchedulersDemand(channel).read),
+        settings.scaler_listen,
+        certificate=settings.scaler_certificate,
+        key=settings.scaler_key,
+        client_authority=settings.scaler_client_ca,
+        grace_seconds=settings.shutdown_grace_seconds,
+    )
+    await scaler.start()
+    stack.push_async_callback(scaler.stop)
+    return scaler

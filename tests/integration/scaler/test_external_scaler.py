@@ -1,22 +1,17 @@
 """The external scaler, asked over a real socket as KEDA asks."""
 
 import asyncio
-import datetime as dt
-import ipaddress
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from meshkit.errors import unavailable
 from services.monitoring.scaler.answers import QueueState
 from services.monitoring.scaler.server import ScalerServer
 from services.monitoring.scaler.service import ScalerDesk
+from tests.certificates import Authority
 from tests.keda import KedaClient
 
 Q = {"queue": "inference", "slots": "4", "scalerAddress": "monitoring:9105"}
@@ -195,47 +190,6 @@ async def test_a_stream_is_refused_while_nothing_is_known(serve: Serve, keda: As
     assert client.told == []
     scheduler.away = False
     await until(client, lambda: client.told == [False])
-
-
-class Authority:
-    """An authority for certificates, of the test's own."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._sign(self._name, self._key, authority=True)
-        self.file = folder / f"{name}.crt"
-        self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate, private = self._folder / f"{name}.crt", self._folder / f"{name}.key"
-        certificate.write_bytes(self._sign(subject, key, authority=False).public_bytes(serialization.Encoding.PEM))
-        private.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        return certificate, private
-
-    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, authority: bool) -> x509.Certificate:
-        now = dt.datetime.now(dt.UTC)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(hours=1))
-            .not_valid_after(now + dt.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-            )
-            .sign(self._key, hashes.SHA256())
-        )
 
 
 def credentials(authority: Authority, client: tuple[Path, Path] | None) -> grpc.ChannelCredentials:

@@ -9,7 +9,7 @@ from tests.unit.repository.sources import ROOT, modules, pages, place
 
 # What the command line reads itself, and a stream of NATS that is called so.
 _OTHERS = {"ATELIER_DATA", "ATELIER_URL", "ATELIER_TOKEN", "ATELIER_EVENTS", "ATELIER_TRAINER"}
-_SERVICES = {spec.module: settings_of(spec) for spec in topology.SERVICES}
+_SERVICES = {spec.module: settings_of(spec) for spec in (*topology.SERVICES, topology.MARKER)}
 _NAME = re.compile(r"\bATELIER_[A-Z0-9_]*[A-Z0-9]\b")
 
 
