@@ -47,7 +47,7 @@ class KubernetesApi:
             "metadata": {
                 "name": name,
                 "uid": f"uid-{name}-{self._version}",
-                "labels": {"atelier.dev/worker": "true"},
+                "labels": {"atelier.io/worker": "true"},
                 "annotations": spelled,
                 "resourceVersion": str(self._version),
             }
@@ -81,7 +81,7 @@ class KubernetesApi:
     async def _get(self, request: Request) -> Response:
         if (refusal := self._refusal(request)) is not None:
             return refusal
-        if request.query_params.get("labelSelector") != "atelier.dev/worker=true":
+        if request.query_params.get("labelSelector") != "atelier.io/worker=true":
             return JSONResponse({"kind": "Status", "code": 400}, 400)
         if request.query_params.get("watch") == "true":
             version = int(request.query_params["resourceVersion"])

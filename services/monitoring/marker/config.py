@@ -29,7 +29,7 @@ class MarkerSettings(MeshSettings):
         default="", description="Namespace of the workers' pods; that of the service account if empty."
     )
     pod_selector: str = Field(
-        default="atelier.dev/worker=true", description="Labels of the pods that may be marked, as Kubernetes has them."
+        default="atelier.io/worker=true", description="Labels of the pods that may be marked, as Kubernetes has them."
     )
     mark_seconds: float = Field(default=2.0, gt=0, description="How often the scheduler is asked for cordons.")
 

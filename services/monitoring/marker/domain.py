@@ -12,7 +12,7 @@ LOWERED = "-100"
 # What keeps whoever empties nodes from doing so while the pod is there.
 STAYS = ("cluster-autoscaler.kubernetes.io/safe-to-evict", "karpenter.sh/do-not-disrupt")
 # What the annotations were before the mark, as JSON.
-FORMER = "atelier.dev/marked"
+FORMER = "atelier.io/marked"
 
 _TOUCHED = (COST, *STAYS)
 

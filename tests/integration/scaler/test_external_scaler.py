@@ -14,7 +14,7 @@ from services.monitoring.scaler.service import ScalerDesk
 from tests.certificates import Authority
 from tests.keda import KedaClient
 
-Q = {"queue": "inference", "slots": "4", "scalerAddress": "monitoring:9105"}
+Q = {"queue": "inference", "slots": "4", "scalerAddress": "monitoring:9106"}
 
 
 class Scheduler:

@@ -20,7 +20,7 @@ def state(**members: float) -> QueueState:
 
 
 def test_the_members_of_keda_itself_are_passed_over() -> None:
-    trigger = trigger_of({"queue": "inference", "slots": "4", "scalerAddress": "monitoring:9105", "enableTLS": "true"})
+    trigger = trigger_of({"queue": "inference", "slots": "4", "scalerAddress": "monitoring:9106", "enableTLS": "true"})
     assert (trigger.queue, trigger.slots, trigger.unit) == ("inference", 4, ScaledUnit.SECONDS)
     assert trigger.metric == "inference-seconds"
 
