@@ -22,7 +22,7 @@ STORERS, WORKERS = {"tasks", "workflows", "training"}, {"worker", "trainer"}
 OWNERS = STORERS | {"monitoring"}
 KNOWN_TO: Mapping[str, set[str]] = {
     "ATELIER_DATABASE_URL": OWNERS,
-    "ATELIER_NATS_URL": OWNERS | WORKERS,
+    "ATELIER_NATS_URL": OWNERS | WORKERS | {"gateway"},
     "ATELIER_S3_ENDPOINT": STORERS | WORKERS | {"gateway"},
     "ATELIER_S3_ACCESS_KEY": STORERS | WORKERS | {"gateway"},
     "ATELIER_S3_SECRET_KEY": STORERS | WORKERS | {"gateway"},
