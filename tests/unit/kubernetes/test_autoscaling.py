@@ -1,0 +1,129 @@
+"""The component `autoscaling`: what KEDA, the scheduler and the marker name is one and the same."""
+
+import functools
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from meshkit import topology
+from meshkit.config import PREFIX
+from meshkit.health import PROCESS
+from scripts.settings_page import settings_of
+from services.monitoring.marker.config import MarkerSettings
+from services.monitoring.scaler.answers import trigger_of
+from tests.unit.kubernetes.manifests import (
+    FOLDER,
+    Document,
+    build,
+    called,
+    containers,
+    environment,
+    named,
+    of_kind,
+    pod,
+    references,
+    selects,
+)
+from tests.unit.kubernetes.test_network import Policies, labels_of
+from tests.unit.kubernetes.test_schemas import RELEASES, errors, schemas
+
+_ADDED = ("Deployment/marker", "ServiceAccount/marker", "Service/monitoring-scaler")
+
+
+@functools.cache
+def scaled() -> list[Document]:
+    """The base with the component."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch).resolve()
+        base, component = (os.path.relpath(FOLDER / one, folder) for one in ("base", "components/autoscaling"))
+        (folder / "kustomization.yaml").write_text(
+            f"kind: Kustomization\nnamespace: atelier\nresources: [{base}]\ncomponents: [{component}]\n"
+        )
+        return build(folder)
+
+
+def scaled_object() -> Document:
+    return next(one for one in scaled() if one["kind"] == "ScaledObject")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_what_the_component_adds_and_changes_passes_the_schemas(release: str) -> None:
+    read = schemas(release)
+    changed = ("Deployment/inference", "Deployment/tasks", "Deployment/monitoring", *_ADDED)
+    found = {called(one): errors(read, one) for one in scaled() if called(one) in changed}
+    assert found == {name: [] for name in changed}
+
+
+def test_the_trigger_is_one_that_the_scaler_takes_at_the_address_where_it_serves() -> None:
+    spec = scaled_object()["spec"]
+    [trigger] = spec["triggers"]
+    assert trigger["type"] == "external-push"
+    assert trigger_of(trigger["metadata"]).queue == "inference"
+    host, _, port = trigger["metadata"]["scalerAddress"].partition(":")
+    service = named(scaled(), "Service", host.removesuffix(".atelier"))
+    [offered] = service["spec"]["ports"]
+    monitoring = named(scaled(), "Deployment", "monitoring")
+    assert selects({"matchLabels": service["spec"]["selector"]}, labels_of(monitoring))
+    listening = environment(scaled(), monitoring)["ATELIER_SCALER_LISTEN"]
+    ports = {one["name"]: one["containerPort"] for one in containers(monitoring)[0]["ports"]}
+    assert {f"0.0.0.0:{port}", f"0.0.0.0:{ports[offered['targetPort']]}"} == {listening}
+    assert offered["port"] == int(port)
+
+
+def test_what_is_scaled_is_a_deployment_without_a_number_whose_pods_the_marker_knows() -> None:
+    target = named(scaled(), "Deployment", scaled_object()["spec"]["scaleTargetRef"]["name"])
+    assert "replicas" not in target["spec"]
+    [name] = [one for one in containers(target)[0]["env"] if one["name"] == "ATELIER_WORKER_NAME"]
+    assert name["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+    key, _, value = MarkerSettings.model_fields["pod_selector"].default.partition("=")
+    assert [called(one) for one in of_kind(scaled(), "Deployment") if labels_of(one).get(key) == value] == [
+        "Deployment/inference"
+    ]
+    assert float(environment(scaled(), named(scaled(), "Deployment", "tasks"))["ATELIER_SCALE_IN_SECONDS"]) > 0
+
+
+def test_the_marker_may_do_three_things_to_pods_and_is_the_only_one_with_a_token_of_the_cluster() -> None:
+    [role] = of_kind(scaled(), "Role")
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch", "patch"]}]
+    [binding] = of_kind(scaled(), "RoleBinding")
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "marker", "namespace": "atelier"}]
+    assert of_kind(scaled(), "ClusterRole", "ClusterRoleBinding") == []
+    holding = [called(one) for one in of_kind(scaled(), "Deployment") if pod(one)["automountServiceAccountToken"]]
+    assert holding == ["Deployment/marker"]
+
+
+def test_the_marker_keeps_to_the_restricted_profile_and_reads_what_it_is_given() -> None:
+    marker = named(scaled(), "Deployment", "marker")
+    [container] = pod(marker)["containers"]
+    assert pod(marker)["securityContext"]["runAsNonRoot"] is True
+    assert pod(marker)["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["args"] == ["python", "-m", topology.MARKER.module]
+    assert marker["spec"]["strategy"] == {"type": "Recreate"}
+    assert marker["spec"]["replicas"] == 1
+    values = environment(scaled(), marker)
+    known = {f"{PREFIX}{name.upper()}" for name in settings_of(topology.MARKER).model_fields}
+    assert {name.removesuffix("_FILE") for name in values} <= known
+    assert container["livenessProbe"]["grpc"] == {"port": 9107, "service": PROCESS}
+    assert values["ATELIER_LISTEN"] == "0.0.0.0:9107"
+    there = {(one["kind"], one["metadata"]["name"]) for one in scaled()} | {("Secret", "tokens")}
+    assert {found[1:] for found in references(scaled()) if found[0] == "Deployment/marker"} <= there
+
+
+def test_the_marker_reaches_tasks_and_the_api_server_alone_and_only_keda_reaches_the_scaler() -> None:
+    policies = Policies(scaled())
+    deployments = {one["metadata"]["name"]: labels_of(one) for one in of_kind(scaled(), "Deployment")}
+    for name, labels in deployments.items():
+        reached = policies.allows("Egress", deployments["marker"], labels, 9101)
+        assert (reached and policies.allows("Ingress", labels, deployments["marker"], 9101)) == (name == "tasks")
+        assert not policies.allows("Ingress", deployments["monitoring"], labels, 9106), name
+    assert set(policies.networks(deployments["marker"], 6443)) == {"0.0.0.0/0"}
+    policy = named(scaled(), "NetworkPolicy", "keda-to-scaler")["spec"]
+    [peer] = policy["ingress"][0]["from"]
+    assert peer == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "keda"}}}
