@@ -23,7 +23,9 @@ from services.tasks.domain import TaskRecord, TaskStatus
 from services.tasks.monitoring.celery import CeleryStats
 from services.tasks.monitoring.domain import (
     RATE_MINUTES,
+    Cursor,
     Fleet,
+    ListedRow,
     ListedTask,
     QueueFigures,
     TaskCounts,
@@ -80,6 +82,39 @@ def to_query(request: pb.ListMonitoredTasksRequest) -> TaskQuery | None:
         skip=(request.page - 1) * size,
         limit=size,
     )
+
+
+def to_rows_query(request: pb.ListTaskRowsRequest) -> TaskQuery:
+    """Return what is asked for, and one task more: it tells whether others follow.
+
+    Raises:
+        MeshError: `INVALID` for a cursor that is none.
+    """
+    cursor = _text(request, "cursor")
+    return TaskQuery(
+        tenant=_text(request, "origin_tenant_id"),
+        status=STATUS_NAME.get(request.status) if request.HasField("status") else None,
+        task_type=TASK_TYPE_NAME.get(request.task_type) if request.HasField("task_type") else None,
+        provider_type=PROVIDER_NAME.get(request.provider_type) if request.HasField("provider_type") else None,
+        origin_instance=_text(request, "origin_instance"),
+        origin_zone=_text(request, "origin_zone"),
+        after=Cursor.parse(cursor) if cursor is not None else None,
+        limit=request.page_size + 1,
+    )
+
+
+def to_rows(rows: Sequence[ListedRow], page_size: int) -> pb.ListTaskRowsResponse:
+    """Return tasks in short; of those that were found, one more may follow."""
+    response = pb.ListTaskRowsResponse()
+    for row in rows[:page_size]:
+        item = response.items.add(
+            id=str(row.id), task_type=TASK_TYPE[row.task_type], status=STATUS[row.status], progress=row.progress
+        )
+        assign(item.created_at, row.created_at)
+    if len(rows) > page_size:
+        last = rows[page_size - 1]
+        response.next_cursor = str(Cursor(last.created_at, last.id))
+    return response
 
 
 def to_item(task: ListedTask) -> pb.TaskListItem:

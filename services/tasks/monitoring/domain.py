@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
+from meshkit.errors import invalid
 from services.tasks.domain import WorkerLoad
 
 _HEX = re.compile(r"[0-9a-f]{0,32}")
+_EPOCH = datetime.fromtimestamp(0, UTC)
 # A worker's rate is the mean over so many minutes.
 RATE_MINUTES = 5
 
@@ -33,6 +35,40 @@ class ListedTask(NamedTuple):
     has_error: bool
 
 
+class ListedRow(NamedTuple):
+    """A task in short. The order of the fields is the order of the columns in the query."""
+
+    id: UUID
+    task_type: str
+    status: str
+    progress: float
+    created_at: datetime
+
+
+class Cursor(NamedTuple):
+    """The last task of a page, after which the next one begins."""
+
+    created_at: datetime
+    id: UUID
+
+    def __str__(self) -> str:
+        micros = (self.created_at - _EPOCH) // timedelta(microseconds=1)
+        return f"{micros:016x}-{self.id.hex}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Read what `str` wrote.
+
+        Raises:
+            MeshError: `INVALID`.
+        """
+        micros, _, identifier = text.partition("-")
+        try:
+            return cls(_EPOCH + timedelta(microseconds=int(micros, 16)), UUID(identifier))
+        except (ValueError, OverflowError):
+            raise invalid("cursor", "is none that an answer told", "cursor") from None
+
+
 @dataclass(frozen=True, slots=True)
 class TaskQuery:
     """Which tasks to list, in which order; None where a member does not matter.
@@ -41,6 +77,7 @@ class TaskQuery:
         created_after: The earliest moment that counts.
         created_before: The earliest moment that counts no more.
         ids: The first and the last id that counts.
+        after: The task after which the list begins.
     """
 
     tenant: str | None = None
@@ -52,6 +89,7 @@ class TaskQuery:
     created_after: datetime | None = None
     created_before: datetime | None = None
     ids: tuple[UUID, UUID] | None = None
+    after: Cursor | None = None
     sort_by: str = "created_at"
     descending: bool = True
     skip: int = 0

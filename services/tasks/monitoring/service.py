@@ -12,7 +12,7 @@ from services.tasks.api.service import TasksService
 from services.tasks.catalog import QUEUES
 from services.tasks.domain import TaskRecord
 from services.tasks.monitoring.celery import CeleryStats, stats_of
-from services.tasks.monitoring.domain import Fleet, ListedTask, QueueFigures, TaskCounts, TaskQuery
+from services.tasks.monitoring.domain import Fleet, ListedRow, ListedTask, QueueFigures, TaskCounts, TaskQuery
 from services.tasks.monitoring.store import MonitoringStore
 from services.tasks.service_requests import ServiceRequestNote
 
@@ -38,6 +38,14 @@ class TaskMonitor:
             MeshError: `FORBIDDEN` where the caller may not see the tenant that it names.
         """
         return await self._store.list_tasks(replace(query, tenant=caller.listed_tenant(query.tenant)))
+
+    async def list_rows(self, query: TaskQuery, caller: Caller) -> Sequence[ListedRow]:
+        """Tasks in short, newest first, after the query's cursor.
+
+        Raises:
+            MeshError: `FORBIDDEN` where the caller may not see the tenant that it names.
+        """
+        return await self._store.list_rows(replace(query, tenant=caller.listed_tenant(query.tenant)))
 
     async def get(self, task_id: UUID, caller: Caller) -> TaskRecord:
         """Return a task.

@@ -47,6 +47,11 @@ class TaskMonitoringServicer(TaskMonitoringServiceServicer):
         response.pages = -(-total // request.page_size)
         return response
 
+    async def ListTaskRows(self, request: pb.ListTaskRowsRequest, context: Context) -> pb.ListTaskRowsResponse:
+        del context
+        rows = await self._monitor.list_rows(convert.to_rows_query(request), Caller.of_call())
+        return convert.to_rows(rows, request.page_size)
+
     async def GetMonitoredTask(
         self, request: pb.GetMonitoredTaskRequest, context: Context
     ) -> pb.GetMonitoredTaskResponse:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from services.tasks.monitoring.celery import Roster
-from services.tasks.monitoring.domain import Fleet, ListedTask, QueueFigures, TaskCounts, TaskQuery
+from services.tasks.monitoring.domain import Fleet, ListedRow, ListedTask, QueueFigures, TaskCounts, TaskQuery
 
 
 class MonitoringStore(Protocol):
@@ -15,6 +15,10 @@ class MonitoringStore(Protocol):
 
     async def list_tasks(self, query: TaskQuery) -> tuple[Sequence[ListedTask], int, bool]:
         """Tasks of a page, how many there are in all, and whether that number is exact."""
+        ...
+
+    async def list_rows(self, query: TaskQuery) -> Sequence[ListedRow]:
+        """Tasks in short, newest first, after the query's cursor."""
         ...
 
     async def counts(self, tenant: str | None, origin_instance: str | None, origin_zone: str | None) -> TaskCounts:

@@ -22,6 +22,7 @@ from services.tasks.monitoring.celery import REVOKED_HOURS, REVOKED_MOST, Delaye
 from services.tasks.monitoring.domain import (
     RATE_MINUTES,
     Fleet,
+    ListedRow,
     ListedTask,
     QueueFigures,
     TaskCounts,
@@ -185,6 +186,17 @@ class PostgresMonitoring:
             total, exact = await self._total(conn, query)
         return found, total, exact
 
+    async def list_rows(self, query: TaskQuery) -> Sequence[ListedRow]:
+        """Tasks in short, newest first, after the query's cursor."""
+        where, values = _rows(query)
+        page = sql.SQL(
+            "SELECT id, task_type, status, progress, created_at FROM tasks WHERE {where} "
+            "ORDER BY created_at DESC, id DESC LIMIT {limit}"
+        ).format(where=where, limit=sql.Literal(query.limit))
+        async with self._db.connection() as conn:
+            cursor = await conn.execute(page, values)
+            return [ListedRow._make(row) for row in await cursor.fetchall()]
+
     async def counts(self, tenant: str | None, origin_instance: str | None, origin_zone: str | None) -> TaskCounts:
         """Count tasks; of all tenants where none is named."""
         which = TaskQuery(tenant=tenant, origin_instance=origin_instance, origin_zone=origin_zone)
@@ -334,4 +346,9 @@ def _rows(query: TaskQuery) -> tuple[sql.Composable, dict[str, Any]]:
     if query.ids is not None:
         conditions.append(sql.SQL("id BETWEEN {} AND {}").format(sql.Placeholder("first"), sql.Placeholder("last")))
         values["first"], values["last"] = query.ids
+    if query.after is not None:
+        conditions.append(
+            sql.SQL("(created_at, id) < ({}, {})").format(sql.Placeholder("after_moment"), sql.Placeholder("after_id"))
+        )
+        values["after_moment"], values["after_id"] = query.after
     return sql.SQL(" AND ").join([_LISTED, *conditions]), values

@@ -70,6 +70,37 @@ async def test_an_empty_mesh_counts_to_zero_and_names_every_state(mesh: Mesh) ->
     assert (empty.total, empty.pages, empty.page, empty.page_size, list(empty.items)) == (0, 0, 1, 50, [])
 
 
+async def test_rows_go_on_after_the_cursor_and_miss_nothing_while_tasks_are_created(mesh: Mesh) -> None:
+    stub = monitor(mesh)
+    made = [(await mesh.create(noop(origin_zone="eu"))).id for _ in range(5)]
+    await mesh.create(tenant="other")
+    found: list[str] = []
+    cursor: str | None = None
+    sizes = []
+    while True:
+        page = await stub.ListTaskRows(pb.ListTaskRowsRequest(page_size=2, cursor=cursor, origin_zone="eu"))
+        found += [row.id for row in page.items]
+        sizes.append(len(page.items))
+        await mesh.create(noop(origin_zone="eu"))  # what comes later moves no page
+        if not page.HasField("next_cursor"):
+            break
+        cursor = page.next_cursor
+    assert (found, sizes) == (made[::-1], [2, 2, 1])
+    everything = await stub.ListTaskRows(pb.ListTaskRowsRequest())
+    assert len(everything.items) == 8
+    assert not everything.HasField("next_cursor")
+    assert {row.status for row in everything.items} == {enums_pb2.TASK_STATUS_PENDING}
+    with pytest.raises(MeshError) as refused:
+        await stub.ListTaskRows(pb.ListTaskRowsRequest(cursor="next"))
+    assert refused.value.kind is ErrorKind.INVALID
+    with pytest.raises(MeshError) as refused:
+        await stub.ListTaskRows(pb.ListTaskRowsRequest(cursor=f"{'f' * 16}-{'0' * 32}"))
+    assert refused.value.kind is ErrorKind.INVALID
+    with pytest.raises(MeshError) as refused:
+        await stub.ListTaskRows(pb.ListTaskRowsRequest(origin_tenant_id="other"))
+    assert refused.value.kind is ErrorKind.FORBIDDEN
+
+
 async def test_counters_follow_every_change_of_state(mesh: Mesh) -> None:
     worker = await mesh.worker()
     made = [await mesh.create(noop(origin_zone="eu" if index % 2 else None)) for index in range(6)]

@@ -290,6 +290,157 @@ class ListMonitoredTasksResponse(_message.Message):
 Global___ListMonitoredTasksResponse: _TypeAlias = ListMonitoredTasksResponse  # noqa: Y015
 
 @_typing.final
+class ListTaskRowsRequest(_message.Message):
+    """Request of ListTaskRows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    TASK_TYPE_FIELD_NUMBER: _builtins.int
+    PROVIDER_TYPE_FIELD_NUMBER: _builtins.int
+    ORIGIN_INSTANCE_FIELD_NUMBER: _builtins.int
+    ORIGIN_TENANT_ID_FIELD_NUMBER: _builtins.int
+    ORIGIN_ZONE_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Tasks in an answer."""
+    cursor: _builtins.str
+    """`next_cursor` of the answer before; the newest tasks where absent."""
+    status: _enums_pb2.TaskStatus.ValueType
+    """Only tasks of this state."""
+    task_type: _enums_pb2.TaskType.ValueType
+    """Only tasks of this type."""
+    provider_type: _enums_pb2.ProviderType.ValueType
+    """Only tasks of this provider."""
+    origin_instance: _builtins.str
+    """Only tasks of this installation."""
+    origin_tenant_id: _builtins.str
+    """Only tasks of this tenant."""
+    origin_zone: _builtins.str
+    """Only tasks of this zone."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int | None = ...,
+        cursor: _builtins.str | None = ...,
+        status: _enums_pb2.TaskStatus.ValueType | None = ...,
+        task_type: _enums_pb2.TaskType.ValueType | None = ...,
+        provider_type: _enums_pb2.ProviderType.ValueType | None = ...,
+        origin_instance: _builtins.str | None = ...,
+        origin_tenant_id: _builtins.str | None = ...,
+        origin_zone: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cursor", b"_cursor", "_origin_instance", b"_origin_instance", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_page_size", b"_page_size", "_provider_type", b"_provider_type", "_status", b"_status", "_task_type", b"_task_type", "cursor", b"cursor", "origin_instance", b"origin_instance", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "page_size", b"page_size", "provider_type", b"provider_type", "status", b"status", "task_type", b"task_type"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cursor", b"_cursor", "_origin_instance", b"_origin_instance", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_page_size", b"_page_size", "_provider_type", b"_provider_type", "_status", b"_status", "_task_type", b"_task_type", "cursor", b"cursor", "origin_instance", b"origin_instance", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "page_size", b"page_size", "provider_type", b"provider_type", "status", b"status", "task_type", b"task_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cursor: _TypeAlias = _typing.Literal["cursor"]  # noqa: Y015
+    _WhichOneofArgType__cursor: _TypeAlias = _typing.Literal["_cursor", b"_cursor"]  # noqa: Y015
+    _WhichOneofReturnType__origin_instance: _TypeAlias = _typing.Literal["origin_instance"]  # noqa: Y015
+    _WhichOneofArgType__origin_instance: _TypeAlias = _typing.Literal["_origin_instance", b"_origin_instance"]  # noqa: Y015
+    _WhichOneofReturnType__origin_tenant_id: _TypeAlias = _typing.Literal["origin_tenant_id"]  # noqa: Y015
+    _WhichOneofArgType__origin_tenant_id: _TypeAlias = _typing.Literal["_origin_tenant_id", b"_origin_tenant_id"]  # noqa: Y015
+    _WhichOneofReturnType__origin_zone: _TypeAlias = _typing.Literal["origin_zone"]  # noqa: Y015
+    _WhichOneofArgType__origin_zone: _TypeAlias = _typing.Literal["_origin_zone", b"_origin_zone"]  # noqa: Y015
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    _WhichOneofReturnType__provider_type: _TypeAlias = _typing.Literal["provider_type"]  # noqa: Y015
+    _WhichOneofArgType__provider_type: _TypeAlias = _typing.Literal["_provider_type", b"_provider_type"]  # noqa: Y015
+    _WhichOneofReturnType__status: _TypeAlias = _typing.Literal["status"]  # noqa: Y015
+    _WhichOneofArgType__status: _TypeAlias = _typing.Literal["_status", b"_status"]  # noqa: Y015
+    _WhichOneofReturnType__task_type: _TypeAlias = _typing.Literal["task_type"]  # noqa: Y015
+    _WhichOneofArgType__task_type: _TypeAlias = _typing.Literal["_task_type", b"_task_type"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cursor) -> _WhichOneofReturnType__cursor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__origin_instance) -> _WhichOneofReturnType__origin_instance | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__origin_tenant_id) -> _WhichOneofReturnType__origin_tenant_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__origin_zone) -> _WhichOneofReturnType__origin_zone | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__provider_type) -> _WhichOneofReturnType__provider_type | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__status) -> _WhichOneofReturnType__status | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__task_type) -> _WhichOneofReturnType__task_type | None: ...
+
+Global___ListTaskRowsRequest: _TypeAlias = ListTaskRowsRequest  # noqa: Y015
+
+@_typing.final
+class TaskRow(_message.Message):
+    """A task in short."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TASK_TYPE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Identifier."""
+    task_type: _enums_pb2.TaskType.ValueType
+    """What it does."""
+    status: _enums_pb2.TaskStatus.ValueType
+    """Where it stands."""
+    progress: _builtins.float
+    """Percent done, 0 to 100."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was accepted."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        task_type: _enums_pb2.TaskType.ValueType = ...,
+        status: _enums_pb2.TaskStatus.ValueType = ...,
+        progress: _builtins.float = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "progress", b"progress", "status", b"status", "task_type", b"task_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskRow: _TypeAlias = TaskRow  # noqa: Y015
+
+@_typing.final
+class ListTaskRowsResponse(_message.Message):
+    """Response of ListTaskRows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    NEXT_CURSOR_FIELD_NUMBER: _builtins.int
+    next_cursor: _builtins.str
+    """Where the next answer begins; null where there are no more tasks."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskRow]:
+        """The tasks."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___TaskRow] | None = ...,
+        next_cursor: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_next_cursor", b"_next_cursor", "next_cursor", b"next_cursor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_cursor", b"_next_cursor", "items", b"items", "next_cursor", b"next_cursor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__next_cursor: _TypeAlias = _typing.Literal["next_cursor"]  # noqa: Y015
+    _WhichOneofArgType__next_cursor: _TypeAlias = _typing.Literal["_next_cursor", b"_next_cursor"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_cursor) -> _WhichOneofReturnType__next_cursor | None: ...
+
+Global___ListTaskRowsResponse: _TypeAlias = ListTaskRowsResponse  # noqa: Y015
+
+@_typing.final
 class GetMonitoredTaskRequest(_message.Message):
     """Request of GetMonitoredTask."""
 

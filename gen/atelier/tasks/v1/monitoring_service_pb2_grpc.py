@@ -40,6 +40,11 @@ class TaskMonitoringServiceStub:
                 request_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.ListMonitoredTasksRequest.SerializeToString,
                 response_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.ListMonitoredTasksResponse.FromString,
                 _registered_method=True)
+        self.ListTaskRows = channel.unary_unary(
+                '/atelier.tasks.v1.TaskMonitoringService/ListTaskRows',
+                request_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.ListTaskRowsRequest.SerializeToString,
+                response_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.ListTaskRowsResponse.FromString,
+                _registered_method=True)
         self.GetMonitoredTask = channel.unary_unary(
                 '/atelier.tasks.v1.TaskMonitoringService/GetMonitoredTask',
                 request_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetMonitoredTaskRequest.SerializeToString,
@@ -83,6 +88,14 @@ class TaskMonitoringServiceServicer:
 
     def ListMonitoredTasks(self, request, context):
         """Lists tasks by filters, sorted, in pages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTaskRows(self, request, context):
+        """Lists tasks newest first with a few members each, for pages that show thousands: each answer tells where the next
+        one begins, so that no page is slower than the first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,6 +157,11 @@ def add_TaskMonitoringServiceServicer_to_server(servicer, server):
                     servicer.ListMonitoredTasks,
                     request_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.ListMonitoredTasksRequest.FromString,
                     response_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.ListMonitoredTasksResponse.SerializeToString,
+            ),
+            'ListTaskRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTaskRows,
+                    request_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.ListTaskRowsRequest.FromString,
+                    response_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.ListTaskRowsResponse.SerializeToString,
             ),
             'GetMonitoredTask': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMonitoredTask,
@@ -209,6 +227,33 @@ class TaskMonitoringService:
             '/atelier.tasks.v1.TaskMonitoringService/ListMonitoredTasks',
             atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.ListMonitoredTasksRequest.SerializeToString,
             atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.ListMonitoredTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTaskRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.tasks.v1.TaskMonitoringService/ListTaskRows',
+            atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.ListTaskRowsRequest.SerializeToString,
+            atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.ListTaskRowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

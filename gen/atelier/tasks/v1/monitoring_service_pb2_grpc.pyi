@@ -35,6 +35,10 @@ class TaskMonitoringServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TaskMonitoringServiceAsyncStub: ...
     ListMonitoredTasks: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.ListMonitoredTasksRequest, _monitoring_service_pb2.ListMonitoredTasksResponse]
     """Lists tasks by filters, sorted, in pages."""
+    ListTaskRows: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.ListTaskRowsRequest, _monitoring_service_pb2.ListTaskRowsResponse]
+    """Lists tasks newest first with a few members each, for pages that show thousands: each answer tells where the next
+    one begins, so that no page is slower than the first.
+    """
     GetMonitoredTask: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetMonitoredTaskRequest, _monitoring_service_pb2.GetMonitoredTaskResponse]
     """Returns a task with all that concerns its execution."""
     GetTaskMedia: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetTaskMediaRequest, _monitoring_service_pb2.GetTaskMediaResponse]
@@ -57,6 +61,10 @@ class TaskMonitoringServiceAsyncStub(TaskMonitoringServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListMonitoredTasks: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.ListMonitoredTasksRequest, _monitoring_service_pb2.ListMonitoredTasksResponse]  # type: ignore[assignment]
     """Lists tasks by filters, sorted, in pages."""
+    ListTaskRows: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.ListTaskRowsRequest, _monitoring_service_pb2.ListTaskRowsResponse]  # type: ignore[assignment]
+    """Lists tasks newest first with a few members each, for pages that show thousands: each answer tells where the next
+    one begins, so that no page is slower than the first.
+    """
     GetMonitoredTask: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetMonitoredTaskRequest, _monitoring_service_pb2.GetMonitoredTaskResponse]  # type: ignore[assignment]
     """Returns a task with all that concerns its execution."""
     GetTaskMedia: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetTaskMediaRequest, _monitoring_service_pb2.GetTaskMediaResponse]  # type: ignore[assignment]
@@ -82,6 +90,16 @@ class TaskMonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_monitoring_service_pb2.ListMonitoredTasksResponse, _abc.Awaitable[_monitoring_service_pb2.ListMonitoredTasksResponse]]:
         """Lists tasks by filters, sorted, in pages."""
+
+    @_abc_1.abstractmethod
+    def ListTaskRows(
+        self,
+        request: _monitoring_service_pb2.ListTaskRowsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitoring_service_pb2.ListTaskRowsResponse, _abc.Awaitable[_monitoring_service_pb2.ListTaskRowsResponse]]:
+        """Lists tasks newest first with a few members each, for pages that show thousands: each answer tells where the next
+        one begins, so that no page is slower than the first.
+        """
 
     @_abc_1.abstractmethod
     def GetMonitoredTask(
