@@ -15,6 +15,9 @@ SCHEMAS: dict[str, Any] = TABLE["schemas"]
 SERVED = sorted(ENDPOINTS)
 # Parameters that are served beyond the documented ones, with the reason.
 BEYOND_PARAMETERS = {
+    # The width of a thumbnail.
+    ("GET", "/api/v1/storage/images/{path}"): {"w"},
+    ("HEAD", "/api/v1/storage/images/{path}"): {"w"},
     ("GET", "/api/v1/tasks/"): {"include_deleted"},  # lists of workflows take it, and cleaned-up tasks are hidden
     ("GET", "/api/v1/tasks/generation"): {"include_deleted"},
     # What trainings are asked for beside the documented members: an adapter to start from, repetition, masks, order.
