@@ -24,9 +24,9 @@ from atelier.tasks.v1.enums_pb2 import (
 )
 from atelier.tasks.v1.task_pb2 import Task
 
-from meshkit import auth
+from meshkit import auth, tracing
 from meshkit.errors import ErrorKind, MeshError
-from meshkit.worker import metrics
+from meshkit.worker import child_spans, metrics
 from meshkit.worker.handlers import TaskFailed
 from meshkit.worker.host import DevicePool
 from meshkit.worker.pairs import Pair, pair_of
@@ -105,7 +105,9 @@ class InferenceServicer(InferenceServiceServicer):
                 try:
                     while (report := await newest.get()) is not None:
                         yield _progress(report, previews=request.previews)
-                    last = await asyncio.to_thread(_last, job, await run)
+                    done = await run
+                    child_spans.record(tracing.current(), done.spans)
+                    last = await asyncio.to_thread(_last, job, done)
                 finally:
                     if not run.done():  # the client is gone: its slot is free once the child has stopped
                         run.cancel()
