@@ -22,11 +22,11 @@ from atelier_cli.environment import FILE_SUFFIX, files, given
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import Credentials, DataFolder, MeshRecord
 from atelier_cli.model import absolute
-from atelier_cli.providers import calls_itself, credentials_of_providers
+from atelier_cli.providers import calls_itself, credentials_of_evaluation, credentials_of_providers
 from atelier_cli.trainer import TRAINED_MODELS
 from meshkit import topology
 from meshkit.catalog import OWN_PROVIDERS
-from meshkit.topology import CALLER, GATEWAY, INFERENCE, TRAINER, ServiceSpec
+from meshkit.topology import CALLER, EVALUATION, GATEWAY, INFERENCE, TRAINER, ServiceSpec
 
 DEFAULT_GATEWAY_PORT: Final = GATEWAY.port
 _S3_PARTS: Final = tuple(S3Ports.__dataclass_fields__)
@@ -38,6 +38,8 @@ def uses(service: str, variable: str) -> bool:
     """Whether a service is given a variable that `atelier up` has, itself or as the name of a file."""
     setting = variable.removesuffix(FILE_SUFFIX)
     if setting in credentials_of_providers():
+        if service == EVALUATION.role:
+            return setting in credentials_of_evaluation()
         return service == CALLER.role or (service == INFERENCE.role and calls_itself())
     return setting in topology.by_role(service).uses or setting not in topology.joining_settings()
 

@@ -11,6 +11,7 @@ from meshkit.catalog import OWN_PROVIDERS, PROVIDERS
 
 _CALLED: Final = "ATELIER_WORKER_PROVIDERS"
 _SERVED: Final = "ATELIER_SERVED_PROVIDERS"
+_EVALUATES: Final = "ATELIER_EVALUATION_PROVIDERS"
 _EDITOR: Final = "ATELIER_ULTIMATE_EDITOR"
 
 
@@ -59,9 +60,15 @@ def calls_itself() -> bool:
     return given(_CALLED) is not None
 
 
+def credentials_of_evaluation() -> frozenset[str]:
+    """Return the settings that open accounts at the providers that are to evaluate pictures."""
+    named = {name.strip().upper() for name in (given(_EVALUATES) or "").split(",")}
+    return frozenset(setting for name in named & PROVIDERS.keys() for setting in _credentials(name))
+
+
 @cache
 def credentials_of_providers() -> frozenset[str]:
-    """Return the settings that open accounts at providers: they are given to the workers that call them alone."""
+    """Return the settings that open accounts at providers: they are given to those alone that call them."""
     return frozenset(setting for name in PROVIDERS for setting in _credentials(name))
 
 

@@ -6,9 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from atelier.evaluation.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
-from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_LOCAL
 
-from meshkit.catalog import provider_numbered
 from meshkit.fetcher import Fetcher
 from meshkit.health import HealthPart, PartStates
 from meshkit.images.checks import ImageChecks
@@ -17,12 +15,13 @@ from meshkit.metrics import serve_metrics
 from meshkit.objects import open_configured
 from meshkit.server import build_server
 from meshkit.topology import EVALUATION
-from services.inference.evaluation.config import EvaluationSettings
-from services.inference.evaluation.domain import Evaluator
+from services.inference.evaluation.config import AI_CORE, LOCAL, EvaluationSettings
 from services.inference.evaluation.local import NetworkEvaluator
+from services.inference.evaluation.models import ModelEvaluator
 from services.inference.evaluation.pictures import PictureRoom, Pictures
-from services.inference.evaluation.service import ShotEvaluation
+from services.inference.evaluation.service import EvaluatorDesk, ShotEvaluation
 from services.inference.evaluation.servicer import EvaluationServicer
+from services.inference.providers.chats import open_chat
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +41,33 @@ async def start(settings: EvaluationSettings, stack: AsyncExitStack) -> Evaluati
     objects = open_configured(settings, stack)
     checks = ImageChecks.from_settings(settings)
     stack.push_async_callback(checks.close)
-    pictures = Pictures(
-        checks,
-        Fetcher.from_settings(settings),
-        objects,
-        limits=ImageLimits(max_pixels=settings.evaluation_max_pixels),
-        fetch_seconds=settings.evaluation_fetch_seconds,
-        room=PictureRoom(
-            at_once=settings.evaluation_slots,
-            per_tenant=settings.evaluation_slots_per_tenant,
-            waiting=settings.evaluation_waiting,
-            wait_seconds=settings.evaluation_wait_seconds,
-        ),
-    )
-    servicer = EvaluationServicer(ShotEvaluation(_evaluators(settings), pictures))
+    fetcher = Fetcher.from_settings(settings)
+
+    def pictures(at_once: int) -> Pictures:
+        return Pictures(
+            checks,
+            fetcher,
+            objects,
+            limits=ImageLimits(max_pixels=settings.evaluation_max_pixels),
+            fetch_seconds=settings.evaluation_fetch_seconds,
+            room=PictureRoom(
+                at_once=at_once,
+                per_tenant=settings.evaluation_slots_per_tenant,
+                waiting=settings.evaluation_waiting,
+                wait_seconds=settings.evaluation_wait_seconds,
+            ),
+        )
+
+    desks: dict[str, EvaluatorDesk] = {}
+    for name in settings.evaluation_providers:
+        if name == LOCAL:
+            local = NetworkEvaluator(settings.evaluation_threads)
+            desks[name] = EvaluatorDesk(local, pictures(settings.evaluation_slots))
+            continue
+        model = _model(name, settings)
+        stack.push_async_callback(model.close)
+        desks[name] = EvaluatorDesk(model, pictures(settings.evaluation_calls))
+    servicer = EvaluationServicer(ShotEvaluation(desks))
     # Pictures that come as data need no store, if they are small.
     parts = [] if objects is None else [HealthPart("object_store", objects.ping, essential=False)]
     server = build_server(
@@ -69,5 +81,10 @@ async def start(settings: EvaluationSettings, stack: AsyncExitStack) -> Evaluati
     return EvaluationRuntime(server.address)
 
 
-def _evaluators(settings: EvaluationSettings) -> dict[str, Evaluator]:
-    return {provider_numbered(PROVIDER_TYPE_LOCAL).name: NetworkEvaluator(settings.evaluation_threads)}
+def _model(name: str, settings: EvaluationSettings) -> ModelEvaluator:
+    """Return the evaluator of a provider: VERTEX is Gemini, AI_CORE whose model the settings name."""
+    whose, model = "gemini", settings.gemini_text_model
+    if name == AI_CORE:
+        whose, model = settings.evaluation_ai_provider, settings.evaluation_ai_model
+    seconds = settings.evaluation_answer_seconds
+    return ModelEvaluator(lambda: open_chat(whose, settings), model, settings.provider_http, seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from atelier.evaluation.v1 import evaluation_service_pb2 as pb
-from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_LOCAL, ProviderType
+from atelier.tasks.v1.enums_pb2 import ProviderType
 
 from meshkit.catalog import provider_numbered
 from services.inference.evaluation.domain import Evaluated, Framing, Gender, ViewAngle, WantedShot
@@ -14,8 +14,8 @@ from services.inference.evaluation.record import EvaluatorHealth
 
 
 def to_provider(number: ProviderType.ValueType) -> str:
-    """Return the spelling of a provider; that of the local networks where none is named."""
-    return provider_numbered(number or PROVIDER_TYPE_LOCAL).name
+    """Return the spelling of a provider; empty where none is named."""
+    return provider_numbered(number).name if number else ""
 
 
 def to_wanted(request: pb.EvaluationRequest) -> WantedShot:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from meshkit import metrics
-from meshkit.errors import MeshError, invalid
+from meshkit.errors import invalid
 from meshkit.logging import get_logger
 from services.inference.evaluation.domain import Evaluated, Evaluator, EvaluatorFailedError, WantedShot
 from services.inference.evaluation.pictures import Pictures, PictureSource
@@ -20,23 +21,28 @@ _SECONDS = metrics.histogram("evaluation_seconds", "How long the judging of a pi
 _LEFT_ALONE = "The evaluator is left alone for a while: its last evaluations failed."
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluatorDesk:
+    """An evaluator, and what brings pictures to it, a bounded number at a time."""
+
+    evaluator: Evaluator
+    pictures: Pictures
+
+
 class ShotEvaluation:
     """Evaluates pictures.
 
     Args:
-        evaluators: Who judges, by the spelling of the provider.
-        pictures: Gets pictures.
+        evaluators: Who judges, by the spelling of the provider; the first where a caller names none.
         clock: Monotonic seconds.
     """
 
     def __init__(
         self,
-        evaluators: Mapping[str, Evaluator],
-        pictures: Pictures,
+        evaluators: Mapping[str, EvaluatorDesk],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._evaluators = evaluators
-        self._pictures = pictures
         self._clock = clock
         self._records = {name: EvaluatorRecord(clock) for name in evaluators}
 
@@ -47,7 +53,7 @@ class ShotEvaluation:
             tenant: Whose picture it is.
             source: Where it is.
             wanted: What the caller expects.
-            provider: Who judges.
+            provider: Who judges; empty for the first.
 
         Returns:
             What was found, or why the evaluator failed.
@@ -56,15 +62,15 @@ class ShotEvaluation:
             MeshError: `INVALID` for a picture that is none and an evaluator that this installation lacks; the errors of
                 getting the picture.
         """
-        evaluator = self._evaluator(provider)
+        provider, desk = self._desk(provider)
         record = self._records[provider]
-        async with self._pictures.opened(tenant, source) as picture:
+        async with desk.pictures.opened(tenant, source) as picture:
             started = self._clock()
             if not record.admit():
                 _EVALUATIONS.labels(provider, "rejected").inc()
                 return Evaluated(None, _LEFT_ALONE, 0.0)
             try:
-                findings = await evaluator.judge(picture, wanted)
+                findings = await desk.evaluator.judge(picture, wanted)
             except EvaluatorFailedError as failure:
                 seconds = self._clock() - started
                 record.failed(seconds, counts=failure.counts, fatal=failure.fatal)
@@ -87,14 +93,11 @@ class ShotEvaluation:
         Raises:
             MeshError: `INVALID`: this installation lacks it.
         """
-        self._evaluator(provider)
-        return self._records[provider].health()
+        return self._records[self._desk(provider)[0]].health()
 
-    def _evaluator(self, provider: str) -> Evaluator:
-        if (evaluator := self._evaluators.get(provider)) is None:
-            raise self._unknown(provider)
-        return evaluator
-
-    def _unknown(self, provider: str) -> MeshError:
-        known = ", ".join(self._evaluators)
-        return invalid("provider", f"{provider} does not evaluate pictures here; {known} may be named", "enum")
+    def _desk(self, provider: str) -> tuple[str, EvaluatorDesk]:
+        name = provider or next(iter(self._evaluators))
+        if (desk := self._evaluators.get(name)) is None:
+            known = ", ".join(self._evaluators)
+            raise invalid("provider", f"{name} does not evaluate pictures here; {known} may be named", "enum")
+        return name, desk

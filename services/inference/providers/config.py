@@ -13,7 +13,7 @@ from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_FAL_STANDARD, PROVIDER_TYPE
 from pydantic import AfterValidator, Field, SecretStr, field_validator
 
 from meshkit.catalog import provider_numbered
-from meshkit.config import CommaSeparated
+from meshkit.config import CommaSeparated, MeshSettings
 from meshkit.worker.config import WorkerSettings
 from services.inference.providers.http import ExchangeLimits, origin_of
 
@@ -47,8 +47,8 @@ UltimateEditor = Annotated[str, AfterValidator(_editor)]
 _NO_KEY = SecretStr("")
 
 
-class ProviderSettings(WorkerSettings):
-    """The settings of a worker that calls providers."""
+class ModelSettings(MeshSettings):
+    """The settings of whoever calls language models: accounts, addresses, and what an exchange may take."""
 
     provider_connect_seconds: float = Field(
         default=10.0, gt=0, description="How long a connection to a provider may take."
@@ -56,6 +56,57 @@ class ProviderSettings(WorkerSettings):
     provider_request_seconds: float = Field(
         default=120.0, gt=0, description="How long one exchange with a provider may take, its answer included."
     )
+    provider_answer_bytes: int = Field(
+        default=64 << 20, ge=1024, description="Largest answer of a provider's interface."
+    )
+
+    gemini_key: SecretStr = Field(default=_NO_KEY, description="Key of the Gemini API.")
+    gemini_url: ProviderAddress = Field(
+        default="https://generativelanguage.googleapis.com", description="Address of the Gemini API."
+    )
+    gemini_text_model: str = Field(
+        default="gemini-2.5-flash", min_length=1, description="Model of Gemini that answers where a task names none."
+    )
+
+    vertex_project: str = Field(
+        default="", description="Project of Google Cloud: Gemini is called over Vertex, not by its key."
+    )
+    vertex_location: str = Field(default="global", min_length=1, description="Location at Vertex.")
+    vertex_credentials_file: Path | None = Field(
+        default=None,
+        description="Key file of a service account at Google Cloud; the machine's own credentials if empty.",
+    )
+    vertex_url: OptionalAddress = Field(default="", description="Address of Vertex; that of the location if empty.")
+
+    openai_key: SecretStr = Field(default=_NO_KEY, description="Key of OpenAI, or of a server of its protocol.")
+    openai_url: ProviderAddress = Field(default="https://api.openai.com/v1", description="Address of OpenAI.")
+    openai_fixed_temperature: CommaSeparated = Field(
+        default=("o[1-9]*", "gpt-[5-9]*", "gpt-[1-9][0-9]*"),
+        description="Models of OpenAI that take no temperature, as patterns.",
+    )
+
+    anthropic_key: SecretStr = Field(default=_NO_KEY, description="Key of Anthropic.")
+    anthropic_url: ProviderAddress = Field(default="https://api.anthropic.com", description="Address of Anthropic.")
+    anthropic_temperature: CommaSeparated = Field(
+        default=("claude-[23]*", "claude-*-4-[0156]*", "claude-*-4-2025*"),
+        description="Models of Anthropic that take a temperature, as patterns; those from 4.7 on refuse it.",
+    )
+    anthropic_max_tokens: int = Field(
+        default=4096, ge=1, description="Tokens that Anthropic may write at most where a task does not say."
+    )
+
+    ollama_key: SecretStr = Field(default=_NO_KEY, description="Key of Ollama, where it stands behind one.")
+    ollama_url: ProviderAddress = Field(default="http://127.0.0.1:11434", description="Address of Ollama.")
+
+    @property
+    def provider_http(self) -> ExchangeLimits:
+        """What one exchange with a provider may take."""
+        return ExchangeLimits(self.provider_connect_seconds, self.provider_request_seconds, self.provider_answer_bytes)
+
+
+class ProviderSettings(WorkerSettings, ModelSettings):
+    """The settings of a worker that calls providers."""
+
     provider_wait_seconds: float = Field(
         default=0.0,
         ge=0,
@@ -63,9 +114,6 @@ class ProviderSettings(WorkerSettings):
     )
     provider_poll_seconds: float = Field(
         default=5.0, gt=0, le=60, description="Longest pause between two looks at a request that a provider has queued."
-    )
-    provider_answer_bytes: int = Field(
-        default=64 << 20, ge=1024, description="Largest answer of a provider's interface."
     )
     provider_result_bytes: int = Field(default=256 << 20, ge=1024, description="Largest file that a provider made.")
     provider_result_seconds: float = Field(
@@ -113,46 +161,9 @@ class ProviderSettings(WorkerSettings):
         default="photo", description="What version 2 of it is tuned for."
     )
 
-    gemini_key: SecretStr = Field(default=_NO_KEY, description="Key of the Gemini API.")
-    gemini_url: ProviderAddress = Field(
-        default="https://generativelanguage.googleapis.com", description="Address of the Gemini API."
-    )
     gemini_image_model: str = Field(
         default="gemini-3-pro-image", min_length=1, description="Model of Gemini that makes and edits pictures."
     )
-    gemini_text_model: str = Field(
-        default="gemini-2.5-flash", min_length=1, description="Model of Gemini that answers where a task names none."
-    )
-
-    vertex_project: str = Field(
-        default="", description="Project of Google Cloud: Gemini is called over Vertex, not by its key."
-    )
-    vertex_location: str = Field(default="global", min_length=1, description="Location at Vertex.")
-    vertex_credentials_file: Path | None = Field(
-        default=None,
-        description="Key file of a service account at Google Cloud; the machine's own credentials if empty.",
-    )
-    vertex_url: OptionalAddress = Field(default="", description="Address of Vertex; that of the location if empty.")
-
-    openai_key: SecretStr = Field(default=_NO_KEY, description="Key of OpenAI, or of a server of its protocol.")
-    openai_url: ProviderAddress = Field(default="https://api.openai.com/v1", description="Address of OpenAI.")
-    openai_fixed_temperature: CommaSeparated = Field(
-        default=("o[1-9]*", "gpt-[5-9]*", "gpt-[1-9][0-9]*"),
-        description="Models of OpenAI that take no temperature, as patterns.",
-    )
-
-    anthropic_key: SecretStr = Field(default=_NO_KEY, description="Key of Anthropic.")
-    anthropic_url: ProviderAddress = Field(default="https://api.anthropic.com", description="Address of Anthropic.")
-    anthropic_temperature: CommaSeparated = Field(
-        default=("claude-[23]*", "claude-*-4-[0156]*", "claude-*-4-2025*"),
-        description="Models of Anthropic that take a temperature, as patterns; those from 4.7 on refuse it.",
-    )
-    anthropic_max_tokens: int = Field(
-        default=4096, ge=1, description="Tokens that Anthropic may write at most where a task does not say."
-    )
-
-    ollama_key: SecretStr = Field(default=_NO_KEY, description="Key of Ollama, where it stands behind one.")
-    ollama_url: ProviderAddress = Field(default="http://127.0.0.1:11434", description="Address of Ollama.")
 
     @field_validator("fal_clip_seconds")
     @classmethod
@@ -173,8 +184,3 @@ class ProviderSettings(WorkerSettings):
     ultimate_fal_app: FalApp = Field(
         default="fal-ai/flux-pro/kontext/multi", description="Application of fal that redraws them."
     )
-
-    @property
-    def provider_http(self) -> ExchangeLimits:
-        """What one exchange with a provider may take."""
-        return ExchangeLimits(self.provider_connect_seconds, self.provider_request_seconds, self.provider_answer_bytes)

@@ -27,7 +27,7 @@ from services.inference.providers.errors import Fault, ProviderError, fault_of_s
 from services.inference.providers.sdk import bounded_client, sent_once
 
 if TYPE_CHECKING:
-    from services.inference.providers.config import ProviderSettings
+    from services.inference.providers.config import ModelSettings
 
 _log = get_logger(__name__)
 
@@ -88,7 +88,7 @@ class GeminiClient:
         settings: Whose account: Vertex where a project is named, else the API key's.
     """
 
-    def __init__(self, settings: ProviderSettings) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         self._limits = settings.provider_http
         self._room = asyncio.Semaphore(_ANSWERS)
         self._http = bounded_client(httpx2, self._limits)

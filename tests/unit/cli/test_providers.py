@@ -23,6 +23,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "ATELIER_WORKER_PROVIDERS",
         "ATELIER_SERVED_PROVIDERS",
         "ATELIER_ULTIMATE_EDITOR",
+        "ATELIER_EVALUATION_PROVIDERS",
     ):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(f"{name}_FILE", raising=False)
@@ -131,3 +132,13 @@ def test_a_record_remembers_who_is_called() -> None:
     assert MeshRecord.parse(json.loads(json.dumps(kept))) == record
     del kept["providers"]
     assert MeshRecord.parse(kept).providers == ()
+
+
+def test_the_role_that_evaluates_is_given_the_accounts_of_those_whom_it_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not uses("evaluation", "ATELIER_GEMINI_KEY")
+    monkeypatch.setenv("ATELIER_EVALUATION_PROVIDERS", "LOCAL, vertex")
+    assert uses("evaluation", "ATELIER_GEMINI_KEY")
+    assert uses("evaluation", "ATELIER_GEMINI_KEY_FILE")
+    assert not uses("evaluation", "ATELIER_OPENAI_KEY")
+    assert not uses("evaluation", "ATELIER_FAL_KEY")
+    assert not uses("gateway", "ATELIER_GEMINI_KEY")

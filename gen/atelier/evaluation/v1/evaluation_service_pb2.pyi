@@ -451,7 +451,9 @@ class EvaluateImageRequest(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     provider: _enums_pb2.ProviderType.ValueType
-    """Who judges: LOCAL (the networks of this installation), AI_CORE or VERTEX; LOCAL where absent."""
+    """Who judges: LOCAL (the networks of this installation), AI_CORE or VERTEX. Where absent, the first that
+    this installation has.
+    """
     @_builtins.property
     def evaluation(self) -> Global___EvaluationRequest:
         """What is to be judged."""
@@ -504,7 +506,7 @@ class GetEvaluatorHealthRequest(_message.Message):
 
     PROVIDER_FIELD_NUMBER: _builtins.int
     provider: _enums_pb2.ProviderType.ValueType
-    """Whose health: LOCAL, AI_CORE or VERTEX; LOCAL where absent."""
+    """Whose health: LOCAL, AI_CORE or VERTEX; as for EvaluateImage where absent."""
     def __init__(
         self,
         *,

@@ -15,7 +15,7 @@ from services.inference.providers.encoded import SentPicture
 from services.inference.providers.errors import Fault, ProviderError
 
 if TYPE_CHECKING:
-    from services.inference.providers.config import ProviderSettings
+    from services.inference.providers.config import ModelSettings
 
 Told = Callable[[Sequence[str]], None]
 """Takes the pieces of the text so far."""
@@ -101,10 +101,10 @@ class ModelChat(Protocol):
 _MODULES = {name: f"{__name__}.{name}" for name in ("openai", "anthropic", "gemini", "ollama")}
 
 
-def open_chat(ai_provider: str, settings: ProviderSettings) -> ModelChat:
+def open_chat(ai_provider: str, settings: ModelSettings) -> ModelChat:
     """Return the client of a provider, importing it."""
     module = importlib.import_module(_MODULES[ai_provider])
-    return cast("Callable[[ProviderSettings], ModelChat]", module.open_chat)(settings)
+    return cast("Callable[[ModelSettings], ModelChat]", module.open_chat)(settings)
 
 
 def checked(provider: str, reply: ModelReply) -> ModelReply:

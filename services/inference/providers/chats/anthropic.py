@@ -15,7 +15,7 @@ from services.inference.providers.errors import Fault, ProviderError, fault_of_s
 from services.inference.providers.sdk import bounded_client
 
 if TYPE_CHECKING:
-    from services.inference.providers.config import ProviderSettings
+    from services.inference.providers.config import ModelSettings
     from services.inference.providers.encoded import SentPicture
 
 _NAME = "Anthropic"
@@ -45,7 +45,7 @@ class AnthropicChat:
     provider = _NAME
     free = False
 
-    def __init__(self, settings: ProviderSettings) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         self._tempered = settings.anthropic_temperature
         self._max_tokens = settings.anthropic_max_tokens
         self._client = anthropic.AsyncAnthropic(
@@ -117,7 +117,7 @@ class AnthropicChat:
         return ProviderError(fault, _NAME, reason, http_status=status)
 
 
-def open_chat(settings: ProviderSettings) -> AnthropicChat:
+def open_chat(settings: ModelSettings) -> AnthropicChat:
     """Return the client."""
     return AnthropicChat(settings)
 

@@ -10,7 +10,7 @@ from services.inference.providers import gemini
 from services.inference.providers.chats import ModelPrompt, ModelReply, Told
 
 if TYPE_CHECKING:
-    from services.inference.providers.config import ProviderSettings
+    from services.inference.providers.config import ModelSettings
     from services.inference.providers.errors import ProviderError
 
 
@@ -71,6 +71,6 @@ class GeminiChat:
         await self._client.close()
 
 
-def open_chat(settings: ProviderSettings) -> GeminiChat:
+def open_chat(settings: ModelSettings) -> GeminiChat:
     """Return the client."""
     return GeminiChat(gemini.GeminiClient(settings))

@@ -12,7 +12,7 @@ from services.inference.providers.errors import Fault, ProviderError, fault_of_s
 from services.inference.providers.sdk import client_options
 
 if TYPE_CHECKING:
-    from services.inference.providers.config import ProviderSettings
+    from services.inference.providers.config import ModelSettings
 
 _NAME = "Ollama"
 
@@ -27,7 +27,7 @@ class OllamaChat:
     provider = _NAME
     free = True
 
-    def __init__(self, settings: ProviderSettings) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         options = client_options(httpx, settings.provider_http)
         if settings.ollama_key.get_secret_value():
             options["headers"] = {"authorization": f"Bearer {settings.ollama_key.get_secret_value()}"}
@@ -73,6 +73,6 @@ class OllamaChat:
         return ProviderError(fault, _NAME, error.error if fault is Fault.INVALID else "", http_status=status)
 
 
-def open_chat(settings: ProviderSettings) -> OllamaChat:
+def open_chat(settings: ModelSettings) -> OllamaChat:
     """Return the client."""
     return OllamaChat(settings)

@@ -15,7 +15,7 @@ from services.inference.providers.errors import Fault, ProviderError, fault_of_s
 from services.inference.providers.sdk import bounded_client
 
 if TYPE_CHECKING:
-    from services.inference.providers.config import ProviderSettings
+    from services.inference.providers.config import ModelSettings
     from services.inference.providers.encoded import SentPicture
 
 _NAME = "OpenAI"
@@ -36,7 +36,7 @@ class OpenAiChat:
     provider = _NAME
     free = False
 
-    def __init__(self, settings: ProviderSettings) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         self._fixed = settings.openai_fixed_temperature
         self._client = openai.AsyncOpenAI(
             api_key=settings.openai_key.get_secret_value(),
@@ -112,7 +112,7 @@ class OpenAiChat:
         return ProviderError(fault, _NAME, reason, http_status=status)
 
 
-def open_chat(settings: ProviderSettings) -> OpenAiChat:
+def open_chat(settings: ModelSettings) -> OpenAiChat:
     """Return the client."""
     return OpenAiChat(settings)
 

@@ -2,7 +2,7 @@
 
 import pytest
 from atelier.evaluation.v1 import evaluation_service_pb2 as pb
-from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_UNSPECIFIED
+from atelier.tasks.v1.enums_pb2 import PROVIDER_TYPE_AI_CORE, PROVIDER_TYPE_UNSPECIFIED
 
 from meshkit.validation import apply_defaults
 from services.inference.evaluation.convert import to_provider, to_response, to_wanted
@@ -17,7 +17,8 @@ def test_a_request_is_read_with_its_defaults() -> None:
     )
     apply_defaults(request)
     assert to_wanted(request) == WantedShot("three_quarter_lower", "side", "FEMALE")
-    assert to_provider(PROVIDER_TYPE_UNSPECIFIED) == "LOCAL"
+    assert to_provider(PROVIDER_TYPE_UNSPECIFIED) == ""
+    assert to_provider(PROVIDER_TYPE_AI_CORE) == "AI_CORE"
 
 
 @pytest.mark.parametrize(
