@@ -21,6 +21,7 @@ from atelier_cli.commands import (
     run,
     task,
     token,
+    top,
     train,
     training,
     usage,
@@ -59,6 +60,7 @@ app.command()(inspect.inspect)
 app.command()(retry.retry)
 app.command()(logs.logs)
 app.command()(doctor.doctor)
+app.command()(top.top)
 app.command()(usage.usage)
 app.add_typer(task.app, name="task")
 app.add_typer(workflow.app, name="workflow")
