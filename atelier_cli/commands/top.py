@@ -1,7 +1,7 @@
 """`atelier top`: queues, workers, running tasks and failures, live in the terminal."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Group, RenderableType
@@ -54,8 +54,17 @@ def _screen(gateway: Gateway, rows: int) -> RenderableType:
         f"{workers['total_active']} of {workers['total_capacity']} slots busy",
         style="bold",
     )
-    parts = [head, _queues(queues["queues"]), _workers(workers["workers"]), _running(running), _failed(failed)]
-    return Group(*(line for part in parts for line in (part, Text())))
+    parts: list[Text | Table] = [
+        head,
+        _queues(queues["queues"]),
+        _workers(workers["workers"]),
+        _running(running),
+        _failed(failed),
+    ]
+    lines: list[Text | Table] = []
+    for part in parts:
+        lines += (part, Text())
+    return Group(*lines)
 
 
 def _queues(queues: list[dict[str, Any]]) -> Table:
@@ -126,12 +135,8 @@ def _failed(page: dict[str, Any]) -> Table:
 def _table(*titles: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in titles:
-        table.add_column(
-            title.removeprefix(">"),
-            justify="right" if title.startswith(">") else "left",
-            no_wrap=True,
-            header_style="dim",
-        )
+        way: Literal["left", "right"] = "right" if title.startswith(">") else "left"
+        table.add_column(title.removeprefix(">"), justify=way, no_wrap=True, header_style="dim")
     return table
 
 

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,7 +9,6 @@ from typer.testing import CliRunner
 
 from atelier_cli import terminal
 from atelier_cli.client import Gateway
-from atelier_cli.commands import top
 from atelier_cli.main import app
 
 TASK: dict[str, Any] = {
@@ -96,7 +96,7 @@ def test_a_live_screen_looks_again_until_it_is_interrupted(
         if len(pauses) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(top.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr(terminal.out, "_force_terminal", True)
     monkeypatch.setattr(Live, "start", lambda *_args, **_more: None)
     monkeypatch.setattr(Live, "refresh", lambda _self: None)
