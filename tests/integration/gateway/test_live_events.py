@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import structlog
 from atelier.events.v1 import events_pb2
+from prometheus_client import REGISTRY
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, connect
@@ -363,3 +364,14 @@ async def test_no_token_is_logged(live: Mesh, caplog: pytest.LogCaptureFixture, 
         await until(lambda: any(line["event"] == "socket" for line in written))
     assert token not in repr(written)
     assert token not in caplog.text
+
+
+async def test_a_connection_that_is_over_is_counted_no_more(mesh: Mesh) -> None:
+    def counted() -> float:
+        return REGISTRY.get_sample_value("atelier_http_connections") or 0.0
+
+    async with listening(mesh):
+        assert counted() == 1
+        assert REGISTRY.get_sample_value("atelier_live_clients", {"route": "/ws/events"}) == 1
+    await until(lambda: counted() == 0)
+    await until(lambda: REGISTRY.get_sample_value("atelier_live_clients", {"route": "/ws/events"}) == 0)
