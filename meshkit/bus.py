@@ -130,6 +130,14 @@ class Bus:
         assert self._js is not None
         return self._client, self._js, self._stream
 
+    @property
+    def server_version(self) -> str:
+        """Version of the NATS server; empty without a connection."""
+        if self._client is None or not self._client.is_connected:
+            return ""
+        version = self._client.connected_server_version
+        return f"{version.major}.{version.minor}.{version.patch}"
+
     async def ping(self) -> None:
         """Ask NATS for an answer.
 

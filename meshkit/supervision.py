@@ -11,6 +11,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from typing import Self
 from uuid import uuid4
 
@@ -36,6 +37,19 @@ _STATUS = {state: pb.LoopStatus.Value(f"LOOP_STATUS_{state.name}") for state in 
 def shown_name(name: str) -> str:
     """Return what the API calls a loop: names there have letters, digits and underscores."""
     return re.sub(r"[^a-zA-Z0-9_]", "_", name)
+
+
+async def supervise(stack: AsyncExitStack, loops: Loops, bus: Bus, role: str) -> None:
+    """Run a process's loops, tell of them, and follow what operators want of them, until the stack is closed.
+
+    Args:
+        stack: Closed at the process's end.
+        loops: The loops.
+        bus: The connection to NATS.
+        role: Service that the process is of.
+    """
+    await stack.enter_async_context(loops)
+    await stack.enter_async_context(LoopReporter(bus, loops, role))
 
 
 class LoopReporter:

@@ -155,7 +155,7 @@ MONITORING = ServiceSpec(
     port=9104,
     schema="monitoring",
     scopes=(MESH,),
-    calls=("tasks",),
+    calls=("tasks", "workflows", "training"),
     joins=NATS | TOKENS,
     routed=True,
 )

@@ -7,12 +7,15 @@ Serves:
     `atelier.monitoring.v1.SystemService` to operators; on a port of its own, where it has one, `externalscaler.
     ExternalScaler` to KEDA.
 Calls:
-    tasks, for what it tells KEDA.
+    The tasks service (`TaskMonitoringService.GetQueueStats`, `TasksService.ListProviders`, `ResetProviderBreaker`, and
+    what it tells KEDA), and the health checks of tasks, workflows and training.
 Consumes:
     `atelier.loops.report.<role>` on core NATS: what every process tells of its loops (`meshkit/supervision.py`).
 
 Rooms:
-    Pure: `domain`. `store` is what the use cases need of a database, and `postgres` the only SQL. `supervisor` holds
-    the use cases of loops. `convert` and `errors` are between domain and wire, `servicer` speaks gRPC. `composition`
-    builds the service. `scaler` answers KEDA, and `marker` is a process of its own that marks pods for Kubernetes.
+    Pure: `domain` (loops) and `parts` (what works, and what follows for the whole). `store` is what the use cases need
+    of a database, and `postgres` the only SQL. `supervisor` holds the use cases of loops, `probes` asks every part,
+    `degradation` does so for ever. `task_calls` calls the tasks service. `convert`, `health_convert` and `errors` are
+    between domain and wire, `servicer` speaks gRPC. `composition` builds the service. `scaler` answers KEDA,
+    and `marker` is a process of its own that marks pods for Kubernetes.
 """

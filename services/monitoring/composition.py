@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 
 from atelier.monitoring.v1 import loops_pb2, system_service_pb2_grpc
 
@@ -16,16 +18,19 @@ from meshkit.health import HealthPart, PartStates
 from meshkit.loops import Loops
 from meshkit.metrics import serve_metrics
 from meshkit.server import build_server
-from meshkit.supervision import REPORTS, LoopReporter
+from meshkit.supervision import REPORTS, supervise
 from meshkit.topology import MONITORING
 from services.monitoring import convert
 from services.monitoring.config import MonitoringSettings
+from services.monitoring.degradation import DegradationWatch
 from services.monitoring.postgres.loops import PostgresLoopStore
+from services.monitoring.probes import Infrastructure, Probes
 from services.monitoring.scaler.demand import SchedulersDemand
 from services.monitoring.scaler.server import ScalerServer
 from services.monitoring.scaler.service import ScalerDesk
 from services.monitoring.servicer import SystemServicer
 from services.monitoring.supervisor import Supervisor
+from services.monitoring.task_calls import TaskFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,7 @@ class MonitoringRuntime:
 
     address: str
     supervisor: Supervisor
+    watch: DegradationWatch
     database: Database
     bus: Bus
     scaler: ScalerServer | None
@@ -46,6 +52,7 @@ async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> Monitori
         settings: Its settings.
         stack: Closed in reverse order at the end.
     """
+    tokens = ServiceTokens.from_settings(settings, MONITORING.role, MONITORING.scopes)
     await meshdb.migrate(settings.database_url.get_secret_value(), MONITORING.schema, MONITORING.migrations)
     database = Database.from_settings(settings, schema=MONITORING.schema)
     await database.open()
@@ -64,14 +71,23 @@ async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> Monitori
 
     await bus.subscribe(f"{REPORTS}.*", on_report)
     supervisor.ask()
-    loops = Loops(*supervisor.loops())
-    await stack.enter_async_context(loops)
-    await stack.enter_async_context(LoopReporter(bus, loops, MONITORING.role))
+    channels = {role: _channel(settings, stack, tokens, address) for role, address in _addresses(settings).items()}
+    tasks = TaskFigures(channels["tasks"])
+    probes = Probes(
+        Infrastructure(database.ping, bus.ping, lambda: bus.server_version),
+        {role: (channels[role], address) for role, address in _addresses(settings).items()},
+        tasks,
+        critical_queues=settings.critical_queues,
+        clock=lambda: datetime.now(UTC),
+    )
+    watch = DegradationWatch(probes)
+    loops = Loops(*supervisor.loops(), watch.loop())
+    await supervise(stack, loops, bus, MONITORING.role)
     parts = PartStates(
         [HealthPart("postgresql", database.ping, every_call=True), HealthPart("nats", bus.ping, essential=False)],
         lambda: [f"loops/{name}" for name in loops.ailing],
     )
-    servicer = SystemServicer(supervisor)
+    servicer = SystemServicer(supervisor, probes, watch, tasks, version=version("atelier"))
     server = build_server(
         settings, MONITORING, [(system_service_pb2_grpc.add_SystemServiceServicer_to_server, servicer)], parts
     )
@@ -81,7 +97,7 @@ async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> Monitori
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return MonitoringRuntime(server.address, supervisor, database, bus, scaler)
+    return MonitoringRuntime(server.address, supervisor, watch, database, bus, scaler)
 
 
 async def _scaler(settings: MonitoringSettings, stack: AsyncExitStack) -> ScalerServer:
@@ -99,3 +115,17 @@ async def _scaler(settings: MonitoringSettings, stack: AsyncExitStack) -> Scaler
     await scaler.start()
     stack.push_async_callback(scaler.stop)
     return scaler
+
+
+def _addresses(settings: MonitoringSettings) -> dict[str, str]:
+    return {
+        "tasks": settings.tasks_address,
+        "workflows": settings.workflows_address,
+        "training": settings.training_address,
+    }
+
+
+def _channel(settings: MonitoringSettings, stack: AsyncExitStack, tokens: ServiceTokens, address: str) -> MeshChannel:
+    channel = MeshChannel(address, tokens.token, max_message_bytes=settings.max_message_bytes)
+    stack.push_async_callback(channel.close)
+    return channel

@@ -7,14 +7,13 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from meshkit.config import MeshSettings
-from meshkit.topology import MONITORING, TASKS
+from meshkit.config import CommaSeparated, MeshSettings
+from meshkit.topology import MONITORING, TASKS, TRAINING, WORKFLOWS
 
 
 class MonitoringSettings(MeshSettings):
     """Settings of the monitoring service, beside those of `MeshSettings`."""
 
-    tasks_address: str = Field(default=TASKS.address, description="Address of the tasks service.")
     scaler_listen: str = Field(
         default="", description="Address to serve KEDA's external scaler on; it is not served if empty."
     )
@@ -27,6 +26,14 @@ class MonitoringSettings(MeshSettings):
     )
 
     listen: str = Field(default=MONITORING.address, description="Address to serve on.")
+    tasks_address: str = Field(default=TASKS.address, description="Address of the tasks service.")
+    workflows_address: str = Field(default=WORKFLOWS.address, description="Address of the workflows service.")
+    training_address: str = Field(default=TRAINING.address, description="Address of the training service.")
+    critical_queues: CommaSeparated = Field(
+        default=("inference",),
+        description="Queues without whose workers the mesh is unhealthy, separated by commas; those of others must be "
+        "there where tasks wait.",
+    )
     loop_history_days: float = Field(
         default=90.0, gt=0, description="Days after which lines of the history of background loops are deleted."
     )

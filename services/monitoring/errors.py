@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from meshkit.errors import ErrorKind, MeshError, bad_request, unavailable
 
 
@@ -16,6 +18,22 @@ def no_such_worker(name: str) -> MeshError:
     """Build the error: there is no such loop."""
     return MeshError(
         ErrorKind.NOT_FOUND, f"Worker '{name}' not found", reason="WORKER_NOT_FOUND", metadata={"id": name}
+    )
+
+
+def bad_breaker_name() -> MeshError:
+    """Build the error: no breaker can be called so."""
+    return bad_request("Invalid name: it must have 1 to 64 letters, digits, underscores and hyphens")
+
+
+def no_such_breaker(name: str, names: Sequence[str]) -> MeshError:
+    """Build the error: there is no such breaker; it names those that there are."""
+    valid = ", ".join(names) or "none"
+    return MeshError(
+        ErrorKind.NOT_FOUND,
+        f"Circuit breaker '{name}' not found. Valid names: {valid}",
+        reason="CIRCUIT_BREAKER_NOT_FOUND",
+        metadata={"id": name},
     )
 
 

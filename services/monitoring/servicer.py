@@ -9,11 +9,20 @@ import grpc
 from atelier.monitoring.v1 import system_service_pb2 as pb
 from atelier.monitoring.v1.system_service_pb2_grpc import SystemServiceServicer
 
-from services.monitoring import convert
+from meshkit.answers import OTHER_STATUS
+from services.monitoring import convert, health_convert
+from services.monitoring.degradation import DegradationWatch
 from services.monitoring.domain import LoopOrder
+from services.monitoring.errors import bad_breaker_name, no_such_breaker
+from services.monitoring.parts import WholeState, is_breaker_name, verdict
+from services.monitoring.probes import Probes
 from services.monitoring.supervisor import Supervisor
+from services.monitoring.task_calls import TaskFigures, named
 
 Context = grpc.aio.ServicerContext[Any, Any]
+# A part that hangs must not hold the answer of the others up.
+_PROBE_SECONDS = 2.0
+_CALL_SECONDS = 5.0
 _DONE = {LoopOrder.START: "started", LoopOrder.STOP: "stopped", LoopOrder.RESTART: "restarted"}
 
 
@@ -22,10 +31,20 @@ class SystemServicer(SystemServiceServicer):
 
     Args:
         supervisor: Knows every loop.
+        probes: Asks every part.
+        watch: Has asked every part for some time.
+        tasks: The tasks service, which has the breakers.
+        version: Version of the mesh.
     """
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(
+        self, supervisor: Supervisor, probes: Probes, watch: DegradationWatch, tasks: TaskFigures, *, version: str
+    ) -> None:
         self._supervisor = supervisor
+        self._probes = probes
+        self._watch = watch
+        self._tasks = tasks
+        self._version = version
 
     async def GetSupervisor(self, request: pb.GetSupervisorRequest, context: Context) -> pb.GetSupervisorResponse:
         del request, context
@@ -61,6 +80,45 @@ class SystemServicer(SystemServiceServicer):
         done = await self._supervisor.order(name, LoopOrder.RESET)
         return pb.ResetWorkerResponse(
             success=done, message=f"Worker '{name}' restart count reset" if done else _told(name)
+        )
+
+    async def GetFullHealth(self, request: pb.GetFullHealthRequest, context: Context) -> pb.GetFullHealthResponse:
+        del request
+        survey = await self._probes.ask(_PROBE_SECONDS)
+        loops = await self._supervisor.overview()
+        judged, away = verdict(survey, loops)
+        if judged is WholeState.UNHEALTHY:
+            context.set_trailing_metadata(OTHER_STATUS)
+        return pb.GetFullHealthResponse(health=health_convert.to_health(survey, loops, judged, away, self._version))
+
+    async def GetPipeline(self, request: pb.GetPipelineRequest, context: Context) -> pb.GetPipelineResponse:
+        del request, context
+        return pb.GetPipelineResponse(pipeline=health_convert.to_pipeline(self._watch, datetime.now(UTC)))
+
+    async def ListCircuitBreakers(
+        self, request: pb.ListCircuitBreakersRequest, context: Context
+    ) -> pb.ListCircuitBreakersResponse:
+        del request, context
+        breakers, _ = await self._tasks.breakers(_CALL_SECONDS)
+        return health_convert.to_breakers(breakers, datetime.now(UTC))
+
+    async def ResetCircuitBreaker(
+        self, request: pb.ResetCircuitBreakerRequest, context: Context
+    ) -> pb.ResetCircuitBreakerResponse:
+        del context
+        name = request.name
+        if not is_breaker_name(name):
+            raise bad_breaker_name()
+        breakers, _ = await self._tasks.breakers(_CALL_SECONDS)
+        breaker = named(breakers, name)
+        if breaker is None:
+            raise no_such_breaker(name, [one.name for one in breakers])
+        before, now = await self._tasks.reset(breaker)
+        return pb.ResetCircuitBreakerResponse(
+            name=name,
+            previous_state=health_convert.to_state(before),
+            new_state=health_convert.to_state(now),
+            message=f"Circuit breaker '{name}' reset successfully",
         )
 
     async def _overview(self) -> pb.SupervisorOverview:

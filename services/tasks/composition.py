@@ -33,7 +33,7 @@ from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
 from meshkit.server import build_server
 from meshkit.stored_bytes import StoredBytes
-from meshkit.supervision import LoopReporter
+from meshkit.supervision import supervise
 from meshkit.topology import TASKS
 from services.tasks.api.creation import TaskPreparer
 from services.tasks.api.quotas import TenantQuotas
@@ -200,8 +200,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
             *_usage_loops(usage, objects),
         ),
     )
-    await stack.enter_async_context(loops)
-    await stack.enter_async_context(LoopReporter(bus, loops, TASKS.role))
+    await supervise(stack, loops, bus, TASKS.role)
     parts = PartStates(
         [
             HealthPart("postgresql", database.ping, every_call=True),

@@ -24,7 +24,7 @@ from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
 from meshkit.server import build_server
 from meshkit.stored_bytes import StoredBytes
-from meshkit.supervision import LoopReporter
+from meshkit.supervision import supervise
 from meshkit.topology import TRAINING
 from services.training.config import TrainingSettings
 from services.training.ends import TrainingEnds
@@ -116,8 +116,7 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
     library_maintenance = LibraryMaintenance(loras, lora_files)
     loops = Loops(*maintenance.loops(), *library_maintenance.loops(), relay.loop)
     if settings.run_loops:
-        await stack.enter_async_context(loops)
-        await stack.enter_async_context(LoopReporter(bus, loops, TRAINING.role))
+        await supervise(stack, loops, bus, TRAINING.role)
         consumer = await bus.consume_batches(DURABLE, (JOB_ENDED, JOB_REQUEUED), ends.batch, linger=TASK_EVENT_LINGER)
         stack.callback(consumer.cancel)
     links = MediaLinks.from_settings(settings)

@@ -24,7 +24,7 @@ from meshkit.objects import ObjectStore, open_configured
 from meshkit.outbox import Relay
 from meshkit.server import build_server
 from meshkit.stored_bytes import StoredBytes
-from meshkit.supervision import LoopReporter
+from meshkit.supervision import supervise
 from meshkit.topology import WORKFLOWS
 from services.workflows.config import WorkflowsSettings
 from services.workflows.events import TASK_ENDED, TASK_ENDED_NOTICE, TRAINING_ENDED
@@ -110,8 +110,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
     stack.push_async_callback(task_events.close)
     loops = Loops(*maintenance.loops(), relay.loop)
     if settings.run_loops:
-        await stack.enter_async_context(loops)
-        await stack.enter_async_context(LoopReporter(bus, loops, WORKFLOWS.role))
+        await supervise(stack, loops, bus, WORKFLOWS.role)
         await bus.subscribe(TASK_ENDED_NOTICE, task_events.notice, queue=QUEUE)
         consumer = await bus.consume_batches(
             DURABLE,

@@ -9,7 +9,8 @@ from atelier.tasks.v1 import tasks_service_pb2 as pb
 from meshkit.catalog import PROVIDERS, TASK_TYPES
 from meshkit.moments import assign
 from services.tasks.catalog import Catalog
-from services.tasks.providers.domain import BreakerState, Gate, GateName, ProviderLimits
+from services.tasks.providers.domain import BreakerPolicy, BreakerState, Gate, GateName, ProviderLimits
+from services.tasks.providers.gates import GATED
 
 
 def to_state(state: BreakerState) -> pb.BreakerState.ValueType:
@@ -29,6 +30,8 @@ def to_providers(
         for task_type, capabilities in spec.tasks.items():
             if not TASK_TYPES[task_type].internal:
                 status.tasks.add(task_type=TASK_TYPES[task_type].number, capabilities=sorted(capabilities))
+        if name in GATED:
+            _write_breaker(status.breaker, limits.of(GateName(name)).breaker)
         for gate in gates:
             if gate.name.provider == name:
                 _write(status.gates.add(), gate, running.get(gate.name, 0), limits)
@@ -52,7 +55,15 @@ def _write(message: pb.ProviderGate, gate: Gate, running: int, limits: ProviderL
         if moment is not None:
             assign(getattr(message, field), moment)
     own = limits.of(gate.name)
+    _write_breaker(message.breaker, own.breaker)
     if own.concurrency is not None:
         message.concurrency = own.concurrency
     if own.bucket is not None:
         message.rate, message.burst = own.bucket.rate, own.bucket.burst
+
+
+def _write_breaker(message: pb.BreakerSettings, policy: BreakerPolicy) -> None:
+    message.failure_threshold = policy.failure_threshold
+    message.recovery_timeout = policy.recovery_timeout
+    message.half_open_max_calls = policy.half_open_max_calls
+    message.success_threshold = policy.success_threshold

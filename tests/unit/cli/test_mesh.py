@@ -28,9 +28,9 @@ KNOWN_TO: Mapping[str, set[str]] = {
     "ATELIER_S3_SECRET_KEY": STORERS | WORKERS | {"gateway"},
     "ATELIER_S3_BUCKET": STORERS | WORKERS | {"gateway"},
     "ATELIER_AUTH_SECRET": OWNERS | WORKERS | {"gateway"},
-    "ATELIER_TASKS_ADDRESS": {"workflows", "training", "gateway"} | WORKERS,
-    "ATELIER_WORKFLOWS_ADDRESS": {"gateway"},
-    "ATELIER_TRAINING_ADDRESS": {"workflows", "trainer", "gateway"},
+    "ATELIER_TASKS_ADDRESS": {"workflows", "training", "monitoring", "gateway"} | WORKERS,
+    "ATELIER_WORKFLOWS_ADDRESS": {"monitoring", "gateway"},
+    "ATELIER_TRAINING_ADDRESS": {"workflows", "monitoring", "trainer", "gateway"},
     "ATELIER_MONITORING_ADDRESS": {"gateway"},
 }
 SERVERS = {"nats", "postgres", "s3"}

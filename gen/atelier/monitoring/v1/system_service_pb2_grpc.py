@@ -70,6 +70,26 @@ class SystemServiceStub:
                 request_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetWorkerRequest.SerializeToString,
                 response_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetWorkerResponse.FromString,
                 _registered_method=True)
+        self.GetFullHealth = channel.unary_unary(
+                '/atelier.monitoring.v1.SystemService/GetFullHealth',
+                request_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetFullHealthRequest.SerializeToString,
+                response_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetFullHealthResponse.FromString,
+                _registered_method=True)
+        self.GetPipeline = channel.unary_unary(
+                '/atelier.monitoring.v1.SystemService/GetPipeline',
+                request_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetPipelineRequest.SerializeToString,
+                response_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetPipelineResponse.FromString,
+                _registered_method=True)
+        self.ListCircuitBreakers = channel.unary_unary(
+                '/atelier.monitoring.v1.SystemService/ListCircuitBreakers',
+                request_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListCircuitBreakersRequest.SerializeToString,
+                response_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListCircuitBreakersResponse.FromString,
+                _registered_method=True)
+        self.ResetCircuitBreaker = channel.unary_unary(
+                '/atelier.monitoring.v1.SystemService/ResetCircuitBreaker',
+                request_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetCircuitBreakerRequest.SerializeToString,
+                response_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetCircuitBreakerResponse.FromString,
+                _registered_method=True)
 
 
 class SystemServiceServicer:
@@ -125,6 +145,34 @@ class SystemServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetFullHealth(self, request, context):
+        """Tells whether every part of the mesh works; 503 with the same body where something critical does not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPipeline(self, request, context):
+        """Tells how much of the mesh works, and what waits because of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCircuitBreakers(self, request, context):
+        """Lists the breakers before calls to providers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetCircuitBreaker(self, request, context):
+        """Closes a breaker, for all replicas, and lets calls through at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SystemServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,6 +210,26 @@ def add_SystemServiceServicer_to_server(servicer, server):
                     servicer.ResetWorker,
                     request_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetWorkerRequest.FromString,
                     response_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetWorkerResponse.SerializeToString,
+            ),
+            'GetFullHealth': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFullHealth,
+                    request_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetFullHealthRequest.FromString,
+                    response_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetFullHealthResponse.SerializeToString,
+            ),
+            'GetPipeline': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPipeline,
+                    request_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetPipelineRequest.FromString,
+                    response_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetPipelineResponse.SerializeToString,
+            ),
+            'ListCircuitBreakers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCircuitBreakers,
+                    request_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListCircuitBreakersRequest.FromString,
+                    response_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListCircuitBreakersResponse.SerializeToString,
+            ),
+            'ResetCircuitBreaker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetCircuitBreaker,
+                    request_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetCircuitBreakerRequest.FromString,
+                    response_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetCircuitBreakerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -354,6 +422,114 @@ class SystemService:
             '/atelier.monitoring.v1.SystemService/ResetWorker',
             atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetWorkerRequest.SerializeToString,
             atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFullHealth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.monitoring.v1.SystemService/GetFullHealth',
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetFullHealthRequest.SerializeToString,
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetFullHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPipeline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.monitoring.v1.SystemService/GetPipeline',
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetPipelineRequest.SerializeToString,
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetPipelineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCircuitBreakers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.monitoring.v1.SystemService/ListCircuitBreakers',
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListCircuitBreakersRequest.SerializeToString,
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListCircuitBreakersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetCircuitBreaker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.monitoring.v1.SystemService/ResetCircuitBreaker',
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetCircuitBreakerRequest.SerializeToString,
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetCircuitBreakerResponse.FromString,
             options,
             channel_credentials,
             insecure,

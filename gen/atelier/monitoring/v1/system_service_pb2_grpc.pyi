@@ -47,6 +47,14 @@ class SystemServiceStub:
     """Stops a loop where it runs and starts it anew, in all processes, with a count of zero."""
     ResetWorker: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.ResetWorkerRequest, _system_service_pb2.ResetWorkerResponse]
     """Sets the restart count of a loop to zero; one that had failed is then stopped, and does not start."""
+    GetFullHealth: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.GetFullHealthRequest, _system_service_pb2.GetFullHealthResponse]
+    """Tells whether every part of the mesh works; 503 with the same body where something critical does not."""
+    GetPipeline: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.GetPipelineRequest, _system_service_pb2.GetPipelineResponse]
+    """Tells how much of the mesh works, and what waits because of it."""
+    ListCircuitBreakers: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.ListCircuitBreakersRequest, _system_service_pb2.ListCircuitBreakersResponse]
+    """Lists the breakers before calls to providers."""
+    ResetCircuitBreaker: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.ResetCircuitBreakerRequest, _system_service_pb2.ResetCircuitBreakerResponse]
+    """Closes a breaker, for all replicas, and lets calls through at once."""
 
 @_typing.type_check_only
 class SystemServiceAsyncStub(SystemServiceStub):
@@ -67,6 +75,14 @@ class SystemServiceAsyncStub(SystemServiceStub):
     """Stops a loop where it runs and starts it anew, in all processes, with a count of zero."""
     ResetWorker: _aio.UnaryUnaryMultiCallable[_system_service_pb2.ResetWorkerRequest, _system_service_pb2.ResetWorkerResponse]  # type: ignore[assignment]
     """Sets the restart count of a loop to zero; one that had failed is then stopped, and does not start."""
+    GetFullHealth: _aio.UnaryUnaryMultiCallable[_system_service_pb2.GetFullHealthRequest, _system_service_pb2.GetFullHealthResponse]  # type: ignore[assignment]
+    """Tells whether every part of the mesh works; 503 with the same body where something critical does not."""
+    GetPipeline: _aio.UnaryUnaryMultiCallable[_system_service_pb2.GetPipelineRequest, _system_service_pb2.GetPipelineResponse]  # type: ignore[assignment]
+    """Tells how much of the mesh works, and what waits because of it."""
+    ListCircuitBreakers: _aio.UnaryUnaryMultiCallable[_system_service_pb2.ListCircuitBreakersRequest, _system_service_pb2.ListCircuitBreakersResponse]  # type: ignore[assignment]
+    """Lists the breakers before calls to providers."""
+    ResetCircuitBreaker: _aio.UnaryUnaryMultiCallable[_system_service_pb2.ResetCircuitBreakerRequest, _system_service_pb2.ResetCircuitBreakerResponse]  # type: ignore[assignment]
+    """Closes a breaker, for all replicas, and lets calls through at once."""
 
 class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
     """What operators see of the mesh as a whole, and what they may do to its background work."""
@@ -126,5 +142,37 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_system_service_pb2.ResetWorkerResponse, _abc.Awaitable[_system_service_pb2.ResetWorkerResponse]]:
         """Sets the restart count of a loop to zero; one that had failed is then stopped, and does not start."""
+
+    @_abc_1.abstractmethod
+    def GetFullHealth(
+        self,
+        request: _system_service_pb2.GetFullHealthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_service_pb2.GetFullHealthResponse, _abc.Awaitable[_system_service_pb2.GetFullHealthResponse]]:
+        """Tells whether every part of the mesh works; 503 with the same body where something critical does not."""
+
+    @_abc_1.abstractmethod
+    def GetPipeline(
+        self,
+        request: _system_service_pb2.GetPipelineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_service_pb2.GetPipelineResponse, _abc.Awaitable[_system_service_pb2.GetPipelineResponse]]:
+        """Tells how much of the mesh works, and what waits because of it."""
+
+    @_abc_1.abstractmethod
+    def ListCircuitBreakers(
+        self,
+        request: _system_service_pb2.ListCircuitBreakersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_service_pb2.ListCircuitBreakersResponse, _abc.Awaitable[_system_service_pb2.ListCircuitBreakersResponse]]:
+        """Lists the breakers before calls to providers."""
+
+    @_abc_1.abstractmethod
+    def ResetCircuitBreaker(
+        self,
+        request: _system_service_pb2.ResetCircuitBreakerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_service_pb2.ResetCircuitBreakerResponse, _abc.Awaitable[_system_service_pb2.ResetCircuitBreakerResponse]]:
+        """Closes a breaker, for all replicas, and lets calls through at once."""
 
 def add_SystemServiceServicer_to_server(servicer: SystemServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1121,6 +1121,7 @@ class ProviderGate(_message.Message):
     CONCURRENCY_FIELD_NUMBER: _builtins.int
     RATE_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Application or model; empty for the provider as a whole."""
     state: Global___BreakerState.ValueType
@@ -1157,6 +1158,10 @@ class ProviderGate(_message.Message):
     def waiting_since(self) -> _timestamp_pb2.Timestamp:
         """Since when work waits before it."""
 
+    @_builtins.property
+    def breaker(self) -> Global___BreakerSettings:
+        """When its breaker opens and closes."""
+
     def __init__(
         self,
         *,
@@ -1174,10 +1179,11 @@ class ProviderGate(_message.Message):
         concurrency: _builtins.int | None = ...,
         rate: _builtins.float | None = ...,
         burst: _builtins.int | None = ...,
+        breaker: Global___BreakerSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_burst", b"_burst", "_concurrency", b"_concurrency", "_rate", b"_rate", "blocked_until", b"blocked_until", "burst", b"burst", "concurrency", b"concurrency", "last_failure_at", b"last_failure_at", "opened_at", b"opened_at", "rate", b"rate", "waiting_since", b"waiting_since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_burst", b"_burst", "_concurrency", b"_concurrency", "_rate", b"_rate", "blocked_until", b"blocked_until", "breaker", b"breaker", "burst", b"burst", "concurrency", b"concurrency", "last_failure_at", b"last_failure_at", "opened_at", b"opened_at", "rate", b"rate", "waiting_since", b"waiting_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_burst", b"_burst", "_concurrency", b"_concurrency", "_rate", b"_rate", "blocked_until", b"blocked_until", "burst", b"burst", "concurrency", b"concurrency", "failure_count", b"failure_count", "key", b"key", "last_failure_at", b"last_failure_at", "opened_at", b"opened_at", "rate", b"rate", "rejected_calls", b"rejected_calls", "running", b"running", "state", b"state", "success_count", b"success_count", "total_calls", b"total_calls", "waiting_since", b"waiting_since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_burst", b"_burst", "_concurrency", b"_concurrency", "_rate", b"_rate", "blocked_until", b"blocked_until", "breaker", b"breaker", "burst", b"burst", "concurrency", b"concurrency", "failure_count", b"failure_count", "key", b"key", "last_failure_at", b"last_failure_at", "opened_at", b"opened_at", "rate", b"rate", "rejected_calls", b"rejected_calls", "running", b"running", "state", b"state", "success_count", b"success_count", "total_calls", b"total_calls", "waiting_since", b"waiting_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__burst: _TypeAlias = _typing.Literal["burst"]  # noqa: Y015
     _WhichOneofArgType__burst: _TypeAlias = _typing.Literal["_burst", b"_burst"]  # noqa: Y015
@@ -1193,6 +1199,40 @@ class ProviderGate(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rate) -> _WhichOneofReturnType__rate | None: ...
 
 Global___ProviderGate: _TypeAlias = ProviderGate  # noqa: Y015
+
+@_typing.final
+class BreakerSettings(_message.Message):
+    """When a breaker opens and closes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAILURE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    RECOVERY_TIMEOUT_FIELD_NUMBER: _builtins.int
+    HALF_OPEN_MAX_CALLS_FIELD_NUMBER: _builtins.int
+    SUCCESS_THRESHOLD_FIELD_NUMBER: _builtins.int
+    failure_threshold: _builtins.int
+    """So many failures, one after the other, open it."""
+    recovery_timeout: _builtins.float
+    """Seconds from then until it is half open."""
+    half_open_max_calls: _builtins.int
+    """So many calls are then admitted as trials."""
+    success_threshold: _builtins.int
+    """So many trials that succeed close it."""
+    def __init__(
+        self,
+        *,
+        failure_threshold: _builtins.int = ...,
+        recovery_timeout: _builtins.float = ...,
+        half_open_max_calls: _builtins.int = ...,
+        success_threshold: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_threshold", b"failure_threshold", "half_open_max_calls", b"half_open_max_calls", "recovery_timeout", b"recovery_timeout", "success_threshold", b"success_threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BreakerSettings: _TypeAlias = BreakerSettings  # noqa: Y015
 
 @_typing.final
 class ProviderTaskType(_message.Message):
@@ -1233,6 +1273,7 @@ class ProviderStatus(_message.Message):
     QUEUE_NAME_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     GATES_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
     provider_type: _enums_pb2.ProviderType.ValueType
     """The provider."""
     served: _builtins.bool
@@ -1247,6 +1288,10 @@ class ProviderStatus(_message.Message):
     def gates(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProviderGate]:
         """What stands before its calls, for each of its applications or models that was called; to operators alone."""
 
+    @_builtins.property
+    def breaker(self) -> Global___BreakerSettings:
+        """When the breaker of the provider as a whole opens and closes; null where none stands before it."""
+
     def __init__(
         self,
         *,
@@ -1255,12 +1300,15 @@ class ProviderStatus(_message.Message):
         queue_name: _builtins.str = ...,
         tasks: _abc.Iterable[Global___ProviderTaskType] | None = ...,
         gates: _abc.Iterable[Global___ProviderGate] | None = ...,
+        breaker: Global___BreakerSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_breaker", b"_breaker", "breaker", b"breaker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gates", b"gates", "provider_type", b"provider_type", "queue_name", b"queue_name", "served", b"served", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_breaker", b"_breaker", "breaker", b"breaker", "gates", b"gates", "provider_type", b"provider_type", "queue_name", b"queue_name", "served", b"served", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__breaker: _TypeAlias = _typing.Literal["breaker"]  # noqa: Y015
+    _WhichOneofArgType__breaker: _TypeAlias = _typing.Literal["_breaker", b"_breaker"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__breaker) -> _WhichOneofReturnType__breaker | None: ...
 
 Global___ProviderStatus: _TypeAlias = ProviderStatus  # noqa: Y015
 

@@ -1,0 +1,226 @@
+"""Health of the whole, degradation, and breakers, with the tasks service behind."""
+
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from atelier.tasks.v1 import enums_pb2, worker_service_pb2
+from atelier.tasks.v1.worker_service_pb2_grpc import WorkerServiceStub
+
+from meshkit.channel import MeshChannel
+from services.monitoring import degradation as degradation_module
+from services.tasks import composition as tasks
+from services.tasks.config import TasksSettings
+from tests.conftest import S3Store
+from tests.integration.monitoring.conftest import SECRET, Mesh, StartMesh
+
+
+@dataclass
+class Whole:
+    """A mesh with a tasks service; its workflows service hangs, its training service is away."""
+
+    mesh: Mesh
+    tasks: tasks.TasksRuntime
+
+    async def open_breaker(self, key: str) -> None:
+        async with self.tasks.database.transaction() as conn:
+            await conn.execute(
+                "INSERT INTO provider_gates (provider, key, state, failure_count, opened_at, last_failure_at) "
+                "VALUES ('FAL_STANDARD', %s, 'open', 5, now() - interval '10 s', now() - interval '10 s')",
+                (key,),
+            )
+
+    async def worker(self) -> Any:
+        token = self.mesh.issuer.issue("worker", "", ("worker",), 600)
+        channel = MeshChannel(self.tasks.address, lambda: token)
+        self.mesh.stack.push_async_callback(channel.close)
+        stub = channel.stub(WorkerServiceStub)
+        pair = worker_service_pb2.ServedPair(
+            task_type=enums_pb2.TASK_TYPE_GENERATION, provider_type=enums_pb2.PROVIDER_TYPE_LOCAL
+        )
+        request = worker_service_pb2.OpenSessionRequest(
+            name="w/0", kind="inference", queues=["inference"], slots=1, pairs=[pair]
+        )
+        return await stub.OpenSession(request)
+
+
+StartWhole = Callable[..., Awaitable[Whole]]
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An address that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+async def whole(
+    start_mesh: StartMesh, fresh_postgres_dsn: str, nats_url: str, s3: S3Store, silent: str
+) -> AsyncIterator[Whole]:
+    async with AsyncExitStack() as stack:
+        behind = await tasks.start(
+            TasksSettings(
+                listen="127.0.0.1:0",
+                database_url=fresh_postgres_dsn,
+                nats_url=nats_url,
+                s3_endpoint=s3.endpoint,
+                s3_access_key=s3.access_key,
+                s3_secret_key=s3.secret_key,
+                s3_bucket=s3.bucket(),
+                auth_secret=SECRET,
+                public_url="http://gateway.test",
+                served_providers=("LOCAL", "FAL_STANDARD"),
+                provider_limits={"FAL_STANDARD/app": {"failure_threshold": 7}},
+                shutdown_grace_seconds=0.2,
+            ),
+            stack,
+        )
+        mesh = await start_mesh(tasks_address=behind.address, workflows_address=silent, training_address="127.0.0.1:1")
+        yield Whole(mesh, behind)
+
+
+async def test_the_whole_is_unhealthy_with_the_same_body_until_a_worker_is_there(whole: Whole) -> None:
+    http = whole.mesh.http("read")
+    begun = time.monotonic()
+    answer = await http.get("/health/full")
+    assert time.monotonic() - begun < 8, "the service that hangs does not hold the answer up"
+    assert answer.status_code == 503
+    body = answer.json()
+    assert (body["status"], body["ready"]) == ("unhealthy", False)
+    assert "inference_workers" in body["message"]
+    assert body["postgres"] == {
+        "name": "postgres",
+        "status": "healthy",
+        "message": "Database operational",
+        "details": None,
+    }
+    assert body["redis"]["status"] == "healthy"
+    assert body["redis"]["details"]["role"] == "nats"
+    assert body["redis"]["details"]["nats_version"].count(".") == 2
+    services = {one["name"]: one for one in body["ai_services"]}
+    assert services["tasks"].keys() == {
+        *("name", "display_name", "status", "url", "response_time_ms", "error", "circuit_state", "last_check")
+    }
+    assert services["tasks"]["status"] == "healthy"
+    assert services["tasks"]["response_time_ms"] > 0
+    assert services["workflows"]["error"]
+    assert services["training"]["error"]
+    assert services["fal_standard"]["circuit_state"] == "closed"
+    assert body["version"]
+    assert {one["name"] for one in body["workers"]} >= {"tasks_expiry", "monitoring_record"}
+    assert {one["name"] for one in body["workers"] if one["critical"]} == {"tasks_expiry"}
+
+    await whole.worker()
+    answer = await http.get("/health/full")
+    assert answer.status_code == 200
+    later = answer.json()
+    assert later.keys() == body.keys(), "the body is the same"
+    assert (later["status"], later["ready"]) == ("degraded", True)
+    assert "workflows" in later["message"]
+
+
+async def test_without_the_tasks_service_the_answer_says_so(start_mesh: StartMesh) -> None:
+    away = "127.0.0.1:1"
+    mesh = await start_mesh(tasks_address=away, workflows_address=away, training_address=away)
+    answer = await mesh.http().get("/health/full")
+    assert answer.status_code == 503
+    services = {one["name"]: one["status"] for one in answer.json()["ai_services"]}
+    assert services == dict.fromkeys(("tasks", "workflows", "training", "inference_workers"), "unhealthy")
+    assert answer.json()["circuit_breakers"] == {"total": 0, "open": 0, "half_open": 0, "closed": 0, "breakers": {}}
+    assert (await mesh.http().get("/circuit-breakers")).status_code == 503
+
+
+async def test_breakers_are_the_rows_of_tasks_and_can_be_reset_by_their_names(whole: Whole) -> None:
+    http = whole.mesh.http()
+    body = (await http.get("/circuit-breakers")).json()
+    assert (body["total_count"], body["open_count"]) == (1, 0)
+    assert body["circuit_breakers"]["FAL_STANDARD"] == {
+        "name": "FAL_STANDARD",
+        "state": "closed",
+        "failure_count": 0,
+        "success_count": 0,
+        "total_calls": 0,
+        "rejected_calls": 0,
+        "last_failure_time": None,
+        "opened_at": None,
+        "config": {
+            "failure_threshold": 5,
+            "recovery_timeout": 30.0,
+            "half_open_max_calls": 3,
+            "success_threshold": 2,
+        },
+    }
+    await whole.open_breaker("app")
+    body = (await http.get("/circuit-breakers")).json()
+    assert (body["total_count"], body["open_count"]) == (2, 1)
+    breaker = body["circuit_breakers"]["FAL_STANDARD-app"]
+    assert (breaker["state"], breaker["failure_count"]) == ("open", 5)
+    assert breaker["config"]["failure_threshold"] == 7
+    assert 5 < time.monotonic() - breaker["opened_at"] < 60, "a monotonic time, not one since 1970"
+    full = (await http.get("/health/full")).json()
+    assert full["circuit_breakers"] == {
+        "total": 2,
+        "open": 1,
+        "half_open": 0,
+        "closed": 1,
+        "breakers": {"FAL_STANDARD": "closed", "FAL_STANDARD-app": "open"},
+    }
+    assert (await whole.mesh.http("read").post("/circuit-breakers/FAL_STANDARD-app/reset")).status_code == 403
+    for name, before in (("FAL_STANDARD-app", "open"), ("FAL_STANDARD-app", "closed"), ("FAL_STANDARD", "closed")):
+        answer = await http.post(f"/circuit-breakers/{name}/reset")
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == {
+            "name": name,
+            "previous_state": before,
+            "new_state": "closed",
+            "message": f"Circuit breaker '{name}' reset successfully",
+        }
+    assert (await http.get("/circuit-breakers")).json()["open_count"] == 0
+    for name in ("a.b", "a" * 65):
+        assert (await http.post(f"/circuit-breakers/{name}/reset")).status_code == 400
+    answer = await http.post("/circuit-breakers/nobody/reset")
+    assert answer.status_code == 404
+    assert "FAL_STANDARD" in answer.json()["detail"], "the valid names are listed"
+
+
+async def test_degradation_takes_three_failures_and_two_successes(
+    whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(degradation_module, "LIMIT_SECONDS", 0.5)
+    http, watch = whole.mesh.http(), whole.mesh.monitoring.watch
+    stopped = await http.post("/supervisor/workers/monitoring_degradation/stop")
+    assert stopped.json()["success"], "nobody else asks meanwhile"
+
+    async def mode() -> str:
+        return str((await http.get("/pipeline")).json()["degradation"]["mode"])
+
+    watch.parts = {}
+    for expected in ("normal", "normal", "minimal"):
+        await watch.check()
+        assert await mode() == expected
+    body = (await http.get("/pipeline")).json()
+    assert (body["file_watcher"], body["batch_aggregator"]) == (None, None)
+    degradation = body["degradation"]
+    assert degradation["is_degraded"] is True
+    assert degradation["redis_healthy"] is True
+    assert (degradation["memory_queue_size"], degradation["fallback_queues"]) == (0, {})
+    services = {one["name"]: one for one in degradation["services"]}
+    assert services["tasks"] == {
+        "name": "tasks",
+        "status": "healthy",
+        "last_check": services["tasks"]["last_check"],
+        "consecutive_failures": 0,
+        "error_message": None,
+    }
+    assert services["inference_workers"]["status"] == "unhealthy"
+    assert services["inference_workers"]["consecutive_failures"] == 3
+    assert degradation["available_features"] == ["tasks", "fal_standard"]
+    await whole.worker()
+    for expected in ("minimal", "degraded"):
+        await watch.check()
+        assert await mode() == expected, "workflows and training are away still, and are not critical"
