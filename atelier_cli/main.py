@@ -11,6 +11,7 @@ from atelier_cli.commands import (
     admin,
     backup,
     doctor,
+    evaluate,
     generate,
     inspect,
     logs,
@@ -56,6 +57,7 @@ app.command()(generate.generate)
 run.add_verbs(app)
 app.add_typer(run.commands(), name="run")
 app.command()(train.train)
+app.command()(evaluate.evaluate)
 app.command()(inspect.inspect)
 app.command()(retry.retry)
 app.command()(logs.logs)
