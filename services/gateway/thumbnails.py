@@ -23,7 +23,7 @@ WIDTHS = (256, 512)
 WEBP = "image/webp"
 
 
-class Streams(Protocol):
+class StreamedObjects(Protocol):
     """What is asked of the object store."""
 
     def stream(self, tenant: str, path: str, offset: int = ..., length: int = ...) -> AsyncIterator[bytes]:
@@ -56,7 +56,7 @@ class Thumbnails:
         most_bytes: Bytes of thumbnails that are kept; the least recently asked for go first.
     """
 
-    def __init__(self, objects: Streams, checks: ImageChecks, most_bytes: int) -> None:
+    def __init__(self, objects: StreamedObjects, checks: ImageChecks, most_bytes: int) -> None:
         self._objects = objects
         self._checks = checks
         self._most = most_bytes
