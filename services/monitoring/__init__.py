@@ -15,7 +15,7 @@ Consumes:
 Rooms:
     Pure: `domain` (loops) and `parts` (what works, and what follows for the whole). `store` is what the use cases need
     of a database, and `postgres` the only SQL. `supervisor` holds the use cases of loops, `probes` asks every part,
-    `degradation` does so for ever. `task_calls` calls the tasks service. `convert`, `health_convert` and `errors` are
-    between domain and wire, `servicer` speaks gRPC. `composition` builds the service. `scaler` answers KEDA,
-    and `marker` is a process of its own that marks pods for Kubernetes.
+    `degradation` does so for ever, `prometheus` asks Prometheus. `task_calls` calls the tasks service. `convert`,
+    `health_convert` and `errors` are between domain and wire, `servicer` speaks gRPC. `composition` builds the service.
+    `scaler` answers KEDA, and `marker` is a process of its own that marks pods for Kubernetes.
 """

@@ -25,6 +25,7 @@ from services.monitoring.config import MonitoringSettings
 from services.monitoring.degradation import DegradationWatch
 from services.monitoring.postgres.loops import PostgresLoopStore
 from services.monitoring.probes import Infrastructure, Probes
+from services.monitoring.prometheus import PrometheusStack
 from services.monitoring.scaler.demand import SchedulersDemand
 from services.monitoring.scaler.server import ScalerServer
 from services.monitoring.scaler.service import ScalerDesk
@@ -81,13 +82,15 @@ async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> Monitori
         clock=lambda: datetime.now(UTC),
     )
     watch = DegradationWatch(probes)
+    prometheus = PrometheusStack(settings.prometheus_url)
+    stack.push_async_callback(prometheus.close)
     loops = Loops(*supervisor.loops(), watch.loop())
     await supervise(stack, loops, bus, MONITORING.role)
     parts = PartStates(
         [HealthPart("postgresql", database.ping, every_call=True), HealthPart("nats", bus.ping, essential=False)],
         lambda: [f"loops/{name}" for name in loops.ailing],
     )
-    servicer = SystemServicer(supervisor, probes, watch, tasks, version=version("atelier"))
+    servicer = SystemServicer(supervisor, probes, watch, tasks, prometheus, version=version("atelier"))
     server = build_server(
         settings, MONITORING, [(system_service_pb2_grpc.add_SystemServiceServicer_to_server, servicer)], parts
     )

@@ -34,6 +34,9 @@ class MonitoringSettings(MeshSettings):
         description="Queues without whose workers the mesh is unhealthy, separated by commas; those of others must be "
         "there where tasks wait.",
     )
+    prometheus_url: str = Field(
+        default="", description="Address of Prometheus, whose targets `/api/system/monitoring` tells of."
+    )
     loop_history_days: float = Field(
         default=90.0, gt=0, description="Days after which lines of the history of background loops are deleted."
     )

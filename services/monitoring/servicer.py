@@ -16,6 +16,7 @@ from services.monitoring.domain import LoopOrder
 from services.monitoring.errors import bad_breaker_name, no_such_breaker
 from services.monitoring.parts import WholeState, is_breaker_name, verdict
 from services.monitoring.probes import Probes
+from services.monitoring.prometheus import PrometheusStack
 from services.monitoring.supervisor import Supervisor
 from services.monitoring.task_calls import TaskFigures, named
 
@@ -34,16 +35,25 @@ class SystemServicer(SystemServiceServicer):
         probes: Asks every part.
         watch: Has asked every part for some time.
         tasks: The tasks service, which has the breakers.
+        prometheus: Asks Prometheus.
         version: Version of the mesh.
     """
 
     def __init__(
-        self, supervisor: Supervisor, probes: Probes, watch: DegradationWatch, tasks: TaskFigures, *, version: str
+        self,
+        supervisor: Supervisor,
+        probes: Probes,
+        watch: DegradationWatch,
+        tasks: TaskFigures,
+        prometheus: PrometheusStack,
+        *,
+        version: str,
     ) -> None:
         self._supervisor = supervisor
         self._probes = probes
         self._watch = watch
         self._tasks = tasks
+        self._prometheus = prometheus
         self._version = version
 
     async def GetSupervisor(self, request: pb.GetSupervisorRequest, context: Context) -> pb.GetSupervisorResponse:
@@ -90,6 +100,16 @@ class SystemServicer(SystemServiceServicer):
         if judged is WholeState.UNHEALTHY:
             context.set_trailing_metadata(OTHER_STATUS)
         return pb.GetFullHealthResponse(health=health_convert.to_health(survey, loops, judged, away, self._version))
+
+    async def GetMonitoringHealth(
+        self, request: pb.GetMonitoringHealthRequest, context: Context
+    ) -> pb.GetMonitoringHealthResponse:
+        del request, context
+        return pb.GetMonitoringHealthResponse(stack=await self._prometheus.health(datetime.now(UTC)))
+
+    async def ListTargets(self, request: pb.ListTargetsRequest, context: Context) -> pb.ListTargetsResponse:
+        del request, context
+        return await self._prometheus.targets(datetime.now(UTC))
 
     async def GetPipeline(self, request: pb.GetPipelineRequest, context: Context) -> pb.GetPipelineResponse:
         del request, context

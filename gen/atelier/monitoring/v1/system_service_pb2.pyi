@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from atelier.monitoring.v1 import health_pb2 as _health_pb2
+from atelier.monitoring.v1 import prometheus_pb2 as _prometheus_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -850,3 +851,109 @@ class ResetCircuitBreakerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResetCircuitBreakerResponse: _TypeAlias = ResetCircuitBreakerResponse  # noqa: Y015
+
+@_typing.final
+class GetMonitoringHealthRequest(_message.Message):
+    """Request of GetMonitoringHealth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMonitoringHealthRequest: _TypeAlias = GetMonitoringHealthRequest  # noqa: Y015
+
+@_typing.final
+class GetMonitoringHealthResponse(_message.Message):
+    """Response of GetMonitoringHealth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STACK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stack(self) -> _prometheus_pb2.MonitoringStackHealth:
+        """The answer."""
+
+    def __init__(
+        self,
+        *,
+        stack: _prometheus_pb2.MonitoringStackHealth | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stack", b"stack"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stack", b"stack"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMonitoringHealthResponse: _TypeAlias = GetMonitoringHealthResponse  # noqa: Y015
+
+@_typing.final
+class ListTargetsRequest(_message.Message):
+    """Request of ListTargets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTargetsRequest: _TypeAlias = ListTargetsRequest  # noqa: Y015
+
+@_typing.final
+class ListTargetsResponse(_message.Message):
+    """Response of ListTargets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    UP_FIELD_NUMBER: _builtins.int
+    DOWN_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """How many there are."""
+    up: _builtins.int
+    """Those that answer."""
+    down: _builtins.int
+    """Those that do not."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[_prometheus_pb2.ScrapeTarget]:
+        """The targets."""
+
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their jobs."""
+
+    @_builtins.property
+    def timestamp(self) -> _timestamp_pb2.Timestamp:
+        """When this was true."""
+
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[_prometheus_pb2.ScrapeTarget] | None = ...,
+        total: _builtins.int = ...,
+        up: _builtins.int = ...,
+        down: _builtins.int = ...,
+        jobs: _abc.Iterable[_builtins.str] | None = ...,
+        timestamp: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timestamp", b"timestamp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["down", b"down", "jobs", b"jobs", "targets", b"targets", "timestamp", b"timestamp", "total", b"total", "up", b"up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTargetsResponse: _TypeAlias = ListTargetsResponse  # noqa: Y015

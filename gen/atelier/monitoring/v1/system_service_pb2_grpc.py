@@ -75,6 +75,16 @@ class SystemServiceStub:
                 request_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetFullHealthRequest.SerializeToString,
                 response_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetFullHealthResponse.FromString,
                 _registered_method=True)
+        self.GetMonitoringHealth = channel.unary_unary(
+                '/atelier.monitoring.v1.SystemService/GetMonitoringHealth',
+                request_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetMonitoringHealthRequest.SerializeToString,
+                response_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetMonitoringHealthResponse.FromString,
+                _registered_method=True)
+        self.ListTargets = channel.unary_unary(
+                '/atelier.monitoring.v1.SystemService/ListTargets',
+                request_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListTargetsRequest.SerializeToString,
+                response_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListTargetsResponse.FromString,
+                _registered_method=True)
         self.GetPipeline = channel.unary_unary(
                 '/atelier.monitoring.v1.SystemService/GetPipeline',
                 request_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetPipelineRequest.SerializeToString,
@@ -152,6 +162,20 @@ class SystemServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMonitoringHealth(self, request, context):
+        """Tells whether Prometheus works, and what it scrapes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTargets(self, request, context):
+        """Lists what Prometheus scrapes; 503 where it does not answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPipeline(self, request, context):
         """Tells how much of the mesh works, and what waits because of it.
         """
@@ -215,6 +239,16 @@ def add_SystemServiceServicer_to_server(servicer, server):
                     servicer.GetFullHealth,
                     request_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetFullHealthRequest.FromString,
                     response_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetFullHealthResponse.SerializeToString,
+            ),
+            'GetMonitoringHealth': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMonitoringHealth,
+                    request_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetMonitoringHealthRequest.FromString,
+                    response_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetMonitoringHealthResponse.SerializeToString,
+            ),
+            'ListTargets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTargets,
+                    request_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListTargetsRequest.FromString,
+                    response_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListTargetsResponse.SerializeToString,
             ),
             'GetPipeline': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPipeline,
@@ -449,6 +483,60 @@ class SystemService:
             '/atelier.monitoring.v1.SystemService/GetFullHealth',
             atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetFullHealthRequest.SerializeToString,
             atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetFullHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMonitoringHealth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.monitoring.v1.SystemService/GetMonitoringHealth',
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetMonitoringHealthRequest.SerializeToString,
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetMonitoringHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTargets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.monitoring.v1.SystemService/ListTargets',
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListTargetsRequest.SerializeToString,
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListTargetsResponse.FromString,
             options,
             channel_credentials,
             insecure,

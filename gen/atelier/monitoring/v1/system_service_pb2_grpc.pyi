@@ -49,6 +49,10 @@ class SystemServiceStub:
     """Sets the restart count of a loop to zero; one that had failed is then stopped, and does not start."""
     GetFullHealth: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.GetFullHealthRequest, _system_service_pb2.GetFullHealthResponse]
     """Tells whether every part of the mesh works; 503 with the same body where something critical does not."""
+    GetMonitoringHealth: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.GetMonitoringHealthRequest, _system_service_pb2.GetMonitoringHealthResponse]
+    """Tells whether Prometheus works, and what it scrapes."""
+    ListTargets: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.ListTargetsRequest, _system_service_pb2.ListTargetsResponse]
+    """Lists what Prometheus scrapes; 503 where it does not answer."""
     GetPipeline: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.GetPipelineRequest, _system_service_pb2.GetPipelineResponse]
     """Tells how much of the mesh works, and what waits because of it."""
     ListCircuitBreakers: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.ListCircuitBreakersRequest, _system_service_pb2.ListCircuitBreakersResponse]
@@ -77,6 +81,10 @@ class SystemServiceAsyncStub(SystemServiceStub):
     """Sets the restart count of a loop to zero; one that had failed is then stopped, and does not start."""
     GetFullHealth: _aio.UnaryUnaryMultiCallable[_system_service_pb2.GetFullHealthRequest, _system_service_pb2.GetFullHealthResponse]  # type: ignore[assignment]
     """Tells whether every part of the mesh works; 503 with the same body where something critical does not."""
+    GetMonitoringHealth: _aio.UnaryUnaryMultiCallable[_system_service_pb2.GetMonitoringHealthRequest, _system_service_pb2.GetMonitoringHealthResponse]  # type: ignore[assignment]
+    """Tells whether Prometheus works, and what it scrapes."""
+    ListTargets: _aio.UnaryUnaryMultiCallable[_system_service_pb2.ListTargetsRequest, _system_service_pb2.ListTargetsResponse]  # type: ignore[assignment]
+    """Lists what Prometheus scrapes; 503 where it does not answer."""
     GetPipeline: _aio.UnaryUnaryMultiCallable[_system_service_pb2.GetPipelineRequest, _system_service_pb2.GetPipelineResponse]  # type: ignore[assignment]
     """Tells how much of the mesh works, and what waits because of it."""
     ListCircuitBreakers: _aio.UnaryUnaryMultiCallable[_system_service_pb2.ListCircuitBreakersRequest, _system_service_pb2.ListCircuitBreakersResponse]  # type: ignore[assignment]
@@ -150,6 +158,22 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_system_service_pb2.GetFullHealthResponse, _abc.Awaitable[_system_service_pb2.GetFullHealthResponse]]:
         """Tells whether every part of the mesh works; 503 with the same body where something critical does not."""
+
+    @_abc_1.abstractmethod
+    def GetMonitoringHealth(
+        self,
+        request: _system_service_pb2.GetMonitoringHealthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_service_pb2.GetMonitoringHealthResponse, _abc.Awaitable[_system_service_pb2.GetMonitoringHealthResponse]]:
+        """Tells whether Prometheus works, and what it scrapes."""
+
+    @_abc_1.abstractmethod
+    def ListTargets(
+        self,
+        request: _system_service_pb2.ListTargetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_service_pb2.ListTargetsResponse, _abc.Awaitable[_system_service_pb2.ListTargetsResponse]]:
+        """Lists what Prometheus scrapes; 503 where it does not answer."""
 
     @_abc_1.abstractmethod
     def GetPipeline(

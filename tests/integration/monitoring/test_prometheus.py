@@ -1,0 +1,115 @@
+"""What `/api/system/monitoring` tells, against a real Prometheus while one of its targets is killed."""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from atelier_cli.embedded.process import free_ports
+from tests.integration.monitoring.conftest import StartMesh
+
+PAGE = "import sys, time, prometheus_client as p; p.start_http_server(int(sys.argv[1]), '127.0.0.1'); time.sleep(600)"
+
+
+@pytest.fixture
+def pages() -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+    """Three processes with a page of metrics each, by port."""
+    started = {port: subprocess.Popen([sys.executable, "-c", PAGE, str(port)]) for port in free_ports(3)}
+    yield started
+    for process in started.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path, pages: dict[int, Any]) -> Iterator[str]:
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("needs prometheus (Debian: the package `prometheus`)")
+    targets = ", ".join(f'"127.0.0.1:{port}"' for port in pages)
+    (tmp_path / "prometheus.yml").write_text(
+        "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
+        f"scrape_configs: [{{job_name: atelier, static_configs: [{{targets: [{targets}]}}]}}]\n"
+    )
+    [port] = free_ports(1)
+    command = [
+        program,
+        f"--config.file={tmp_path}/prometheus.yml",
+        f"--storage.tsdb.path={tmp_path}/data",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stderr=log)
+    yield f"http://operator:hidden@127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+async def once(http: httpx.AsyncClient, path: str, holds: Callable[[Any], bool]) -> Any:
+    """Return an answer once it is as it should be."""
+
+    async def ask() -> Any:
+        answer = await http.get(path)
+        return answer.json() if answer.status_code == 200 else {}
+
+    async with asyncio.timeout(40):
+        while not holds(found := await ask()):  # noqa: ASYNC110 -- what is waited for has no event
+            await asyncio.sleep(0.1)
+    return found
+
+
+async def test_health_and_targets_follow_a_service_that_is_killed(
+    start_mesh: StartMesh, prometheus: str, pages: dict[int, subprocess.Popen[bytes]]
+) -> None:
+    http = (await start_mesh(prometheus_url=prometheus)).http("read")
+    health = await once(
+        http,
+        "/monitoring/health",
+        lambda body: bool(body["targets_summary"]) and body["healthy"] and body["targets_summary"][0]["up"] == 3,
+    )
+    assert health["prometheus_reachable"] is True
+    assert "hidden" not in health["prometheus_url"]
+    assert health["targets_summary"] == [{"job": "atelier", "total": 3, "up": 3, "down": 0, "unknown": 0}]
+    assert (health["exporters"], health["issues"]) == ([], [])
+    collection = health["metrics_collection"]
+    assert (collection["collecting"], collection["scrape_interval_seconds"]) == (True, 1)
+    assert collection["total_series"] > 0
+    assert collection["last_successful_scrape"]
+    first, second, _ = pages
+    pages[first].kill()
+    body = await once(http, "/monitoring/targets", lambda body: body.get("down") == 1)
+    assert body.keys() == {"targets", "total", "up", "down", "jobs", "timestamp"}
+    assert (body["total"], body["up"], body["jobs"]) == (3, 2, ["atelier"])
+    down = next(one for one in body["targets"] if one["health"] == "down")
+    assert down["instance"] == f"127.0.0.1:{first}"
+    assert down["last_error"]
+    assert down["labels"]["job"] == "atelier"
+    assert {one["last_error"] for one in body["targets"] if one["health"] == "up"} == {None}
+    health = (await http.get("/monitoring/health")).json()
+    assert health["healthy"] is True, "more answer than do not"
+    assert str(first) in health["issues"][0]
+    pages[second].kill()
+    health = await once(http, "/monitoring/health", lambda body: not body["healthy"])
+    assert health["targets_summary"][0]["down"] == 2
+
+
+async def test_without_prometheus_health_says_so_and_targets_are_a_503(start_mesh: StartMesh) -> None:
+    http = (await start_mesh(prometheus_url="http://127.0.0.1:1")).http("read")
+    answer = await http.get("/monitoring/health")
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["healthy"], body["prometheus_reachable"], body["prometheus_url"]) == (
+        False,
+        False,
+        "http://127.0.0.1:1",
+    )
+    assert (body["targets_summary"], body["exporters"]) == ([], [])
+    assert body["issues"] == ["Prometheus does not answer"]
+    answer = await http.get("/monitoring/targets")
+    assert (answer.status_code, answer.json()) == (503, {"detail": "Prometheus does not answer"})
