@@ -2,7 +2,7 @@
 
 The scheduler's part is the product's own code (`services.tasks.scaling.domain`: demand, cordons, what is reported), and
 so is what KEDA is answered (`services.monitoring.scaler.answers`). Kubernetes' part follows its sources: the horizontal
-autoscaler every 15 s (tolerance 10 %, scale-down stabilised for 300 s, scale-up policies), pods chosen by readiness,
+autoscaler every 15 s (tolerance 10 %, scale-down stabilised, scale-up policies), pods chosen by readiness,
 then deletion cost, then age. An autoscaler by the use of processors stands beside it, on the same work.
 """
 
@@ -34,7 +34,9 @@ from services.tasks.scaling.domain import (
 
 QUEUE = "inference"
 HPA_SECONDS = 15
+# Scale-down is stabilised for so long: Kubernetes' default, and where the scheduler has waited already.
 STABLE_SECONDS = 300
+SCHEDULED_STABLE_SECONDS = 15
 COOLDOWN_SECONDS = 300
 TOLERANCE = 0.1
 # From the scheduler's look at the database until the pod is deleted: both caches, the autoscaler, the ReplicaSet.
@@ -273,9 +275,14 @@ class Cluster:
 
 
 class Autoscaler:
-    """Kubernetes' horizontal autoscaler: tolerance, stabilisation and policies; above zero replicas."""
+    """Kubernetes' horizontal autoscaler: tolerance, stabilisation and policies; above zero replicas.
 
-    def __init__(self) -> None:
+    Args:
+        stable_seconds: Over how long the highest recommendation counts before there are less.
+    """
+
+    def __init__(self, stable_seconds: int) -> None:
+        self._stable = stable_seconds
         self._recommended: deque[tuple[int, int]] = deque()
 
     def decide(self, now: int, current: int, ratio: float, wanted: int) -> int:
@@ -289,7 +296,7 @@ class Autoscaler:
         """
         recommended = current if abs(ratio - 1.0) <= TOLERANCE else max(1, wanted)
         self._recommended.append((now, recommended))
-        while self._recommended[0][0] <= now - STABLE_SECONDS:
+        while self._recommended[0][0] <= now - self._stable:
             self._recommended.popleft()
         if recommended > current:
             return min(recommended, max(2 * current, current + 50))  # 100 % or 50 pods in a period
@@ -299,7 +306,7 @@ class Autoscaler:
 def by_scheduler(scenario: Scenario, policy: ScalePolicy) -> tuple[ScalingOutcome, ScalingTrace]:
     """Scale by what the scheduler reports, with cordons and marks."""
     cluster = Cluster(scenario)
-    scale_in, autoscaler = ScaleIn(policy), Autoscaler()
+    scale_in, autoscaler = ScaleIn(policy), Autoscaler(SCHEDULED_STABLE_SECONDS)
     trigger = trigger_of({"queue": QUEUE, "slots": "1"})
     patches: list[tuple[float, int, bool]] = []  # when it takes effect, the pod, whether it marks
     under_way: set[int] = set()
@@ -397,7 +404,7 @@ def _marks(cluster: Cluster, under_way: set[int]) -> Iterator[tuple[int, bool]]:
 
 def by_processors(scenario: Scenario) -> tuple[ScalingOutcome, ScalingTrace]:
     """Scale by the use of the pods' processors, at 80 %; one pod at least."""
-    cluster, autoscaler = Cluster(scenario, pods=1), Autoscaler()
+    cluster, autoscaler = Cluster(scenario, pods=1), Autoscaler(STABLE_SECONDS)
     decided: deque[tuple[int, int]] = deque()
     for now in range(scenario.seconds):
         while decided and decided[0][0] <= now:
@@ -455,18 +462,21 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=24)
     parser.add_argument("--pods", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tick", type=int, default=5, help="Seconds between two looks of the scheduler.")
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
-    scenario = Scenario(seconds=int(given.hours * 3600), most=given.pods, seed=given.seed)
-    policy = ScalePolicy(drain_seconds=60.0, utilization=0.8, surplus_seconds=60.0, settle_seconds=5.0)
+    scenario = Scenario(seconds=int(given.hours * 3600), most=given.pods, seed=given.seed, tick=given.tick)
+    policy = ScalePolicy(drain_seconds=60.0, utilization=0.8, surplus_seconds=120.0, settle_seconds=5.0)
     late = replace(scenario, patch_seconds=10.0)
-    runs = {
-        "by the scheduler": by_scheduler(scenario, policy),
-        "by the scheduler, patches 10 s late": by_scheduler(late, policy),
-        "by the use of processors": by_processors(scenario),
+    ways: dict[str, Callable[[], tuple[ScalingOutcome, ScalingTrace]]] = {
+        "by the use of processors": lambda: by_processors(scenario),
+        "by the scheduler": lambda: by_scheduler(scenario, policy),
+        "by the scheduler, patches 10 s late": lambda: by_scheduler(late, policy),
     }
-    for name, (outcome, _) in runs.items():
-        print(json.dumps({"scaled": name, **asdict(outcome)}), flush=True)
+    runs = {}
+    for name, simulate in ways.items():
+        runs[name] = simulate()
+        print(json.dumps({"scaled": name, **asdict(runs[name][0])}), flush=True)
     if given.plot:
         plot({name: trace for name, (_, trace) in runs.items() if "late" not in name}, given.plot)
     own = [outcome for name, (outcome, _) in runs.items() if "scheduler" in name]

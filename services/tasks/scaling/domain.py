@@ -113,15 +113,11 @@ def worker_of(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """All pools of a machine or pod."""
+    """All pools of a machine or pod, and the queues that it serves."""
 
     name: str
     pools: Sequence[WorkerPool]
-
-    @property
-    def queues(self) -> tuple[str, ...]:
-        """Queues it serves."""
-        return tuple(sorted({queue for pool in self.pools for queue in pool.queues}))
+    queues: tuple[str, ...]
 
     def slots(self, queue: str) -> int:
         """Slots for a queue."""
@@ -162,7 +158,11 @@ def workers_of(pools: Sequence[WorkerPool]) -> list[Worker]:
     by_name: dict[str, list[WorkerPool]] = {}
     for pool in pools:
         by_name.setdefault(pool.worker, []).append(pool)
-    return [Worker(name, own) for name, own in by_name.items() if not any(pool.draining for pool in own)]
+    return [
+        Worker(name, own, tuple(sorted({queue for pool in own for queue in pool.queues})))
+        for name, own in by_name.items()
+        if not any(pool.draining for pool in own)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from bench.scaling import ScalingOutcome, Scenario, by_processors, by_scheduler
 from services.tasks.scaling.domain import ScalePolicy
 
 SHORT = Scenario(seconds=5400, most=60)
-POLICY = ScalePolicy(surplus_seconds=60, settle_seconds=5)
+POLICY = ScalePolicy(surplus_seconds=120, settle_seconds=5)
 
 
 def simulated(scenario: Scenario) -> ScalingOutcome:
