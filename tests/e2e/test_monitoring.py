@@ -34,8 +34,8 @@ def client(mesh: RunningMesh) -> Iterator[httpx.Client]:
         yield client
 
 
-def _has_members(found: dict[str, Any], schema: str) -> None:
-    assert set(found) == set(_SCHEMAS[schema]["fields"]), schema
+def _has_members(found: dict[str, Any], schema: str, *beyond: str) -> None:
+    assert set(found) == {*_SCHEMAS[schema]["fields"], *beyond}, schema
 
 
 def test_a_task_is_listed_counted_and_told_of_in_the_documented_shapes(mesh: RunningMesh, client: httpx.Client) -> None:
@@ -85,7 +85,7 @@ def test_workers_tell_their_memory_of_parent_and_child(client: httpx.Client) -> 
     found = until(told, "a heartbeat tells the memory")
     _has_members(found, "WorkerStatsResponse")
     for worker in found["workers"]:
-        _has_members(worker, "WorkerInfo")
+        _has_members(worker, "WorkerInfo", "cordoned")
         assert worker["memory_mb"] > 20
     health = _get(client, "workers/health")
     _has_members(health, "WorkerHealthResponse")
