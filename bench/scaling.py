@@ -161,6 +161,7 @@ class Cluster:
         self.busy_chosen = self.removed = self.highest = self.zero_seconds = self.pod_seconds = 0
         self.busy_seconds = 0.0
         self.trace = ScalingTrace()
+        self.settle_seconds = 0.0
         self._drawn = random.Random(scenario.seed)
         self._rate = rate(scenario, self._drawn)
         self._numbers = iter(range(10**9))
@@ -214,6 +215,7 @@ class Cluster:
             pod = heapq.heappop(self._starting)[2]
             if not pod.gone:
                 self.ready[pod.number] = pod
+                pod.leases_after = now + self.settle_seconds
                 self._free.append(pod)
         for _ in range(self._poisson(self._rate(now))):
             seconds = self._drawn.lognormvariate(math.log(self.scenario.mean_seconds) - 0.18, 0.6)
@@ -306,6 +308,7 @@ class Autoscaler:
 def by_scheduler(scenario: Scenario, policy: ScalePolicy) -> tuple[ScalingOutcome, ScalingTrace]:
     """Scale by what the scheduler reports, with cordons and marks."""
     cluster = Cluster(scenario)
+    cluster.settle_seconds = policy.settle_seconds
     scale_in, autoscaler = ScaleIn(policy), Autoscaler(SCHEDULED_STABLE_SECONDS)
     trigger = trigger_of({"queue": QUEUE, "slots": "1"})
     patches: list[tuple[float, int, bool]] = []  # when it takes effect, the pod, whether it marks
@@ -398,7 +401,7 @@ def _marks(cluster: Cluster, under_way: set[int]) -> Iterator[tuple[int, bool]]:
         if surplus and pod.pool.mark is None:
             pod.pool = replace(pod.pool, mark=RemovalMark.ANNOUNCED)
             yield pod.number, True
-        elif not surplus and pod.pool.mark is not None:
+        elif not surplus and pod.pool.mark is not None and pod.leases_after <= cluster.now:
             yield pod.number, False
 
 

@@ -104,7 +104,12 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     objects = ObjectStore.from_settings(settings)
     stack.push_async_callback(objects.close)
 
-    store = PostgresTaskStore(database, page_bytes=settings.answer_bytes, limits=settings.gate_limits)
+    store = PostgresTaskStore(
+        database,
+        page_bytes=settings.answer_bytes,
+        limits=settings.gate_limits,
+        settle_seconds=settings.scale_settle_seconds if settings.scale_in_seconds else None,
+    )
     catalog = Catalog(
         task_types=settings.accepted_task_types,
         providers=settings.served_providers,

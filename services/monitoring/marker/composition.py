@@ -44,7 +44,7 @@ async def start(settings: MarkerSettings, stack: AsyncExitStack) -> MarkerRuntim
         authority=settings.kubernetes_ca,
     )
     stack.push_async_callback(pods.close)
-    marker = Marker(pods, SchedulersCordons(channel))
+    marker = Marker(pods, SchedulersCordons(channel), unmark_seconds=settings.unmark_seconds)
     following = asyncio.create_task(marker.follow(), name="marker-pods")
     stack.push_async_callback(cancel, [following])
     loops = Loops(Loop("marker-pods", marker.run_once, settings.mark_seconds))

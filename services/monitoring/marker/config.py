@@ -32,6 +32,12 @@ class MarkerSettings(MeshSettings):
         default="atelier.io/worker=true", description="Labels of the pods that may be marked, as Kubernetes has them."
     )
     mark_seconds: float = Field(default=2.0, gt=0, description="How often the scheduler is asked for cordons.")
+    unmark_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        description="How long a pod keeps its mark after its worker is uncordoned: it may be chosen yet, and without "
+        "the mark another one would be. No longer than `ATELIER_SCALE_SETTLE_SECONDS` of tasks.",
+    )
 
     @property
     def namespace(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
@@ -41,9 +42,12 @@ class Marker:
     Args:
         pods: The pods.
         cordons: The scheduler.
+        unmark_seconds: How long a pod keeps its mark after its worker is uncordoned.
     """
 
-    def __init__(self, pods: PodApi, cordons: Cordons) -> None:
+    def __init__(self, pods: PodApi, cordons: Cordons, *, unmark_seconds: float = 0.0) -> None:
+        self._unmark_seconds = unmark_seconds
+        self._unmark_since: dict[str, float] = {}
         self._api = pods
         self._cordons = cordons
         self._pods: dict[str, Pod] = {}
@@ -79,12 +83,18 @@ class Marker:
         # What the scheduler does not know of comes first: it must not report less while such a mark may be in the way.
         if todo.marked or todo.unmarked:
             await self._cordons.note(marked=todo.marked, unmarked=todo.unmarked)
-        freed = await self._patched("unmark", [self._pods[name] for name in todo.unmark if name in self._pods])
+        freed = await self._patched("unmark", [self._pods[name] for name in self._settled(todo.unmark)])
         accepted = await self._cordons.note(announced=todo.announce) if todo.announce else ()
         marked = await self._patched("mark", [self._pods[name] for name in accepted if name in self._pods])
         if freed or marked:
             await self._cordons.note(marked=marked, unmarked=freed)
         _MARKED.set(sum(pod.is_marked for pod in self._pods.values()))
+
+    def _settled(self, names: Collection[str]) -> list[str]:
+        """Return those that nobody chooses any more: a pod may be chosen on what was reported before."""
+        now = time.monotonic()
+        self._unmark_since = {name: self._unmark_since.get(name, now) for name in names if name in self._pods}
+        return [name for name, since in self._unmark_since.items() if now - since >= self._unmark_seconds]
 
     async def _patched(self, change: str, pods: Sequence[Pod]) -> list[str]:
         """Change pods; return the names of those whose change is confirmed."""

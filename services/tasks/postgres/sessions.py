@@ -26,9 +26,10 @@ WITH former AS (
     SELECT cordoned, cordoned_at, mark FROM sessions WHERE name = %(name)s ORDER BY opened_at DESC LIMIT 1
 )
 INSERT INTO sessions (id, subject, name, kind, queues, slots, pairs, opened_at, last_heartbeat, expires_at,
-    cordoned, cordoned_at, mark)
+    cordoned, cordoned_at, mark, leases_after)
 SELECT %(id)s, %(subject)s, %(name)s, %(kind)s, %(queues)s, %(slots)s, %(pairs)s, now(), now(),
-    now() + %(ttl)s * interval '1 second', f.cordoned, f.cordoned_at, f.mark
+    now() + %(ttl)s * interval '1 second', f.cordoned, f.cordoned_at, f.mark,
+    CASE WHEN NOT EXISTS (SELECT FROM former) THEN now() + %(settle)s * interval '1 second' END
 FROM (SELECT) one LEFT JOIN former f ON true
 """
 
@@ -68,8 +69,10 @@ WHERE t.id = ANY(ARRAY(
 """
 
 
-async def opened(conn: Connection, session: SessionRecord, ttl_seconds: float) -> None:
-    """Write a new session."""
+async def opened(
+    conn: Connection, session: SessionRecord, ttl_seconds: float, settle_seconds: float | None = None
+) -> None:
+    """Write a new session; a worker that is new is given nothing for some seconds, where that is asked for."""
     await conn.execute(
         _OPEN,
         {
@@ -81,6 +84,7 @@ async def opened(conn: Connection, session: SessionRecord, ttl_seconds: float) -
             "slots": session.slots,
             "pairs": list(session.pairs),
             "ttl": ttl_seconds,
+            "settle": settle_seconds,
         },
     )
 

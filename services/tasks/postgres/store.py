@@ -65,12 +65,19 @@ class PostgresTaskStore:
         db: The service's database, migrated.
         page_bytes: Bytes of rows that one page of a list holds.
         limits: What the gates of providers are held to.
+        settle_seconds: How long a new worker gets no lease: it may have been chosen to go while it started.
     """
 
     def __init__(
-        self, db: Database, *, page_bytes: int = 16 * 1024 * 1024, limits: ProviderLimits | None = None
+        self,
+        db: Database,
+        *,
+        page_bytes: int = 16 * 1024 * 1024,
+        limits: ProviderLimits | None = None,
+        settle_seconds: float | None = None,
     ) -> None:
         self._db = db
+        self._settle = settle_seconds
         self._page_bytes = page_bytes
         self._limits = limits or ProviderLimits()
         self._called: Counter[GateName] = Counter()  # by rounds that held no gate's row
@@ -148,7 +155,7 @@ class PostgresTaskStore:
     async def open_session(self, session: SessionRecord, ttl_seconds: float) -> None:
         """Open a worker's session."""
         async with self._db.transaction() as conn:
-            await sessions.opened(conn, session, ttl_seconds)
+            await sessions.opened(conn, session, ttl_seconds, self._settle)
 
     async def session(self, session_id: UUID) -> SessionRecord | None:
         """Return an open session."""

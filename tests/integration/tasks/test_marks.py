@@ -74,6 +74,7 @@ async def cluster(start_mesh: StartMesh, tmp_path: Path) -> AsyncIterator[Cluste
             "kubernetes_ca": authority.file,
             "kubernetes_namespace": "atelier",
             "mark_seconds": 0.05,
+            "unmark_seconds": 0.1,
             "shutdown_grace_seconds": 0.2,
         }
         await marker.start(MarkerSettings(**settings), stack)

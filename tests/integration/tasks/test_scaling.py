@@ -176,7 +176,7 @@ async def test_surplus_is_cordoned_marked_and_only_then_less_is_reported(start_m
 
 
 async def test_a_worker_that_is_given_work_meanwhile_is_not_cordoned(start_mesh: StartMesh) -> None:
-    mesh = await start_mesh(scale_in_seconds=0.01)
+    mesh = await start_mesh(scale_in_seconds=0.01, scale_settle_seconds=0.0)
     busy = await mesh.worker(name="busy/0")
     await mesh.create()
     await busy.lease()
