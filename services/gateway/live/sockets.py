@@ -114,7 +114,7 @@ class EventSockets:
         # Accepted before it is judged: a browser tells its page nothing of a refusal but the code of a close.
         await send({"type": "websocket.accept", "subprotocol": protocol})
         started = time.monotonic()
-        tracing.begin(header(scope, b"traceparent"), header(scope, b"x-request-id"))
+        tracing.use(tracing.begin(header(scope, b"traceparent"), header(scope, b"x-request-id")))
         cause = await self._converse(served, route, token, receive, send)
         _ended.labels(route, cause).inc()
         client = scope.get("client")
