@@ -26,6 +26,7 @@ _log = get_logger(__name__)
 _MOST_DESCRIPTORS = 65_536
 
 _SettingsT = TypeVar("_SettingsT", bound=MeshSettings)
+_RuntimeT = TypeVar("_RuntimeT", bound="Runtime")
 Main = Callable[[AsyncExitStack, asyncio.Event], Awaitable[None]]
 
 
@@ -73,7 +74,10 @@ class Runtime(Protocol):
 
 
 def run_service(
-    service: str, settings: type[_SettingsT], start: Callable[[_SettingsT, AsyncExitStack], Awaitable[Runtime]]
+    service: str,
+    settings: type[_SettingsT],
+    start: Callable[[_SettingsT, AsyncExitStack], Awaitable[_RuntimeT]],
+    over: Callable[[_RuntimeT], Awaitable[None]] | None = None,
 ) -> NoReturn:
     """Run a service from its settings until it is told to stop: what each `__main__` does.
 
@@ -81,6 +85,7 @@ def run_service(
         service: Name of the service in its logs.
         settings: Its settings, read from the environment.
         start: The `start` of its `composition`.
+        over: Waits until the service has nothing more to do, which ends it as a signal does.
     """
 
     async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
@@ -89,9 +94,25 @@ def run_service(
         running = await start(given, stack)
         announce(running.address, given.port_file)
         _log.info("ready", address=running.address)
-        await stop.wait()
+        if over is not None:
+            await _first(stop.wait(), over(running))
+        else:
+            await stop.wait()
 
     run(main, service=service)
+
+
+async def _first(*waits: Awaitable[object]) -> None:
+    """Wait until one of them ends; raise what it raises."""
+    tasks = [asyncio.ensure_future(one) for one in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 def announce(address: str, path: Path | None = None) -> None:

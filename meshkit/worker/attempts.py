@@ -188,7 +188,11 @@ class Attempts:
                 attempt.carrier.cancel()
         await self._until_idle(1.0)
 
-    async def _until_idle(self, seconds: float) -> None:
+    async def idle(self) -> None:
+        """Wait until no attempt is under way."""
+        await self._until_idle(None)
+
+    async def _until_idle(self, seconds: float | None) -> None:
         carriers = {attempt.carrier for attempt in self._attempts if attempt.carrier is not None}
         if carriers:
             await asyncio.wait(carriers, timeout=seconds)

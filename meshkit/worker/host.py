@@ -41,6 +41,7 @@ from meshkit.worker.input_places import InputPlaces
 from meshkit.worker.inputs import Inputs
 from meshkit.worker.leases import LeaseClient
 from meshkit.worker.lora_cache import LoraCache
+from meshkit.worker.one_lease import OneLease
 from meshkit.worker.pacing import Pauses
 from meshkit.worker.pairs import Pair
 from meshkit.worker.preparer import JobPreparer
@@ -52,6 +53,7 @@ from meshkit.worker.supervisor import ChildSupervisor
 _log = get_logger(__name__)
 
 _BUS_CONNECT_SECONDS = 0.5
+_POLL_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class CallWork:
         slots: Calls at once.
         kind: What sessions call the worker: `provider`, or `local` where it does the work on this machine.
         pausable: Whether the handlers stop where another attempt can go on, when they are asked to.
+        one_within: Seconds that one lease is waited for, the only one that is taken; None takes them for ever.
     """
 
     queue: str
@@ -88,6 +91,7 @@ class CallWork:
     slots: int
     kind: str = "provider"
     pausable: bool = False
+    one_within: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +103,14 @@ class Pool:
         preparer: Makes jobs of tasks.
         attempts: The attempts that are under way.
         leases: The session that they come from.
+        one: Where it takes one lease alone: when that is over.
     """
 
     runner: Runner
     preparer: JobPreparer
     attempts: Attempts
     leases: LeaseClient
+    one: OneLease | None = None
 
     async def drain(self, grace_seconds: float) -> None:
         """Take no more, let what runs end, hand back the rest."""
@@ -265,7 +271,7 @@ class WorkerHost:
         batch_keys = {pair: handler.batch_key for pair, handler in work.handlers.items()}
         preparer = JobPreparer(work.handlers, self._shared.inputs, self._shared.folders, batch_keys)
         profile = SessionProfile(settings.name, "local", work.queues, runner.slots, tuple(work.handlers))
-        return DevicePool(self._pool(profile, runner, preparer, room, settings.prefetch), runner, supervisor)
+        return DevicePool(self._pool(profile, runner, preparer, room, prefetch=settings.prefetch), runner, supervisor)
 
     def run_calls(self, work: CallWork) -> Pool:
         """Add a pool of calls; nothing is leased before `start`."""
@@ -274,7 +280,7 @@ class WorkerHost:
         preparer = JobPreparer(work.handlers, self._shared.inputs, self._shared.folders)
         name = f"{self._settings.name}/{work.queue}"
         profile = SessionProfile(name, work.kind, (work.queue,), runner.slots, tuple(work.handlers))
-        return self._pool(profile, runner, preparer, room, prefetch=0)
+        return self._pool(profile, runner, preparer, room, prefetch=0, one_within=work.one_within)
 
     async def start(self, set_health: Callable[[bool], Awaitable[None]]) -> None:
         """Begin to lease.
@@ -300,7 +306,14 @@ class WorkerHost:
         await asyncio.gather(*(pool.drain(grace_seconds) for pool in self._pools))
 
     def _pool(
-        self, profile: SessionProfile, runner: Runner, preparer: JobPreparer, room: asyncio.Event, prefetch: int
+        self,
+        profile: SessionProfile,
+        runner: Runner,
+        preparer: JobPreparer,
+        room: asyncio.Event,
+        *,
+        prefetch: int,
+        one_within: float | None = None,
     ) -> Pool:
         shared, pauses, heartbeat_now = self._shared, Pauses(), asyncio.Event()
         held = HeldLeases(room)
@@ -317,22 +330,27 @@ class WorkerHost:
             places=places,
             notes=RequestNotes(shared.client, pauses),
         )
+        one = None if one_within is None else OneLease(attempts, one_within)
+        taker = one or attempts
         listener = CancelListener(shared.bus, heartbeat_now.set)
         leases = LeaseClient(
             shared.client,
             profile,
             held,
             ends,
-            capacity=attempts.capacity,
-            accept=attempts.accept,
+            capacity=taker.capacity,
+            accept=taker.accept,
             room=room,
             heartbeat_now=heartbeat_now,
             warm=runner.warm,
             full_tenants=attempts.full_tenants,
             on_session=listener.follow,
+            on_empty=one.empty if one else lambda: None,
+            # An answer within the time that one lease is waited for.
+            poll_seconds=_POLL_SECONDS if one_within is None else min(one_within, _POLL_SECONDS),
             pauses=pauses,
         )
-        pool = Pool(runner, preparer, attempts, leases)
+        pool = Pool(runner, preparer, attempts, leases, one)
         self._pools.append(pool)
         self._listeners.append(listener)
         runner.start()  # a child imports torch for seconds; nothing waits for it

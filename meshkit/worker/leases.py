@@ -61,6 +61,7 @@ class LeaseClient:
         warm: What is in memory now.
         full_tenants: Tenants that hold their share of the worker; asked before each poll.
         on_session: Called with the new session's id, and with None when it is lost.
+        on_empty: Called when a poll was answered with no lease.
         poll_seconds: How long a poll waits for work.
         pauses: Waits.
         clock: Monotonic seconds.
@@ -80,6 +81,7 @@ class LeaseClient:
         warm: Callable[[], WarmState] = WarmState,
         full_tenants: Callable[[], Collection[str]] = tuple,
         on_session: Callable[[str | None], None] = lambda _: None,
+        on_empty: Callable[[], None] = lambda: None,
         poll_seconds: float = 20.0,
         pauses: Pauses | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -95,6 +97,7 @@ class LeaseClient:
         self._warm = warm
         self._full_tenants = full_tenants
         self._on_session = on_session
+        self._on_empty = on_empty
         self._poll_seconds = poll_seconds
         self._pauses = pauses or Pauses()
         self._clock = clock
@@ -230,6 +233,8 @@ class LeaseClient:
                 await self._pauses.after(failures, session.lost)
                 continue
             session.answered = request.sequence
+            if not answer.leases:
+                self._on_empty()
             refused = [held for lease in answer.leases if (held := self._take(lease, session)) is not None]
             if refused:
                 await self._ends.release(refused)

@@ -11,5 +11,7 @@ it, reads pictures and writes objects in the store, and listens on `atelier.canc
 - `telling` tells the training service of steps, `keeping` stores what is whole, one file after the other
 - `service_calls` are the calls of `TrainerService`
 
+It works for ever, or, for Kubernetes Jobs, on one job alone: `meshkit.worker.one_lease` tells when that is over.
+
 The parent imports no torch. What a job wrote to the disk is gone with its attempt.
 """

@@ -13,6 +13,7 @@ from meshkit.topology import TRAINER
 from meshkit.worker import metrics
 from meshkit.worker.host import CallWork, WorkerHost
 from meshkit.worker.job_process import JobProcess
+from meshkit.worker.one_lease import OneLease
 from meshkit.worker.pairs import TRAINING
 from services.training.trainer.attempt import TrainerTools
 from services.training.trainer.base_models import TrainableModels
@@ -28,9 +29,19 @@ _CHILD = "services.training.trainer.child"
 
 @dataclass(frozen=True, slots=True)
 class TrainerRuntime:
-    """A running trainer."""
+    """A running trainer.
+
+    Attributes:
+        address: Where it answers.
+        one: Where it works on one training alone: when that is over.
+    """
 
     address: str
+    one: OneLease | None
+
+    async def over(self) -> None:
+        """Wait until it has nothing more to do, which is never but where it works on one training alone."""
+        await (self.one.over() if self.one is not None else asyncio.Event().wait())
 
 
 async def start(settings: TrainerSettings, stack: AsyncExitStack) -> TrainerRuntime:
@@ -65,7 +76,9 @@ async def start(settings: TrainerSettings, stack: AsyncExitStack) -> TrainerRunt
         process=process,
     )
     # One slot: a training takes the whole device.
-    worker.run_calls(CallWork(QUEUE, {TRAINING: TrainingHandler(tools)}, slots=1, kind="local", pausable=True))
+    one_within = settings.trainer_one_job_wait_seconds if settings.trainer_one_job else None
+    handlers = {TRAINING: TrainingHandler(tools)}
+    pool = worker.run_calls(CallWork(QUEUE, handlers, slots=1, kind="local", pausable=True, one_within=one_within))
     server = build_server(settings, TRAINER, [], worker.parts)
 
     async def set_health(healthy: bool) -> None:  # noqa: FBT001 -- the state itself
@@ -78,7 +91,7 @@ async def start(settings: TrainerSettings, stack: AsyncExitStack) -> TrainerRunt
     await server.start()
     await worker.start(set_health)
     stack.push_async_callback(stop)
-    return TrainerRuntime(server.address)
+    return TrainerRuntime(server.address, pool.one)
 
 
 def child_command(settings: TrainerSettings) -> list[str]:

@@ -40,6 +40,12 @@ class TrainerSettings(CaptionSettings):
     trainer_resolution: int = Field(
         default=0, ge=0, description="Side of the pictures that are trained on, in pixels; the model's own if 0."
     )
+    trainer_one_job: bool = Field(
+        default=False, description="Whether to take one training, work it to its end, and exit: for Kubernetes Jobs."
+    )
+    trainer_one_job_wait_seconds: float = Field(
+        default=30.0, gt=0, le=3600, description="How long that one is waited for; without it, the trainer exits."
+    )
     trainer_preservation: Literal["auto", "output", "none"] = Field(
         default="auto",
         description="Whether trainings keep the model's output for other prompts; auto does for models that ship.",

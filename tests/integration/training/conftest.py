@@ -143,6 +143,7 @@ class Mesh:
     training: TrainingRuntime
     tasks: tasks.TasksRuntime
     gateway: str
+    bucket: str
     stack: AsyncExitStack
     issuer: TokenIssuer = field(default_factory=lambda: TokenIssuer(SECRET))
 
@@ -282,7 +283,7 @@ async def start_mesh(mesh_dsn: str, nats_url: str, s3: S3Store) -> AsyncIterator
             front = await gateway.start(
                 GatewaySettings(**shared, **(gateway_settings or {}), addresses=addresses), stack
             )
-            return Mesh(running, behind, f"http://{front.address}", stack)
+            return Mesh(running, behind, f"http://{front.address}", shared["s3_bucket"], stack)
 
         yield begin
 

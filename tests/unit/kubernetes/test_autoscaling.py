@@ -1,6 +1,7 @@
 """The component `autoscaling`: what KEDA, the scheduler and the marker name is one and the same."""
 
 import functools
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -12,7 +13,9 @@ from meshkit.config import PREFIX
 from meshkit.health import PROCESS
 from scripts.settings_page import settings_of
 from services.monitoring.marker.config import MarkerSettings
-from services.monitoring.scaler.answers import trigger_of
+from services.monitoring.scaler.answers import ScaledUnit, Trigger, trigger_of
+from services.tasks.config import TasksSettings
+from services.training.trainer.config import QUEUE, TrainerSettings
 from tests.unit.kubernetes.manifests import (
     FOLDER,
     Document,
@@ -29,19 +32,40 @@ from tests.unit.kubernetes.manifests import (
 from tests.unit.kubernetes.test_network import Policies, labels_of
 from tests.unit.kubernetes.test_schemas import RELEASES, errors, schemas
 
+_IMAGE = "atelier/training"
 _ADDED = ("Deployment/marker", "ServiceAccount/marker", "Service/monitoring-scaler")
 
 
 @functools.cache
 def scaled() -> list[Document]:
     """The base with the component."""
+    return _built("autoscaling")
+
+
+@functools.cache
+def scaled_on_gpus() -> list[Document]:
+    """The base with the component and those that go before it, from a registry of its own."""
+    return _built("gpu", "model-cache", "autoscaling")
+
+
+def _built(*components: str) -> list[Document]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch).resolve()
-        base, component = (os.path.relpath(FOLDER / one, folder) for one in ("base", "components/autoscaling"))
+        base, *named = (
+            os.path.relpath(FOLDER / one, folder) for one in ("base", *(f"components/{c}" for c in components))
+        )
+        image = f"{{name: {_IMAGE}, newName: registry.example.com/{_IMAGE}, newTag: '9'}}"
         (folder / "kustomization.yaml").write_text(
-            f"kind: Kustomization\nnamespace: atelier\nresources: [{base}]\ncomponents: [{component}]\n"
+            f"kind: Kustomization\nnamespace: atelier\nresources: [{base}]\ncomponents: [{', '.join(named)}]\n"
+            f"images: [{image}]\n"
         )
         return build(folder)
+
+
+def trainer_job(documents: list[Document]) -> Document:
+    """The Job that KEDA makes of the ScaledJob."""
+    spec = named(documents, "ScaledJob", "trainer")["spec"]["jobTargetRef"]
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "trainer"}, "spec": spec}
 
 
 def scaled_object() -> Document:
@@ -54,13 +78,17 @@ def test_what_the_component_adds_and_changes_passes_the_schemas(release: str) ->
     changed = ("Deployment/inference", "Deployment/tasks", "Deployment/monitoring", *_ADDED)
     found = {called(one): errors(read, one) for one in scaled() if called(one) in changed}
     assert found == {name: [] for name in changed}
+    assert errors(read, trainer_job(scaled())) == []
+    assert errors(read, trainer_job(scaled_on_gpus())) == []
 
 
 def test_the_trigger_is_one_that_the_scaler_takes_at_the_address_where_it_serves() -> None:
-    spec = scaled_object()["spec"]
-    [trigger] = spec["triggers"]
-    assert trigger["type"] == "external-push"
+    [trigger] = scaled_object()["spec"]["triggers"]
+    [of_jobs] = named(scaled(), "ScaledJob", "trainer")["spec"]["triggers"]
+    assert trigger["type"] == of_jobs["type"] == "external-push"
     assert trigger_of(trigger["metadata"]).queue == "inference"
+    assert trigger_of(of_jobs["metadata"]) == Trigger(QUEUE, 1, ScaledUnit.WAITING)
+    assert of_jobs["metadata"]["scalerAddress"] == trigger["metadata"]["scalerAddress"]
     host, _, port = trigger["metadata"]["scalerAddress"].partition(":")
     service = named(scaled(), "Service", host.removesuffix(".atelier"))
     [offered] = service["spec"]["ports"]
@@ -82,6 +110,55 @@ def test_what_is_scaled_is_a_deployment_without_a_number_whose_pods_the_marker_k
         "Deployment/inference"
     ]
     assert float(environment(scaled(), named(scaled(), "Deployment", "tasks"))["ATELIER_SCALE_IN_SECONDS"]) > 0
+
+
+def test_a_job_for_each_training_that_waits_is_never_ended_from_outside() -> None:
+    spec = named(scaled(), "ScaledJob", "trainer")["spec"]
+    # Each is a member of KEDA's ScaledJob; what it does not know it passes over in silence.
+    assert set(spec) == {
+        *("pollingInterval", "maxReplicaCount", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"),
+        *("rollout", "scalingStrategy", "jobTargetRef", "triggers"),
+    }
+    assert spec["rollout"] == {"strategy": "gradual"}
+    assert spec["scalingStrategy"] == {"strategy": "accurate", "pendingPodConditions": ["Ready"]}
+    assert 0 < spec["successfulJobsHistoryLimit"] <= 5
+    job = spec["jobTargetRef"]
+    assert set(job) == {"parallelism", "completions", "backoffLimit", "template"}
+    assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (1, 1, 0)
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_the_job_s_pod_is_the_trainer_s_with_what_other_components_gave_it() -> None:
+    made = _built("gpu", "model-cache")
+    expected = json.loads(json.dumps(named(made, "Deployment", "trainer")["spec"]["template"]))
+    expected["spec"]["restartPolicy"] = "Never"
+    expected["spec"]["containers"][0]["env"].append({"name": "ATELIER_TRAINER_ONE_JOB", "value": "true"})
+    found = trainer_job(scaled_on_gpus())
+    assert found["spec"]["template"] == expected
+    [container] = containers(found)
+    assert container["image"] == f"registry.example.com/{_IMAGE}:9"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    there = {(one["kind"], one["metadata"]["name"]) for one in scaled_on_gpus()}
+    there |= {("Secret", name) for name in ("nats", "objects", "tokens")}
+    assert {(kind, name) for _, kind, name in references([found])} <= there
+
+
+def test_a_trainer_is_a_job_alone_and_takes_what_it_finds_there_before_it_gives_up() -> None:
+    assert "trainer" not in {one["metadata"]["name"] for one in of_kind(scaled(), "Deployment", "PodDisruptionBudget")}
+    values = environment(scaled(), trainer_job(scaled()))
+    assert {name.removesuffix("_FILE") for name in values} <= {
+        f"{PREFIX}{name.upper()}" for name in TrainerSettings.model_fields
+    }
+    waits = TrainerSettings.model_fields["trainer_one_job_wait_seconds"].default
+    assert waits > TasksSettings.model_fields["scale_settle_seconds"].default, "a new worker gets no lease before"
+    grace = pod(trainer_job(scaled()))["terminationGracePeriodSeconds"]
+    assert grace > float(values["ATELIER_SHUTDOWN_GRACE_SECONDS"])
+    policies = Policies(scaled())
+    labels = named(scaled(), "ScaledJob", "trainer")["spec"]["jobTargetRef"]["template"]["metadata"]["labels"]
+    for name, port in (("tasks", 9101), ("training", 9103)):
+        to = labels_of(named(scaled(), "Deployment", name))
+        assert policies.allows("Egress", labels, to, port)
+        assert policies.allows("Ingress", to, labels, port)
 
 
 def test_the_marker_may_do_three_things_to_pods_and_is_the_only_one_with_a_token_of_the_cluster() -> None:

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -35,6 +36,42 @@ def test_a_signal_ends_the_service_in_order(number: Any) -> None:
         process.send_signal(number)
         out, _ = process.communicate(timeout=20)
     assert (out, process.returncode) == ("closed first\nclosed last\n", 0)
+
+
+ENDING = """
+import asyncio
+from dataclasses import dataclass
+from meshkit import lifecycle
+from meshkit.config import MeshSettings
+
+@dataclass
+class Running:
+    address: str = "127.0.0.1:1"
+
+async def start(settings, stack):
+    stack.callback(print, "closed", flush=True)
+    return Running()
+
+async def over(running):
+    {body}
+
+lifecycle.run_service("sample", MeshSettings, start, over)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "code"), [("print(running.address, flush=True)", 0), ("print(running.address); raise ValueError", 1)]
+)
+def test_a_service_that_has_nothing_more_to_do_ends_in_order(body: Any, code: int, tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", ENDING.format(body=body)],
+        env={**os.environ, "ATELIER_PORT_FILE": str(tmp_path / "port")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    assert (ran.stdout.splitlines(), ran.returncode) == (["127.0.0.1:1", "closed"], code), ran.stderr
 
 
 def test_the_interpreter_collects_nothing_at_the_end() -> None:
