@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from atelier.inference.v1.child_pb2 import ChildDone, ChildProgress
-from atelier.tasks.v1.worker_service_pb2 import WarmState
+from atelier.tasks.v1.worker_service_pb2 import WarmModel, WarmState
 
 from meshkit.errors import exhausted, unavailable
 from meshkit.lingers import DEVICE_BATCH_LINGER
@@ -22,6 +22,9 @@ from meshkit.microbatch import Groups
 from meshkit.worker import metrics
 from meshkit.worker.runner import Job, Withdrawn
 from meshkit.worker.supervisor import ChildLost, ChildSupervisor
+
+# As many as a heartbeat may name.
+_MOST_SIZES = 256
 
 
 class DeviceRunner:
@@ -82,9 +85,12 @@ class DeviceRunner:
 
     def warm(self) -> WarmState:
         """Return the models and adapters in the child's memory."""
-        models = self._supervisor.resident.models
+        models, hello = self._supervisor.resident.models, self._supervisor.hello
+        device = "" if hello is None else hello.device
         return WarmState(
-            models=[model.name for model in models], loras=sorted({lora for model in models for lora in model.loras})
+            models=[model.name for model in models],
+            loras=sorted({lora for model in models for lora in model.loras}),
+            sizes=[WarmModel(name=model.name, bytes=model.bytes, device=device) for model in models[:_MOST_SIZES]],
         )
 
     def start(self) -> None:

@@ -12,6 +12,7 @@ import psutil
 from atelier.tasks.v1.worker_service_pb2 import WorkerLoad
 
 from meshkit.moments import assign
+from meshkit.worker.gpus import GpuGauge, nvml
 
 # As many as a heartbeat may name: one that names more is refused, and the worker lost.
 _MOST_CHILDREN = 256
@@ -57,6 +58,7 @@ class WorkerGauge:
 
     def __init__(self) -> None:
         self._tree = ProcessTree(os.getpid())
+        self._gpus = GpuGauge(nvml())
         self._started = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
 
     def read(self, completed: Mapping[str, int]) -> WorkerLoad:
@@ -72,6 +74,7 @@ class WorkerGauge:
             pid=os.getpid(),
             child_pids=self._tree.child_pids[:_MOST_CHILDREN],
             rusage={name: getattr(used, f"ru_{name}") for name in _USED},
+            gpus=self._gpus.read(),
         )
         assign(load.started_at, self._started)
         return load

@@ -23,6 +23,8 @@ from meshkit.topology import MONITORING
 from services.monitoring import convert
 from services.monitoring.config import MonitoringSettings
 from services.monitoring.degradation import DegradationWatch
+from services.monitoring.performance_watch import HostGauge, PerformanceWatch, Sources
+from services.monitoring.postgres.activity import DatabaseActivity
 from services.monitoring.postgres.loops import PostgresLoopStore
 from services.monitoring.probes import Infrastructure, Probes
 from services.monitoring.prometheus import PrometheusStack
@@ -41,6 +43,7 @@ class MonitoringRuntime:
     address: str
     supervisor: Supervisor
     watch: DegradationWatch
+    performance: PerformanceWatch
     database: Database
     bus: Bus
     scaler: ScalerServer | None
@@ -84,13 +87,21 @@ async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> Monitori
     watch = DegradationWatch(probes)
     prometheus = PrometheusStack(settings.prometheus_url)
     stack.push_async_callback(prometheus.close)
-    loops = Loops(*supervisor.loops(), watch.loop())
+
+    async def nats_version() -> str:
+        await bus.ping()
+        return bus.server_version
+
+    performance = PerformanceWatch(Sources(HostGauge().read, tasks.work, DatabaseActivity(database).read, nats_version))
+    loops = Loops(*supervisor.loops(), watch.loop(), performance.loop())
     await supervise(stack, loops, bus, MONITORING.role)
     parts = PartStates(
         [HealthPart("postgresql", database.ping, every_call=True), HealthPart("nats", bus.ping, essential=False)],
         lambda: [f"loops/{name}" for name in loops.ailing],
     )
-    servicer = SystemServicer(supervisor, probes, watch, tasks, prometheus, version=version("atelier"))
+    servicer = SystemServicer(
+        supervisor, probes, watch, tasks, prometheus, performance=performance, version=version("atelier")
+    )
     server = build_server(
         settings, MONITORING, [(system_service_pb2_grpc.add_SystemServiceServicer_to_server, servicer)], parts
     )
@@ -100,7 +111,7 @@ async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> Monitori
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return MonitoringRuntime(server.address, supervisor, watch, database, bus, scaler)
+    return MonitoringRuntime(server.address, supervisor, watch, performance, database, bus, scaler)
 
 
 async def _scaler(settings: MonitoringSettings, stack: AsyncExitStack) -> ScalerServer:

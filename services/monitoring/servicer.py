@@ -10,11 +10,12 @@ from atelier.monitoring.v1 import system_service_pb2 as pb
 from atelier.monitoring.v1.system_service_pb2_grpc import SystemServiceServicer
 
 from meshkit.answers import OTHER_STATUS
-from services.monitoring import convert, health_convert
+from services.monitoring import convert, health_convert, performance_convert
 from services.monitoring.degradation import DegradationWatch
 from services.monitoring.domain import LoopOrder
 from services.monitoring.errors import bad_breaker_name, no_such_breaker
 from services.monitoring.parts import WholeState, is_breaker_name, verdict
+from services.monitoring.performance_watch import PerformanceWatch
 from services.monitoring.probes import Probes
 from services.monitoring.prometheus import PrometheusStack
 from services.monitoring.supervisor import Supervisor
@@ -36,6 +37,7 @@ class SystemServicer(SystemServiceServicer):
         watch: Has asked every part for some time.
         tasks: The tasks service, which has the breakers.
         prometheus: Asks Prometheus.
+        performance: Keeps the snapshots of the last hour.
         version: Version of the mesh.
     """
 
@@ -47,6 +49,7 @@ class SystemServicer(SystemServiceServicer):
         tasks: TaskFigures,
         prometheus: PrometheusStack,
         *,
+        performance: PerformanceWatch,
         version: str,
     ) -> None:
         self._supervisor = supervisor
@@ -54,6 +57,7 @@ class SystemServicer(SystemServiceServicer):
         self._watch = watch
         self._tasks = tasks
         self._prometheus = prometheus
+        self._performance = performance
         self._version = version
 
     async def GetSupervisor(self, request: pb.GetSupervisorRequest, context: Context) -> pb.GetSupervisorResponse:
@@ -114,6 +118,18 @@ class SystemServicer(SystemServiceServicer):
     async def GetPipeline(self, request: pb.GetPipelineRequest, context: Context) -> pb.GetPipelineResponse:
         del request, context
         return pb.GetPipelineResponse(pipeline=health_convert.to_pipeline(self._watch, datetime.now(UTC)))
+
+    async def GetPerformance(self, request: pb.GetPerformanceRequest, context: Context) -> pb.GetPerformanceResponse:
+        del request, context
+        return pb.GetPerformanceResponse(
+            performance=performance_convert.to_performance(await self._performance.present())
+        )
+
+    async def ListPerformanceHistory(
+        self, request: pb.ListPerformanceHistoryRequest, context: Context
+    ) -> pb.ListPerformanceHistoryResponse:
+        del context
+        return performance_convert.to_history(self._performance.history(request.time_range), request.time_range)
 
     async def ListCircuitBreakers(
         self, request: pb.ListCircuitBreakersRequest, context: Context

@@ -1,11 +1,11 @@
-"""The tasks service as this one needs it: queues, and the breakers before providers."""
+"""The tasks service as this one needs it: queues, what workers tell, and the breakers before providers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from atelier.tasks.v1 import enums_pb2, monitoring_service_pb2, tasks_service_pb2
+from atelier.tasks.v1 import enums_pb2, monitoring_service_pb2, tasks_service_pb2, worker_service_pb2
 from atelier.tasks.v1.monitoring_service_pb2_grpc import TaskMonitoringServiceStub
 from atelier.tasks.v1.tasks_service_pb2_grpc import TasksServiceStub
 
@@ -13,6 +13,7 @@ from meshkit.catalog import PROVIDERS
 from meshkit.channel import MeshChannel
 from meshkit.errors import ErrorKind, MeshError
 from services.monitoring.parts import BreakerPolicyView, BreakerView, CircuitState, QueueView
+from services.monitoring.performance import GpuView, ModelView, Times, WorkerTold, WorkView
 
 _STATES = {tasks_service_pb2.BreakerState.Value(f"BREAKER_STATE_{state.name}"): state for state in CircuitState}
 _SPELLINGS = {spec.number: name for name, spec in PROVIDERS.items()}
@@ -37,6 +38,18 @@ class TaskFigures:
         """
         answer = await self._monitoring.GetQueueStats(monitoring_service_pb2.GetQueueStatsRequest(), timeout=seconds)
         return [QueueView(one.name, one.depth, one.active_workers) for one in answer.queues]
+
+    async def work(self, seconds: float) -> WorkView:
+        """Return how fast tasks are done, and what workers tell of themselves.
+
+        Raises:
+            MeshError: The service does not answer.
+        """
+        answer = await self._monitoring.GetWorkFigures(monitoring_service_pb2.GetWorkFiguresRequest(), timeout=seconds)
+        times = Times(answer.times.avg_ms, answer.times.p95_ms, answer.times.p99_ms)
+        return WorkView(
+            times if answer.HasField("times") else None, dict(answer.waiting), [_told(one) for one in answer.workers]
+        )
 
     async def breakers(self, seconds: float) -> tuple[list[BreakerView], dict[str, str]]:
         """Return the breakers before all providers that are served and called, also where none was called yet.
@@ -79,6 +92,27 @@ class TaskFigures:
                 return CircuitState.CLOSED, CircuitState.CLOSED
             raise
         return _STATES[answer.previous_state], _STATES[answer.new_state]
+
+
+def _told(worker: monitoring_service_pb2.WorkerTelling) -> WorkerTold:
+    return WorkerTold(
+        (worker.name, worker.started_at.ToDatetime(UTC)),
+        dict(worker.completed),
+        [ModelView(one.name, one.bytes, one.device) for one in worker.models],
+        [_gpu(one) for one in worker.gpus],
+    )
+
+
+def _gpu(gpu: worker_service_pb2.GpuReading) -> GpuView:
+    return GpuView(
+        gpu.uuid,
+        gpu.name,
+        gpu.utilization if gpu.HasField("utilization") else None,
+        gpu.used_bytes if gpu.HasField("used_bytes") else None,
+        gpu.total_bytes if gpu.HasField("total_bytes") else None,
+        gpu.temperature if gpu.HasField("temperature") else None,
+        gpu.power_watts if gpu.HasField("power_watts") else None,
+    )
 
 
 def _breaker(provider: str, gate: tasks_service_pb2.ProviderGate) -> BreakerView:

@@ -26,8 +26,9 @@ Rooms:
     `providers` is what stands before calls to providers: breakers, calls at once, rates.
     `inputs` checks what callers send along.
     `domain` is pure: states, transitions, what follows a lost attempt. So are `identifiers`,
-    `service_requests`, what workers ask of providers, and `fallbacks`, what becomes of a task whose second provider
-    takes over. `catalog` is what this installation serves of the types and providers that `enums.proto` declares.
+    `devices`, what workers compute on, `service_requests`, what workers ask of providers, and `fallbacks`, what becomes
+    of a task whose second provider takes over. `catalog` is what this installation serves of the types and providers
+    that `enums.proto` declares.
     `store` is what the use cases need of a database, and `postgres` the only SQL. `convert`, `events`, `media` and
     `errors` are between domain and wire. `notifier` tells other processes by core NATS. `loops` is the background work,
     `metrics` what the service counts. `composition` builds the service.

@@ -12,7 +12,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from meshkit.moments import assign, duration_of, seconds_of
 from meshkit.spelling import value_names, value_numbers
 from services.tasks.catalog import QUEUES, Catalog, prefix_of
-from services.tasks.domain import AttemptRecord, AttemptRef, Fallback, JobKind, TaskRecord, WorkerLoad
+from services.tasks.devices import GpuReading, WarmModel
+from services.tasks.domain import (
+    AttemptRecord,
+    AttemptRef,
+    Fallback,
+    JobKind,
+    TaskRecord,
+    WorkerLoad,
+)
 from services.tasks.fallbacks import tell_fallback
 from services.tasks.service_requests import ServiceRequestEffect, ServiceRequestNote, ServiceRequestState
 
@@ -197,8 +205,8 @@ def to_service_request(note: ServiceRequestNote) -> service_requests_pb2.Service
     return request
 
 
-def from_load(load: worker_service_pb2.WorkerLoad) -> WorkerLoad:
-    """Return what a worker tells of itself off the wire."""
+def from_load(load: worker_service_pb2.WorkerLoad, warm: worker_service_pb2.WarmState) -> WorkerLoad:
+    """Return what a worker tells of itself off the wire, with what it holds in memory."""
     return WorkerLoad(
         memory_bytes=load.memory_bytes,
         completed=dict(load.completed),
@@ -206,6 +214,20 @@ def from_load(load: worker_service_pb2.WorkerLoad) -> WorkerLoad:
         child_pids=list(load.child_pids),
         started=load.started_at.ToDatetime(tzinfo=UTC).timestamp(),
         rusage=dict(load.rusage),
+        models=[WarmModel(one.name, one.bytes, one.device) for one in warm.sizes],
+        gpus=[_from_gpu(one) for one in load.gpus],
+    )
+
+
+def _from_gpu(gpu: worker_service_pb2.GpuReading) -> GpuReading:
+    return GpuReading(
+        gpu.uuid,
+        gpu.name,
+        gpu.utilization if gpu.HasField("utilization") else None,
+        gpu.used_bytes if gpu.HasField("used_bytes") else None,
+        gpu.total_bytes if gpu.HasField("total_bytes") else None,
+        gpu.temperature if gpu.HasField("temperature") else None,
+        gpu.power_watts if gpu.HasField("power_watts") else None,
     )
 
 

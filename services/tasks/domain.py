@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 from uuid import UUID
 
+from services.tasks.devices import GpuReading, WarmModel
 from services.tasks.usage.domain import NOTHING_USED, DeviceUse
 
 MAX_ERRORS = 50
@@ -302,6 +303,8 @@ class WorkerLoad:
         child_pids: Processes that compute.
         started: When its process began, in seconds since the epoch.
         rusage: What its process has used, by the names of getrusage(2).
+        models: What it holds in memory.
+        gpus: GPUs of its machine.
     """
 
     memory_bytes: int = 0
@@ -310,6 +313,8 @@ class WorkerLoad:
     child_pids: Sequence[int] = ()
     started: float = 0.0
     rusage: Mapping[str, float] = field(default_factory=dict)
+    models: Sequence[WarmModel] = ()
+    gpus: Sequence[GpuReading] = ()
 
 
 class AttemptRef(NamedTuple):

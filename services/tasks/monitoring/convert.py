@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from atelier.tasks.v1 import monitoring_service_pb2 as pb
-from atelier.tasks.v1 import task_pb2
+from atelier.tasks.v1 import task_pb2, worker_service_pb2
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
@@ -31,6 +32,7 @@ from services.tasks.monitoring.domain import (
     TaskCounts,
     TaskQuery,
     WorkerFigures,
+    WorkFigures,
     ids_beginning_with,
 )
 from services.tasks.service_requests import ServiceRequestNote
@@ -342,4 +344,22 @@ def to_celery_stats(stats: CeleryStats | None) -> pb.GetCeleryStatsResponse:
     if stats is not None:
         for name, by_worker in stats._asdict().items():
             getattr(response, name).update(by_worker)
+    return response
+
+
+def to_work_figures(figures: WorkFigures) -> pb.GetWorkFiguresResponse:
+    """Return how fast tasks are done, and what workers tell."""
+    response = pb.GetWorkFiguresResponse(waiting=figures.waiting)
+    if figures.times is not None:
+        response.times.avg_ms, response.times.p95_ms, response.times.p99_ms = figures.times
+    for name, load in figures.workers:
+        worker = response.workers.add(
+            name=name,
+            completed=load.completed,
+            models=[
+                worker_service_pb2.WarmModel(name=one.name, bytes=one.bytes, device=one.device) for one in load.models
+            ],
+            gpus=[worker_service_pb2.GpuReading(**asdict(one)) for one in load.gpus],
+        )
+        assign(worker.started_at, datetime.fromtimestamp(load.started, UTC))
     return response

@@ -16,6 +16,9 @@ _HEX = re.compile(r"[0-9a-f]{0,32}")
 _EPOCH = datetime.fromtimestamp(0, UTC)
 # A worker's rate is the mean over so many minutes.
 RATE_MINUTES = 5
+# Times of completion are those of the newest tasks, as far as they completed lately.
+TIMED_TASKS = 5_000
+TIMED_MINUTES = 5
 
 
 class ListedTask(NamedTuple):
@@ -223,3 +226,26 @@ class Fleet:
         """Return those of these queues that a worker serves, and those that none does, each in order."""
         having = {name for one in self.workers for name in one.queues}
         return [name for name in sorted(queues) if name in having], [n for n in sorted(queues) if n not in having]
+
+
+class CompletionTimes(NamedTuple):
+    """Milliseconds from creation to completion. The order of the fields is the order of the columns in the query."""
+
+    avg_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkFigures:
+    """How fast tasks are done.
+
+    Attributes:
+        times: How long tasks took which completed lately; None where none did.
+        waiting: Tasks that wait, by queue.
+        workers: Workers that are alive, with what they tell of themselves.
+    """
+
+    times: CompletionTimes | None
+    waiting: Mapping[str, int]
+    workers: Sequence[tuple[str, WorkerLoad]]

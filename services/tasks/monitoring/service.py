@@ -12,7 +12,15 @@ from services.tasks.api.service import TasksService
 from services.tasks.catalog import QUEUES
 from services.tasks.domain import TaskRecord
 from services.tasks.monitoring.celery import CeleryStats, stats_of
-from services.tasks.monitoring.domain import Fleet, ListedRow, ListedTask, QueueFigures, TaskCounts, TaskQuery
+from services.tasks.monitoring.domain import (
+    Fleet,
+    ListedRow,
+    ListedTask,
+    QueueFigures,
+    TaskCounts,
+    TaskQuery,
+    WorkFigures,
+)
 from services.tasks.monitoring.store import MonitoringStore
 from services.tasks.service_requests import ServiceRequestNote
 
@@ -70,6 +78,10 @@ class TaskMonitor:
     async def fleet(self) -> Fleet:
         """Return the workers that are alive: they are the mesh's, and everybody's tasks run on them."""
         return await self._store.fleet()
+
+    async def work_figures(self) -> WorkFigures:
+        """Tell how fast tasks are done, what waits in every queue, and what workers tell of themselves."""
+        return await self._store.work_figures(QUEUES)
 
     async def celery_stats(self) -> CeleryStats | None:
         """Tell of the workers as Celery does; None where there is none."""

@@ -85,6 +85,10 @@ class TaskMonitoringServicer(TaskMonitoringServiceServicer):
         del request, context
         return convert.to_health(await self._monitor.fleet(), sorted(QUEUES))
 
+    async def GetWorkFigures(self, request: pb.GetWorkFiguresRequest, context: Context) -> pb.GetWorkFiguresResponse:
+        del request, context
+        return convert.to_work_figures(await self._monitor.work_figures())
+
     async def GetCeleryStats(self, request: pb.GetCeleryStatsRequest, context: Context) -> pb.GetCeleryStatsResponse:
         del request, context
         return convert.to_celery_stats(await self._monitor.celery_stats())

@@ -7,7 +7,15 @@ from datetime import datetime
 from typing import Protocol
 
 from services.tasks.monitoring.celery import Roster
-from services.tasks.monitoring.domain import Fleet, ListedRow, ListedTask, QueueFigures, TaskCounts, TaskQuery
+from services.tasks.monitoring.domain import (
+    Fleet,
+    ListedRow,
+    ListedTask,
+    QueueFigures,
+    TaskCounts,
+    TaskQuery,
+    WorkFigures,
+)
 
 
 class MonitoringStore(Protocol):
@@ -31,6 +39,10 @@ class MonitoringStore(Protocol):
 
     async def fleet(self) -> Fleet:
         """Return the workers that are alive."""
+        ...
+
+    async def work_figures(self, names: Collection[str]) -> WorkFigures:
+        """Tell how fast tasks are done, what waits in these queues, and what workers tell of themselves."""
         ...
 
     async def roster(self) -> Roster:

@@ -10,17 +10,21 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any
 
 from psycopg import sql
 
 from meshkit.db import Connection, Database
+from services.tasks.devices import GpuReading, WarmModel
 from services.tasks.domain import WorkerLoad
 from services.tasks.monitoring.celery import REVOKED_HOURS, REVOKED_MOST, DelayedTask, HeldTask, Roster, RosterWorker
 from services.tasks.monitoring.domain import (
     RATE_MINUTES,
+    TIMED_MINUTES,
+    TIMED_TASKS,
+    CompletionTimes,
     Fleet,
     ListedRow,
     ListedTask,
@@ -28,6 +32,7 @@ from services.tasks.monitoring.domain import (
     TaskCounts,
     TaskQuery,
     WorkerFigures,
+    WorkFigures,
 )
 
 # Totals of what no counter has are exact up to here, and the planner's estimate beyond.
@@ -123,6 +128,19 @@ FROM sessions s WHERE {_ALIVE} ORDER BY s.name, s.opened_at
 """  # noqa: S608 -- constants
 
 _ROSTER = f"SELECT id, name, queues, slots, opened_at, sequence, load FROM sessions WHERE {_ALIVE} ORDER BY name"  # noqa: S608 -- constants
+
+_TOLD = f"SELECT name, load FROM sessions WHERE {_ALIVE} AND load IS NOT NULL ORDER BY name, opened_at"  # noqa: S608 -- constants
+# No index is by the time of completion, which every task would pay for: what is read is bounded by the newest rows.
+_TIMES = f"""
+SELECT avg(t.ms)::float8, percentile_cont(0.95) WITHIN GROUP (ORDER BY t.ms),
+    percentile_cont(0.99) WITHIN GROUP (ORDER BY t.ms)
+FROM (
+    SELECT extract(epoch FROM n.completed_at - n.created_at)::float8 * 1000 AS ms FROM (
+        SELECT created_at, completed_at, status, kind FROM tasks ORDER BY created_at DESC, id DESC LIMIT {TIMED_TASKS}
+    ) n
+    WHERE n.status = 'COMPLETED' AND n.kind = 'TASK' AND n.completed_at > now() - interval '{TIMED_MINUTES} minutes'
+) t
+"""  # noqa: S608 -- constants
 
 _LOAD = tuple(one.name for one in fields(WorkerLoad))
 
@@ -274,6 +292,19 @@ class PostgresMonitoring:
             cancelled = [row[0] for row in await (await conn.execute(_CANCELLED)).fetchall()]
             return Roster(await _now(conn), workers, held, delayed, cancelled)
 
+    async def work_figures(self, names: Collection[str]) -> WorkFigures:
+        """Tell how fast tasks are done, what waits, and what workers tell of themselves."""
+        async with self._snapshot() as conn:
+            times = await (await conn.execute(_TIMES)).fetchone()
+            pending = Counter[str](dict(await (await conn.execute(_PENDING, {"tenant": None})).fetchall()))
+            pending.update(dict(await (await conn.execute(_DELAYED, {"tenant": None})).fetchall()))
+            told = await (await conn.execute(_TOLD)).fetchall()
+        return WorkFigures(
+            CompletionTimes._make(times) if times is not None and times[0] is not None else None,
+            {name: pending[name] for name in sorted(names)},
+            [(name, load) for name, stored in told if (load := _load(stored)) is not None],
+        )
+
     async def fold(self) -> None:
         """Add what was noted of changes to the counters; another replica that is at it does it for this one."""
         async with self._db.transaction() as conn:
@@ -322,7 +353,18 @@ async def _now(conn: Connection) -> datetime:
 
 def _load(stored: Any) -> WorkerLoad | None:
     # A worker's replica of another release may have told more.
-    return None if stored is None else WorkerLoad(**{name: stored[name] for name in _LOAD if name in stored})
+    if stored is None:
+        return None
+    load = WorkerLoad(**{name: stored[name] for name in _LOAD if name in stored})
+    return replace(
+        load,
+        models=[WarmModel(**_known(WarmModel, one)) for one in load.models],
+        gpus=[GpuReading(**_known(GpuReading, one)) for one in load.gpus],
+    )
+
+
+def _known(kind: type[WarmModel | GpuReading], stored: Any) -> dict[str, Any]:
+    return {one.name: stored[one.name] for one in fields(kind) if one.name in stored}
 
 
 def _equalities(query: TaskQuery, zone: str) -> tuple[list[sql.Composable], dict[str, Any]]:

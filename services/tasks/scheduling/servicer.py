@@ -98,7 +98,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             UUID(request.session_id),
             [from_ref(ref) for ref in request.held],
             draining=request.draining,
-            load=from_load(request.load) if request.HasField("load") else None,
+            load=from_load(request.load, request.warm) if request.HasField("load") else None,
         )
         return worker_service_pb2.HeartbeatResponse(
             give_up=[to_ref(ref) for ref in give_up.refs],

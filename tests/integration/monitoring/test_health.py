@@ -1,87 +1,11 @@
 """Health of the whole, degradation, and breakers, with the tasks service behind."""
 
-import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
-from atelier.tasks.v1 import enums_pb2, worker_service_pb2
-from atelier.tasks.v1.worker_service_pb2_grpc import WorkerServiceStub
 
-from meshkit.channel import MeshChannel
 from services.monitoring import degradation as degradation_module
-from services.tasks import composition as tasks
-from services.tasks.config import TasksSettings
-from tests.conftest import S3Store
-from tests.integration.monitoring.conftest import SECRET, Mesh, StartMesh
-
-
-@dataclass
-class Whole:
-    """A mesh with a tasks service; its workflows service hangs, its training service is away."""
-
-    mesh: Mesh
-    tasks: tasks.TasksRuntime
-
-    async def open_breaker(self, key: str) -> None:
-        async with self.tasks.database.transaction() as conn:
-            await conn.execute(
-                "INSERT INTO provider_gates (provider, key, state, failure_count, opened_at, last_failure_at) "
-                "VALUES ('FAL_STANDARD', %s, 'open', 5, now() - interval '10 s', now() - interval '10 s')",
-                (key,),
-            )
-
-    async def worker(self) -> Any:
-        token = self.mesh.issuer.issue("worker", "", ("worker",), 600)
-        channel = MeshChannel(self.tasks.address, lambda: token)
-        self.mesh.stack.push_async_callback(channel.close)
-        stub = channel.stub(WorkerServiceStub)
-        pair = worker_service_pb2.ServedPair(
-            task_type=enums_pb2.TASK_TYPE_GENERATION, provider_type=enums_pb2.PROVIDER_TYPE_LOCAL
-        )
-        request = worker_service_pb2.OpenSessionRequest(
-            name="w/0", kind="inference", queues=["inference"], slots=1, pairs=[pair]
-        )
-        return await stub.OpenSession(request)
-
-
-StartWhole = Callable[..., Awaitable[Whole]]
-
-
-@pytest.fixture
-def silent() -> Iterator[str]:
-    """An address that takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-
-
-@pytest.fixture
-async def whole(
-    start_mesh: StartMesh, fresh_postgres_dsn: str, nats_url: str, s3: S3Store, silent: str
-) -> AsyncIterator[Whole]:
-    async with AsyncExitStack() as stack:
-        behind = await tasks.start(
-            TasksSettings(
-                listen="127.0.0.1:0",
-                database_url=fresh_postgres_dsn,
-                nats_url=nats_url,
-                s3_endpoint=s3.endpoint,
-                s3_access_key=s3.access_key,
-                s3_secret_key=s3.secret_key,
-                s3_bucket=s3.bucket(),
-                auth_secret=SECRET,
-                public_url="http://gateway.test",
-                served_providers=("LOCAL", "FAL_STANDARD"),
-                provider_limits={"FAL_STANDARD/app": {"failure_threshold": 7}},
-                shutdown_grace_seconds=0.2,
-            ),
-            stack,
-        )
-        mesh = await start_mesh(tasks_address=behind.address, workflows_address=silent, training_address="127.0.0.1:1")
-        yield Whole(mesh, behind)
+from tests.integration.monitoring.conftest import StartMesh, Whole
 
 
 async def test_the_whole_is_unhealthy_with_the_same_body_until_a_worker_is_there(whole: Whole) -> None:

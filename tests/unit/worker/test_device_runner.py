@@ -1,12 +1,16 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import cast
+from uuid import uuid4
 
 import pytest
-from atelier.inference.v1.child_pb2 import ChildDone, ChildJob, ChildOutput, ChildProgress
+from atelier.inference.v1.child_pb2 import ChildDone, ChildHello, ChildJob, ChildOutput, ChildProgress, ChildResident
+from atelier.inference.v1.inference_service_pb2 import ResidentModel
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_TIMEOUT, TASK_TYPE_NOOP
+from atelier.tasks.v1.worker_service_pb2 import HeartbeatRequest
 
 from meshkit.errors import ErrorKind, MeshError
+from meshkit.validation import check
 from meshkit.wire import WireError
 from meshkit.worker.device_runner import DeviceRunner
 from meshkit.worker.pairs import Pair
@@ -22,6 +26,8 @@ class Child:
     def __init__(self) -> None:
         self.ready = True
         self.healthy = True
+        self.hello: ChildHello | None = None
+        self.resident = ChildResident()
         self.batches: list[list[int]] = []
         self.cancelled: list[int] = []
         self.ends: list[asyncio.Future[None]] = []
@@ -73,6 +79,18 @@ def executor(child: Child, slots: int = 1, max_batch: int = 4) -> DeviceRunner:
 
 def job(key: str | None = None) -> Job:
     return Job(NOOP, key, ChildJob(), lambda _: None)
+
+
+async def test_what_is_in_memory_is_told_with_what_it_takes_and_where(child: Child) -> None:
+    work = executor(child)
+    assert not work.warm().sizes, "no child has told of itself"
+    child.hello = ChildHello(device="cuda:0")
+    child.resident.models.add(name="flux", bytes=7, loras=["a", "b"])
+    warm = work.warm()
+    assert (list(warm.models), list(warm.loras)) == (["flux"], ["a", "b"])
+    assert [(one.name, one.bytes, one.device) for one in warm.sizes] == [("flux", 7, "cuda:0")]
+    child.resident.models.extend(ResidentModel(name=str(number)) for number in range(300))
+    check(HeartbeatRequest(session_id=str(uuid4()), warm=work.warm()))
 
 
 async def test_compatible_jobs_that_wait_for_a_slot_run_as_one_batch(child: Child) -> None:

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from atelier.monitoring.v1 import health_pb2 as _health_pb2
+from atelier.monitoring.v1 import performance_pb2 as _performance_pb2
 from atelier.monitoring.v1 import prometheus_pb2 as _prometheus_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -957,3 +958,100 @@ class ListTargetsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTargetsResponse: _TypeAlias = ListTargetsResponse  # noqa: Y015
+
+@_typing.final
+class GetPerformanceRequest(_message.Message):
+    """Request of GetPerformance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPerformanceRequest: _TypeAlias = GetPerformanceRequest  # noqa: Y015
+
+@_typing.final
+class GetPerformanceResponse(_message.Message):
+    """Response of GetPerformance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERFORMANCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def performance(self) -> _performance_pb2.PerformanceSnapshot:
+        """The answer."""
+
+    def __init__(
+        self,
+        *,
+        performance: _performance_pb2.PerformanceSnapshot | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["performance", b"performance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["performance", b"performance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPerformanceResponse: _TypeAlias = GetPerformanceResponse  # noqa: Y015
+
+@_typing.final
+class ListPerformanceHistoryRequest(_message.Message):
+    """Request of ListPerformanceHistory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_RANGE_FIELD_NUMBER: _builtins.int
+    time_range: _builtins.str
+    """How far back: `5m`, `15m` or `60m`."""
+    def __init__(
+        self,
+        *,
+        time_range: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_time_range", b"_time_range", "time_range", b"time_range"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_range", b"_time_range", "time_range", b"time_range"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__time_range: _TypeAlias = _typing.Literal["time_range"]  # noqa: Y015
+    _WhichOneofArgType__time_range: _TypeAlias = _typing.Literal["_time_range", b"_time_range"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_range) -> _WhichOneofReturnType__time_range | None: ...
+
+Global___ListPerformanceHistoryRequest: _TypeAlias = ListPerformanceHistoryRequest  # noqa: Y015
+
+@_typing.final
+class ListPerformanceHistoryResponse(_message.Message):
+    """Response of ListPerformanceHistory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    TIME_RANGE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    time_range: _builtins.str
+    """How far back they reach at most."""
+    count: _builtins.int
+    """How many there are."""
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[_performance_pb2.PerformanceSnapshot]:
+        """The snapshots, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        snapshots: _abc.Iterable[_performance_pb2.PerformanceSnapshot] | None = ...,
+        time_range: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "snapshots", b"snapshots", "time_range", b"time_range"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPerformanceHistoryResponse: _TypeAlias = ListPerformanceHistoryResponse  # noqa: Y015

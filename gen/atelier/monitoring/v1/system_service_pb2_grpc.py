@@ -100,6 +100,16 @@ class SystemServiceStub:
                 request_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetCircuitBreakerRequest.SerializeToString,
                 response_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetCircuitBreakerResponse.FromString,
                 _registered_method=True)
+        self.GetPerformance = channel.unary_unary(
+                '/atelier.monitoring.v1.SystemService/GetPerformance',
+                request_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetPerformanceRequest.SerializeToString,
+                response_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetPerformanceResponse.FromString,
+                _registered_method=True)
+        self.ListPerformanceHistory = channel.unary_unary(
+                '/atelier.monitoring.v1.SystemService/ListPerformanceHistory',
+                request_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListPerformanceHistoryRequest.SerializeToString,
+                response_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListPerformanceHistoryResponse.FromString,
+                _registered_method=True)
 
 
 class SystemServiceServicer:
@@ -197,6 +207,20 @@ class SystemServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPerformance(self, request, context):
+        """Tells how fast the mesh works and what its machines bear, as of the last few seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPerformanceHistory(self, request, context):
+        """Lists what was so in the last minutes, every five seconds, as the replica that answers has seen it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SystemServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -264,6 +288,16 @@ def add_SystemServiceServicer_to_server(servicer, server):
                     servicer.ResetCircuitBreaker,
                     request_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetCircuitBreakerRequest.FromString,
                     response_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetCircuitBreakerResponse.SerializeToString,
+            ),
+            'GetPerformance': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPerformance,
+                    request_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetPerformanceRequest.FromString,
+                    response_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetPerformanceResponse.SerializeToString,
+            ),
+            'ListPerformanceHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPerformanceHistory,
+                    request_deserializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListPerformanceHistoryRequest.FromString,
+                    response_serializer=atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListPerformanceHistoryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -618,6 +652,60 @@ class SystemService:
             '/atelier.monitoring.v1.SystemService/ResetCircuitBreaker',
             atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetCircuitBreakerRequest.SerializeToString,
             atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ResetCircuitBreakerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPerformance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.monitoring.v1.SystemService/GetPerformance',
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetPerformanceRequest.SerializeToString,
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.GetPerformanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPerformanceHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.monitoring.v1.SystemService/ListPerformanceHistory',
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListPerformanceHistoryRequest.SerializeToString,
+            atelier_dot_monitoring_dot_v1_dot_system__service__pb2.ListPerformanceHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,10 @@ class SystemServiceStub:
     """Lists the breakers before calls to providers."""
     ResetCircuitBreaker: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.ResetCircuitBreakerRequest, _system_service_pb2.ResetCircuitBreakerResponse]
     """Closes a breaker, for all replicas, and lets calls through at once."""
+    GetPerformance: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.GetPerformanceRequest, _system_service_pb2.GetPerformanceResponse]
+    """Tells how fast the mesh works and what its machines bear, as of the last few seconds."""
+    ListPerformanceHistory: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.ListPerformanceHistoryRequest, _system_service_pb2.ListPerformanceHistoryResponse]
+    """Lists what was so in the last minutes, every five seconds, as the replica that answers has seen it."""
 
 @_typing.type_check_only
 class SystemServiceAsyncStub(SystemServiceStub):
@@ -91,6 +95,10 @@ class SystemServiceAsyncStub(SystemServiceStub):
     """Lists the breakers before calls to providers."""
     ResetCircuitBreaker: _aio.UnaryUnaryMultiCallable[_system_service_pb2.ResetCircuitBreakerRequest, _system_service_pb2.ResetCircuitBreakerResponse]  # type: ignore[assignment]
     """Closes a breaker, for all replicas, and lets calls through at once."""
+    GetPerformance: _aio.UnaryUnaryMultiCallable[_system_service_pb2.GetPerformanceRequest, _system_service_pb2.GetPerformanceResponse]  # type: ignore[assignment]
+    """Tells how fast the mesh works and what its machines bear, as of the last few seconds."""
+    ListPerformanceHistory: _aio.UnaryUnaryMultiCallable[_system_service_pb2.ListPerformanceHistoryRequest, _system_service_pb2.ListPerformanceHistoryResponse]  # type: ignore[assignment]
+    """Lists what was so in the last minutes, every five seconds, as the replica that answers has seen it."""
 
 class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
     """What operators see of the mesh as a whole, and what they may do to its background work."""
@@ -198,5 +206,21 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_system_service_pb2.ResetCircuitBreakerResponse, _abc.Awaitable[_system_service_pb2.ResetCircuitBreakerResponse]]:
         """Closes a breaker, for all replicas, and lets calls through at once."""
+
+    @_abc_1.abstractmethod
+    def GetPerformance(
+        self,
+        request: _system_service_pb2.GetPerformanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_service_pb2.GetPerformanceResponse, _abc.Awaitable[_system_service_pb2.GetPerformanceResponse]]:
+        """Tells how fast the mesh works and what its machines bear, as of the last few seconds."""
+
+    @_abc_1.abstractmethod
+    def ListPerformanceHistory(
+        self,
+        request: _system_service_pb2.ListPerformanceHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_service_pb2.ListPerformanceHistoryResponse, _abc.Awaitable[_system_service_pb2.ListPerformanceHistoryResponse]]:
+        """Lists what was so in the last minutes, every five seconds, as the replica that answers has seen it."""
 
 def add_SystemServiceServicer_to_server(servicer: SystemServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

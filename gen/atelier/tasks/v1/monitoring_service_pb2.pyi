@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from atelier.tasks.v1 import enums_pb2 as _enums_pb2
+from atelier.tasks.v1 import worker_service_pb2 as _worker_service_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -1290,3 +1291,172 @@ class GetCeleryStatsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stats) -> _WhichOneofReturnType__stats | None: ...
 
 Global___GetCeleryStatsResponse: _TypeAlias = GetCeleryStatsResponse  # noqa: Y015
+
+@_typing.final
+class GetWorkFiguresRequest(_message.Message):
+    """Request of GetWorkFigures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWorkFiguresRequest: _TypeAlias = GetWorkFiguresRequest  # noqa: Y015
+
+@_typing.final
+class CompletionTimes(_message.Message):
+    """Milliseconds from the creation of tasks to their completion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AVG_MS_FIELD_NUMBER: _builtins.int
+    P95_MS_FIELD_NUMBER: _builtins.int
+    P99_MS_FIELD_NUMBER: _builtins.int
+    avg_ms: _builtins.float
+    """On average."""
+    p95_ms: _builtins.float
+    """95 of 100 took no longer."""
+    p99_ms: _builtins.float
+    """99 of 100 took no longer."""
+    def __init__(
+        self,
+        *,
+        avg_ms: _builtins.float = ...,
+        p95_ms: _builtins.float = ...,
+        p99_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avg_ms", b"avg_ms", "p95_ms", b"p95_ms", "p99_ms", b"p99_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletionTimes: _TypeAlias = CompletionTimes  # noqa: Y015
+
+@_typing.final
+class WorkerTelling(_message.Message):
+    """What a worker has told of itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CompletedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When its process began."""
+
+    @_builtins.property
+    def completed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Jobs that it has completed since, by type."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[_worker_service_pb2.WarmModel]:
+        """Models that it holds."""
+
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[_worker_service_pb2.GpuReading]:
+        """GPUs of its machine."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        completed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        models: _abc.Iterable[_worker_service_pb2.WarmModel] | None = ...,
+        gpus: _abc.Iterable[_worker_service_pb2.GpuReading] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "gpus", b"gpus", "models", b"models", "name", b"name", "started_at", b"started_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerTelling: _TypeAlias = WorkerTelling  # noqa: Y015
+
+@_typing.final
+class GetWorkFiguresResponse(_message.Message):
+    """Response of GetWorkFigures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WaitingEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TIMES_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def times(self) -> Global___CompletionTimes:
+        """Of those of the 5,000 newest tasks that completed in the last five minutes; absent where none did."""
+
+    @_builtins.property
+    def waiting(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Tasks that wait, by queue, all queues."""
+
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerTelling]:
+        """The workers that are alive and have told of themselves."""
+
+    def __init__(
+        self,
+        *,
+        times: Global___CompletionTimes | None = ...,
+        waiting: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        workers: _abc.Iterable[Global___WorkerTelling] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["times", b"times"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["times", b"times", "waiting", b"waiting", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWorkFiguresResponse: _TypeAlias = GetWorkFiguresResponse  # noqa: Y015

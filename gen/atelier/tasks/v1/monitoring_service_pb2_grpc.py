@@ -80,6 +80,11 @@ class TaskMonitoringServiceStub:
                 request_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkersHealthRequest.SerializeToString,
                 response_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkersHealthResponse.FromString,
                 _registered_method=True)
+        self.GetWorkFigures = channel.unary_unary(
+                '/atelier.tasks.v1.TaskMonitoringService/GetWorkFigures',
+                request_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkFiguresRequest.SerializeToString,
+                response_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkFiguresResponse.FromString,
+                _registered_method=True)
 
 
 class TaskMonitoringServiceServicer:
@@ -150,6 +155,13 @@ class TaskMonitoringServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetWorkFigures(self, request, context):
+        """Tells how fast tasks are done, and what workers tell of models and GPUs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TaskMonitoringServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -197,6 +209,11 @@ def add_TaskMonitoringServiceServicer_to_server(servicer, server):
                     servicer.GetWorkersHealth,
                     request_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkersHealthRequest.FromString,
                     response_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkersHealthResponse.SerializeToString,
+            ),
+            'GetWorkFigures': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWorkFigures,
+                    request_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkFiguresRequest.FromString,
+                    response_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkFiguresResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -443,6 +460,33 @@ class TaskMonitoringService:
             '/atelier.tasks.v1.TaskMonitoringService/GetWorkersHealth',
             atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkersHealthRequest.SerializeToString,
             atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkersHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWorkFigures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.tasks.v1.TaskMonitoringService/GetWorkFigures',
+            atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkFiguresRequest.SerializeToString,
+            atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkFiguresResponse.FromString,
             options,
             channel_credentials,
             insecure,

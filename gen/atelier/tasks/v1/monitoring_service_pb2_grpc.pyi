@@ -53,6 +53,8 @@ class TaskMonitoringServiceStub:
     """Tells of the workers as Celery's `inspect` does: operators and support alone."""
     GetWorkersHealth: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetWorkersHealthRequest, _monitoring_service_pb2.GetWorkersHealthResponse]
     """Tells whether a worker has capacity, and which queues have workers."""
+    GetWorkFigures: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetWorkFiguresRequest, _monitoring_service_pb2.GetWorkFiguresResponse]
+    """Tells how fast tasks are done, and what workers tell of models and GPUs."""
 
 @_typing.type_check_only
 class TaskMonitoringServiceAsyncStub(TaskMonitoringServiceStub):
@@ -79,6 +81,8 @@ class TaskMonitoringServiceAsyncStub(TaskMonitoringServiceStub):
     """Tells of the workers as Celery's `inspect` does: operators and support alone."""
     GetWorkersHealth: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetWorkersHealthRequest, _monitoring_service_pb2.GetWorkersHealthResponse]  # type: ignore[assignment]
     """Tells whether a worker has capacity, and which queues have workers."""
+    GetWorkFigures: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetWorkFiguresRequest, _monitoring_service_pb2.GetWorkFiguresResponse]  # type: ignore[assignment]
+    """Tells how fast tasks are done, and what workers tell of models and GPUs."""
 
 class TaskMonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
     """What operators see of tasks, queues and workers."""
@@ -156,5 +160,13 @@ class TaskMonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_monitoring_service_pb2.GetWorkersHealthResponse, _abc.Awaitable[_monitoring_service_pb2.GetWorkersHealthResponse]]:
         """Tells whether a worker has capacity, and which queues have workers."""
+
+    @_abc_1.abstractmethod
+    def GetWorkFigures(
+        self,
+        request: _monitoring_service_pb2.GetWorkFiguresRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitoring_service_pb2.GetWorkFiguresResponse, _abc.Awaitable[_monitoring_service_pb2.GetWorkFiguresResponse]]:
+        """Tells how fast tasks are done, and what workers tell of models and GPUs."""
 
 def add_TaskMonitoringServiceServicer_to_server(servicer: TaskMonitoringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -89,6 +89,7 @@ class WarmState(_message.Message):
 
     MODELS_FIELD_NUMBER: _builtins.int
     LORAS_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of resident base models."""
@@ -97,19 +98,119 @@ class WarmState(_message.Message):
     def loras(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Paths of resident LoRA adapters."""
 
+    @_builtins.property
+    def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___WarmModel]:
+        """What each of the models takes."""
+
     def __init__(
         self,
         *,
         models: _abc.Iterable[_builtins.str] | None = ...,
         loras: _abc.Iterable[_builtins.str] | None = ...,
+        sizes: _abc.Iterable[Global___WarmModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["loras", b"loras", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loras", b"loras", "models", b"models", "sizes", b"sizes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WarmState: _TypeAlias = WarmState  # noqa: Y015
+
+@_typing.final
+class WarmModel(_message.Message):
+    """A model in memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    bytes: _builtins.int
+    """Bytes that it takes."""
+    device: _builtins.str
+    """Device that it is on (`cpu`, `cuda:0`)."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        device: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "device", b"device", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmModel: _TypeAlias = WarmModel  # noqa: Y015
+
+@_typing.final
+class GpuReading(_message.Message):
+    """A GPU of a worker's machine; what its driver does not tell is absent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UUID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    UTILIZATION_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    POWER_WATTS_FIELD_NUMBER: _builtins.int
+    uuid: _builtins.str
+    """Its identifier, the same for every worker that sees it."""
+    name: _builtins.str
+    """What it is (`NVIDIA H100 80GB HBM3`)."""
+    utilization: _builtins.float
+    """Percent of the time that it computed lately."""
+    used_bytes: _builtins.int
+    """Bytes of its memory that are in use."""
+    total_bytes: _builtins.int
+    """Bytes of its memory."""
+    temperature: _builtins.float
+    """Degrees Celsius."""
+    power_watts: _builtins.float
+    """Watts that it draws."""
+    def __init__(
+        self,
+        *,
+        uuid: _builtins.str = ...,
+        name: _builtins.str = ...,
+        utilization: _builtins.float | None = ...,
+        used_bytes: _builtins.int | None = ...,
+        total_bytes: _builtins.int | None = ...,
+        temperature: _builtins.float | None = ...,
+        power_watts: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_power_watts", b"_power_watts", "_temperature", b"_temperature", "_total_bytes", b"_total_bytes", "_used_bytes", b"_used_bytes", "_utilization", b"_utilization", "power_watts", b"power_watts", "temperature", b"temperature", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes", "utilization", b"utilization"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_power_watts", b"_power_watts", "_temperature", b"_temperature", "_total_bytes", b"_total_bytes", "_used_bytes", b"_used_bytes", "_utilization", b"_utilization", "name", b"name", "power_watts", b"power_watts", "temperature", b"temperature", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes", "utilization", b"utilization", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__power_watts: _TypeAlias = _typing.Literal["power_watts"]  # noqa: Y015
+    _WhichOneofArgType__power_watts: _TypeAlias = _typing.Literal["_power_watts", b"_power_watts"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__total_bytes: _TypeAlias = _typing.Literal["total_bytes"]  # noqa: Y015
+    _WhichOneofArgType__total_bytes: _TypeAlias = _typing.Literal["_total_bytes", b"_total_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__used_bytes: _TypeAlias = _typing.Literal["used_bytes"]  # noqa: Y015
+    _WhichOneofArgType__used_bytes: _TypeAlias = _typing.Literal["_used_bytes", b"_used_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__utilization: _TypeAlias = _typing.Literal["utilization"]  # noqa: Y015
+    _WhichOneofArgType__utilization: _TypeAlias = _typing.Literal["_utilization", b"_utilization"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_watts) -> _WhichOneofReturnType__power_watts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_bytes) -> _WhichOneofReturnType__total_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__used_bytes) -> _WhichOneofReturnType__used_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__utilization) -> _WhichOneofReturnType__utilization | None: ...
+
+Global___GpuReading: _TypeAlias = GpuReading  # noqa: Y015
 
 @_typing.final
 class ServedPair(_message.Message):
@@ -493,6 +594,7 @@ class WorkerLoad(_message.Message):
     CHILD_PIDS_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     RUSAGE_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Bytes of memory that its process and its children take."""
     pid: _builtins.int
@@ -513,6 +615,10 @@ class WorkerLoad(_message.Message):
     def rusage(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """What its process has used, by the names of getrusage(2) without `ru_`: seconds, kilobytes and counts."""
 
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuReading]:
+        """GPUs of its machine, as they were when the heartbeat before was sent."""
+
     def __init__(
         self,
         *,
@@ -522,10 +628,11 @@ class WorkerLoad(_message.Message):
         child_pids: _abc.Iterable[_builtins.int] | None = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         rusage: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        gpus: _abc.Iterable[Global___GpuReading] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_pids", b"child_pids", "completed", b"completed", "memory_bytes", b"memory_bytes", "pid", b"pid", "rusage", b"rusage", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_pids", b"child_pids", "completed", b"completed", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "pid", b"pid", "rusage", b"rusage", "started_at", b"started_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
