@@ -6,6 +6,7 @@ DIR/lock               held by the supervisor while the mesh runs
 DIR/logs/              one log per process
 DIR/run/               addresses that services report
 DIR/{nats,postgres,s3} data of the embedded servers
+DIR/prometheus         configuration and figures of the Prometheus, if there is one
 """
 
 import contextlib
@@ -55,7 +56,7 @@ class ProcessRecord:
 
     Attributes:
         name: Its name, unique in the mesh.
-        role: gateway, tasks, worker, nats, postgres, s3.
+        role: gateway, tasks, worker, nats, postgres, s3, prometheus.
         pid: Its process id; None while it is down.
         restarts: How often it was restarted.
         metrics: Address of its Prometheus page, if the mesh knows one.
@@ -82,6 +83,7 @@ class MeshRecord:
         model_download: Whether a hub's name may be fetched.
         providers: Providers that a worker of their own calls.
         trained: Names of the models that its trainer trains; empty where that is not known.
+        prometheus: The program of the Prometheus that reads its pages; empty where there is none.
     """
 
     pid: int
@@ -93,11 +95,17 @@ class MeshRecord:
     model_download: bool = False
     providers: tuple[str, ...] = ()
     trained: tuple[str, ...] = ()
+    prometheus: str = ""
 
     @property
     def gateway_url(self) -> str:
         """The gateway's address."""
         return f"http://127.0.0.1:{self.gateway_port}"
+
+    @property
+    def prometheus_url(self) -> str | None:
+        """The address of its Prometheus; None where there is none."""
+        return f"http://127.0.0.1:{self.ports['prometheus']}" if self.prometheus else None
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> "MeshRecord":

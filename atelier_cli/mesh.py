@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from atelier_cli import health
 from atelier_cli.bucket import DEFAULT_BUCKET
 from atelier_cli.embedded.nats import NatsServer
 from atelier_cli.embedded.postgres import PostgresServer
 from atelier_cli.embedded.process import Launch, Server, StartError, free_ports, is_free
+from atelier_cli.embedded.prometheus import MetricsPage, PrometheusServer
 from atelier_cli.embedded.s3 import S3Ports, S3Server
 from atelier_cli.environment import FILE_SUFFIX, files, given
 from atelier_cli.errors import CliError, ExitCode
@@ -30,6 +32,7 @@ from meshkit.topology import CALLER, EVALUATION, GATEWAY, INFERENCE, TRAINER, Se
 
 DEFAULT_GATEWAY_PORT: Final = GATEWAY.port
 _S3_PARTS: Final = tuple(S3Ports.__dataclass_fields__)
+_PROMETHEUS_URL: Final = "ATELIER_PROMETHEUS_URL"
 
 _EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 -- compared with, not bound
 
@@ -47,7 +50,7 @@ def uses(service: str, variable: str) -> bool:
 def _port_names() -> tuple[str, ...]:
     """Names of the ports that a mesh needs beside its gateway's."""
     return (
-        *("nats", "postgres"),
+        *("nats", "postgres", PrometheusServer.name),
         *(spec.role for spec in topology.addressed()),
         *(f"s3_{part}" for part in _S3_PARTS),
         *(f"metrics_{spec.role}" for spec in (*topology.SERVICES, CALLER)),
@@ -145,6 +148,7 @@ def plan(
     *,
     trainer: bool = True,
     trained: Sequence[str] = (),
+    prometheus: str = "",
 ) -> MeshPlan:
     """Lay out a mesh on a folder.
 
@@ -156,6 +160,7 @@ def plan(
         providers: Providers that a worker of their own is to call; without any there is none.
         trainer: Whether there is a trainer.
         trained: Names of the models that it trains; others are refused where any is known.
+        prometheus: The program of a Prometheus that reads the pages of the services; empty for none.
 
     Raises:
         CliError: The environment names an S3 store without its keys, or a file that cannot be read.
@@ -170,11 +175,24 @@ def plan(
     if model := given("ATELIER_MODEL"):
         # A path is meant from where the user stands.
         environment["ATELIER_MODEL"] = absolute(model)
+    if prometheus and not given(_PROMETHEUS_URL):
+        environment[_PROMETHEUS_URL] = f"http://127.0.0.1:{ports[PrometheusServer.name]}"
 
     own = tuple(spec for spec in topology.SERVICES if trainer or spec is not TRAINER)
     specs = (*own, *((CALLER,) if providers else ()))
     services = tuple(_service(spec, folder, environment, gateway_port, ports, providers, trained) for spec in specs)
-    return MeshPlan(gateway_port, ports, (embedded, services) if embedded else (services,))
+    read_by = (_prometheus(folder, prometheus, ports, services),) if prometheus else ()
+    last: tuple[Server, ...] = (*read_by, *services)
+    return MeshPlan(gateway_port, ports, (embedded, last) if embedded else (last,))
+
+
+def _prometheus(
+    folder: DataFolder, program: str, ports: Mapping[str, int], services: Sequence[ServiceProcess]
+) -> PrometheusServer:
+    """Return the Prometheus that reads the services' pages; it starts with them, and stops after them."""
+    pages = [MetricsPage(one.name, urlsplit(one.metrics).netloc) for one in services if one.metrics]
+    name = PrometheusServer.name
+    return PrometheusServer(folder / name, ports[name], program, pages, folder.log(name))
 
 
 def _service(  # noqa: PLR0917 -- what a mesh is laid out from

@@ -156,7 +156,7 @@ MONITORING = ServiceSpec(
     schema="monitoring",
     scopes=(MESH,),
     calls=("tasks", "workflows", "training"),
-    joins=NATS | TOKENS,
+    joins=NATS | TOKENS | {"ATELIER_PROMETHEUS_URL"},
     routed=True,
 )
 # Has Kubernetes remove those workers first that the scheduler has cordoned; a mesh elsewhere has none.

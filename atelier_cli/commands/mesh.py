@@ -19,6 +19,7 @@ from rich.table import Table
 
 from atelier_cli.bucket import make_bucket
 from atelier_cli.embedded.process import Server, log_tail
+from atelier_cli.embedded.prometheus import chosen_prometheus
 from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder, MeshRecord
 from atelier_cli.mesh import choose_ports, plan
@@ -50,12 +51,20 @@ def up(
             "--providers", help="Start a worker that calls providers: all that ATELIER_SERVED_PROVIDERS names."
         ),
     ] = False,
+    prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="Start the Prometheus of this machine, which reads all services.")
+    ] = False,
+    prometheus_program: Annotated[
+        Path | None,
+        typer.Option(help="The program to start for that, if not the `prometheus` on PATH.", show_default=False),
+    ] = None,
 ) -> None:
     """Start a mesh: its servers, and all services. Ctrl-C stops it in order; a restart keeps everything.
 
     Where the environment has a credential of a provider, a worker that calls providers is started too. The trainer
     shares the device with the worker; ATELIER_TRAINER=off leaves it out.
     """
+    read_by = chosen_prometheus(prometheus_program, asked=prometheus)
     folder = DataFolder.choose(data)
     folder.make()
     called, trainer = chosen_providers(asked=providers), trains()
@@ -63,11 +72,21 @@ def up(
     if told_of_bucket := make_bucket():
         err.print(told_of_bucket, markup=False)
     if detach:
-        _start_detached(folder, port, ["--providers"] if providers else [])
+        options = ["--providers"] if providers else []
+        _start_detached(folder, port, [*options, *(["--prometheus-program", read_by] if read_by else [])])
         return
     with folder.held():
         gateway_port, ports = choose_ports(port, folder.record())
-        mesh = plan(folder, folder.credentials(), gateway_port, ports, called, trainer=trainer, trained=trained)
+        mesh = plan(
+            folder,
+            folder.credentials(),
+            gateway_port,
+            ports,
+            called,
+            trainer=trainer,
+            trained=trained,
+            prometheus=read_by,
+        )
         pages = mesh.pages
 
         def changed(state: str) -> None:
@@ -82,6 +101,7 @@ def up(
                 model_download=model.download,
                 providers=called,
                 trained=trained,
+                prometheus=read_by,
             )
             folder.write_record(record)
             if state == "ready" and not told:
@@ -124,6 +144,8 @@ def status(data: Data = None, *, as_json: Annotated[bool, typer.Option("--json",
     fault = _model_of(record).fault()
     if as_json:
         found = {"processes": rows, "state": record.state, "gateway": record.gateway_url}
+        if record.prometheus_url:
+            found["prometheus"] = record.prometheus_url
         sys.stdout.write(json.dumps(found | ({"model": fault} if fault else {})) + "\n")
         return
     table = Table(box=None, pad_edge=False)
@@ -133,7 +155,8 @@ def status(data: Data = None, *, as_json: Annotated[bool, typer.Option("--json",
         colour = "green" if row["health"] == "healthy" else "red"
         health = f"[{colour}]{row['health']}[/{colour}]"
         table.add_row(row["name"], row["role"], str(row["pid"] or "-"), health, str(process.restarts))
-    out.print(f"{folder}: {record.state}, gateway at {record.gateway_url}", markup=False)
+    read_by = f", Prometheus at {record.prometheus_url}" if record.prometheus_url else ""
+    out.print(f"{folder}: {record.state}, gateway at {record.gateway_url}{read_by}", markup=False)
     out.print(table)
     if fault:
         out.print(f"[yellow]{escape(fault)} Tasks that need it fail.[/yellow]")
@@ -146,7 +169,9 @@ def _model_of(record: MeshRecord) -> ChosenModel:
 def _health(folder: DataFolder, record: MeshRecord) -> list[dict[str, Any]]:
     """Ask every process at once."""
     credentials = folder.existing_credentials()
-    servers = plan(folder, credentials, record.gateway_port, record.ports, record.providers).servers
+    servers = plan(
+        folder, credentials, record.gateway_port, record.ports, record.providers, prometheus=record.prometheus
+    ).servers
 
     def ask(server: Server | None, pid: int | None) -> str:
         if pid is None:
@@ -198,6 +223,8 @@ def _tell_ready(folder: DataFolder, record: MeshRecord) -> None:
     if fault := _model_of(record).fault():
         err.print(f"[yellow]Model    {escape(fault)} Tasks that need it will fail.[/yellow]")
     err.print(f"Gateway  {record.gateway_url}/docs")
+    if record.prometheus_url:
+        err.print(f"Figures  {record.prometheus_url}")
     if record.providers:
         err.print(f"Calls    {', '.join(record.providers)}")
     err.print(f"Logs     {folder / 'logs'}", markup=False)

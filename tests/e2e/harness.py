@@ -83,12 +83,12 @@ class RunningMesh:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def up(self, timeout_seconds: float = 120.0) -> None:
+    def up(self, *options: str, timeout_seconds: float = 120.0) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         enter = self.disks.enter if self.disks else ()
         self._process = spawn(
             Launch(
-                argv=(*enter, *ATELIER, "up", "--data", str(self.path), "--port", str(self.port)),
+                argv=(*enter, *ATELIER, "up", "--data", str(self.path), "--port", str(self.port), *options),
                 log=self.path / "up.log",
                 env=self.environment,
             )

@@ -2,24 +2,23 @@
 
 import re
 import shutil
-import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import yaml  # type: ignore[import-untyped] # ships no types
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from atelier_cli.embedded.process import Launch, free_ports, spawn, stop
+from atelier_cli.embedded.process import RunningServer, free_ports
+from atelier_cli.embedded.prometheus import RULES, MetricsPage, PrometheusServer, chosen_prometheus
 from scripts.dashboard_tables import panels, runnable
 from scripts.metrics_page import declared
 from tests.e2e.harness import RunningMesh, ended_task, until
 from tests.unit.repository.rules import expressions, names_in
-from tests.unit.repository.sources import ROOT
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -27,7 +26,6 @@ pytestmark = pytest.mark.timeout(180)
 _UNUSED = ("services/training/trainer/", "services/inference/providers/", "services/monitoring/marker/")
 
 
-_RULES = ROOT / "ops" / "prometheus"
 # Panels that show something as soon as one task has ended.
 _AFTER_ONE_TASK = {
     *("Requests by status", "Time of requests", "Slowest routes, 95 %", "Open connections"),
@@ -101,36 +99,21 @@ def test_events_are_measured_on_their_way(mesh: RunningMesh) -> None:
 @contextmanager
 def _prometheus(mesh: RunningMesh, folder: Path) -> Iterator[httpx.Client]:
     """A real Prometheus that scrapes the mesh every second, with the rules of `ops/prometheus`."""
-    ports = {role: port for role, port in mesh.record.ports.items() if role.startswith("metrics_")}
-    running = {each.role for each in mesh.record.processes}
-    jobs = {role.removeprefix("metrics_"): port for role, port in ports.items()}
-    for name in ("recording.yml", "alerts.yml"):
+    pages = [MetricsPage(each.name, urlsplit(each.metrics).netloc) for each in mesh.record.processes if each.metrics]
+    rules = [folder / path.name for path in RULES]
+    for source, written in zip(RULES, rules, strict=True):
         # Every second, and not as seldom as an installation needs.
-        text = (_RULES / name).read_text(encoding="utf-8")
-        (folder / name).write_text(text.replace("interval: 30s", "interval: 1s"), encoding="utf-8")
-    configuration = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": ["recording.yml", "alerts.yml"],
-        "scrape_configs": [
-            {"job_name": role, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
-            for role, port in jobs.items()
-            if role in running
-        ],
-    }
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
-    [port] = free_ports(1)
-    command = (
-        str(shutil.which("prometheus")),
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    )
-    process = spawn(Launch(argv=command, log=folder / "prometheus.log", env={}))
+        text = source.read_text(encoding="utf-8")
+        written.write_text(text.replace("interval: 30s", "interval: 1s"), encoding="utf-8")
+    program, log = chosen_prometheus(None, asked=True), folder / "prometheus.log"
+    server = PrometheusServer(folder, free_ports(1)[0], program, pages, log, rules=rules, seconds=1)
+    running = RunningServer(server)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30) as client:
+        running.start()
+        with httpx.Client(base_url=f"{server.url}/api/v1", timeout=30) as client:
             yield client
     finally:
-        stop(process, signal.SIGTERM)
+        running.stop()
 
 
 def _results(client: httpx.Client, query: str) -> list[dict[str, Any]]:
@@ -145,12 +128,7 @@ def test_a_real_prometheus_answers_every_panel(mesh: RunningMesh, tmp_path: Path
     with _prometheus(mesh, tmp_path) as prometheus, mesh.http("measured") as client:
 
         def scraped() -> bool:
-            try:
-                if prometheus.get("/query", params={"query": "up"}).status_code == 503:  # it has begun to start
-                    return False
-                return len(_results(prometheus, "up == 1")) >= 5
-            except httpx.TransportError:
-                return False
+            return len(_results(prometheus, "up == 1")) >= 5
 
         until(scraped, "every process is scraped", 30)
         # Rates need a change between two scrapes.

@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from atelier_cli.embedded.process import free_ports
+from atelier_cli.embedded.process import RunningServer, free_ports
+from atelier_cli.embedded.prometheus import MetricsPage, PrometheusServer
 from tests.integration.monitoring.conftest import StartMesh
 
 PAGE = "import sys, time, prometheus_client as p; p.start_http_server(int(sys.argv[1]), '127.0.0.1'); time.sleep(600)"
@@ -32,23 +33,12 @@ def prometheus(tmp_path: Path, pages: dict[int, Any]) -> Iterator[str]:
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("needs prometheus (Debian: the package `prometheus`)")
-    targets = ", ".join(f'"127.0.0.1:{port}"' for port in pages)
-    (tmp_path / "prometheus.yml").write_text(
-        "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
-        f"scrape_configs: [{{job_name: atelier, static_configs: [{{targets: [{targets}]}}]}}]\n"
-    )
+    read = [MetricsPage("atelier", f"127.0.0.1:{port}") for port in pages]
     [port] = free_ports(1)
-    command = [
-        program,
-        f"--config.file={tmp_path}/prometheus.yml",
-        f"--storage.tsdb.path={tmp_path}/data",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stderr=log)
+    running = RunningServer(PrometheusServer(tmp_path, port, program, read, tmp_path / "log", rules=(), seconds=1))
+    running.launch()
     yield f"http://operator:hidden@127.0.0.1:{port}"
-    process.kill()
-    process.wait()
+    running.stop()
 
 
 async def once(http: httpx.AsyncClient, path: str, holds: Callable[[Any], bool]) -> Any:

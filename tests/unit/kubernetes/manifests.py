@@ -1,9 +1,11 @@
 """The manifests as kustomize builds them, and what checks ask of them."""
 
 import functools
+import os
 import re
 import subprocess
 import sysconfig
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,20 @@ def build(folder: Path) -> list[Document]:
 def overlay(name: str) -> list[Document]:
     """An overlay, built once."""
     return build(FOLDER / "overlays" / name)
+
+
+@functools.cache
+def with_components(*names: str) -> list[Document]:
+    """The base with components, and with the image of trainers from a registry of its own; built once."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch).resolve()
+        base, *chosen = (os.path.relpath(FOLDER / one, folder) for one in ("base", *(f"components/{c}" for c in names)))
+        image = "{name: atelier/training, newName: registry.example.com/atelier/training, newTag: '9'}"
+        (folder / "kustomization.yaml").write_text(
+            f"kind: Kustomization\nnamespace: atelier\nresources: [{base}]\ncomponents: [{', '.join(chosen)}]\n"
+            f"images: [{image}]\n"
+        )
+        return build(folder)
 
 
 def of_kind(documents: list[Document], *kinds: str) -> list[Document]:

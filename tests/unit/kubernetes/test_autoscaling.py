@@ -1,10 +1,6 @@
 """The component `autoscaling`: what KEDA, the scheduler and the marker name is one and the same."""
 
-import functools
 import json
-import os
-import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -17,9 +13,7 @@ from services.monitoring.scaler.answers import ScaledUnit, Trigger, trigger_of
 from services.tasks.config import TasksSettings
 from services.training.trainer.config import QUEUE, TrainerSettings
 from tests.unit.kubernetes.manifests import (
-    FOLDER,
     Document,
-    build,
     called,
     containers,
     environment,
@@ -28,6 +22,7 @@ from tests.unit.kubernetes.manifests import (
     pod,
     references,
     selects,
+    with_components,
 )
 from tests.unit.kubernetes.test_network import Policies, labels_of
 from tests.unit.kubernetes.test_schemas import RELEASES, errors, schemas
@@ -36,30 +31,14 @@ _IMAGE = "atelier/training"
 _ADDED = ("Deployment/marker", "ServiceAccount/marker", "Service/monitoring-scaler")
 
 
-@functools.cache
 def scaled() -> list[Document]:
     """The base with the component."""
-    return _built("autoscaling")
+    return with_components("autoscaling")
 
 
-@functools.cache
 def scaled_on_gpus() -> list[Document]:
     """The base with the component and those that go before it, from a registry of its own."""
-    return _built("gpu", "model-cache", "autoscaling")
-
-
-def _built(*components: str) -> list[Document]:
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch).resolve()
-        base, *named = (
-            os.path.relpath(FOLDER / one, folder) for one in ("base", *(f"components/{c}" for c in components))
-        )
-        image = f"{{name: {_IMAGE}, newName: registry.example.com/{_IMAGE}, newTag: '9'}}"
-        (folder / "kustomization.yaml").write_text(
-            f"kind: Kustomization\nnamespace: atelier\nresources: [{base}]\ncomponents: [{', '.join(named)}]\n"
-            f"images: [{image}]\n"
-        )
-        return build(folder)
+    return with_components("gpu", "model-cache", "autoscaling")
 
 
 def trainer_job(documents: list[Document]) -> Document:
@@ -129,7 +108,7 @@ def test_a_job_for_each_training_that_waits_is_never_ended_from_outside() -> Non
 
 
 def test_the_job_s_pod_is_the_trainer_s_with_what_other_components_gave_it() -> None:
-    made = _built("gpu", "model-cache")
+    made = with_components("gpu", "model-cache")
     expected = json.loads(json.dumps(named(made, "Deployment", "trainer")["spec"]["template"]))
     expected["spec"]["restartPolicy"] = "Never"
     expected["spec"]["containers"][0]["env"].append({"name": "ATELIER_TRAINER_ONE_JOB", "value": "true"})

@@ -92,10 +92,14 @@ def test_only_this_machine_reaches_what_is_published() -> None:
 
 def test_prometheus_reads_the_page_of_every_process() -> None:
     read = yaml.safe_load((ROOT / "compose" / "prometheus.yml").read_text(encoding="utf-8"))
-    [job] = read["scrape_configs"]
+    job, later = read["scrape_configs"]
     assert all((ROOT / "ops" / "prometheus" / rules.removeprefix("rules/")).is_file() for rules in read["rule_files"])
     names = {name for name in OWN if name not in ("bucket", "migrations")}
-    assert set(job["static_configs"][0]["targets"]) == {f"{name}:9100" for name in names}
+    optional = {name for name in names if "profiles" in OWN[name]}
+    assert set(job["static_configs"][0]["targets"]) == {f"{name}:9100" for name in names - optional}
+    # One that is not started would be down for ever.
+    [found] = later["dns_sd_configs"]
+    assert ({later["job_name"]}, set(found["names"]), found["port"]) == (optional, optional, 9100)
     assert all(OWN[name]["environment"]["ATELIER_METRICS_PORT"] == "9100" for name in names)
 
 

@@ -1,0 +1,80 @@
+"""A mesh that `atelier up --prometheus` starts, and what its monitoring tells by it."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.harness import NOOP_ENVIRONMENT, RunningMesh, until
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)"),
+]
+
+
+@pytest.fixture
+def read_mesh(servers_folder: Path) -> Iterator[RunningMesh]:
+    """A mesh with a Prometheus."""
+    folder = Path(tempfile.mkdtemp(dir=servers_folder, prefix="mesh-"))
+    folder.chmod(0o711)
+    mesh = RunningMesh(folder, NOOP_ENVIRONMENT)
+    try:
+        mesh.up("--prometheus")
+        yield mesh
+    finally:
+        mesh.down()
+
+
+def test_a_service_that_dies_is_shown_as_down_until_it_is_back(read_mesh: RunningMesh) -> None:
+    services = {each.name: each.metrics for each in read_mesh.record.processes if each.metrics}
+    with read_mesh.http(scopes=("operator", "read")) as client:
+
+        def ask(path: str) -> dict[str, Any]:
+            answer = client.get(f"/api/system/monitoring/{path}")
+            return answer.json() if answer.status_code == 200 else {}
+
+        def down() -> list[str] | None:
+            found = ask("targets")
+            if not found or found["up"] + found["down"] < found["total"]:
+                return None
+            return [one["job"] for one in found["targets"] if one["health"] == "down"]
+
+        def killed() -> bool:
+            """Kill it whenever it runs, until a look of Prometheus has met that."""
+            for each in read_mesh.record.processes:
+                if each.name == "evaluation" and each.pid is not None:
+                    with contextlib.suppress(ProcessLookupError):  # it is dead, and that not yet noted
+                        os.kill(each.pid, signal.SIGKILL)
+            return down() == ["evaluation"]
+
+        until(lambda: down() == [], "every service is up", 30)
+        listed = {one["job"]: f"http://{one['instance']}/metrics" for one in ask("targets")["targets"]}
+        assert listed == services
+        health = ask("health")
+        assert (health["healthy"], health["prometheus_reachable"], health["issues"]) == (True, True, [])
+        assert health["prometheus_url"] == read_mesh.record.prometheus_url
+        until(killed, "the service is down", 40)
+        [issue] = ask("health")["issues"]
+        assert "evaluation" in issue
+        until(lambda: down() == [], "it is back", 60)
+    shown = json.loads(read_mesh.cli("status", "--json").stdout)
+    assert shown["prometheus"] == read_mesh.record.prometheus_url
+    assert {one["name"]: one["health"] for one in shown["processes"]}["prometheus"] == "healthy"
+    rules = httpx.get(f"{shown['prometheus']}/api/v1/rules").json()["data"]["groups"]
+    assert {Path(group["file"]).name for group in rules} == {"recording.yml", "alerts.yml"}
+    process = psutil.Process(read_mesh.pid("prometheus"))
+    read_mesh.down()
+    assert not process.is_running()
+    assert "level=error" not in read_mesh.folder.log("prometheus").read_text(encoding="utf-8")
+    [said] = [line for line in (read_mesh.path / "up.log").read_text().splitlines() if "prometheus" in line][-1:]
+    assert said.split() == ["○", "prometheus", "stopped"]
