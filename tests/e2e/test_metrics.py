@@ -62,6 +62,11 @@ def test_a_running_mesh_shows_the_metrics_that_the_page_lists_and_no_other(mesh:
     assert {name for name in set(listed) - shown if not listed[name].startswith(_UNUSED)} == set()
 
 
+def test_workers_alone_show_metrics_of_workers(mesh: RunningMesh) -> None:
+    shown = {name for name, text in _pages(mesh).items() if "atelier_worker_session_open" in text}
+    assert shown == {"worker"}, "another would be one that gets no work for ever"
+
+
 def test_a_task_leaves_its_trace_in_the_histograms_that_it_passed(mesh: RunningMesh) -> None:
     trace_id = uuid.uuid4().hex
     with mesh.http("measured") as client:

@@ -20,10 +20,12 @@ from atelier.tasks.v1.enums_pb2 import TaskType
 
 from meshkit.catalog import PROVIDERS
 from meshkit.worker.handlers import CallHandler
-from meshkit.worker.host import CallWork
 from meshkit.worker.pairs import Pair
 
-if TYPE_CHECKING:  # it reads settings, which name providers
+if TYPE_CHECKING:
+    from meshkit.worker.host import CallWork
+
+    # It reads settings, which name providers.
     from services.inference.providers.kit import ProviderKit
 
 LOCAL = "LOCAL"
@@ -75,6 +77,8 @@ def load_calls(names: Iterable[str], slots: int, kit: ProviderKit) -> tuple[Call
         slots: Calls at once, for each queue.
         kit: What handlers are given.
     """
+    from meshkit.worker.host import CallWork  # noqa: PLC0415 -- it declares metrics, for workers alone to show
+
     queues: dict[str, dict[Pair, CallHandler]] = {}
     for name in names:
         if name == LOCAL:
