@@ -19,7 +19,8 @@ from tests.e2e.harness import ATELIER, parse_status, until
 
 pytestmark = pytest.mark.timeout(400)
 
-ROLES = {"gateway", "tasks", "workflows", "training", "monitoring", "worker", "trainer", "nats", "postgres", "s3"}
+SERVICES = {"gateway", "tasks", "workflows", "training", "monitoring", "evaluation", "worker", "trainer"}
+ROLES = SERVICES | {"nats", "postgres", "s3"}
 
 
 class Shell:
@@ -81,7 +82,7 @@ def test_every_role_is_healthy_and_named_with_its_process(shell: Shell) -> None:
 
 def test_each_service_serves_metrics_at_the_address_that_the_status_names(shell: Shell) -> None:
     pages = {name: each["metrics"] for name, each in shell.status().items() if "metrics" in each}
-    assert set(pages) == {"gateway", "tasks", "workflows", "training", "monitoring", "worker", "trainer"}
+    assert set(pages) == SERVICES
     for name, metric in (("worker", "atelier_worker_slots "), ("tasks", "atelier_outbox_oldest_unpublished_seconds ")):
         page = httpx.get(pages[name])
         assert page.status_code == 200

@@ -136,9 +136,13 @@ def test_a_real_prometheus_answers_every_panel(mesh: RunningMesh, tmp_path: Path
             return len(_results(prometheus, "up == 1")) >= 5
 
         until(scraped, "every process is scraped", 30)
-        # Rates need a change between two scrapes.
-        ended_task(client, mesh.create(client, str(uuid.uuid4()))["id"])
-        until(lambda: _results(prometheus, "atelier:queue_wait_seconds:p95_5m > 0"), "the rules have run", 30)
+
+        def measured() -> bool:
+            # Rates need a change between two scrapes of the same process.
+            ended_task(client, mesh.create(client, str(uuid.uuid4()))["id"])
+            return bool(_results(prometheus, "atelier:queue_wait_seconds:p95_5m > 0"))
+
+        until(measured, "the rules have run", 60, pause_seconds=1.0)
 
         def shown() -> bool:
             found = [
