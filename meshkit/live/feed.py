@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache, partial
 from typing import Any
 
 import orjson
@@ -21,6 +22,8 @@ from meshkit.loops import cancel
 from meshkit.stream import TENANT_HEADER
 from meshkit.transcoding.codec import Codecs
 
+# Reading an option copies it, and there are few messages.
+_facts = cache(facts)
 # Of the operators; no tenant is called so.
 OPERATORS = "*"
 # A stream that is full is read in a second or two.
@@ -97,17 +100,20 @@ class LiveFeed:
         self.log.pass_on(OPERATORS, self.rendered(message, self.log.newest))
 
     def rendered(self, message: Message, sequence: int, at: datetime | None = None) -> LiveMessage:
-        """Return a message of the contract as listeners get it."""
-        said = facts(descriptor_of(message))
+        """Return a message of the contract as listeners get it; the JSON is made when the first of them does."""
+        said = _facts(descriptor_of(message))
+        text = partial(self._text, message, sequence, at or datetime.now(UTC))
+        return LiveMessage(sequence, said.type, said.channel, text, getattr(message, "job_id", ""))
+
+    def _text(self, message: Message, sequence: int, at: datetime) -> str:
         envelope = {
-            "type": said.type,
+            "type": _facts(descriptor_of(message)).type,
             "data": self._codecs.of(descriptor_of(message)).encode(message),
-            "timestamp": (at or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "timestamp": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "sequence": sequence,
             "requires_ack": False,
         }
-        text = orjson.dumps(envelope).decode()
-        return LiveMessage(sequence, said.type, said.channel, text, getattr(message, "job_id", ""))
+        return orjson.dumps(envelope).decode()
 
     def spoken(self, message: Message) -> str:
         """Return a message of the connection itself: its members stand beside its type."""

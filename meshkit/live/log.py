@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -26,7 +26,7 @@ class FellBehindError(Exception):
     """A reader is so slow that messages it has not read are no longer kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LiveMessage:
     """A message to listeners.
 
@@ -34,15 +34,22 @@ class LiveMessage:
         sequence: Its number; of a passing one, the number of the newest kept one.
         type: Its type.
         channel: Its channel; empty for what belongs to no channel.
-        text: The whole of it as JSON.
+        content: The whole of it as JSON, or what makes that: nobody listens to most messages of a busy mesh.
         job: Job that it tells of; empty for none.
     """
 
     sequence: int
     type: str
     channel: str
-    text: str
+    content: str | Callable[[], str]
     job: str = ""
+
+    @property
+    def text(self) -> str:
+        """The whole of it as JSON, made once."""
+        if not isinstance(self.content, str):
+            self.content = self.content()
+        return self.content
 
 
 @dataclass(frozen=True, slots=True)
