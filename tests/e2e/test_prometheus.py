@@ -45,7 +45,8 @@ def test_a_service_that_dies_is_shown_as_down_until_it_is_back(read_mesh: Runnin
 
         def down() -> list[str] | None:
             found = ask("targets")
-            if not found or found["up"] + found["down"] < found["total"]:
+            # A Prometheus that has just begun has found no target yet, or has not looked at all of them.
+            if not found or found["total"] < len(services) or found["up"] + found["down"] < found["total"]:
                 return None
             return [one["job"] for one in found["targets"] if one["health"] == "down"]
 
