@@ -119,7 +119,8 @@ def test_bad_requests_name_their_member(client: httpx.Client) -> None:
     ):
         answer = client.get(f"/api/jobs{path}")
         assert (answer.status_code, answer.json()["detail"][0]["loc"][1]) == (422, member), path
-    bodies: list[Any] = [{}, {"job_ids": []}, {"job_ids": ["x"]}, []]
+    long = {"job_ids": [str(uuid.uuid4())], "note": "x" * 20_000}
+    bodies: list[Any] = [{}, {"job_ids": []}, {"job_ids": ["x"]}, [], long]
     for body in bodies:
         assert client.post("/api/jobs/bulk-cancel", json=body).status_code == 422
 

@@ -15,7 +15,7 @@ from starlette.routing import Route as HttpRoute
 
 from meshkit.transcoding.decoding import Violation
 from meshkit.transcoding.errors import HttpError, RefusedRequestError
-from services.gateway.asgi import JsonResponse, header
+from services.gateway.asgi import JsonResponse, header, read_beginning
 from services.gateway.auth import Authenticator
 from services.gateway.endpoints import Transcoder
 from services.gateway.jobs import sources
@@ -28,6 +28,8 @@ JOBS = "/api/jobs"
 MOST = 100
 MOST_OFFSET = 1000
 _SEARCH_CHARS = 255
+# Three times what as many ids take.
+_BULK_BYTES = 16 * 1024
 
 Answer = Callable[[SurfaceCalls, Request], Awaitable[Any]]
 
@@ -131,7 +133,7 @@ async def _page(calls: SurfaceCalls, request: Request, search: str) -> dict[str,
             raise
         message = "should be a type of task, `WORKFLOW` or `TRAINING`"
         raise RefusedRequestError([Violation(("query", "job_type"), message, "enum")]) from None
-    items = found.jobs[offset:]
+    items = await sources.with_reasons(calls, found.jobs[offset:])
     return {
         "items": items,
         "pagination": {
@@ -228,8 +230,11 @@ async def _abort(calls: SurfaceCalls, request: Request) -> Any:
 
 
 async def _bulk_cancel(calls: SurfaceCalls, request: Request) -> Any:
+    body, is_whole = await read_beginning(request.receive, _BULK_BYTES)
+    if not is_whole or len(body) > _BULK_BYTES:
+        raise RefusedRequestError([Violation(("body",), f"should have at most {_BULK_BYTES} bytes", "too_long")])
     try:
-        asked = orjson.loads(await request.body())
+        asked = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise RefusedRequestError([Violation(("body",), "JSON decode error", "json_invalid")]) from None
     ids = asked.get("job_ids") if isinstance(asked, dict) else None

@@ -8,6 +8,8 @@ from typing import Any
 PENDING, RUNNING, COMPLETED, FAILED = "pending", "running", "completed", "failed"
 STATUSES = (PENDING, RUNNING, COMPLETED, FAILED)
 CANCELLED = "cancelled"
+UNTOLD = "failed"
+"""The error of a job that failed where nobody has said why."""
 WORKFLOW, TRAINING = "WORKFLOW", "TRAINING"
 
 # Of tasks, workflows and trainings alike.
@@ -68,7 +70,7 @@ def of_training(row: Row) -> Job:
 
 def _job(row: Row, job_type: str, error: str | None) -> Job:
     status = _STATUS_OF[row["status"]]
-    failed = CANCELLED if row["status"] == "CANCELLED" else error or "failed"
+    failed = CANCELLED if row["status"] == "CANCELLED" else error or UNTOLD
     return {
         "job_id": row["id"],
         "job_type": job_type,

@@ -12,6 +12,7 @@ from services.gateway.jobs.calls import JobCallError, SurfaceCalls
 from services.gateway.jobs.reading import (
     FAILED,
     TRAINING,
+    UNTOLD,
     WORKFLOW,
     Job,
     Row,
@@ -83,22 +84,15 @@ async def _tasks(calls: SurfaceCalls, query: JobQuery) -> Found:
     if query.job_type in {WORKFLOW, TRAINING}:
         return Found((), 0)
     more = {"task_type": query.job_type} if query.job_type else {}
-    found = await _monitored(calls, "tasks", query, _TASK_STATES, more)
-    rows: list[Row] = found[0]
-    failed = [one["id"] for one in rows if one["status"] == "FAILED"]
-    told = await asyncio.gather(*(calls.find(f"/api/v1/monitoring/tasks/{one}") for one in failed))
-    whole = {row["id"]: row for row in told if row is not None}
-    return Found([of_task(whole.get(one["id"], one)) for one in rows], found[1])
+    rows, total = await _monitored(calls, "tasks", query, _TASK_STATES, more)
+    return Found([of_task(row) for row in rows], total)
 
 
 async def _workflows(calls: SurfaceCalls, query: JobQuery) -> Found:
     if query.job_type not in {"", WORKFLOW}:
         return Found((), 0)
     rows, total = await _monitored(calls, "workflows", query, _WORKFLOW_STATES, {})
-    failed = [one["id"] for one in rows if one["status"] == "FAILED"]
-    told = await asyncio.gather(*(calls.find(f"/api/v1/monitoring/workflows/{one}") for one in failed))
-    whole = {row["id"]: row for row in told if row is not None}
-    return Found([of_workflow(whole.get(one["id"], one)) for one in rows], total)
+    return Found([of_workflow(row) for row in rows], total)
 
 
 async def _trainings(calls: SurfaceCalls, query: JobQuery) -> Found:
@@ -174,6 +168,9 @@ KINDS = (
 )
 
 
+_OF_TASKS, _OF_WORKFLOWS, _ = KINDS
+
+
 @dataclass(frozen=True, slots=True)
 class OneJob:
     """A job that exists.
@@ -207,6 +204,24 @@ async def listed(calls: SurfaceCalls, query: JobQuery) -> Found:
     found = await asyncio.gather(*(kind.listed(calls, query) for kind in KINDS))
     jobs = sorted((job for one in found for job in one.jobs), key=lambda job: _newest({**job, "id": job["job_id"]}))
     return Found(jobs[::-1][: query.most], sum(one.total for one in found))
+
+
+async def with_reasons(calls: SurfaceCalls, jobs: Sequence[Job]) -> list[Job]:
+    """Return jobs with why they failed: lists of tasks and workflows do not tell, so that each is asked for.
+
+    Args:
+        calls: The caller's.
+        jobs: What is shown of a list; few.
+    """
+
+    async def told(job: Job) -> Job:
+        if job["error"] != UNTOLD or job["job_type"] == TRAINING:
+            return job
+        kind = _OF_WORKFLOWS if job["job_type"] == WORKFLOW else _OF_TASKS
+        row = await calls.find(kind.detail.format(job["job_id"]))
+        return job if row is None else kind.job(row)
+
+    return list(await asyncio.gather(*(told(job) for job in jobs)))
 
 
 async def attempts(calls: SurfaceCalls, found: OneJob) -> list[Row]:
