@@ -13,10 +13,10 @@ Consumes:
     `atelier.loops.report.<role>` on core NATS: what every process tells of its loops (`meshkit/supervision.py`).
 
 Rooms:
-    Pure: `domain` (loops), `parts` (what works, and what follows for the whole) and `performance` (snapshots, alerts).
-    `store` is what the use cases need of a database, and `postgres` the only SQL. `supervisor` holds the use cases of
-    loops, `probes` asks every part, `degradation` does so for ever, `performance_watch` takes snapshots, `prometheus`
-    asks Prometheus. `task_calls` calls the tasks service. `convert`, `health_convert`, `performance_convert` and
-    `errors` are between domain and wire, `servicer` speaks gRPC. `composition` builds the service. `scaler` answers
-    KEDA, and `marker` is a process of its own that marks pods for Kubernetes.
+    `supervision` has the background loops of all processes, `health` what works and what follows for the whole,
+    `performance` the snapshots of the last hour: in each, `domain` is pure, `convert` is between domain and wire,
+    and `service`, `probes` or `watch` has the use cases. `supervision.store` is what these need of a database, and
+    `postgres` the only SQL. `prometheus` asks Prometheus, `task_calls` calls the tasks service, `servicer` speaks
+    gRPC, `errors` names what can go wrong, `composition` builds the service. `scaler` answers KEDA, and `marker` is
+    a process of its own that marks pods for Kubernetes.
 """

@@ -20,19 +20,19 @@ from meshkit.metrics import serve_metrics
 from meshkit.server import build_server
 from meshkit.supervision import REPORTS, supervise
 from meshkit.topology import MONITORING
-from services.monitoring import convert
 from services.monitoring.config import MonitoringSettings
-from services.monitoring.degradation import DegradationWatch
-from services.monitoring.performance_watch import HostGauge, PerformanceWatch, Sources
+from services.monitoring.health.probes import Infrastructure, Probes
+from services.monitoring.health.watch import DegradationWatch
+from services.monitoring.performance.watch import HostGauge, PerformanceWatch, Sources
 from services.monitoring.postgres.activity import DatabaseActivity
 from services.monitoring.postgres.loops import PostgresLoopStore
-from services.monitoring.probes import Infrastructure, Probes
 from services.monitoring.prometheus import PrometheusStack
 from services.monitoring.scaler.demand import SchedulersDemand
 from services.monitoring.scaler.server import ScalerServer
 from services.monitoring.scaler.service import ScalerDesk
 from services.monitoring.servicer import SystemServicer
-from services.monitoring.supervisor import Supervisor
+from services.monitoring.supervision import convert
+from services.monitoring.supervision.service import Supervisor
 from services.monitoring.task_calls import TaskFigures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -125,14 +126,5 @@ def _target(one: dict[str, Any]) -> pb.ScrapeTarget:
 
 
 def _seconds(text: str) -> int:
-    total, number = 0.0, ""
-    unit = ""
-    for char in f"{text} ":
-        if unit and not char.isalpha():
-            total += float(number) * _UNITS.get(unit, 0)
-            number = unit = ""
-        if char.isdigit():
-            number += char
-        elif char.isalpha():
-            unit += char
-    return round(total)
+    """Return a duration as Prometheus writes it, `1m30s`, in whole seconds."""
+    return round(sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"([0-9]+)(ms|s|m|h)", text)))

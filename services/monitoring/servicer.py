@@ -10,15 +10,17 @@ from atelier.monitoring.v1 import system_service_pb2 as pb
 from atelier.monitoring.v1.system_service_pb2_grpc import SystemServiceServicer
 
 from meshkit.answers import OTHER_STATUS
-from services.monitoring import convert, health_convert, performance_convert
-from services.monitoring.degradation import DegradationWatch
-from services.monitoring.domain import LoopOrder
 from services.monitoring.errors import bad_breaker_name, no_such_breaker
-from services.monitoring.parts import WholeState, is_breaker_name, verdict
-from services.monitoring.performance_watch import PerformanceWatch
-from services.monitoring.probes import Probes
+from services.monitoring.health import convert as health_convert
+from services.monitoring.health.domain import WholeState, is_breaker_name, verdict
+from services.monitoring.health.probes import Probes
+from services.monitoring.health.watch import DegradationWatch
+from services.monitoring.performance import convert as performance_convert
+from services.monitoring.performance.watch import PerformanceWatch
 from services.monitoring.prometheus import PrometheusStack
-from services.monitoring.supervisor import Supervisor
+from services.monitoring.supervision import convert as loop_convert
+from services.monitoring.supervision.domain import LoopOrder
+from services.monitoring.supervision.service import Supervisor
 from services.monitoring.task_calls import TaskFigures, named
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -74,7 +76,7 @@ class SystemServicer(SystemServiceServicer):
         del context
         name = request.worker_name if request.HasField("worker_name") else None
         lines, total = await self._supervisor.history(name, request.limit, request.offset)
-        return convert.to_history(lines, total, request.limit, request.offset)
+        return loop_convert.to_history(lines, total, request.limit, request.offset)
 
     async def StartWorker(self, request: pb.StartWorkerRequest, context: Context) -> pb.StartWorkerResponse:
         del context
@@ -159,7 +161,7 @@ class SystemServicer(SystemServiceServicer):
 
     async def _overview(self) -> pb.SupervisorOverview:
         loops = await self._supervisor.overview()
-        return convert.to_supervisor(self._supervisor.running, loops, datetime.now(UTC))
+        return loop_convert.to_supervisor(self._supervisor.running, loops, datetime.now(UTC))
 
     async def _order(self, name: str, order: LoopOrder) -> pb.WorkerControl:
         done = await self._supervisor.order(name, order)

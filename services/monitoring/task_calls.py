@@ -12,8 +12,8 @@ from atelier.tasks.v1.tasks_service_pb2_grpc import TasksServiceStub
 from meshkit.catalog import PROVIDERS
 from meshkit.channel import MeshChannel
 from meshkit.errors import ErrorKind, MeshError
-from services.monitoring.parts import BreakerPolicyView, BreakerView, CircuitState, QueueView
-from services.monitoring.performance import GpuView, ModelView, Times, WorkerTold, WorkView
+from services.monitoring.health.domain import BreakerPolicyView, BreakerView, CircuitState, QueueView
+from services.monitoring.performance.domain import GpuView, ModelView, Times, WorkerTold, WorkView
 
 _STATES = {tasks_service_pb2.BreakerState.Value(f"BREAKER_STATE_{state.name}"): state for state in CircuitState}
 _SPELLINGS = {spec.number: name for name, spec in PROVIDERS.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meshkit.db import Database
-from services.monitoring.performance import DatabaseCounters
+from services.monitoring.performance.domain import DatabaseCounters
 
 _COUNTERS = """
 SELECT (SELECT sum(numbackends) FROM pg_stat_database)::bigint, current_setting('max_connections')::bigint,

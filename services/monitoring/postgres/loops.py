@@ -7,7 +7,7 @@ from typing import Any
 
 from meshkit.db import Database
 from meshkit.loops import LoopEventKind
-from services.monitoring.domain import HistoryLine, LoopOrder, Wish
+from services.monitoring.supervision.domain import HistoryLine, LoopOrder, Wish
 
 # By the clock, so that a database that was lost begins above what processes have followed.
 _ORDER = """
@@ -35,7 +35,7 @@ _STOPPED = {LoopOrder.START: False, LoopOrder.RESTART: False, LoopOrder.STOP: Tr
 
 
 class PostgresLoopStore:
-    """Implements `services.monitoring.store.LoopStore`.
+    """Implements `services.monitoring.supervision.store.LoopStore`.
 
     Args:
         db: The service's database, migrated.

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from services.monitoring import degradation as degradation_module
+from services.monitoring.health import watch as degradation_module
 from tests.integration.monitoring.conftest import StartMesh, Whole
 
 

@@ -11,7 +11,7 @@ from atelier.tasks.v1.tasks_service_pb2 import CreateTaskRequest
 from atelier.tasks.v1.tasks_service_pb2_grpc import TasksServiceStub
 
 from meshkit.channel import MeshChannel
-from services.monitoring import performance_watch
+from services.monitoring.performance import watch as performance_watch
 from tests.integration.monitoring.conftest import StartMesh, Whole
 
 HOST = ("cpu_percent", "ram_used_gb", "ram_total_gb", "ram_percent", "disk_used_gb", "disk_total_gb", "disk_percent")

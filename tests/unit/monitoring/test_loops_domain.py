@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from meshkit.loops import LoopState
-from services.monitoring.domain import NOBODY, LoopOnReplica, Wish, followed, is_name, overview
+from services.monitoring.supervision.domain import NOBODY, LoopOnReplica, Wish, followed, is_name, overview
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 

@@ -6,8 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from meshkit.loops import LoopState
-from services.monitoring.domain import LoopOverview
-from services.monitoring.parts import (
+from services.monitoring.health.domain import (
     BreakerPolicyView,
     BreakerView,
     CircuitState,
@@ -26,6 +25,7 @@ from services.monitoring.parts import (
     worker_parts,
     worst,
 )
+from services.monitoring.supervision.domain import LoopOverview
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 POLICY = BreakerPolicyView(5, 30.0, 3, 2)

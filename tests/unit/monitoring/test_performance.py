@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from meshkit.errors import unavailable
-from services.monitoring.performance import (
+from services.monitoring.performance.domain import (
     DatabaseCounters,
     GpuView,
     HostView,
@@ -23,7 +23,7 @@ from services.monitoring.performance import (
     throughput,
     transactions_per_min,
 )
-from services.monitoring.performance_watch import IMAGE_TYPES, PerformanceWatch, Sources
+from services.monitoring.performance.watch import IMAGE_TYPES, PerformanceWatch, Sources
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 QUIET = HostView(10, 8, 32, 25, 100, 500, 20)

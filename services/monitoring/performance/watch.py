@@ -14,7 +14,7 @@ import psutil
 from meshkit.catalog import TASK_TYPES, MediaKind
 from meshkit.logging import get_logger
 from meshkit.loops import Loop
-from services.monitoring.performance import (
+from services.monitoring.performance.domain import (
     GIGABYTE,
     RANGES,
     SNAPSHOT_SECONDS,

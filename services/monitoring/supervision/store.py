@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from services.monitoring.domain import HistoryLine, LoopOrder, Wish
+from services.monitoring.supervision.domain import HistoryLine, LoopOrder, Wish
 
 
 class LoopStore(Protocol):

@@ -14,10 +14,18 @@ from typing import Protocol
 
 from meshkit.loops import Loop
 from meshkit.supervision import ASK, REPORT_SECONDS, WISHES
-from services.monitoring.domain import HistoryLine, LoopOnReplica, LoopOrder, LoopOverview, Wish, followed, is_name
-from services.monitoring.domain import overview as together
 from services.monitoring.errors import bad_worker_name, no_such_worker, supervisor_not_running
-from services.monitoring.store import LoopStore
+from services.monitoring.supervision.domain import (
+    HistoryLine,
+    LoopOnReplica,
+    LoopOrder,
+    LoopOverview,
+    Wish,
+    followed,
+    is_name,
+)
+from services.monitoring.supervision.domain import overview as together
+from services.monitoring.supervision.store import LoopStore
 
 # A process that has reported nothing for so long is away.
 _AWAY_SECONDS = 3 * REPORT_SECONDS

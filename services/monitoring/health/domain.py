@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from meshkit.loops import LoopState
-from services.monitoring.domain import LoopOverview
+from services.monitoring.supervision.domain import LoopOverview
 
 UNHEALTHY_AFTER = 3
 HEALTHY_AFTER = 2

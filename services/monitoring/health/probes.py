@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from meshkit.channel import MeshChannel
 from meshkit.errors import MeshError, unavailable
 from meshkit.health import is_part
-from services.monitoring.parts import (
+from services.monitoring.health.domain import (
     BreakerView,
     CircuitState,
     PartFinding,

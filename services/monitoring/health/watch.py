@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from meshkit.logging import get_logger
 from meshkit.loops import Loop
-from services.monitoring.parts import Mode, PartKind, Survey, WatchedPart, mode, watched
-from services.monitoring.probes import Probes
+from services.monitoring.health.domain import Mode, PartKind, Survey, WatchedPart, mode, watched
+from services.monitoring.health.probes import Probes
 
 _log = get_logger(__name__)
 

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshkit.loops import MAX_RESTARTS, LoopEventKind, LoopState
 from meshkit.moments import assign
-from services.monitoring.domain import HistoryLine, LoopOnReplica, LoopOverview, Wish
+from services.monitoring.supervision.domain import HistoryLine, LoopOnReplica, LoopOverview, Wish
 
 _STATE = {loops_pb2.LoopStatus.Value(f"LOOP_STATUS_{state.name}"): state for state in LoopState}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from atelier.monitoring.v1 import health_pb2, performance_pb2, system_service_pb2
 
 from meshkit.moments import assign
-from services.monitoring.performance import (
+from services.monitoring.performance.domain import (
     GIGABYTE,
     GpuTotals,
     ModelTotals,

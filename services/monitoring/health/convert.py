@@ -10,9 +10,7 @@ from atelier.monitoring.v1 import health_pb2, system_service_pb2
 
 from meshkit.loops import LoopState
 from meshkit.moments import assign
-from services.monitoring.degradation import DegradationWatch
-from services.monitoring.domain import LoopOverview
-from services.monitoring.parts import (
+from services.monitoring.health.domain import (
     CRITICAL_LOOPS,
     BreakerView,
     CircuitState,
@@ -22,6 +20,8 @@ from services.monitoring.parts import (
     Survey,
     WholeState,
 )
+from services.monitoring.health.watch import DegradationWatch
+from services.monitoring.supervision.domain import LoopOverview
 
 _HEALTHY, _UNHEALTHY = health_pb2.PART_STATUS_HEALTHY, health_pb2.PART_STATUS_UNHEALTHY
 _WORKS = {PartKind.STORE: "Database operational", PartKind.BUS: "NATS connected"}
