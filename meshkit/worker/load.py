@@ -12,7 +12,7 @@ import psutil
 from atelier.tasks.v1.worker_service_pb2 import WorkerLoad
 
 from meshkit.moments import assign
-from meshkit.worker.gpus import GpuGauge, nvml
+from meshkit.worker.gpus import GpuGauge
 
 # As many as a heartbeat may name: one that names more is refused, and the worker lost.
 _MOST_CHILDREN = 256
@@ -58,7 +58,7 @@ class WorkerGauge:
 
     def __init__(self) -> None:
         self._tree = ProcessTree(os.getpid())
-        self._gpus = GpuGauge(nvml())
+        self._gpus = GpuGauge()
         self._started = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
 
     def read(self, completed: Mapping[str, int]) -> WorkerLoad:

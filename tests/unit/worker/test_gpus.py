@@ -1,16 +1,20 @@
 """GPUs as the driver tells of them."""
 
-import ctypes
 import threading
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
-from meshkit.worker.gpus import GpuGauge, NvmlMemory, NvmlUtilization
+import pynvml
 
-NOT_SUPPORTED = 3
+from meshkit.worker.gpus import GpuGauge
 
 
 class Driver:
-    """Two cards; the second has no sensors. A third cannot be had."""
+    """Stands in for the module of a machine with two cards; the second has no sensors. A third cannot be had."""
+
+    NVMLError = pynvml.NVMLError
+    NVMLError_LibraryNotFound = pynvml.NVMLError_LibraryNotFound
+    NVML_TEMPERATURE_GPU = pynvml.NVML_TEMPERATURE_GPU
 
     def __init__(self) -> None:
         self.inits = 0
@@ -18,58 +22,61 @@ class Driver:
         self.answers = threading.Event()
         self.answers.set()
 
-    def nvmlInit_v2(self) -> int:
+    def nvmlInit(self) -> None:
         self.inits += 1
-        return 9 if self.broken else 0
+        if self.broken:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
-    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+    def nvmlDeviceGetCount(self) -> int:
         assert self.answers.wait(10)
-        count._obj.value = 3
-        return 0
+        return 3
 
-    def nvmlDeviceGetHandleByIndex_v2(self, index: ctypes.c_uint, handle: Any) -> int:
-        handle._obj.value = index.value + 1
-        return 0 if index.value < 2 else NOT_SUPPORTED
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        if index == 2:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return index + 1
 
-    def nvmlDeviceGetUUID(self, handle: ctypes.c_void_p, text: Any, size: ctypes.c_uint) -> int:
-        assert size.value == len(text)
-        text.value = f"GPU-{handle.value}".encode()
-        return 0
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return f"GPU-{handle}"
 
-    def nvmlDeviceGetName(self, handle: ctypes.c_void_p, text: Any, size: ctypes.c_uint) -> int:
-        del handle, size
-        text.value = b"NVIDIA H100"
-        return 0
+    def nvmlDeviceGetName(self, _handle: int) -> str:
+        return "NVIDIA H100"
 
-    def nvmlDeviceGetUtilizationRates(self, handle: ctypes.c_void_p, rates: Any) -> int:
-        ctypes.pointer(rates._obj).contents.gpu = 37
-        return self._first(handle)
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
+        return SimpleNamespace(gpu=self._first(handle, 37), memory=3)
 
-    def nvmlDeviceGetMemoryInfo(self, handle: ctypes.c_void_p, memory: Any) -> int:
-        memory._obj.used, memory._obj.total = 5, 80
-        return self._first(handle)
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
+        return SimpleNamespace(used=self._first(handle, 5), total=80)
 
-    def nvmlDeviceGetTemperature(self, handle: ctypes.c_void_p, sensor: ctypes.c_uint, number: Any) -> int:
-        assert sensor.value == 0
-        number._obj.value = 61
-        return self._first(handle)
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
+        assert sensor == 0
+        return self._first(handle, 61)
 
-    def nvmlDeviceGetPowerUsage(self, handle: ctypes.c_void_p, number: Any) -> int:
-        number._obj.value = 350_500
-        return self._first(handle)
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        return self._first(handle, 350_500)
 
-    def _first(self, handle: ctypes.c_void_p) -> int:
-        return 0 if handle.value == 1 else NOT_SUPPORTED
+    def _first(self, handle: int, value: int) -> int:
+        if handle != 1:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return value
 
 
 def gauge(driver: Driver) -> GpuGauge:
-    return GpuGauge(cast("ctypes.CDLL", driver))
+    return GpuGauge(lambda: driver)
 
 
-def test_a_machine_without_the_driver_has_no_gpus() -> None:
-    without = GpuGauge(None)
-    without.wait(1)
-    assert list(without.read()) == []
+def test_a_machine_without_the_driver_has_no_gpus_and_is_asked_once() -> None:
+    class Without(Driver):
+        def nvmlInit(self) -> None:
+            self.inits += 1
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    driver = Without()
+    without = gauge(driver)
+    for _ in range(3):
+        assert list(without.read()) == []
+        without.wait(10)
+    assert driver.inits == 1
 
 
 def test_gpus_are_told_as_of_the_question_before() -> None:
@@ -115,5 +122,6 @@ def test_a_driver_that_does_not_begin_is_asked_again() -> None:
     gpus.wait(10)
 
 
-def test_structures_have_the_layout_of_the_driver() -> None:
-    assert (ctypes.sizeof(NvmlUtilization), ctypes.sizeof(NvmlMemory)) == (8, 24)
+def test_the_stand_in_has_what_the_real_module_has() -> None:
+    named = [name for name in vars(Driver) if name.startswith(("nvml", "NVML"))]
+    assert [name for name in named if not hasattr(pynvml, name)] == []
