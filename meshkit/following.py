@@ -37,12 +37,13 @@ _ERRORS = (nats_errors.Error, js_errors.Error, TimeoutError, OSError)
 class EventTaker(Protocol):
     """What takes the events."""
 
-    def begin(self, first: int, last: int) -> int:
-        """Return which event of the stream comes first; also called when the stream has been made anew.
+    def begin(self, first: int, last: int, upcoming: int) -> int:
+        """Return which event of the stream comes first; called at each start, and when the stream has been made anew.
 
         Args:
             first: Number of its first event.
             last: Number of its last event.
+            upcoming: Number of the event after the last one that was taken of this stream; 0 if none was.
         """
         ...
 
@@ -75,7 +76,7 @@ class FollowerState:
 
 
 class Follower:
-    """Reads the stream of events for as long as it runs.
+    """Reads the stream of events for as long as it runs; it may be closed and started again.
 
     Args:
         bus: The connection.
@@ -92,18 +93,22 @@ class Follower:
         # When the stream that is read was made, and the event that comes next.
         self._made: datetime | None = None
         self._next = 0
+        self._started = False
         self._delivered = 0
         self._signal = asyncio.Event()
         self._gap = False
 
     def start(self) -> None:
         """Begin to read."""
+        self._started = True
         self._task = asyncio.create_task(self._follow_for_ever(), name="follow-events")
 
     async def close(self) -> None:
         """Stop reading."""
         if self._task is not None:
             await cancel([self._task])
+            self._task = None
+        self.state.following, self.state.failures = False, 0
 
     async def _follow_for_ever(self) -> None:
         while True:
@@ -117,9 +122,10 @@ class Follower:
 
     async def _follow(self, client: Client, js: JetStreamContext, stream: str) -> None:
         found = await js.stream_info(stream)
-        if found.created != self._made:
-            self._next = self._taker.begin(found.state.first_seq, found.state.last_seq)
-            self._made = found.created
+        same = found.created == self._made
+        if self._started or not same:
+            self._next = self._taker.begin(found.state.first_seq, found.state.last_seq, self._next if same else 0)
+            self._made, self._started = found.created, False
         self._delivered, self._gap = 0, False
         inbox = client.new_inbox()
         subscription = await client.subscribe(inbox, cb=self._on_message)

@@ -1,10 +1,14 @@
-"""The stream of events, read once for this process and written into the log of live messages."""
+"""The stream of events, read once for this process and written into the log of live messages.
+
+It is read only while somebody listens: a mesh that nobody looks at should not pay for it. The log stays, and the
+reading goes on where it ended if that is not too far back; else it begins with as many events as the log keeps.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Any
@@ -13,7 +17,7 @@ import orjson
 from atelier.events.v1 import events_pb2, live_pb2
 from google.protobuf.message import Message
 
-from meshkit.bus import Bus, BusMessage
+from meshkit.bus import Bus, BusMessage, BusSubscription
 from meshkit.following import Follower, FollowerState
 from meshkit.live import jobs
 from meshkit.live.log import MOST_KEPT, LiveLog, LiveMessage
@@ -26,8 +30,10 @@ from meshkit.transcoding.codec import Codecs
 _facts = cache(facts)
 # Of the operators; no tenant is called so.
 OPERATORS = "*"
-# A stream that is full is read in a second or two.
-_READY_SECONDS = 10.0
+# How long a listener waits until it is known which events are news to it: one question to NATS.
+_BEGIN_SECONDS = 5.0
+# How long the stream is read on after the last listener: many come again at once.
+_REST_SECONDS = 10.0
 
 
 class LiveFeed:
@@ -47,38 +53,86 @@ class LiveFeed:
         self._codecs = Codecs()
         self._follower = Follower(bus, jobs.SUBJECTS, self)
         self._heart: asyncio.Task[None] | None = None
+        self._listeners = 0
+        self._progress: BusSubscription | None = None  # there while the stream is read
+        self._turn = asyncio.Lock()
+        self._rest_timer: asyncio.TimerHandle | None = None
+        self._resting: asyncio.Task[None] | None = None
+        # Set once it is known where the reading that goes on began.
+        self._begun = asyncio.Event()
 
     @property
     def state(self) -> FollowerState:
-        """How the reading fares."""
-        return self._follower.state
+        """How the reading fares; while nobody listens, whether it could begin."""
+        reads = self._begun.is_set() or self._follower.state.failures
+        return self._follower.state if reads else FollowerState(self._bus.connected)
 
     async def start(self) -> None:
-        """Begin to read, and wait until the log is up with the stream; without NATS, that comes once it is there.
-
-        Who listens from then on misses nothing.
-        """
-        await self._bus.subscribe(jobs.PROGRESS_SUBJECT, self._on_progress)
-        self._follower.start()
+        """Connect to NATS; without it, that comes once it is there."""
         self._heart = asyncio.create_task(self._beat(), name="live-heartbeat")
         await self._bus.connect()
-        if self._bus.connected:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.log.ready.wait(), _READY_SECONDS)
 
     async def close(self) -> None:
         """Stop reading."""
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+        await cancel([one for one in (self._heart, self._resting) if one is not None])
         await self._follower.close()
-        if self._heart is not None:
-            await cancel([self._heart])
         await self._bus.close()
+
+    # -- who listens ---------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Read the stream while somebody listens; who takes a place in the log from then on misses nothing."""
+        self._listeners += 1
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+        try:
+            await self._wake()
+            yield
+        finally:
+            self._listeners -= 1
+            if not self._listeners:
+                loop = asyncio.get_running_loop()
+                self._rest_timer = loop.call_later(_REST_SECONDS, self._begin_rest)
+
+    async def _wake(self) -> None:
+        async with self._turn:
+            if self._progress is None:
+                self._progress = await self._bus.subscribe(jobs.PROGRESS_SUBJECT, self._on_progress)
+                self._follower.start()
+        if self._bus.connected:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._begun.wait(), _BEGIN_SECONDS)
+
+    def _begin_rest(self) -> None:
+        self._rest_timer = None
+        self._resting = asyncio.create_task(self._rest(), name="live-rest")
+
+    async def _rest(self) -> None:
+        async with self._turn:
+            if self._listeners or self._progress is None:
+                return
+            await self._progress.unsubscribe()
+            await self._follower.close()
+            self._progress = None
+            self._begun.clear()
+            self.log.ready.clear()
 
     # -- what the follower tells ---------------------------------------------------------------------------------
 
-    def begin(self, first: int, last: int) -> int:
-        """Begin with the newest events, as many as are kept; with all of a stream that took the place of a lost one."""
-        begin = first if self.log.began_at else max(first, last - self._most + 1)
-        self.log.begin(begin - 1, last)
+    def begin(self, first: int, last: int, upcoming: int) -> int:
+        """Go on, or begin with the newest events; with all of a stream that took the place of one that was read."""
+        starts = not self._begun.is_set()
+        self._begun.set()
+        oldest = max(first, last - self._most + 1)
+        if starts and upcoming and upcoming >= oldest:
+            self.log.began_at = last
+            return upcoming
+        begin = oldest if starts else first
+        self.log.begin(begin - 1, last, first=starts)
         return begin
 
     def take(self, sequence: int, at: datetime, message: BusMessage) -> None:

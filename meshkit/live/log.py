@@ -126,20 +126,21 @@ class LiveLog:
         # Number up to which messages of unknown topics are not there.
         self._lost = 0
         self.newest = 0
-        # Number of the newest message when the log began: what is older is no news to those who come later.
+        # Number of the newest message when the reading began: what is older is no news to those who come later.
         self.began_at = 0
         # Set once everything that the stream holds stands here.
         self.ready = asyncio.Event()
 
-    def begin(self, lost: int, newest: int) -> None:
+    def begin(self, lost: int, newest: int, *, first: bool = False) -> None:
         """Forget all: what follows is what comes after a number.
 
         Args:
             lost: The number.
             newest: Number of the newest message that there is.
+            first: Whether those who read already have come for what is newer than that.
         """
         self.ready.clear()
-        first, self.began_at = not self.began_at, newest
+        self.began_at = newest
         for topic in self._topics.values():
             for reader in topic.readers if first else ():
                 reader.after = newest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -53,6 +53,28 @@ class SocketPath:
     scope: str
     mesh: bool = False
     job: str = ""
+
+
+class ClientSocket:
+    """One connection.
+
+    Args:
+        receive: Gives what the client says.
+        send: Takes what it is told.
+        protocol: Subprotocol that it is accepted with.
+    """
+
+    def __init__(self, receive: Receive, send: Send, protocol: str | None) -> None:
+        self.receive = receive
+        self.send = send
+        self._protocol = protocol
+        self._accepted = False
+
+    async def accept(self) -> None:
+        """Accept it, once."""
+        if not self._accepted:
+            self._accepted = True
+            await self.send({"type": "websocket.accept", "subprotocol": self._protocol})
 
 
 PATHS: Mapping[str, SocketPath] = {EVENTS: SocketPath(READ), SYSTEM_STATUS: SocketPath(OPERATOR, mesh=True)}
@@ -111,33 +133,38 @@ class EventSockets:
             await _refuse(send, 403, "Pages of this origin may not connect")
             return
         token, protocol = _credential(scope)
-        # Accepted before it is judged: a browser tells its page nothing of a refusal but the code of a close.
-        await send({"type": "websocket.accept", "subprotocol": protocol})
         started = time.monotonic()
         tracing.use(tracing.begin(header(scope, b"traceparent"), header(scope, b"x-request-id")))
-        cause = await self._converse(served, route, token, receive, send)
+        cause = await self._converse(served, route, token, ClientSocket(receive, send, protocol))
         _ended.labels(route, cause).inc()
         client = scope.get("client")
         seconds = round(time.monotonic() - started, 1)
         _log.info("socket", path=path, cause=cause, seconds=seconds, client=client[0] if client else None)
 
-    async def _converse(self, served: SocketPath, route: str, token: str, receive: Receive, send: Send) -> str:
+    async def _converse(self, served: SocketPath, route: str, token: str, socket: ClientSocket) -> str:
         try:
             caller = await self._guard.admit(f"Bearer {token}" if token else "", served.scope)
-            with ExitStack() as held:
-                reader = self._enter(served, route, caller, held)
+            async with AsyncExitStack() as held:
+                reader = await self._enter(served, route, caller, held)
+                # Nothing that happens from now on is missed.
+                await socket.accept()
                 check = partial(self._guard.check, caller.token, served.scope)
                 log = await self._job_log(caller.token, served.job) if served.job else None
-                return await LiveSession(receive, send, reader, check, self._context, log=log).run()
+                return await LiveSession(socket.receive, socket.send, reader, check, self._context, log=log).run()
         except MeshError as error:
             refused = error.kind in {ErrorKind.UNAUTHENTICATED, ErrorKind.FORBIDDEN, ErrorKind.EXHAUSTED}
             closing = ClosingError(REFUSED if refused else INTERNAL, error.message, "refused" if refused else "failed")
         except ClosingError as error:
             closing = error
+        except OSError:  # of a client that has left
+            return "left"
         except Exception:
             _log.exception("socket_failed", route=route)
             closing = ClosingError(INTERNAL, "Internal error", "failed")
-        await close(send, closing)
+        # Accepted to be refused: a browser tells its page nothing of a refusal but the code of a close.
+        with suppress(OSError):
+            await socket.accept()
+        await close(socket.send, closing)
         return closing.cause
 
     async def _job_log(self, token: str, job: str) -> JobLog:
@@ -149,12 +176,13 @@ class EventSockets:
             raise ClosingError(REFUSED, str(error), "refused") from None
         return JobLog(str(UUID(job)), [logs.text(**line) for line in told])
 
-    def _enter(self, served: SocketPath, route: str, caller: GatewayCaller, held: ExitStack) -> LiveReader:
+    async def _enter(self, served: SocketPath, route: str, caller: GatewayCaller, held: AsyncExitStack) -> LiveReader:
         own = OPERATORS if served.mesh else caller.tenant
         share = caller.principal.tenant
         if share:
             self._streams.enter(share)
             held.callback(self._streams.leave, share)
+        await held.enter_async_context(self.feed.listening())
         sees_mesh = not served.mesh and caller.principal.has(OPERATOR)
         reader = LiveReader(self.feed.log, own, OPERATORS if sees_mesh else "")
         held.callback(reader.close)

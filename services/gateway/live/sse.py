@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -62,9 +62,10 @@ class LiveStream:
         caller = await self._guard.admit(header(scope, b"authorization"), READ)
         wanted = WantedTypes(_patterns(Request(scope)))
         last = header(scope, b"last-event-id")
-        with ExitStack() as held:
+        async with AsyncExitStack() as held:
             self._streams.enter(caller.tenant)
             held.callback(self._streams.leave, caller.tenant)
+            await held.enter_async_context(self._feed.listening())
             reader = LiveReader(self._feed.log, caller.tenant, OPERATORS if caller.principal.has(OPERATOR) else "")
             held.callback(reader.close)
             gone = asyncio.ensure_future(until_gone(receive))

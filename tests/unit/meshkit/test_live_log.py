@@ -87,7 +87,7 @@ def test_what_was_missed_is_found_by_its_number() -> None:
 def test_what_is_older_than_the_log_is_no_news_to_who_came_before_it_was_read() -> None:
     log = LiveLog()
     early = LiveReader(log, "a")
-    log.begin(0, 3)
+    log.begin(0, 3, first=True)
     during = LiveReader(log, "a")
     keep(log, "a", 1, 2, 3, 4)
     assert read(early) == read(during) == [4]
