@@ -9,14 +9,26 @@ import grpc
 import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from atelier_cli.environment import given
+from meshkit.certificates import SETTINGS, CertificateError, CertificateFiles, dns_name, for_channel, read
 from meshkit.health import PROCESS
 
 _TIMEOUT_SECONDS: Final = 2.0
 
 
-def grpc_serves(address: str, service: str = "") -> bool:
-    """Whether the gRPC server at the address, or one of its services, reports SERVING."""
-    with grpc.insecure_channel(address) as channel:
+def grpc_serves(address: str, service: str = "", *, plain: bool = False) -> bool:
+    """Whether the gRPC server at the address, or one of its services, reports SERVING.
+
+    Args:
+        address: `host:port`.
+        service: Full name of the service, empty for the process.
+        plain: Whether it speaks plain text although the environment names a certificate.
+    """
+    try:
+        channel = grpc.insecure_channel(address) if plain else _channel(address)
+    except CertificateError:
+        return False
+    with channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(service=service), timeout=_TIMEOUT_SECONDS
@@ -24,6 +36,17 @@ def grpc_serves(address: str, service: str = "") -> bool:
         except grpc.RpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _channel(address: str) -> grpc.Channel:
+    """Return a channel to a process of this machine, with the certificate of the environment where it names one."""
+    certificate, key, authority = (given(name) for name in SETTINGS)
+    if not (certificate and key and authority):
+        return grpc.insecure_channel(address)
+    text = read(CertificateFiles(Path(certificate), Path(key), Path(authority)))
+    # The other side has the same certificate: the name in it counts, not the address of this machine.
+    options = [("grpc.ssl_target_name_override", dns_name(text.certificate))]
+    return grpc.secure_channel(address, for_channel(text), options=options)
 
 
 def reported_grpc_serves(file: Path, service: str = "") -> bool:
@@ -52,10 +75,16 @@ def main(protocol: str = "grpc") -> int:
     Returns:
         The exit status: 0 if it does.
     """
-    port = os.environ.get("ATELIER_LISTEN", "").rpartition(":")[2]
-    address = f"127.0.0.1:{port}"
-    serves = http_serves(f"http://{address}/health/live") if protocol == "http" else grpc_serves(address, PROCESS)
-    return 0 if serves else 1
+    own = _local(os.environ.get("ATELIER_LISTEN", ""))
+    if protocol == "http":
+        return 0 if http_serves(f"http://{own}/health/live") else 1
+    if asked := os.environ.get("ATELIER_HEALTH_LISTEN"):
+        return 0 if grpc_serves(_local(asked), PROCESS, plain=True) else 1
+    return 0 if grpc_serves(own, PROCESS) else 1
+
+
+def _local(listen: str) -> str:
+    return f"127.0.0.1:{listen.rpartition(':')[2]}"
 
 
 if __name__ == "__main__":

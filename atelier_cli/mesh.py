@@ -26,7 +26,7 @@ from atelier_cli.folder import Credentials, DataFolder, MeshRecord
 from atelier_cli.model import absolute
 from atelier_cli.providers import calls_itself, credentials_of_evaluation, credentials_of_providers
 from atelier_cli.trainer import TRAINED_MODELS
-from meshkit import topology
+from meshkit import certificates, topology
 from meshkit.catalog import OWN_PROVIDERS
 from meshkit.topology import CALLER, EVALUATION, GATEWAY, INFERENCE, TRAINER, ServiceSpec
 
@@ -218,6 +218,7 @@ def _service(  # noqa: PLR0917 -- what a mesh is laid out from
             "PYTHONUNBUFFERED": "1",
             # A worker starts its child by fork and exec; gRPC's handlers around a fork would only fill its log.
             "GRPC_ENABLE_FORK_SUPPORT": "0",
+            **_certificate(),
             "ATELIER_LISTEN": listen,
             "ATELIER_PORT_FILE": str(port_file),
             **({} if page is None else {"ATELIER_METRICS_PORT": str(page)}),
@@ -249,6 +250,11 @@ def _own_settings(
     if spec is topology.TRAINING and trained:
         own[TRAINED_MODELS] = ",".join(trained)
     return own
+
+
+def _certificate() -> dict[str, str]:
+    """Return the files of the mesh's certificate, by paths that hold wherever a process stands."""
+    return {name: str(Path(path).absolute()) for name in certificates.SETTINGS if (path := given(name))}
 
 
 def _probe(spec: ServiceSpec, listen: str, port_file: Path) -> Callable[[], bool]:

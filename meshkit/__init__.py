@@ -15,6 +15,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `cutouts`: names of the networks that remove backgrounds; `fashn`: FASHN's models, and what each takes
 - `server` `interceptors` `decoding` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and calls that
   travel together
+- `certificates`: by which a process belongs to the mesh
 - `health`: whether a service and what it stands on work
 - `estimates` `answers`: answers whose total is an estimate, or whose HTTP status is not 200
 - `db` `pipeline` `pipeline_pool` `migration` `outbox` `leadership` `idempotency`: PostgreSQL, which holds all state

@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import grpc
 from atelier.mesh.v1.bundle_service_pb2 import CarryRequest, CarryResponse
@@ -20,9 +20,13 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from meshkit import auth, bundling, idempotency, topology, tracing
 from meshkit.bundling import Bundler, NotBundledError
+from meshkit.certificates import CertificateText, MeshCertificate, for_channel
 from meshkit.errors import ErrorKind, MeshError, unavailable
 from meshkit.health import REPLICA
 from meshkit.status import from_rpc_error
+
+if TYPE_CHECKING:
+    from meshkit.config import MeshSettings
 
 _Stub = TypeVar("_Stub")
 _Response = TypeVar("_Response")
@@ -91,6 +95,8 @@ class MeshChannel:
         max_message_bytes: Largest message, either way.
         wait_for_ready: Whether calls wait for a connection, within their deadline, in place of failing at once.
         services: Full names of services whose reading methods are retried; all of the mesh where absent.
+        certificate: What it presents, and holds the service to; plain text where absent. When it was renewed, calls go
+            over new connections, and those under way end on the old ones.
     """
 
     def __init__(
@@ -102,19 +108,36 @@ class MeshChannel:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         wait_for_ready: bool = False,
         services: Sequence[str] | None = None,
+        certificate: MeshCertificate | None = None,
     ) -> None:
         self.target = target
         self._tokens = tokens
         self._deadline = default_deadline_seconds
         self._wait_for_ready = wait_for_ready
         retried = topology.grpc_services() if services is None else services
-        self._channel = grpc.aio.insecure_channel(target, options=_channel_options(target, max_message_bytes, retried))
-        self._bundles = self._channel.unary_stream(
-            bundling.PATH,
-            request_serializer=CarryRequest.SerializeToString,
-            response_deserializer=CarryResponse.FromString,
-        )
+        self._options = _channel_options(target, max_message_bytes, retried)
+        self._certificate = certificate
+        self._link = self._connect(None if certificate is None else certificate.text)
+        self._replaced: set[_Link] = set()
         self._bundler = Bundler(self._carry)
+
+    @classmethod
+    def from_settings(
+        cls, settings: MeshSettings, target: str, tokens: Callable[[], str] | None = None, **options: Any
+    ) -> Self:
+        """Open a channel of a service: with its limit of messages, and its certificate where it has one.
+
+        Args:
+            settings: The service's settings.
+            target: As for the class, as are the others.
+            tokens: As for the class.
+            **options: As for the class.
+
+        Raises:
+            CertificateError: A file of the certificate is of no use.
+        """
+        certificate = MeshCertificate.from_settings(settings)
+        return cls(target, tokens, max_message_bytes=settings.max_message_bytes, certificate=certificate, **options)
 
     def stub(self, stub: Callable[[grpc.aio.Channel], _Stub]) -> _Stub:
         """Return a generated stub on this channel.
@@ -137,7 +160,7 @@ class MeshChannel:
             MeshError: `UNAVAILABLE` after that time.
         """
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), timeout_seconds)
+            await asyncio.wait_for(self._current().channel.channel_ready(), timeout_seconds)
         except TimeoutError:
             raise unavailable("The service is not reachable") from None
 
@@ -147,7 +170,8 @@ class MeshChannel:
         Args:
             grace: Seconds that calls in flight may take.
         """
-        await self._channel.close(grace)
+        for link in (self._link, *self._replaced):
+            await link.channel.close(grace)
         await self._bundler.close()
 
     async def __aenter__(self) -> Self:
@@ -157,7 +181,25 @@ class MeshChannel:
         await self.close()
 
     def _carry(self, request: CarryRequest, timeout_seconds: float, metadata: Pairs) -> MeshStream[CarryResponse]:
-        return MeshStream(self._bundles(request, timeout=timeout_seconds, metadata=metadata))
+        link = self._current()
+        return MeshStream(link.follow(link.bundles(request, timeout=timeout_seconds, metadata=metadata)))
+
+    def _connect(self, text: CertificateText | None) -> _Link:
+        if self._certificate is None or text is None:
+            return _Link(grpc.aio.insecure_channel(self.target, options=self._options), None)
+        options = self._options
+        if self._certificate.server_name:
+            options = [*options, ("grpc.ssl_target_name_override", self._certificate.server_name)]
+        return _Link(grpc.aio.secure_channel(self.target, for_channel(text), options=options), text)
+
+    def _current(self) -> _Link:
+        """Return the link for the next call: another one when the certificate was renewed."""
+        if self._certificate is None or (text := self._certificate.text) is self._link.text:
+            return self._link
+        before, self._link = self._link, self._connect(text)
+        self._replaced.add(before)
+        before.replace(self._replaced.discard)
+        return self._link
 
     def _metadata(self, given: Iterable[tuple[str, str | bytes]] | None) -> Pairs:
         pairs = tuple(given or ())
@@ -172,6 +214,51 @@ class MeshChannel:
             if "x-request-id" not in names and trace.request_id != trace.trace_id:
                 pairs += (("x-request-id", trace.request_id),)
         return pairs
+
+
+class _Link:
+    """What calls go over.
+
+    Attributes:
+        channel: gRPC's channel.
+        text: The certificate that it presents; None in plain text.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, text: CertificateText | None) -> None:
+        self.channel = channel
+        self.text = text
+        self.bundles = channel.unary_stream(
+            bundling.PATH,
+            request_serializer=CarryRequest.SerializeToString,
+            response_deserializer=CarryResponse.FromString,
+        )
+        self._calls = 0
+        self._on_closed: Callable[[_Link], None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    def follow(self, call: Any) -> Any:
+        """Count a call until its end, where the link may be replaced meanwhile; return the call."""
+        if self.text is not None:
+            self._calls += 1
+            call.add_done_callback(self._ended)
+        return call
+
+    def replace(self, on_closed: Callable[[_Link], None]) -> None:
+        """Close it as soon as no call is on it any more."""
+        self._on_closed = on_closed
+        self._close_if_idle()
+
+    def _ended(self, _call: object) -> None:
+        self._calls -= 1
+        self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        if self._on_closed is not None and not self._calls and self._closing is None:
+            self._closing = asyncio.create_task(self._close(self._on_closed), name="replaced-link")
+
+    async def _close(self, on_closed: Callable[[_Link], None]) -> None:
+        await self.channel.close()
+        on_closed(self)
 
 
 class MeshStream(Generic[_Response]):
@@ -232,7 +319,7 @@ class _Facade:
     def unary_stream(self, path: str, **options: Any) -> Callable[..., MeshStream[Any]]:
         """Part of what generated code calls."""
         owner = self._owner
-        inner = owner._channel.unary_stream(path, **options)  # noqa: SLF001 -- parts of one class over two
+        callables = _Callables(lambda channel: channel.unary_stream(path, **options))
 
         def call(
             request: Any,
@@ -243,9 +330,29 @@ class _Facade:
         ) -> MeshStream[Any]:
             pairs = owner._metadata(metadata)  # noqa: SLF001 -- parts of one class over two
             ready = owner._wait_for_ready if wait_for_ready is None else wait_for_ready  # noqa: SLF001 -- parts of one class over two
-            return MeshStream(inner(request, timeout=timeout, metadata=pairs, wait_for_ready=ready))
+            link = owner._current()  # noqa: SLF001 -- parts of one class over two
+            running = callables.on(link)(request, timeout=timeout, metadata=pairs, wait_for_ready=ready)
+            return MeshStream(link.follow(running))
 
         return call
+
+
+class _Callables:
+    """A method's callable, made anew for each link.
+
+    Args:
+        make: Makes it for a channel.
+    """
+
+    def __init__(self, make: Callable[[grpc.aio.Channel], Callable[..., Any]]) -> None:
+        self._make = make
+        self._made: tuple[_Link, Callable[..., Any]] | None = None
+
+    def on(self, link: _Link) -> Callable[..., Any]:
+        """Return the callable for a link."""
+        if self._made is None or self._made[0] is not link:
+            self._made = (link, self._make(link.channel))
+        return self._made[1]
 
 
 class _Unary:
@@ -254,7 +361,7 @@ class _Unary:
     def __init__(self, owner: MeshChannel, path: str, options: Mapping[str, Any]) -> None:
         self._owner = owner
         self._path = path
-        self._inner = owner._channel.unary_unary(path, **options)  # noqa: SLF001 -- halves of one thing, here and below
+        self._callables = _Callables(lambda channel: channel.unary_unary(path, **options))
         self._write = options["request_serializer"]
         self._read = options["response_deserializer"]
         rule = _rule(path)
@@ -292,8 +399,10 @@ class _Unary:
 
     async def _alone(self, request: Any, left: float, pairs: Pairs, extras: _Extras) -> Any:
         try:
-            running = self._inner(request, timeout=left, metadata=pairs, wait_for_ready=extras.wait_for_ready)
-            response = await running
+            link = self._owner._current()  # noqa: SLF001 -- halves of one thing, here and below
+            inner = self._callables.on(link)
+            running = inner(request, timeout=left, metadata=pairs, wait_for_ready=extras.wait_for_ready)
+            response = await link.follow(running)
             if extras.trailing is not None:
                 extras.trailing(tuple(await running.trailing_metadata() or ()))
         except grpc.aio.AioRpcError as error:

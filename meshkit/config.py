@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -89,6 +89,29 @@ class MeshSettings(BaseSettings):
         description="Part of the traces that begin at a service and are recorded; a caller's own `traceparent` decides "
         "for its requests.",
     )
+    health_listen: str = Field(
+        default="",
+        description="Address that answers gRPC health checks in plain text, and nothing else, for probes that speak no "
+        "TLS; none if empty.",
+    )
+
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="File of the certificate (PEM) that this process shows and presents to others of the mesh by gRPC; "
+        "plain text where it has none.",
+    )
+    tls_key: Path | None = Field(default=None, description="File of the key of that certificate, without a passphrase.")
+    tls_authority: Path | None = Field(
+        default=None,
+        description="File of the authorities (PEM) that certificates of the mesh are from, both of callers and of "
+        "services.",
+    )
+    tls_server_name: str = Field(
+        default="",
+        description="Name that certificates of called services must bear in place of the host of their address, for "
+        "addresses that are lists.",
+    )
+
     shutdown_grace_seconds: float = Field(
         default=20.0, ge=0, description="How long calls in flight may take at a stop."
     )
@@ -213,6 +236,15 @@ class MeshSettings(BaseSettings):
         if value.lower() not in {"debug", "info", "warning", "error"}:
             raise ValueError("must be debug, info, warning or error")
         return value.lower()
+
+    @model_validator(mode="after")
+    def _whole_certificate(self) -> Self:
+        names = ("tls_certificate", "tls_key", "tls_authority")
+        missing = [name for name in names if getattr(self, name) is None]
+        if missing and len(missing) < len(names):
+            variables = " and ".join(f"{PREFIX}{name.upper()}" for name in missing)
+            raise ValueError(f"a certificate takes three settings: {variables} must be set too")
+        return self
 
     @property
     def answer_bytes(self) -> int:

@@ -15,6 +15,7 @@ from typing import NoReturn, Protocol, TypeVar
 
 import uvloop
 
+from meshkit.certificates import MeshCertificate
 from meshkit.config import PREFIX, MeshSettings
 from meshkit.errors import MeshError
 from meshkit.logging import configure, get_logger
@@ -90,6 +91,7 @@ def run_service(
 
     async def main(stack: AsyncExitStack, stop: asyncio.Event) -> None:
         given = settings()
+        MeshCertificate.from_settings(given)  # one of no use is told of before anything is started
         export_spans(given, service, stack)
         running = await start(given, stack)
         announce(running.address, given.port_file)

@@ -19,6 +19,7 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2_grpc
 
 from meshkit import auth, metrics
+from meshkit.certificates import MeshCertificate
 from meshkit.decoding import or_unreadable, require_readable
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.health import HealthServicer, PartStates
@@ -63,6 +64,7 @@ _IN_FLIGHT.set_function(lambda: float(sum(server.calls for server in _servers)))
 # before it reads the request.
 _SPARE_CALLS = 64
 _LEAVING_SECONDS = 0.5
+_PROBE_BYTES = 64 * 1024
 # Channels look a name up again when a connection ends, and so learn of replicas that came since. Calls and streams that
 # are under way go on over the old connection.
 _CONNECTION_AGE_MS = 120_000
@@ -146,6 +148,7 @@ class MeshServer:
         self._listen = listen or settings.listen
         self._grace = settings.shutdown_grace_seconds
         self._verifier = verifier
+        self._certificate = MeshCertificate.from_settings(settings)
         # Streams of followers last for hours: they leave half of the calls to others.
         self._limits = CallLimits(settings.max_concurrent_calls, settings.max_concurrent_calls // 2)
         self._followers = Followers()
@@ -166,6 +169,7 @@ class MeshServer:
         self._names = (*self.services, *self._serve_bundles())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _enable_reflection(self._names, self._server, None if settings.reflection_open else verifier)
+        self._probed = ProbedServer(self._health, settings.health_listen) if settings.health_listen else None
         self.port = 0
 
     @property
@@ -178,6 +182,11 @@ class MeshServer:
         """`host:port` in use, once started."""
         return f"{self._listen.rpartition(':')[0]}:{self.port}"
 
+    @property
+    def probed_port(self) -> int:
+        """Port that answers health checks in plain text, once started; 0 where there is none."""
+        return 0 if self._probed is None else self._probed.port
+
     async def start(self) -> int:
         """Start to serve.
 
@@ -185,15 +194,12 @@ class MeshServer:
             The port in use.
 
         Raises:
-            MeshError: `UNAVAILABLE` where the address is taken.
+            MeshError: `UNAVAILABLE` where an address is taken.
         """
-        try:
-            self.port = self._server.add_insecure_port(self._listen)
-        except RuntimeError:
-            self.port = 0
-        if not self.port:
-            raise MeshError(ErrorKind.UNAVAILABLE, f"Cannot listen on {self._listen}", reason="ADDRESS_IN_USE")
+        self.port = listen_on(self._server, self._listen, self._certificate)
         await self._server.start()
+        if self._probed is not None:
+            await self._probed.start()
         for name in ("", *self._names):
             await self.set_health(name, serving=True)
         await self._health.open()
@@ -221,6 +227,8 @@ class MeshServer:
         self._health.dismiss()
         self._followers.dismiss()
         await self._server.stop(self._grace if grace is None else grace)
+        if self._probed is not None:
+            await self._probed.stop()
         await self._health.close()
 
     def _serve_bundles(self) -> tuple[str, ...]:
@@ -268,6 +276,59 @@ def _aborting(serve: Behaviour) -> Behaviour:
             await abort(context, error)
 
     return call
+
+
+class ProbedServer:
+    """Answers health checks in plain text, for probes that speak no TLS, and nothing else.
+
+    Args:
+        health: What answers.
+        listen: `host:port`; port 0 lets the system choose.
+    """
+
+    def __init__(self, health: HealthServicer, listen: str) -> None:
+        self._listen = listen
+        self._server = grpc.aio.server(
+            options=server_options(_PROBE_BYTES, _PROBE_BYTES), maximum_concurrent_rpcs=_SPARE_CALLS
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
+        self.port = 0
+
+    async def start(self) -> None:
+        """Start to answer.
+
+        Raises:
+            MeshError: `UNAVAILABLE` where the address is taken.
+        """
+        self.port = listen_on(self._server, self._listen, None)
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Close."""
+        await self._server.stop(0)
+
+
+def listen_on(server: grpc.aio.Server, listen: str, certificate: MeshCertificate | None) -> int:
+    """Have a server listen, and return the port in use.
+
+    Args:
+        server: The server, not yet started.
+        listen: `host:port`; port 0 lets the system choose.
+        certificate: What it shows, and asks clients for; plain text where absent.
+
+    Raises:
+        MeshError: `UNAVAILABLE` where the address is taken.
+    """
+    try:
+        if certificate is None:
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, certificate.for_server())
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise MeshError(ErrorKind.UNAVAILABLE, f"Cannot listen on {listen}", reason="ADDRESS_IN_USE")
+    return port
 
 
 def server_options(max_message_bytes: int, max_request_bytes: int) -> list[tuple[str, Any]]:

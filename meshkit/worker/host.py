@@ -189,7 +189,7 @@ class WorkerHost:
         bus = Bus(settings.nats_url.get_secret_value())
         stack.push_async_callback(bus.close)
         tokens = _tokens(settings, queues)
-        channel = MeshChannel(settings.tasks_address, tokens, max_message_bytes=settings.max_message_bytes)
+        channel = MeshChannel.from_settings(settings, settings.tasks_address, tokens)
         stack.push_async_callback(channel.close)
         loras = LoraCache(
             objects,
@@ -239,7 +239,7 @@ class WorkerHost:
     def channel_to(self, address: str) -> MeshChannel:
         """Open a channel to another service, which the worker calls by its own token."""
         settings = self._settings
-        channel = MeshChannel(address, self._tokens, max_message_bytes=settings.max_message_bytes)
+        channel = MeshChannel.from_settings(settings, address, self._tokens)
         self._stack.push_async_callback(channel.close)
         return channel
 

@@ -206,11 +206,8 @@ def _lora_uploads(
 
 
 def _channel(settings: GatewaySettings, stack: AsyncExitStack, address: str, services: list[str]) -> MeshChannel:
-    channel = MeshChannel(
-        address,
-        default_deadline_seconds=settings.rpc_timeout_seconds,
-        max_message_bytes=settings.max_message_bytes,
-        services=services,
+    channel = MeshChannel.from_settings(
+        settings, address, default_deadline_seconds=settings.rpc_timeout_seconds, services=services
     )
     stack.push_async_callback(channel.close)
     return channel

@@ -12,6 +12,7 @@ from atelier.monitoring.v1 import loops_pb2, system_service_pb2_grpc
 from meshkit import db as meshdb
 from meshkit.auth import ServiceTokens
 from meshkit.bus import Bus, BusMessage
+from meshkit.certificates import CertificateFiles, MeshCertificate
 from meshkit.channel import MeshChannel
 from meshkit.db import Database
 from meshkit.health import HealthPart, PartStates
@@ -116,19 +117,25 @@ async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> Monitori
 
 async def _scaler(settings: MonitoringSettings, stack: AsyncExitStack) -> ScalerServer:
     tokens = ServiceTokens.from_settings(settings, MONITORING.role, MONITORING.scopes)
-    channel = MeshChannel(settings.tasks_address, tokens.token)
+    channel = MeshChannel.from_settings(settings, settings.tasks_address, tokens.token)
     stack.push_async_callback(channel.close)
     scaler = ScalerServer(
         ScalerDesk(SchedulersDemand(channel).read),
         settings.scaler_listen,
-        certificate=settings.scaler_certificate,
-        key=settings.scaler_key,
-        client_authority=settings.scaler_client_ca,
+        certificate=_scaler_certificate(settings),
         grace_seconds=settings.shutdown_grace_seconds,
     )
     await scaler.start()
     stack.push_async_callback(scaler.stop)
     return scaler
+
+
+def _scaler_certificate(settings: MonitoringSettings) -> MeshCertificate | None:
+    certificate, key, authority = settings.scaler_certificate, settings.scaler_key, settings.scaler_client_ca
+    if certificate is None or key is None or authority is None:
+        return None
+    names = ("ATELIER_SCALER_CERTIFICATE", "ATELIER_SCALER_KEY", "ATELIER_SCALER_CLIENT_CA")
+    return MeshCertificate(CertificateFiles(certificate, key, authority, names))
 
 
 def _addresses(settings: MonitoringSettings) -> dict[str, str]:
@@ -140,6 +147,6 @@ def _addresses(settings: MonitoringSettings) -> dict[str, str]:
 
 
 def _channel(settings: MonitoringSettings, stack: AsyncExitStack, tokens: ServiceTokens, address: str) -> MeshChannel:
-    channel = MeshChannel(address, tokens.token, max_message_bytes=settings.max_message_bytes)
+    channel = MeshChannel.from_settings(settings, address, tokens.token)
     stack.push_async_callback(channel.close)
     return channel

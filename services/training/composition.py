@@ -77,7 +77,7 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
     bus = Bus(settings.nats_url.get_secret_value())
     await bus.connect()
     stack.push_async_callback(bus.close)
-    channel = MeshChannel(settings.tasks_address, tokens.token, max_message_bytes=settings.max_message_bytes)
+    channel = MeshChannel.from_settings(settings, settings.tasks_address, tokens.token)
     stack.push_async_callback(channel.close)
     objects = ObjectStore.from_settings(settings)
     stack.push_async_callback(objects.close)

@@ -73,16 +73,14 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
     bus = Bus(settings.nats_url.get_secret_value())
     await bus.connect()
     stack.push_async_callback(bus.close)
-    channel = MeshChannel(settings.tasks_address, tokens.token, max_message_bytes=settings.max_message_bytes)
+    channel = MeshChannel.from_settings(settings, settings.tasks_address, tokens.token)
     stack.push_async_callback(channel.close)
 
     store = PostgresWorkflowStore(database, page_bytes=settings.answer_bytes)
     tasks = TaskCalls(channel, catalog_ttl_seconds=settings.catalog_ttl_seconds)
     relay = Relay(database, bus)
     stack.push_async_callback(relay.close)
-    training_channel = MeshChannel(
-        settings.training_address, tokens.token, max_message_bytes=settings.max_message_bytes
-    )
+    training_channel = MeshChannel.from_settings(settings, settings.training_address, tokens.token)
     stack.push_async_callback(training_channel.close)
     executor = WorkflowExecutor(
         store,

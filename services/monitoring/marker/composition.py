@@ -34,7 +34,7 @@ async def start(settings: MarkerSettings, stack: AsyncExitStack) -> MarkerRuntim
         stack: Closed in reverse order at the end.
     """
     tokens = ServiceTokens.from_settings(settings, MARKER.role, MARKER.scopes)
-    channel = MeshChannel(settings.tasks_address, tokens.token)
+    channel = MeshChannel.from_settings(settings, settings.tasks_address, tokens.token)
     stack.push_async_callback(channel.close)
     pods = PodApi(
         settings.kubernetes_url,

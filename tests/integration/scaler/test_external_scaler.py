@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from meshkit.certificates import CertificateFiles, MeshCertificate
 from meshkit.errors import unavailable
 from services.monitoring.scaler.answers import QueueState
 from services.monitoring.scaler.server import ScalerServer
@@ -69,9 +70,9 @@ Serve = Callable[..., Awaitable[ScalerServer]]
 async def serve(scheduler: Scheduler, clock: Clock) -> AsyncIterator[Serve]:
     servers = []
 
-    async def begin(listen: str = "127.0.0.1:0", **files: Path) -> ScalerServer:
+    async def begin(listen: str = "127.0.0.1:0", certificate: MeshCertificate | None = None) -> ScalerServer:
         desk = ScalerDesk(scheduler.read, clock=clock, read_seconds=0.2, watch_seconds=0.02)
-        server = ScalerServer(desk, listen, grace_seconds=0.2, **files)
+        server = ScalerServer(desk, listen, certificate=certificate, grace_seconds=0.2)
         await server.start()
         servers.append(server)
         return server
@@ -206,7 +207,7 @@ async def test_mutual_tls_lets_only_clients_of_the_authority_in_and_takes_renewe
     scheduler.has(waiting=1, slots=4.0)
     ours, strange = Authority(tmp_path, "ours"), Authority(tmp_path, "strange")
     certificate, key = ours.issue("monitoring")
-    server = await serve(certificate=certificate, key=key, client_authority=ours.file)
+    server = await serve(certificate=MeshCertificate(CertificateFiles(certificate, key, ours.file)))
     assert (await keda(server, credentials=credentials(ours, ours.issue("keda"))).poll()).replicas() == 1
     for bearer in (None, strange.issue("intruder")):
         with pytest.raises(grpc.aio.AioRpcError) as refused:

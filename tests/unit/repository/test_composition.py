@@ -31,3 +31,20 @@ def test_main_only_calls_it(spec: topology.ServiceSpec) -> None:
     assert all(isinstance(one, ast.Import | ast.ImportFrom) for one in statements)
     assert isinstance(last, ast.If)
     assert [ast.unparse(one).partition("(")[0] for one in last.body] == ["lifecycle.run_service"]
+
+
+def test_services_open_their_channels_and_ports_with_the_certificate_of_their_settings() -> None:
+    """A channel made of its parts, or a port of gRPC's own, would speak plain text in a mesh with certificates."""
+    bare = ("MeshChannel", "insecure_channel", "secure_channel", "add_insecure_port", "add_secure_port")
+    found = {
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in ("services", "meshkit/worker")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and (
+            ast.unparse(node.func) in bare
+            or ast.unparse(node.func).endswith((".add_insecure_port", ".add_secure_port"))
+        )
+    }
+    assert found == set(), "use MeshChannel.from_settings, and build_server or listen_on"
