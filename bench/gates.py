@@ -126,17 +126,17 @@ def _processor_seconds() -> float:
     return used
 
 
-async def fill(store: PostgresTaskStore, provider: str, count: int) -> None:
-    """Write waiting tasks of ten tenants."""
+async def fill(store: PostgresTaskStore, provider: str, count: int, *, task_type: str = TYPE, queue: str = "") -> None:
+    """Write waiting tasks of ten tenants, in the provider's own queue unless another is named."""
     for first in range(0, count, 100):
         creations = []
         for number in range(first, min(count, first + 100)):
             record = new_task(
                 task_id=time_ordered_id(datetime.now(UTC)),
                 tenant=f"t{number % 10}",
-                task_type=TYPE,
+                task_type=task_type,
                 priority=0,
-                queue_name=provider,
+                queue_name=queue or provider,
                 provider_type=provider,
                 now=datetime.now(UTC),
                 origin_instance="bench",
