@@ -1,8 +1,8 @@
 """How many tasks are leased and completed a second, by replicas and by workers, and how soon an idle worker gets one.
 
-Replicas of the tasks service, PostgreSQL with fsync on, NATS and the workers are processes of this machine; the workers
-are simulated (`bench.simulated_workers`). The first table takes tasks that wait already, so that nothing but dispatch is
-measured; the second creates them at a steady rate while all workers wait.
+Replicas of the tasks service, PostgreSQL with fsync on, NATS and the simulated workers (`bench.simulated_workers`) are
+processes of this machine. The first table takes tasks that wait already, so that nothing but dispatch is measured; the
+second creates them at a steady rate while all workers wait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import psutil
 import psycopg
@@ -89,8 +89,12 @@ class DispatchFigures:
     lost: int = 0
     left: int = 0
 
+    def microseconds(self, part: str) -> float:
+        """Return what a task takes of the processor in a part."""
+        return self.cores[part] / max(self.completed, 1e-9) * 1e6
+
     def limit(self, replicas: int) -> str:
-        """What has nothing left: the machine, or a process that has one thread."""
+        """Name what has nothing left: the machine, or a process that has one thread."""
         found = []
         if sum(self.cores.values()) >= _SPENT * (os.cpu_count() or 1):
             found.append("the machine")
@@ -125,7 +129,7 @@ class DispatchStack:
         )
         self._running: list[RunningServer] = []
 
-    def __enter__(self) -> DispatchStack:
+    def __enter__(self) -> Self:
         for server in (self.postgres, self.nats, self.store):
             self._running.append(RunningServer(server))
             self._running[-1].start()
@@ -312,7 +316,7 @@ def rates(stack: DispatchStack, given: argparse.Namespace) -> None:
             found = stack.measure(case)
             print(json.dumps({"measured": "rate", **asdict(case), **asdict(found)}), flush=True)
             parts = " | ".join(f"{found.cores[part]:.2f}" for part in ("postgres", "tasks", "workers", "nats"))
-            each = " | ".join(f"{found.cores[part] / max(found.completed, 1e-9) * 1e6:.0f}" for part in ("postgres", "tasks"))
+            each = " | ".join(f"{found.microseconds(part):.0f}" for part in ("postgres", "tasks"))
             lines.append(
                 f"| {replicas} | {workers} | {found.leased:.0f} | {found.completed:.0f} | {parts} | {each} | "
                 f"{found.limit(replicas)}{'' if found.left else ', no task left'} |"

@@ -1,7 +1,8 @@
 """Workers as the tasks service sees them, many in one process: sessions, polls, heartbeats and completions by gRPC.
 
-None has a device: an attempt ends in the moment in which its lease arrives. A run writes lines of JSON: `ready` once all
-sessions are open, then, after a line on standard input and the seconds of warming up, `begun`, and at last its figures.
+None has a device: an attempt ends in the moment in which its lease arrives. A run writes lines of JSON: `ready` once
+all sessions are open, then, after a line on standard input and the seconds of warming up, `begun`, and at last its
+figures.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -88,10 +90,11 @@ class SimulatedFleet:
         self._running: list[asyncio.Task[None]] = []
         self._sessions: list[tuple[Any, str, float]] = []
         self._arrived: dict[str, float] = {}
+        self._news = asyncio.Event()
         self.figures = FleetFigures()
 
     def _channel(self) -> grpc.aio.Channel:
-        config = {"loadBalancingConfig": [{"round_robin": {}}]}
+        config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.service_config", json.dumps(config))]
         self._channels.append(grpc.aio.insecure_channel(self._target, options=options))
         return self._channels[-1]
@@ -140,9 +143,11 @@ class SimulatedFleet:
             for number in range(int(rate * seconds)):
                 await asyncio.sleep(begun + number / rate - time.perf_counter())
                 group.create_task(one())
-        until = time.perf_counter() + _LATE_SECONDS
-        while not created.keys() <= self._arrived.keys() and time.perf_counter() < until:
-            await asyncio.sleep(0.05)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LATE_SECONDS):
+                while not created.keys() <= self._arrived.keys():
+                    self._news.clear()
+                    await self._news.wait()
         came = [(self._arrived[name], *times) for name, times in created.items() if name in self._arrived]
         self.figures.sent_ms = sorted((at - sent) * 1e3 for at, sent, _ in came)
         self.figures.answered_ms = sorted((at - answered) * 1e3 for at, _, answered in came)
@@ -182,18 +187,19 @@ class SimulatedFleet:
             self._arrived[lease.job_id] = now
             ref = AttemptRef(job_id=lease.job_id, attempt=lease.attempt)
             completions.append(Completion(ref=ref, result=task_pb2.TaskResult()))
+        self._news.set()
         request = CompleteManyRequest(session_id=session, completions=completions)
         await stub.CompleteMany(request, metadata=self._worker, timeout=30)
         self.figures.completed += len(leases)
 
     async def _beat(self, stub: Any, session: str, interval: float) -> None:
-        await asyncio.sleep(random.uniform(0, interval))  # noqa: S311 -- spreads the fleet, not a secret
+        await asyncio.sleep(random.uniform(0, interval))
         while True:
             try:
                 await stub.Heartbeat(HeartbeatRequest(session_id=session), metadata=self._worker, timeout=10)
             except grpc.aio.AioRpcError:
                 self.figures.errors += 1
-            await asyncio.sleep(interval * random.uniform(0.9, 1.0))  # noqa: S311 -- spreads the fleet, not a secret
+            await asyncio.sleep(interval * random.uniform(0.9, 1.0))
 
 
 async def run(given: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ class Poll:
         registered: Whether the database knows of the poll.
         busy: Whether a round works for it; others pass it over.
         missed: Queues whose round passed it over meanwhile.
+        resting: Whether its worker took nothing, when a round looked at it last: it drains, or is cordoned.
         superseded: Whether its worker polls again; a round that works for it may still answer it.
         lanes: What its worker serves.
         full_tenants: Tenants that hold their share of the worker, and are given nothing by this poll.
@@ -32,6 +33,7 @@ class Poll:
     registered: bool = False
     busy: bool = False
     missed: set[str] = field(default_factory=set)
+    resting: bool = False
     superseded: bool = False
     lanes: frozenset[str] = field(init=False)
 

@@ -52,6 +52,10 @@ class DispatchRound:
     those lanes alone that they admit something from, and locks them; when it finds all at rest, the next one trusts. A
     round that trusts admits its calls at the moment of that look: what opens a breaker later counts for the next one.
 
+    A round asks no more polls than there is work, and those last that took nothing when they were looked at before.
+    With a thousand idle workers it would else lock a thousand sessions for one task. Where one of them takes nothing,
+    the next round is thorough and asks all.
+
     Only `Scheduler._serve` makes a round, and only `TaskStore.run_round` runs it, once.
 
     Args:
@@ -63,6 +67,7 @@ class DispatchRound:
         limits: What the gates of providers are held to.
         first_lane: Where to begin among the lanes of providers.
         watchful: Whether gates are read, and locked.
+        thorough: Whether all polls are asked, however little work there is.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class DispatchRound:
         limits: ProviderLimits,
         first_lane: str = "",
         watchful: bool = False,
+        thorough: bool = False,
     ) -> None:
         self.queue = queue
         self.polls = polls
@@ -84,8 +90,9 @@ class DispatchRound:
         self.granted: list[TaskRecord] = []
         self.again = False
         self.held = False
-        self._confirmed: set[Poll] = set()
-        self._draining: set[Poll] = set()
+        self.thorough = thorough
+        # Polls whose session was looked at, and whether it takes nothing.
+        self.resting: dict[Poll, bool] = {}
         self._costs = costs
         self._weights = weights
         self._answer_bytes = answer_bytes
@@ -166,11 +173,9 @@ class DispatchRound:
             if noted is None:
                 self.refused.append(poll)
                 continue
-            self._confirmed.add(poll)
+            self.resting[poll] = noted.draining
             if noted.leases:
                 self.answers[poll] = list(noted.leases)
-            if noted.draining:
-                self._draining.add(poll)
 
     def _confirm(self, asked: Sequence[Poll], confirmed: Mapping[PollEntry, bool]) -> None:
         """Refuse polls whose session ended, or polled elsewhere, while they were parked; keep draining ones waiting.
@@ -182,29 +187,36 @@ class DispatchRound:
             if draining is None:
                 self.refused.append(poll)
                 continue
-            self._confirmed.add(poll)
             # To refuse it would end its session and the attempts it still runs: it waits until its time is over.
-            if draining:
-                self._draining.add(poll)
+            self.resting[poll] = draining
 
-    def _open(self) -> list[Poll]:
-        """Return the polls that may be given work."""
+    def _open(self, polls: Sequence[Poll]) -> list[Poll]:
+        """Return those that may be given work."""
+        refused = set(self.refused)
         return [
             poll
-            for poll in self.polls
-            if poll not in self.answers and poll not in self.refused and poll not in self._draining
+            for poll in polls
+            if poll not in self.answers and poll not in refused and not self.resting.get(poll, False)
         ]
 
+    def _asked(self, polls: Sequence[Poll], work: int) -> Sequence[Poll]:
+        """Choose whom to serve: as many as there is work, unless the round is thorough or some take not everything."""
+        if self.thorough or work >= len(polls) or any(poll.full_tenants for poll in polls):
+            return polls
+        return sorted(polls, key=lambda poll: poll.resting)[:work]
+
     async def _serve(self, store: RoundStore, lanes: Sequence[str], contenders: Sequence[Contender]) -> None:
-        polls = self._open()
-        if not polls:
+        parked = self._open(self.polls)
+        if not parked:
             return
         # Another replica may have served these tenants before the queue was held: the next round sees the others.
-        wanted = self._share(contenders, polls)
+        wanted = self._share(contenders, parked)
         if not wanted:
             return
+        work = sum(wanted.values())
+        polls = self._asked(parked, work)
         ahead = LOOK_AHEAD if any(poll.warm for poll in polls) else 0
-        asked = [poll for poll in self.polls if poll not in self._confirmed and poll not in self.refused]
+        asked = [poll for poll in polls if poll not in self.resting]
         held = await store.hold(
             [_entry(poll) for poll in asked],
             {name: n + ahead for name, n in wanted.items()},
@@ -219,8 +231,12 @@ class DispatchRound:
         if held.restless:
             self.watchful = self.again = True
             return
-        polls = self._open()
+        served = self._open(polls)
+        # Others may take what these do not: the next round asks them too.
+        self.thorough = len(served) < len(polls) < len(parked)
+        polls = served
         if not polls:
+            self.again = self.thorough
             return
         contenders = self._admitted(held.contenders)
         waiting: dict[str, list[Candidate]] = {}
@@ -229,8 +245,12 @@ class DispatchRound:
         counted = {contender.tenant for contender in contenders}
         empty = [tenant for tenant in wanted if tenant in counted and tenant not in waiting]
         passed_over = not self._share(contenders, polls).keys() <= wanted.keys()
-        self.again = bool(empty) or passed_over
-        grants, owners, virtual_time = self._choose(contenders, waiting, polls)
+        self.again = bool(empty) or passed_over or self.thorough
+        spared = len(polls) < len(parked)
+        most = min(work, _capacity(polls)) if spared else _capacity(polls)
+        grants, owners, virtual_time = self._choose(contenders, waiting, polls, most)
+        # What came meanwhile is for idle workers, before these get more than their first.
+        self.again = self.again or (spared and any(waiting.values()))
         if empty:
             await store.recount(empty, list(waiting))
         if not grants:
@@ -257,8 +277,9 @@ class DispatchRound:
         contenders: Sequence[Contender],
         waiting: dict[str, list[Candidate]],
         polls: Sequence[Poll],
+        most: int,
     ) -> tuple[list[Grant], dict[UUID, Poll], float]:
-        """Deal tasks out in the order of their tenants' virtual time, to the polls in turn."""
+        """Deal so many tasks out in the order of their tenants' virtual time, to the polls in turn."""
         clocks = {contender.tenant: contender.virtual_time for contender in contenders if contender.tenant in waiting}
         heap = [(clock, tenant) for tenant, clock in clocks.items()]
         heapq.heapify(heap)
@@ -266,9 +287,8 @@ class DispatchRound:
         grants: list[Grant] = []
         owners: dict[UUID, Poll] = {}
         latest = 0.0
-        capacity = _capacity(polls)
         self._drop_refused(waiting)
-        while heap and turns and len(grants) < capacity:
+        while heap and turns and len(grants) < most:
             clock, tenant = heapq.heappop(heap)
             if not waiting[tenant]:
                 continue

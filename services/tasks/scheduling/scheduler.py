@@ -79,6 +79,7 @@ class Scheduler:
         # gate opens by itself.
         self._lanes: dict[str, str] = {}
         self._watchful: dict[str, bool] = {}
+        self._thorough: dict[str, bool] = {}  # whether the next round asks all polls
         self._openings: dict[str, asyncio.TimerHandle] = {}
         self._polls: dict[str, list[Poll]] = {}
         self._events: dict[str, asyncio.Event] = {}
@@ -235,6 +236,7 @@ class Scheduler:
             limits=self._limits,
             first_lane=self._lanes.get(queue, ""),
             watchful=self._watchful.get(queue, False),
+            thorough=self._thorough.get(queue, False),
         )
         try:
             await self._store.run_round(queue, work.run)
@@ -262,6 +264,7 @@ class Scheduler:
                 poll.answer.set_result(leases)
         for poll in work.polls:
             poll.registered = True
+            poll.resting = work.resting.get(poll, poll.resting)
         if work.granted:
             _count(queue, work.granted)
             self._on_events()
@@ -271,6 +274,7 @@ class Scheduler:
             asyncio.get_running_loop().call_later(HELD_SECONDS, self.wake, queue)
         self._lanes[queue] = work.next_lane
         self._watchful[queue] = work.watchful
+        self._thorough[queue] = work.thorough
         for provider, broken in work.refused_by_gates:
             _REFUSALS.labels(provider, "breaker" if broken else "limit").inc()
         self._wake_at_opening(queue, work.gates_open_in)

@@ -3,16 +3,19 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import pytest
+from atelier.tasks.v1.worker_service_pb2 import Lease
 
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import ErrorKind, MeshError
 from services.tasks.domain import TaskRecord
 from services.tasks.postgres.rounds import CANDIDATES, PostgresRound
 from services.tasks.postgres.store import PostgresTaskStore
-from services.tasks.store import Grant
+from services.tasks.store import Grant, HeldRound, PollEntry
 from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, until, waits_for_lock
 
 Body = Callable[[PostgresRound], Awaitable[None]]
@@ -82,6 +85,39 @@ async def test_a_task_that_someone_holds_keeps_the_next_one_waiting_only_shortly
     assert time.perf_counter() - begun < 0.5
 
 
+async def test_a_task_asks_for_no_more_of_the_idle_workers_than_take_it(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polls = await idle(mesh, 12)
+    hold, asked = PostgresRound.hold, []
+
+    async def noting(work: PostgresRound, entries: Sequence[PollEntry], *others: Any, **more: Any) -> HeldRound:
+        asked.append(len(entries))
+        return await hold(work, entries, *others, **more)
+
+    monkeypatch.setattr(PostgresRound, "hold", noting)
+    task = await mesh.create()
+    done, waiting = await asyncio.wait(polls, return_when=asyncio.FIRST_COMPLETED)
+    assert [lease.job_id for poll in done for lease in poll.result()] == [task.id]
+    assert asked
+    assert max(asked) <= 1
+    await end(waiting)
+
+
+async def test_workers_that_were_cordoned_while_they_waited_keep_no_task_from_others(mesh: Mesh) -> None:
+    *others, third, fourth = await idle(mesh, 4)
+    for name in ("w0", "w1", "w2"):
+        await mesh.running.scaling.cordon(name)
+    task = await mesh.create()
+    assert [lease.job_id for lease in await fourth] == [task.id]
+    # Those before it are known to take nothing, and so was this one.
+    await mesh.running.scaling.uncordon("w2")
+    task = await mesh.create()
+    assert [lease.job_id for lease in await third] == [task.id]
+    assert not any(poll.done() for poll in others)
+    await end(others)
+
+
 async def test_a_poll_that_was_not_noted_is_asked_again_after_a_stop(start_mesh: StartMesh) -> None:
     stopping, staying = await start_mesh(), await start_mesh()
     workers = [await stopping.worker(name=f"w/{number}") for number in range(2)]
@@ -111,6 +147,27 @@ async def test_rounds_read_by_index_whatever_the_table_was_when_they_were_planne
     await PostgresTaskStore(mesh.running.database).run_round("inference", explain)
     assert "tasks_waiting" in plans[0]
     assert "Seq Scan" not in plans[0]
+
+
+async def idle(mesh: Mesh, count: int) -> list[asyncio.Task[list[Lease]]]:
+    """Polls of so many workers, `w0` and on, which wait in this order."""
+    polls = []
+    for number in range(count):
+        worker = await mesh.worker(name=f"w{number}")
+        polls.append(asyncio.create_task(worker.lease(wait=30)))
+        await until(partial(noted_by, mesh, number + 1))
+    return polls
+
+
+async def end(polls: Iterable[asyncio.Task[list[Lease]]]) -> None:
+    for poll in polls:
+        poll.cancel()
+    await asyncio.gather(*polls, return_exceptions=True)
+
+
+async def noted_by(mesh: Mesh, count: int) -> bool:
+    [[found]] = await mesh.rows("SELECT count(*) FROM sessions WHERE sequence = 1")
+    return bool(found == count)
 
 
 async def parked(mesh: Mesh, count: int) -> bool:
