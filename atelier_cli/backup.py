@@ -26,9 +26,9 @@ from psycopg import conninfo, sql
 
 from atelier_cli.errors import CliError
 from meshkit.catalog import TASK_TYPES
-from meshkit.topology import SERVICES
+from meshkit.topology import OPTIONAL, SERVICES
 
-SCHEMAS: Final = tuple(spec.schema for spec in SERVICES if spec.schema)
+SCHEMAS: Final = tuple(spec.schema for spec in (*SERVICES, *OPTIONAL) if spec.schema)
 SETTINGS: Final = (
     "ATELIER_DATABASE_URL",
     *(f"ATELIER_S3_{name}" for name in ("ENDPOINT", "ACCESS_KEY", "SECRET_KEY", "SECURE", "REGION", "BUCKET")),

@@ -84,6 +84,7 @@ class MeshRecord:
         providers: Providers that a worker of their own calls.
         trained: Names of the models that its trainer trains; empty where that is not known.
         prometheus: The program of the Prometheus that reads its pages; empty where there is none.
+        cameras: Folder whose folders are cameras; empty where photos are not captured.
     """
 
     pid: int
@@ -96,6 +97,7 @@ class MeshRecord:
     providers: tuple[str, ...] = ()
     trained: tuple[str, ...] = ()
     prometheus: str = ""
+    cameras: str = ""
 
     @property
     def gateway_url(self) -> str:

@@ -28,10 +28,11 @@ from atelier_cli.providers import calls_itself, credentials_of_evaluation, crede
 from atelier_cli.trainer import TRAINED_MODELS
 from meshkit import certificates, topology
 from meshkit.catalog import OWN_PROVIDERS
-from meshkit.topology import CALLER, EVALUATION, GATEWAY, INFERENCE, TRAINER, ServiceSpec
+from meshkit.topology import CALLER, CAPTURE, EVALUATION, GATEWAY, INFERENCE, TRAINER, ServiceSpec
 
 DEFAULT_GATEWAY_PORT: Final = GATEWAY.port
 _S3_PARTS: Final = tuple(S3Ports.__dataclass_fields__)
+CAMERA_ROOT: Final = "ATELIER_CAMERA_ROOT"
 _PROMETHEUS_URL: Final = "ATELIER_PROMETHEUS_URL"
 
 _EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 -- compared with, not bound
@@ -51,9 +52,9 @@ def _port_names() -> tuple[str, ...]:
     """Names of the ports that a mesh needs beside its gateway's."""
     return (
         *("nats", "postgres", PrometheusServer.name),
-        *(spec.role for spec in topology.addressed()),
+        *(spec.role for spec in (*topology.addressed(), *topology.OPTIONAL)),
         *(f"s3_{part}" for part in _S3_PARTS),
-        *(f"metrics_{spec.role}" for spec in (*topology.SERVICES, CALLER)),
+        *(f"metrics_{spec.role}" for spec in (*topology.SERVICES, *topology.OPTIONAL, CALLER)),
     )
 
 
@@ -139,6 +140,23 @@ def choose_ports(wanted: int | None, last: MeshRecord | None) -> tuple[int, dict
     return gateway, kept | dict(zip(missing, new, strict=False))
 
 
+def chosen_cameras(named: Path | None) -> str:
+    """Return the folder whose folders are cameras, as a whole path; empty where photos are not captured.
+
+    Args:
+        named: The folder that the caller names; the environment's where absent.
+
+    Raises:
+        CliError: It is no folder.
+    """
+    chosen = named or (Path(setting) if (setting := given(CAMERA_ROOT)) else None)
+    if chosen is None:
+        return ""
+    if not chosen.is_dir():
+        raise CliError(f"{chosen} is no folder: make it, with a folder for each camera.", ExitCode.USAGE)
+    return str(chosen.resolve())
+
+
 def plan(
     folder: DataFolder,
     credentials: Credentials,
@@ -149,6 +167,7 @@ def plan(
     trainer: bool = True,
     trained: Sequence[str] = (),
     prometheus: str = "",
+    cameras: str = "",
 ) -> MeshPlan:
     """Lay out a mesh on a folder.
 
@@ -161,6 +180,7 @@ def plan(
         trainer: Whether there is a trainer.
         trained: Names of the models that it trains; others are refused where any is known.
         prometheus: The program of a Prometheus that reads the pages of the services; empty for none.
+        cameras: Folder whose folders are cameras; empty for a mesh without capture.
 
     Raises:
         CliError: The environment names an S3 store without its keys, or a file that cannot be read.
@@ -178,8 +198,12 @@ def plan(
     if prometheus and not given(_PROMETHEUS_URL):
         environment[_PROMETHEUS_URL] = f"http://127.0.0.1:{ports[PrometheusServer.name]}"
 
+    if cameras:
+        environment[CAMERA_ROOT] = cameras
+        environment[topology.address_setting(CAPTURE.role)] = f"127.0.0.1:{ports[CAPTURE.role]}"
+
     own = tuple(spec for spec in topology.SERVICES if trainer or spec is not TRAINER)
-    specs = (*own, *((CALLER,) if providers else ()))
+    specs = (*own, *((CALLER,) if providers else ()), *((CAPTURE,) if cameras else ()))
     services = tuple(_service(spec, folder, environment, gateway_port, ports, providers, trained) for spec in specs)
     read_by = (_prometheus(folder, prometheus, ports, services),) if prometheus else ()
     last: tuple[Server, ...] = (*read_by, *services)

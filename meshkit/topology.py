@@ -74,7 +74,7 @@ class ServiceSpec:
     @property
     def uses(self) -> frozenset[str]:
         """The settings that join it to the mesh. Of all joining settings a process gets these alone."""
-        called = (*self.calls, *(one.role for one in routed())) if self.fronts else self.calls
+        called = (*self.calls, *(one.role for one in routable())) if self.fronts else self.calls
         addresses = frozenset(map(address_setting, called))
         return self.joins | addresses | (DATABASE if self.schema else frozenset())
 
@@ -156,7 +156,8 @@ MONITORING = ServiceSpec(
     schema="monitoring",
     scopes=(MESH,),
     calls=("tasks", "workflows", "training"),
-    joins=NATS | TOKENS | {"ATELIER_PROMETHEUS_URL"},
+    # Capture is asked where a mesh has it.
+    joins=NATS | TOKENS | {"ATELIER_PROMETHEUS_URL", "ATELIER_CAPTURE_ADDRESS"},
     routed=True,
 )
 # Has Kubernetes remove those workers first that the scheduler has cordoned; a mesh elsewhere has none.
@@ -167,6 +168,23 @@ MARKER = ServiceSpec(
     calls=("tasks",),
     joins=TOKENS,
 )
+# Watches folders in which photos land; a mesh without such folders has none.
+CAPTURE = ServiceSpec(
+    role="capture",
+    module="services.monitoring.capture",
+    grpc=(
+        "atelier.monitoring.v1.CameraService",
+        "atelier.monitoring.v1.PhotoService",
+        "atelier.monitoring.v1.EventService",
+        "atelier.monitoring.v1.AlertService",
+    ),
+    port=9106,
+    schema="capture",
+    scopes=(MESH,),
+    calls=("tasks", "workflows"),
+    joins=NATS | OBJECTS | TOKENS | MEDIA | {"ATELIER_CAMERA_ROOT"},
+    routed=True,
+)
 GATEWAY = ServiceSpec(
     role="gateway",
     module="services.gateway",
@@ -176,6 +194,8 @@ GATEWAY = ServiceSpec(
 )
 
 SERVICES: tuple[ServiceSpec, ...] = (TASKS, WORKFLOWS, TRAINING, MONITORING, INFERENCE, EVALUATION, TRAINER, GATEWAY)
+# Services that a mesh may have beside these: whoever starts one names its address to those that call it.
+OPTIONAL: tuple[ServiceSpec, ...] = (CAPTURE,)
 
 
 def by_role(role: str) -> ServiceSpec:
@@ -184,33 +204,38 @@ def by_role(role: str) -> ServiceSpec:
     Raises:
         KeyError: There is none.
     """
-    return {one.role: one for one in (*SERVICES, CALLER, MARKER)}[role]
+    return {one.role: one for one in (*SERVICES, *OPTIONAL, CALLER, MARKER)}[role]
 
 
 def routed() -> tuple[ServiceSpec, ...]:
-    """Return the services whose HTTP routes the gateway serves."""
+    """Return the services of every mesh whose HTTP routes the gateway serves."""
     return tuple(one for one in SERVICES if one.routed)
 
 
+def routable() -> tuple[ServiceSpec, ...]:
+    """Return the services whose HTTP routes the gateway serves where it is given their address."""
+    return (*routed(), *(one for one in OPTIONAL if one.routed))
+
+
 def addressed() -> tuple[ServiceSpec, ...]:
-    """Return the services that others call by a fixed address."""
+    """Return the services of every mesh that others call by a fixed address."""
     return tuple(one for one in SERVICES if one.port and not one.fronts)
 
 
 def grpc_services() -> tuple[str, ...]:
     """Return the full names of all gRPC services of the mesh."""
-    return tuple(name for one in SERVICES for name in one.grpc)
+    return tuple(name for one in (*SERVICES, *OPTIONAL) for name in one.grpc)
 
 
 def is_served(name: str) -> bool:
     """Tell whether a gRPC service has somebody who serves it: one of a package of the mesh may have nobody yet."""
-    packages = {package for one in SERVICES for package in one.packages}
+    packages = {package for one in (*SERVICES, *OPTIONAL) for package in one.packages}
     return name in grpc_services() or name.rpartition(".")[0] not in packages
 
 
 def joining_settings() -> frozenset[str]:
     """Return every setting that is given to the services that use it and to no other."""
-    return frozenset().union(*(one.uses for one in SERVICES))
+    return frozenset().union(*(one.uses for one in (*SERVICES, *OPTIONAL)))
 
 
 def address_setting(role: str) -> str:

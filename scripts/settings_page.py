@@ -31,7 +31,7 @@ its end may name a file that contains the value (`ATELIER_AUTH_SECRET_FILE`). Co
 def render() -> str:
     """Return the page."""
     parts = [_HEAD, _section("Every service", MeshSettings.model_fields)]
-    for spec in (*topology.SERVICES, topology.MARKER):
+    for spec in (*topology.SERVICES, *topology.OPTIONAL, topology.MARKER):
         settings = settings_of(spec)
         own = {
             name: info
@@ -58,7 +58,7 @@ def _section(title: str, fields: dict[str, FieldInfo]) -> str:
     for name, info in fields.items():
         meaning = (info.description or "").replace("|", "\\|")
         # The gateway reads the address of each service from a variable of its own.
-        variables = [topology.address_setting(spec.role) for spec in topology.routed()] if name == "addresses" else []
+        variables = [topology.address_setting(spec.role) for spec in topology.routable()] if name == "addresses" else []
         rows += [
             f"| `{variable}` | {_default(info) if not variables else ''} | {meaning} |"
             for variable in variables or [f"{PREFIX}{name.upper()}"]

@@ -22,7 +22,7 @@ from atelier_cli.embedded.process import Server, log_tail
 from atelier_cli.embedded.prometheus import chosen_prometheus
 from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder, MeshRecord
-from atelier_cli.mesh import choose_ports, plan
+from atelier_cli.mesh import choose_ports, chosen_cameras, plan
 from atelier_cli.model import ChosenModel
 from atelier_cli.providers import chosen_providers
 from atelier_cli.supervisor import MeshSupervisor
@@ -58,6 +58,13 @@ def up(
         Path | None,
         typer.Option(help="The program to start for that, if not the `prometheus` on PATH.", show_default=False),
     ] = None,
+    cameras: Annotated[
+        Path | None,
+        typer.Option(
+            help="Capture photos that land in the folders of this one: each is a camera; $ATELIER_CAMERA_ROOT.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Start a mesh: its servers, and all services. Ctrl-C stops it in order; a restart keeps everything.
 
@@ -65,6 +72,7 @@ def up(
     shares the device with the worker; ATELIER_TRAINER=off leaves it out.
     """
     read_by = chosen_prometheus(prometheus_program, asked=prometheus)
+    watched = chosen_cameras(cameras)
     folder = DataFolder.choose(data)
     folder.make()
     called, trainer = chosen_providers(asked=providers), trains()
@@ -73,7 +81,8 @@ def up(
         err.print(told_of_bucket, markup=False)
     if detach:
         options = ["--providers"] if providers else []
-        _start_detached(folder, port, [*options, *(["--prometheus-program", read_by] if read_by else [])])
+        options += ["--prometheus-program", read_by] if read_by else []
+        _start_detached(folder, port, [*options, *(["--cameras", watched] if watched else [])])
         return
     with folder.held():
         gateway_port, ports = choose_ports(port, folder.record())
@@ -86,6 +95,7 @@ def up(
             trainer=trainer,
             trained=trained,
             prometheus=read_by,
+            cameras=watched,
         )
         pages = mesh.pages
 
@@ -102,6 +112,7 @@ def up(
                 providers=called,
                 trained=trained,
                 prometheus=read_by,
+                cameras=watched,
             )
             folder.write_record(record)
             if state == "ready" and not told:
@@ -170,7 +181,13 @@ def _health(folder: DataFolder, record: MeshRecord) -> list[dict[str, Any]]:
     """Ask every process at once."""
     credentials = folder.existing_credentials()
     servers = plan(
-        folder, credentials, record.gateway_port, record.ports, record.providers, prometheus=record.prometheus
+        folder,
+        credentials,
+        record.gateway_port,
+        record.ports,
+        record.providers,
+        prometheus=record.prometheus,
+        cameras=record.cameras,
     ).servers
 
     def ask(server: Server | None, pid: int | None) -> str:
@@ -225,6 +242,8 @@ def _tell_ready(folder: DataFolder, record: MeshRecord) -> None:
     err.print(f"Gateway  {record.gateway_url}/docs")
     if record.prometheus_url:
         err.print(f"Figures  {record.prometheus_url}")
+    if record.cameras:
+        err.print(f"Cameras  {record.cameras}", markup=False)
     if record.providers:
         err.print(f"Calls    {', '.join(record.providers)}")
     err.print(f"Logs     {folder / 'logs'}", markup=False)

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 
 from meshkit.bus import Bus, BusMessage, BusSubscription
 from meshkit.following import Follower, FollowerState
-from meshkit.live import jobs
+from meshkit.live import capture, jobs
 from meshkit.live.log import MOST_KEPT, LiveLog, LiveMessage
 from meshkit.live.registry import descriptor_of, facts
 from meshkit.loops import cancel
@@ -51,7 +51,7 @@ class LiveFeed:
         self._most = most
         self._heartbeat_seconds = heartbeat_seconds
         self._codecs = Codecs()
-        self._follower = Follower(bus, jobs.SUBJECTS, self)
+        self._follower = Follower(bus, (*jobs.SUBJECTS, *capture.SUBJECTS), self)
         self._heart: asyncio.Task[None] | None = None
         self._listeners = 0
         self._progress: BusSubscription | None = None  # there while the stream is read
@@ -139,7 +139,7 @@ class LiveFeed:
         """Write an event into the log."""
         self.log.newest = max(self.log.newest, sequence)
         tenant = message.headers.get(TENANT_HEADER, "")
-        told = jobs.read(message.subject, message.data) if tenant else None
+        told = _told(message) if tenant else None
         if told is not None:
             self.log.keep(tenant, self.rendered(told, sequence, at))
 
@@ -192,3 +192,8 @@ class LiveFeed:
             newest = self.log.newest
             ping = LiveMessage(newest, "ping", "", self.spoken(live_pb2.PingEvent(last_seq=newest)))
             self.log.pass_to_all(ping, but=OPERATORS)
+
+
+def _told(message: BusMessage) -> Message | None:
+    """Return what an event tells a listener; None where it tells nothing."""
+    return jobs.read(message.subject, message.data) or capture.read(message.subject, message.data)

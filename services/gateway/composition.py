@@ -106,13 +106,18 @@ def build_app(
         ValueError: The settings name no key to verify tokens with.
     """
     image = read_image()
-    addresses = settings.packages()
-    services = [one for one in load_services(image, addresses) if topology.is_served(one.descriptor.full_name)]
+    loaded = load_services(image, settings.packages())
+    addresses = {
+        name: settings.address_of(name) for one in loaded if topology.is_served(name := one.descriptor.full_name)
+    }
+    services = [one for one in loaded if addresses.get(one.descriptor.full_name)]
     names = [one.descriptor.full_name for one in services]
-    # One channel for each address: a service of several packages shares it.
-    channels = {address: _channel(settings, stack, address, names) for address in dict.fromkeys(addresses.values())}
+    probed = settings.probed()
+    # One channel for each address: the gRPC services of one process share it.
+    asked = dict.fromkeys((*(addresses[name] for name in names), *(address for address, _ in probed.values())))
+    channels = {address: _channel(settings, stack, address, names) for address in asked}
     table = RouteTable(compile_services(one.descriptor for one in services))
-    stubs = {one.descriptor.full_name: channels[addresses[one.package]].stub(one.stub) for one in services}
+    stubs = {one.descriptor.full_name: channels[addresses[one.descriptor.full_name]].stub(one.stub) for one in services}
 
     def call_of(route: Route) -> Callable[..., Any]:
         call: Callable[..., Any] = getattr(stubs[route.rpc.containing_service.full_name], route.rpc.name)
@@ -144,7 +149,7 @@ def build_app(
         stack.push_async_callback(counted.close)
         stored = StoredImages(objects, guard, MediaSigner.from_settings(settings), checks, settings, stored=counted)
     release = version("atelier")
-    probes = {_role_of(package): _probe(channels[address], package) for package, address in addresses.items()}
+    probes = {role: _probe(channels[address], part) for role, (address, part) in probed.items()}
     transcoder = Transcoder(table, call_of, context)
     health = Health(probes, _parts(objects, stack), release)
     jobs = JobPages(guard, transcoder)
@@ -213,15 +218,8 @@ def _channel(settings: GatewaySettings, stack: AsyncExitStack, address: str, ser
     return channel
 
 
-def _role_of(package: str) -> str:
-    """Return what `/health` calls the service of a package."""
-    known = {package: spec.role for spec in topology.SERVICES for package in spec.packages}
-    return known.get(package) or package.split(".")[-2]
-
-
-def _probe(channel: MeshChannel, package: str) -> Probe:
+def _probe(channel: MeshChannel, asked: str) -> Probe:
     stub = channel.stub(health_pb2_grpc.HealthStub)
-    asked = next((spec.health for spec in topology.SERVICES if package in spec.packages), "")
 
     async def probe(seconds: float) -> ServiceHealth:
         try:

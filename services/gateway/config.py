@@ -15,7 +15,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+")
 
 
 def _named_addresses() -> dict[str, str]:
-    named = {spec.role: read_setting(f"{spec.role}_address") for spec in topology.routed()}
+    named = {spec.role: read_setting(f"{spec.role}_address") for spec in topology.routable()}
     # There is no mesh without its tasks.
     return named | {TASKS.role: named[TASKS.role] or TASKS.address}
 
@@ -116,12 +116,30 @@ class GatewaySettings(MeshSettings):
             raise ValueError(f"{wrong[0]} is no origin: it should be `*` or scheme://host[:port], without a path")
         return origins
 
-    def packages(self) -> dict[str, str]:
-        """Return the address of every proto package that is served."""
-        named = {
-            package: address
-            for spec in topology.routed()
-            if (address := self.addresses.get(spec.role))
-            for package in spec.packages
+    def packages(self) -> frozenset[str]:
+        """Return every proto package of which something is served."""
+        named = {package for spec in topology.routable() if self.addresses.get(spec.role) for package in spec.packages}
+        return frozenset(named | self.upstreams.keys())
+
+    def address_of(self, service: str) -> str:
+        """Return the address of a gRPC service; empty where it is not served.
+
+        Args:
+            service: Its full name.
+        """
+        if upstream := self.upstreams.get(service.rpartition(".")[0]):
+            return upstream
+        return next((self.addresses.get(spec.role, "") for spec in topology.routable() if service in spec.grpc), "")
+
+    def probed(self) -> dict[str, tuple[str, str]]:
+        """Return the services behind the gateway: address, and what health checks ask for, by what `/health` says."""
+        found = {
+            spec.role: (address, spec.health)
+            for spec in topology.routable()
+            if (address := self.addresses.get(spec.role)) and not self.upstreams.keys() & set(spec.packages)
         }
-        return named | self.upstreams
+        owners = {package: spec for spec in topology.SERVICES for package in spec.packages}
+        for package, address in self.upstreams.items():
+            owner = owners.get(package)
+            found[owner.role if owner else package.split(".")[-2]] = (address, owner.health if owner else "")
+        return found

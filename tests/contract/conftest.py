@@ -35,7 +35,7 @@ class Gateway:
 async def _ask() -> Gateway:
     settings = GatewaySettings(
         auth_secret=SecretStr("a key that no mesh has, for contract tests"),
-        addresses={spec.role: NOWHERE for spec in topology.routed()},
+        addresses={spec.role: NOWHERE for spec in topology.routable()},
         s3_endpoint=NOWHERE,
         s3_access_key="none",
         s3_secret_key=SecretStr("none"),

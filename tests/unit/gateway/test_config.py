@@ -14,20 +14,36 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ATELIER_UPSTREAMS", '{"atelier.workflows.v1": "workflows:2"}')
     monkeypatch.setenv("ATELIER_CORS_ORIGINS", "https://a.example, https://b.example")
     settings = GatewaySettings()
-    assert settings.packages() == {"atelier.tasks.v1": "tasks:1", "atelier.workflows.v1": "workflows:2"}
+    assert settings.packages() == {"atelier.tasks.v1", "atelier.workflows.v1"}
+    assert settings.address_of("atelier.tasks.v1.JobsService") == "tasks:1"
+    assert settings.address_of("atelier.workflows.v1.WorkflowsService") == "workflows:2"
+    assert settings.probed() == {"tasks": ("tasks:1", ""), "workflows": ("workflows:2", "")}
     assert settings.cors_origins == ("https://a.example", "https://b.example")
 
 
 def test_a_service_without_an_address_is_not_served_but_tasks_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    for spec in topology.routed():
+    for spec in topology.routable():
         monkeypatch.delenv(topology.address_setting(spec.role), raising=False)
-    assert GatewaySettings().packages() == {"atelier.tasks.v1": topology.TASKS.address}
+    settings = GatewaySettings()
+    assert settings.packages() == {"atelier.tasks.v1"}
+    assert settings.address_of("atelier.tasks.v1.TasksService") == topology.TASKS.address
+    assert not settings.address_of("atelier.training.v1.TrainingService")
+
+
+def test_services_of_one_package_may_have_addresses_of_their_own() -> None:
+    settings = GatewaySettings(addresses={"monitoring": "monitoring:4", "capture": "capture:6"})
+    assert settings.packages() == {"atelier.monitoring.v1"}
+    assert settings.address_of("atelier.monitoring.v1.SystemService") == "monitoring:4"
+    assert settings.address_of("atelier.monitoring.v1.PhotoService") == "capture:6"
+    alone = GatewaySettings(addresses={"monitoring": "monitoring:4"})
+    assert not alone.address_of("atelier.monitoring.v1.PhotoService"), "a mesh without cameras has no routes for them"
+    assert alone.probed() == {"monitoring": ("monitoring:4", "")}
 
 
 def test_addresses_may_come_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "address").write_text("workflows:3\n")
     monkeypatch.setenv("ATELIER_WORKFLOWS_ADDRESS_FILE", str(tmp_path / "address"))
-    assert GatewaySettings().packages()["atelier.workflows.v1"] == "workflows:3"
+    assert GatewaySettings().address_of("atelier.workflows.v1.WorkflowsService") == "workflows:3"
 
 
 @pytest.mark.parametrize("options", [{"max_body_bytes": 1}, {"storage_redirect": "maybe"}, {"rpc_timeout_seconds": 0}])

@@ -17,6 +17,7 @@ OWN = {name: one for name, one in COMPOSE["services"].items() if one["image"].st
 PROCESSES = {ROLES.get(name, name): one for name, one in OWN.items() if name not in ("bucket", "migrations")}
 _OPTIONAL = {
     *("ATELIER_MEDIA_SECRET", "ATELIER_MODEL", "ATELIER_WORKER_TOKEN", "ATELIER_CAPTION_KEY", "ATELIER_UPSTREAMS"),
+    "ATELIER_CAPTURE_ADDRESS",
 }
 
 

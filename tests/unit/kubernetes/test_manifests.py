@@ -33,6 +33,7 @@ _OF_THE_CLUSTER = {"Namespace", "PriorityClass"}
 # Joining settings that an installation may do without.
 _OPTIONAL = {
     *("ATELIER_MEDIA_SECRET", "ATELIER_MODEL", "ATELIER_WORKER_TOKEN", "ATELIER_CAPTION_KEY", "ATELIER_UPSTREAMS"),
+    "ATELIER_CAPTURE_ADDRESS",
     "ATELIER_PROMETHEUS_URL",
 }
 _HANDLERS = {"httpGet", "grpc", "tcpSocket", "exec"}

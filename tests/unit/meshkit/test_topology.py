@@ -11,6 +11,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from meshkit import auth, topology
 from meshkit.topology import DATABASE, GATEWAY, SERVICES, ServiceSpec
 
+ALL = (*SERVICES, *topology.OPTIONAL)
 # Every server that has bundled methods serves it.
 EVERYWHERE = {"atelier.mesh.v1.BundleService"}
 
@@ -31,12 +32,12 @@ def test_what_nobody_of_the_mesh_serves_is_known_as_such() -> None:
     assert topology.is_served("elsewhere.v1.ThirdService"), "an upstream of another package is its operator's"
 
 
-@pytest.mark.parametrize("taken", [[one.role for one in SERVICES], [one.port for one in SERVICES if one.port]])
+@pytest.mark.parametrize("taken", [[one.role for one in ALL], [one.port for one in ALL if one.port]])
 def test_no_two_services_share_a_role_or_a_port(taken: list[object]) -> None:
     assert len(set(taken)) == len(taken)
 
 
-@pytest.mark.parametrize("spec", SERVICES, ids=lambda spec: spec.role)
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.role)
 def test_an_entry_names_what_there_is(spec: ServiceSpec) -> None:
     assert importlib.util.find_spec(f"{spec.module}.__main__")
     assert bool(spec.schema) == (importlib.util.find_spec(spec.migrations) is not None)
@@ -45,14 +46,14 @@ def test_an_entry_names_what_there_is(spec: ServiceSpec) -> None:
     assert spec.health in ("", *spec.grpc)
 
 
-@pytest.mark.parametrize("spec", SERVICES, ids=lambda spec: spec.role)
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.role)
 def test_only_who_owns_a_schema_is_given_the_database(spec: ServiceSpec) -> None:
     assert (spec.uses >= DATABASE) == bool(spec.schema)
 
 
 def test_the_gateway_calls_what_is_routed_and_signs_no_token() -> None:
     assert not GATEWAY.scopes
-    addresses = {topology.address_setting(one.role) for one in topology.routed()}
+    addresses = {topology.address_setting(one.role) for one in topology.routable()}
     assert addresses <= GATEWAY.uses
     assert "ATELIER_WORKER_TOKEN" not in GATEWAY.uses
 

@@ -11,7 +11,7 @@ from meshkit.config import MeshSettings
 from tests.unit.repository.sources import ROOT
 
 
-@pytest.mark.parametrize("spec", topology.SERVICES, ids=lambda spec: spec.role)
+@pytest.mark.parametrize("spec", [*topology.SERVICES, *topology.OPTIONAL], ids=lambda spec: spec.role)
 def test_composition_starts_a_service_from_settings_onto_a_stack(spec: topology.ServiceSpec) -> None:
     start = importlib.import_module(f"{spec.module}.composition").start
     assert inspect.iscoroutinefunction(start)
@@ -22,7 +22,7 @@ def test_composition_starts_a_service_from_settings_onto_a_stack(spec: topology.
     assert "address" in signature.return_annotation.__dataclass_fields__
 
 
-@pytest.mark.parametrize("spec", topology.SERVICES, ids=lambda spec: spec.role)
+@pytest.mark.parametrize("spec", [*topology.SERVICES, *topology.OPTIONAL], ids=lambda spec: spec.role)
 def test_main_only_calls_it(spec: topology.ServiceSpec) -> None:
     path = ROOT / spec.module.replace(".", "/") / "__main__.py"
     docstring, *statements = ast.parse(path.read_text(encoding="utf-8")).body

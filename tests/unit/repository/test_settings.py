@@ -9,13 +9,13 @@ from tests.unit.repository.sources import ROOT, modules, pages, place
 
 # What the command line reads itself, and a stream of NATS that is called so.
 _OTHERS = {"ATELIER_DATA", "ATELIER_URL", "ATELIER_TOKEN", "ATELIER_EVENTS", "ATELIER_TRAINER"}
-_SERVICES = {spec.module: settings_of(spec) for spec in (*topology.SERVICES, topology.MARKER)}
+_SERVICES = {spec.module: settings_of(spec) for spec in (*topology.SERVICES, *topology.OPTIONAL, topology.MARKER)}
 _NAME = re.compile(r"\bATELIER_[A-Z0-9_]*[A-Z0-9]\b")
 
 
 def _known() -> set[str]:
     fields = {f"{PREFIX}{field.upper()}" for settings in _SERVICES.values() for field in settings.model_fields}
-    fields |= {topology.address_setting(spec.role) for spec in topology.addressed()}
+    fields |= {topology.address_setting(spec.role) for spec in (*topology.addressed(), *topology.OPTIONAL)}
     return fields | {f"{name}_FILE" for name in fields} | _OTHERS
 
 

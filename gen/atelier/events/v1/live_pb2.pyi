@@ -25,7 +25,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class DetectionNewEvent(_message.Message):
-    """New detection from an AI pipeline. A mesh of cameras sends it; this one has none."""
+    """New detection from an AI pipeline. A mesh with cameras sends it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -59,7 +59,7 @@ Global___DetectionNewEvent: _TypeAlias = DetectionNewEvent  # noqa: Y015
 
 @_typing.final
 class DetectionBatchEvent(_message.Message):
-    """Detections of one picture, together. A mesh of cameras sends it; this one has none."""
+    """Detections of one picture, together. A mesh with cameras sends it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -97,7 +97,7 @@ Global___DetectionBatchEvent: _TypeAlias = DetectionBatchEvent  # noqa: Y015
 
 @_typing.final
 class SecurityCreatedEvent(_message.Message):
-    """New security event. A mesh of cameras sends it; this one has none."""
+    """New security event. A mesh with cameras sends it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -155,7 +155,7 @@ Global___SecurityCreatedEvent: _TypeAlias = SecurityCreatedEvent  # noqa: Y015
 
 @_typing.final
 class SecurityUpdatedEvent(_message.Message):
-    """Security event changed. A mesh of cameras sends it; this one has none."""
+    """Security event changed. A mesh with cameras sends it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -213,7 +213,7 @@ Global___SecurityUpdatedEvent: _TypeAlias = SecurityUpdatedEvent  # noqa: Y015
 
 @_typing.final
 class SecurityDeletedEvent(_message.Message):
-    """Security event deleted. A mesh of cameras sends it; this one has none."""
+    """Security event deleted. A mesh with cameras sends it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -293,7 +293,7 @@ Global___SecurityEvent: _TypeAlias = SecurityEvent  # noqa: Y015
 
 @_typing.final
 class AlertCreatedEvent(_message.Message):
-    """Alert raised. A mesh of cameras sends it; this one has none."""
+    """Alert raised. A mesh with cameras sends it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -333,7 +333,7 @@ Global___AlertCreatedEvent: _TypeAlias = AlertCreatedEvent  # noqa: Y015
 
 @_typing.final
 class AlertAcknowledgedEvent(_message.Message):
-    """Alert acknowledged. A mesh of cameras sends it; this one has none."""
+    """Alert acknowledged. A mesh with cameras sends it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -373,7 +373,7 @@ Global___AlertAcknowledgedEvent: _TypeAlias = AlertAcknowledgedEvent  # noqa: Y0
 
 @_typing.final
 class AlertDismissedEvent(_message.Message):
-    """Alert dismissed. A mesh of cameras sends it; this one has none."""
+    """Alert dismissed. A mesh with cameras sends it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -413,7 +413,7 @@ Global___AlertDismissedEvent: _TypeAlias = AlertDismissedEvent  # noqa: Y015
 
 @_typing.final
 class CameraStatusChangedEvent(_message.Message):
-    """Camera changed its state. A mesh of cameras sends it; this one has none."""
+    """Camera changed its state. A mesh with cameras sends it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -449,7 +449,7 @@ Global___CameraStatusChangedEvent: _TypeAlias = CameraStatusChangedEvent  # noqa
 
 @_typing.final
 class CameraEnabledEvent(_message.Message):
-    """Camera switched on. A mesh of cameras sends it; this one has none."""
+    """Camera switched on. A mesh with cameras sends it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -471,7 +471,7 @@ Global___CameraEnabledEvent: _TypeAlias = CameraEnabledEvent  # noqa: Y015
 
 @_typing.final
 class CameraDisabledEvent(_message.Message):
-    """Camera switched off. A mesh of cameras sends it; this one has none."""
+    """Camera switched off. A mesh with cameras sends it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

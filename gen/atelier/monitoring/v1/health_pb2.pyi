@@ -473,7 +473,7 @@ Global___CircuitBreaker: _TypeAlias = CircuitBreaker  # noqa: Y015
 
 @_typing.final
 class FileWatcherStatus(_message.Message):
-    """Watcher of folders; this mesh has none."""
+    """What watches the folders of cameras."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -549,7 +549,7 @@ Global___BatchStatus: _TypeAlias = BatchStatus  # noqa: Y015
 
 @_typing.final
 class BatchAggregatorStatus(_message.Message):
-    """Gatherer of detections; this mesh has none."""
+    """What gathers photos of cameras into batches."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -714,11 +714,11 @@ class PipelineStatus(_message.Message):
     TIMESTAMP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def file_watcher(self) -> Global___FileWatcherStatus:
-        """Always null."""
+        """Null where the mesh has no cameras, and for callers of another tenant than theirs."""
 
     @_builtins.property
     def batch_aggregator(self) -> Global___BatchAggregatorStatus:
-        """Always null."""
+        """Likewise; also null where capture does not answer."""
 
     @_builtins.property
     def degradation(self) -> Global___DegradationStatus:

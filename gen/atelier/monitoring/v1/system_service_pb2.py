@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from atelier.monitoring.v1 import health_pb2 as atelier_dot_monitoring_dot_v1_dot_health__pb2
+from atelier.monitoring.v1 import pages_pb2 as atelier_dot_monitoring_dot_v1_dot_pages__pb2
 from atelier.monitoring.v1 import performance_pb2 as atelier_dot_monitoring_dot_v1_dot_performance__pb2
 from atelier.monitoring.v1 import prometheus_pb2 as atelier_dot_monitoring_dot_v1_dot_prometheus__pb2
 from atelier.options.v1 import options_pb2 as atelier_dot_options_dot_v1_dot_options__pb2
@@ -31,7 +32,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*atelier/monitoring/v1/system_service.proto\x12\x15\x61telier.monitoring.v1\x1a\"atelier/monitoring/v1/health.proto\x1a\'atelier/monitoring/v1/performance.proto\x1a&atelier/monitoring/v1/prometheus.proto\x1a atelier/options/v1/options.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetSupervisorRequest\"\xc0\x02\n\x10SupervisedWorker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x06status\x18\x02 \x01(\x0e\x32\'.atelier.monitoring.v1.SupervisedStatus\x12\x15\n\rrestart_count\x18\x03 \x01(\x05\x12\x14\n\x0cmax_restarts\x18\x04 \x01(\x05\x12\x38\n\x0flast_started_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x38\n\x0flast_crashed_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x88\x01\x01\x12\x12\n\x05\x65rror\x18\x07 \x01(\tH\x02\x88\x01\x01\x42\x12\n\x10_last_started_atB\x12\n\x10_last_crashed_atB\x08\n\x06_error\"V\n\x15GetSupervisorResponse\x12=\n\nsupervisor\x18\x01 \x01(\x0b\x32).atelier.monitoring.v1.SupervisorOverview\"\xa4\x01\n\x12SupervisorOverview\x12\x0f\n\x07running\x18\x01 \x01(\x08\x12\x14\n\x0cworker_count\x18\x02 \x01(\x05\x12\x38\n\x07workers\x18\x03 \x03(\x0b\x32\'.atelier.monitoring.v1.SupervisedWorker\x12-\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1c\n\x1aGetSupervisorStatusRequest\"\\\n\x1bGetSupervisorStatusResponse\x12=\n\nsupervisor\x18\x01 \x01(\x0b\x32).atelier.monitoring.v1.SupervisorOverview\"\xae\x01\n\x13ListRestartsRequest\x12\"\n\x0bworker_name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01H\x00\x88\x01\x01\x12\'\n\x05limit\x18\x02 \x01(\x05\x42\x13\xbaH\x06\x1a\x04\x18\x64(\x01\xd2\xf3\x18\x06\x12\x02\x35\x30P\x01H\x01\x88\x01\x01\x12%\n\x06offset\x18\x03 \x01(\x05\x42\x10\xbaH\x04\x1a\x02(\x00\xd2\xf3\x18\x05\x12\x01\x30P\x01H\x02\x88\x01\x01\x42\x0e\n\x0c_worker_nameB\x08\n\x06_limitB\t\n\x07_offset\"\xbc\x01\n\x0cRestartEvent\x12\x13\n\x0bworker_name\x18\x01 \x01(\t\x12-\n\ttimestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x39\n\x06status\x18\x04 \x01(\x0e\x32).atelier.monitoring.v1.RestartEventStatus\x12\x12\n\x05\x65rror\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_error\"_\n\x08PageInfo\x12\r\n\x05total\x18\x01 \x01(\x03\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\x0e\n\x06offset\x18\x03 \x01(\x05\x12\x13\n\x0bitems_count\x18\x04 \x01(\x05\x12\x10\n\x08has_more\x18\x05 \x01(\x08\"\x9d\x01\n\x14ListRestartsResponse\x12\x32\n\x05items\x18\x01 \x03(\x0b\x32#.atelier.monitoring.v1.RestartEvent\x12\x33\n\npagination\x18\x02 \x01(\x0b\x32\x1f.atelier.monitoring.v1.PageInfo:\x1c\xca\xf3\x18\x18\n\x16RestartHistoryResponse\")\n\x12StartWorkerRequest\x12\x13\n\x0bworker_name\x18\x01 \x01(\t\"K\n\x13StartWorkerResponse\x12\x34\n\x06worker\x18\x01 \x01(\x0b\x32$.atelier.monitoring.v1.WorkerControl\"F\n\rWorkerControl\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x13\n\x0bworker_name\x18\x03 \x01(\t\"(\n\x11StopWorkerRequest\x12\x13\n\x0bworker_name\x18\x01 \x01(\t\"J\n\x12StopWorkerResponse\x12\x34\n\x06worker\x18\x01 \x01(\x0b\x32$.atelier.monitoring.v1.WorkerControl\"+\n\x14RestartWorkerRequest\x12\x13\n\x0bworker_name\x18\x01 \x01(\t\"M\n\x15RestartWorkerResponse\x12\x34\n\x06worker\x18\x01 \x01(\x0b\x32$.atelier.monitoring.v1.WorkerControl\")\n\x12ResetWorkerRequest\x12\x13\n\x0bworker_name\x18\x01 \x01(\t\"R\n\x13ResetWorkerResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t:\x19\xca\xf3\x18\x15\n\x13WorkerResetResponse\"\x16\n\x14GetFullHealthRequest\"J\n\x15GetFullHealthResponse\x12\x31\n\x06health\x18\x01 \x01(\x0b\x32!.atelier.monitoring.v1.FullHealth\"\x14\n\x12GetPipelineRequest\"N\n\x13GetPipelineResponse\x12\x37\n\x08pipeline\x18\x01 \x01(\x0b\x32%.atelier.monitoring.v1.PipelineStatus\"\x1c\n\x1aListCircuitBreakersRequest\"\xd6\x02\n\x1bListCircuitBreakersResponse\x12\x61\n\x10\x63ircuit_breakers\x18\x01 \x03(\x0b\x32G.atelier.monitoring.v1.ListCircuitBreakersResponse.CircuitBreakersEntry\x12\x13\n\x0btotal_count\x18\x02 \x01(\x05\x12\x12\n\nopen_count\x18\x03 \x01(\x05\x12-\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a]\n\x14\x43ircuitBreakersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.atelier.monitoring.v1.CircuitBreaker:\x02\x38\x01:\x1d\xca\xf3\x18\x19\n\x17\x43ircuitBreakersResponse\"*\n\x1aResetCircuitBreakerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xd4\x01\n\x1bResetCircuitBreakerResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\x0eprevious_state\x18\x02 \x01(\x0e\x32#.atelier.monitoring.v1.CircuitState\x12\x36\n\tnew_state\x18\x03 \x01(\x0e\x32#.atelier.monitoring.v1.CircuitState\x12\x0f\n\x07message\x18\x04 \x01(\t:!\xca\xf3\x18\x1d\n\x1b\x43ircuitBreakerResetResponse\"\x1c\n\x1aGetMonitoringHealthRequest\"Z\n\x1bGetMonitoringHealthResponse\x12;\n\x05stack\x18\x01 \x01(\x0b\x32,.atelier.monitoring.v1.MonitoringStackHealth\"\x14\n\x12ListTargetsRequest\"\xce\x01\n\x13ListTargetsResponse\x12\x34\n\x07targets\x18\x01 \x03(\x0b\x32#.atelier.monitoring.v1.ScrapeTarget\x12\r\n\x05total\x18\x02 \x01(\x05\x12\n\n\x02up\x18\x03 \x01(\x05\x12\x0c\n\x04\x64own\x18\x04 \x01(\x05\x12\x0c\n\x04jobs\x18\x05 \x03(\t\x12-\n\ttimestamp\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x1b\xca\xf3\x18\x17\n\x15ScrapeTargetsResponse\"\x17\n\x15GetPerformanceRequest\"Y\n\x16GetPerformanceResponse\x12?\n\x0bperformance\x18\x01 \x01(\x0b\x32*.atelier.monitoring.v1.PerformanceSnapshot\"h\n\x1dListPerformanceHistoryRequest\x12\x38\n\ntime_range\x18\x01 \x01(\tB\x1f\xbaH\x10r\x0eR\x02\x35mR\x03\x31\x35mR\x03\x36\x30m\xd2\xf3\x18\x08\x12\x04\"5m\"P\x01H\x00\x88\x01\x01\x42\r\n\x0b_time_range\"\xa4\x01\n\x1eListPerformanceHistoryResponse\x12=\n\tsnapshots\x18\x01 \x03(\x0b\x32*.atelier.monitoring.v1.PerformanceSnapshot\x12\x12\n\ntime_range\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x05: \xca\xf3\x18\x1c\n\x1aPerformanceHistoryResponse*\xda\x01\n\x10SupervisedStatus\x12!\n\x1dSUPERVISED_STATUS_UNSPECIFIED\x10\x00\x12\x1d\n\x19SUPERVISED_STATUS_RUNNING\x10\x01\x12\x1d\n\x19SUPERVISED_STATUS_STOPPED\x10\x02\x12\x1d\n\x19SUPERVISED_STATUS_CRASHED\x10\x03\x12 \n\x1cSUPERVISED_STATUS_RESTARTING\x10\x04\x12\x1c\n\x18SUPERVISED_STATUS_FAILED\x10\x05\x1a\x06\xe2\xf3\x18\x02\x08\x01*\xc8\x01\n\x12RestartEventStatus\x12$\n RESTART_EVENT_STATUS_UNSPECIFIED\x10\x00\x12 \n\x1cRESTART_EVENT_STATUS_SUCCESS\x10\x01\x12 \n\x1cRESTART_EVENT_STATUS_CRASHED\x10\x02\x12\x1f\n\x1bRESTART_EVENT_STATUS_FAILED\x10\x03\x12\x1f\n\x1bRESTART_EVENT_STATUS_MANUAL\x10\x04\x1a\x06\xe2\xf3\x18\x02\x08\x01\x32\x99\x17\n\rSystemService\x12\xb4\x01\n\rGetSupervisor\x12+.atelier.monitoring.v1.GetSupervisorRequest\x1a,.atelier.monitoring.v1.GetSupervisorResponse\"H\xf2\xf3\x18\x1a\x08\x01\"\x0eGet Supervisor*\x06system\x82\xd3\xe4\x93\x02$\x12\x16/api/system/supervisorb\nsupervisor\x12\xd4\x01\n\x13GetSupervisorStatus\x12\x31.atelier.monitoring.v1.GetSupervisorStatusRequest\x1a\x32.atelier.monitoring.v1.GetSupervisorStatusResponse\"V\xf2\xf3\x18!\x08\x01\"\x15Get Supervisor Status*\x06system\x82\xd3\xe4\x93\x02+\x12\x1d/api/system/supervisor/statusb\nsupervisor\x12\xbe\x01\n\x0cListRestarts\x12*.atelier.monitoring.v1.ListRestartsRequest\x1a+.atelier.monitoring.v1.ListRestartsResponse\"U\xf2\xf3\x18#\x08\x01\"\x13Get Restart History*\x06systemB\x02\x90\x03\x82\xd3\xe4\x93\x02(\x12&/api/system/supervisor/restart-history\x12\xc8\x01\n\x0bStartWorker\x12).atelier.monitoring.v1.StartWorkerRequest\x1a*.atelier.monitoring.v1.StartWorkerResponse\"b\xf2\xf3\x18\x1c\x08\x04\"\x0cStart Worker*\x06systemB\x02\x90\x03\x82\xd3\xe4\x93\x02<\"2/api/system/supervisor/workers/{worker_name}/startb\x06worker\x12\xc3\x01\n\nStopWorker\x12(.atelier.monitoring.v1.StopWorkerRequest\x1a).atelier.monitoring.v1.StopWorkerResponse\"`\xf2\xf3\x18\x1b\x08\x04\"\x0bStop Worker*\x06systemB\x02\x90\x03\x82\xd3\xe4\x93\x02;\"1/api/system/supervisor/workers/{worker_name}/stopb\x06worker\x12\xd2\x01\n\rRestartWorker\x12+.atelier.monitoring.v1.RestartWorkerRequest\x1a,.atelier.monitoring.v1.RestartWorkerResponse\"f\xf2\xf3\x18\x1e\x08\x04\"\x0eRestart Worker*\x06systemB\x02\x90\x03\x82\xd3\xe4\x93\x02>\"4/api/system/supervisor/workers/{worker_name}/restartb\x06worker\x12\xb8\x01\n\x0bResetWorker\x12).atelier.monitoring.v1.ResetWorkerRequest\x1a*.atelier.monitoring.v1.ResetWorkerResponse\"R\xf2\xf3\x18\x1c\x08\x04\"\x0cReset Worker*\x06systemB\x02\x90\x03\x82\xd3\xe4\x93\x02,\"*/api/system/supervisor/reset/{worker_name}\x12\xb5\x01\n\rGetFullHealth\x12+.atelier.monitoring.v1.GetFullHealthRequest\x1a,.atelier.monitoring.v1.GetFullHealthResponse\"I\xf2\xf3\x18\x1e\x08\x01\"\x0fGet Full Health*\x06system8\xf7\x03\x82\xd3\xe4\x93\x02!\x12\x17/api/system/health/fullb\x06health\x12\xcf\x01\n\x13GetMonitoringHealth\x12\x31.atelier.monitoring.v1.GetMonitoringHealthRequest\x1a\x32.atelier.monitoring.v1.GetMonitoringHealthResponse\"Q\xf2\xf3\x18!\x08\x01\"\x15Get Monitoring Health*\x06system\x82\xd3\xe4\x93\x02&\x12\x1d/api/system/monitoring/healthb\x05stack\x12\xa8\x01\n\x0bListTargets\x12).atelier.monitoring.v1.ListTargetsRequest\x1a*.atelier.monitoring.v1.ListTargetsResponse\"B\xf2\xf3\x18\x18\x08\x01\"\x0cList Targets*\x06system\x82\xd3\xe4\x93\x02 \x12\x1e/api/system/monitoring/targets\x12\xa8\x01\n\x0bGetPipeline\x12).atelier.monitoring.v1.GetPipelineRequest\x1a*.atelier.monitoring.v1.GetPipelineResponse\"B\xf2\xf3\x18\x18\x08\x01\"\x0cGet Pipeline*\x06system\x82\xd3\xe4\x93\x02 \x12\x14/api/system/pipelineb\x08pipeline\x12\xc7\x01\n\x13ListCircuitBreakers\x12\x31.atelier.monitoring.v1.ListCircuitBreakersRequest\x1a\x32.atelier.monitoring.v1.ListCircuitBreakersResponse\"I\xf2\xf3\x18!\x08\x01\"\x15List Circuit Breakers*\x06system\x82\xd3\xe4\x93\x02\x1e\x12\x1c/api/system/circuit-breakers\x12\xd8\x01\n\x13ResetCircuitBreaker\x12\x31.atelier.monitoring.v1.ResetCircuitBreakerRequest\x1a\x32.atelier.monitoring.v1.ResetCircuitBreakerResponse\"Z\xf2\xf3\x18%\x08\x04\"\x15Reset Circuit Breaker*\x06systemB\x02\x90\x03\x82\xd3\xe4\x93\x02+\")/api/system/circuit-breakers/{name}/reset\x12\xba\x01\n\x0eGetPerformance\x12,.atelier.monitoring.v1.GetPerformanceRequest\x1a-.atelier.monitoring.v1.GetPerformanceResponse\"K\xf2\xf3\x18\x1b\x08\x01\"\x0fGet Performance*\x06system\x82\xd3\xe4\x93\x02&\x12\x17/api/system/performanceb\x0bperformance\x12\xd5\x01\n\x16ListPerformanceHistory\x12\x34.atelier.monitoring.v1.ListPerformanceHistoryRequest\x1a\x35.atelier.monitoring.v1.ListPerformanceHistoryResponse\"N\xf2\xf3\x18#\x08\x01\"\x17Get Performance History*\x06system\x82\xd3\xe4\x93\x02!\x12\x1f/api/system/performance/historyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*atelier/monitoring/v1/system_service.proto\x12\x15\x61telier.monitoring.v1\x1a\"atelier/monitoring/v1/health.proto\x1a!atelier/monitoring/v1/pages.proto\x1a\'atelier/monitoring/v1/performance.proto\x1a&atelier/monitoring/v1/prometheus.proto\x1a atelier/options/v1/options.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetSupervisorRequest\"\xc0\x02\n\x10SupervisedWorker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x06status\x18\x02 \x01(\x0e\x32\'.atelier.monitoring.v1.SupervisedStatus\x12\x15\n\rrestart_count\x18\x03 \x01(\x05\x12\x14\n\x0cmax_restarts\x18\x04 \x01(\x05\x12\x38\n\x0flast_started_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x38\n\x0flast_crashed_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x88\x01\x01\x12\x12\n\x05\x65rror\x18\x07 \x01(\tH\x02\x88\x01\x01\x42\x12\n\x10_last_started_atB\x12\n\x10_last_crashed_atB\x08\n\x06_error\"V\n\x15GetSupervisorResponse\x12=\n\nsupervisor\x18\x01 \x01(\x0b\x32).atelier.monitoring.v1.SupervisorOverview\"\xa4\x01\n\x12SupervisorOverview\x12\x0f\n\x07running\x18\x01 \x01(\x08\x12\x14\n\x0cworker_count\x18\x02 \x01(\x05\x12\x38\n\x07workers\x18\x03 \x03(\x0b\x32\'.atelier.monitoring.v1.SupervisedWorker\x12-\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1c\n\x1aGetSupervisorStatusRequest\"\\\n\x1bGetSupervisorStatusResponse\x12=\n\nsupervisor\x18\x01 \x01(\x0b\x32).atelier.monitoring.v1.SupervisorOverview\"\xae\x01\n\x13ListRestartsRequest\x12\"\n\x0bworker_name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01H\x00\x88\x01\x01\x12\'\n\x05limit\x18\x02 \x01(\x05\x42\x13\xbaH\x06\x1a\x04\x18\x64(\x01\xd2\xf3\x18\x06\x12\x02\x35\x30P\x01H\x01\x88\x01\x01\x12%\n\x06offset\x18\x03 \x01(\x05\x42\x10\xbaH\x04\x1a\x02(\x00\xd2\xf3\x18\x05\x12\x01\x30P\x01H\x02\x88\x01\x01\x42\x0e\n\x0c_worker_nameB\x08\n\x06_limitB\t\n\x07_offset\"\xbc\x01\n\x0cRestartEvent\x12\x13\n\x0bworker_name\x18\x01 \x01(\t\x12-\n\ttimestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x39\n\x06status\x18\x04 \x01(\x0e\x32).atelier.monitoring.v1.RestartEventStatus\x12\x12\n\x05\x65rror\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_error\"\x9d\x01\n\x14ListRestartsResponse\x12\x32\n\x05items\x18\x01 \x03(\x0b\x32#.atelier.monitoring.v1.RestartEvent\x12\x33\n\npagination\x18\x02 \x01(\x0b\x32\x1f.atelier.monitoring.v1.PageInfo:\x1c\xca\xf3\x18\x18\n\x16RestartHistoryResponse\")\n\x12StartWorkerRequest\x12\x13\n\x0bworker_name\x18\x01 \x01(\t\"K\n\x13StartWorkerResponse\x12\x34\n\x06worker\x18\x01 \x01(\x0b\x32$.atelier.monitoring.v1.WorkerControl\"F\n\rWorkerControl\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x13\n\x0bworker_name\x18\x03 \x01(\t\"(\n\x11StopWorkerRequest\x12\x13\n\x0bworker_name\x18\x01 \x01(\t\"J\n\x12StopWorkerResponse\x12\x34\n\x06worker\x18\x01 \x01(\x0b\x32$.atelier.monitoring.v1.WorkerControl\"+\n\x14RestartWorkerRequest\x12\x13\n\x0bworker_name\x18\x01 \x01(\t\"M\n\x15RestartWorkerResponse\x12\x34\n\x06worker\x18\x01 \x01(\x0b\x32$.atelier.monitoring.v1.WorkerControl\")\n\x12ResetWorkerRequest\x12\x13\n\x0bworker_name\x18\x01 \x01(\t\"R\n\x13ResetWorkerResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t:\x19\xca\xf3\x18\x15\n\x13WorkerResetResponse\"\x16\n\x14GetFullHealthRequest\"J\n\x15GetFullHealthResponse\x12\x31\n\x06health\x18\x01 \x01(\x0b\x32!.atelier.monitoring.v1.FullHealth\"\x14\n\x12GetPipelineRequest\"N\n\x13GetPipelineResponse\x12\x37\n\x08pipeline\x18\x01 \x01(\x0b\x32%.atelier.monitoring.v1.PipelineStatus\"\x1c\n\x1aListCircuitBreakersRequest\"\xd6\x02\n\x1bListCircuitBreakersResponse\x12\x61\n\x10\x63ircuit_breakers\x18\x01 \x03(\x0b\x32G.atelier.monitoring.v1.ListCircuitBreakersResponse.CircuitBreakersEntry\x12\x13\n\x0btotal_count\x18\x02 \x01(\x05\x12\x12\n\nopen_count\x18\x03 \x01(\x05\x12-\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a]\n\x14\x43ircuitBreakersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.atelier.monitoring.v1.CircuitBreaker:\x02\x38\x01:\x1d\xca\xf3\x18\x19\n\x17\x43ircuitBreakersResponse\"*\n\x1aResetCircuitBreakerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xd4\x01\n\x1bResetCircuitBreakerResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\x0eprevious_state\x18\x02 \x01(\x0e\x32#.atelier.monitoring.v1.CircuitState\x12\x36\n\tnew_state\x18\x03 \x01(\x0e\x32#.atelier.monitoring.v1.CircuitState\x12\x0f\n\x07message\x18\x04 \x01(\t:!\xca\xf3\x18\x1d\n\x1b\x43ircuitBreakerResetResponse\"\x1c\n\x1aGetMonitoringHealthRequest\"Z\n\x1bGetMonitoringHealthResponse\x12;\n\x05stack\x18\x01 \x01(\x0b\x32,.atelier.monitoring.v1.MonitoringStackHealth\"\x14\n\x12ListTargetsRequest\"\xce\x01\n\x13ListTargetsResponse\x12\x34\n\x07targets\x18\x01 \x03(\x0b\x32#.atelier.monitoring.v1.ScrapeTarget\x12\r\n\x05total\x18\x02 \x01(\x05\x12\n\n\x02up\x18\x03 \x01(\x05\x12\x0c\n\x04\x64own\x18\x04 \x01(\x05\x12\x0c\n\x04jobs\x18\x05 \x03(\t\x12-\n\ttimestamp\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x1b\xca\xf3\x18\x17\n\x15ScrapeTargetsResponse\"\x17\n\x15GetPerformanceRequest\"Y\n\x16GetPerformanceResponse\x12?\n\x0bperformance\x18\x01 \x01(\x0b\x32*.atelier.monitoring.v1.PerformanceSnapshot\"h\n\x1dListPerformanceHistoryRequest\x12\x38\n\ntime_range\x18\x01 \x01(\tB\x1f\xbaH\x10r\x0eR\x02\x35mR\x03\x31\x35mR\x03\x36\x30m\xd2\xf3\x18\x08\x12\x04\"5m\"P\x01H\x00\x88\x01\x01\x42\r\n\x0b_time_range\"\xa4\x01\n\x1eListPerformanceHistoryResponse\x12=\n\tsnapshots\x18\x01 \x03(\x0b\x32*.atelier.monitoring.v1.PerformanceSnapshot\x12\x12\n\ntime_range\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x05: \xca\xf3\x18\x1c\n\x1aPerformanceHistoryResponse*\xda\x01\n\x10SupervisedStatus\x12!\n\x1dSUPERVISED_STATUS_UNSPECIFIED\x10\x00\x12\x1d\n\x19SUPERVISED_STATUS_RUNNING\x10\x01\x12\x1d\n\x19SUPERVISED_STATUS_STOPPED\x10\x02\x12\x1d\n\x19SUPERVISED_STATUS_CRASHED\x10\x03\x12 \n\x1cSUPERVISED_STATUS_RESTARTING\x10\x04\x12\x1c\n\x18SUPERVISED_STATUS_FAILED\x10\x05\x1a\x06\xe2\xf3\x18\x02\x08\x01*\xc8\x01\n\x12RestartEventStatus\x12$\n RESTART_EVENT_STATUS_UNSPECIFIED\x10\x00\x12 \n\x1cRESTART_EVENT_STATUS_SUCCESS\x10\x01\x12 \n\x1cRESTART_EVENT_STATUS_CRASHED\x10\x02\x12\x1f\n\x1bRESTART_EVENT_STATUS_FAILED\x10\x03\x12\x1f\n\x1bRESTART_EVENT_STATUS_MANUAL\x10\x04\x1a\x06\xe2\xf3\x18\x02\x08\x01\x32\x99\x17\n\rSystemService\x12\xb4\x01\n\rGetSupervisor\x12+.atelier.monitoring.v1.GetSupervisorRequest\x1a,.atelier.monitoring.v1.GetSupervisorResponse\"H\xf2\xf3\x18\x1a\x08\x01\"\x0eGet Supervisor*\x06system\x82\xd3\xe4\x93\x02$\x12\x16/api/system/supervisorb\nsupervisor\x12\xd4\x01\n\x13GetSupervisorStatus\x12\x31.atelier.monitoring.v1.GetSupervisorStatusRequest\x1a\x32.atelier.monitoring.v1.GetSupervisorStatusResponse\"V\xf2\xf3\x18!\x08\x01\"\x15Get Supervisor Status*\x06system\x82\xd3\xe4\x93\x02+\x12\x1d/api/system/supervisor/statusb\nsupervisor\x12\xbe\x01\n\x0cListRestarts\x12*.atelier.monitoring.v1.ListRestartsRequest\x1a+.atelier.monitoring.v1.ListRestartsResponse\"U\xf2\xf3\x18#\x08\x01\"\x13Get Restart History*\x06systemB\x02\x90\x03\x82\xd3\xe4\x93\x02(\x12&/api/system/supervisor/restart-history\x12\xc8\x01\n\x0bStartWorker\x12).atelier.monitoring.v1.StartWorkerRequest\x1a*.atelier.monitoring.v1.StartWorkerResponse\"b\xf2\xf3\x18\x1c\x08\x04\"\x0cStart Worker*\x06systemB\x02\x90\x03\x82\xd3\xe4\x93\x02<\"2/api/system/supervisor/workers/{worker_name}/startb\x06worker\x12\xc3\x01\n\nStopWorker\x12(.atelier.monitoring.v1.StopWorkerRequest\x1a).atelier.monitoring.v1.StopWorkerResponse\"`\xf2\xf3\x18\x1b\x08\x04\"\x0bStop Worker*\x06systemB\x02\x90\x03\x82\xd3\xe4\x93\x02;\"1/api/system/supervisor/workers/{worker_name}/stopb\x06worker\x12\xd2\x01\n\rRestartWorker\x12+.atelier.monitoring.v1.RestartWorkerRequest\x1a,.atelier.monitoring.v1.RestartWorkerResponse\"f\xf2\xf3\x18\x1e\x08\x04\"\x0eRestart Worker*\x06systemB\x02\x90\x03\x82\xd3\xe4\x93\x02>\"4/api/system/supervisor/workers/{worker_name}/restartb\x06worker\x12\xb8\x01\n\x0bResetWorker\x12).atelier.monitoring.v1.ResetWorkerRequest\x1a*.atelier.monitoring.v1.ResetWorkerResponse\"R\xf2\xf3\x18\x1c\x08\x04\"\x0cReset Worker*\x06systemB\x02\x90\x03\x82\xd3\xe4\x93\x02,\"*/api/system/supervisor/reset/{worker_name}\x12\xb5\x01\n\rGetFullHealth\x12+.atelier.monitoring.v1.GetFullHealthRequest\x1a,.atelier.monitoring.v1.GetFullHealthResponse\"I\xf2\xf3\x18\x1e\x08\x01\"\x0fGet Full Health*\x06system8\xf7\x03\x82\xd3\xe4\x93\x02!\x12\x17/api/system/health/fullb\x06health\x12\xcf\x01\n\x13GetMonitoringHealth\x12\x31.atelier.monitoring.v1.GetMonitoringHealthRequest\x1a\x32.atelier.monitoring.v1.GetMonitoringHealthResponse\"Q\xf2\xf3\x18!\x08\x01\"\x15Get Monitoring Health*\x06system\x82\xd3\xe4\x93\x02&\x12\x1d/api/system/monitoring/healthb\x05stack\x12\xa8\x01\n\x0bListTargets\x12).atelier.monitoring.v1.ListTargetsRequest\x1a*.atelier.monitoring.v1.ListTargetsResponse\"B\xf2\xf3\x18\x18\x08\x01\"\x0cList Targets*\x06system\x82\xd3\xe4\x93\x02 \x12\x1e/api/system/monitoring/targets\x12\xa8\x01\n\x0bGetPipeline\x12).atelier.monitoring.v1.GetPipelineRequest\x1a*.atelier.monitoring.v1.GetPipelineResponse\"B\xf2\xf3\x18\x18\x08\x01\"\x0cGet Pipeline*\x06system\x82\xd3\xe4\x93\x02 \x12\x14/api/system/pipelineb\x08pipeline\x12\xc7\x01\n\x13ListCircuitBreakers\x12\x31.atelier.monitoring.v1.ListCircuitBreakersRequest\x1a\x32.atelier.monitoring.v1.ListCircuitBreakersResponse\"I\xf2\xf3\x18!\x08\x01\"\x15List Circuit Breakers*\x06system\x82\xd3\xe4\x93\x02\x1e\x12\x1c/api/system/circuit-breakers\x12\xd8\x01\n\x13ResetCircuitBreaker\x12\x31.atelier.monitoring.v1.ResetCircuitBreakerRequest\x1a\x32.atelier.monitoring.v1.ResetCircuitBreakerResponse\"Z\xf2\xf3\x18%\x08\x04\"\x15Reset Circuit Breaker*\x06systemB\x02\x90\x03\x82\xd3\xe4\x93\x02+\")/api/system/circuit-breakers/{name}/reset\x12\xba\x01\n\x0eGetPerformance\x12,.atelier.monitoring.v1.GetPerformanceRequest\x1a-.atelier.monitoring.v1.GetPerformanceResponse\"K\xf2\xf3\x18\x1b\x08\x01\"\x0fGet Performance*\x06system\x82\xd3\xe4\x93\x02&\x12\x17/api/system/performanceb\x0bperformance\x12\xd5\x01\n\x16ListPerformanceHistory\x12\x34.atelier.monitoring.v1.ListPerformanceHistoryRequest\x1a\x35.atelier.monitoring.v1.ListPerformanceHistoryResponse\"N\xf2\xf3\x18#\x08\x01\"\x17Get Performance History*\x06system\x82\xd3\xe4\x93\x02!\x12\x1f/api/system/performance/historyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -94,82 +95,80 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SYSTEMSERVICE'].methods_by_name['GetPerformance']._serialized_options = b'\362\363\030\033\010\001\"\017Get Performance*\006system\202\323\344\223\002&\022\027/api/system/performanceb\013performance'
   _globals['_SYSTEMSERVICE'].methods_by_name['ListPerformanceHistory']._loaded_options = None
   _globals['_SYSTEMSERVICE'].methods_by_name['ListPerformanceHistory']._serialized_options = b'\362\363\030#\010\001\"\027Get Performance History*\006system\202\323\344\223\002!\022\037/api/system/performance/history'
-  _globals['_SUPERVISEDSTATUS']._serialized_start=3803
-  _globals['_SUPERVISEDSTATUS']._serialized_end=4021
-  _globals['_RESTARTEVENTSTATUS']._serialized_start=4024
-  _globals['_RESTARTEVENTSTATUS']._serialized_end=4224
-  _globals['_GETSUPERVISORREQUEST']._serialized_start=312
-  _globals['_GETSUPERVISORREQUEST']._serialized_end=334
-  _globals['_SUPERVISEDWORKER']._serialized_start=337
-  _globals['_SUPERVISEDWORKER']._serialized_end=657
-  _globals['_GETSUPERVISORRESPONSE']._serialized_start=659
-  _globals['_GETSUPERVISORRESPONSE']._serialized_end=745
-  _globals['_SUPERVISOROVERVIEW']._serialized_start=748
-  _globals['_SUPERVISOROVERVIEW']._serialized_end=912
-  _globals['_GETSUPERVISORSTATUSREQUEST']._serialized_start=914
-  _globals['_GETSUPERVISORSTATUSREQUEST']._serialized_end=942
-  _globals['_GETSUPERVISORSTATUSRESPONSE']._serialized_start=944
-  _globals['_GETSUPERVISORSTATUSRESPONSE']._serialized_end=1036
-  _globals['_LISTRESTARTSREQUEST']._serialized_start=1039
-  _globals['_LISTRESTARTSREQUEST']._serialized_end=1213
-  _globals['_RESTARTEVENT']._serialized_start=1216
-  _globals['_RESTARTEVENT']._serialized_end=1404
-  _globals['_PAGEINFO']._serialized_start=1406
-  _globals['_PAGEINFO']._serialized_end=1501
-  _globals['_LISTRESTARTSRESPONSE']._serialized_start=1504
-  _globals['_LISTRESTARTSRESPONSE']._serialized_end=1661
-  _globals['_STARTWORKERREQUEST']._serialized_start=1663
-  _globals['_STARTWORKERREQUEST']._serialized_end=1704
-  _globals['_STARTWORKERRESPONSE']._serialized_start=1706
-  _globals['_STARTWORKERRESPONSE']._serialized_end=1781
-  _globals['_WORKERCONTROL']._serialized_start=1783
-  _globals['_WORKERCONTROL']._serialized_end=1853
-  _globals['_STOPWORKERREQUEST']._serialized_start=1855
-  _globals['_STOPWORKERREQUEST']._serialized_end=1895
-  _globals['_STOPWORKERRESPONSE']._serialized_start=1897
-  _globals['_STOPWORKERRESPONSE']._serialized_end=1971
-  _globals['_RESTARTWORKERREQUEST']._serialized_start=1973
-  _globals['_RESTARTWORKERREQUEST']._serialized_end=2016
-  _globals['_RESTARTWORKERRESPONSE']._serialized_start=2018
-  _globals['_RESTARTWORKERRESPONSE']._serialized_end=2095
-  _globals['_RESETWORKERREQUEST']._serialized_start=2097
-  _globals['_RESETWORKERREQUEST']._serialized_end=2138
-  _globals['_RESETWORKERRESPONSE']._serialized_start=2140
-  _globals['_RESETWORKERRESPONSE']._serialized_end=2222
-  _globals['_GETFULLHEALTHREQUEST']._serialized_start=2224
-  _globals['_GETFULLHEALTHREQUEST']._serialized_end=2246
-  _globals['_GETFULLHEALTHRESPONSE']._serialized_start=2248
-  _globals['_GETFULLHEALTHRESPONSE']._serialized_end=2322
-  _globals['_GETPIPELINEREQUEST']._serialized_start=2324
-  _globals['_GETPIPELINEREQUEST']._serialized_end=2344
-  _globals['_GETPIPELINERESPONSE']._serialized_start=2346
-  _globals['_GETPIPELINERESPONSE']._serialized_end=2424
-  _globals['_LISTCIRCUITBREAKERSREQUEST']._serialized_start=2426
-  _globals['_LISTCIRCUITBREAKERSREQUEST']._serialized_end=2454
-  _globals['_LISTCIRCUITBREAKERSRESPONSE']._serialized_start=2457
-  _globals['_LISTCIRCUITBREAKERSRESPONSE']._serialized_end=2799
-  _globals['_LISTCIRCUITBREAKERSRESPONSE_CIRCUITBREAKERSENTRY']._serialized_start=2675
-  _globals['_LISTCIRCUITBREAKERSRESPONSE_CIRCUITBREAKERSENTRY']._serialized_end=2768
-  _globals['_RESETCIRCUITBREAKERREQUEST']._serialized_start=2801
-  _globals['_RESETCIRCUITBREAKERREQUEST']._serialized_end=2843
-  _globals['_RESETCIRCUITBREAKERRESPONSE']._serialized_start=2846
-  _globals['_RESETCIRCUITBREAKERRESPONSE']._serialized_end=3058
-  _globals['_GETMONITORINGHEALTHREQUEST']._serialized_start=3060
-  _globals['_GETMONITORINGHEALTHREQUEST']._serialized_end=3088
-  _globals['_GETMONITORINGHEALTHRESPONSE']._serialized_start=3090
-  _globals['_GETMONITORINGHEALTHRESPONSE']._serialized_end=3180
-  _globals['_LISTTARGETSREQUEST']._serialized_start=3182
-  _globals['_LISTTARGETSREQUEST']._serialized_end=3202
-  _globals['_LISTTARGETSRESPONSE']._serialized_start=3205
-  _globals['_LISTTARGETSRESPONSE']._serialized_end=3411
-  _globals['_GETPERFORMANCEREQUEST']._serialized_start=3413
-  _globals['_GETPERFORMANCEREQUEST']._serialized_end=3436
-  _globals['_GETPERFORMANCERESPONSE']._serialized_start=3438
-  _globals['_GETPERFORMANCERESPONSE']._serialized_end=3527
-  _globals['_LISTPERFORMANCEHISTORYREQUEST']._serialized_start=3529
-  _globals['_LISTPERFORMANCEHISTORYREQUEST']._serialized_end=3633
-  _globals['_LISTPERFORMANCEHISTORYRESPONSE']._serialized_start=3636
-  _globals['_LISTPERFORMANCEHISTORYRESPONSE']._serialized_end=3800
-  _globals['_SYSTEMSERVICE']._serialized_start=4227
-  _globals['_SYSTEMSERVICE']._serialized_end=7196
+  _globals['_SUPERVISEDSTATUS']._serialized_start=3741
+  _globals['_SUPERVISEDSTATUS']._serialized_end=3959
+  _globals['_RESTARTEVENTSTATUS']._serialized_start=3962
+  _globals['_RESTARTEVENTSTATUS']._serialized_end=4162
+  _globals['_GETSUPERVISORREQUEST']._serialized_start=347
+  _globals['_GETSUPERVISORREQUEST']._serialized_end=369
+  _globals['_SUPERVISEDWORKER']._serialized_start=372
+  _globals['_SUPERVISEDWORKER']._serialized_end=692
+  _globals['_GETSUPERVISORRESPONSE']._serialized_start=694
+  _globals['_GETSUPERVISORRESPONSE']._serialized_end=780
+  _globals['_SUPERVISOROVERVIEW']._serialized_start=783
+  _globals['_SUPERVISOROVERVIEW']._serialized_end=947
+  _globals['_GETSUPERVISORSTATUSREQUEST']._serialized_start=949
+  _globals['_GETSUPERVISORSTATUSREQUEST']._serialized_end=977
+  _globals['_GETSUPERVISORSTATUSRESPONSE']._serialized_start=979
+  _globals['_GETSUPERVISORSTATUSRESPONSE']._serialized_end=1071
+  _globals['_LISTRESTARTSREQUEST']._serialized_start=1074
+  _globals['_LISTRESTARTSREQUEST']._serialized_end=1248
+  _globals['_RESTARTEVENT']._serialized_start=1251
+  _globals['_RESTARTEVENT']._serialized_end=1439
+  _globals['_LISTRESTARTSRESPONSE']._serialized_start=1442
+  _globals['_LISTRESTARTSRESPONSE']._serialized_end=1599
+  _globals['_STARTWORKERREQUEST']._serialized_start=1601
+  _globals['_STARTWORKERREQUEST']._serialized_end=1642
+  _globals['_STARTWORKERRESPONSE']._serialized_start=1644
+  _globals['_STARTWORKERRESPONSE']._serialized_end=1719
+  _globals['_WORKERCONTROL']._serialized_start=1721
+  _globals['_WORKERCONTROL']._serialized_end=1791
+  _globals['_STOPWORKERREQUEST']._serialized_start=1793
+  _globals['_STOPWORKERREQUEST']._serialized_end=1833
+  _globals['_STOPWORKERRESPONSE']._serialized_start=1835
+  _globals['_STOPWORKERRESPONSE']._serialized_end=1909
+  _globals['_RESTARTWORKERREQUEST']._serialized_start=1911
+  _globals['_RESTARTWORKERREQUEST']._serialized_end=1954
+  _globals['_RESTARTWORKERRESPONSE']._serialized_start=1956
+  _globals['_RESTARTWORKERRESPONSE']._serialized_end=2033
+  _globals['_RESETWORKERREQUEST']._serialized_start=2035
+  _globals['_RESETWORKERREQUEST']._serialized_end=2076
+  _globals['_RESETWORKERRESPONSE']._serialized_start=2078
+  _globals['_RESETWORKERRESPONSE']._serialized_end=2160
+  _globals['_GETFULLHEALTHREQUEST']._serialized_start=2162
+  _globals['_GETFULLHEALTHREQUEST']._serialized_end=2184
+  _globals['_GETFULLHEALTHRESPONSE']._serialized_start=2186
+  _globals['_GETFULLHEALTHRESPONSE']._serialized_end=2260
+  _globals['_GETPIPELINEREQUEST']._serialized_start=2262
+  _globals['_GETPIPELINEREQUEST']._serialized_end=2282
+  _globals['_GETPIPELINERESPONSE']._serialized_start=2284
+  _globals['_GETPIPELINERESPONSE']._serialized_end=2362
+  _globals['_LISTCIRCUITBREAKERSREQUEST']._serialized_start=2364
+  _globals['_LISTCIRCUITBREAKERSREQUEST']._serialized_end=2392
+  _globals['_LISTCIRCUITBREAKERSRESPONSE']._serialized_start=2395
+  _globals['_LISTCIRCUITBREAKERSRESPONSE']._serialized_end=2737
+  _globals['_LISTCIRCUITBREAKERSRESPONSE_CIRCUITBREAKERSENTRY']._serialized_start=2613
+  _globals['_LISTCIRCUITBREAKERSRESPONSE_CIRCUITBREAKERSENTRY']._serialized_end=2706
+  _globals['_RESETCIRCUITBREAKERREQUEST']._serialized_start=2739
+  _globals['_RESETCIRCUITBREAKERREQUEST']._serialized_end=2781
+  _globals['_RESETCIRCUITBREAKERRESPONSE']._serialized_start=2784
+  _globals['_RESETCIRCUITBREAKERRESPONSE']._serialized_end=2996
+  _globals['_GETMONITORINGHEALTHREQUEST']._serialized_start=2998
+  _globals['_GETMONITORINGHEALTHREQUEST']._serialized_end=3026
+  _globals['_GETMONITORINGHEALTHRESPONSE']._serialized_start=3028
+  _globals['_GETMONITORINGHEALTHRESPONSE']._serialized_end=3118
+  _globals['_LISTTARGETSREQUEST']._serialized_start=3120
+  _globals['_LISTTARGETSREQUEST']._serialized_end=3140
+  _globals['_LISTTARGETSRESPONSE']._serialized_start=3143
+  _globals['_LISTTARGETSRESPONSE']._serialized_end=3349
+  _globals['_GETPERFORMANCEREQUEST']._serialized_start=3351
+  _globals['_GETPERFORMANCEREQUEST']._serialized_end=3374
+  _globals['_GETPERFORMANCERESPONSE']._serialized_start=3376
+  _globals['_GETPERFORMANCERESPONSE']._serialized_end=3465
+  _globals['_LISTPERFORMANCEHISTORYREQUEST']._serialized_start=3467
+  _globals['_LISTPERFORMANCEHISTORYREQUEST']._serialized_end=3571
+  _globals['_LISTPERFORMANCEHISTORYRESPONSE']._serialized_start=3574
+  _globals['_LISTPERFORMANCEHISTORYRESPONSE']._serialized_end=3738
+  _globals['_SYSTEMSERVICE']._serialized_start=4165
+  _globals['_SYSTEMSERVICE']._serialized_end=7134
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from atelier.monitoring.v1 import health_pb2 as _health_pb2
+from atelier.monitoring.v1 import pages_pb2 as _pages_pb2
 from atelier.monitoring.v1 import performance_pb2 as _performance_pb2
 from atelier.monitoring.v1 import prometheus_pb2 as _prometheus_pb2
 from collections import abc as _abc
@@ -356,44 +357,6 @@ class RestartEvent(_message.Message):
 Global___RestartEvent: _TypeAlias = RestartEvent  # noqa: Y015
 
 @_typing.final
-class PageInfo(_message.Message):
-    """Where a page stands among all."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TOTAL_FIELD_NUMBER: _builtins.int
-    LIMIT_FIELD_NUMBER: _builtins.int
-    OFFSET_FIELD_NUMBER: _builtins.int
-    ITEMS_COUNT_FIELD_NUMBER: _builtins.int
-    HAS_MORE_FIELD_NUMBER: _builtins.int
-    total: _builtins.int
-    """How many match in all."""
-    limit: _builtins.int
-    """Most on the page."""
-    offset: _builtins.int
-    """How many come before."""
-    items_count: _builtins.int
-    """How many are on the page."""
-    has_more: _builtins.bool
-    """Whether more follow."""
-    def __init__(
-        self,
-        *,
-        total: _builtins.int = ...,
-        limit: _builtins.int = ...,
-        offset: _builtins.int = ...,
-        items_count: _builtins.int = ...,
-        has_more: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_more", b"has_more", "items_count", b"items_count", "limit", b"limit", "offset", b"offset", "total", b"total"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PageInfo: _TypeAlias = PageInfo  # noqa: Y015
-
-@_typing.final
 class ListRestartsResponse(_message.Message):
     """Response of ListRestarts."""
 
@@ -406,14 +369,14 @@ class ListRestartsResponse(_message.Message):
         """The events, newest first."""
 
     @_builtins.property
-    def pagination(self) -> Global___PageInfo:
+    def pagination(self) -> _pages_pb2.PageInfo:
         """Where they stand among all."""
 
     def __init__(
         self,
         *,
         items: _abc.Iterable[Global___RestartEvent] | None = ...,
-        pagination: Global___PageInfo | None = ...,
+        pagination: _pages_pb2.PageInfo | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pagination", b"pagination"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -1,0 +1,1 @@
+"""Cameras: the folders below the root, whether their photos are taken, and how they are."""

@@ -1,0 +1,45 @@
+"""What cameras need of a database."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+from services.monitoring.capture.cameras.domain import CameraRecord
+from services.monitoring.capture.pages import PageFound, PageWanted
+
+
+class CameraStore(Protocol):
+    """Cameras as rows."""
+
+    async def find_camera(self, camera_id: str) -> CameraRecord | None:
+        """Return a camera."""
+        ...
+
+    async def list_cameras(self, page: PageWanted) -> PageFound[CameraRecord]:
+        """Return cameras by their names."""
+        ...
+
+    async def add_cameras(self, camera_ids: Collection[str]) -> None:
+        """Write those that are not known yet."""
+        ...
+
+    async def disabled(self) -> frozenset[str]:
+        """Return those whose photos are not taken."""
+        ...
+
+    async def set_enabled(self, camera_id: str, *, enabled: bool) -> CameraRecord | None:
+        """Switch one on or off, and tell of it where that changes it; None where there is no such."""
+        ...
+
+    async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float) -> int:
+        """Write the state of each where it has changed, and tell of it.
+
+        Args:
+            troubles: What keeps folders from being read, by camera.
+            offline_seconds: How long no photo must have come for a camera to be offline.
+
+        Returns:
+            How many have changed.
+        """
+        ...

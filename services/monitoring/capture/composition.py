@@ -1,0 +1,107 @@
+"""Capture put together: what `__main__` runs and what the tests start."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from atelier.monitoring.v1 import capture_camera_service_pb2_grpc, capture_photo_service_pb2_grpc, health_pb2
+
+from meshkit import db as meshdb
+from meshkit.bus import Bus
+from meshkit.db import Database
+from meshkit.health import HealthPart, PartStates
+from meshkit.loops import Loops
+from meshkit.metrics import serve_metrics
+from meshkit.outbox import Relay
+from meshkit.server import build_server
+from meshkit.supervision import supervise
+from meshkit.topology import CAPTURE
+from services.monitoring.capture.access import CaptureAccess
+from services.monitoring.capture.batches.service import BatchAggregator
+from services.monitoring.capture.cameras.service import CameraDesk
+from services.monitoring.capture.cameras.servicer import CameraServicer
+from services.monitoring.capture.config import CaptureSettings
+from services.monitoring.capture.errors import no_camera_root
+from services.monitoring.capture.photos.service import PhotoDesk
+from services.monitoring.capture.photos.servicer import PhotoServicer
+from services.monitoring.capture.postgres.batches import PostgresBatchStore
+from services.monitoring.capture.postgres.cameras import PostgresCameraStore
+from services.monitoring.capture.postgres.changes import CaptureChanges
+from services.monitoring.capture.postgres.photos import PostgresPhotoStore
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureRuntime:
+    """A running service; its parts are for tests that call a loop's body themselves."""
+
+    address: str
+    database: Database
+    bus: Bus
+    relay: Relay
+    changes: CaptureChanges
+    aggregator: BatchAggregator
+
+
+async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRuntime:
+    """Start the service; the stack stops it.
+
+    Args:
+        settings: Its settings.
+        stack: Closed in reverse order at the end.
+
+    Raises:
+        ValueError: The settings name no folder to watch.
+    """
+    if settings.camera_root is None:
+        raise no_camera_root()
+    await meshdb.migrate(settings.database_url.get_secret_value(), CAPTURE.schema, CAPTURE.migrations)
+    database = Database.from_settings(settings, schema=CAPTURE.schema)
+    await database.open()
+    stack.push_async_callback(database.close)
+    bus = Bus(settings.nats_url.get_secret_value(), name="atelier-capture")
+    await bus.connect()
+    stack.push_async_callback(bus.close)
+    relay = Relay(database, bus)
+    stack.push_async_callback(relay.close)
+
+    access = CaptureAccess(settings.capture_tenant)
+    changes = CaptureChanges(database, settings.capture_tenant, relay.wake)
+    cameras, photos, batches = PostgresCameraStore(changes), PostgresPhotoStore(changes), PostgresBatchStore(changes)
+    aggregator = BatchAggregator(
+        batches,
+        window_seconds=settings.capture_batch_seconds,
+        idle_seconds=settings.capture_idle_seconds,
+        on_closed=lambda: None,
+    )
+    loops = Loops(aggregator.loop, relay.loop)
+    if settings.run_loops:
+        await supervise(stack, loops, bus, CAPTURE.role)
+    parts = PartStates(
+        [HealthPart("postgresql", database.ping, every_call=True), HealthPart("nats", bus.ping, essential=False)],
+        lambda: [f"loops/{name}" for name in loops.ailing],
+    )
+    camera_servicer = CameraServicer(
+        CameraDesk(cameras, access, lambda: None),
+        tenant=settings.capture_tenant,
+        watcher=health_pb2.FileWatcherStatus,
+        aggregator=aggregator.state,
+    )
+    server = build_server(
+        settings,
+        CAPTURE,
+        [
+            (capture_camera_service_pb2_grpc.add_CameraServiceServicer_to_server, camera_servicer),
+            (
+                capture_photo_service_pb2_grpc.add_PhotoServiceServicer_to_server,
+                PhotoServicer(PhotoDesk(photos, batches, access)),
+            ),
+        ],
+        parts,
+    )
+    await server.start()
+    stack.push_async_callback(server.stop)
+    page = serve_metrics(settings.metrics_port, settings.metrics_host)
+    if page is not None:
+        stack.callback(page.close)
+    return CaptureRuntime(server.address, database, bus, relay, changes, aggregator)

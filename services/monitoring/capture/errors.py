@@ -1,0 +1,25 @@
+"""What capture refuses."""
+
+from __future__ import annotations
+
+from meshkit.errors import MeshError, not_found
+
+
+def camera_not_found(camera_id: str) -> MeshError:
+    """Build the error: no such camera for this caller."""
+    return not_found("Camera", camera_id[:255])
+
+
+def photo_not_found(photo_id: object) -> MeshError:
+    """Build the error: no such photo for this caller."""
+    return not_found("Photo", str(photo_id))
+
+
+def batch_not_found(batch_id: object) -> MeshError:
+    """Build the error: no such batch for this caller."""
+    return not_found("Batch", str(batch_id))
+
+
+def no_camera_root() -> ValueError:
+    """Build the error: capture was started without folders to watch."""
+    return ValueError("ATELIER_CAMERA_ROOT names no folder: there is nothing to watch")

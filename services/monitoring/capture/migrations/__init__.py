@@ -1,0 +1,1 @@
+"""The schema `capture`, one revision a change."""

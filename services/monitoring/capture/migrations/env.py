@@ -1,0 +1,5 @@
+"""Runs the revisions on the connection that `meshkit.db.migrate` opened."""
+
+from meshkit.migration import run_env
+
+run_env()

@@ -1,0 +1,42 @@
+"""What photos need of a database."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+from uuid import UUID
+
+from services.monitoring.capture.pages import PageFound, PageWanted
+from services.monitoring.capture.photos.domain import DetectionRecord, PhotoRecord, PhotosWanted, SeenFile
+
+
+class PhotoStore(Protocol):
+    """Photos as rows."""
+
+    async def find_photo(self, photo_id: UUID) -> tuple[PhotoRecord, Sequence[DetectionRecord]] | None:
+        """Return a photo with what was found on it."""
+        ...
+
+    async def list_photos(self, wanted: PhotosWanted, page: PageWanted) -> PageFound[PhotoRecord]:
+        """Return photos, newest first."""
+        ...
+
+    async def known_files(self, files: Collection[bytes]) -> Mapping[bytes, tuple[int, int]]:
+        """Return size and time of change that files had when they were seen last; those never seen are left out."""
+        ...
+
+    async def other_files(self, camera_id: str, sha256: str, file: bytes) -> Sequence[bytes]:
+        """Return the other files of a camera that had this content when they were seen last."""
+        ...
+
+    async def take(self, seen: SeenFile, moved_from: bytes | None = None) -> bool:
+        """Write a photo, unless this content of this file is known; then its time of change alone.
+
+        Args:
+            seen: The file.
+            moved_from: File of the same content that is there no more: its photo is this one.
+
+        Returns:
+            Whether it is a new photo.
+        """
+        ...

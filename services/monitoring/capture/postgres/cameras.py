@@ -1,0 +1,108 @@
+"""Cameras on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from atelier.events.v1 import live_pb2
+
+from services.monitoring.capture.cameras.domain import CameraRecord, CameraStatus, judge
+from services.monitoring.capture.pages import PageFound, PageWanted
+from services.monitoring.capture.postgres.changes import CaptureChanges
+
+_COLUMNS = ", ".join(field.name for field in fields(CameraRecord))
+_ADD = "INSERT INTO cameras (id) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING"
+# Locked in one order, so that replicas that judge at once do not wait for each other in a circle.
+_JUDGED = f"SELECT {_COLUMNS}, now() FROM cameras ORDER BY id FOR UPDATE"  # noqa: S608 -- fixed names
+_TURN = "UPDATE cameras SET previous_status = status, status = %s, message = %s WHERE id = %s"
+
+
+class PostgresCameraStore:
+    """Implements `services.monitoring.capture.cameras.store.CameraStore`.
+
+    Args:
+        changes: Changes rows.
+    """
+
+    def __init__(self, changes: CaptureChanges) -> None:
+        self._changes = changes
+
+    async def find_camera(self, camera_id: str) -> CameraRecord | None:
+        """Return a camera."""
+        async with self._changes.db.connection() as conn:
+            cursor = await conn.execute(f"SELECT {_COLUMNS} FROM cameras WHERE id = %s", (camera_id,))  # noqa: S608 -- fixed names
+            row = await cursor.fetchone()
+            return None if row is None else _camera(row)
+
+    async def list_cameras(self, page: PageWanted) -> PageFound[CameraRecord]:
+        """Return cameras by their names."""
+        async with self._changes.db.connection() as conn:
+            cursor = await conn.execute(
+                f"SELECT {_COLUMNS} FROM cameras ORDER BY id OFFSET %s LIMIT %s",  # noqa: S608 -- fixed names
+                (page.offset, page.limit),
+            )
+            found = [_camera(row) for row in await cursor.fetchall()]
+            [(total,)] = await (await conn.execute("SELECT count(*) FROM cameras")).fetchall()
+        return PageFound(found, total)
+
+    async def add_cameras(self, camera_ids: Collection[str]) -> None:
+        """Write those that are not known yet."""
+
+        async def body() -> None:
+            async with self._changes.db.transaction() as conn:
+                await conn.execute(_ADD, (sorted(camera_ids),))
+
+        await self._changes.db.retrying(body)
+
+    async def disabled(self) -> frozenset[str]:
+        """Return those whose photos are not taken."""
+        async with self._changes.db.connection() as conn:
+            cursor = await conn.execute("SELECT id FROM cameras WHERE NOT enabled")
+            return frozenset(name for (name,) in await cursor.fetchall())
+
+    async def set_enabled(self, camera_id: str, *, enabled: bool) -> CameraRecord | None:
+        """Switch one on or off, and tell of it where that changes it; None where there is no such."""
+
+        async def body() -> None:
+            async with self._changes.change() as change:
+                cursor = await change.conn.execute(
+                    "UPDATE cameras SET enabled = %s WHERE id = %s AND enabled <> %s", (enabled, camera_id, enabled)
+                )
+                if cursor.rowcount:
+                    told = live_pb2.CameraEnabledEvent if enabled else live_pb2.CameraDisabledEvent
+                    change.announce(told(camera_id=camera_id))
+
+        await self._changes.db.retrying(body)
+        return await self.find_camera(camera_id)
+
+    async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float) -> int:
+        """Write the state of each where it has changed, and tell of it; return how many have."""
+
+        async def body() -> int:
+            changed = 0
+            async with self._changes.change() as change:
+                for *row, now in await (await change.conn.execute(_JUDGED)).fetchall():
+                    camera = _camera(row)
+                    status, message = judge(troubles.get(camera.id), camera.last_file_at, now, offline_seconds)
+                    if status is camera.status:
+                        continue
+                    await change.conn.execute(_TURN, (status.value, message, camera.id))
+                    change.announce(
+                        live_pb2.CameraStatusChangedEvent(
+                            camera_id=camera.id,
+                            status=status.value,
+                            previous_status=camera.status.value,
+                            message=message,
+                        )
+                    )
+                    changed += 1
+            return changed
+
+        return await self._changes.db.retrying(body)
+
+
+def _camera(row: Sequence[Any]) -> CameraRecord:
+    camera_id, enabled, status, previous, *rest = row
+    return CameraRecord(camera_id, enabled, CameraStatus(status), CameraStatus(previous), *rest)
