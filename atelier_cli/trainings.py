@@ -136,5 +136,5 @@ def require_trained(training: Mapping[str, Any]) -> None:
     if training["status"] == "COMPLETED":
         return
     why = training.get("error_message") or "no reason was given"
-    what = "was cancelled" if training["status"] == "CANCELLED" else f"failed: {why}"
-    raise CliError(f"Training {training['id']} {what}")
+    what = "was cancelled" if training["status"] == "CANCELLED" else f"failed: {why.rstrip('.')}"
+    raise CliError(f"Training {training['id']} {what}.")

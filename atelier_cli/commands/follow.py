@@ -129,7 +129,7 @@ def require_completed(task: dict[str, Any]) -> None:
     if task["status"] == "COMPLETED":
         return
     reasons = "; ".join(task.get("errors") or ()) or "no reason was given"
-    what = "was cancelled" if task["status"] == "CANCELLED" else f"failed: {reasons}"
+    what = "was cancelled" if task["status"] == "CANCELLED" else f"failed: {reasons.rstrip('.')}"
     raise CliError(f"Task {task['id']} {what}.")
 
 

@@ -302,7 +302,7 @@ def require_completed(workflow: dict[str, Any]) -> None:
     if workflow["status"] == "COMPLETED":
         return
     reason = workflow["error_message"] or "no reason was given"
-    what = "was cancelled" if workflow["status"] == "CANCELLED" else f"failed: {reason}"
+    what = "was cancelled" if workflow["status"] == "CANCELLED" else f"failed: {reason.rstrip('.')}"
     raise CliError(f"Workflow {workflow['id']} {what}.")
 
 
