@@ -90,6 +90,7 @@ TASKS = ServiceSpec(
         "atelier.tasks.v1.TaskMonitoringService",
         "atelier.tasks.v1.ScalingService",
         "atelier.tasks.v1.UsageService",
+        "atelier.tasks.v1.RetentionService",
     ),
     port=9101,
     schema="tasks",

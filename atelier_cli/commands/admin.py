@@ -1,4 +1,4 @@
-"""`atelier admin`: shows workers, takes one out of work and lets it work again."""
+"""`atelier admin`: what operators do: workers taken out of work, retention, copies of the mesh."""
 
 import json
 import time
@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from atelier_cli.client import Gateway
+from atelier_cli.commands import backup, retention
 from atelier_cli.commands.mesh import Data
 from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder
@@ -15,7 +16,15 @@ from atelier_cli.groups import CommandGroup
 from atelier_cli.terminal import out
 from atelier_cli.tokens import DEFAULT_TENANT
 
-app = typer.Typer(cls=CommandGroup, help="Operate the mesh: cordon, uncordon and drain workers.", no_args_is_help=True)
+app = typer.Typer(
+    cls=CommandGroup,
+    help="Operate the mesh: take workers out of work, say how long what has ended is kept, copy and restore.",
+    no_args_is_help=True,
+)
+app.add_typer(retention.app, name="retention")
+# The same as without `admin`.
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 
 Tenant = Annotated[str, typer.Option(help="Tenant to act for.")]
 WorkerName = Annotated[

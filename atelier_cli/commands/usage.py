@@ -10,11 +10,11 @@ from atelier_cli.client import Gateway
 from atelier_cli.commands.mesh import Data
 from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import DataFolder
+from atelier_cli.sizes import size
 from atelier_cli.terminal import out
 from atelier_cli.tokens import DEFAULT_TENANT
 
 _PATH = "/api/v1/usage"
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def usage(
@@ -84,13 +84,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
         str(row["provider_calls"]),
         f"{row['provider_seconds']:.1f}",
         costs or "-",
-        _size(row["stored_bytes"]),
+        size(row["stored_bytes"]),
     ]
-
-
-def _size(count: float) -> str:
-    for unit in _UNITS[:-1]:
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} {_UNITS[-1]}"

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from atelier.tasks.v1 import (
     jobs_service_pb2_grpc,
     monitoring_service_pb2_grpc,
+    retention_service_pb2_grpc,
     scaling_service_pb2_grpc,
     tasks_service_pb2_grpc,
     usage_service_pb2_grpc,
@@ -54,11 +55,14 @@ from services.tasks.monitoring.servicer import TaskMonitoringServicer
 from services.tasks.notifier import Notifier
 from services.tasks.postgres.jobs import PostgresJobs
 from services.tasks.postgres.monitoring import PostgresMonitoring
+from services.tasks.postgres.retention import PostgresRetention
 from services.tasks.postgres.scaling import PostgresScaling
 from services.tasks.postgres.store import PostgresTaskStore
 from services.tasks.postgres.usage_days import PostgresUsage
 from services.tasks.postgres.webhooks import PostgresWebhooks
 from services.tasks.providers.service import ProviderDesk
+from services.tasks.retention.service import Retention
+from services.tasks.retention.servicer import RetentionServicer
 from services.tasks.scaling.service import Scaling
 from services.tasks.scaling.servicer import ScalingServicer
 from services.tasks.scaling.times import WorkTimes
@@ -85,6 +89,7 @@ class TasksRuntime:
     sender: Sender
     scaling: Scaling
     times: WorkTimes
+    retention: Retention
 
 
 async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
@@ -193,6 +198,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     sender = Sender(webhooks, fetcher, links=links)
     stack.push_async_callback(sender.close)
     monitoring, usage = PostgresMonitoring(database), PostgresUsage(database)
+    old, retention = _retention(settings, database, objects)
     loops = Loops(
         *maintenance.loops(progress),
         Loop("tasks-work-times", times.flush, 10.0),
@@ -203,6 +209,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
             Loop("tasks-counters", monitoring.fold, 5.0),
             *scaling_loops,
             *_usage_loops(usage, objects),
+            *_retention_loops(retention, settings.retention_interval_seconds),
         ),
     )
     await supervise(stack, loops, bus, TASKS.role)
@@ -239,7 +246,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
             ),
             (
                 jobs_service_pb2_grpc.add_JobsServiceServicer_to_server,
-                JobsServicer(JobsService(PostgresJobs(database), notifier, lambda: datetime.now(UTC))),
+                JobsServicer(JobsService(PostgresJobs(database), notifier, lambda: datetime.now(UTC)), old),
             ),
             (
                 webhooks_service_pb2_grpc.add_WebhookServiceServicer_to_server,
@@ -254,6 +261,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
                 ),
             ),
             (usage_service_pb2_grpc.add_UsageServiceServicer_to_server, UsageServicer(TenantUsage(usage))),
+            (retention_service_pb2_grpc.add_RetentionServiceServicer_to_server, RetentionServicer(retention)),
         ],
         parts,
     )
@@ -264,7 +272,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return TasksRuntime(server.address, maintenance, relay, database, objects, sender, scaling, times)
+    return TasksRuntime(server.address, maintenance, relay, database, objects, sender, scaling, times, retention)
 
 
 def _scaling(
@@ -281,6 +289,27 @@ def _scaling(
 
 def _single_loops(settings: TasksSettings, *loops: Loop) -> tuple[Loop, ...]:
     return loops if settings.run_loops else ()
+
+
+def _retention(
+    settings: TasksSettings, database: Database, objects: ObjectStore
+) -> tuple[PostgresRetention, Retention]:
+    store = PostgresRetention(database)
+    retention = Retention(
+        store,
+        objects,
+        settings.retention_days,
+        identifier_days=settings.keep_task_ids_days,
+        share=settings.retention_share,
+    )
+    return store, retention
+
+
+def _retention_loops(retention: Retention, interval_seconds: float) -> list[Loop]:
+    return [
+        retention.identifiers.loop("tasks-old-identifiers", interval_seconds),
+        *(pruning.loop(f"tasks-old-{kind.lower()}", interval_seconds) for kind, pruning in retention.prunings.items()),
+    ]
 
 
 def _usage_loops(usage: PostgresUsage, objects: ObjectStore) -> list[Loop]:

@@ -11,10 +11,12 @@ from pydantic_settings import NoDecode
 from meshkit import cutouts, likeness
 from meshkit.catalog import PROVIDERS, TASK_TYPES
 from meshkit.config import CommaSeparated, MeshSettings
+from meshkit.retention import INTERVAL_DESCRIPTION, SHARE_DESCRIPTION
 from meshkit.topology import TASKS
 from services.tasks.catalog import LOCAL, PROVIDERS_WITH_HANDLERS, TASK_TYPES_WITH_HANDLERS
 from services.tasks.providers.config import EditorName, GateSettingsByName, TenantCalls, limits_of
 from services.tasks.providers.domain import ProviderLimits
+from services.tasks.retention.domain import RetentionKind
 from services.tasks.scaling.domain import ScalePolicy
 
 
@@ -121,6 +123,36 @@ class TasksSettings(MeshSettings):
         description="How long a worker that was about to be removed gets no lease after it is uncordoned: it may have "
         "been chosen already.",
     )
+    keep_tasks_days: int = Field(
+        default=0, ge=0, le=36500, description="Days after its end at which a task is deleted with its files; 0 never."
+    )
+    keep_workflows_days: int = Field(
+        default=0,
+        ge=0,
+        le=36500,
+        description="Days after its end at which a workflow is deleted with its files and tasks; 0 never.",
+    )
+    keep_trainings_days: int = Field(
+        default=0,
+        ge=0,
+        le=36500,
+        description="Days after its end at which a training is deleted, but for its adapter; 0 never.",
+    )
+    keep_deliveries_days: int = Field(
+        default=30,
+        ge=0,
+        le=36500,
+        description="Days after its end at which a delivery of a webhook is deleted; 0 never.",
+    )
+    keep_usage_days: int = Field(default=0, ge=0, le=36500, description="Days after which usage is deleted; 0 never.")
+    keep_task_ids_days: int = Field(
+        default=365,
+        ge=1,
+        le=36500,
+        description="Days for which the identifier of a deleted task is given to no other.",
+    )
+    retention_interval_seconds: float = Field(default=600.0, gt=0, description=INTERVAL_DESCRIPTION)
+    retention_share: float = Field(default=0.1, gt=0, le=1, description=SHARE_DESCRIPTION)
     run_loops: bool = Field(default=True, description="Run the relay and the sweepers in this replica.")
 
     @field_validator("served_task_types")
@@ -155,6 +187,17 @@ class TasksSettings(MeshSettings):
             self.scale_keep,
             self.scale_settle_seconds,
         )
+
+    @property
+    def retention_days(self) -> dict[RetentionKind, int]:
+        """Days for which what has ended is kept where no rule was set."""
+        return {
+            RetentionKind.TASKS: self.keep_tasks_days,
+            RetentionKind.WORKFLOWS: self.keep_workflows_days,
+            RetentionKind.TRAININGS: self.keep_trainings_days,
+            RetentionKind.DELIVERIES: self.keep_deliveries_days,
+            RetentionKind.USAGE: self.keep_usage_days,
+        }
 
     @property
     def gate_limits(self) -> ProviderLimits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -27,6 +28,7 @@ OVERDUE_GRACE_SECONDS = 30.0
 SESSION_KEEP_SECONDS = 86_400.0
 GATE_KEEP_SECONDS = 7 * 86_400.0
 _SWEEPS = 50
+_SWEEPS_AT_ONCE = 8
 
 _DEPTH = metrics.gauge("tasks_queue_depth", "Tasks that wait", ("queue", "lane"))
 _SLOTS = metrics.gauge("tasks_queue_slots", "Slots of the workers that take work", ("queue",))
@@ -122,9 +124,16 @@ class TaskMaintenance:
             Whether more wait.
         """
         due = await self._store.due_sweeps(_SWEEPS, self._settings.object_sweep_delay_seconds)
-        for task_id, tenant, prefix, due_at in due:
-            await self._sweep(task_id, tenant, prefix)
-            await self._store.forget_sweep(task_id, due_at)
+        gate = asyncio.Semaphore(_SWEEPS_AT_ONCE)
+
+        async def swept(task_id: UUID, tenant: str, prefix: str, due_at: datetime) -> None:
+            async with gate:
+                await self._sweep(task_id, tenant, prefix)
+                await self._store.forget_sweep(task_id, due_at)
+
+        outcomes = await asyncio.gather(*(swept(*one) for one in due), return_exceptions=True)
+        if failed := [one for one in outcomes if isinstance(one, BaseException)]:
+            raise failed[0]
         return len(due) == _SWEEPS
 
     async def sweep_staging(self) -> None:

@@ -11,7 +11,8 @@ Serves:
     `atelier.training.v1.TrainingService` and `atelier.training.v1.LoraService` to callers,
     `atelier.training.v1.TrainerService` to trainers.
 Calls:
-    The tasks service, which owns the lifecycle of a training's job: `JobsService`, `WebhookService.Enqueue`.
+    The tasks service, which owns the lifecycle of a training's job: `JobsService`, `WebhookService.Enqueue`,
+    `RetentionService.ListRetention`.
 Consumes:
     `atelier.tasks.v1.job.{ended,requeued}` on JetStream.
 
@@ -21,6 +22,6 @@ Rooms:
     callers, `reports` those of trainers, `ends` what follows the end of a job, `watch` follows trainings. `inputs`
     takes images over, `adapters` is what trainings need of the library, `job_calls` calls the tasks service, `notices`
     tells other processes by core NATS. `convert`, `events` and `errors` are between domain and wire, `servicer` speaks
-    gRPC, `loops` is the background work. `composition` builds the service.
+    gRPC, `loops` is the background work, `retention` deletes what is old. `composition` builds the service.
     `library` is the LoRA library, `trainer` the worker, a process of its own.
 """

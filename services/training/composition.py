@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from atelier.tasks.v1 import retention_pb2
 from atelier.training.v1 import lora_service_pb2_grpc, trainer_service_pb2_grpc, training_service_pb2_grpc
 
 from meshkit import db as meshdb
@@ -22,6 +23,8 @@ from meshkit.media_urls import MediaLinks
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
+from meshkit.retention import Pruning
+from meshkit.retention_calls import asked_ages
 from meshkit.server import build_server
 from meshkit.stored_bytes import StoredBytes
 from meshkit.supervision import supervise
@@ -41,8 +44,10 @@ from services.training.library.trained import TrainedAdapters
 from services.training.loops import TrainingMaintenance
 from services.training.notices import TrainingNotices
 from services.training.postgres.loras import PostgresLoraStore
+from services.training.postgres.retention import PostgresOldTrainings
 from services.training.postgres.store import PostgresTrainingStore
 from services.training.reports import TrainerReports
+from services.training.retention import OldTrainings
 from services.training.service import TrainingsService
 from services.training.servicer import TrainerServicer, TrainingServicer
 from services.training.watch import TrainingWatchers
@@ -57,6 +62,7 @@ class TrainingRuntime:
     address: str
     maintenance: TrainingMaintenance
     library_maintenance: LibraryMaintenance
+    retention: Pruning
     relay: Relay
     database: Database
     objects: ObjectStore
@@ -114,7 +120,18 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
         store, trainings=trainings, jobs=jobs, ends=ends, objects=objects, settings=settings
     )
     library_maintenance = LibraryMaintenance(loras, lora_files)
-    loops = Loops(*maintenance.loops(), *library_maintenance.loops(), relay.loop)
+    retention = Pruning(
+        "trainings",
+        OldTrainings(PostgresOldTrainings(database), jobs, objects),
+        asked_ages(channel, retention_pb2.RETENTION_KIND_TRAININGS),
+        share=settings.retention_share,
+    )
+    loops = Loops(
+        *maintenance.loops(),
+        *library_maintenance.loops(),
+        retention.loop("trainings-old", settings.retention_interval_seconds),
+        relay.loop,
+    )
     if settings.run_loops:
         await supervise(stack, loops, bus, TRAINING.role)
         consumer = await bus.consume_batches(DURABLE, (JOB_ENDED, JOB_REQUEUED), ends.batch, linger=TASK_EVENT_LINGER)
@@ -134,7 +151,7 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
         [
             (
                 training_service_pb2_grpc.add_TrainingServiceServicer_to_server,
-                TrainingServicer(trainings, TrainingWatchers(store, bus, links), links),
+                TrainingServicer(trainings, TrainingWatchers(store, bus, links), links, retention),
             ),
             (trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(reports)),
             (lora_service_pb2_grpc.add_LoraServiceServicer_to_server, LibraryServicer(library)),
@@ -146,7 +163,7 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return TrainingRuntime(server.address, maintenance, library_maintenance, relay, database, objects)
+    return TrainingRuntime(server.address, maintenance, library_maintenance, retention, relay, database, objects)
 
 
 def _library(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from meshkit.config import CommaSeparated, MeshSettings
+from meshkit.retention import INTERVAL_DESCRIPTION, SHARE_DESCRIPTION
 from meshkit.topology import TASKS, TRAINING
 from services.training.library.bases import FLUX_DEV, SHIPPED
 
@@ -57,4 +58,6 @@ class TrainingSettings(MeshSettings):
         default=60.0, gt=0, description="How long the conversion of a file of torch may take."
     )
     shared_tenant: str = Field(default="shared", description="Tenant whose LoRA adapters everyone may use.")
+    retention_interval_seconds: float = Field(default=600.0, gt=0, description=INTERVAL_DESCRIPTION)
+    retention_share: float = Field(default=0.1, gt=0, le=1, description=SHARE_DESCRIPTION)
     run_loops: bool = Field(default=True, description="Run relay, consumer and reconciler in this replica.")

@@ -63,6 +63,11 @@ class JobCalls:
         request = jobs_service_pb2.GetJobsRequest(job_ids=[str(one) for one in training_ids])
         return {UUID(job.job_id): job for job in (await self._jobs.GetJobs(request, timeout=_SECONDS)).jobs}
 
+    async def forget(self, training_ids: Sequence[UUID]) -> list[UUID]:
+        """Delete the jobs of trainings that have ended; those that stay, because a webhook is still to be delivered."""
+        request = jobs_service_pb2.ForgetJobsRequest(job_ids=[str(one) for one in training_ids])
+        return [UUID(one) for one in (await self._jobs.ForgetJobs(request, timeout=_SECONDS)).kept_ids]
+
     async def enqueue_webhook(self, handover: WebhookHandover) -> None:
         """Hand a webhook of a training in; the tasks service delivers it and accepts each event once."""
         message: Any = message_factory.GetMessageClass(

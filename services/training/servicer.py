@@ -19,6 +19,8 @@ from meshkit.access import Caller
 from meshkit.errors import forbidden
 from meshkit.idempotency import REPLAYED, IdempotencyKey
 from meshkit.media_urls import MediaLinks
+from meshkit.retention import Pruning
+from meshkit.retention_calls import to_lines
 from meshkit.spelling import value_names
 from services.training.convert import to_losses, to_sample, to_save, to_spec, to_training, to_validation
 from services.training.curve import as_png, as_svg, smoothed
@@ -38,12 +40,25 @@ class TrainingServicer(TrainingServiceServicer):
         trainings: The use cases.
         watchers: Follows trainings.
         links: Makes addresses of pictures; None where the mesh is not told its public address.
+        retention: Knows what is old.
     """
 
-    def __init__(self, trainings: TrainingsService, watchers: TrainingWatchers, links: MediaLinks | None) -> None:
+    def __init__(
+        self, trainings: TrainingsService, watchers: TrainingWatchers, links: MediaLinks | None, retention: Pruning
+    ) -> None:
         self._trainings = trainings
         self._watchers = watchers
         self._links = links
+        self._retention = retention
+
+    async def PreviewTrainingRetention(
+        self, request: api.PreviewTrainingRetentionRequest, context: Context
+    ) -> api.PreviewTrainingRetentionResponse:
+        del context
+        lines = await self._retention.preview(
+            request.tenant if request.HasField("tenant") else None, request.days if request.HasField("days") else None
+        )
+        return api.PreviewTrainingRetentionResponse(lines=to_lines(lines))
 
     async def CreateTraining(self, request: api.CreateTrainingRequest, context: Context) -> api.CreateTrainingResponse:
         key = IdempotencyKey.of_call("CreateTraining", request)

@@ -8,7 +8,8 @@ Owns:
 Serves:
     `atelier.workflows.v1.WorkflowsService` and `atelier.workflows.v1.WorkflowMonitoringService`.
 Calls:
-    The tasks service: `GetCatalog`, `CreateTask`, `GetTask`, `CancelTask`, `CleanupTask`, `WebhookService.Enqueue`.
+    The tasks service: `GetCatalog`, `CreateTask`, `GetTask`, `CancelTask`, `CleanupTask`, `WebhookService.Enqueue`,
+    `JobsService.ForgetJobs`, `RetentionService.ListRetention`.
     The training service, for steps that train: `CreateTraining`, `GetTraining`, `CancelTraining`.
 Consumes:
     `atelier.tasks.v1.step.{completed,failed,cancelled}` on JetStream and `atelier.ended.step` on core NATS, the ends of
@@ -21,5 +22,5 @@ Rooms:
     `files` takes over what comes inside of definitions, `executor` carries decisions out, `task_events` and
     `training_events` consume the ends of tasks and trainings, `task_calls` and `training_calls` call their services.
     `convert`, `events` and `errors` are between domain and wire, `servicer` speaks gRPC, `loops` is the background
-    work. `composition` builds the service.
+    work, and `retention` deletes what is old. `composition` builds the service.
 """

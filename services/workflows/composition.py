@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from atelier.tasks.v1 import retention_pb2
 from atelier.workflows.v1 import monitoring_service_pb2_grpc, workflows_service_pb2_grpc
 
 from meshkit import db as meshdb
@@ -22,6 +23,8 @@ from meshkit.loops import Loops, coalesced
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore, open_configured
 from meshkit.outbox import Relay
+from meshkit.retention import Pruning
+from meshkit.retention_calls import asked_ages
 from meshkit.server import build_server
 from meshkit.stored_bytes import StoredBytes
 from meshkit.supervision import supervise
@@ -31,7 +34,9 @@ from services.workflows.events import TASK_ENDED, TASK_ENDED_NOTICE, TRAINING_EN
 from services.workflows.executor import WorkflowExecutor
 from services.workflows.files import StepFiles
 from services.workflows.loops import WorkflowMaintenance
+from services.workflows.postgres.retention import PostgresOldWorkflows
 from services.workflows.postgres.store import PostgresWorkflowStore
+from services.workflows.retention import OldWorkflows
 from services.workflows.service import WorkflowsService
 from services.workflows.servicer import WorkflowMonitoringServicer, WorkflowsServicer
 from services.workflows.task_calls import TaskCalls
@@ -54,6 +59,7 @@ class WorkflowsRuntime:
     address: str
     maintenance: WorkflowMaintenance
     executor: WorkflowExecutor
+    retention: Pruning
     relay: Relay
     database: Database
 
@@ -103,10 +109,16 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
         limits=settings.free_form_limits,
         files=files,
     )
+    old = OldWorkflows(PostgresOldWorkflows(database), tasks, objects)
+    retention = Pruning(
+        "workflows", old, asked_ages(channel, retention_pb2.RETENTION_KIND_WORKFLOWS), share=settings.retention_share
+    )
     maintenance = WorkflowMaintenance(store, executor, bus, settings, files)
     task_events = TaskEventConsumer(store, executor.tell_ended, executor.ask)
     stack.push_async_callback(task_events.close)
-    loops = Loops(*maintenance.loops(), relay.loop)
+    loops = Loops(
+        *maintenance.loops(), retention.loop("workflows-old", settings.retention_interval_seconds), relay.loop
+    )
     if settings.run_loops:
         await supervise(stack, loops, bus, WORKFLOWS.role)
         await bus.subscribe(TASK_ENDED_NOTICE, task_events.notice, queue=QUEUE)
@@ -146,7 +158,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
             ),
             (
                 monitoring_service_pb2_grpc.add_WorkflowMonitoringServiceServicer_to_server,
-                WorkflowMonitoringServicer(workflows),
+                WorkflowMonitoringServicer(workflows, retention),
             ),
         ],
         parts,
@@ -156,7 +168,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return WorkflowsRuntime(server.address, maintenance, executor, relay, database)
+    return WorkflowsRuntime(server.address, maintenance, executor, retention, relay, database)
 
 
 def _files(settings: WorkflowsSettings, objects: ObjectStore, stack: AsyncExitStack) -> StepFiles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from meshkit.config import MeshSettings
+from meshkit.retention import INTERVAL_DESCRIPTION, SHARE_DESCRIPTION
 from meshkit.topology import TASKS, TRAINING, WORKFLOWS
 
 
@@ -41,4 +42,6 @@ class WorkflowsSettings(MeshSettings):
         description="Age at which the files of a definition are deleted that no workflow owns; longer than a create "
         "takes.",
     )
+    retention_interval_seconds: float = Field(default=600.0, gt=0, description=INTERVAL_DESCRIPTION)
+    retention_share: float = Field(default=0.1, gt=0, le=1, description=SHARE_DESCRIPTION)
     run_loops: bool = Field(default=True, description="Run relay, consumer and reconciler in this replica.")

@@ -15,6 +15,8 @@ from atelier.workflows.v1.workflows_service_pb2_grpc import WorkflowsServiceServ
 
 from meshkit.access import Caller
 from meshkit.idempotency import REPLAYED, IdempotencyKey
+from meshkit.retention import Pruning
+from meshkit.retention_calls import to_lines
 from services.workflows.convert import STATUS_NAME, to_detail, to_item, to_workflow
 from services.workflows.domain import WorkflowStatus
 from services.workflows.service import CleanupReport, WorkflowsService
@@ -100,10 +102,20 @@ class WorkflowMonitoringServicer(WorkflowMonitoringServiceServicer):
 
     Args:
         workflows: The use cases.
+        retention: Knows what is old.
     """
 
-    def __init__(self, workflows: WorkflowsService) -> None:
+    def __init__(self, workflows: WorkflowsService, retention: Pruning) -> None:
         self._workflows = workflows
+        self._retention = retention
+
+    async def PreviewWorkflowRetention(
+        self, request: monitoring.PreviewWorkflowRetentionRequest, context: Context
+    ) -> monitoring.PreviewWorkflowRetentionResponse:
+        del context
+        days = request.days if request.HasField("days") else None
+        lines = await self._retention.preview(_text(request, "tenant"), days)
+        return monitoring.PreviewWorkflowRetentionResponse(lines=to_lines(lines))
 
     async def ListMonitoredWorkflows(
         self, request: monitoring.ListMonitoredWorkflowsRequest, context: Context

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from atelier.tasks.v1 import task_pb2, tasks_service_pb2, webhooks_service_pb2
+from atelier.tasks.v1 import jobs_service_pb2, task_pb2, tasks_service_pb2, webhooks_service_pb2
+from atelier.tasks.v1.jobs_service_pb2_grpc import JobsServiceStub
 from atelier.tasks.v1.tasks_service_pb2_grpc import TasksServiceStub
 from atelier.tasks.v1.webhooks_service_pb2_grpc import WebhookServiceStub
 from google.protobuf.message import Message
@@ -35,6 +36,7 @@ class TaskCalls:
     ) -> None:
         self._stub = channel.stub(TasksServiceStub)
         self._webhooks = channel.stub(WebhookServiceStub)
+        self._jobs = channel.stub(JobsServiceStub)
         self._ttl = catalog_ttl_seconds
         self._clock = clock
         self._served: ServedCatalog | None = None
@@ -77,6 +79,14 @@ class TaskCalls:
         """Delete a task's files and hide it; the paths that were deleted."""
         request = tasks_service_pb2.CleanupTaskRequest(task_id=str(task_id))
         return list((await self._stub.CleanupTask(request, metadata=call_metadata(tenant=tenant))).deleted_paths)
+
+    async def forget_all(self, workflow_id: UUID) -> bool:
+        """Delete all tasks of a workflow, rows and files; whether none stays."""
+        request = jobs_service_pb2.ForgetJobsRequest(workflow_id=str(workflow_id))
+        while True:
+            answer = await self._jobs.ForgetJobs(request, timeout=30.0)
+            if not answer.kept_ids or not answer.forgotten:
+                return not answer.kept_ids
 
     async def enqueue_webhook(self, event: Message, event_id: UUID, workflow: WorkflowRecord) -> None:
         """Hand a webhook of a workflow in; the tasks service delivers it and accepts each event once."""

@@ -12,6 +12,7 @@ from meshkit.moments import assign, seconds_of
 from services.tasks.convert import CATEGORY, KIND, KIND_NAME, STATUS
 from services.tasks.domain import JobKind, TaskRecord
 from services.tasks.jobs.service import JobsService
+from services.tasks.retention.store import RetentionStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -21,10 +22,12 @@ class JobsServicer(jobs_service_pb2_grpc.JobsServiceServicer):
 
     Args:
         jobs: The use cases.
+        retention: Deletes what is of no use any more.
     """
 
-    def __init__(self, jobs: JobsService) -> None:
+    def __init__(self, jobs: JobsService, retention: RetentionStore) -> None:
         self._jobs = jobs
+        self._retention = retention
 
     async def CreateJob(
         self, request: jobs_service_pb2.CreateJobRequest, context: Context
@@ -61,6 +64,18 @@ class JobsServicer(jobs_service_pb2_grpc.JobsServiceServicer):
         del context
         records = await self._jobs.find([UUID(job_id) for job_id in request.job_ids])
         return jobs_service_pb2.GetJobsResponse(jobs=[to_job(record) for record in records])
+
+    async def ForgetJobs(
+        self, request: jobs_service_pb2.ForgetJobsRequest, context: Context
+    ) -> jobs_service_pb2.ForgetJobsResponse:
+        del context
+        if request.HasField("workflow_id"):
+            forgotten = await self._retention.forget_tasks_of(UUID(request.workflow_id))
+        else:
+            forgotten = await self._retention.forget_jobs([UUID(job_id) for job_id in request.job_ids])
+        return jobs_service_pb2.ForgetJobsResponse(
+            forgotten=forgotten.deleted, kept_ids=[str(one) for one in forgotten.kept]
+        )
 
 
 def to_job(record: TaskRecord) -> jobs_service_pb2.Job:

@@ -16,7 +16,6 @@ from meshkit.db import Connection, Database
 from services.tasks.postgres.planning import HOT, PLANNED_ANEW
 from services.tasks.webhooks.domain import (
     LEASE,
-    LOG_KEPT,
     ClaimedDelivery,
     ClaimRoom,
     DeliveryAttempt,
@@ -29,8 +28,6 @@ from services.tasks.webhooks.domain import (
     Secret,
     new_secret,
 )
-
-_PRUNE_BATCH = 5000
 
 _INSERT = """
 INSERT INTO webhook_deliveries
@@ -297,20 +294,10 @@ class PostgresWebhooks:
             )
             return await self._present(conn, tenant)
 
-    async def prune(self) -> bool:
-        """Delete deliveries that ended long ago, and secrets that sign no more.
-
-        Returns:
-            Whether more are old enough.
-        """
+    async def forget_secrets(self) -> None:
+        """Delete secrets that sign no more."""
         async with self._db.transaction() as conn:
             await conn.execute("DELETE FROM webhook_secrets WHERE expires_at < now() + %s", (self._ahead(),))
-            cursor = await conn.execute(
-                "DELETE FROM webhook_deliveries WHERE id IN (SELECT id FROM webhook_deliveries "
-                "WHERE ended_at < now() + %s ORDER BY ended_at LIMIT %s)",
-                (self._ahead() - LOG_KEPT, _PRUNE_BATCH),
-            )
-            return cursor.rowcount == _PRUNE_BATCH
 
     async def _finish(
         self, conn: Connection, claimed: ClaimedDelivery, answer: ReceiverAnswer | None, verdict: DeliveryVerdict

@@ -34,7 +34,6 @@ TIMEOUT_SECONDS = 15.0
 # or stands still another claims it.
 LEASE = timedelta(seconds=8)
 EXTEND_SECONDS = 2.5
-LOG_KEPT = timedelta(days=30)
 MAX_ERROR_LENGTH = 500
 GONE_STATUS = 410
 _SECRET_BYTES = 32

@@ -51,7 +51,7 @@ WRITERS = 2
 INTERVAL_SECONDS = 0.5
 # A claim reads the whole order of what waits: answers that come together are followed by one.
 CLAIM_LINGER_SECONDS = 0.02
-PRUNE_INTERVAL_SECONDS = 600.0
+SECRETS_INTERVAL_SECONDS = 600.0
 STOP_SECONDS = 2.0
 
 _ATTEMPTS = metrics.counter("tasks_webhook_attempts", "Requests to receivers of webhooks", ("outcome",))
@@ -100,7 +100,7 @@ class Sender:
         self.loops = (
             Loop("tasks-webhooks", self.run_once, INTERVAL_SECONDS, jitter=0.2, wake=self._wake),
             Loop("tasks-webhooks-leases", self.extend, webhooks.EXTEND_SECONDS / 2),
-            Loop("tasks-webhooks-log", store.prune, PRUNE_INTERVAL_SECONDS),
+            Loop("tasks-webhooks-secrets", store.forget_secrets, SECRETS_INTERVAL_SECONDS),
         )
 
     async def run_once(self) -> None:

@@ -65,6 +65,6 @@ class WebhookStore(Protocol):
         """Make a new secret; the former one signs beside it for the overlap."""
         ...
 
-    async def prune(self) -> bool:
-        """Forget what is too old; whether more is."""
+    async def forget_secrets(self) -> None:
+        """Delete secrets that sign no more."""
         ...

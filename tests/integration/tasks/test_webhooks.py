@@ -320,20 +320,6 @@ async def test_a_former_secret_signs_beside_the_new_one_for_a_while(hooks: Hooks
         assert signed_by(receiver, new)
 
 
-async def test_the_log_forgets_what_ended_long_ago(hooks: Hooks) -> None:
-    async with receiving() as receiver:
-        done, waits = await hooks.hand_in(receiver.url), f"http://127.0.0.1:{free_port()}/hook"
-        pending = await hooks.hand_in(waits)
-        await hooks.send()
-        hooks.ahead += timedelta(days=29)
-        await hooks.store.prune()
-        assert (await hooks.get(done)).status == "DELIVERED"
-        hooks.ahead += timedelta(days=2)
-        await hooks.store.prune()
-        assert await hooks.store.get(UUID(done)) is None
-        assert (await hooks.get(pending)).status == "PENDING"
-
-
 async def test_receivers_of_one_tenant_that_hang_keep_no_webhook_of_another(hooks: Hooks) -> None:
     sender = Sender(hooks.store, Fetcher(LOCAL), in_flight=32, per_tenant=8)
     async with AsyncExitStack() as stack:

@@ -51,6 +51,11 @@ class JobsServiceStub:
                 request_serializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.SetJobPriorityRequest.SerializeToString,
                 response_deserializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.SetJobPriorityResponse.FromString,
                 _registered_method=True)
+        self.ForgetJobs = channel.unary_unary(
+                '/atelier.tasks.v1.JobsService/ForgetJobs',
+                request_serializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.ForgetJobsRequest.SerializeToString,
+                response_deserializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.ForgetJobsResponse.FromString,
+                _registered_method=True)
         self.GetJobs = channel.unary_unary(
                 '/atelier.tasks.v1.JobsService/GetJobs',
                 request_serializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.GetJobsRequest.SerializeToString,
@@ -84,6 +89,14 @@ class JobsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetJobs(self, request, context):
+        """Deletes rows and files of what has ended, because what it belonged to is deleted: jobs, or the tasks of a workflow.
+        What runs, or has a webhook yet to be delivered, stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetJobs(self, request, context):
         """Tells where jobs stand.
         """
@@ -108,6 +121,11 @@ def add_JobsServiceServicer_to_server(servicer, server):
                     servicer.SetJobPriority,
                     request_deserializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.SetJobPriorityRequest.FromString,
                     response_serializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.SetJobPriorityResponse.SerializeToString,
+            ),
+            'ForgetJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetJobs,
+                    request_deserializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.ForgetJobsRequest.FromString,
+                    response_serializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.ForgetJobsResponse.SerializeToString,
             ),
             'GetJobs': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJobs,
@@ -198,6 +216,33 @@ class JobsService:
             '/atelier.tasks.v1.JobsService/SetJobPriority',
             atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.SetJobPriorityRequest.SerializeToString,
             atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.SetJobPriorityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.tasks.v1.JobsService/ForgetJobs',
+            atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.ForgetJobsRequest.SerializeToString,
+            atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.ForgetJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class JobsServiceStub:
     """Ends a job unless it has ended."""
     SetJobPriority: _grpc.UnaryUnaryMultiCallable[_jobs_service_pb2.SetJobPriorityRequest, _jobs_service_pb2.SetJobPriorityResponse]
     """Changes the order of a job among those of its tenant."""
+    ForgetJobs: _grpc.UnaryUnaryMultiCallable[_jobs_service_pb2.ForgetJobsRequest, _jobs_service_pb2.ForgetJobsResponse]
+    """Deletes rows and files of what has ended, because what it belonged to is deleted: jobs, or the tasks of a workflow.
+    What runs, or has a webhook yet to be delivered, stays.
+    """
     GetJobs: _grpc.UnaryUnaryMultiCallable[_jobs_service_pb2.GetJobsRequest, _jobs_service_pb2.GetJobsResponse]
     """Tells where jobs stand."""
 
@@ -57,6 +61,10 @@ class JobsServiceAsyncStub(JobsServiceStub):
     """Ends a job unless it has ended."""
     SetJobPriority: _aio.UnaryUnaryMultiCallable[_jobs_service_pb2.SetJobPriorityRequest, _jobs_service_pb2.SetJobPriorityResponse]  # type: ignore[assignment]
     """Changes the order of a job among those of its tenant."""
+    ForgetJobs: _aio.UnaryUnaryMultiCallable[_jobs_service_pb2.ForgetJobsRequest, _jobs_service_pb2.ForgetJobsResponse]  # type: ignore[assignment]
+    """Deletes rows and files of what has ended, because what it belonged to is deleted: jobs, or the tasks of a workflow.
+    What runs, or has a webhook yet to be delivered, stays.
+    """
     GetJobs: _aio.UnaryUnaryMultiCallable[_jobs_service_pb2.GetJobsRequest, _jobs_service_pb2.GetJobsResponse]  # type: ignore[assignment]
     """Tells where jobs stand."""
 
@@ -88,6 +96,16 @@ class JobsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_service_pb2.SetJobPriorityResponse, _abc.Awaitable[_jobs_service_pb2.SetJobPriorityResponse]]:
         """Changes the order of a job among those of its tenant."""
+
+    @_abc_1.abstractmethod
+    def ForgetJobs(
+        self,
+        request: _jobs_service_pb2.ForgetJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_service_pb2.ForgetJobsResponse, _abc.Awaitable[_jobs_service_pb2.ForgetJobsResponse]]:
+        """Deletes rows and files of what has ended, because what it belonged to is deleted: jobs, or the tasks of a workflow.
+        What runs, or has a webhook yet to be delivered, stays.
+        """
 
     @_abc_1.abstractmethod
     def GetJobs(

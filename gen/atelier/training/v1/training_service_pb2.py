@@ -23,13 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from atelier.options.v1 import options_pb2 as atelier_dot_options_dot_v1_dot_options__pb2
+from atelier.tasks.v1 import retention_pb2 as atelier_dot_tasks_dot_v1_dot_retention__pb2
 from atelier.training.v1 import training_pb2 as atelier_dot_training_dot_v1_dot_training__pb2
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*atelier/training/v1/training_service.proto\x12\x13\x61telier.training.v1\x1a atelier/options/v1/options.proto\x1a\"atelier/training/v1/training.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\"\xd1\x02\n\x15\x43reateTrainingRequest\x12=\n\x08training\x18\x01 \x01(\x0b\x32#.atelier.training.v1.CreateTrainingB\x06\xbaH\x03\xc8\x01\x01\x12#\n\nstart_from\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08H\x00\x88\x01\x01\x12\x1a\n\x04seed\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x01\x88\x01\x01\x12\'\n\x0bmasked_loss\x18\x04 \x01(\x08\x42\r\xd2\xf3\x18\t\x12\x05\x66\x61lseP\x01H\x02\x88\x01\x01\x12 \n\x08priority\x18\x05 \x01(\x05\x42\t\xd2\xf3\x18\x05\x12\x01\x31P\x01H\x03\x88\x01\x01\x12(\n\x0btraining_id\x18\x06 \x01(\tB\x0e\xbaH\x05r\x03\xb0\x01\x01\xd2\xf3\x18\x02\x30\x01H\x04\x88\x01\x01\x42\r\n\x0b_start_fromB\x07\n\x05_seedB\x0e\n\x0c_masked_lossB\x0b\n\t_priorityB\x0e\n\x0c_training_id\"M\n\x16\x43reateTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\"x\n\x14ListTrainingsRequest\x12#\n\x04skip\x18\x01 \x01(\x05\x42\x10\xbaH\x04\x1a\x02(\x00\xd2\xf3\x18\x05\x12\x01\x30P\x01H\x00\x88\x01\x01\x12(\n\x05limit\x18\x02 \x01(\x05\x42\x14\xbaH\x07\x1a\x05\x18\xe8\x07(\x01\xd2\xf3\x18\x06\x12\x02\x31\x30P\x01H\x01\x88\x01\x01\x42\x07\n\x05_skipB\x08\n\x06_limit\"M\n\x15ListTrainingsResponse\x12\x34\n\ttrainings\x18\x01 \x03(\x0b\x32!.atelier.training.v1.TrainingTask\"/\n\x12GetTrainingRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"J\n\x13GetTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\"2\n\x15\x43\x61ncelTrainingRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"M\n\x16\x43\x61ncelTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\"<\n\x0eTrainingUpdate\x12\x1d\n\x08priority\x18\x01 \x01(\x05\x42\x06\xbaH\x03\xc8\x01\x01H\x00\x88\x01\x01\x42\x0b\n\t_priority\"o\n\x15UpdateTrainingRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12;\n\x06update\x18\x02 \x01(\x0b\x32#.atelier.training.v1.TrainingUpdateB\x06\xbaH\x03\xc8\x01\x01\"M\n\x16UpdateTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\"\x8b\x01\n\x14TrainingContinuation\x12\"\n\x05steps\x18\x01 \x01(\x05\x42\x0e\xbaH\x0b\x1a\x06\x18\xc0\x84=(\x01\xc8\x01\x01H\x00\x88\x01\x01\x12\x33\n\rlearning_rate\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00H\x01\x88\x01\x01\x42\x08\n\x06_stepsB\x10\n\x0e_learning_rate\"}\n\x17\x43ontinueTrainingRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12G\n\x0c\x63ontinuation\x18\x02 \x01(\x0b\x32).atelier.training.v1.TrainingContinuationB\x06\xbaH\x03\xc8\x01\x01\"O\n\x18\x43ontinueTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\"3\n\rWantedSamples\x12\"\n\x07prompts\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07r\x05\x10\x01\x18\x90N\"n\n\x15SampleTrainingRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12:\n\x06sample\x18\x02 \x01(\x0b\x32\".atelier.training.v1.WantedSamplesB\x06\xbaH\x03\xc8\x01\x01\"M\n\x16SampleTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\"6\n\x19GetTrainingDatasetRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xc9\x01\n\x1aGetTrainingDatasetResponse\x12\x31\n\x06images\x18\x01 \x03(\x0b\x32!.atelier.training.v1.DatasetImage\x12\x33\n\x07rejects\x18\x02 \x03(\x0b\x32\".atelier.training.v1.RejectedImage\x12\x1a\n\rmanifest_path\x18\x03 \x01(\tH\x00\x88\x01\x01:\x15\xca\xf3\x18\x11\n\x0fTrainingDatasetB\x10\n\x0e_manifest_path\"4\n\x17GetTrainingCurveRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xcb\x01\n\x18GetTrainingCurveResponse\x12.\n\x06losses\x18\x01 \x03(\x0b\x32\x1e.atelier.training.v1.LossPoint\x12\x30\n\x08smoothed\x18\x02 \x03(\x0b\x32\x1e.atelier.training.v1.LossPoint\x12\x38\n\nvalidation\x18\x03 \x03(\x0b\x32$.atelier.training.v1.ValidationPoint:\x13\xca\xf3\x18\x0f\n\rTrainingCurve\"\x8f\x01\n\x18\x44rawTrainingCurveRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12N\n\x05theme\x18\x02 \x01(\x0e\x32\x1f.atelier.training.v1.CurveThemeB\x19\xbaH\x07\x82\x01\x04\x10\x01 \x00\xd2\xf3\x18\x0b\x12\x07\"light\"P\x01H\x00\x88\x01\x01\x42\x08\n\x06_theme\"B\n\x19\x44rawTrainingCurveResponse\x12%\n\x07picture\x18\x01 \x01(\x0b\x32\x14.google.api.HttpBody\"\x90\x01\n\x19PaintTrainingCurveRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12N\n\x05theme\x18\x02 \x01(\x0e\x32\x1f.atelier.training.v1.CurveThemeB\x19\xbaH\x07\x82\x01\x04\x10\x01 \x00\xd2\xf3\x18\x0b\x12\x07\"light\"P\x01H\x00\x88\x01\x01\x42\x08\n\x06_theme\"C\n\x1aPaintTrainingCurveResponse\x12%\n\x07picture\x18\x01 \x01(\x0b\x32\x14.google.api.HttpBody\"5\n\x18ListTrainingSavesRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\x98\x01\n\x19ListTrainingSavesResponse\x12\x30\n\x05saves\x18\x01 \x03(\x0b\x32!.atelier.training.v1.TrainingSave\x12\x34\n\x07samples\x18\x02 \x03(\x0b\x32#.atelier.training.v1.TrainingSample:\x13\xca\xf3\x18\x0f\n\rTrainingSaves\"h\n\x14WatchTrainingRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\rafter_version\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x42\x10\n\x0e_after_version\"\xfb\x01\n\x15WatchTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\x12.\n\x06losses\x18\x02 \x03(\x0b\x32\x1e.atelier.training.v1.LossPoint\x12\x38\n\nvalidation\x18\x03 \x03(\x0b\x32$.atelier.training.v1.ValidationPoint\x12\x34\n\x07samples\x18\x04 \x03(\x0b\x32#.atelier.training.v1.TrainingSample\x12\r\n\x05\x66inal\x18\x05 \x01(\x08*^\n\nCurveTheme\x12\x1b\n\x17\x43URVE_THEME_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43URVE_THEME_LIGHT\x10\x01\x12\x14\n\x10\x43URVE_THEME_DARK\x10\x02\x1a\x06\xe2\xf3\x18\x02\x08\x01\x32\x90\x14\n\x0fTrainingService\x12\xc0\x01\n\x0e\x43reateTraining\x12*.atelier.training.v1.CreateTrainingRequest\x1a+.atelier.training.v1.CreateTrainingResponse\"U\xf2\xf3\x18$\x08\x02\x10\x01\"\x14\x43reate Training Task*\x08training\x82\xd3\xe4\x93\x02\'\"\x11/api/v1/training/:\x08trainingb\x08training\x12\xb1\x01\n\rListTrainings\x12).atelier.training.v1.ListTrainingsRequest\x1a*.atelier.training.v1.ListTrainingsResponse\"I\xf2\xf3\x18!\x08\x01\"\x13List Training Tasks*\x08training\x82\xd3\xe4\x93\x02\x1e\x12\x11/api/v1/training/b\ttrainings\x12\xb3\x01\n\x0bGetTraining\x12\'.atelier.training.v1.GetTrainingRequest\x1a(.atelier.training.v1.GetTrainingResponse\"Q\xf2\xf3\x18!\x08\x01\"\x13Get Training Status*\x08training\x82\xd3\xe4\x93\x02&\x12\x1a/api/v1/training/{task_id}b\x08training\x12\xbf\x01\n\x0e\x43\x61ncelTraining\x12*.atelier.training.v1.CancelTrainingRequest\x1a+.atelier.training.v1.CancelTrainingResponse\"T\xf2\xf3\x18\x1d\x08\x02\"\x0f\x43\x61ncel Training*\x08training\x82\xd3\xe4\x93\x02-\"!/api/v1/training/{task_id}/cancelb\x08training\x12\xc0\x01\n\x0eUpdateTraining\x12*.atelier.training.v1.UpdateTrainingRequest\x1a+.atelier.training.v1.UpdateTrainingResponse\"U\xf2\xf3\x18\x1d\x08\x02\"\x0fUpdate Training*\x08training\x82\xd3\xe4\x93\x02.2\x1a/api/v1/training/{task_id}:\x06updateb\x08training\x12\xd9\x01\n\x10\x43ontinueTraining\x12,.atelier.training.v1.ContinueTrainingRequest\x1a-.atelier.training.v1.ContinueTrainingResponse\"h\xf2\xf3\x18!\x08\x02\x10\x01\"\x11\x43ontinue Training*\x08training\x82\xd3\xe4\x93\x02=\"#/api/v1/training/{task_id}/continue:\x0c\x63ontinuationb\x08training\x12\xc7\x01\n\x0eSampleTraining\x12*.atelier.training.v1.SampleTrainingRequest\x1a+.atelier.training.v1.SampleTrainingResponse\"\\\xf2\xf3\x18\x1d\x08\x02\"\x0fSample Training*\x08training\x82\xd3\xe4\x93\x02\x35\"!/api/v1/training/{task_id}/sample:\x06sampleb\x08training\x12\xc7\x01\n\x12GetTrainingDataset\x12..atelier.training.v1.GetTrainingDatasetRequest\x1a/.atelier.training.v1.GetTrainingDatasetResponse\"P\xf2\xf3\x18\"\x08\x01\"\x14Get Training Dataset*\x08training\x82\xd3\xe4\x93\x02$\x12\"/api/v1/training/{task_id}/dataset\x12\xbc\x01\n\x10GetTrainingCurve\x12,.atelier.training.v1.GetTrainingCurveRequest\x1a-.atelier.training.v1.GetTrainingCurveResponse\"K\xf2\xf3\x18 \x08\x01\"\x12Get Training Curve*\x08training\x82\xd3\xe4\x93\x02!\x12\x1f/api/v1/training/{task_id}/loss\x12\xcd\x01\n\x11\x44rawTrainingCurve\x12-.atelier.training.v1.DrawTrainingCurveRequest\x1a..atelier.training.v1.DrawTrainingCurveResponse\"Y\xf2\xf3\x18!\x08\x01\"\x13\x44raw Training Curve*\x08training\x82\xd3\xe4\x93\x02.\x12#/api/v1/training/{task_id}/loss.svgb\x07picture\x12\xd1\x01\n\x12PaintTrainingCurve\x12..atelier.training.v1.PaintTrainingCurveRequest\x1a/.atelier.training.v1.PaintTrainingCurveResponse\"Z\xf2\xf3\x18\"\x08\x01\"\x14Paint Training Curve*\x08training\x82\xd3\xe4\x93\x02.\x12#/api/v1/training/{task_id}/loss.pngb\x07picture\x12\xc1\x01\n\x11ListTrainingSaves\x12-.atelier.training.v1.ListTrainingSavesRequest\x1a..atelier.training.v1.ListTrainingSavesResponse\"M\xf2\xf3\x18!\x08\x01\"\x13List Training Saves*\x08training\x82\xd3\xe4\x93\x02\"\x12 /api/v1/training/{task_id}/saves\x12\xb3\x01\n\rWatchTraining\x12).atelier.training.v1.WatchTrainingRequest\x1a*.atelier.training.v1.WatchTrainingResponse\"I\xf2\xf3\x18\x1c\x08\x01\"\x0eWatch Training*\x08training\x82\xd3\xe4\x93\x02#\x12!/api/v1/training/{task_id}/events0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*atelier/training/v1/training_service.proto\x12\x13\x61telier.training.v1\x1a atelier/options/v1/options.proto\x1a atelier/tasks/v1/retention.proto\x1a\"atelier/training/v1/training.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\"\xd1\x02\n\x15\x43reateTrainingRequest\x12=\n\x08training\x18\x01 \x01(\x0b\x32#.atelier.training.v1.CreateTrainingB\x06\xbaH\x03\xc8\x01\x01\x12#\n\nstart_from\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08H\x00\x88\x01\x01\x12\x1a\n\x04seed\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x01\x88\x01\x01\x12\'\n\x0bmasked_loss\x18\x04 \x01(\x08\x42\r\xd2\xf3\x18\t\x12\x05\x66\x61lseP\x01H\x02\x88\x01\x01\x12 \n\x08priority\x18\x05 \x01(\x05\x42\t\xd2\xf3\x18\x05\x12\x01\x31P\x01H\x03\x88\x01\x01\x12(\n\x0btraining_id\x18\x06 \x01(\tB\x0e\xbaH\x05r\x03\xb0\x01\x01\xd2\xf3\x18\x02\x30\x01H\x04\x88\x01\x01\x42\r\n\x0b_start_fromB\x07\n\x05_seedB\x0e\n\x0c_masked_lossB\x0b\n\t_priorityB\x0e\n\x0c_training_id\"M\n\x16\x43reateTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\"x\n\x14ListTrainingsRequest\x12#\n\x04skip\x18\x01 \x01(\x05\x42\x10\xbaH\x04\x1a\x02(\x00\xd2\xf3\x18\x05\x12\x01\x30P\x01H\x00\x88\x01\x01\x12(\n\x05limit\x18\x02 \x01(\x05\x42\x14\xbaH\x07\x1a\x05\x18\xe8\x07(\x01\xd2\xf3\x18\x06\x12\x02\x31\x30P\x01H\x01\x88\x01\x01\x42\x07\n\x05_skipB\x08\n\x06_limit\"M\n\x15ListTrainingsResponse\x12\x34\n\ttrainings\x18\x01 \x03(\x0b\x32!.atelier.training.v1.TrainingTask\"/\n\x12GetTrainingRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"J\n\x13GetTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\"2\n\x15\x43\x61ncelTrainingRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"M\n\x16\x43\x61ncelTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\"<\n\x0eTrainingUpdate\x12\x1d\n\x08priority\x18\x01 \x01(\x05\x42\x06\xbaH\x03\xc8\x01\x01H\x00\x88\x01\x01\x42\x0b\n\t_priority\"o\n\x15UpdateTrainingRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12;\n\x06update\x18\x02 \x01(\x0b\x32#.atelier.training.v1.TrainingUpdateB\x06\xbaH\x03\xc8\x01\x01\"M\n\x16UpdateTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\"\x8b\x01\n\x14TrainingContinuation\x12\"\n\x05steps\x18\x01 \x01(\x05\x42\x0e\xbaH\x0b\x1a\x06\x18\xc0\x84=(\x01\xc8\x01\x01H\x00\x88\x01\x01\x12\x33\n\rlearning_rate\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00H\x01\x88\x01\x01\x42\x08\n\x06_stepsB\x10\n\x0e_learning_rate\"}\n\x17\x43ontinueTrainingRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12G\n\x0c\x63ontinuation\x18\x02 \x01(\x0b\x32).atelier.training.v1.TrainingContinuationB\x06\xbaH\x03\xc8\x01\x01\"O\n\x18\x43ontinueTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\"3\n\rWantedSamples\x12\"\n\x07prompts\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07r\x05\x10\x01\x18\x90N\"n\n\x15SampleTrainingRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12:\n\x06sample\x18\x02 \x01(\x0b\x32\".atelier.training.v1.WantedSamplesB\x06\xbaH\x03\xc8\x01\x01\"M\n\x16SampleTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\"6\n\x19GetTrainingDatasetRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xc9\x01\n\x1aGetTrainingDatasetResponse\x12\x31\n\x06images\x18\x01 \x03(\x0b\x32!.atelier.training.v1.DatasetImage\x12\x33\n\x07rejects\x18\x02 \x03(\x0b\x32\".atelier.training.v1.RejectedImage\x12\x1a\n\rmanifest_path\x18\x03 \x01(\tH\x00\x88\x01\x01:\x15\xca\xf3\x18\x11\n\x0fTrainingDatasetB\x10\n\x0e_manifest_path\"4\n\x17GetTrainingCurveRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xcb\x01\n\x18GetTrainingCurveResponse\x12.\n\x06losses\x18\x01 \x03(\x0b\x32\x1e.atelier.training.v1.LossPoint\x12\x30\n\x08smoothed\x18\x02 \x03(\x0b\x32\x1e.atelier.training.v1.LossPoint\x12\x38\n\nvalidation\x18\x03 \x03(\x0b\x32$.atelier.training.v1.ValidationPoint:\x13\xca\xf3\x18\x0f\n\rTrainingCurve\"\x8f\x01\n\x18\x44rawTrainingCurveRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12N\n\x05theme\x18\x02 \x01(\x0e\x32\x1f.atelier.training.v1.CurveThemeB\x19\xbaH\x07\x82\x01\x04\x10\x01 \x00\xd2\xf3\x18\x0b\x12\x07\"light\"P\x01H\x00\x88\x01\x01\x42\x08\n\x06_theme\"B\n\x19\x44rawTrainingCurveResponse\x12%\n\x07picture\x18\x01 \x01(\x0b\x32\x14.google.api.HttpBody\"\x90\x01\n\x19PaintTrainingCurveRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12N\n\x05theme\x18\x02 \x01(\x0e\x32\x1f.atelier.training.v1.CurveThemeB\x19\xbaH\x07\x82\x01\x04\x10\x01 \x00\xd2\xf3\x18\x0b\x12\x07\"light\"P\x01H\x00\x88\x01\x01\x42\x08\n\x06_theme\"C\n\x1aPaintTrainingCurveResponse\x12%\n\x07picture\x18\x01 \x01(\x0b\x32\x14.google.api.HttpBody\"5\n\x18ListTrainingSavesRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\x98\x01\n\x19ListTrainingSavesResponse\x12\x30\n\x05saves\x18\x01 \x03(\x0b\x32!.atelier.training.v1.TrainingSave\x12\x34\n\x07samples\x18\x02 \x03(\x0b\x32#.atelier.training.v1.TrainingSample:\x13\xca\xf3\x18\x0f\n\rTrainingSaves\"h\n\x14WatchTrainingRequest\x12\x19\n\x07task_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\rafter_version\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x42\x10\n\x0e_after_version\"\xfb\x01\n\x15WatchTrainingResponse\x12\x33\n\x08training\x18\x01 \x01(\x0b\x32!.atelier.training.v1.TrainingTask\x12.\n\x06losses\x18\x02 \x03(\x0b\x32\x1e.atelier.training.v1.LossPoint\x12\x38\n\nvalidation\x18\x03 \x03(\x0b\x32$.atelier.training.v1.ValidationPoint\x12\x34\n\x07samples\x18\x04 \x03(\x0b\x32#.atelier.training.v1.TrainingSample\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\"t\n\x1fPreviewTrainingRetentionRequest\x12\x1d\n\x06tenant\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\xff\x01H\x00\x88\x01\x01\x12\x1e\n\x04\x64\x61ys\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\x94\x9d\x02(\x00H\x01\x88\x01\x01\x42\t\n\x07_tenantB\x07\n\x05_days\"U\n PreviewTrainingRetentionResponse\x12\x31\n\x05lines\x18\x01 \x03(\x0b\x32\".atelier.tasks.v1.RetentionPreview*^\n\nCurveTheme\x12\x1b\n\x17\x43URVE_THEME_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43URVE_THEME_LIGHT\x10\x01\x12\x14\n\x10\x43URVE_THEME_DARK\x10\x02\x1a\x06\xe2\xf3\x18\x02\x08\x01\x32\xf4\x15\n\x0fTrainingService\x12\xc0\x01\n\x0e\x43reateTraining\x12*.atelier.training.v1.CreateTrainingRequest\x1a+.atelier.training.v1.CreateTrainingResponse\"U\xf2\xf3\x18$\x08\x02\x10\x01\"\x14\x43reate Training Task*\x08training\x82\xd3\xe4\x93\x02\'\"\x11/api/v1/training/:\x08trainingb\x08training\x12\xb1\x01\n\rListTrainings\x12).atelier.training.v1.ListTrainingsRequest\x1a*.atelier.training.v1.ListTrainingsResponse\"I\xf2\xf3\x18!\x08\x01\"\x13List Training Tasks*\x08training\x82\xd3\xe4\x93\x02\x1e\x12\x11/api/v1/training/b\ttrainings\x12\xb3\x01\n\x0bGetTraining\x12\'.atelier.training.v1.GetTrainingRequest\x1a(.atelier.training.v1.GetTrainingResponse\"Q\xf2\xf3\x18!\x08\x01\"\x13Get Training Status*\x08training\x82\xd3\xe4\x93\x02&\x12\x1a/api/v1/training/{task_id}b\x08training\x12\xbf\x01\n\x0e\x43\x61ncelTraining\x12*.atelier.training.v1.CancelTrainingRequest\x1a+.atelier.training.v1.CancelTrainingResponse\"T\xf2\xf3\x18\x1d\x08\x02\"\x0f\x43\x61ncel Training*\x08training\x82\xd3\xe4\x93\x02-\"!/api/v1/training/{task_id}/cancelb\x08training\x12\xc0\x01\n\x0eUpdateTraining\x12*.atelier.training.v1.UpdateTrainingRequest\x1a+.atelier.training.v1.UpdateTrainingResponse\"U\xf2\xf3\x18\x1d\x08\x02\"\x0fUpdate Training*\x08training\x82\xd3\xe4\x93\x02.2\x1a/api/v1/training/{task_id}:\x06updateb\x08training\x12\xd9\x01\n\x10\x43ontinueTraining\x12,.atelier.training.v1.ContinueTrainingRequest\x1a-.atelier.training.v1.ContinueTrainingResponse\"h\xf2\xf3\x18!\x08\x02\x10\x01\"\x11\x43ontinue Training*\x08training\x82\xd3\xe4\x93\x02=\"#/api/v1/training/{task_id}/continue:\x0c\x63ontinuationb\x08training\x12\xc7\x01\n\x0eSampleTraining\x12*.atelier.training.v1.SampleTrainingRequest\x1a+.atelier.training.v1.SampleTrainingResponse\"\\\xf2\xf3\x18\x1d\x08\x02\"\x0fSample Training*\x08training\x82\xd3\xe4\x93\x02\x35\"!/api/v1/training/{task_id}/sample:\x06sampleb\x08training\x12\xc7\x01\n\x12GetTrainingDataset\x12..atelier.training.v1.GetTrainingDatasetRequest\x1a/.atelier.training.v1.GetTrainingDatasetResponse\"P\xf2\xf3\x18\"\x08\x01\"\x14Get Training Dataset*\x08training\x82\xd3\xe4\x93\x02$\x12\"/api/v1/training/{task_id}/dataset\x12\xbc\x01\n\x10GetTrainingCurve\x12,.atelier.training.v1.GetTrainingCurveRequest\x1a-.atelier.training.v1.GetTrainingCurveResponse\"K\xf2\xf3\x18 \x08\x01\"\x12Get Training Curve*\x08training\x82\xd3\xe4\x93\x02!\x12\x1f/api/v1/training/{task_id}/loss\x12\xcd\x01\n\x11\x44rawTrainingCurve\x12-.atelier.training.v1.DrawTrainingCurveRequest\x1a..atelier.training.v1.DrawTrainingCurveResponse\"Y\xf2\xf3\x18!\x08\x01\"\x13\x44raw Training Curve*\x08training\x82\xd3\xe4\x93\x02.\x12#/api/v1/training/{task_id}/loss.svgb\x07picture\x12\xd1\x01\n\x12PaintTrainingCurve\x12..atelier.training.v1.PaintTrainingCurveRequest\x1a/.atelier.training.v1.PaintTrainingCurveResponse\"Z\xf2\xf3\x18\"\x08\x01\"\x14Paint Training Curve*\x08training\x82\xd3\xe4\x93\x02.\x12#/api/v1/training/{task_id}/loss.pngb\x07picture\x12\xc1\x01\n\x11ListTrainingSaves\x12-.atelier.training.v1.ListTrainingSavesRequest\x1a..atelier.training.v1.ListTrainingSavesResponse\"M\xf2\xf3\x18!\x08\x01\"\x13List Training Saves*\x08training\x82\xd3\xe4\x93\x02\"\x12 /api/v1/training/{task_id}/saves\x12\xb3\x01\n\rWatchTraining\x12).atelier.training.v1.WatchTrainingRequest\x1a*.atelier.training.v1.WatchTrainingResponse\"I\xf2\xf3\x18\x1c\x08\x01\"\x0eWatch Training*\x08training\x82\xd3\xe4\x93\x02#\x12!/api/v1/training/{task_id}/events0\x01\x12\xe1\x01\n\x18PreviewTrainingRetention\x12\x34.atelier.training.v1.PreviewTrainingRetentionRequest\x1a\x35.atelier.training.v1.PreviewTrainingRetentionResponse\"X\xf2\xf3\x18)\x08\x05\"\x1aPreview Training Retention*\tretention\x82\xd3\xe4\x93\x02%\x12#/api/v1/retention/preview/trainingsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -102,6 +103,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHTRAININGREQUEST'].fields_by_name['task_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_WATCHTRAININGREQUEST'].fields_by_name['after_version']._loaded_options = None
   _globals['_WATCHTRAININGREQUEST'].fields_by_name['after_version']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_PREVIEWTRAININGRETENTIONREQUEST'].fields_by_name['tenant']._loaded_options = None
+  _globals['_PREVIEWTRAININGRETENTIONREQUEST'].fields_by_name['tenant']._serialized_options = b'\272H\005r\003\030\377\001'
+  _globals['_PREVIEWTRAININGRETENTIONREQUEST'].fields_by_name['days']._loaded_options = None
+  _globals['_PREVIEWTRAININGRETENTIONREQUEST'].fields_by_name['days']._serialized_options = b'\272H\010\032\006\030\224\235\002(\000'
   _globals['_TRAININGSERVICE'].methods_by_name['CreateTraining']._loaded_options = None
   _globals['_TRAININGSERVICE'].methods_by_name['CreateTraining']._serialized_options = b'\362\363\030$\010\002\020\001\"\024Create Training Task*\010training\202\323\344\223\002\'\"\021/api/v1/training/:\010trainingb\010training'
   _globals['_TRAININGSERVICE'].methods_by_name['ListTrainings']._loaded_options = None
@@ -128,66 +133,72 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGSERVICE'].methods_by_name['ListTrainingSaves']._serialized_options = b'\362\363\030!\010\001\"\023List Training Saves*\010training\202\323\344\223\002\"\022 /api/v1/training/{task_id}/saves'
   _globals['_TRAININGSERVICE'].methods_by_name['WatchTraining']._loaded_options = None
   _globals['_TRAININGSERVICE'].methods_by_name['WatchTraining']._serialized_options = b'\362\363\030\034\010\001\"\016Watch Training*\010training\202\323\344\223\002#\022!/api/v1/training/{task_id}/events'
-  _globals['_CURVETHEME']._serialized_start=3467
-  _globals['_CURVETHEME']._serialized_end=3561
-  _globals['_CREATETRAININGREQUEST']._serialized_start=224
-  _globals['_CREATETRAININGREQUEST']._serialized_end=561
-  _globals['_CREATETRAININGRESPONSE']._serialized_start=563
-  _globals['_CREATETRAININGRESPONSE']._serialized_end=640
-  _globals['_LISTTRAININGSREQUEST']._serialized_start=642
-  _globals['_LISTTRAININGSREQUEST']._serialized_end=762
-  _globals['_LISTTRAININGSRESPONSE']._serialized_start=764
-  _globals['_LISTTRAININGSRESPONSE']._serialized_end=841
-  _globals['_GETTRAININGREQUEST']._serialized_start=843
-  _globals['_GETTRAININGREQUEST']._serialized_end=890
-  _globals['_GETTRAININGRESPONSE']._serialized_start=892
-  _globals['_GETTRAININGRESPONSE']._serialized_end=966
-  _globals['_CANCELTRAININGREQUEST']._serialized_start=968
-  _globals['_CANCELTRAININGREQUEST']._serialized_end=1018
-  _globals['_CANCELTRAININGRESPONSE']._serialized_start=1020
-  _globals['_CANCELTRAININGRESPONSE']._serialized_end=1097
-  _globals['_TRAININGUPDATE']._serialized_start=1099
-  _globals['_TRAININGUPDATE']._serialized_end=1159
-  _globals['_UPDATETRAININGREQUEST']._serialized_start=1161
-  _globals['_UPDATETRAININGREQUEST']._serialized_end=1272
-  _globals['_UPDATETRAININGRESPONSE']._serialized_start=1274
-  _globals['_UPDATETRAININGRESPONSE']._serialized_end=1351
-  _globals['_TRAININGCONTINUATION']._serialized_start=1354
-  _globals['_TRAININGCONTINUATION']._serialized_end=1493
-  _globals['_CONTINUETRAININGREQUEST']._serialized_start=1495
-  _globals['_CONTINUETRAININGREQUEST']._serialized_end=1620
-  _globals['_CONTINUETRAININGRESPONSE']._serialized_start=1622
-  _globals['_CONTINUETRAININGRESPONSE']._serialized_end=1701
-  _globals['_WANTEDSAMPLES']._serialized_start=1703
-  _globals['_WANTEDSAMPLES']._serialized_end=1754
-  _globals['_SAMPLETRAININGREQUEST']._serialized_start=1756
-  _globals['_SAMPLETRAININGREQUEST']._serialized_end=1866
-  _globals['_SAMPLETRAININGRESPONSE']._serialized_start=1868
-  _globals['_SAMPLETRAININGRESPONSE']._serialized_end=1945
-  _globals['_GETTRAININGDATASETREQUEST']._serialized_start=1947
-  _globals['_GETTRAININGDATASETREQUEST']._serialized_end=2001
-  _globals['_GETTRAININGDATASETRESPONSE']._serialized_start=2004
-  _globals['_GETTRAININGDATASETRESPONSE']._serialized_end=2205
-  _globals['_GETTRAININGCURVEREQUEST']._serialized_start=2207
-  _globals['_GETTRAININGCURVEREQUEST']._serialized_end=2259
-  _globals['_GETTRAININGCURVERESPONSE']._serialized_start=2262
-  _globals['_GETTRAININGCURVERESPONSE']._serialized_end=2465
-  _globals['_DRAWTRAININGCURVEREQUEST']._serialized_start=2468
-  _globals['_DRAWTRAININGCURVEREQUEST']._serialized_end=2611
-  _globals['_DRAWTRAININGCURVERESPONSE']._serialized_start=2613
-  _globals['_DRAWTRAININGCURVERESPONSE']._serialized_end=2679
-  _globals['_PAINTTRAININGCURVEREQUEST']._serialized_start=2682
-  _globals['_PAINTTRAININGCURVEREQUEST']._serialized_end=2826
-  _globals['_PAINTTRAININGCURVERESPONSE']._serialized_start=2828
-  _globals['_PAINTTRAININGCURVERESPONSE']._serialized_end=2895
-  _globals['_LISTTRAININGSAVESREQUEST']._serialized_start=2897
-  _globals['_LISTTRAININGSAVESREQUEST']._serialized_end=2950
-  _globals['_LISTTRAININGSAVESRESPONSE']._serialized_start=2953
-  _globals['_LISTTRAININGSAVESRESPONSE']._serialized_end=3105
-  _globals['_WATCHTRAININGREQUEST']._serialized_start=3107
-  _globals['_WATCHTRAININGREQUEST']._serialized_end=3211
-  _globals['_WATCHTRAININGRESPONSE']._serialized_start=3214
-  _globals['_WATCHTRAININGRESPONSE']._serialized_end=3465
-  _globals['_TRAININGSERVICE']._serialized_start=3564
-  _globals['_TRAININGSERVICE']._serialized_end=6140
+  _globals['_TRAININGSERVICE'].methods_by_name['PreviewTrainingRetention']._loaded_options = None
+  _globals['_TRAININGSERVICE'].methods_by_name['PreviewTrainingRetention']._serialized_options = b'\362\363\030)\010\005\"\032Preview Training Retention*\tretention\202\323\344\223\002%\022#/api/v1/retention/preview/trainings'
+  _globals['_CURVETHEME']._serialized_start=3706
+  _globals['_CURVETHEME']._serialized_end=3800
+  _globals['_CREATETRAININGREQUEST']._serialized_start=258
+  _globals['_CREATETRAININGREQUEST']._serialized_end=595
+  _globals['_CREATETRAININGRESPONSE']._serialized_start=597
+  _globals['_CREATETRAININGRESPONSE']._serialized_end=674
+  _globals['_LISTTRAININGSREQUEST']._serialized_start=676
+  _globals['_LISTTRAININGSREQUEST']._serialized_end=796
+  _globals['_LISTTRAININGSRESPONSE']._serialized_start=798
+  _globals['_LISTTRAININGSRESPONSE']._serialized_end=875
+  _globals['_GETTRAININGREQUEST']._serialized_start=877
+  _globals['_GETTRAININGREQUEST']._serialized_end=924
+  _globals['_GETTRAININGRESPONSE']._serialized_start=926
+  _globals['_GETTRAININGRESPONSE']._serialized_end=1000
+  _globals['_CANCELTRAININGREQUEST']._serialized_start=1002
+  _globals['_CANCELTRAININGREQUEST']._serialized_end=1052
+  _globals['_CANCELTRAININGRESPONSE']._serialized_start=1054
+  _globals['_CANCELTRAININGRESPONSE']._serialized_end=1131
+  _globals['_TRAININGUPDATE']._serialized_start=1133
+  _globals['_TRAININGUPDATE']._serialized_end=1193
+  _globals['_UPDATETRAININGREQUEST']._serialized_start=1195
+  _globals['_UPDATETRAININGREQUEST']._serialized_end=1306
+  _globals['_UPDATETRAININGRESPONSE']._serialized_start=1308
+  _globals['_UPDATETRAININGRESPONSE']._serialized_end=1385
+  _globals['_TRAININGCONTINUATION']._serialized_start=1388
+  _globals['_TRAININGCONTINUATION']._serialized_end=1527
+  _globals['_CONTINUETRAININGREQUEST']._serialized_start=1529
+  _globals['_CONTINUETRAININGREQUEST']._serialized_end=1654
+  _globals['_CONTINUETRAININGRESPONSE']._serialized_start=1656
+  _globals['_CONTINUETRAININGRESPONSE']._serialized_end=1735
+  _globals['_WANTEDSAMPLES']._serialized_start=1737
+  _globals['_WANTEDSAMPLES']._serialized_end=1788
+  _globals['_SAMPLETRAININGREQUEST']._serialized_start=1790
+  _globals['_SAMPLETRAININGREQUEST']._serialized_end=1900
+  _globals['_SAMPLETRAININGRESPONSE']._serialized_start=1902
+  _globals['_SAMPLETRAININGRESPONSE']._serialized_end=1979
+  _globals['_GETTRAININGDATASETREQUEST']._serialized_start=1981
+  _globals['_GETTRAININGDATASETREQUEST']._serialized_end=2035
+  _globals['_GETTRAININGDATASETRESPONSE']._serialized_start=2038
+  _globals['_GETTRAININGDATASETRESPONSE']._serialized_end=2239
+  _globals['_GETTRAININGCURVEREQUEST']._serialized_start=2241
+  _globals['_GETTRAININGCURVEREQUEST']._serialized_end=2293
+  _globals['_GETTRAININGCURVERESPONSE']._serialized_start=2296
+  _globals['_GETTRAININGCURVERESPONSE']._serialized_end=2499
+  _globals['_DRAWTRAININGCURVEREQUEST']._serialized_start=2502
+  _globals['_DRAWTRAININGCURVEREQUEST']._serialized_end=2645
+  _globals['_DRAWTRAININGCURVERESPONSE']._serialized_start=2647
+  _globals['_DRAWTRAININGCURVERESPONSE']._serialized_end=2713
+  _globals['_PAINTTRAININGCURVEREQUEST']._serialized_start=2716
+  _globals['_PAINTTRAININGCURVEREQUEST']._serialized_end=2860
+  _globals['_PAINTTRAININGCURVERESPONSE']._serialized_start=2862
+  _globals['_PAINTTRAININGCURVERESPONSE']._serialized_end=2929
+  _globals['_LISTTRAININGSAVESREQUEST']._serialized_start=2931
+  _globals['_LISTTRAININGSAVESREQUEST']._serialized_end=2984
+  _globals['_LISTTRAININGSAVESRESPONSE']._serialized_start=2987
+  _globals['_LISTTRAININGSAVESRESPONSE']._serialized_end=3139
+  _globals['_WATCHTRAININGREQUEST']._serialized_start=3141
+  _globals['_WATCHTRAININGREQUEST']._serialized_end=3245
+  _globals['_WATCHTRAININGRESPONSE']._serialized_start=3248
+  _globals['_WATCHTRAININGRESPONSE']._serialized_end=3499
+  _globals['_PREVIEWTRAININGRETENTIONREQUEST']._serialized_start=3501
+  _globals['_PREVIEWTRAININGRETENTIONREQUEST']._serialized_end=3617
+  _globals['_PREVIEWTRAININGRETENTIONRESPONSE']._serialized_start=3619
+  _globals['_PREVIEWTRAININGRETENTIONRESPONSE']._serialized_end=3704
+  _globals['_TRAININGSERVICE']._serialized_start=3803
+  _globals['_TRAININGSERVICE']._serialized_end=6607
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from atelier.tasks.v1 import retention_pb2 as _retention_pb2
 from atelier.training.v1 import training_pb2 as _training_pb2
 from collections import abc as _abc
 from google.api import httpbody_pb2 as _httpbody_pb2
@@ -863,3 +864,60 @@ class WatchTrainingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchTrainingResponse: _TypeAlias = WatchTrainingResponse  # noqa: Y015
+
+@_typing.final
+class PreviewTrainingRetentionRequest(_message.Message):
+    """Request of PreviewTrainingRetention."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Of this tenant alone."""
+    days: _builtins.int
+    """As if this were the age, of the tenant or of all that have none of their own; the ages that hold where absent."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str | None = ...,
+        days: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_days", b"_days", "_tenant", b"_tenant", "days", b"days", "tenant", b"tenant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_days", b"_days", "_tenant", b"_tenant", "days", b"days", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__days: _TypeAlias = _typing.Literal["days"]  # noqa: Y015
+    _WhichOneofArgType__days: _TypeAlias = _typing.Literal["_days", b"_days"]  # noqa: Y015
+    _WhichOneofReturnType__tenant: _TypeAlias = _typing.Literal["tenant"]  # noqa: Y015
+    _WhichOneofArgType__tenant: _TypeAlias = _typing.Literal["_tenant", b"_tenant"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__days) -> _WhichOneofReturnType__days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tenant) -> _WhichOneofReturnType__tenant | None: ...
+
+Global___PreviewTrainingRetentionRequest: _TypeAlias = PreviewTrainingRetentionRequest  # noqa: Y015
+
+@_typing.final
+class PreviewTrainingRetentionResponse(_message.Message):
+    """Response of PreviewTrainingRetention."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[_retention_pb2.RetentionPreview]:
+        """A line for each tenant that has something to delete."""
+
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[_retention_pb2.RetentionPreview] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewTrainingRetentionResponse: _TypeAlias = PreviewTrainingRetentionResponse  # noqa: Y015

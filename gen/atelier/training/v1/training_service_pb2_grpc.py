@@ -100,6 +100,11 @@ class TrainingServiceStub:
                 request_serializer=atelier_dot_training_dot_v1_dot_training__service__pb2.WatchTrainingRequest.SerializeToString,
                 response_deserializer=atelier_dot_training_dot_v1_dot_training__service__pb2.WatchTrainingResponse.FromString,
                 _registered_method=True)
+        self.PreviewTrainingRetention = channel.unary_unary(
+                '/atelier.training.v1.TrainingService/PreviewTrainingRetention',
+                request_serializer=atelier_dot_training_dot_v1_dot_training__service__pb2.PreviewTrainingRetentionRequest.SerializeToString,
+                response_deserializer=atelier_dot_training_dot_v1_dot_training__service__pb2.PreviewTrainingRetentionResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer:
@@ -197,6 +202,13 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewTrainingRetention(self, request, context):
+        """Tells which trainings would be deleted for their age now. It deletes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -264,6 +276,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.WatchTraining,
                     request_deserializer=atelier_dot_training_dot_v1_dot_training__service__pb2.WatchTrainingRequest.FromString,
                     response_serializer=atelier_dot_training_dot_v1_dot_training__service__pb2.WatchTrainingResponse.SerializeToString,
+            ),
+            'PreviewTrainingRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewTrainingRetention,
+                    request_deserializer=atelier_dot_training_dot_v1_dot_training__service__pb2.PreviewTrainingRetentionRequest.FromString,
+                    response_serializer=atelier_dot_training_dot_v1_dot_training__service__pb2.PreviewTrainingRetentionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -618,6 +635,33 @@ class TrainingService:
             '/atelier.training.v1.TrainingService/WatchTraining',
             atelier_dot_training_dot_v1_dot_training__service__pb2.WatchTrainingRequest.SerializeToString,
             atelier_dot_training_dot_v1_dot_training__service__pb2.WatchTrainingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewTrainingRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.training.v1.TrainingService/PreviewTrainingRetention',
+            atelier_dot_training_dot_v1_dot_training__service__pb2.PreviewTrainingRetentionRequest.SerializeToString,
+            atelier_dot_training_dot_v1_dot_training__service__pb2.PreviewTrainingRetentionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,8 @@ class TrainingServiceStub:
     """List what a training has kept: its saves and its sample pictures."""
     WatchTraining: _grpc.UnaryStreamMultiCallable[_training_service_pb2.WatchTrainingRequest, _training_service_pb2.WatchTrainingResponse]
     """Stream a training's states, steps and losses until it ends; resumable after the last event seen."""
+    PreviewTrainingRetention: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.PreviewTrainingRetentionRequest, _training_service_pb2.PreviewTrainingRetentionResponse]
+    """Tells which trainings would be deleted for their age now. It deletes nothing."""
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
@@ -91,6 +93,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """List what a training has kept: its saves and its sample pictures."""
     WatchTraining: _aio.UnaryStreamMultiCallable[_training_service_pb2.WatchTrainingRequest, _training_service_pb2.WatchTrainingResponse]  # type: ignore[assignment]
     """Stream a training's states, steps and losses until it ends; resumable after the last event seen."""
+    PreviewTrainingRetention: _aio.UnaryUnaryMultiCallable[_training_service_pb2.PreviewTrainingRetentionRequest, _training_service_pb2.PreviewTrainingRetentionResponse]  # type: ignore[assignment]
+    """Tells which trainings would be deleted for their age now. It deletes nothing."""
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Trainings: from images to an adapter that the next picture can use."""
@@ -198,5 +202,13 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_service_pb2.WatchTrainingResponse], _abc.AsyncIterator[_training_service_pb2.WatchTrainingResponse]]:
         """Stream a training's states, steps and losses until it ends; resumable after the last event seen."""
+
+    @_abc_1.abstractmethod
+    def PreviewTrainingRetention(
+        self,
+        request: _training_service_pb2.PreviewTrainingRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.PreviewTrainingRetentionResponse, _abc.Awaitable[_training_service_pb2.PreviewTrainingRetentionResponse]]:
+        """Tells which trainings would be deleted for their age now. It deletes nothing."""
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -50,6 +50,11 @@ class WorkflowMonitoringServiceStub:
                 request_serializer=atelier_dot_workflows_dot_v1_dot_monitoring__service__pb2.GetMonitoredWorkflowRequest.SerializeToString,
                 response_deserializer=atelier_dot_workflows_dot_v1_dot_monitoring__service__pb2.GetMonitoredWorkflowResponse.FromString,
                 _registered_method=True)
+        self.PreviewWorkflowRetention = channel.unary_unary(
+                '/atelier.workflows.v1.WorkflowMonitoringService/PreviewWorkflowRetention',
+                request_serializer=atelier_dot_workflows_dot_v1_dot_monitoring__service__pb2.PreviewWorkflowRetentionRequest.SerializeToString,
+                response_deserializer=atelier_dot_workflows_dot_v1_dot_monitoring__service__pb2.PreviewWorkflowRetentionResponse.FromString,
+                _registered_method=True)
 
 
 class WorkflowMonitoringServiceServicer:
@@ -77,6 +82,13 @@ class WorkflowMonitoringServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewWorkflowRetention(self, request, context):
+        """Tells which workflows would be deleted for their age now. It deletes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkflowMonitoringServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_WorkflowMonitoringServiceServicer_to_server(servicer, server):
                     servicer.GetMonitoredWorkflow,
                     request_deserializer=atelier_dot_workflows_dot_v1_dot_monitoring__service__pb2.GetMonitoredWorkflowRequest.FromString,
                     response_serializer=atelier_dot_workflows_dot_v1_dot_monitoring__service__pb2.GetMonitoredWorkflowResponse.SerializeToString,
+            ),
+            'PreviewWorkflowRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewWorkflowRetention,
+                    request_deserializer=atelier_dot_workflows_dot_v1_dot_monitoring__service__pb2.PreviewWorkflowRetentionRequest.FromString,
+                    response_serializer=atelier_dot_workflows_dot_v1_dot_monitoring__service__pb2.PreviewWorkflowRetentionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class WorkflowMonitoringService:
             '/atelier.workflows.v1.WorkflowMonitoringService/GetMonitoredWorkflow',
             atelier_dot_workflows_dot_v1_dot_monitoring__service__pb2.GetMonitoredWorkflowRequest.SerializeToString,
             atelier_dot_workflows_dot_v1_dot_monitoring__service__pb2.GetMonitoredWorkflowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewWorkflowRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.workflows.v1.WorkflowMonitoringService/PreviewWorkflowRetention',
+            atelier_dot_workflows_dot_v1_dot_monitoring__service__pb2.PreviewWorkflowRetentionRequest.SerializeToString,
+            atelier_dot_workflows_dot_v1_dot_monitoring__service__pb2.PreviewWorkflowRetentionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class WorkflowMonitoringServiceStub:
     """Counts workflows."""
     GetMonitoredWorkflow: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetMonitoredWorkflowRequest, _monitoring_service_pb2.GetMonitoredWorkflowResponse]
     """Returns a workflow with its steps in topological order."""
+    PreviewWorkflowRetention: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.PreviewWorkflowRetentionRequest, _monitoring_service_pb2.PreviewWorkflowRetentionResponse]
+    """Tells which workflows would be deleted for their age now. It deletes nothing."""
 
 @_typing.type_check_only
 class WorkflowMonitoringServiceAsyncStub(WorkflowMonitoringServiceStub):
@@ -51,6 +53,8 @@ class WorkflowMonitoringServiceAsyncStub(WorkflowMonitoringServiceStub):
     """Counts workflows."""
     GetMonitoredWorkflow: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetMonitoredWorkflowRequest, _monitoring_service_pb2.GetMonitoredWorkflowResponse]  # type: ignore[assignment]
     """Returns a workflow with its steps in topological order."""
+    PreviewWorkflowRetention: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.PreviewWorkflowRetentionRequest, _monitoring_service_pb2.PreviewWorkflowRetentionResponse]  # type: ignore[assignment]
+    """Tells which workflows would be deleted for their age now. It deletes nothing."""
 
 class WorkflowMonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
     """What operators see of workflows."""
@@ -78,5 +82,13 @@ class WorkflowMonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_monitoring_service_pb2.GetMonitoredWorkflowResponse, _abc.Awaitable[_monitoring_service_pb2.GetMonitoredWorkflowResponse]]:
         """Returns a workflow with its steps in topological order."""
+
+    @_abc_1.abstractmethod
+    def PreviewWorkflowRetention(
+        self,
+        request: _monitoring_service_pb2.PreviewWorkflowRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitoring_service_pb2.PreviewWorkflowRetentionResponse, _abc.Awaitable[_monitoring_service_pb2.PreviewWorkflowRetentionResponse]]:
+        """Tells which workflows would be deleted for their age now. It deletes nothing."""
 
 def add_WorkflowMonitoringServiceServicer_to_server(servicer: WorkflowMonitoringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,100 @@
+"""Trainings that ended long ago, along an index that is there for lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from meshkit.db import Database
+from meshkit.retention import MEASURED_FOLDERS, MOST_COUNTED, SAMPLED, OldSample
+
+BATCH = 50
+
+_TENANTS = """
+WITH RECURSIVE found (tenant) AS (
+    (SELECT tenant FROM trainings ORDER BY tenant LIMIT 1)
+    UNION ALL
+    SELECT (SELECT tenant FROM trainings t WHERE t.tenant > f.tenant ORDER BY t.tenant LIMIT 1)
+    FROM found f WHERE f.tenant IS NOT NULL
+)
+SELECT tenant FROM found WHERE tenant IS NOT NULL
+"""
+_CUTOFF = "now() - make_interval(days => %(days)s::integer)"
+# One that another goes on from is needed as long as that is there, and one whose webhook is still to be handed in.
+_IS_OLD = f"""(t.completed_at < {_CUTOFF} AND NOT EXISTS (SELECT FROM trainings c WHERE c.continues = t.id)
+    AND NOT EXISTS (SELECT FROM webhook_handovers h WHERE h.training_id = t.id))"""  # noqa: S608 -- constants
+_WINDOW = f"""
+SELECT t.id, t.created_at, coalesce({_IS_OLD}, false) FROM trainings t
+WHERE t.tenant = %(tenant)s AND t.created_at < {_CUTOFF} AND (t.created_at, t.id) > (%(at)s::timestamptz, %(id)s::uuid)
+ORDER BY t.created_at, t.id LIMIT {BATCH}
+"""  # noqa: S608 -- constants
+# The note is what tells of the files until the sweeper has deleted them.
+_REMOVE = f"""
+WITH gone AS (
+    DELETE FROM trainings WHERE id = ANY(ARRAY(
+        SELECT t.id FROM trainings t WHERE t.id = ANY(%(ids)s::uuid[]) AND {_IS_OLD} FOR UPDATE OF t SKIP LOCKED))
+    RETURNING id, tenant
+), noted AS (
+    INSERT INTO object_sweeps (training_id, tenant, path, due_at)
+    SELECT id, tenant, 'trainings/' || id || '/', now() FROM gone ON CONFLICT DO NOTHING
+)
+SELECT count(*) FROM gone
+"""  # noqa: S608 -- constants
+_OLD = f"FROM trainings t WHERE t.tenant = %(tenant)s AND t.created_at < {_CUTOFF} AND {_IS_OLD}"
+_COUNT = f"SELECT count(*) FROM (SELECT {_OLD} LIMIT {MOST_COUNTED}) o"  # noqa: S608 -- constants
+_SAMPLE = f"SELECT t.id, pg_column_size(t.*) {_OLD} ORDER BY t.created_at, t.id LIMIT {SAMPLED}"
+
+
+class TrainingPlace(NamedTuple):
+    """Where a batch of trainings ended, in the order of their creation."""
+
+    created_at: datetime | str
+    id: UUID
+
+
+_START = TrainingPlace("-infinity", UUID(int=0))
+
+
+class PostgresOldTrainings:
+    """Finds and removes old trainings.
+
+    Args:
+        db: The service's database, migrated.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def tenants(self) -> Sequence[str]:
+        """Return the tenants that have trainings."""
+        async with self._db.connection() as conn:
+            return [row[0] for row in await (await conn.execute(_TENANTS)).fetchall()]
+
+    async def window(
+        self, tenant: str, days: int, after: TrainingPlace | None
+    ) -> tuple[Sequence[UUID], TrainingPlace | None]:
+        """Return old trainings out of the next ones, and where these end; None at the end of all."""
+        begin = after or _START
+        values = {"tenant": tenant, "days": days, "at": begin.created_at, "id": begin.id}
+        async with self._db.connection() as conn:
+            rows = await (await conn.execute(_WINDOW, values)).fetchall()
+        place = TrainingPlace(rows[-1][1], rows[-1][0]) if len(rows) == BATCH else None
+        return [row[0] for row in rows if row[2]], place
+
+    async def remove(self, training_ids: Sequence[UUID], days: int) -> int:
+        """Delete old trainings and note their files for the sweeper; return how many."""
+        async with self._db.transaction() as conn:
+            cursor = await conn.execute(_REMOVE, {"ids": list(training_ids), "days": days})
+            [[count]] = await cursor.fetchall()
+            return int(count)
+
+    async def old(self, tenant: str, days: int) -> OldSample:
+        """Tell what is old."""
+        async with self._db.connection() as conn:
+            values = {"tenant": tenant, "days": days}
+            [[rows]] = await (await conn.execute(_COUNT, values)).fetchall()
+            sample = await (await conn.execute(_SAMPLE, values)).fetchall()
+        folders = [f"trainings/{row[0]}/" for row in sample[:MEASURED_FOLDERS]]
+        return OldSample(max(rows, len(sample)), len(sample), sum(row[1] for row in sample), len(sample), folders)

@@ -1,0 +1,103 @@
+"""Trainings that ended long ago go with their files and jobs; adapters stay, and what another goes on from."""
+
+from typing import Any
+
+from tests.integration.training.conftest import PATH, Mesh
+
+RETENTION = "/api/v1/retention"
+
+
+async def keep(mesh: Mesh, days: int, **more: Any) -> None:
+    body = {"kind": "trainings", "days": days, **more}
+    answer = await mesh.http("ops", ("operator",)).post(RETENTION, json=body)
+    assert answer.status_code == 200, answer.text
+
+
+async def age(mesh: Mesh, days: int) -> None:
+    interval = f"interval '{days} days'"
+    await mesh.execute(
+        f"UPDATE trainings SET created_at = created_at - {interval}, completed_at = completed_at - {interval}"
+    )
+
+
+async def prune(mesh: Mesh) -> None:
+    mesh.training.retention._rest = 0.0
+    while await mesh.training.retention.run_once():
+        pass
+    while await mesh.training.maintenance.sweep():
+        pass
+
+
+async def left(mesh: Mesh) -> set[str]:
+    return {row[0] for row in await mesh.rows("SELECT id::text FROM trainings")}
+
+
+async def test_an_old_training_goes_and_its_adapter_stays(mesh: Mesh) -> None:
+    done, path = await mesh.trained()
+    waits = (await mesh.create())["id"]
+    await age(mesh, 10)
+    await prune(mesh)
+    assert await left(mesh) == {done["id"], waits}, "without an age nothing is deleted"
+    await keep(mesh, 9)
+    support = mesh.http("ops", ("support",))
+    [line] = (await support.get(f"{RETENTION}/preview/trainings")).json()["lines"]
+    assert (line["tenant"], line["days"], line["rows"], line["bytes_estimated"]) == ("acme", 9, 1, False)
+    assert line["bytes"] > 100
+    assert (await support.get(f"{RETENTION}/preview/trainings", params={"days": 11})).json() == {"lines": []}
+    await prune(mesh)
+    assert await left(mesh) == {waits}
+    assert {path.split("/")[1] for path in await mesh.objects("trainings/")} <= {waits}
+    assert await mesh.objects("loras/") == [f"loras/{path}"]
+    for table in ("datasets", "losses", "saves"):
+        assert await mesh.rows(f"SELECT count(*) FROM {table} WHERE training_id = %s", done["id"]) == [(0,)]
+    async with mesh.tasks.database.connection() as conn:
+        jobs = await (await conn.execute("SELECT id::text FROM tasks")).fetchall()
+    assert jobs == [(waits,)]
+    assert (await mesh.http().get(PATH + done["id"])).status_code == 404
+
+
+async def test_a_training_that_another_goes_on_from_goes_after_it(mesh: Mesh) -> None:
+    done, _ = await mesh.trained()
+    more = (await mesh.http().post(f"{PATH}{done['id']}/continue", json={"steps": 5})).json()
+    await age(mesh, 10)
+    await keep(mesh, 1)
+    await prune(mesh)
+    assert await left(mesh) == {done["id"], more["id"]}
+    await mesh.http().post(f"{PATH}{more['id']}/cancel")
+    await mesh.execute("UPDATE trainings SET completed_at = now() - interval '2 days' WHERE id = %s", more["id"])
+    await mesh.execute("DELETE FROM webhook_handovers")
+    await prune(mesh)
+    assert await left(mesh) == {done["id"]}
+    await prune(mesh)
+    assert await left(mesh) == set()
+    assert await mesh.rows("SELECT count(*) FROM object_sweeps WHERE due_at <= now()") == [(0,)]
+
+
+async def test_a_training_stays_until_its_webhook_is_handed_in(mesh: Mesh) -> None:
+    done, _ = await mesh.trained(webhook_url="https://example.com/hook")
+    assert (await mesh.rows("SELECT count(*) > 0 FROM webhook_handovers")) == [(True,)]
+    await age(mesh, 10)
+    await keep(mesh, 1, tenant="acme")
+    await prune(mesh)
+    assert await left(mesh) == {done["id"]}
+    await mesh.training.maintenance.hand_over()
+    await prune(mesh)
+    assert await left(mesh) == {done["id"]}, "it is handed in, and not delivered"
+    async with mesh.tasks.database.transaction() as conn:
+        await conn.execute("DELETE FROM webhook_deliveries")
+    await prune(mesh)
+    assert await left(mesh) == set()
+
+
+async def test_ages_by_json(mesh: Mesh) -> None:
+    operator = mesh.http("ops", ("operator",))
+    await keep(mesh, 90)
+    await keep(mesh, 0, tenant="acme")
+    ages = (await operator.get(RETENTION, params={"kind": "trainings"})).json()["ages"]
+    assert [(one["tenant"], one["days"]) for one in ages] == [("*", 90), ("acme", 0)]
+    assert all(one["set_at"] for one in ages)
+    removed = await operator.post(f"{RETENTION}/remove", json={"kind": "trainings", "tenant": "acme"})
+    assert removed.json()["age"]["days"] == 90
+    for body in ({"kind": "trainings"}, {"days": 1}, {"kind": "cats", "days": 1}, {"kind": "tasks", "days": -1}):
+        assert (await operator.post(RETENTION, json=body)).status_code == 422, body
+    assert (await mesh.http().post(RETENTION, json={"kind": "tasks", "days": 1})).status_code == 403
