@@ -87,6 +87,7 @@ SCENES: Final = (
         *("VIDEO_GENERATION", "clip.mp4", "video: the dress sways"),
         ("video", "the dress sways", _DRESS, "--duration-seconds", "2", "--config", "seed=4"),
     ),
+    Scene("PHOTO_DETECTION", "examined.json", "examine: what a photo shows", ("examine", _PICTURE)),
     Scene(
         *("LLM_INTERACTION", "caption.txt", "ask: a caption"),
         ("ask", "Write one short sentence that sells a red dress with a belt."),

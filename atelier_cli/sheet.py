@@ -48,7 +48,7 @@ def contact_sheet(panels: Sequence[Panel], columns: int = 4) -> Image.Image:
 def _cell(file: Path | None) -> Image.Image:
     if file is None:
         return _text("not made", _FAULT)
-    if file.suffix == ".txt":
+    if file.suffix in {".json", ".txt"}:
         return _text(file.read_text(encoding="utf-8"), _INK)
     if file.suffix in _CLIPS:
         return _frames(file)

@@ -11,7 +11,8 @@ in child processes, which own the device.
   `flux_layers`
 - `masks` `positions` `previews` `requests` `sizes`: parts of making a picture
 - `background` `canvas` `framing` `mattes` `pictures`: images without a model
-- `shots` tells what a photo shows of people, `seams` whether it was put together of several
+- `shots` tells what a photo shows of people, `seams` whether it was put together of several, `photos` examines one of a
+  shoot
 - `garment` finds a garment, `alignment` lays pictures of it over each other, `details` brings its details back
 - `tiling` repaints large pictures by models of small ones, `refiner` redraws them by tiles that are checked, `faces`
   restores faces; `redraw` makes the attempts, `edited` has a service make them, `consistency` judges them, `patches`

@@ -80,8 +80,30 @@ class Shot:
     collage: bool
 
 
-def judge(image: Image.Image, finder: PeopleFinder) -> Shot:
-    """Judge an RGB picture.
+@dataclass(frozen=True, slots=True)
+class PeopleSeen:
+    """The people of a photo.
+
+    Attributes:
+        faces: Faces that are real, the largest first.
+        poses: Poses, one a person, the most clearly seen first.
+        alone: The faces among them that belong to no pose.
+        nearest: Pose of the person who is the nearest; None where there is none.
+    """
+
+    faces: Sequence[Face]
+    poses: Sequence[BodyPose]
+    alone: Sequence[Face]
+    nearest: BodyPose | None
+
+    @property
+    def count(self) -> int:
+        """How many people there are."""
+        return len(self.poses) + len(self.alone)
+
+
+def look(image: Image.Image, finder: PeopleFinder) -> PeopleSeen:
+    """Find the people of an RGB picture.
 
     Args:
         image: The picture, upright and opaque.
@@ -89,21 +111,33 @@ def judge(image: Image.Image, finder: PeopleFinder) -> Shot:
     """
     faces = [face for face in finder.faces(image) if face.score >= _LEAST_FACE]
     poses = _distinct(finder.poses(image))
-    alone = [face for face in faces if not any(_is_of(face, pose) for pose in poses)]
-    people = len(poses) + len(alone)
+    alone = [face for face in faces if not any(is_face_of(face, pose) for pose in poses)]
+    nearest = _nearest(image, finder, poses, alone) if poses or alone else None
+    return PeopleSeen(faces, poses, alone, nearest)
+
+
+def judge(image: Image.Image, finder: PeopleFinder, seen: PeopleSeen | None = None) -> Shot:
+    """Judge an RGB picture.
+
+    Args:
+        image: The picture, upright and opaque.
+        finder: Finds people in it.
+        seen: Its people, where they are known already.
+    """
+    seen = look(image, finder) if seen is None else seen
     collage = is_collage(image)
-    if not people:
+    if not seen.count:
         return Shot(0, 1.0 - min(1.0, finder.likelihood(image)), None, None, None, collage)
-    presence = max([*(face.score for face in faces), *(pose.score for pose in poses)])
-    nearest = _nearest(image, finder, poses, alone)
+    presence = max([*(face.score for face in seen.faces), *(pose.score for pose in seen.poses)])
+    nearest = seen.nearest
     if nearest is None:
-        return Shot(people, presence, None, None, None, collage)
+        return Shot(seen.count, presence, None, None, None, collage)
     framed = framing_of(nearest, image.size)
-    has_face = any(_is_of(face, nearest) for face in faces)
+    has_face = any(is_face_of(face, nearest) for face in seen.faces)
     viewed = view_of(nearest, image.size, has_face=has_face)
     told = [sure for found in (framed, viewed) if found is not None for sure in [found[1]]]
     return Shot(
-        people,
+        seen.count,
         presence,
         framed[0] if framed else None,
         viewed[0] if viewed else None,
@@ -180,7 +214,7 @@ def _trunk(pose: BodyPose) -> float:
     return float(np.linalg.norm(pose.points[list(_SHOULDERS)].mean(0) - pose.points[list(_HIPS)].mean(0)))
 
 
-def _is_of(face: Face, pose: BodyPose) -> bool:
+def is_face_of(face: Face, pose: BodyPose) -> bool:
     """Tell whether a face is that of a pose: the nose lies in its box, or near to it."""
     left, top, right, bottom = face.box
     wide, high = 0.25 * (right - left), 0.25 * (bottom - top)
@@ -213,7 +247,7 @@ def _nearest(
     # Nothing is made up beyond the picture's edges: the window is cut by them.
     window = (max(0, left), max(0, top), min(image.width, round(left + side)), min(image.height, round(top + side)))
     found = [_moved(pose, window[:2]) for pose in finder.poses(image.crop(window))]
-    return next((pose for pose in found if _is_of(face, pose)), largest)
+    return next((pose for pose in found if is_face_of(face, pose)), largest)
 
 
 def _moved(pose: BodyPose, by: tuple[int, int]) -> BodyPose:

@@ -1,6 +1,7 @@
 """`atelier run TYPE`, and a verb for each type: a task of any type, with options made from the contract."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -40,11 +41,13 @@ VERBS: Final = {
     "adjust": "IMAGE_ADJUSTER",
     "video": "VIDEO_GENERATION",
     "ask": "LLM_INTERACTION",
+    "examine": "PHOTO_DETECTION",
 }
 _NOT_IN_NAMES: Final = frozenset('\\/:*?"<>|')
 _MOST: Final = 200
 _TEXT: Final = "result_text"
 _ADDRESS: Final = "result_url"
+_FINDINGS: Final = "findings"
 
 
 class _Types(TyperGroup):
@@ -326,6 +329,8 @@ def _save(gateway: Gateway, form: TaskForm, job: _Making, folder: Path, output: 
     tell_warnings(task)
     if form.spec.name == "LLM_INTERACTION":
         return _save_text(job, str(task.get(_TEXT) or ""), output, folder)
+    if task.get(_FINDINGS):
+        return _save_text(job, json.dumps(task[_FINDINGS], indent=2), output, folder, ".json")
     said = ", ".join(f"{name} {task[name]}" for name in form.spec.seeds if task.get(name) is not None)
     lines = []
     for made in form.spec.outputs:
@@ -345,9 +350,9 @@ def _save(gateway: Gateway, form: TaskForm, job: _Making, folder: Path, output: 
     return lines
 
 
-def _save_text(job: _Making, text: str, output: Path | None, folder: Path) -> Sequence[str]:
+def _save_text(job: _Making, text: str, output: Path | None, folder: Path, suffix: str = ".txt") -> Sequence[str]:
     if output is None:
         return [text[job.shown :]]
-    place = output if output.suffix and not output.is_dir() else folder / f"{job.stems[0]}.txt"
+    place = output if output.suffix and not output.is_dir() else folder / f"{job.stems[0]}{suffix}"
     save(place, f"{text}\n".encode())
     return [str(place)]

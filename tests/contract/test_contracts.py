@@ -29,7 +29,8 @@ from google.protobuf.message import Message
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUF = Path(sysconfig.get_path("scripts")) / "buf"
-TYPES = 11
+# Eleven that are documented, and one of this mesh.
+TYPES = 12
 
 
 def files() -> list[FileDescriptor]:
@@ -216,7 +217,7 @@ def test_the_validation_rules_of_every_message_compile(message: Descriptor) -> N
 
 def test_every_field_that_takes_a_file_is_a_string() -> None:
     uploads = [field for field in FIELDS if presented(field).upload]
-    assert len(uploads) == 15
+    assert len(uploads) == 16
     assert all(field.cpp_type == FieldDescriptor.CPPTYPE_STRING for field in uploads)
 
 

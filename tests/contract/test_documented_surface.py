@@ -29,6 +29,9 @@ BEYOND_MEMBERS = {
     # What users of workflows ask for beside the documented members; all of it optional.
     "WorkflowStepDefinition": {"job_kind", "requires_approval", "timeout_seconds", "when"},
 }
+# A task type of this mesh, after the documented ones.
+OWN_TASKS = {"CreatePhotoDetectionTask", "PhotoDetectionTaskPublic", "PhotoDetectionTaskPublic[]"}
+OWN_VALUES = {"TaskType": ["PHOTO_DETECTION"]}
 # What this mesh adds to a task of any type.
 BEYOND_TASKS = {"media_url", "media_urls", "warnings"}
 
@@ -95,9 +98,9 @@ def test_an_endpoint_takes_the_documented_parameters(document: Document, key: tu
 @pytest.mark.parametrize("key", SERVED, ids=" ".join)
 def test_an_endpoint_takes_and_gives_the_documented_schemas(document: Document, key: tuple[str, str]) -> None:
     operation, said = document.operations()[key], ENDPOINTS[key]
-    assert document.names(request_schema(operation)) == set(said["request"])
+    assert document.names(request_schema(operation)) - OWN_TASKS == set(said["request"])
     if said["response"]:
-        assert document.names(answer_schema(operation)) == set(said["response"])
+        assert document.names(answer_schema(operation)) - OWN_TASKS == set(said["response"])
 
 
 @pytest.mark.parametrize("key", SERVED, ids=" ".join)
@@ -143,7 +146,7 @@ def test_a_discriminator_allows_its_own_variant_alone(document: Document, name: 
 
 @pytest.mark.parametrize("name", SERVED_ENUMS)
 def test_a_served_enum_has_the_documented_values(document: Document, name: str) -> None:
-    assert document.schemas[name]["enum"] == SCHEMAS[name]["values"]
+    assert document.schemas[name]["enum"] == SCHEMAS[name]["values"] + OWN_VALUES.get(name, [])
 
 
 def test_a_create_documents_what_it_requires_and_what_it_defaults_to(document: Document) -> None:

@@ -141,7 +141,7 @@ def test_an_answer_prints_every_documented_member_of_its_type(detail: str) -> No
     task = task_pb2.Task()
     getattr(task, detail).SetInParent()
     told = CODECS.of(task.DESCRIPTOR).encode(task)
-    if detail == "noop":
+    if detail in {"noop", "photo_detection"}:  # the mesh's own
         return
     documented = SCHEMAS[type(getattr(task, detail)).DESCRIPTOR.name]["fields"]
     assert set(told) == set(documented) | ADDED

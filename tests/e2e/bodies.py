@@ -36,6 +36,7 @@ IMAGE_FIELDS: dict[str, str | None] = {
     "BACKGROUND_FIX": "base_image",
     "FACE_ENHANCER": "input_image",
     "IMAGE_ADJUSTER": "input_image",
+    "PHOTO_DETECTION": "input_image",
 }
 # These take storage paths and addresses, and no picture as text.
 STORED = frozenset({"REFINE", "BACKGROUND_REMOVE"})
@@ -55,6 +56,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "BACKGROUND_FIX": {},
     "FACE_ENHANCER": {},
     "IMAGE_ADJUSTER": {"target_width": 512, "target_height": 512, "mode": "pad", "margin_left": 0.1},
+    "PHOTO_DETECTION": {},
 }
 _SECOND_PICTURES = {"DETAIL_ENHANCER": "reference_image", "BACKGROUND_FIX": "palette_image"}
 

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from meshkit.catalog import TASK_TYPES, MediaKind
 from meshkit.images.notes import read_notes
 from services.tasks.catalog import TASK_TYPES_WITH_HANDLERS
 from tests.e2e.bodies import IMAGE_FIELDS, STORED, body, data_url, photo
@@ -185,7 +186,7 @@ def test_a_picture_of_any_kind_is_a_result_or_a_clear_refusal(
                 assert ended["errors"], name
         told, silent = _ended(client, taken["rotated"]), _ended(client, taken[_SILENT])
         assert told["status"] == silent["status"] == "COMPLETED"
-        if task_type != "VIDEO_GENERATION":
+        if any(output.media is MediaKind.IMAGE for output in TASK_TYPES[task_type].outputs):
             notes = _notes(client, told, tmp_path / "told.png")
             assert notes is not None
             assert notes["task_type"] == task_type

@@ -91,6 +91,7 @@ def test_each_type_has_a_command_with_its_members() -> None:
         "BACKGROUND_FIX": "base_image",
         "IMAGE_ADJUSTER": "input_image",
         "FACE_ENHANCER": "input_image",
+        "PHOTO_DETECTION": "input_image",
     }
 
 
@@ -171,6 +172,14 @@ def test_a_text_is_printed_as_it_comes_and_each_part_once(mesh: Mesh) -> None:
     Path("question.txt").write_text("How old?\n")
     atelier("ask", "@question.txt")
     assert mesh.bodies[-1]["prompt"] == "How old?"
+
+
+def test_findings_are_printed_as_json_or_saved(mesh: Mesh) -> None:
+    mesh.result = {"findings": {"people": 2, "blurred": False}}
+    said = atelier("examine", "a.png")
+    assert json.loads(said[said.index("{") :]) == {"people": 2, "blurred": False}
+    assert atelier("examine", "a.png", "b.jpg", "-o", "found") == "found/a-examine.json\nfound/b-examine.json\n"
+    assert json.loads(Path("found/b-examine.json").read_text())["people"] == 2
 
 
 def test_any_member_is_set_by_name_a_file_too(mesh: Mesh) -> None:

@@ -34,6 +34,7 @@ MATRIX = {
     "DETAIL_ENHANCER": {"LOCAL", "FAL_GARMENT_FIXER", "SARTIQ_ULTIMATE_GARMENT_FIXER"},
     "FACE_ENHANCER": {"LOCAL", "SARTIQ_ULTIMATE_FACE_FIXER"},
     "EXPERIMENTAL_FAL": {"FAL_STANDARD"},
+    "PHOTO_DETECTION": {"LOCAL"},
     "NOOP": {"LOCAL"},
 }
 Edit = Callable[[descriptor_pb2.FileDescriptorProto], None]

@@ -46,6 +46,8 @@ class _TaskTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskType.Val
     """Restores a face."""
     TASK_TYPE_EXPERIMENTAL_FAL: _TaskType.ValueType  # 11
     """Calls any fal application."""
+    TASK_TYPE_PHOTO_DETECTION: _TaskType.ValueType  # 12
+    """Finds people, faces, colour, blur and exposure in a photo."""
     TASK_TYPE_NOOP: _TaskType.ValueType  # 99
     """Does nothing, measurably: for tests and benchmarks, served only where configuration allows it."""
 
@@ -76,6 +78,8 @@ TASK_TYPE_FACE_ENHANCER: TaskType.ValueType  # 10
 """Restores a face."""
 TASK_TYPE_EXPERIMENTAL_FAL: TaskType.ValueType  # 11
 """Calls any fal application."""
+TASK_TYPE_PHOTO_DETECTION: TaskType.ValueType  # 12
+"""Finds people, faces, colour, blur and exposure in a photo."""
 TASK_TYPE_NOOP: TaskType.ValueType  # 99
 """Does nothing, measurably: for tests and benchmarks, served only where configuration allows it."""
 Global___TaskType: _TypeAlias = TaskType  # noqa: Y015

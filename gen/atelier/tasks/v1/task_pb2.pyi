@@ -14,6 +14,7 @@ from atelier.tasks.v1 import generation_pb2 as _generation_pb2
 from atelier.tasks.v1 import image_adjuster_pb2 as _image_adjuster_pb2
 from atelier.tasks.v1 import llm_interaction_pb2 as _llm_interaction_pb2
 from atelier.tasks.v1 import noop_pb2 as _noop_pb2
+from atelier.tasks.v1 import photo_detection_pb2 as _photo_detection_pb2
 from atelier.tasks.v1 import providers_pb2 as _providers_pb2
 from atelier.tasks.v1 import refine_pb2 as _refine_pb2
 from atelier.tasks.v1 import video_generation_pb2 as _video_generation_pb2
@@ -65,6 +66,7 @@ class CreateTask(_message.Message):
     IMAGE_ADJUSTER_FIELD_NUMBER: _builtins.int
     FACE_ENHANCER_FIELD_NUMBER: _builtins.int
     EXPERIMENTAL_FAL_FIELD_NUMBER: _builtins.int
+    PHOTO_DETECTION_FIELD_NUMBER: _builtins.int
     NOOP_FIELD_NUMBER: _builtins.int
     priority: _builtins.int
     """Order within the tenant; higher runs first. 0 low, 1 normal, 2 high, 3 urgent; any 32-bit integer is taken."""
@@ -149,6 +151,10 @@ class CreateTask(_message.Message):
         """EXPERIMENTAL_FAL."""
 
     @_builtins.property
+    def photo_detection(self) -> _photo_detection_pb2.CreatePhotoDetectionTask:
+        """PHOTO_DETECTION."""
+
+    @_builtins.property
     def noop(self) -> _noop_pb2.CreateNoopTask:
         """NOOP."""
 
@@ -180,11 +186,12 @@ class CreateTask(_message.Message):
         image_adjuster: _image_adjuster_pb2.CreateImageAdjusterTask | None = ...,
         face_enhancer: _face_enhancer_pb2.CreateFaceEnhancerTask | None = ...,
         experimental_fal: _experimental_fal_pb2.CreateExperimentalFalTask | None = ...,
+        photo_detection: _photo_detection_pb2.CreatePhotoDetectionTask | None = ...,
         noop: _noop_pb2.CreateNoopTask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_origin_instance", b"_origin_instance", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_priority", b"_priority", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_queue_name", b"_queue_name", "_webhook_url", b"_webhook_url", "background_fix", b"background_fix", "background_remove", b"background_remove", "config", b"config", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "refine", b"refine", "video_generation", b"video_generation", "webhook_url", b"webhook_url"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_origin_instance", b"_origin_instance", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_priority", b"_priority", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_queue_name", b"_queue_name", "_webhook_url", b"_webhook_url", "background_fix", b"background_fix", "background_remove", b"background_remove", "config", b"config", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "photo_detection", b"photo_detection", "priority", b"priority", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "refine", b"refine", "video_generation", b"video_generation", "webhook_url", b"webhook_url"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_origin_instance", b"_origin_instance", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_priority", b"_priority", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_queue_name", b"_queue_name", "_webhook_url", b"_webhook_url", "active_provider_capabilities", b"active_provider_capabilities", "background_fix", b"background_fix", "background_remove", b"background_remove", "config", b"config", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "refine", b"refine", "video_generation", b"video_generation", "webhook_url", b"webhook_url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_origin_instance", b"_origin_instance", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_priority", b"_priority", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_queue_name", b"_queue_name", "_webhook_url", b"_webhook_url", "active_provider_capabilities", b"active_provider_capabilities", "background_fix", b"background_fix", "background_remove", b"background_remove", "config", b"config", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "photo_detection", b"photo_detection", "priority", b"priority", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "refine", b"refine", "video_generation", b"video_generation", "webhook_url", b"webhook_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
     _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
@@ -210,7 +217,7 @@ class CreateTask(_message.Message):
     _WhichOneofArgType__queue_name: _TypeAlias = _typing.Literal["_queue_name", b"_queue_name"]  # noqa: Y015
     _WhichOneofReturnType__webhook_url: _TypeAlias = _typing.Literal["webhook_url"]  # noqa: Y015
     _WhichOneofArgType__webhook_url: _TypeAlias = _typing.Literal["_webhook_url", b"_webhook_url"]  # noqa: Y015
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "editing", "refine", "video_generation", "llm_interaction", "background_remove", "detail_enhancer", "background_fix", "image_adjuster", "face_enhancer", "experimental_fal", "noop"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "editing", "refine", "video_generation", "llm_interaction", "background_remove", "detail_enhancer", "background_fix", "image_adjuster", "face_enhancer", "experimental_fal", "photo_detection", "noop"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__config) -> _WhichOneofReturnType__config | None: ...
@@ -297,6 +304,7 @@ class Task(_message.Message):
     IMAGE_ADJUSTER_FIELD_NUMBER: _builtins.int
     FACE_ENHANCER_FIELD_NUMBER: _builtins.int
     EXPERIMENTAL_FAL_FIELD_NUMBER: _builtins.int
+    PHOTO_DETECTION_FIELD_NUMBER: _builtins.int
     NOOP_FIELD_NUMBER: _builtins.int
     priority: _builtins.int
     """Order within the tenant; higher runs first."""
@@ -453,6 +461,10 @@ class Task(_message.Message):
         """EXPERIMENTAL_FAL."""
 
     @_builtins.property
+    def photo_detection(self) -> _photo_detection_pb2.PhotoDetectionTaskPublic:
+        """PHOTO_DETECTION."""
+
+    @_builtins.property
     def noop(self) -> _noop_pb2.NoopTaskPublic:
         """NOOP."""
 
@@ -509,11 +521,12 @@ class Task(_message.Message):
         image_adjuster: _image_adjuster_pb2.ImageAdjusterTaskPublic | None = ...,
         face_enhancer: _face_enhancer_pb2.FaceEnhancerTaskPublic | None = ...,
         experimental_fal: _experimental_fal_pb2.ExperimentalFalTaskPublic | None = ...,
+        photo_detection: _photo_detection_pb2.PhotoDetectionTaskPublic | None = ...,
         noop: _noop_pb2.NoopTaskPublic | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_media_url", b"_media_url", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "background_fix", b"background_fix", "background_remove", b"background_remove", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "error_category", b"error_category", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "last_resume_attempt", b"last_resume_attempt", "llm_interaction", b"llm_interaction", "media_url", b"media_url", "noop", b"noop", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "provider_config", b"provider_config", "provider_type", b"provider_type", "refine", b"refine", "service_task_id", b"service_task_id", "started_at", b"started_at", "updated_at", b"updated_at", "video_generation", b"video_generation", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_media_url", b"_media_url", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "background_fix", b"background_fix", "background_remove", b"background_remove", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "error_category", b"error_category", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "image_adjuster", b"image_adjuster", "last_resume_attempt", b"last_resume_attempt", "llm_interaction", b"llm_interaction", "media_url", b"media_url", "noop", b"noop", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "photo_detection", b"photo_detection", "provider_config", b"provider_config", "provider_type", b"provider_type", "refine", b"refine", "service_task_id", b"service_task_id", "started_at", b"started_at", "updated_at", b"updated_at", "video_generation", b"video_generation", "workflow_id", b"workflow_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_media_url", b"_media_url", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "active_provider_capabilities", b"active_provider_capabilities", "attempt", b"attempt", "background_fix", b"background_fix", "background_remove", b"background_remove", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "error_category", b"error_category", "errors", b"errors", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "id", b"id", "image_adjuster", b"image_adjuster", "is_deleted", b"is_deleted", "is_resumed", b"is_resumed", "last_resume_attempt", b"last_resume_attempt", "llm_interaction", b"llm_interaction", "media_url", b"media_url", "media_urls", b"media_urls", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "priority", b"priority", "progress", b"progress", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "refine", b"refine", "resume_attempt_count", b"resume_attempt_count", "retry_count", b"retry_count", "service_requests", b"service_requests", "service_task_id", b"service_task_id", "started_at", b"started_at", "status", b"status", "updated_at", b"updated_at", "version", b"version", "video_generation", b"video_generation", "warnings", b"warnings", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id", "_completed_at", b"_completed_at", "_config", b"_config", "_deleted_at", b"_deleted_at", "_error_category", b"_error_category", "_executor_instance", b"_executor_instance", "_executor_type", b"_executor_type", "_fallback_provider_config", b"_fallback_provider_config", "_fallback_provider_type", b"_fallback_provider_type", "_last_resume_attempt", b"_last_resume_attempt", "_media_url", b"_media_url", "_origin_reference", b"_origin_reference", "_origin_tenant_id", b"_origin_tenant_id", "_origin_zone", b"_origin_zone", "_provider_config", b"_provider_config", "_provider_type", b"_provider_type", "_service_task_id", b"_service_task_id", "_started_at", b"_started_at", "_workflow_id", b"_workflow_id", "active_provider_capabilities", b"active_provider_capabilities", "attempt", b"attempt", "background_fix", b"background_fix", "background_remove", b"background_remove", "celery_task_id", b"celery_task_id", "completed_at", b"completed_at", "config", b"config", "created_at", b"created_at", "deleted_at", b"deleted_at", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "error_category", b"error_category", "errors", b"errors", "executor_instance", b"executor_instance", "executor_type", b"executor_type", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "fallback_provider_capabilities", b"fallback_provider_capabilities", "fallback_provider_config", b"fallback_provider_config", "fallback_provider_type", b"fallback_provider_type", "generation", b"generation", "id", b"id", "image_adjuster", b"image_adjuster", "is_deleted", b"is_deleted", "is_resumed", b"is_resumed", "last_resume_attempt", b"last_resume_attempt", "llm_interaction", b"llm_interaction", "media_url", b"media_url", "media_urls", b"media_urls", "noop", b"noop", "origin_instance", b"origin_instance", "origin_reference", b"origin_reference", "origin_tenant_id", b"origin_tenant_id", "origin_zone", b"origin_zone", "photo_detection", b"photo_detection", "priority", b"priority", "progress", b"progress", "provider_config", b"provider_config", "provider_type", b"provider_type", "queue_name", b"queue_name", "refine", b"refine", "resume_attempt_count", b"resume_attempt_count", "retry_count", b"retry_count", "service_requests", b"service_requests", "service_task_id", b"service_task_id", "started_at", b"started_at", "status", b"status", "updated_at", b"updated_at", "version", b"version", "video_generation", b"video_generation", "warnings", b"warnings", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__celery_task_id: _TypeAlias = _typing.Literal["celery_task_id"]  # noqa: Y015
     _WhichOneofArgType__celery_task_id: _TypeAlias = _typing.Literal["_celery_task_id", b"_celery_task_id"]  # noqa: Y015
@@ -553,7 +566,7 @@ class Task(_message.Message):
     _WhichOneofArgType__started_at: _TypeAlias = _typing.Literal["_started_at", b"_started_at"]  # noqa: Y015
     _WhichOneofReturnType__workflow_id: _TypeAlias = _typing.Literal["workflow_id"]  # noqa: Y015
     _WhichOneofArgType__workflow_id: _TypeAlias = _typing.Literal["_workflow_id", b"_workflow_id"]  # noqa: Y015
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "editing", "refine", "video_generation", "llm_interaction", "background_remove", "detail_enhancer", "background_fix", "image_adjuster", "face_enhancer", "experimental_fal", "noop"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "editing", "refine", "video_generation", "llm_interaction", "background_remove", "detail_enhancer", "background_fix", "image_adjuster", "face_enhancer", "experimental_fal", "photo_detection", "noop"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__celery_task_id) -> _WhichOneofReturnType__celery_task_id | None: ...
@@ -616,6 +629,7 @@ class TaskResult(_message.Message):
     IMAGE_ADJUSTER_FIELD_NUMBER: _builtins.int
     FACE_ENHANCER_FIELD_NUMBER: _builtins.int
     EXPERIMENTAL_FAL_FIELD_NUMBER: _builtins.int
+    PHOTO_DETECTION_FIELD_NUMBER: _builtins.int
     NOOP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -666,6 +680,10 @@ class TaskResult(_message.Message):
         """EXPERIMENTAL_FAL."""
 
     @_builtins.property
+    def photo_detection(self) -> _photo_detection_pb2.PhotoDetectionTaskPublic:
+        """PHOTO_DETECTION."""
+
+    @_builtins.property
     def noop(self) -> _noop_pb2.NoopTaskPublic:
         """NOOP."""
 
@@ -684,13 +702,14 @@ class TaskResult(_message.Message):
         image_adjuster: _image_adjuster_pb2.ImageAdjusterTaskPublic | None = ...,
         face_enhancer: _face_enhancer_pb2.FaceEnhancerTaskPublic | None = ...,
         experimental_fal: _experimental_fal_pb2.ExperimentalFalTaskPublic | None = ...,
+        photo_detection: _photo_detection_pb2.PhotoDetectionTaskPublic | None = ...,
         noop: _noop_pb2.NoopTaskPublic | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["background_fix", b"background_fix", "background_remove", b"background_remove", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "refine", b"refine", "video_generation", b"video_generation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["background_fix", b"background_fix", "background_remove", b"background_remove", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "photo_detection", b"photo_detection", "refine", b"refine", "video_generation", b"video_generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["background_fix", b"background_fix", "background_remove", b"background_remove", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "refine", b"refine", "video_generation", b"video_generation", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background_fix", b"background_fix", "background_remove", b"background_remove", "detail", b"detail", "detail_enhancer", b"detail_enhancer", "editing", b"editing", "experimental_fal", b"experimental_fal", "face_enhancer", b"face_enhancer", "generation", b"generation", "image_adjuster", b"image_adjuster", "llm_interaction", b"llm_interaction", "noop", b"noop", "photo_detection", b"photo_detection", "refine", b"refine", "video_generation", b"video_generation", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "editing", "refine", "video_generation", "llm_interaction", "background_remove", "detail_enhancer", "background_fix", "image_adjuster", "face_enhancer", "experimental_fal", "noop"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["generation", "editing", "refine", "video_generation", "llm_interaction", "background_remove", "detail_enhancer", "background_fix", "image_adjuster", "face_enhancer", "experimental_fal", "photo_detection", "noop"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_detail) -> _WhichOneofReturnType_detail | None: ...
 
