@@ -19,7 +19,8 @@ FOLDER = Path(__file__).resolve().parents[1] / "tests" / "unit" / "kubernetes"
 KINDS = (
     *("daemonset-apps-v1", "deployment-apps-v1", "statefulset-apps-v1", "job-batch-v1", "configmap-v1", "namespace-v1"),
     *("persistentvolumeclaim-v1", "service-v1", "serviceaccount-v1", "ingress-networking-v1"),
-    *("networkpolicy-networking-v1", "poddisruptionbudget-policy-v1", "priorityclass-scheduling-v1"),
+    *("role-rbac-v1", "rolebinding-rbac-v1", "networkpolicy-networking-v1"),
+    *("poddisruptionbudget-policy-v1", "priorityclass-scheduling-v1"),
 )
 _REFERENCE = re.compile(r"^.*/")
 

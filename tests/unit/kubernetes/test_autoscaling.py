@@ -1,24 +1,30 @@
 """The component `autoscaling`: what KEDA, the scheduler and the marker name is one and the same."""
 
 import json
+import re
+import zoneinfo
 
 import pytest
 
 from meshkit import topology
+from meshkit.catalog import PROVIDERS
 from meshkit.config import PREFIX
 from meshkit.health import PROCESS
 from scripts.settings_page import settings_of
+from services.inference.config import InferenceSettings
 from services.monitoring.marker.config import MarkerSettings
 from services.monitoring.scaler.answers import ScaledUnit, Trigger, trigger_of
 from services.tasks.config import TasksSettings
 from services.training.trainer.config import QUEUE, TrainerSettings
 from tests.unit.kubernetes.manifests import (
+    ROOT,
     Document,
     called,
     containers,
     environment,
     named,
     of_kind,
+    overlay,
     pod,
     references,
     selects,
@@ -183,3 +189,52 @@ def test_the_marker_reaches_tasks_and_the_api_server_alone_and_only_keda_reaches
     policy = named(scaled(), "NetworkPolicy", "keda-to-scaler")["spec"]
     [peer] = policy["ingress"][0]["from"]
     assert peer == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "keda"}}}
+
+
+def test_workers_of_providers_are_scaled_by_every_queue_that_they_take_from() -> None:
+    documents = with_components("autoscaling", "autoscaling-providers")
+    target = named(documents, "Deployment", "providers")
+    scaling = named(documents, "ScaledObject", "providers")["spec"]
+    assert scaling["scaleTargetRef"] == {"name": "providers"}
+    assert "replicas" not in target["spec"]
+    settings = environment(documents, target)
+    queues = {PROVIDERS[name].queue for name in settings["ATELIER_WORKER_PROVIDERS"].split(",")}
+    found = [trigger_of(trigger["metadata"]) for trigger in scaling["triggers"]]
+    assert {one.queue for one in found} == queues
+    slots = InferenceSettings.model_fields["worker_calls"].default
+    assert {(one.slots, one.unit) for one in found} == {(slots, ScaledUnit.SECONDS)}
+    address = scaled_object()["spec"]["triggers"][0]["metadata"]["scalerAddress"]
+    assert {one["metadata"]["scalerAddress"] for one in scaling["triggers"]} == {address}
+    key, _, value = MarkerSettings.model_fields["pod_selector"].default.partition("=")
+    assert labels_of(target)[key] == value
+    [name] = [one for one in containers(target)[0]["env"] if one["name"] == "ATELIER_WORKER_NAME"]
+    assert name["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+
+
+def test_hours_of_work_are_a_trigger_beside_the_scheduler_s() -> None:
+    documents = with_components("autoscaling", "warm-hours")
+    first, cron = named(documents, "ScaledObject", "inference")["spec"]["triggers"]
+    assert first == scaled_object()["spec"]["triggers"][0]
+    assert cron["type"] == "cron"
+    hours = cron["metadata"]
+    assert set(hours) == {"timezone", "start", "end", "desiredReplicas"}
+    assert zoneinfo.ZoneInfo(hours["timezone"])
+    assert all(len(hours[edge].split()) == 5 for edge in ("start", "end"))
+    assert 0 < int(hours["desiredReplicas"]) <= scaled_object()["spec"]["maxReplicaCount"]
+
+
+def test_the_way_by_prometheus_reads_the_scheduler_s_own_number_and_settles_for_longer() -> None:
+    documents = with_components("autoscaling", "autoscaling-prometheus")
+    [trigger] = named(documents, "ScaledObject", "inference")["spec"]["triggers"]
+    assert trigger["type"] == "prometheus"
+    metadata = trigger["metadata"]
+    [metric, queue] = re.findall(r"atelier_(\w+)\{queue=\"(\w+)\"\}", metadata["query"])[0]
+    assert f"`atelier_{metric}`" in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert queue == trigger_of(scaled_object()["spec"]["triggers"][0]["metadata"]).queue
+    assert metadata["ignoreNullValues"] == "false", "what is not known is an error and never 0"
+    told = environment(overlay("production"), named(overlay("production"), "Deployment", "monitoring"))
+    assert metadata["serverAddress"] == told["ATELIER_PROMETHEUS_URL"]
+    settle = float(environment(documents, named(documents, "Deployment", "tasks"))["ATELIER_SCALE_SETTLE_SECONDS"])
+    assert settle > TasksSettings.model_fields["scale_settle_seconds"].default
+    waits = environment(documents, trainer_job(documents))["ATELIER_TRAINER_ONE_JOB_WAIT_SECONDS"]
+    assert float(waits) > settle, "a new worker gets no lease before"

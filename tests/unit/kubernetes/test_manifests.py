@@ -105,7 +105,9 @@ def test_a_probe_has_one_handler_and_never_asks_for_load(name: str) -> None:
                 continue
             ready = kind == "readinessProbe" and not topology.by_role(role(one)).is_worker
             assert handler == "grpc"
-            assert probe["grpc"] == {"port": ports["grpc"], "service": REPLICA if ready else PROCESS}, called(one)
+            # With certificates a port in plain text answers, which serves nothing else.
+            asked = ports.get("health", ports["grpc"])
+            assert probe["grpc"] == {"port": asked, "service": REPLICA if ready else PROCESS}, called(one)
 
 
 @every_overlay
@@ -128,6 +130,7 @@ def test_what_pods_refer_to_exists(name: str) -> None:
     documents = overlay(name)
     there = {(one["kind"], one["metadata"]["name"]) for one in documents}
     there |= {("Secret", one["spec"]["target"]["name"]) for one in of_kind(documents, "ExternalSecret")}
+    there |= {("Secret", one["spec"]["secretName"]) for one in of_kind(documents, "Certificate")}
     page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
     told = {("Secret", secret) for secret in re.findall(r"^\| `([a-z-]+)` \| `[a-z0-9-]+`", page, re.MULTILINE)}
     external = [(who, kind, what) for who, kind, what in references(documents) if (kind, what) not in there]
@@ -216,7 +219,8 @@ def test_files_of_secrets_are_mounted_where_settings_look_for_them(name: str) ->
         mounted = {
             f"/run/secrets/atelier/{item['path']}"
             for volume in pod(one).get("volumes", [])
-            for source in volume.get("projected", {}).get("sources", [])
+            if volume["name"] == "secrets"
+            for source in volume["projected"]["sources"]
             for item in source["secret"]["items"]
         }
         named_files = {value for key, value in environment(documents, one).items() if key.endswith("_FILE")}
