@@ -239,10 +239,12 @@ class RunningServer:
             raise StartError(message)
         wait_ready(self.server.name, self.server.ready, self._process, self._launch.log, self._ready_timeout)
 
-    def stop(self) -> None:
-        """Stop it in order."""
-        if self._process is not None and self._launch is not None:
-            stop(self._process, self._launch.stop_signal)
+    def stop(self) -> int | None:
+        """Stop it in order; return the code that it ended with, None if it was never started."""
+        if self._process is None or self._launch is None:
+            return None
+        stop(self._process, self._launch.stop_signal)
+        return self._process.returncode
 
     def kill(self) -> None:
         """End it at once, as a crash would."""

@@ -39,18 +39,24 @@ def read_image() -> FileDescriptorSet:
 
 def load_services(image: FileDescriptorSet, packages: Collection[str]) -> list[ContractService]:
     """Return the services of packages, in the order of the contracts."""
+    for file in image.file:
+        # A member may hold what another service's contract says, whether or not that one is served.
+        importlib.import_module(_messages(file))
     return [service for file in image.file if file.package in packages for service in _services_of(file)]
 
 
 def _services_of(file: FileDescriptorProto) -> list[ContractService]:
     if not file.service:
         return []
-    module = file.name.removesuffix(".proto").replace("/", ".")
-    messages = importlib.import_module(f"{module}_pb2")
-    clients = importlib.import_module(f"{module}_pb2_grpc")
+    messages = importlib.import_module(_messages(file))
+    clients = importlib.import_module(f"{_messages(file)}_grpc")
     return [
         ContractService(
             file.package, messages.DESCRIPTOR.services_by_name[one.name], getattr(clients, f"{one.name}Stub")
         )
         for one in file.service
     ]
+
+
+def _messages(file: FileDescriptorProto) -> str:
+    return f"{file.name.removesuffix('.proto').replace('/', '.')}_pb2"

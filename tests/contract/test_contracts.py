@@ -27,6 +27,8 @@ from google.protobuf.descriptor import (
 )
 from google.protobuf.message import Message
 
+from tests.releases import unpack_last_release
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUF = Path(sysconfig.get_path("scripts")) / "buf"
 # Eleven that are documented, and one of this mesh.
@@ -276,6 +278,14 @@ def test_the_generated_code_is_current() -> None:
 def test_the_contracts_pass_buf(arguments: list[str]) -> None:
     done = subprocess.run([BUF, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_baseline_is_what_the_last_release_promised(tmp_path: Path) -> None:
+    release = unpack_last_release(tmp_path / "release")
+    for new in ("proto/baseline.binpb", "proto"):
+        arguments = [str(BUF), "breaking", new, "--against", str(release / "proto")]
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_image_carries_the_comments_that_become_descriptions() -> None:

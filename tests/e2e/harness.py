@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import httpx
 import psycopg
@@ -65,8 +65,85 @@ def until(ask: Callable[[], T | None], what: str, timeout_seconds: float = 60.0,
         time.sleep(pause_seconds)
 
 
+class MeshView(Protocol):
+    """Ways to look at a mesh, whoever runs it."""
+
+    @property
+    def url(self) -> str:
+        """Address of a gateway."""
+        ...
+
+    def token(self, tenant: str = "default", scopes: Iterable[str] = ("read", "write")) -> str:
+        """Sign a token."""
+        ...
+
+    def environment_of(self, role: str) -> Mapping[str, str]:
+        """What a service is told, addresses and secrets included."""
+        ...
+
+    def http(
+        self, tenant: str = "default", scopes: Iterable[str] = ("read", "write"), timeout_seconds: float = 30.0
+    ) -> httpx.Client:
+        headers = {"authorization": f"Bearer {self.token(tenant, scopes)}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout_seconds)
+
+    def create(self, client: httpx.Client, key: str, **fields: Any) -> dict[str, Any]:
+        """Create a task, and repeat under one key while processes of the mesh are killed."""
+
+        return post_until_answered(client, "/api/v1/tasks/", noop(**fields), key)
+
+    def tasks(self, client: httpx.Client, **filters: Any) -> list[dict[str, Any]]:
+        """All tasks of the client's tenant; [] while the mesh does not answer."""
+        found: list[dict[str, Any]] = []
+        while True:
+            try:
+                answer = client.get("/api/v1/tasks/", params={"limit": 1000, "skip": len(found), **filters})
+            except httpx.TransportError:
+                return []
+            if answer.status_code != 200:
+                return []
+            page = answer.json()
+            found += page
+            # A page of large tasks is cut by bytes: only an empty one is the last.
+            if not page:
+                return found
+
+    def wait_ended(self, client: httpx.Client, count: int, timeout_seconds: float) -> list[dict[str, Any]]:
+        """Wait until `count` tasks of the client's tenant have ended."""
+
+        def ended() -> list[dict[str, Any]] | None:
+            done = [task for task in self.tasks(client) if task["status"] in ENDED]
+            return done if len(done) >= count else None
+
+        return until(ended, f"{count} tasks have ended", timeout_seconds, pause_seconds=0.3)
+
+    def attempts(self, client: httpx.Client, task_id: str) -> list[dict[str, Any]]:
+        answer = client.get(f"/api/v1/tasks/{task_id}/attempts")
+        assert answer.status_code == 200, answer.text
+        return list(answer.json()["attempts"])
+
+    def objects(self, tenant: str = "default") -> set[str]:
+        """Paths of every object of a tenant."""
+        environment = self.environment_of("tasks")
+        client = Minio(
+            environment["ATELIER_S3_ENDPOINT"],
+            access_key=environment["ATELIER_S3_ACCESS_KEY"],
+            secret_key=environment["ATELIER_S3_SECRET_KEY"],
+            secure=False,
+            region="us-east-1",
+        )
+        prefix = f"tenants/{tenant}/"
+        found = client.list_objects(environment["ATELIER_S3_BUCKET"], prefix=prefix, recursive=True)
+        return {str(each.object_name).removeprefix(prefix) for each in found}
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        with psycopg.connect(self.environment_of("tasks")["ATELIER_DATABASE_URL"], autocommit=True) as connection:
+            yield connection
+
+
 @dataclass
-class RunningMesh:
+class RunningMesh(MeshView):
     """One mesh, started by `atelier up` in the foreground; it dies with pytest."""
 
     path: Path
@@ -153,66 +230,6 @@ class RunningMesh:
 
     def token(self, tenant: str = "default", scopes: Iterable[str] = ("read", "write")) -> str:
         return issue(self.folder, tenant=tenant, scopes=scopes, ttl_seconds=3600)
-
-    def http(
-        self, tenant: str = "default", scopes: Iterable[str] = ("read", "write"), timeout_seconds: float = 30.0
-    ) -> httpx.Client:
-        headers = {"authorization": f"Bearer {self.token(tenant, scopes)}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout_seconds)
-
-    def create(self, client: httpx.Client, key: str, **fields: Any) -> dict[str, Any]:
-        """Create a task, and repeat under one key while processes of the mesh are killed."""
-
-        return post_until_answered(client, "/api/v1/tasks/", noop(**fields), key)
-
-    def tasks(self, client: httpx.Client, **filters: Any) -> list[dict[str, Any]]:
-        """All tasks of the client's tenant; [] while the mesh does not answer."""
-        found: list[dict[str, Any]] = []
-        while True:
-            try:
-                answer = client.get("/api/v1/tasks/", params={"limit": 1000, "skip": len(found), **filters})
-            except httpx.TransportError:
-                return []
-            if answer.status_code != 200:
-                return []
-            page = answer.json()
-            found += page
-            # A page of large tasks is cut by bytes: only an empty one is the last.
-            if not page:
-                return found
-
-    def wait_ended(self, client: httpx.Client, count: int, timeout_seconds: float) -> list[dict[str, Any]]:
-        """Wait until `count` tasks of the client's tenant have ended."""
-
-        def ended() -> list[dict[str, Any]] | None:
-            done = [task for task in self.tasks(client) if task["status"] in ENDED]
-            return done if len(done) >= count else None
-
-        return until(ended, f"{count} tasks have ended", timeout_seconds, pause_seconds=0.3)
-
-    def attempts(self, client: httpx.Client, task_id: str) -> list[dict[str, Any]]:
-        answer = client.get(f"/api/v1/tasks/{task_id}/attempts")
-        assert answer.status_code == 200, answer.text
-        return list(answer.json()["attempts"])
-
-    def objects(self, tenant: str = "default") -> set[str]:
-        """Paths of every object of a tenant."""
-        environment = self.environment_of("tasks")
-        client = Minio(
-            environment["ATELIER_S3_ENDPOINT"],
-            access_key=environment["ATELIER_S3_ACCESS_KEY"],
-            secret_key=environment["ATELIER_S3_SECRET_KEY"],
-            secure=False,
-            region="us-east-1",
-        )
-        prefix = f"tenants/{tenant}/"
-        found = client.list_objects(environment["ATELIER_S3_BUCKET"], prefix=prefix, recursive=True)
-        return {str(each.object_name).removeprefix(prefix) for each in found}
-
-    @contextlib.contextmanager
-    def database(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        with psycopg.connect(self.environment_of("tasks")["ATELIER_DATABASE_URL"], autocommit=True) as connection:
-            yield connection
 
     def environment_of(self, role: str) -> dict[str, str]:
         """What a service is told, addresses and secrets included."""

@@ -17,9 +17,9 @@ from meshkit.auth import TokenIssuer, TokenVerifier
 from meshkit.channel import MeshChannel
 from meshkit.config import MeshSettings
 from meshkit.health import PROCESS, REPLICA, HealthPart, PartStates
-from meshkit.loops import cancel
 from meshkit.server import MeshServer
 from tests.integration.meshkit.serving import SECRET, Servicer
+from tests.wires import Wire
 
 ID = "00000000-0000-4000-8000-000000000000"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -120,45 +120,18 @@ async def test_a_replica_that_stands_still_loses_its_calls_to_another(
     monkeypatch.setattr(channels, "_SPREAD_KEEPALIVE_MS", (5_000, 500))  # servers take no ping sooner
     first, second = replicas
     host, _, port = first.server.address.rpartition(":")
-    passes = asyncio.Event()
-    passes.set()
-    tasks_of_wire: set[asyncio.Task[None]] = set()
-
-    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65536):
-                await passes.wait()  # as the kernel of a stopped process: it takes what comes, and nothing follows
-                writer.write(data)
-                await writer.drain()
-        except ConnectionError:
-            pass
-        finally:
-            writer.transport.abort()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
-        tasks_of_wire.update(
-            (
-                asyncio.create_task(carry(reader, inner_writer)),
-                asyncio.create_task(carry(inner_reader, writer)),
-            )
-        )
-
-    wire = await asyncio.start_server(connected, "127.0.0.1", 0)
-    address = f"127.0.0.1:{wire.sockets[0].getsockname()[1]}"
-    async with over(address, second.server.address) as channel:
+    wire = Wire(host, int(port))
+    await wire.open()
+    async with over(wire.address, second.server.address) as channel:
         await until_it_gets_calls(channel, first)
         await until_it_gets_calls(channel, second)
-        passes.clear()
+        wire.cut()  # as the kernel of a stopped process: it takes what comes, and nothing follows
         stood, served = first.calls, second.calls
         # Reads that wait for it are repeated at the other one before their deadline.
         await asyncio.gather(*(get(channel) for _ in range(10)))
         assert first.calls == stood
         assert second.calls == served + 10
-    passes.set()
-    wire.close()
-    await cancel(tasks_of_wire)
-    await asyncio.sleep(0.05)  # sockets that were aborted are closed in the loop's next round
+    await wire.close()
 
 
 async def test_connections_are_renewed_under_calls_and_streams(monkeypatch: pytest.MonkeyPatch) -> None:
