@@ -5,6 +5,7 @@ Addresses are lists (`ipv4:a,b`), so every channel of the mesh spreads its calls
 
 import contextlib
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from meshkit.health import REPLICA
 from meshkit.topology import GATEWAY, INFERENCE, MONITORING, TASKS, TRAINING, WORKFLOWS, ServiceSpec
 from tests.e2e.harness import NOOP_ENVIRONMENT, MeshView
 
-SECRET = "tests-only-tests-only-tests-only-tests-only"
+SECRET = secrets.token_urlsafe(32)
 # In the order in which an upgrade replaces them.
 MANY: Mapping[ServiceSpec, int] = {TASKS: 2, WORKFLOWS: 2, TRAINING: 2, MONITORING: 2, GATEWAY: 3, INFERENCE: 4}
 PAIRS: Mapping[ServiceSpec, int] = {TASKS: 2, WORKFLOWS: 2, TRAINING: 1, MONITORING: 1, GATEWAY: 2, INFERENCE: 2}
