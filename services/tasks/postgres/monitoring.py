@@ -54,7 +54,10 @@ _LISTED = sql.SQL("kind = 'TASK' AND NOT is_deleted")
 _COUNTED = sql.SQL("""
 WITH counted AS (
     SELECT tenant, origin_instance, origin_zone, task_type, provider_type, status, tasks FROM task_counts UNION ALL
-    SELECT tenant, origin_instance, origin_zone, task_type, provider_type, status, tasks FROM task_count_changes
+    SELECT tenant, origin_instance, origin_zone, task_type, provider_type, status, tasks FROM task_changes
+    WHERE status IS NOT NULL UNION ALL
+    SELECT tenant, origin_instance, origin_zone, task_type, provider_type, status_before, -tasks FROM task_changes
+    WHERE status_before IS NOT NULL
 )
 SELECT {figures} FROM counted WHERE {where}
 """)
@@ -68,8 +71,9 @@ WITH edge AS (SELECT date_trunc('minute', now() - %(span)s * interval '1 hour') 
 created AS (
     SELECT created_minute, tenant, origin_instance, origin_zone, tasks FROM task_creations
     WHERE created_minute >= (SELECT minute FROM edge)
-    UNION ALL SELECT created_minute, tenant, origin_instance, origin_zone, tasks FROM task_count_changes
-    WHERE created_minute >= (SELECT minute FROM edge)
+    UNION ALL SELECT created_minute, tenant, origin_instance, origin_zone,
+        CASE WHEN status IS NULL THEN -tasks ELSE tasks END FROM task_changes
+    WHERE created_minute >= (SELECT minute FROM edge) AND (status IS NULL) <> (status_before IS NULL)
 )
 SELECT coalesce((SELECT sum(tasks) FROM created WHERE {where}), 0)::bigint + (
     SELECT count(*) FROM tasks WHERE {listed} AND {rows}
@@ -79,7 +83,7 @@ SELECT coalesce((SELECT sum(tasks) FROM created WHERE {where}), 0)::bigint + (
 _FLOW = """
 WITH flow AS (
     SELECT minute, queue_name, tenant, worker, started, waited_ms, completed FROM queue_flow UNION ALL
-    SELECT minute, queue_name, tenant, worker, started, waited_ms, completed FROM queue_flow_changes
+    SELECT minute, queue_name, tenant, worker, started, waited_ms, completed FROM task_changes WHERE minute IS NOT NULL
 )
 """
 _QUEUE_FLOW = f"""{_FLOW}
@@ -145,28 +149,33 @@ FROM (
 _LOAD = tuple(one.name for one in fields(WorkerLoad))
 
 _FOLD_LOCK = 0x6D6F6E69746F72  # any number of its own
-_FOLD_COUNTS = """
-WITH taken AS (DELETE FROM task_count_changes RETURNING *),
+_FOLD = """
+WITH taken AS (DELETE FROM task_changes RETURNING *),
+places AS (
+    SELECT t.tenant, t.origin_instance, t.origin_zone, t.task_type, t.provider_type, t.created_minute, p.status, p.tasks
+    FROM taken t CROSS JOIN LATERAL (VALUES (t.status, t.tasks), (t.status_before, -t.tasks)) p (status, tasks)
+    WHERE p.status IS NOT NULL
+),
 minutes AS (
     INSERT INTO task_creations AS c (created_minute, tenant, origin_instance, origin_zone, tasks)
-    SELECT created_minute, tenant, origin_instance, origin_zone, sum(tasks) FROM taken
+    SELECT created_minute, tenant, origin_instance, origin_zone, sum(tasks) FROM places
     WHERE created_minute > now() - interval '25 hours'
     GROUP BY 1, 2, 3, 4 HAVING sum(tasks) <> 0
     ON CONFLICT (created_minute, tenant, origin_instance, origin_zone) DO UPDATE SET tasks = c.tasks + excluded.tasks
+),
+flow AS (
+    INSERT INTO queue_flow AS f
+    SELECT minute, queue_name, tenant, worker, sum(started), sum(waited_ms), sum(completed) FROM taken
+    WHERE minute IS NOT NULL GROUP BY 1, 2, 3, 4
+    ON CONFLICT (minute, queue_name, tenant, worker) DO UPDATE SET
+        started = f.started + excluded.started, waited_ms = f.waited_ms + excluded.waited_ms,
+        completed = f.completed + excluded.completed
 )
 INSERT INTO task_counts AS c
-SELECT tenant, origin_instance, origin_zone, task_type, provider_type, status, sum(tasks) FROM taken
+SELECT tenant, origin_instance, origin_zone, task_type, provider_type, status, sum(tasks) FROM places
 GROUP BY 1, 2, 3, 4, 5, 6 HAVING sum(tasks) <> 0
 ON CONFLICT (tenant, origin_instance, origin_zone, task_type, provider_type, status)
 DO UPDATE SET tasks = c.tasks + excluded.tasks
-"""
-_FOLD_FLOW = """
-WITH taken AS (DELETE FROM queue_flow_changes RETURNING *)
-INSERT INTO queue_flow AS f
-SELECT minute, queue_name, tenant, worker, sum(started), sum(waited_ms), sum(completed) FROM taken GROUP BY 1, 2, 3, 4
-ON CONFLICT (minute, queue_name, tenant, worker) DO UPDATE SET
-    started = f.started + excluded.started, waited_ms = f.waited_ms + excluded.waited_ms,
-    completed = f.completed + excluded.completed
 """
 _FORGET = (
     "DELETE FROM task_counts WHERE tasks = 0",
@@ -311,8 +320,7 @@ class PostgresMonitoring:
             cursor = await conn.execute("SELECT pg_try_advisory_xact_lock(%s)", (_FOLD_LOCK,))
             if not (await cursor.fetchone() or (False,))[0]:
                 return
-            await conn.execute(_FOLD_COUNTS)
-            await conn.execute(_FOLD_FLOW)
+            await conn.execute(_FOLD)
             for statement in _FORGET:
                 await conn.execute(statement)
 

@@ -1,6 +1,7 @@
 """Counters equal the truth after tasks that completed, failed, were retried, cancelled, and lost their workers."""
 
 import asyncio
+import importlib
 import random
 from collections import Counter
 
@@ -120,3 +121,34 @@ async def test_counts_equal_the_truth_after_failures_cancels_and_lost_leases(mes
     queues = await monitor.GetQueueStats(pb.GetQueueStatsRequest())
     assert (queues.total_pending, queues.total_active) == (0, 0)
     assert sum(one.tasks_completed_last_hour for one in queues.queues) == truth["COMPLETED"]
+
+
+async def test_notes_of_the_version_before_count_after_the_migration_and_those_of_this_one_after_its_reverse(
+    mesh: Mesh,
+) -> None:
+    revision = importlib.import_module("services.tasks.migrations.versions.0022_task_changes")
+    monitoring = PostgresMonitoring(mesh.running.database)
+    worker = await mesh.worker(name="before")
+
+    async def two_of_three_complete() -> None:
+        for _ in range(3):
+            await mesh.create(noop())
+        for lease in await worker.lease(2):
+            await worker.complete(lease)
+
+    async def counted() -> tuple[dict[str, int], int, int]:
+        figures, _ = await monitoring.queues(["inference"], None)
+        counts = await monitoring.counts(None, None, None)
+        return {name: count for name, count in counts.by_status.items() if count}, counts.last_day, figures[0].completed
+
+    await two_of_three_complete()
+    for statement in revision.REVERSE:
+        await mesh.execute(statement)
+    await two_of_three_complete()
+    for statement in revision.STATEMENTS:
+        await mesh.execute(statement)
+    assert await counted() == ({"COMPLETED": 4, "PENDING": 2}, 6, 4)
+    await two_of_three_complete()
+    await monitoring.fold()
+    assert await counted() == ({"COMPLETED": 6, "PENDING": 3}, 9, 6)
+    assert await mesh.rows("SELECT 1 FROM task_changes") == []
