@@ -185,6 +185,13 @@ class MeshSettings(BaseSettings):
     nats_url: SecretStr = Field(
         default=SecretStr(""), description="NATS: nats://user:password@host:port; without it the service polls."
     )
+    nats_replicas: int = Field(
+        default=1,
+        ge=1,
+        le=5,
+        description="Copies of the stream of events that a NATS cluster keeps: 3 on three servers or more. Set it "
+        "alike for all services; whoever uses the stream first changes it.",
+    )
 
     s3_endpoint: str = Field(default="", description="host:port of the object store.")
     s3_access_key: str = Field(default="", description="Access key of the object store.")

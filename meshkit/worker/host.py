@@ -186,7 +186,7 @@ class WorkerHost:
         stack.callback(folders.close)
         objects = ObjectStore.from_settings(settings)
         stack.push_async_callback(objects.close)
-        bus = Bus(settings.nats_url.get_secret_value())
+        bus = Bus(settings.nats_url.get_secret_value(), replicas=settings.nats_replicas)
         stack.push_async_callback(bus.close)
         tokens = _tokens(settings, queues)
         channel = MeshChannel.from_settings(settings, settings.tasks_address, tokens)

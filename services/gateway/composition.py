@@ -172,7 +172,7 @@ def build_app(
 
 def new_feed(settings: GatewaySettings) -> LiveFeed:
     """Return live events, not yet started."""
-    bus = Bus(settings.nats_url.get_secret_value(), name="atelier-gateway")
+    bus = Bus(settings.nats_url.get_secret_value(), name="atelier-gateway", replicas=settings.nats_replicas)
     return LiveFeed(bus, heartbeat_seconds=settings.live_heartbeat_seconds)
 
 

@@ -62,7 +62,7 @@ async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> Monitori
     database = Database.from_settings(settings, schema=MONITORING.schema)
     await database.open()
     stack.push_async_callback(database.close)
-    bus = Bus(settings.nats_url.get_secret_value())
+    bus = Bus(settings.nats_url.get_secret_value(), replicas=settings.nats_replicas)
     await bus.connect()
     stack.push_async_callback(bus.close)
 

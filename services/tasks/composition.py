@@ -103,7 +103,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
     database = Database.from_settings(settings, schema=TASKS.schema)
     await database.open()
     stack.push_async_callback(database.close)
-    bus = Bus(settings.nats_url.get_secret_value())
+    bus = Bus(settings.nats_url.get_secret_value(), replicas=settings.nats_replicas)
     await bus.connect()
     stack.push_async_callback(bus.close)
     objects = ObjectStore.from_settings(settings)

@@ -80,7 +80,7 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
     database = Database.from_settings(settings, schema=TRAINING.schema)
     await database.open()
     stack.push_async_callback(database.close)
-    bus = Bus(settings.nats_url.get_secret_value())
+    bus = Bus(settings.nats_url.get_secret_value(), replicas=settings.nats_replicas)
     await bus.connect()
     stack.push_async_callback(bus.close)
     channel = MeshChannel.from_settings(settings, settings.tasks_address, tokens.token)

@@ -76,7 +76,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
     database = Database.from_settings(settings, schema=WORKFLOWS.schema)
     await database.open()
     stack.push_async_callback(database.close)
-    bus = Bus(settings.nats_url.get_secret_value())
+    bus = Bus(settings.nats_url.get_secret_value(), replicas=settings.nats_replicas)
     await bus.connect()
     stack.push_async_callback(bus.close)
     channel = MeshChannel.from_settings(settings, settings.tasks_address, tokens.token)

@@ -59,7 +59,7 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
     database = Database.from_settings(settings, schema=CAPTURE.schema)
     await database.open()
     stack.push_async_callback(database.close)
-    bus = Bus(settings.nats_url.get_secret_value(), name="atelier-capture")
+    bus = Bus(settings.nats_url.get_secret_value(), name="atelier-capture", replicas=settings.nats_replicas)
     await bus.connect()
     stack.push_async_callback(bus.close)
     relay = Relay(database, bus)

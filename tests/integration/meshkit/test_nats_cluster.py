@@ -1,0 +1,82 @@
+"""The stream of events on a cluster of three NATS servers."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atelier_cli.embedded.process import free_ports
+from meshkit.bus import Bus
+from meshkit.errors import MeshError
+
+NATS = Path(sysconfig.get_path("scripts")) / "nats-server"
+USER, PASSWORD = "atelier", "tests-only"
+
+
+class NatsCluster:
+    """Three servers, by number."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ports, routes = free_ports(3), free_ports(3)
+        self.servers = []
+        for number, (port, route) in enumerate(zip(self.ports, routes, strict=True)):
+            others = [f"nats://127.0.0.1:{other}" for other in routes]
+            config = folder / f"{number}.conf"
+            config.write_text(
+                f'server_name: n{number}\nlisten: "127.0.0.1:{port}"\n'
+                f"jetstream {{store_dir: {json.dumps(str(folder / str(number)))}, sync_interval: always}}\n"
+                f"authorization {{user: {USER}, password: {PASSWORD}}}\n"
+                f'cluster {{name: tests, listen: "127.0.0.1:{route}", routes: {json.dumps(others)}}}\n'
+            )
+            with (folder / f"{number}.log").open("wb") as log:
+                self.servers.append(subprocess.Popen([NATS, "-c", config], stdout=log, stderr=log))
+
+    @property
+    def url(self) -> str:
+        return ",".join(f"nats://{USER}:{PASSWORD}@127.0.0.1:{port}" for port in self.ports)
+
+    def stop(self) -> None:
+        for server in self.servers:
+            server.send_signal(signal.SIGKILL)
+            server.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[NatsCluster]:
+    cluster = NatsCluster(tmp_path)
+    yield cluster
+    cluster.stop()
+
+
+async def test_each_of_three_servers_may_be_lost(cluster: NatsCluster) -> None:
+    bus = Bus(cluster.url, replicas=3)
+    await bus.connect(30)
+    try:
+        await published(bus, "1")
+        _, stream, name = await bus.events()
+        found = await stream.stream_info(name)
+        assert found.config.num_replicas == 3
+        assert found.cluster is not None
+        leader = int(str(found.cluster.leader).removeprefix("n"))
+        cluster.servers[leader].send_signal(signal.SIGKILL)
+        await published(bus, "2")
+        _, stream, name = await bus.events()
+        assert (await stream.stream_info(name)).state.messages == 2
+    finally:
+        await bus.close()
+
+
+async def published(bus: Bus, ident: str) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await bus.publish("atelier.test.v1.one.made", b"", msg_id=ident)
+            except MeshError:
+                await asyncio.sleep(0.1)
+            else:
+                return
