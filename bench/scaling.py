@@ -449,12 +449,16 @@ def plot(traces: dict[str, ScalingTrace], path: Path) -> None:
             f'<text x="50" y="{base - height + 12}">{title}</text>',
             f'<text x="8" y="{base - height + 32}">{top}</text><text x="8" y="{base}">0</text>',
             f'<line x1="50" x2="{50 + width}" y1="{base}" y2="{base}" stroke="#999"/>',
+            *(
+                f'<text x="{50 + minute * width / minutes:.0f}" y="{base + 15}" fill="#777">{minute // 60} h</text>'
+                for minute in range(0, minutes, 360)
+            ),
             line(trace.pods, "#1f5fa8"),
             line(trace.busy, "#d1762b"),
         ]
     parts.append(
-        f'<text x="{width - 220}" y="20"><tspan fill="#1f5fa8">pods</tspan>  '
-        '<tspan fill="#d1762b">of these at work</tspan></text></g></svg>'
+        f'<text x="{width - 100}" y="20"><tspan fill="#1f5fa8">pods</tspan>'
+        '<tspan dx="12" fill="#d1762b">of these at work</tspan></text></g></svg>'
     )
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
