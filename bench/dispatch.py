@@ -32,6 +32,7 @@ from atelier_cli.embedded.postgres import PostgresServer
 from atelier_cli.embedded.process import Launch, RunningServer, free_ports, spawn, stop
 from atelier_cli.embedded.s3 import S3Ports, S3Server
 from bench.gates import fill
+from bench.idle import MEBIBYTE, private_bytes
 from bench.simulated_workers import QUEUE
 from bench.stacks import ROOT, create_database
 from meshkit.db import Database, migrate
@@ -69,6 +70,7 @@ class DispatchFigures:
         leased: Leases that reached a worker, a second.
         completed: Completions that were taken, a second.
         cores: Processors that were busy, by part: `postgres`, `tasks` (all replicas), `workers`, `nats`.
+        memory: MiB once the workers were there, by part, in the same way; pages that processes share count once.
         sent_p99: Milliseconds from the sending of a create until its lease reached a worker; 99 of 100 within it.
         answered_p99: The same from the answer to the create.
         sent_p50: The median of `sent_p99`'s times.
@@ -81,6 +83,7 @@ class DispatchFigures:
     leased: float
     completed: float
     cores: Mapping[str, float]
+    memory: Mapping[str, int]
     sent_p50: float = 0.0
     sent_p99: float = 0.0
     answered_p50: float = 0.0
@@ -155,6 +158,7 @@ class DispatchStack:
             fleet.expect("ready")
             fleet.go()
             fleet.expect("begun")
+            memory = {part: sum(map(private_bytes, pids)) // MEBIBYTE for part, pids in parts.items()}
             before = {part: _processor_seconds(pids) for part, pids in parts.items()}
             begun = time.perf_counter()
             found = fleet.read()
@@ -165,7 +169,7 @@ class DispatchStack:
         with psycopg.connect(self.postgres.dsn("postgres"), autocommit=True) as connection:
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
         assert row is not None
-        return _figures(found, used, row[0])
+        return _figures(found, used, memory, row[0])
 
     def _pid(self, index: int) -> int:
         pid = self._running[index].pid
@@ -263,12 +267,15 @@ def _pipe(pipe: IO[str] | None) -> IO[str]:
     return pipe
 
 
-def _figures(found: Mapping[str, Any], cores: Mapping[str, float], left: int) -> DispatchFigures:
+def _figures(
+    found: Mapping[str, Any], cores: Mapping[str, float], memory: Mapping[str, int], left: int
+) -> DispatchFigures:
     sent, answered = found["sent_ms"], found["answered_ms"]
     return DispatchFigures(
         leased=found["leased"] / found["seconds"],
         completed=found["completed"] / found["seconds"],
         cores={part: round(used, 3) for part, used in cores.items()},
+        memory=memory,
         sent_p50=_quantile(sent, 0.5),
         sent_p99=_quantile(sent, 0.99),
         answered_p50=_quantile(answered, 0.5),

@@ -12,7 +12,8 @@ def test_what_waits_is_leased_and_what_is_created_is_timed(tmp_path: Path) -> No
         created = stack.measure(DispatchCase(replicas=1, workers=3, slots=1, rate=20, seconds=0.5))
     assert waiting.completed > 0
     assert waiting.left > 0
-    assert min(waiting.cores.values()) > 0
+    assert waiting.cores["tasks"] > 0
+    assert min(waiting.memory.values()) > 0
     assert created.lost == created.left == 0
     assert 0 < created.sent_p50 <= created.sent_p99
     assert created.answered_p50 < created.sent_p50
@@ -21,6 +22,6 @@ def test_what_waits_is_leased_and_what_is_created_is_timed(tmp_path: Path) -> No
 
 def test_a_process_of_one_thread_that_has_nothing_left_is_named_as_the_limit() -> None:
     cores = {"postgres": 0.1, "tasks": 0.95, "workers": 0.1, "nats": 0.0}
-    assert DispatchFigures(1, 1, cores).limit(1).startswith("tasks")
-    assert DispatchFigures(1, 1, cores).limit(2) == "the workers' round trips"
-    assert "the simulation" in DispatchFigures(1, 1, {**cores, "workers": 0.9}).limit(2)
+    assert DispatchFigures(1, 1, cores, {}).limit(1).startswith("tasks")
+    assert DispatchFigures(1, 1, cores, {}).limit(2) == "the workers' round trips"
+    assert "the simulation" in DispatchFigures(1, 1, {**cores, "workers": 0.9}, {}).limit(2)

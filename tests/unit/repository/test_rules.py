@@ -38,7 +38,14 @@ def test_every_alert_has_a_runbook_a_severity_and_a_dashboard() -> None:
     section = page.partition("\n## Alerts\n")[2].partition("\n## ")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| (\w+) \| .{40,} \|$", section, re.MULTILINE))
     assert rows == {name: rule["labels"]["severity"] for name, rule in _alerts().items()}
-    assert {rule["annotations"]["runbook"] for rule in _alerts().values()} == {"docs/operations.md#alerts"}
+    runbooks = (ROOT / "docs" / "operations" / "runbooks.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (\w+)$", runbooks, re.MULTILINE)
+    assert headings == list(_alerts())
+    assert {name: rule["annotations"]["runbook"] for name, rule in _alerts().items()} == {
+        name: f"docs/operations/runbooks.md#{name.lower()}" for name in headings
+    }
+    for name, text in zip(headings, re.split(r"^## \w+$", runbooks, flags=re.MULTILINE)[1:], strict=True):
+        assert re.search(r"^1\. ", text, re.MULTILINE), f"{name} does not say what to do first"
 
 
 def test_every_alert_is_tried_firing_and_silent() -> None:
