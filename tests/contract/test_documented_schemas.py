@@ -26,7 +26,7 @@ SCALARS = {
 BEYOND = {"GenerationTaskUpdate": {"fal_parameters"}}
 # A task type of this mesh, beside the documented ones.
 OWN_SCHEMAS = {"CreatePhotoDetectionTask", "PhotoDetectionTaskPublic"}
-OWN_VALUES = {"TaskType": ["PHOTO_DETECTION"]}
+OWN_VALUES = {"TaskType": ["PHOTO_DETECTION"], "EventType": ["alert_status_update"]}
 # What this mesh adds to every task, for callers that look for it.
 ADDED = {"media_url", "media_urls", "warnings"}
 ADDED_TO_EVENTS = {"TaskStatusEvent": {"media_url", "media_urls"}}

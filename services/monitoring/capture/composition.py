@@ -5,10 +5,18 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from atelier.monitoring.v1 import capture_camera_service_pb2_grpc, capture_photo_service_pb2_grpc, health_pb2
+from atelier.monitoring.v1 import (
+    capture_alert_service_pb2_grpc,
+    capture_camera_service_pb2_grpc,
+    capture_event_service_pb2_grpc,
+    capture_photo_service_pb2_grpc,
+    health_pb2,
+)
 
 from meshkit import db as meshdb
+from meshkit.auth import ServiceTokens
 from meshkit.bus import Bus
+from meshkit.channel import MeshChannel
 from meshkit.db import Database
 from meshkit.health import HealthPart, PartStates
 from meshkit.loops import Loops
@@ -18,16 +26,28 @@ from meshkit.server import build_server
 from meshkit.supervision import supervise
 from meshkit.topology import CAPTURE
 from services.monitoring.capture.access import CaptureAccess
+from services.monitoring.capture.alerts.service import AlertDesk, WebhookHandovers
+from services.monitoring.capture.alerts.servicer import AlertServicer
+from services.monitoring.capture.alerts.webhook_calls import WebhookCalls
+from services.monitoring.capture.analysis.rules import read_rules
+from services.monitoring.capture.analysis.service import AnalysisWorker, EventDesk
+from services.monitoring.capture.analysis.servicer import EventServicer
+from services.monitoring.capture.analysis.text_calls import TextCalls, TextSource
 from services.monitoring.capture.batches.service import BatchAggregator
 from services.monitoring.capture.cameras.service import CameraDesk
 from services.monitoring.capture.cameras.servicer import CameraServicer
+from services.monitoring.capture.cleanup.files import PhotoFiles
+from services.monitoring.capture.cleanup.service import CleanupService
 from services.monitoring.capture.config import CaptureSettings
 from services.monitoring.capture.errors import no_camera_root
 from services.monitoring.capture.photos.service import PhotoDesk
 from services.monitoring.capture.photos.servicer import PhotoServicer
+from services.monitoring.capture.postgres.alerts import PostgresAlertStore
 from services.monitoring.capture.postgres.batches import PostgresBatchStore
 from services.monitoring.capture.postgres.cameras import PostgresCameraStore
 from services.monitoring.capture.postgres.changes import CaptureChanges
+from services.monitoring.capture.postgres.cleanup import PostgresForgettingStore
+from services.monitoring.capture.postgres.events import PostgresEventStore
 from services.monitoring.capture.postgres.photos import PostgresPhotoStore
 
 
@@ -51,10 +71,12 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
         stack: Closed in reverse order at the end.
 
     Raises:
+        RulesError: The rules do not hold.
         ValueError: The settings name no folder to watch.
     """
     if settings.camera_root is None:
         raise no_camera_root()
+    rules = read_rules(settings.capture_rules)
     await meshdb.migrate(settings.database_url.get_secret_value(), CAPTURE.schema, CAPTURE.migrations)
     database = Database.from_settings(settings, schema=CAPTURE.schema)
     await database.open()
@@ -68,13 +90,34 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
     access = CaptureAccess(settings.capture_tenant)
     changes = CaptureChanges(database, settings.capture_tenant, relay.wake)
     cameras, photos, batches = PostgresCameraStore(changes), PostgresPhotoStore(changes), PostgresBatchStore(changes)
+    events, alerts = PostgresEventStore(changes), PostgresAlertStore(changes)
+    tokens = ServiceTokens.from_settings(settings, CAPTURE.role, CAPTURE.scopes)
+    tasks = MeshChannel.from_settings(settings, settings.tasks_address, tokens.token)
+    stack.push_async_callback(tasks.close)
+    handovers = WebhookHandovers(alerts, WebhookCalls(tasks, settings.capture_tenant))
+    webhook_url = settings.capture_webhook_url
+    analysis = AnalysisWorker(
+        events,
+        rules,
+        _model(settings, tasks),
+        answer_seconds=settings.capture_summary_seconds,
+        webhook_url=webhook_url,
+        on_alerts=handovers.loop.wake,
+    )
+    cleanup = CleanupService(
+        PostgresForgettingStore(changes),
+        PhotoFiles(settings.camera_root, deletes=settings.capture_delete_files),
+        keep_days=settings.capture_keep_days,
+        keep_bytes=settings.capture_keep_bytes,
+        interval_seconds=settings.capture_cleanup_seconds,
+    )
     aggregator = BatchAggregator(
         batches,
         window_seconds=settings.capture_batch_seconds,
         idle_seconds=settings.capture_idle_seconds,
-        on_closed=lambda: None,
+        on_closed=analysis.wake,
     )
-    loops = Loops(aggregator.loop, relay.loop)
+    loops = Loops(aggregator.loop, analysis.loop, handovers.loop, cleanup.loop, relay.loop)
     if settings.run_loops:
         await supervise(stack, loops, bus, CAPTURE.role)
     parts = PartStates(
@@ -96,6 +139,16 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
                 capture_photo_service_pb2_grpc.add_PhotoServiceServicer_to_server,
                 PhotoServicer(PhotoDesk(photos, batches, access)),
             ),
+            (
+                capture_event_service_pb2_grpc.add_EventServiceServicer_to_server,
+                EventServicer(EventDesk(events, access)),
+            ),
+            (
+                capture_alert_service_pb2_grpc.add_AlertServiceServicer_to_server,
+                AlertServicer(
+                    AlertDesk(alerts, access, lambda name: rules.webhook_of(name) or webhook_url, handovers.loop.wake)
+                ),
+            ),
         ],
         parts,
     )
@@ -105,3 +158,16 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
     if page is not None:
         stack.callback(page.close)
     return CaptureRuntime(server.address, database, bus, relay, changes, aggregator)
+
+
+def _model(settings: CaptureSettings, tasks: MeshChannel) -> TextCalls | None:
+    if settings.capture_summary == "NONE":
+        return None
+    source = TextSource(settings.capture_summary, settings.capture_summary_config)
+    return TextCalls(
+        tasks,
+        source,
+        tenant=settings.capture_tenant,
+        instance=settings.capture_instance,
+        zone=settings.capture_zone,
+    )

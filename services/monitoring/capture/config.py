@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from meshkit.auth import valid_tenant
 from meshkit.config import MeshSettings
 from meshkit.topology import CAPTURE, TASKS, WORKFLOWS
+from services.monitoring.capture.analysis.text_calls import TextSource
 
 
 class CaptureSettings(MeshSettings):
@@ -53,6 +54,46 @@ class CaptureSettings(MeshSettings):
     capture_idle_seconds: int = Field(
         default=30, ge=1, description="How long after its last photo a batch takes further ones."
     )
+    capture_rules: str = Field(
+        default="studio",
+        min_length=1,
+        description="What risk means, and which events become alerts: `studio`, `guard`, or a TOML file of your own.",
+    )
+    capture_webhook_url: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        max_length=2048,
+        description="Address that is told of alerts whose rule names none; nobody is told if empty.",
+    )
+    capture_summary: str = Field(
+        default="LOCAL",
+        description="Provider whose language model is asked for summaries of events, which it is given in words; "
+        "`NONE` asks nobody.",
+    )
+    capture_summary_config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="JSON object with settings of that provider, such as its `model`; of `LOCAL`, members of the "
+        "task's `config`.",
+    )
+    capture_summary_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="How long an event waits for a language model before it keeps its plain summary.",
+    )
+    capture_keep_days: float = Field(
+        default=30.0,
+        gt=0,
+        description="Days after which photos, what was found on them, events and alerts are forgotten.",
+    )
+    capture_keep_bytes: int | None = Field(
+        default=None, ge=0, description="Bytes of photos that are kept, the newest first; no bound if unset."
+    )
+    capture_delete_files: bool = Field(
+        default=False, description="Whether files of photos that are forgotten are deleted."
+    )
+    capture_cleanup_seconds: float = Field(
+        default=600.0, gt=0, description="How often it is looked for what is to be forgotten."
+    )
     run_loops: bool = Field(default=True, description="Run the loops in this replica.")
 
     @field_validator("capture_tenant")
@@ -61,3 +102,9 @@ class CaptureSettings(MeshSettings):
         if not valid_tenant(value):
             raise ValueError("is not a tenant's name")
         return value
+
+    @model_validator(mode="after")
+    def _names_a_model(self) -> Self:
+        if self.capture_summary != "NONE":
+            TextSource(self.capture_summary, self.capture_summary_config).check()
+        return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meshkit.errors import MeshError, not_found
+from meshkit.errors import ErrorKind, MeshError, not_found
 
 
 def camera_not_found(camera_id: str) -> MeshError:
@@ -18,6 +18,21 @@ def photo_not_found(photo_id: object) -> MeshError:
 def batch_not_found(batch_id: object) -> MeshError:
     """Build the error: no such batch for this caller."""
     return not_found("Batch", str(batch_id))
+
+
+def event_not_found(event_id: object) -> MeshError:
+    """Build the error: no such event for this caller."""
+    return not_found("Event", str(event_id))
+
+
+def alert_not_found(alert_id: object) -> MeshError:
+    """Build the error: no such alert for this caller."""
+    return not_found("Alert", str(alert_id))
+
+
+def alert_is_dismissed(alert_id: object) -> MeshError:
+    """Build the error: nobody takes care of what was dismissed."""
+    return MeshError(ErrorKind.CONFLICT, f"Alert {alert_id} was dismissed", reason="ALERT_DISMISSED")
 
 
 def no_camera_root() -> ValueError:

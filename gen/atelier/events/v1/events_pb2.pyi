@@ -48,6 +48,8 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     """A picture asked for by another system changed its state."""
     EVENT_TYPE_WORKFLOW_STATUS_UPDATE: _EventType.ValueType  # 6
     """A workflow changed its state."""
+    EVENT_TYPE_ALERT_STATUS_UPDATE: _EventType.ValueType  # 7
+    """An alert of a camera was raised, acknowledged or dismissed."""
 
 class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """What an event tells of."""
@@ -66,6 +68,8 @@ EVENT_TYPE_INFERENCE_STATUS_UPDATE: EventType.ValueType  # 5
 """A picture asked for by another system changed its state."""
 EVENT_TYPE_WORKFLOW_STATUS_UPDATE: EventType.ValueType  # 6
 """A workflow changed its state."""
+EVENT_TYPE_ALERT_STATUS_UPDATE: EventType.ValueType  # 7
+"""An alert of a camera was raised, acknowledged or dismissed."""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 @_typing.final
@@ -777,6 +781,99 @@ class InferenceStatusEvent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__timestamp) -> _WhichOneofReturnType__timestamp | None: ...
 
 Global___InferenceStatusEvent: _TypeAlias = InferenceStatusEvent  # noqa: Y015
+
+@_typing.final
+class AlertStatusEvent(_message.Message):
+    """An alert of a camera was raised, acknowledged or dismissed; for webhooks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_TYPE_FIELD_NUMBER: _builtins.int
+    ALERT_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    CAMERA_ID_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RISK_SCORE_FIELD_NUMBER: _builtins.int
+    RISK_LEVEL_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_BY_FIELD_NUMBER: _builtins.int
+    DISMISSED_BY_FIELD_NUMBER: _builtins.int
+    event_type: Global___EventType.ValueType
+    """Kind of the event."""
+    alert_id: _builtins.str
+    """The alert."""
+    status: _builtins.str
+    """What has become of it: `open`, `acknowledged` or `dismissed`."""
+    event_id: _builtins.int
+    """Event that it tells of."""
+    camera_id: _builtins.str
+    """Camera of the event."""
+    rule: _builtins.str
+    """Rule that asked for it."""
+    severity: _builtins.str
+    """How grave it is: `info`, `warning` or `critical`."""
+    message: _builtins.str
+    """What it says."""
+    risk_score: _builtins.int
+    """How grave the event is, 0 to 100."""
+    risk_level: _builtins.str
+    """The same in a word."""
+    summary: _builtins.str
+    """What the event's photos show."""
+    acknowledged_by: _builtins.str
+    """Who takes care of it."""
+    dismissed_by: _builtins.str
+    """Who has dismissed it."""
+    @_builtins.property
+    def timestamp(self) -> _timestamp_pb2.Timestamp:
+        """When that happened."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was raised."""
+
+    def __init__(
+        self,
+        *,
+        event_type: Global___EventType.ValueType = ...,
+        alert_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        timestamp: _timestamp_pb2.Timestamp | None = ...,
+        event_id: _builtins.int = ...,
+        camera_id: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        severity: _builtins.str = ...,
+        message: _builtins.str = ...,
+        risk_score: _builtins.int = ...,
+        risk_level: _builtins.str = ...,
+        summary: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        acknowledged_by: _builtins.str | None = ...,
+        dismissed_by: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_acknowledged_by", b"_acknowledged_by", "_dismissed_by", b"_dismissed_by", "_timestamp", b"_timestamp", "acknowledged_by", b"acknowledged_by", "created_at", b"created_at", "dismissed_by", b"dismissed_by", "timestamp", b"timestamp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_acknowledged_by", b"_acknowledged_by", "_dismissed_by", b"_dismissed_by", "_timestamp", b"_timestamp", "acknowledged_by", b"acknowledged_by", "alert_id", b"alert_id", "camera_id", b"camera_id", "created_at", b"created_at", "dismissed_by", b"dismissed_by", "event_id", b"event_id", "event_type", b"event_type", "message", b"message", "risk_level", b"risk_level", "risk_score", b"risk_score", "rule", b"rule", "severity", b"severity", "status", b"status", "summary", b"summary", "timestamp", b"timestamp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__acknowledged_by: _TypeAlias = _typing.Literal["acknowledged_by"]  # noqa: Y015
+    _WhichOneofArgType__acknowledged_by: _TypeAlias = _typing.Literal["_acknowledged_by", b"_acknowledged_by"]  # noqa: Y015
+    _WhichOneofReturnType__dismissed_by: _TypeAlias = _typing.Literal["dismissed_by"]  # noqa: Y015
+    _WhichOneofArgType__dismissed_by: _TypeAlias = _typing.Literal["_dismissed_by", b"_dismissed_by"]  # noqa: Y015
+    _WhichOneofReturnType__timestamp: _TypeAlias = _typing.Literal["timestamp"]  # noqa: Y015
+    _WhichOneofArgType__timestamp: _TypeAlias = _typing.Literal["_timestamp", b"_timestamp"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__acknowledged_by) -> _WhichOneofReturnType__acknowledged_by | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dismissed_by) -> _WhichOneofReturnType__dismissed_by | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timestamp) -> _WhichOneofReturnType__timestamp | None: ...
+
+Global___AlertStatusEvent: _TypeAlias = AlertStatusEvent  # noqa: Y015
 
 @_typing.final
 class JobEvent(_message.Message):

@@ -1,4 +1,4 @@
-"""Cameras, photos, what was found on them, batches, events, alerts and their rules, webhooks to hand in, outbox."""
+"""Cameras, photos, what was found on them, batches, events, alerts, webhooks to hand in, outbox."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -71,6 +71,7 @@ STATEMENTS = (
     "CREATE INDEX photos_by_content ON photos (camera_id, sha256)",
     "CREATE INDEX photos_newest ON photos (seen_at DESC, id DESC)",
     "CREATE INDEX photos_of_batch ON photos (batch_id)",
+    "CREATE INDEX photos_hidden ON photos (id) WHERE deleted_at IS NOT NULL",
     "CREATE INDEX photos_to_gather ON photos (camera_id, seen_at, id) WHERE batch_id IS NULL",
     "CREATE INDEX photos_to_look_at ON photos (seen_at, id) WHERE state IN ('WAITING', 'DETECTING')",
     """
@@ -99,6 +100,8 @@ STATEMENTS = (
         started_at timestamptz NOT NULL,
         ended_at timestamptz NOT NULL,
         facts jsonb NOT NULL,
+        -- Task that is asked for a summary; null where none is, or its answer was taken.
+        text_task_id uuid UNIQUE,
         reviewed_by text,
         reviewed_at timestamptz,
         created_at timestamptz NOT NULL DEFAULT now(),
@@ -108,21 +111,8 @@ STATEMENTS = (
     )
     """,
     "CREATE INDEX events_newest ON events (created_at DESC, id DESC) WHERE deleted_at IS NULL",
-    """
-    CREATE TABLE alert_rules (
-        name text PRIMARY KEY CHECK (name <> ''),
-        enabled boolean NOT NULL DEFAULT true,
-        -- All cameras where null.
-        camera_id text,
-        min_risk_score integer NOT NULL CHECK (min_risk_score BETWEEN 0 AND 100),
-        -- Hours of the day in UTC, from the first to before the last; all where null.
-        first_hour integer CHECK (first_hour BETWEEN 0 AND 23),
-        last_hour integer CHECK (last_hour BETWEEN 0 AND 24),
-        severity text NOT NULL CHECK (severity IN ('info', 'warning', 'critical')),
-        webhook_url text,
-        created_at timestamptz NOT NULL DEFAULT now()
-    )
-    """,
+    "CREATE INDEX events_oldest ON events (created_at, id)",
+    "CREATE INDEX events_asked ON events (created_at) WHERE text_task_id IS NOT NULL",
     """
     CREATE TABLE alerts (
         id uuid PRIMARY KEY,
@@ -144,6 +134,7 @@ STATEMENTS = (
     )
     """,
     "CREATE INDEX alerts_newest ON alerts (created_at DESC, id DESC)",
+    "CREATE INDEX alerts_of_rule ON alerts (rule, camera_id, created_at)",
     # Alerts on their way to the webhook of their rule; the tasks service delivers them.
     """
     CREATE TABLE webhook_handovers (
@@ -159,7 +150,7 @@ STATEMENTS = (
     "CREATE INDEX webhook_handovers_order ON webhook_handovers (position)",
 )
 TABLES = (
-    *("webhook_handovers", "alerts", "alert_rules", "events", "detections", "photos", "batches", "cameras"),
+    *("webhook_handovers", "alerts", "events", "detections", "photos", "batches", "cameras"),
     *("outbox", "leaders"),
 )
 

@@ -1,0 +1,115 @@
+"""What is old, or too much, is forgotten; files only where that is wanted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from services.monitoring.capture.analysis.rules import read_rules
+from services.monitoring.capture.analysis.service import AnalysisWorker
+from services.monitoring.capture.cleanup.files import PhotoFiles
+from services.monitoring.capture.cleanup.service import CleanupService
+from services.monitoring.capture.postgres.cleanup import PostgresForgettingStore
+from services.monitoring.capture.postgres.events import PostgresEventStore
+from tests.integration.capture.conftest import StartStudio, Studio
+from tests.integration.capture.judged import DARK, PERSON, batch, quiet
+
+_DAY = 86_400.0
+
+
+@pytest.fixture
+async def studio(start_studio: StartStudio) -> Studio:
+    studio = await quiet(start_studio)
+    (studio.root / "yard").mkdir()
+    return studio
+
+
+def cleanup(studio: Studio, *, deletes: bool = False, keep_bytes: int | None = None) -> CleanupService:
+    return CleanupService(
+        PostgresForgettingStore(studio.capture.changes),
+        PhotoFiles(studio.root, deletes=deletes),
+        keep_days=30.0,
+        keep_bytes=keep_bytes,
+        interval_seconds=3600.0,
+    )
+
+
+async def judged(studio: Studio, name: str, age_days: float = 0.0) -> None:
+    (studio.root / "yard" / name).write_bytes(b"x" * 100)
+    await batch(studio, DARK, age_seconds=age_days * _DAY, files=[f"yard/{name}".encode()])
+    worker = AnalysisWorker(
+        PostgresEventStore(studio.capture.changes),
+        read_rules("studio"),
+        None,
+        answer_seconds=60.0,
+        webhook_url="",
+        on_alerts=lambda: None,
+    )
+    await worker.run()
+    await studio.rows(
+        "UPDATE events SET created_at = b.started_at FROM batches b WHERE b.id = batch_id AND created_at > b.started_at"
+    )
+
+
+async def names(studio: Studio) -> list[tuple[str, bool]]:
+    return [
+        (path, bool(hidden))
+        for path, hidden in await studio.rows("SELECT path, deleted_at IS NOT NULL FROM photos ORDER BY path")
+    ]
+
+
+async def test_what_is_old_is_forgotten_and_its_file_stays(studio: Studio) -> None:
+    await judged(studio, "old.jpg", 31)
+    await judged(studio, "new.jpg", 29)
+    async with studio.listening() as client:
+        await cleanup(studio).run()
+        told = json.loads(await client.recv())
+    assert told["type"] == "event.deleted"
+    assert await names(studio) == [("yard/new.jpg", False), ("yard/old.jpg", True)]
+    assert (studio.root / "yard" / "old.jpg").exists()
+    http = studio.http()
+    for what in ("photos", "batches", "events"):
+        assert (await http.get(f"/{what}")).json()["pagination"]["total"] == 1
+    assert await studio.rows("SELECT findings FROM photos WHERE deleted_at IS NOT NULL") == [(None,)]
+    # The row keeps its file from being a new photo, and goes with the file.
+    (studio.root / "yard" / "old.jpg").unlink()
+    await cleanup(studio).run()
+    await cleanup(studio).run()
+    assert await names(studio) == [("yard/new.jpg", False)]
+    assert await studio.rows("SELECT count(*) FROM batches") == [(1,)]
+
+
+async def test_files_are_deleted_where_that_is_wanted(studio: Studio) -> None:
+    await judged(studio, "old.jpg", 31)
+    await judged(studio, "changed.jpg", 31)
+    (studio.root / "yard" / "changed.jpg").write_bytes(b"another photo")
+    await cleanup(studio, deletes=True).run()
+    assert await names(studio) == []
+    assert not (studio.root / "yard" / "old.jpg").exists()
+    assert (studio.root / "yard" / "changed.jpg").read_bytes() == b"another photo"
+    assert await studio.rows("SELECT count(*) FROM events") == [(0,)]
+
+
+async def test_no_file_beyond_the_root_is_deleted(studio: Studio) -> None:
+    await judged(studio, "old.jpg", 31)
+    outside = studio.root.parent / "outside"
+    (studio.root / "yard").rename(outside)
+    (studio.root / "yard").symlink_to(outside)
+    await cleanup(studio, deletes=True).run()
+    assert (outside / "old.jpg").exists()
+
+
+async def test_the_oldest_photos_beyond_the_bytes_that_are_kept_go(studio: Studio) -> None:
+    for number in range(4):
+        await judged(studio, f"{number}.jpg", 4 - number)
+    await cleanup(studio, deletes=True, keep_bytes=250).run()
+    assert await names(studio) == [("yard/2.jpg", False), ("yard/3.jpg", False)]
+    assert await studio.rows("SELECT count(*) FROM events") == [(4,)]
+
+
+async def test_what_was_not_judged_yet_is_never_forgotten(studio: Studio) -> None:
+    await batch(studio, None, age_seconds=60 * _DAY, state="closed")
+    await batch(studio, PERSON, age_seconds=60 * _DAY, state="closed", camera="gate")
+    await cleanup(studio, deletes=True, keep_bytes=0).run()
+    assert await studio.rows("SELECT count(*) FROM photos WHERE deleted_at IS NULL") == [(2,)]
