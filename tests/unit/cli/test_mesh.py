@@ -15,6 +15,7 @@ from atelier_cli.folder import DataFolder
 from atelier_cli.mesh import MeshPlan, ServiceProcess, choose_ports, plan
 from atelier_cli.tokens import issue
 from meshkit import topology
+from meshkit.certificates import SETTINGS
 
 ROLES = {spec.role for spec in topology.SERVICES}
 # By setting: which of these services are to know it.
@@ -129,6 +130,20 @@ def test_secrets_from_files_are_the_meshs_and_the_commands(tmp_path: Path, monke
     assert holders(environments, "ATELIER_DATABASE_URL_FILE") == KNOWN_TO["ATELIER_DATABASE_URL"]
     token = issue(DataFolder(tmp_path / "data"), tenant="acme", scopes=["read"], ttl_seconds=60)
     assert jwt.decode(token, secret, algorithms=["HS256"])["sub"] == "cli"
+
+
+def test_files_of_the_certificate_reach_every_service_by_paths_that_hold_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in SETTINGS:
+        monkeypatch.setenv(name, f"{name}.pem")
+    services = {role: each for role, each in environments_of(mesh_on(tmp_path)).items() if role in ROLES}
+    for environment in services.values():
+        assert {name: environment[name] for name in SETTINGS} == {
+            name: str(tmp_path / f"{name}.pem") for name in SETTINGS
+        }
+    assert set(services) == ROLES
 
 
 def test_each_service_has_a_metrics_page_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
