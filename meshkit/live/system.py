@@ -17,11 +17,13 @@ class MeshState:
         status: In one word.
         services: The same of each service.
         problems: What does not work: the service, and its part, e.g. `tasks: postgresql`.
+        degradation: How much works, in the words of monitoring; empty where that is not known.
     """
 
     status: str
     services: Mapping[str, str] = field(default_factory=dict)
     problems: Sequence[str] = ()
+    degradation: str = ""
 
 
 def status(state: MeshState, *, clients: int, version: str) -> Message:
@@ -33,7 +35,12 @@ def status(state: MeshState, *, clients: int, version: str) -> Message:
         version: Version of the mesh.
     """
     return live_pb2.SystemStatusEvent(
-        status=state.status, services=state.services, problems=state.problems, clients=clients, version=version
+        status=state.status,
+        services=state.services,
+        problems=state.problems,
+        clients=clients,
+        version=version,
+        degradation=state.degradation or None,
     )
 
 

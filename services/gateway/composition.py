@@ -153,7 +153,7 @@ def build_app(
     transcoder = Transcoder(table, call_of, context)
     health = Health(probes, _parts(objects, stack), release)
     jobs = JobPages(guard, transcoder)
-    live = build_live(feed or new_feed(settings), context, health, jobs, image=image, version=release)
+    live = build_live(feed or new_feed(settings), context, health, jobs, transcoder, image=image, version=release)
     if feed is not None:
         live.loops.start()
         stack.push_async_callback(live.loops.stop)

@@ -9,9 +9,10 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from meshkit.live import registry
 from meshkit.live.feed import LiveFeed
 from meshkit.loops import Loops
-from services.gateway.endpoints import EndpointContext
+from services.gateway.endpoints import EndpointContext, Transcoder
 from services.gateway.health import Health
 from services.gateway.jobs.pages import JobPages
+from services.gateway.live.degradation import JudgedMesh, OperatorTokens
 from services.gateway.live.session import SessionContext
 from services.gateway.live.sockets import EventSockets
 from services.gateway.live.sse import LiveStream
@@ -40,6 +41,7 @@ def build_live(
     context: EndpointContext,
     health: Health,
     jobs: JobPages,
+    transcoder: Transcoder,
     *,
     image: FileDescriptorSet,
     version: str,
@@ -51,27 +53,29 @@ def build_live(
         context: What every endpoint works with.
         health: Says how the mesh is.
         jobs: Has the logs of jobs.
+        transcoder: Serves the surface that monitoring is asked by.
         image: The contracts with their comments.
         version: Version of the mesh.
     """
-    settings = context.settings
+    settings, operators = context.settings, OperatorTokens()
     sockets = EventSockets(
         context.guard,
         context.streams,
         settings.cors_origins,
         jobs.log,
-        SessionContext(feed, settings.live_idle_seconds, context.stopping),
+        SessionContext(feed, settings.live_idle_seconds, context.stopping, operators),
     )
     stream = LiveStream(
         context.guard,
         context.streams,
         feed,
+        operators,
         keep_alive_seconds=settings.keep_alive_seconds,
         stopping=context.stopping,
     )
     teller = MeshTeller(
         feed,
-        health.judge,
+        JudgedMesh(health.judge, transcoder, operators).judge,
         lambda: sockets.clients,
         version=version,
         interval_seconds=settings.live_status_seconds,

@@ -16,6 +16,7 @@ from meshkit.errors import ErrorKind, MeshError
 from meshkit.live.feed import LiveFeed
 from meshkit.live.log import FellBehindError, LiveMessage, LiveReader
 from services.gateway.live import logs
+from services.gateway.live.degradation import OperatorTokens
 from services.gateway.live.logs import JobLog
 from services.gateway.live.messages import BadMessageError, Ping, Pong, Resync, Subscribe, WantedTypes, read
 
@@ -57,11 +58,13 @@ class SessionContext:
         feed: Has the messages.
         idle_seconds: How long a client may say nothing.
         stopping: Set when the process ends.
+        operators: Has the tokens of operators.
     """
 
     feed: LiveFeed
     idle_seconds: float
     stopping: asyncio.Event
+    operators: OperatorTokens
 
 
 class LiveSession:

@@ -186,6 +186,8 @@ class EventSockets:
         sees_mesh = not served.mesh and caller.principal.has(OPERATOR)
         reader = LiveReader(self.feed.log, own, OPERATORS if sees_mesh else "")
         held.callback(reader.close)
+        if served.mesh or sees_mesh:
+            held.enter_context(self._context.operators.held(caller.token))
         self._count(route, 1)
         held.callback(self._count, route, -1)
         return reader

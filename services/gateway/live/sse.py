@@ -22,6 +22,7 @@ from meshkit.transcoding.decoding import Violation
 from meshkit.transcoding.errors import RefusedRequestError
 from services.gateway.asgi import header
 from services.gateway.auth import Authenticator
+from services.gateway.live.degradation import OperatorTokens
 from services.gateway.live.messages import BadMessageError, WantedTypes, patterns_of
 from services.gateway.middleware import note_route
 from services.gateway.streams import HEADERS, KEEP_ALIVE, RETRY, event, until_gone
@@ -37,6 +38,7 @@ class LiveStream:
         guard: Checks tokens.
         streams: How many streams a tenant has at once.
         feed: Has the messages.
+        operators: Has the tokens of operators.
         keep_alive_seconds: Longest silence.
         stopping: Set when the process ends.
     """
@@ -46,6 +48,7 @@ class LiveStream:
         guard: Authenticator,
         streams: TenantShare,
         feed: LiveFeed,
+        operators: OperatorTokens,
         *,
         keep_alive_seconds: float,
         stopping: asyncio.Event,
@@ -53,6 +56,7 @@ class LiveStream:
         self._guard = guard
         self._streams = streams
         self._feed = feed
+        self._operators = operators
         self._keep_alive = keep_alive_seconds
         self._stopping = stopping
 
@@ -66,8 +70,11 @@ class LiveStream:
             self._streams.enter(caller.tenant)
             held.callback(self._streams.leave, caller.tenant)
             await held.enter_async_context(self._feed.listening())
-            reader = LiveReader(self._feed.log, caller.tenant, OPERATORS if caller.principal.has(OPERATOR) else "")
+            operates = caller.principal.has(OPERATOR)
+            reader = LiveReader(self._feed.log, caller.tenant, OPERATORS if operates else "")
             held.callback(reader.close)
+            if operates:
+                held.enter_context(self._operators.held(caller.token))
             gone = asyncio.ensure_future(until_gone(receive))
             stop = asyncio.ensure_future(self._stopping.wait())
             try:

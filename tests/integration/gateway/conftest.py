@@ -195,7 +195,7 @@ async def start_mesh() -> AsyncIterator[StartMesh]:
         )
         port = await server.start()
         stack.push_async_callback(server.stop, 0)
-        settings = base.model_copy(update={"addresses": {"tasks": f"127.0.0.1:{port}"}})
+        settings = base.model_copy(update={"addresses": {**base.addresses, "tasks": f"127.0.0.1:{port}"}})
         running = await start(settings, stack)
         mesh = Mesh(f"http://{running.address}", tasks, server, TokenIssuer(SECRET), running.stopping, stack)
         meshes.append(mesh)

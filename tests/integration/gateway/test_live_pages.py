@@ -9,10 +9,14 @@ from typing import Any
 import httpx
 import jsonschema_rs
 import pytest
+from atelier.monitoring.v1 import health_pb2, system_service_pb2, system_service_pb2_grpc
 from pydantic import SecretStr
 
+from meshkit.auth import TokenVerifier
 from meshkit.bus import Bus
-from tests.integration.gateway.conftest import Mesh, StartMesh, until
+from meshkit.config import MeshSettings
+from meshkit.server import MeshServer
+from tests.integration.gateway.conftest import SECRET, Mesh, StartMesh, until
 from tests.integration.gateway.live import heard, heard_until, listening, publish_created
 
 pytestmark = pytest.mark.timeout(120)
@@ -120,6 +124,53 @@ async def test_operators_are_told_how_the_mesh_is_and_what_becomes_of_it(live: M
             "message": "tasks: does not serve",
         }
         assert changed["system.health_changed"]["health"] == "unhealthy"
+
+
+class Watching(system_service_pb2_grpc.SystemServiceServicer):
+    """Monitoring that finds a queue without workers; it counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def GetPipeline(self, request: Any, context: Any) -> system_service_pb2.GetPipelineResponse:
+        self.asked += 1
+        answer = system_service_pb2.GetPipelineResponse()
+        told = answer.pipeline.degradation
+        told.mode, told.is_degraded = health_pb2.DEGRADATION_MODE_DEGRADED, True
+        told.services.add(name="tasks", status=health_pb2.PART_STATUS_HEALTHY)
+        told.services.add(name="editing_workers", status=health_pb2.PART_STATUS_UNHEALTHY, error_message="none")
+        return answer
+
+
+async def test_operators_are_told_what_monitoring_judges_while_they_listen(start_mesh: StartMesh) -> None:
+    monitoring = Watching()  # type: ignore[abstract] # what it lacks answers UNIMPLEMENTED
+    settings = MeshSettings(listen="127.0.0.1:0", auth_secret=SecretStr(SECRET), shutdown_grace_seconds=2)
+    server = MeshServer(
+        settings,
+        servicers=[(system_service_pb2_grpc.add_SystemServiceServicer_to_server, monitoring)],
+        verifier=TokenVerifier(secret=SECRET),
+    )
+    port = await server.start()
+    mesh: Mesh = await start_mesh(live_status_seconds=0.2, addresses={"monitoring": f"127.0.0.1:{port}"})
+    try:
+        async with listening(mesh, "/ws/system", tenant="ops", scopes=("operator", "read")) as client:
+            [*_, told] = await heard_until(client, "system.status")
+            assert told["data"]["degradation"] == told["data"]["status"] == "degraded"
+            services = told["data"]["services"]
+            assert (services["tasks"], services["editing_workers"]) == ("healthy", "unhealthy")
+            assert "editing_workers: none" in told["data"]["problems"]
+            await server.stop(0)
+            while told["data"]["services"]["monitoring"] == "healthy":
+                told = (await heard_until(client, "system.status"))[-1]
+            assert told["data"]["degradation"] is None
+            assert told["data"]["services"].keys() == {"tasks", "monitoring"}
+        assert monitoring.asked > 0
+        asked = monitoring.asked
+        async with listening(mesh, tenant="acme"):
+            pass
+        assert monitoring.asked == asked
+    finally:
+        await server.stop(0)
 
 
 class Stream:

@@ -7,6 +7,7 @@ from typing import Any
 from meshkit.bus import Bus
 from meshkit.live.feed import LiveFeed
 from meshkit.live.log import LiveMessage, LiveReader
+from services.gateway.live.degradation import OperatorTokens
 from services.gateway.live.messages import Subscribe, WantedTypes
 from services.gateway.live.session import LiveSession, SessionContext
 
@@ -52,7 +53,7 @@ async def _holds() -> None:
 
 
 def session_of(feed: LiveFeed, client: Client) -> asyncio.Task[str]:
-    context = SessionContext(feed, 300, asyncio.Event())
+    context = SessionContext(feed, 300, asyncio.Event(), OperatorTokens())
     reader = LiveReader(feed.log, "acme")
     return asyncio.ensure_future(LiveSession(client.said.get, client.send, reader, _holds, context).run())
 

@@ -803,12 +803,15 @@ class SystemStatusEvent(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     CLIENTS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    DEGRADATION_FIELD_NUMBER: _builtins.int
     status: _builtins.str
     """Its state."""
     clients: _builtins.int
     """Clients that listen at this gateway."""
     version: _builtins.str
     """Version of the mesh."""
+    degradation: _builtins.str
+    """How much works, as the monitoring service judges it over time; null where it does not answer."""
     @_builtins.property
     def services(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """State of each service."""
@@ -825,12 +828,15 @@ class SystemStatusEvent(_message.Message):
         problems: _abc.Iterable[_builtins.str] | None = ...,
         clients: _builtins.int = ...,
         version: _builtins.str = ...,
+        degradation: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_degradation", b"_degradation", "degradation", b"degradation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients", b"clients", "problems", b"problems", "services", b"services", "status", b"status", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_degradation", b"_degradation", "clients", b"clients", "degradation", b"degradation", "problems", b"problems", "services", b"services", "status", b"status", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__degradation: _TypeAlias = _typing.Literal["degradation"]  # noqa: Y015
+    _WhichOneofArgType__degradation: _TypeAlias = _typing.Literal["_degradation", b"_degradation"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__degradation) -> _WhichOneofReturnType__degradation | None: ...
 
 Global___SystemStatusEvent: _TypeAlias = SystemStatusEvent  # noqa: Y015
 
