@@ -135,13 +135,17 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc] # the lib
     Args:
         parts: What the service stands on.
         max_watchers: Streams of watchers at once.
+        while_cut_off: Called each time that a part is found not to work which every call needs.
     """
 
-    def __init__(self, parts: PartStates, max_watchers: int = 2000) -> None:
+    def __init__(
+        self, parts: PartStates, max_watchers: int = 2000, while_cut_off: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__()
         self._parts = parts
         self._wanted: dict[str, bool] = {}
         self._max_watchers = max_watchers
+        self._while_cut_off = while_cut_off
         self._watchers = 0
         self._news = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
@@ -259,5 +263,7 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc] # the lib
                 await self.set(service, _STATUS[serving and parts.serving])
         if parts.takes_calls is not before[1] and REPLICA in self._server_status:
             await self.set(REPLICA, _STATUS[parts.takes_calls])
+        if not parts.takes_calls:
+            self._while_cut_off()
         if parts.states != before[2]:
             self._wake()

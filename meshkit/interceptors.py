@@ -27,7 +27,6 @@ from meshkit.errors import (
     is_out_of_room,
     no_room,
     unauthenticated,
-    unavailable,
 )
 from meshkit.freeform import FreeFormLimits
 from meshkit.logging import get_logger
@@ -235,46 +234,6 @@ class CallLimits:
         """Count it no more."""
         self.calls -= 1
         self._streams -= call.method.gives_stream
-
-
-class Followers:
-    """Streams that follow something: they would keep a server that stops waiting for as long as it may."""
-
-    def __init__(self) -> None:
-        self._streams: dict[Call, asyncio.Task[Any]] = {}
-        self._stopping = False
-
-    def dismiss(self) -> None:
-        """End the streams, and refuse calls that still arrive; each is told why."""
-        self._stopping = True
-        for task in self._streams.values():
-            task.cancel()
-
-    def enter(self, call: Call) -> None:
-        """Note a stream; refuse a call to a server that stops."""
-        if self._stopping:
-            raise self._refusal()
-        task = asyncio.current_task() if call.method.follows else None
-        if task is not None:
-            self._streams[call] = task
-
-    def leave(self, call: Call) -> None:
-        """Forget a stream."""
-        self._streams.pop(call, None)
-
-    def failed(self, call: Call, error: BaseException) -> BaseException:
-        """Tell the caller of a stream that was ended to come again."""
-        ended = self._stopping and call.method.follows and isinstance(error, asyncio.CancelledError)
-        return self._refusal() if ended else error
-
-    @staticmethod
-    def _refusal() -> MeshError:
-        return unavailable("The service is stopping", reason="SERVICE_STOPPING")
-
-
-def dismissed(followers: Followers) -> Interceptor:
-    """End streams that follow something when the server stops."""
-    return Interceptor(enter=followers.enter, failed=followers.failed, leave=followers.leave)
 
 
 def limited(limits: CallLimits) -> Interceptor:

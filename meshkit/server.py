@@ -34,12 +34,10 @@ from meshkit.interceptors import (
     CalledMethod,
     CallLimits,
     Context,
-    Followers,
     Interceptor,
     InterceptorChain,
     abort,
     authenticated,
-    dismissed,
     limited,
     measured,
     shared,
@@ -48,6 +46,7 @@ from meshkit.interceptors import (
     verify,
 )
 from meshkit.quotas import CALLS, STREAMS, TenantShare
+from meshkit.recalling import Followers, Stranded, dismissed, recalled
 from meshkit.scopes import scope_name
 from meshkit.unbundling import BundledMethod, Unbundler
 
@@ -80,12 +79,15 @@ def interceptors(
     followers: Followers,
     verifier: auth.TokenVerifier,
     clock: Callable[[], float],
+    *,
+    stranded: Stranded,
 ) -> tuple[Interceptor, ...]:
     """Return what every call of a server passes, from the wire inwards."""
     return (
         measured(clock, logged=settings.log_level == "debug"),  # what others refuse is measured as well
         TRANSLATED,
         dismissed(followers),
+        recalled(stranded),
         limited(limits),  # before anything is done for the call
         TRACED,  # from here on log lines bear the trace
         authenticated(verifier),
@@ -152,14 +154,19 @@ class MeshServer:
         # Streams of followers last for hours: they leave half of the calls to others.
         self._limits = CallLimits(settings.max_concurrent_calls, settings.max_concurrent_calls // 2)
         self._followers = Followers()
-        self._chain = InterceptorChain(interceptors(settings, self._limits, self._followers, verifier, clock))
+        stranded = Stranded()
+        self._chain = InterceptorChain(
+            interceptors(settings, self._limits, self._followers, verifier, clock, stranded=stranded)
+        )
         _servers.add(self)
         self._server = grpc.aio.server(
             options=server_options(settings.max_message_bytes, settings.max_request_bytes),
             # Each channel that spreads its calls watches the health of every replica, by a stream beside its calls.
             maximum_concurrent_rpcs=2 * settings.max_concurrent_calls + _SPARE_CALLS,
         )
-        self._health = HealthServicer(parts or PartStates(), max_watchers=settings.max_concurrent_calls)
+        self._health = HealthServicer(
+            parts or PartStates(), max_watchers=settings.max_concurrent_calls, while_cut_off=stranded.end
+        )
         self._carried: dict[str, BundledMethod] = {}
         self._unbundler = Unbundler(self._carried)
         recorder = _Recorder(self)

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from tests.e2e.harness import MeshView, noop
+from tests.e2e.harness import MeshView, noop, until
 from tests.e2e.ledger import Made
 from tests.e2e.replicas import Fleet
 
@@ -136,7 +136,7 @@ class Load:
             while not self._done.wait(self.pause_seconds):
                 turn += 1
                 if turn % 8 == 0:
-                    flow = caller.send("POST", "/api/v1/workflows/", f"{tenant}-flow-{turn}", _workflow())
+                    flow = caller.send("POST", "/api/v1/workflows/", f"{tenant}-flow-{turn}", workflow())
                     promised.workflows += [flow["id"]] if flow else []
                 else:
                     task = caller.send("POST", "/api/v1/tasks/", f"{tenant}-{turn}", noop(**_STEPS))
@@ -147,6 +147,16 @@ class Load:
             caller.close()
 
 
+def goes_on(load: Load, creates: int = 12) -> None:
+    """Wait until every caller has had so many more creates answered."""
+    before = {tenant: load.answered(tenant) for tenant in load.tenants}
+    until(
+        lambda: all(load.answered(tenant) >= before[tenant] + creates for tenant in load.tenants),
+        f"each caller has {creates} more creates answered",
+        120,
+    )
+
+
 _NEEDS: Mapping[str, Sequence[str]] = {
     "first": (),
     "left": ("first",),
@@ -155,7 +165,8 @@ _NEEDS: Mapping[str, Sequence[str]] = {
 }
 
 
-def _workflow() -> dict[str, Any]:
+def workflow() -> dict[str, Any]:
+    """The body of a workflow of four steps, two of them side by side."""
     steps = [{"id": name, "task_type": "NOOP", "depends_on": needs, "config": _STEPS} for name, needs in _NEEDS.items()]
     return {"name": "replicas", "origin_instance": "e2e", "steps": steps}
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import NatsControl, S3Store
-from tests.e2e.callers import Load, order_faults
-from tests.e2e.harness import until
+from tests.e2e.callers import Load, goes_on, order_faults
 from tests.e2e.ledger import count, wait_settled
 from tests.e2e.replicas import MANY, PAIRS, SETTLE_SECONDS, Fleet, Restart, Started, backends, fleets, sources
 from tests.releases import unpack_last_release
@@ -95,16 +94,6 @@ def test_each_process_of_many_is_restarted_in_turn(start_fleet: Started, joined:
         done = replace(fleet, load, [[name] for name in fleet.replicas], None)
     report(load, done)
     nothing_lost(fleet, load)
-
-
-def goes_on(load: Load, creates: int = 12) -> None:
-    """Wait until every caller has had so many more creates answered."""
-    before = {tenant: load.answered(tenant) for tenant in load.tenants}
-    until(
-        lambda: all(load.answered(tenant) >= before[tenant] + creates for tenant in load.tenants),
-        f"each caller has {creates} more creates answered",
-        120,
-    )
 
 
 def replace(fleet: Fleet, load: Load, waves: Sequence[Sequence[str]], source: Path | None) -> list[Restart]:

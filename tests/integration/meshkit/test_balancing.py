@@ -114,6 +114,28 @@ async def test_a_replica_without_its_database_gets_no_calls_until_it_is_back(
         await until_it_gets_calls(channel, first)
 
 
+async def test_calls_at_a_replica_that_loses_its_database_are_made_at_another(
+    replicas: tuple[Replica, Replica],
+) -> None:
+    first, second = replicas
+    arrived = asyncio.Event()
+
+    async def waits(_request: Any, _context: Any) -> tasks.GetTaskResponse:
+        arrived.set()
+        await asyncio.Event().wait()  # for an answer of the database that never comes
+        raise AssertionError
+
+    async with over(first.server.address, second.server.address) as channel:
+        await until_it_gets_calls(channel, first)
+        await until_it_gets_calls(channel, second)
+        first.servicer.behave = waits
+        calls = [asyncio.create_task(get(channel)) for _ in range(6)]
+        await arrived.wait()
+        first.connected = False
+        await asyncio.gather(*calls)  # far within the deadline of 30 s, or they fail
+        assert first.server.calls == 0
+
+
 async def test_a_replica_that_stands_still_loses_its_calls_to_another(
     replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,12 +22,11 @@ from meshkit.interceptors import (
     Call,
     CalledMethod,
     CallLimits,
-    Followers,
     Interceptor,
     InterceptorChain,
-    dismissed,
     limited,
 )
+from meshkit.recalling import Followers, Stranded, dismissed, recalled
 from meshkit.unbundling import BundledContext
 
 UNARY = CalledMethod("Shop/Buy", "write")
@@ -185,9 +184,60 @@ async def test_a_server_that_stops_ends_what_only_follows() -> None:
     assert await working == [1], "what does work may end it"
 
 
+async def test_calls_end_that_wait_for_what_their_server_lost() -> None:
+    stranded = Stranded()
+    chain = InterceptorChain([TRANSLATED, recalled(stranded)])
+    begun, held = asyncio.Event(), asyncio.Event()
+    cancelled = 0
+
+    async def waits(_request: Any, _context: Any) -> list[int]:
+        nonlocal cancelled
+        while True:
+            begun.set()
+            try:
+                await held.wait()
+            except asyncio.CancelledError:
+                # As a driver that tells the server of it first, and waits for what does not come.
+                cancelled += 1
+                if cancelled == 2:
+                    raise
+            else:
+                return [1]
+
+    async def call() -> str:
+        with pytest.raises(MeshError) as ended:
+            await chain.unary(UNARY, waits)(7, Context())
+        return ended.value.reason
+
+    waiting = asyncio.create_task(call())
+    await begun.wait()
+    begun.clear()
+    stranded.end()
+    await begun.wait()
+    stranded.end()
+    assert await waiting == "REPLICA_CUT_OFF"
+    held.set()
+    assert await chain.unary(UNARY, waits)(7, Context()) == [1], "what comes later is served"
+
+
+async def test_a_caller_that_gives_up_is_told_nothing() -> None:
+    chain = InterceptorChain([TRANSLATED, recalled(Stranded())])
+    begun = asyncio.Event()
+
+    async def waits(_request: Any, _context: Any) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(chain.unary(UNARY, waits)(7, Context()))
+    await begun.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
 def test_the_order_of_a_server() -> None:
     settings = MeshSettings(max_free_form_elements=2)
-    listed = server.interceptors(settings, CallLimits(2, 1), Followers(), VERIFIER, lambda: 0.0)
+    listed = server.interceptors(settings, CallLimits(2, 1), Followers(), VERIFIER, lambda: 0.0, stranded=Stranded())
     fixed = [one for one in listed if one in (TRANSLATED, TRACED, KEYED, SCOPED, DEFAULTED)]
     assert fixed == [TRANSLATED, TRACED, KEYED, SCOPED, DEFAULTED]
     validates = listed[listed.index(DEFAULTED) + 1]

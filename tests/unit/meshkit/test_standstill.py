@@ -1,6 +1,6 @@
 """What a replica that stands still holds is another's within ten seconds: the sum of what has to run out first."""
 
-from meshkit import bus, channel, db, leadership, pipeline
+from meshkit import bus, channel, db, health, leadership, pipeline
 from services.tasks.webhooks import domain, sender
 from services.workflows.config import WorkflowsSettings
 
@@ -41,3 +41,7 @@ def test_its_workflows_are_moved_by_another() -> None:
 
 def test_its_calls_go_to_another() -> None:
     assert sum(channel._SPREAD_KEEPALIVE_MS) <= LIMIT_SECONDS * 1000
+
+
+def test_calls_at_a_replica_that_is_cut_off_are_ended() -> None:
+    assert health._WATCH_SECONDS + health._KEPT_SECONDS + health._CHECK_SECONDS < LIMIT_SECONDS
