@@ -1,8 +1,8 @@
 """Copies of a mesh: the database first, then the objects, so that each row's objects are in the copy.
 
 A copy is a folder: `database.dump` (pg_dump, custom format), `objects.tar`, and `backup.json`, written last. Services
-may run while it is made. Objects in the folders of tasks that are newer than the dump belong to attempts that the dump
-may not know; after a restore the tasks service compares them with its rows and deletes them.
+may run while it is made. Objects of tasks, workflows and trainings that are newer than the dump belong to
+what the dump may not know; after a restore their services compare them with their rows and delete them.
 """
 
 import datetime as dt
@@ -43,6 +43,10 @@ _OF_A_TASK: Final = re.compile(
 
 _OF_A_WORKFLOW: Final = re.compile(
     r"tenants/([^/]+)/workflows/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/\d+-[a-z0-9_]+(?:-\d+)?\.\w+"
+)
+
+_OF_A_TRAINING: Final = re.compile(
+    r"tenants/([^/]+)/(trainings/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/)(?:inputs|dataset|state|saves|samples)/"
 )
 
 
@@ -134,7 +138,9 @@ class Stores:
                     kind = member.pax_headers.get(_TYPE, "application/octet-stream")
                     self.client.put_object(self.bucket, member.name, content, member.size, kind)
                     count, size = count + 1, size + member.size
-                    if member.mtime < int(began) and _OF_A_TASK.match(member.name):
+                    if member.mtime < int(began) and (
+                        _OF_A_TASK.match(member.name) or _OF_A_TRAINING.match(member.name)
+                    ):
                         older.add(member.name)
         self._sweep_later(older)
         return Copied(count, size)
@@ -165,7 +171,9 @@ class Stores:
             connection.execute(sql.SQL("ALTER SCHEMA {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new)))
 
     def _sweep_later(self, older: AbstractSet[str]) -> None:
-        """Note the folders of tasks and workflows that have newer objects: services delete there what no row names.
+        """Note the folders that have newer objects: services delete there what no row names.
+
+        A note of a training is for one that the dump does not know: what the others wrote goes with their other files.
 
         Args:
             older: Objects that were there before the dump. It knows what they belong to, or they are a tenant's own.
@@ -174,6 +182,7 @@ class Stores:
         names = [name for each in listed if (name := str(each.object_name)) not in older]
         found = {match.groups() for name in names if (match := _OF_A_TASK.match(name))}
         owners = {match.groups() for name in names if (match := _OF_A_WORKFLOW.fullmatch(name))}
+        trainings = {match.groups() for name in names if (match := _OF_A_TRAINING.match(name))}
         with psycopg.connect(self.database_url) as connection, connection.cursor() as cursor:
             cursor.executemany(
                 "INSERT INTO tasks.object_sweeps (task_id, tenant, prefix, due_at) VALUES (%s, %s, %s, now()) "
@@ -185,6 +194,13 @@ class Stores:
                 cursor.executemany(
                     "INSERT INTO workflows.file_sweeps (workflow_id, tenant) VALUES (%s, %s) ON CONFLICT DO NOTHING",
                     [(UUID(workflow), tenant) for tenant, workflow in sorted(owners)],
+                )
+            cursor.execute("SELECT to_regclass('training.object_sweeps') IS NOT NULL")
+            if trainings and cursor.fetchone() == (True,):
+                cursor.executemany(
+                    "INSERT INTO training.object_sweeps (training_id, tenant, path, due_at, is_intent) "
+                    "VALUES (%s, %s, %s, now(), true) ON CONFLICT DO NOTHING",
+                    [(UUID(training), tenant, path) for tenant, path, training in sorted(trainings)],
                 )
 
     def _run(self, program: str, *arguments: str) -> None:

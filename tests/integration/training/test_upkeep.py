@@ -1,8 +1,12 @@
 """The upkeep of trainings: jobs made again, ends told by events, what is old deleted, what is left behind swept."""
 
 import asyncio
+from pathlib import Path
 from uuid import uuid4
 
+from atelier_cli.backup import Stores
+from atelier_cli.embedded.postgres import programs
+from tests.conftest import S3Store
 from tests.integration.training.conftest import PATH, Mesh, StartMesh, data_url
 
 
@@ -64,3 +68,32 @@ async def test_inputs_of_a_create_that_died_are_swept(mesh: Mesh) -> None:
         )
     await mesh.training.maintenance.sweep()
     assert await mesh.objects("trainings/") == [f"trainings/{ident}/inputs/0000.png"]
+
+
+async def test_what_is_newer_than_a_restored_backup_is_swept(
+    mesh: Mesh, start_mesh: StartMesh, mesh_dsn: str, s3: S3Store, tmp_path: Path
+) -> None:
+    known = (await mesh.create(source_images=[data_url()]))["id"]
+    stores = Stores.of(
+        {
+            "ATELIER_DATABASE_URL": mesh_dsn,
+            "ATELIER_S3_ENDPOINT": s3.endpoint,
+            "ATELIER_S3_ACCESS_KEY": s3.access_key,
+            "ATELIER_S3_SECRET_KEY": s3.secret_key,
+            "ATELIER_S3_BUCKET": mesh.bucket,
+        },
+        programs(),
+    )
+    await asyncio.to_thread(stores.save, tmp_path)
+    newer = (await mesh.create(source_images=[data_url()]))["id"]
+    await mesh.put(f"trainings/{known}/state/000001.bin", b"x")
+    await mesh.put(f"trainings/{newer}/state/000001.bin", b"x")
+    await mesh.put(f"trainings/{newer}.png", b"an image of the tenant's own")
+    await asyncio.to_thread(stores.restore, tmp_path)
+    after = await start_mesh(s3_bucket=mesh.bucket)
+    await after.training.maintenance.sweep()
+    assert await after.rows("SELECT id::text FROM trainings") == [(known,)]
+    assert sorted(await mesh.objects("trainings/")) == sorted(
+        [f"trainings/{newer}.png", f"trainings/{known}/inputs/0000.png", f"trainings/{known}/state/000001.bin"]
+    )
+    assert await after.rows("SELECT count(*) FROM object_sweeps") == [(0,)]
