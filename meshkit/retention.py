@@ -183,7 +183,7 @@ class Pruning:
         self._kind = kind
         self._ages = ages
         self._rest = 1 / share - 1
-        self._left: deque[tuple[str, int]] | None = None  # tenants of the pass under way, with their ages
+        self._left: deque[str] | None = None  # tenants of the pass under way
         self._after: Any = None
         self._pruned = 0
 
@@ -197,20 +197,23 @@ class Pruning:
         Returns:
             Whether the pass goes on.
         """
+        # Asked for each batch: an age that is taken back ends what it began.
+        ages = await self._ages()
         if self._left is None:
-            ages = await self._ages()
             if ages.keeps_all:
                 return False
-            found = [(tenant, ages.of(tenant)) for tenant in await self._kind.tenants()]
-            self._left, self._after, self._pruned = deque(one for one in found if one[1]), None, 0
+            self._left, self._after, self._pruned = deque(await self._kind.tenants()), None, 0
+        while self._left and not ages.of(self._left[0]):
+            self._left.popleft()
+            self._after = None
         if not self._left:
             self._left = None
             if self._pruned:
                 _log.info("retention_passed", kind=self._name, pruned=self._pruned)
             return False
         begun = time.perf_counter()
-        tenant, days = self._left[0]
-        batch = await self._kind.prune(tenant, days, self._after)
+        tenant = self._left[0]
+        batch = await self._kind.prune(tenant, ages.of(tenant), self._after)
         _PRUNED.labels(self._name).inc(batch.pruned)
         self._pruned += batch.pruned
         is_stalled = batch.after is not None and batch.after == self._after and not batch.pruned

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from atelier_cli.client import Gateway
-from atelier_cli.commands import backup, retention
+from atelier_cli.commands import backup, requeue, retention
 from atelier_cli.commands.mesh import Data
 from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder
@@ -22,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(retention.app, name="retention")
+app.command("requeue")(requeue.requeue)
 # The same as without `admin`.
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)

@@ -50,6 +50,7 @@ from services.tasks.jobs.service import JobsService
 from services.tasks.jobs.servicer import JobsServicer
 from services.tasks.loops import TaskMaintenance
 from services.tasks.media import shower
+from services.tasks.monitoring.requeues import TaskRequeues
 from services.tasks.monitoring.service import TaskMonitor
 from services.tasks.monitoring.servicer import TaskMonitoringServicer
 from services.tasks.notifier import Notifier
@@ -257,6 +258,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
                 monitoring_service_pb2_grpc.add_TaskMonitoringServiceServicer_to_server,
                 TaskMonitoringServicer(
                     TaskMonitor(monitoring, tasks, settings.nats_url.get_secret_value()),
+                    TaskRequeues(monitoring, tasks),
                     links or MediaLinks.relative(settings),
                 ),
             ),

@@ -152,7 +152,7 @@ class TasksSettings(MeshSettings):
         description="Days for which the identifier of a deleted task is given to no other.",
     )
     retention_interval_seconds: float = Field(default=600.0, gt=0, description=INTERVAL_DESCRIPTION)
-    retention_share: float = Field(default=0.1, gt=0, le=1, description=SHARE_DESCRIPTION)
+    retention_share: float = Field(default=0.05, gt=0, le=1, description=SHARE_DESCRIPTION)
     run_loops: bool = Field(default=True, description="Run the relay and the sweepers in this replica.")
 
     @field_validator("served_task_types")

@@ -43,5 +43,5 @@ class WorkflowsSettings(MeshSettings):
         "takes.",
     )
     retention_interval_seconds: float = Field(default=600.0, gt=0, description=INTERVAL_DESCRIPTION)
-    retention_share: float = Field(default=0.1, gt=0, le=1, description=SHARE_DESCRIPTION)
+    retention_share: float = Field(default=0.05, gt=0, le=1, description=SHARE_DESCRIPTION)
     run_loops: bool = Field(default=True, description="Run relay, consumer and reconciler in this replica.")

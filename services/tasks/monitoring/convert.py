@@ -19,8 +19,17 @@ from meshkit.freeform import MAX_WHOLE
 from meshkit.media_urls import MediaLinks
 from meshkit.moments import assign
 from meshkit.spelling import enum_names
-from services.tasks.convert import PROVIDER, PROVIDER_NAME, STATUS, STATUS_NAME, TASK_TYPE, TASK_TYPE_NAME, to_task
-from services.tasks.domain import TaskRecord, TaskStatus
+from services.tasks.convert import (
+    CATEGORY_NAME,
+    PROVIDER,
+    PROVIDER_NAME,
+    STATUS,
+    STATUS_NAME,
+    TASK_TYPE,
+    TASK_TYPE_NAME,
+    to_task,
+)
+from services.tasks.domain import ErrorCategory, TaskRecord, TaskStatus
 from services.tasks.monitoring.celery import CeleryStats
 from services.tasks.monitoring.domain import (
     RATE_MINUTES,
@@ -35,6 +44,7 @@ from services.tasks.monitoring.domain import (
     WorkFigures,
     ids_beginning_with,
 )
+from services.tasks.monitoring.requeues import RequeueReport
 from services.tasks.service_requests import ServiceRequestNote
 
 _COPIED = (
@@ -102,6 +112,30 @@ def to_rows_query(request: pb.ListTaskRowsRequest) -> TaskQuery:
         origin_zone=_text(request, "origin_zone"),
         after=Cursor.parse(cursor) if cursor is not None else None,
         limit=request.page_size + 1,
+    )
+
+
+def to_requeue_query(request: pb.RequeueTasksRequest) -> tuple[TaskQuery, ErrorCategory | None]:
+    """Return which failed tasks are meant, and for what they failed."""
+    query = TaskQuery(
+        tenant=_text(request, "tenant"),
+        task_type=TASK_TYPE_NAME.get(request.task_type) if request.HasField("task_type") else None,
+        provider_type=PROVIDER_NAME.get(request.provider_type) if request.HasField("provider_type") else None,
+        created_after=_moment(request, "created_after"),
+        created_before=_moment(request, "created_before"),
+    )
+    named = CATEGORY_NAME.get(request.error_category) if request.HasField("error_category") else None
+    return query, ErrorCategory(named) if named is not None else None
+
+
+def to_requeues(report: RequeueReport) -> pb.RequeueTasksResponse:
+    """Return what became of failed tasks."""
+    return pb.RequeueTasksResponse(
+        matched=report.matched,
+        requeued=[
+            pb.RequeuedTask(task_id=str(one.task_id), new_task_id=str(one.new_task_id)) for one in report.requeued
+        ],
+        refused=[pb.RefusedRequeue(task_id=str(one.task_id), reason=one.reason) for one in report.refused],
     )
 
 

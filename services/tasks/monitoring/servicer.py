@@ -14,6 +14,7 @@ from meshkit.estimates import ESTIMATED
 from meshkit.media_urls import MediaLinks
 from services.tasks.catalog import QUEUES
 from services.tasks.monitoring import convert
+from services.tasks.monitoring.requeues import TaskRequeues
 from services.tasks.monitoring.service import TaskMonitor
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -24,11 +25,13 @@ class TaskMonitoringServicer(TaskMonitoringServiceServicer):
 
     Args:
         monitor: The use cases.
+        requeues: Makes failed tasks again.
         links: Makes addresses of pictures.
     """
 
-    def __init__(self, monitor: TaskMonitor, links: MediaLinks) -> None:
+    def __init__(self, monitor: TaskMonitor, requeues: TaskRequeues, links: MediaLinks) -> None:
         self._monitor = monitor
+        self._requeues = requeues
         self._links = links
 
     async def ListMonitoredTasks(
@@ -59,6 +62,16 @@ class TaskMonitoringServicer(TaskMonitoringServiceServicer):
         task_id, caller = UUID(request.task_id), Caller.of_call()
         record = await self._monitor.get(task_id, caller)
         return convert.to_detail(record, await self._monitor.service_requests(task_id, caller))
+
+    async def RequeueTasks(self, request: pb.RequeueTasksRequest, context: Context) -> pb.RequeueTasksResponse:
+        del context
+        caller, dry_run = Caller.of_call(), request.dry_run
+        if request.task_ids:
+            named = [UUID(one) for one in request.task_ids]
+            return convert.to_requeues(await self._requeues.named(named, caller, dry_run=dry_run))
+        query, category = convert.to_requeue_query(request)
+        report = await self._requeues.matching(query, category, caller, request.limit, dry_run=dry_run)
+        return convert.to_requeues(report)
 
     async def GetTaskMedia(self, request: pb.GetTaskMediaRequest, context: Context) -> pb.GetTaskMediaResponse:
         del context

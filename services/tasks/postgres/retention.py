@@ -22,7 +22,7 @@ from services.tasks.postgres.planning import HOT
 from services.tasks.retention.domain import RetentionKind, RetentionRule
 from services.tasks.retention.store import Forgotten, OldRows
 
-BATCH = 500
+BATCH = 200
 _ROWS = 1000
 # Folders that wait for the sweeper: no more tasks are deleted before there are less.
 _MOST_FOLDERS = 2000

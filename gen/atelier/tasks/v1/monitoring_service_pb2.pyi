@@ -1460,3 +1460,176 @@ class GetWorkFiguresResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetWorkFiguresResponse: _TypeAlias = GetWorkFiguresResponse  # noqa: Y015
+
+@_typing.final
+class RequeueTasksRequest(_message.Message):
+    """Request of RequeueTasks. Steps of workflows are left out: their workflow resumes them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_IDS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    TASK_TYPE_FIELD_NUMBER: _builtins.int
+    PROVIDER_TYPE_FIELD_NUMBER: _builtins.int
+    ERROR_CATEGORY_FIELD_NUMBER: _builtins.int
+    CREATED_AFTER_FIELD_NUMBER: _builtins.int
+    CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Only of this tenant."""
+    task_type: _enums_pb2.TaskType.ValueType
+    """Only of this type."""
+    provider_type: _enums_pb2.ProviderType.ValueType
+    """Only of this provider."""
+    error_category: _enums_pb2.ErrorCategory.ValueType
+    """Only those that failed for this."""
+    limit: _builtins.int
+    """No more than these, the newest first."""
+    dry_run: _builtins.bool
+    """Only count."""
+    @_builtins.property
+    def task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The failed tasks; those that the other members choose where there are none."""
+
+    @_builtins.property
+    def created_after(self) -> _timestamp_pb2.Timestamp:
+        """Only those created at this time or later."""
+
+    @_builtins.property
+    def created_before(self) -> _timestamp_pb2.Timestamp:
+        """Only those created before this time."""
+
+    def __init__(
+        self,
+        *,
+        task_ids: _abc.Iterable[_builtins.str] | None = ...,
+        tenant: _builtins.str | None = ...,
+        task_type: _enums_pb2.TaskType.ValueType | None = ...,
+        provider_type: _enums_pb2.ProviderType.ValueType | None = ...,
+        error_category: _enums_pb2.ErrorCategory.ValueType | None = ...,
+        created_after: _timestamp_pb2.Timestamp | None = ...,
+        created_before: _timestamp_pb2.Timestamp | None = ...,
+        limit: _builtins.int | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_created_after", b"_created_after", "_created_before", b"_created_before", "_error_category", b"_error_category", "_limit", b"_limit", "_provider_type", b"_provider_type", "_task_type", b"_task_type", "_tenant", b"_tenant", "created_after", b"created_after", "created_before", b"created_before", "error_category", b"error_category", "limit", b"limit", "provider_type", b"provider_type", "task_type", b"task_type", "tenant", b"tenant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_created_after", b"_created_after", "_created_before", b"_created_before", "_error_category", b"_error_category", "_limit", b"_limit", "_provider_type", b"_provider_type", "_task_type", b"_task_type", "_tenant", b"_tenant", "created_after", b"created_after", "created_before", b"created_before", "dry_run", b"dry_run", "error_category", b"error_category", "limit", b"limit", "provider_type", b"provider_type", "task_ids", b"task_ids", "task_type", b"task_type", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__created_after: _TypeAlias = _typing.Literal["created_after"]  # noqa: Y015
+    _WhichOneofArgType__created_after: _TypeAlias = _typing.Literal["_created_after", b"_created_after"]  # noqa: Y015
+    _WhichOneofReturnType__created_before: _TypeAlias = _typing.Literal["created_before"]  # noqa: Y015
+    _WhichOneofArgType__created_before: _TypeAlias = _typing.Literal["_created_before", b"_created_before"]  # noqa: Y015
+    _WhichOneofReturnType__error_category: _TypeAlias = _typing.Literal["error_category"]  # noqa: Y015
+    _WhichOneofArgType__error_category: _TypeAlias = _typing.Literal["_error_category", b"_error_category"]  # noqa: Y015
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    _WhichOneofReturnType__provider_type: _TypeAlias = _typing.Literal["provider_type"]  # noqa: Y015
+    _WhichOneofArgType__provider_type: _TypeAlias = _typing.Literal["_provider_type", b"_provider_type"]  # noqa: Y015
+    _WhichOneofReturnType__task_type: _TypeAlias = _typing.Literal["task_type"]  # noqa: Y015
+    _WhichOneofArgType__task_type: _TypeAlias = _typing.Literal["_task_type", b"_task_type"]  # noqa: Y015
+    _WhichOneofReturnType__tenant: _TypeAlias = _typing.Literal["tenant"]  # noqa: Y015
+    _WhichOneofArgType__tenant: _TypeAlias = _typing.Literal["_tenant", b"_tenant"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__created_after) -> _WhichOneofReturnType__created_after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__created_before) -> _WhichOneofReturnType__created_before | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error_category) -> _WhichOneofReturnType__error_category | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__provider_type) -> _WhichOneofReturnType__provider_type | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__task_type) -> _WhichOneofReturnType__task_type | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tenant) -> _WhichOneofReturnType__tenant | None: ...
+
+Global___RequeueTasksRequest: _TypeAlias = RequeueTasksRequest  # noqa: Y015
+
+@_typing.final
+class RequeueTasksResponse(_message.Message):
+    """Response of RequeueTasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_FIELD_NUMBER: _builtins.int
+    REQUEUED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    matched: _builtins.int
+    """How many failed tasks have no follower yet, before this call."""
+    @_builtins.property
+    def requeued(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequeuedTask]:
+        """Those that were made."""
+
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedRequeue]:
+        """Those that could not be made again."""
+
+    def __init__(
+        self,
+        *,
+        matched: _builtins.int = ...,
+        requeued: _abc.Iterable[Global___RequeuedTask] | None = ...,
+        refused: _abc.Iterable[Global___RefusedRequeue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["matched", b"matched", "refused", b"refused", "requeued", b"requeued"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequeueTasksResponse: _TypeAlias = RequeueTasksResponse  # noqa: Y015
+
+@_typing.final
+class RequeuedTask(_message.Message):
+    """A task that follows a failed one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    NEW_TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The failed task."""
+    new_task_id: _builtins.str
+    """The one that was made of its request."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        new_task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_task_id", b"new_task_id", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequeuedTask: _TypeAlias = RequeuedTask  # noqa: Y015
+
+@_typing.final
+class RefusedRequeue(_message.Message):
+    """A failed task that was left as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedRequeue: _TypeAlias = RefusedRequeue  # noqa: Y015

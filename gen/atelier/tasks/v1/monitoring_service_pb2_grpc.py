@@ -85,6 +85,11 @@ class TaskMonitoringServiceStub:
                 request_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkFiguresRequest.SerializeToString,
                 response_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkFiguresResponse.FromString,
                 _registered_method=True)
+        self.RequeueTasks = channel.unary_unary(
+                '/atelier.tasks.v1.TaskMonitoringService/RequeueTasks',
+                request_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.RequeueTasksRequest.SerializeToString,
+                response_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.RequeueTasksResponse.FromString,
+                _registered_method=True)
 
 
 class TaskMonitoringServiceServicer:
@@ -162,6 +167,14 @@ class TaskMonitoringServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RequeueTasks(self, request, context):
+        """Makes new tasks of the requests of failed ones, with their webhooks, queues and labels. Each failed task is followed
+        by one at most: repeated, the call makes no second one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TaskMonitoringServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -214,6 +227,11 @@ def add_TaskMonitoringServiceServicer_to_server(servicer, server):
                     servicer.GetWorkFigures,
                     request_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkFiguresRequest.FromString,
                     response_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkFiguresResponse.SerializeToString,
+            ),
+            'RequeueTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequeueTasks,
+                    request_deserializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.RequeueTasksRequest.FromString,
+                    response_serializer=atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.RequeueTasksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -487,6 +505,33 @@ class TaskMonitoringService:
             '/atelier.tasks.v1.TaskMonitoringService/GetWorkFigures',
             atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkFiguresRequest.SerializeToString,
             atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.GetWorkFiguresResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequeueTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.tasks.v1.TaskMonitoringService/RequeueTasks',
+            atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.RequeueTasksRequest.SerializeToString,
+            atelier_dot_tasks_dot_v1_dot_monitoring__service__pb2.RequeueTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,

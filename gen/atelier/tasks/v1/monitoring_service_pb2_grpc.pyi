@@ -55,6 +55,10 @@ class TaskMonitoringServiceStub:
     """Tells whether a worker has capacity, and which queues have workers."""
     GetWorkFigures: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetWorkFiguresRequest, _monitoring_service_pb2.GetWorkFiguresResponse]
     """Tells how fast tasks are done, and what workers tell of models and GPUs."""
+    RequeueTasks: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.RequeueTasksRequest, _monitoring_service_pb2.RequeueTasksResponse]
+    """Makes new tasks of the requests of failed ones, with their webhooks, queues and labels. Each failed task is followed
+    by one at most: repeated, the call makes no second one.
+    """
 
 @_typing.type_check_only
 class TaskMonitoringServiceAsyncStub(TaskMonitoringServiceStub):
@@ -83,6 +87,10 @@ class TaskMonitoringServiceAsyncStub(TaskMonitoringServiceStub):
     """Tells whether a worker has capacity, and which queues have workers."""
     GetWorkFigures: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.GetWorkFiguresRequest, _monitoring_service_pb2.GetWorkFiguresResponse]  # type: ignore[assignment]
     """Tells how fast tasks are done, and what workers tell of models and GPUs."""
+    RequeueTasks: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.RequeueTasksRequest, _monitoring_service_pb2.RequeueTasksResponse]  # type: ignore[assignment]
+    """Makes new tasks of the requests of failed ones, with their webhooks, queues and labels. Each failed task is followed
+    by one at most: repeated, the call makes no second one.
+    """
 
 class TaskMonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
     """What operators see of tasks, queues and workers."""
@@ -168,5 +176,15 @@ class TaskMonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_monitoring_service_pb2.GetWorkFiguresResponse, _abc.Awaitable[_monitoring_service_pb2.GetWorkFiguresResponse]]:
         """Tells how fast tasks are done, and what workers tell of models and GPUs."""
+
+    @_abc_1.abstractmethod
+    def RequeueTasks(
+        self,
+        request: _monitoring_service_pb2.RequeueTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitoring_service_pb2.RequeueTasksResponse, _abc.Awaitable[_monitoring_service_pb2.RequeueTasksResponse]]:
+        """Makes new tasks of the requests of failed ones, with their webhooks, queues and labels. Each failed task is followed
+        by one at most: repeated, the call makes no second one.
+        """
 
 def add_TaskMonitoringServiceServicer_to_server(servicer: TaskMonitoringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
