@@ -8,7 +8,8 @@ Serves:
     ExternalScaler` to KEDA.
 Calls:
     The tasks service (`TaskMonitoringService.GetQueueStats`, `GetWorkFigures`, `TasksService.ListProviders`,
-    `ResetProviderBreaker`, and what it tells KEDA), and the health checks of tasks, workflows and training.
+    `ResetProviderBreaker`, and what it tells KEDA), and the health checks of tasks, workflows and training; capture
+    (`CameraService.GetCaptureState`) where a mesh has cameras.
 Consumes:
     `atelier.loops.report.<role>` on core NATS: what every process tells of its loops (`meshkit/supervision.py`).
 
@@ -16,7 +17,7 @@ Rooms:
     `supervision` has the background loops of all processes, `health` what works and what follows for the whole,
     `performance` the snapshots of the last hour: in each, `domain` is pure, `convert` is between domain and wire,
     and `service`, `probes` or `watch` has the use cases. `supervision.store` is what these need of a database, and
-    `postgres` the only SQL. `prometheus` asks Prometheus, `task_calls` calls the tasks service, `servicer` speaks
-    gRPC, `errors` names what can go wrong, `composition` builds the service. `scaler` answers KEDA, and `marker` is
-    a process of its own that marks pods for Kubernetes.
+    `postgres` the only SQL. `prometheus` asks Prometheus, `task_calls` and `capture_calls` call services, `servicer`
+    speaks gRPC, `errors` names what can go wrong, `composition` builds the service. `scaler` answers KEDA; `marker` and
+    `capture` are processes of their own.
 """

@@ -21,6 +21,7 @@ from meshkit.metrics import serve_metrics
 from meshkit.server import build_server
 from meshkit.supervision import REPORTS, supervise
 from meshkit.topology import MONITORING
+from services.monitoring.capture_calls import CaptureFigures
 from services.monitoring.config import MonitoringSettings
 from services.monitoring.health.probes import Infrastructure, Probes
 from services.monitoring.health.watch import DegradationWatch
@@ -100,8 +101,18 @@ async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> Monitori
         [HealthPart("postgresql", database.ping, every_call=True), HealthPart("nats", bus.ping, essential=False)],
         lambda: [f"loops/{name}" for name in loops.ailing],
     )
+    capture = None
+    if settings.capture_address:
+        capture = CaptureFigures(_channel(settings, stack, tokens, settings.capture_address))
     servicer = SystemServicer(
-        supervisor, probes, watch, tasks, prometheus, performance=performance, version=version("atelier")
+        supervisor,
+        probes,
+        watch,
+        tasks,
+        prometheus,
+        performance=performance,
+        capture=capture,
+        version=version("atelier"),
     )
     server = build_server(
         settings, MONITORING, [(system_service_pb2_grpc.add_SystemServiceServicer_to_server, servicer)], parts

@@ -9,10 +9,19 @@ import grpc
 from atelier.monitoring.v1 import system_service_pb2 as pb
 from atelier.monitoring.v1.system_service_pb2_grpc import SystemServiceServicer
 
+from meshkit.access import Caller
 from meshkit.answers import OTHER_STATUS
+from services.monitoring.capture_calls import CaptureFigures
 from services.monitoring.errors import bad_breaker_name, no_such_breaker
 from services.monitoring.health import convert as health_convert
-from services.monitoring.health.domain import WholeState, is_breaker_name, verdict
+from services.monitoring.health.domain import (
+    CRITICAL_LOOPS,
+    FILE_WATCHER,
+    WholeState,
+    is_breaker_name,
+    verdict,
+    with_watcher,
+)
 from services.monitoring.health.probes import Probes
 from services.monitoring.health.watch import DegradationWatch
 from services.monitoring.performance import convert as performance_convert
@@ -40,6 +49,7 @@ class SystemServicer(SystemServiceServicer):
         tasks: The tasks service, which has the breakers.
         prometheus: Asks Prometheus.
         performance: Keeps the snapshots of the last hour.
+        capture: Capture, where the mesh has cameras.
         version: Version of the mesh.
     """
 
@@ -52,6 +62,7 @@ class SystemServicer(SystemServiceServicer):
         prometheus: PrometheusStack,
         *,
         performance: PerformanceWatch,
+        capture: CaptureFigures | None,
         version: str,
     ) -> None:
         self._supervisor = supervisor
@@ -60,6 +71,7 @@ class SystemServicer(SystemServiceServicer):
         self._tasks = tasks
         self._prometheus = prometheus
         self._performance = performance
+        self._capture = capture
         self._version = version
 
     async def GetSupervisor(self, request: pb.GetSupervisorRequest, context: Context) -> pb.GetSupervisorResponse:
@@ -102,10 +114,16 @@ class SystemServicer(SystemServiceServicer):
         del request
         survey = await self._probes.ask(_PROBE_SECONDS)
         loops = await self._supervisor.overview()
-        judged, away = verdict(survey, loops)
+        critical = CRITICAL_LOOPS
+        if self._capture is not None:
+            critical |= {FILE_WATCHER}
+            loops = with_watcher(loops) if self._supervisor.running else loops
+        judged, away = verdict(survey, loops, critical)
         if judged is WholeState.UNHEALTHY:
             context.set_trailing_metadata(OTHER_STATUS)
-        return pb.GetFullHealthResponse(health=health_convert.to_health(survey, loops, judged, away, self._version))
+        return pb.GetFullHealthResponse(
+            health=health_convert.to_health(survey, loops, judged, away, critical=critical, version=self._version)
+        )
 
     async def GetMonitoringHealth(
         self, request: pb.GetMonitoringHealthRequest, context: Context
@@ -119,7 +137,10 @@ class SystemServicer(SystemServiceServicer):
 
     async def GetPipeline(self, request: pb.GetPipelineRequest, context: Context) -> pb.GetPipelineResponse:
         del request, context
-        return pb.GetPipelineResponse(pipeline=health_convert.to_pipeline(self._watch, datetime.now(UTC)))
+        pipeline = health_convert.to_pipeline(self._watch, datetime.now(UTC))
+        if self._capture is not None:
+            await self._capture.write(pipeline, Caller.of_call(), _PROBE_SECONDS)
+        return pb.GetPipelineResponse(pipeline=pipeline)
 
     async def GetPerformance(self, request: pb.GetPerformanceRequest, context: Context) -> pb.GetPerformanceResponse:
         del request, context

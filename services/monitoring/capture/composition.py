@@ -19,7 +19,7 @@ from meshkit.bus import Bus
 from meshkit.channel import MeshChannel
 from meshkit.db import Database
 from meshkit.health import HealthPart, PartStates
-from meshkit.loops import Loops
+from meshkit.loops import Loop, Loops, LoopState
 from meshkit.metrics import serve_metrics
 from meshkit.outbox import Relay
 from meshkit.server import build_server
@@ -49,6 +49,7 @@ from services.monitoring.capture.postgres.changes import CaptureChanges
 from services.monitoring.capture.postgres.cleanup import PostgresForgettingStore
 from services.monitoring.capture.postgres.events import PostgresEventStore
 from services.monitoring.capture.postgres.photos import PostgresPhotoStore
+from services.monitoring.capture.watching.service import FileWatcher, WatchLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class CaptureRuntime:
     bus: Bus
     relay: Relay
     changes: CaptureChanges
+    watcher: FileWatcher
     aggregator: BatchAggregator
 
 
@@ -117,7 +119,20 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
         idle_seconds=settings.capture_idle_seconds,
         on_closed=analysis.wake,
     )
-    loops = Loops(aggregator.loop, analysis.loop, handovers.loop, cleanup.loop, relay.loop)
+
+    def on_photos() -> None:
+        aggregator.loop.wake()
+
+    watcher = FileWatcher(
+        settings.camera_root.resolve(),
+        settings.capture_observer,
+        _limits(settings),
+        photos=photos,
+        cameras=cameras,
+        on_photos=on_photos,
+    )
+    stack.push_async_callback(watcher.close)
+    loops = Loops(watcher.loop, aggregator.loop, analysis.loop, handovers.loop, cleanup.loop, relay.loop)
     if settings.run_loops:
         await supervise(stack, loops, bus, CAPTURE.role)
     parts = PartStates(
@@ -125,9 +140,9 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
         lambda: [f"loops/{name}" for name in loops.ailing],
     )
     camera_servicer = CameraServicer(
-        CameraDesk(cameras, access, lambda: None),
+        CameraDesk(cameras, access, watcher.look_again),
         tenant=settings.capture_tenant,
-        watcher=health_pb2.FileWatcherStatus,
+        watcher=lambda: _watcher_state(watcher, running=_runs(loops, watcher.loop)),
         aggregator=aggregator.state,
     )
     server = build_server(
@@ -157,7 +172,7 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return CaptureRuntime(server.address, database, bus, relay, changes, aggregator)
+    return CaptureRuntime(server.address, database, bus, relay, changes, watcher, aggregator)
 
 
 def _model(settings: CaptureSettings, tasks: MeshChannel) -> TextCalls | None:
@@ -170,4 +185,28 @@ def _model(settings: CaptureSettings, tasks: MeshChannel) -> TextCalls | None:
         tenant=settings.capture_tenant,
         instance=settings.capture_instance,
         zone=settings.capture_zone,
+    )
+
+
+def _limits(settings: CaptureSettings) -> WatchLimits:
+    return WatchLimits(
+        settle_seconds=settings.capture_settle_seconds,
+        quiet_seconds=settings.capture_quiet_seconds,
+        scan_seconds=settings.capture_scan_seconds,
+        poll_seconds=settings.capture_poll_seconds,
+        max_bytes=settings.capture_max_photo_bytes,
+        offline_seconds=settings.camera_offline_seconds,
+    )
+
+
+def _runs(loops: Loops, loop: Loop) -> bool:
+    return any(one.loop is loop and one.state is LoopState.RUNNING for one in loops.kept)
+
+
+def _watcher_state(watcher: FileWatcher, *, running: bool) -> health_pb2.FileWatcherStatus:
+    return health_pb2.FileWatcherStatus(
+        running=running,
+        camera_root=str(watcher.root),
+        pending_tasks=watcher.pending,
+        observer_type=watcher.observer_type,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from atelier.monitoring.v1 import health_pb2, system_service_pb2
@@ -11,7 +11,6 @@ from atelier.monitoring.v1 import health_pb2, system_service_pb2
 from meshkit.loops import LoopState
 from meshkit.moments import assign
 from services.monitoring.health.domain import (
-    CRITICAL_LOOPS,
     BreakerView,
     CircuitState,
     Mode,
@@ -28,7 +27,13 @@ _WORKS = {PartKind.STORE: "Database operational", PartKind.BUS: "NATS connected"
 
 
 def to_health(
-    survey: Survey, loops: Sequence[LoopOverview], verdict: WholeState, away: Sequence[str], version: str
+    survey: Survey,
+    loops: Sequence[LoopOverview],
+    verdict: WholeState,
+    away: Sequence[str],
+    *,
+    critical: Collection[str],
+    version: str,
 ) -> health_pb2.FullHealth:
     """Return the health of all parts."""
     health = health_pb2.FullHealth(
@@ -46,9 +51,7 @@ def to_health(
             _write_service(health.ai_services.add(), one, survey.at)
     _write_breakers(health.circuit_breakers, survey.breakers or ())
     for loop in loops:
-        health.workers.add(
-            name=loop.name, running=loop.state is LoopState.RUNNING, critical=loop.name in CRITICAL_LOOPS
-        )
+        health.workers.add(name=loop.name, running=loop.state is LoopState.RUNNING, critical=loop.name in critical)
     assign(health.timestamp, survey.at)
     return health
 

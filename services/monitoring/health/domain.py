@@ -5,17 +5,19 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from meshkit.loops import LoopState
-from services.monitoring.supervision.domain import LoopOverview
+from services.monitoring.supervision.domain import NOBODY, LoopOverview
 
 UNHEALTHY_AFTER = 3
 HEALTHY_AFTER = 2
 # Without it the work of workers that died is never given to others.
 CRITICAL_LOOPS = frozenset({"tasks_expiry"})
+# Without it photos are not seen; critical where a mesh has cameras.
+FILE_WATCHER = "file_watcher"
 _BREAKER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MOST_NAME_CHARS = 64
 
@@ -151,17 +153,31 @@ def worst(states: Sequence[CircuitState]) -> CircuitState:
     return max(states, key=_BY_BADNESS.index, default=CircuitState.CLOSED)
 
 
-def verdict(survey: Survey, loops: Sequence[LoopOverview]) -> tuple[WholeState, list[str]]:
+def with_watcher(loops: Sequence[LoopOverview]) -> list[LoopOverview]:
+    """Return loops with the one that watches folders, also where no process has ever had it."""
+    if any(one.name == FILE_WATCHER for one in loops):
+        return list(loops)
+    missing = LoopOverview(FILE_WATCHER, LoopState.CRASHED, error=NOBODY)
+    return sorted((*loops, missing), key=lambda one: one.name)
+
+
+def verdict(
+    survey: Survey, loops: Sequence[LoopOverview], critical: Collection[str] = CRITICAL_LOOPS
+) -> tuple[WholeState, list[str]]:
     """Judge the whole.
+
+    Args:
+        survey: What asking every part has shown.
+        loops: The background loops.
+        critical: Names of those without which the mesh is unhealthy.
 
     Returns:
         The verdict, and the names of what does not work: of what is critical alone, where some of that is away.
     """
     away = [(one.name, one.critical) for one in survey.parts if one.error is not None]
-    away += [(one.name, one.name in CRITICAL_LOOPS) for one in loops if one.state is not LoopState.RUNNING]
-    critical = [name for name, is_critical in away if is_critical]
-    if critical:
-        return WholeState.UNHEALTHY, critical
+    away += [(one.name, one.name in critical) for one in loops if one.state is not LoopState.RUNNING]
+    if worst_away := [name for name, is_critical in away if is_critical]:
+        return WholeState.UNHEALTHY, worst_away
     return (WholeState.DEGRADED if away else WholeState.HEALTHY), [name for name, _ in away]
 
 

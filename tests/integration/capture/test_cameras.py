@@ -14,8 +14,9 @@ from tests.integration.capture.conftest import Studio, until
 
 async def seen(studio: Studio, camera: str, name: str, content: int = 1) -> None:
     await PostgresCameraStore(studio.capture.changes).add_cameras([camera])
+    (studio.root / camera).mkdir(exist_ok=True)
     file = f"{camera}/{name}".encode()
-    await PostgresPhotoStore(studio.capture.changes).take(SeenFile(camera, file, 10, 1, f"{content:064x}"))
+    await PostgresPhotoStore(studio.capture.changes).take([SeenFile(camera, file, 10, 1, f"{content:064x}")], {})
 
 
 async def test_cameras_are_listed_shown_and_switched(studio: Studio) -> None:
@@ -26,7 +27,7 @@ async def test_cameras_are_listed_shown_and_switched(studio: Studio) -> None:
     assert [one["camera_id"] for one in listed["items"]] == ["left"]
     assert listed["pagination"] == {"total": 2, "limit": 1, "offset": 0, "items_count": 1, "has_more": True}
     shown = (await http.get("/cameras/right%20hand")).json()
-    assert (shown["camera_id"], shown["enabled"], shown["status"]) == ("right hand", True, "unknown")
+    assert (shown["camera_id"], shown["enabled"], shown["message"]) == ("right hand", True, None)
     assert shown["last_file_at"] is not None
     assert (await http.post("/cameras/left/disable")).json()["enabled"] is False
     assert (await http.post("/cameras/left/disable")).json()["enabled"] is False
@@ -37,6 +38,7 @@ async def test_cameras_are_listed_shown_and_switched(studio: Studio) -> None:
 
 async def test_a_switch_is_told_once_to_the_tenant_alone(studio: Studio) -> None:
     await seen(studio, "left", "a.jpg")
+    await until(lambda: studio.rows("SELECT id FROM cameras WHERE status = 'online'"))
     async with studio.listening() as own, studio.listening("others") as other:
         http = studio.http()
         for what in ("disable", "disable", "enable"):

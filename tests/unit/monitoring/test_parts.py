@@ -7,6 +7,8 @@ import pytest
 
 from meshkit.loops import LoopState
 from services.monitoring.health.domain import (
+    CRITICAL_LOOPS,
+    FILE_WATCHER,
     BreakerPolicyView,
     BreakerView,
     CircuitState,
@@ -22,6 +24,7 @@ from services.monitoring.health.domain import (
     provider_parts,
     verdict,
     watched,
+    with_watcher,
     worker_parts,
     worst,
 )
@@ -125,3 +128,13 @@ def test_breakers_have_names_that_can_be_asked_for_and_tell_keys_apart() -> None
     assert len(set(names)) == len(names)
     assert all(is_breaker_name(name) for name in names)
     assert not any(is_breaker_name(name) for name in ("", "a/b", "a" * 65, "a b", "a\n"))
+
+
+def test_a_mesh_with_cameras_is_unhealthy_without_its_watcher() -> None:
+    critical = {*CRITICAL_LOOPS, FILE_WATCHER}
+    running = with_watcher([LoopOverview(FILE_WATCHER, LoopState.RUNNING)])
+    assert verdict(survey(), running, critical) == (WholeState.HEALTHY, [])
+    never = with_watcher([LoopOverview("z", LoopState.RUNNING)])
+    assert [one.name for one in never] == [FILE_WATCHER, "z"]
+    assert verdict(survey(), never, critical) == (WholeState.UNHEALTHY, [FILE_WATCHER])
+    assert verdict(survey(), never) == (WholeState.DEGRADED, [FILE_WATCHER])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from services.monitoring.capture.cameras.domain import CameraRecord
@@ -22,6 +22,10 @@ class CameraStore(Protocol):
 
     async def add_cameras(self, camera_ids: Collection[str]) -> None:
         """Write those that are not known yet."""
+        ...
+
+    async def names(self) -> Sequence[str]:
+        """Return the names of all."""
         ...
 
     async def disabled(self) -> frozenset[str]:

@@ -25,18 +25,18 @@ class PhotoStore(Protocol):
         """Return size and time of change that files had when they were seen last; those never seen are left out."""
         ...
 
-    async def other_files(self, camera_id: str, sha256: str, file: bytes) -> Sequence[bytes]:
-        """Return the other files of a camera that had this content when they were seen last."""
+    async def other_files(self, seen: Sequence[SeenFile]) -> Sequence[tuple[bytes, bytes]]:
+        """Return files with others of the same camera that had the same content when they were seen last."""
         ...
 
-    async def take(self, seen: SeenFile, moved_from: bytes | None = None) -> bool:
-        """Write a photo, unless this content of this file is known; then its time of change alone.
+    async def take(self, seen: Sequence[SeenFile], moved: Mapping[bytes, bytes]) -> int:
+        """Write photos; of those whose content is known for their file the time of change alone.
 
         Args:
-            seen: The file.
-            moved_from: File of the same content that is there no more: its photo is this one.
+            seen: The files, each once.
+            moved: By file, one of the same content that is there no more: its photo is this one.
 
         Returns:
-            Whether it is a new photo.
+            How many are new photos.
         """
         ...

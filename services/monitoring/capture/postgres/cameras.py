@@ -56,6 +56,11 @@ class PostgresCameraStore:
 
         await self._changes.db.retrying(body)
 
+    async def names(self) -> Sequence[str]:
+        """Return the names of all."""
+        async with self._changes.db.connection() as conn:
+            return [name for (name,) in await (await conn.execute("SELECT id FROM cameras")).fetchall()]
+
     async def disabled(self) -> frozenset[str]:
         """Return those whose photos are not taken."""
         async with self._changes.db.connection() as conn:

@@ -30,20 +30,33 @@ _KNOWN = """
 SELECT DISTINCT ON (file) file, size, modified_ns FROM photos WHERE file = ANY(%s::bytea[])
 ORDER BY file, modified_ns DESC
 """
-_OTHERS = "SELECT file FROM photos WHERE camera_id = %s AND sha256 = %s AND sha256 <> '' AND file <> %s"
+_OTHERS = """
+SELECT s.file, p.file FROM unnest(%s::bytea[], %s::text[], %s::text[]) AS s (file, camera_id, sha256)
+JOIN photos p ON p.camera_id = s.camera_id AND p.sha256 = s.sha256 AND p.file <> s.file WHERE s.sha256 <> ''
+"""
 _MOVE = """
 UPDATE photos SET file = %(file)s, path = %(path)s, modified_ns = %(modified_ns)s
 WHERE file = %(moved_from)s AND sha256 = %(sha256)s
     AND NOT EXISTS (SELECT FROM photos o WHERE o.file = %(file)s AND o.sha256 = %(sha256)s)
 """
 _TAKE = """
-INSERT INTO photos AS p (id, camera_id, file, path, size, modified_ns, sha256, state, error, seen_at)
-VALUES (%(id)s, %(camera_id)s, %(file)s, %(path)s, %(size)s, %(modified_ns)s, %(sha256)s, %(state)s, %(error)s,
-    clock_timestamp())
-ON CONFLICT (file, sha256) DO UPDATE SET modified_ns = excluded.modified_ns, size = excluded.size
-RETURNING p.id, p.seen_at
+WITH taken AS (
+    INSERT INTO photos AS p (id, camera_id, file, path, size, modified_ns, sha256, state, error, seen_at)
+    SELECT s.id, s.camera_id, s.file, s.path, s.size, s.modified_ns, s.sha256,
+        CASE WHEN s.error IS NULL THEN 'WAITING' ELSE 'FAILED' END, s.error, clock_timestamp()
+    FROM unnest(%(ids)s::uuid[], %(cameras)s::text[], %(files)s::bytea[], %(paths)s::text[], %(sizes)s::bigint[],
+        %(modified)s::bigint[], %(hashes)s::text[], %(errors)s::text[])
+        WITH ORDINALITY AS s (id, camera_id, file, path, size, modified_ns, sha256, error, n)
+    ORDER BY s.n
+    ON CONFLICT (file, sha256) DO UPDATE SET modified_ns = excluded.modified_ns, size = excluded.size
+    RETURNING p.id, p.camera_id, p.seen_at
+), newest AS (
+    SELECT camera_id, max(seen_at) AS seen_at FROM taken WHERE id = ANY(%(ids)s::uuid[]) GROUP BY camera_id
+), told AS (
+    UPDATE cameras c SET last_file_at = greatest(c.last_file_at, n.seen_at) FROM newest n WHERE c.id = n.camera_id
+)
+SELECT count(*) FROM taken WHERE id = ANY(%(ids)s::uuid[])
 """
-_LAST_FILE = "UPDATE cameras SET last_file_at = greatest(last_file_at, %s) WHERE id = %s"
 
 
 class PostgresPhotoStore:
@@ -98,42 +111,50 @@ class PostgresPhotoStore:
             cursor = await conn.execute(_KNOWN, (list(files),))
             return {bytes(file): (size, modified) for file, size, modified in await cursor.fetchall()}
 
-    async def other_files(self, camera_id: str, sha256: str, file: bytes) -> Sequence[bytes]:
-        """Return the other files of a camera that had this content when they were seen last."""
+    async def other_files(self, seen: Sequence[SeenFile]) -> Sequence[tuple[bytes, bytes]]:
+        """Return files with others of the same camera that had the same content when they were seen last."""
+        values = ([one.file for one in seen], [one.camera_id for one in seen], [one.sha256 for one in seen])
         async with self._changes.db.connection() as conn:
-            cursor = await conn.execute(_OTHERS, (camera_id, sha256, file))
-            return [bytes(one) for (one,) in await cursor.fetchall()]
+            cursor = await conn.execute(_OTHERS, values)
+            return [(bytes(file), bytes(other)) for file, other in await cursor.fetchall()]
 
-    async def take(self, seen: SeenFile, moved_from: bytes | None = None) -> bool:
-        """Write a photo, unless this content of this file is known; then its time of change alone."""
-        new_id = uuid4()
-        state = PhotoState.WAITING if seen.error is None else PhotoState.FAILED
-        values = {
-            "id": new_id,
-            "camera_id": seen.camera_id,
-            "file": seen.file,
-            "path": shown(seen.file),
-            "size": seen.size,
-            "modified_ns": seen.modified_ns,
-            "sha256": seen.sha256,
-            "state": state.value,
-            "error": seen.error,
-            "moved_from": moved_from,
-        }
+    async def take(self, seen: Sequence[SeenFile], moved: Mapping[bytes, bytes]) -> int:
+        """Write photos; of those whose content is known for their file the time of change alone."""
+        ids = [uuid4() for _ in seen]
 
-        async def body() -> bool:
+        async def body() -> int:
             async with self._changes.db.transaction() as conn:
-                if moved_from is not None:
-                    cursor = await conn.execute(_MOVE, values)
-                    if cursor.rowcount:
-                        return False
-                [(found, seen_at)] = await (await conn.execute(_TAKE, values)).fetchall()
-                if found != new_id:
-                    return False
-                await conn.execute(_LAST_FILE, (seen_at, seen.camera_id))
-                return True
+                done = {one.file for one in seen if one.file in moved and await self._move(conn, one, moved[one.file])}
+                left = [(photo_id, one) for photo_id, one in zip(ids, seen, strict=True) if one.file not in done]
+                cursor = await conn.execute(_TAKE, _columns(left))
+                [(count,)] = await cursor.fetchall()
+                return int(count)
 
         return await self._changes.db.retrying(body)
+
+    @staticmethod
+    async def _move(conn: Any, one: SeenFile, moved_from: bytes) -> bool:
+        values = {
+            "file": one.file,
+            "path": shown(one.file),
+            "modified_ns": one.modified_ns,
+            "sha256": one.sha256,
+            "moved_from": moved_from,
+        }
+        return bool((await conn.execute(_MOVE, values)).rowcount)
+
+
+def _columns(taken: Sequence[tuple[UUID, SeenFile]]) -> dict[str, list[Any]]:
+    return {
+        "ids": [photo_id for photo_id, _ in taken],
+        "cameras": [one.camera_id for _, one in taken],
+        "files": [one.file for _, one in taken],
+        "paths": [shown(one.file) for _, one in taken],
+        "sizes": [one.size for _, one in taken],
+        "modified": [one.modified_ns for _, one in taken],
+        "hashes": [one.sha256 for _, one in taken],
+        "errors": [one.error for _, one in taken],
+    }
 
 
 def photo(row: Sequence[Any]) -> PhotoRecord:

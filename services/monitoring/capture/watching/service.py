@@ -1,0 +1,347 @@
+"""The watcher: takes each photo that lands, once it is whole, and tells how cameras are."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshkit.logging import get_logger
+from meshkit.loops import Loop
+from services.monitoring.capture.cameras.store import CameraStore
+from services.monitoring.capture.photos.domain import SeenFile, shown
+from services.monitoring.capture.photos.store import PhotoStore
+from services.monitoring.capture.watching import files
+from services.monitoring.capture.watching.domain import FileStamp, PhotoCandidate, Wholeness, camera_of, is_photo_name
+from services.monitoring.capture.watching.files import FoldersFound
+from services.monitoring.capture.watching.observer import NATIVE, POLLING, NativeObserver, choose_observer
+
+_log = get_logger(__name__)
+
+_JUDGE_SECONDS = 5.0
+_MOST_FOUND = 5000
+_ASKED_AT_ONCE = 500
+_TAKEN_AT_ONCE = 64
+_MOST_REFUSED_TOLD = 1000
+_NO_PICTURE = "Its content is none of JPEG, PNG, WebP and TIFF"
+
+
+@dataclass(frozen=True, slots=True)
+class WatchLimits:
+    """When a file is taken, and how often folders are looked through.
+
+    Attributes:
+        settle_seconds: How long a file that ends as its format does stays unchanged first.
+        quiet_seconds: The same for one that does not.
+        scan_seconds: How often all folders are looked through where the kernel tells of changes.
+        poll_seconds: The same where it does not.
+        max_bytes: Largest file that is read.
+        offline_seconds: How long no photo must have come for a camera to be offline.
+    """
+
+    settle_seconds: float
+    quiet_seconds: float
+    scan_seconds: float
+    poll_seconds: float
+    max_bytes: int
+    offline_seconds: float
+
+
+class FileWatcher:
+    """Watches the folders of cameras; safe with several replicas, each of which then reads every file.
+
+    Args:
+        root: Their root.
+        observer: `native`, `polling` or `auto`.
+        limits: When a file is taken.
+        photos: Rows of photos.
+        cameras: Rows of cameras.
+        on_photos: Called when new photos were written.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        observer: str,
+        limits: WatchLimits,
+        *,
+        photos: PhotoStore,
+        cameras: CameraStore,
+        on_photos: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.root = root
+        self.limits = limits
+        self._wanted_observer = observer
+        self._photos = photos
+        self._cameras = cameras
+        self._on_photos = on_photos
+        self._clock = clock
+        self._observer: NativeObserver | None = None
+        self._began = False
+        self._candidates: dict[bytes, PhotoCandidate] = {}
+        self._known: dict[bytes, FileStamp] = {}
+        self._folders: set[bytes] = set()
+        self._look_at_all = True
+        self._looked_at = float("-inf")
+        self._judged_at = float("-inf")
+        self._troubles: dict[str, str] = {}
+        self._present: set[str] = set()
+        self._disabled: frozenset[str] = frozenset()
+        self._refused: set[bytes] = set()
+        self._wake = asyncio.Event()
+        self.loop = Loop("file_watcher", self.run_once, min(limits.poll_seconds, _JUDGE_SECONDS), wake=self._wake)
+
+    @property
+    def observer_type(self) -> str:
+        """How changes are noticed."""
+        return POLLING if self._observer is None else NATIVE
+
+    @property
+    def pending(self) -> int:
+        """Files that wait to be whole or to be read."""
+        return len(self._candidates)
+
+    async def close(self) -> None:
+        """End what the kernel was asked for."""
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            await observer.close()
+
+    # -- what the kernel tells -----------------------------------------------------------------------------------
+
+    def file_changed(self, file: bytes, *, closed: bool) -> None:
+        """Note that a file came, or was closed by who wrote it."""
+        folder, _, name = file.rpartition(b"/")
+        if folder and is_photo_name(name):
+            # Even where size and times are as before: who wrote it may have set them so.
+            self._known.pop(file, None)
+            self._candidates[file] = PhotoCandidate(self._clock(), closed)
+            self._wake.set()
+
+    def folder_came(self, folder: bytes) -> None:
+        """Note that a folder came."""
+        self._folders.add(folder)
+        self._wake.set()
+
+    def look_again(self) -> None:
+        """Look through all folders soon."""
+        self._look_at_all = True
+        self._wake.set()
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    async def run_once(self) -> bool:
+        """Look where something has changed and take what is whole; body of a loop.
+
+        Returns:
+            Whether there is more to do at once.
+        """
+        if not self._began:
+            self._observer = choose_observer(self.root, self._wanted_observer, self)
+            self._began = True
+            if self._observer is not None:
+                self._observer.start()
+            _log.info("watching", root=str(self.root), observer=self.observer_type)
+        every = self.limits.poll_seconds if self._observer is None else self.limits.scan_seconds
+        more = False
+        if self._look_at_all or self._clock() - self._looked_at >= every:
+            more = await self._look_through(every)
+        elif self._folders:
+            await self._look_into()
+        more |= await self._take()
+        await self._judge()
+        if self._candidates and not more:
+            asyncio.get_running_loop().call_later(self.limits.settle_seconds / 2, self._wake.set)
+        return more
+
+    async def _look_through(self, every: float) -> bool:
+        """Look through all folders; return whether that has to go on."""
+        self._look_at_all = False
+        self._folders.clear()
+        self._looked_at = self._clock()
+        self._disabled = await self._cameras.disabled()
+        try:
+            found = await asyncio.to_thread(files.look_through, self.root, self._known, self._watch, _MOST_FOUND)
+        except OSError as error:
+            trouble = files.trouble_of(error)
+            self._troubles = dict.fromkeys(await self._cameras.names(), trouble)
+            self._looked_at += self.limits.poll_seconds - every
+            self._judged_at = float("-inf")
+            _log.warning("root_not_read", root=str(self.root), cause=trouble)
+            return False
+        if new := found.cameras - self._present:
+            await self._cameras.add_cameras(new)
+        # Cameras of earlier runs whose folder is there no more are told of as well.
+        gone = [name for name in await self._cameras.names() if name not in found.cameras]
+        self._present = found.cameras
+        if self._troubles != (troubles := dict.fromkeys(gone, files.NOT_THERE) | found.troubles):
+            self._troubles, self._judged_at = troubles, float("-inf")
+        await self._add(found)
+        self._look_at_all |= not found.complete
+        if found.complete and found.met + _MOST_FOUND < len(self._known):
+            self._known = await asyncio.to_thread(files.still_there, self.root, self._known)
+        return not found.complete
+
+    async def _look_into(self) -> None:
+        """Look into folders that came."""
+        folders, self._folders = self._folders, set()
+        found = FoldersFound()
+        for folder in sorted(folders):
+            camera = camera_of(folder.partition(b"/")[0])
+            if camera is None:
+                found.refused.append(folder)
+                continue
+            if camera not in self._present:
+                await self._cameras.add_cameras([camera])
+                self._present.add(camera)
+            self._troubles.pop(camera, None)
+            await asyncio.to_thread(files.look_into, self.root, folder, self._known, self._watch, _MOST_FOUND, found)
+        self._troubles.update(found.troubles)
+        self._look_at_all |= not found.complete
+        await self._add(found)
+
+    def _watch(self, folder: bytes) -> None:
+        observer = self._observer
+        if observer is None:
+            return
+        try:
+            observer.watch(folder)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # The kernel watches no more folders for this user: look again and again.
+            _log.warning("kernel_does_not_watch", cause=os.strerror(errno.ENOSPC))
+            self._observer = None
+
+    async def _add(self, found: FoldersFound) -> None:
+        """Make candidates of files that no row knows."""
+        for first in range(0, len(found.files), _ASKED_AT_ONCE):
+            part = found.files[first : first + _ASKED_AT_ONCE]
+            rows = await self._photos.known_files([file for file, _ in part if file not in self._candidates])
+            for file, stamp in part:
+                if rows.get(file) == (stamp.size, stamp.modified_ns) and file not in self._known:
+                    self._known[file] = stamp
+                elif file not in self._candidates:
+                    self._candidates[file] = PhotoCandidate(self._clock(), closed=False)
+        for place in found.refused:
+            if place not in self._refused and len(self._refused) < _MOST_REFUSED_TOLD:
+                self._refused.add(place)
+                _log.warning("not_watched", path=shown(place))
+
+    # -- taking --------------------------------------------------------------------------------------------------
+
+    async def _take(self) -> bool:
+        """Take what is whole; return whether more is."""
+        for file in [file for file in self._candidates if not self._is_taken(file)]:
+            del self._candidates[file]  # it stays on the disk, and is found when its camera is switched on
+        wanted = dict(self._candidates)
+        ready, gone = await asyncio.to_thread(self._sort, wanted)
+        for file in gone:
+            self._drop(file, wanted[file])
+        part = ready[:_TAKEN_AT_ONCE]
+        read = await asyncio.to_thread(self._read, part)
+        seen = [one for _, one, _ in read if one is not None]
+        if seen:
+            moved = await self._moved(seen)
+            count = await self._photos.take(seen, moved)
+            if count:
+                self._judged_at = float("-inf")
+                self._on_photos()
+            _log.info("photos_taken", count=count, known=len(seen) - count)
+        for file, one, stamp in read:
+            if one is not None and stamp is not None:
+                self._known[file] = stamp
+            self._drop(file, wanted[file])
+        return len(ready) > len(part)
+
+    def _is_taken(self, file: bytes) -> bool:
+        return camera_of(file.partition(b"/")[0]) not in self._disabled
+
+    def _drop(self, file: bytes, candidate: PhotoCandidate) -> None:
+        # One that has changed meanwhile is another candidate.
+        if self._candidates.get(file) is candidate:
+            del self._candidates[file]
+
+    def _sort(self, wanted: dict[bytes, PhotoCandidate]) -> tuple[list[bytes], list[bytes]]:
+        """Return the files that are whole, and those that are there no more; blocks."""
+        ready, gone = [], []
+        for file, one in wanted.items():
+            stamp = files.stamp_of(self.root, file)
+            if stamp is None or self._known.get(file) == stamp:
+                gone.append(file)
+            elif self._is_whole(file, one, stamp):
+                ready.append(file)
+        return ready, gone
+
+    def _is_whole(self, file: bytes, one: PhotoCandidate, stamp: FileStamp) -> bool:
+        now = self._clock()
+        if stamp != one.stamp:
+            one.stamp, one.since = stamp, now
+        unchanged = now - one.since
+        if unchanged >= self.limits.quiet_seconds:
+            return True
+        if stamp.size > self.limits.max_bytes:
+            return False
+        if one.looked_into == stamp or not (one.closed or unchanged >= self.limits.settle_seconds):
+            return False
+        # What cannot be read now can perhaps be read later.
+        with suppress(OSError):
+            ends = files.look_at_ends(self.root, file)
+            if ends is Wholeness.WHOLE or (ends is Wholeness.OPEN and one.closed):
+                return True
+        one.looked_into = stamp
+        return False
+
+    def _read(self, wanted: Sequence[bytes]) -> list[tuple[bytes, SeenFile | None, FileStamp | None]]:
+        """Return what each file holds, None where there is nothing to write; blocks."""
+        return [(file, *found) for file in wanted if (found := self._read_one(file)) is not None]
+
+    def _read_one(self, file: bytes) -> tuple[SeenFile | None, FileStamp | None] | None:
+        camera = camera_of(file.partition(b"/")[0])
+        stamp = files.stamp_of(self.root, file)
+        if camera is None or stamp is None:
+            return None, None
+        error, sha256 = None, ""
+        try:
+            if stamp.size > self.limits.max_bytes:
+                error = f"Its file has {stamp.size} bytes; {self.limits.max_bytes} are the most that are read"
+            elif not stamp.size:
+                error = "Its file is empty"
+            else:
+                sha256 = files.hash_file(self.root, file, stamp)
+                if files.look_at_ends(self.root, file) is Wholeness.FOREIGN:
+                    error = _NO_PICTURE
+        except (files.FileChangedError, FileNotFoundError):
+            return None  # it stays a candidate: somebody writes it, or the next look finds it gone
+        except OSError as caught:
+            error = f"Its file cannot be read: {os.strerror(caught.errno) if caught.errno else caught}"
+        if error is not None:
+            _log.warning("photo_refused", path=shown(file), cause=error)
+        return SeenFile(camera, file, stamp.size, stamp.modified_ns, sha256, error), stamp
+
+    async def _moved(self, seen: Sequence[SeenFile]) -> dict[bytes, bytes]:
+        """Return files that were another before: one of the same content that is there no more."""
+        others = await self._photos.other_files(seen)
+
+        def gone() -> dict[bytes, bytes]:
+            return {file: other for file, other in others if files.stamp_of(self.root, other) is None}
+
+        found = await asyncio.to_thread(gone) if others else {}
+        # One that went was one file.
+        return {file: other for other, file in {other: file for file, other in found.items()}.items()}
+
+    async def _judge(self) -> None:
+        """Write how cameras are."""
+        if self._clock() - self._judged_at < _JUDGE_SECONDS:
+            return
+        changed = await self._cameras.judge_all(self._troubles, self.limits.offline_seconds)
+        self._judged_at = self._clock()
+        if changed:
+            _log.info("cameras_changed", count=changed, troubles=len(self._troubles))
