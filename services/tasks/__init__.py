@@ -25,7 +25,7 @@ Rooms:
     what has ended is kept, each with its own `service` and `servicer`.
     `providers` is what stands before calls to providers: breakers, calls at once, rates.
     `inputs` checks what callers send along.
-    `domain` is pure: states, transitions, what follows a lost attempt. So are `identifiers`,
+    `domain` is pure: states, transitions, what follows a lost attempt. So are `identifiers`, `owners`, whose a job is,
     `devices`, what workers compute on, `service_requests`, what workers ask of providers, and `fallbacks`, what becomes
     of a task whose second provider takes over. `catalog` is what this installation serves of the types and providers
     that `enums.proto` declares.
