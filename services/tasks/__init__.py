@@ -5,7 +5,7 @@ Owns:
     `queue_lanes`, `provider_gates`, `provider_tenants`, `provider_usage`, `task_ids`, `object_sweeps`,
     `webhook_deliveries`, `webhook_attempts`, `webhook_secrets`, `webhook_disabled`, `task_counts`, `task_creations`,
     `queue_flow`, `usage_days` and the notes of changes to these (`task_changes`, `usage_changes`), `stored_days`,
-    `stored_measures`, `work_times`, `retention_rules`, `outbox`, `leaders`, `idempotency_keys`.
+    `stored_measures`, `work_times`, `retention_rules`, `task_holds`, `outbox`, `leaders`, `idempotency_keys`.
     Subjects `atelier.tasks.v1.{task,step}.{created,started,completed,failed,cancelled,requeued}` and
     `atelier.tasks.v1.job.{ended,requeued}` on JetStream, and on core NATS `atelier.progress.<task_id>`,
     `atelier.wake.<queue>`, `atelier.cancel.<session_id>`, `atelier.ended.step`.
