@@ -29,7 +29,7 @@ from services.monitoring.capture.access import CaptureAccess
 from services.monitoring.capture.alerts.service import AlertDesk, WebhookHandovers
 from services.monitoring.capture.alerts.servicer import AlertServicer
 from services.monitoring.capture.alerts.webhook_calls import WebhookCalls
-from services.monitoring.capture.analysis.rules import read_rules
+from services.monitoring.capture.analysis.rules import RulesError, read_rules
 from services.monitoring.capture.analysis.service import AnalysisWorker, EventDesk
 from services.monitoring.capture.analysis.servicer import EventServicer
 from services.monitoring.capture.analysis.text_calls import TextCalls, TextSource
@@ -39,7 +39,7 @@ from services.monitoring.capture.cameras.servicer import CameraServicer
 from services.monitoring.capture.cleanup.files import PhotoFiles
 from services.monitoring.capture.cleanup.service import CleanupService
 from services.monitoring.capture.config import CaptureSettings
-from services.monitoring.capture.errors import no_camera_root
+from services.monitoring.capture.errors import bad_rules, no_camera_root
 from services.monitoring.capture.photos.service import PhotoDesk
 from services.monitoring.capture.photos.servicer import PhotoServicer
 from services.monitoring.capture.postgres.alerts import PostgresAlertStore
@@ -73,12 +73,15 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
         stack: Closed in reverse order at the end.
 
     Raises:
-        RulesError: The rules do not hold.
+        MeshError: The rules do not hold.
         ValueError: The settings name no folder to watch.
     """
     if settings.camera_root is None:
         raise no_camera_root()
-    rules = read_rules(settings.capture_rules)
+    try:
+        rules = read_rules(settings.capture_rules)
+    except RulesError as error:
+        raise bad_rules(str(error)) from None
     await meshdb.migrate(settings.database_url.get_secret_value(), CAPTURE.schema, CAPTURE.migrations)
     database = Database.from_settings(settings, schema=CAPTURE.schema)
     await database.open()

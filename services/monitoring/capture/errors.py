@@ -35,6 +35,11 @@ def alert_is_dismissed(alert_id: object) -> MeshError:
     return MeshError(ErrorKind.CONFLICT, f"Alert {alert_id} was dismissed", reason="ALERT_DISMISSED")
 
 
+def bad_rules(sentence: str) -> MeshError:
+    """Build the error: capture was started with rules that do not hold."""
+    return MeshError(ErrorKind.INVALID, sentence, reason="CAPTURE_RULES")
+
+
 def no_camera_root() -> ValueError:
     """Build the error: capture was started without folders to watch."""
     return ValueError("ATELIER_CAMERA_ROOT names no folder: there is nothing to watch")

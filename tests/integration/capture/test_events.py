@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -193,3 +194,12 @@ async def test_other_tenants_see_no_events_and_readers_change_none(studio: Studi
     assert (await reader.post(f"/events/{event_id}/acknowledge")).status_code == 403
     assert (await reader.delete(f"/events/{event_id}")).status_code == 403
     assert (await reader.get(f"/events/{event_id}")).status_code == 200
+
+
+async def test_rules_that_do_not_hold_refuse_the_start(start_studio: StartStudio, tmp_path: Path) -> None:
+    file = tmp_path / "rules.toml"
+    file.write_text('profile = "mine"\n[[risk]]\nrule = "a"\nwords = "b"\npoints = 500\nwhen = { blurred = true }')
+    with pytest.raises(
+        MeshError, match=r"rules\.toml: risk 1 \(a\), points: Input should be less than or equal to 100\.$"
+    ):
+        await start_studio(capture_rules=str(file))

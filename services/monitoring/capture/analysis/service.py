@@ -101,7 +101,8 @@ class AnalysisWorker:
         for batch_id in due:
             await self.judge(batch_id)
         for asked in await self._store.asked_texts(_BATCH):
-            await self._follow(asked)
+            if not await self._follow(asked):
+                break  # batches are not to wait until every question has run into the same closed door
         return len(due) == _BATCH
 
     async def judge(self, batch_id: UUID) -> None:
@@ -133,21 +134,24 @@ class AnalysisWorker:
         url = rule.webhook_url or self._webhook_url
         return NewAlert(rule.rule, AlertGrade(rule.severity), message, rule.pause_seconds, url)
 
-    async def _follow(self, asked: AskedText) -> None:
+    async def _follow(self, asked: AskedText) -> bool:
+        """Take what a language model has said; return whether the tasks service answers."""
         if self._model is None:
             await self._end(asked, "no language model is asked any more")
-            return
+            return True
         try:
             answer = await self._looked(self._model, asked)
         except MeshError as error:
             if error.kind not in TRANSIENT:
                 _log.warning("summary_refused", event_id=asked.event_id, reason=error.reason)
                 await self._end(asked, "the tasks service takes no such task")
-            elif asked.age_seconds > self._answer_seconds:
+                return True
+            if asked.age_seconds > self._answer_seconds:
                 await self._end(asked, "no answer came in time")
-            return
+            return False
         if answer is not None:
             await self._take(asked, answer)
+        return True
 
     async def _looked(self, model: TextModel, asked: AskedText) -> ModelAnswer | None:
         try:
