@@ -95,6 +95,7 @@ class TaskCalls:
             entity_id=str(workflow.id),
             entity_version=workflow.version,
             url=workflow.webhook_url or "",
+            traceparent=workflow.traceparent,
         )
         request.event.Pack(event)
         await self._webhooks.Enqueue(request, metadata=call_metadata(tenant=workflow.tenant))

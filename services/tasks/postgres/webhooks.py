@@ -31,10 +31,11 @@ from services.tasks.webhooks.domain import (
 
 _INSERT = """
 INSERT INTO webhook_deliveries
-    (id, tenant, entity_id, entity_version, event_type, url, target, body, media, status, created_at, due_at)
+    (id, tenant, entity_id, entity_version, event_type, url, target, body, media, traceparent, status, created_at,
+    due_at)
 SELECT d.*, 'PENDING', now(), now()
 FROM unnest(%b::uuid[], %b::text[], %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::text[],
-    %b::bytea[], %b::jsonb[]) AS d
+    %b::bytea[], %b::jsonb[], %b::text[]) AS d
 ON CONFLICT (id) DO NOTHING
 """
 
@@ -100,7 +101,7 @@ UPDATE webhook_deliveries d SET lease = gen_random_uuid(), due_at = now() + %(ah
 FROM due WHERE d.ctid = due.place
 RETURNING d.id, d.lease, d.tenant, d.url, d.target, d.body, d.media, d.tries, now() + %(ahead)s,
     EXISTS (SELECT FROM webhook_disabled x WHERE x.tenant = d.tenant AND x.url = d.url),
-    coalesce((SELECT t.traceparent FROM tasks t WHERE t.id = d.entity_id), '')
+    coalesce(nullif(d.traceparent, ''), (SELECT t.traceparent FROM tasks t WHERE t.id = d.entity_id), '')
 """
 
 _KEYS = """
@@ -168,7 +169,7 @@ async def insert(conn: Connection, deliveries: Sequence[NewDelivery]) -> None:
         rows = [
             (
                 *(one.id, one.tenant, one.entity_id, one.entity_version, one.event_type, one.url, one.target),
-                *(one.body, Jsonb(one.media) if one.media else None),
+                *(one.body, Jsonb(one.media) if one.media else None, one.traceparent),
             )
             for one in deliveries
         ]

@@ -68,6 +68,7 @@ class NewDelivery:
         target: Host and port of the address: what is slow or dead is so for all of its addresses.
         body: The event as JSON, as it is signed and sent but for its media.
         media: Members of the body that become signed addresses when it is sent, with the paths of stored objects.
+        traceparent: Trace of its entity, where that is no task.
     """
 
     id: UUID
@@ -79,6 +80,7 @@ class NewDelivery:
     target: str
     body: bytes
     media: MediaMembers = field(default_factory=dict)
+    traceparent: str = ""
 
 
 class ReceiverLane(NamedTuple):
@@ -116,7 +118,7 @@ class ClaimedDelivery:
         tries: Attempts since it was handed in or sent again by hand.
         now: The database's time of the claim.
         disabled: Whether the receiver has answered 410 before.
-        traceparent: Trace of its task; empty for what is about no task.
+        traceparent: Trace of the request that created its task, workflow or training; empty for none.
         keys: What signs, newest first.
     """
 

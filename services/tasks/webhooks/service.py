@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -37,7 +38,15 @@ class WebhooksService:
         self._fetcher = fetcher
 
     async def enqueue(
-        self, caller: Caller, event: any_pb2.Any, *, event_id: UUID, entity_id: UUID, version: int, url: str
+        self,
+        caller: Caller,
+        event: any_pb2.Any,
+        *,
+        event_id: UUID,
+        entity_id: UUID,
+        version: int,
+        url: str,
+        traceparent: str,
     ) -> None:
         """Take an event of another service; the same event again changes nothing.
 
@@ -49,7 +58,7 @@ class WebhooksService:
         delivery = to_delivery(
             _unpacked(event), event_id=event_id, tenant=tenant, entity_id=entity_id, version=version, url=url
         )
-        await self._store.enqueue(delivery)
+        await self._store.enqueue(replace(delivery, traceparent=traceparent))
 
     async def list_deliveries(
         self, caller: Caller, status: DeliveryStatus | None, entity_id: UUID | None, skip: int, limit: int

@@ -43,6 +43,7 @@ class WebhookServicer(webhooks_service_pb2_grpc.WebhookServiceServicer):
             entity_id=UUID(request.entity_id),
             version=request.entity_version,
             url=request.url,
+            traceparent=request.traceparent,
         )
         return pb.EnqueueResponse()
 

@@ -1,6 +1,7 @@
 """Webhooks through the service: tasks tell theirs, other services hand theirs in, callers look and send again."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -12,9 +13,11 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.timestamp_pb2 import Timestamp
 from standardwebhooks import Webhook
 
+from meshkit import spans
 from meshkit.channel import call_metadata
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.media_urls import MediaSigner
+from meshkit.spans import Span
 from tests.integration.tasks.conftest import Mesh, StartMesh, noop, until
 from tests.integration.tasks.receivers import receiving
 
@@ -194,6 +197,35 @@ async def test_a_service_hands_its_events_in_once(mesh: Mesh) -> None:
         assert receiver.bodies[0]["timestamp"] == "2027-01-15T08:00:00.000Z"
     [seen] = (await hooks(mesh).ListDeliveries(pb.ListDeliveriesRequest())).deliveries
     assert (seen.id, seen.entity_id, seen.entity_version, seen.tenant_id) == (event_id, entity, 7, "acme")
+
+
+@pytest.fixture
+def recorded() -> Iterator[list[Span]]:
+    found: list[Span] = []
+    spans.record_with(found.append)
+    yield found
+    spans.record_with(None)
+
+
+async def test_a_webhook_of_another_service_is_recorded_under_the_trace_that_it_brings(
+    mesh: Mesh, recorded: list[Span]
+) -> None:
+    event = events_pb2.BaseEvent(event_type=events_pb2.EVENT_TYPE_WORKFLOW_STATUS_UPDATE, status="COMPLETED")
+    traced, untraced = str(uuid4()), str(uuid4())
+    async with receiving() as receiver:
+        for event_id, traceparent in ((traced, f"00-{'a' * 32}-{'b' * 16}-01"), (untraced, "")):
+            request = pb.EnqueueRequest(
+                event_id=event_id,
+                entity_id=str(uuid4()),
+                url=receiver.url,
+                event=packed(event),
+                traceparent=traceparent,
+            )
+            await hooks(mesh, "", ("mesh",)).Enqueue(request, metadata=call_metadata(tenant="acme"))
+        await send(mesh, 2)
+        assert sorted(receiver.ids) == sorted([traced, untraced])
+    [sent] = [one for one in recorded if one.name == "webhook"]
+    assert (sent.trace_id, sent.attributes["messaging.message.id"]) == ("a" * 32, traced)
 
 
 @pytest.mark.parametrize(

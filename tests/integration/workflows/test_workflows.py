@@ -262,8 +262,9 @@ async def test_the_end_of_a_workflow_is_handed_to_the_webhooks_once(mesh: Mesh) 
     for _ in range(3):
         await mesh.running.executor.tell_ends()
     async with mesh.tasks.database.connection() as conn:
-        cursor = await conn.execute("SELECT count(*) FROM webhook_deliveries WHERE entity_id = %s", (made.id,))
-        assert await cursor.fetchone() == (1,)
+        cursor = await conn.execute("SELECT traceparent FROM webhook_deliveries WHERE entity_id = %s", (made.id,))
+        [(traceparent,)] = await cursor.fetchall()
+    assert traceparent.startswith("00-"), "it is sent under the trace of the request that made the workflow"
 
 
 async def test_a_webhook_inside_the_network_is_refused_at_create_and_update(mesh: Mesh) -> None:

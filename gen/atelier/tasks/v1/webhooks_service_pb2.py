@@ -29,7 +29,7 @@ from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'atelier/tasks/v1/webhooks_service.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x05\n\x0fWebhookDelivery\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x1b\n\tentity_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x16\n\x0e\x65ntity_version\x18\x04 \x01(\x03\x12\x12\n\nevent_type\x18\x05 \x01(\t\x12\x0b\n\x03url\x18\x06 \x01(\t\x12\x30\n\x06status\x18\x07 \x01(\x0e\x32 .atelier.tasks.v1.DeliveryStatus\x12\x37\n\x07\x66\x61ilure\x18\x08 \x01(\x0e\x32!.atelier.tasks.v1.DeliveryFailureH\x00\x88\x01\x01\x12\x15\n\rattempt_count\x18\t \x01(\x05\x12\x1d\n\x10last_status_code\x18\n \x01(\x05H\x01\x88\x01\x01\x12\x17\n\nlast_error\x18\x0b \x01(\tH\x02\x88\x01\x01\x12.\n\ncreated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x0fnext_attempt_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x03\x88\x01\x01\x12\x31\n\x08\x65nded_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x04\x88\x01\x01\x12\x11\n\x04\x62ody\x18\x0f \x01(\tH\x05\x88\x01\x01\x12\x32\n\x08\x61ttempts\x18\x10 \x03(\x0b\x32 .atelier.tasks.v1.WebhookAttemptB\n\n\x08_failureB\x13\n\x11_last_status_codeB\r\n\x0b_last_errorB\x12\n\x10_next_attempt_atB\x0b\n\t_ended_atB\x07\n\x05_body\"\xa2\x01\n\x0eWebhookAttempt\x12.\n\nstarted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x64uration_seconds\x18\x02 \x01(\x01\x12\x18\n\x0bstatus_code\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05\x65rror\x18\x04 \x01(\tH\x01\x88\x01\x01\x42\x0e\n\x0c_status_codeB\x08\n\x06_error\"L\n\rWebhookSecret\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb0\x01\n\x0e\x45nqueueRequest\x12\x1a\n\x08\x65vent_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1b\n\tentity_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\x0e\x65ntity_version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x03url\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x10\x12+\n\x05\x65vent\x18\x05 \x01(\x0b\x32\x14.google.protobuf.AnyB\x06\xbaH\x03\xc8\x01\x01\"\x11\n\x0f\x45nqueueResponse\"\xf2\x01\n\x15ListDeliveriesRequest\x12!\n\x04skip\x18\x01 \x01(\x05\x42\x0e\xbaH\x04\x1a\x02(\x00\xd2\xf3\x18\x03\x12\x01\x30H\x00\x88\x01\x01\x12\'\n\x05limit\x18\x02 \x01(\x05\x42\x13\xbaH\x07\x1a\x05\x18\xe8\x07(\x01\xd2\xf3\x18\x05\x12\x03\x31\x30\x30H\x01\x88\x01\x01\x12?\n\x06status\x18\x03 \x01(\x0e\x32 .atelier.tasks.v1.DeliveryStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01H\x02\x88\x01\x01\x12 \n\tentity_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x03\x88\x01\x01\x42\x07\n\x05_skipB\x08\n\x06_limitB\t\n\x07_statusB\x0c\n\n_entity_id\"O\n\x16ListDeliveriesResponse\x12\x35\n\ndeliveries\x18\x01 \x03(\x0b\x32!.atelier.tasks.v1.WebhookDelivery\"3\n\x12GetDeliveryRequest\x12\x1d\n\x0b\x64\x65livery_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"J\n\x13GetDeliveryResponse\x12\x33\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32!.atelier.tasks.v1.WebhookDelivery\"1\n\x10RedeliverRequest\x12\x1d\n\x0b\x64\x65livery_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"H\n\x11RedeliverResponse\x12\x33\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32!.atelier.tasks.v1.WebhookDelivery\"\x12\n\x10GetSecretRequest\"D\n\x11GetSecretResponse\x12/\n\x06secret\x18\x01 \x01(\x0b\x32\x1f.atelier.tasks.v1.WebhookSecret\"_\n\x13RotateSecretRequest\x12\x34\n\x0foverlap_seconds\x18\x01 \x01(\x05\x42\x16\xbaH\x08\x1a\x06\x18\x80\xf5$(\x00\xd2\xf3\x18\x07\x12\x05\x38\x36\x34\x30\x30H\x00\x88\x01\x01\x42\x12\n\x10_overlap_seconds\"G\n\x14RotateSecretResponse\x12/\n\x06secret\x18\x01 \x01(\x0b\x32\x1f.atelier.tasks.v1.WebhookSecret*\x89\x01\n\x0e\x44\x65liveryStatus\x12\x1f\n\x1b\x44\x45LIVERY_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45LIVERY_STATUS_PENDING\x10\x01\x12\x1d\n\x19\x44\x45LIVERY_STATUS_DELIVERED\x10\x02\x12\x1a\n\x16\x44\x45LIVERY_STATUS_FAILED\x10\x03*\x8c\x01\n\x0f\x44\x65liveryFailure\x12 \n\x1c\x44\x45LIVERY_FAILURE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44\x45LIVERY_FAILURE_EXHAUSTED\x10\x01\x12\x19\n\x15\x44\x45LIVERY_FAILURE_GONE\x10\x02\x12\x1c\n\x18\x44\x45LIVERY_FAILURE_REFUSED\x10\x03\x32\x87\x08\n\x0eWebhookService\x12V\n\x07\x45nqueue\x12 .atelier.tasks.v1.EnqueueRequest\x1a!.atelier.tasks.v1.EnqueueResponse\"\x06\xf2\xf3\x18\x02\x08\x07\x12\xbd\x01\n\x0eListDeliveries\x12\'.atelier.tasks.v1.ListDeliveriesRequest\x1a(.atelier.tasks.v1.ListDeliveriesResponse\"X\xf2\xf3\x18%\x08\x01\"\x17List Webhook Deliveries*\x08webhooks\x82\xd3\xe4\x93\x02)\x12\x1b/api/v1/webhooks/deliveriesb\ndeliveries\x12\xbd\x01\n\x0bGetDelivery\x12$.atelier.tasks.v1.GetDeliveryRequest\x1a%.atelier.tasks.v1.GetDeliveryResponse\"a\xf2\xf3\x18\"\x08\x01\"\x14Get Webhook Delivery*\x08webhooks\x82\xd3\xe4\x93\x02\x35\x12)/api/v1/webhooks/deliveries/{delivery_id}b\x08\x64\x65livery\x12\xbe\x01\n\tRedeliver\x12\".atelier.tasks.v1.RedeliverRequest\x1a#.atelier.tasks.v1.RedeliverResponse\"h\xf2\xf3\x18\x1f\x08\x02\"\x11Redeliver Webhook*\x08webhooks\x82\xd3\xe4\x93\x02?\"3/api/v1/webhooks/deliveries/{delivery_id}/redeliverb\x08\x64\x65livery\x12\xa1\x01\n\tGetSecret\x12\".atelier.tasks.v1.GetSecretRequest\x1a#.atelier.tasks.v1.GetSecretResponse\"K\xf2\xf3\x18 \x08\x03\"\x12Get Webhook Secret*\x08webhooks\x82\xd3\xe4\x93\x02!\x12\x17/api/v1/webhooks/secretb\x06secret\x12\xb7\x01\n\x0cRotateSecret\x12%.atelier.tasks.v1.RotateSecretRequest\x1a&.atelier.tasks.v1.RotateSecretResponse\"X\xf2\xf3\x18#\x08\x03\"\x15Rotate Webhook Secret*\x08webhooks\x82\xd3\xe4\x93\x02+\"\x1e/api/v1/webhooks/secret/rotate:\x01*b\x06secretb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'atelier/tasks/v1/webhooks_service.proto\x12\x10\x61telier.tasks.v1\x1a atelier/options/v1/options.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x05\n\x0fWebhookDelivery\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x1b\n\tentity_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x16\n\x0e\x65ntity_version\x18\x04 \x01(\x03\x12\x12\n\nevent_type\x18\x05 \x01(\t\x12\x0b\n\x03url\x18\x06 \x01(\t\x12\x30\n\x06status\x18\x07 \x01(\x0e\x32 .atelier.tasks.v1.DeliveryStatus\x12\x37\n\x07\x66\x61ilure\x18\x08 \x01(\x0e\x32!.atelier.tasks.v1.DeliveryFailureH\x00\x88\x01\x01\x12\x15\n\rattempt_count\x18\t \x01(\x05\x12\x1d\n\x10last_status_code\x18\n \x01(\x05H\x01\x88\x01\x01\x12\x17\n\nlast_error\x18\x0b \x01(\tH\x02\x88\x01\x01\x12.\n\ncreated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x0fnext_attempt_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x03\x88\x01\x01\x12\x31\n\x08\x65nded_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x04\x88\x01\x01\x12\x11\n\x04\x62ody\x18\x0f \x01(\tH\x05\x88\x01\x01\x12\x32\n\x08\x61ttempts\x18\x10 \x03(\x0b\x32 .atelier.tasks.v1.WebhookAttemptB\n\n\x08_failureB\x13\n\x11_last_status_codeB\r\n\x0b_last_errorB\x12\n\x10_next_attempt_atB\x0b\n\t_ended_atB\x07\n\x05_body\"\xa2\x01\n\x0eWebhookAttempt\x12.\n\nstarted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x64uration_seconds\x18\x02 \x01(\x01\x12\x18\n\x0bstatus_code\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05\x65rror\x18\x04 \x01(\tH\x01\x88\x01\x01\x42\x0e\n\x0c_status_codeB\x08\n\x06_error\"L\n\rWebhookSecret\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xce\x01\n\x0e\x45nqueueRequest\x12\x1a\n\x08\x65vent_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1b\n\tentity_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\x0e\x65ntity_version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x03url\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x10\x12+\n\x05\x65vent\x18\x05 \x01(\x0b\x32\x14.google.protobuf.AnyB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\x0btraceparent\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\x11\n\x0f\x45nqueueResponse\"\xf2\x01\n\x15ListDeliveriesRequest\x12!\n\x04skip\x18\x01 \x01(\x05\x42\x0e\xbaH\x04\x1a\x02(\x00\xd2\xf3\x18\x03\x12\x01\x30H\x00\x88\x01\x01\x12\'\n\x05limit\x18\x02 \x01(\x05\x42\x13\xbaH\x07\x1a\x05\x18\xe8\x07(\x01\xd2\xf3\x18\x05\x12\x03\x31\x30\x30H\x01\x88\x01\x01\x12?\n\x06status\x18\x03 \x01(\x0e\x32 .atelier.tasks.v1.DeliveryStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01H\x02\x88\x01\x01\x12 \n\tentity_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x03\x88\x01\x01\x42\x07\n\x05_skipB\x08\n\x06_limitB\t\n\x07_statusB\x0c\n\n_entity_id\"O\n\x16ListDeliveriesResponse\x12\x35\n\ndeliveries\x18\x01 \x03(\x0b\x32!.atelier.tasks.v1.WebhookDelivery\"3\n\x12GetDeliveryRequest\x12\x1d\n\x0b\x64\x65livery_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"J\n\x13GetDeliveryResponse\x12\x33\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32!.atelier.tasks.v1.WebhookDelivery\"1\n\x10RedeliverRequest\x12\x1d\n\x0b\x64\x65livery_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"H\n\x11RedeliverResponse\x12\x33\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32!.atelier.tasks.v1.WebhookDelivery\"\x12\n\x10GetSecretRequest\"D\n\x11GetSecretResponse\x12/\n\x06secret\x18\x01 \x01(\x0b\x32\x1f.atelier.tasks.v1.WebhookSecret\"_\n\x13RotateSecretRequest\x12\x34\n\x0foverlap_seconds\x18\x01 \x01(\x05\x42\x16\xbaH\x08\x1a\x06\x18\x80\xf5$(\x00\xd2\xf3\x18\x07\x12\x05\x38\x36\x34\x30\x30H\x00\x88\x01\x01\x42\x12\n\x10_overlap_seconds\"G\n\x14RotateSecretResponse\x12/\n\x06secret\x18\x01 \x01(\x0b\x32\x1f.atelier.tasks.v1.WebhookSecret*\x89\x01\n\x0e\x44\x65liveryStatus\x12\x1f\n\x1b\x44\x45LIVERY_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45LIVERY_STATUS_PENDING\x10\x01\x12\x1d\n\x19\x44\x45LIVERY_STATUS_DELIVERED\x10\x02\x12\x1a\n\x16\x44\x45LIVERY_STATUS_FAILED\x10\x03*\x8c\x01\n\x0f\x44\x65liveryFailure\x12 \n\x1c\x44\x45LIVERY_FAILURE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44\x45LIVERY_FAILURE_EXHAUSTED\x10\x01\x12\x19\n\x15\x44\x45LIVERY_FAILURE_GONE\x10\x02\x12\x1c\n\x18\x44\x45LIVERY_FAILURE_REFUSED\x10\x03\x32\x87\x08\n\x0eWebhookService\x12V\n\x07\x45nqueue\x12 .atelier.tasks.v1.EnqueueRequest\x1a!.atelier.tasks.v1.EnqueueResponse\"\x06\xf2\xf3\x18\x02\x08\x07\x12\xbd\x01\n\x0eListDeliveries\x12\'.atelier.tasks.v1.ListDeliveriesRequest\x1a(.atelier.tasks.v1.ListDeliveriesResponse\"X\xf2\xf3\x18%\x08\x01\"\x17List Webhook Deliveries*\x08webhooks\x82\xd3\xe4\x93\x02)\x12\x1b/api/v1/webhooks/deliveriesb\ndeliveries\x12\xbd\x01\n\x0bGetDelivery\x12$.atelier.tasks.v1.GetDeliveryRequest\x1a%.atelier.tasks.v1.GetDeliveryResponse\"a\xf2\xf3\x18\"\x08\x01\"\x14Get Webhook Delivery*\x08webhooks\x82\xd3\xe4\x93\x02\x35\x12)/api/v1/webhooks/deliveries/{delivery_id}b\x08\x64\x65livery\x12\xbe\x01\n\tRedeliver\x12\".atelier.tasks.v1.RedeliverRequest\x1a#.atelier.tasks.v1.RedeliverResponse\"h\xf2\xf3\x18\x1f\x08\x02\"\x11Redeliver Webhook*\x08webhooks\x82\xd3\xe4\x93\x02?\"3/api/v1/webhooks/deliveries/{delivery_id}/redeliverb\x08\x64\x65livery\x12\xa1\x01\n\tGetSecret\x12\".atelier.tasks.v1.GetSecretRequest\x1a#.atelier.tasks.v1.GetSecretResponse\"K\xf2\xf3\x18 \x08\x03\"\x12Get Webhook Secret*\x08webhooks\x82\xd3\xe4\x93\x02!\x12\x17/api/v1/webhooks/secretb\x06secret\x12\xb7\x01\n\x0cRotateSecret\x12%.atelier.tasks.v1.RotateSecretRequest\x1a&.atelier.tasks.v1.RotateSecretResponse\"X\xf2\xf3\x18#\x08\x03\"\x15Rotate Webhook Secret*\x08webhooks\x82\xd3\xe4\x93\x02+\"\x1e/api/v1/webhooks/secret/rotate:\x01*b\x06secretb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,6 +50,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENQUEUEREQUEST'].fields_by_name['url']._serialized_options = b'\272H\007r\005\020\001\030\200\020'
   _globals['_ENQUEUEREQUEST'].fields_by_name['event']._loaded_options = None
   _globals['_ENQUEUEREQUEST'].fields_by_name['event']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_ENQUEUEREQUEST'].fields_by_name['traceparent']._loaded_options = None
+  _globals['_ENQUEUEREQUEST'].fields_by_name['traceparent']._serialized_options = b'\272H\004r\002\030@'
   _globals['_LISTDELIVERIESREQUEST'].fields_by_name['skip']._loaded_options = None
   _globals['_LISTDELIVERIESREQUEST'].fields_by_name['skip']._serialized_options = b'\272H\004\032\002(\000\322\363\030\003\022\0010'
   _globals['_LISTDELIVERIESREQUEST'].fields_by_name['limit']._loaded_options = None
@@ -76,10 +78,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WEBHOOKSERVICE'].methods_by_name['GetSecret']._serialized_options = b'\362\363\030 \010\003\"\022Get Webhook Secret*\010webhooks\202\323\344\223\002!\022\027/api/v1/webhooks/secretb\006secret'
   _globals['_WEBHOOKSERVICE'].methods_by_name['RotateSecret']._loaded_options = None
   _globals['_WEBHOOKSERVICE'].methods_by_name['RotateSecret']._serialized_options = b'\362\363\030#\010\003\"\025Rotate Webhook Secret*\010webhooks\202\323\344\223\002+\"\036/api/v1/webhooks/secret/rotate:\001*b\006secret'
-  _globals['_DELIVERYSTATUS']._serialized_start=2147
-  _globals['_DELIVERYSTATUS']._serialized_end=2284
-  _globals['_DELIVERYFAILURE']._serialized_start=2287
-  _globals['_DELIVERYFAILURE']._serialized_end=2427
+  _globals['_DELIVERYSTATUS']._serialized_start=2177
+  _globals['_DELIVERYSTATUS']._serialized_end=2314
+  _globals['_DELIVERYFAILURE']._serialized_start=2317
+  _globals['_DELIVERYFAILURE']._serialized_end=2457
   _globals['_WEBHOOKDELIVERY']._serialized_start=215
   _globals['_WEBHOOKDELIVERY']._serialized_end=863
   _globals['_WEBHOOKATTEMPT']._serialized_start=866
@@ -87,29 +89,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WEBHOOKSECRET']._serialized_start=1030
   _globals['_WEBHOOKSECRET']._serialized_end=1106
   _globals['_ENQUEUEREQUEST']._serialized_start=1109
-  _globals['_ENQUEUEREQUEST']._serialized_end=1285
-  _globals['_ENQUEUERESPONSE']._serialized_start=1287
-  _globals['_ENQUEUERESPONSE']._serialized_end=1304
-  _globals['_LISTDELIVERIESREQUEST']._serialized_start=1307
-  _globals['_LISTDELIVERIESREQUEST']._serialized_end=1549
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=1551
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=1630
-  _globals['_GETDELIVERYREQUEST']._serialized_start=1632
-  _globals['_GETDELIVERYREQUEST']._serialized_end=1683
-  _globals['_GETDELIVERYRESPONSE']._serialized_start=1685
-  _globals['_GETDELIVERYRESPONSE']._serialized_end=1759
-  _globals['_REDELIVERREQUEST']._serialized_start=1761
-  _globals['_REDELIVERREQUEST']._serialized_end=1810
-  _globals['_REDELIVERRESPONSE']._serialized_start=1812
-  _globals['_REDELIVERRESPONSE']._serialized_end=1884
-  _globals['_GETSECRETREQUEST']._serialized_start=1886
-  _globals['_GETSECRETREQUEST']._serialized_end=1904
-  _globals['_GETSECRETRESPONSE']._serialized_start=1906
-  _globals['_GETSECRETRESPONSE']._serialized_end=1974
-  _globals['_ROTATESECRETREQUEST']._serialized_start=1976
-  _globals['_ROTATESECRETREQUEST']._serialized_end=2071
-  _globals['_ROTATESECRETRESPONSE']._serialized_start=2073
-  _globals['_ROTATESECRETRESPONSE']._serialized_end=2144
-  _globals['_WEBHOOKSERVICE']._serialized_start=2430
-  _globals['_WEBHOOKSERVICE']._serialized_end=3461
+  _globals['_ENQUEUEREQUEST']._serialized_end=1315
+  _globals['_ENQUEUERESPONSE']._serialized_start=1317
+  _globals['_ENQUEUERESPONSE']._serialized_end=1334
+  _globals['_LISTDELIVERIESREQUEST']._serialized_start=1337
+  _globals['_LISTDELIVERIESREQUEST']._serialized_end=1579
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=1581
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=1660
+  _globals['_GETDELIVERYREQUEST']._serialized_start=1662
+  _globals['_GETDELIVERYREQUEST']._serialized_end=1713
+  _globals['_GETDELIVERYRESPONSE']._serialized_start=1715
+  _globals['_GETDELIVERYRESPONSE']._serialized_end=1789
+  _globals['_REDELIVERREQUEST']._serialized_start=1791
+  _globals['_REDELIVERREQUEST']._serialized_end=1840
+  _globals['_REDELIVERRESPONSE']._serialized_start=1842
+  _globals['_REDELIVERRESPONSE']._serialized_end=1914
+  _globals['_GETSECRETREQUEST']._serialized_start=1916
+  _globals['_GETSECRETREQUEST']._serialized_end=1934
+  _globals['_GETSECRETRESPONSE']._serialized_start=1936
+  _globals['_GETSECRETRESPONSE']._serialized_end=2004
+  _globals['_ROTATESECRETREQUEST']._serialized_start=2006
+  _globals['_ROTATESECRETREQUEST']._serialized_end=2101
+  _globals['_ROTATESECRETRESPONSE']._serialized_start=2103
+  _globals['_ROTATESECRETRESPONSE']._serialized_end=2174
+  _globals['_WEBHOOKSERVICE']._serialized_start=2460
+  _globals['_WEBHOOKSERVICE']._serialized_end=3491
 # @@protoc_insertion_point(module_scope)

@@ -272,6 +272,7 @@ class EnqueueRequest(_message.Message):
     ENTITY_VERSION_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Identifier of the event, sent as `webhook-id`."""
     entity_id: _builtins.str
@@ -280,6 +281,8 @@ class EnqueueRequest(_message.Message):
     """Version of it."""
     url: _builtins.str
     """Where to send it."""
+    traceparent: _builtins.str
+    """Trace of the request that created the entity, as the header `traceparent`; empty for none."""
     @_builtins.property
     def event(self) -> _any_pb2.Any:
         """The event: a message of `atelier.events.v1` that has an `event_type`."""
@@ -292,10 +295,11 @@ class EnqueueRequest(_message.Message):
         entity_version: _builtins.int = ...,
         url: _builtins.str = ...,
         event: _any_pb2.Any | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity_id", b"entity_id", "entity_version", b"entity_version", "event", b"event", "event_id", b"event_id", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity_id", b"entity_id", "entity_version", b"entity_version", "event", b"event", "event_id", b"event_id", "traceparent", b"traceparent", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
