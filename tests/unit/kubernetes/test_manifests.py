@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from meshkit import topology
+from meshkit import channel, topology
 from meshkit.config import PREFIX
 from meshkit.health import PROCESS, REPLICA
 from scripts.settings_page import settings_of
@@ -238,6 +238,16 @@ def test_services_that_are_called_are_headless_and_spread_by_their_callers() -> 
         for one in callers:
             address = environment(documents, one)[topology.address_setting(spec.role)]
             assert address == f"dns:///{spec.role}:{spec.port}"
+
+
+def test_a_replica_ends_once_channels_know_the_one_that_replaces_it() -> None:
+    options = dict(channel._channel_options("dns:///tasks:9101", 1024, ()))
+    known = options["grpc.dns_min_time_between_resolutions_ms"] + options["grpc.max_reconnect_backoff_ms"]
+    documents = overlay("production")
+    for spec in (*topology.addressed(), topology.GATEWAY):
+        deployment = named(documents, "Deployment", spec.role)["spec"]
+        assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+        assert deployment["minReadySeconds"] * 1000 > known
 
 
 def test_workers_are_replaced_where_no_gpu_is_free() -> None:
