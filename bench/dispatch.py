@@ -75,8 +75,8 @@ class DispatchFigures:
         answered_p99: The same from the answer to the create.
         sent_p50: The median of `sent_p99`'s times.
         answered_p50: The median of `answered_p99`'s times.
-        errors: Calls of workers that failed.
-        lost: Creates whose lease did not come within ten seconds.
+        errors: Calls that failed.
+        lost: Creates that failed, or whose lease did not come within ten seconds.
         left: Tasks that still waited at the end.
     """
 
@@ -257,9 +257,15 @@ class FleetProcess:
         pipe.flush()
 
     def read(self) -> Any:
-        """Return the next that it says."""
+        """Return the next that it says.
+
+        Raises:
+            RuntimeError: It has ended.
+        """
         line = _pipe(self.process.stdout).readline()
-        return json.loads(line) if line else None
+        if not line:
+            raise RuntimeError("the process of the workers has ended")
+        return json.loads(line)
 
 
 def _pipe(pipe: IO[str] | None) -> IO[str]:

@@ -57,10 +57,10 @@ class FleetFigures:
         seconds: How long that was.
         leased: Leases that reached a worker.
         completed: Completions that were taken.
-        errors: Calls that failed; each was repeated.
+        errors: Calls that failed; those of workers were repeated.
         sent_ms: From the sending of a create until its lease reached a worker, sorted.
         answered_ms: From the answer to a create until then, sorted; below zero where the lease came first.
-        lost: Creates whose lease did not come.
+        lost: Creates that failed, or whose lease did not come.
     """
 
     seconds: float = 0.0
@@ -135,7 +135,11 @@ class SimulatedFleet:
 
         async def one() -> None:
             sent = time.perf_counter()
-            answer = await stub.CreateTask(request, metadata=self._caller, timeout=30)
+            try:
+                answer = await stub.CreateTask(request, metadata=self._caller, timeout=30)
+            except grpc.aio.AioRpcError:
+                self.figures.errors += 1
+                return
             created[answer.task.id] = sent, time.perf_counter()
 
         begun = time.perf_counter()
@@ -151,7 +155,7 @@ class SimulatedFleet:
         came = [(self._arrived[name], *times) for name, times in created.items() if name in self._arrived]
         self.figures.sent_ms = sorted((at - sent) * 1e3 for at, sent, _ in came)
         self.figures.answered_ms = sorted((at - answered) * 1e3 for at, _, answered in came)
-        self.figures.lost = len(created) - len(came)
+        self.figures.lost = int(rate * seconds) - len(came)
 
     async def close(self) -> None:
         """End everything; sessions are left to expire."""
