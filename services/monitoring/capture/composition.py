@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from atelier.monitoring.v1 import (
     capture_alert_service_pb2_grpc,
@@ -21,6 +22,7 @@ from meshkit.db import Database
 from meshkit.health import HealthPart, PartStates
 from meshkit.loops import Loop, Loops, LoopState
 from meshkit.metrics import serve_metrics
+from meshkit.objects import open_configured
 from meshkit.outbox import Relay
 from meshkit.server import build_server
 from meshkit.supervision import supervise
@@ -39,6 +41,8 @@ from services.monitoring.capture.cameras.servicer import CameraServicer
 from services.monitoring.capture.cleanup.files import PhotoFiles
 from services.monitoring.capture.cleanup.service import CleanupService
 from services.monitoring.capture.config import CaptureSettings
+from services.monitoring.capture.detection.service import TASK_ENDED, DetectionWorker
+from services.monitoring.capture.detection.task_calls import DetectionTasks
 from services.monitoring.capture.errors import bad_rules, no_camera_root
 from services.monitoring.capture.photos.service import PhotoDesk
 from services.monitoring.capture.photos.servicer import PhotoServicer
@@ -47,8 +51,12 @@ from services.monitoring.capture.postgres.batches import PostgresBatchStore
 from services.monitoring.capture.postgres.cameras import PostgresCameraStore
 from services.monitoring.capture.postgres.changes import CaptureChanges
 from services.monitoring.capture.postgres.cleanup import PostgresForgettingStore
+from services.monitoring.capture.postgres.detections import PostgresDetectionStore
 from services.monitoring.capture.postgres.events import PostgresEventStore
 from services.monitoring.capture.postgres.photos import PostgresPhotoStore
+from services.monitoring.capture.postgres.runs import PostgresRunStore
+from services.monitoring.capture.runs.service import HotFolder, read_run_file
+from services.monitoring.capture.runs.workflow_calls import RunWorkflows
 from services.monitoring.capture.watching.service import FileWatcher, WatchLimits
 
 
@@ -63,6 +71,7 @@ class CaptureRuntime:
     changes: CaptureChanges
     watcher: FileWatcher
     aggregator: BatchAggregator
+    detection: DetectionWorker | None
 
 
 async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRuntime:
@@ -122,9 +131,12 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
         idle_seconds=settings.capture_idle_seconds,
         on_closed=analysis.wake,
     )
+    detection, hot_folder = _detection(settings, settings.camera_root.resolve(), changes, tasks, tokens, stack)
 
     def on_photos() -> None:
         aggregator.loop.wake()
+        if detection is not None:
+            detection.loop.wake()
 
     watcher = FileWatcher(
         settings.camera_root.resolve(),
@@ -136,7 +148,13 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
     )
     stack.push_async_callback(watcher.close)
     loops = Loops(watcher.loop, aggregator.loop, analysis.loop, handovers.loop, cleanup.loop, relay.loop)
+    for one in (detection, hot_folder):
+        if one is not None:
+            loops.add(one.loop)
     if settings.run_loops:
+        if detection is not None:
+            for subject in TASK_ENDED:
+                await bus.subscribe(subject, detection.notice)
         await supervise(stack, loops, bus, CAPTURE.role)
     parts = PartStates(
         [HealthPart("postgresql", database.ping, every_call=True), HealthPart("nats", bus.ping, essential=False)],
@@ -155,7 +173,7 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
             (capture_camera_service_pb2_grpc.add_CameraServiceServicer_to_server, camera_servicer),
             (
                 capture_photo_service_pb2_grpc.add_PhotoServiceServicer_to_server,
-                PhotoServicer(PhotoDesk(photos, batches, access)),
+                PhotoServicer(PhotoDesk(photos, batches, access), PostgresRunStore(changes).find_run),
             ),
             (
                 capture_event_service_pb2_grpc.add_EventServiceServicer_to_server,
@@ -175,20 +193,7 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return CaptureRuntime(server.address, database, bus, relay, changes, watcher, aggregator)
-
-
-def _model(settings: CaptureSettings, tasks: MeshChannel) -> TextCalls | None:
-    if settings.capture_summary == "NONE":
-        return None
-    source = TextSource(settings.capture_summary, settings.capture_summary_config)
-    return TextCalls(
-        tasks,
-        source,
-        tenant=settings.capture_tenant,
-        instance=settings.capture_instance,
-        zone=settings.capture_zone,
-    )
+    return CaptureRuntime(server.address, database, bus, relay, changes, watcher, aggregator, detection)
 
 
 def _limits(settings: CaptureSettings) -> WatchLimits:
@@ -213,3 +218,57 @@ def _watcher_state(watcher: FileWatcher, *, running: bool) -> health_pb2.FileWat
         pending_tasks=watcher.pending,
         observer_type=watcher.observer_type,
     )
+
+
+def _model(settings: CaptureSettings, tasks: MeshChannel) -> TextCalls | None:
+    if settings.capture_summary == "NONE":
+        return None
+    source = TextSource(settings.capture_summary, settings.capture_summary_config)
+    return TextCalls(
+        tasks,
+        source,
+        tenant=settings.capture_tenant,
+        instance=settings.capture_instance,
+        zone=settings.capture_zone,
+    )
+
+
+def _detection(  # noqa: PLR0917 -- what the two are put together of
+    settings: CaptureSettings,
+    root: Path,
+    changes: CaptureChanges,
+    to_tasks: MeshChannel,
+    tokens: ServiceTokens,
+    stack: AsyncExitStack,
+) -> tuple[DetectionWorker | None, HotFolder | None]:
+    """Return what has photos looked at, and what runs a workflow for each.
+
+    Without an object store, by which tasks are given photos, there is neither; without a workflow there is no second.
+    """
+    file = settings.capture_workflow
+    run_file = None if file is None else read_run_file(file, settings.capture_instance, settings.capture_zone)
+    objects = open_configured(settings, stack)
+    if objects is None:
+        return None, None
+    tasks = DetectionTasks(
+        to_tasks,
+        objects,
+        tenant=settings.capture_tenant,
+        instance=settings.capture_instance,
+        zone=settings.capture_zone,
+    )
+    hot_folder = None
+    if run_file is not None:
+        to_workflows = MeshChannel.from_settings(settings, settings.workflows_address, tokens.token)
+        stack.push_async_callback(to_workflows.close)
+        workflows = RunWorkflows(to_workflows, objects, settings.capture_tenant)
+        hot_folder = HotFolder(PostgresRunStore(changes), workflows, run_file, settings.capture_tenant)
+    worker = DetectionWorker(
+        PostgresDetectionStore(changes, runs=hot_folder is not None),
+        tasks,
+        root,
+        at_once=settings.capture_detections_at_once,
+        most_bytes=settings.capture_max_photo_bytes,
+        on_detected=hot_folder.loop.wake if hot_folder is not None else lambda: None,
+    )
+    return worker, hot_folder

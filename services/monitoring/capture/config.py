@@ -45,6 +45,13 @@ class CaptureSettings(MeshSettings):
     capture_max_photo_bytes: int = Field(
         default=256 * 1024 * 1024, ge=1024, description="Largest file that is read; a larger one is told of and left."
     )
+    capture_detections_at_once: int = Field(
+        default=8, ge=1, le=256, description="How many photos tasks look at at the same time."
+    )
+    capture_workflow: Path | None = Field(
+        default=None,
+        description="File of a workflow, as YAML or JSON, that runs once for each photo; `@photo` in it is the photo.",
+    )
     camera_offline_seconds: float = Field(
         default=3600.0, gt=0, description="How long no photo must have come for a camera to be offline."
     )

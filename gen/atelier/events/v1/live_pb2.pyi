@@ -33,6 +33,10 @@ class DetectionNewEvent(_message.Message):
     CAMERA_ID_FIELD_NUMBER: _builtins.int
     OBJECT_TYPE_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    BBOX_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_FIELD_NUMBER: _builtins.int
+    PHOTO_ID_FIELD_NUMBER: _builtins.int
     detection_id: _builtins.int
     """The detection."""
     camera_id: _builtins.str
@@ -41,6 +45,18 @@ class DetectionNewEvent(_message.Message):
     """What was seen."""
     confidence: _builtins.float
     """How sure that is, 0 to 1."""
+    label: _builtins.str
+    """The same in words."""
+    photo_id: _builtins.str
+    """The photo."""
+    @_builtins.property
+    def bbox(self) -> Global___DetectedPlace:
+        """Where it is on the photo, in pixels."""
+
+    @_builtins.property
+    def timestamp(self) -> _timestamp_pb2.Timestamp:
+        """When it was found."""
+
     def __init__(
         self,
         *,
@@ -48,14 +64,54 @@ class DetectionNewEvent(_message.Message):
         camera_id: _builtins.str = ...,
         object_type: _builtins.str = ...,
         confidence: _builtins.float = ...,
+        label: _builtins.str = ...,
+        bbox: Global___DetectedPlace | None = ...,
+        timestamp: _timestamp_pb2.Timestamp | None = ...,
+        photo_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_timestamp", b"_timestamp", "bbox", b"bbox", "timestamp", b"timestamp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timestamp", b"_timestamp", "bbox", b"bbox", "camera_id", b"camera_id", "confidence", b"confidence", "detection_id", b"detection_id", "label", b"label", "object_type", b"object_type", "photo_id", b"photo_id", "timestamp", b"timestamp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__timestamp: _TypeAlias = _typing.Literal["timestamp"]  # noqa: Y015
+    _WhichOneofArgType__timestamp: _TypeAlias = _typing.Literal["_timestamp", b"_timestamp"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timestamp) -> _WhichOneofReturnType__timestamp | None: ...
+
+Global___DetectionNewEvent: _TypeAlias = DetectionNewEvent  # noqa: Y015
+
+@_typing.final
+class DetectedPlace(_message.Message):
+    """A rectangle of a photo, in pixels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    X_FIELD_NUMBER: _builtins.int
+    Y_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    x: _builtins.float
+    """Left edge."""
+    y: _builtins.float
+    """Upper edge."""
+    width: _builtins.float
+    """Width."""
+    height: _builtins.float
+    """Height."""
+    def __init__(
+        self,
+        *,
+        x: _builtins.float = ...,
+        y: _builtins.float = ...,
+        width: _builtins.float = ...,
+        height: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_id", b"camera_id", "confidence", b"confidence", "detection_id", b"detection_id", "object_type", b"object_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "width", b"width", "x", b"x", "y", b"y"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DetectionNewEvent: _TypeAlias = DetectionNewEvent  # noqa: Y015
+Global___DetectedPlace: _TypeAlias = DetectedPlace  # noqa: Y015
 
 @_typing.final
 class DetectionBatchEvent(_message.Message):
@@ -67,10 +123,13 @@ class DetectionBatchEvent(_message.Message):
     DETECTIONS_FIELD_NUMBER: _builtins.int
     FRAME_TIMESTAMP_FIELD_NUMBER: _builtins.int
     CAMERA_ID_FIELD_NUMBER: _builtins.int
+    PHOTO_ID_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """The batch."""
     camera_id: _builtins.str
     """The camera."""
+    photo_id: _builtins.str
+    """The photo."""
     @_builtins.property
     def detections(self) -> _containers.RepeatedCompositeFieldContainer[Global___DetectionNewEvent]:
         """The detections."""
@@ -86,10 +145,11 @@ class DetectionBatchEvent(_message.Message):
         detections: _abc.Iterable[Global___DetectionNewEvent] | None = ...,
         frame_timestamp: _timestamp_pb2.Timestamp | None = ...,
         camera_id: _builtins.str = ...,
+        photo_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["frame_timestamp", b"frame_timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "camera_id", b"camera_id", "detections", b"detections", "frame_timestamp", b"frame_timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "camera_id", b"camera_id", "detections", b"detections", "frame_timestamp", b"frame_timestamp", "photo_id", b"photo_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

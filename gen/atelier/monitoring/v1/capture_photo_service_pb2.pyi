@@ -54,6 +54,38 @@ PHOTO_STATE_FAILED: PhotoState.ValueType  # 4
 """It could not be looked at."""
 Global___PhotoState: _TypeAlias = PhotoState  # noqa: Y015
 
+class _PhotoRunState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PhotoRunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PhotoRunState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PHOTO_RUN_STATE_UNSPECIFIED: _PhotoRunState.ValueType  # 0
+    """Not stated."""
+    PHOTO_RUN_STATE_WAITING: _PhotoRunState.ValueType  # 1
+    """It is to be made."""
+    PHOTO_RUN_STATE_RUNNING: _PhotoRunState.ValueType  # 2
+    """It was made, and has not ended."""
+    PHOTO_RUN_STATE_COMPLETED: _PhotoRunState.ValueType  # 3
+    """It has ended well."""
+    PHOTO_RUN_STATE_FAILED: _PhotoRunState.ValueType  # 4
+    """It was refused, has failed or was cancelled."""
+
+class PhotoRunState(_PhotoRunState, metaclass=_PhotoRunStateEnumTypeWrapper):
+    """What has become of the workflow of a photo."""
+
+PHOTO_RUN_STATE_UNSPECIFIED: PhotoRunState.ValueType  # 0
+"""Not stated."""
+PHOTO_RUN_STATE_WAITING: PhotoRunState.ValueType  # 1
+"""It is to be made."""
+PHOTO_RUN_STATE_RUNNING: PhotoRunState.ValueType  # 2
+"""It was made, and has not ended."""
+PHOTO_RUN_STATE_COMPLETED: PhotoRunState.ValueType  # 3
+"""It has ended well."""
+PHOTO_RUN_STATE_FAILED: PhotoRunState.ValueType  # 4
+"""It was refused, has failed or was cancelled."""
+Global___PhotoRunState: _TypeAlias = PhotoRunState  # noqa: Y015
+
 class _BatchState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -192,6 +224,7 @@ class Photo(_message.Message):
     BATCH_ID_FIELD_NUMBER: _builtins.int
     FINDINGS_FIELD_NUMBER: _builtins.int
     DETECTIONS_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
     photo_id: _builtins.str
     """The photo."""
     camera_id: _builtins.str
@@ -230,6 +263,10 @@ class Photo(_message.Message):
     def detections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Detection]:
         """What was found on it, piece by piece; lists of photos leave them out."""
 
+    @_builtins.property
+    def run(self) -> Global___PhotoRun:
+        """The workflow that runs for it; null where none does, and in lists of photos."""
+
     def __init__(
         self,
         *,
@@ -247,10 +284,11 @@ class Photo(_message.Message):
         batch_id: _builtins.str | None = ...,
         findings: _struct_pb2.Struct | None = ...,
         detections: _abc.Iterable[Global___Detection] | None = ...,
+        run: Global___PhotoRun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_id", b"_batch_id", "_detected_at", b"_detected_at", "_error", b"_error", "_findings", b"_findings", "_sha256", b"_sha256", "_task_id", b"_task_id", "batch_id", b"batch_id", "detected_at", b"detected_at", "error", b"error", "findings", b"findings", "modified_at", b"modified_at", "seen_at", b"seen_at", "sha256", b"sha256", "task_id", b"task_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_id", b"_batch_id", "_detected_at", b"_detected_at", "_error", b"_error", "_findings", b"_findings", "_run", b"_run", "_sha256", b"_sha256", "_task_id", b"_task_id", "batch_id", b"batch_id", "detected_at", b"detected_at", "error", b"error", "findings", b"findings", "modified_at", b"modified_at", "run", b"run", "seen_at", b"seen_at", "sha256", b"sha256", "task_id", b"task_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_id", b"_batch_id", "_detected_at", b"_detected_at", "_error", b"_error", "_findings", b"_findings", "_sha256", b"_sha256", "_task_id", b"_task_id", "batch_id", b"batch_id", "camera_id", b"camera_id", "detected_at", b"detected_at", "detections", b"detections", "error", b"error", "findings", b"findings", "modified_at", b"modified_at", "path", b"path", "photo_id", b"photo_id", "seen_at", b"seen_at", "sha256", b"sha256", "size", b"size", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_id", b"_batch_id", "_detected_at", b"_detected_at", "_error", b"_error", "_findings", b"_findings", "_run", b"_run", "_sha256", b"_sha256", "_task_id", b"_task_id", "batch_id", b"batch_id", "camera_id", b"camera_id", "detected_at", b"detected_at", "detections", b"detections", "error", b"error", "findings", b"findings", "modified_at", b"modified_at", "path", b"path", "photo_id", b"photo_id", "run", b"run", "seen_at", b"seen_at", "sha256", b"sha256", "size", b"size", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_id: _TypeAlias = _typing.Literal["batch_id"]  # noqa: Y015
     _WhichOneofArgType__batch_id: _TypeAlias = _typing.Literal["_batch_id", b"_batch_id"]  # noqa: Y015
@@ -260,6 +298,8 @@ class Photo(_message.Message):
     _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015
     _WhichOneofReturnType__findings: _TypeAlias = _typing.Literal["findings"]  # noqa: Y015
     _WhichOneofArgType__findings: _TypeAlias = _typing.Literal["_findings", b"_findings"]  # noqa: Y015
+    _WhichOneofReturnType__run: _TypeAlias = _typing.Literal["run"]  # noqa: Y015
+    _WhichOneofArgType__run: _TypeAlias = _typing.Literal["_run", b"_run"]  # noqa: Y015
     _WhichOneofReturnType__sha256: _TypeAlias = _typing.Literal["sha256"]  # noqa: Y015
     _WhichOneofArgType__sha256: _TypeAlias = _typing.Literal["_sha256", b"_sha256"]  # noqa: Y015
     _WhichOneofReturnType__task_id: _TypeAlias = _typing.Literal["task_id"]  # noqa: Y015
@@ -273,11 +313,56 @@ class Photo(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__findings) -> _WhichOneofReturnType__findings | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__run) -> _WhichOneofReturnType__run | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__sha256) -> _WhichOneofReturnType__sha256 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__task_id) -> _WhichOneofReturnType__task_id | None: ...
 
 Global___Photo: _TypeAlias = Photo  # noqa: Y015
+
+@_typing.final
+class PhotoRun(_message.Message):
+    """The workflow of a photo."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    RESULT_PATHS_FIELD_NUMBER: _builtins.int
+    state: Global___PhotoRunState.ValueType
+    """What has become of it."""
+    workflow_id: _builtins.str
+    """The workflow, once made."""
+    error: _builtins.str
+    """Why it made nothing."""
+    @_builtins.property
+    def result_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths in storage of the pictures that its steps made."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___PhotoRunState.ValueType = ...,
+        workflow_id: _builtins.str | None = ...,
+        error: _builtins.str | None = ...,
+        result_paths: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "_workflow_id", b"_workflow_id", "error", b"error", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "_workflow_id", b"_workflow_id", "error", b"error", "result_paths", b"result_paths", "state", b"state", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__error: _TypeAlias = _typing.Literal["error"]  # noqa: Y015
+    _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015
+    _WhichOneofReturnType__workflow_id: _TypeAlias = _typing.Literal["workflow_id"]  # noqa: Y015
+    _WhichOneofArgType__workflow_id: _TypeAlias = _typing.Literal["_workflow_id", b"_workflow_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error) -> _WhichOneofReturnType__error | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__workflow_id) -> _WhichOneofReturnType__workflow_id | None: ...
+
+Global___PhotoRun: _TypeAlias = PhotoRun  # noqa: Y015
 
 @_typing.final
 class Batch(_message.Message):

@@ -11,6 +11,7 @@ from atelier.monitoring.v1 import capture_photo_service_pb2 as pb
 from meshkit.moments import assign
 from services.monitoring.capture.batches.domain import BatchesWanted, BatchRecord, BatchState
 from services.monitoring.capture.photos.domain import DetectionRecord, PhotoRecord, PhotoState, PhotosWanted
+from services.monitoring.capture.runs.domain import RunRecord
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What a timestamp on the wire can hold.
@@ -59,6 +60,16 @@ def to_photo(record: PhotoRecord, detections: Sequence[DetectionRecord] = ()) ->
     if record.findings is not None:
         photo.findings.update(dict(record.findings))
     return photo
+
+
+def to_run(record: RunRecord) -> pb.PhotoRun:
+    """Return the workflow of a photo for the wire."""
+    return pb.PhotoRun(
+        state=pb.PhotoRunState.Value(f"PHOTO_RUN_STATE_{record.state.name}"),
+        workflow_id=None if record.workflow_id is None else str(record.workflow_id),
+        error=record.error,
+        result_paths=record.results,
+    )
 
 
 def to_detection(record: DetectionRecord) -> pb.Detection:

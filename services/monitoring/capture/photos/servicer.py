@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from atelier.monitoring.v1.capture_photo_service_pb2_grpc import PhotoServiceSer
 from services.monitoring.capture.pages import PageWanted, write_page
 from services.monitoring.capture.photos import convert
 from services.monitoring.capture.photos.service import PhotoDesk
+from services.monitoring.capture.runs.domain import RunRecord
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -21,10 +23,12 @@ class PhotoServicer(PhotoServiceServicer):
 
     Args:
         photos: The use cases.
+        run_of: Returns the workflow of a photo.
     """
 
-    def __init__(self, photos: PhotoDesk) -> None:
+    def __init__(self, photos: PhotoDesk, run_of: Callable[[UUID], Awaitable[RunRecord | None]]) -> None:
         self._photos = photos
+        self._run_of = run_of
 
     async def ListPhotos(self, request: pb.ListPhotosRequest, context: Context) -> pb.ListPhotosResponse:
         del context
@@ -36,7 +40,12 @@ class PhotoServicer(PhotoServiceServicer):
 
     async def GetPhoto(self, request: pb.GetPhotoRequest, context: Context) -> pb.GetPhotoResponse:
         del context
-        return pb.GetPhotoResponse(photo=convert.to_photo(*await self._photos.get(UUID(request.photo_id))))
+        photo_id = UUID(request.photo_id)
+        photo = convert.to_photo(*await self._photos.get(photo_id))
+        run = await self._run_of(photo_id)
+        if run is not None:
+            photo.run.CopyFrom(convert.to_run(run))
+        return pb.GetPhotoResponse(photo=photo)
 
     async def ListBatches(self, request: pb.ListBatchesRequest, context: Context) -> pb.ListBatchesResponse:
         del context

@@ -1,0 +1,215 @@
+"""Has tasks look at photos, and writes down what they find."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+from atelier.events.v1 import events_pb2
+from atelier.tasks.v1 import task_pb2
+from google.protobuf.message import DecodeError
+
+from meshkit import metrics
+from meshkit.bus import BusMessage
+from meshkit.errors import TRANSIENT, ErrorKind, MeshError, unavailable
+from meshkit.logging import get_logger
+from meshkit.loops import Loop
+from services.monitoring.capture.detection.domain import (
+    FILE_GONE,
+    FILE_REPLACED,
+    FILE_TOO_LARGE,
+    DetectionOutcome,
+    failed,
+    outcome_of,
+)
+from services.monitoring.capture.detection.store import DetectionStore
+from services.monitoring.capture.photos.domain import PhotoRecord
+from services.monitoring.capture.watching.files import FileChangedError, read_photo
+
+_log = get_logger(__name__)
+
+# Ends of tasks, as core NATS tells them at once.
+TASK_ENDED = tuple(f"atelier.tasks.v1.task.{what}" for what in ("completed", "failed", "cancelled"))
+_INTERVAL_SECONDS = 1.0
+# A task of which nothing came is asked for after so long.
+_ASK_SECONDS = 2.0
+# Errors that are of the service, whatever the photo.
+_AWAY = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.EXHAUSTED})
+# So often a photo is tried that a service fails at; then it gives way to the others.
+_MOST_TRIES = 5
+
+_PHOTOS = metrics.counter("capture_photos", "Photos that were looked at, by outcome", ("outcome",))
+
+
+class PhotoTasks(Protocol):
+    """Tasks that look at photos (`services.monitoring.capture.detection.task_calls.DetectionTasks`)."""
+
+    async def create(self, photo_id: UUID, content: bytes, reference: str) -> task_pb2.Task:
+        """Make the task of a photo, or find that it exists."""
+        ...
+
+    async def get(self, photo_id: UUID) -> task_pb2.Task:
+        """Return the task of a photo as it stands."""
+        ...
+
+
+class DetectionWorker:
+    """Hands photos over to tasks, a bounded number at a time, and writes down what they find; safe with replicas.
+
+    Args:
+        store: The rows.
+        tasks: The tasks.
+        root: Root of the cameras.
+        at_once: How many photos are looked at at the same time.
+        most_bytes: Largest file that is handed over.
+        on_detected: Called with each photo whose findings were written.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        store: DetectionStore,
+        tasks: PhotoTasks,
+        root: Path,
+        *,
+        at_once: int,
+        most_bytes: int,
+        on_detected: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._tasks = tasks
+        self._root = root
+        self._at_once = at_once
+        self._most_bytes = most_bytes
+        self._on_detected = on_detected
+        self._clock = clock
+        # When each photo under way is asked for next; an event makes that at once.
+        self._due: dict[UUID, float] = {}
+        # Times that a photo met an error that may be of the photo.
+        self._tries: Counter[UUID] = Counter()
+        # Why photos wait; empty where they do not.
+        self._away = ""
+        self._wake = asyncio.Event()
+        self.loop = Loop("detection_worker", self.run_once, _INTERVAL_SECONDS, wake=self._wake)
+
+    async def notice(self, message: BusMessage) -> None:
+        """Take the news that a task has ended; most are of others."""
+        if not self._due:
+            return
+        try:
+            task_id = UUID(events_pb2.TaskStatusEvent.FromString(message.data).task_id)
+        except (DecodeError, ValueError):
+            return  # the task is asked for anyway
+        if task_id in self._due:
+            self._due[task_id] = 0.0
+            self._wake.set()
+
+    async def run_once(self) -> bool:
+        """Write down what has ended, and hand over what waits; body of a loop.
+
+        Where the tasks service or the object store is away, photos wait.
+
+        Returns:
+            Whether there is more to do at once.
+        """
+        try:
+            more = await self._work()
+        except MeshError as error:
+            if error.kind not in TRANSIENT:
+                raise
+            if self._away != error.reason:
+                _log.warning("photos_wait", reason=error.reason, cause=error.message)
+            self._away = error.reason
+            return False
+        if self._away:
+            _log.info("photos_go_on")
+        self._away = ""
+        return more
+
+    async def _work(self) -> bool:
+        under_way = await self._store.under_way()
+        now = self._clock()
+        self._due = {one: self._due.get(one, 0.0) for one in under_way}
+        due = [one for one, at in self._due.items() if at <= now]
+        ended = await asyncio.gather(*(self._ask(one) for one in due), return_exceptions=True)
+        for outcome in ended:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        room = self._at_once - len(self._due)
+        if room <= 0:
+            return False
+        # Read one after the other: a photo may be large.
+        photos = await self._store.waiting(room)
+        for photo in photos:
+            await self._hand_over(photo)
+        return len(photos) == room and len(self._due) < self._at_once
+
+    async def _hand_over(self, photo: PhotoRecord) -> None:
+        try:
+            content = await asyncio.to_thread(read_photo, self._root, photo.file, photo.sha256, self._most_bytes)
+        except FileChangedError:
+            await self._write(photo.id, failed(FILE_TOO_LARGE if photo.size > self._most_bytes else FILE_REPLACED))
+            return
+        except FileNotFoundError:
+            if not await asyncio.to_thread(self._root.is_dir):
+                # A drive that comes back has them all.
+                raise unavailable("The folder of the cameras is not there", reason="CAMERA_ROOT_AWAY") from None
+            await self._write(photo.id, failed(FILE_GONE))
+            return
+        except PermissionError as error:
+            reason = os.strerror(error.errno) if error.errno else "it is no plain file"
+            await self._write(photo.id, failed(f"The file cannot be read: {reason}."))
+            return
+        try:
+            task = await self._tasks.create(photo.id, content, photo.path[:255])
+        except MeshError as error:
+            if error.kind in _AWAY:
+                raise
+            self._tries[photo.id] += 1
+            if error.kind not in TRANSIENT or self._tries[photo.id] >= _MOST_TRIES:
+                del self._tries[photo.id]
+                await self._write(photo.id, failed(_sentence(error)))
+            return
+        self._tries.pop(photo.id, None)
+        if (outcome := outcome_of(task)) is not None:
+            await self._write(photo.id, outcome)
+            return
+        await self._store.handed_over(photo.id)
+        self._due[photo.id] = self._clock() + _ASK_SECONDS
+
+    async def _ask(self, photo_id: UUID) -> bool:
+        """Ask for the task of a photo; whether it has ended."""
+        self._due[photo_id] = self._clock() + _ASK_SECONDS
+        try:
+            outcome = outcome_of(await self._tasks.get(photo_id))
+        except MeshError as error:
+            if error.kind is not ErrorKind.NOT_FOUND:
+                raise
+            outcome = failed("The task that was to look at it is there no more.")
+        if outcome is None:
+            return False
+        await self._write(photo_id, outcome)
+        self._due.pop(photo_id, None)
+        return True
+
+    async def _write(self, photo_id: UUID, outcome: DetectionOutcome) -> None:
+        if not await self._store.settle(photo_id, outcome):
+            return
+        word = "detected" if outcome.error is None else "failed"
+        _PHOTOS.labels(word).inc()
+        if outcome.error is None:
+            _log.info("photo_detected", photo_id=str(photo_id), found=len(outcome.detections))
+            self._on_detected()
+        else:
+            _log.warning("photo_not_detected", photo_id=str(photo_id), error=outcome.error)
+
+
+def _sentence(error: MeshError) -> str:
+    return " ".join(one.message for one in error.violations) or error.message

@@ -1,0 +1,97 @@
+"""Photos that land while each part is killed in turn: every one has one set of detections and one task."""
+
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from tests.e2e.conftest import StartMesh
+from tests.e2e.harness import RunningMesh, until
+
+CAMERAS = ("left", "middle", "right")
+KILLED = ("capture", "tasks", "worker", "nats", "postgres")
+_PEOPLE = Path(__file__).parents[1] / "unit" / "modelkit" / "data" / "people"
+_NAMES = ("astronaut", "obama", "coffee", "grace-hopper", "biden", "chelsea")
+
+
+def photo(number: int) -> bytes:
+    """A photo like no other."""
+    with Image.open(_PEOPLE / f"{_NAMES[number % len(_NAMES)]}.jpg") as opened:
+        image = opened.convert("RGB")
+    image.thumbnail((256, 256))
+    ImageDraw.Draw(image).rectangle((0, 0, 15, 15), fill=(number % 256, number // 256, 128))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def drop(root: Path, number: int) -> None:
+    camera = root / CAMERAS[number % len(CAMERAS)]
+    camera.mkdir(exist_ok=True)
+    (camera / f"{number:04d}.jpg").write_bytes(photo(number))
+
+
+def rows(mesh: RunningMesh, query: str) -> list[tuple[Any, ...]]:
+    with mesh.database() as connection:
+        return connection.execute(query).fetchall()
+
+
+def all_looked_at(mesh: RunningMesh, count: int) -> bool:
+    try:
+        found = dict(rows(mesh, "SELECT state, count(*) FROM capture.photos GROUP BY state"))
+    except Exception:  # PostgreSQL is killed meanwhile
+        return False
+    return found == {"DETECTED": count}
+
+
+def check_once(mesh: RunningMesh, count: int) -> None:
+    """Each photo has the detections that its findings tell, and one task."""
+    assert rows(mesh, "SELECT count(*), count(DISTINCT sha256) FROM capture.photos") == [(count, count)]
+    differing = rows(
+        mesh,
+        "SELECT p.path FROM capture.photos p LEFT JOIN capture.detections d ON d.photo_id = p.id GROUP BY p.id "
+        "HAVING count(d.id) <> jsonb_array_length(p.findings -> 'detections')",
+    )
+    assert differing == []
+    with mesh.http() as client:
+        made = [task for task in mesh.tasks(client) if task["task_type"] == "PHOTO_DETECTION"]
+        shown = client.get("/api/capture/photos", params={"state": "DETECTED", "limit": 1}).json()
+    assert len({task["id"] for task in made}) == len(made) == count
+    assert {task["status"] for task in made} == {"COMPLETED"}
+    assert shown["pagination"]["total"] == count
+    seen = dict(rows(mesh, "SELECT path, (findings ->> 'people')::int FROM capture.photos"))
+    assert {count for path, count in seen.items() if int(Path(path).stem) % len(_NAMES) == 1} == {1}
+    assert {count for path, count in seen.items() if int(Path(path).stem) % len(_NAMES) == 2} == {0}
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(20, marks=pytest.mark.timeout(400)),
+        pytest.param(300, marks=(pytest.mark.long, pytest.mark.timeout(1800))),
+    ],
+)
+def test_each_photo_has_one_set_of_detections_while_all_parts_are_killed(
+    start_mesh: StartMesh, tmp_path: Path, count: int
+) -> None:
+    root = tmp_path / "cameras"
+    root.mkdir()
+    mesh = start_mesh(
+        ATELIER_CAMERA_ROOT=str(root),
+        ATELIER_WORKER_TASK_TYPES="PHOTO_DETECTION",
+        ATELIER_DEVICE="cpu",
+        ATELIER_TORCH_THREADS="1",
+        ATELIER_STEP_DEADLINE_SECONDS="60",
+        ATELIER_FIRST_STEP_DEADLINE_SECONDS="120",
+    )
+    victims = itertools.cycle(KILLED)
+    for number in range(count):
+        drop(root, number)
+        if number % max(4, count // 15) == 3:
+            mesh.kill(next(victims))
+    until(lambda: all_looked_at(mesh, count), "all photos were looked at", 300 + 3 * count, 0.5)
+    check_once(mesh, count)
+    mesh.down()
