@@ -22,7 +22,7 @@ MARKS ?= not long and not bench
 # Processes that run the tests side by side; each has servers of its own.
 JOBS ?= 2
 
-.PHONY: help setup up demo demo-all test check lint format proto settings dashboards proto-baseline bench gpu-check e2e-long chaos fuzz clean
+.PHONY: help setup up demo demo-all test check lint format proto settings dashboards proto-baseline bench gpu-check e2e-long chaos drill fuzz clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -104,6 +104,9 @@ e2e-long: setup ## Run the long tests too.
 
 chaos: setup ## Kill processes at random under 10,000 tasks; CHAOS="--tasks 1000 --seed 7" changes that; 20 minutes.
 	@$(BIN)/python -m tests.e2e.chaos $(CHAOS)
+
+drill: setup ## Back a mesh up under load, lose it, restore it on fresh servers, compare; DRILL="--creates 5000" makes it larger; one minute.
+	@$(BIN)/python -m tests.e2e.drill $(DRILL)
 
 fuzz: setup ## Send 100,000 generated and hostile requests; FUZZ_SEED=7 draws others; six minutes to an hour.
 	@$(BIN)/python -m pytest -q -rP -m long tests/e2e/test_schema_fuzz.py

@@ -10,6 +10,7 @@ import typer
 from atelier_cli.commands import (
     admin,
     backup,
+    capture,
     doctor,
     evaluate,
     generate,
@@ -69,6 +70,7 @@ app.add_typer(workflow.app, name="workflow")
 app.add_typer(training.app, name="training")
 app.add_typer(lora.app, name="lora")
 app.add_typer(webhook.app, name="webhook")
+app.add_typer(capture.app, name="capture")
 app.add_typer(providers.app, name="providers")
 app.add_typer(admin.app, name="admin")
 

@@ -166,11 +166,14 @@ class SimulatedFleet:
 
     async def _poll(self, stub: Any, session: str) -> None:
         sequence = 1
+        # As if each had waited for a while already, so that as many polls end in a second as in the next.
+        wait = random.uniform(0, POLL_SECONDS)
         while True:
             asked = time.perf_counter()
             request = LeaseRequest(
-                session_id=session, sequence=sequence, max_leases=self._slots, wait=duration_of(POLL_SECONDS)
+                session_id=session, sequence=sequence, max_leases=self._slots, wait=duration_of(wait)
             )
+            wait = POLL_SECONDS * random.uniform(0.75, 1.0)
             try:
                 answer = await stub.Lease(request, metadata=self._worker, timeout=POLL_SECONDS + 5)
                 sequence += 1

@@ -19,7 +19,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `health`: whether a service and what it stands on work
 - `estimates` `answers`: answers whose total is an estimate, or whose HTTP status is not 200
 - `db` `pipeline` `pipeline_pool` `migration` `outbox` `leadership` `idempotency`: PostgreSQL, which holds all state
-- `retention` `retention_calls`: what has ended is deleted at an age, a little at a time
+- `retention` `retention_calls` `task_files`: what has ended is deleted at an age, unless something names its files
 - `bus` `holding` `stream` `publishing` `following` `event_lag` `eventjson`: NATS, which only notifies
 - `supervision`: loops, reported and told over NATS; `live`: what happens in the mesh, for whoever listens
 - `objects` `s3client` `chunks` `staging` `media_urls`: files; `loras`: where LoRAs lie, and how callers name them

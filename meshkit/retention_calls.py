@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from uuid import UUID
 
-from atelier.tasks.v1 import retention_pb2, retention_service_pb2
+from atelier.tasks.v1 import jobs_service_pb2, retention_pb2, retention_service_pb2
+from atelier.tasks.v1.jobs_service_pb2_grpc import JobsServiceStub
 from atelier.tasks.v1.retention_service_pb2_grpc import RetentionServiceStub
 
 from meshkit.channel import MeshChannel
+from meshkit.loops import Loop
 from meshkit.retention import EVERYONE, PreviewLine, RetentionAges
+from meshkit.task_files import named_tasks
 
 _SECONDS = 10.0
+# Well before a hold ends, after a day.
+HOLD_EVERY_SECONDS = 3600.0
+_MOST_HELD = 1000
+
+
+class TaskHolds:
+    """Has the tasks service keep the tasks whose files are named by what has not ended; each hold lasts for a day.
+
+    Args:
+        channel: Channel to it.
+        requests: Gives the serialized requests of what has not ended, in pieces.
+    """
+
+    def __init__(self, channel: MeshChannel, requests: Callable[[], AsyncIterator[Sequence[bytes]]]) -> None:
+        self._jobs = channel.stub(JobsServiceStub)
+        self._requests = requests
+
+    async def renew(self) -> None:
+        """Hold them; body of a loop."""
+        held: set[UUID] = set()
+        async for piece in self._requests():
+            for request in piece:
+                held |= named_tasks(request)
+        ordered = sorted(held)
+        for first in range(0, len(ordered), _MOST_HELD):
+            ids = [str(one) for one in ordered[first : first + _MOST_HELD]]
+            await self._jobs.HoldTasks(jobs_service_pb2.HoldTasksRequest(task_ids=ids), timeout=_SECONDS)
+
+    def loop(self, name: str) -> Loop:
+        """Return the loop that renews them."""
+        return Loop(name, self.renew, HOLD_EVERY_SECONDS)
 
 
 def asked_ages(

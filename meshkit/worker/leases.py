@@ -44,6 +44,7 @@ _MAX_LEASES = 256  # bound of LeaseRequest.max_leases and of ReportRequest.progr
 _MAX_FULL_TENANTS = 256  # bound of LeaseRequest.full_tenants
 _FULL_POLL_SECONDS = 1.0
 _REPORT_INTERVAL_SECONDS = 0.25
+_WAIT_JITTER = (0.75, 1.0)
 
 
 class LeaseClient:
@@ -211,7 +212,9 @@ class LeaseClient:
                 continue
             asked, full = self._clock(), sorted(self._full_tenants())[:_MAX_FULL_TENANTS]
             # A poll that waits does not learn that a tenant has room again: the next one says so.
-            wait = min(self._poll_seconds, _FULL_POLL_SECONDS) if full else self._poll_seconds
+            # Workers that polled in the same moment, as after a start of the service, do not do so for ever.
+            wait = self._poll_seconds * random.uniform(*_WAIT_JITTER)  # noqa: S311 -- spreads the fleet, not a secret
+            wait = min(wait, _FULL_POLL_SECONDS) if full else wait
             request = LeaseRequest(
                 session_id=session.id,
                 sequence=session.answered + 1,

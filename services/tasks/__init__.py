@@ -5,7 +5,7 @@ Owns:
     `queue_lanes`, `provider_gates`, `provider_tenants`, `provider_usage`, `task_ids`, `object_sweeps`,
     `webhook_deliveries`, `webhook_attempts`, `webhook_secrets`, `webhook_disabled`, `task_counts`, `task_creations`,
     `queue_flow`, `usage_days` and the notes of changes to these (`task_changes`, `usage_changes`), `stored_days`,
-    `stored_measures`, `work_times`, `retention_rules`, `outbox`, `leaders`, `idempotency_keys`.
+    `stored_measures`, `work_times`, `retention_rules`, `task_holds`, `outbox`, `leaders`, `idempotency_keys`.
     Subjects `atelier.tasks.v1.{task,step}.{created,started,completed,failed,cancelled,requeued}` and
     `atelier.tasks.v1.job.{ended,requeued}` on JetStream, and on core NATS `atelier.progress.<task_id>`,
     `atelier.wake.<queue>`, `atelier.cancel.<session_id>`, `atelier.ended.step`.
@@ -25,7 +25,7 @@ Rooms:
     what has ended is kept, each with its own `service` and `servicer`.
     `providers` is what stands before calls to providers: breakers, calls at once, rates.
     `inputs` checks what callers send along.
-    `domain` is pure: states, transitions, what follows a lost attempt. So are `identifiers`,
+    `domain` is pure: states, transitions, what follows a lost attempt. So are `identifiers`, `owners`, whose a job is,
     `devices`, what workers compute on, `service_requests`, what workers ask of providers, and `fallbacks`, what becomes
     of a task whose second provider takes over. `catalog` is what this installation serves of the types and providers
     that `enums.proto` declares.

@@ -23,6 +23,7 @@ from services.tasks.domain import (
     TaskStatus,
     WorkerLoad,
 )
+from services.tasks.owners import JobOwner
 from services.tasks.providers.domain import Gate, GateName, TokenBucket
 from services.tasks.providers.gates import GateView
 from services.tasks.scheduling.fairness import Candidate, Contender
@@ -369,8 +370,8 @@ class TaskStore(Protocol):
         """End a session; what it held goes back. None without such a session."""
         ...
 
-    async def valid(self, session_id: UUID, refs: Sequence[AttemptRef]) -> Mapping[AttemptRef, str]:
-        """Which attempts are the session's, each with its tenant."""
+    async def valid(self, session_id: UUID, refs: Sequence[AttemptRef]) -> Mapping[AttemptRef, JobOwner]:
+        """Which attempts are the session's, each with whose job it is."""
         ...
 
     async def ended(self, refs: Sequence[AttemptRef]) -> Collection[AttemptRef]:

@@ -5,8 +5,8 @@ Owns:
     `loras`, `object_sweeps`, `webhook_handovers`, `outbox`, `leaders`, `idempotency_keys`.
     Objects below `trainings/`; the library's are told in its charter.
     Subjects `atelier.training.v1.training.{pending,preprocessing,training,completed,failed,cancelled}` and
-    `atelier.training.v1.preprocessing.{running,completed,ended}` on JetStream, and `atelier.changed.training.<id>` on
-    core NATS.
+    `atelier.training.v1.preprocessing.{running,completed,ended}` on JetStream, and on core NATS
+    `atelier.changed.training.<id>` and `atelier.progress.<id>`.
 Serves:
     `atelier.training.v1.TrainingService` and `atelier.training.v1.LoraService` to callers,
     `atelier.training.v1.TrainerService` to trainers.

@@ -24,7 +24,7 @@ from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore
 from meshkit.outbox import Relay
 from meshkit.retention import Pruning
-from meshkit.retention_calls import asked_ages
+from meshkit.retention_calls import TaskHolds, asked_ages
 from meshkit.server import build_server
 from meshkit.stored_bytes import StoredBytes
 from meshkit.supervision import supervise
@@ -63,6 +63,7 @@ class TrainingRuntime:
     maintenance: TrainingMaintenance
     library_maintenance: LibraryMaintenance
     retention: Pruning
+    holds: TaskHolds
     relay: Relay
     database: Database
     objects: ObjectStore
@@ -120,9 +121,11 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
         store, trainings=trainings, jobs=jobs, ends=ends, objects=objects, settings=settings
     )
     library_maintenance = LibraryMaintenance(loras, lora_files)
+    old_rows = PostgresOldTrainings(database)
+    holds = TaskHolds(channel, old_rows.open_requests)
     retention = Pruning(
         "trainings",
-        OldTrainings(PostgresOldTrainings(database), jobs, objects),
+        OldTrainings(old_rows, jobs, objects),
         asked_ages(channel, retention_pb2.RETENTION_KIND_TRAININGS),
         share=settings.retention_share,
     )
@@ -130,6 +133,7 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
         *maintenance.loops(),
         *library_maintenance.loops(),
         retention.loop("trainings-old", settings.retention_interval_seconds),
+        holds.loop("trainings-holds"),
         relay.loop,
     )
     if settings.run_loops:
@@ -163,7 +167,7 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return TrainingRuntime(server.address, maintenance, library_maintenance, retention, relay, database, objects)
+    return TrainingRuntime(server.address, maintenance, library_maintenance, retention, holds, relay, database, objects)
 
 
 def _library(

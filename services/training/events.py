@@ -17,6 +17,8 @@ JOB_ENDED = "atelier.tasks.v1.job.ended"
 JOB_REQUEUED = "atelier.tasks.v1.job.requeued"
 # On core NATS, for whoever watches: something of a training has changed.
 NOTICE_SUBJECT = "atelier.changed.training"
+# Likewise, for those who listen to events live.
+PROGRESS_SUBJECT = "atelier.progress"
 
 
 def training_status(record: TrainingRecord) -> events_pb2.TrainingStatusEvent:
@@ -54,6 +56,16 @@ def preprocessing_status(record: TrainingRecord) -> events_pb2.PreprocessingStat
     if record.preprocessing_completed_at is not None:
         assign(event.completed_at, record.preprocessing_completed_at)
     _describe(event, record)
+    return event
+
+
+def training_progressed(record: TrainingRecord) -> events_pb2.TaskProgressEvent:
+    """Return how far a training is, in steps once it takes some."""
+    event = events_pb2.TaskProgressEvent(
+        task_id=str(record.id), tenant=record.tenant, attempt=record.attempt, progress=record.progress
+    )
+    if record.status is TrainingStatus.TRAINING:
+        event.step, event.total_steps = record.current_step, record.total_steps
     return event
 
 

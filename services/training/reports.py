@@ -130,7 +130,7 @@ class TrainerReports:
                 dataset=rejects if request.rejects else None,
             )
 
-        await self._write(UUID(request.ref.job_id), body)
+        self._notices.progressed(await self._write(UUID(request.ref.job_id), body))
 
     async def dataset(self, request: trainer_service_pb2.NoteDatasetRequest) -> None:
         """Take what the training learns from; the preparation has ended."""
@@ -191,7 +191,7 @@ class TrainerReports:
                 validation=[ValidationRecord(one.step, one.bucket, one.loss) for one in request.validation],
             )
 
-        await self._write(UUID(request.ref.job_id), body)
+        self._notices.progressed(await self._write(UUID(request.ref.job_id), body))
         return wanted
 
     async def state(self, request: trainer_service_pb2.NoteStateRequest) -> None:

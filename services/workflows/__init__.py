@@ -9,7 +9,7 @@ Serves:
     `atelier.workflows.v1.WorkflowsService` and `atelier.workflows.v1.WorkflowMonitoringService`.
 Calls:
     The tasks service: `GetCatalog`, `CreateTask`, `GetTask`, `CancelTask`, `CleanupTask`, `WebhookService.Enqueue`,
-    `JobsService.ForgetJobs`, `RetentionService.ListRetention`.
+    `JobsService.ForgetJobs`, `JobsService.HoldTasks`, `RetentionService.ListRetention`.
     The training service, for steps that train: `CreateTraining`, `GetTraining`, `CancelTraining`.
 Consumes:
     `atelier.tasks.v1.step.{completed,failed,cancelled}` on JetStream and `atelier.ended.step` on core NATS, the ends of

@@ -24,7 +24,7 @@ from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore, open_configured
 from meshkit.outbox import Relay
 from meshkit.retention import Pruning
-from meshkit.retention_calls import asked_ages
+from meshkit.retention_calls import TaskHolds, asked_ages
 from meshkit.server import build_server
 from meshkit.stored_bytes import StoredBytes
 from meshkit.supervision import supervise
@@ -60,6 +60,7 @@ class WorkflowsRuntime:
     maintenance: WorkflowMaintenance
     executor: WorkflowExecutor
     retention: Pruning
+    holds: TaskHolds
     relay: Relay
     database: Database
 
@@ -109,7 +110,9 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
         limits=settings.free_form_limits,
         files=files,
     )
-    old = OldWorkflows(PostgresOldWorkflows(database), tasks, objects)
+    old_rows = PostgresOldWorkflows(database)
+    old = OldWorkflows(old_rows, tasks, objects)
+    holds = TaskHolds(channel, old_rows.open_requests)
     retention = Pruning(
         "workflows", old, asked_ages(channel, retention_pb2.RETENTION_KIND_WORKFLOWS), share=settings.retention_share
     )
@@ -117,7 +120,10 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
     task_events = TaskEventConsumer(store, executor.tell_ended, executor.ask)
     stack.push_async_callback(task_events.close)
     loops = Loops(
-        *maintenance.loops(), retention.loop("workflows-old", settings.retention_interval_seconds), relay.loop
+        *maintenance.loops(),
+        retention.loop("workflows-old", settings.retention_interval_seconds),
+        holds.loop("workflows-holds"),
+        relay.loop,
     )
     if settings.run_loops:
         await supervise(stack, loops, bus, WORKFLOWS.role)
@@ -168,7 +174,7 @@ async def start(settings: WorkflowsSettings, stack: AsyncExitStack) -> Workflows
     page = serve_metrics(settings.metrics_port, settings.metrics_host)
     if page is not None:
         stack.callback(page.close)
-    return WorkflowsRuntime(server.address, maintenance, executor, retention, relay, database)
+    return WorkflowsRuntime(server.address, maintenance, executor, retention, holds, relay, database)
 
 
 def _files(settings: WorkflowsSettings, objects: ObjectStore, stack: AsyncExitStack) -> StepFiles:

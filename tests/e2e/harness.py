@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import httpx
+import psutil
 import psycopg
 from minio import Minio
 
@@ -185,6 +186,18 @@ class RunningMesh(MeshView):
     def down(self) -> None:
         if self._process is not None:
             stop(self._process, signal.SIGTERM, timeout_seconds=90)
+
+    def kill_all(self) -> None:
+        """End every process at once, as where their machines are lost."""
+        assert self._process is not None
+        processes = [psutil.Process(each.pid) for each in self.record.processes]
+        processes += [child for each in processes for child in each.children(recursive=True)]
+        self._process.kill()
+        self._process.wait()
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=30)
 
     def cli(self, *arguments: str, timeout_seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

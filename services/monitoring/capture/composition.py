@@ -148,13 +148,9 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
     )
     stack.push_async_callback(watcher.close)
     loops = Loops(watcher.loop, aggregator.loop, analysis.loop, handovers.loop, cleanup.loop, relay.loop)
-    for one in (detection, hot_folder):
-        if one is not None:
-            loops.add(one.loop)
+    _add(loops, detection, hot_folder)
     if settings.run_loops:
-        if detection is not None:
-            for subject in TASK_ENDED:
-                await bus.subscribe(subject, detection.notice)
+        await _hear(bus, detection)
         await supervise(stack, loops, bus, CAPTURE.role)
     parts = PartStates(
         [HealthPart("postgresql", database.ping, every_call=True), HealthPart("nats", bus.ping, essential=False)],
@@ -194,6 +190,18 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
     if page is not None:
         stack.callback(page.close)
     return CaptureRuntime(server.address, database, bus, relay, changes, watcher, aggregator, detection)
+
+
+def _add(loops: Loops, *of: DetectionWorker | HotFolder | None) -> None:
+    for one in of:
+        if one is not None:
+            loops.add(one.loop)
+
+
+async def _hear(bus: Bus, detection: DetectionWorker | None) -> None:
+    if detection is not None:
+        for subject in TASK_ENDED:
+            await bus.subscribe(subject, detection.notice)
 
 
 def _limits(settings: CaptureSettings) -> WatchLimits:

@@ -65,6 +65,13 @@ class JobsServicer(jobs_service_pb2_grpc.JobsServiceServicer):
         records = await self._jobs.find([UUID(job_id) for job_id in request.job_ids])
         return jobs_service_pb2.GetJobsResponse(jobs=[to_job(record) for record in records])
 
+    async def HoldTasks(
+        self, request: jobs_service_pb2.HoldTasksRequest, context: Context
+    ) -> jobs_service_pb2.HoldTasksResponse:
+        del context
+        await self._retention.hold([UUID(task_id) for task_id in request.task_ids])
+        return jobs_service_pb2.HoldTasksResponse()
+
     async def ForgetJobs(
         self, request: jobs_service_pb2.ForgetJobsRequest, context: Context
     ) -> jobs_service_pb2.ForgetJobsResponse:

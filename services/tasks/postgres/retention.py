@@ -50,14 +50,15 @@ SELECT id, created_at, kind = 'TASK' AND workflow_id IS NULL AND coalesce(comple
 WHERE tenant = %(tenant)s AND created_at < {_CUTOFF} AND (created_at, id) > (%(at)s::timestamptz, %(id)s::uuid)
 ORDER BY created_at, id LIMIT {BATCH}
 """  # noqa: S608 -- constants
-_UNDELIVERED = "EXISTS (SELECT FROM webhook_deliveries d WHERE d.entity_id = t.id AND d.status = 'PENDING')"
+_NEEDED = """(EXISTS (SELECT FROM webhook_deliveries d WHERE d.entity_id = t.id AND d.status = 'PENDING')
+        OR EXISTS (SELECT FROM task_holds h WHERE h.task_id = t.id AND h.held_until > now()))"""
 # All files of its own bear the task's identifier in their paths, and the row tells of them.
 _HAS_FILES = """(t.result_objects <> '{}' OR position(convert_to(t.id::text, 'UTF8') IN t.spec) > 0
         OR position(convert_to(t.id::text, 'UTF8') IN t.body) > 0)"""
 _FORGET = f"""
 WITH chosen AS MATERIALIZED (
     SELECT t.id, t.tenant, t.task_type, t.kind, {_HAS_FILES} AS has_files FROM tasks t
-    WHERE t.id = ANY(%(ids)s::uuid[]) AND t.completed_at < {_CUTOFF} AND NOT {_UNDELIVERED}
+    WHERE t.id = ANY(%(ids)s::uuid[]) AND t.completed_at < {_CUTOFF} AND NOT {_NEEDED}
     FOR UPDATE OF t SKIP LOCKED
 ), retired AS (
     INSERT INTO task_ids (id, tenant, deleted_at) SELECT id, tenant, now() FROM chosen WHERE kind = 'TASK'
@@ -72,13 +73,18 @@ WITH chosen AS MATERIALIZED (
 )
 SELECT count(*) FROM gone
 """  # noqa: S608 -- constants
+_HOLD = """
+INSERT INTO task_holds (task_id, held_until)
+SELECT id, now() + interval '1 day' FROM unnest(%s::uuid[]) AS id ORDER BY id
+ON CONFLICT (task_id) DO UPDATE SET held_until = excluded.held_until
+"""
 _WAITING_FOLDERS = f"""
 SELECT count(*) > {_MOST_FOLDERS} FROM (
     SELECT FROM object_sweeps WHERE due_at < now() - interval '1 hour' ORDER BY due_at LIMIT {_MOST_FOLDERS} + 1) s
 """  # noqa: S608 -- constants
 _OLD = f"""
 FROM tasks t WHERE t.tenant = %(tenant)s AND t.created_at < {_CUTOFF} AND t.completed_at < {_CUTOFF}
-    AND t.kind = 'TASK' AND t.workflow_id IS NULL AND NOT {_UNDELIVERED}
+    AND t.kind = 'TASK' AND t.workflow_id IS NULL AND NOT {_NEEDED}
 """
 _COUNT_OLD = f"SELECT count(*) FROM (SELECT {_OLD} LIMIT {MOST_COUNTED}) o"  # noqa: S608 -- constants
 _SAMPLE_OLD = (
@@ -170,6 +176,12 @@ class PostgresRetention:
             count = await self._forget(conn, [row[0] for row in await ended.fetchall()], 0)
             kept = await conn.execute(f"{_OF_WORKFLOW} LIMIT 10", (workflow_id,))
             return Forgotten(count, [row[0] for row in await kept.fetchall()])
+
+    async def hold(self, task_ids: Sequence[UUID]) -> None:
+        """Keep tasks for a day, however old they are; forget those that are held no more."""
+        async with self._db.transaction() as conn:
+            await conn.execute(_HOLD, (list(task_ids),))
+            await conn.execute("DELETE FROM task_holds WHERE held_until < now()")
 
     async def tenants_with_tasks(self) -> Sequence[str]:
         """Return the tenants that have tasks."""

@@ -10,7 +10,8 @@ from psycopg.types.json import Jsonb
 
 from meshkit.db import Connection
 from meshkit.pipeline import Pipeline
-from services.tasks.domain import AttemptRef, SessionRecord, WorkerLoad
+from services.tasks.domain import AttemptRef, JobKind, SessionRecord, WorkerLoad
+from services.tasks.owners import JobOwner
 from services.tasks.store import LeaseState, ProgressNote
 
 # A replica of an older release names types and providers, and means each with each.
@@ -167,13 +168,16 @@ async def note_missing(
             )
 
 
-async def valid(conn: Connection, session_id: UUID, refs: Sequence[AttemptRef]) -> dict[AttemptRef, str]:
-    """Return which attempts are the session's, each with its tenant."""
+async def valid(conn: Connection, session_id: UUID, refs: Sequence[AttemptRef]) -> dict[AttemptRef, JobOwner]:
+    """Return which attempts are the session's, each with whose job it is."""
     cursor = await conn.execute(
-        "SELECT id, attempt, tenant FROM tasks WHERE lease_session = %s AND id = ANY(%b)",
+        "SELECT id, attempt, tenant, kind FROM tasks WHERE lease_session = %s AND id = ANY(%b)",
         (session_id, [ref.job_id for ref in refs]),
     )
-    leases = {AttemptRef(task_id, attempt): tenant for task_id, attempt, tenant in await cursor.fetchall()}
+    leases = {
+        AttemptRef(task_id, attempt): JobOwner(tenant, JobKind(kind))
+        for task_id, attempt, tenant, kind in await cursor.fetchall()
+    }
     return {ref: leases[ref] for ref in refs if ref in leases}
 
 

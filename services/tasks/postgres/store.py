@@ -24,6 +24,7 @@ from services.tasks.domain import (
     WorkerLoad,
 )
 from services.tasks.errors import task_not_found
+from services.tasks.owners import JobOwner
 from services.tasks.postgres import (
     counters,
     creates,
@@ -197,8 +198,8 @@ class PostgresTaskStore:
                 return None
             return await sweeps.give_back_all(conn, session_id, policy)
 
-    async def valid(self, session_id: UUID, refs: Sequence[AttemptRef]) -> Mapping[AttemptRef, str]:
-        """Which attempts are the session's, each with its tenant."""
+    async def valid(self, session_id: UUID, refs: Sequence[AttemptRef]) -> Mapping[AttemptRef, JobOwner]:
+        """Which attempts are the session's, each with whose job it is."""
         async with self._db.connection() as conn:
             return await sessions.valid(conn, session_id, refs)
 

@@ -47,6 +47,10 @@ class RetentionStore(Protocol):
         """Delete tasks of a workflow that have ended, some at a time."""
         ...
 
+    async def hold(self, task_ids: Sequence[UUID]) -> None:
+        """Keep tasks for a day, however old they are."""
+        ...
+
     async def tenants_with_tasks(self) -> Sequence[str]:
         """Return the tenants that have tasks."""
         ...

@@ -11,7 +11,9 @@ from atelier.events.v1 import events_pb2
 from atelier.tasks.v1 import worker_service_pb2
 
 from services.tasks.convert import from_ref
+from services.tasks.domain import JobKind
 from services.tasks.notifier import Notifier
+from services.tasks.owners import JobOwner
 from services.tasks.store import ProgressNote, TaskStore
 
 MIN_INTERVAL_SECONDS = 0.25
@@ -34,12 +36,17 @@ class ProgressRelay:
         self._sent: OrderedDict[UUID, tuple[float, int]] = OrderedDict()
         self._notes: dict[UUID, ProgressNote] = {}
 
-    def report(self, session: UUID, items: Iterable[tuple[worker_service_pb2.Progress, str]]) -> None:
-        """Take progress of attempts that are the session's, each with its tenant."""
+    def report(self, session: UUID, items: Iterable[tuple[worker_service_pb2.Progress, JobOwner]]) -> None:
+        """Take progress of attempts that are the session's, each with whose job it is.
+
+        How far a job of another service is, that service tells: it counts what comes before and after the attempt too.
+        """
         now = self._clock()
-        for item, tenant in items:
+        for item, owner in items:
             ref = from_ref(item.ref)
             self._notes[ref.job_id] = ProgressNote(ref, session, item.progress)
+            if owner.kind is not JobKind.TASK:
+                continue
             last, phase = self._sent.get(ref.job_id, (None, None))
             early = last is not None and now - last < MIN_INTERVAL_SECONDS
             if early and item.progress < 100 and item.phase == phase:
@@ -48,7 +55,7 @@ class ProgressRelay:
             self._sent.move_to_end(ref.job_id)
             if len(self._sent) > _REMEMBERED:
                 self._sent.popitem(last=False)
-            self._notifier.progress(ref.job_id, _event(item, tenant))
+            self._notifier.progress(ref.job_id, _event(item, owner.tenant))
 
     async def flush(self) -> None:
         """Write the latest progress of each task into its row; body of a loop."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -30,6 +30,7 @@ SELECT t.id, t.created_at, coalesce({_IS_OLD}, false) FROM trainings t
 WHERE t.tenant = %(tenant)s AND t.created_at < {_CUTOFF} AND (t.created_at, t.id) > (%(at)s::timestamptz, %(id)s::uuid)
 ORDER BY t.created_at, t.id LIMIT {BATCH}
 """  # noqa: S608 -- constants
+_OPEN = f"SELECT id, request FROM trainings WHERE completed_at IS NULL AND id > %s ORDER BY id LIMIT {BATCH}"  # noqa: S608 -- constants
 # The note is what tells of the files until the sweeper has deleted them.
 _REMOVE = f"""
 WITH gone AS (
@@ -89,6 +90,17 @@ class PostgresOldTrainings:
             cursor = await conn.execute(_REMOVE, {"ids": list(training_ids), "days": days})
             [[count]] = await cursor.fetchall()
             return int(count)
+
+    async def open_requests(self) -> AsyncIterator[Sequence[bytes]]:
+        """Yield the requests of trainings that have not ended."""
+        after = UUID(int=0)
+        while True:
+            async with self._db.connection() as conn:
+                rows = await (await conn.execute(_OPEN, (after,))).fetchall()
+            if not rows:
+                return
+            yield [bytes(row[1]) for row in rows]
+            after = rows[-1][0]
 
     async def old(self, tenant: str, days: int) -> OldSample:
         """Tell what is old."""

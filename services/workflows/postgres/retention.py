@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -43,6 +43,7 @@ WITH hidden AS (
 )
 SELECT id FROM hidden
 """  # noqa: S608 -- constants
+_OPEN = f"SELECT id, config FROM workflows WHERE completed_at IS NULL AND id > %s ORDER BY id LIMIT {BATCH}"  # noqa: S608 -- constants
 _REMOVE = "DELETE FROM workflows WHERE id = ANY(%s::uuid[]) AND is_deleted AND completed_at IS NOT NULL"
 _OLD = f"FROM workflows w WHERE w.tenant = %(tenant)s AND w.created_at < {_CUTOFF} AND {_IS_OLD}"
 _COUNT = f"SELECT count(*) FROM (SELECT {_OLD} LIMIT {MOST_COUNTED}) o"  # noqa: S608 -- constants
@@ -108,6 +109,21 @@ class PostgresOldWorkflows:
         """Delete hidden workflows with their steps; return how many."""
         async with self._db.transaction() as conn:
             return (await conn.execute(_REMOVE, (list(workflow_ids),))).rowcount
+
+    async def open_requests(self) -> AsyncIterator[Sequence[bytes]]:
+        """Yield what the steps of workflows that have not ended are to do."""
+        after = UUID(int=0)
+        while True:
+            async with self._db.connection() as conn:
+                whole = await (await conn.execute(_OPEN, (after,))).fetchall()
+                if not whole:
+                    return
+                ids = [row[0] for row in whole]
+                cursor = await conn.execute("SELECT definition, item FROM steps WHERE workflow_id = ANY(%s)", (ids,))
+                steps = await cursor.fetchall()
+            parts = [*(row[1] for row in whole), *(part for row in steps for part in row if part is not None)]
+            yield [bytes(part) for part in parts]
+            after = ids[-1]
 
     async def old(self, tenant: str, days: int) -> OldSample:
         """Tell what is old."""

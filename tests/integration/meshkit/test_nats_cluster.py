@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 import signal
 import subprocess
 import sysconfig
@@ -15,7 +16,6 @@ from meshkit.bus import Bus
 from meshkit.errors import MeshError
 
 NATS = Path(sysconfig.get_path("scripts")) / "nats-server"
-USER, PASSWORD = "atelier", "tests-only"
 
 
 class NatsCluster:
@@ -23,6 +23,7 @@ class NatsCluster:
 
     def __init__(self, folder: Path) -> None:
         self.ports, routes = free_ports(3), free_ports(3)
+        self._drawn = secrets.token_hex(8)
         self.servers = []
         for number, (port, route) in enumerate(zip(self.ports, routes, strict=True)):
             others = [f"nats://127.0.0.1:{other}" for other in routes]
@@ -30,7 +31,7 @@ class NatsCluster:
             config.write_text(
                 f'server_name: n{number}\nlisten: "127.0.0.1:{port}"\n'
                 f"jetstream {{store_dir: {json.dumps(str(folder / str(number)))}, sync_interval: always}}\n"
-                f"authorization {{user: {USER}, password: {PASSWORD}}}\n"
+                f'authorization {{user: tests, password: "{self._drawn}"}}\n'
                 f'cluster {{name: tests, listen: "127.0.0.1:{route}", routes: {json.dumps(others)}}}\n'
             )
             with (folder / f"{number}.log").open("wb") as log:
@@ -38,7 +39,7 @@ class NatsCluster:
 
     @property
     def url(self) -> str:
-        return ",".join(f"nats://{USER}:{PASSWORD}@127.0.0.1:{port}" for port in self.ports)
+        return ",".join(f"nats://tests:{self._drawn}@127.0.0.1:{port}" for port in self.ports)
 
     def stop(self) -> None:
         for server in self.servers:

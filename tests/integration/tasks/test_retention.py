@@ -189,6 +189,24 @@ async def test_what_is_still_needed_stays(mesh: Mesh) -> None:
     assert (kept.forgotten, list(kept.kept_ids)) == (1, [waits]), "what has not ended is never forgotten"
 
 
+async def test_a_held_task_stays_for_a_day(mesh: Mesh) -> None:
+    held, other = await completed(mesh), await completed(mesh)
+    await age(mesh, 100)
+    await keep(mesh, TASKS, 1)
+    jobs = mesh.channel(mesh.token("", ("mesh",))).stub(JobsServiceStub)
+    await jobs.HoldTasks(jobs_service_pb2.HoldTasksRequest(task_ids=[held, str(uuid4())]))
+    assert (await preview(mesh, TASKS))["acme"].rows == 1
+    await prune(mesh)
+    assert await left(mesh) == {held}
+    forgotten = await jobs.ForgetJobs(jobs_service_pb2.ForgetJobsRequest(job_ids=[held, other]))
+    assert list(forgotten.kept_ids) == [held]
+    await mesh.execute("UPDATE task_holds SET held_until = held_until - interval '1 day 1 second'")
+    await prune(mesh)
+    assert await left(mesh) == set()
+    await jobs.HoldTasks(jobs_service_pb2.HoldTasksRequest(task_ids=[]))
+    assert await mesh.rows("SELECT count(*) FROM task_holds") == [(0,)]
+
+
 async def test_tasks_of_a_workflow_are_forgotten_with_it(mesh: Mesh) -> None:
     workflow = str(uuid4())
     tasks = [await completed(mesh) for _ in range(2)] + [(await mesh.create()).id]

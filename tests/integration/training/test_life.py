@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -9,9 +10,10 @@ import pytest
 from atelier.tasks.v1 import worker_service_pb2
 from atelier.training.v1 import trainer_service_pb2, training_pb2
 from atelier.training.v1.trainer_service_pb2_grpc import TrainerServiceStub
+from websockets.asyncio.client import connect
 
 from meshkit.errors import ErrorKind, MeshError
-from tests.integration.training.conftest import LORA, PATH, SHA, Mesh
+from tests.integration.training.conftest import LORA, PATH, SHA, Mesh, StartMesh
 
 
 def losses(*steps: int) -> list[training_pb2.LossPoint]:
@@ -450,3 +452,31 @@ async def test_a_training_is_watched_by_events_that_resume(mesh: Mesh) -> None:
     assert [one["final"] for _, one in seen] == [False] * (len(seen) - 1) + [True]
     again = await mesh.http().get(f"{PATH}{ident}/events", headers={"last-event-id": str(versions[0])})
     assert again.text.count("event: training") == 1, "only its end is left to tell"
+
+
+async def test_how_far_a_training_is_comes_live_as_the_training_itself_counts_it(
+    start_mesh: StartMesh, nats_url: str
+) -> None:
+    mesh = await start_mesh(gateway_settings={"nats_url": nats_url})
+    ident = (await mesh.create())["id"]
+    trainer = await mesh.trainer()
+    ref, spec = await trainer.begin()
+    await trainer.prepare(ref, spec)
+    address = f"ws{mesh.gateway.removeprefix('http')}/ws/events?token={mesh.token()}"
+    async with connect(address) as client, asyncio.timeout(60):
+        await client.send('{"type": "subscribe", "data": {"events": ["job.progress"]}}')
+        step = 0
+        heard: list[dict[str, Any]] = []
+        # Of several steps within a second one is told.
+        while len(heard) < 2:
+            step = min(step + 1, 9)
+            await trainer.steps(ref, step)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    while "data" not in (message := json.loads(await client.recv())):
+                        pass
+                    heard.append(message["data"])
+    assert all(one["job_id"] == ident for one in heard)
+    assert heard[0]["message"] == "step 1 of 10"
+    assert heard[0]["progress"] == 19, "the preparation is a tenth of it"
+    assert heard[0]["progress"] < heard[1]["progress"]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.integration.training.conftest import PATH, Mesh
+from tests.integration.training.conftest import PATH, Mesh, picture
 
 RETENTION = "/api/v1/retention"
 
@@ -101,3 +101,19 @@ async def test_ages_by_json(mesh: Mesh) -> None:
     for body in ({"kind": "trainings"}, {"days": 1}, {"kind": "cats", "days": 1}, {"kind": "tasks", "days": -1}):
         assert (await operator.post(RETENTION, json=body)).status_code == 422, body
     assert (await mesh.http().post(RETENTION, json={"kind": "tasks", "days": 1})).status_code == 403
+
+
+async def test_tasks_whose_files_a_training_names_are_held_until_it_has_ended(mesh: Mesh) -> None:
+    named = "01a21f11-8fb5-76c3-9e30-e51238a5bf3b"
+    path = f"generations/{named}/1/image.png"
+    await mesh.put(path, picture())
+    waits = await mesh.create(source_images=[path])
+    await mesh.training.holds.renew()
+    held = "SELECT task_id::text, held_until > now() + interval '23 hours' FROM task_holds"
+    async with mesh.tasks.database.connection() as conn:
+        assert await (await conn.execute(held)).fetchall() == [(named, True)]
+    await mesh.http().post(f"{PATH}{waits['id']}/cancel")
+    await mesh.execute_tasks("DELETE FROM task_holds")
+    await mesh.training.holds.renew()
+    async with mesh.tasks.database.connection() as conn:
+        assert await (await conn.execute(held)).fetchall() == []

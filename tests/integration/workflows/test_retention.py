@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from atelier.tasks.v1 import retention_pb2, retention_service_pb2
 from atelier.tasks.v1.retention_service_pb2_grpc import RetentionServiceStub
-from atelier.workflows.v1 import monitoring_service_pb2
+from atelier.workflows.v1 import monitoring_service_pb2, workflows_service_pb2
 from atelier.workflows.v1.monitoring_service_pb2_grpc import WorkflowMonitoringServiceStub
 
 from meshkit.auth import TokenIssuer
@@ -188,3 +188,31 @@ async def test_tenants_have_ages_of_their_own(mesh: Mesh) -> None:
     await keep(mesh, 5, "short")
     await prune(mesh)
     assert (await left(mesh), gone != kept) == ({kept}, True)
+
+
+async def test_a_task_stays_while_a_workflow_that_has_not_ended_names_its_file(mesh: Mesh) -> None:
+    done = await completed(mesh)
+    await rows(mesh.tasks.database, "UPDATE tasks SET workflow_id = NULL")
+    [(named,), (other,)] = await rows(mesh.tasks.database, "SELECT id::text FROM tasks ORDER BY created_at")
+    path = f"noops/{named}/1/image.png"
+    made = (await mesh.workflows().CreateWorkflow(create(adjust("a", path), start=False))).workflow
+    await mesh.running.holds.renew()
+    assert await rows(mesh.tasks.database, "SELECT task_id::text FROM task_holds") == [(named,)]
+    await age(mesh, 10)
+    token = TokenIssuer(SECRET).issue("ops", "ops", ("operator",), 600)
+    async with MeshChannel(mesh.tasks.address, lambda: token) as channel:
+        await channel.stub(RetentionServiceStub).SetRetention(
+            retention_service_pb2.SetRetentionRequest(kind=retention_pb2.RETENTION_KIND_TASKS, tenant="*", days=1)
+        )
+    pruning = mesh.tasks.retention.prunings[RetentionKind.TASKS]
+
+    async def left_tasks() -> set[str]:
+        while await pruning.run_once():
+            pass
+        return {row[0] for row in await rows(mesh.tasks.database, "SELECT id::text FROM tasks")}
+
+    assert await left_tasks() == {named}
+    await mesh.workflows().CancelWorkflow(workflows_service_pb2.CancelWorkflowRequest(workflow_id=made.id))
+    await rows(mesh.tasks.database, "UPDATE task_holds SET held_until = now() - interval '1 second'")
+    await mesh.running.holds.renew()
+    assert (await left_tasks(), other != named, done != made.id) == (set(), True, True)

@@ -56,6 +56,11 @@ class JobsServiceStub:
                 request_serializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.ForgetJobsRequest.SerializeToString,
                 response_deserializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.ForgetJobsResponse.FromString,
                 _registered_method=True)
+        self.HoldTasks = channel.unary_unary(
+                '/atelier.tasks.v1.JobsService/HoldTasks',
+                request_serializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.HoldTasksRequest.SerializeToString,
+                response_deserializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.HoldTasksResponse.FromString,
+                _registered_method=True)
         self.GetJobs = channel.unary_unary(
                 '/atelier.tasks.v1.JobsService/GetJobs',
                 request_serializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.GetJobsRequest.SerializeToString,
@@ -97,6 +102,13 @@ class JobsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldTasks(self, request, context):
+        """Keeps tasks for a day, however old they are: something that has not ended names their files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetJobs(self, request, context):
         """Tells where jobs stand.
         """
@@ -126,6 +138,11 @@ def add_JobsServiceServicer_to_server(servicer, server):
                     servicer.ForgetJobs,
                     request_deserializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.ForgetJobsRequest.FromString,
                     response_serializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.ForgetJobsResponse.SerializeToString,
+            ),
+            'HoldTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldTasks,
+                    request_deserializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.HoldTasksRequest.FromString,
+                    response_serializer=atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.HoldTasksResponse.SerializeToString,
             ),
             'GetJobs': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJobs,
@@ -243,6 +260,33 @@ class JobsService:
             '/atelier.tasks.v1.JobsService/ForgetJobs',
             atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.ForgetJobsRequest.SerializeToString,
             atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.ForgetJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.tasks.v1.JobsService/HoldTasks',
+            atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.HoldTasksRequest.SerializeToString,
+            atelier_dot_tasks_dot_v1_dot_jobs__service__pb2.HoldTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class JobsServiceStub:
     """Deletes rows and files of what has ended, because what it belonged to is deleted: jobs, or the tasks of a workflow.
     What runs, or has a webhook yet to be delivered, stays.
     """
+    HoldTasks: _grpc.UnaryUnaryMultiCallable[_jobs_service_pb2.HoldTasksRequest, _jobs_service_pb2.HoldTasksResponse]
+    """Keeps tasks for a day, however old they are: something that has not ended names their files."""
     GetJobs: _grpc.UnaryUnaryMultiCallable[_jobs_service_pb2.GetJobsRequest, _jobs_service_pb2.GetJobsResponse]
     """Tells where jobs stand."""
 
@@ -65,6 +67,8 @@ class JobsServiceAsyncStub(JobsServiceStub):
     """Deletes rows and files of what has ended, because what it belonged to is deleted: jobs, or the tasks of a workflow.
     What runs, or has a webhook yet to be delivered, stays.
     """
+    HoldTasks: _aio.UnaryUnaryMultiCallable[_jobs_service_pb2.HoldTasksRequest, _jobs_service_pb2.HoldTasksResponse]  # type: ignore[assignment]
+    """Keeps tasks for a day, however old they are: something that has not ended names their files."""
     GetJobs: _aio.UnaryUnaryMultiCallable[_jobs_service_pb2.GetJobsRequest, _jobs_service_pb2.GetJobsResponse]  # type: ignore[assignment]
     """Tells where jobs stand."""
 
@@ -106,6 +110,14 @@ class JobsServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deletes rows and files of what has ended, because what it belonged to is deleted: jobs, or the tasks of a workflow.
         What runs, or has a webhook yet to be delivered, stays.
         """
+
+    @_abc_1.abstractmethod
+    def HoldTasks(
+        self,
+        request: _jobs_service_pb2.HoldTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_service_pb2.HoldTasksResponse, _abc.Awaitable[_jobs_service_pb2.HoldTasksResponse]]:
+        """Keeps tasks for a day, however old they are: something that has not ended names their files."""
 
     @_abc_1.abstractmethod
     def GetJobs(
