@@ -123,9 +123,10 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
     library_maintenance = LibraryMaintenance(loras, lora_files)
     old_rows = PostgresOldTrainings(database)
     holds = TaskHolds(channel, old_rows.open_requests)
+    old_trainings = OldTrainings(old_rows, store, jobs, objects)
     retention = Pruning(
         "trainings",
-        OldTrainings(old_rows, jobs, objects),
+        old_trainings,
         asked_ages(channel, retention_pb2.RETENTION_KIND_TRAININGS),
         share=settings.retention_share,
     )
@@ -155,7 +156,7 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
         [
             (
                 training_service_pb2_grpc.add_TrainingServiceServicer_to_server,
-                TrainingServicer(trainings, TrainingWatchers(store, bus, links), links, retention),
+                TrainingServicer(trainings, TrainingWatchers(store, bus, links), links, retention, old_trainings),
             ),
             (trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(reports)),
             (lora_service_pb2_grpc.add_LoraServiceServicer_to_server, LibraryServicer(library)),

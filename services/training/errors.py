@@ -20,6 +20,13 @@ def training_goes_on() -> MeshError:
     return conflict("The training has not ended; wait for its end, or cancel it", reason="ILLEGAL_TRANSITION")
 
 
+def training_is_needed() -> MeshError:
+    """Build the error: something of a training that has ended is still to come."""
+    return conflict(
+        "Another training goes on from this one, or a webhook of it is still to be delivered", reason="TRAINING_NEEDED"
+    )
+
+
 def nothing_to_continue() -> MeshError:
     """Build the error: a training has left neither a state nor an adapter to go on from."""
     return conflict("The training has kept no state and no adapter to go on from", reason="NOTHING_KEPT")

@@ -26,6 +26,7 @@ from services.training.convert import to_losses, to_sample, to_save, to_spec, to
 from services.training.curve import as_png, as_svg, smoothed
 from services.training.job_calls import QUEUE
 from services.training.reports import TrainerReports
+from services.training.retention import OldTrainings
 from services.training.service import TrainingsService
 from services.training.watch import TrainingWatchers
 
@@ -41,11 +42,18 @@ class TrainingServicer(TrainingServiceServicer):
         watchers: Follows trainings.
         links: Makes addresses of pictures; None where the mesh is not told its public address.
         retention: Knows what is old.
+        old: Deletes what has ended.
     """
 
     def __init__(
-        self, trainings: TrainingsService, watchers: TrainingWatchers, links: MediaLinks | None, retention: Pruning
+        self,
+        trainings: TrainingsService,
+        watchers: TrainingWatchers,
+        links: MediaLinks | None,
+        retention: Pruning,
+        old: OldTrainings,
     ) -> None:
+        self._old = old
         self._trainings = trainings
         self._watchers = watchers
         self._links = links
@@ -83,6 +91,11 @@ class TrainingServicer(TrainingServiceServicer):
         del context
         record = await self._trainings.cancel(UUID(request.task_id), Caller.of_call())
         return api.CancelTrainingResponse(training=to_training(record))
+
+    async def DeleteTraining(self, request: api.DeleteTrainingRequest, context: Context) -> api.DeleteTrainingResponse:
+        del context
+        await self._old.delete(UUID(request.task_id), Caller.of_call())
+        return api.DeleteTrainingResponse(task_id=request.task_id)
 
     async def UpdateTraining(self, request: api.UpdateTrainingRequest, context: Context) -> api.UpdateTrainingResponse:
         del context

@@ -266,7 +266,8 @@ PATHS: Mapping[str, Mapping[str, Schema]] = {
         "get": _on_one("get_job", "Returns a job.", "Job"),
         "delete": _on_one(
             "delete_job",
-            "Deletes a task with its files, or the files of a workflow, which is then hidden. A training is kept.",
+            "Deletes a task or training with its files, or the files of a workflow, which is then hidden. A job that "
+            "runs, and a training that another goes on from or whose webhook is still to be delivered, stay: 409.",
             "DeletedJob",
             409,
             scope="write",

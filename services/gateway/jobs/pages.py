@@ -255,8 +255,6 @@ async def _bulk_cancel(calls: SurfaceCalls, request: Request) -> Any:
 async def _delete(calls: SurfaceCalls, request: Request) -> Any:
     found = await sources.find(calls, id_of(request))
     job_id = found.job["job_id"]
-    if found.kind.delete is None:
-        raise JobCallError(HttpError(409, f"Job {job_id} is a training, and trainings are not deleted"))
     method, path = found.kind.delete
     await calls.ask(method, path.format(job_id))
     return {"deleted": True, "job_id": job_id}

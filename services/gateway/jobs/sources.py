@@ -69,7 +69,7 @@ class JobSource:
         job: Reads one.
         listed: Lists them.
         cancel: Method and path that cancel one.
-        delete: Method and path that delete one; None where they are not deleted.
+        delete: Method and path that delete one.
     """
 
     name: str
@@ -77,7 +77,7 @@ class JobSource:
     job: Callable[[Row], Job]
     listed: Callable[[SurfaceCalls, JobQuery], Awaitable[Found]]
     cancel: tuple[str, str]
-    delete: tuple[str, str] | None
+    delete: tuple[str, str]
 
 
 async def _tasks(calls: SurfaceCalls, query: JobQuery) -> Found:
@@ -164,7 +164,14 @@ KINDS = (
         ("DELETE", "/api/v1/workflows/{}"),
         ("POST", "/api/v1/workflows/{}/cleanup"),
     ),
-    JobSource("training", "/api/v1/training/{}", of_training, _trainings, ("POST", "/api/v1/training/{}/cancel"), None),
+    JobSource(
+        "training",
+        "/api/v1/training/{}",
+        of_training,
+        _trainings,
+        ("POST", "/api/v1/training/{}/cancel"),
+        ("DELETE", "/api/v1/training/{}"),
+    ),
 )
 
 

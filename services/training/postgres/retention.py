@@ -23,8 +23,9 @@ SELECT tenant FROM found WHERE tenant IS NOT NULL
 """
 _CUTOFF = "now() - make_interval(days => %(days)s::integer)"
 # One that another goes on from is needed as long as that is there, and one whose webhook is still to be handed in.
-_IS_OLD = f"""(t.completed_at < {_CUTOFF} AND NOT EXISTS (SELECT FROM trainings c WHERE c.continues = t.id)
-    AND NOT EXISTS (SELECT FROM webhook_handovers h WHERE h.training_id = t.id))"""  # noqa: S608 -- constants
+_NEEDED = """(EXISTS (SELECT FROM trainings c WHERE c.continues = t.id)
+    OR EXISTS (SELECT FROM webhook_handovers h WHERE h.training_id = t.id))"""
+_IS_OLD = f"(t.completed_at <= {_CUTOFF} AND NOT {_NEEDED})"
 _WINDOW = f"""
 SELECT t.id, t.created_at, coalesce({_IS_OLD}, false) FROM trainings t
 WHERE t.tenant = %(tenant)s AND t.created_at < {_CUTOFF} AND (t.created_at, t.id) > (%(at)s::timestamptz, %(id)s::uuid)
@@ -101,6 +102,13 @@ class PostgresOldTrainings:
                 return
             yield [bytes(row[1]) for row in rows]
             after = rows[-1][0]
+
+    async def is_needed(self, training_id: UUID) -> bool:
+        """Whether a training has to stay, however long ago it ended."""
+        async with self._db.connection() as conn:
+            cursor = await conn.execute(f"SELECT {_NEEDED} FROM trainings t WHERE t.id = %s", (training_id,))  # noqa: S608 -- constants
+            row = await cursor.fetchone()
+            return row is not None and bool(row[0])
 
     async def old(self, tenant: str, days: int) -> OldSample:
         """Tell what is old."""

@@ -117,3 +117,28 @@ async def test_tasks_whose_files_a_training_names_are_held_until_it_has_ended(me
     await mesh.training.holds.renew()
     async with mesh.tasks.database.connection() as conn:
         assert await (await conn.execute(held)).fetchall() == []
+
+
+async def test_a_training_that_has_ended_is_deleted_as_a_job_and_its_adapter_stays(mesh: Mesh) -> None:
+    done, path = await mesh.trained()
+    jobs = mesh.http()
+    assert (await mesh.http("other").delete(f"/api/jobs/{done['id']}")).status_code == 404
+    waits = (await mesh.create())["id"]
+    refused = await jobs.delete(f"/api/jobs/{waits}")
+    assert (refused.status_code, await left(mesh)) == (409, {done["id"], waits}), "it has not ended"
+    deleted = await jobs.delete(f"/api/jobs/{done['id']}")
+    assert (deleted.status_code, deleted.json()) == (200, {"deleted": True, "job_id": done["id"]})
+    assert await left(mesh) == {waits}
+    assert (await jobs.delete(f"{PATH}{done['id']}")).status_code == 404
+    while await mesh.training.maintenance.sweep():
+        pass
+    assert {path.split("/")[1] for path in await mesh.objects("trainings/")} <= {waits}
+    assert await mesh.objects("loras/") == [f"loras/{path}"]
+
+
+async def test_a_training_that_another_goes_on_from_is_not_deleted(mesh: Mesh) -> None:
+    done, _ = await mesh.trained()
+    answer = await mesh.http().post(f"{PATH}{done['id']}/continue", json={"steps": 5})
+    assert answer.status_code == 200, answer.text
+    refused = await mesh.http().delete(f"{PATH}{done['id']}")
+    assert (refused.status_code, done["id"] in await left(mesh)) == (409, True)

@@ -283,6 +283,50 @@ class CancelTrainingResponse(_message.Message):
 Global___CancelTrainingResponse: _TypeAlias = CancelTrainingResponse  # noqa: Y015
 
 @_typing.final
+class DeleteTrainingRequest(_message.Message):
+    """Request of DeleteTraining."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The training."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTrainingRequest: _TypeAlias = DeleteTrainingRequest  # noqa: Y015
+
+@_typing.final
+class DeleteTrainingResponse(_message.Message):
+    """Response of DeleteTraining."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """Id of the training that was deleted."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTrainingResponse: _TypeAlias = DeleteTrainingResponse  # noqa: Y015
+
+@_typing.final
 class TrainingUpdate(_message.Message):
     """What may be changed of a training."""
 

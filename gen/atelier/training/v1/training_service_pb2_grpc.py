@@ -55,6 +55,11 @@ class TrainingServiceStub:
                 request_serializer=atelier_dot_training_dot_v1_dot_training__service__pb2.CancelTrainingRequest.SerializeToString,
                 response_deserializer=atelier_dot_training_dot_v1_dot_training__service__pb2.CancelTrainingResponse.FromString,
                 _registered_method=True)
+        self.DeleteTraining = channel.unary_unary(
+                '/atelier.training.v1.TrainingService/DeleteTraining',
+                request_serializer=atelier_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingRequest.SerializeToString,
+                response_deserializer=atelier_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingResponse.FromString,
+                _registered_method=True)
         self.UpdateTraining = channel.unary_unary(
                 '/atelier.training.v1.TrainingService/UpdateTraining',
                 request_serializer=atelier_dot_training_dot_v1_dot_training__service__pb2.UpdateTrainingRequest.SerializeToString,
@@ -134,6 +139,13 @@ class TrainingServiceServicer:
 
     def CancelTraining(self, request, context):
         """Cancel a training task; cancelling a cancelled one changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTraining(self, request, context):
+        """Delete a training that has ended, with its files; its adapters stay. One that another goes on from stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -231,6 +243,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.CancelTraining,
                     request_deserializer=atelier_dot_training_dot_v1_dot_training__service__pb2.CancelTrainingRequest.FromString,
                     response_serializer=atelier_dot_training_dot_v1_dot_training__service__pb2.CancelTrainingResponse.SerializeToString,
+            ),
+            'DeleteTraining': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTraining,
+                    request_deserializer=atelier_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingRequest.FromString,
+                    response_serializer=atelier_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingResponse.SerializeToString,
             ),
             'UpdateTraining': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateTraining,
@@ -392,6 +409,33 @@ class TrainingService:
             '/atelier.training.v1.TrainingService/CancelTraining',
             atelier_dot_training_dot_v1_dot_training__service__pb2.CancelTrainingRequest.SerializeToString,
             atelier_dot_training_dot_v1_dot_training__service__pb2.CancelTrainingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTraining(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.training.v1.TrainingService/DeleteTraining',
+            atelier_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingRequest.SerializeToString,
+            atelier_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class TrainingServiceStub:
     """Get status of a training task."""
     CancelTraining: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CancelTrainingRequest, _training_service_pb2.CancelTrainingResponse]
     """Cancel a training task; cancelling a cancelled one changes nothing."""
+    DeleteTraining: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.DeleteTrainingRequest, _training_service_pb2.DeleteTrainingResponse]
+    """Delete a training that has ended, with its files; its adapters stay. One that another goes on from stays."""
     UpdateTraining: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.UpdateTrainingRequest, _training_service_pb2.UpdateTrainingResponse]
     """Change the order of a training among those of its tenant."""
     ContinueTraining: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ContinueTrainingRequest, _training_service_pb2.ContinueTrainingResponse]
@@ -75,6 +77,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Get status of a training task."""
     CancelTraining: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CancelTrainingRequest, _training_service_pb2.CancelTrainingResponse]  # type: ignore[assignment]
     """Cancel a training task; cancelling a cancelled one changes nothing."""
+    DeleteTraining: _aio.UnaryUnaryMultiCallable[_training_service_pb2.DeleteTrainingRequest, _training_service_pb2.DeleteTrainingResponse]  # type: ignore[assignment]
+    """Delete a training that has ended, with its files; its adapters stay. One that another goes on from stays."""
     UpdateTraining: _aio.UnaryUnaryMultiCallable[_training_service_pb2.UpdateTrainingRequest, _training_service_pb2.UpdateTrainingResponse]  # type: ignore[assignment]
     """Change the order of a training among those of its tenant."""
     ContinueTraining: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ContinueTrainingRequest, _training_service_pb2.ContinueTrainingResponse]  # type: ignore[assignment]
@@ -130,6 +134,14 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.CancelTrainingResponse, _abc.Awaitable[_training_service_pb2.CancelTrainingResponse]]:
         """Cancel a training task; cancelling a cancelled one changes nothing."""
+
+    @_abc_1.abstractmethod
+    def DeleteTraining(
+        self,
+        request: _training_service_pb2.DeleteTrainingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.DeleteTrainingResponse, _abc.Awaitable[_training_service_pb2.DeleteTrainingResponse]]:
+        """Delete a training that has ended, with its files; its adapters stay. One that another goes on from stays."""
 
     @_abc_1.abstractmethod
     def UpdateTraining(
