@@ -73,7 +73,7 @@ def test_each_process_of_many_is_upgraded_in_turn_and_set_back(
     start_fleet: Started, joined: dict[str, str], release: Path
 ) -> None:
     fleet = start_fleet(joined, counts=MANY, source=release)
-    load = Load(fleet, TENANTS, pause_seconds=0.1)
+    load = Load(fleet, TENANTS, pause_seconds=0.4)
     each = [[name] for name in fleet.replicas]
     with load.running():
         goes_on(load)
@@ -88,7 +88,7 @@ def test_each_process_of_many_is_upgraded_in_turn_and_set_back(
 @pytest.mark.timeout(900)
 def test_each_process_of_many_is_restarted_in_turn(start_fleet: Started, joined: dict[str, str]) -> None:
     fleet = start_fleet(joined, counts=MANY)
-    load = Load(fleet, TENANTS, pause_seconds=0.1)
+    load = Load(fleet, TENANTS, pause_seconds=0.4)
     with load.running():
         goes_on(load)
         done = replace(fleet, load, [[name] for name in fleet.replicas], None)
