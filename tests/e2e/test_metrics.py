@@ -22,8 +22,11 @@ from tests.unit.repository.rules import expressions, names_in
 
 pytestmark = pytest.mark.timeout(180)
 
-# Parts that a mesh on one machine, without a trainer and without providers, does not load.
-_UNUSED = ("services/training/trainer/", "services/inference/providers/", "services/monitoring/marker/")
+# Parts that a mesh on one machine, without a trainer, providers and cameras, does not load.
+_UNUSED = (
+    *("services/training/trainer/", "services/inference/providers/"),
+    *("services/monitoring/marker/", "services/monitoring/capture/"),
+)
 
 
 # Panels that show something as soon as one task has ended.

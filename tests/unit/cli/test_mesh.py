@@ -12,11 +12,12 @@ import pytest
 from atelier_cli.embedded.process import Launch, free_ports, spawn
 from atelier_cli.errors import CliError
 from atelier_cli.folder import DataFolder
-from atelier_cli.mesh import MeshPlan, ServiceProcess, choose_ports, plan
+from atelier_cli.mesh import MeshPlan, ServiceProcess, choose_ports, chosen_cameras, plan
 from atelier_cli.tokens import issue
 from meshkit import topology
 from meshkit.certificates import SETTINGS
 
+_KNOWS_CAPTURE = "ATELIER_CAPTURE_ADDRESS"
 ROLES = {spec.role for spec in topology.SERVICES}
 # By setting: which of these services are to know it.
 STORERS, WORKERS = {"tasks", "workflows", "training"}, {"worker", "trainer"}
@@ -209,3 +210,32 @@ def test_the_training_service_is_told_what_the_trainer_trains(tmp_path: Path) ->
             if isinstance(server, ServiceProcess) and "ATELIER_TRAINED_MODELS" in server.environment
         }
         assert heard == ({} if told is None else {"training": told})
+
+
+def test_a_mesh_with_cameras_captures_and_those_who_ask_know_where(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    folder.make()
+    gateway_port, ports = choose_ports(free_ports(1)[0], None)
+    environments = environments_of(plan(folder, folder.credentials(), gateway_port, ports, cameras="/cameras"))
+    assert environments.keys() == {*ROLES, "capture"}
+    assert environments["capture"]["ATELIER_CAMERA_ROOT"] == "/cameras"
+    address = environments["capture"]["ATELIER_LISTEN"]
+    holding = {name: one[_KNOWS_CAPTURE] for name, one in environments.items() if _KNOWS_CAPTURE in one}
+    assert holding == {"gateway": address, "monitoring": address}
+    assert all("ATELIER_CAMERA_ROOT" not in one for name, one in environments.items() if name != "capture")
+    without = environments_of(plan(folder, folder.credentials(), gateway_port, ports))
+    assert all(_KNOWS_CAPTURE not in one for one in without.values())
+
+
+def test_the_folder_of_cameras_is_named_by_whoever_starts_the_mesh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ATELIER_CAMERA_ROOT", raising=False)
+    assert chosen_cameras(None) == ""
+    (tmp_path / "named").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "named")
+    assert chosen_cameras(tmp_path / "link") == str(tmp_path / "named")
+    monkeypatch.setenv("ATELIER_CAMERA_ROOT", str(tmp_path / "named"))
+    assert chosen_cameras(None) == str(tmp_path / "named")
+    with pytest.raises(CliError, match="is no folder"):
+        chosen_cameras(tmp_path / "missing")
