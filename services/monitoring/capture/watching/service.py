@@ -245,8 +245,7 @@ class FileWatcher:
         ready, gone = await asyncio.to_thread(self._sort, wanted)
         for file in gone:
             self._drop(file, wanted[file])
-        part = ready[:_TAKEN_AT_ONCE]
-        read = await asyncio.to_thread(self._read, part)
+        read = await asyncio.to_thread(self._read, ready)
         seen = [one for _, one, _ in read if one is not None]
         if seen:
             moved = await self._moved(seen)
@@ -259,7 +258,7 @@ class FileWatcher:
             if one is not None and stamp is not None:
                 self._known[file] = stamp
             self._drop(file, wanted[file])
-        return len(ready) > len(part)
+        return len(ready) == _TAKEN_AT_ONCE
 
     def _is_taken(self, file: bytes) -> bool:
         return camera_of(file.partition(b"/")[0]) not in self._disabled
@@ -270,9 +269,13 @@ class FileWatcher:
             del self._candidates[file]
 
     def _sort(self, wanted: dict[bytes, PhotoCandidate]) -> tuple[list[bytes], list[bytes]]:
-        """Return the files that are whole, and those that are there no more; blocks."""
-        ready, gone = [], []
-        for file, one in wanted.items():
+        """Return some files that are whole, and those met on the way that are there no more; blocks."""
+        ready: list[bytes] = []
+        gone: list[bytes] = []
+        # What somebody has closed just now comes before what is only found: many may be, at the start.
+        for file, one in sorted(wanted.items(), key=lambda pair: not pair[1].closed):
+            if len(ready) == _TAKEN_AT_ONCE:
+                break
             stamp = files.stamp_of(self.root, file)
             if stamp is None or self._known.get(file) == stamp:
                 gone.append(file)
