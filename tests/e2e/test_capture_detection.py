@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.e2e.bodies import stored_picture
 from tests.e2e.conftest import StartMesh
 from tests.e2e.harness import RunningMesh, until
 
 CAMERAS = ("left", "middle", "right")
 KILLED = ("capture", "tasks", "worker", "nats", "postgres")
 _PEOPLE = Path(__file__).parents[1] / "unit" / "modelkit" / "data" / "people"
+_EXAMPLE = Path(__file__).parents[2] / "examples" / "capture" / "packshot.yaml"
 _NAMES = ("astronaut", "obama", "coffee", "grace-hopper", "biden", "chelsea")
 
 
@@ -94,4 +96,36 @@ def test_each_photo_has_one_set_of_detections_while_all_parts_are_killed(
             mesh.kill(next(victims))
     until(lambda: all_looked_at(mesh, count), "all photos were looked at", 300 + 3 * count, 0.5)
     check_once(mesh, count)
+    mesh.down()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_hot_folder_makes_pictures_of_a_photo_once(start_mesh: StartMesh, tmp_path: Path) -> None:
+    root = tmp_path / "cameras"
+    root.mkdir()
+    mesh = start_mesh(
+        ATELIER_CAMERA_ROOT=str(root),
+        ATELIER_CAPTURE_WORKFLOW=str(_EXAMPLE),
+        ATELIER_WORKER_TASK_TYPES="PHOTO_DETECTION,BACKGROUND_REMOVE,BACKGROUND_FIX,REFINE",
+        ATELIER_WORKER_SLOTS="1",
+        ATELIER_DEVICE="cpu",
+        ATELIER_TORCH_THREADS="1",
+        ATELIER_STEP_DEADLINE_SECONDS="120",
+        ATELIER_FIRST_STEP_DEADLINE_SECONDS="300",
+    )
+    drop(root, 1)
+    with mesh.http() as client:
+
+        def run() -> dict[str, Any] | None:
+            items = client.get("/api/capture/photos").json()["items"]
+            shown = [client.get(f"/api/capture/photos/{one['photo_id']}").json()["run"] for one in items]
+            return next((one for one in shown if one and one["state"] in {"COMPLETED", "FAILED"}), None)
+
+        ended = until(run, "the workflow has ended", 400, 0.5)
+        assert (ended["state"], ended["error"]) == ("COMPLETED", None)
+        cut, studio, refined = (stored_picture(client, path) for path in ended["result_paths"])
+        assert cut.getchannel("A").getextrema() == (0, 255)
+        assert (studio.size, refined.size) == (cut.size, (2 * cut.width, 2 * cut.height))
+        assert len(client.get("/api/v1/workflows/").json()["workflows"]) == 1
     mesh.down()
