@@ -31,7 +31,8 @@ def descriptor_of(message: Message) -> Descriptor:
 def messages() -> Mapping[str, Descriptor]:
     """Return the messages by their types, in the order of these."""
     found = {facts(one).type: one for one in live_pb2.DESCRIPTOR.message_types_by_name.values()}
-    return dict(sorted(found.items()))
+    # Others are parts of these.
+    return dict(sorted((type_, one) for type_, one in found.items() if type_))
 
 
 def document(image: FileDescriptorSet) -> dict[str, Any]:
