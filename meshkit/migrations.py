@@ -1,4 +1,6 @@
-"""Brings the schemas of all services up to date: `python -m meshkit.migrations`.
+"""Brings the schemas of all services up to date: `python -m meshkit.migrations [ROLE ...]`.
+
+Services that a mesh need not have are migrated where their roles are named, as `capture`.
 
 Each service does the same for its own schema when it starts. To do it for all of them before the first replica of a new
 version starts tells early whether it works, while the old version goes on.
@@ -7,6 +9,8 @@ version starts tells early whether it works, while the old version goes on.
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 
 from meshkit import db, lifecycle, topology
@@ -16,23 +20,27 @@ from meshkit.logging import get_logger
 _log = get_logger(__name__)
 
 
-async def migrate_all(dsn: str) -> None:
+async def migrate_all(dsn: str, optional: Collection[str] = ()) -> None:
     """Bring the schemas of all services up to date.
 
     Args:
         dsn: `postgresql://` address.
+        optional: Roles of services that this mesh has beside those of every mesh.
 
     Raises:
         MeshError: A schema could not be migrated; those before it were.
+        ValueError: No such service may be had beside the others; nothing was migrated.
     """
-    for spec in topology.SERVICES:
-        if spec.schema:
+    if unknown := sorted(set(optional) - {spec.role for spec in topology.OPTIONAL}):
+        raise ValueError(f"{unknown[0]} is no optional service")
+    for spec in (*topology.SERVICES, *topology.OPTIONAL):
+        if spec.schema and (spec in topology.SERVICES or spec.role in optional):
             await db.migrate(dsn, spec.schema, spec.migrations)
             _log.info("migrated", schema=spec.schema)
 
 
 async def _main(_stack: AsyncExitStack, _stop: asyncio.Event) -> None:
-    await migrate_all(MeshSettings().database_url.get_secret_value())
+    await migrate_all(MeshSettings().database_url.get_secret_value(), sys.argv[1:])
 
 
 if __name__ == "__main__":

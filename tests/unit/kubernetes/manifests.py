@@ -15,6 +15,9 @@ import yaml  # type: ignore[import-untyped]  # ships no types
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "k8s"
 OVERLAYS = ("local", "gpu", "production")
+# What is built for the tests beside the overlays: components on the base.
+COMBINED = {"capture": ("capture",)}
+BUILDS = (*OVERLAYS, *COMBINED)
 # Manifests' names of what the table of services calls otherwise.
 ROLES = {"inference": "worker"}
 _UNITS = {"": 1.0, "m": 1e-3, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
@@ -32,8 +35,8 @@ def build(folder: Path) -> list[Document]:
 
 @functools.cache
 def overlay(name: str) -> list[Document]:
-    """An overlay, built once."""
-    return build(FOLDER / "overlays" / name)
+    """An overlay, or what is combined under this name; built once."""
+    return with_components(*COMBINED[name]) if name in COMBINED else build(FOLDER / "overlays" / name)
 
 
 @functools.cache
@@ -87,11 +90,11 @@ def called(document: Document) -> str:
 
 
 def environment(documents: list[Document], workload: Document) -> dict[str, str]:
-    """What a workload's process finds in its environment, but for Secrets; those it names are given as empty."""
+    """What a workload's process finds in its environment, but for Secrets and what may be absent; Secrets that it names are given as empty."""
     [container] = pod(workload)["containers"]
     found: dict[str, str] = {}
     for source in container.get("envFrom", []):
-        if "configMapRef" in source:
+        if "configMapRef" in source and not source["configMapRef"].get("optional"):
             found |= named(documents, "ConfigMap", source["configMapRef"]["name"])["data"]
     return found | {one["name"]: one.get("value", "") for one in container.get("env", [])}
 

@@ -25,6 +25,7 @@ from tests.unit.kubernetes.manifests import (
 )
 from tests.unit.kubernetes.test_network import Policies, labels_of
 
+_CAPTURE = ("mtls", "mtls-authority", "capture", "capture-mtls")
 _SCALED = ("mtls", "mtls-authority", "autoscaling", "autoscaling-providers", "autoscaling-mtls")
 
 
@@ -32,11 +33,12 @@ def scaled() -> list[Document]:
     return with_components(*_SCALED)
 
 
-both = pytest.mark.parametrize("made", ["production", "scaled"])
+every_made = pytest.mark.parametrize("made", ["production", "scaled", "capture"])
 
 
 def documents_of(made: str) -> list[Document]:
-    return scaled() if made == "scaled" else overlay(made)
+    combined = {"scaled": _SCALED, "capture": _CAPTURE}
+    return with_components(*combined[made]) if made in combined else overlay(made)
 
 
 def secret_of(workload: Document) -> str:
@@ -59,7 +61,7 @@ def seconds(duration: str) -> float:
     return dt.timedelta(hours=int(match[1])).total_seconds()
 
 
-@both
+@every_made
 def test_every_pod_of_the_mesh_holds_a_certificate_of_its_own_where_its_settings_say(made: str) -> None:
     documents = documents_of(made)
     held = [secret_of(one) for one in services(documents)]
@@ -74,7 +76,7 @@ def test_every_pod_of_the_mesh_holds_a_certificate_of_its_own_where_its_settings
         assert names_of(documents, secret_of(one)), called(one)
 
 
-@both
+@every_made
 def test_a_certificate_bears_the_names_by_which_its_service_is_called(made: str) -> None:
     documents = documents_of(made)
     told = set()
@@ -92,13 +94,15 @@ def test_a_certificate_bears_the_names_by_which_its_service_is_called(made: str)
             assert any(fnmatch.fnmatchcase(replica, name) for name in names)
             assert f"{host}.atelier.svc.cluster.local" in names
             told.add(called_role)
-    assert told == {spec.role for spec in topology.addressed() if spec.routed}
+    there = {role(one) for one in services(documents)}
+    assert told == {spec.role for spec in topology.routable() if spec.role in there}
     every = [name for one in services(documents) for name in names_of(documents, secret_of(one))]
     assert len(every) == len(set(every)), "no other can prove the name of a service"
 
 
-def test_certificates_are_for_both_sides_and_renewed_long_before_they_end() -> None:
-    for one in of_kind(scaled(), "Certificate"):
+@every_made
+def test_certificates_are_for_both_sides_and_renewed_long_before_they_end(made: str) -> None:
+    for one in of_kind(documents_of(made), "Certificate"):
         spec = one["spec"]
         assert 0 < seconds(spec["renewBefore"]) < seconds(spec["duration"])
         if spec.get("isCA"):
@@ -117,7 +121,7 @@ def test_the_mesh_s_own_authority_is_the_issuer_that_certificates_name() -> None
     assert authority not in {secret_of(one) for one in services(documents)}, "its key is in no pod"
 
 
-@both
+@every_made
 def test_probes_ask_a_port_in_plain_text_that_no_pod_reaches(made: str) -> None:
     documents = documents_of(made)
     policies = Policies(documents)

@@ -61,7 +61,7 @@ def test_the_control_plane_is_made_of_no_package_of_a_device() -> None:
 
 
 def test_one_host_runs_every_service_and_worker() -> None:
-    assert set(PROCESSES) == {spec.role for spec in (*topology.SERVICES, topology.CALLER)}
+    assert set(PROCESSES) == {spec.role for spec in (*topology.SERVICES, topology.CALLER, *topology.OPTIONAL)}
     for role, one in PROCESSES.items():
         [stage] = [each for each in DOCKERFILE.split("\nFROM ") if f" AS {one['build']['target']}\n" in each]
         [default] = re.findall(r"^CMD (\[.*\])$", stage, re.MULTILINE)
@@ -93,14 +93,16 @@ def test_only_this_machine_reaches_what_is_published() -> None:
 
 def test_prometheus_reads_the_page_of_every_process() -> None:
     read = yaml.safe_load((ROOT / "compose" / "prometheus.yml").read_text(encoding="utf-8"))
-    job, later = read["scrape_configs"]
+    job, *later = read["scrape_configs"]
     assert all((ROOT / "ops" / "prometheus" / rules.removeprefix("rules/")).is_file() for rules in read["rule_files"])
     names = {name for name in OWN if name not in ("bucket", "migrations")}
     optional = {name for name in names if "profiles" in OWN[name]}
     assert set(job["static_configs"][0]["targets"]) == {f"{name}:9100" for name in names - optional}
     # One that is not started would be down for ever.
-    [found] = later["dns_sd_configs"]
-    assert ({later["job_name"]}, set(found["names"]), found["port"]) == (optional, optional, 9100)
+    assert {one["job_name"] for one in later} == optional
+    for one in later:
+        [found] = one["dns_sd_configs"]
+        assert (found["names"], found["port"]) == ([one["job_name"]], 9100)
     assert all(OWN[name]["environment"]["ATELIER_METRICS_PORT"] == "9100" for name in names)
 
 

@@ -10,6 +10,7 @@ from meshkit.config import PREFIX
 from meshkit.health import PROCESS, REPLICA
 from scripts.settings_page import settings_of
 from tests.unit.kubernetes.manifests import (
+    BUILDS,
     OVERLAYS,
     ROOT,
     amount,
@@ -37,7 +38,7 @@ _OPTIONAL = {
     "ATELIER_PROMETHEUS_URL",
 }
 _HANDLERS = {"httpGet", "grpc", "tcpSocket", "exec"}
-every_overlay = pytest.mark.parametrize("name", OVERLAYS)
+every_overlay = pytest.mark.parametrize("name", BUILDS)
 
 
 @every_overlay
@@ -133,6 +134,7 @@ def test_what_pods_refer_to_exists(name: str) -> None:
     there |= {("Secret", one["spec"]["secretName"]) for one in of_kind(documents, "Certificate")}
     page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
     told = {("Secret", secret) for secret in re.findall(r"^\| `([a-z-]+)` \| `[a-z0-9-]+`", page, re.MULTILINE)}
+    told |= {("PersistentVolumeClaim", claim) for claim in re.findall(r"the claim `([a-z-]+)`", page)}
     external = [(who, kind, what) for who, kind, what in references(documents) if (kind, what) not in there]
     assert [one for one in external if one[1:] not in told] == []
     if of_kind(documents, "ExternalSecret"):
@@ -172,13 +174,14 @@ def test_pods_keep_to_the_restricted_profile(name: str) -> None:
         assert account["automountServiceAccountToken"] is False
 
 
-def test_every_service_and_worker_of_the_mesh_has_a_deployment() -> None:
-    for name in OVERLAYS:
-        found = {role(one): one for one in services(overlay(name))}
-        assert set(found) == {spec.role for spec in (*topology.SERVICES, topology.CALLER)}
-        for one_role, one in found.items():
-            [container] = pod(one)["containers"]
-            assert container["args"] == ["python", "-m", topology.by_role(one_role).module]
+@every_overlay
+def test_every_service_and_worker_of_the_mesh_has_a_deployment(name: str) -> None:
+    found = {role(one): one for one in services(overlay(name))}
+    optional = () if name in OVERLAYS else topology.OPTIONAL
+    assert set(found) == {spec.role for spec in (*topology.SERVICES, topology.CALLER, *optional)}
+    for one_role, one in found.items():
+        [container] = pod(one)["containers"]
+        assert container["args"] == ["python", "-m", topology.by_role(one_role).module]
 
 
 @every_overlay

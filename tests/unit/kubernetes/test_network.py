@@ -6,7 +6,7 @@ import pytest
 
 from meshkit import topology
 from meshkit.topology import DATABASE, NATS, OBJECTS
-from tests.unit.kubernetes.manifests import OVERLAYS, Document, of_kind, overlay, pod, role, selects, services
+from tests.unit.kubernetes.manifests import BUILDS, Document, of_kind, overlay, pod, role, selects, services
 
 _INTERNET = "atelier.io/uses-internet"
 
@@ -54,7 +54,7 @@ def labels_of(deployment: Document) -> dict[str, str]:
     return labels
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", BUILDS)
 def test_services_reach_those_that_they_call_and_no_other(name: str) -> None:
     documents = overlay(name)
     policies, pods = Policies(documents), services(documents)
@@ -73,10 +73,16 @@ def test_services_reach_those_that_they_call_and_no_other(name: str) -> None:
         for spec in (*topology.SERVICES, topology.CALLER)
         for one in (*spec.calls, *(routed if spec.fronts else ()))
     }
+    # Optional services call those that they name, and are called by those that are given their address.
+    there = {role(one) for one in pods}
+    for spec in (one for one in topology.OPTIONAL if one.role in there):
+        wanted |= {(spec.role, one, "grpc") for one in spec.calls}
+        address = topology.address_setting(spec.role)
+        wanted |= {(one, spec.role, "grpc") for one in there if address in topology.by_role(one).uses}
     assert allowed == wanted
 
 
-@pytest.mark.parametrize("name", ["local", "gpu"])
+@pytest.mark.parametrize("name", ["local", "gpu", "capture"])
 def test_services_reach_the_servers_that_they_stand_on_and_no_other(name: str) -> None:
     documents = overlay(name)
     policies = Policies(documents)
@@ -101,18 +107,18 @@ def test_servers_outside_are_reached_in_their_network_alone() -> None:
             assert found == ({"10.20.0.0/16"} if settings & uses else set())
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", BUILDS)
 def test_public_addresses_are_reached_by_those_that_fetch(name: str) -> None:
     documents = overlay(name)
     policies = Policies(documents)
     for one in services(documents):
         public = set(policies.networks(labels_of(one), 443)) >= {"0.0.0.0/0", "::/0"}
         assert public == (labels_of(one).get(_INTERNET) == "true")
-        fetches = role(one) not in ("gateway", "monitoring")
+        fetches = role(one) not in ("gateway", "monitoring", "capture")
         assert public == fetches, "pictures by address, webhooks, providers"
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", BUILDS)
 def test_a_pod_that_no_policy_names_reaches_nothing(name: str) -> None:
     policies = Policies(overlay(name))
     stranger = {"app.kubernetes.io/name": "stranger"}

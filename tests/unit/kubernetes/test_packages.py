@@ -22,8 +22,8 @@ def modules_of_the_control_plane() -> list[str]:
     """What its containers run."""
     return sorted(
         {
-            container["args"][-1]
-            for workload in workloads(overlay("local"))
+            container["args"][2]
+            for workload in workloads(overlay("capture"))
             for container in containers(workload)
             if "control-plane" in container["image"]
         }
@@ -91,7 +91,7 @@ def test_every_import_has_its_package() -> None:
     there = installed(project["dependencies"])
     assert "torch" not in there
     modules = modules_of_the_control_plane()
-    assert {"services.gateway", "services.tasks", "meshkit.migrations"} <= set(modules)
+    assert {"services.gateway", "services.tasks", "services.monitoring.capture", "meshkit.migrations"} <= set(modules)
     ours, others = closure([entry for one in modules for entry in (one, f"{one}.__main__")])
     assert len(ours) > 100, "the walk goes on through our own modules"
     owners = metadata.packages_distributions()

@@ -19,7 +19,7 @@ RELEASES = ("1.30", "1.37")
 CHOICES = (
     (
         *("gpu", "model-cache", "mtls", "mtls-authority", "autoscaling", "autoscaling-providers", "warm-hours"),
-        "autoscaling-mtls",
+        *("autoscaling-mtls", "capture", "capture-mtls"),
     ),
     ("tracing", "pod-monitor", "ingress", "rollout-surge", "autoscaling", "autoscaling-prometheus"),
 )
