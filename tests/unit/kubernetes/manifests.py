@@ -90,7 +90,7 @@ def called(document: Document) -> str:
 
 
 def environment(documents: list[Document], workload: Document) -> dict[str, str]:
-    """What a workload's process finds in its environment, but for Secrets and what may be absent; Secrets that it names are given as empty."""
+    """What a workload's process finds in its environment: Secrets as empty, and nothing of what may be absent."""
     [container] = pod(workload)["containers"]
     found: dict[str, str] = {}
     for source in container.get("envFrom", []):
