@@ -62,7 +62,8 @@ async def test_a_delivery_costs_the_same_however_many_wait(mesh: Mesh, analyze: 
 
 async def test_a_create_looks_at_no_delivery_that_waits(mesh: Mesh) -> None:
     await fill_deliveries(mesh, analyze=False)
-    columns = [[uuid.uuid4()], ["t1"], [uuid.uuid4()], [1], ["task_created"], ["http://h/x"], ["h:80"], [b""], [None]]
+    row = [uuid.uuid4(), "t1", uuid.uuid4(), 1, "task_created", "http://h/x", "h:80", b"", None, None]
+    columns = [[value] for value in row]
     async with mesh.running.database.transaction() as conn:
         for name, value in HOT_SETTINGS.items():
             await conn.execute(f"SET LOCAL {name} TO {value}")
