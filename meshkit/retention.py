@@ -183,6 +183,7 @@ class Pruning:
         self._kind = kind
         self._ages = ages
         self._rest = 1 / share - 1
+        self._turn = asyncio.Lock()  # a pass is one caller's at a time
         self._left: deque[str] | None = None  # tenants of the pass under way
         self._after: Any = None
         self._pruned = 0
@@ -197,6 +198,10 @@ class Pruning:
         Returns:
             Whether the pass goes on.
         """
+        async with self._turn:
+            return await self._run_once()
+
+    async def _run_once(self) -> bool:
         # Asked for each batch: an age that is taken back ends what it began.
         ages = await self._ages()
         if self._left is None:
