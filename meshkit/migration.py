@@ -6,15 +6,20 @@ that migrate. A service's `migrations/env.py` calls `run_env`.
 
 from __future__ import annotations
 
+import random
 import sys
+import time
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import psycopg
 from alembic import command, context
 from alembic.config import Config
+from psycopg import errors as pg_errors
 from psycopg import sql
 from sqlalchemy import create_engine, pool
+from sqlalchemy.exc import OperationalError
 
 from meshkit import revisions
 from meshkit.db import connection_options
@@ -24,9 +29,14 @@ if TYPE_CHECKING:
 
 _LOCK_SPACE = 0x61746C  # "atl": keeps these advisory locks apart from others in the same database
 
+# Whoever comes after a migration that waits for a table waits too, and a backup reads every table until its end: a
+# migration waits for a moment, is undone, lets others through, and comes again.
+_LOCK_WAIT_MS = 2000
+_PAUSE_SECONDS = (4.0, 8.0)
+
 
 def upgrade(dsn: str, schema: str, script_package: str, revision: str = "head") -> None:
-    """Bring a schema to a revision, under a lock; blocks.
+    """Bring a schema to a revision, under a lock; blocks until nobody holds what it changes.
 
     Args:
         dsn: `postgresql://` address.
@@ -37,6 +47,7 @@ def upgrade(dsn: str, schema: str, script_package: str, revision: str = "head") 
     options = connection_options(schema, 0, f"atelier-migrate-{schema}")
     # A migration may wait long between its statements while Python works.
     options["options"] += " -c idle_in_transaction_session_timeout=0"
+    brief = {**options, "options": f"{options['options']} -c lock_timeout={_LOCK_WAIT_MS}"}
     config = Config()
     config.set_main_option("script_location", str(revisions.folder(script_package)).replace("%", "%%"))
     config.attributes["schema"] = schema
@@ -44,12 +55,29 @@ def upgrade(dsn: str, schema: str, script_package: str, revision: str = "head") 
         guard.execute("SELECT pg_advisory_lock(%s, %s)", (_LOCK_SPACE, zlib.crc32(schema.encode()) - 2**31))
         guard.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
         engine = create_engine(
-            "postgresql+psycopg://", creator=lambda: psycopg.connect(dsn, **options), poolclass=pool.NullPool
+            "postgresql+psycopg://", creator=lambda: psycopg.connect(dsn, **brief), poolclass=pool.NullPool
         )
-        with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, revision)
+
+        def run() -> None:
+            with engine.begin() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, revision)
+
+        _until_unlocked(run)
         engine.dispose()
+
+
+def _until_unlocked(run: Callable[[], None]) -> None:
+    """Repeat a transaction that was undone because others hold what it needs."""
+    while True:
+        try:
+            run()
+        except OperationalError as error:
+            if not isinstance(error.orig, pg_errors.LockNotAvailable | pg_errors.DeadlockDetected):
+                raise
+        else:
+            return
+        time.sleep(random.uniform(*_PAUSE_SECONDS))  # noqa: S311 -- jitter, not a secret
 
 
 def run_env(metadata: MetaData | None = None) -> None:

@@ -3,6 +3,7 @@ import uuid
 from collections.abc import Callable
 
 import psycopg
+import pytest
 
 from meshkit import migration
 from meshkit.topology import TASKS
@@ -65,12 +66,34 @@ async def test_a_session_of_the_release_before_keeps_what_it_means_and_a_new_one
         assert await cursor.fetchone() == ([], [])
 
 
-async def _locks(conn: psycopg.AsyncConnection[tuple[int]]) -> None:
+async def test_a_migration_that_waits_for_a_backup_holds_up_nobody(
+    make_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migration, "_PAUSE_SECONDS", (0.2, 0.4))
+    dsn = make_database("tasks_backup")
+    await asyncio.to_thread(migration.upgrade, dsn, SCHEMA, PACKAGE, "0021")
+    options = f"-c search_path={SCHEMA} -c statement_timeout=20s"
+    async with (
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True, options=options) as backup,
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True, options=options) as caller,
+    ):
+        async with backup.transaction():
+            await backup.execute("SELECT count(*) FROM tasks")
+            upgrade = asyncio.create_task(asyncio.to_thread(migration.upgrade, dsn, SCHEMA, PACKAGE))
+            await _locks(backup, "tasks")
+            await caller.execute("SELECT count(*) FROM tasks")  # while the backup lasts
+            assert not upgrade.done()
+        await upgrade
+        cursor = await caller.execute("SELECT to_regclass('task_changes') IS NOT NULL")
+        assert await cursor.fetchone() == (True,)
+
+
+async def _locks(conn: psycopg.AsyncConnection[tuple[int]], table: str = "outbox") -> None:
     """Waits until the migration waits for a lock."""
     async with asyncio.timeout(20):
         while True:
             cursor = await conn.execute(
-                "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'outbox'::regclass"
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = %s::regclass", (table,)
             )
             if await cursor.fetchone() != (0,):
                 return
