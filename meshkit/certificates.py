@@ -92,6 +92,7 @@ class MeshCertificate:
         self._lock = threading.Lock()  # a server's handshakes ask from threads of gRPC's own
         self._seen = self._marks()
         self._text = read(files)
+        self._told = ""  # why the files that are there now are not taken
         self._looked = clock()
 
     @classmethod
@@ -119,13 +120,16 @@ class MeshCertificate:
         marks = self._marks()
         if marks == self._seen:
             return
-        self._seen = marks
         try:
             text = read(self._files)
         except CertificateError as error:
-            # Perhaps between two files that are being replaced: the second one is a change again.
-            _log.warning("certificate_not_taken", cause=str(error))
+            # Read again at the next look: between two files that are being replaced, before a file may be read, or
+            # where another clock is ahead. No mark tells of the end of the last two.
+            if str(error) != self._told:
+                self._told = str(error)
+                _log.warning("certificate_not_taken", cause=self._told)
             return
+        self._seen, self._told = marks, ""
         if text != self._text:
             self._text = text
             _log.info("certificate_taken", setting=self._files.settings[0])

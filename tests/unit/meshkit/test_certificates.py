@@ -1,5 +1,6 @@
 """The certificate of a process: what is refused, by which sentence, and what a renewal is."""
 
+import os
 import re
 from pathlib import Path
 
@@ -110,6 +111,26 @@ def test_renewed_files_are_taken_once_they_belong_together(files: CertificateFil
     assert renewed.certificate == new.read_bytes()
     clock.now = 3.0
     assert certificate.text is renewed
+
+
+def test_files_that_become_of_use_are_taken_although_their_time_and_size_stay(
+    files: CertificateFiles, authority: Authority
+) -> None:
+    clock = Clock()
+    certificate = MeshCertificate(files, clock=clock)
+    first = certificate.text
+    new, key = authority.issue("renewed")
+    files.certificate.write_bytes(new.read_bytes())
+    files.key.write_bytes(b"-" * len(key.read_bytes()))
+    written = files.key.stat()
+    clock.now = 1.0
+    assert certificate.text is first
+    # As where the rights to read a file, or the hour from which it is valid, come after the file.
+    files.key.write_bytes(key.read_bytes())
+    os.utime(files.key, ns=(written.st_atime_ns, written.st_mtime_ns))
+    clock.now = 2.0
+    assert certificate.text == read(files)
+    assert certificate.text.certificate == new.read_bytes()
 
 
 def test_files_that_went_away_leave_the_certificate_in_use(files: CertificateFiles) -> None:
