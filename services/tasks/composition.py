@@ -258,7 +258,7 @@ async def start(settings: TasksSettings, stack: AsyncExitStack) -> TasksRuntime:
                 monitoring_service_pb2_grpc.add_TaskMonitoringServiceServicer_to_server,
                 TaskMonitoringServicer(
                     TaskMonitor(monitoring, tasks, settings.nats_url.get_secret_value()),
-                    TaskRequeues(monitoring, tasks),
+                    TaskRequeues(monitoring, tasks, old),
                     links or MediaLinks.relative(settings),
                 ),
             ),

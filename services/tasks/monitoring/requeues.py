@@ -16,16 +16,20 @@ from atelier.tasks.v1 import task_pb2, tasks_service_pb2
 from meshkit.access import Caller
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.logging import get_logger
+from meshkit.task_files import named_tasks
 from services.tasks.api.service import TasksService
 from services.tasks.domain import ErrorCategory, JobKind, TaskRecord, TaskStatus
 from services.tasks.monitoring.domain import Cursor, TaskQuery
 from services.tasks.monitoring.store import MonitoringStore
+from services.tasks.retention.store import RetentionStore
 
 _log = get_logger(__name__)
 
 _PAGE = 200
 # No more failed tasks are looked at in one call: most of them may have a follower already.
 _MOST_LOOKED_AT = 20_000
+# The follower names the inputs of the task that failed: so long they stay, however old that is.
+HELD_DAYS = 7
 # What says something about this task, and not about the service.
 _OF_THE_TASK = frozenset({ErrorKind.INVALID, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.FORBIDDEN})
 
@@ -70,11 +74,13 @@ class TaskRequeues:
     Args:
         store: Finds them.
         tasks: Reads and makes tasks.
+        retention: Keeps tasks whose files are named.
     """
 
-    def __init__(self, store: MonitoringStore, tasks: TasksService) -> None:
+    def __init__(self, store: MonitoringStore, tasks: TasksService, retention: RetentionStore) -> None:
         self._store = store
         self._tasks = tasks
+        self._retention = retention
 
     async def named(self, task_ids: Sequence[UUID], caller: Caller, *, dry_run: bool) -> RequeueReport:
         """Make these tasks again."""
@@ -128,6 +134,8 @@ class TaskRequeues:
         report.matched += 1
         if dry_run:
             return
+        if named := named_tasks(record.spec):
+            await self._retention.hold(sorted(named), HELD_DAYS)
         follower = follower_of(record.id)
         request = tasks_service_pb2.CreateTaskRequest(
             task=task_pb2.CreateTask.FromString(record.spec), task_id=str(follower)

@@ -47,8 +47,8 @@ class RetentionStore(Protocol):
         """Delete tasks of a workflow that have ended, some at a time."""
         ...
 
-    async def hold(self, task_ids: Sequence[UUID]) -> None:
-        """Keep tasks for a day, however old they are."""
+    async def hold(self, task_ids: Sequence[UUID], days: int = 1) -> None:
+        """Keep tasks for some days, however old they are; those that are held for longer stay so."""
         ...
 
     async def tenants_with_tasks(self) -> Sequence[str]:

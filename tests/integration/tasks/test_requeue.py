@@ -5,11 +5,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from atelier.tasks.v1 import enums_pb2, task_pb2
+from atelier.tasks.v1 import enums_pb2, jobs_service_pb2, task_pb2
 from atelier.tasks.v1 import monitoring_service_pb2 as pb
+from atelier.tasks.v1.jobs_service_pb2_grpc import JobsServiceStub
 from atelier.tasks.v1.monitoring_service_pb2_grpc import TaskMonitoringServiceStub
 
 from meshkit.errors import ErrorKind, MeshError
+from services.tasks.retention.domain import RetentionKind
 from tests.integration.tasks.conftest import Mesh, noop
 
 
@@ -98,6 +100,25 @@ async def test_what_cannot_be_made_again_is_told(mesh: Mesh) -> None:
         pending: "It is PENDING",
     }
     assert (await requeue(mesh)).matched == 0, "steps are left out of filters"
+
+
+async def test_inputs_of_a_failed_task_stay_for_the_one_that_follows_it(mesh: Mesh) -> None:
+    with_inputs, without = await failed(mesh), await failed(mesh)
+    named = task_pb2.CreateTask(origin_reference=f"noops/{with_inputs.id}/inputs/0.png").SerializeToString()
+    await mesh.execute("UPDATE tasks SET spec = spec || %s WHERE id = %s", named, with_inputs.id)
+    made = (await requeue(mesh, with_inputs.id, without.id)).requeued
+    jobs = mesh.channel(mesh.token("", ("mesh",))).stub(JobsServiceStub)
+    await jobs.HoldTasks(jobs_service_pb2.HoldTasksRequest(task_ids=[with_inputs.id]))
+    held = "SELECT task_id::text FROM task_holds WHERE held_until > now() + interval '6 days'"
+    assert await mesh.rows(held) == [(with_inputs.id,)]
+    await mesh.execute(
+        "UPDATE tasks SET created_at = created_at - interval '9 days', completed_at = completed_at - interval '9 days'"
+    )
+    await mesh.running.retention.set_rule(RetentionKind.TASKS, "*", 8)
+    while await mesh.running.retention.prunings[RetentionKind.TASKS].run_once():
+        pass
+    left = {row[0] for row in await mesh.rows("SELECT id::text FROM tasks")}
+    assert left == {with_inputs.id, *(one.new_task_id for one in made)}
 
 
 async def test_only_an_operator_may(mesh: Mesh) -> None:
