@@ -151,9 +151,10 @@ def _set_age(connection: psycopg.Connection[tuple[int]], days: int) -> None:
 
 
 def _left(connection: psycopg.Connection[tuple[int]]) -> int:
-    # Counted by the counters, which cost nothing; what is not added up yet is of the last five seconds.
+    # Counted by the counters, which cost nothing; the notes are what is not added up yet.
     row = connection.execute(
-        f"SELECT ({_LEFT}) + coalesce(sum(tasks), 0)::bigint FROM tasks.task_count_changes WHERE tenant LIKE 'old%'"  # noqa: S608 -- a constant
+        f"SELECT ({_LEFT}) + coalesce(sum(CASE WHEN status IS NULL THEN -tasks ELSE tasks END), 0)::bigint "  # noqa: S608 -- a constant
+        "FROM tasks.task_changes WHERE tenant LIKE 'old%' AND (status IS NULL) <> (status_before IS NULL)"
     ).fetchone()
     assert row is not None
     return row[0]
