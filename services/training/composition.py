@@ -121,7 +121,7 @@ async def start(settings: TrainingSettings, stack: AsyncExitStack) -> TrainingRu
         store, trainings=trainings, jobs=jobs, ends=ends, objects=objects, settings=settings
     )
     library_maintenance = LibraryMaintenance(loras, lora_files)
-    old_rows = PostgresOldTrainings(database)
+    old_rows = PostgresOldTrainings(database, late_seconds=settings.training_sweep_delay_seconds)
     holds = TaskHolds(channel, old_rows.open_requests)
     old_trainings = OldTrainings(old_rows, store, jobs, objects)
     retention = Pruning(

@@ -32,15 +32,18 @@ WHERE t.tenant = %(tenant)s AND t.created_at < {_CUTOFF} AND (t.created_at, t.id
 ORDER BY t.created_at, t.id LIMIT {BATCH}
 """  # noqa: S608 -- constants
 _OPEN = f"SELECT id, request FROM trainings WHERE completed_at IS NULL AND id > %s ORDER BY id LIMIT {BATCH}"  # noqa: S608 -- constants
-# The note is what tells of the files until the sweeper has deleted them.
+# The note is what tells of the files until the sweeper has deleted them. A trainer that has lost its lease may still
+# write for a while after the end: a second note is for what comes after the first sweep.
 _REMOVE = f"""
 WITH gone AS (
     DELETE FROM trainings WHERE id = ANY(ARRAY(
         SELECT t.id FROM trainings t WHERE t.id = ANY(%(ids)s::uuid[]) AND {_IS_OLD} FOR UPDATE OF t SKIP LOCKED))
-    RETURNING id, tenant
+    RETURNING id, tenant, completed_at
 ), noted AS (
     INSERT INTO object_sweeps (training_id, tenant, path, due_at)
-    SELECT id, tenant, 'trainings/' || id || '/', now() FROM gone ON CONFLICT DO NOTHING
+    SELECT id, tenant, 'trainings/' || id || '/', due_at FROM gone
+    CROSS JOIN LATERAL (VALUES (now()), (completed_at + %(late)s * interval '1 second')) d (due_at)
+    WHERE due_at >= now() ON CONFLICT DO NOTHING
 )
 SELECT count(*) FROM gone
 """  # noqa: S608 -- constants
@@ -64,10 +67,12 @@ class PostgresOldTrainings:
 
     Args:
         db: The service's database, migrated.
+        late_seconds: How long a late trainer may still write objects.
     """
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, *, late_seconds: float = 120.0) -> None:
         self._db = db
+        self._late = late_seconds
 
     async def tenants(self) -> Sequence[str]:
         """Return the tenants that have trainings."""
@@ -88,7 +93,7 @@ class PostgresOldTrainings:
     async def remove(self, training_ids: Sequence[UUID], days: int) -> int:
         """Delete old trainings and note their files for the sweeper; return how many."""
         async with self._db.transaction() as conn:
-            cursor = await conn.execute(_REMOVE, {"ids": list(training_ids), "days": days})
+            cursor = await conn.execute(_REMOVE, {"ids": list(training_ids), "days": days, "late": self._late})
             [[count]] = await cursor.fetchall()
             return int(count)
 

@@ -136,6 +136,19 @@ async def test_a_training_that_has_ended_is_deleted_as_a_job_and_its_adapter_sta
     assert await mesh.objects("loras/") == [f"loras/{path}"]
 
 
+async def test_what_a_late_trainer_writes_after_the_deletion_goes_too(mesh: Mesh) -> None:
+    done, _ = await mesh.trained()
+    assert (await mesh.http().delete(f"{PATH}{done['id']}")).status_code == 200
+    while await mesh.training.maintenance.sweep():
+        pass
+    await mesh.put(f"trainings/{done['id']}/state/1/late.safetensors", b"state")
+    await mesh.execute("UPDATE object_sweeps SET due_at = now() - interval '1 second'")
+    while await mesh.training.maintenance.sweep():
+        pass
+    assert await mesh.objects("trainings/") == []
+    assert await mesh.rows("SELECT count(*) FROM object_sweeps") == [(0,)]
+
+
 async def test_a_training_that_another_goes_on_from_is_not_deleted(mesh: Mesh) -> None:
     done, _ = await mesh.trained()
     answer = await mesh.http().post(f"{PATH}{done['id']}/continue", json={"steps": 5})
