@@ -82,6 +82,11 @@ def _message(text: str) -> str:
         raise ValueError("has a brace without its partner") from None
     if unknown := places - _PLACES:
         raise ValueError(f"names {{{min(unknown)}}}; it may name {', '.join(f'{{{one}}}' for one in sorted(_PLACES))}")
+    try:
+        # Found out at an event, it would keep every later batch of the rule from being judged.
+        text.format(camera="a", score=1, level="low", summary="a", photos=1)
+    except (ValueError, LookupError):
+        raise ValueError("has a place whose format does not fit what stands there") from None
     return text
 
 

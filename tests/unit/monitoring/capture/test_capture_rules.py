@@ -173,6 +173,10 @@ def test_an_alert_says_its_message() -> None:
             "alert 1 (b), message: has a brace without its partner.",
         ),
         (
+            f"{_RULE}points = 5\nwhen = {{ blurred = true }}\n{_ALERT}message = '{{camera:d}}'",
+            "alert 1 (b), message: has a place whose format does not fit what stands there.",
+        ),
+        (
             f"{_RULE}points = 5\nwhen = {{ blurred = true }}\n{_ALERT}webhook_url = 'file:///etc/passwd'",
             "alert 1 (b), webhook_url: must be an http or https address.",
         ),
