@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from services.monitoring.capture.watching import service
 from tests.integration.capture.conftest import StartStudio, Studio, until
 
 pytestmark = pytest.mark.timeout(120)
@@ -297,3 +298,25 @@ async def test_photos_of_a_disabled_camera_wait_on_the_disk(start_studio: StartS
     assert len(await photos(studio)) == 1
     await http.post("/cameras/left/enable")
     assert [path for path, _, _ in await taken(studio, 2)] == ["right/a.jpg", "left/a.jpg"]
+
+
+async def test_a_full_camera_that_is_disabled_keeps_no_other_from_being_looked_into(
+    start_studio: StartStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_MOST_FOUND", 2)
+    studio = await begin(start_studio, "polling")
+    for name in ("left", "right"):
+        (studio.root / name).mkdir()
+    http = studio.http()
+
+    async def there() -> bool:
+        return len((await http.get("/cameras")).json()["items"]) == 2
+
+    await until(there)
+    await http.post("/cameras/left/disable")
+    await looked(studio)
+    for number in range(3):
+        (studio.root / "left" / f"{number}.jpg").write_bytes(picture(size=32 + number))
+    (studio.root / "right" / "a.jpg").write_bytes(picture())
+    assert [path for path, _, _ in await taken(studio, 1)] == ["right/a.jpg"]
+    await looked(studio)

@@ -1,14 +1,18 @@
 """Which files are photos, when one is whole, and how one is opened."""
 
+import asyncio
 import io
 import os
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from PIL import Image
 
 from meshkit.images.limits import FORMATS
+from services.monitoring.capture.watching import files
 from services.monitoring.capture.watching.domain import (
     HEAD_BYTES,
     SUFFIXES,
@@ -29,6 +33,7 @@ from services.monitoring.capture.watching.files import (
     stamp_of,
 )
 from services.monitoring.capture.watching.observer import is_remote
+from services.monitoring.capture.watching.service import FileWatcher, WatchLimits
 
 KINDS = ("JPEG", "PNG", "WEBP", "TIFF")
 
@@ -144,3 +149,69 @@ def test_a_camera_that_went_is_told_of_and_a_folder_in_it_is_not(tmp_path: Path)
     found = FoldersFound()
     look_into(tmp_path, b"left/day", {}, lambda _: None, 10, found)
     assert found.files == []
+
+
+def test_a_photo_of_the_same_content_is_read_whatever_else_of_its_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(b"photo")
+    stamp = stamp_of(tmp_path, b"a.jpg")
+    assert stamp is not None
+    digest = hash_file(tmp_path, b"a.jpg", stamp)
+
+    def meddling(root: Path, name: bytes) -> int:
+        os.utime(file, (1, 1))
+        return open_file(root, name)
+
+    monkeypatch.setattr(files, "open_file", meddling)
+    assert read_photo(tmp_path, b"a.jpg", digest, 100) == b"photo"
+
+
+def test_a_time_beyond_what_a_row_holds_is_told_as_the_last_that_it_does(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"photo")
+    os.utime(tmp_path / "a.jpg", (0, 13_000_000_000))  # in the year 2381, where the file system knows it
+    stamp = stamp_of(tmp_path, b"a.jpg")
+    assert stamp is not None
+    assert stamp.modified_ns <= 2**63 - 1
+
+
+class Rows:
+    """Rows of cameras and photos, of which there are none."""
+
+    async def disabled(self) -> frozenset[str]:
+        return frozenset()
+
+    async def names(self) -> list[str]:
+        return []
+
+    async def add_cameras(self, camera_ids: Collection[str]) -> None:
+        pass
+
+    async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float) -> int:
+        return 0
+
+    async def known_files(self, files: Collection[bytes]) -> Mapping[bytes, tuple[int, int]]:
+        return {}
+
+
+async def test_the_watcher_has_itself_woken_once_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "left").mkdir()
+    (tmp_path / "left" / "part.jpg").write_bytes(b"\xff\xd8\xff begun")
+    rows = cast("Any", Rows())
+    limits = WatchLimits(60.0, 600.0, 600.0, 600.0, 1000, 600.0)
+    watcher = FileWatcher(tmp_path, "polling", limits, photos=rows, cameras=rows, on_photos=lambda: None)
+    made: list[asyncio.TimerHandle] = []
+    loop = asyncio.get_running_loop()
+    later = loop.call_later
+
+    def noted(delay: float, callback: Any, *args: Any) -> asyncio.TimerHandle:
+        made.append(later(delay, callback, *args))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "call_later", noted)
+    for _ in range(5):
+        assert not await watcher.run_once()
+        assert watcher.pending == 1
+    assert [one.cancelled() for one in made] == [True] * 4 + [False]
+    made[-1].cancel()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from services.monitoring.capture.watching.domain import (
 
 _CHUNK_BYTES = 1024 * 1024
 _MOST_DEPTH = 16
+# What a row holds; files may bear later times.
+_LATEST_NS = 2**63 - 1
 NOT_THERE = "Its folder is not there"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -54,7 +56,11 @@ class FoldersFound:
 
 
 def look_through(
-    root: Path, known: Mapping[bytes, FileStamp], watch: Callable[[bytes], None], most: int
+    root: Path,
+    known: Mapping[bytes, FileStamp],
+    watch: Callable[[bytes], None],
+    most: int,
+    skipped: Collection[str] = frozenset(),
 ) -> FoldersFound:
     """Look through all cameras.
 
@@ -63,6 +69,7 @@ def look_through(
         known: What files are known by.
         watch: Called with each folder before it is read, so that nothing that comes to it meanwhile is missed.
         most: After so many files that are not known the rest is left for the next time.
+        skipped: Cameras that are not looked into: their files never become known, and would keep others from being.
 
     Raises:
         OSError: The root cannot be read.
@@ -78,7 +85,8 @@ def look_through(
                 found.refused.append(name)
             continue
         found.cameras.add(camera)
-        look_into(root, name, known, watch, most, found)
+        if camera not in skipped:
+            look_into(root, name, known, watch, most, found)
     return found
 
 
@@ -149,6 +157,15 @@ def trouble_of(error: OSError) -> str:
         return NOT_THERE
     reason = os.strerror(error.errno) if error.errno else type(error).__name__
     return f"Its folder cannot be read: {reason}"
+
+
+def is_away(root: Path) -> bool:
+    """Whether the drive of the cameras is away: its place is not there, or has no folder, as one not mounted."""
+    try:
+        with os.scandir(root) as entries:
+            return not any(entry.is_dir(follow_symlinks=False) for entry in entries)
+    except OSError:
+        return True
 
 
 def stamp_of(root: Path, file: bytes) -> FileStamp | None:
@@ -233,13 +250,12 @@ def read_photo(root: Path, file: bytes, sha256: str, most: int) -> bytes:
         FileChangedError: The file has another content by now, or a larger one.
         OSError: It cannot be read, or is there no more.
     """
-    found = stamp_of(root, file)
-    if found is None:
+    if stamp_of(root, file) is None:
         raise FileNotFoundError
-    if found.size > most:
-        raise FileChangedError
-    content = b"".join(_chunks(root, file, found))
-    if hashlib.sha256(content).hexdigest() != sha256:
+    # The content alone counts: a new name or other rights change a stamp too.
+    with open(open_file(root, file), "rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most or hashlib.sha256(content).hexdigest() != sha256:
         raise FileChangedError
     return content
 
@@ -263,4 +279,4 @@ def _chunks(root: Path, file: bytes, stamp: FileStamp) -> Iterator[bytes]:
 
 
 def _stamp(found: os.stat_result) -> FileStamp:
-    return FileStamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return FileStamp(found.st_size, min(found.st_mtime_ns, _LATEST_NS), found.st_ctime_ns)

@@ -95,6 +95,7 @@ class FileWatcher:
         self._present: set[str] = set()
         self._disabled: frozenset[str] = frozenset()
         self._refused: set[bytes] = set()
+        self._again: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self.loop = Loop("file_watcher", self.run_once, min(limits.poll_seconds, _JUDGE_SECONDS), wake=self._wake)
 
@@ -158,7 +159,10 @@ class FileWatcher:
         more |= await self._take()
         await self._judge()
         if self._candidates and not more:
-            asyncio.get_running_loop().call_later(self.limits.settle_seconds / 2, self._wake.set)
+            # One at a time: each would have the next one made, and what the kernel tells makes further ones.
+            if self._again is not None:
+                self._again.cancel()
+            self._again = asyncio.get_running_loop().call_later(self.limits.settle_seconds / 2, self._wake.set)
         return more
 
     async def _look_through(self, every: float) -> bool:
@@ -168,7 +172,9 @@ class FileWatcher:
         self._looked_at = self._clock()
         self._disabled = await self._cameras.disabled()
         try:
-            found = await asyncio.to_thread(files.look_through, self.root, self._known, self._watch, _MOST_FOUND)
+            found = await asyncio.to_thread(
+                files.look_through, self.root, self._known, self._watch, _MOST_FOUND, self._disabled
+            )
         except OSError as error:
             trouble = files.trouble_of(error)
             self._troubles = dict.fromkeys(await self._cameras.names(), trouble)
@@ -186,7 +192,8 @@ class FileWatcher:
         await self._add(found)
         self._look_at_all |= not found.complete
         if found.complete and found.met + _MOST_FOUND < len(self._known):
-            self._known = await asyncio.to_thread(files.still_there, self.root, self._known)
+            known = {file: stamp for file, stamp in self._known.items() if self._is_taken(file)}
+            self._known = await asyncio.to_thread(files.still_there, self.root, known)
         return not found.complete
 
     async def _look_into(self) -> None:
@@ -202,6 +209,8 @@ class FileWatcher:
                 await self._cameras.add_cameras([camera])
                 self._present.add(camera)
             self._troubles.pop(camera, None)
+            if camera in self._disabled:
+                continue
             await asyncio.to_thread(files.look_into, self.root, folder, self._known, self._watch, _MOST_FOUND, found)
         self._troubles.update(found.troubles)
         self._look_at_all |= not found.complete
