@@ -1,22 +1,27 @@
 """Photos and the tasks that look at them: one set of findings each, whatever is away and however often it is tried."""
 
 import asyncio
+import errno
 import hashlib
 import json
 from pathlib import Path
 from uuid import UUID
 
+import pytest
 from atelier.events.v1 import events_pb2
 from atelier.tasks.v1 import enums_pb2, task_pb2
 from atelier.tasks.v1.photo_detection_pb2 import PhotoBox, PhotoDetection, PhotoDetectionTaskPublic, PhotoFindings
 
 from meshkit.bus import BusMessage
 from meshkit.errors import ErrorKind, MeshError, invalid, not_found, unavailable
+from services.monitoring.capture.detection import service
+from services.monitoring.capture.detection.domain import FILE_GONE, failed
 from services.monitoring.capture.detection.service import DetectionWorker
 from services.monitoring.capture.photos.domain import SeenFile
 from services.monitoring.capture.postgres.cameras import PostgresCameraStore
 from services.monitoring.capture.postgres.detections import PostgresDetectionStore
 from services.monitoring.capture.postgres.photos import PostgresPhotoStore
+from services.monitoring.capture.watching.files import read_photo
 from tests.integration.capture.conftest import Studio
 
 FINDINGS = PhotoFindings(
@@ -38,6 +43,7 @@ class Tasks:
     def __init__(self) -> None:
         self.made: dict[UUID, task_pb2.Task] = {}
         self.contents: dict[UUID, bytes] = {}
+        self.references: dict[UUID, str] = {}
         self.creates = 0
         self.failure: MeshError | None = None
         self.lost_answers = 0
@@ -47,6 +53,8 @@ class Tasks:
         if self.failure is not None:
             raise self.failure
         self.creates += 1
+        if self.references.setdefault(photo_id, reference) != reference:
+            raise MeshError(ErrorKind.CONFLICT, "The key was used for another request")
         if photo_id not in self.made:
             self.made[photo_id] = task_pb2.Task(id=str(photo_id), status=enums_pb2.TASK_STATUS_PENDING)
             self.contents[photo_id] = content
@@ -207,6 +215,9 @@ async def test_what_nobody_can_look_at_is_told_and_the_others_go_on(studio: Stud
     link = await drop(studio, "link.jpg", b"link")
     link.unlink()
     link.symlink_to("/etc/hostname")
+    await drop(studio, "linked.jpg", b"linked", camera="moved")
+    (studio.root / "moved").rename(studio.root.parent / "elsewhere")
+    (studio.root / "moved").symlink_to(studio.root.parent / "elsewhere")
     await drop(studio, "good.jpg", b"good")
     await worker.run_once()
     told = await photos(studio)
@@ -214,6 +225,7 @@ async def test_what_nobody_can_look_at_is_told_and_the_others_go_on(studio: Stud
     assert told["left/replaced.jpg"] == ("FAILED", "The file had another content before it could be looked at.")
     assert told["left/large.jpg"] == ("FAILED", "The file is too large to be looked at.")
     assert told["left/link.jpg"][0] == "FAILED"
+    assert told["moved/linked.jpg"][0] == "FAILED"
     assert told["left/good.jpg"] == ("DETECTING", None)
     assert list(tasks.contents.values()) == [b"good"]
 
@@ -264,6 +276,10 @@ async def test_photos_wait_while_the_drive_of_the_cameras_is_away(studio: Studio
     studio.root.rename(aside)
     await worker.run_once()
     assert await photos(studio) == {"left/a.jpg": ("WAITING", None)}
+    studio.root.mkdir()  # what is left where a drive is not mounted
+    await worker.run_once()
+    assert await photos(studio) == {"left/a.jpg": ("WAITING", None)}
+    studio.root.rmdir()
     aside.rename(studio.root)
     await worker.run_once()
     assert await photos(studio) == {"left/a.jpg": ("DETECTING", None)}
@@ -274,3 +290,63 @@ async def test_news_of_other_tasks_wakes_nobody(studio: Studio) -> None:
     for data in (b"\xff\xff", events_pb2.TaskStatusEvent(task_id="x").SerializeToString()):
         await worker.notice(BusMessage("atelier.tasks.v1.task.completed", data, {}))
     assert not worker.loop._wake.is_set()
+
+
+async def test_a_file_that_the_drive_does_not_give_is_told_of_in_the_end_and_the_others_go_on(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = Tasks()
+    worker = worker_of(studio, tasks)
+    await drop(studio, "broken.jpg", b"broken")
+    await drop(studio, "good.jpg", b"good")
+
+    def stumbling(root: Path, file: bytes, sha256: str, most: int) -> bytes:
+        if file == b"left/broken.jpg":
+            raise OSError(errno.EIO, "Input/output error")
+        return read_photo(root, file, sha256, most)
+
+    monkeypatch.setattr(service, "read_photo", stumbling)
+    for _ in range(4):
+        assert await worker.run_once() is False
+        assert await photos(studio) == {"left/broken.jpg": ("WAITING", None), "left/good.jpg": ("WAITING", None)}
+    await worker.run_once()
+    assert await photos(studio) == {
+        "left/broken.jpg": ("FAILED", "The file cannot be read: Input/output error."),
+        "left/good.jpg": ("DETECTING", None),
+    }
+
+
+def rename(path: Path, name: str) -> SeenFile:
+    new = path.rename(path.with_name(name))
+    found, digest = new.stat(), hashlib.sha256(new.read_bytes()).hexdigest()
+    return SeenFile("left", f"left/{name}".encode(), found.st_size, found.st_mtime_ns, digest)
+
+
+async def renamed(studio: Studio, path: Path, name: str) -> None:
+    """Rename a file, and write what the watcher writes of that."""
+    seen = rename(path, name)
+    await PostgresPhotoStore(studio.capture.changes).take([seen], {seen.file: f"left/{path.name}".encode()})
+
+
+async def test_a_photo_that_is_renamed_while_it_waits_is_looked_at(studio: Studio) -> None:
+    store = PostgresDetectionStore(studio.capture.changes)
+    await renamed(studio, await drop(studio, "a.jpg"), "b.jpg")
+    [(photo_id,)] = await studio.rows("SELECT id FROM photos")
+    assert not await store.settle(photo_id, failed(FILE_GONE), file=b"left/a.jpg")
+    assert await photos(studio) == {"left/b.jpg": ("WAITING", None)}
+    # Looked for before the watcher has found it under its new name, it comes anew.
+    assert await store.settle(photo_id, failed(FILE_GONE), file=b"left/b.jpg")
+    await renamed(studio, studio.root / "left" / "b.jpg", "c.jpg")
+    assert await photos(studio) == {"left/b.jpg": ("FAILED", FILE_GONE), "left/c.jpg": ("WAITING", None)}
+
+
+async def test_a_photo_that_is_renamed_after_its_task_was_made_keeps_the_task(studio: Studio) -> None:
+    tasks = Tasks()
+    tasks.lost_answers, tasks.ends_at_once = 1, True
+    worker = worker_of(studio, tasks)
+    path = await drop(studio, "a.jpg")
+    await worker.run_once()
+    await renamed(studio, path, "b.jpg")
+    for _ in range(2):
+        await worker.run_once()
+    assert await photos(studio) == {"left/b.jpg": ("DETECTED", None)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from collections import Counter
@@ -30,7 +31,7 @@ from services.monitoring.capture.detection.domain import (
 )
 from services.monitoring.capture.detection.store import DetectionStore
 from services.monitoring.capture.photos.domain import PhotoRecord
-from services.monitoring.capture.watching.files import FileChangedError, read_photo
+from services.monitoring.capture.watching.files import FileChangedError, is_away, read_photo
 
 _log = get_logger(__name__)
 
@@ -43,6 +44,8 @@ _ASK_SECONDS = 2.0
 _AWAY = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.EXHAUSTED})
 # So often a photo is tried that a service fails at; then it gives way to the others.
 _MOST_TRIES = 5
+# Errors of a file itself, beside those of rights: a link is in the place of a folder.
+_OF_THE_FILE = frozenset({errno.ELOOP, errno.ENOTDIR})
 
 _PHOTOS = metrics.counter("capture_photos", "Photos that were looked at, by outcome", ("outcome",))
 
@@ -157,21 +160,19 @@ class DetectionWorker:
         except FileChangedError:
             await self._write(photo.id, failed(FILE_TOO_LARGE if photo.size > self._most_bytes else FILE_REPLACED))
             return
-        except FileNotFoundError:
-            if not await asyncio.to_thread(self._root.is_dir):
-                # A drive that comes back has them all.
-                raise unavailable("The folder of the cameras is not there", reason="CAMERA_ROOT_AWAY") from None
-            await self._write(photo.id, failed(FILE_GONE))
-            return
-        except PermissionError as error:
-            reason = os.strerror(error.errno) if error.errno else "it is no plain file"
-            await self._write(photo.id, failed(f"The file cannot be read: {reason}."))
+        except OSError as error:
+            await self._write_unread(photo, error)
             return
         try:
             task = await self._tasks.create(photo.id, content, photo.path[:255])
         except MeshError as error:
             if error.kind in _AWAY:
                 raise
+            if error.kind is ErrorKind.CONFLICT:
+                # Made before, with an answer that was lost, while the file had another name: it is asked for.
+                await self._store.handed_over(photo.id)
+                self._due[photo.id] = 0.0
+                return
             self._tries[photo.id] += 1
             if error.kind not in TRANSIENT or self._tries[photo.id] >= _MOST_TRIES:
                 del self._tries[photo.id]
@@ -183,6 +184,23 @@ class DetectionWorker:
             return
         await self._store.handed_over(photo.id)
         self._due[photo.id] = self._clock() + _ASK_SECONDS
+
+    async def _write_unread(self, photo: PhotoRecord, error: OSError) -> None:
+        """Write that a file cannot be read, where that is not of the drive."""
+        if await asyncio.to_thread(is_away, self._root):
+            # A drive that comes back has them all.
+            raise unavailable("The folder of the cameras is not there", reason="CAMERA_ROOT_AWAY") from None
+        if isinstance(error, FileNotFoundError):
+            # Not where the watcher has found it under another name meanwhile.
+            await self._write(photo.id, failed(FILE_GONE), file=photo.file)
+            return
+        reason = os.strerror(error.errno) if error.errno else "it is no plain file"
+        if not isinstance(error, PermissionError) and error.errno not in _OF_THE_FILE:
+            self._tries[photo.id] += 1
+            if self._tries[photo.id] < _MOST_TRIES:
+                raise unavailable(f"A file cannot be read: {reason}", reason="CAMERA_FILE_UNREAD") from None
+            del self._tries[photo.id]
+        await self._write(photo.id, failed(f"The file cannot be read: {reason}."))
 
     async def _ask(self, photo_id: UUID) -> bool:
         """Ask for the task of a photo; whether it has ended."""
@@ -199,8 +217,8 @@ class DetectionWorker:
         self._due.pop(photo_id, None)
         return True
 
-    async def _write(self, photo_id: UUID, outcome: DetectionOutcome) -> None:
-        if not await self._store.settle(photo_id, outcome):
+    async def _write(self, photo_id: UUID, outcome: DetectionOutcome, *, file: bytes | None = None) -> None:
+        if not await self._store.settle(photo_id, outcome, file=file):
             return
         word = "detected" if outcome.error is None else "failed"
         _PHOTOS.labels(word).inc()

@@ -25,10 +25,15 @@ class DetectionStore(Protocol):
         """Note that a task looks at a photo, which bears its identifier; nothing where that is known."""
         ...
 
-    async def settle(self, photo_id: UUID, outcome: DetectionOutcome) -> bool:
+    async def settle(self, photo_id: UUID, outcome: DetectionOutcome, *, file: bytes | None = None) -> bool:
         """Write what became of a photo, once, and tell listeners of it.
 
+        Args:
+            photo_id: The photo.
+            outcome: What became of it.
+            file: Only where this is its file; whatever its file is where None.
+
         Returns:
-            Whether it was written; False where it had been before.
+            Whether it was written; False where it had been before, or its file is another.
         """
         ...

@@ -21,7 +21,10 @@ WHERE state = 'WAITING' AND deleted_at IS NULL ORDER BY seen_at, id LIMIT %s
 """  # noqa: S608 -- fixed names
 _UNDER_WAY = "SELECT id FROM photos WHERE state = 'DETECTING' ORDER BY seen_at, id"
 _HANDED_OVER = "UPDATE photos SET state = 'DETECTING', task_id = id WHERE id = %s AND state = 'WAITING'"
-_LOCK = f"SELECT {COLUMNS} FROM photos WHERE id = %s AND state IN ('WAITING', 'DETECTING') FOR UPDATE"  # noqa: S608 -- fixed names
+_LOCK = f"""
+SELECT {COLUMNS} FROM photos
+WHERE id = %s AND state IN ('WAITING', 'DETECTING') AND file = coalesce(%s, file) FOR UPDATE
+"""  # noqa: S608 -- fixed names
 _FAILED = "UPDATE photos SET state = 'FAILED', error = %s WHERE id = %s"
 _DETECTED = """
 UPDATE photos SET state = 'DETECTED', task_id = id, findings = %s, detected_at = clock_timestamp() WHERE id = %s
@@ -65,12 +68,12 @@ class PostgresDetectionStore:
 
         await self._changes.db.retrying(body)
 
-    async def settle(self, photo_id: UUID, outcome: DetectionOutcome) -> bool:
+    async def settle(self, photo_id: UUID, outcome: DetectionOutcome, *, file: bytes | None = None) -> bool:
         """Write what became of a photo, once, and tell listeners of it."""
 
         async def body() -> bool:
             async with self._changes.change() as change:
-                row = await (await change.conn.execute(_LOCK, (photo_id,))).fetchone()
+                row = await (await change.conn.execute(_LOCK, (photo_id, file))).fetchone()
                 if row is None:
                     return False
                 if outcome.error is not None:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 from uuid import UUID, uuid4
 
+from services.monitoring.capture.detection.domain import FILE_GONE
 from services.monitoring.capture.pages import PageFound, PageWanted
 from services.monitoring.capture.photos.domain import (
     DetectionRecord,
@@ -30,13 +31,15 @@ _KNOWN = """
 SELECT DISTINCT ON (file) file, size, modified_ns FROM photos WHERE file = ANY(%s::bytea[])
 ORDER BY file, modified_ns DESC
 """
+# What was looked for under its former name and given up is not this photo any more, because nobody has looked at it.
 _OTHERS = """
 SELECT s.file, p.file FROM unnest(%s::bytea[], %s::text[], %s::text[]) AS s (file, camera_id, sha256)
-JOIN photos p ON p.camera_id = s.camera_id AND p.sha256 = s.sha256 AND p.file <> s.file WHERE s.sha256 <> ''
+JOIN photos p ON p.camera_id = s.camera_id AND p.sha256 = s.sha256 AND p.file <> s.file
+WHERE s.sha256 <> '' AND p.error IS DISTINCT FROM %s
 """
 _MOVE = """
 UPDATE photos SET file = %(file)s, path = %(path)s, modified_ns = %(modified_ns)s
-WHERE file = %(moved_from)s AND sha256 = %(sha256)s
+WHERE file = %(moved_from)s AND sha256 = %(sha256)s AND error IS DISTINCT FROM %(given_up)s
     AND NOT EXISTS (SELECT FROM photos o WHERE o.file = %(file)s AND o.sha256 = %(sha256)s)
 """
 _TAKE = """
@@ -113,7 +116,7 @@ class PostgresPhotoStore:
 
     async def other_files(self, seen: Sequence[SeenFile]) -> Sequence[tuple[bytes, bytes]]:
         """Return files with others of the same camera that had the same content when they were seen last."""
-        values = ([one.file for one in seen], [one.camera_id for one in seen], [one.sha256 for one in seen])
+        values = ([one.file for one in seen], [one.camera_id for one in seen], [one.sha256 for one in seen], FILE_GONE)
         async with self._changes.db.connection() as conn:
             cursor = await conn.execute(_OTHERS, values)
             return [(bytes(file), bytes(other)) for file, other in await cursor.fetchall()]
@@ -140,6 +143,7 @@ class PostgresPhotoStore:
             "modified_ns": one.modified_ns,
             "sha256": one.sha256,
             "moved_from": moved_from,
+            "given_up": FILE_GONE,
         }
         return bool((await conn.execute(_MOVE, values)).rowcount)
 
