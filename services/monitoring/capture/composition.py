@@ -119,7 +119,7 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
         on_alerts=handovers.loop.wake,
     )
     cleanup = CleanupService(
-        PostgresForgettingStore(changes),
+        PostgresForgettingStore(changes, runs=settings.capture_workflow is not None),
         PhotoFiles(settings.camera_root, deletes=settings.capture_delete_files),
         keep_days=settings.capture_keep_days,
         keep_bytes=settings.capture_keep_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -25,9 +26,11 @@ async def studio(start_studio: StartStudio) -> Studio:
     return studio
 
 
-def cleanup(studio: Studio, *, deletes: bool = False, keep_bytes: int | None = None) -> CleanupService:
+def cleanup(
+    studio: Studio, *, deletes: bool = False, keep_bytes: int | None = None, runs: bool = False
+) -> CleanupService:
     return CleanupService(
-        PostgresForgettingStore(studio.capture.changes),
+        PostgresForgettingStore(studio.capture.changes, runs=runs),
         PhotoFiles(studio.root, deletes=deletes),
         keep_days=30.0,
         keep_bytes=keep_bytes,
@@ -96,6 +99,7 @@ async def test_no_file_beyond_the_root_is_deleted(studio: Studio) -> None:
     outside = studio.root.parent / "outside"
     (studio.root / "yard").rename(outside)
     (studio.root / "yard").symlink_to(outside)
+    (studio.root / "gate").mkdir()
     await cleanup(studio, deletes=True).run()
     assert (outside / "old.jpg").exists()
 
@@ -113,3 +117,31 @@ async def test_what_was_not_judged_yet_is_never_forgotten(studio: Studio) -> Non
     await batch(studio, PERSON, age_seconds=60 * _DAY, state="closed", camera="gate")
     await cleanup(studio, deletes=True, keep_bytes=0).run()
     assert await studio.rows("SELECT count(*) FROM photos WHERE deleted_at IS NULL") == [(2,)]
+
+
+async def test_rows_of_files_that_are_only_out_of_reach_stay(studio: Studio) -> None:
+    await judged(studio, "hidden.jpg", 31)
+    await cleanup(studio).run()
+    await judged(studio, "old.jpg", 31)
+    aside = studio.root.with_name("aside")
+    studio.root.rename(aside)
+    for _ in range(2):
+        await cleanup(studio, deletes=True).run()
+        assert await names(studio) == [("yard/hidden.jpg", True), ("yard/old.jpg", False)]
+        studio.root.mkdir(exist_ok=True)  # what is left where a drive is not mounted
+    studio.root.rmdir()
+    aside.rename(studio.root)
+    # One that bears another time is the same file until the watcher has read it.
+    os.utime(studio.root / "yard" / "hidden.jpg", (1, 1))
+    await cleanup(studio).run()
+    assert await names(studio) == [("yard/hidden.jpg", True), ("yard/old.jpg", True)]
+
+
+async def test_a_photo_is_not_forgotten_before_its_workflow_has_ended(studio: Studio) -> None:
+    await judged(studio, "old.jpg", 31)
+    await studio.rows("INSERT INTO photo_runs (photo_id, stored_path, state) SELECT id, 'a.jpg', 'WAITING' FROM photos")
+    await cleanup(studio, deletes=True, keep_bytes=0, runs=True).run()
+    assert await names(studio) == [("yard/old.jpg", False)]
+    await studio.rows("UPDATE photo_runs SET state = 'COMPLETED', ended_at = now()")
+    await cleanup(studio, deletes=True, runs=True).run()
+    assert await names(studio) == []

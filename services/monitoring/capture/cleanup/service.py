@@ -54,21 +54,31 @@ class CleanupService:
             Whether more waits.
         """
         events = await self._store.forget_events(self._age, _BATCH)
+        due, hidden = 0, 0
+        # Files of a drive that is away are not gone: without their rows they would be new photos when it is back.
+        if not await asyncio.to_thread(self._files.are_away):
+            due, hidden = await self._forget_due(), await self._forget_hidden()
+        batches = await self._store.forget_batches(_BATCH)
+        for kind, count in (("events", events), ("photos", due), ("batches", batches)):
+            _FORGOTTEN.labels(kind).inc(count)
+        if events or due:
+            _log.info("capture_forgotten", events=events, photos=due, batches=batches)
+        return max(events, due, hidden, batches) >= _BATCH
+
+    async def _forget_due(self) -> int:
         due = list(await self._store.old_photos(self._age, _BATCH))
         if self._keep_bytes is not None and len(due) < _BATCH:
             known = {one.photo_id for one in due}
             excess = await self._store.excess_photos(self._keep_bytes, _BATCH)
             due += [one for one in excess if one.photo_id not in known]
         await self._forget(due, self._files.remove)
+        return len(due)
+
+    async def _forget_hidden(self) -> int:
         hidden = await self._store.forgotten_photos(self._looked, _BATCH)
         self._looked = hidden[-1].photo_id if len(hidden) == _BATCH else _FIRST
         await self._forget(hidden, self._files.is_gone, gone_alone=True)
-        batches = await self._store.forget_batches(_BATCH)
-        for kind, count in (("events", events), ("photos", len(due)), ("batches", batches)):
-            _FORGOTTEN.labels(kind).inc(count)
-        if events or due:
-            _log.info("capture_forgotten", events=events, photos=len(due), batches=batches)
-        return max(events, len(due), len(hidden), batches) >= _BATCH
+        return len(hidden)
 
     async def _forget(
         self, photos: Sequence[KeptFile], is_gone: Callable[[KeptFile], bool], *, gone_alone: bool = False

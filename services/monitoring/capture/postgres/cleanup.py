@@ -14,6 +14,7 @@ from services.monitoring.capture.postgres.changes import CaptureChanges
 _JUDGED = """
 p.deleted_at IS NULL AND p.state IN ('DETECTED', 'FAILED')
     AND EXISTS (SELECT FROM batches b WHERE b.id = p.batch_id AND b.state = 'analysed')
+    AND NOT (%s AND EXISTS (SELECT FROM photo_runs r WHERE r.photo_id = p.id AND r.state IN ('WAITING', 'RUNNING')))
 """
 _OLD = f"""
 SELECT p.id, p.file, p.size, p.modified_ns FROM photos p
@@ -47,18 +48,20 @@ class PostgresForgettingStore:
 
     Args:
         changes: Changes rows.
+        runs: Whether a workflow runs for each photo: one whose workflow has not ended is not forgotten.
     """
 
-    def __init__(self, changes: CaptureChanges) -> None:
+    def __init__(self, changes: CaptureChanges, *, runs: bool = False) -> None:
         self._changes = changes
+        self._runs = runs
 
     async def old_photos(self, age_seconds: float, limit: int) -> Sequence[KeptFile]:
         """Return photos that were seen longer ago."""
-        return await self._files(_OLD, age_seconds, limit)
+        return await self._files(_OLD, age_seconds, self._runs, limit)
 
     async def excess_photos(self, most_bytes: int, limit: int) -> Sequence[KeptFile]:
         """Return the oldest photos, beyond those that take so many bytes together."""
-        return await self._files(_EXCESS, most_bytes, limit)
+        return await self._files(_EXCESS, most_bytes, self._runs, limit)
 
     async def forgotten_photos(self, after: UUID, limit: int) -> Sequence[KeptFile]:
         """Return photos that are forgotten but for their row, which keeps their file from being a new photo."""
