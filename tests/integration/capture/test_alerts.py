@@ -100,11 +100,11 @@ async def test_a_rule_pauses_for_each_camera(studio: Studio) -> None:
 
 
 async def test_alerts_are_acknowledged_and_dismissed(studio: Studio) -> None:
-    await worker(studio).judge(await batch(studio, DARK))
     http = studio.http()
-    [alert] = (await http.get("/alerts")).json()["items"]
-    path = f"/alerts/{alert['alert_id']}"
     async with studio.listening() as client:
+        await worker(studio).judge(await batch(studio, DARK))
+        [alert] = (await http.get("/alerts")).json()["items"]
+        path = f"/alerts/{alert['alert_id']}"
         for _ in range(2):
             answer = (await http.post(f"{path}/acknowledge")).json()
             assert (answer["state"], answer["acknowledged_by"]) == ("acknowledged", "somebody")
@@ -114,8 +114,9 @@ async def test_alerts_are_acknowledged_and_dismissed(studio: Studio) -> None:
         late = await http.post(f"{path}/acknowledge")
         assert (late.status_code, late.json()["detail"]) == (409, f"Alert {alert['alert_id']} was dismissed")
         async with asyncio.timeout(20):
-            told = [json.loads(await client.recv()) for _ in range(2)]
-    assert [one["type"] for one in told] == ["alert.acknowledged", "alert.dismissed"]
+            told = [json.loads(await client.recv()) for _ in range(4)]
+    created = ["event.created", "alert.created"]
+    assert [one["type"] for one in told] == [*created, "alert.acknowledged", "alert.dismissed"]
     assert (await http.get(path)).json()["dismissed_by"] == "somebody"
     for params, count in (({"severity": "warning"}, 1), ({"severity": "info"}, 0), ({"camera_id": "gate"}, 0)):
         assert (await http.get("/alerts", params=params)).json()["pagination"]["total"] == count
