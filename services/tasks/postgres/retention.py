@@ -75,7 +75,7 @@ SELECT count(*) FROM gone
 """  # noqa: S608 -- constants
 _HOLD = """
 INSERT INTO task_holds (task_id, held_until)
-SELECT id, now() + make_interval(days => %s::integer) FROM unnest(%s::uuid[]) AS id ORDER BY id
+SELECT id, now() + make_interval(days => %s::integer) FROM tasks WHERE id = ANY(%s::uuid[]) ORDER BY id
 ON CONFLICT (task_id) DO UPDATE SET held_until = greatest(task_holds.held_until, excluded.held_until)
 """
 _WAITING_FOLDERS = f"""

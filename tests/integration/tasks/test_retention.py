@@ -195,6 +195,7 @@ async def test_a_held_task_stays_for_a_day(mesh: Mesh) -> None:
     await keep(mesh, TASKS, 1)
     jobs = mesh.channel(mesh.token("", ("mesh",))).stub(JobsServiceStub)
     await jobs.HoldTasks(jobs_service_pb2.HoldTasksRequest(task_ids=[held, str(uuid4())]))
+    assert await mesh.rows("SELECT task_id::text FROM task_holds") == [(held,)]  # unknown ones are left out
     assert (await preview(mesh, TASKS))["acme"].rows == 1
     await prune(mesh)
     assert await left(mesh) == {held}

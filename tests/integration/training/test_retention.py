@@ -104,7 +104,7 @@ async def test_ages_by_json(mesh: Mesh) -> None:
 
 
 async def test_tasks_whose_files_a_training_names_are_held_until_it_has_ended(mesh: Mesh) -> None:
-    named = "01a21f11-8fb5-76c3-9e30-e51238a5bf3b"
+    named = (await mesh.create())["id"]  # any row that tasks has
     path = f"generations/{named}/1/image.png"
     await mesh.put(path, picture())
     waits = await mesh.create(source_images=[path])
