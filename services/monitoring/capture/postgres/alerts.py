@@ -33,7 +33,7 @@ _LOCK = "SELECT FROM cameras WHERE id = %s FOR UPDATE"
 _RAISE = f"""
 INSERT INTO alerts (id, event_id, camera_id, rule, severity, message, state)
 SELECT %(id)s, %(event_id)s, %(camera_id)s, %(rule)s, %(severity)s, %(message)s, 'open'
-WHERE NOT EXISTS (
+WHERE %(pause)s <= 0 OR NOT EXISTS (
     SELECT FROM alerts WHERE rule = %(rule)s AND camera_id = %(camera_id)s
         AND created_at > now() - %(pause)s * interval '1 second')
 ON CONFLICT (event_id, rule) DO NOTHING
