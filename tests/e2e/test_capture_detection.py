@@ -1,7 +1,8 @@
-"""Photos that land while each part is killed in turn: every one has one set of detections and one task."""
+"""Photos that land while each part is killed in turn: each has one set of detections, one task, one batch and event."""
 
 import io
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.e2e.harness import RunningMesh, until
 
 CAMERAS = ("left", "middle", "right")
 KILLED = ("capture", "tasks", "worker", "nats", "postgres")
+BATCH_SECONDS, IDLE_SECONDS = 6, 2
 _PEOPLE = Path(__file__).parents[1] / "unit" / "modelkit" / "data" / "people"
 _EXAMPLE = Path(__file__).parents[2] / "examples" / "capture" / "packshot.yaml"
 _NAMES = ("astronaut", "obama", "coffee", "grace-hopper", "biden", "chelsea")
@@ -69,6 +71,34 @@ def check_once(mesh: RunningMesh, count: int) -> None:
     assert {count for path, count in seen.items() if int(Path(path).stem) % len(_NAMES) == 2} == {0}
 
 
+def all_judged(mesh: RunningMesh, count: int) -> bool:
+    try:
+        [(judged,)] = rows(mesh, "SELECT coalesce(sum(photo_count), 0) FROM capture.batches WHERE state = 'analysed'")
+    except Exception:  # PostgreSQL is killed meanwhile
+        return False
+    return bool(judged == count)
+
+
+def check_batches(mesh: RunningMesh, count: int) -> None:
+    """The photos of a batch are those of the rule as it is told to people, and each batch has one event."""
+    seen = "SELECT camera_id, extract(epoch FROM seen_at), batch_id FROM capture.photos ORDER BY camera_id, seen_at, id"
+    batches: list[list[Any]] = []
+    first = last = 0.0
+    camera = ""
+    for of, at, batch in rows(mesh, seen):
+        if of == camera and at - first < BATCH_SECONDS and at - last < IDLE_SECONDS:
+            batches[-1].append(batch)
+        else:
+            batches.append([batch])
+            camera, first = of, at
+        last = at
+    assert sum(map(len, batches)) == count
+    assert all(len(set(one)) == 1 for one in batches)
+    assert len({one[0] for one in batches}) == len(batches) >= len(CAMERAS)
+    told = rows(mesh, "SELECT batch_id, (facts ->> 'photos')::int FROM capture.events")
+    assert sorted(told, key=str) == sorted(((one[0], len(one)) for one in batches), key=str)
+
+
 @pytest.mark.parametrize(
     "count",
     [
@@ -76,13 +106,16 @@ def check_once(mesh: RunningMesh, count: int) -> None:
         pytest.param(300, marks=(pytest.mark.long, pytest.mark.timeout(1800))),
     ],
 )
-def test_each_photo_has_one_set_of_detections_while_all_parts_are_killed(
+def test_each_photo_has_one_set_of_detections_and_one_event_while_all_parts_are_killed(
     start_mesh: StartMesh, tmp_path: Path, count: int
 ) -> None:
     root = tmp_path / "cameras"
     root.mkdir()
     mesh = start_mesh(
         ATELIER_CAMERA_ROOT=str(root),
+        ATELIER_CAPTURE_BATCH_SECONDS=str(BATCH_SECONDS),
+        ATELIER_CAPTURE_IDLE_SECONDS=str(IDLE_SECONDS),
+        ATELIER_CAPTURE_SUMMARY="NONE",
         ATELIER_WORKER_TASK_TYPES="PHOTO_DETECTION",
         ATELIER_DEVICE="cpu",
         ATELIER_TORCH_THREADS="1",
@@ -92,10 +125,13 @@ def test_each_photo_has_one_set_of_detections_while_all_parts_are_killed(
     victims = itertools.cycle(KILLED)
     for number in range(count):
         drop(root, number)
+        time.sleep((0.0, 0.3, 0.0, 0.1)[number % 4])
         if number % max(4, count // 15) == 3:
             mesh.kill(next(victims))
     until(lambda: all_looked_at(mesh, count), "all photos were looked at", 300 + 3 * count, 0.5)
     check_once(mesh, count)
+    until(lambda: all_judged(mesh, count), "all batches were judged", 60 + count, 0.5)
+    check_batches(mesh, count)
     mesh.down()
 
 
