@@ -21,9 +21,9 @@ and writes its own, so any of them may be away or be repeated.
 Rooms:
     `watching` sees files and reads them, `cameras` has what is known of each folder, `photos` has the rows of photos
     and detections, `detection` has tasks look at them, `runs` runs a workflow for each, `batches` gathers photos,
-    `analysis` judges batches, `alerts` tells whom events concern, `cleanup`
-    forgets. In each, `domain` is pure, `store` is what the room needs of a database,
-    `service` has the use cases, `servicer` speaks gRPC, `convert` is between domain and wire. `postgres` has the only
-    SQL; its `changes` is how every room changes rows and tells listeners of it in one transaction. `access` says who
-    may see it all, `pages` has what lists of all rooms share.
+    `analysis` judges batches, `alerts` tells whom events concern, `cleanup` forgets. In each, `domain` is pure, `store`
+    is what the room needs of a database, `service` has the use cases, `servicer` speaks gRPC, `convert` is between
+    domain and wire. `postgres` has the only SQL; its `changes` is how every room changes rows and tells listeners of it
+    in one transaction. `access` says who may see it all, `pages` has what lists of all rooms share, `outages` what
+    loops do while a service is away.
 """

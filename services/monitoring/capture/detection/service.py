@@ -30,6 +30,7 @@ from services.monitoring.capture.detection.domain import (
     outcome_of,
 )
 from services.monitoring.capture.detection.store import DetectionStore
+from services.monitoring.capture.outages import Outage
 from services.monitoring.capture.photos.domain import PhotoRecord
 from services.monitoring.capture.watching.files import FileChangedError, is_away, read_photo
 
@@ -97,8 +98,7 @@ class DetectionWorker:
         self._due: dict[UUID, float] = {}
         # Times that a photo met an error that may be of the photo.
         self._tries: Counter[UUID] = Counter()
-        # Why photos wait; empty where they do not.
-        self._away = ""
+        self._outage = Outage("photos")
         self._wake = asyncio.Event()
         self.loop = Loop("detection_worker", self.run_once, _INTERVAL_SECONDS, wake=self._wake)
 
@@ -122,19 +122,7 @@ class DetectionWorker:
         Returns:
             Whether there is more to do at once.
         """
-        try:
-            more = await self._work()
-        except MeshError as error:
-            if error.kind not in TRANSIENT:
-                raise
-            if self._away != error.reason:
-                _log.warning("photos_wait", reason=error.reason, cause=error.message)
-            self._away = error.reason
-            return False
-        if self._away:
-            _log.info("photos_go_on")
-        self._away = ""
-        return more
+        return await self._outage.bridge(self._work)
 
     async def _work(self) -> bool:
         under_way = await self._store.under_way()

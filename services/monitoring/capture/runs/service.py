@@ -14,6 +14,7 @@ from atelier.workflows.v1 import workflow_pb2
 from meshkit.errors import TRANSIENT, ErrorKind, MeshError
 from meshkit.logging import get_logger
 from meshkit.loops import Loop
+from services.monitoring.capture.outages import Outage
 from services.monitoring.capture.runs.domain import (
     PHOTO,
     PhotoRunState,
@@ -101,7 +102,7 @@ class HotFolder:
         self._file = file
         self._tenant = tenant
         self._places: dict[str, str] = {}
-        self._away = ""
+        self._outage = Outage("runs")
         self._wake = asyncio.Event()
         self.loop = Loop("hot_folder", self.run_once, _INTERVAL_SECONDS, wake=self._wake)
 
@@ -113,17 +114,7 @@ class HotFolder:
         Returns:
             Whether there is more to do at once.
         """
-        try:
-            more = await self._work()
-        except MeshError as error:
-            if error.kind not in TRANSIENT:
-                raise
-            if self._away != error.reason:
-                _log.warning("runs_wait", reason=error.reason, cause=error.message)
-            self._away = error.reason
-            return False
-        self._away = ""
-        return more
+        return await self._outage.bridge(self._work)
 
     async def _work(self) -> bool:
         running = await self._store.runs_in(PhotoRunState.RUNNING, _AT_ONCE)

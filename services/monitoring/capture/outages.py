@@ -1,0 +1,45 @@
+"""What a loop does while something that it calls is away: it waits, and the log tells why, once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from meshkit.errors import TRANSIENT, MeshError
+from meshkit.logging import get_logger
+
+_log = get_logger(__name__)
+
+
+class Outage:
+    """Times in which something is away.
+
+    Args:
+        waiting: What waits meanwhile, as the log calls it: `photos` for `photos_wait` and `photos_go_on`.
+    """
+
+    def __init__(self, waiting: str) -> None:
+        self._waiting = waiting
+        self._reason = ""  # why it waits; empty where it does not
+
+    async def bridge(self, work: Callable[[], Awaitable[bool]]) -> bool:
+        """Do some work, or find that it has to wait.
+
+        Returns:
+            Whether there is more to do at once; False where something is away.
+
+        Raises:
+            MeshError: The work failed for a reason that does not pass by itself.
+        """
+        try:
+            more = await work()
+        except MeshError as error:
+            if error.kind not in TRANSIENT:
+                raise
+            if self._reason != error.reason:
+                _log.warning(f"{self._waiting}_wait", reason=error.reason, cause=error.message)
+            self._reason = error.reason
+            return False
+        if self._reason:
+            _log.info(f"{self._waiting}_go_on")
+        self._reason = ""
+        return more
