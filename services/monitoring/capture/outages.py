@@ -14,7 +14,7 @@ class Outage:
     """Times in which something is away.
 
     Args:
-        waiting: What waits meanwhile, as the log calls it: `photos` for `photos_wait` and `photos_go_on`.
+        waiting: What waits meanwhile, for the log.
     """
 
     def __init__(self, waiting: str) -> None:
@@ -36,10 +36,10 @@ class Outage:
             if error.kind not in TRANSIENT:
                 raise
             if self._reason != error.reason:
-                _log.warning(f"{self._waiting}_wait", reason=error.reason, cause=error.message)
+                _log.warning("outage_began", waiting=self._waiting, reason=error.reason, cause=error.message)
             self._reason = error.reason
             return False
         if self._reason:
-            _log.info(f"{self._waiting}_go_on")
+            _log.info("outage_ended", waiting=self._waiting)
         self._reason = ""
         return more
