@@ -37,9 +37,10 @@ async def test_cameras_are_listed_shown_and_switched(studio: Studio) -> None:
 
 
 async def test_a_switch_is_told_once_to_the_tenant_alone(studio: Studio) -> None:
-    await seen(studio, "left", "a.jpg")
-    await until(lambda: studio.rows("SELECT id FROM cameras WHERE status = 'online'"))
     async with studio.listening() as own, studio.listening("others") as other:
+        await seen(studio, "left", "a.jpg")
+        async with asyncio.timeout(20):
+            assert json.loads(await own.recv())["type"] == "camera.status_changed"
         http = studio.http()
         for what in ("disable", "disable", "enable"):
             await http.post(f"/cameras/left/{what}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 
@@ -63,12 +64,13 @@ async def names(studio: Studio) -> list[tuple[str, bool]]:
 
 
 async def test_what_is_old_is_forgotten_and_its_file_stays(studio: Studio) -> None:
-    await judged(studio, "old.jpg", 31)
-    await judged(studio, "new.jpg", 29)
     async with studio.listening() as client:
+        await judged(studio, "old.jpg", 31)
+        await judged(studio, "new.jpg", 29)
         await cleanup(studio).run()
-        told = json.loads(await client.recv())
-    assert told["type"] == "event.deleted"
+        async with asyncio.timeout(20):
+            told = [json.loads(await client.recv())["type"] for _ in range(3)]
+    assert told == ["event.created", "event.created", "event.deleted"]
     assert await names(studio) == [("yard/new.jpg", False), ("yard/old.jpg", True)]
     assert (studio.root / "yard" / "old.jpg").exists()
     http = studio.http()
