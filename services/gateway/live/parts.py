@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-from meshkit.live import registry
+from meshkit.live.document import document_of
 from meshkit.live.feed import LiveFeed
 from meshkit.loops import Loops
 from services.gateway.endpoints import EndpointContext, Transcoder
@@ -80,5 +80,5 @@ def build_live(
         version=version,
         interval_seconds=settings.live_status_seconds,
     )
-    pages = LivePages(context.guard, feed, teller, registry.document(image))
+    pages = LivePages(context.guard, feed, teller, document_of(image))
     return LiveParts(sockets, stream, pages, Loops(teller.loop))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from atelier.monitoring.v1 import (
     capture_alert_service_pb2_grpc,
@@ -22,7 +22,7 @@ from meshkit.db import Database
 from meshkit.health import HealthPart, PartStates
 from meshkit.loops import Loop, Loops, LoopState
 from meshkit.metrics import serve_metrics
-from meshkit.objects import open_configured
+from meshkit.objects import ObjectStore, open_configured
 from meshkit.outbox import Relay
 from meshkit.server import build_server
 from meshkit.supervision import supervise
@@ -55,9 +55,10 @@ from services.monitoring.capture.postgres.detections import PostgresDetectionSto
 from services.monitoring.capture.postgres.events import PostgresEventStore
 from services.monitoring.capture.postgres.photos import PostgresPhotoStore
 from services.monitoring.capture.postgres.runs import PostgresRunStore
-from services.monitoring.capture.runs.service import HotFolder, read_run_file
-from services.monitoring.capture.runs.workflow_calls import RunWorkflows
 from services.monitoring.capture.watching.service import FileWatcher, WatchLimits
+
+if TYPE_CHECKING:
+    from services.monitoring.capture.runs.service import HotFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,9 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
         idle_seconds=settings.capture_idle_seconds,
         on_closed=analysis.wake,
     )
-    detection, hot_folder = _detection(settings, settings.camera_root.resolve(), changes, tasks, tokens, stack)
+    objects = open_configured(settings, stack)
+    hot_folder = _hot_folder(settings, changes, objects, tokens, stack)
+    detection = _detection(settings, changes, objects, tasks, hot_folder)
 
     def on_photos() -> None:
         aggregator.loop.wake()
@@ -241,23 +244,39 @@ def _model(settings: CaptureSettings, tasks: MeshChannel) -> TextCalls | None:
     )
 
 
-def _detection(  # noqa: PLR0917 -- what the two are put together of
+def _hot_folder(
     settings: CaptureSettings,
-    root: Path,
     changes: CaptureChanges,
-    to_tasks: MeshChannel,
+    objects: ObjectStore | None,
     tokens: ServiceTokens,
     stack: AsyncExitStack,
-) -> tuple[DetectionWorker | None, HotFolder | None]:
-    """Return what has photos looked at, and what runs a workflow for each.
+) -> HotFolder | None:
+    """Return what runs a workflow for each photo; None without a workflow, or without an object store."""
+    if settings.capture_workflow is None:
+        return None
+    # Only where it is used: the contracts of workflows, and what reads them, take a good part of the memory.
+    from services.monitoring.capture.runs.service import HotFolder, read_run_file  # noqa: PLC0415 -- as above
+    from services.monitoring.capture.runs.workflow_calls import RunWorkflows  # noqa: PLC0415 -- as above
 
-    Without an object store, by which tasks are given photos, there is neither; without a workflow there is no second.
-    """
-    file = settings.capture_workflow
-    run_file = None if file is None else read_run_file(file, settings.capture_instance, settings.capture_zone)
-    objects = open_configured(settings, stack)
+    run_file = read_run_file(settings.capture_workflow, settings.capture_instance, settings.capture_zone)
     if objects is None:
-        return None, None
+        return None
+    channel = MeshChannel.from_settings(settings, settings.workflows_address, tokens.token)
+    stack.push_async_callback(channel.close)
+    workflows = RunWorkflows(channel, objects, settings.capture_tenant)
+    return HotFolder(PostgresRunStore(changes), workflows, run_file, settings.capture_tenant)
+
+
+def _detection(
+    settings: CaptureSettings,
+    changes: CaptureChanges,
+    objects: ObjectStore | None,
+    to_tasks: MeshChannel,
+    hot_folder: HotFolder | None,
+) -> DetectionWorker | None:
+    """Return what has photos looked at; None without an object store, by which tasks are given photos."""
+    if settings.camera_root is None or objects is None:
+        return None
     tasks = DetectionTasks(
         to_tasks,
         objects,
@@ -265,18 +284,11 @@ def _detection(  # noqa: PLR0917 -- what the two are put together of
         instance=settings.capture_instance,
         zone=settings.capture_zone,
     )
-    hot_folder = None
-    if run_file is not None:
-        to_workflows = MeshChannel.from_settings(settings, settings.workflows_address, tokens.token)
-        stack.push_async_callback(to_workflows.close)
-        workflows = RunWorkflows(to_workflows, objects, settings.capture_tenant)
-        hot_folder = HotFolder(PostgresRunStore(changes), workflows, run_file, settings.capture_tenant)
-    worker = DetectionWorker(
+    return DetectionWorker(
         PostgresDetectionStore(changes, runs=hot_folder is not None),
         tasks,
-        root,
+        settings.camera_root.resolve(),
         at_once=settings.capture_detections_at_once,
         most_bytes=settings.capture_max_photo_bytes,
         on_detected=hot_folder.loop.wake if hot_folder is not None else lambda: None,
     )
-    return worker, hot_folder

@@ -15,19 +15,17 @@ from meshkit.errors import TRANSIENT, ErrorKind, MeshError
 from meshkit.logging import get_logger
 from meshkit.loops import Loop
 from services.monitoring.capture.outages import Outage
-from services.monitoring.capture.runs.domain import (
+from services.monitoring.capture.runs.domain import PhotoRunState, RunRecord, failed
+from services.monitoring.capture.runs.store import RunStore
+from services.monitoring.capture.runs.workflow_files import (
     PHOTO,
-    PhotoRunState,
     RunFileError,
-    RunRecord,
     ended,
-    failed,
     files_of,
     filled,
     message_of,
     parsed,
 )
-from services.monitoring.capture.runs.store import RunStore
 
 _log = get_logger(__name__)
 

@@ -57,7 +57,7 @@ class FoldersFound:
 
 def look_through(
     root: Path,
-    known: Mapping[bytes, FileStamp],
+    known: Mapping[bytes, bytes],
     watch: Callable[[bytes], None],
     most: int,
     skipped: Collection[str] = frozenset(),
@@ -66,7 +66,7 @@ def look_through(
 
     Args:
         root: Their root.
-        known: What files are known by.
+        known: What files are known by, packed.
         watch: Called with each folder before it is read, so that nothing that comes to it meanwhile is missed.
         most: After so many files that are not known the rest is left for the next time.
         skipped: Cameras that are not looked into: their files never become known, and would keep others from being.
@@ -93,7 +93,7 @@ def look_through(
 def look_into(  # noqa: PLR0917 -- what looking through folders goes on with
     root: Path,
     folder: bytes,
-    known: Mapping[bytes, FileStamp],
+    known: Mapping[bytes, bytes],
     watch: Callable[[bytes], None],
     most: int,
     found: FoldersFound,
@@ -115,7 +115,7 @@ def look_into(  # noqa: PLR0917 -- what looking through folders goes on with
                 found.troubles.setdefault(camera, trouble_of(error))
 
 
-def _read_folder(base: bytes, place: bytes, known: Mapping[bytes, FileStamp], found: FoldersFound) -> list[bytes]:
+def _read_folder(base: bytes, place: bytes, known: Mapping[bytes, bytes], found: FoldersFound) -> list[bytes]:
     """Add what is in a folder to what was found; return the folders in it."""
     folders = []
     for name, is_link, is_folder, stamp in _entries(base, place):
@@ -125,7 +125,7 @@ def _read_folder(base: bytes, place: bytes, known: Mapping[bytes, FileStamp], fo
         elif is_folder:
             if file.count(b"/") < _MOST_DEPTH:
                 folders.append(file)
-        elif stamp is not None and known.get(file) == stamp:
+        elif stamp is not None and known.get(file) == stamp.packed():
             found.met += 1
         elif stamp is not None:
             found.files.append((file, stamp))
@@ -177,7 +177,7 @@ def stamp_of(root: Path, file: bytes) -> FileStamp | None:
     return _stamp(found) if stat.S_ISREG(found.st_mode) else None
 
 
-def still_there(root: Path, known: Mapping[bytes, FileStamp]) -> dict[bytes, FileStamp]:
+def still_there(root: Path, known: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """Return those of known files that are there."""
     return {file: stamp for file, stamp in list(known.items()) if stamp_of(root, file) is not None}
 

@@ -86,7 +86,7 @@ class FileWatcher:
         self._observer: NativeObserver | None = None
         self._began = False
         self._candidates: dict[bytes, PhotoCandidate] = {}
-        self._known: dict[bytes, FileStamp] = {}
+        self._known: dict[bytes, bytes] = {}
         self._folders: set[bytes] = set()
         self._look_at_all = True
         self._looked_at = float("-inf")
@@ -236,7 +236,7 @@ class FileWatcher:
             rows = await self._photos.known_files([file for file, _ in part if file not in self._candidates])
             for file, stamp in part:
                 if rows.get(file) == (stamp.size, stamp.modified_ns) and file not in self._known:
-                    self._known[file] = stamp
+                    self._known[file] = stamp.packed()
                 elif file not in self._candidates:
                     self._candidates[file] = PhotoCandidate(self._clock(), closed=False)
         for place in found.refused:
@@ -265,7 +265,7 @@ class FileWatcher:
             _log.info("photos_taken", count=count, known=len(seen) - count)
         for file, one, stamp in read:
             if one is not None and stamp is not None:
-                self._known[file] = stamp
+                self._known[file] = stamp.packed()
             self._drop(file, wanted[file])
         return len(ready) == _TAKEN_AT_ONCE
 
@@ -286,7 +286,7 @@ class FileWatcher:
             if len(ready) == _TAKEN_AT_ONCE:
                 break
             stamp = files.stamp_of(self.root, file)
-            if stamp is None or self._known.get(file) == stamp:
+            if stamp is None or self._known.get(file) == stamp.packed():
                 gone.append(file)
             elif self._is_whole(file, one, stamp):
                 ready.append(file)
