@@ -27,13 +27,16 @@ CREATE TABLE leaders (
 )
 """
 
-_CLAIM = """
+CLAIM = """
 INSERT INTO leaders AS l (work, holder, expires_at) VALUES (%s, %s, now() + %s * interval '1 second')
 ON CONFLICT (work) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
 WHERE l.holder = excluded.holder OR l.expires_at <= now()
 RETURNING work
 """
-_GIVE_BACK = "UPDATE leaders SET expires_at = now() WHERE work = %s AND holder = %s"
+"""Takes some work or keeps it; values are those of `FENCE`, and for how many seconds. No row where another has it."""
+
+GIVE_BACK = "UPDATE leaders SET expires_at = now() WHERE work = %s AND holder = %s"
+"""Lets another take it at once."""
 
 FENCE = "EXISTS (SELECT FROM leaders WHERE work = %s AND holder = %s)"
 """Condition of a leader's writes; its values are those of `Leadership.fence`."""
@@ -84,7 +87,7 @@ class Leadership:
             return False
         # A claim that a crash of PostgreSQL undoes may be another's afterwards: the fence tells.
         async with conn.transaction(durable=False):
-            rows = await conn.execute(_CLAIM, (*self.fence, self._seconds))
+            rows = await conn.execute(CLAIM, (*self.fence, self._seconds))
             held = await rows.fetchone() is not None
         # From before the question: by then the database had not begun to count.
         self._until = begun + self._seconds if held else float("-inf")
@@ -96,7 +99,7 @@ class Leadership:
         if self.valid:
             self.lose()
             async with conn.transaction(durable=False):
-                await conn.execute(_GIVE_BACK, self.fence)
+                await conn.execute(GIVE_BACK, self.fence)
 
     def lose(self) -> None:
         """Forget the claim: another replica has it, or it has to be asked for anew."""

@@ -151,7 +151,7 @@ def build_app(
     release = version("atelier")
     probes = {role: _probe(channels[address], part) for role, (address, part) in probed.items()}
     transcoder = Transcoder(table, call_of, context)
-    health = Health(probes, _parts(objects, stack), release)
+    health = Health(probes, _parts(objects, stack), release, [one.role for one in topology.OPTIONAL])
     jobs = JobPages(guard, transcoder)
     live = build_live(feed or new_feed(settings), context, health, jobs, transcoder, image=image, version=release)
     if feed is not None:

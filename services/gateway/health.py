@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -53,10 +53,14 @@ class Health:
         probes: Asks a service, within so many seconds; raises `MeshError` where it does not answer.
         parts: What the gateway itself stands on.
         version: Version of the mesh.
+        optional: Services without which the others serve their calls: what is wrong with one degrades the mesh.
     """
 
-    def __init__(self, probes: Mapping[str, Probe], parts: PartStates, version: str) -> None:
+    def __init__(
+        self, probes: Mapping[str, Probe], parts: PartStates, version: str, optional: Collection[str] = ()
+    ) -> None:
         self._probes = probes
+        self._optional = frozenset(optional)
         self._parts = parts
         self._version = version
         self._checked = float("-inf")
@@ -86,12 +90,16 @@ class Health:
         services = await self._services()
         own = ServiceHealth(self._parts.serving, tuple(name for name, works in self._parts.states.items() if not works))
         states = {name: one.state for name, one in services.items()}
-        all_states = {*states.values(), own.state}
+        all_states = {own.state, *(self._weight(name, state) for name, state in states.items())}
         status = next((one for one in (UNHEALTHY, DEGRADED) if one in all_states), HEALTHY)
         problems = [
             f"{name}: {part}" for name, one in {**services, _OWN: own}.items() for part in one.broken or _silent(one)
         ]
         return MeshState(status, states, sorted(problems))
+
+    def _weight(self, name: str, state: str) -> str:
+        """Return what a service's state makes of the mesh's."""
+        return DEGRADED if state == UNHEALTHY and name in self._optional else state
 
     async def answer(self, request: Request) -> Response:
         """Answer `GET /health`."""

@@ -157,7 +157,7 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
         await supervise(stack, loops, bus, CAPTURE.role)
     parts = PartStates(
         [HealthPart("postgresql", database.ping, every_call=True), HealthPart("nats", bus.ping, essential=False)],
-        lambda: [f"loops/{name}" for name in loops.ailing],
+        lambda: [f"loops/{name}" for name in (*loops.ailing, *_waiting(detection, hot_folder))],
     )
     camera_servicer = CameraServicer(
         CameraDesk(cameras, access, watcher.look_again),
@@ -199,6 +199,11 @@ def _add(loops: Loops, *of: DetectionWorker | HotFolder | None) -> None:
     for one in of:
         if one is not None:
             loops.add(one.loop)
+
+
+def _waiting(*of: DetectionWorker | HotFolder | None) -> list[str]:
+    """Return the names of loops that run well, but have waited for a while for a service that is away."""
+    return [one.loop.name for one in of if one is not None and one.outage.lasts]
 
 
 async def _hear(bus: Bus, detection: DetectionWorker | None) -> None:

@@ -9,6 +9,9 @@ from meshkit.logging import get_logger
 
 _log = get_logger(__name__)
 
+# So many turns in a row that had to wait are told by health checks; a single one is a restart, or a lost connection.
+_TOLD_TURNS = 3
+
 
 class Outage:
     """Times in which something is away.
@@ -20,6 +23,12 @@ class Outage:
     def __init__(self, waiting: str) -> None:
         self._waiting = waiting
         self._reason = ""  # why it waits; empty where it does not
+        self._turns = 0
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it has waited for several turns in a row."""
+        return self._turns >= _TOLD_TURNS
 
     async def bridge(self, work: Callable[[], Awaitable[bool]]) -> bool:
         """Do some work, or find that it has to wait.
@@ -38,8 +47,9 @@ class Outage:
             if self._reason != error.reason:
                 _log.warning("outage_began", waiting=self._waiting, reason=error.reason, cause=error.message)
             self._reason = error.reason
+            self._turns += 1
             return False
         if self._reason:
             _log.info("outage_ended", waiting=self._waiting)
-        self._reason = ""
+        self._reason, self._turns = "", 0
         return more

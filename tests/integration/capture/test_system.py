@@ -52,7 +52,8 @@ async def system(studio: Studio, fresh_postgres_dsn: str, nats_url: str) -> Asyn
             **shared, database_url=fresh_postgres_dsn, capture_address=studio.capture.address, critical_queues=()
         )
         running = await monitoring.start(settings, stack)
-        front = await gateway.start(GatewaySettings(**shared, addresses={"monitoring": running.address}), stack)
+        addresses = {"monitoring": running.address, "capture": studio.capture.address}
+        front = await gateway.start(GatewaySettings(**shared, addresses=addresses), stack)
         yield System(studio, f"http://{front.address}")
 
 
@@ -121,3 +122,20 @@ async def test_capture_that_is_away_is_shown_as_not_running(system: System) -> N
     await shown(system, "file_watcher", lambda one: one["status"] == "crashed")
     status, health = await system.get("/health/full")
     assert (status, health["status"]) == (503, "unhealthy")
+
+
+async def test_a_gateway_takes_calls_while_capture_is_away(system: System) -> None:
+    async with httpx.AsyncClient(base_url=system.url, timeout=30) as client:
+        health = await client.get("/health")
+        assert (health.status_code, health.json()["services"]["capture"]) == (200, "healthy")
+        await system.studio.stack.aclose()
+
+        async def away() -> dict[str, Any] | None:
+            answer = await client.get("/health")
+            assert answer.status_code == 200, answer.text
+            body: dict[str, Any] = answer.json()
+            return body if body["services"]["capture"] == "unhealthy" else None
+
+        body = await until(away)
+    assert (body["status"], body["services"]["monitoring"]) == ("degraded", "healthy")
+    assert "capture: does not serve" in body["problems"]

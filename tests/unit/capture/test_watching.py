@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
+from meshkit.errors import MeshError, unavailable
 from meshkit.images.limits import FORMATS
 from services.monitoring.capture.watching import files
 from services.monitoring.capture.watching.domain import (
@@ -215,3 +216,33 @@ async def test_the_watcher_has_itself_woken_once_at_a_time(tmp_path: Path, monke
         assert watcher.pending == 1
     assert [one.cancelled() for one in made] == [True] * 4 + [False]
     made[-1].cancel()
+
+
+class AwayOnce(Rows):
+    """Rows whose database cannot write the first camera that comes."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+        self.refusals = 1
+
+    async def add_cameras(self, camera_ids: Collection[str]) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise unavailable("The database has no room", reason="NO_ROOM_LEFT")
+        self.written += camera_ids
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_a_folder_that_could_not_be_written_down_is_looked_at_again(tmp_path: Path, told: bool) -> None:
+    rows = AwayOnce()
+    limits = WatchLimits(60.0, 600.0, 600.0, 600.0, 1000, 600.0)
+    given = cast("Any", rows)
+    watcher = FileWatcher(tmp_path, "polling", limits, photos=given, cameras=given, on_photos=lambda: None)
+    if told:
+        await watcher.run_once()
+        watcher.folder_came(b"left")
+    (tmp_path / "left").mkdir()
+    with pytest.raises(MeshError):
+        await watcher.run_once()
+    await watcher.run_once()
+    assert rows.written == ["left"]

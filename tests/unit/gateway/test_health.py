@@ -1,5 +1,6 @@
 """`GET /health`: what it says, and with which status."""
 
+from collections.abc import Collection
 from typing import Any
 
 import orjson
@@ -19,7 +20,9 @@ async def fails() -> None:
     raise ConnectionError
 
 
-async def ask(store: Any = works, **services: ServiceHealth | None) -> tuple[int, dict[str, Any]]:
+async def ask(
+    store: Any = works, optional: Collection[str] = (), **services: ServiceHealth | None
+) -> tuple[int, dict[str, Any]]:
     def probe(found: ServiceHealth | None) -> Any:
         async def answer(_seconds: float) -> ServiceHealth:
             if found is None:
@@ -29,7 +32,7 @@ async def ask(store: Any = works, **services: ServiceHealth | None) -> tuple[int
         return answer
 
     parts = PartStates([HealthPart("object_store", store)])
-    health = Health({name: probe(found) for name, found in services.items()}, parts, "1.0")
+    health = Health({name: probe(found) for name, found in services.items()}, parts, "1.0", optional)
     request = Request({"type": "http", "method": "GET", "path": "/health", "headers": [], "query_string": b""})
     response = await health.answer(request)
     return response.status_code, orjson.loads(bytes(response.body))
@@ -56,3 +59,12 @@ async def test_the_gateways_own_store_counts() -> None:
     code, body = await ask(store=fails, tasks=ServiceHealth(serving=True))
     assert (code, body["status"], body["problems"]) == (503, "unhealthy", ["gateway: object_store"])
     assert body["services"] == {"tasks": "healthy"}
+
+
+@pytest.mark.parametrize("capture", [None, ServiceHealth(serving=False)])
+async def test_a_service_that_is_optional_degrades_the_mesh_when_it_is_away(capture: ServiceHealth | None) -> None:
+    code, body = await ask(optional=["capture"], tasks=ServiceHealth(serving=True), capture=capture)
+    assert (code, body["status"], body["problems"]) == (200, "degraded", ["capture: does not serve"])
+    assert body["services"] == {"tasks": "healthy", "capture": "unhealthy"}
+    code, body = await ask(optional=["capture"], tasks=None, capture=capture)
+    assert (code, body["status"]) == (503, "unhealthy")

@@ -37,7 +37,7 @@ class CameraStore(Protocol):
         ...
 
     async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float) -> int:
-        """Write the state of each where it has changed, and tell of it.
+        """Write the state of each where it has changed, and tell of it; nothing where another replica does that.
 
         Args:
             troubles: What keeps folders from being read, by camera.
@@ -46,4 +46,8 @@ class CameraStore(Protocol):
         Returns:
             How many have changed.
         """
+        ...
+
+    async def judge_no_more(self) -> None:
+        """Let another replica judge at once."""
         ...

@@ -98,7 +98,7 @@ class DetectionWorker:
         self._due: dict[UUID, float] = {}
         # Times that a photo met an error that may be of the photo.
         self._tries: Counter[UUID] = Counter()
-        self._outage = Outage("photos")
+        self.outage = Outage("photos")
         self._wake = asyncio.Event()
         self.loop = Loop("detection_worker", self.run_once, _INTERVAL_SECONDS, wake=self._wake)
 
@@ -122,17 +122,17 @@ class DetectionWorker:
         Returns:
             Whether there is more to do at once.
         """
-        return await self._outage.bridge(self._work)
+        return await self.outage.bridge(self._work)
 
     async def _work(self) -> bool:
         under_way = await self._store.under_way()
         now = self._clock()
         self._due = {one: self._due.get(one, 0.0) for one in under_way}
         due = [one for one, at in self._due.items() if at <= now]
-        ended = await asyncio.gather(*(self._ask(one) for one in due), return_exceptions=True)
-        for outcome in ended:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        asked = await asyncio.gather(*(self._ask(one) for one in due), return_exceptions=True)
+        for failure in asked:
+            if failure is not None:
+                raise failure
         room = self._at_once - len(self._due)
         if room <= 0:
             return False
@@ -190,8 +190,8 @@ class DetectionWorker:
             del self._tries[photo.id]
         await self._write(photo.id, failed(f"The file cannot be read: {reason}."))
 
-    async def _ask(self, photo_id: UUID) -> bool:
-        """Ask for the task of a photo; whether it has ended."""
+    async def _ask(self, photo_id: UUID) -> None:
+        """Ask for the task of a photo, and write down what it found if it has ended."""
         self._due[photo_id] = self._clock() + _ASK_SECONDS
         try:
             outcome = outcome_of(await self._tasks.get(photo_id))
@@ -199,11 +199,9 @@ class DetectionWorker:
             if error.kind is not ErrorKind.NOT_FOUND:
                 raise
             outcome = failed("The task that was to look at it is there no more.")
-        if outcome is None:
-            return False
-        await self._write(photo_id, outcome)
-        self._due.pop(photo_id, None)
-        return True
+        if outcome is not None:
+            await self._write(photo_id, outcome)
+            self._due.pop(photo_id, None)
 
     async def _write(self, photo_id: UUID, outcome: DetectionOutcome, *, file: bytes | None = None) -> None:
         if not await self._store.settle(photo_id, outcome, file=file):

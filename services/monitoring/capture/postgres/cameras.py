@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
+from uuid import uuid4
 
 from atelier.events.v1 import live_pb2
 
+from meshkit.leadership import CLAIM, GIVE_BACK
 from services.monitoring.capture.cameras.domain import CameraRecord, CameraStatus, judge
 from services.monitoring.capture.pages import PageFound, PageWanted
 from services.monitoring.capture.postgres.changes import CaptureChanges
 
 _COLUMNS = ", ".join(field.name for field in fields(CameraRecord))
+# Of several replicas one says how cameras are, for as long as it does so every few seconds: two that see folders at
+# different times, or of whom one has lost its drive, would contradict each other again and again.
+_JUDGING = "cameras"
+_JUDGING_SECONDS = 15.0
 _ADD = "INSERT INTO cameras (id) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING"
 # Locked in one order, so that replicas that judge at once do not wait for each other in a circle.
 _JUDGED = f"SELECT {_COLUMNS}, now() FROM cameras ORDER BY id FOR UPDATE"  # noqa: S608 -- fixed names
@@ -28,6 +34,7 @@ class PostgresCameraStore:
 
     def __init__(self, changes: CaptureChanges) -> None:
         self._changes = changes
+        self._replica = uuid4()
 
     async def find_camera(self, camera_id: str) -> CameraRecord | None:
         """Return a camera."""
@@ -83,11 +90,14 @@ class PostgresCameraStore:
         return await self.find_camera(camera_id)
 
     async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float) -> int:
-        """Write the state of each where it has changed, and tell of it; return how many have."""
+        """Write the state of each where it has changed, and tell of it, unless another does; return how many."""
 
         async def body() -> int:
             changed = 0
             async with self._changes.change() as change:
+                claim = await change.conn.execute(CLAIM, (_JUDGING, self._replica, _JUDGING_SECONDS))
+                if await claim.fetchone() is None:
+                    return 0
                 for *row, now in await (await change.conn.execute(_JUDGED)).fetchall():
                     camera = _camera(row)
                     status, message = judge(troubles.get(camera.id), camera.last_file_at, now, offline_seconds)
@@ -106,6 +116,11 @@ class PostgresCameraStore:
             return changed
 
         return await self._changes.db.retrying(body)
+
+    async def judge_no_more(self) -> None:
+        """Let another replica judge at once."""
+        async with self._changes.db.transaction() as conn:
+            await conn.execute(GIVE_BACK, (_JUDGING, self._replica))
 
 
 def _camera(row: Sequence[Any]) -> CameraRecord:

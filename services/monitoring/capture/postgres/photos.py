@@ -42,6 +42,9 @@ UPDATE photos SET file = %(file)s, path = %(path)s, modified_ns = %(modified_ns)
 WHERE file = %(moved_from)s AND sha256 = %(sha256)s AND error IS DISTINCT FROM %(given_up)s
     AND NOT EXISTS (SELECT FROM photos o WHERE o.file = %(file)s AND o.sha256 = %(sha256)s)
 """
+# Whoever gathers the photos of a camera waits, or is waited for: a photo that is seen before the end of its batch is
+# there at that end. Replicas that take the same files wait here as well, in one order, and not on each other's rows.
+_HOLD = "SELECT FROM cameras WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE"
 _TAKE = """
 WITH taken AS (
     INSERT INTO photos AS p (id, camera_id, file, path, size, modified_ns, sha256, state, error, seen_at)
@@ -127,6 +130,7 @@ class PostgresPhotoStore:
 
         async def body() -> int:
             async with self._changes.db.transaction() as conn:
+                await conn.execute(_HOLD, (sorted({one.camera_id for one in seen}),))
                 done = {one.file for one in seen if one.file in moved and await self._move(conn, one, moved[one.file])}
                 left = [(photo_id, one) for photo_id, one in zip(ids, seen, strict=True) if one.file not in done]
                 cursor = await conn.execute(_TAKE, _columns(left))

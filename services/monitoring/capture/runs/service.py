@@ -100,7 +100,7 @@ class HotFolder:
         self._file = file
         self._tenant = tenant
         self._places: dict[str, str] = {}
-        self._outage = Outage("runs")
+        self.outage = Outage("runs")
         self._wake = asyncio.Event()
         self.loop = Loop("hot_folder", self.run_once, _INTERVAL_SECONDS, wake=self._wake)
 
@@ -112,7 +112,7 @@ class HotFolder:
         Returns:
             Whether there is more to do at once.
         """
-        return await self._outage.bridge(self._work)
+        return await self.outage.bridge(self._work)
 
     async def _work(self) -> bool:
         running = await self._store.runs_in(PhotoRunState.RUNNING, _AT_ONCE)

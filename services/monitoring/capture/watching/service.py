@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from meshkit.errors import MeshError
 from meshkit.logging import get_logger
 from meshkit.loops import Loop
 from services.monitoring.capture.cameras.store import CameraStore
@@ -24,6 +25,7 @@ from services.monitoring.capture.watching.observer import NATIVE, POLLING, Nativ
 _log = get_logger(__name__)
 
 _JUDGE_SECONDS = 5.0
+_CLOSE_SECONDS = 2.0
 _MOST_FOUND = 5000
 _ASKED_AT_ONCE = 500
 _TAKEN_AT_ONCE = 64
@@ -110,10 +112,14 @@ class FileWatcher:
         return len(self._candidates)
 
     async def close(self) -> None:
-        """End what the kernel was asked for."""
+        """End what the kernel was asked for, and let another replica say how cameras are."""
         observer, self._observer = self._observer, None
         if observer is not None:
             await observer.close()
+        if self._began:
+            with suppress(MeshError, TimeoutError):  # without a database the claim runs out by itself
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._cameras.judge_no_more()
 
     # -- what the kernel tells -----------------------------------------------------------------------------------
 
@@ -152,10 +158,14 @@ class FileWatcher:
             _log.info("watching", root=str(self.root), observer=self.observer_type)
         every = self.limits.poll_seconds if self._observer is None else self.limits.scan_seconds
         more = False
-        if self._look_at_all or self._clock() - self._looked_at >= every:
-            more = await self._look_through(every)
-        elif self._folders:
-            await self._look_into()
+        try:
+            if self._look_at_all or self._clock() - self._looked_at >= every:
+                more = await self._look_through(every)
+            elif self._folders:
+                await self._look_into()
+        except MeshError:
+            self._look_at_all = True  # what was met could not be written down
+            raise
         more |= await self._take()
         await self._judge()
         if self._candidates and not more:
