@@ -234,14 +234,13 @@ def test_two_replicas_do_each_thing_once_although_one_is_killed(
             **{("detection.batch", ident): 1 for (ident,) in photos},
             **{("event.created", ident): 1 for (ident,) in events},
         }
-        while len(heard) < len(expected):
-            _hear(socket, heard, 30)
+        until(lambda: _hear(socket, heard, 0.5) >= len(expected), "all was told")
         _hear(socket, heard, 1)
     assert heard == expected
 
 
-def _hear(socket: ClientConnection, heard: Counter[tuple[str, Any]], seconds: float) -> None:
-    """Take what is told within a time."""
+def _hear(socket: ClientConnection, heard: Counter[tuple[str, Any]], seconds: float) -> int:
+    """Take what is told until nothing is for so long; return of how many things there was news in all."""
     with contextlib.suppress(TimeoutError):
         while True:
             message = json.loads(socket.recv(timeout=seconds))
@@ -249,3 +248,4 @@ def _hear(socket: ClientConnection, heard: Counter[tuple[str, Any]], seconds: fl
             if data.get("camera_id") == "twice":
                 ident = data.get("status") or data.get("photo_id") or data.get("event_id")
                 heard[message["type"], ident] += 1
+    return len(heard)
