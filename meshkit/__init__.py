@@ -13,8 +13,8 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths
 - `provider_settings`: what callers may not say in settings of providers; `accounts`: what opens accounts at them
 - `cutouts`: names of the networks that remove backgrounds; `fashn`: FASHN's models, and what each takes
-- `server` `interceptors` `recalling` `decoding` `channel` `client` `bundling` `unbundling`: gRPC on both ends, and
-  calls that travel together
+- `server` `interceptors` `recalling` `decoding` `channel` `client` `repeating` `bundling` `unbundling`: gRPC on both
+  ends, and calls that travel together
 - `certificates`: by which a process belongs to the mesh
 - `health`: whether a service and what it stands on work
 - `estimates` `answers`: answers whose total is an estimate, or whose HTTP status is not 200

@@ -26,13 +26,18 @@ _log = get_logger(__name__)
 # Whether the process serves, whatever it stands on: to restart it mends no database and no child. With a dot, as gRPC
 # services are named, so that nobody takes either name for a part.
 PROCESS = "atelier.Process"
-# Whether calls should come to this replica: neither while it stops, nor while it is cut off from what every call needs.
+# Whether calls should come to this replica: neither while it stops, nor while what every call needs does not answer it.
+# Calls that it has go on meanwhile, until that is lost.
 REPLICA = "atelier.Replica"
 
 # What does not answer within this time does not work; shorter than probes wait.
 _CHECK_SECONDS = 1.5
 _KEPT_SECONDS = 1.0
-_WATCH_SECONDS = 2.0
+_WATCH_SECONDS = 1.0
+# A part that does not work is asked again sooner, until it is certain: so often in a row, and it is lost. A server that
+# is only slow for a moment answers one of them.
+_AGAIN_SECONDS = 0.25
+_LOST_FAILURES = 3
 _STATUS = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
 
 
@@ -72,29 +77,40 @@ class PartStates:
         self._ailing = ailing
         self._clock = clock
         self._asked: dict[str, asyncio.Task[bool]] = {}
-        self._works = dict.fromkeys((part.name for part in parts), True)
+        self._failures = dict.fromkeys((part.name for part in parts), 0)
         self._refreshed = float("-inf")
         self._lock = asyncio.Lock()
 
     @property
     def states(self) -> dict[str, bool]:
         """Every part by name, and whether it worked when it was last asked."""
-        return {**self._works, **dict.fromkeys(self._ailing(), False)}
+        works = {name: not failures for name, failures in self._failures.items()}
+        return {**works, **dict.fromkeys(self._ailing(), False)}
 
     @property
     def serving(self) -> bool:
         """Whether every essential part worked."""
-        return all(self._works[part.name] for part in self._parts if part.essential)
+        return not any(self._failures[part.name] for part in self._parts if part.essential)
 
     @property
     def takes_calls(self) -> bool:
         """Whether every part worked that every call needs."""
-        return all(self._works[part.name] for part in self._parts if part.every_call)
+        return not any(self._failures[part.name] for part in self._parts if part.every_call)
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether a part that every call needs failed several times in a row: it is not only slow."""
+        return any(self._failures[part.name] >= _LOST_FAILURES for part in self._parts if part.every_call)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a part that every call needs failed, and whether it is lost is not certain yet."""
+        return not self.takes_calls and not self.cut_off
 
     async def refresh(self) -> None:
         """Ask every part, unless that was done a moment ago; takes a bounded time."""
         async with self._lock:
-            if self._clock() - self._refreshed < _KEPT_SECONDS:
+            if self._clock() - self._refreshed < (_AGAIN_SECONDS if self.in_doubt else _KEPT_SECONDS):
                 return
             for part in self._parts:
                 if part.name not in self._asked:
@@ -103,10 +119,10 @@ class PartStates:
                 await asyncio.wait(self._asked.values(), timeout=_CHECK_SECONDS)
             for part in self._parts:
                 task = self._asked[part.name]
-                works = task.done() and task.result()
-                if works is not self._works[part.name]:
+                works, failures = task.done() and task.result(), self._failures[part.name]
+                if works is bool(failures):
                     _log.warning("health_changed", part=part.name, works=works)
-                self._works[part.name] = works
+                self._failures[part.name] = 0 if works else failures + 1
                 if task.done():
                     del self._asked[part.name]
             self._refreshed = self._clock()
@@ -135,7 +151,7 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc] # the lib
     Args:
         parts: What the service stands on.
         max_watchers: Streams of watchers at once.
-        while_cut_off: Called each time that a part is found not to work which every call needs.
+        while_cut_off: Called each time that a part which every call needs is found to be lost, not only slow.
     """
 
     def __init__(
@@ -253,7 +269,7 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc] # the lib
         """Ask the parts while somebody watches: nobody else may do it."""
         while self._watchers:
             await self._refresh()
-            await asyncio.sleep(_WATCH_SECONDS)
+            await asyncio.sleep(_AGAIN_SECONDS if self._parts.in_doubt else _WATCH_SECONDS)
 
     async def _refresh(self) -> None:
         parts, before = self._parts, (self._parts.serving, self._parts.takes_calls, self._parts.states)
@@ -263,7 +279,7 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc] # the lib
                 await self.set(service, _STATUS[serving and parts.serving])
         if parts.takes_calls is not before[1] and REPLICA in self._server_status:
             await self.set(REPLICA, _STATUS[parts.takes_calls])
-        if not parts.takes_calls:
+        if parts.cut_off:
             self._while_cut_off()
         if parts.states != before[2]:
             self._wake()

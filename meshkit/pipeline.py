@@ -40,7 +40,7 @@ _MAX_AGE_SECONDS = 3600.0
 # transaction of one that stands still. It covers waits for locks too, so it is longer than that of idle transactions:
 # whoever waits for such a client is let through before its own time is over.
 _HAS_TRANSACTION_TIMEOUT = 170_000
-_END_STANDSTILL = "SET transaction_timeout = '8s'"
+_END_STANDSTILL = "SET transaction_timeout = '7s'"
 # A statement prepared for a table that has changed since fails for the rest of the connection's life.
 STALE = (pg_errors.FeatureNotSupported, pg_errors.InvalidSqlStatementName)
 

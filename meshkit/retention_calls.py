@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from uuid import UUID
 
@@ -25,23 +26,28 @@ class TaskHolds:
 
     Args:
         channel: Channel to it.
-        requests: Gives the serialized requests of what has not ended, in pieces.
+        requests: Gives the serialized requests of what has not ended, each with its tenant, in pieces.
     """
 
-    def __init__(self, channel: MeshChannel, requests: Callable[[], AsyncIterator[Sequence[bytes]]]) -> None:
+    def __init__(
+        self, channel: MeshChannel, requests: Callable[[], AsyncIterator[Sequence[tuple[str, bytes]]]]
+    ) -> None:
         self._jobs = channel.stub(JobsServiceStub)
         self._requests = requests
 
     async def renew(self) -> None:
         """Hold them; body of a loop."""
-        held: set[UUID] = set()
+        held: defaultdict[str, set[UUID]] = defaultdict(set)
         async for piece in self._requests():
-            for request in piece:
-                held |= named_tasks(request)
-        ordered = sorted(held)
-        for first in range(0, len(ordered), _MOST_HELD):
-            ids = [str(one) for one in ordered[first : first + _MOST_HELD]]
-            await self._jobs.HoldTasks(jobs_service_pb2.HoldTasksRequest(task_ids=ids), timeout=_SECONDS)
+            for tenant, message in piece:
+                if named := named_tasks(message):
+                    held[tenant] |= named
+        for tenant, tasks in held.items():
+            ordered = sorted(tasks)
+            for first in range(0, len(ordered), _MOST_HELD):
+                ids = [str(one) for one in ordered[first : first + _MOST_HELD]]
+                request = jobs_service_pb2.HoldTasksRequest(tenant=tenant, task_ids=ids)
+                await self._jobs.HoldTasks(request, timeout=_SECONDS)
 
     def loop(self, name: str) -> Loop:
         """Return the loop that renews them."""

@@ -352,8 +352,8 @@ def server_options(max_message_bytes: int, max_request_bytes: int) -> list[tuple
         ("grpc.absolute_max_metadata_size", 64 * 1024),
         # A port that another process holds is an error, not something to share.
         ("grpc.so_reuseport", 0),
-        # Clients ping every 20 s while calls wait; the default would call that an attack.
-        ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+        # Clients ping every 3 or 20 s while calls wait; the default would call that an attack.
+        ("grpc.http2.min_ping_interval_without_data_ms", 2000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_connection_age_ms", _CONNECTION_AGE_MS),
         ("grpc.keepalive_time_ms", 30_000),

@@ -13,9 +13,10 @@ from atelier.tasks.v1.webhooks_service_pb2_grpc import WebhookServiceStub
 from google.protobuf.message import Message
 
 from meshkit.catalog import PROVIDERS, TASK_TYPES
-from meshkit.channel import MeshChannel, call_metadata
+from meshkit.channel import DEFAULT_DEADLINE_SECONDS, MeshChannel, call_metadata
 from meshkit.errors import MeshError
 from meshkit.logging import get_logger
+from meshkit.repeating import repeated
 from services.workflows.definition import ServedCatalog
 from services.workflows.domain import WorkflowRecord
 
@@ -61,9 +62,12 @@ class TaskCalls:
         return self._served
 
     async def create(self, task: task_pb2.CreateTask, task_id: UUID, workflow_id: UUID, tenant: str) -> None:
-        """Make a task of this identifier, or finds that it exists."""
+        """Make a task of this identifier, or find that it exists."""
         request = tasks_service_pb2.CreateTaskRequest(task=task, task_id=str(task_id), workflow_id=str(workflow_id))
-        await self._stub.CreateTask(request, metadata=call_metadata(tenant=tenant))
+        metadata = call_metadata(tenant=tenant)
+        await repeated(
+            lambda left: self._stub.CreateTask(request, timeout=left, metadata=metadata), DEFAULT_DEADLINE_SECONDS
+        )
 
     async def get(self, task_id: UUID, tenant: str) -> task_pb2.Task:
         """Return a task as it stands."""

@@ -7,7 +7,8 @@ from uuid import UUID
 from atelier.training.v1 import training_pb2, training_service_pb2
 from atelier.training.v1.training_service_pb2_grpc import TrainingServiceStub
 
-from meshkit.channel import MeshChannel, call_metadata
+from meshkit.channel import DEFAULT_DEADLINE_SECONDS, MeshChannel, call_metadata
+from meshkit.repeating import repeated
 
 
 class TrainingCalls:
@@ -23,7 +24,10 @@ class TrainingCalls:
     async def create(self, training: training_pb2.CreateTraining, training_id: UUID, tenant: str) -> None:
         """Make a training of this identifier, or find that it exists."""
         request = training_service_pb2.CreateTrainingRequest(training=training, training_id=str(training_id))
-        await self._stub.CreateTraining(request, metadata=call_metadata(tenant=tenant))
+        metadata = call_metadata(tenant=tenant)
+        await repeated(
+            lambda left: self._stub.CreateTraining(request, timeout=left, metadata=metadata), DEFAULT_DEADLINE_SECONDS
+        )
 
     async def get(self, training_id: UUID, tenant: str) -> training_pb2.TrainingTask:
         """Return a training as it stands."""

@@ -69,7 +69,7 @@ class JobsServicer(jobs_service_pb2_grpc.JobsServiceServicer):
         self, request: jobs_service_pb2.HoldTasksRequest, context: Context
     ) -> jobs_service_pb2.HoldTasksResponse:
         del context
-        await self._retention.hold([UUID(task_id) for task_id in request.task_ids])
+        await self._retention.hold(request.tenant, [UUID(task_id) for task_id in request.task_ids])
         return jobs_service_pb2.HoldTasksResponse()
 
     async def ForgetJobs(

@@ -135,7 +135,7 @@ class TaskRequeues:
         if dry_run:
             return
         if named := named_tasks(record.spec):
-            await self._retention.hold(sorted(named), HELD_DAYS)
+            await self._retention.hold(record.tenant, sorted(named), HELD_DAYS)
         follower = follower_of(record.id)
         request = tasks_service_pb2.CreateTaskRequest(
             task=task_pb2.CreateTask.FromString(record.spec), task_id=str(follower)

@@ -75,7 +75,7 @@ SELECT count(*) FROM gone
 """  # noqa: S608 -- constants
 _HOLD = """
 INSERT INTO task_holds (task_id, held_until)
-SELECT id, now() + make_interval(days => %s::integer) FROM tasks WHERE id = ANY(%s::uuid[]) ORDER BY id
+SELECT id, now() + make_interval(days => %s::integer) FROM tasks WHERE id = ANY(%s::uuid[]) AND tenant = %s ORDER BY id
 ON CONFLICT (task_id) DO UPDATE SET held_until = greatest(task_holds.held_until, excluded.held_until)
 """
 _WAITING_FOLDERS = f"""
@@ -177,10 +177,10 @@ class PostgresRetention:
             kept = await conn.execute(f"{_OF_WORKFLOW} LIMIT 10", (workflow_id,))
             return Forgotten(count, [row[0] for row in await kept.fetchall()])
 
-    async def hold(self, task_ids: Sequence[UUID], days: int = 1) -> None:
-        """Keep tasks for some days, however old they are; forget those that are held no more."""
+    async def hold(self, tenant: str, task_ids: Sequence[UUID], days: int = 1) -> None:
+        """Keep a tenant's tasks for some days, however old they are; forget those that are held no more."""
         async with self._db.transaction() as conn:
-            await conn.execute(_HOLD, (days, list(task_ids)))
+            await conn.execute(_HOLD, (days, list(task_ids), tenant))
             await conn.execute("DELETE FROM task_holds WHERE held_until < now()")
 
     async def tenants_with_tasks(self) -> Sequence[str]:

@@ -47,8 +47,8 @@ class RetentionStore(Protocol):
         """Delete tasks of a workflow that have ended, some at a time."""
         ...
 
-    async def hold(self, task_ids: Sequence[UUID], days: int = 1) -> None:
-        """Keep tasks for some days, however old they are; those that are held for longer stay so."""
+    async def hold(self, tenant: str, task_ids: Sequence[UUID], days: int = 1) -> None:
+        """Keep a tenant's tasks for some days, however old they are; those that are held for longer stay so."""
         ...
 
     async def tenants_with_tasks(self) -> Sequence[str]:

@@ -31,7 +31,7 @@ SELECT t.id, t.created_at, coalesce({_IS_OLD}, false) FROM trainings t
 WHERE t.tenant = %(tenant)s AND t.created_at < {_CUTOFF} AND (t.created_at, t.id) > (%(at)s::timestamptz, %(id)s::uuid)
 ORDER BY t.created_at, t.id LIMIT {BATCH}
 """  # noqa: S608 -- constants
-_OPEN = f"SELECT id, request FROM trainings WHERE completed_at IS NULL AND id > %s ORDER BY id LIMIT {BATCH}"  # noqa: S608 -- constants
+_OPEN = f"SELECT id, tenant, request FROM trainings WHERE completed_at IS NULL AND id > %s ORDER BY id LIMIT {BATCH}"  # noqa: S608 -- constants
 # The note is what tells of the files until the sweeper has deleted them. A trainer that has lost its lease may still
 # write for a while after the end: a second note is for what comes after the first sweep.
 _REMOVE = f"""
@@ -97,15 +97,15 @@ class PostgresOldTrainings:
             [[count]] = await cursor.fetchall()
             return int(count)
 
-    async def open_requests(self) -> AsyncIterator[Sequence[bytes]]:
-        """Yield the requests of trainings that have not ended."""
+    async def open_requests(self) -> AsyncIterator[Sequence[tuple[str, bytes]]]:
+        """Yield the requests of trainings that have not ended, each with its tenant."""
         after = UUID(int=0)
         while True:
             async with self._db.connection() as conn:
                 rows = await (await conn.execute(_OPEN, (after,))).fetchall()
             if not rows:
                 return
-            yield [bytes(row[1]) for row in rows]
+            yield [(row[1], bytes(row[2])) for row in rows]
             after = rows[-1][0]
 
     async def is_needed(self, training_id: UUID) -> bool:

@@ -43,7 +43,7 @@ WITH hidden AS (
 )
 SELECT id FROM hidden
 """  # noqa: S608 -- constants
-_OPEN = f"SELECT id, config FROM workflows WHERE completed_at IS NULL AND id > %s ORDER BY id LIMIT {BATCH}"  # noqa: S608 -- constants
+_OPEN = f"SELECT id, tenant, config FROM workflows WHERE completed_at IS NULL AND id > %s ORDER BY id LIMIT {BATCH}"  # noqa: S608 -- constants
 _REMOVE = "DELETE FROM workflows WHERE id = ANY(%s::uuid[]) AND is_deleted AND completed_at IS NOT NULL"
 _OLD = f"FROM workflows w WHERE w.tenant = %(tenant)s AND w.created_at < {_CUTOFF} AND {_IS_OLD}"
 _COUNT = f"SELECT count(*) FROM (SELECT {_OLD} LIMIT {MOST_COUNTED}) o"  # noqa: S608 -- constants
@@ -110,20 +110,23 @@ class PostgresOldWorkflows:
         async with self._db.transaction() as conn:
             return (await conn.execute(_REMOVE, (list(workflow_ids),))).rowcount
 
-    async def open_requests(self) -> AsyncIterator[Sequence[bytes]]:
-        """Yield what the steps of workflows that have not ended are to do."""
+    async def open_requests(self) -> AsyncIterator[Sequence[tuple[str, bytes]]]:
+        """Yield what the steps of workflows that have not ended are to do, each with its tenant."""
         after = UUID(int=0)
         while True:
             async with self._db.connection() as conn:
                 whole = await (await conn.execute(_OPEN, (after,))).fetchall()
                 if not whole:
                     return
-                ids = [row[0] for row in whole]
-                cursor = await conn.execute("SELECT definition, item FROM steps WHERE workflow_id = ANY(%s)", (ids,))
+                owners = {row[0]: row[1] for row in whole}
+                cursor = await conn.execute(
+                    "SELECT workflow_id, definition, item FROM steps WHERE workflow_id = ANY(%s)", (list(owners),)
+                )
                 steps = await cursor.fetchall()
-            parts = [*(row[1] for row in whole), *(part for row in steps for part in row if part is not None)]
-            yield [bytes(part) for part in parts]
-            after = ids[-1]
+            parts = [(row[1], row[2]) for row in whole]
+            parts += [(owners[row[0]], part) for row in steps for part in row[1:] if part is not None]
+            yield [(tenant, bytes(part)) for tenant, part in parts]
+            after = whole[-1][0]
 
     async def old(self, tenant: str, days: int) -> OldSample:
         """Tell what is old."""

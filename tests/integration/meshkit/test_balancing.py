@@ -139,7 +139,7 @@ async def test_calls_at_a_replica_that_loses_its_database_are_made_at_another(
 async def test_a_replica_that_stands_still_loses_its_calls_to_another(
     replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channels, "_SPREAD_KEEPALIVE_MS", (5_000, 500))  # servers take no ping sooner
+    monkeypatch.setattr(channels, "_SPREAD_KEEPALIVE_MS", (2_000, 500))  # servers take no ping sooner
     first, second = replicas
     host, _, port = first.server.address.rpartition(":")
     wire = Wire(host, int(port))

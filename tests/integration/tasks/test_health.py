@@ -1,12 +1,18 @@
 """What the service tells of what it stands on."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit, urlunsplit
 
 import psutil
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from meshkit.errors import MeshError
+from meshkit.health import REPLICA
 from tests.conftest import NatsControl
 from tests.integration.tasks.conftest import Mesh, StartMesh, age_session, until
+from tests.wires import wired
 
 States = Callable[[], Awaitable[dict[str, int]]]
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -87,3 +93,39 @@ async def test_a_worker_that_is_lost_is_named_until_it_is_back(mesh: Mesh) -> No
     await mesh.worker(name="stuck.host/0")
     await maintenance.measure()
     assert "workers/stuck.host/0" not in await becomes(states, process=SERVING)
+
+
+async def test_calls_outlast_a_database_that_is_slow_and_end_where_it_is_lost(
+    start_mesh: StartMesh, tasks_dsn: str
+) -> None:
+    dsn = urlsplit(tasks_dsn)
+    with wired(str(dsn.hostname), int(dsn.port or 0)) as wire:
+        netloc = f"{dsn.username}:{dsn.password}@{wire.address}"
+        mesh = await start_mesh(database_url=urlunsplit(dsn._replace(netloc=netloc)))
+        stub = mesh.tasks()
+        await mesh.create(stub=stub)
+        # As a channel does that spreads its calls.
+        watched = mesh.channel("").stub(health_pb2_grpc.HealthStub).Watch(health_pb2.HealthCheckRequest(service=REPLICA))
+
+        async def told(status: int) -> None:
+            async for answer in watched:
+                if answer.status == status:
+                    return
+
+        await told(SERVING)
+        wire.cut()
+        without_key = asyncio.create_task(mesh.create(stub=stub))
+        await told(NOT_SERVING)
+        assert not without_key.done()
+        wire.mend()
+        created = await without_key
+        await told(SERVING)
+        assert (await mesh.get(created.id)).id == created.id
+        assert await mesh.rows("SELECT count(*) FROM tasks") == [(2,)]
+        wire.cut()
+        lost = asyncio.create_task(mesh.create(stub=stub))
+        with pytest.raises(MeshError) as ended:
+            await lost  # far within its deadline of 30 s
+        assert ended.value.reason == "REPLICA_CUT_OFF"
+        wire.mend()
+        await told(SERVING)

@@ -108,7 +108,7 @@ async def test_inputs_of_a_failed_task_stay_for_the_one_that_follows_it(mesh: Me
     await mesh.execute("UPDATE tasks SET spec = spec || %s WHERE id = %s", named, with_inputs.id)
     made = (await requeue(mesh, with_inputs.id, without.id)).requeued
     jobs = mesh.channel(mesh.token("", ("mesh",))).stub(JobsServiceStub)
-    await jobs.HoldTasks(jobs_service_pb2.HoldTasksRequest(task_ids=[with_inputs.id]))
+    await jobs.HoldTasks(jobs_service_pb2.HoldTasksRequest(tenant="acme", task_ids=[with_inputs.id]))
     held = "SELECT task_id::text FROM task_holds WHERE held_until > now() + interval '6 days'"
     assert await mesh.rows(held) == [(with_inputs.id,)]
     await mesh.execute(

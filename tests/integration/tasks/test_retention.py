@@ -194,8 +194,11 @@ async def test_a_held_task_stays_for_a_day(mesh: Mesh) -> None:
     await age(mesh, 100)
     await keep(mesh, TASKS, 1)
     jobs = mesh.channel(mesh.token("", ("mesh",))).stub(JobsServiceStub)
-    await jobs.HoldTasks(jobs_service_pb2.HoldTasksRequest(task_ids=[held, str(uuid4())]))
-    assert await mesh.rows("SELECT task_id::text FROM task_holds") == [(held,)]  # unknown ones are left out
+    foreign = (await mesh.create(tenant="other")).id
+    request = jobs_service_pb2.HoldTasksRequest(tenant="acme", task_ids=[held, foreign, str(uuid4())])
+    await jobs.HoldTasks(request)
+    assert await mesh.rows("SELECT task_id::text FROM task_holds") == [(held,)], "unknown and others' are left out"
+    await mesh.tasks("other").DeleteTask(tasks_service_pb2.DeleteTaskRequest(task_id=foreign))
     assert (await preview(mesh, TASKS))["acme"].rows == 1
     await prune(mesh)
     assert await left(mesh) == {held}
@@ -204,7 +207,7 @@ async def test_a_held_task_stays_for_a_day(mesh: Mesh) -> None:
     await mesh.execute("UPDATE task_holds SET held_until = held_until - interval '1 day 1 second'")
     await prune(mesh)
     assert await left(mesh) == set()
-    await jobs.HoldTasks(jobs_service_pb2.HoldTasksRequest(task_ids=[]))
+    await jobs.HoldTasks(jobs_service_pb2.HoldTasksRequest(tenant="acme", task_ids=[]))
     assert await mesh.rows("SELECT count(*) FROM task_holds") == [(0,)]
 
 

@@ -3,7 +3,7 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2
 
-from meshkit.health import HealthPart, HealthServicer, PartStates, is_part
+from meshkit.health import REPLICA, HealthPart, HealthServicer, PartStates, is_part
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 NOBODY: Any = None
@@ -87,6 +87,36 @@ async def test_a_part_that_hangs_does_not_work_and_is_asked_once(monkeypatch: An
     database.hangs = True
     await parts.refresh()
     await parts.close()
+
+
+async def test_a_part_is_lost_after_several_failures_in_a_row() -> None:
+    clock, database, ended = Clock(), Backend(), []
+    parts = PartStates([HealthPart("postgresql", database.ping, every_call=True)], clock=clock)
+    servicer = HealthServicer(parts, while_cut_off=lambda: ended.append(clock.now))
+    await servicer.open()
+    asked = health_pb2.HealthCheckRequest(service=REPLICA)
+
+    async def ask() -> int:
+        clock.now += 0.3
+        return int((await servicer.Check(asked, NOBODY)).status)
+
+    assert await ask() == SERVING
+    for _ in range(2):
+        clock.now += 1
+        database.works = False
+        assert [await ask(), await ask()] == [NOT_SERVING, NOT_SERVING], "no new call is to come"
+        database.works = True
+        assert await ask() == SERVING
+    assert not ended, "calls that it has go on"
+    clock.now += 1
+    database.works = False
+    for _ in range(3):
+        await ask()
+    assert len(ended) == 1
+    clock.now += 1
+    await ask()
+    assert len(ended) == 2, "again, for calls that came meanwhile"
+    await servicer.close()
 
 
 async def test_many_who_ask_cost_one_look() -> None:

@@ -103,7 +103,7 @@ class JobsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def HoldTasks(self, request, context):
-        """Keeps tasks for a day, however old they are: something that has not ended names their files.
+        """Keeps tasks of a tenant for a day, however old they are: something of it that has not ended names their files.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

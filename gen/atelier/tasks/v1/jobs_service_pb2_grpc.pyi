@@ -46,7 +46,7 @@ class JobsServiceStub:
     What runs, or has a webhook yet to be delivered, stays.
     """
     HoldTasks: _grpc.UnaryUnaryMultiCallable[_jobs_service_pb2.HoldTasksRequest, _jobs_service_pb2.HoldTasksResponse]
-    """Keeps tasks for a day, however old they are: something that has not ended names their files."""
+    """Keeps tasks of a tenant for a day, however old they are: something of it that has not ended names their files."""
     GetJobs: _grpc.UnaryUnaryMultiCallable[_jobs_service_pb2.GetJobsRequest, _jobs_service_pb2.GetJobsResponse]
     """Tells where jobs stand."""
 
@@ -68,7 +68,7 @@ class JobsServiceAsyncStub(JobsServiceStub):
     What runs, or has a webhook yet to be delivered, stays.
     """
     HoldTasks: _aio.UnaryUnaryMultiCallable[_jobs_service_pb2.HoldTasksRequest, _jobs_service_pb2.HoldTasksResponse]  # type: ignore[assignment]
-    """Keeps tasks for a day, however old they are: something that has not ended names their files."""
+    """Keeps tasks of a tenant for a day, however old they are: something of it that has not ended names their files."""
     GetJobs: _aio.UnaryUnaryMultiCallable[_jobs_service_pb2.GetJobsRequest, _jobs_service_pb2.GetJobsResponse]  # type: ignore[assignment]
     """Tells where jobs stand."""
 
@@ -117,7 +117,7 @@ class JobsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_service_pb2.HoldTasksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_service_pb2.HoldTasksResponse, _abc.Awaitable[_jobs_service_pb2.HoldTasksResponse]]:
-        """Keeps tasks for a day, however old they are: something that has not ended names their files."""
+        """Keeps tasks of a tenant for a day, however old they are: something of it that has not ended names their files."""
 
     @_abc_1.abstractmethod
     def GetJobs(
