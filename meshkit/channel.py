@@ -44,8 +44,8 @@ _RETRY_POLICY = {
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
 # Time between two pings, and for the answer. A replica that stands still answers none: others get its calls within the
-# two together. Servers take a ping every 2 s; those of earlier releases every 5 s: they close a connection on which they
-# sent nothing for 9 s, and gRPC pings the next one half as often.
+# two together. Servers take a ping every 2 s; those of earlier releases every 5 s: they close a connection on which
+# they sent nothing for 9 s, and gRPC pings the next one half as often.
 _KEEPALIVE_MS = (20_000, 10_000)
 _SPREAD_KEEPALIVE_MS = (3_000, 4_000)
 # Targets that may have several addresses.

@@ -32,6 +32,11 @@ def nothing_to_continue() -> MeshError:
     return conflict("The training has kept no state and no adapter to go on from", reason="NOTHING_KEPT")
 
 
+def state_is_gone() -> MeshError:
+    """Build the error: the state of a training was deleted for its age while another was to go on from it."""
+    return conflict("The state of the training was deleted meanwhile; continue it again", reason="STATE_GONE")
+
+
 def attempt_is_old() -> MeshError:
     """Build the error: another attempt has taken the training over."""
     return conflict("Another attempt has taken this training over", reason="LEASE_LOST")

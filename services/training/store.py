@@ -85,7 +85,12 @@ class TrainingStore(Protocol):
     """Trainings and what trainers told of them."""
 
     async def create(self, record: TrainingRecord, key: IdempotencyKey | None, response: bytes) -> bytes | None:
-        """Write a new training; the answer given before where the key was used for the same request."""
+        """Write a new training; the answer given before where the key was used for the same request.
+
+        Raises:
+            MeshError: `NOT_FOUND` where the training that it goes on from was deleted meanwhile, `CONFLICT` where that
+                one's state was.
+        """
         ...
 
     async def find_replay(self, tenant: str, key: IdempotencyKey) -> bytes | None:

@@ -8,6 +8,7 @@ from meshkit import idempotency
 from meshkit.db import Connection, Database
 from meshkit.idempotency import IdempotencyKey
 from services.training.domain import LossRecord, SampleRecord, SaveRecord, TrainingRecord, ValidationRecord
+from services.training.errors import state_is_gone, training_not_found
 from services.training.postgres import columns, writes
 from services.training.store import ChangeTraining, ObjectSweep, WebhookHandover
 
@@ -56,6 +57,7 @@ class PostgresTrainingStore:
                     if replay is not None:
                         return replay
                 if await _find(conn, record.id) is None:  # else a commit that was thought lost took place
+                    await _keep_former(conn, record)
                     await writes.insert(conn, record)
                     await conn.execute("DELETE FROM object_sweeps WHERE training_id = %s AND is_intent", (record.id,))
                 if key is not None:
@@ -222,6 +224,22 @@ class PostgresTrainingStore:
     async def purge_keys(self) -> int:
         """Delete idempotency keys after their time; return how many."""
         return await idempotency.purge(self._db)
+
+
+async def _keep_former(conn: Connection, record: TrainingRecord) -> None:
+    """Keep the training that a new one goes on from as it was read, until the new one is there.
+
+    Raises:
+        MeshError: `NOT_FOUND` where it was deleted meanwhile, `CONFLICT` where its files were given up.
+    """
+    if record.continues is None:
+        return
+    cursor = await conn.execute("SELECT resume_step FROM trainings WHERE id = %s FOR SHARE", (record.continues,))
+    row = await cursor.fetchone()
+    if row is None:
+        raise training_not_found(record.continues)
+    if row[0] != record.resume_step:
+        raise state_is_gone()
 
 
 async def _find(conn: Connection, training_id: UUID, *, lock: bool = False) -> TrainingRecord | None:

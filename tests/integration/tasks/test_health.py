@@ -105,7 +105,8 @@ async def test_calls_outlast_a_database_that_is_slow_and_end_where_it_is_lost(
         stub = mesh.tasks()
         await mesh.create(stub=stub)
         # As a channel does that spreads its calls.
-        watched = mesh.channel("").stub(health_pb2_grpc.HealthStub).Watch(health_pb2.HealthCheckRequest(service=REPLICA))
+        asks = mesh.channel("").stub(health_pb2_grpc.HealthStub)
+        watched = asks.Watch(health_pb2.HealthCheckRequest(service=REPLICA))
 
         async def told(status: int) -> None:
             async for answer in watched:

@@ -1,6 +1,10 @@
 """Trainings that ended long ago go with their files and jobs; adapters stay, and what another goes on from."""
 
+import asyncio
+import contextlib
 from typing import Any
+
+import pytest
 
 from tests.integration.training.conftest import PATH, Mesh, picture
 
@@ -155,3 +159,51 @@ async def test_a_training_that_another_goes_on_from_is_not_deleted(mesh: Mesh) -
     assert answer.status_code == 200, answer.text
     refused = await mesh.http().delete(f"{PATH}{done['id']}")
     assert (refused.status_code, done["id"] in await left(mesh)) == (409, True)
+
+
+@pytest.mark.parametrize("deleted", [True, False], ids=["that-takes-place", "that-is-undone"])
+async def test_a_training_is_continued_during_its_deletion(mesh: Mesh, deleted: bool) -> None:
+    done, _ = await mesh.trained()
+    path = f"{PATH}{done['id']}/continue"
+    async with contextlib.AsyncExitStack() as stack:
+        conn = await stack.enter_async_context(mesh.training.database.connection())
+        await conn.execute("DELETE FROM trainings WHERE id = %s", (done["id"],))
+        going_on = asyncio.create_task(mesh.http().post(path, json={"steps": 5}))
+        await until_one_waits(mesh)
+        assert not going_on.done()
+        await (conn.commit() if deleted else conn.rollback())
+    answer = await going_on
+    assert answer.status_code == (404 if deleted else 200), answer.text
+    assert len(await left(mesh)) == (0 if deleted else 2)
+
+
+async def test_a_training_is_deleted_while_it_is_continued(mesh: Mesh) -> None:
+    done, _ = await mesh.trained()
+    async with mesh.training.database.connection() as conn:
+        await conn.execute("SELECT FROM trainings WHERE id = %s FOR SHARE", (done["id"],))
+        refused = await mesh.http().delete(f"{PATH}{done['id']}")
+        await conn.rollback()
+    assert (refused.status_code, await left(mesh)) == (409, {done["id"]})
+
+
+async def test_a_training_is_continued_while_its_state_is_given_up(mesh: Mesh) -> None:
+    done, _ = await mesh.trained()
+    await mesh.execute("UPDATE trainings SET resume_step = 3 WHERE id = %s", done["id"])
+    async with mesh.training.database.connection() as conn:
+        await conn.execute("UPDATE trainings SET resume_step = NULL WHERE id = %s", (done["id"],))
+        going_on = asyncio.create_task(mesh.http().post(f"{PATH}{done['id']}/continue", json={"steps": 5}))
+        await until_one_waits(mesh)
+        await conn.commit()
+    refused = await going_on
+    assert refused.status_code == 409, refused.text
+    assert await left(mesh) == {done["id"]}
+    again = await mesh.http().post(f"{PATH}{done['id']}/continue", json={"steps": 5})
+    assert again.status_code == 200, "from its adapter"
+
+
+async def until_one_waits(mesh: Mesh) -> None:
+    """Waits until some transaction waits for a lock."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with asyncio.timeout(20):
+        while await mesh.rows(waiting) == [(0,)]:  # noqa: ASYNC110 -- what is waited for lies in another process
+            await asyncio.sleep(0.02)
