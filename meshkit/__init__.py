@@ -7,7 +7,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `likeness`: networks that pictures are compared by, as settings name them
 - `config` `logging` `tracing` `metrics` `lifecycle` `loops` `microbatch` `lingers`: a process and its background work
 - `spans` `span_export` `otlp`: what was done under a trace, and its way to a collector
-- `children` `wire`: processes below a process, and what the two say to each other
+- `children` `wire` `last_words`: processes below a process, what the two say to each other, and how one ended
 - `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for
 - `topology`: the one table of services; `quotas` `stored_bytes`: what a tenant may take of what all share
 - `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths

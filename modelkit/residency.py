@@ -107,6 +107,14 @@ class Models:
         """Name of the device."""
         return self._device.name
 
+    def check(self, families: Iterable[str]) -> None:
+        """Look whether the default models of families are here; loads none.
+
+        Raises:
+            ModelError: One is not.
+        """
+        self._served.check(families)
+
     @contextmanager
     def lend(
         self, needs: Sequence[ModelNeed], on_loan: Callable[[str, bool], None] = _untold

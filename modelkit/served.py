@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -109,6 +109,17 @@ class ServedModels:
                 if named in (None, card.name):
                     return ServedModel(name, family, Source(card))
         return self._placed(need, named, families)
+
+    def check(self, families: Iterable[str]) -> None:
+        """Look whether the default models of families are here. One that may be downloaded is once it is needed.
+
+        Raises:
+            ModelError: One is not, or its card is none.
+        """
+        for name in () if self._allow_download else families:
+            default = "" if self._families[name].packaged else next(iter(self._places), "")
+            if place := self._defaults.get(name, default):
+                self._source(place)
 
     def _placed(self, need: ModelNeed, named: str | None, families: Mapping[str, Family]) -> ServedModel:
         other_kind = False

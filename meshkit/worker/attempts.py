@@ -26,7 +26,7 @@ from meshkit.objects import ObjectStore
 from meshkit.spelling import value_names
 from meshkit.worker import child_spans, metrics
 from meshkit.worker.ends import AttemptEnds, ReportOutcome
-from meshkit.worker.handlers import TaskFailed
+from meshkit.worker.handlers import TaskFailed, WorkerUnfit
 from meshkit.worker.held import HeldLease, HeldLeases
 from meshkit.worker.input_places import InputPlaces
 from meshkit.worker.pairs import Pair, pair_of
@@ -318,7 +318,9 @@ class Attempts:
                 return await self._ended(attempt, job, done)
             finally:
                 await self._preparer.release(job)
-        except Withdrawn:
+        except (Withdrawn, WorkerUnfit) as outcome:
+            if attempt.stop is None and isinstance(outcome, WorkerUnfit):
+                attempt.stop = "drain"
             return await self._stopped(attempt)
         except JobLost as lost:
             if attempt.stop is not None:

@@ -2,6 +2,9 @@
 
 A slot is one call. Slots are counted for themselves, because calls cost this machine next to nothing: what bounds them
 is what the service on the other side takes.
+
+Where a handler finds that this worker cannot do its work at all (`WorkerUnfit`), its attempt is handed back, and the
+runner takes no other until its probe says that it can.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import asyncio
 import contextvars
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from atelier.inference.v1.child_pb2 import ChildCancelled, ChildDone
@@ -18,16 +21,24 @@ from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_INTERNAL
 from atelier.tasks.v1.worker_service_pb2 import WarmState
 
 from meshkit.logging import get_logger
+from meshkit.loops import cancel
 from meshkit.worker import metrics
-from meshkit.worker.handlers import CallHandler, Output, TaskCancelled, TaskFailed
+from meshkit.worker.handlers import CallHandler, Output, TaskCancelled, TaskFailed, WorkerUnfit
 from meshkit.worker.job_context import JobContext
 from meshkit.worker.outcomes import done_of
+from meshkit.worker.pacing import Backoff, Pauses
 from meshkit.worker.pairs import Pair
 from meshkit.worker.runner import Job, Withdrawn
 
 _log = get_logger(__name__)
 
 _GRACE_SECONDS = 5.0
+# Between two probes.
+_FIRST_PROBE_SECONDS, _LAST_PROBE_SECONDS = 2.0, 60.0
+
+
+async def _fit() -> str:
+    return ""
 
 
 class CallRunner:
@@ -41,6 +52,9 @@ class CallRunner:
         slots: Calls at once.
         room: Set when more jobs may be taken.
         pausable: Whether the handlers stop where another attempt can go on, when they are asked to.
+        probe: Tells why this worker cannot do its work; empty where it can. Asked once a handler has found so.
+        on_change: Called when `ready`, `healthy` or `fault` may have changed.
+        pauses: Waits between probes.
         grace_seconds: How long a cancelled handler may take to end.
         clock: Monotonic seconds.
     """
@@ -52,6 +66,9 @@ class CallRunner:
         slots: int,
         room: asyncio.Event,
         pausable: bool = False,
+        probe: Callable[[], Awaitable[str]] | None = None,
+        on_change: Callable[[], None] = lambda: None,
+        pauses: Pauses | None = None,
         grace_seconds: float = _GRACE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -59,6 +76,11 @@ class CallRunner:
         self._slots = slots
         self._room = room
         self._pausable = pausable
+        self._probe = probe or _fit
+        self._on_change = on_change
+        self._pauses = pauses or Pauses(Backoff(_FIRST_PROBE_SECONDS, _LAST_PROBE_SECONDS))
+        self._probing: asyncio.Task[None] | None = None  # while no work can be done
+        self._fault = ""
         self._grace = grace_seconds
         self._clock = clock
         self._waiting: dict[Job, contextvars.Context] = {}  # in the order they came, each with its caller's trace
@@ -78,13 +100,18 @@ class CallRunner:
 
     @property
     def ready(self) -> bool:
-        """Always: there is nothing to start."""
-        return True
+        """Whether its handlers can work: always, where they have no process of their own to start."""
+        return self._probing is None
 
     @property
     def healthy(self) -> bool:
-        """Always. Whether a service on the other side works shows in the outcomes of its calls."""
-        return True
+        """As `ready`. Whether a service on the other side works shows in the outcomes of its calls."""
+        return self._probing is None
+
+    @property
+    def fault(self) -> str:
+        """Why it is not healthy; empty where it is."""
+        return self._fault
 
     def warm(self) -> WarmState:
         """Return nothing: no call is faster for what ran here before."""
@@ -95,6 +122,8 @@ class CallRunner:
 
     async def close(self) -> None:
         """Cancel what still runs, and wait for it within the grace."""
+        if self._probing is not None:
+            await cancel([self._probing])
         for call in self._calls.values():
             call.cancel()
         if self._calls:
@@ -169,14 +198,41 @@ class CallRunner:
             return await handler.run(self._contexts[job])
         except asyncio.CancelledError:
             return TaskCancelled()
+        except WorkerUnfit as unfit:
+            self._rest(unfit.fault)
+            raise
         except Exception as error:  # whatever it is ends its own job alone
             return error
+
+    def _rest(self, fault: str) -> None:
+        """Take no work until the probe finds that this worker can do it."""
+        if self._probing is None:
+            self._fault = fault
+            self._probing = asyncio.get_running_loop().create_task(self._until_fit(), name="call-runner-probe")
+            self._on_change()
+
+    async def _until_fit(self) -> None:
+        failures = 0
+        while self._fault:
+            failures += 1
+            _log.error("worker_unfit", fault=self._fault, failures=failures)
+            await self._pauses.after(failures)
+            try:
+                self._fault = await self._probe()
+            except Exception:
+                _log.exception("probe_failed")
+        _log.info("worker_fit_again", failures=failures)
+        self._probing = None
+        self._room.set()
+        self._on_change()
 
     def _end(self, job: Job, call: asyncio.Task[ChildDone]) -> None:
         del self._calls[job], self._contexts[job]
         if not job.ended.done():
             if call.cancelled():  # before it began
                 job.ended.set_result(ChildDone(cancelled=ChildCancelled()))
+            elif (unfit := call.exception()) is not None:
+                job.ended.set_exception(unfit)
             else:
                 job.ended.set_result(call.result())
         self._room.set()

@@ -83,6 +83,11 @@ class DeviceRunner:
         """False once several children in a row died before they were ready."""
         return self._supervisor.healthy
 
+    @property
+    def fault(self) -> str:
+        """Why it is not healthy; empty where it is."""
+        return self._supervisor.fault
+
     def warm(self) -> WarmState:
         """Return the models and adapters in the child's memory."""
         models, hello = self._supervisor.resident.models, self._supervisor.hello

@@ -178,6 +178,18 @@ class TaskCancelled(Exception):  # noqa: N818 -- it states an outcome, not an er
     """The handler saw `TaskContext.cancelled()` and stopped."""
 
 
+class WorkerUnfit(Exception):  # noqa: N818 -- it states an outcome, not an error
+    """This worker cannot do work of this kind now, whatever the task: its attempt is handed back.
+
+    Args:
+        fault: Why, for operators.
+    """
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
 class TaskContext(Protocol):
     """One attempt, as its handler sees it."""
 

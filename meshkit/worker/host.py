@@ -84,6 +84,7 @@ class CallWork:
         kind: What sessions call the worker: `provider`, or `local` where it does the work on this machine.
         pausable: Whether the handlers stop where another attempt can go on, when they are asked to.
         one_within: Seconds that one lease is waited for, the only one that is taken; None takes them for ever.
+        probe: Tells why the handlers cannot work here, empty where they can; asked once one has found so.
     """
 
     queue: str
@@ -92,6 +93,7 @@ class CallWork:
     kind: str = "provider"
     pausable: bool = False
     one_within: float | None = None
+    probe: Callable[[], Awaitable[str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +278,14 @@ class WorkerHost:
     def run_calls(self, work: CallWork) -> Pool:
         """Add a pool of calls; nothing is leased before `start`."""
         room = asyncio.Event()
-        runner = CallRunner(work.handlers, slots=work.slots, room=room, pausable=work.pausable)
+        runner = CallRunner(
+            work.handlers,
+            slots=work.slots,
+            room=room,
+            pausable=work.pausable,
+            probe=work.probe,
+            on_change=self._changes,
+        )
         preparer = JobPreparer(work.handlers, self._shared.inputs, self._shared.folders)
         name = f"{self._settings.name}/{work.queue}"
         profile = SessionProfile(name, work.kind, (work.queue,), runner.slots, tuple(work.handlers))
@@ -344,6 +353,7 @@ class WorkerHost:
             heartbeat_now=heartbeat_now,
             warm=runner.warm,
             full_tenants=attempts.full_tenants,
+            fault=lambda: runner.fault,
             on_session=listener.follow,
             on_empty=one.empty if one else lambda: None,
             # An answer within the time that one lease is waited for.
@@ -366,11 +376,13 @@ class WorkerHost:
             now = all(pool.runner.healthy for pool in self._pools)
             if now is not healthy:
                 healthy = now
-                _log.warning("health_changed", healthy=healthy)
+                faults = [pool.runner.fault for pool in self._pools if not pool.runner.healthy]
+                _log.warning("health_changed", healthy=healthy, faults=faults)
                 await set_health(healthy)
             for pool in self._pools:
                 if not pool.runner.healthy:
                     # Other workers may be able to; here it would wait for a child that does not come up.
+                    pool.leases.recall()
                     pool.attempts.hand_back_waiting()
             await changed.wait()
             changed.clear()

@@ -12,7 +12,7 @@ from typing import Any
 
 from atelier.inference.v1.child_pb2 import ChildDone, ChildJob, ChildMessage, ChildProgress
 
-from meshkit.worker.supervisor import ChildLimits, ChildSupervisor
+from meshkit.worker.supervisor import ChildLimits, ChildLost, ChildNotStarted, ChildSupervisor
 
 _STOP_SECONDS = 3.0  # a cancelled call has five to end
 _NUMBER = 1
@@ -62,6 +62,7 @@ class JobProcess:
             on_message: Awaited with one message after the other; what it raises ends the job, and is raised here.
 
         Raises:
+            ChildNotStarted: The child ended before it took the job.
             ChildLost: The child ended before the job did.
         """
         job.number = _NUMBER
@@ -94,6 +95,19 @@ class JobProcess:
             self._supervisor.cancel(_NUMBER)
             await self._supervisor.stop(self._stop_seconds)
             await asyncio.gather(taking, return_exceptions=True)
+
+    async def probe(self) -> str:
+        """Start the child and end it; returns why it does not start, empty where it does."""
+        self._supervisor.start()
+        try:
+            await self._supervisor.wait_ready()
+        except ChildNotStarted as lost:
+            return lost.fault
+        except ChildLost as lost:  # it is being stopped
+            return lost.message
+        finally:
+            await self._supervisor.stop(self._stop_seconds)
+        return ""
 
     def pause(self) -> None:
         """Ask the job to stop where another attempt can go on."""

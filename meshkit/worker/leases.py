@@ -22,6 +22,7 @@ from atelier.tasks.v1.worker_service_pb2 import (
     HeartbeatRequest,
     Lease,
     LeaseRequest,
+    LeaseResponse,
     OpenSessionRequest,
     ReleaseRequest,
     ReportRequest,
@@ -61,6 +62,7 @@ class LeaseClient:
         heartbeat_now: Set when the next heartbeat is to go at once, because something may have been cancelled.
         warm: What is in memory now.
         full_tenants: Tenants that hold their share of the worker; asked before each poll.
+        fault: Why the worker takes no work, empty where it does; heartbeats tell it.
         on_session: Called with the new session's id, and with None when it is lost.
         on_empty: Called when a poll was answered with no lease.
         poll_seconds: How long a poll waits for work.
@@ -81,6 +83,7 @@ class LeaseClient:
         heartbeat_now: asyncio.Event,
         warm: Callable[[], WarmState] = WarmState,
         full_tenants: Callable[[], Collection[str]] = tuple,
+        fault: Callable[[], str] = str,
         on_session: Callable[[str | None], None] = lambda _: None,
         on_empty: Callable[[], None] = lambda: None,
         poll_seconds: float = 20.0,
@@ -97,6 +100,7 @@ class LeaseClient:
         self._heartbeat_now = heartbeat_now
         self._warm = warm
         self._full_tenants = full_tenants
+        self._fault = fault
         self._on_session = on_session
         self._on_empty = on_empty
         self._poll_seconds = poll_seconds
@@ -107,6 +111,7 @@ class LeaseClient:
         self._draining = False
         self._runner: asyncio.Task[None] | None = None
         self._poller: asyncio.Task[None] | None = None
+        self._asking: asyncio.Future[LeaseResponse] | None = None
 
     @property
     def session(self) -> WorkerSession | None:
@@ -117,6 +122,15 @@ class LeaseClient:
         """Open a session and lease; returns at once."""
         assert self._runner is None, "a lease client starts once"
         self._runner = asyncio.get_running_loop().create_task(self._run(), name="lease-client")
+
+    def recall(self) -> None:
+        """Take back the poll that is out: what it would bring could not be done now. The next one waits for room.
+
+        Where it was answered in this moment, that answer is lost, and the next poll asks for it again.
+        """
+        if self._asking is not None:
+            self._asking.cancel()
+        self._heartbeat_now.set()
 
     def drain(self) -> None:
         """Take no more work. Attempts that are held stay held until they are ended or released."""
@@ -210,30 +224,16 @@ class LeaseClient:
             if wanted <= 0:
                 await self._room.wait()
                 continue
-            asked, full = self._clock(), sorted(self._full_tenants())[:_MAX_FULL_TENANTS]
-            # A poll that waits does not learn that a tenant has room again: the next one says so.
-            # Workers that polled in the same moment, as after a start of the service, do not do so for ever.
-            wait = self._poll_seconds * random.uniform(*_WAIT_JITTER)  # noqa: S311 -- spreads the fleet, not a secret
-            wait = min(wait, _FULL_POLL_SECONDS) if full else wait
-            request = LeaseRequest(
-                session_id=session.id,
-                sequence=session.answered + 1,
-                max_leases=wanted,
-                wait=duration_of(wait),
-                warm=self._warm(),
-                full_tenants=full,
-            )
+            asked, request = self._clock(), self._request(session, wanted)
             try:
-                answer = await call(self._calls.Lease, request, timeout=self._poll_seconds + 5.0)
+                answer = await self._answer(request)
             except MeshError as error:
-                if error.kind is ErrorKind.NOT_FOUND:
-                    _log.warning("session_unknown", session_id=session.id)
-                    self._lose_session(session)
+                if self._refused(session, error):
                     return
                 failures += 1
-                if error.kind not in TRANSIENT:
-                    _log.error("poll_refused", kind=error.kind.value, why=error.message)
                 await self._pauses.after(failures, session.lost)
+                continue
+            if answer is None:
                 continue
             session.answered = request.sequence
             if not answer.leases:
@@ -252,6 +252,42 @@ class LeaseClient:
             failures = failures + 1 if hasty else 0
             if hasty:
                 await self._pauses.after(failures, session.lost)
+
+    def _request(self, session: WorkerSession, wanted: int) -> LeaseRequest:
+        full = sorted(self._full_tenants())[:_MAX_FULL_TENANTS]
+        # A poll that waits does not learn that a tenant has room again: the next one says so.
+        # Workers that polled in the same moment, as after a start of the service, do not do so for ever.
+        wait = self._poll_seconds * random.uniform(*_WAIT_JITTER)  # noqa: S311 -- spreads the fleet, not a secret
+        return LeaseRequest(
+            session_id=session.id,
+            sequence=session.answered + 1,
+            max_leases=wanted,
+            wait=duration_of(min(wait, _FULL_POLL_SECONDS) if full else wait),
+            warm=self._warm(),
+            full_tenants=full,
+        )
+
+    def _refused(self, session: WorkerSession, error: MeshError) -> bool:
+        """Take the error of a poll; returns whether the session is lost."""
+        if error.kind is ErrorKind.NOT_FOUND:
+            _log.warning("session_unknown", session_id=session.id)
+            self._lose_session(session)
+            return True
+        if error.kind not in TRANSIENT:
+            _log.error("poll_refused", kind=error.kind.value, why=error.message)
+        return False
+
+    async def _answer(self, request: LeaseRequest) -> LeaseResponse | None:
+        """Poll; None where the poll was recalled."""
+        asking = self._asking = asyncio.ensure_future(
+            call(self._calls.Lease, request, timeout=self._poll_seconds + 5.0)
+        )
+        try:
+            await asyncio.wait({asking})
+            return None if asking.cancelled() else asking.result()
+        finally:
+            self._asking = None
+            asking.cancel()
 
     def _take(self, lease: Lease, session: WorkerSession) -> HeldLease | None:
         """Pass an attempt on; return it where it was not accepted."""
@@ -286,7 +322,7 @@ class LeaseClient:
                 held=[held.ref for held in self._held.all()],
                 warm=self._warm(),
                 draining=self._draining,
-                load=self._gauge.read(self._ends.completed),
+                load=self._gauge.read(self._ends.completed, self._fault()),
             )
             try:
                 answer = await call(self._calls.Heartbeat, request, timeout=min(left, session.ttl / 3))

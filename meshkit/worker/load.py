@@ -16,6 +16,7 @@ from meshkit.worker.gpus import GpuGauge
 
 # As many as a heartbeat may name: one that names more is refused, and the worker lost.
 _MOST_CHILDREN = 256
+_LONGEST_FAULT = 500
 # What the operating system tells of a process; `ru_` is the prefix of getrusage(2).
 _USED = tuple(name.removeprefix("ru_") for name in dir(resource.struct_rusage) if name.startswith("ru_"))
 
@@ -61,11 +62,12 @@ class WorkerGauge:
         self._gpus = GpuGauge()
         self._started = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
 
-    def read(self, completed: Mapping[str, int]) -> WorkerLoad:
+    def read(self, completed: Mapping[str, int], fault: str = "") -> WorkerLoad:
         """Return what a heartbeat carries.
 
         Args:
             completed: Jobs that it has completed, by type.
+            fault: Why it takes no work; empty where it does.
         """
         used = resource.getrusage(resource.RUSAGE_SELF)
         load = WorkerLoad(
@@ -75,6 +77,7 @@ class WorkerGauge:
             child_pids=self._tree.child_pids[:_MOST_CHILDREN],
             rusage={name: getattr(used, f"ru_{name}") for name in _USED},
             gpus=self._gpus.read(),
+            fault=fault[:_LONGEST_FAULT],
         )
         assign(load.started_at, self._started)
         return load

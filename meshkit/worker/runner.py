@@ -111,6 +111,11 @@ class Runner(Protocol):
         """False once it is not expected to be ready again by itself soon; waiting jobs are handed back then."""
         ...
 
+    @property
+    def fault(self) -> str:
+        """Why it is not healthy, for operators; empty where it is."""
+        ...
+
     def warm(self) -> WarmState:
         """Return what is in memory, for the scheduler."""
         ...
@@ -132,6 +137,7 @@ class Runner(Protocol):
 
         Raises:
             Withdrawn: It was withdrawn before it began.
+            WorkerUnfit: This worker cannot do such work now.
             JobLost: What ran it was lost.
         """
         ...

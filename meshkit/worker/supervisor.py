@@ -16,7 +16,6 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from atelier.inference.v1.child_pb2 import (
     ChildCancel,
@@ -33,8 +32,10 @@ from atelier.inference.v1.child_pb2 import (
 )
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_TIMEOUT, ErrorCategory
 
+from meshkit.last_words import LastWords
 from meshkit.logging import get_logger
-from meshkit.wire import FrameDecoder, WireError, pack
+from meshkit.wire import pack
+from meshkit.worker.child_pipe import ChildPipe
 from meshkit.worker.load import ProcessTree
 from meshkit.worker.runner import JobLost
 
@@ -42,6 +43,7 @@ _log = get_logger(__name__)
 
 _FIRST_BACKOFF_SECONDS = 0.2
 _LAST_BACKOFF_SECONDS = 30.0
+_EXIT_SECONDS = 0.5
 _UNHEALTHY_AFTER = 3  # starts in a row without a ready child
 
 
@@ -57,6 +59,18 @@ class ChildLost(JobLost):
     def __init__(self, message: str, category: ErrorCategory.ValueType, *, collateral: bool = False) -> None:
         super().__init__(message, category)
         self.collateral = collateral
+
+
+class ChildNotStarted(ChildLost):
+    """The only child of a supervisor ended before it was ready: no fault of what was to run in it.
+
+    Args:
+        fault: Why, for operators.
+    """
+
+    def __init__(self, fault: str) -> None:
+        super().__init__("The worker's process did not start.", ERROR_CATEGORY_RESOURCE, collateral=True)
+        self.fault = fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,47 +122,6 @@ class _RunningBatch:
         return self.cancelled_at is not None and now - self.cancelled_at > limits.step_seconds
 
 
-class _Pipe(asyncio.Protocol):
-    """The parent's end of the socketpair."""
-
-    def __init__(self, on_frame: Callable[[FromChild], None]) -> None:
-        self._decoder = FrameDecoder(FromChild)
-        self._on_frame = on_frame
-        self._unsent: list[bytes] = []
-        self.transport: asyncio.Transport | None = None
-        self.closed = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one, though it does not inherit from it
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for frame in self._decoder.feed(data):
-                self._on_frame(frame)
-        except WireError:
-            _log.exception("child_frame_invalid")
-            self.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
-        self.closed.set()
-
-    def send(self, frame: bytes) -> None:
-        """Send a frame. Frames of one turn of the event loop are written together, so that the child wakes once."""
-        if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._unsent.append(frame)
-
-    def _flush(self) -> None:
-        frames, self._unsent = self._unsent, []
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(b"".join(frames))
-
-    def close(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
-        self.closed.set()
-
-
 class ChildSupervisor:
     """Keeps one child process alive and runs batches in it.
 
@@ -182,12 +155,13 @@ class ChildSupervisor:
         self._clock = clock
         self._state = ChildState.STOPPED
         self._failed_starts = 0
+        self._fault = ""  # why the last child was not ready
         self._hello: ChildHello | None = None
         self._resident = ChildResident()
         self._greeted = asyncio.Event()
         self._stopping = False
         self._running: dict[int, _RunningBatch] = {}  # by the number of each of its jobs
-        self._pipe: _Pipe | None = None
+        self._pipe: ChildPipe | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -205,6 +179,11 @@ class ChildSupervisor:
     def healthy(self) -> bool:
         """False once several children in a row died before they were ready."""
         return self.ready or self._failed_starts < _UNHEALTHY_AFTER
+
+    @property
+    def fault(self) -> str:
+        """Why it is not healthy, by the last child's own words; empty where it is."""
+        return "" if self.healthy else self._fault or "The process of the worker ends again and again."
 
     @property
     def pid(self) -> int | None:
@@ -249,12 +228,14 @@ class ChildSupervisor:
         """Wait until a child takes work.
 
         Raises:
-            ChildLost: the supervisor is being stopped, or its only child ended.
+            ChildNotStarted: its only child ended before it was ready.
+            ChildLost: the supervisor is being stopped.
         """
         while not self.ready:
             if self._stopping:
-                why = "The worker's process did not start." if self._once else "The worker is shutting down."
-                raise ChildLost(why, ERROR_CATEGORY_RESOURCE, collateral=True)
+                if self._once:
+                    raise ChildNotStarted(self._fault)
+                raise ChildLost("The worker is shutting down.", ERROR_CATEGORY_RESOURCE, collateral=True)
             await self._greeted.wait()
 
     def begin(
@@ -344,6 +325,7 @@ class ChildSupervisor:
     async def _one_life(self) -> tuple[bool, bool]:
         """Run one child to its end; tells whether it got ready and whether it had work when it was lost."""
         ours, theirs = socket.socketpair()
+        words = await LastWords.open()
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._argv,
@@ -352,18 +334,23 @@ class ChildSupervisor:
                 "--parent",
                 str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL,
+                stderr=words.fd,
                 pass_fds=[theirs.fileno()],
                 env=self._environment,
                 start_new_session=True,  # a Ctrl-C in the terminal must reach the parent alone, which drains
             )
-        except OSError:
+        except OSError as error:
             _log.exception("child_not_started")
             ours.close()
+            self._fault = f"The worker's process cannot be started: {error.strerror}."
             self._on_lost("start")
             return False, False
         finally:
             theirs.close()
-        _, self._pipe = await asyncio.get_running_loop().create_unix_connection(lambda: _Pipe(self._frame), sock=ours)
+            words.given()
+        _, self._pipe = await asyncio.get_running_loop().create_unix_connection(
+            lambda: ChildPipe(self._frame), sock=ours
+        )
         cause = "died"
         try:
             cause = await self._watch(self._process, self._pipe)
@@ -371,18 +358,28 @@ class ChildSupervisor:
             self._kill()
             self._pipe.close()
             code = await asyncio.shield(self._process.wait())
+            said = await asyncio.shield(words.ended())
             greeted, busy = self.ready, bool(self._running)
+            self._fault = "" if greeted else f"The worker's process does not start: {_why(cause, code, said)}"
             self._greeted.clear()
             self._pipe = None
             self._resident = ChildResident()
             if not self._stopping:
                 self._on_lost(cause if greeted else "start")
-                _log.warning("child_lost", cause=cause, exit_code=code, was_ready=greeted, jobs=len(self._running))
+                _log.warning(
+                    "child_lost",
+                    cause=cause,
+                    exit_code=code,
+                    was_ready=greeted,
+                    jobs=len(self._running),
+                    starts_failed=0 if greeted else self._failed_starts + 1,
+                    last_error=said,
+                )
             self._set_state(ChildState.STARTING)
             self._lose(cause)
         return greeted, busy
 
-    async def _watch(self, process: asyncio.subprocess.Process, pipe: _Pipe) -> str:
+    async def _watch(self, process: asyncio.subprocess.Process, pipe: ChildPipe) -> str:
         """Wait until the child ends or must be ended; returns why."""
         started = self._clock()
         tree = ProcessTree(process.pid)
@@ -395,6 +392,8 @@ class ChildSupervisor:
                 )
                 now = self._clock()
                 if gone.done() or closed.done():
+                    # It ends its side first, and is killed only where it does not go on to end: a kill hides why.
+                    await asyncio.wait({gone}, timeout=_EXIT_SECONDS)
                     return "died"
                 if tree.resident_bytes() > self._limits.memory_bytes:
                     return "memory"
@@ -462,3 +461,12 @@ class ChildSupervisor:
         if state is not self._state:
             self._state = state
             self._on_change()
+
+
+def _why(cause: str, code: int, said: str) -> str:
+    """Tell why a child was not ready."""
+    if cause == "memory":
+        return "it passed its memory budget."
+    if cause == "deadline":
+        return "it was not ready in time."
+    return said or (f"it was ended by signal {-code}." if code < 0 else f"it ended with status {code}.")

@@ -26,6 +26,8 @@ from services.inference.results import CHECK_FAMILY, ResultReview
 from services.inference.tasktypes import load_pairs
 from services.inference.tasktypes.failures import explained
 
+_NAMED = {"likeness"}  # families whose models tasks always name
+
 
 @dataclass(frozen=True, slots=True)
 class ChildSettings:
@@ -100,7 +102,7 @@ def _lender(settings: ChildSettings, handlers: Iterable[TaskHandler]) -> Lender 
         return None
     from modelkit.residency import Models  # noqa: PLC0415 -- torch is imported in the child alone, and late
 
-    return Models(
+    models = Models(
         settings.model,
         settings.device,
         settings.model_budget_bytes,
@@ -110,6 +112,9 @@ def _lender(settings: ChildSettings, handlers: Iterable[TaskHandler]) -> Lender 
         families=sorted(families),
         defaults={name: place for name, place in settings.family_defaults.items() if name in families},
     )
+    # Without them every task would fail here, one after the other, that another worker might do.
+    models.check(families - _NAMED)
+    return models
 
 
 if __name__ == "__main__":

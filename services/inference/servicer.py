@@ -134,6 +134,7 @@ class InferenceServicer(InferenceServiceServicer):
             busy_slots=self._runner.busy,
             models=self._supervisor.resident.models,
             device="" if hello is None else hello.device,
+            fault=self._runner.fault,
         )
 
 

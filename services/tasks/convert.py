@@ -216,6 +216,7 @@ def from_load(load: worker_service_pb2.WorkerLoad, warm: worker_service_pb2.Warm
         rusage=dict(load.rusage),
         models=[WarmModel(one.name, one.bytes, one.device) for one in warm.sizes],
         gpus=[_from_gpu(one) for one in load.gpus],
+        fault=load.fault,
     )
 
 

@@ -305,6 +305,7 @@ class WorkerLoad:
         rusage: What its process has used, by the names of getrusage(2).
         models: What it holds in memory.
         gpus: GPUs of its machine.
+        fault: Why it takes no work; empty where it does.
     """
 
     memory_bytes: int = 0
@@ -315,6 +316,7 @@ class WorkerLoad:
     rusage: Mapping[str, float] = field(default_factory=dict)
     models: Sequence[WarmModel] = ()
     gpus: Sequence[GpuReading] = ()
+    fault: str = ""
 
 
 class AttemptRef(NamedTuple):

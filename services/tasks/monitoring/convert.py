@@ -303,6 +303,7 @@ def _worker(one: WorkerFigures) -> pb.WorkerInfo:
         tasks_completed_total=sum(one.load.completed.values()) if one.load is not None else 0,
         tasks_per_minute=one.completed_lately / RATE_MINUTES,
         memory_mb=one.load.memory_bytes / 1e6 if one.load is not None else None,
+        fault=one.fault or None,
     )
 
 

@@ -187,7 +187,12 @@ class WorkerFigures(NamedTuple):
     @property
     def has_capacity(self) -> bool:
         """Whether it takes another task."""
-        return not self.draining and not self.cordoned and self.leased < self.slots
+        return not (self.draining or self.cordoned or self.fault) and self.leased < self.slots
+
+    @property
+    def fault(self) -> str:
+        """Why it takes no work, as it tells itself; empty where it does."""
+        return "" if self.load is None else self.load.fault
 
     @property
     def utilization_pct(self) -> float:

@@ -32,11 +32,11 @@ from meshkit import tracing
 from meshkit.errors import MeshError
 from meshkit.logging import get_logger
 from meshkit.objects import ObjectStore
-from meshkit.worker.handlers import Output, PausableContext, TaskCancelled, TaskFailed
+from meshkit.worker.handlers import Output, PausableContext, TaskCancelled, TaskFailed, WorkerUnfit
 from meshkit.worker.inputs import Inputs
 from meshkit.worker.job_process import JobProcess
 from meshkit.worker.preparer import failed_input
-from meshkit.worker.supervisor import ChildLost
+from meshkit.worker.supervisor import ChildLost, ChildNotStarted
 from modelkit.training.errors import TrainingFailed
 from services.training.trainer.base_models import TrainableModel, TrainableModels
 from services.training.trainer.config import TrainerSettings
@@ -263,6 +263,8 @@ class TrainingAttempt:
 
         try:
             return await self._process.run(job, on_progress=progressed, on_message=self._heard)
+        except ChildNotStarted as lost:  # whatever is trained: another trainer may be able to
+            raise WorkerUnfit(lost.fault) from lost
         except ChildLost as lost:
             raise TaskFailed(lost.message, lost.category, retryable=True) from lost
 

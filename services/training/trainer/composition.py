@@ -78,7 +78,17 @@ async def start(settings: TrainerSettings, stack: AsyncExitStack) -> TrainerRunt
     # One slot: a training takes the whole device.
     one_within = settings.trainer_one_job_wait_seconds if settings.trainer_one_job else None
     handlers = {TRAINING: TrainingHandler(tools)}
-    pool = worker.run_calls(CallWork(QUEUE, handlers, slots=1, kind="local", pausable=True, one_within=one_within))
+    pool = worker.run_calls(
+        CallWork(
+            QUEUE,
+            handlers,
+            slots=1,
+            kind="local",
+            pausable=True,
+            one_within=one_within,
+            probe=lambda: process().probe(),
+        )
+    )
     server = build_server(settings, TRAINER, [], worker.parts)
 
     async def set_health(healthy: bool) -> None:  # noqa: FBT001 -- the state itself

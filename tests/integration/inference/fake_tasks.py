@@ -73,6 +73,7 @@ class FakeTasksService(WorkerServiceServicer):
         self.released: list[tuple[str, int]] = []
         self.progress: list[Progress] = []
         self.polls: list[float] = []
+        self.faults: list[str] = []  # of each heartbeat
         self.refused: list[tuple[str, int]] = []
         self.cancelled: set[str] = set()
         self.taken_over: set[str] = set()
@@ -176,6 +177,7 @@ class FakeTasksService(WorkerServiceServicer):
     async def Heartbeat(self, request: HeartbeatRequest, context: Any) -> HeartbeatResponse:
         session = self._session(request.session_id)
         session.draining = request.draining
+        self.faults.append(request.load.fault)
         give_up = [
             ref
             for ref in request.held

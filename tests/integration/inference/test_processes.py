@@ -6,22 +6,28 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 import psutil
 import pytest
+from atelier.inference.v1.inference_service_pb2 import DescribeRequest
+from atelier.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from meshkit.bus import Bus
 from meshkit.config import MeshSettings
-from meshkit.worker.supervisor import ChildLimits, ChildLost, ChildState, ChildSupervisor
+from meshkit.health import PROCESS
+from meshkit.worker.supervisor import ChildLimits, ChildLost, ChildNotStarted, ChildState, ChildSupervisor
+from services.inference.child import ChildSettings
+from services.inference.tasktypes import parse_types
 from tests.conftest import NatsControl, S3Store
-from tests.integration.inference.conftest import StartWorker, served, worker_environment
+from tests.integration.inference.conftest import StartWorker, Worker, served, worker_environment
 from tests.integration.inference.fake_tasks import FakeTasksService
 
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVING = health_pb2.HealthCheckResponse.SERVING
 LIMITS = ChildLimits(memory_bytes=1 << 30, start_seconds=10, sample_seconds=0.1)
 
 
@@ -146,18 +152,113 @@ async def test_a_stopped_supervisor_tells_those_who_wait_for_a_child() -> None:
     assert pid is None or not psutil.pid_exists(pid)
 
 
-async def test_the_worker_answers_before_its_child_is_ready_and_says_when_none_comes_up(
-    tasks: FakeTasksService, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The child's own command fails, as with a broken installation of torch.
+# A child that lacks a package until a file is there, as with a broken installation of torch.
+LACKING = """
+import pathlib, runpy, sys
+if not pathlib.Path(sys.argv[1]).exists():
+    import no_such_package
+sys.argv = [sys.argv[0], *sys.argv[2:]]
+runpy.run_module("services.inference.child", run_name="__main__")
+"""
+Serving = Callable[[str], Awaitable[bool]]
+
+
+class Package:
+    """What the child needs."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def install(self) -> None:
+        self._file.touch()
+
+    def remove(self) -> None:
+        self._file.unlink()
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
+    """A package that the child lacks until it is installed."""
+    file, command = tmp_path / "package", ChildSettings.command
     monkeypatch.setattr(
-        "services.inference.child.ChildSettings.command", lambda _: [sys.executable, "-c", "raise SystemExit(1)"]
+        ChildSettings, "command", lambda self: [sys.executable, "-c", LACKING, str(file), *command(self)[3:]]
     )
+    return Package(file)
+
+
+@asynccontextmanager
+async def asked(worker: Worker) -> AsyncIterator[Serving]:
+    """Asks health checks."""
+    async with grpc.aio.insecure_channel(worker.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        async def serving(service: str) -> bool:
+            return bool((await stub.Check(health_pb2.HealthCheckRequest(service=service))).status == SERVING)
+
+        yield serving
+
+
+async def becomes(serving: Serving, wanted: bool) -> None:
+    async with asyncio.timeout(20):
+        while await serving("") is not wanted:  # noqa: ASYNC110 -- remote
+            await asyncio.sleep(0.05)
+
+
+async def test_a_worker_whose_child_does_not_start_says_why_takes_nothing_and_comes_back_by_itself(
+    tasks: FakeTasksService, start_worker: StartWorker, package: Package
+) -> None:
     worker = await start_worker()
     job = tasks.add()
-    async with grpc.aio.insecure_channel(worker.address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        async with asyncio.timeout(20):
-            while (await health.Check(health_pb2.HealthCheckRequest())).status != NOT_SERVING:  # noqa: ASYNC110 -- remote
-                await asyncio.sleep(0.05)
-    assert not tasks.active([job])
+    async with asked(worker) as serving:
+        await becomes(serving, wanted=False)
+        assert await serving(PROCESS), "to restart the process mends nothing"
+        await tasks.until(lambda: any(tasks.faults))
+        fault = tasks.faults[-1]
+        assert fault == "The worker's process does not start: ModuleNotFoundError: No module named 'no_such_package'"
+        async with worker.channel() as channel:
+            assert (await channel.stub(InferenceServiceStub).Describe(DescribeRequest())).fault == fault
+        assert [lease.job_id for lease in tasks.queue] == [job], "it waits for a worker that can"
+        assert not tasks.polls
+        package.install()
+        await tasks.until(lambda: tasks.completions(job))
+        assert await serving("")
+    assert tasks.completed[0].ref.attempt == 1
+    await tasks.until(lambda: not tasks.faults[-1])
+
+
+async def test_a_poll_that_is_out_when_no_child_comes_up_any_more_brings_nothing(
+    tasks: FakeTasksService, start_worker: StartWorker, package: Package
+) -> None:
+    package.install()
+    worker = await start_worker()
+    first = tasks.add()
+    async with asked(worker) as serving:
+        await tasks.until(lambda: tasks.completions(first))
+        await tasks.until(lambda: len(tasks.polls) >= 2)  # the next one is out
+        package.remove()
+        [child] = [one for one in psutil.Process().children() if LACKING in one.cmdline()]
+        child.kill()
+        await becomes(serving, wanted=False)
+        asked_so_far = len(tasks.polls)
+        job = tasks.add()
+        heartbeats = len(tasks.faults)
+        await tasks.until(lambda: len(tasks.faults) >= heartbeats + 2)
+        assert [lease.job_id for lease in tasks.queue] == [job]
+        assert len(tasks.polls) == asked_so_far
+        package.install()
+        await tasks.until(lambda: tasks.completions(job), 40)
+    assert not tasks.released
+    assert not tasks.failed
+
+
+async def test_a_child_whose_model_is_not_on_this_machine_does_not_start() -> None:
+    settings = ChildSettings(
+        task_types=parse_types(["GENERATION"]), threads=1, model="no/such-model", device="cpu", model_budget_bytes=0
+    )
+    limits = ChildLimits(memory_bytes=4 << 30, sample_seconds=0.1)
+    supervisor = ChildSupervisor(settings.command(), limits=limits, once=True)
+    supervisor.start()
+    with pytest.raises(ChildNotStarted) as lost:
+        await supervisor.wait_ready()
+    assert "The model of this worker is not on this machine." in lost.value.fault
+    await supervisor.stop()

@@ -346,6 +346,17 @@ async def test_workers_tell_their_load_and_their_memory(mesh: Mesh) -> None:
     assert list(health.queues_with_workers) == ["inference"]
 
 
+async def test_a_worker_that_takes_no_work_says_why(mesh: Mesh) -> None:
+    stub, worker = monitor(mesh), await mesh.worker()
+    for fault in ("its process does not start", ""):
+        load = worker_service_pb2.WorkerLoad(fault=fault)
+        await worker.stub.Heartbeat(worker_service_pb2.HeartbeatRequest(session_id=worker.session, load=load))
+        [told] = (await stub.GetWorkerStats(pb.GetWorkerStatsRequest())).workers
+        assert (told.fault, told.has_capacity) == (fault, not fault)
+        health = await stub.GetWorkersHealth(pb.GetWorkersHealthRequest())
+        assert health.healthy is not bool(fault)
+
+
 async def test_a_mesh_of_busy_or_draining_workers_is_not_healthy(mesh: Mesh) -> None:
     worker = await mesh.worker()
     await worker.heartbeat(draining=True)

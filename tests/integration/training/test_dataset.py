@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image, ImageCms
+from structlog.testing import capture_logs
 
 from meshkit.errors import ErrorKind, MeshError, not_found, unavailable
 from meshkit.fetcher import Fetcher
@@ -310,6 +311,32 @@ async def test_a_picture_that_a_child_dies_of_is_rejected_and_the_others_are_use
         ("1.png", "cannot be worked on: it is damaged, or needs too much memory")
     ]
     assert made.pictures == 2
+
+
+async def test_a_package_that_the_child_lacks_is_told_and_no_picture_is_blamed(
+    maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    (lacking / "numpy.py").write_text("raise ModuleNotFoundError(\"No module named 'numpy'\")\n")
+    monkeypatch.setenv("PYTHONPATH", str(lacking))
+    maker.store.objects = {"a.png": saved(drawn(1))}
+    with capture_logs() as logs, pytest.raises(DatasetFailed, match="this worker's log tells why"):
+        await maker.make(["a.png"])
+    [lost] = [line for line in logs if line["event"] == "dataset_child_lost"]
+    assert lost["last_error"] == "ModuleNotFoundError: No module named 'numpy'"
+    assert lost["cause"] == "the process cannot work here"
+
+
+async def test_a_package_that_is_missed_over_a_picture_rejects_none(maker: Maker) -> None:
+    class Lacking(PictureWork):
+        async def _events(self, job: dict[str, Any], work: Path) -> Any:
+            yield {"event": "begun", "index": 0}
+            raise PictureChildLostError(0, "it is damaged, or needs too much memory", "ImportError: libGL.so.1")
+
+    maker.store.objects = {"a.png": saved(drawn(1))}
+    with pytest.raises(DatasetFailed, match="this worker's log tells why"):
+        await maker.make(["a.png"], work=Lacking())
 
 
 async def test_a_child_that_says_nothing_is_the_workers_failure(maker: Maker) -> None:

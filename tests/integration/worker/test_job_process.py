@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -9,7 +10,7 @@ from atelier.inference.v1.child_pb2 import ChildJob, ChildMessage
 from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_TIMEOUT
 
 from meshkit.worker.job_process import JobProcess
-from meshkit.worker.supervisor import ChildLimits, ChildLost
+from meshkit.worker.supervisor import ChildLimits, ChildLost, ChildNotStarted
 
 COMMAND = [sys.executable, "-m", "tests.unit.worker.long_child"]
 
@@ -108,3 +109,19 @@ async def test_an_error_in_what_takes_the_messages_ends_the_job() -> None:
     with pytest.raises(ValueError, match="1"):
         await child.run(ChildJob(job_id="long"), on_message=refuse)
     assert child.pid is None
+
+
+async def test_a_child_that_does_not_start_says_why_and_a_probe_tells_when_it_does(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    lacking = (
+        "import pathlib, runpy, sys\n"
+        f"pathlib.Path({str(package)!r}).exists() or __import__('no_such_package')\n"
+        "runpy.run_module('tests.unit.worker.long_child', run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", lacking]
+    with pytest.raises(ChildNotStarted) as lost:
+        await process(command).run(ChildJob(job_id="short"), on_message=Hearer())
+    assert lost.value.fault.endswith("ModuleNotFoundError: No module named 'no_such_package'")
+    assert await process(command).probe() == lost.value.fault
+    package.touch()
+    assert not await process(command).probe()

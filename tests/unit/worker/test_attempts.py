@@ -23,7 +23,7 @@ from meshkit.moments import duration_of
 from meshkit.objects import ObjectStore
 from meshkit.worker.attempts import Attempts
 from meshkit.worker.ends import AttemptEnds, ReportOutcome
-from meshkit.worker.handlers import TaskFailed
+from meshkit.worker.handlers import TaskFailed, WorkerUnfit
 from meshkit.worker.held import HeldLease, HeldLeases
 from meshkit.worker.input_places import InputPlaces
 from meshkit.worker.pacing import Pauses
@@ -44,6 +44,7 @@ class FakeRunner:
         self.slots = slots
         self.ready = True
         self.healthy = True
+        self.fault = ""
         self.jobs: list[Job] = []
         self.withdrawn: list[Job] = []
         self.pausable = False
@@ -401,6 +402,13 @@ async def test_what_waits_for_a_runner_that_does_not_come_up_is_handed_back(rig:
     rig.runner.slots = 0
     await rig.lease()
     rig.attempts.hand_back_waiting()
+    await settle()
+    assert rig.ends.said == [("released",)]
+
+
+async def test_an_attempt_that_this_worker_cannot_do_at_all_is_handed_back(rig: Rig) -> None:
+    await rig.lease()
+    rig.runner.jobs[-1].ended.set_exception(WorkerUnfit("lacks a package"))
     await settle()
     assert rig.ends.said == [("released",)]
 

@@ -24,7 +24,9 @@ from meshkit.worker.handlers import (
     TaskCancelled,
     TaskContext,
     TaskFailed,
+    WorkerUnfit,
 )
+from meshkit.worker.pacing import Pauses
 from meshkit.worker.pairs import Pair
 from meshkit.worker.runner import Job, Withdrawn
 
@@ -292,3 +294,40 @@ async def test_a_call_of_a_provider_is_not_asked_to_stop() -> None:
     assert not work.pause(call)
     gate.open.set()
     assert (await end).output.result.noop.payload == "j"
+
+
+async def test_a_worker_that_cannot_do_its_work_takes_none_until_its_probe_says_that_it_can() -> None:
+    faults, slept, changes = ["lacks a package", ""], list[float](), list[tuple[bool, str]]()
+    waits = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await waits.wait()
+
+    async def probe() -> str:
+        return faults.pop(0)
+
+    async def unfit(_: TaskContext) -> Output:
+        raise WorkerUnfit("lacks a package")
+
+    room = asyncio.Event()
+    calls = CallRunner(
+        {PAIR: Handler(unfit)},
+        slots=1,
+        room=room,
+        probe=probe,
+        on_change=lambda: changes.append((calls.healthy, calls.fault)),
+        pauses=Pauses(sleep=sleep),
+    )
+    assert calls.ready
+    with pytest.raises(WorkerUnfit):
+        await calls.execute(job())
+    assert not calls.ready
+    assert changes == [(False, "lacks a package")]
+    room.clear()
+    waits.set()
+    await room.wait()
+    assert len(slept) == 2, "it was asked after each wait"
+    assert calls.ready
+    assert changes[-1] == (True, "")
+    await calls.close()

@@ -174,6 +174,7 @@ class DescribeResponse(_message.Message):
     BUSY_SLOTS_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the worker."""
     slots: _builtins.int
@@ -182,6 +183,8 @@ class DescribeResponse(_message.Message):
     """Attempts it runs now."""
     device: _builtins.str
     """Device of the child (`cpu`, `cuda:0`)."""
+    fault: _builtins.str
+    """Why it executes nothing, as where its child does not start; empty where it does."""
     @_builtins.property
     def task_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Task types it executes."""
@@ -204,10 +207,11 @@ class DescribeResponse(_message.Message):
         busy_slots: _builtins.int = ...,
         models: _abc.Iterable[Global___ResidentModel] | None = ...,
         device: _builtins.str = ...,
+        fault: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_slots", b"busy_slots", "device", b"device", "models", b"models", "name", b"name", "queues", b"queues", "slots", b"slots", "task_types", b"task_types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_slots", b"busy_slots", "device", b"device", "fault", b"fault", "models", b"models", "name", b"name", "queues", b"queues", "slots", b"slots", "task_types", b"task_types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

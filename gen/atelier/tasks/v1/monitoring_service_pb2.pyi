@@ -1037,6 +1037,7 @@ class WorkerInfo(_message.Message):
     TASKS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     MEMORY_MB_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     concurrency: _builtins.int
@@ -1055,6 +1056,8 @@ class WorkerInfo(_message.Message):
     """Memory of its process and its children, in MB; null until it has told."""
     cordoned: _builtins.bool
     """Whether it is cordoned: it takes no other task, and finishes what it has."""
+    fault: _builtins.str
+    """Why it takes no work, as where its process that computes does not start; null where it does."""
     @_builtins.property
     def queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Queues it serves."""
@@ -1072,13 +1075,19 @@ class WorkerInfo(_message.Message):
         tasks_per_minute: _builtins.float = ...,
         memory_mb: _builtins.float | None = ...,
         cordoned: _builtins.bool = ...,
+        fault: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_mb", b"_memory_mb", "memory_mb", b"memory_mb"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_memory_mb", b"_memory_mb", "fault", b"fault", "memory_mb", b"memory_mb"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_mb", b"_memory_mb", "active_tasks", b"active_tasks", "concurrency", b"concurrency", "cordoned", b"cordoned", "has_capacity", b"has_capacity", "memory_mb", b"memory_mb", "name", b"name", "queues", b"queues", "tasks_completed_total", b"tasks_completed_total", "tasks_per_minute", b"tasks_per_minute", "utilization_pct", b"utilization_pct"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_memory_mb", b"_memory_mb", "active_tasks", b"active_tasks", "concurrency", b"concurrency", "cordoned", b"cordoned", "fault", b"fault", "has_capacity", b"has_capacity", "memory_mb", b"memory_mb", "name", b"name", "queues", b"queues", "tasks_completed_total", b"tasks_completed_total", "tasks_per_minute", b"tasks_per_minute", "utilization_pct", b"utilization_pct"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fault: _TypeAlias = _typing.Literal["fault"]  # noqa: Y015
+    _WhichOneofArgType__fault: _TypeAlias = _typing.Literal["_fault", b"_fault"]  # noqa: Y015
     _WhichOneofReturnType__memory_mb: _TypeAlias = _typing.Literal["memory_mb"]  # noqa: Y015
     _WhichOneofArgType__memory_mb: _TypeAlias = _typing.Literal["_memory_mb", b"_memory_mb"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fault) -> _WhichOneofReturnType__fault | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_mb) -> _WhichOneofReturnType__memory_mb | None: ...
 
 Global___WorkerInfo: _TypeAlias = WorkerInfo  # noqa: Y015

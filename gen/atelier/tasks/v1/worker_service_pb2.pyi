@@ -595,10 +595,13 @@ class WorkerLoad(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     RUSAGE_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Bytes of memory that its process and its children take."""
     pid: _builtins.int
     """Process that takes leases."""
+    fault: _builtins.str
+    """Why it takes no work, as where its process that computes does not start; empty where it does."""
     @_builtins.property
     def completed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Jobs that it has completed since its process began, by task type; training jobs as `TRAINING`."""
@@ -629,10 +632,11 @@ class WorkerLoad(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         rusage: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         gpus: _abc.Iterable[Global___GpuReading] | None = ...,
+        fault: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_pids", b"child_pids", "completed", b"completed", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "pid", b"pid", "rusage", b"rusage", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_pids", b"child_pids", "completed", b"completed", "fault", b"fault", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "pid", b"pid", "rusage", b"rusage", "started_at", b"started_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

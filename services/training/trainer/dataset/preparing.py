@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from meshkit.children import environment_without_secrets
+from meshkit.last_words import LastWords
 from meshkit.logging import get_logger
 from services.training.trainer.dataset.domain import MOST_ENLARGED, DatasetFailed, DatasetRequest, Stage
 
@@ -23,6 +24,7 @@ _MEMORY_BYTES = 6 << 30
 _SECONDS = 180.0  # of one picture: several networks may look at it
 _MOST_LOSSES = 3
 _LINE_BYTES = 1 << 20
+_LACKING = ("ModuleNotFoundError:", "ImportError:")
 
 Done = Callable[[Stage, int, int], Awaitable[None]]
 """Takes the stage, the pictures that it is done with, and all that it has."""
@@ -62,11 +64,18 @@ class PictureChildLostError(Exception):
     Args:
         index: The picture that it worked on; None where it had begun none.
         cause: Why, as what is said of that picture.
+        last_error: What the child has told of it itself; empty for nothing.
     """
 
-    def __init__(self, index: int | None, cause: str) -> None:
+    def __init__(self, index: int | None, cause: str, last_error: str = "") -> None:
         super().__init__(cause)
         self.index = index
+        self.last_error = last_error
+
+    @property
+    def concerns_a_picture(self) -> bool:
+        """Whether it worked on a picture, and does not lack a package, which no picture is to blame for."""
+        return self.index is not None and not self.last_error.startswith(_LACKING)
 
 
 class PictureWork:
@@ -120,6 +129,8 @@ class PictureWork:
             try:
                 found = await self._prepared(job, work, len(left), done)
             except PictureChildLostError as loss:
+                if not loss.concerns_a_picture:
+                    raise DatasetFailed("The pictures could not be worked on: this worker's log tells why.") from None
                 if loss.index is None or len(lost) == _MOST_LOSSES:
                     raise DatasetFailed("The pictures could not be worked on.") from None
                 lost[loss.index] = f"cannot be worked on: {loss}"
@@ -147,7 +158,7 @@ class PictureWork:
                         await done("captioning", len(told), len(looks))
                 break
             except PictureChildLostError as loss:
-                if loss.index is None:
+                if loss.index is None or not loss.concerns_a_picture:
                     break
                 left.pop(loss.index)
         return told
@@ -176,16 +187,20 @@ class PictureWork:
         """
         file = work / "job.json"
         await asyncio.to_thread(file.write_text, json.dumps(job), "utf-8")
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.training.trainer.dataset.child", str(file)),
-            *("--parent", str(os.getpid()), "--memory", str(self._memory)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=environment_without_secrets(),
-            start_new_session=True,  # a Ctrl-C in the terminal must reach the parent alone
-            limit=_LINE_BYTES,
-        )
+        words = await LastWords.open(pass_on=False)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "services.training.trainer.dataset.child", str(file)),
+                *("--parent", str(os.getpid()), "--memory", str(self._memory)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=words.fd,
+                env=environment_without_secrets(),
+                start_new_session=True,  # a Ctrl-C in the terminal must reach the parent alone
+                limit=_LINE_BYTES,
+            )
+        finally:
+            words.given()
         assert process.stdout is not None, "it is piped"
         index: int | None = None
         try:
@@ -204,12 +219,21 @@ class PictureWork:
                     index = event["index"]
                 yield event
             if await process.wait() != 0:
-                raise PictureChildLostError(index, "it is damaged, or needs too much memory")
+                cause = "it is damaged, or needs too much memory"
+                raise PictureChildLostError(index, cause, await words.ended())
         except PictureChildLostError as loss:
-            _log.warning("dataset_child_lost", picture=loss.index, cause=str(loss), status=process.returncode)
+            cause = str(loss) if loss.concerns_a_picture else "the process cannot work here"
+            _log.warning(
+                "dataset_child_lost",
+                picture=loss.index,
+                cause=cause,
+                status=process.returncode,
+                last_error=loss.last_error,
+            )
             raise
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+            await words.ended()

@@ -8,7 +8,9 @@ from atelier.tasks.v1.task_pb2 import Task
 from atelier.training.v1.trainer_service_pb2 import ResumeState, TrainingSpec
 
 from meshkit.errors import not_found
+from meshkit.worker.handlers import WorkerUnfit
 from meshkit.worker.job_context import JobContext
+from meshkit.worker.supervisor import ChildNotStarted
 from services.training.trainer.attempt import TrainerTools, TrainingAttempt, _ungrouped
 from services.training.trainer.service_calls import AttemptLost
 from tests.unit.training.trainer.fakes import FakeStore
@@ -22,7 +24,14 @@ class Tools:
         self.calls = None
 
     def process(self) -> Any:
-        return None
+        return Unstarted()
+
+
+class Unstarted:
+    """A child that does not start."""
+
+    async def run(self, job: ChildJob, **_: Any) -> Any:
+        raise ChildNotStarted("lacks a package")
 
 
 def attempt(folder: Path, tools: Tools) -> TrainingAttempt:
@@ -47,6 +56,12 @@ async def test_without_a_part_of_its_state_a_training_begins_anew_and_says_so(tm
     assert not await one._found(one._bring_state(resume), resume)
     assert not await asyncio.to_thread(resume.exists)
     assert one._reports._lines == ["The state of an earlier attempt is not in the store any more; it is made anew."]
+
+
+async def test_a_child_that_does_not_start_is_the_workers_fault_and_not_the_trainings(tmp_path: Path) -> None:
+    with pytest.raises(WorkerUnfit) as unfit:
+        await attempt(tmp_path, Tools())._run_child()
+    assert unfit.value.fault == "lacks a package"
 
 
 async def test_of_what_parts_of_the_work_raise_the_first_is_raised() -> None:
