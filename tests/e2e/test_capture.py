@@ -158,11 +158,11 @@ def test_events_say_what_the_photos_show(studio: RunningMesh, heard: list[dict[s
             plural = "" if shots[camera] == 1 else "s"
             assert event["summary"].startswith(f"{shots[camera]} photo{plural} from camera {camera}. ")
     spoiled = by_camera["studio-a"]
-    assert {one["rule"]: one["photos"] for one in spoiled["facts"]["rules"]} == {"people": 3, "blurred": 1, "dark": 1}
+    assert {one["rule"]: one["photos"] for one in spoiled["facts"]["rules"]} == {"people": 4, "blurred": 1, "dark": 1}
     assert (spoiled["risk_score"], spoiled["risk_level"]) == (85, "critical")
     assert spoiled["reasoning"] == (
-        "The score is 85 of 100, critical. What counts: 3 of 3 photos: somebody is in the picture (+70); 1 of 3 "
-        "photos: it is blurred (+10); 1 of 3 photos: it is too dark (+5)."
+        "The score is 85 of 100, critical. What counts: 4 of 4 photos: somebody is in the picture (+70); 1 of 4 "
+        "photos: it is blurred (+10); 1 of 4 photos: it is too dark (+5)."
     )
     assert (by_camera["gate"]["risk_score"], by_camera["gate"]["risk_level"]) == (0, "low")
 
