@@ -1,6 +1,7 @@
 """`atelier admin requeue`: failed tasks made again, and failed deliveries of webhooks sent again."""
 
 import datetime as dt
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from atelier_cli.tokens import DEFAULT_TENANT
 
 _TASKS = "/api/v1/monitoring/tasks/requeue"
 _DELIVERIES = "/api/v1/webhooks/deliveries"
-_PAGE = 1000
+_PAGE = 500
 _SCOPES = ("read", "write", "operator")
 
 
@@ -28,11 +29,14 @@ def requeue(
     provider: Annotated[str | None, typer.Option(help="Only tasks of this provider.")] = None,
     error: Annotated[str | None, typer.Option(help="Only tasks that failed for this: PROVIDER, RESOURCE, ...")] = None,
     since: Annotated[str | None, typer.Option(help="Only those made since: 30m, 2h, 7d, or 2026-11-26.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=_PAGE, help="No more than these, the newest first.")] = _PAGE,
+    limit: Annotated[int | None, typer.Option(min=1, help="No more than these, the newest first.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
     data: Data = None,
 ) -> None:
-    """Make failed tasks again, or send failed deliveries of webhooks again. Tells how many there are, and asks."""
+    """Make failed tasks again, or send failed deliveries of webhooks again. Tells how many there are, and asks.
+
+    It does so in pages; where it is interrupted, the same command goes on with those that are left.
+    """
     if ids and any((tenant, task_type, provider, error, since)):
         raise CliError("Name identifiers or filters, not both.", ExitCode.USAGE)
     if deliveries and any((task_type, provider, error)):
@@ -53,30 +57,62 @@ def requeue(
             "error_category": error,
             "created_after": oldest.isoformat() if oldest is not None else None,
         }
-        asked = {name: value for name, value in wanted.items() if value is not None} | {"limit": limit}
-        _tasks(gateway, {"task_ids": ids} if ids else asked, yes=yes)
+        asked = {name: value for name, value in wanted.items() if value is not None}
+        _tasks(gateway, {"task_ids": ids} if ids else asked, limit, yes=yes)
 
 
-def _tasks(gateway: Gateway, asked: dict[str, Any], *, yes: bool) -> None:
-    told = gateway.call("POST", _TASKS, json={**asked, "dry_run": True})
-    if _agreed(told["matched"], "failed tasks to make again", yes=yes):
-        told = gateway.call("POST", _TASKS, json=asked)
-        for one in told["requeued"]:
-            out.print(f"{one['task_id']} {one['new_task_id']}")
-    for one in told["refused"]:
+def _tasks(gateway: Gateway, asked: dict[str, Any], limit: int | None, *, yes: bool) -> None:
+    count, made, refused = 0, 0, []
+    for told in _pages(gateway, {**asked, "dry_run": True}, limit):
+        count += told["matched"]
+        refused += told["refused"]
+    if _agreed(count, "failed tasks to make again", yes=yes):
+        refused = []
+        try:
+            for told in _pages(gateway, asked, limit):
+                made += len(told["requeued"])
+                refused += told["refused"]
+                for one in told["requeued"]:
+                    out.print(f"{one['task_id']} {one['new_task_id']}")
+        finally:
+            err.print(f"{made} of {count} made again")
+    for one in refused:
         err.print(f"{one['task_id']}: {one['reason']}", markup=False)
-    if told["refused"]:
+    if refused:
         raise typer.Exit(1)
 
 
-def _deliveries(gateway: Gateway, ids: list[str], oldest: dt.datetime | None, limit: int, *, yes: bool) -> None:
-    if not ids:
-        found = gateway.deliveries(status="FAILED", limit=limit, skip=0)
-        ids = [one["id"] for one in found if oldest is None or dt.datetime.fromisoformat(one["created_at"]) >= oldest]
+def _pages(gateway: Gateway, asked: dict[str, Any], limit: int | None) -> Iterator[dict[str, Any]]:
+    """Ask for one page after the other, each a call that takes effect by itself."""
+    left, page = limit, asked
+    while left is None or left > 0:
+        size = {} if "task_ids" in asked else {"limit": _PAGE if left is None else min(left, _PAGE)}
+        told = gateway.call("POST", _TASKS, json={**page, **size})
+        yield told
+        if not (cursor := told.get("next_cursor")):
+            return
+        page = {**asked, "cursor": cursor}
+        left = None if left is None else left - int(told["matched"])
+
+
+def _deliveries(gateway: Gateway, ids: list[str], oldest: dt.datetime | None, limit: int | None, *, yes: bool) -> None:
+    ids = ids or _failed_deliveries(gateway, oldest, limit)
     if _agreed(len(ids), "failed deliveries to send again", yes=yes):
         for one in ids:
             delivery = gateway.call("POST", f"{_DELIVERIES}/{segment(one)}/redeliver")
             out.print(f"{delivery['id']} {delivery['status']}")
+
+
+def _failed_deliveries(gateway: Gateway, oldest: dt.datetime | None, limit: int | None) -> list[str]:
+    """Return failed deliveries, the newest first."""
+    found: list[str] = []
+    while limit is None or len(found) < limit:
+        page = gateway.deliveries(status="FAILED", limit=_PAGE, skip=len(found))
+        new = [one for one in page if oldest is None or dt.datetime.fromisoformat(one["created_at"]) >= oldest]
+        found += [one["id"] for one in new]
+        if len(new) < _PAGE:
+            break
+    return found[:limit]
 
 
 def _agreed(count: int, what: str, *, yes: bool) -> bool:

@@ -116,13 +116,19 @@ def to_rows_query(request: pb.ListTaskRowsRequest) -> TaskQuery:
 
 
 def to_requeue_query(request: pb.RequeueTasksRequest) -> tuple[TaskQuery, ErrorCategory | None]:
-    """Return which failed tasks are meant, and for what they failed."""
+    """Return which failed tasks are meant, and for what they failed.
+
+    Raises:
+        MeshError: `INVALID` for a cursor that is none.
+    """
+    cursor = _text(request, "cursor")
     query = TaskQuery(
         tenant=_text(request, "tenant"),
         task_type=TASK_TYPE_NAME.get(request.task_type) if request.HasField("task_type") else None,
         provider_type=PROVIDER_NAME.get(request.provider_type) if request.HasField("provider_type") else None,
         created_after=_moment(request, "created_after"),
         created_before=_moment(request, "created_before"),
+        after=Cursor.parse(cursor) if cursor is not None else None,
     )
     named = CATEGORY_NAME.get(request.error_category) if request.HasField("error_category") else None
     return query, ErrorCategory(named) if named is not None else None
@@ -136,6 +142,7 @@ def to_requeues(report: RequeueReport) -> pb.RequeueTasksResponse:
             pb.RequeuedTask(task_id=str(one.task_id), new_task_id=str(one.new_task_id)) for one in report.requeued
         ],
         refused=[pb.RefusedRequeue(task_id=str(one.task_id), reason=one.reason) for one in report.refused],
+        next_cursor=None if report.next is None else str(report.next),
     )
 
 

@@ -19,15 +19,16 @@ from meshkit.logging import get_logger
 from meshkit.task_files import named_tasks
 from services.tasks.api.service import TasksService
 from services.tasks.domain import ErrorCategory, JobKind, TaskRecord, TaskStatus
-from services.tasks.monitoring.domain import Cursor, TaskQuery
+from services.tasks.monitoring.domain import Cursor, ListedRow, TaskQuery
 from services.tasks.monitoring.store import MonitoringStore
 from services.tasks.retention.store import RetentionStore
 
 _log = get_logger(__name__)
 
 _PAGE = 200
-# No more failed tasks are looked at in one call: most of them may have a follower already.
-_MOST_LOOKED_AT = 20_000
+# No more failed tasks are looked at in one call, of which most may have a follower already: it is to end within the
+# time that callers wait.
+_MOST_LOOKED_AT = 2000
 # The follower names the inputs of the task that failed: so long they stay, however old that is.
 HELD_DAYS = 7
 # What says something about this task, and not about the service.
@@ -56,11 +57,13 @@ class RequeueReport:
         matched: How many had no follower before.
         requeued: Those that have one now.
         refused: Those that could not be made again.
+        next: The last that was looked at, where others may follow.
     """
 
     matched: int = 0
     requeued: list[Requeued] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    next: Cursor | None = None
 
 
 def follower_of(task_id: UUID) -> UUID:
@@ -98,34 +101,37 @@ class TaskRequeues:
     async def matching(
         self, query: TaskQuery, category: ErrorCategory | None, caller: Caller, limit: int, *, dry_run: bool
     ) -> RequeueReport:
-        """Make failed tasks again, the newest first.
+        """Make failed tasks again, the newest first, until enough were looked at.
 
         Args:
-            query: Which ones; their state is not looked at.
+            query: Which ones, and after which; their state is not looked at.
             category: Only those that failed for this.
             caller: Who asks.
             limit: No more than these.
             dry_run: Only count.
         """
-        report = RequeueReport()
-        async for record in self._failed(query, caller):
-            if category not in (None, record.error_category) or _hindrance(record) is not None:
+        report, looked_at = RequeueReport(), 0
+        async for row in self._failed(query, caller):
+            if report.matched >= limit or looked_at >= _MOST_LOOKED_AT:
+                return report
+            looked_at += 1
+            report.next = Cursor(row.created_at, row.id)
+            record = await self._find(row.id, caller)
+            if record is None or category not in (None, record.error_category) or _hindrance(record) is not None:
                 continue
             if await self._find(follower_of(record.id), caller) is None:
                 await self._make(record, caller, report, dry_run=dry_run)
-            if report.matched >= limit:
-                break
+        report.next = None
         return report
 
-    async def _failed(self, query: TaskQuery, caller: Caller) -> AsyncIterator[TaskRecord]:
+    async def _failed(self, query: TaskQuery, caller: Caller) -> AsyncIterator[ListedRow]:
         asked = replace(
             query, tenant=caller.listed_tenant(query.tenant), status=TaskStatus.FAILED.value, limit=_PAGE, skip=0
         )
-        for _ in range(_MOST_LOOKED_AT // _PAGE):
+        while True:
             rows = await self._store.list_rows(asked)
             for row in rows:
-                if (record := await self._find(row.id, caller)) is not None:
-                    yield record
+                yield row
             if len(rows) < _PAGE:
                 return
             asked = replace(asked, after=Cursor(rows[-1].created_at, rows[-1].id))

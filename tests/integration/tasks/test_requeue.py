@@ -88,6 +88,35 @@ async def test_a_filter_chooses(mesh: Mesh) -> None:
     assert ours not in {one.task_id for one in answer.requeued}
 
 
+async def test_all_are_reached_in_pages_and_an_interrupted_run_goes_on(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.tasks.monitoring.requeues._PAGE", 3)
+    monkeypatch.setattr("services.tasks.monitoring.requeues._MOST_LOOKED_AT", 4)
+    tasks = [(await failed(mesh)).id for _ in range(11)]
+    await mesh.execute("UPDATE tasks SET error_category = 'RESOURCE' WHERE id = ANY(%s::uuid[])", tasks[:2])
+
+    async def pages(**more: Any) -> list[pb.RequeueTasksResponse]:
+        found = [await requeue(mesh, **more)]
+        while found[-1].HasField("next_cursor"):
+            found.append(await requeue(mesh, cursor=found[-1].next_cursor, **more))
+        return found
+
+    assert [one.matched for one in await pages(dry_run=True)] == [4, 4, 3]
+    assert [one.matched for one in await pages(dry_run=True, limit=2)] == [2, 2, 2, 2, 2, 1]
+    rare = await pages(dry_run=True, error_category=enums_pb2.ERROR_CATEGORY_RESOURCE)
+    assert [one.matched for one in rare] == [0, 0, 2], "pages that hold none are passed"
+    first = await requeue(mesh)
+    assert [one.task_id for one in first.requeued] == tasks[:6:-1], "the newest first"
+    rest = await pages()
+    assert [one.matched for one in rest] == [0, 4, 3]
+    assert {one.task_id for page in rest for one in page.requeued} == set(tasks[:7])
+    assert sum(one.matched for one in await pages()) == 0
+    with pytest.raises(MeshError) as refused:
+        await requeue(mesh, cursor="f" * 16 + "-" + "0" * 32)
+    assert refused.value.kind is ErrorKind.INVALID
+
+
 async def test_what_cannot_be_made_again_is_told(mesh: Mesh) -> None:
     waits, step, unknown = (await failed(mesh)).id, (await failed(mesh)).id, str(uuid4())
     await mesh.execute("UPDATE tasks SET workflow_id = %s WHERE id = %s", uuid4(), step)

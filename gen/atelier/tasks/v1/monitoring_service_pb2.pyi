@@ -1485,6 +1485,7 @@ class RequeueTasksRequest(_message.Message):
     CREATED_BEFORE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Only of this tenant."""
     task_type: _enums_pb2.TaskType.ValueType
@@ -1497,6 +1498,8 @@ class RequeueTasksRequest(_message.Message):
     """No more than these, the newest first."""
     dry_run: _builtins.bool
     """Only count."""
+    cursor: _builtins.str
+    """`next_cursor` of the answer before; the newest failed tasks where absent."""
     @_builtins.property
     def task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The failed tasks; those that the other members choose where there are none."""
@@ -1521,15 +1524,18 @@ class RequeueTasksRequest(_message.Message):
         created_before: _timestamp_pb2.Timestamp | None = ...,
         limit: _builtins.int | None = ...,
         dry_run: _builtins.bool = ...,
+        cursor: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_created_after", b"_created_after", "_created_before", b"_created_before", "_error_category", b"_error_category", "_limit", b"_limit", "_provider_type", b"_provider_type", "_task_type", b"_task_type", "_tenant", b"_tenant", "created_after", b"created_after", "created_before", b"created_before", "error_category", b"error_category", "limit", b"limit", "provider_type", b"provider_type", "task_type", b"task_type", "tenant", b"tenant"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_created_after", b"_created_after", "_created_before", b"_created_before", "_cursor", b"_cursor", "_error_category", b"_error_category", "_limit", b"_limit", "_provider_type", b"_provider_type", "_task_type", b"_task_type", "_tenant", b"_tenant", "created_after", b"created_after", "created_before", b"created_before", "cursor", b"cursor", "error_category", b"error_category", "limit", b"limit", "provider_type", b"provider_type", "task_type", b"task_type", "tenant", b"tenant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_created_after", b"_created_after", "_created_before", b"_created_before", "_error_category", b"_error_category", "_limit", b"_limit", "_provider_type", b"_provider_type", "_task_type", b"_task_type", "_tenant", b"_tenant", "created_after", b"created_after", "created_before", b"created_before", "dry_run", b"dry_run", "error_category", b"error_category", "limit", b"limit", "provider_type", b"provider_type", "task_ids", b"task_ids", "task_type", b"task_type", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_created_after", b"_created_after", "_created_before", b"_created_before", "_cursor", b"_cursor", "_error_category", b"_error_category", "_limit", b"_limit", "_provider_type", b"_provider_type", "_task_type", b"_task_type", "_tenant", b"_tenant", "created_after", b"created_after", "created_before", b"created_before", "cursor", b"cursor", "dry_run", b"dry_run", "error_category", b"error_category", "limit", b"limit", "provider_type", b"provider_type", "task_ids", b"task_ids", "task_type", b"task_type", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__created_after: _TypeAlias = _typing.Literal["created_after"]  # noqa: Y015
     _WhichOneofArgType__created_after: _TypeAlias = _typing.Literal["_created_after", b"_created_after"]  # noqa: Y015
     _WhichOneofReturnType__created_before: _TypeAlias = _typing.Literal["created_before"]  # noqa: Y015
     _WhichOneofArgType__created_before: _TypeAlias = _typing.Literal["_created_before", b"_created_before"]  # noqa: Y015
+    _WhichOneofReturnType__cursor: _TypeAlias = _typing.Literal["cursor"]  # noqa: Y015
+    _WhichOneofArgType__cursor: _TypeAlias = _typing.Literal["_cursor", b"_cursor"]  # noqa: Y015
     _WhichOneofReturnType__error_category: _TypeAlias = _typing.Literal["error_category"]  # noqa: Y015
     _WhichOneofArgType__error_category: _TypeAlias = _typing.Literal["_error_category", b"_error_category"]  # noqa: Y015
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
@@ -1544,6 +1550,8 @@ class RequeueTasksRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__created_after) -> _WhichOneofReturnType__created_after | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__created_before) -> _WhichOneofReturnType__created_before | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cursor) -> _WhichOneofReturnType__cursor | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__error_category) -> _WhichOneofReturnType__error_category | None: ...
     @_typing.overload
@@ -1566,8 +1574,11 @@ class RequeueTasksResponse(_message.Message):
     MATCHED_FIELD_NUMBER: _builtins.int
     REQUEUED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    NEXT_CURSOR_FIELD_NUMBER: _builtins.int
     matched: _builtins.int
-    """How many failed tasks have no follower yet, before this call."""
+    """How many of the failed tasks that were looked at had no follower before this call."""
+    next_cursor: _builtins.str
+    """Where the next call goes on; absent where no failed task follows."""
     @_builtins.property
     def requeued(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequeuedTask]:
         """Those that were made."""
@@ -1582,12 +1593,15 @@ class RequeueTasksResponse(_message.Message):
         matched: _builtins.int = ...,
         requeued: _abc.Iterable[Global___RequeuedTask] | None = ...,
         refused: _abc.Iterable[Global___RefusedRequeue] | None = ...,
+        next_cursor: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_next_cursor", b"_next_cursor", "next_cursor", b"next_cursor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["matched", b"matched", "refused", b"refused", "requeued", b"requeued"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_cursor", b"_next_cursor", "matched", b"matched", "next_cursor", b"next_cursor", "refused", b"refused", "requeued", b"requeued"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__next_cursor: _TypeAlias = _typing.Literal["next_cursor"]  # noqa: Y015
+    _WhichOneofArgType__next_cursor: _TypeAlias = _typing.Literal["_next_cursor", b"_next_cursor"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_cursor) -> _WhichOneofReturnType__next_cursor | None: ...
 
 Global___RequeueTasksResponse: _TypeAlias = RequeueTasksResponse  # noqa: Y015
 

@@ -169,7 +169,8 @@ class TaskMonitoringServiceServicer:
 
     def RequeueTasks(self, request, context):
         """Makes new tasks of the requests of failed ones, with their webhooks, queues and labels. Each failed task is followed
-        by one at most: repeated, the call makes no second one.
+        by one at most: repeated, the call makes no second one. A call looks at 2,000 failed tasks at most; those that follow
+        are reached by the `next_cursor` of its answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,7 +57,8 @@ class TaskMonitoringServiceStub:
     """Tells how fast tasks are done, and what workers tell of models and GPUs."""
     RequeueTasks: _grpc.UnaryUnaryMultiCallable[_monitoring_service_pb2.RequeueTasksRequest, _monitoring_service_pb2.RequeueTasksResponse]
     """Makes new tasks of the requests of failed ones, with their webhooks, queues and labels. Each failed task is followed
-    by one at most: repeated, the call makes no second one.
+    by one at most: repeated, the call makes no second one. A call looks at 2,000 failed tasks at most; those that follow
+    are reached by the `next_cursor` of its answer.
     """
 
 @_typing.type_check_only
@@ -89,7 +90,8 @@ class TaskMonitoringServiceAsyncStub(TaskMonitoringServiceStub):
     """Tells how fast tasks are done, and what workers tell of models and GPUs."""
     RequeueTasks: _aio.UnaryUnaryMultiCallable[_monitoring_service_pb2.RequeueTasksRequest, _monitoring_service_pb2.RequeueTasksResponse]  # type: ignore[assignment]
     """Makes new tasks of the requests of failed ones, with their webhooks, queues and labels. Each failed task is followed
-    by one at most: repeated, the call makes no second one.
+    by one at most: repeated, the call makes no second one. A call looks at 2,000 failed tasks at most; those that follow
+    are reached by the `next_cursor` of its answer.
     """
 
 class TaskMonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -184,7 +186,8 @@ class TaskMonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_monitoring_service_pb2.RequeueTasksResponse, _abc.Awaitable[_monitoring_service_pb2.RequeueTasksResponse]]:
         """Makes new tasks of the requests of failed ones, with their webhooks, queues and labels. Each failed task is followed
-        by one at most: repeated, the call makes no second one.
+        by one at most: repeated, the call makes no second one. A call looks at 2,000 failed tasks at most; those that follow
+        are reached by the `next_cursor` of its answer.
         """
 
 def add_TaskMonitoringServiceServicer_to_server(servicer: TaskMonitoringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
