@@ -84,7 +84,7 @@ class Bus:
         name: What the server calls the connection.
         stream: Name of the stream of events.
         subjects: Its subjects.
-        replicas: Copies that the NATS cluster keeps.
+        replicas: Copies that the NATS cluster keeps; None to leave them as they are.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Bus:
         name: str = "atelier",
         stream: str = STREAM,
         subjects: Sequence[str] = SUBJECTS,
-        replicas: int = 1,
+        replicas: int | None = None,
     ) -> None:
         self._servers = [part.strip() for part in url.split(",") if part.strip()]
         self._name = name

@@ -185,12 +185,13 @@ class MeshSettings(BaseSettings):
     nats_url: SecretStr = Field(
         default=SecretStr(""), description="NATS: nats://user:password@host:port; without it the service polls."
     )
-    nats_replicas: int = Field(
-        default=1,
+    nats_replicas: int | None = Field(
+        default=None,
         ge=1,
         le=5,
         description="Copies of the stream of events that a NATS cluster keeps: 3 on three servers or more. Set it "
-        "alike for all services; whoever uses the stream first changes it.",
+        "alike wherever it is set. A process without it makes a missing stream with one copy, and leaves the copies of "
+        "one that is there as they are.",
     )
 
     s3_endpoint: str = Field(default="", description="host:port of the object store.")

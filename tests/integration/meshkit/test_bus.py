@@ -2,6 +2,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from unittest.mock import AsyncMock
 
 import pytest
 from nats.js import JetStreamContext
@@ -275,3 +276,19 @@ async def test_a_server_that_comes_up_later_is_found(nats_server: NatsControl) -
     bus.notify("wake.patient", b"x")
     assert await wakes.next() == b"x"
     await bus.close()
+
+
+async def test_a_stream_that_is_as_it_should_be_is_not_written(nats_url: str) -> None:
+    first, second = Bus(nats_url), Bus(nats_url)
+    try:
+        await first.connect()
+        await first.ensure_stream()
+        await second.connect()
+        _, stream, _ = await second.events()
+        updated = AsyncMock(wraps=stream.update_stream)
+        stream.update_stream = updated  # type: ignore[method-assign] # it is only watched
+        await second.ensure_stream()
+        assert updated.await_count == 0, "another process may change its copies at this moment"
+    finally:
+        await first.close()
+        await second.close()

@@ -1,6 +1,7 @@
 """The stream of events on a cluster of three NATS servers."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 import signal
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nats import errors as nats_errors
+from nats.js import errors as js_errors
 
 from atelier_cli.embedded.process import free_ports
 from meshkit.bus import Bus
@@ -70,6 +73,35 @@ async def test_each_of_three_servers_may_be_lost(cluster: NatsCluster) -> None:
         assert (await stream.stream_info(name)).state.messages == 2
     finally:
         await bus.close()
+
+
+async def test_only_who_is_told_a_number_of_copies_changes_it(cluster: NatsCluster) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def joined(replicas: int | None, subject: str = "atelier.*.v1.>") -> Bus:
+            bus = Bus(cluster.url, subjects=[subject], replicas=replicas)
+            stack.push_async_callback(bus.close)
+            await bus.connect(30)
+            return bus
+
+        async def copies(bus: Bus) -> int | None:
+            async with asyncio.timeout(60):
+                while True:
+                    try:
+                        _, stream, name = await bus.events()
+                        return (await stream.stream_info(name)).config.num_replicas
+                    except (nats_errors.Error, js_errors.Error):  # while the servers choose who leads
+                        await asyncio.sleep(0.1)
+
+        untold = await joined(None)
+        assert await copies(untold) == 1, "one, where there is no stream yet"
+        assert await copies(await joined(3)) == 3
+        assert await copies(untold) == 3
+        later = await joined(None, "atelier.*.v2.>")
+        assert await copies(later) == 3, "also where the rest of its configuration changes"
+        _, stream, name = await later.events()
+        assert (await stream.stream_info(name)).config.subjects == ["atelier.*.v2.>"]
+        assert await copies(await joined(1)) == 1
 
 
 async def published(bus: Bus, ident: str) -> None:
