@@ -55,7 +55,9 @@ class WatchLimits:
 
 
 class FileWatcher:
-    """Watches the folders of cameras; safe with several replicas, each of which then reads every file.
+    """Watches the folders of cameras; safe with several replicas.
+
+    Each of these reads every file, and one of them at a time says how cameras are.
 
     Args:
         root: Their root.
