@@ -22,13 +22,15 @@ import psycopg
 import psycopg.conninfo
 
 from atelier_cli.embedded.postgres import PostgresServer
-from atelier_cli.embedded.process import RunningServer, free_ports, stop
+from atelier_cli.embedded.process import Launch, RunningServer, free_ports, log_tail, spawn, stop
+from atelier_cli.folder import DataFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER_FOLDER = ROOT / "bench" / "peer"
 PEER_VENV = ROOT / ".cache" / "peer"
 ATELIER = Path(sysconfig.get_path("scripts")) / "atelier"
 READY_SECONDS = 60.0
+_START_SECONDS = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +129,19 @@ def wait_http(url: str, seconds: float = READY_SECONDS) -> None:
 def mesh(
     folder: Path, dsn: str | None, environment: dict[str, str] | None = None, body: dict[str, object] | None = None
 ) -> Iterator[Stack]:
-    """Yield the mesh as `atelier up` starts it; its worker serves no-op tasks alone unless `environment` says else."""
+    """Yield the mesh as `atelier up` starts it; its worker serves no-op tasks alone unless `environment` says else.
+
+    It ends with the calling thread, also where that is killed.
+    """
     data = folder / "mesh"
     port = free_ports(1)[0]
     settings = {"ATELIER_ENABLE_NOOP": "true", "ATELIER_WORKER_TASK_TYPES": "NOOP", "ATELIER_WORKER_SLOTS": "16"}
     if dsn is not None:
         settings["ATELIER_DATABASE_URL"] = dsn
     env = {**os.environ, **settings, **(environment or {})}
-    subprocess.run([ATELIER, "up", "--data", data, "--port", str(port), "--detach"], env=env, check=True)
+    running = _up(folder, data, port, env)
     try:
+        _wait_ready(running, data)
         token = subprocess.run(
             [ATELIER, "token", "--data", data], env=env, check=True, capture_output=True, text=True
         ).stdout.strip()
@@ -154,7 +160,33 @@ def mesh(
             processes={role: pid for role, pid in roles.items() if role not in ("postgres", "s3")},
         )
     finally:
-        subprocess.run([ATELIER, "down", "--data", data], env=env, check=True)
+        stop(running, signal.SIGTERM, READY_SECONDS)
+
+
+def _up(folder: Path, data: Path, port: int, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a mesh that is told to stop when the calling thread ends."""
+    argv = [str(ATELIER), "up", "--data", str(data), "--port", str(port)]
+    return spawn(Launch(argv=argv, log=folder / "mesh.log", env=env, cwd=ROOT))
+
+
+def _wait_ready(running: subprocess.Popen[bytes], data: Path) -> None:
+    """Wait until a mesh has started.
+
+    Raises:
+        RuntimeError: It has ended.
+        TimeoutError: It is not ready in time.
+    """
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until:
+        if running.poll() is not None:
+            message = f"The mesh did not start: {log_tail(data.parent / 'mesh.log')}"
+            raise RuntimeError(message)
+        record = DataFolder(data).record()
+        if record is not None and record.pid == running.pid and record.state == "ready":
+            return
+        time.sleep(0.05)
+    message = f"The mesh was not ready after {_START_SECONDS:.0f} s."
+    raise TimeoutError(message)
 
 
 def need_redis() -> None:

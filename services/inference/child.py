@@ -13,18 +13,25 @@ import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 from atelier.inference.v1.child_pb2 import ChildHello
 from atelier.tasks.v1.enums_pb2 import TaskType
 
 from meshkit.children import die_with_parent
-from meshkit.logging import configure
+from meshkit.logging import configure, get_logger
 from meshkit.worker.batch_runner import BatchRunner
 from meshkit.worker.child import ChildRuntime
-from meshkit.worker.handlers import Lender, TaskHandler
+from meshkit.worker.handlers import TaskHandler
+from modelkit.errors import ModelError
 from services.inference.results import CHECK_FAMILY, ResultReview
 from services.inference.tasktypes import load_pairs
 from services.inference.tasktypes.failures import explained
+
+if TYPE_CHECKING:
+    from modelkit.residency import Models
+
+_log = get_logger(__name__)
 
 _NAMED = {"likeness"}  # families whose models tasks always name
 
@@ -88,13 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.set_inheritable(options.fd, False)  # noqa: FBT003 -- os's own signature
     handlers = load_pairs(settings.task_types)
     lender = _lender(settings, handlers.values())
+    if lender is not None:
+        _check(lender, handlers.values())
     review = ResultReview(lender, threshold=settings.content_threshold, notes=settings.notes)
     runner = BatchRunner(handlers, lender, explained, review)
     runtime = ChildRuntime(sock, execute=runner.execute, resident=runner.resident, threads=settings.threads)
     return runtime.serve(ChildHello(task_types=settings.task_types, device="cpu" if lender is None else lender.device))
 
 
-def _lender(settings: ChildSettings, handlers: Iterable[TaskHandler]) -> Lender | None:
+def _lender(settings: ChildSettings, handlers: Iterable[TaskHandler]) -> Models | None:
     families = {family for handler in handlers for family in handler.families}
     if settings.content_threshold > 0:
         families.add(CHECK_FAMILY)
@@ -102,7 +111,7 @@ def _lender(settings: ChildSettings, handlers: Iterable[TaskHandler]) -> Lender 
         return None
     from modelkit.residency import Models  # noqa: PLC0415 -- torch is imported in the child alone, and late
 
-    models = Models(
+    return Models(
         settings.model,
         settings.device,
         settings.model_budget_bytes,
@@ -112,9 +121,25 @@ def _lender(settings: ChildSettings, handlers: Iterable[TaskHandler]) -> Lender 
         families=sorted(families),
         defaults={name: place for name, place in settings.family_defaults.items() if name in families},
     )
-    # Without them every task would fail here, one after the other, that another worker might do.
-    models.check(families - _NAMED)
-    return models
+
+
+def _check(models: Models, handlers: Iterable[TaskHandler]) -> None:
+    """Refuse to start where every task would fail here, one after the other, that another worker might do.
+
+    Raises:
+        ModelError: No type has its default models on this machine.
+    """
+    faults: dict[TaskType.ValueType, ModelError] = {}
+    drawing = [handler for handler in handlers if handler.families]
+    for handler in drawing:
+        try:
+            models.check(set(handler.families) - _NAMED)
+        except ModelError as error:
+            faults[handler.task_type] = error
+    if faults and len(faults) == len(drawing):
+        raise next(iter(faults.values()))
+    if faults:
+        _log.warning("default_models_missing", task_types=[TaskType.Name(one) for one in faults])
 
 
 if __name__ == "__main__":

@@ -1,20 +1,27 @@
 import subprocess
 import sys
 import types
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from atelier.tasks.v1.enums_pb2 import (
     ERROR_CATEGORY_RESOURCE,
     TASK_TYPE_GENERATION,
     TASK_TYPE_NOOP,
+    TASK_TYPE_PHOTO_DETECTION,
 )
+from structlog.testing import capture_logs
 
 from meshkit.worker.handlers import Need
 from modelkit.errors import ModelError, ModelErrorKind
-from services.inference.child import ChildSettings, _lender
+from services.inference.child import ChildSettings, _check, _lender
 from services.inference.tasktypes import load_handlers, parse_types
 from services.inference.tasktypes.failures import explained
 from tests.unit.worker.batches import Handler, Shelf, batch_runner, context
+
+if TYPE_CHECKING:
+    from modelkit.residency import Models
 
 
 class OutOfMemoryError(RuntimeError):
@@ -41,6 +48,28 @@ def test_the_threads_of_one_computation_reach_torch(monkeypatch: pytest.MonkeyPa
     handlers = load_handlers([TASK_TYPE_GENERATION])
     _lender(ChildSettings((TASK_TYPE_GENERATION,), 1, "a model", "cpu", 0, torch_threads=3), handlers.values())
     assert asked["threads"] == 3
+
+
+class Shelved:
+    """Lacks the default models of some families."""
+
+    def __init__(self, *missing: str) -> None:
+        self._missing = set(missing)
+
+    def check(self, families: Iterable[str]) -> None:
+        if self._missing & set(families):
+            raise ModelError("The model of this worker is not on this machine.", ModelErrorKind.RESOURCE)
+
+
+def test_a_child_starts_while_one_of_its_types_has_its_models() -> None:
+    handlers = load_handlers([TASK_TYPE_GENERATION, TASK_TYPE_PHOTO_DETECTION, TASK_TYPE_NOOP]).values()
+    _check(cast("Models", Shelved()), handlers)
+    _check(cast("Models", Shelved("likeness")), handlers)
+    with capture_logs() as logs:
+        _check(cast("Models", Shelved("flux")), handlers)
+    assert [line["task_types"] for line in logs] == [["TASK_TYPE_GENERATION"]]
+    with pytest.raises(ModelError, match="not on this machine"):
+        _check(cast("Models", Shelved("flux", "vision")), handlers)
 
 
 def test_a_child_whose_handlers_need_no_models_imports_no_torch() -> None:
