@@ -127,26 +127,44 @@ def wait_http(url: str, seconds: float = READY_SECONDS) -> None:
 
 @contextmanager
 def mesh(
-    folder: Path, dsn: str | None, environment: dict[str, str] | None = None, body: dict[str, object] | None = None
+    folder: Path,
+    dsn: str | None,
+    environment: dict[str, str] | None = None,
+    body: dict[str, object] | None = None,
+    *,
+    tree: Path = ROOT,
 ) -> Iterator[Stack]:
     """Yield the mesh as `atelier up` starts it; its worker serves no-op tasks alone unless `environment` says else.
 
     It ends with the calling thread, also where that is killed.
+
+    Args:
+        folder: Where its data lies.
+        dsn: Its database; None for one of its own.
+        environment: More settings.
+        body: A create of one task; of a no-op task by default.
+        tree: The checkout whose mesh it is; it runs with the packages of this one.
     """
     data = folder / "mesh"
     port = free_ports(1)[0]
     settings = {"ATELIER_ENABLE_NOOP": "true", "ATELIER_WORKER_TASK_TYPES": "NOOP", "ATELIER_WORKER_SLOTS": "16"}
     if dsn is not None:
         settings["ATELIER_DATABASE_URL"] = dsn
-    env = {**os.environ, **settings, **(environment or {})}
-    running = _up(folder, data, port, env)
+    code = os.pathsep.join([str(tree), str(tree / "gen")])
+    env = {**os.environ, **settings, **(environment or {}), "PYTHONPATH": code}
+    running = _up(folder, data, port, env, tree)
     try:
         _wait_ready(running, data)
         token = subprocess.run(
-            [ATELIER, "token", "--data", data], env=env, check=True, capture_output=True, text=True
+            [ATELIER, "token", "--data", data], env=env, cwd=tree, check=True, capture_output=True, text=True
         ).stdout.strip()
         listed = subprocess.run(
-            [ATELIER, "status", "--data", data, "--json"], env=env, check=True, capture_output=True, text=True
+            [ATELIER, "status", "--data", data, "--json"],
+            env=env,
+            cwd=tree,
+            check=True,
+            capture_output=True,
+            text=True,
         )
         roles = {one["role"]: one["pid"] for one in json.loads(listed.stdout)["processes"]}
         yield Stack(
@@ -163,10 +181,10 @@ def mesh(
         stop(running, signal.SIGTERM, READY_SECONDS)
 
 
-def _up(folder: Path, data: Path, port: int, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _up(folder: Path, data: Path, port: int, env: Mapping[str, str], tree: Path) -> subprocess.Popen[bytes]:
     """Start a mesh that is told to stop when the calling thread ends."""
     argv = [str(ATELIER), "up", "--data", str(data), "--port", str(port)]
-    return spawn(Launch(argv=argv, log=folder / "mesh.log", env=env, cwd=ROOT))
+    return spawn(Launch(argv=argv, log=folder / "mesh.log", env=env, cwd=tree))
 
 
 def _wait_ready(running: subprocess.Popen[bytes], data: Path) -> None:

@@ -10,11 +10,12 @@ import random
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import psycopg
-from alembic import command, context
+from alembic import command, context, op
 from alembic.config import Config
 from psycopg import errors as pg_errors
 from psycopg import sql
@@ -33,6 +34,7 @@ _LOCK_SPACE = 0x61746C  # "atl": keeps these advisory locks apart from others in
 # migration waits for a moment, is undone, lets others through, and comes again.
 _LOCK_WAIT_MS = 2000
 _PAUSE_SECONDS = (4.0, 8.0)
+_TURN_SECONDS = 0.2
 
 
 def upgrade(dsn: str, schema: str, script_package: str, revision: str = "head") -> None:
@@ -52,19 +54,26 @@ def upgrade(dsn: str, schema: str, script_package: str, revision: str = "head") 
     config.set_main_option("script_location", str(revisions.folder(script_package)).replace("%", "%%"))
     config.attributes["schema"] = schema
     with psycopg.connect(dsn, **{**options, "autocommit": True}) as guard:
-        guard.execute("SELECT pg_advisory_lock(%s, %s)", (_LOCK_SPACE, zlib.crc32(schema.encode()) - 2**31))
+        _take_turn(guard, zlib.crc32(schema.encode()) - 2**31)
         guard.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
         engine = create_engine(
             "postgresql+psycopg://", creator=lambda: psycopg.connect(dsn, **brief), poolclass=pool.NullPool
         )
 
         def run() -> None:
-            with engine.begin() as connection:
+            with engine.connect() as connection:  # `run_env` begins the transaction, and ends it
                 config.attributes["connection"] = connection
                 command.upgrade(config, revision)
 
         _until_unlocked(run)
         engine.dispose()
+
+
+def _take_turn(guard: psycopg.Connection[tuple[bool]], key: int) -> None:
+    # Asked again and again: who waits in a statement holds a snapshot, for which an index that is built beside writers
+    # would wait in its turn.
+    while not (guard.execute("SELECT pg_try_advisory_lock(%s, %s)", (_LOCK_SPACE, key)).fetchone() or (False,))[0]:
+        time.sleep(_TURN_SECONDS)
 
 
 def _until_unlocked(run: Callable[[], None]) -> None:
@@ -97,6 +106,21 @@ def run_env(metadata: MetaData | None = None) -> None:
     )
     with context.begin_transaction():
         context.run_migrations()
+
+
+@contextmanager
+def beside_writers() -> Iterator[None]:
+    """Run statements of a revision outside transactions, as `CREATE INDEX CONCURRENTLY` needs it.
+
+    What the revision, and those before it, did until then is committed. A process that dies in the middle leaves an
+    index that is not valid, and the revision begins anew: each of its statements must allow that.
+    """
+    with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout TO 0")  # no writer waits for it meanwhile, and it shall not begin anew
+        try:
+            yield
+        finally:
+            op.execute("RESET lock_timeout")
 
 
 if __name__ == "__main__":

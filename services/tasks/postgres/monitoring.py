@@ -34,6 +34,7 @@ from services.tasks.monitoring.domain import (
     WorkerFigures,
     WorkFigures,
 )
+from services.tasks.postgres import listing
 
 # Totals of what no counter has are exact up to here, and the planner's estimate beyond.
 EXACT_TOTAL = 10_000
@@ -44,11 +45,8 @@ _COLUMNS = (
     "id, task_type, provider_type, status, progress, origin_instance, origin_zone, tenant, created_at, started_at, "
     "completed_at, cardinality(errors) > 0"
 )
-# Of all tenants, the indexes by filter do not give the order. What matches rarely is found by them and sorted; the
-# planner, which estimates it, may walk the whole table in its order instead. OFFSET 0 plans the search by itself.
+# Of all tenants, the indexes by filter do not give the order: so many that match are sorted.
 _FEW = 5_000
-_WALKED = sql.SQL("tasks WHERE {}")
-_SOUGHT = sql.SQL("(SELECT * FROM tasks WHERE {} OFFSET 0) tasks")
 _LISTED = sql.SQL("kind = 'TASK' AND NOT is_deleted")
 
 _COUNTED = sql.SQL("""
@@ -197,19 +195,12 @@ class PostgresMonitoring:
     async def list_tasks(self, query: TaskQuery) -> tuple[Sequence[ListedTask], int, bool]:
         """Tasks of a page, how many there are in all, and whether that number is exact."""
         where, values = _rows(query)
-        way = sql.SQL("DESC" if query.descending else "ASC")
-        # What is never null goes without NULLS LAST: an index then gives the order.
-        nulls = sql.SQL(" NULLS LAST" if query.sort_by in _NULLABLE else "")
         async with self._db.connection() as conn:
             total, exact = await self._total(conn, query)
-            page = sql.SQL(
-                "SELECT {columns} FROM {source} ORDER BY {order} {way}{nulls}, id {way} OFFSET {skip} LIMIT {limit}"
-            ).format(
+            page = sql.SQL("SELECT {columns} FROM {source} ORDER BY {order} OFFSET {skip} LIMIT {limit}").format(
                 columns=sql.SQL(_COLUMNS),
-                source=_source(query, total).format(where),
-                order=sql.SQL(_DURATION) if query.sort_by == "duration_ms" else sql.Identifier(query.sort_by),
-                way=way,
-                nulls=nulls,
+                source=_source(query, where, total),
+                order=_order(query),
                 skip=sql.Literal(query.skip),
                 limit=sql.Literal(query.limit),
             )
@@ -219,13 +210,13 @@ class PostgresMonitoring:
 
     async def list_rows(self, query: TaskQuery) -> Sequence[ListedRow]:
         """Tasks in short, newest first, after the query's cursor."""
+        query = replace(query, sort_by="created_at", descending=True)
         where, values = _rows(query)
         async with self._db.connection() as conn:
             total, _ = await self._total(conn, query)
             page = sql.SQL(
-                "SELECT id, task_type, status, progress, created_at FROM {source} "
-                "ORDER BY created_at DESC, id DESC LIMIT {limit}"
-            ).format(source=_source(query, total).format(where), limit=sql.Literal(query.limit))
+                "SELECT id, task_type, status, progress, created_at FROM {source} ORDER BY {order} LIMIT {limit}"
+            ).format(source=_source(query, where, total), order=_order(query), limit=sql.Literal(query.limit))
             cursor = await conn.execute(page, values)
             return [ListedRow._make(row) for row in await cursor.fetchall()]
 
@@ -337,8 +328,8 @@ class PostgresMonitoring:
             row = await (await conn.execute(_COUNTED.format(figures=_TOTAL, where=where), values)).fetchone()
             return (row[0] if row is not None else 0), True
         where, values = _rows(query)
-        counted = sql.SQL("SELECT count(*) FROM (SELECT FROM tasks WHERE {} LIMIT {}) found").format(
-            where, sql.Literal(EXACT_TOTAL + 1)
+        counted = sql.SQL("SELECT count(*) FROM (SELECT FROM {} LIMIT {}) found").format(
+            _source(query, where), sql.Literal(EXACT_TOTAL + 1)
         )
         row = await (await conn.execute(counted, values)).fetchone()
         total = row[0] if row is not None else 0
@@ -378,7 +369,7 @@ def _known(kind: type[WarmModel | GpuReading], stored: Any) -> dict[str, Any]:
 def _equalities(query: TaskQuery, zone: str) -> tuple[list[sql.Composable], dict[str, Any]]:
     conditions: list[sql.Composable] = []
     values: dict[str, Any] = {}
-    for name in ("tenant", "status", "task_type", "provider_type", "origin_instance", "origin_zone"):
+    for name in ("tenant", *listing.FILTERS):
         value = getattr(query, name)
         if value is not None:
             column = sql.SQL(zone) if name == "origin_zone" else sql.Identifier(name)
@@ -387,10 +378,20 @@ def _equalities(query: TaskQuery, zone: str) -> tuple[list[sql.Composable], dict
     return conditions, values
 
 
-def _source(query: TaskQuery, total: int) -> sql.SQL:
-    """Return where to look for tasks, of which there are so many in all."""
-    is_filtered = any((query.status, query.task_type, query.provider_type, query.origin_instance, query.origin_zone))
-    return _SOUGHT if query.tenant is None and query.is_counted and is_filtered and total <= _FEW else _WALKED
+def _source(query: TaskQuery, where: sql.Composable, total: int | None = None) -> sql.Composable:
+    """Return where to look for tasks, of which there are so many in all where that is known."""
+    is_filtered = any(getattr(query, name) is not None for name in listing.FILTERS)
+    is_rare = query.tenant is None and query.is_counted and total is not None and total <= _FEW
+    return listing.source(where, _order(query), is_filtered=is_filtered, status=query.status, is_rare=is_rare)
+
+
+def _order(query: TaskQuery) -> sql.Composable:
+    # What is never null goes without NULLS LAST: an index then gives the order.
+    return sql.SQL("{column} {way}{nulls}, id {way}").format(
+        column=sql.SQL(_DURATION) if query.sort_by == "duration_ms" else sql.Identifier(query.sort_by),
+        way=sql.SQL("DESC" if query.descending else "ASC"),
+        nulls=sql.SQL(" NULLS LAST" if query.sort_by in _NULLABLE else ""),
+    )
 
 
 def _counters(query: TaskQuery) -> tuple[sql.Composable, dict[str, Any]]:

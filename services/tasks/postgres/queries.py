@@ -11,7 +11,7 @@ from psycopg import sql
 from meshkit.db import Connection
 from services.tasks.domain import AttemptRecord, TaskRecord, TaskStatus
 from services.tasks.errors import task_not_found
-from services.tasks.postgres import announcements, columns, counters, endings
+from services.tasks.postgres import announcements, columns, counters, endings, listing
 from services.tasks.store import TaskFilter
 
 # What a caller or an operator may change; the rest belongs to the scheduler.
@@ -80,7 +80,7 @@ _PAGE = """
 WITH page AS (
     SELECT id, row_number() OVER (ORDER BY created_at DESC, id DESC) AS place,
         octet_length(body) + coalesce(octet_length(result), 0) AS bytes
-    FROM tasks WHERE {conditions} ORDER BY created_at DESC, id DESC OFFSET {skip} LIMIT {limit}
+    FROM {source} ORDER BY created_at DESC, id DESC OFFSET {skip} LIMIT {limit}
 ), cut AS (
     SELECT id, place, sum(bytes) OVER (ORDER BY place) AS total FROM page
 )
@@ -90,24 +90,29 @@ SELECT {columns} FROM tasks JOIN cut USING (id) WHERE total <= {max_bytes} OR pl
 
 async def list_tasks(conn: Connection, which: TaskFilter, skip: int, limit: int, max_bytes: int) -> list[TaskRecord]:
     """Tasks, newest first; fewer than asked for where they are larger than `max_bytes` together."""
+    status = None if which.status is None else which.status.value
+    wanted = {
+        "tenant": which.tenant,
+        "status": status,
+        "task_type": which.task_type,
+        "workflow_id": which.workflow_id,
+        "origin_instance": which.origin_instance,
+        "origin_zone": which.origin_zone,
+    }
+    values = {column: value for column, value in wanted.items() if value is not None}
     conditions: list[sql.Composable] = [sql.SQL("kind = 'TASK'")]
-    values: list[Any] = []
-    for column, value in (
-        ("tenant", which.tenant),
-        ("status", None if which.status is None else which.status.value),
-        ("task_type", which.task_type),
-        ("workflow_id", which.workflow_id),
-        ("origin_instance", which.origin_instance),
-        ("origin_zone", which.origin_zone),
-    ):
-        if value is not None:
-            conditions.append(sql.SQL("{} = %s").format(sql.Identifier(column)))
-            values.append(value)
-    if not which.include_deleted:
+    conditions += [sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in values]
+    if not which.include_deleted:  # no index by filter has those that are
         conditions.append(sql.SQL("NOT is_deleted"))
+    is_filtered = not which.include_deleted and not values.keys().isdisjoint(listing.FILTERS)
     query = sql.SQL(_PAGE).format(
         columns=sql.SQL(columns.SELECT),
-        conditions=sql.SQL(" AND ").join(conditions),
+        source=listing.source(
+            sql.SQL(" AND ").join(conditions),
+            sql.SQL("created_at DESC, id DESC"),
+            is_filtered=is_filtered,
+            status=status,
+        ),
         skip=sql.Literal(skip),
         limit=sql.Literal(limit),
         max_bytes=sql.Literal(max_bytes),

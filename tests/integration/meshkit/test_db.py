@@ -1,9 +1,5 @@
 import asyncio
 import contextlib
-import sys
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,7 +8,7 @@ import sqlalchemy as sa
 from psycopg import errors as pg_errors
 from psycopg.rows import dict_row
 
-from meshkit.db import Database, DatabaseUnavailableError, migrate
+from meshkit.db import Database, DatabaseUnavailableError
 from meshkit.errors import ErrorKind, MeshError
 
 ITEMS = sa.Table(
@@ -166,77 +162,6 @@ async def test_an_unreachable_database_is_unavailable() -> None:
     with pytest.raises(DatabaseUnavailableError):
         await database.dedicated()
     await database.close()
-
-
-ENV = "from meshkit.migration import run_env\nrun_env()\n"
-REVISION = """
-from alembic import op
-import sqlalchemy as sa
-revision = {own!r}
-down_revision = {before!r}
-def upgrade():
-    op.create_table({table!r}, sa.Column("id", sa.Integer, primary_key=True))
-def downgrade():
-    op.drop_table({table!r})
-"""
-
-
-@pytest.fixture
-def script_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    name = f"migrations_{uuid.uuid4().hex}"
-    folder = tmp_path / name
-    (folder / "versions").mkdir(parents=True)
-    (folder / "__init__.py").touch()
-    (folder / "env.py").write_text(ENV)
-    (folder / "versions" / "one.py").write_text(REVISION.format(own="1", before=None, table="first"))
-    (folder / "versions" / "two.py").write_text(REVISION.format(own="2", before="1", table="second"))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield name
-    sys.modules.pop(name, None)
-
-
-async def test_replicas_migrate_at_once_and_one_works(fresh_postgres_dsn: str, script_package: str) -> None:
-    await asyncio.gather(*(migrate(fresh_postgres_dsn, "fresh", script_package) for _ in range(3)))
-    await migrate(fresh_postgres_dsn, "other", script_package)
-    async with await psycopg.AsyncConnection.connect(fresh_postgres_dsn) as conn:
-        cursor = await conn.execute(
-            "SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('fresh', 'other')"
-        )
-        tables = set(await cursor.fetchall())
-    names = ("alembic_version", "first", "second")
-    assert tables == {(schema, name) for schema in ("fresh", "other") for name in names}
-
-
-async def test_a_schema_that_is_up_to_date_starts_no_process(
-    fresh_postgres_dsn: str, script_package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await migrate(fresh_postgres_dsn, "fresh", script_package)
-    monkeypatch.setattr(sys, "executable", "/nonexistent")
-    await migrate(fresh_postgres_dsn, "fresh", script_package)
-
-
-async def test_an_older_version_starts_beside_a_newer_schema(
-    fresh_postgres_dsn: str, script_package: str, tmp_path: Path
-) -> None:
-    newer = tmp_path / script_package / "versions" / "three.py"
-    newer.write_text(REVISION.format(own="3", before="2", table="third"))
-    await migrate(fresh_postgres_dsn, "fresh", script_package)
-    newer.unlink()
-    await migrate(fresh_postgres_dsn, "fresh", script_package)
-    async with await psycopg.AsyncConnection.connect(fresh_postgres_dsn) as conn:
-        cursor = await conn.execute("SELECT version_num FROM fresh.alembic_version")
-        assert await cursor.fetchone() == ("3",)
-
-
-async def test_a_failed_migration_leaves_nothing(fresh_postgres_dsn: str, script_package: str, tmp_path: Path) -> None:
-    broken = REVISION.format(own="3", before="2", table="third").replace("def downgrade", "    1 / 0\ndef downgrade")
-    (tmp_path / script_package / "versions" / "three.py").write_text(broken)
-    with pytest.raises(MeshError) as caught:
-        await migrate(fresh_postgres_dsn, "fresh", script_package)
-    assert caught.value.reason == "MIGRATION_FAILED"
-    async with await psycopg.AsyncConnection.connect(fresh_postgres_dsn) as conn:
-        cursor = await conn.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'fresh'")
-        assert await cursor.fetchone() == (0,)
 
 
 async def test_the_server_soon_misses_a_client_whose_machine_is_gone(db: Database) -> None:

@@ -2,6 +2,8 @@
 
 from alembic import op
 
+from meshkit.migration import beside_writers
+
 revision = "0021"
 down_revision = "0020"
 branch_labels = None
@@ -9,6 +11,10 @@ depends_on = None
 
 
 def upgrade() -> None:
+    with beside_writers():
+        # Identifiers that were given are themselves forgotten, long after.
+        op.execute("DROP INDEX CONCURRENTLY IF EXISTS task_ids_age")
+        op.execute("CREATE INDEX CONCURRENTLY task_ids_age ON task_ids (deleted_at)")
     op.execute(
         """
         CREATE TABLE retention_rules (
@@ -22,8 +28,6 @@ def upgrade() -> None:
         )
         """
     )
-    # Identifiers that were given are themselves forgotten, long after.
-    op.execute("CREATE INDEX task_ids_age ON task_ids (deleted_at)")
     # Old deliveries are found by tenant.
     op.execute("DROP INDEX webhook_deliveries_ended")
 

@@ -2,6 +2,8 @@
 
 from alembic import op
 
+from meshkit.migration import beside_writers
+
 revision = "0009"
 down_revision = "0008"
 branch_labels = None
@@ -9,7 +11,9 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.execute("CREATE INDEX workflows_open ON workflows (id) WHERE completed_at IS NULL")
+    with beside_writers():
+        op.execute("DROP INDEX CONCURRENTLY IF EXISTS workflows_open")
+        op.execute("CREATE INDEX CONCURRENTLY workflows_open ON workflows (id) WHERE completed_at IS NULL")
 
 
 def downgrade() -> None:

@@ -1,0 +1,80 @@
+"""Lists by filter hold every task that matches, once and newest first, whatever became of it."""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+from atelier.tasks.v1 import enums_pb2, tasks_service_pb2
+from atelier.tasks.v1 import monitoring_service_pb2 as pb
+
+from tests.integration.tasks.conftest import Mesh, noop
+from tests.integration.tasks.test_monitoring import listed, monitor, run
+
+STATUSES = ("PENDING", "EXECUTING", "COMPLETED", "FAILED", "CANCELLED")
+FILTERS: list[tuple[str, str]] = [
+    *(("status", status) for status in STATUSES),
+    ("task_type", "NOOP"),
+    ("task_type", "EDITING"),
+    ("provider_type", "LOCAL"),
+    ("origin_instance", "tests"),
+    ("origin_zone", "z1"),
+]
+
+
+async def fill(mesh: Mesh, tenant: str) -> None:
+    """Leave two tasks of each kind: waiting, delayed, leased, completed, failed, cancelled, and hidden ones of each."""
+    worker = await mesh.worker()
+    for hidden in (False, True):
+        made = [await mesh.create(noop(origin_zone=f"z{n % 2}"), tenant) for n in range(10)]
+        leases = {lease.job_id: lease for lease in await run(mesh, worker, 10)}
+        ids = [task.id for task in made]
+        for ident in ids[0:2]:
+            await worker.complete(leases[ident])
+        for ident in ids[2:4]:
+            await worker.fail(leases[ident], retryable=False)
+        for ident in ids[4:6]:
+            await worker.fail(leases[ident])  # it waits for its next attempt
+        for ident in ids[6:8]:
+            await mesh.tasks(tenant).CancelTask(tasks_service_pb2.CancelTaskRequest(task_id=ident))
+        ids += [(await mesh.create(noop(origin_zone=f"z{n}"), tenant)).id for n in range(2)]
+        if hidden:
+            await mesh.execute("UPDATE tasks SET is_deleted = true WHERE id = ANY(%s)", [UUID(one) for one in ids])
+
+
+async def truth(mesh: Mesh, column: str, value: str, tenants: list[str]) -> list[str]:
+    rows = await mesh.rows(
+        f"SELECT id FROM tasks WHERE {column} = %s AND tenant = ANY(%s) AND NOT is_deleted"
+        " ORDER BY created_at DESC, id DESC",
+        value,
+        tenants,
+    )
+    return [str(ident) for (ident,) in rows]
+
+
+def member(column: str, value: str) -> Any:
+    prefix = {"status": "TASK_STATUS_", "task_type": "TASK_TYPE_", "provider_type": "PROVIDER_TYPE_"}.get(column)
+    return value if prefix is None else getattr(enums_pb2, prefix + value)
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_a_list_by_a_filter_holds_tasks_in_every_state_once(mesh: Mesh, analyzed: bool) -> None:
+    for tenant in ("acme", "zeta"):
+        await fill(mesh, tenant)
+    if analyzed:
+        await mesh.execute("ANALYZE tasks")
+    support = monitor(mesh, scopes=("read", "support"))
+    for column, value in FILTERS:
+        asked = {column: member(column, value)}
+        expected = await truth(mesh, column, value, ["acme"])
+        assert (len(expected) > 0) == (value != "EDITING"), value
+        page = await listed(monitor(mesh), **asked)
+        assert ([one.id for one in page.items], page.total) == (expected, len(expected)), value
+        rows = await monitor(mesh).ListTaskRows(pb.ListTaskRowsRequest(**asked))
+        assert [one.id for one in rows.items] == expected, value
+        of_all = await truth(mesh, column, value, ["acme", "zeta"])
+        assert [one.id for one in (await listed(support, **asked, page_size=100)).items] == of_all, value
+        by_start = await listed(monitor(mesh), **asked, sort_by="started_at", sort_order="asc")
+        assert sorted(one.id for one in by_start.items) == sorted(expected), value
+        if column != "provider_type":
+            plain = await mesh.tasks("acme").ListTasks(tasks_service_pb2.ListTasksRequest(**asked))
+            assert [one.id for one in plain.tasks] == expected, value
