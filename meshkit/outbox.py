@@ -39,7 +39,10 @@ _PUBLISHED = metrics.counter("outbox_published", "Events acknowledged by NATS", 
 _WAITING = metrics.gauge("outbox_oldest_unpublished_seconds", "Age of the oldest event that waits", ("schema",))
 
 _LAG = metrics.histogram(
-    "outbox_lag_seconds", "From the change to NATS' acknowledgement of its event", ("schema",), metrics.WAIT_BUCKETS
+    "outbox_lag_seconds",
+    "From the oldest change of a batch to NATS' acknowledgement of its event",
+    ("schema",),
+    metrics.WAIT_BUCKETS,
 )
 
 VERSION_HEADER = stream.VERSION_HEADER
@@ -235,10 +238,8 @@ class Relay:
         return len(rows) == self._batch and len(published) == len(rows)
 
     def _measure(self, rows: Sequence[_Row], published: Collection[int], seconds: float) -> None:
-        lag = _LAG.labels(self._db.schema)
-        for row in rows:
-            if row[0] in published:
-                lag.observe(max(0.0, row[5]) + seconds)
+        oldest = max(row[5] for row in rows if row[0] in published)
+        _LAG.labels(self._db.schema).observe(max(0.0, oldest) + seconds)
 
     async def _forget(self, conn: Pipeline, ids: Sequence[int]) -> None:
         # A deletion that a crash of PostgreSQL undoes has its event published again, under the same id.
