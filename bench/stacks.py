@@ -181,7 +181,7 @@ def mesh(
         stop(running, signal.SIGTERM, READY_SECONDS)
 
 
-def _up(folder: Path, data: Path, port: int, env: Mapping[str, str], tree: Path) -> subprocess.Popen[bytes]:
+def _up(folder: Path, data: Path, port: int, env: Mapping[str, str], tree: Path = ROOT) -> subprocess.Popen[bytes]:
     """Start a mesh that is told to stop when the calling thread ends."""
     argv = [str(ATELIER), "up", "--data", str(data), "--port", str(port)]
     return spawn(Launch(argv=argv, log=folder / "mesh.log", env=env, cwd=tree))
