@@ -107,13 +107,9 @@ class Models:
         """Name of the device."""
         return self._device.name
 
-    def check(self, families: Iterable[str]) -> None:
-        """Look whether the default models of families are here; loads none.
-
-        Raises:
-            ModelError: One is not.
-        """
-        self._served.check(families)
+    def missing(self, families: Iterable[str]) -> ModelError | None:
+        """Return what a default model of families lacks here, and load none; None where all are there."""
+        return self._served.missing(families)
 
     @contextmanager
     def lend(

@@ -110,16 +110,19 @@ class ServedModels:
                     return ServedModel(name, family, Source(card))
         return self._placed(need, named, families)
 
-    def check(self, families: Iterable[str]) -> None:
-        """Look whether the default models of families are here. One that may be downloaded is once it is needed.
+    def missing(self, families: Iterable[str]) -> ModelError | None:
+        """Return what a default model of families lacks here; None where all are there.
 
-        Raises:
-            ModelError: One is not, or its card is none.
+        One that may be downloaded is once it is needed.
         """
         for name in () if self._allow_download else families:
             default = "" if self._families[name].packaged else next(iter(self._places), "")
             if place := self._defaults.get(name, default):
-                self._source(place)
+                try:
+                    self._source(place)
+                except ModelError as error:
+                    return error
+        return None
 
     def _placed(self, need: ModelNeed, named: str | None, families: Mapping[str, Family]) -> ServedModel:
         other_kind = False

@@ -23,7 +23,6 @@ from meshkit.logging import configure, get_logger
 from meshkit.worker.batch_runner import BatchRunner
 from meshkit.worker.child import ChildRuntime
 from meshkit.worker.handlers import TaskHandler
-from modelkit.errors import ModelError
 from services.inference.results import CHECK_FAMILY, ResultReview
 from services.inference.tasktypes import load_pairs
 from services.inference.tasktypes.failures import explained
@@ -129,13 +128,9 @@ def _check(models: Models, handlers: Iterable[TaskHandler]) -> None:
     Raises:
         ModelError: No type has its default models on this machine.
     """
-    faults: dict[TaskType.ValueType, ModelError] = {}
     drawing = [handler for handler in handlers if handler.families]
-    for handler in drawing:
-        try:
-            models.check(set(handler.families) - _NAMED)
-        except ModelError as error:
-            faults[handler.task_type] = error
+    lacking = {handler.task_type: models.missing(set(handler.families) - _NAMED) for handler in drawing}
+    faults = {task_type: fault for task_type, fault in lacking.items() if fault is not None}
     if faults and len(faults) == len(drawing):
         raise next(iter(faults.values()))
     if faults:

@@ -56,9 +56,10 @@ class Shelved:
     def __init__(self, *missing: str) -> None:
         self._missing = set(missing)
 
-    def check(self, families: Iterable[str]) -> None:
-        if self._missing & set(families):
-            raise ModelError("The model of this worker is not on this machine.", ModelErrorKind.RESOURCE)
+    def missing(self, families: Iterable[str]) -> ModelError | None:
+        if not self._missing & set(families):
+            return None
+        return ModelError("The model of this worker is not on this machine.", ModelErrorKind.RESOURCE)
 
 
 def test_a_child_starts_while_one_of_its_types_has_its_models() -> None:
