@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -132,9 +133,6 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
         idle_seconds=settings.capture_idle_seconds,
         on_closed=analysis.wake,
     )
-    objects = open_configured(settings, stack)
-    hot_folder = _hot_folder(settings, changes, objects, tokens, stack)
-    detection = _detection(settings, changes, objects, tasks, hot_folder)
 
     def on_photos() -> None:
         aggregator.loop.wake()
@@ -150,6 +148,9 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
         on_photos=on_photos,
     )
     stack.push_async_callback(watcher.close)
+    objects = open_configured(settings, stack)
+    hot_folder = _hot_folder(settings, changes, objects, tokens, stack)
+    detection = _detection(settings, changes, objects, tasks, hot_folder, watcher.missed)
     loops = Loops(watcher.loop, aggregator.loop, analysis.loop, handovers.loop, cleanup.loop, relay.loop)
     _add(loops, detection, hot_folder)
     if settings.run_loops:
@@ -272,12 +273,13 @@ def _hot_folder(
     return HotFolder(PostgresRunStore(changes), workflows, run_file, settings.capture_tenant)
 
 
-def _detection(
+def _detection(  # noqa: PLR0917 -- what it is put together of
     settings: CaptureSettings,
     changes: CaptureChanges,
     objects: ObjectStore | None,
     to_tasks: MeshChannel,
     hot_folder: HotFolder | None,
+    on_missed: Callable[[bytes], None],
 ) -> DetectionWorker | None:
     """Return what has photos looked at; None without an object store, by which tasks are given photos."""
     if settings.camera_root is None or objects is None:
@@ -296,4 +298,5 @@ def _detection(
         at_once=settings.capture_detections_at_once,
         most_bytes=settings.capture_max_photo_bytes,
         on_detected=hot_folder.loop.wake if hot_folder is not None else lambda: None,
+        on_missed=on_missed,
     )

@@ -147,3 +147,13 @@ async def test_a_photo_is_not_forgotten_before_its_workflow_has_ended(studio: St
     await studio.rows("UPDATE photo_runs SET state = 'COMPLETED', ended_at = now()")
     await cleanup(studio, deletes=True, runs=True).run()
     assert await names(studio) == []
+
+
+async def test_the_row_of_a_photo_that_was_missed_goes_alone(studio: Studio) -> None:
+    await judged(studio, "again.jpg", 31)
+    await studio.rows(
+        "UPDATE photos SET state = 'FAILED', missed = true, error = 'gone', findings = NULL, detected_at = NULL"
+    )
+    await cleanup(studio, deletes=True).run()
+    assert await names(studio) == []
+    assert (studio.root / "yard" / "again.jpg").exists(), "it is another photo by now"

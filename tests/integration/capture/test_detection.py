@@ -4,7 +4,10 @@ import asyncio
 import errno
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -15,15 +18,17 @@ from atelier.tasks.v1.photo_detection_pb2 import PhotoBox, PhotoDetection, Photo
 from meshkit.bus import BusMessage
 from meshkit.errors import ErrorKind, MeshError, invalid, not_found, unavailable
 from services.monitoring.capture.detection import service
-from services.monitoring.capture.detection.domain import FILE_GONE, failed
+from services.monitoring.capture.detection.domain import FILE_GONE, missed
 from services.monitoring.capture.detection.service import DetectionWorker
 from services.monitoring.capture.photos.domain import SeenFile
 from services.monitoring.capture.postgres.cameras import PostgresCameraStore
 from services.monitoring.capture.postgres.detections import PostgresDetectionStore
 from services.monitoring.capture.postgres.photos import PostgresPhotoStore
 from services.monitoring.capture.watching.files import read_photo
-from tests.integration.capture.conftest import Studio
+from tests.integration.capture.conftest import StartStudio, Studio, until
 
+# What the watcher takes for a whole picture.
+PICTURE = b"\xff\xd8\xffphoto\xff\xd9"
 FINDINGS = PhotoFindings(
     width=100,
     height=80,
@@ -89,7 +94,13 @@ class Clock:
 
 
 def worker_of(
-    studio: Studio, tasks: Tasks, *, at_once: int = 4, clock: Clock | None = None, most_bytes: int = 1000
+    studio: Studio,
+    tasks: Tasks,
+    *,
+    at_once: int = 4,
+    clock: Clock | None = None,
+    most_bytes: int = 1000,
+    on_missed: Callable[[bytes], None] = lambda _file: None,
 ) -> DetectionWorker:
     return DetectionWorker(
         PostgresDetectionStore(studio.capture.changes),
@@ -98,6 +109,7 @@ def worker_of(
         at_once=at_once,
         most_bytes=most_bytes,
         clock=clock or Clock(),
+        on_missed=on_missed,
     )
 
 
@@ -136,7 +148,11 @@ async def test_a_photo_has_one_set_of_detections_and_listeners_hear_of_each(stud
         for _ in range(3):
             await worker.run_once()
         async with asyncio.timeout(20):
-            heard = [json.loads(await client.recv()) for _ in range(3)]
+            heard: list[dict[str, Any]] = []
+            while len(heard) < 3:
+                told = json.loads(await client.recv())
+                # How the camera is may be told before or after.
+                heard += [told] if told["type"] != "camera.status_changed" else []
     assert [one["type"] for one in heard] == ["detection.new", "detection.new", "detection.batch"]
     rows = await studio.rows("SELECT id, object_type, confidence, bbox FROM detections ORDER BY id")
     assert [tuple(row[1:]) for row in rows] == [("person", 0.9, [1, 2, 30, 40]), ("face", 0.8, [5, 6, 7, 8])]
@@ -292,28 +308,118 @@ async def test_news_of_other_tasks_wakes_nobody(studio: Studio) -> None:
     assert not worker.loop._wake.is_set()
 
 
-async def test_a_file_that_the_drive_does_not_give_is_told_of_in_the_end_and_the_others_go_on(
-    studio: Studio, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tasks = Tasks()
-    worker = worker_of(studio, tasks)
-    await drop(studio, "broken.jpg", b"broken")
-    await drop(studio, "good.jpg", b"good")
+class Drive:
+    """A drive that does not give some of its files."""
 
-    def stumbling(root: Path, file: bytes, sha256: str, most: int) -> bytes:
-        if file == b"left/broken.jpg":
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broken: set[bytes] = set()
+        self.reads = 0
+        monkeypatch.setattr(service, "read_photo", self.read)
+
+    def read(self, root: Path, file: bytes, sha256: str, most: int) -> bytes:
+        if file in self.broken:
+            self.reads += 1
             raise OSError(errno.EIO, "Input/output error")
         return read_photo(root, file, sha256, most)
 
-    monkeypatch.setattr(service, "read_photo", stumbling)
-    for _ in range(4):
-        assert await worker.run_once() is False
-        assert await photos(studio) == {"left/broken.jpg": ("WAITING", None), "left/good.jpg": ("WAITING", None)}
+
+async def test_a_photo_whose_file_is_not_given_for_a_while_is_looked_at_and_keeps_no_other_waiting(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive, tasks, clock = Drive(monkeypatch), Tasks(), Clock()
+    worker = worker_of(studio, tasks, at_once=2, clock=clock)
+    drive.broken = {b"left/1.jpg", b"left/2.jpg"}
+    for name in ("1", "2", "good"):
+        await drop(studio, f"{name}.jpg", name.encode())
+    while await worker.run_once():
+        pass
+    waiting = {"left/1.jpg": ("WAITING", None), "left/2.jpg": ("WAITING", None)}
+    assert await photos(studio) == {**waiting, "left/good.jpg": ("DETECTING", None)}
+    for seconds, reads in ((0.9, 2), (0.2, 4), (1.0, 4), (1.0, 6)):
+        clock.now += seconds
+        while await worker.run_once():
+            pass
+        assert drive.reads == reads, "it is read again after 1 s, then after 2 s"
+    drive.broken.clear()
+    clock.now += 4.0
+    tasks.ends_at_once = True
+    while await worker.run_once():
+        pass
+    told = await photos(studio)
+    assert (told["left/1.jpg"], told["left/2.jpg"]) == (("DETECTED", None), ("DETECTED", None))
+
+
+async def test_a_photo_whose_file_is_not_given_for_minutes_is_given_up_and_comes_anew_when_it_is(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive, clock = Drive(monkeypatch), Clock()
+    worker = worker_of(studio, Tasks(), clock=clock, on_missed=studio.capture.watcher.missed)
+    drive.broken = {b"left/a.jpg"}
+    await drop(studio, "a.jpg", PICTURE)
+    for _ in range(9):
+        await worker.run_once()
+        assert await photos(studio) == {"left/a.jpg": ("WAITING", None)}
+        clock.now += 61.0
     await worker.run_once()
-    assert await photos(studio) == {
-        "left/broken.jpg": ("FAILED", "The file cannot be read: Input/output error."),
-        "left/good.jpg": ("DETECTING", None),
-    }
+    drive.broken.clear()
+    assert await comes_anew(studio) == ["The file cannot be read: Input/output error.", None]
+    await worker.run_once()
+    assert await studio.rows("SELECT count(*) FROM photos WHERE state = 'DETECTING'") == [(1,)]
+
+
+@pytest.mark.parametrize("observer", ["native", "polling"])
+@pytest.mark.parametrize("content", [PICTURE, PICTURE.replace(b"photo", b"other")])
+async def test_a_file_that_was_gone_and_comes_back_is_a_new_photo(
+    start_studio: StartStudio, observer: str, content: bytes
+) -> None:
+    studio = await start_studio(capture_observer=observer, capture_poll_seconds=0.1)
+    worker = worker_of(studio, Tasks(), on_missed=studio.capture.watcher.missed)
+    path = await drop(studio, "a.jpg", PICTURE)
+    await settled(studio)
+    times = path.stat()
+    aside = path.rename(studio.root.parent / "aside.jpg")
+    await worker.run_once()
+    assert await photos(studio) == {"left/a.jpg": ("FAILED", FILE_GONE)}
+    aside.write_bytes(content)
+    # As a drive that was away brings it back: nothing but its content tells that it is another.
+    os.utime(aside, ns=(times.st_atime_ns, times.st_mtime_ns))
+    aside.rename(path)
+    assert await comes_anew(studio) == [FILE_GONE, None]
+    await worker.run_once()
+    digest = hashlib.sha256(content).hexdigest()
+    assert await studio.rows("SELECT sha256 FROM photos WHERE state = 'DETECTING'") == [(digest,)]
+
+
+async def test_a_file_that_was_missed_is_looked_for_again(studio: Studio) -> None:
+    """Where it is back before that is written, and nobody tells of it."""
+    store = PostgresDetectionStore(studio.capture.changes)
+    await drop(studio, "a.jpg", PICTURE)
+    await settled(studio)
+    [(photo_id,)] = await studio.rows("SELECT id FROM photos")
+    await store.settle(photo_id, missed(FILE_GONE))
+    studio.capture.watcher.missed(b"left/a.jpg")
+    assert await comes_anew(studio) == [FILE_GONE, None]
+
+
+async def settled(studio: Studio) -> None:
+    """Wait until the watcher has looked at all that is there."""
+
+    async def check() -> bool:
+        watcher = studio.capture.watcher
+        return bool(watcher._known) and not watcher.pending
+
+    await until(check)
+
+
+async def comes_anew(studio: Studio) -> list[str | None]:
+    """Wait until there are two photos; return why either could not be looked at."""
+
+    async def check() -> list[str | None] | None:
+        found = [error for (error,) in await studio.rows("SELECT error FROM photos ORDER BY seen_at")]
+        return found if len(found) == 2 else None
+
+    found: list[str | None] = await until(check)
+    return found
 
 
 def rename(path: Path, name: str) -> SeenFile:
@@ -332,10 +438,10 @@ async def test_a_photo_that_is_renamed_while_it_waits_is_looked_at(studio: Studi
     store = PostgresDetectionStore(studio.capture.changes)
     await renamed(studio, await drop(studio, "a.jpg"), "b.jpg")
     [(photo_id,)] = await studio.rows("SELECT id FROM photos")
-    assert not await store.settle(photo_id, failed(FILE_GONE), file=b"left/a.jpg")
+    assert not await store.settle(photo_id, missed(FILE_GONE), file=b"left/a.jpg")
     assert await photos(studio) == {"left/b.jpg": ("WAITING", None)}
     # Looked for before the watcher has found it under its new name, it comes anew.
-    assert await store.settle(photo_id, failed(FILE_GONE), file=b"left/b.jpg")
+    assert await store.settle(photo_id, missed(FILE_GONE), file=b"left/b.jpg")
     await renamed(studio, studio.root / "left" / "b.jpg", "c.jpg")
     assert await photos(studio) == {"left/b.jpg": ("FAILED", FILE_GONE), "left/c.jpg": ("WAITING", None)}
 

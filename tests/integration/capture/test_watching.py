@@ -1,6 +1,7 @@
 """Files of every kind of ill manners that land in the folders of cameras."""
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from services.monitoring.capture.watching import service
+from services.monitoring.capture.watching import files, service
+from services.monitoring.capture.watching.domain import FileStamp
+from services.monitoring.capture.watching.files import hash_file
 from tests.integration.capture.conftest import StartStudio, Studio, until
 
 pytestmark = pytest.mark.timeout(120)
@@ -320,3 +323,40 @@ async def test_a_full_camera_that_is_disabled_keeps_no_other_from_being_looked_i
     (studio.root / "right" / "a.jpg").write_bytes(picture())
     assert [path for path, _, _ in await taken(studio, 1)] == ["right/a.jpg"]
     await looked(studio)
+
+
+@BOTH
+async def test_a_file_that_the_drive_does_not_give_for_a_while_is_told_of_and_taken_when_it_does(
+    start_studio: StartStudio, observer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_LONGEST_PAUSE_SECONDS", 0.2)
+    broken = {b"left/a.jpg"}
+
+    def stumbling(root: Path, file: bytes, stamp: FileStamp) -> str:
+        if file in broken:
+            raise OSError(errno.EIO, "Input/output error")
+        return hash_file(root, file, stamp)
+
+    monkeypatch.setattr(files, "hash_file", stumbling)
+    studio = await begin(start_studio, observer)
+    (studio.root / "left").mkdir()
+    (studio.root / "left" / "a.jpg").write_bytes(picture())
+    (studio.root / "left" / "b.jpg").write_bytes(picture("blue"))
+    http = studio.http()
+
+    async def said() -> str | None:
+        found = (await http.get("/cameras")).json()["items"]
+        return str([found[0]["status"], found[0]["message"]]) if found and found[0]["last_file_at"] else None
+
+    async def told() -> bool:
+        return await said() == "['online', '1 file cannot be read: Input/output error']"
+
+    await until(told)
+    assert await photos(studio) == [("left/b.jpg", "WAITING", None)]
+    broken.clear()
+    assert [path for path, _, _ in await taken(studio, 2)] == ["left/b.jpg", "left/a.jpg"]
+
+    async def untold() -> bool:
+        return await said() == "['online', None]"
+
+    await until(untold)

@@ -40,7 +40,7 @@ class CameraRecord:
 
 
 def judge(
-    trouble: str | None, last_file_at: datetime | None, now: datetime, offline_seconds: float
+    trouble: str | None, last_file_at: datetime | None, now: datetime, offline_seconds: float, note: str | None = None
 ) -> tuple[CameraStatus, str | None]:
     """Return the state of a camera, and why it is so.
 
@@ -49,11 +49,12 @@ def judge(
         last_file_at: When its newest photo was seen.
         now: The present.
         offline_seconds: How long no photo must have come for it to be offline.
+        note: What else there is to say.
     """
     if trouble is not None:
         return CameraStatus.ERROR, trouble
     if last_file_at is None:
-        return CameraStatus.UNKNOWN, None
+        return CameraStatus.UNKNOWN, note
     if (now - last_file_at).total_seconds() > offline_seconds:
-        return CameraStatus.OFFLINE, f"No photo for {offline_seconds:g} s"
-    return CameraStatus.ONLINE, None
+        return CameraStatus.OFFLINE, "; ".join(one for one in (f"No photo for {offline_seconds:g} s", note) if one)
+    return CameraStatus.ONLINE, note

@@ -36,12 +36,15 @@ class CameraStore(Protocol):
         """Switch one on or off, and tell of it where that changes it; None where there is no such."""
         ...
 
-    async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float) -> int:
-        """Write the state of each where it has changed, and tell of it; nothing where another replica does that.
+    async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float, notes: Mapping[str, str]) -> int:
+        """Write the state of each where it has changed, and tell of it; what is said of it as well, untold.
+
+        Nothing where another replica does that.
 
         Args:
             troubles: What keeps folders from being read, by camera.
             offline_seconds: How long no photo must have come for a camera to be offline.
+            notes: What else there is to say, by camera.
 
         Returns:
             How many have changed.

@@ -57,6 +57,8 @@ class PhotoFiles:
 
         A row that went while its file is only out of reach, or bears another time, would make it a new photo.
         """
+        if kept.missed:
+            return False
         try:
             stamp = stamp_of(self._root, kept.file)
         except OSError:

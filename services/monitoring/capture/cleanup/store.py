@@ -17,12 +17,14 @@ class KeptFile:
         file: Its place below the root, as the file system names it.
         size: Its bytes.
         modified_ns: When it was changed last.
+        missed: Whether it was out of reach when it was to be looked at: what is there now belongs to another photo.
     """
 
     photo_id: UUID
     file: bytes
     size: int
     modified_ns: int
+    missed: bool = False
 
 
 class ForgettingStore(Protocol):

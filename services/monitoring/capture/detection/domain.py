@@ -46,12 +46,19 @@ class DetectionOutcome:
         detections: What was found on it one by one.
         error: Why nobody could look at it; None where somebody did.
         stored_path: Where the photo lies in storage; empty where it does not.
+        missed: Whether its content was out of reach: should it come again, it is a new photo.
     """
 
     findings: Mapping[str, Any] | None = None
     detections: Sequence[DetectionFound] = ()
     error: str | None = None
     stored_path: str = ""
+    missed: bool = False
+
+
+def missed(sentence: str) -> DetectionOutcome:
+    """Return that nobody could look at a photo because its content was out of reach."""
+    return DetectionOutcome(error=sentence[:_MOST_ERROR_CHARS], missed=True)
 
 
 def failed(sentence: str) -> DetectionOutcome:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,12 +25,13 @@ from services.monitoring.capture.detection.domain import (
     FILE_TOO_LARGE,
     DetectionOutcome,
     failed,
+    missed,
     outcome_of,
 )
 from services.monitoring.capture.detection.store import DetectionStore
 from services.monitoring.capture.outages import Outage
 from services.monitoring.capture.photos.domain import PhotoRecord
-from services.monitoring.capture.watching.files import FileChangedError, is_away, read_photo
+from services.monitoring.capture.watching.files import FileChangedError, is_away, passes, read_photo, reason_of
 
 _log = get_logger(__name__)
 
@@ -45,8 +44,10 @@ _ASK_SECONDS = 2.0
 _AWAY = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.EXHAUSTED})
 # So often a photo is tried that a service fails at; then it gives way to the others.
 _MOST_TRIES = 5
-# Errors of a file itself, beside those of rights: a link is in the place of a folder.
-_OF_THE_FILE = frozenset({errno.ELOOP, errno.ENOTDIR})
+# A file that the drive does not give is tried so often, after 1 s, 2 s, 4 s and so on: for four minutes. Then the photo
+# is given up, so that its batch is judged, and the watcher goes on trying: what it can read is a new photo.
+_MOST_READS = 10
+_LONGEST_PAUSE_SECONDS = 60.0
 
 _PHOTOS = metrics.counter("capture_photos", "Photos that were looked at, by outcome", ("outcome",))
 
@@ -73,6 +74,7 @@ class DetectionWorker:
         at_once: How many photos are looked at at the same time.
         most_bytes: Largest file that is handed over.
         on_detected: Called with each photo whose findings were written.
+        on_missed: Called with each file whose content was out of reach, after which it may come again.
         clock: Monotonic seconds.
     """
 
@@ -85,6 +87,7 @@ class DetectionWorker:
         at_once: int,
         most_bytes: int,
         on_detected: Callable[[], None] = lambda: None,
+        on_missed: Callable[[bytes], None] = lambda _file: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -93,11 +96,14 @@ class DetectionWorker:
         self._at_once = at_once
         self._most_bytes = most_bytes
         self._on_detected = on_detected
+        self._on_missed = on_missed
         self._clock = clock
         # When each photo under way is asked for next; an event makes that at once.
         self._due: dict[UUID, float] = {}
         # Times that a photo met an error that may be of the photo.
         self._tries: Counter[UUID] = Counter()
+        # How often a file was not given, and when it is read again.
+        self._unread: dict[UUID, tuple[int, float]] = {}
         self.outage = Outage("photos")
         self._wake = asyncio.Event()
         self.loop = Loop("detection_worker", self.run_once, _INTERVAL_SECONDS, wake=self._wake)
@@ -137,7 +143,8 @@ class DetectionWorker:
         if room <= 0:
             return False
         # Read one after the other: a photo may be large.
-        photos = await self._store.waiting(room)
+        later = [one for one, (_, at) in self._unread.items() if at > now]
+        photos = await self._store.waiting(room, later)
         for photo in photos:
             await self._hand_over(photo)
         return len(photos) == room and len(self._due) < self._at_once
@@ -146,11 +153,13 @@ class DetectionWorker:
         try:
             content = await asyncio.to_thread(read_photo, self._root, photo.file, photo.sha256, self._most_bytes)
         except FileChangedError:
-            await self._write(photo.id, failed(FILE_TOO_LARGE if photo.size > self._most_bytes else FILE_REPLACED))
+            too_large = photo.size > self._most_bytes
+            await self._write_unread(photo, failed(FILE_TOO_LARGE) if too_large else missed(FILE_REPLACED))
             return
         except OSError as error:
-            await self._write_unread(photo, error)
+            await self._not_read(photo, error)
             return
+        self._unread.pop(photo.id, None)
         try:
             task = await self._tasks.create(photo.id, content, photo.path[:255])
         except MeshError as error:
@@ -173,22 +182,30 @@ class DetectionWorker:
         await self._store.handed_over(photo.id)
         self._due[photo.id] = self._clock() + _ASK_SECONDS
 
-    async def _write_unread(self, photo: PhotoRecord, error: OSError) -> None:
-        """Write that a file cannot be read, where that is not of the drive."""
+    async def _not_read(self, photo: PhotoRecord, error: OSError) -> None:
+        """Wait for a file that cannot be read; or write that it cannot be, where that does not pass."""
         if await asyncio.to_thread(is_away, self._root):
             # A drive that comes back has them all.
             raise unavailable("The folder of the cameras is not there", reason="CAMERA_ROOT_AWAY") from None
         if isinstance(error, FileNotFoundError):
             # Not where the watcher has found it under another name meanwhile.
-            await self._write(photo.id, failed(FILE_GONE), file=photo.file)
+            await self._write_unread(photo, missed(FILE_GONE), file=photo.file)
             return
-        reason = os.strerror(error.errno) if error.errno else "it is no plain file"
-        if not isinstance(error, PermissionError) and error.errno not in _OF_THE_FILE:
-            self._tries[photo.id] += 1
-            if self._tries[photo.id] < _MOST_TRIES:
-                raise unavailable(f"A file cannot be read: {reason}", reason="CAMERA_FILE_UNREAD") from None
-            del self._tries[photo.id]
-        await self._write(photo.id, failed(f"The file cannot be read: {reason}."))
+        if not passes(error):
+            await self._write_unread(photo, failed(f"The file cannot be read: {reason_of(error)}."))
+            return
+        reads = self._unread.get(photo.id, (0, 0.0))[0] + 1
+        if reads == 1:
+            _log.warning("photo_unread", photo_id=str(photo.id), path=photo.path, cause=reason_of(error))
+        if reads < _MOST_READS:
+            self._unread[photo.id] = reads, self._clock() + min(2.0 ** (reads - 1), _LONGEST_PAUSE_SECONDS)
+            return
+        await self._write_unread(photo, missed(f"The file cannot be read: {reason_of(error)}."))
+
+    async def _write_unread(self, photo: PhotoRecord, outcome: DetectionOutcome, *, file: bytes | None = None) -> None:
+        self._unread.pop(photo.id, None)
+        if await self._write(photo.id, outcome, file=file) and outcome.missed:
+            self._on_missed(photo.file)
 
     async def _ask(self, photo_id: UUID) -> None:
         """Ask for the task of a photo, and write down what it found if it has ended."""
@@ -203,9 +220,10 @@ class DetectionWorker:
             await self._write(photo_id, outcome)
             self._due.pop(photo_id, None)
 
-    async def _write(self, photo_id: UUID, outcome: DetectionOutcome, *, file: bytes | None = None) -> None:
+    async def _write(self, photo_id: UUID, outcome: DetectionOutcome, *, file: bytes | None = None) -> bool:
+        """Write what became of a photo; whether it was written now."""
         if not await self._store.settle(photo_id, outcome, file=file):
-            return
+            return False
         word = "detected" if outcome.error is None else "failed"
         _PHOTOS.labels(word).inc()
         if outcome.error is None:
@@ -213,6 +231,7 @@ class DetectionWorker:
             self._on_detected()
         else:
             _log.warning("photo_not_detected", photo_id=str(photo_id), error=outcome.error)
+        return True
 
 
 def _sentence(error: MeshError) -> str:

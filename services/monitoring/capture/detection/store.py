@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 from uuid import UUID
 
@@ -13,8 +13,8 @@ from services.monitoring.capture.photos.domain import PhotoRecord
 class DetectionStore(Protocol):
     """Photos on their way through detection, as rows."""
 
-    async def waiting(self, most: int) -> Sequence[PhotoRecord]:
-        """Return so many photos that nobody looks at yet, in the order in which they were seen."""
+    async def waiting(self, most: int, but: Collection[UUID]) -> Sequence[PhotoRecord]:
+        """Return so many photos that nobody looks at yet, in the order in which they were seen; without some."""
         ...
 
     async def under_way(self) -> Sequence[UUID]:

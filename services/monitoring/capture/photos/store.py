@@ -22,7 +22,7 @@ class PhotoStore(Protocol):
         ...
 
     async def known_files(self, files: Collection[bytes]) -> Mapping[bytes, tuple[int, int]]:
-        """Return size and time of change that files had when they were seen last; those never seen are left out."""
+        """Return size and time of change that files had when they were seen last; not of those unseen or missed."""
         ...
 
     async def other_files(self, seen: Sequence[SeenFile]) -> Sequence[tuple[bytes, bytes]]:

@@ -23,6 +23,7 @@ _ADD = "INSERT INTO cameras (id) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHIN
 # Locked in one order, so that replicas that judge at once do not wait for each other in a circle.
 _JUDGED = f"SELECT {_COLUMNS}, now() FROM cameras ORDER BY id FOR UPDATE"  # noqa: S608 -- fixed names
 _TURN = "UPDATE cameras SET previous_status = status, status = %s, message = %s WHERE id = %s"
+_SAY = "UPDATE cameras SET message = %s WHERE id = %s"
 
 
 class PostgresCameraStore:
@@ -89,8 +90,8 @@ class PostgresCameraStore:
         await self._changes.db.retrying(body)
         return await self.find_camera(camera_id)
 
-    async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float) -> int:
-        """Write the state of each where it has changed, and tell of it, unless another does; return how many."""
+    async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float, notes: Mapping[str, str]) -> int:
+        """Write the state of each, and what is said of it, unless another does; return how many states have changed."""
 
         async def body() -> int:
             changed = 0
@@ -100,8 +101,12 @@ class PostgresCameraStore:
                     return 0
                 for *row, now in await (await change.conn.execute(_JUDGED)).fetchall():
                     camera = _camera(row)
-                    status, message = judge(troubles.get(camera.id), camera.last_file_at, now, offline_seconds)
+                    status, message = judge(
+                        troubles.get(camera.id), camera.last_file_at, now, offline_seconds, notes.get(camera.id)
+                    )
                     if status is camera.status:
+                        if message != camera.message:
+                            await change.conn.execute(_SAY, (message, camera.id))
                         continue
                     await change.conn.execute(_TURN, (status.value, message, camera.id))
                     change.announce(

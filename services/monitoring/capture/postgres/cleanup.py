@@ -17,16 +17,16 @@ p.deleted_at IS NULL AND p.state IN ('DETECTED', 'FAILED')
     AND NOT (%s AND EXISTS (SELECT FROM photo_runs r WHERE r.photo_id = p.id AND r.state IN ('WAITING', 'RUNNING')))
 """
 _OLD = f"""
-SELECT p.id, p.file, p.size, p.modified_ns FROM photos p
+SELECT p.id, p.file, p.size, p.modified_ns, p.missed FROM photos p
 WHERE p.seen_at < now() - %s * interval '1 second' AND {_JUDGED} ORDER BY p.seen_at, p.id LIMIT %s
 """  # noqa: S608 -- fixed texts
 _EXCESS = f"""
-SELECT p.id, p.file, p.size, p.modified_ns FROM (
+SELECT p.id, p.file, p.size, p.modified_ns, p.missed FROM (
     SELECT *, sum(size) OVER (ORDER BY seen_at DESC, id DESC) AS newer FROM photos WHERE deleted_at IS NULL) p
 WHERE p.newer > %s AND {_JUDGED} ORDER BY p.seen_at, p.id LIMIT %s
 """  # noqa: S608 -- fixed texts
 _HIDDEN = """
-SELECT id, file, size, modified_ns FROM photos WHERE deleted_at IS NOT NULL AND id > %s ORDER BY id LIMIT %s
+SELECT id, file, size, modified_ns, missed FROM photos WHERE deleted_at IS NOT NULL AND id > %s ORDER BY id LIMIT %s
 """
 _EVENTS = """
 DELETE FROM events WHERE id IN (
@@ -109,4 +109,4 @@ class PostgresForgettingStore:
     async def _files(self, query: str, *values: Any) -> Sequence[KeptFile]:
         async with self._changes.db.connection() as conn:
             cursor = await conn.execute(query, values)
-            return [KeptFile(one, bytes(file), size, at) for one, file, size, at in await cursor.fetchall()]
+            return [KeptFile(one, bytes(file), *rest) for one, file, *rest in await cursor.fetchall()]

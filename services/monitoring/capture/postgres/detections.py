@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from uuid import UUID
 
 from atelier.events.v1 import live_pb2
@@ -17,7 +17,7 @@ from services.monitoring.capture.postgres.runs import NEW_RUN
 
 _WAITING = f"""
 SELECT {COLUMNS} FROM photos
-WHERE state = 'WAITING' AND deleted_at IS NULL ORDER BY seen_at, id LIMIT %s
+WHERE state = 'WAITING' AND deleted_at IS NULL AND id <> ALL(%s) ORDER BY seen_at, id LIMIT %s
 """  # noqa: S608 -- fixed names
 _UNDER_WAY = "SELECT id FROM photos WHERE state = 'DETECTING' ORDER BY seen_at, id"
 _HANDED_OVER = "UPDATE photos SET state = 'DETECTING', task_id = id WHERE id = %s AND state = 'WAITING'"
@@ -25,7 +25,7 @@ _LOCK = f"""
 SELECT {COLUMNS} FROM photos
 WHERE id = %s AND state IN ('WAITING', 'DETECTING') AND file = coalesce(%s, file) FOR UPDATE
 """  # noqa: S608 -- fixed names
-_FAILED = "UPDATE photos SET state = 'FAILED', error = %s WHERE id = %s"
+_FAILED = "UPDATE photos SET state = 'FAILED', error = %s, missed = %s WHERE id = %s"
 _DETECTED = """
 UPDATE photos SET state = 'DETECTED', task_id = id, findings = %s, detected_at = clock_timestamp() WHERE id = %s
 RETURNING detected_at
@@ -48,10 +48,10 @@ class PostgresDetectionStore:
         self._changes = changes
         self._runs = runs
 
-    async def waiting(self, most: int) -> Sequence[PhotoRecord]:
-        """Return photos that nobody looks at yet, in the order in which they were seen."""
+    async def waiting(self, most: int, but: Collection[UUID]) -> Sequence[PhotoRecord]:
+        """Return photos that nobody looks at yet, in the order in which they were seen; without some."""
         async with self._changes.db.connection() as conn:
-            cursor = await conn.execute(_WAITING, (most,))
+            cursor = await conn.execute(_WAITING, (list(but), most))
             return [photo(row) for row in await cursor.fetchall()]
 
     async def under_way(self) -> Sequence[UUID]:
@@ -77,7 +77,7 @@ class PostgresDetectionStore:
                 if row is None:
                     return False
                 if outcome.error is not None:
-                    await change.conn.execute(_FAILED, (outcome.error, photo_id))
+                    await change.conn.execute(_FAILED, (outcome.error, outcome.missed, photo_id))
                 else:
                     await self._write(change, photo(row), outcome)
                     if self._runs and outcome.stored_path:

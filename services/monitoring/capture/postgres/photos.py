@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any
 from uuid import UUID, uuid4
 
-from services.monitoring.capture.detection.domain import FILE_GONE
 from services.monitoring.capture.pages import PageFound, PageWanted
 from services.monitoring.capture.photos.domain import (
     DetectionRecord,
@@ -28,19 +27,19 @@ _WANTED = (
 )
 # Of the contents that a file has had, the one that was looked at last.
 _KNOWN = """
-SELECT DISTINCT ON (file) file, size, modified_ns FROM photos WHERE file = ANY(%s::bytea[])
+SELECT DISTINCT ON (file) file, size, modified_ns FROM photos WHERE file = ANY(%s::bytea[]) AND NOT missed
 ORDER BY file, modified_ns DESC
 """
-# What was looked for under its former name and given up is not this photo any more, because nobody has looked at it.
+# What was missed under its former name is not this photo any more, because nobody has looked at it.
 _OTHERS = """
 SELECT s.file, p.file FROM unnest(%s::bytea[], %s::text[], %s::text[]) AS s (file, camera_id, sha256)
 JOIN photos p ON p.camera_id = s.camera_id AND p.sha256 = s.sha256 AND p.file <> s.file
-WHERE s.sha256 <> '' AND p.error IS DISTINCT FROM %s
+WHERE s.sha256 <> '' AND NOT p.missed
 """
 _MOVE = """
 UPDATE photos SET file = %(file)s, path = %(path)s, modified_ns = %(modified_ns)s
-WHERE file = %(moved_from)s AND sha256 = %(sha256)s AND error IS DISTINCT FROM %(given_up)s
-    AND NOT EXISTS (SELECT FROM photos o WHERE o.file = %(file)s AND o.sha256 = %(sha256)s)
+WHERE file = %(moved_from)s AND sha256 = %(sha256)s AND NOT missed
+    AND NOT EXISTS (SELECT FROM photos o WHERE o.file = %(file)s AND o.sha256 = %(sha256)s AND NOT o.missed)
 """
 # Whoever gathers the photos of a camera waits, or is waited for: a photo that is seen before the end of its batch is
 # there at that end. Replicas that take the same files wait here as well, in one order, and not on each other's rows.
@@ -54,7 +53,7 @@ WITH taken AS (
         %(modified)s::bigint[], %(hashes)s::text[], %(errors)s::text[])
         WITH ORDINALITY AS s (id, camera_id, file, path, size, modified_ns, sha256, error, n)
     ORDER BY s.n
-    ON CONFLICT (file, sha256) DO UPDATE SET modified_ns = excluded.modified_ns, size = excluded.size
+    ON CONFLICT (file, sha256) WHERE NOT missed DO UPDATE SET modified_ns = excluded.modified_ns, size = excluded.size
     RETURNING p.id, p.camera_id, p.seen_at
 ), newest AS (
     SELECT camera_id, max(seen_at) AS seen_at FROM taken WHERE id = ANY(%(ids)s::uuid[]) GROUP BY camera_id
@@ -112,14 +111,14 @@ class PostgresPhotoStore:
         return PageFound(found, total)
 
     async def known_files(self, files: Collection[bytes]) -> Mapping[bytes, tuple[int, int]]:
-        """Return size and time of change that files had when they were seen last; those never seen are left out."""
+        """Return size and time of change that files had when they were seen last; not of those unseen or missed."""
         async with self._changes.db.connection() as conn:
             cursor = await conn.execute(_KNOWN, (list(files),))
             return {bytes(file): (size, modified) for file, size, modified in await cursor.fetchall()}
 
     async def other_files(self, seen: Sequence[SeenFile]) -> Sequence[tuple[bytes, bytes]]:
         """Return files with others of the same camera that had the same content when they were seen last."""
-        values = ([one.file for one in seen], [one.camera_id for one in seen], [one.sha256 for one in seen], FILE_GONE)
+        values = ([one.file for one in seen], [one.camera_id for one in seen], [one.sha256 for one in seen])
         async with self._changes.db.connection() as conn:
             cursor = await conn.execute(_OTHERS, values)
             return [(bytes(file), bytes(other)) for file, other in await cursor.fetchall()]
@@ -147,7 +146,6 @@ class PostgresPhotoStore:
             "modified_ns": one.modified_ns,
             "sha256": one.sha256,
             "moved_from": moved_from,
-            "given_up": FILE_GONE,
         }
         return bool((await conn.execute(_MOVE, values)).rowcount)
 

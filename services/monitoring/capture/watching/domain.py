@@ -56,12 +56,18 @@ class PhotoCandidate:
         closed: Whether who wrote it has closed it.
         stamp: What it was known by when it was looked at last.
         looked_into: What it was known by when its first and last bytes were read last.
+        unread: Why it could not be read; empty where it was not tried, or could be.
+        reads: How often it could not be.
+        again_at: When it is read again, in monotonic seconds.
     """
 
     since: float
     closed: bool
     stamp: FileStamp | None = None
     looked_into: FileStamp | None = None
+    unread: str = ""
+    reads: int = 0
+    again_at: float = 0.0
 
 
 def is_photo_name(name: bytes) -> bool:

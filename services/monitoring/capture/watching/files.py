@@ -5,6 +5,7 @@ All of it blocks, and is called in threads.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -157,6 +158,16 @@ def trouble_of(error: OSError) -> str:
         return NOT_THERE
     reason = os.strerror(error.errno) if error.errno else type(error).__name__
     return f"Its folder cannot be read: {reason}"
+
+
+def passes(error: OSError) -> bool:
+    """Whether a file that cannot be read now can perhaps be read later: not a link, and not what is behind one."""
+    return error.errno is not None and error.errno not in {errno.ELOOP, errno.ENOTDIR}
+
+
+def reason_of(error: OSError) -> str:
+    """Return why a file cannot be read."""
+    return os.strerror(error.errno) if error.errno else "it is no plain file"
 
 
 def is_away(root: Path) -> bool:

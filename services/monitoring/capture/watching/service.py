@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _MOST_FOUND = 5000
 _ASKED_AT_ONCE = 500
 _TAKEN_AT_ONCE = 64
 _MOST_REFUSED_TOLD = 1000
+# A file that the drive does not give is read again after 1 s, 2 s, 4 s and so on.
+_LONGEST_PAUSE_SECONDS = 300.0
 _NO_PICTURE = "Its content is none of JPEG, PNG, WebP and TIFF"
 
 
@@ -134,6 +137,10 @@ class FileWatcher:
             self._candidates[file] = PhotoCandidate(self._clock(), closed)
             self._wake.set()
 
+    def missed(self, file: bytes) -> None:
+        """Note that a file was out of reach when it was to be looked at: it may be there by now, or come again."""
+        self.file_changed(file, closed=False)
+
     def folder_came(self, folder: bytes) -> None:
         """Note that a folder came."""
         self._folders.add(folder)
@@ -170,7 +177,7 @@ class FileWatcher:
             raise
         more |= await self._take()
         await self._judge()
-        if self._candidates and not more:
+        if not more and any(not one.unread for one in self._candidates.values()):
             # One at a time: each would have the next one made, and what the kernel tells makes further ones.
             if self._again is not None:
                 self._again.cancel()
@@ -249,7 +256,8 @@ class FileWatcher:
             for file, stamp in part:
                 if rows.get(file) == (stamp.size, stamp.modified_ns) and file not in self._known:
                     self._known[file] = stamp.packed()
-                elif file not in self._candidates:
+                elif (one := self._candidates.get(file)) is None or (one.unread and one.stamp != stamp):
+                    # New, or changed since it could not be read.
                     self._candidates[file] = PhotoCandidate(self._clock(), closed=False)
         for place in found.refused:
             if place not in self._refused and len(self._refused) < _MOST_REFUSED_TOLD:
@@ -266,7 +274,9 @@ class FileWatcher:
         ready, gone = await asyncio.to_thread(self._sort, wanted)
         for file in gone:
             self._drop(file, wanted[file])
-        read = await asyncio.to_thread(self._read, ready)
+        read, unread = await asyncio.to_thread(self._read, ready)
+        for file, reason in unread:
+            self._wait(file, wanted[file], reason)
         seen = [one for _, one, _ in read if one is not None]
         if seen:
             moved = await self._moved(seen)
@@ -280,6 +290,14 @@ class FileWatcher:
                 self._known[file] = stamp.packed()
             self._drop(file, wanted[file])
         return len(ready) == _TAKEN_AT_ONCE
+
+    def _wait(self, file: bytes, candidate: PhotoCandidate, reason: str) -> None:
+        """Have a file that cannot be read wait, and tell of it once."""
+        if candidate.unread != reason:
+            _log.warning("photo_unread", path=shown(file), cause=reason)
+        candidate.unread = reason
+        candidate.again_at = self._clock() + min(2.0**candidate.reads, _LONGEST_PAUSE_SECONDS)
+        candidate.reads += 1
 
     def _is_taken(self, file: bytes) -> bool:
         return camera_of(file.partition(b"/")[0]) not in self._disabled
@@ -297,6 +315,8 @@ class FileWatcher:
         for file, one in sorted(wanted.items(), key=lambda pair: not pair[1].closed):
             if len(ready) == _TAKEN_AT_ONCE:
                 break
+            if one.again_at > self._clock():
+                continue
             stamp = files.stamp_of(self.root, file)
             if stamp is None or self._known.get(file) == stamp.packed():
                 gone.append(file)
@@ -323,9 +343,21 @@ class FileWatcher:
         one.looked_into = stamp
         return False
 
-    def _read(self, wanted: Sequence[bytes]) -> list[tuple[bytes, SeenFile | None, FileStamp | None]]:
-        """Return what each file holds, None where there is nothing to write; blocks."""
-        return [(file, *found) for file in wanted if (found := self._read_one(file)) is not None]
+    def _read(
+        self, wanted: Sequence[bytes]
+    ) -> tuple[list[tuple[bytes, SeenFile | None, FileStamp | None]], list[tuple[bytes, str]]]:
+        """Return what each file holds, None where there is nothing to write, and which cannot be read now; blocks."""
+        read: list[tuple[bytes, SeenFile | None, FileStamp | None]] = []
+        unread: list[tuple[bytes, str]] = []
+        for file in wanted:
+            try:
+                found = self._read_one(file)
+            except OSError as error:
+                unread.append((file, files.reason_of(error)))
+                continue
+            if found is not None:
+                read.append((file, *found))
+        return read, unread
 
     def _read_one(self, file: bytes) -> tuple[SeenFile | None, FileStamp | None] | None:
         camera = camera_of(file.partition(b"/")[0])
@@ -345,7 +377,9 @@ class FileWatcher:
         except (files.FileChangedError, FileNotFoundError):
             return None  # it stays a candidate: somebody writes it, or the next look finds it gone
         except OSError as caught:
-            error = f"Its file cannot be read: {os.strerror(caught.errno) if caught.errno else caught}"
+            if files.passes(caught):
+                raise
+            error = f"Its file cannot be read: {files.reason_of(caught)}"
         if error is not None:
             _log.warning("photo_refused", path=shown(file), cause=error)
         return SeenFile(camera, file, stamp.size, stamp.modified_ns, sha256, error), stamp
@@ -365,7 +399,21 @@ class FileWatcher:
         """Write how cameras are."""
         if self._clock() - self._judged_at < _JUDGE_SECONDS:
             return
-        changed = await self._cameras.judge_all(self._troubles, self.limits.offline_seconds)
+        changed = await self._cameras.judge_all(self._troubles, self.limits.offline_seconds, self._notes())
         self._judged_at = self._clock()
         if changed:
             _log.info("cameras_changed", count=changed, troubles=len(self._troubles))
+
+    def _notes(self) -> dict[str, str]:
+        """Return what is to be said of cameras whose folder can be read, and files in it cannot."""
+        counts: Counter[str] = Counter()
+        reasons: dict[str, str] = {}
+        for file, one in self._candidates.items():
+            camera = camera_of(file.partition(b"/")[0]) if one.unread else None
+            if camera is not None:
+                counts[camera] += 1
+                reasons.setdefault(camera, one.unread)
+        return {
+            camera: f"{count} {'file' if count == 1 else 'files'} cannot be read: {reasons[camera]}"
+            for camera, count in counts.items()
+        }
