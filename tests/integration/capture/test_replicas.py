@@ -36,17 +36,17 @@ async def test_one_replica_at_a_time_says_how_cameras_are(quiet: Studio) -> None
     first, second = (PostgresCameraStore(quiet.capture.changes) for _ in range(2))
     await first.add_cameras(["left"])
     for _ in range(3):
-        assert (await first.judge_all({"left": "there is no such folder"}, 60), await status(quiet)) in {
+        assert (await first.judge_all({"left": "there is no such folder"}, 60, {}), await status(quiet)) in {
             (1, "error"),
             (0, "error"),
         }
-        assert (await second.judge_all({}, 60), await status(quiet)) == (0, "error")
+        assert (await second.judge_all({}, 60, {}), await status(quiet)) == (0, "error")
     await first.judge_no_more()
-    assert (await second.judge_all({}, 60), await status(quiet)) == (1, "unknown")
-    assert (await first.judge_all({"left": "there is no such folder"}, 60), await status(quiet)) == (0, "unknown")
+    assert (await second.judge_all({}, 60, {}), await status(quiet)) == (1, "unknown")
+    assert (await first.judge_all({"left": "there is no such folder"}, 60, {}), await status(quiet)) == (0, "unknown")
     # One that was killed gives nothing back: its turn runs out.
     await quiet.rows("UPDATE leaders SET expires_at = now() WHERE work = 'cameras'")
-    assert (await first.judge_all({"left": "there is no such folder"}, 60), await status(quiet)) == (1, "error")
+    assert (await first.judge_all({"left": "there is no such folder"}, 60, {}), await status(quiet)) == (1, "error")
 
 
 async def test_what_stops_lets_the_other_judge_at_once(start_studio: StartStudio) -> None:
