@@ -14,7 +14,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from atelier.inference.v1.child_pb2 import (
@@ -132,6 +132,7 @@ class ChildSupervisor:
         on_change: Called when `ready`, `healthy` or `resident` may have changed.
         on_lost: Called with `died`, `memory`, `deadline` or `start` for every child that was lost.
         once: Whether no other child is started after the first.
+        sleep: Waits so many seconds between two starts.
         clock: Monotonic seconds.
     """
 
@@ -144,6 +145,7 @@ class ChildSupervisor:
         on_change: Callable[[], None] = lambda: None,
         on_lost: Callable[[str], None] = lambda _: None,
         once: bool = False,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._argv = list(argv)
@@ -152,6 +154,7 @@ class ChildSupervisor:
         self._on_change = on_change
         self._on_lost = on_lost
         self._once = once
+        self._sleep = sleep
         self._clock = clock
         self._state = ChildState.STOPPED
         self._failed_starts = 0
@@ -320,7 +323,7 @@ class ChildSupervisor:
             self._set_state(ChildState.BACKING_OFF)
             if self._failed_starts:
                 ceiling = min(_LAST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**self._failed_starts)
-                await asyncio.sleep(ceiling * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret
+                await self._sleep(ceiling * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret
 
     async def _one_life(self) -> tuple[bool, bool]:
         """Run one child to its end; tells whether it got ready and whether it had work when it was lost."""

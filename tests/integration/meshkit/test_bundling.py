@@ -217,14 +217,14 @@ async def test_a_server_without_bundles_is_called_plainly() -> None:
 
 
 async def test_a_server_that_goes_away_fails_all_and_keyed_calls_are_repeated(mesh: Mesh) -> None:
-    begun = asyncio.Event()
+    begun = asyncio.Semaphore(0)
     tries: dict[str, int] = {}
 
     async def behave(request: Any, context: Any) -> tasks.CreateTaskResponse:
         name = request.task.origin_reference
         tries[name] = tries.get(name, 0) + 1
         if tries[name] == 1:
-            begun.set()
+            begun.release()
             await asyncio.sleep(30)
         return _echo(request, context)
 
@@ -235,8 +235,8 @@ async def test_a_server_that_goes_away_fails_all_and_keyed_calls_are_repeated(me
             for n in range(4)
         ]
         plain = [asyncio.ensure_future(_create(channel, f"p{n}")) for n in range(4)]
-        await begun.wait()
-        await asyncio.sleep(0.05)
+        for _ in (*keyed, *plain):  # one that has not begun would be made at the other server
+            await begun.acquire()
         address = mesh.server.address
         await mesh.server.stop(0)
         again = mesh.make(address)

@@ -113,16 +113,18 @@ async def test_a_second_answer_changes_nothing() -> None:
     assert await publishing == [PublishOutcome.STORED, PublishOutcome.NONE]
 
 
-async def test_answers_that_trickle_in_are_waited_for() -> None:
-    client = FakeClient(lambda _: None)
+async def test_answers_that_trickle_in_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, waits = FakeClient(lambda _: None), list[float]()
     publisher = await publisher_of(client, timeout_seconds=1.0)
-    publishing = asyncio.create_task(publisher.publish(messages("a", "b", "c")))
-    for index in range(3):
-        await asyncio.sleep(0.4)
-        await client.answer(client.sent[index][1], STORED)
-    assert await publishing == [PublishOutcome.STORED] * 3, (
-        "later than the limit in all, never later than it after another"
-    )
+
+    async def wait(waited: Sequence[asyncio.Future[None]], **limit: float) -> None:
+        """One answer comes within each wait, and each wait lasts to its limit."""
+        await client.answer(client.sent[len(waits)][1], STORED)
+        waits.append(limit["timeout"])
+
+    monkeypatch.setattr("meshkit.publishing.asyncio.wait", wait)
+    assert await publisher.publish(messages("a", "b", "c")) == [PublishOutcome.STORED] * 3
+    assert waits == [1.0] * 3, "later than the limit in all, never later than it after another"
 
 
 async def test_many_bytes_go_in_parts_and_the_rest_is_kept_from_a_silent_server() -> None:

@@ -36,10 +36,18 @@ class Service:
         self.invalid: set[str] = set()
         self.go = asyncio.Event()
         self.go.set()
+        self._called = asyncio.Event()
+
+    async def called(self, times: int) -> None:
+        """Wait until it was called so often."""
+        while len(self.calls) < times:
+            self._called.clear()
+            await self._called.wait()
 
     async def complete_many(self, request: CompleteManyRequest) -> CompleteManyResponse:
         jobs = [each.ref.job_id for each in request.completions]
         self.calls.append(jobs)
+        self._called.set()
         self.sessions.append(request.session_id)
         self.traces.append(tracing.current())
         await self.go.wait()
@@ -50,6 +58,12 @@ class Service:
         return CompleteManyResponse(
             outcomes=[CompletionOutcome(verdict=self.verdicts.get(job, COMPLETION_VERDICT_TAKEN)) for job in jobs]
         )
+
+
+async def turns() -> None:
+    """Let all that can go on do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 def completion(job: str, payload: str = "") -> Completion:
@@ -99,9 +113,9 @@ async def test_one_waits_for_the_other_attempts_that_the_worker_holds(
 ) -> None:
     worker.held = 3
     first = asyncio.ensure_future(sent(completions, "a"))
-    await asyncio.sleep(0.01)
+    await turns()
     second = asyncio.ensure_future(sent(completions, "b"))
-    await asyncio.sleep(0.01)
+    await turns()
     assert service.calls == []
     await asyncio.gather(first, second, sent(completions, "c"))
     assert service.calls == [["a", "b", "c"]]
@@ -129,9 +143,9 @@ async def test_those_that_are_ready_together_share_a_call(service: Service, comp
 async def test_what_becomes_ready_during_a_call_shares_the_next(service: Service, completions: Completions) -> None:
     service.go.clear()
     first = asyncio.ensure_future(sent(completions, "a"))
-    await asyncio.sleep(0.01)
+    await service.called(1)
     others = [asyncio.ensure_future(sent(completions, job)) for job in "bcd"]
-    await asyncio.sleep(0.01)
+    await turns()
     assert service.calls == [["a"]]
     service.go.set()
     await asyncio.gather(first, *others)
@@ -198,9 +212,9 @@ async def test_a_call_bears_the_trace_of_no_single_attempt(service: Service, com
 async def test_closing_cancels_who_waits(service: Service, completions: Completions) -> None:
     service.go.clear()
     task = asyncio.ensure_future(sent(completions, "a"))
-    await asyncio.sleep(0.01)
+    await service.called(1)
     queued = asyncio.ensure_future(sent(completions, "b"))
-    await asyncio.sleep(0.01)
+    await turns()
     await completions.close()
     [a], [b] = await task, await queued
     assert isinstance(a, asyncio.CancelledError)
