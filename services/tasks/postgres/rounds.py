@@ -84,6 +84,7 @@ _FIELDS = len(Candidate._fields)
 # provider since it was read is not leased. Rows are locked one at a time and changed where they were found, so that no
 # plan can read more of the table. `num_nulls` serves the same: it keeps the planner from `tasks_waiting`, by which it
 # would read the whole queue.
+# Times are the statement's: the round may have begun, and waited, before a task that it leases was made.
 _GRANT = f"""
 WITH chosen AS (
     SELECT c.*, t.place
@@ -94,7 +95,7 @@ WITH chosen AS (
 )
 UPDATE tasks t SET
     status = 'EXECUTING', attempt = t.attempt + 1, version = t.version + 1,
-    started_at = coalesce(t.started_at, now()), updated_at = now(), leased_at = now(),
+    started_at = coalesce(t.started_at, statement_timestamp()), updated_at = now(), leased_at = statement_timestamp(),
     executor_type = c.kind, executor_instance = c.name, lease_session = c.session, lease_sequence = c.sequence,
     charged = CASE WHEN t.charged > 0 THEN t.charged ELSE c.cost END, missing_since = NULL, error_category = NULL
 FROM chosen c

@@ -16,7 +16,7 @@ from services.tasks.domain import TaskRecord
 from services.tasks.postgres.rounds import CANDIDATES, PostgresRound
 from services.tasks.postgres.store import PostgresTaskStore
 from services.tasks.store import Grant, HeldRound, PollEntry
-from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, until, waits_for_lock
+from tests.integration.tasks.conftest import Mesh, StartMesh, Worker, noop, until, waits_for_lock
 
 Body = Callable[[PostgresRound], Awaitable[None]]
 
@@ -173,3 +173,17 @@ async def noted_by(mesh: Mesh, count: int) -> bool:
 async def parked(mesh: Mesh, count: int) -> bool:
     scheduler = mesh.running.maintenance._sessions._scheduler
     return len(scheduler._polls.get("inference", ())) == count
+
+
+async def test_a_task_starts_after_it_was_made_although_its_round_began_before(mesh: Mesh) -> None:
+    await mesh.execute("INSERT INTO queues VALUES ('inference', 0)")
+    worker = await mesh.worker()
+    await mesh.create()
+    async with mesh.running.database.transaction() as conn:
+        await conn.execute("SELECT FROM queues FOR UPDATE")
+        poll = asyncio.create_task(worker.lease(wait=5))
+        await until(lambda: waits_for_lock(mesh))
+        urgent = await mesh.create(noop(priority=9))
+    assert [lease.job_id for lease in await poll] == [urgent.id]
+    [times] = await mesh.rows("SELECT created_at, started_at, leased_at FROM tasks WHERE status = 'EXECUTING'")
+    assert times[0] < times[1] == times[2]
