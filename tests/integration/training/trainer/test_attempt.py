@@ -13,7 +13,7 @@ from atelier.tasks.v1.enums_pb2 import ERROR_CATEGORY_RESOURCE, ERROR_CATEGORY_V
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from meshkit.worker.handlers import Output, TaskCancelled, TaskFailed
+from meshkit.worker.handlers import Output, TaskCancelled, TaskFailed, WorkerUnfit
 from tests.integration.training.trainer.conftest import FOLDER, Owner, TrainerRig, picture
 
 CHILD_OF_PICTURES = "services.training.trainer.dataset.child"
@@ -114,7 +114,7 @@ async def test_a_training_that_is_killed_at_three_random_moments_ends_with_the_s
             assert not attempt.done()
             await asyncio.sleep(0.01)
         os.kill(pid, signal.SIGKILL)
-        with pytest.raises(TaskFailed):
+        with pytest.raises((TaskFailed, WorkerUnfit)):
             await attempt
     await rig.begin(broken)
     assert sorted(set(broken.steps)) == list(range(1, 401))
