@@ -1,4 +1,4 @@
-"""`atelier capture`: shows cameras, events and alerts, and answers alerts."""
+"""`atelier capture`: shows cameras, events and alerts, answers alerts, and removes cameras."""
 
 import json
 from collections.abc import Sequence
@@ -77,6 +77,17 @@ def acknowledge(alert_id: AlertId, tenant: Tenant = DEFAULT_TENANT, data: Data =
 def dismiss(alert_id: AlertId, tenant: Tenant = DEFAULT_TENANT, data: Data = None) -> None:
     """Say that an alert is nothing to take care of."""
     _answer(alert_id, "dismiss", tenant, data)
+
+
+@app.command("remove")
+def remove(
+    camera_id: Annotated[str, typer.Argument(help="Name of the camera.")],
+    tenant: Tenant = DEFAULT_TENANT,
+    data: Data = None,
+) -> None:
+    """Remove a camera whose folder is gone; what it has brought stays until retention takes it."""
+    with Gateway.of(DataFolder.choose(data), tenant) as gateway:
+        out.print_json(json.dumps(gateway.call("DELETE", f"{_PATH}/cameras/{segment(camera_id)}")))
 
 
 def _show(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from atelier.monitoring.v1 import (
@@ -56,6 +57,7 @@ from services.monitoring.capture.postgres.detections import PostgresDetectionSto
 from services.monitoring.capture.postgres.events import PostgresEventStore
 from services.monitoring.capture.postgres.photos import PostgresPhotoStore
 from services.monitoring.capture.postgres.runs import PostgresRunStore
+from services.monitoring.capture.watching.files import has_folder
 from services.monitoring.capture.watching.service import FileWatcher, WatchLimits
 
 if TYPE_CHECKING:
@@ -158,10 +160,10 @@ async def start(settings: CaptureSettings, stack: AsyncExitStack) -> CaptureRunt
         await supervise(stack, loops, bus, CAPTURE.role)
     parts = PartStates(
         [HealthPart("postgresql", database.ping, every_call=True), HealthPart("nats", bus.ping, essential=False)],
-        lambda: [f"loops/{name}" for name in (*loops.ailing, *_waiting(detection, hot_folder))],
+        lambda: [f"loops/{name}" for name in (*loops.ailing, *_waiting(detection, hot_folder), *_stuck(cleanup))],
     )
     camera_servicer = CameraServicer(
-        CameraDesk(cameras, access, watcher.look_again),
+        CameraDesk(cameras, access, watcher.look_again, partial(has_folder, watcher.root)),
         tenant=settings.capture_tenant,
         watcher=lambda: _watcher_state(watcher, running=_runs(loops, watcher.loop)),
         aggregator=aggregator.state,
@@ -205,6 +207,11 @@ def _add(loops: Loops, *of: DetectionWorker | HotFolder | None) -> None:
 def _waiting(*of: DetectionWorker | HotFolder | None) -> list[str]:
     """Return the names of loops that run well, but have waited for a while for a service that is away."""
     return [one.loop.name for one in of if one is not None and one.outage.lasts]
+
+
+def _stuck(cleanup: CleanupService) -> list[str]:
+    """Return the name of the loop whose files cannot be deleted."""
+    return [cleanup.loop.name] if cleanup.stuck else []
 
 
 async def _hear(bus: Bus, detection: DetectionWorker | None) -> None:

@@ -10,6 +10,13 @@ def camera_not_found(camera_id: str) -> MeshError:
     return not_found("Camera", camera_id[:255])
 
 
+def camera_has_folder(camera_id: str) -> MeshError:
+    """Build the error: a camera whose folder is there would come again at once."""
+    return MeshError(
+        ErrorKind.CONFLICT, f"The folder of camera {camera_id} is there: disable it instead", reason="CAMERA_HAS_FOLDER"
+    )
+
+
 def photo_not_found(photo_id: object) -> MeshError:
     """Build the error: no such photo for this caller."""
     return not_found("Photo", str(photo_id))

@@ -105,3 +105,43 @@ async def test_photos_are_listed_by_camera_state_and_batch(studio: Studio) -> No
     assert (shown["sha256"], shown["detections"], shown["findings"]) == (f"{2:064x}", [], None)
     assert (await http.get("/photos", params={"state": "FAILED"})).json()["items"] == []
     assert (await http.get("/photos", params={"batch_id": "none"})).status_code == 422
+
+
+async def test_a_camera_is_removed_once_its_folder_is_gone_and_comes_again_with_it(studio: Studio) -> None:
+    http = studio.http()
+    await seen(studio, "left", "a.jpg")
+    await seen(studio, "right", "a.jpg")
+    await http.post("/cameras/left/disable")
+    refused = await http.delete("/cameras/left")
+    assert (refused.status_code, refused.json()["detail"]) == (
+        409,
+        "The folder of camera left is there: disable it instead",
+    )
+    (studio.root / "left").rmdir()
+
+    async def state(camera: str) -> tuple[str, str | None] | None:
+        found = (await http.get(f"/cameras/{camera}")).json()
+        return (found["status"], found["message"]) if "status" in found else None
+
+    async def in_error() -> bool:
+        return await state("left") == ("error", "Its folder is not there")
+
+    await until(in_error)
+    for client, status in (
+        (studio.http("others"), 404),
+        (studio.http(scopes=("read",)), 403),
+        (http, 200),
+        (http, 404),
+    ):
+        assert (await client.delete("/cameras/left")).status_code == status
+    assert [one["camera_id"] for one in (await http.get("/cameras")).json()["items"]] == ["right"]
+    for answer in (await http.get("/cameras/left"), await http.post("/cameras/left/enable")):
+        assert answer.status_code == 404
+    assert (await http.get("/photos", params={"camera_id": "left"})).json()["pagination"]["total"] == 1
+    (studio.root / "left").mkdir()
+
+    async def online() -> bool:
+        return await state("left") == ("online", None)
+
+    await until(online)
+    assert (await http.get("/cameras/left")).json()["enabled"] is False, "whoever had disabled it is not overruled"

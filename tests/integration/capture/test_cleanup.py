@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from services.monitoring.capture.analysis.rules import read_rules
 from services.monitoring.capture.analysis.service import AnalysisWorker
+from services.monitoring.capture.cleanup import service
 from services.monitoring.capture.cleanup.files import PhotoFiles
 from services.monitoring.capture.cleanup.service import CleanupService
 from services.monitoring.capture.postgres.cleanup import PostgresForgettingStore
@@ -157,3 +161,70 @@ async def test_the_row_of_a_photo_that_was_missed_goes_alone(studio: Studio) -> 
     await cleanup(studio, deletes=True).run()
     assert await names(studio) == []
     assert (studio.root / "yard" / "again.jpg").exists(), "it is another photo by now"
+
+
+async def test_a_file_that_cannot_be_deleted_is_tried_again_and_its_row_stays(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("1.jpg", "2.jpg", "old.jpg"):
+        await judged(studio, name, 31)
+    tries: list[str] = []
+    unlink = Path.unlink
+
+    def refusing(path: Path, missing_ok: bool = False) -> None:
+        tries.append(path.name)
+        if path.name != "old.jpg":
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refusing)
+    monkeypatch.setattr(service, "_BATCH", 1)
+    cleaner = cleanup(studio, deletes=True)
+    with capture_logs() as logs:
+        for _ in range(2):
+            while await cleaner.run():
+                pass
+            assert cleaner.stuck
+    # What cannot be deleted keeps nothing else from being, and is neither forgotten nor hidden.
+    assert await names(studio) == [("yard/1.jpg", False), ("yard/2.jpg", False)]
+    assert sorted(tries) == ["1.jpg", "1.jpg", "2.jpg", "2.jpg", "old.jpg"]
+    told = [one for one in logs if one["event"] == "photos_not_deleted"]
+    assert [(one["count"], one["causes"]) for one in told] == [(2, ["Read-only file system"])]
+    monkeypatch.setattr(Path, "unlink", unlink)
+    while await cleaner.run():
+        pass
+    assert (await names(studio), cleaner.stuck) == ([], False)
+    assert list((studio.root / "yard").iterdir()) == []
+
+
+async def test_rows_alone_go_once_files_are_no_longer_to_be_deleted(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    await judged(studio, "old.jpg", 31)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refusing)
+        await cleanup(studio, deletes=True).run()
+        assert await names(studio) == [("yard/old.jpg", False)]
+        await cleanup(studio).run()
+    assert await names(studio) == [("yard/old.jpg", True)]
+    assert (studio.root / "yard" / "old.jpg").exists()
+    # And those that are hidden go with their files where that is wanted again.
+    await cleanup(studio, deletes=True).run()
+    assert await names(studio) == []
+    assert not (studio.root / "yard" / "old.jpg").exists()
+
+
+async def test_a_removed_camera_is_forgotten_with_the_last_that_it_has_brought(studio: Studio) -> None:
+    await judged(studio, "old.jpg", 31)
+    (studio.root / "yard" / "old.jpg").unlink()
+    (studio.root / "yard").rmdir()
+    (studio.root / "gate").mkdir()
+    http = studio.http()
+    assert (await http.delete("/cameras/yard")).json() == {"camera_id": "yard"}
+    assert (await http.get("/events")).json()["pagination"]["total"] == 1
+    await cleanup(studio).run()
+    await cleanup(studio).run()
+    assert await studio.rows("SELECT id FROM cameras") == []

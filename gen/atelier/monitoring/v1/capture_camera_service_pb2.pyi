@@ -313,6 +313,50 @@ class DisableCameraResponse(_message.Message):
 Global___DisableCameraResponse: _TypeAlias = DisableCameraResponse  # noqa: Y015
 
 @_typing.final
+class DeleteCameraRequest(_message.Message):
+    """Request of DeleteCamera."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAMERA_ID_FIELD_NUMBER: _builtins.int
+    camera_id: _builtins.str
+    """The camera."""
+    def __init__(
+        self,
+        *,
+        camera_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_id", b"camera_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteCameraRequest: _TypeAlias = DeleteCameraRequest  # noqa: Y015
+
+@_typing.final
+class DeleteCameraResponse(_message.Message):
+    """Response of DeleteCamera."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAMERA_ID_FIELD_NUMBER: _builtins.int
+    camera_id: _builtins.str
+    """The camera that was removed."""
+    def __init__(
+        self,
+        *,
+        camera_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["camera_id", b"camera_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteCameraResponse: _TypeAlias = DeleteCameraResponse  # noqa: Y015
+
+@_typing.final
 class GetCaptureStateRequest(_message.Message):
     """Request of GetCaptureState."""
 

@@ -55,6 +55,11 @@ class CameraServiceStub:
                 request_serializer=atelier_dot_monitoring_dot_v1_dot_capture__camera__service__pb2.DisableCameraRequest.SerializeToString,
                 response_deserializer=atelier_dot_monitoring_dot_v1_dot_capture__camera__service__pb2.DisableCameraResponse.FromString,
                 _registered_method=True)
+        self.DeleteCamera = channel.unary_unary(
+                '/atelier.monitoring.v1.CameraService/DeleteCamera',
+                request_serializer=atelier_dot_monitoring_dot_v1_dot_capture__camera__service__pb2.DeleteCameraRequest.SerializeToString,
+                response_deserializer=atelier_dot_monitoring_dot_v1_dot_capture__camera__service__pb2.DeleteCameraResponse.FromString,
+                _registered_method=True)
         self.GetCaptureState = channel.unary_unary(
                 '/atelier.monitoring.v1.CameraService/GetCaptureState',
                 request_serializer=atelier_dot_monitoring_dot_v1_dot_capture__camera__service__pb2.GetCaptureStateRequest.SerializeToString,
@@ -94,6 +99,14 @@ class CameraServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteCamera(self, request, context):
+        """Removes a camera whose folder is gone; should the folder come again, the camera does. Its photos, events and alerts
+        stay until retention takes them. Refused with 409 while the folder is there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCaptureState(self, request, context):
         """Tells what the watching does, for the monitoring service.
         """
@@ -123,6 +136,11 @@ def add_CameraServiceServicer_to_server(servicer, server):
                     servicer.DisableCamera,
                     request_deserializer=atelier_dot_monitoring_dot_v1_dot_capture__camera__service__pb2.DisableCameraRequest.FromString,
                     response_serializer=atelier_dot_monitoring_dot_v1_dot_capture__camera__service__pb2.DisableCameraResponse.SerializeToString,
+            ),
+            'DeleteCamera': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteCamera,
+                    request_deserializer=atelier_dot_monitoring_dot_v1_dot_capture__camera__service__pb2.DeleteCameraRequest.FromString,
+                    response_serializer=atelier_dot_monitoring_dot_v1_dot_capture__camera__service__pb2.DeleteCameraResponse.SerializeToString,
             ),
             'GetCaptureState': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCaptureState,
@@ -239,6 +257,33 @@ class CameraService:
             '/atelier.monitoring.v1.CameraService/DisableCamera',
             atelier_dot_monitoring_dot_v1_dot_capture__camera__service__pb2.DisableCameraRequest.SerializeToString,
             atelier_dot_monitoring_dot_v1_dot_capture__camera__service__pb2.DisableCameraResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteCamera(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atelier.monitoring.v1.CameraService/DeleteCamera',
+            atelier_dot_monitoring_dot_v1_dot_capture__camera__service__pb2.DeleteCameraRequest.SerializeToString,
+            atelier_dot_monitoring_dot_v1_dot_capture__camera__service__pb2.DeleteCameraResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class CameraServiceStub:
     """Takes photos of a camera again; those that landed meanwhile as well."""
     DisableCamera: _grpc.UnaryUnaryMultiCallable[_capture_camera_service_pb2.DisableCameraRequest, _capture_camera_service_pb2.DisableCameraResponse]
     """Takes no more photos of a camera; they stay in its folder."""
+    DeleteCamera: _grpc.UnaryUnaryMultiCallable[_capture_camera_service_pb2.DeleteCameraRequest, _capture_camera_service_pb2.DeleteCameraResponse]
+    """Removes a camera whose folder is gone; should the folder come again, the camera does. Its photos, events and alerts
+    stay until retention takes them. Refused with 409 while the folder is there.
+    """
     GetCaptureState: _grpc.UnaryUnaryMultiCallable[_capture_camera_service_pb2.GetCaptureStateRequest, _capture_camera_service_pb2.GetCaptureStateResponse]
     """Tells what the watching does, for the monitoring service."""
 
@@ -57,6 +61,10 @@ class CameraServiceAsyncStub(CameraServiceStub):
     """Takes photos of a camera again; those that landed meanwhile as well."""
     DisableCamera: _aio.UnaryUnaryMultiCallable[_capture_camera_service_pb2.DisableCameraRequest, _capture_camera_service_pb2.DisableCameraResponse]  # type: ignore[assignment]
     """Takes no more photos of a camera; they stay in its folder."""
+    DeleteCamera: _aio.UnaryUnaryMultiCallable[_capture_camera_service_pb2.DeleteCameraRequest, _capture_camera_service_pb2.DeleteCameraResponse]  # type: ignore[assignment]
+    """Removes a camera whose folder is gone; should the folder come again, the camera does. Its photos, events and alerts
+    stay until retention takes them. Refused with 409 while the folder is there.
+    """
     GetCaptureState: _aio.UnaryUnaryMultiCallable[_capture_camera_service_pb2.GetCaptureStateRequest, _capture_camera_service_pb2.GetCaptureStateResponse]  # type: ignore[assignment]
     """Tells what the watching does, for the monitoring service."""
 
@@ -94,6 +102,16 @@ class CameraServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_capture_camera_service_pb2.DisableCameraResponse, _abc.Awaitable[_capture_camera_service_pb2.DisableCameraResponse]]:
         """Takes no more photos of a camera; they stay in its folder."""
+
+    @_abc_1.abstractmethod
+    def DeleteCamera(
+        self,
+        request: _capture_camera_service_pb2.DeleteCameraRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_capture_camera_service_pb2.DeleteCameraResponse, _abc.Awaitable[_capture_camera_service_pb2.DeleteCameraResponse]]:
+        """Removes a camera whose folder is gone; should the folder come again, the camera does. Its photos, events and alerts
+        stay until retention takes them. Refused with 409 while the folder is there.
+        """
 
     @_abc_1.abstractmethod
     def GetCaptureState(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
+from meshkit.logging import get_logger
 from services.monitoring.capture.access import CaptureAccess
 from services.monitoring.capture.cameras.domain import CameraRecord
 from services.monitoring.capture.cameras.store import CameraStore
-from services.monitoring.capture.errors import camera_not_found
+from services.monitoring.capture.errors import camera_has_folder, camera_not_found
 from services.monitoring.capture.pages import PageFound, PageWanted
+
+_log = get_logger(__name__)
 
 
 class CameraDesk:
@@ -17,13 +21,21 @@ class CameraDesk:
     Args:
         store: The rows.
         access: Judges callers.
-        on_change: Called when a camera was switched.
+        on_change: Called when a camera was switched or removed.
+        has_folder: Tells whether the folder of a camera is there; blocks.
     """
 
-    def __init__(self, store: CameraStore, access: CaptureAccess, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: CameraStore,
+        access: CaptureAccess,
+        on_change: Callable[[], None],
+        has_folder: Callable[[str], bool],
+    ) -> None:
         self._store = store
         self._access = access
         self._on_change = on_change
+        self._has_folder = has_folder
 
     async def get(self, camera_id: str) -> CameraRecord:
         """Return a camera.
@@ -51,3 +63,19 @@ class CameraDesk:
             raise camera_not_found(camera_id)
         self._on_change()
         return found
+
+    async def remove(self, camera_id: str) -> None:
+        """Remove a camera whose folder is gone; what it has brought stays until it is forgotten.
+
+        Raises:
+            MeshError: There is none for this caller, or its folder is there.
+        """
+        found = await self._store.find_camera(camera_id) if self._access.writes() else None
+        if found is None:
+            raise camera_not_found(camera_id)
+        if await asyncio.to_thread(self._has_folder, camera_id):
+            raise camera_has_folder(camera_id)
+        if not await self._store.remove_camera(camera_id):
+            raise camera_not_found(camera_id)
+        _log.info("camera_removed", camera_id=camera_id)
+        self._on_change()

@@ -60,6 +60,11 @@ class CameraServicer(CameraServiceServicer):
         del context
         return pb.DisableCameraResponse(camera=to_camera(await self._cameras.switch(request.camera_id, enabled=False)))
 
+    async def DeleteCamera(self, request: pb.DeleteCameraRequest, context: Context) -> pb.DeleteCameraResponse:
+        del context
+        await self._cameras.remove(request.camera_id)
+        return pb.DeleteCameraResponse(camera_id=request.camera_id)
+
     async def GetCaptureState(self, request: pb.GetCaptureStateRequest, context: Context) -> pb.GetCaptureStateResponse:
         del request, context
         return pb.GetCaptureStateResponse(

@@ -10,7 +10,7 @@ from services.monitoring.capture.pages import PageFound, PageWanted
 
 
 class CameraStore(Protocol):
-    """Cameras as rows."""
+    """Cameras as rows. Those that were removed are there for nobody until their folder comes again."""
 
     async def find_camera(self, camera_id: str) -> CameraRecord | None:
         """Return a camera."""
@@ -21,7 +21,7 @@ class CameraStore(Protocol):
         ...
 
     async def add_cameras(self, camera_ids: Collection[str]) -> None:
-        """Write those that are not known yet."""
+        """Write those that are not known yet, or were removed."""
         ...
 
     async def names(self) -> Sequence[str]:
@@ -34,6 +34,10 @@ class CameraStore(Protocol):
 
     async def set_enabled(self, camera_id: str, *, enabled: bool) -> CameraRecord | None:
         """Switch one on or off, and tell of it where that changes it; None where there is no such."""
+        ...
+
+    async def remove_camera(self, camera_id: str) -> bool:
+        """Remove one; whether it was there."""
         ...
 
     async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float, notes: Mapping[str, str]) -> int:

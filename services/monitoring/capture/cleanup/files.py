@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import enum
 import os
 from pathlib import Path
 
-from meshkit.logging import get_logger
 from services.monitoring.capture.cleanup.store import KeptFile
 from services.monitoring.capture.watching.files import is_away, stamp_of
 
-_log = get_logger(__name__)
+
+class FileFate(enum.Enum):
+    """What became of a file that was to be deleted."""
+
+    GONE = "gone"
+    # It stays: files are not deleted here, or it is not surely the one that was seen.
+    STAYS = "stays"
+    NOT_DELETED = "not deleted"
 
 
 class PhotoFiles:
@@ -28,29 +35,24 @@ class PhotoFiles:
         """Tell whether none can be reached."""
         return is_away(self._root)
 
-    def is_gone(self, kept: KeptFile) -> bool:
-        """Tell whether the file of a photo is gone, or is another by now, for sure."""
-        return self._is_there(kept) is False
-
-    def remove(self, kept: KeptFile) -> bool:
+    def remove(self, kept: KeptFile) -> tuple[FileFate, str]:
         """Delete the file of a photo where files are deleted, and it is still the one that was seen.
 
         Returns:
-            Whether it is gone.
+            What became of it, and why it could not be deleted.
         """
         is_there = self._is_there(kept)
         if not is_there:
-            return is_there is False
+            return (FileFate.STAYS if is_there is None else FileFate.GONE), ""
         path = self._root / os.fsdecode(kept.file)
         # A folder that has become a link leads to what never was a photo.
         if not self._deletes or not path.parent.resolve().is_relative_to(self._root):
-            return False
+            return FileFate.STAYS, ""
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            _log.warning("photo_not_deleted", photo_id=str(kept.photo_id), cause=error.strerror)
-            return False
-        return True
+            return FileFate.NOT_DELETED, os.strerror(error.errno) if error.errno else type(error).__name__
+        return FileFate.GONE, ""
 
     def _is_there(self, kept: KeptFile) -> bool | None:
         """Whether the file is there as it was seen; None where that cannot be told.

@@ -30,12 +30,12 @@ class KeptFile:
 class ForgettingStore(Protocol):
     """Rows that are no longer needed. Photos that were not judged yet are never among them."""
 
-    async def old_photos(self, age_seconds: float, limit: int) -> Sequence[KeptFile]:
-        """Return photos that were seen longer ago."""
+    async def old_photos(self, age_seconds: float, limit: int, but: Collection[UUID]) -> Sequence[KeptFile]:
+        """Return photos that were seen longer ago; without some."""
         ...
 
-    async def excess_photos(self, most_bytes: int, limit: int) -> Sequence[KeptFile]:
-        """Return the oldest photos, beyond those that take so many bytes together."""
+    async def excess_photos(self, most_bytes: int, limit: int, but: Collection[UUID]) -> Sequence[KeptFile]:
+        """Return the oldest photos, beyond those that take so many bytes together; without some."""
         ...
 
     async def forgotten_photos(self, after: UUID, limit: int) -> Sequence[KeptFile]:
@@ -53,6 +53,10 @@ class ForgettingStore(Protocol):
 
     async def forget_events(self, age_seconds: float, limit: int) -> int:
         """Delete events that were made longer ago, with their alerts, and tell of it; return how many."""
+        ...
+
+    async def forget_cameras(self) -> None:
+        """Delete removed cameras of which nothing else is left."""
         ...
 
     async def forget_batches(self, limit: int) -> int:

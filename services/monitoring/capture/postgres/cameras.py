@@ -19,9 +19,15 @@ _COLUMNS = ", ".join(field.name for field in fields(CameraRecord))
 # different times, or of whom one has lost its drive, would contradict each other again and again.
 _JUDGING = "cameras"
 _JUDGING_SECONDS = 15.0
-_ADD = "INSERT INTO cameras (id) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING"
+# One that comes again takes photos as it did when it was removed: whoever had disabled it is not overruled.
+_ADD = """
+INSERT INTO cameras (id) SELECT unnest(%s::text[])
+ON CONFLICT (id) DO UPDATE SET removed_at = NULL WHERE cameras.removed_at IS NOT NULL
+"""
 # Locked in one order, so that replicas that judge at once do not wait for each other in a circle.
-_JUDGED = f"SELECT {_COLUMNS}, now() FROM cameras ORDER BY id FOR UPDATE"  # noqa: S608 -- fixed names
+_JUDGED = f"SELECT {_COLUMNS}, now() FROM cameras WHERE removed_at IS NULL ORDER BY id FOR UPDATE"  # noqa: S608 -- fixed names
+_FIND = f"SELECT {_COLUMNS} FROM cameras WHERE id = %s AND removed_at IS NULL"  # noqa: S608 -- fixed names
+_REMOVE = "UPDATE cameras SET removed_at = now() WHERE id = %s AND removed_at IS NULL RETURNING id"
 _TURN = "UPDATE cameras SET previous_status = status, status = %s, message = %s WHERE id = %s"
 _SAY = "UPDATE cameras SET message = %s WHERE id = %s"
 
@@ -40,7 +46,7 @@ class PostgresCameraStore:
     async def find_camera(self, camera_id: str) -> CameraRecord | None:
         """Return a camera."""
         async with self._changes.db.connection() as conn:
-            cursor = await conn.execute(f"SELECT {_COLUMNS} FROM cameras WHERE id = %s", (camera_id,))  # noqa: S608 -- fixed names
+            cursor = await conn.execute(_FIND, (camera_id,))
             row = await cursor.fetchone()
             return None if row is None else _camera(row)
 
@@ -48,15 +54,15 @@ class PostgresCameraStore:
         """Return cameras by their names."""
         async with self._changes.db.connection() as conn:
             cursor = await conn.execute(
-                f"SELECT {_COLUMNS} FROM cameras ORDER BY id OFFSET %s LIMIT %s",  # noqa: S608 -- fixed names
+                f"SELECT {_COLUMNS} FROM cameras WHERE removed_at IS NULL ORDER BY id OFFSET %s LIMIT %s",  # noqa: S608 -- fixed names
                 (page.offset, page.limit),
             )
             found = [_camera(row) for row in await cursor.fetchall()]
-            [(total,)] = await (await conn.execute("SELECT count(*) FROM cameras")).fetchall()
+            [(total,)] = await (await conn.execute("SELECT count(*) FROM cameras WHERE removed_at IS NULL")).fetchall()
         return PageFound(found, total)
 
     async def add_cameras(self, camera_ids: Collection[str]) -> None:
-        """Write those that are not known yet."""
+        """Write those that are not known yet, or were removed."""
 
         async def body() -> None:
             async with self._changes.db.transaction() as conn:
@@ -67,7 +73,10 @@ class PostgresCameraStore:
     async def names(self) -> Sequence[str]:
         """Return the names of all."""
         async with self._changes.db.connection() as conn:
-            return [name for (name,) in await (await conn.execute("SELECT id FROM cameras")).fetchall()]
+            return [
+                name
+                for (name,) in await (await conn.execute("SELECT id FROM cameras WHERE removed_at IS NULL")).fetchall()
+            ]
 
     async def disabled(self) -> frozenset[str]:
         """Return those whose photos are not taken."""
@@ -81,7 +90,8 @@ class PostgresCameraStore:
         async def body() -> None:
             async with self._changes.change() as change:
                 cursor = await change.conn.execute(
-                    "UPDATE cameras SET enabled = %s WHERE id = %s AND enabled <> %s", (enabled, camera_id, enabled)
+                    "UPDATE cameras SET enabled = %s WHERE id = %s AND enabled <> %s AND removed_at IS NULL",
+                    (enabled, camera_id, enabled),
                 )
                 if cursor.rowcount:
                     told = live_pb2.CameraEnabledEvent if enabled else live_pb2.CameraDisabledEvent
@@ -89,6 +99,16 @@ class PostgresCameraStore:
 
         await self._changes.db.retrying(body)
         return await self.find_camera(camera_id)
+
+    async def remove_camera(self, camera_id: str) -> bool:
+        """Remove one; whether it was there."""
+
+        async def body() -> bool:
+            async with self._changes.db.transaction() as conn:
+                row = await (await conn.execute(_REMOVE, (camera_id,))).fetchone()
+            return row is not None
+
+        return await self._changes.db.retrying(body)
 
     async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float, notes: Mapping[str, str]) -> int:
         """Write the state of each, and what is said of it, unless another does; return how many states have changed."""

@@ -14,6 +14,7 @@ from services.monitoring.capture.postgres.changes import CaptureChanges
 _JUDGED = """
 p.deleted_at IS NULL AND p.state IN ('DETECTED', 'FAILED')
     AND EXISTS (SELECT FROM batches b WHERE b.id = p.batch_id AND b.state = 'analysed')
+    AND p.id <> ALL(%s)
     AND NOT (%s AND EXISTS (SELECT FROM photo_runs r WHERE r.photo_id = p.id AND r.state IN ('WAITING', 'RUNNING')))
 """
 _OLD = f"""
@@ -42,6 +43,13 @@ DELETE FROM batches b WHERE deleted_at IS NOT NULL AND NOT EXISTS (SELECT FROM p
     AND NOT EXISTS (SELECT FROM events WHERE batch_id = b.id)
 """
 
+_CAMERAS = """
+DELETE FROM cameras c WHERE removed_at IS NOT NULL AND NOT EXISTS (SELECT FROM photos WHERE camera_id = c.id)
+    AND NOT EXISTS (SELECT FROM batches WHERE camera_id = c.id)
+    AND NOT EXISTS (SELECT FROM events WHERE camera_id = c.id)
+    AND NOT EXISTS (SELECT FROM alerts WHERE camera_id = c.id)
+"""
+
 
 class PostgresForgettingStore:
     """Implements `services.monitoring.capture.cleanup.store.ForgettingStore`.
@@ -55,13 +63,13 @@ class PostgresForgettingStore:
         self._changes = changes
         self._runs = runs
 
-    async def old_photos(self, age_seconds: float, limit: int) -> Sequence[KeptFile]:
-        """Return photos that were seen longer ago."""
-        return await self._files(_OLD, age_seconds, self._runs, limit)
+    async def old_photos(self, age_seconds: float, limit: int, but: Collection[UUID]) -> Sequence[KeptFile]:
+        """Return photos that were seen longer ago; without some."""
+        return await self._files(_OLD, age_seconds, list(but), self._runs, limit)
 
-    async def excess_photos(self, most_bytes: int, limit: int) -> Sequence[KeptFile]:
-        """Return the oldest photos, beyond those that take so many bytes together."""
-        return await self._files(_EXCESS, most_bytes, self._runs, limit)
+    async def excess_photos(self, most_bytes: int, limit: int, but: Collection[UUID]) -> Sequence[KeptFile]:
+        """Return the oldest photos, beyond those that take so many bytes together; without some."""
+        return await self._files(_EXCESS, most_bytes, list(but), self._runs, limit)
 
     async def forgotten_photos(self, after: UUID, limit: int) -> Sequence[KeptFile]:
         """Return photos that are forgotten but for their row, which keeps their file from being a new photo."""
@@ -105,6 +113,15 @@ class PostgresForgettingStore:
             return len(ids)
 
         return await self._changes.db.retrying(body)
+
+    async def forget_cameras(self) -> None:
+        """Delete removed cameras of which nothing else is left."""
+
+        async def body() -> None:
+            async with self._changes.db.transaction() as conn:
+                await conn.execute(_CAMERAS)
+
+        await self._changes.db.retrying(body)
 
     async def _files(self, query: str, *values: Any) -> Sequence[KeptFile]:
         async with self._changes.db.connection() as conn:

@@ -179,6 +179,16 @@ def is_away(root: Path) -> bool:
         return True
 
 
+def has_folder(root: Path, camera: str) -> bool:
+    """Whether the folder of a camera is there, or cannot be told to be gone."""
+    try:
+        return stat.S_ISDIR((root / camera).lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+
+
 def stamp_of(root: Path, file: bytes) -> FileStamp | None:
     """Return what a file is known by; None where there is no plain file."""
     try:

@@ -201,10 +201,11 @@ class FileWatcher:
             self._judged_at = float("-inf")
             _log.warning("root_not_read", root=str(self.root), cause=trouble)
             return False
-        if new := found.cameras - self._present:
+        names = set(await self._cameras.names())
+        if new := found.cameras - names:
             await self._cameras.add_cameras(new)
         # Cameras of earlier runs whose folder is there no more are told of as well.
-        gone = [name for name in await self._cameras.names() if name not in found.cameras]
+        gone = sorted(names - found.cameras)
         self._present = found.cameras
         if self._troubles != (troubles := dict.fromkeys(gone, files.NOT_THERE) | found.troubles):
             self._troubles, self._judged_at = troubles, float("-inf")
