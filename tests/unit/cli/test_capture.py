@@ -61,3 +61,8 @@ def test_an_alert_is_answered(asked: list[tuple[str, str, dict[str, str]]]) -> N
     assert json.loads(run("acknowledge", ALERT["alert_id"])) == ALERT
     run("dismiss", "a/b")
     assert asked == [("POST", f"/alerts/{ALERT['alert_id']}/acknowledge", {}), ("POST", "/alerts/a/b/dismiss", {})]
+
+
+def test_a_camera_is_removed(asked: list[tuple[str, str, dict[str, str]]]) -> None:
+    run("remove", "gate")
+    assert asked == [("DELETE", "/cameras/gate", {})]
