@@ -33,6 +33,7 @@ from meshkit.topology import CALLER, CAPTURE, EVALUATION, GATEWAY, INFERENCE, TR
 DEFAULT_GATEWAY_PORT: Final = GATEWAY.port
 _S3_PARTS: Final = tuple(S3Ports.__dataclass_fields__)
 CAMERA_ROOT: Final = "ATELIER_CAMERA_ROOT"
+_FILES_OF_CAPTURE: Final = ("ATELIER_CAPTURE_RULES", "ATELIER_CAPTURE_WORKFLOW")
 _PROMETHEUS_URL: Final = "ATELIER_PROMETHEUS_URL"
 
 _EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 -- compared with, not bound
@@ -273,6 +274,10 @@ def _own_settings(
         own["ATELIER_SERVED_PROVIDERS"] = ",".join(dict.fromkeys((*OWN_PROVIDERS, *providers)))
     if spec is topology.TRAINING and trained:
         own[TRAINED_MODELS] = ",".join(trained)
+    if spec is CAPTURE:
+        # Meant from where the user stands. What is no file there may be the name of rules that ship.
+        named_files = {name: Path(value) for name in _FILES_OF_CAPTURE if (value := given(name))}
+        own |= {name: str(path.absolute()) for name, path in named_files.items() if path.is_file()}
     return own
 
 

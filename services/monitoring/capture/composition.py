@@ -45,7 +45,7 @@ from services.monitoring.capture.cleanup.service import CleanupService
 from services.monitoring.capture.config import CaptureSettings
 from services.monitoring.capture.detection.service import TASK_ENDED, DetectionWorker
 from services.monitoring.capture.detection.task_calls import DetectionTasks
-from services.monitoring.capture.errors import bad_rules, no_camera_root
+from services.monitoring.capture.errors import bad_rules, bad_workflow, no_camera_root
 from services.monitoring.capture.photos.service import PhotoDesk
 from services.monitoring.capture.photos.servicer import PhotoServicer
 from services.monitoring.capture.postgres.alerts import PostgresAlertStore
@@ -271,7 +271,10 @@ def _hot_folder(
     from services.monitoring.capture.runs.service import HotFolder, read_run_file  # noqa: PLC0415 -- as above
     from services.monitoring.capture.runs.workflow_calls import RunWorkflows  # noqa: PLC0415 -- as above
 
-    run_file = read_run_file(settings.capture_workflow, settings.capture_instance, settings.capture_zone)
+    try:
+        run_file = read_run_file(settings.capture_workflow, settings.capture_instance, settings.capture_zone)
+    except ValueError as error:
+        raise bad_workflow(str(error)) from None
     if objects is None:
         return None
     channel = MeshChannel.from_settings(settings, settings.workflows_address, tokens.token)

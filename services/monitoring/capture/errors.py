@@ -47,6 +47,11 @@ def bad_rules(sentence: str) -> MeshError:
     return MeshError(ErrorKind.INVALID, sentence, reason="CAPTURE_RULES")
 
 
+def bad_workflow(sentence: str) -> MeshError:
+    """Build the error: capture was started with a workflow that does not hold."""
+    return MeshError(ErrorKind.INVALID, sentence, reason="CAPTURE_WORKFLOW")
+
+
 def no_camera_root() -> ValueError:
     """Build the error: capture was started without folders to watch."""
     return ValueError("ATELIER_CAMERA_ROOT names no folder: there is nothing to watch")

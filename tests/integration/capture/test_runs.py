@@ -14,7 +14,7 @@ from services.monitoring.capture.detection.domain import DetectionOutcome
 from services.monitoring.capture.postgres.detections import PostgresDetectionStore
 from services.monitoring.capture.postgres.runs import PostgresRunStore
 from services.monitoring.capture.runs.service import HotFolder, read_run_file
-from tests.integration.capture.conftest import Studio
+from tests.integration.capture.conftest import StartStudio, Studio
 from tests.integration.capture.test_detection import drop
 
 DEFINITION = """
@@ -198,3 +198,11 @@ def test_a_workflow_that_does_not_hold_is_refused_at_start(tmp_path: Path, text:
     assert told in str(refused.value)
     with pytest.raises(ValueError, match="cannot be read"):
         read_run_file(tmp_path / "none.yaml", "capture", "")
+
+
+async def test_capture_is_not_started_with_a_workflow_that_does_not_hold(
+    start_studio: StartStudio, tmp_path: Path
+) -> None:
+    with pytest.raises(MeshError, match=r"none\.yaml cannot be read: No such file") as refused:
+        await start_studio(capture_workflow=tmp_path / "none.yaml")
+    assert refused.value.reason == "CAPTURE_WORKFLOW"

@@ -227,6 +227,19 @@ def test_a_mesh_with_cameras_captures_and_those_who_ask_know_where(tmp_path: Pat
     assert all(_KNOWS_CAPTURE not in one for one in without.values())
 
 
+def test_files_of_capture_are_meant_from_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = DataFolder(tmp_path / "data")
+    folder.make()
+    (tmp_path / "packshot.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATELIER_CAPTURE_WORKFLOW", "packshot.yaml")
+    monkeypatch.setenv("ATELIER_CAPTURE_RULES", "guard")
+    ports = choose_ports(free_ports(1)[0], None)
+    environments = environments_of(plan(folder, folder.credentials(), *ports, cameras="/cameras"))
+    assert environments["capture"]["ATELIER_CAPTURE_WORKFLOW"] == str(tmp_path / "packshot.yaml")
+    assert environments["capture"]["ATELIER_CAPTURE_RULES"] == "guard"
+
+
 def test_the_folder_of_cameras_is_named_by_whoever_starts_the_mesh(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

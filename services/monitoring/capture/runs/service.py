@@ -76,7 +76,8 @@ def read_run_file(place: Path, instance: str, zone: str) -> RunFile:
         found = parsed(place.read_text(encoding="utf-8"))
         missing = [name for name in files_of(found) if not (place.parent / name.removeprefix("@")).is_file()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"ATELIER_CAPTURE_WORKFLOW: {place} cannot be read: {error}") from None
+        cause = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise ValueError(f"ATELIER_CAPTURE_WORKFLOW: {place} cannot be read: {cause}") from None
     except RunFileError as error:
         raise ValueError(f"ATELIER_CAPTURE_WORKFLOW: {place} {error}") from None
     if missing:
