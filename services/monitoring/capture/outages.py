@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from meshkit.errors import TRANSIENT, MeshError
+from meshkit.errors import TRANSIENT, ErrorKind, MeshError
 from meshkit.logging import get_logger
 
 _log = get_logger(__name__)
+
+AWAY = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.EXHAUSTED})
+"""Errors that are of a service, whatever the photo."""
+MOST_TRIES = 5
+"""So often a photo is tried that a service fails at; then it gives way to the others."""
 
 # So many turns in a row that had to wait are told by health checks; a single one is a restart, or a lost connection.
 _TOLD_TURNS = 3

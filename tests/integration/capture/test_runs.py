@@ -9,7 +9,7 @@ from atelier.workflows.v1 import workflow_pb2
 from google.protobuf.json_format import MessageToDict
 from PIL import Image
 
-from meshkit.errors import MeshError, invalid, not_found, unavailable
+from meshkit.errors import ErrorKind, MeshError, invalid, not_found, unavailable
 from services.monitoring.capture.detection.domain import DetectionOutcome
 from services.monitoring.capture.postgres.detections import PostgresDetectionStore
 from services.monitoring.capture.postgres.runs import PostgresRunStore
@@ -41,6 +41,7 @@ class Workflows:
         self.states: dict[UUID, workflow_pb2.WorkflowPublic] = {}
         self.failure: MeshError | None = None
         self.lost_answers = 0
+        self.failing: UUID | None = None
         self.files: list[str] = []
 
     async def put(self, file: Path) -> str:
@@ -50,6 +51,8 @@ class Workflows:
     async def create(self, workflow: workflow_pb2.CreateWorkflow, key: UUID) -> UUID:
         if self.failure is not None:
             raise self.failure
+        if key == self.failing:
+            raise MeshError(ErrorKind.INTERNAL, "Internal error", reason="INTERNAL")
         if key not in self.ids:
             self.ids[key], self.made[key] = uuid4(), workflow
             self.states[self.ids[key]] = workflow_pb2.WorkflowPublic(
@@ -158,6 +161,22 @@ async def test_runs_wait_while_workflows_is_away_and_what_is_refused_is_told(stu
     await hot.run_once()
     told = await run_of(studio, refused)
     assert (told["state"], told["error"]) == ("FAILED", "workflow.steps[0].config: is not served")
+
+
+async def test_a_photo_that_workflows_fails_at_keeps_no_other_waiting_and_is_told_of(
+    studio: Studio, tmp_path: Path
+) -> None:
+    workflows = Workflows()
+    hot = hot_folder(studio, workflows, definition(tmp_path))
+    bad, good = await looked_at(studio, "a.jpg", "b.jpg")
+    workflows.failing = bad
+    for _ in range(4):
+        await hot.run_once()
+    assert set(workflows.made) == {good}
+    assert (await run_of(studio, bad))["state"] == "WAITING"
+    await hot.run_once()
+    told = await run_of(studio, bad)
+    assert (told["state"], told["error"]) == ("FAILED", "Internal error")
 
 
 async def test_no_more_workflows_run_than_may(studio: Studio, tmp_path: Path) -> None:

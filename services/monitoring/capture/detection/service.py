@@ -29,7 +29,7 @@ from services.monitoring.capture.detection.domain import (
     outcome_of,
 )
 from services.monitoring.capture.detection.store import DetectionStore
-from services.monitoring.capture.outages import Outage
+from services.monitoring.capture.outages import AWAY, MOST_TRIES, Outage
 from services.monitoring.capture.photos.domain import PhotoRecord
 from services.monitoring.capture.watching.files import FileChangedError, is_away, passes, read_photo, reason_of
 
@@ -40,10 +40,6 @@ TASK_ENDED = tuple(f"atelier.tasks.v1.task.{what}" for what in ("completed", "fa
 _INTERVAL_SECONDS = 1.0
 # A task of which nothing came is asked for after so long.
 _ASK_SECONDS = 2.0
-# Errors that are of the service, whatever the photo.
-_AWAY = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.EXHAUSTED})
-# So often a photo is tried that a service fails at; then it gives way to the others.
-_MOST_TRIES = 5
 # A file that the drive does not give is tried so often, after 1 s, 2 s, 4 s and so on: for four minutes. Then the photo
 # is given up, so that its batch is judged, and the watcher goes on trying: what it can read is a new photo.
 _MOST_READS = 10
@@ -163,7 +159,7 @@ class DetectionWorker:
         try:
             task = await self._tasks.create(photo.id, content, photo.path[:255])
         except MeshError as error:
-            if error.kind in _AWAY:
+            if error.kind in AWAY:
                 raise
             if error.kind is ErrorKind.CONFLICT:
                 # Made before, with an answer that was lost, while the file had another name: it is asked for.
@@ -171,7 +167,7 @@ class DetectionWorker:
                 self._due[photo.id] = 0.0
                 return
             self._tries[photo.id] += 1
-            if error.kind not in TRANSIENT or self._tries[photo.id] >= _MOST_TRIES:
+            if error.kind not in TRANSIENT or self._tries[photo.id] >= MOST_TRIES:
                 del self._tries[photo.id]
                 await self._write(photo.id, failed(_sentence(error)))
             return

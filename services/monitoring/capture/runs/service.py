@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from atelier.workflows.v1 import workflow_pb2
 from meshkit.errors import TRANSIENT, ErrorKind, MeshError
 from meshkit.logging import get_logger
 from meshkit.loops import Loop
-from services.monitoring.capture.outages import Outage
+from services.monitoring.capture.outages import AWAY, MOST_TRIES, Outage
 from services.monitoring.capture.runs.domain import PhotoRunState, RunRecord, failed
 from services.monitoring.capture.runs.store import RunStore
 from services.monitoring.capture.runs.workflow_files import (
@@ -101,6 +102,8 @@ class HotFolder:
         self._file = file
         self._tenant = tenant
         self._places: dict[str, str] = {}
+        # Times that a run met an error that may be of its photo.
+        self._tries: Counter[UUID] = Counter()
         self.outage = Outage("runs")
         self._wake = asyncio.Event()
         self.loop = Loop("hot_folder", self.run_once, _INTERVAL_SECONDS, wake=self._wake)
@@ -149,12 +152,17 @@ class HotFolder:
             await self._store.settle_run(failed(run, f"A file of the workflow cannot be read: {error.strerror}."))
             return
         except MeshError as error:
-            if error.kind in TRANSIENT:
+            if error.kind in AWAY:
                 raise
+            self._tries[run.photo_id] += 1
+            if error.kind in TRANSIENT and self._tries[run.photo_id] < MOST_TRIES:
+                return
+            del self._tries[run.photo_id]
             told = " ".join(f"{one.path}: {one.message}" for one in error.violations) or error.message
             await self._store.settle_run(failed(run, told))
             _log.warning("run_refused", photo_id=str(run.photo_id), error=told)
             return
+        self._tries.pop(run.photo_id, None)
         await self._store.started(run.photo_id, workflow_id)
 
     async def _place(self, name: str) -> str:
