@@ -17,13 +17,15 @@ _UNENDED = sql.SQL("(SELECT * FROM tasks WHERE {where} AND completed_at IS NULL 
 
 
 def source(
-    where: sql.Composable, order: sql.Composable, *, is_filtered: bool, status: str | None, is_rare: bool = False
+    where: sql.Composable, order: sql.Composable | None, *, is_filtered: bool, status: str | None, is_rare: bool = False
 ) -> sql.Composable:
     """Return what follows FROM for the tasks that fulfil conditions.
 
     Args:
         where: The conditions; `kind = 'TASK' AND NOT is_deleted` is among them where it is filtered.
-        order: What will follow ORDER BY: both parts come in this order, which merges them without sorting all.
+        order: What will follow ORDER BY, where an index gives it: both parts come in this order, which merges them
+            without sorting all. None where rows are counted or no index gives the order: a part that sorts
+            reads all that match.
         is_filtered: Whether there is a condition on a column of `FILTERS`.
         status: The status that the conditions name; None where they name none.
         is_rare: Whether few tasks fulfil the conditions: these are searched and sorted. The planner, which estimates
@@ -31,7 +33,8 @@ def source(
     """
     if not is_filtered:
         return sql.SQL("tasks WHERE {}").format(where)
-    ordered = sql.SQL("OFFSET 0") if is_rare else sql.SQL("ORDER BY {}").format(order)  # OFFSET 0 is planned by itself
+    ordered = sql.SQL("") if order is None else sql.SQL("ORDER BY {}").format(order)
+    ordered = sql.SQL("OFFSET 0") if is_rare else ordered  # OFFSET 0 is planned by itself
     parts = [_ENDED, _UNENDED] if status is None else [_ENDED if TaskStatus(status) in TERMINAL else _UNENDED]
     union = sql.SQL(" UNION ALL ").join(part.format(where=where, order=ordered) for part in parts)
     return sql.SQL("({}) tasks").format(union)

@@ -379,10 +379,11 @@ def _equalities(query: TaskQuery, zone: str) -> tuple[list[sql.Composable], dict
 
 
 def _source(query: TaskQuery, where: sql.Composable, total: int | None = None) -> sql.Composable:
-    """Return where to look for tasks, of which there are so many in all where that is known."""
+    """Return where to look for tasks, of which there are so many in all; where that is unknown, they are counted."""
     is_filtered = any(getattr(query, name) is not None for name in listing.FILTERS)
     is_rare = query.tenant is None and query.is_counted and total is not None and total <= _FEW
-    return listing.source(where, _order(query), is_filtered=is_filtered, status=query.status, is_rare=is_rare)
+    order = _order(query) if query.sort_by == "created_at" and total is not None else None
+    return listing.source(where, order, is_filtered=is_filtered, status=query.status, is_rare=is_rare)
 
 
 def _order(query: TaskQuery) -> sql.Composable:

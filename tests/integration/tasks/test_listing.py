@@ -1,12 +1,18 @@
 """Lists by filter hold every task that matches, once and newest first, whatever became of it."""
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from atelier.tasks.v1 import enums_pb2, tasks_service_pb2
 from atelier.tasks.v1 import monitoring_service_pb2 as pb
+from psycopg import sql
 
+from services.tasks.monitoring.domain import TaskQuery
+from services.tasks.postgres.monitoring import PostgresMonitoring
 from tests.integration.tasks.conftest import Mesh, noop
 from tests.integration.tasks.test_monitoring import listed, monitor, run
 
@@ -78,3 +84,25 @@ async def test_a_list_by_a_filter_holds_tasks_in_every_state_once(mesh: Mesh, an
         if column != "provider_type":
             plain = await mesh.tasks("acme").ListTasks(tasks_service_pb2.ListTasksRequest(**asked))
             assert [one.id for one in plain.tasks] == expected, value
+
+
+async def test_only_the_order_of_an_index_is_asked_of_the_parts_of_a_list(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    execute = psycopg.AsyncConnection.execute
+
+    async def noted(conn: Any, query: Any, *rest: Any, **more: Any) -> Any:
+        asked.append(query.as_string(None) if isinstance(query, sql.Composable) else str(query))
+        return await execute(conn, query, *rest, **more)
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "execute", noted)
+
+    async def orders(sort_by: str) -> list[int]:
+        query = TaskQuery(tenant="acme", status="COMPLETED", created_after=datetime(2026, 1, 1, tzinfo=UTC))
+        asked.clear()
+        await PostgresMonitoring(mesh.running.database).list_tasks(replace(query, sort_by=sort_by))
+        return [one.count("ORDER BY") for one in asked if "FROM (" in one]
+
+    assert await orders("created_at") == [0, 2], "what counts sorts nothing"
+    assert await orders("duration_ms") == [0, 1], "a part that sorts reads and spills all that match"
