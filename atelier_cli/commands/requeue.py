@@ -112,7 +112,7 @@ def _failed_deliveries(gateway: Gateway, oldest: dt.datetime | None, limit: int 
         found += [one["id"] for one in new]
         if len(new) < _PAGE:
             break
-    return found[:limit]
+    return list(dict.fromkeys(found))[:limit]  # one that fails meanwhile moves the pages
 
 
 def _agreed(count: int, what: str, *, yes: bool) -> bool:

@@ -95,7 +95,8 @@ WITH chosen AS (
 )
 UPDATE tasks t SET
     status = 'EXECUTING', attempt = t.attempt + 1, version = t.version + 1,
-    started_at = coalesce(t.started_at, statement_timestamp()), updated_at = now(), leased_at = statement_timestamp(),
+    started_at = coalesce(t.started_at, statement_timestamp()), updated_at = statement_timestamp(),
+    leased_at = statement_timestamp(),
     executor_type = c.kind, executor_instance = c.name, lease_session = c.session, lease_sequence = c.sequence,
     charged = CASE WHEN t.charged > 0 THEN t.charged ELSE c.cost END, missing_since = NULL, error_category = NULL
 FROM chosen c

@@ -234,11 +234,13 @@ async def _keep_former(conn: Connection, record: TrainingRecord) -> None:
     """
     if record.continues is None:
         return
-    cursor = await conn.execute("SELECT resume_step FROM trainings WHERE id = %s FOR SHARE", (record.continues,))
+    query = "SELECT resume_step, swept_at IS NOT NULL FROM trainings WHERE id = %s FOR SHARE"
+    cursor = await conn.execute(query, (record.continues,))
     row = await cursor.fetchone()
     if row is None:
         raise training_not_found(record.continues)
-    if row[0] != record.resume_step:
+    step, is_swept = row
+    if step != record.resume_step or (is_swept and record.manifest_path is not None):
         raise state_is_gone()
 
 

@@ -118,6 +118,17 @@ async def test_the_oldest_photos_beyond_the_bytes_that_are_kept_go(studio: Studi
     assert await studio.rows("SELECT count(*) FROM events") == [(4,)]
 
 
+async def test_a_photo_that_was_missed_and_came_anew_counts_once(studio: Studio) -> None:
+    for number in range(3):
+        await judged(studio, f"{number}.jpg", 4 - number)
+    await studio.rows(
+        "UPDATE photos SET state = 'FAILED', missed = true, error = 'gone', findings = NULL, detected_at = NULL "
+        "WHERE path = 'yard/2.jpg'"
+    )
+    await cleanup(studio, deletes=True, keep_bytes=250).run()
+    assert await names(studio) == [("yard/0.jpg", False), ("yard/1.jpg", False), ("yard/2.jpg", False)]
+
+
 async def test_what_was_not_judged_yet_is_never_forgotten(studio: Studio) -> None:
     await batch(studio, None, age_seconds=60 * _DAY, state="closed")
     await batch(studio, PERSON, age_seconds=60 * _DAY, state="closed", camera="gate")

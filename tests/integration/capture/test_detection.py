@@ -53,6 +53,7 @@ class Tasks:
         self.failure: MeshError | None = None
         self.lost_answers = 0
         self.ends_at_once = False
+        self.stumbles: set[UUID] = set()
 
     async def create(self, photo_id: UUID, content: bytes, reference: str) -> task_pb2.Task:
         if self.failure is not None:
@@ -73,6 +74,8 @@ class Tasks:
     async def get(self, photo_id: UUID) -> task_pb2.Task:
         if self.failure is not None:
             raise self.failure
+        if photo_id in self.stumbles:
+            raise MeshError(ErrorKind.INTERNAL, "Internal error")
         if photo_id not in self.made:
             raise not_found("Task", str(photo_id))
         return self.made[photo_id]
@@ -282,6 +285,30 @@ async def test_a_photo_at_which_tasks_stumbles_gives_way_to_the_others(studio: S
         assert await photos(studio) == {"left/poison.jpg": ("WAITING", None)}
     await worker.run_once()
     assert await photos(studio) == {"left/poison.jpg": ("FAILED", "Internal error")}
+
+
+async def test_a_task_at_which_tasks_stumbles_keeps_no_other_photo_waiting(studio: Studio) -> None:
+    tasks, clock = Tasks(), Clock()
+    worker = worker_of(studio, tasks, clock=clock)
+    await drop(studio, "a.jpg", b"a")
+    await drop(studio, "b.jpg", b"b")
+    await worker.run_once()
+    for photo_id, path in tasks.references.items():
+        tasks.end(photo_id)
+        if path == "left/a.jpg":
+            tasks.stumbles.add(photo_id)
+    await drop(studio, "c.jpg", b"c")
+    clock.now += 10
+    await worker.run_once()
+    assert {path: state for path, (state, _) in (await photos(studio)).items()} == {
+        "left/a.jpg": "DETECTING",
+        "left/b.jpg": "DETECTED",
+        "left/c.jpg": "DETECTING",
+    }
+    tasks.stumbles.clear()
+    clock.now += 10
+    await worker.run_once()
+    assert (await photos(studio))["left/a.jpg"] == ("DETECTED", None)
 
 
 async def test_photos_wait_while_the_drive_of_the_cameras_is_away(studio: Studio) -> None:

@@ -219,6 +219,7 @@ async def test_times_are_inclusive_after_and_exclusive_before(mesh: Mesh) -> Non
 
 async def test_the_beginning_of_an_id_finds_it(mesh: Mesh) -> None:
     task = await mesh.create()
+    await asyncio.sleep(0.002)  # identifiers begin with the millisecond
     await mesh.create()
     stub, ident = monitor(mesh), task.id
     for search in (ident, ident.upper(), ident.replace("-", ""), ident[:13], ident[:12]):

@@ -186,11 +186,16 @@ async def test_a_training_is_deleted_while_it_is_continued(mesh: Mesh) -> None:
     assert (refused.status_code, await left(mesh)) == (409, {done["id"]})
 
 
-async def test_a_training_is_continued_while_its_state_is_given_up(mesh: Mesh) -> None:
+@pytest.mark.parametrize("has_state", [True, False])
+async def test_a_training_is_continued_while_its_files_are_given_up(mesh: Mesh, has_state: bool) -> None:
     done, _ = await mesh.trained()
-    await mesh.execute("UPDATE trainings SET resume_step = 3 WHERE id = %s", done["id"])
+    step = 3 if has_state else None
+    await mesh.execute("UPDATE trainings SET resume_step = %s, manifest_path = 'm' WHERE id = %s", step, done["id"])
     async with mesh.training.database.connection() as conn:
-        await conn.execute("UPDATE trainings SET resume_step = NULL WHERE id = %s", (done["id"],))
+        await conn.execute(
+            "UPDATE trainings SET swept_at = now(), resume_step = NULL, manifest_path = NULL WHERE id = %s",
+            (done["id"],),
+        )
         going_on = asyncio.create_task(mesh.http().post(f"{PATH}{done['id']}/continue", json={"steps": 5}))
         await until_one_waits(mesh)
         await conn.commit()

@@ -19,6 +19,7 @@ from services.monitoring.capture.watching.domain import (
     SUFFIXES,
     TAIL_BYTES,
     FileStamp,
+    PhotoCandidate,
     Wholeness,
     camera_of,
     is_photo_name,
@@ -47,6 +48,17 @@ def picture(kind: str) -> bytes:
 
 def judged(content: bytes) -> Wholeness:
     return wholeness(content[:HEAD_BYTES], content[-TAIL_BYTES:], len(content))
+
+
+def test_a_file_that_cannot_be_read_waits_longer_each_time_up_to_five_minutes() -> None:
+    candidate = PhotoCandidate(0.0, closed=True)
+    pauses = []
+    for _ in range(2000):  # a week
+        candidate.put_off("Input/output error", 7.0)
+        pauses.append(candidate.again_at - 7.0)
+    assert pauses[:3] == [1, 2, 4]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 300
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -189,7 +201,7 @@ class Rows:
     async def add_cameras(self, camera_ids: Collection[str]) -> None:
         pass
 
-    async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float) -> int:
+    async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float, notes: Mapping[str, str]) -> int:
         return 0
 
     async def known_files(self, files: Collection[bytes]) -> Mapping[bytes, tuple[int, int]]:

@@ -209,6 +209,10 @@ class DetectionWorker:
         try:
             outcome = outcome_of(await self._tasks.get(photo_id))
         except MeshError as error:
+            if error.kind in TRANSIENT - AWAY:
+                # It is of this task alone, which is asked for again; the others go on.
+                _log.warning("photo_task_unknown", photo_id=str(photo_id), reason=error.reason, cause=error.message)
+                return
             if error.kind is not ErrorKind.NOT_FOUND:
                 raise
             outcome = failed("The task that was to look at it is there no more.")

@@ -23,7 +23,8 @@ WHERE p.seen_at < now() - %s * interval '1 second' AND {_JUDGED} ORDER BY p.seen
 """  # noqa: S608 -- fixed texts
 _EXCESS = f"""
 SELECT p.id, p.file, p.size, p.modified_ns, p.missed FROM (
-    SELECT *, sum(size) OVER (ORDER BY seen_at DESC, id DESC) AS newer FROM photos WHERE deleted_at IS NULL) p
+    SELECT *, sum(size) FILTER (WHERE NOT missed) OVER (ORDER BY seen_at DESC, id DESC) AS newer FROM photos
+    WHERE deleted_at IS NULL) p
 WHERE p.newer > %s AND {_JUDGED} ORDER BY p.seen_at, p.id LIMIT %s
 """  # noqa: S608 -- fixed texts
 _HIDDEN = """

@@ -11,6 +11,7 @@ SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".tif", b".tiff")
 HEAD_BYTES = 16
 TAIL_BYTES = 4096
 _MOST_CAMERA_CHARS = 128
+_LONGEST_PAUSE_SECONDS = 300.0
 _STAMP = struct.Struct("<3q")
 
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -68,6 +69,12 @@ class PhotoCandidate:
     unread: str = ""
     reads: int = 0
     again_at: float = 0.0
+
+    def put_off(self, reason: str, now: float) -> None:
+        """Have it wait because it could not be read, each time longer."""
+        self.unread = reason
+        self.again_at = now + min(2.0 ** min(self.reads, 10), _LONGEST_PAUSE_SECONDS)
+        self.reads += 1
 
 
 def is_photo_name(name: bytes) -> bool:

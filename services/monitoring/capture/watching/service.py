@@ -32,7 +32,6 @@ _ASKED_AT_ONCE = 500
 _TAKEN_AT_ONCE = 64
 _MOST_REFUSED_TOLD = 1000
 # A file that the drive does not give is read again after 1 s, 2 s, 4 s and so on.
-_LONGEST_PAUSE_SECONDS = 300.0
 _NO_PICTURE = "Its content is none of JPEG, PNG, WebP and TIFF"
 
 
@@ -296,9 +295,7 @@ class FileWatcher:
         """Have a file that cannot be read wait, and tell of it once."""
         if candidate.unread != reason:
             _log.warning("photo_unread", path=shown(file), cause=reason)
-        candidate.unread = reason
-        candidate.again_at = self._clock() + min(2.0**candidate.reads, _LONGEST_PAUSE_SECONDS)
-        candidate.reads += 1
+        candidate.put_off(reason, self._clock())
 
     def _is_taken(self, file: bytes) -> bool:
         return camera_of(file.partition(b"/")[0]) not in self._disabled
