@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 import pytest
 from prometheus_client import REGISTRY
 
 from meshkit import spans, tracing
-from meshkit.span_export import SpanExporter
+from meshkit.config import MeshSettings
+from meshkit.span_export import SpanExporter, export_spans
 from meshkit.spans import Span, SpanKind
 
 _PARENT = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -52,6 +54,14 @@ def test_a_trace_that_is_not_sampled_is_not_recorded(taken: list[Span], trace: t
     assert not spans.recording(trace)
     spans.record(trace, "work", seconds=1.0)
     assert taken == []
+
+
+def test_traces_are_sampled_without_a_collector_too() -> None:
+    with ExitStack() as stack:
+        export_spans(MeshSettings(trace_ratio=0.0), "tests", stack)
+        assert not tracing.new().sampled
+        assert not spans.recording(tracing.begin(_PARENT))
+    assert tracing.new().sampled
 
 
 def test_nothing_is_recorded_without_a_recorder() -> None:

@@ -16,9 +16,13 @@ depends_on = None
 _FILTERS = ("status", "task_type", "provider_type", "origin_instance", "origin_zone")
 _LISTED = "kind = 'TASK' AND NOT is_deleted"
 _BY_FILTER = {f"tasks_by_{name}": (f"{name}, tenant, created_at DESC, id DESC", _LISTED) for name in _FILTERS}
+# Most installations name no zone: their tasks need no entry there.
 _ENDED = {
-    name.replace("_by_", "_ended_by_"): (columns, f"{condition} AND completed_at IS NOT NULL")
-    for name, (columns, condition) in _BY_FILTER.items()
+    f"tasks_ended_by_{name}": (
+        f"{name}, tenant, created_at DESC, id DESC",
+        f"{_LISTED} AND completed_at IS NOT NULL" + (" AND origin_zone IS NOT NULL" if name == "origin_zone" else ""),
+    )
+    for name in _FILTERS
 }
 _UNENDED = {
     "tasks_unended": (
