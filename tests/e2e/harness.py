@@ -95,19 +95,21 @@ class MeshView(Protocol):
 
     def tasks(self, client: httpx.Client, **filters: Any) -> list[dict[str, Any]]:
         """All tasks of the client's tenant; [] while the mesh does not answer."""
-        found: list[dict[str, Any]] = []
+        found: dict[str, dict[str, Any]] = {}  # by identifier: one that is created meanwhile moves the pages
+        skip = 0
         while True:
             try:
-                answer = client.get("/api/v1/tasks/", params={"limit": 1000, "skip": len(found), **filters})
+                answer = client.get("/api/v1/tasks/", params={"limit": 1000, "skip": skip, **filters})
             except httpx.TransportError:
                 return []
             if answer.status_code != 200:
                 return []
             page = answer.json()
-            found += page
+            found |= {one["id"]: one for one in page}
+            skip += len(page)
             # A page of large tasks is cut by bytes: only an empty one is the last.
             if not page:
-                return found
+                return list(found.values())
 
     def wait_ended(self, client: httpx.Client, count: int, timeout_seconds: float) -> list[dict[str, Any]]:
         """Wait until `count` tasks of the client's tenant have ended."""

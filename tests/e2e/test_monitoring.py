@@ -85,7 +85,7 @@ def test_workers_tell_their_memory_of_parent_and_child(client: httpx.Client) -> 
     found = until(told, "a heartbeat tells the memory")
     _has_members(found, "WorkerStatsResponse")
     for worker in found["workers"]:
-        _has_members(worker, "WorkerInfo", "cordoned")
+        _has_members(worker, "WorkerInfo", "cordoned", "fault")
         assert worker["memory_mb"] > 20
     health = _get(client, "workers/health")
     _has_members(health, "WorkerHealthResponse")

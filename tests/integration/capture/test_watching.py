@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from services.monitoring.capture.watching import files, service
+from services.monitoring.capture.watching import domain, files, service
 from services.monitoring.capture.watching.domain import FileStamp
 from services.monitoring.capture.watching.files import hash_file
 from tests.integration.capture.conftest import StartStudio, Studio, until
@@ -329,7 +329,7 @@ async def test_a_full_camera_that_is_disabled_keeps_no_other_from_being_looked_i
 async def test_a_file_that_the_drive_does_not_give_for_a_while_is_told_of_and_taken_when_it_does(
     start_studio: StartStudio, observer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_LONGEST_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(domain, "_LONGEST_PAUSE_SECONDS", 0.2)
     broken = {b"left/a.jpg"}
 
     def stumbling(root: Path, file: bytes, stamp: FileStamp) -> str:
