@@ -91,6 +91,8 @@ def _interrupted(current: TrainingRecord) -> TrainingChange | None:
 def _ended(current: TrainingRecord, job: JobState, status: str, ended_at: datetime) -> TrainingChange:
     told = job.error_message if job.HasField("error_message") else None
     category = CATEGORY_NAME.get(job.error_category) if job.HasField("error_category") else None
+    # The beginning is timed by the clock of a replica, the end by that of the tasks service.
+    ended_at = max(ended_at, current.started_at or ended_at, current.preprocessing_completed_at or ended_at)
     ended = replace(current, completed_at=ended_at, eta_seconds=None, wanted_samples=[], job_made=True)
     preparing = current.status in (TrainingStatus.PENDING, TrainingStatus.PREPROCESSING)
     if status == "COMPLETED" and current.local_model_path is not None:

@@ -143,6 +143,7 @@ class TrainerReports:
             _inside(current, "manifest_path", [request.manifest_path], "dataset/")
             if current.manifest_path == request.manifest_path:
                 return None
+            now = self._clock()
             changed = replace(
                 current,
                 status=TrainingStatus.TRAINING,
@@ -150,7 +151,7 @@ class TrainerReports:
                 preprocessing_stage=PreparationStage.COMPLETED.value,
                 processed_files_count=len(request.images),
                 total_files_count=len(request.images) + len(request.rejects),
-                preprocessing_completed_at=self._clock(),
+                preprocessing_completed_at=max(now, current.preprocessing_started_at or now),
                 progress=max(current.progress, domain.PREPROCESSING_SHARE),
             )
             return TrainingChange(

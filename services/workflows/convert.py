@@ -166,4 +166,5 @@ def _moments(message: Any, record: object) -> None:
 
 def _duration(message: Any, begun: datetime | None, ended: datetime | None) -> None:
     if begun is not None and ended is not None:
-        message.duration_ms = (ended - begun).total_seconds() * 1000
+        # Earlier releases could write an end before the beginning.
+        message.duration_ms = max(0.0, (ended - begun).total_seconds() * 1000)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from atelier.workflows.v1 import workflow_pb2
 
@@ -47,6 +47,8 @@ from services.workflows.signals import (
     TaskEnded,
     TaskRefused,
 )
+
+_TICK = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,8 @@ class _Draft:
     def __init__(self, workflow: WorkflowRecord, steps: list[StepRecord], now: datetime) -> None:
         self.workflow = workflow
         self.steps = steps
-        self.now = now
+        # Replicas have clocks of their own: what follows is later than what it follows from.
+        self.now = max(now, workflow.updated_at + _TICK)
         self._fresh: list[int] = []
         self._stopped: list[int] = []
         self._abandoned: list[StepRecord] = []

@@ -365,7 +365,8 @@ def _plain(message: Message) -> dict[str, Any]:
 
 def _write_duration(message: Any, begun: datetime | None, ended: datetime | None) -> None:
     if begun is not None and ended is not None:
-        message.duration_ms = (ended - begun).total_seconds() * 1000
+        # Earlier releases could write an end before the beginning.
+        message.duration_ms = max(0.0, (ended - begun).total_seconds() * 1000)
 
 
 def _is_address(path: str) -> bool:

@@ -12,6 +12,10 @@ NAMES = TaskRecord._fields
 SELECT = ", ".join(NAMES)
 SELECT_T = ", ".join(f"t.{name}" for name in NAMES)
 
+# When a task ends that is named `t` in an UPDATE. A lease is timed by its statement, so its end is too: the transaction
+# may have begun before the task did. The clock may have been set back in between.
+ENDED_AT = "greatest(statement_timestamp(), t.started_at, t.leased_at)"
+
 values = attrgetter(*NAMES)
 
 

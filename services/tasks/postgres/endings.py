@@ -76,7 +76,8 @@ WITH reported AS (
     CROSS JOIN LATERAL (SELECT t.ctid AS place FROM tasks t WHERE t.id = r.id FOR UPDATE) t
 ), done AS (
     UPDATE tasks t SET
-        status = 'COMPLETED', version = t.version + 1, progress = 100, completed_at = now(), updated_at = now(),
+        status = 'COMPLETED', version = t.version + 1, progress = 100,
+        completed_at = {columns.ENDED_AT}, updated_at = {columns.ENDED_AT},
         lease_session = NULL, lease_sequence = NULL, missing_since = NULL, error_category = NULL, result = r.result,
         result_objects = r.objects::text[],
         errors = (t.errors || r.errors::text[])
@@ -96,15 +97,15 @@ SELECT {columns.SELECT}, seconds FROM done
 
 _REQUEUE = f"""
 UPDATE tasks t SET
-    status = 'PENDING', version = t.version + 1, updated_at = now(),
+    status = 'PENDING', version = t.version + 1, updated_at = statement_timestamp(),
     lease_session = NULL, lease_sequence = NULL, leased_at = NULL, missing_since = NULL,
     executor_type = NULL, executor_instance = NULL,
-    not_before = CASE WHEN %(delay)s > 0 THEN now() + %(delay)s * interval '1 second' END,
+    not_before = CASE WHEN %(delay)s > 0 THEN statement_timestamp() + %(delay)s * interval '1 second' END,
     retry_count = %(retries)s, released = t.released + %(releases)s,
     progress_at_retry = CASE WHEN %(releases)s = 0 THEN t.progress ELSE t.progress_at_retry END,
     is_resumed = t.is_resumed OR %(resumed)s,
     resume_attempt_count = t.resume_attempt_count + %(resumed)s::integer,
-    last_resume_attempt = CASE WHEN %(resumed)s THEN now() ELSE t.last_resume_attempt END,
+    last_resume_attempt = CASE WHEN %(resumed)s THEN statement_timestamp() ELSE t.last_resume_attempt END,
     errors = (t.errors || %(errors)s::text[])[greatest(1, cardinality(t.errors) + 2 - {MAX_ERRORS}):]
 WHERE t.id = %(id)s AND t.status = 'EXECUTING' AND t.attempt = %(attempt)s AND t.lease_session = %(session)s
 RETURNING {columns.SELECT_T}
@@ -113,7 +114,7 @@ RETURNING {columns.SELECT_T}
 # What the fallback costs is charged where it waits.
 _FALL_BACK = f"""
 UPDATE tasks t SET
-    status = 'PENDING', version = t.version + 1, updated_at = now(), fallback = 'TAKEN',
+    status = 'PENDING', version = t.version + 1, updated_at = statement_timestamp(), fallback = 'TAKEN',
     provider_type = %(provider_type)s, lane = %(lane)s, queue_name = %(queue_name)s, spec = %(spec)s, body = %(body)s,
     lease_session = NULL, lease_sequence = NULL, leased_at = NULL, missing_since = NULL,
     executor_type = NULL, executor_instance = NULL, not_before = NULL, retry_count = 0, released = 0, charged = 0,
@@ -125,7 +126,8 @@ RETURNING {columns.SELECT_T}
 
 _FAIL = f"""
 UPDATE tasks t SET
-    status = 'FAILED', version = t.version + 1, completed_at = now(), updated_at = now(),
+    status = 'FAILED', version = t.version + 1,
+    completed_at = {columns.ENDED_AT}, updated_at = {columns.ENDED_AT},
     lease_session = NULL, lease_sequence = NULL, missing_since = NULL, error_category = %(category)s,
     errors = (t.errors || %(errors)s::text[])[greatest(1, cardinality(t.errors) + 2 - {MAX_ERRORS}):]
 WHERE t.id = %(id)s AND t.status = 'EXECUTING' AND t.attempt = %(attempt)s AND t.lease_session = %(session)s
@@ -134,14 +136,16 @@ RETURNING {columns.SELECT_T}
 
 _END_ATTEMPT = f"""
 INSERT INTO attempts ({_ATTEMPT}, error, error_category)
-VALUES (%(id)s, %(attempt)s, %(session)s, coalesce(%(executor)s, ''), %(started_at)s, now(), %(outcome)s, %(seconds)s,
+VALUES (%(id)s, %(attempt)s, %(session)s, coalesce(%(executor)s, ''), %(started_at)s,
+    greatest(statement_timestamp(), %(started_at)s::timestamptz), %(outcome)s, %(seconds)s,
     %(provider)s, %(device)s, %(model)s, %(error)s, %(category)s)
 {_KEEP_ATTEMPT} WHERE attempts.outcome IS NULL
 """  # noqa: S608 -- fixed names
 
 _CANCEL = f"""
 UPDATE tasks t SET
-    status = 'CANCELLED', version = t.version + 1, completed_at = now(), updated_at = now(), not_before = NULL,
+    status = 'CANCELLED', version = t.version + 1,
+    completed_at = {columns.ENDED_AT}, updated_at = {columns.ENDED_AT}, not_before = NULL,
     lease_session = NULL, lease_sequence = NULL, missing_since = NULL, error_category = 'CANCELLED'
 WHERE t.id = %s AND t.status IN ('PENDING', 'EXECUTING')
 RETURNING {columns.SELECT_T}

@@ -22,7 +22,6 @@ _MUTABLE = (
     "provider_type",
     "lane",
     "started_at",
-    "completed_at",
     "retry_count",
     "is_resumed",
     "resume_attempt_count",
@@ -44,14 +43,20 @@ _MUTABLE = (
     "fallback",
 )
 
+# A change tells that a task has ended; the statement tells when.
+_ENDED_AT = sql.SQL(
+    f"CASE WHEN %(completed_at)s::timestamptz IS NOT NULL THEN coalesce(t.completed_at, {columns.ENDED_AT}) END"
+)
 _MODIFY = sql.SQL(
-    "UPDATE tasks t SET {changes}, version = t.version + 1, updated_at = now(), "
-    "deleted_at = CASE WHEN %(is_deleted)s THEN coalesce(t.deleted_at, now()) END "
+    "UPDATE tasks t SET {changes}, completed_at = {ended_at}, version = t.version + 1, "
+    "updated_at = statement_timestamp(), "
+    "deleted_at = CASE WHEN %(is_deleted)s THEN coalesce(t.deleted_at, statement_timestamp()) END "
     "WHERE t.id = %(id)s AND t.version = %(version)s RETURNING {columns}"
 ).format(
     changes=sql.SQL(", ").join(
         sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in _MUTABLE
     ),
+    ended_at=_ENDED_AT,
     columns=sql.SQL(columns.SELECT_T),
 )
 
@@ -175,7 +180,7 @@ async def modify(
     wanted = body(before)
     if wanted is before:
         return before, before
-    values: dict[str, Any] = {name: getattr(wanted, name) for name in _MUTABLE}
+    values: dict[str, Any] = {name: getattr(wanted, name) for name in (*_MUTABLE, "completed_at")}
     cursor = await conn.execute(_MODIFY, {**values, "id": task_id, "version": before.version})
     row = await cursor.fetchone()
     if row is None:

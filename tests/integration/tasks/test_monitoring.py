@@ -275,6 +275,9 @@ async def test_the_detail_holds_the_members_of_the_type_and_what_concerns_execut
     ended = await stub.GetMonitoredTask(pb.GetMonitoredTaskRequest(task_id=task.id))
     assert ended.duration_ms > 0
     assert (await listed(stub)).items[0].has_error, "an error that another attempt made good is one"
+    await mesh.execute("UPDATE tasks SET completed_at = started_at - interval '1 s'")
+    written_before = await stub.GetMonitoredTask(pb.GetMonitoredTaskRequest(task_id=task.id))
+    assert (written_before.duration_ms, (await listed(stub)).items[0].duration_ms) == (0, 0)
 
 
 async def test_queues_tell_what_waits_runs_is_reserved_and_was_done(mesh: Mesh) -> None:

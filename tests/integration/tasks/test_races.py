@@ -243,6 +243,29 @@ async def test_completions_wait_for_rows_in_the_order_of_their_ids_and_are_taken
     assert await counts(mesh, "SELECT count(*) FROM tasks WHERE status = 'COMPLETED'", 3)
 
 
+@pytest.mark.parametrize("ending", ["cancel", "complete", "fail"])
+async def test_an_end_that_waited_while_its_task_began_is_not_before_the_beginning(mesh: Mesh, ending: str) -> None:
+    task = await mesh.create()
+    worker = await mesh.worker()
+    [lease] = await worker.lease()
+    async with mesh.running.database.transaction() as other:
+        await other.execute("SELECT FROM tasks FOR UPDATE")
+        ends: dict[str, Any] = {
+            "cancel": lambda: mesh.tasks().CancelTask(CancelTaskRequest(task_id=task.id)),
+            "complete": lambda: worker.complete(lease),
+            "fail": lambda: worker.fail(lease, retryable=False),
+        }
+        ended = asyncio.ensure_future(ends[ending]())
+        await until(lambda: waits_for_lock(mesh))
+        # As the lease's statement does, which takes the lock first.
+        await other.execute("UPDATE tasks SET started_at = statement_timestamp(), leased_at = statement_timestamp()")
+    await ended
+    found = await mesh.get(task.id)
+    assert found.completed_at.ToNanoseconds() >= found.started_at.ToNanoseconds() > 0
+    [attempt] = await mesh.attempts(task.id)
+    assert attempt.ended_at.ToNanoseconds() >= attempt.started_at.ToNanoseconds() > 0
+
+
 async def test_an_identifier_is_not_given_again_while_its_task_is_deleted(mesh: Mesh) -> None:
     service = mesh.tasks("acme", ("mesh",), subject="workflows")
     ident = uuid4()

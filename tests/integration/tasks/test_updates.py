@@ -68,6 +68,7 @@ async def test_operator_gives_up_a_waiting_task_and_nothing_more(mesh: Mesh) -> 
     failed = await update(mesh, task, stub=operator, status=enums_pb2.TASK_STATUS_FAILED, errors=["given up"])
     assert failed.status == enums_pb2.TASK_STATUS_FAILED
     assert list(failed.errors) == ["given up"]
+    assert failed.completed_at == failed.updated_at, "when it was given up, not when it was changed before"
     [[pending]] = await mesh.rows("SELECT pending FROM queue_tenants")
     assert pending == 0
 

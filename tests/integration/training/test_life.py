@@ -3,6 +3,7 @@
 import asyncio
 import json
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -212,6 +213,16 @@ async def test_cancel_ends_the_job_keeps_no_file_and_is_refused_after_another_en
     completed, _ = await mesh.trained()
     late = await client.post(f"{PATH}{completed['id']}/cancel")
     assert (late.status_code, "COMPLETED" in late.text) == (409, True)
+
+
+async def test_a_training_that_began_by_a_clock_ahead_does_not_end_before_it_began(mesh: Mesh) -> None:
+    created = await mesh.create()
+    trainer = await mesh.trainer()
+    await trainer.begin()
+    await mesh.execute("UPDATE trainings SET started_at = started_at + interval '1 hour'")
+    ended = (await mesh.http().post(f"{PATH}{created['id']}/cancel")).json()
+    assert ended["started_at"] is not None
+    assert datetime.fromisoformat(ended["completed_at"]) >= datetime.fromisoformat(ended["started_at"])
 
 
 async def test_a_failed_training_says_why_and_what_it_has_kept_can_be_continued(mesh: Mesh) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
@@ -46,6 +47,17 @@ def test_a_failure_that_cancels_stops_what_runs() -> None:
     assert decision.workflow.status is WorkflowStatus.FAILED
     assert [one.step_id for one in decision.cancel] == ["b"]
     assert [one.state for one in decision.steps] == [StepState.FAILED, StepState.CANCELLED, StepState.PENDING]
+
+
+def test_a_replica_whose_clock_is_behind_ends_nothing_before_it_began() -> None:
+    world = running({"a": []})
+    ended = TaskEnded("a", task(world, "a"), 2, TaskOutcome.FAILED, message="no")
+    after = decide(world.workflow, world.steps, ended, NOW - timedelta(seconds=5))
+    for one in (after.workflow, after.steps[0]):
+        assert one.started_at is not None
+        assert one.completed_at is not None
+        assert one.completed_at >= one.started_at
+    assert after.workflow.updated_at > world.workflow.updated_at
 
 
 def test_a_failure_leaves_independent_branches_to_finish() -> None:
