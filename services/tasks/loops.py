@@ -31,7 +31,9 @@ _SWEEPS = 50
 _SWEEPS_AT_ONCE = 8
 
 _DEPTH = metrics.gauge("tasks_queue_depth", "Tasks that wait", ("queue", "lane"))
-_SLOTS = metrics.gauge("tasks_queue_slots", "Slots of the workers that take work", ("queue",))
+_SLOTS = metrics.gauge(
+    "tasks_queue_slots", "Slots of the workers that take work; those with a fault do not", ("queue",)
+)
 _BREAKERS = metrics.gauge(
     "tasks_provider_breakers", "Breakers of a provider, its applications and models, by state", ("provider", "state")
 )

@@ -214,8 +214,8 @@ class Fleet:
 
     @property
     def capacity(self) -> int:
-        """Attempts that they run at once."""
-        return sum(one.slots for one in self.workers)
+        """Attempts that they run at once; one with a fault ends what it runs and begins nothing."""
+        return sum(one.active if one.fault else one.slots for one in self.workers)
 
     @property
     def active(self) -> int:
@@ -228,8 +228,11 @@ class Fleet:
         return sum(one.has_capacity for one in self.workers)
 
     def served(self, queues: Collection[str]) -> tuple[list[str], list[str]]:
-        """Return those of these queues that a worker serves, and those that none does, each in order."""
-        having = {name for one in self.workers for name in one.queues}
+        """Return those of these queues that a worker serves, and those that none does, each in order.
+
+        One with a fault serves none.
+        """
+        having = {name for one in self.workers if not one.fault for name in one.queues}
         return [name for name in sorted(queues) if name in having], [n for n in sorted(queues) if n not in having]
 
 

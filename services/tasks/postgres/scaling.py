@@ -74,7 +74,7 @@ _DELAYED = "SELECT queue_name, count(*) FROM tasks WHERE not_before IS NOT NULL 
 _ALIVE = "s.closed_at IS NULL AND s.expires_at > now()"
 _POOLS = f"""
 SELECT s.id, s.name, s.queues, s.slots, (SELECT count(*) FROM tasks t WHERE t.lease_session = s.id), s.draining,
-    s.cordoned, s.cordoned_at, s.mark
+    s.cordoned, s.cordoned_at, s.mark, coalesce(s.load ->> 'fault', '') <> ''
 FROM sessions s WHERE {_ALIVE} ORDER BY s.name, s.opened_at
 """  # noqa: S608 -- constants
 
@@ -261,6 +261,7 @@ async def _pools(conn: Connection) -> list[WorkerPool]:
             cordoned_by=None if cordoned is None else CordonedBy(cordoned),
             cordoned_at=cordoned_at,
             mark=None if mark is None else RemovalMark(mark),
+            faulty=faulty,
         )
-        for session, name, queues, slots, held, draining, cordoned, cordoned_at, mark in await cursor.fetchall()
+        for session, name, queues, slots, held, draining, cordoned, cordoned_at, mark, faulty in await cursor.fetchall()
     ]

@@ -98,11 +98,14 @@ async def find(conn: Connection, session_id: UUID) -> SessionRecord | None:
 
 
 async def slots(conn: Connection) -> list[tuple[str, int]]:
-    """Return by queue the slots of open sessions that take work; one that serves several queues counts for each."""
+    """Return by queue the slots of open sessions that take work; one that serves several queues counts for each.
+
+    One whose worker tells a fault takes none.
+    """
     cursor = await conn.execute(
         "SELECT q.name, sum(s.slots)::bigint FROM sessions s, unnest(s.queues) AS q (name) "
         "WHERE s.closed_at IS NULL AND s.expires_at > now() AND NOT s.draining AND s.cordoned IS NULL "
-        "GROUP BY q.name"
+        "AND coalesce(s.load ->> 'fault', '') = '' GROUP BY q.name"
     )
     return await cursor.fetchall()
 

@@ -88,6 +88,7 @@ class WorkerPool:
         held: Attempts that it holds.
         draining: Whether its worker ends by itself.
         mark: Whether its worker bears a mark at the orchestrator.
+        faulty: Whether it tells a fault, and takes no work.
     """
 
     session: UUID
@@ -99,6 +100,12 @@ class WorkerPool:
     cordoned_by: CordonedBy | None = None
     cordoned_at: datetime | None = None
     mark: RemovalMark | None = None
+    faulty: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be given work."""
+        return self.cordoned_by is None and not self.faulty
 
     @property
     def worker(self) -> str:
@@ -124,8 +131,14 @@ class Worker:
         return sum(pool.slots for pool in self.pools if queue in pool.queues)
 
     def open_slots(self, queue: str) -> int:
-        """Slots for a queue that are not cordoned."""
-        return sum(pool.slots for pool in self.pools if queue in pool.queues and pool.cordoned_by is None)
+        """Slots for a queue that take work."""
+        return sum(pool.slots for pool in self.pools if queue in pool.queues and pool.is_open)
+
+    def faulty_slots(self, queue: str) -> int:
+        """Slots for a queue that are not cordoned and take no work."""
+        return sum(
+            pool.slots for pool in self.pools if queue in pool.queues and pool.faulty and pool.cordoned_by is None
+        )
 
     @property
     def held(self) -> int:
@@ -135,7 +148,17 @@ class Worker:
     @property
     def takes_work(self) -> bool:
         """Whether a pool of it may be given work."""
-        return any(pool.cordoned_by is None for pool in self.pools)
+        return any(pool.is_open for pool in self.pools)
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether no pool of it would take work."""
+        return all(pool.faulty for pool in self.pools)
+
+    @property
+    def is_cordoned(self) -> bool:
+        """Whether all of it is cordoned."""
+        return all(pool.cordoned_by is not None for pool in self.pools)
 
     @property
     def is_surplus(self) -> bool:
@@ -198,19 +221,23 @@ def demands(works: Sequence[QueueWork], pools: Sequence[WorkerPool], policy: Sca
     for work in works:
         serving = [worker for worker in workers if work.name in worker.queues]
         kept = sum(worker.slots(work.name) for worker in serving if worker.name not in leaving)
-        # What an operator has cordoned is provided and takes nothing.
-        closed = sum(
+        wanted = work.slots_wanted(policy.drain_seconds)
+        needed = wanted / policy.utilization
+        faulty = sum(worker.faulty_slots(work.name) for worker in serving)
+        # What an operator has cordoned is provided and takes nothing. So does what is faulty, but where all new workers
+        # are faulty too, asking for one more for each would never end.
+        closed = min(faulty, needed) - faulty
+        closed += sum(
             worker.slots(work.name) - worker.open_slots(work.name) for worker in serving if not worker.is_surplus
         )
-        wanted = work.slots_wanted(policy.drain_seconds)
         found.append(
             QueueDemand(
                 work,
                 slots_wanted=wanted,
                 slots=sum(worker.open_slots(work.name) for worker in serving),
-                slots_reported=max(wanted / policy.utilization + closed if wanted else 0.0, float(kept)),
+                slots_reported=max(needed + closed if wanted else 0.0, float(kept)),
                 workers=len(serving),
-                cordoned=sum(not worker.takes_work for worker in serving),
+                cordoned=sum(worker.is_cordoned for worker in serving),
             )
         )
     return found
@@ -310,7 +337,7 @@ class ScaleIn:
     def _missing(self, kind: Sequence[Worker], needed: Mapping[str, float]) -> list[str]:
         """Return whom to uncordon: unmarked ones first, which get leases at once, and those that were cordoned last."""
         cordoned = sorted(
-            (worker for worker in kind if _scheduled(worker)),
+            (worker for worker in kind if _scheduled(worker) and not worker.is_faulty),
             key=lambda worker: (worker.is_marked, -self._idle_since.get(worker.name, 0.0), worker.name),
         )
         taking = [worker for worker in kind if worker.takes_work and not _scheduled(worker)]
@@ -324,13 +351,16 @@ class ScaleIn:
         return back
 
     def _spare(self, kind: Sequence[Worker], needed: Mapping[str, float]) -> list[str]:
-        """Return the idle workers that the others can do without, those first that have been idle for longest."""
-        taking = [worker for worker in kind if worker.takes_work]
+        """Return the idle workers that the others can do without.
+
+        Those first that take no work because of a fault, then those that have been idle for longest.
+        """
+        taking = [worker for worker in kind if not worker.is_cordoned]
         slots = _slots(taking)
         spare: list[str] = []
         for worker in sorted(
             (worker for worker in taking if not worker.held),
-            key=lambda worker: (self._idle_since[worker.name], worker.name),
+            key=lambda worker: (not worker.is_faulty, self._idle_since[worker.name], worker.name),
         ):
             rest = Counter(slots)
             rest.subtract(_slots([worker]))

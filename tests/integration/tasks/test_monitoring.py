@@ -13,6 +13,7 @@ from atelier.tasks.v1.monitoring_service_pb2_grpc import TaskMonitoringServiceSt
 from google.protobuf import json_format
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
+from prometheus_client import REGISTRY
 from psycopg import sql
 
 from meshkit.errors import ErrorKind, MeshError
@@ -352,13 +353,19 @@ async def test_workers_tell_their_load_and_their_memory(mesh: Mesh) -> None:
 
 async def test_a_worker_that_takes_no_work_says_why(mesh: Mesh) -> None:
     stub, worker = monitor(mesh), await mesh.worker()
-    for fault in ("its process does not start", ""):
+    for fault in ("", "its process does not start", ""):
         load = worker_service_pb2.WorkerLoad(fault=fault)
         await worker.stub.Heartbeat(worker_service_pb2.HeartbeatRequest(session_id=worker.session, load=load))
-        [told] = (await stub.GetWorkerStats(pb.GetWorkerStatsRequest())).workers
+        stats = await stub.GetWorkerStats(pb.GetWorkerStatsRequest())
+        [told] = stats.workers
         assert (told.fault, told.has_capacity) == (fault, not fault)
+        assert stats.total_capacity == (0 if fault else told.concurrency)
         health = await stub.GetWorkersHealth(pb.GetWorkersHealthRequest())
         assert health.healthy is not bool(fault)
+        assert list(health.queues_with_workers) == ([] if fault else ["inference"])
+        await mesh.running.maintenance.measure()
+        slots = REGISTRY.get_sample_value("atelier_tasks_queue_slots", {"queue": "inference"})
+        assert slots == (0 if fault else told.concurrency)
 
 
 async def test_a_mesh_of_busy_or_draining_workers_is_not_healthy(mesh: Mesh) -> None:

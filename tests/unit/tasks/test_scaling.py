@@ -62,6 +62,39 @@ def test_what_an_operator_cordoned_is_provided_beside_what_is_wanted() -> None:
     assert (one.slots, one.slots_reported, one.cordoned) == (0, 14, 1)
 
 
+def test_a_worker_with_a_fault_takes_no_work_and_another_is_asked_for_in_its_place() -> None:
+    faulty = pool("a", faulty=True)
+    [one] = demands([QueueWork(Q, running=8)], [faulty, pool("b", 4), pool("c", 4)], POLICY)
+    assert (one.slots, one.slots_reported, one.workers, one.cordoned) == (8, 14, 3, 0)
+    assert reported(QueueWork(Q), [faulty]) == 4, "it must not go before it is cordoned and marked"
+
+
+def test_where_every_worker_has_a_fault_no_more_than_twice_the_need_is_asked_for() -> None:
+    work = QueueWork(Q, waiting=8, waiting_seconds=4800)
+    assert [reported(work, [pool(f"{n}", faulty=True) for n in range(count)]) for count in (0, 2, 5)] == [10, 18, 20]
+
+
+def test_a_worker_with_a_fault_is_cordoned_first_once_the_others_suffice_and_comes_back_sound_only() -> None:
+    scale, work = ScaleIn(POLICY), [QueueWork(Q, running=3)]
+    pools = [pool("busy", 3), pool("faulty", faulty=True)]
+    for second in range(61):
+        decision = scale.decide(second, work, pools)
+    assert decision.cordon == ["faulty"]
+    out = replace(pools[1], cordoned_by=CordonedBy.SCHEDULER)
+    more = [QueueWork(Q, running=4, waiting=4, waiting_seconds=240)]
+    assert scale.decide(61, more, [pools[0], out]).uncordon == []
+    assert scale.decide(62, more, [pools[0], replace(out, faulty=False)]).uncordon == ["faulty"]
+
+
+def test_workers_with_a_fault_stay_while_work_waits_for_them_and_go_once_none_does() -> None:
+    scale, pools = ScaleIn(POLICY), [pool("a", faulty=True)]
+    for second in range(61):
+        assert not scale.decide(second, [QueueWork(Q, waiting=1, waiting_seconds=1)], pools).cordon
+    for second in range(61, 122):
+        decision = scale.decide(second, [QueueWork(Q)], pools)
+    assert decision.cordon == ["a"]
+
+
 def test_a_queue_is_active_while_anything_is_to_do_or_a_worker_must_not_go() -> None:
     def active(work: QueueWork, *pools: WorkerPool) -> bool:
         return demands([work], pools, POLICY)[0].is_active

@@ -1108,7 +1108,7 @@ class GetWorkerStatsResponse(_message.Message):
     total_workers: _builtins.int
     """How many there are."""
     total_capacity: _builtins.int
-    """Attempts that they run at once in all."""
+    """Attempts that they run at once in all; one with a fault begins none."""
     total_active: _builtins.int
     """Attempts that they run in all."""
     total_utilization_pct: _builtins.float
@@ -1183,7 +1183,7 @@ class GetWorkersHealthResponse(_message.Message):
 
     @_builtins.property
     def queues_without_workers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Queues that none serves."""
+        """Queues that none serves; one with a fault serves none."""
 
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp:

@@ -117,7 +117,7 @@ class QueueDemand(_message.Message):
     slots_wanted: _builtins.float
     """Slots that are wanted: one for each job that runs, and as many as end what waits within `drain_seconds`."""
     slots: _builtins.int
-    """Slots of workers that take work."""
+    """Slots of workers that take work: neither cordoned nor with a fault."""
     slots_reported: _builtins.float
     """Slots that an autoscaler is to provide: those that are wanted at `utilization`, but no fewer than those of workers
     that must not be removed, which are all but those that are cordoned, idle and marked.
