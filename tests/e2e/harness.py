@@ -224,7 +224,7 @@ class RunningMesh(MeshView):
 
     def wait_restarted(self, role: str, before: int) -> None:
         """Wait until a role's process was started once more than `before`."""
-        until(lambda: self.restarts(role) == before + 1 and self.pid(role), f"{role} runs again", 40)
+        until(lambda: self.restarts(role) == before + 1 and self.pid(role), f"{role} runs again", 60)
 
     def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> int:
         """Send a signal to a role's process; return its id."""

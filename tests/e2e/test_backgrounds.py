@@ -14,7 +14,7 @@ from modelkit.background import background_colour
 from tests.e2e.bodies import data_url, stored_picture
 from tests.e2e.harness import ENDED, RunningMesh, ended_task, post_until_answered, until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 DATA = Path(__file__).parents[1] / "unit" / "modelkit" / "data"
 BLUE = (190, 210, 240)

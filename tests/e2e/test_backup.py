@@ -31,7 +31,7 @@ def fresh(servers_folder: Path) -> Iterator[RunningMesh]:
     mesh.down()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_mesh_goes_on_from_a_copy_that_was_made_under_load_and_takes_no_half_one(
     start_mesh: Callable[..., RunningMesh], fresh: RunningMesh, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from atelier_cli.tokens import issue
 from tests.e2e.harness import RunningMesh, noop, until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 TENANT = "clumsy"
 

@@ -16,7 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 from examples.capture.shoot import SHOTS, shoot
 from tests.e2e.harness import RunningMesh, until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 _LOOPS = {"file_watcher", "detection_worker", "batch_aggregator", "analysis_worker", "cleanup_service"}
 # Who a person sees on the photos of each camera (tests/unit/modelkit/data/people/expected.json).

@@ -102,7 +102,7 @@ def check_batches(mesh: RunningMesh, count: int) -> None:
 @pytest.mark.parametrize(
     "count",
     [
-        pytest.param(20, marks=pytest.mark.timeout(400)),
+        pytest.param(20, marks=pytest.mark.timeout(600)),
         pytest.param(300, marks=(pytest.mark.long, pytest.mark.timeout(1800))),
     ],
 )

@@ -21,7 +21,7 @@ from tests.e2e.harness import RunningMesh, until
 from tests.e2e.small_disks import NoSmallDisksError, SmallDisks, filled, small_disks
 from tests.e2e.test_capture_detection import photo, rows
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 _BATCH_SECONDS, _IDLE_SECONDS = 6, 2
 _MOST_UNTIL_FULL = 120

@@ -12,7 +12,7 @@ TASKS = 200
 SEED = 20261127
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_random_kills_lose_double_and_orphan_nothing(start_mesh: Callable[..., RunningMesh]) -> None:
     with chaos.receiver_and_settings() as (receiver, hook, environment):
         mesh = start_mesh(**environment)

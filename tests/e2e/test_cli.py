@@ -17,7 +17,7 @@ from PIL import Image
 from atelier_cli.embedded.process import free_ports
 from tests.e2e.harness import ATELIER, parse_status, until
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 SERVICES = {"gateway", "tasks", "workflows", "training", "monitoring", "evaluation", "worker", "trainer"}
 ROLES = SERVICES | {"nats", "postgres", "s3"}

@@ -13,7 +13,7 @@ from models.garments.ruler import Ruler, cloth_mask
 from tests.e2e.bodies import data_url
 from tests.e2e.harness import ENDED, RunningMesh, until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 BASE = {"task_type": "EDITING", "origin_instance": "e2e", "width": 64, "height": 64, "seed": 1}
 

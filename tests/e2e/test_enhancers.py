@@ -12,7 +12,7 @@ from modelkit.consistency import ssim
 from tests.e2e.bodies import data_url, photo, stored_picture
 from tests.e2e.harness import RunningMesh, ended_task
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 FACE = (74, 22, 151, 99)
 

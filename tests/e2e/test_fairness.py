@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.harness import RunningMesh, until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 FLOOD = 400
 # What was already leased, or is leased in the same poll, cannot be overtaken: slots and prefetch, twice.

@@ -13,7 +13,7 @@ from tests.e2e.harness import RunningMesh, ended_task, post_until_answered, unti
 from tests.providers.called import CalledProviders
 from tests.providers.fal import FalServer
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 APP = "fal-ai/flux/dev"
 

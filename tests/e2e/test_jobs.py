@@ -12,7 +12,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.e2e.harness import RunningMesh, ended_task, post_until_answered, until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 _MEMBERS = {
     *("job_id", "job_type", "status", "progress", "message", "created_at", "started_at", "completed_at"),

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.harness import RunningMesh, post_until_answered, until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 FRANCE = "What is the capital of France?"
 

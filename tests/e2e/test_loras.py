@@ -16,7 +16,7 @@ from PIL import Image
 from tests.e2e.harness import RunningMesh, ended_task, post_until_answered
 from tests.loras.layouts import LAYOUTS, write
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 CONFIG = json.loads((Path(__file__).parents[2] / "models/garments/weights/transformer/config.json").read_text())
 Picture = Any

@@ -14,7 +14,7 @@ from tests.providers.called import CalledProviders
 from tests.providers.gemini import GeminiServer
 from tests.providers.ollama import OllamaServer
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from waldur_api_client.client import AuthenticatedClient
 from tests.e2e.bodies import body, data_url, photo
 from tests.e2e.harness import RunningMesh, ended_task, post_until_answered, until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 _SCHEMAS: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "contract" / "documented_surface.json").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from tests.certificates import Authority
 from tests.e2e.conftest import StartMesh
 from tests.e2e.harness import RunningMesh, ended_task, noop
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

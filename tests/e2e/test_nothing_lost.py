@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.harness import RunningMesh, story_fault, until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 TASKS = 200
 _STEPS = {"steps": 2, "step_ms": 20, "result_bytes": 64}

@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.harness import NOOP_ENVIRONMENT, RunningMesh, until
 
 pytestmark = [
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)"),
 ]
 
@@ -58,13 +58,13 @@ def test_a_service_that_dies_is_shown_as_down_until_it_is_back(read_mesh: Runnin
                         os.kill(each.pid, signal.SIGKILL)
             return down() == ["evaluation"]
 
-        until(lambda: down() == [], "every service is up", 30)
+        until(lambda: down() == [], "every service is up", 60)
         listed = {one["job"]: f"http://{one['instance']}/metrics" for one in ask("targets")["targets"]}
         assert listed == services
         health = ask("health")
         assert (health["healthy"], health["prometheus_reachable"], health["issues"]) == (True, True, [])
         assert health["prometheus_url"] == read_mesh.record.prometheus_url
-        until(killed, "the service is down", 40)
+        until(killed, "the service is down", 60)
         [issue] = ask("health")["issues"]
         assert "evaluation" in issue
         until(lambda: down() == [], "it is back", 60)

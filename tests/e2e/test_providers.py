@@ -14,7 +14,7 @@ from tests.e2e.test_refine import store
 from tests.providers.called import CalledProviders
 from tests.providers.fashn import FashnServer
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 PERSON, GARMENT = Image.new("RGB", (60, 90), "teal"), Image.new("RGB", (40, 40), "red")
 

@@ -13,7 +13,7 @@ from tests.e2e.test_refine import store
 from tests.providers.called import CalledProviders
 from tests.providers.freepik import FreepikServer
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 _TASKS = 50
 

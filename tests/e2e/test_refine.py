@@ -13,7 +13,7 @@ from PIL import Image
 from tests.e2e.bodies import stored_picture
 from tests.e2e.harness import ENDED, RunningMesh, ended_task, post_until_answered, until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 PHOTO = Path(__file__).parents[1] / "unit" / "modelkit" / "data" / "photo-coffee.png"
 BICUBIC = Image.Resampling.BICUBIC

@@ -52,7 +52,7 @@ def test_the_version_before_runs_from_its_own_sources(release: Path) -> None:
     assert all(Path(each).is_relative_to(release) for each in done.stdout.split())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_an_upgrade_from_the_last_release_and_a_step_back_cost_callers_nothing(
     start_fleet: Started, joined: dict[str, str], release: Path
 ) -> None:

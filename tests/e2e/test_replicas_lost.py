@@ -27,7 +27,7 @@ from tests.e2e.ledger import count, wait_settled
 from tests.e2e.replicas import Fleet, backends, fleets
 from tests.wires import CutWire, wired
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 COUNTS = {TASKS: 2, WORKFLOWS: 2, TRAINING: 1, MONITORING: 2, GATEWAY: 2, INFERENCE: 2}
 # Of those services that have another replica; the gateway's callers are sent to the other by who balances them.

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.harness import RunningMesh, ended_task, until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 _PATH = "/api/v1/scaling/"
 

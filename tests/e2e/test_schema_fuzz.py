@@ -65,7 +65,7 @@ def test_generated_requests_get_documented_answers(mesh: RunningMesh, tmp_path: 
 @pytest.mark.parametrize(
     "requests",
     [
-        pytest.param(1_500, marks=pytest.mark.timeout(300)),
+        pytest.param(1_500, marks=pytest.mark.timeout(600)),
         pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(7200)]),
     ],
 )

@@ -19,7 +19,7 @@ from PIL import Image
 from tests.e2e.harness import RunningMesh, until
 from tests.loras.layouts import LAYOUTS, write
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 OWNER, STRANGER = "owner", "stranger"
 _BODIES = {"PUT": {"priority": 3}, "PATCH": {"name": "taken", "priority": 3}}

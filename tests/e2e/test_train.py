@@ -15,7 +15,7 @@ from models.garments.catalogue import GarmentFacts
 from models.garments.draw import draw
 from tests.e2e.harness import RunningMesh
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 TENANT = "train"
 

@@ -20,7 +20,7 @@ from services.tasks.catalog import TASK_TYPES_WITH_HANDLERS
 from tests.e2e.bodies import IMAGE_FIELDS, STORED, body, data_url, photo
 from tests.e2e.harness import RunningMesh, ended_task, post_until_answered, until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 _TRIES = 8
 # The kind of picture whose task asks that its result say nothing of its making.

@@ -15,7 +15,7 @@ from models.motions.ruler import motion_of
 from tests.e2e.bodies import data_url
 from tests.e2e.harness import ENDED, RunningMesh, until
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 def garment(side: int = 128) -> Image.Image:

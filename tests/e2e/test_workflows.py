@@ -18,7 +18,7 @@ from PIL import Image
 from atelier_cli.origin import default_origin
 from tests.e2e.harness import ENDED, RunningMesh, until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 WORKFLOWS = "/api/v1/workflows/"
 SHAPE = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "e": ["d"], "f": ["d"]}

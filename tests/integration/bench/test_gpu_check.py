@@ -24,7 +24,6 @@ def gpu_check(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.timeout(240)  # half a minute on two idle cores
 def test_every_part_runs_at_the_tiny_scale(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     done = gpu_check("--device", "cpu", "--scale", "tiny", "--json", file)

@@ -96,7 +96,7 @@ async def studio(start_studio: StartStudio) -> Studio:
     return await start_studio()
 
 
-async def until(check: Callable[[], Awaitable[Any]], seconds: float = 30.0) -> Any:
+async def until(check: Callable[[], Awaitable[Any]], seconds: float = 60.0) -> Any:
     """Return the first answer that is true."""
     deadline = time.monotonic() + seconds
     while not (found := await check()):

@@ -72,7 +72,7 @@ async def test_what_is_old_is_forgotten_and_its_file_stays(studio: Studio) -> No
         await judged(studio, "old.jpg", 31)
         await judged(studio, "new.jpg", 29)
         await cleanup(studio).run()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             told = [json.loads(await client.recv())["type"] for _ in range(3)]
     assert told == ["event.created", "event.created", "event.deleted"]
     assert await names(studio) == [("yard/new.jpg", False), ("yard/old.jpg", True)]

@@ -150,7 +150,7 @@ async def test_a_photo_has_one_set_of_detections_and_listeners_hear_of_each(stud
         await worker.notice(BusMessage("atelier.tasks.v1.task.completed", event.SerializeToString(), {}))
         for _ in range(3):
             await worker.run_once()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             heard: list[dict[str, Any]] = []
             while len(heard) < 3:
                 told = json.loads(await client.recv())

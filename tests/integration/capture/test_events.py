@@ -62,7 +62,7 @@ def worker(
 
 
 async def heard(client: ClientConnection, count: int) -> list[dict[str, Any]]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return [json.loads(await client.recv()) for _ in range(count)]
 
 

@@ -20,8 +20,6 @@ from atelier_cli.embedded.process import RunningServer, free_ports
 from tests.conftest import NatsControl
 from tests.integration.capture.conftest import SECRET
 
-pytestmark = pytest.mark.timeout(180)
-
 CAMERAS = ("left", "middle", "right")
 WINDOW, IDLE = 4, 1
 

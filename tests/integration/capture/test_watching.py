@@ -17,8 +17,6 @@ from services.monitoring.capture.watching.domain import FileStamp
 from services.monitoring.capture.watching.files import hash_file
 from tests.integration.capture.conftest import StartStudio, Studio, until
 
-pytestmark = pytest.mark.timeout(120)
-
 # Quick, so that tests need not wait for what takes seconds in production.
 QUICK: dict[str, Any] = {"capture_settle_seconds": 0.1, "capture_quiet_seconds": 0.5, "capture_scan_seconds": 600.0}
 BOTH = pytest.mark.parametrize("observer", ["native", "polling"])
@@ -245,7 +243,7 @@ async def test_how_cameras_are_is_told_and_a_folder_that_vanishes_is_survived(
     async with studio.listening() as client:
 
         async def told() -> tuple[str, str, str, str | None]:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 message = json.loads(await client.recv())
             assert message["type"] == "camera.status_changed"
             data = message["data"]

@@ -245,6 +245,6 @@ async def save(client: httpx.AsyncClient, path: str, data: bytes) -> dict[str, A
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 -- what is waited for is in another task
             await asyncio.sleep(0.01)

@@ -62,7 +62,7 @@ async def say(client: ClientConnection, **message: Any) -> None:
     await client.send(json.dumps(message))
 
 
-async def heard(client: ClientConnection, seconds: float = 20) -> dict[str, Any]:
+async def heard(client: ClientConnection, seconds: float = 60.0) -> dict[str, Any]:
     async with asyncio.timeout(seconds):
         found: dict[str, Any] = json.loads(await client.recv())
         return found

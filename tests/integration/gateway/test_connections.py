@@ -32,7 +32,7 @@ class Line:
         self.writer.write(data.encode() if isinstance(data, str) else data)
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:-2])}
             content = await self.reader.readexactly(int(headers.get("content-length", "0")))
@@ -40,7 +40,7 @@ class Line:
 
     async def end(self) -> bytes:
         """What still comes until the gateway closes."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self.reader.read()
 
 
@@ -200,7 +200,7 @@ async def test_connections_that_say_nothing_stop_nobody(start_mesh: StartMesh) -
     mesh: Mesh = await start_mesh(max_connections=20)
     lines = [await asyncio.open_connection(*address(mesh)) for _ in range(100)]
     assert (await mesh.client().get("/api/v1/tasks/")).status_code == 200
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         gone = [reader for reader, _ in lines[:70]]
         assert [await reader.read() for reader in gone] == [b""] * len(gone)
     for _, writer in lines:

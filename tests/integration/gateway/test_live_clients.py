@@ -17,8 +17,6 @@ from services.gateway.config import GatewaySettings
 from tests.integration.gateway.conftest import SECRET, Mesh, StartMesh
 from tests.integration.gateway.live import address, publish_created
 
-pytestmark = pytest.mark.timeout(300)
-
 _ROUND = 40
 
 
@@ -73,7 +71,7 @@ async def stuck(mesh: Mesh, tenant: str, stack: AsyncExitStack) -> asyncio.Strea
 
 async def _miss_nothing(start_mesh: StartMesh, nats_url: str, clients: int, tenant: str) -> None:
     bus = Bus(nats_url)
-    await bus.connect(10)
+    await bus.connect(60)
     options: dict[str, Any] = {"nats_url": SecretStr(nats_url), "tenant_max_streams": clients + 10}
     mesh: Mesh = await start_mesh(**options)
     listeners = [Listener(mesh, tenant) for _ in range(clients)]

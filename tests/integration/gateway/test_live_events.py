@@ -32,13 +32,11 @@ from tests.integration.gateway.live import (
     say,
 )
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture
 async def bus(nats_url: str) -> AsyncIterator[Bus]:
     bus = Bus(nats_url)
-    await bus.connect(10)
+    await bus.connect(60)
     yield bus
     await bus.close()
 
@@ -63,7 +61,7 @@ async def closed(mesh: Mesh, path: str = "/ws/events", **query: str) -> tuple[in
 
 async def close_of(client: ClientConnection) -> tuple[int | None, str]:
     """Listen to the end, and return how the gateway closes."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await client.recv()
@@ -269,7 +267,7 @@ async def test_what_was_missed_comes_again_also_from_another_gateway(
 
 async def test_a_gap_that_is_too_old_is_told(nats_server: NatsControl, start_mesh: StartMesh, tenant: str) -> None:
     bus = Bus(nats_server.url)
-    await bus.connect(10)
+    await bus.connect(60)
     mesh: Mesh = await start_mesh(nats_url=SecretStr(nats_server.url))
     try:
         async with listening(mesh, tenant=tenant) as client:

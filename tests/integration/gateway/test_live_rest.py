@@ -19,13 +19,11 @@ from tests.integration.gateway.conftest import Mesh, StartMesh, until
 from tests.integration.gateway.live import address, heard, heard_until, listening, publish_created, say
 from tests.integration.gateway.test_live_pages import Stream
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture
 async def bus(nats_server: NatsControl) -> AsyncIterator[Bus]:
     bus = Bus(nats_server.url)
-    await bus.connect(10)
+    await bus.connect(60)
     await bus.ensure_stream()
     yield bus
     await bus.close()
@@ -52,7 +50,7 @@ async def readers(bus: Bus) -> int:
 
 
 async def until_read_by(bus: Bus, count: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await readers(bus) != count:
             pass
 

@@ -79,7 +79,7 @@ async def test_a_silent_stream_is_kept_alive(start_mesh: StartMesh) -> None:
     client = mesh.client()
     async with watching(client, await task(client)) as answer:
         lines = answer.aiter_lines()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             kept = [line async for line in _until(lines, ": keep-alive", 3)]
     assert kept.count(": keep-alive") == 3
 
@@ -112,7 +112,7 @@ async def test_a_stopping_gateway_lets_its_streams_go(mesh: Mesh) -> None:
             if line.startswith("data:"):
                 break
         mesh.stopping.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert [line async for line in lines if line] == []
     await until(lambda: mesh.tasks.watching == 0)
 
@@ -144,8 +144,8 @@ async def test_a_stream_goes_on_when_its_service_is_back(mesh: Mesh) -> None:
             seen += line + "\n"
             if line.startswith("data:"):
                 break
-        async with asyncio.timeout(10):
-            await mesh.server.stop(60)
+        async with asyncio.timeout(60):
+            await mesh.server.stop(3600)
         mesh.tasks.pause.clear()
         again = MeshServer(
             GatewaySettings(auth_secret=SECRET),
@@ -154,7 +154,7 @@ async def test_a_stream_goes_on_when_its_service_is_back(mesh: Mesh) -> None:
             verifier=TokenVerifier(secret=SECRET),
         )
         await again.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             async for line in lines:
                 seen += line + "\n"
         await again.stop(0)
@@ -167,7 +167,7 @@ async def test_a_create_that_is_cut_off_is_503(mesh: Mesh) -> None:
     mesh.tasks.hold.clear()
     client = mesh.client()
     creating = asyncio.create_task(client.post("/api/v1/tasks/", json=CREATE))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await mesh.tasks.held.wait()
     await mesh.server.stop(0)
     answer = await creating

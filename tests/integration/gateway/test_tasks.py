@@ -386,10 +386,10 @@ async def test_a_request_in_flight_is_finished_when_the_gateway_stops(mesh: Mesh
     client = mesh.client()
     mesh.tasks.hold.clear()
     request = asyncio.create_task(client.post("/api/v1/tasks/", json=CREATE))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await mesh.tasks.held.wait()
     ending = asyncio.create_task(mesh.stack.aclose())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await mesh.stopping.wait()
     mesh.tasks.hold.set()
     assert (await request).status_code == 200

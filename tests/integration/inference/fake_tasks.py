@@ -108,7 +108,7 @@ class FakeTasksService(WorkerServiceServicer):
         async with self._changed:
             self._changed.notify_all()
 
-    async def until(self, done: Callable[[], object], seconds: float = 20.0) -> None:
+    async def until(self, done: Callable[[], object], seconds: float = 60.0) -> None:
         async with asyncio.timeout(seconds):
             async with self._changed:
                 while not done():

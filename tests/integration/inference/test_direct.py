@@ -35,7 +35,7 @@ async def run(worker: Worker, scopes: tuple[str, ...] = ("read", "write"), **noo
 
 async def becomes(worker: Worker, busy: int) -> None:
     """Waits until so many slots are in use."""
-    async with worker.channel() as channel, asyncio.timeout(5):
+    async with worker.channel() as channel, asyncio.timeout(60):
         describe = channel.stub(InferenceServiceStub).Describe
         while (await describe(DescribeRequest())).busy_slots != busy:  # noqa: ASYNC110 -- the worker tells nobody
             await asyncio.sleep(0.02)

@@ -57,7 +57,7 @@ async def test_the_child_dies_with_its_killed_parent(
     tasks: FakeTasksService, process: asyncio.subprocess.Process
 ) -> None:
     tasks.add(steps=10_000, step_ms=50)
-    await tasks.until(lambda: tasks.progress, 30)
+    await tasks.until(lambda: tasks.progress, 60)
     [child] = psutil.Process(process.pid).children()
     process.kill()
     await process.wait()
@@ -69,7 +69,7 @@ async def test_the_child_knows_none_of_the_meshs_secrets(
     tasks: FakeTasksService, process: asyncio.subprocess.Process
 ) -> None:
     tasks.add(steps=10_000, step_ms=50)
-    await tasks.until(lambda: tasks.progress, 30)
+    await tasks.until(lambda: tasks.progress, 60)
     parent = psutil.Process(process.pid)
     [child] = parent.children()
     assert any(name.startswith("ATELIER_") for name in parent.environ())
@@ -91,16 +91,16 @@ async def test_a_child_whose_pipe_is_closed_leaves(tmp_path: Path) -> None:
             sys.executable, "-c", code, str(theirs.fileno()), pass_fds=[theirs.fileno()]
         )
     ours.close()
-    assert await asyncio.wait_for(child.wait(), 20) == 1
+    assert await asyncio.wait_for(child.wait(), 60) == 1
 
 
 async def test_sigterm_drains_and_leaves_with_success(
     tasks: FakeTasksService, process: asyncio.subprocess.Process
 ) -> None:
     running, waiting = tasks.add(steps=20, step_ms=50), tasks.add()
-    await tasks.until(lambda: tasks.progress and tasks.active([running, waiting]) == 2, 30)
+    await tasks.until(lambda: tasks.progress and tasks.active([running, waiting]) == 2, 60)
     process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(process.wait(), 20) == 0
+    assert await asyncio.wait_for(process.wait(), 60) == 0
     assert [each.ref.job_id for each in tasks.completed] == [running]
     assert tasks.released == [(waiting, 1)]
 
@@ -113,11 +113,11 @@ async def test_news_of_a_cancel_reaches_the_worker_before_its_next_heartbeat(
     job = tasks.add(steps=10_000, step_ms=50)
     await tasks.until(lambda: tasks.progress)
     bus = Bus(nats_server.url)
-    await bus.connect(5)
+    await bus.connect(60)
     tasks.cancelled.add(job)
     [session] = tasks.sessions
     bus.notify(f"atelier.cancel.{session}")
-    await tasks.until(lambda: (job, 1) in tasks.released, 20)
+    await tasks.until(lambda: (job, 1) in tasks.released, 60)
     await bus.close()
 
 
@@ -137,7 +137,7 @@ async def test_a_child_that_never_starts_makes_the_worker_unhealthy_and_is_not_s
         [sys.executable, "-c", "raise SystemExit(1)"], limits=LIMITS, on_lost=causes.append, sleep=sleep
     )
     supervisor.start()
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         await enough.wait()
     assert healthy == [True] * 2 + [False] * 8
     assert all(0.2 * 2**n <= pause <= 0.4 * 2**n for n, pause in enumerate(pauses[:6]))
@@ -208,7 +208,7 @@ async def asked(worker: Worker) -> AsyncIterator[Serving]:
 
 
 async def becomes(serving: Serving, wanted: bool) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await serving("") is not wanted:  # noqa: ASYNC110 -- remote
             await asyncio.sleep(0.05)
 
@@ -255,7 +255,7 @@ async def test_a_poll_that_is_out_when_no_child_comes_up_any_more_brings_nothing
         assert [lease.job_id for lease in tasks.queue] == [job]
         assert len(tasks.polls) == asked_so_far
         package.install()
-        await tasks.until(lambda: tasks.completions(job), 40)
+        await tasks.until(lambda: tasks.completions(job), 60)
     assert not tasks.released
     assert not tasks.failed
 

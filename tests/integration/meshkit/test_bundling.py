@@ -168,7 +168,7 @@ async def test_a_slow_call_keeps_no_other_waiting(mesh: Mesh, channel: MeshChann
 
     mesh.servicer.behave = behave
     jobs = [asyncio.ensure_future(_create(channel, name)) for name in ("first", "slow", "third", "fourth")]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert [await jobs[index] for index in (0, 2, 3)] == ["first", "third", "fourth"]
         assert not jobs[1].done()
         gate.set()
@@ -267,7 +267,7 @@ async def test_a_client_that_goes_away_ends_its_calls(mesh: Mesh) -> None:
     await channel.close()
     outcomes = await asyncio.gather(*jobs, return_exceptions=True)
     assert all(isinstance(one, MeshError | asyncio.CancelledError) for one in outcomes)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for _ in jobs:
             await ended.acquire()
 

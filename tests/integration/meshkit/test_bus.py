@@ -17,7 +17,7 @@ from tests.conftest import NatsControl
 @pytest.fixture
 async def bus(nats_server: NatsControl) -> AsyncIterator[Bus]:
     bus = Bus(nats_server.url)
-    await bus.connect(10)
+    await bus.connect(60)
     yield bus
     await bus.close()
 
@@ -35,7 +35,7 @@ class Heard:
             raise RuntimeError("not now")
         self.queue.put_nowait(message)
 
-    async def next(self, seconds: float = 20) -> bytes:
+    async def next(self, seconds: float = 60.0) -> bytes:
         async with asyncio.timeout(seconds):
             return (await self.queue.get()).data
 
@@ -45,7 +45,7 @@ def subject() -> str:
 
 
 async def publish_when_possible(bus: Bus, name: str, payload: bytes) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await bus.publish(name, payload)
@@ -67,7 +67,7 @@ async def test_an_event_whose_handler_failed_comes_again(bus: Bus) -> None:
     heard, name = Heard(failures=1), subject()
     await bus.consume("again", [name], heard)
     await bus.publish(name, b"1")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         message = await heard.queue.get()
     assert (message.data, message.deliveries) == (b"1", 2)
 
@@ -88,7 +88,7 @@ async def test_batches_are_acknowledged_whole_and_come_again_whole(bus: Bus) -> 
     for payload in (b"1", b"2"):
         await bus.publish(name, payload)
     await bus.consume_batches("batches", [name], take, linger=0.01, on_made=lambda: made.append("made"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not batches:  # noqa: ASYNC110 -- the bus drives it
             await asyncio.sleep(0.01)
         await bus.publish(name, b"3")
@@ -126,7 +126,7 @@ async def test_an_event_of_a_consumer_that_stands_still_passes_on_to_another(
     [taken] = await held.fetch(1, timeout=20)
     assert taken.data == b"1"
     await bus.consume("still", [name], heard)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         message = await heard.queue.get()
     assert message.data == b"1"
     assert message.deliveries >= 2
@@ -148,7 +148,7 @@ async def test_an_event_that_takes_long_is_handed_to_nobody_else(bus: Bus, monke
     await bus.publish(name, b"slow")
     for _ in range(2):
         await bus.consume("slow", [name], take)
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         await done.wait()
     assert handed == [b"slow"]
 
@@ -158,7 +158,7 @@ async def test_a_consumer_of_an_earlier_version_gets_the_present_wait(bus: Bus) 
     js = await make_consumer(bus, "older", name, 60.0)
     made = asyncio.Event()
     await bus.consume_batches("older", [name], ignore, on_made=made.set)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await made.wait()
     info = await js.consumer_info(bus._stream, "older")
     assert info.config.ack_wait == meshkit.bus.ACK_WAIT_SECONDS
@@ -190,7 +190,7 @@ async def test_a_notification_reaches_its_subscribers_and_one_of_a_queue(bus: Bu
     await bus.publish(subject(), b"")  # a round trip: the subscriptions are known by now
     bus.notify(name, b"x")
     assert [await heard.next() for heard in everyone] == [b"x", b"x"]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while sum(heard.queue.qsize() for heard in shared) != 1:  # noqa: ASYNC110 -- what is waited for has no event
             await asyncio.sleep(0.01)
 

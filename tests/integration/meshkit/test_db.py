@@ -254,7 +254,7 @@ async def _sessions(db: Database) -> int:
 
 
 async def _left(db: Database, expected: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await _sessions(db) != expected:  # noqa: ASYNC110 -- the server ends them in its own time
             await asyncio.sleep(0.02)
 

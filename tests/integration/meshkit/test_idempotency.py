@@ -92,7 +92,7 @@ async def test_a_duplicate_waits_and_gets_its_turn_when_the_first_fails(db: Data
     failing = asyncio.create_task(first())
     await claimed.wait()
     second = asyncio.create_task(create(db, "k", response=b"second"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await lock_waits(db):  # noqa: ASYNC110 -- what is waited for has no event
             await asyncio.sleep(0.01)
     assert not second.done()

@@ -151,7 +151,7 @@ async def test_an_index_is_built_beside_writers_by_one_of_the_replicas(
             cursor = await other.execute("SELECT count(*) FROM pg_index WHERE NOT indisvalid")
             return await cursor.fetchone() == (1,)
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not await builds():  # noqa: ASYNC110 -- the server builds it in its own time
                 await asyncio.sleep(0.02)
         # The index waits for the writer, and no other writer waits for the index.

@@ -92,7 +92,7 @@ async def channels(mesh: Mesh) -> AsyncIterator[Channels]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110 -- nothing tells of it
             await asyncio.sleep(0.02)
 

@@ -36,7 +36,7 @@ async def unpublished(db: Database) -> int:
 
 async def run_until_published(db: Database, relay: Relay) -> None:
     # The server frees the lock of a closed connection in its own time.
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await unpublished(db):
             await relay.loop.run_once()
 
@@ -54,7 +54,7 @@ class Listener:
             self.changed.notify_all()
 
     async def until(self, count: int) -> list[int]:
-        async with asyncio.timeout(30), self.changed:
+        async with asyncio.timeout(60), self.changed:
             await self.changed.wait_for(lambda: len(self.messages) >= count)
         return [int(message.data) for message in self.messages]
 
@@ -62,7 +62,7 @@ class Listener:
 @pytest.fixture
 async def bus(nats_server: NatsControl) -> AsyncIterator[Bus]:
     bus = Bus(nats_server.url)
-    await bus.connect(10)
+    await bus.connect(60)
     assert bus.connected
     yield bus
     await bus.close()
@@ -222,7 +222,7 @@ async def test_nothing_is_lost_when_nats_is_killed_and_its_disk_emptied(
         nats_server.wipe()
         nats_server.start()
         assert await listener.until(4) == [1, 2, 3, 4]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await unpublished(db):  # noqa: ASYNC110 -- what is waited for has no event
                 await asyncio.sleep(0.05)
 
@@ -318,7 +318,7 @@ async def test_nats_that_hangs_holds_up_neither_a_run_nor_the_end_for_long(
     nats = psutil.Process(nats_server._running.pid)
     nats.suspend()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while nats.status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110 -- a busy machine takes its time
                 await asyncio.sleep(0.01)
         begun = time.monotonic()

@@ -127,7 +127,7 @@ async def test_a_cancelled_block_leaves_neither_lock_nor_row(piped: Database, *,
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    async with asyncio.timeout(10), piped.pipeline() as conn:
+    async with asyncio.timeout(60), piped.pipeline() as conn:
         row = await (await conn.execute("SELECT t FROM piped WHERE n = 1 FOR UPDATE")).fetchone()
     assert row == (None,)
 
@@ -327,7 +327,7 @@ async def test_connections_are_bounded_and_waited_for(fresh_postgres_dsn: str) -
     assert len(set(used)) == 2
     free.clear()
     holders = [asyncio.create_task(use()) for _ in range(2)]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(used) < 22:  # noqa: ASYNC110 -- what is waited for has no event
             await asyncio.sleep(0.01)
     with pytest.raises(DatabaseUnavailableError):

@@ -188,7 +188,7 @@ async def test_a_postgresql_of_another_authority_is_refused(
 @pytest.mark.usefixtures("trusting")
 async def test_nats_is_held_to_the_authorities_of_the_process(nats: CertifiedNats) -> None:
     bus = Bus(nats.url.replace("nats://", "tls://"))
-    await bus.connect(10)
+    await bus.connect(60)
     try:
         await bus.ping()
     finally:

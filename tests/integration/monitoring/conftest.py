@@ -48,7 +48,7 @@ class Mesh:
     async def process(self, loops: Loops, role: str) -> None:
         """Run loops as a process of their own would: with a connection to NATS, and reports."""
         bus = Bus(self.nats_url)
-        await bus.connect()
+        await bus.connect(60)
         self.stack.push_async_callback(bus.close)
         await self.stack.enter_async_context(loops)
         await self.stack.enter_async_context(LoopReporter(bus, loops, role))

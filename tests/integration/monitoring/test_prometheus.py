@@ -48,7 +48,7 @@ async def once(http: httpx.AsyncClient, path: str, holds: Callable[[Any], bool])
         answer = await http.get(path)
         return answer.json() if answer.status_code == 200 else {}
 
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         while not holds(found := await ask()):  # noqa: ASYNC110 -- what is waited for has no event
             await asyncio.sleep(0.1)
     return found

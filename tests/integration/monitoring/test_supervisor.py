@@ -30,7 +30,7 @@ class Crashing(Loop):
 
 
 async def until(condition: Callable[[], Awaitable[object]]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110 -- what is waited for has no event
             await asyncio.sleep(0.02)
 

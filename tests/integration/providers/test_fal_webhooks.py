@@ -161,11 +161,11 @@ async def test_a_wake_crosses_workers(nats_url: str) -> None:
         buses = [Bus(nats_url), Bus(nats_url)]
         for bus in buses:
             stack.push_async_callback(bus.close)
-            await bus.connect()
+            await bus.connect(60)
         waits, knocked = ProviderWakes(), ProviderWakes(buses[0].notify)
         await waits.listen(buses[1])
         with waits.waiting(TASK, "r-1") as event:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not event.is_set():  # a subscription takes a moment to reach the server
                     knocked.wake(TASK, "r-1")
                     await asyncio.sleep(0.05)
@@ -173,7 +173,7 @@ async def test_a_wake_crosses_workers(nats_url: str) -> None:
 
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for a condition; fal's server has no event for it."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110 -- as above
             await asyncio.sleep(0.01)
 
@@ -218,7 +218,7 @@ async def test_an_attempt_that_is_woken_looks_at_once_and_asks_fal_itself(
             ).status_code == 200
             assert (await client.post(door, content=body)).status_code == 400
             assert (await client.get(door)).status_code == 405
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await running
         assert fal.submits == 1
 

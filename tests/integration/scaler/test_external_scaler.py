@@ -100,7 +100,7 @@ async def keda() -> AsyncIterator[Ask]:
 
 
 async def until(client: KedaClient, condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             client.news.clear()
             await client.news.wait()
@@ -159,7 +159,7 @@ async def test_the_stream_tells_at_first_and_each_change_and_nothing_while_nothi
     scheduler.away = True
     scheduler.has(waiting=0, slots=0.0)
     reads = scheduler.reads
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while scheduler.reads < reads + 3:
             await scheduler.asked.wait()
             scheduler.asked.clear()

@@ -307,7 +307,7 @@ async def fill(mesh: Mesh, *, rows: int, tenants: int, analyze: bool = True) -> 
         await mesh.execute("ANALYZE")
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
     """Waits for a condition, not for a time."""
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 -- what is waited for lies in another process

@@ -37,7 +37,7 @@ async def becomes(states: States, **wanted: int) -> dict[str, int]:
         found.update(await states())
         return all(found.get(name.replace("process", "")) == status for name, status in wanted.items())
 
-    await until(so, 20)
+    await until(so, 60)
     return found
 
 

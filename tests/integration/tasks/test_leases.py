@@ -413,7 +413,7 @@ async def test_a_task_that_no_answer_carries_fails_alone_with_its_reason(start_m
     again = await start_mesh(max_message_bytes=64 * 1024)
     worker = await again.worker()
     given: list[str] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(given) < 2:
             leases = await worker.lease(4)
             given += [lease.job_id for lease in leases]

@@ -90,7 +90,7 @@ async def test_a_migration_that_waits_for_a_backup_holds_up_nobody(
 
 async def _locks(conn: psycopg.AsyncConnection[tuple[int]], table: str = "outbox") -> None:
     """Waits until the migration waits for a lock."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             cursor = await conn.execute(
                 "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = %s::regclass", (table,)

@@ -55,7 +55,7 @@ async def counted(mesh: Mesh, tenant: str = "acme", **which: Any) -> pb.GetTaskS
 
 async def run(mesh: Mesh, worker: Worker, count: int = 1) -> list[worker_service_pb2.Lease]:
     leases: list[worker_service_pb2.Lease] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(leases) < count:
             leases += await worker.lease(count - len(leases))
     return leases

@@ -138,7 +138,7 @@ async def test_lost_database_connections_are_survived(mesh: Mesh, times: int) ->
             "AND pid <> pg_backend_pid()"
         )
         leases: list[Lease] = []
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while not leases:
                 try:
                     leases = await worker.lease(wait=1)

@@ -360,7 +360,6 @@ async def test_identifiers_of_deleted_tasks_are_forgotten_after_a_year(mesh: Mes
     assert await mesh.rows("SELECT count(*) FROM task_ids") == [(364,)]
 
 
-@pytest.mark.timeout(300)
 async def test_a_service_that_is_killed_while_it_prunes_leaves_nothing_behind(
     mesh: Mesh, tasks_dsn: str, nats_url: str, s3: S3Store, bucket: str, tmp_path: Path
 ) -> None:

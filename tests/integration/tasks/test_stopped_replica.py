@@ -23,8 +23,6 @@ from tests.integration.tasks.conftest import SECRET, noop
 from tests.integration.tasks.receivers import Receiver, receiving
 from tests.standstill import IN_A_ROUND, stand_still
 
-pytestmark = pytest.mark.timeout(240)
-
 Start = Callable[..., Awaitable["Process"]]
 
 
@@ -116,7 +114,7 @@ async def rows(dsn: str, query: str, *values: object) -> Sequence[tuple[Any, ...
         return await (await conn.execute(query, values)).fetchall()
 
 
-async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 60.0) -> None:
     try:
         async with asyncio.timeout(seconds):
             while not await condition():  # noqa: ASYNC110 -- what is waited for lies in other processes

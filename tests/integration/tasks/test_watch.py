@@ -38,7 +38,7 @@ async def test_watch_tells_every_state_until_the_end(start_mesh: StartMesh, nats
     [lease] = await worker.lease()
     await until(lambda: follower.reached(enums_pb2.TASK_STATUS_EXECUTING))
     await worker.complete(lease)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await follower.task
     assert [response.task.version for response in follower.seen] == [1, 2, 3]
     assert [response.final for response in follower.seen] == [False, False, True]
@@ -49,13 +49,13 @@ async def test_watch_brings_progress_and_previews(mesh: Mesh) -> None:
     follower = Follower(mesh, task.id)
     worker = await mesh.worker()
     [lease] = await worker.lease()
-    await until(lambda: follower.reached(enums_pb2.TASK_STATUS_EXECUTING), seconds=15)
+    await until(lambda: follower.reached(enums_pb2.TASK_STATUS_EXECUTING), seconds=60)
     await worker.report(lease, 50, step=2, preview=b"jpeg")
     await until(lambda: _has_step(follower, 2))
     shown = next(response for response in follower.seen if response.step == 2)
     assert (shown.task.progress, shown.preview, shown.final) == (50, b"jpeg", False)
     await worker.complete(lease)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         await follower.task
 
 
@@ -79,12 +79,12 @@ async def test_each_follower_is_told_a_step_once(mesh: Mesh) -> None:
     worker = await mesh.worker()
     [lease] = await worker.lease()
     for follower in followers:
-        await until(lambda follower=follower: follower.reached(enums_pb2.TASK_STATUS_EXECUTING), seconds=15)  # type: ignore[misc]  # mypy infers no type for a default of a lambda
+        await until(lambda follower=follower: follower.reached(enums_pb2.TASK_STATUS_EXECUTING), seconds=60)  # type: ignore[misc]  # mypy infers no type for a default of a lambda
     await worker.report(lease, 50, step=2)
     for follower in followers:
         await until(lambda follower=follower: _has_step(follower, 2))  # type: ignore[misc]  # mypy infers no type for a default of a lambda
     await worker.complete(lease)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         await asyncio.gather(*(follower.task for follower in followers))
     assert [[response.step for response in follower.seen].count(2) for follower in followers] == [1, 1, 1]
 
@@ -111,7 +111,7 @@ async def test_watch_resumes_after_the_version_seen(mesh: Mesh) -> None:
     [lease] = await worker.lease()
     await worker.complete(lease)
     follower = Follower(mesh, task.id, after=3)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await follower.task
     assert [(response.task.version, response.final) for response in follower.seen] == [(3, True)]
 
@@ -132,14 +132,14 @@ async def test_watching_holds_no_connection(start_mesh: StartMesh) -> None:
         await until(lambda follower=follower: follower.reached(enums_pb2.TASK_STATUS_PENDING))  # type: ignore[misc]  # mypy infers no type for a default of a lambda
     await mesh.create()
     await mesh.tasks().CancelTask(tasks_service_pb2.CancelTaskRequest(task_id=task.id))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await asyncio.gather(*(follower.task for follower in followers))
 
 
 async def test_events_are_published_once_in_order(start_mesh: StartMesh, nats_url: str) -> None:
     mesh = await start_mesh(run_loops=True)
     bus = Bus(nats_url)
-    await bus.connect()
+    await bus.connect(60)
     heard: list[BusMessage] = []
 
     async def hear(message: BusMessage) -> None:

@@ -209,6 +209,6 @@ async def test_a_training_is_continued_while_its_files_are_given_up(mesh: Mesh, 
 async def until_one_waits(mesh: Mesh) -> None:
     """Waits until some transaction waits for a lock."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await mesh.rows(waiting) == [(0,)]:  # noqa: ASYNC110 -- what is waited for lies in another process
             await asyncio.sleep(0.02)

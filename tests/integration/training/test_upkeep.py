@@ -35,7 +35,7 @@ async def test_ends_come_by_events(start_mesh: StartMesh) -> None:
     await trainer.fail(ref, "The device has no room")
     while await mesh.tasks.relay.loop.run_once():
         pass
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await mesh.get(ident))["status"] != "FAILED":
             await mesh.tasks.relay.loop.run_once()
             await asyncio.sleep(0.05)

@@ -153,7 +153,7 @@ async def ended(mesh: Mesh, task_id: str) -> task_pb2.Task:
     async def over() -> bool:
         return (await mesh.get(task_id)).status in (COMPLETED, FAILED, enums_pb2.TASK_STATUS_CANCELLED)
 
-    await until(over, 20)
+    await until(over, 60)
     return await mesh.get(task_id)
 
 
@@ -252,7 +252,7 @@ async def test_a_provider_that_is_busy_costs_an_attempt_and_is_asked_again(
         await mesh.running.maintenance.promote()
         return bool((await mesh.get(task_id)).status == COMPLETED)
 
-    await until(retried, 20)
+    await until(retried, 60)
     assert await outcomes(mesh, task_id) == ["FAILED", "COMPLETED"]
 
 

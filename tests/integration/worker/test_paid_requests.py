@@ -118,7 +118,7 @@ async def becomes(mesh: Mesh, task_id: str, status: int) -> task_pb2.Task:
     async def there() -> bool:
         return (await mesh.get(task_id)).status == status
 
-    await until(there, 20)
+    await until(there, 60)
     return await mesh.get(task_id)
 
 
@@ -147,7 +147,7 @@ async def test_a_note_waits_for_a_tasks_service_that_restarts(
     async def asked() -> bool:
         return provider.asked == ["job-1"]
 
-    await until(asked, 20)
+    await until(asked, 60)
     assert await states(again) == [("ACCEPTED", "job-1")]
     provider.done.set()
     task = await becomes(again, task_id, COMPLETED)
@@ -194,7 +194,7 @@ async def test_a_cancelled_task_calls_its_provider_off_and_the_end_of_its_reques
     async def noted() -> bool:
         return await states(mesh) == [("FAILED", "job-1")]
 
-    await until(noted, 20)
+    await until(noted, 60)
     assert provider.called_off == ["job-1"]
     assert (await mesh.get(task_id)).status == CANCELLED
 

@@ -140,7 +140,7 @@ class Mesh:
         return found
 
     async def until(
-        self, workflow_id: str, condition: Callable[[workflow_pb2.WorkflowPublic], bool], seconds: float = 20.0
+        self, workflow_id: str, condition: Callable[[workflow_pb2.WorkflowPublic], bool], seconds: float = 60.0
     ) -> workflow_pb2.WorkflowPublic:
         async with asyncio.timeout(seconds):
             while True:
@@ -149,7 +149,7 @@ class Mesh:
                     return found
                 await asyncio.sleep(0.02)
 
-    async def ended(self, workflow_id: str, seconds: float = 20.0) -> workflow_pb2.WorkflowPublic:
+    async def ended(self, workflow_id: str, seconds: float = 60.0) -> workflow_pb2.WorkflowPublic:
         return await self.until(workflow_id, lambda found: found.status in ENDED, seconds)
 
     async def task_count(self) -> int:
@@ -172,7 +172,7 @@ class Process:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "services.workflows", env={**os.environ, **self.environment}
         )
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not self.port_file.exists():  # noqa: ASYNC110 -- what is waited for lies in another process
                 await asyncio.sleep(0.05)
         return self.port_file.read_text().strip()

@@ -357,7 +357,7 @@ async def test_a_group_locks_its_workflows_in_the_order_of_their_identifiers(
     free = "SELECT id FROM workflows WHERE id = %s FOR UPDATE SKIP LOCKED"
     async with holding(database, "SELECT FROM workflows WHERE id = %s FOR UPDATE", middle):
         moving = asyncio.create_task(store.advance_many(bodies))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await values(db, free, low):  # noqa: ASYNC110 -- another connection takes it
                 await asyncio.sleep(0.01)
         assert await values(db, free, high) == [high]
@@ -457,7 +457,7 @@ async def test_what_a_group_begins_is_asked_for_together_and_noted_once_its_step
     heard = {one: [ended(one, await end_of(store, one))] for one in idents}
     outcomes = await moves.tell_ended(heard)
     assert {type(one) for one in outcomes.values()} == {Decision}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(moves._made) < 3:  # noqa: ASYNC110 -- filled by tasks of its own
             await asyncio.sleep(0.01)
     async with holding(database, "SELECT FROM steps WHERE workflow_id = %s FOR UPDATE", idents[0]):

@@ -77,7 +77,7 @@ async def left(mesh: Mesh) -> set[str]:
 async def completed(mesh: Mesh, tenant: str = "acme", **more: Any) -> str:
     made = (await mesh.workflows(tenant).CreateWorkflow(create(noop("a"), noop("b", "a"), **more))).workflow
     query = "SELECT completed_at FROM workflows WHERE id = %s"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await rows(mesh.running.database, query, made.id))[0][0] is None:  # noqa: ASYNC110 -- of another process
             await asyncio.sleep(0.05)
     return str(made.id)

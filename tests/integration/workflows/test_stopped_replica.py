@@ -16,8 +16,6 @@ from meshkit.errors import MeshError
 from tests.integration.workflows.conftest import Mesh, Process, Settings, create, noop
 from tests.standstill import IN_A_CHANGE, stand_still
 
-pytestmark = pytest.mark.timeout(240)
-
 _SHAPE = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")}
 # No step is asked for: ends of tasks that the stopped replica was told of reach the other by their events alone.
 _SETTINGS: dict[str, Any] = {"reconcile_interval_seconds": 0.3, "resend_seconds": 0.5, "check_seconds": 600.0}

@@ -75,7 +75,7 @@ async def test_who_takes_too_little_is_let_go_and_its_neighbour_misses_nothing()
     assert len(feed.log.topic("acme").kept) == 100
     assert stuck.heard == []
     stuck.takes.set()
-    assert await asyncio.wait_for(ending, 20) == "slow"
+    assert await asyncio.wait_for(ending, 60) == "slow"
     assert stuck.heard[-1]["code"] == 1013
     assert not listening.done()
     listening.cancel()
@@ -112,7 +112,7 @@ async def test_who_leaves_ends_the_conversation() -> None:
     client = Client()
     session = session_of(feed_of(10), client)
     client.said.put_nowait({"type": "websocket.disconnect"})
-    assert await asyncio.wait_for(session, 20) == "left"
+    assert await asyncio.wait_for(session, 60) == "left"
 
 
 def test_patterns_choose_types_and_the_first_takes_the_place_of_all() -> None:

@@ -100,11 +100,11 @@ async def test_a_group_lingers_after_one_of_several_until_it_is_full() -> None:
 
 async def test_a_lingering_group_goes_when_the_batcher_finishes() -> None:
     handler = Handler()
-    batcher = handler.batcher(linger=60, more=lambda _waiting, _last: True)
+    batcher = handler.batcher(linger=3600, more=lambda _waiting, _last: True)
     batcher.put(0)
     await rest()
     assert handler.groups == []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await batcher.finish()
     assert handler.groups == [[0]]
 
@@ -113,7 +113,7 @@ async def test_a_group_that_has_lingered_goes() -> None:
     handler = Handler()
     batcher = handler.batcher(linger=0.001, more=lambda _waiting, _last: True)
     batcher.put(1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not handler.groups:  # noqa: ASYNC110 -- a timer has no event
             await asyncio.sleep(0.001)
     assert handler.groups == [[1]]
@@ -173,7 +173,7 @@ async def test_a_group_sets_out_beside_one_that_takes_long_up_to_a_bound() -> No
     batcher = handler.batcher(linger=0.0, at_once=2, patience=0.001)
 
     async def under_way(count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(handler.groups) < count:  # noqa: ASYNC110 -- a timer has no event
                 await asyncio.sleep(0.001)
 
@@ -249,7 +249,7 @@ async def test_a_group_bears_the_trace_of_no_single_item() -> None:
     for count in (2, 1):
         for number in range(count):
             batcher.put(number)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await batcher.finish()
     assert handler.traces == [None, None]
 
@@ -290,7 +290,7 @@ async def test_callers_who_come_again_at_once_do_not_wait_for_each_other() -> No
         for number in range(5):
             assert await group.submit(number) == number
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await asyncio.gather(*(caller() for _ in range(3)))
 
 

@@ -70,7 +70,7 @@ def test_a_loop_is_shown_with_underscores() -> None:
 
 
 async def test_a_process_reports_at_its_start_and_when_it_is_asked(reporter: LoopReporter, wire: Wire) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not wire.sent:  # noqa: ASYNC110 -- what is waited for has no event
             await asyncio.sleep(0.001)
         assert wire.sent[0][0] == f"{REPORTS}.tasks"

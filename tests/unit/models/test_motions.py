@@ -111,7 +111,6 @@ def test_the_workers_autoencoder_makes_the_latents_of_the_recipe() -> None:
     assert psnr(frames[0, 0], clip[0, 0]) > 24
 
 
-@pytest.mark.timeout(120)
 def test_a_tiny_run_goes_on_and_ends_in_a_folder_that_the_worker_loads(tmp_path: Path) -> None:
     recipe = MotionRecipe(tmp_path, minutes=10, garments=2, batch=4, step_limit=2, export_seconds=0)
     latest = train(recipe)

@@ -35,7 +35,7 @@ class Store:
     async def get(self, tenant: str, path: str, max_bytes: int) -> bytes:
         self.asked.append(path)
         if self.together is not None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await self.together.wait()
         if self.away:
             raise unavailable("away")
