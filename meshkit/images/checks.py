@@ -2,7 +2,8 @@
 
 An image counts as small at first: the child reads its header and decodes it if little memory and few pixels are enough.
 Otherwise the child says what the image needs, and it waits for its turn among the large ones. Nothing that an image
-does to a child reaches the service: a child that crashes, or takes too long, is replaced, and its image refused.
+does to a child reaches the service: a child that crashes, or takes too long, is replaced, and its image refused. A
+child that does not start, or lacks a part of its own, is no image's fault: that is an error of the service.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -24,9 +26,10 @@ from atelier.mesh.v1.images_pb2 import ImageAnswer, ImageRequest
 from meshkit import metrics
 from meshkit.children import environment_without_secrets
 from meshkit.config import MeshSettings
-from meshkit.errors import invalid, too_large, unavailable
+from meshkit.errors import MeshError, invalid, too_large, unavailable
 from meshkit.images.limits import DEFAULT_LIMITS, MEMBER, ImageGrant, ImageInfo, ImageLimits
 from meshkit.images.turns import FairTurns
+from meshkit.last_words import LastWords
 from meshkit.logging import get_logger
 from meshkit.wire import FrameDecoder, WireError, pack
 
@@ -44,6 +47,8 @@ _KEPT_BYTES = 256 * _MIB
 _KEPT_IMAGES = 500
 _IN_MEMORY_BYTES = _MIB
 _READ_BYTES = 64 * 1024
+# A child that fails ends its side first, and then says why.
+_EXIT_SECONDS = 3.0
 
 ImageSource = bytes | BinaryIO | Callable[[], Awaitable[bytes]]
 """An image: its bytes, an open file that stays open at an undefined position, or what loads it when its turn has come,
@@ -101,6 +106,11 @@ class Judgement:
         )
 
 
+# What Python says of a part that is not there: a package, or a library of one.
+_MISSING = re.compile(r"^(?:ModuleNotFoundError|ImportError): (?:No module named '(?P<package>[\w.]+)')?")
+_LIBRARY = re.compile(r"(?P<library>lib[\w.+-]+\.so[\w.]*)")
+
+
 class _ChildGoneError(Exception):
     """The child ended before it answered."""
 
@@ -108,21 +118,25 @@ class _ChildGoneError(Exception):
 class _Child:
     """One child process, which answers one request at a time."""
 
-    def __init__(self, process: asyncio.subprocess.Process, sock: socket.socket) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, sock: socket.socket, words: LastWords) -> None:
         self._process = process
         self._socket = sock
+        self._words = words
+        self._frames = FrameDecoder(ImageAnswer)
         self.images = 0
 
     @classmethod
     async def start(cls, memory_bytes: int) -> _Child:
         ours, theirs = socket.socketpair()
         ours.settimeout(0)  # the event loop waits for it
+        words = await LastWords.open()
         try:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "meshkit.images.child"),
                     *("--fd", str(theirs.fileno()), "--parent", str(os.getpid()), "--memory", str(memory_bytes)),
                     stdin=asyncio.subprocess.DEVNULL,
+                    stderr=words.fd,
                     pass_fds=[theirs.fileno()],
                     env=environment_without_secrets(),
                     start_new_session=True,  # a Ctrl-C in the terminal must reach the parent alone
@@ -130,7 +144,9 @@ class _Child:
         except BaseException:
             ours.close()
             raise
-        return cls(process, ours)
+        finally:
+            words.given()
+        return cls(process, ours, words)
 
     @property
     def pid(self) -> int:
@@ -140,31 +156,53 @@ class _Child:
     def alive(self) -> bool:
         return self._process.returncode is None
 
+    async def ready(self) -> None:
+        """Wait until it can judge images.
+
+        Raises:
+            _ChildGoneError: it ended.
+        """
+        await self._next()
+
     async def ask(self, request: ImageRequest, files: Sequence[int]) -> ImageAnswer:
         """Send a request with its open files, and return the answer.
 
         Raises:
             _ChildGoneError: it ended, or said nothing that can be understood.
         """
-        loop, frames = asyncio.get_running_loop(), FrameDecoder(ImageAnswer)
         self.images += 1
         try:
             # A frame is far smaller than a socket's buffer, and nothing else is in it.
             socket.send_fds(self._socket, [pack(request)], files)
-            while data := await loop.sock_recv(self._socket, _READ_BYTES):
-                if answers := frames.feed(data):
+        except OSError:
+            raise _ChildGoneError from None
+        return await self._next()
+
+    async def _next(self) -> ImageAnswer:
+        try:
+            while data := await asyncio.get_running_loop().sock_recv(self._socket, _READ_BYTES):
+                if answers := self._frames.feed(data):
                     return answers[0]
         except (OSError, WireError):
             pass
         raise _ChildGoneError
 
-    async def end(self) -> None:
-        """Kill it; an idle child has nothing to finish."""
+    async def end(self, grace_seconds: float = 0.0) -> str:
+        """Kill it, unless it ends by itself in time; an idle child has nothing to finish.
+
+        Returns:
+            The last error that it has told; empty for none.
+        """
         self._socket.close()
+        if grace_seconds:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_seconds):
+                    await self._process.wait()
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
+        return await self._words.ended()
 
 
 class ImageChecks:
@@ -214,7 +252,7 @@ class ImageChecks:
 
         Raises:
             MeshError: `INVALID` with what is wrong with it, `TOO_LARGE` for too many bytes, `UNAVAILABLE` where its
-                turn does not come in time.
+                turn does not come in time, or where images cannot be decoded here.
         """
         return (await self._judged(Judgement(tenant, source, limits, path))).info
 
@@ -324,6 +362,11 @@ class ImageChecks:
         except TimeoutError:
             cause = "time"
             raise invalid(path, f"takes more than {self._seconds:g} s to decode", "image_time") from None
+        except _ChildGoneError:
+            said = await asyncio.shield(child.end(_EXIT_SECONDS))
+            if _MISSING.match(said):
+                raise _cannot_decode(said) from None
+            raise
         except asyncio.CancelledError:
             cause = ""  # nobody waits for it any more
             raise
@@ -348,7 +391,36 @@ class ImageChecks:
             _log.exception("image_child_not_started")
             raise unavailable("Images cannot be decoded right now") from None
         self._children[place] = child
-        return child
+        is_ready = False
+        try:
+            async with asyncio.timeout(self._seconds):
+                await child.ready()
+            is_ready = True
+            return child
+        except (TimeoutError, _ChildGoneError) as error:
+            grace = 0.0 if isinstance(error, TimeoutError) else _EXIT_SECONDS
+            said = await asyncio.shield(child.end(grace))
+            _log.error("image_child_not_started", pid=child.pid, last_error=said)
+            _LOST.labels("start").inc()
+            raise _cannot_decode(said) from None
+        finally:
+            if not is_ready:
+                self._children.pop(place, None)
+                await asyncio.shield(child.end())
+
+
+def _cannot_decode(said: str) -> MeshError:
+    """Return the error where a child cannot do its work.
+
+    Args:
+        said: Its last error; empty for none.
+    """
+    found = _MISSING.match(said)
+    if found is None:
+        return unavailable("Images cannot be decoded here: the process that decodes them does not start")
+    package, library = found["package"], _LIBRARY.search(said)
+    part = f"the package {package}" if package else f"the library {library['library']}" if library else "a library"
+    return unavailable(f"Images cannot be decoded here: {part} is missing or cannot be loaded", "PART_MISSING")
 
 
 async def _opened(source: ImageSource, limits: ImageLimits, path: str, stack: contextlib.AsyncExitStack) -> int:

@@ -57,6 +57,7 @@ def _limit_resources(memory_bytes: int) -> None:
 
 def _serve(sock: socket.socket) -> None:
     frames, files = FrameDecoder(ImageRequest), list[int]()
+    sock.sendall(pack(ImageAnswer()))  # it is ready: whatever ends it from now on may be an image's doing
     while True:
         data, received, _, _ = socket.recv_fds(sock, _READ_BYTES, _MOST_FILES)
         files += received

@@ -238,7 +238,7 @@ def _decode(
                 # A page of a TIFF may be larger than the first one.
                 _check_size(image, limits, path)
                 pixels += image.width * image.height
-    except (MeshError, MoreNeededError, MemoryError):
+    except (MeshError, MoreNeededError, MemoryError, ImportError):
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _too_many_pixels(limits, path) from None

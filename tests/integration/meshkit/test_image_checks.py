@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
@@ -52,6 +53,10 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 -- processes set no event
             await asyncio.sleep(0.01)
+
+
+def decodes(checks: ImageChecks, pid: int) -> bool:
+    return any(one.pid == pid and one.images > 0 for one in checks._children.values())
 
 
 def ended(pid: int) -> bool:
@@ -167,6 +172,7 @@ async def test_an_image_that_kills_its_child_costs_nobody_else(checks: ImageChec
         await until(lambda: set(checks.pids) - {first} - killed)
         waiting = waiting or asyncio.create_task(checks.check("other", large))
         (pid,) = set(checks.pids) - {first} - killed
+        await until(partial(decodes, checks, pid))
         os.kill(pid, signal.SIGKILL)
         killed.add(pid)
     assert waiting is not None
@@ -184,6 +190,40 @@ async def test_a_child_that_is_lost_once_is_not_the_images_fault(checks: ImageCh
     os.kill(pid, signal.SIGKILL)
     assert (await judging).width == 8
     assert checks.pids != [pid]
+
+
+_LACKS_NUMPY = """
+import PIL.ImageFile
+def load(self):
+    raise ModuleNotFoundError("No module named 'numpy'")
+PIL.ImageFile.ImageFile.load = load
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "fails", "part"),
+    [
+        ("PIL/__init__.py", "raise ModuleNotFoundError(\"No module named 'PIL'\")", "the package PIL"),
+        ("PIL/__init__.py", "raise ImportError('libjpeg.so.8: cannot open shared object')", "the library libjpeg.so.8"),
+        ("PIL/__init__.py", "import os; os._exit(3)", "the process that decodes them does not start"),
+        # It lacks something only once it decodes.
+        ("sitecustomize.py", _LACKS_NUMPY, "the package numpy"),
+    ],
+)
+async def test_a_child_that_lacks_a_part_or_does_not_start_is_the_services_error_not_the_images(
+    checks: ImageChecks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, fails: str, part: str
+) -> None:
+    (tmp_path / module).parent.mkdir(exist_ok=True)
+    (tmp_path / module).write_text(fails)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(MeshError) as caught:
+        await checks.check("acme", small(), path="task.generation.image")
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    assert part in caught.value.message
+    assert not caught.value.violations
+    assert not checks.pids
+    monkeypatch.delenv("PYTHONPATH")
+    assert (await checks.check("acme", small())).width == 8, "it is tried again for the next image"
 
 
 async def test_an_image_that_takes_too_long_is_refused_and_its_child_replaced() -> None:

@@ -82,7 +82,7 @@ Global___ImageRequest: _TypeAlias = ImageRequest  # noqa: Y015
 
 @_typing.final
 class ImageAnswer(_message.Message):
-    """What the child answers."""
+    """What the child answers. The first one has no outcome: the child is ready."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
