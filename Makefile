@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up what they need; everything lands in .venv, nothing outside of this folder.
+# `make demo` and `make test` set up what they need; everything lands in .venv and .cache, nothing outside of this folder.
 # On Debian, under root, the package python3-venv is installed where it is missing.
 
 SHELL := bash
@@ -13,6 +13,8 @@ STAMP := $(VENV)/.set-up
 # The first Python from 3.11 to 3.13, with which the lock was tried.
 PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(shell \
 	$(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(name))))
+# Where scripts/prometheus.sh puts it if it is not installed.
+export PATH := $(CURDIR)/.cache/prometheus/usr/bin:$(PATH)
 PACKAGES := atelier_cli meshkit modelkit models services gen
 TESTS ?= tests
 # Packages of which only the networks are used.
@@ -22,7 +24,7 @@ MARKS ?= not long and not bench
 # Processes that run the tests side by side; each has servers of its own.
 JOBS ?= 2
 
-.PHONY: help setup up demo demo-all test check lint format proto settings dashboards proto-baseline bench gpu-check e2e-long chaos drill fuzz clean
+.PHONY: help setup up demo demo-all test check lint format proto settings dashboards proto-baseline bench gpu-check e2e-long chaos drill scan fuzz clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -62,6 +64,7 @@ demo-all: setup ## Start a mesh, make something of every task type into demo/, w
 	@$(BIN)/python -m atelier_cli.demo_all
 
 test: setup ## Run the tests, without the long ones.
+	@scripts/prometheus.sh
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "$(MARKS)" $(TESTS)
 
 check: setup ## The inner loop: format, lint, import contracts, types, unit tests; under two minutes.
@@ -107,6 +110,9 @@ chaos: setup ## Kill processes at random under 10,000 tasks; CHAOS="--tasks 1000
 
 drill: setup ## Back a mesh up under load, lose it, restore it on fresh servers, compare; DRILL="--creates 5000" makes it larger; one minute.
 	@$(BIN)/python -m tests.e2e.drill $(DRILL)
+
+scan: setup ## Have hadolint and checkov read the Dockerfile and k8s/; fails at what docs/kubernetes.md does not explain.
+	@$(BIN)/python -m scripts.scan
 
 fuzz: setup ## Send 100,000 generated and hostile requests; FUZZ_SEED=7 draws others; six minutes to an hour.
 	@$(BIN)/python -m pytest -q -rP -m long tests/e2e/test_schema_fuzz.py

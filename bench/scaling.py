@@ -470,9 +470,12 @@ def main() -> int:
     parser.add_argument("--pods", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tick", type=int, default=5, help="Seconds between two looks of the scheduler.")
+    parser.add_argument("--start", type=float, default=120, help="Seconds that a pod takes to start, on average.")
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
-    scenario = Scenario(seconds=int(given.hours * 3600), most=given.pods, seed=given.seed, tick=given.tick)
+    scenario = Scenario(
+        seconds=int(given.hours * 3600), most=given.pods, seed=given.seed, tick=given.tick, start_seconds=given.start
+    )
     policy = ScalePolicy(drain_seconds=60.0, utilization=0.8, surplus_seconds=120.0, settle_seconds=5.0)
     late = replace(scenario, patch_seconds=10.0)
     ways: dict[str, Callable[[], tuple[ScalingOutcome, ScalingTrace]]] = {

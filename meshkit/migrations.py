@@ -8,8 +8,8 @@ version starts tells early whether it works, while the old version goes on.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import sys
 from collections.abc import Collection
 from contextlib import AsyncExitStack
 
@@ -40,8 +40,16 @@ async def migrate_all(dsn: str, optional: Collection[str] = ()) -> None:
 
 
 async def _main(_stack: AsyncExitStack, _stop: asyncio.Event) -> None:
-    await migrate_all(MeshSettings().database_url.get_secret_value(), sys.argv[1:])
+    await migrate_all(MeshSettings().database_url.get_secret_value(), _arguments())
+
+
+def _arguments() -> list[str]:
+    parser = argparse.ArgumentParser(prog="python -m meshkit.migrations", description=__doc__)
+    parser.add_argument("roles", nargs="*", metavar="ROLE", help="a service that a mesh need not have")
+    roles: list[str] = parser.parse_args().roles
+    return roles
 
 
 if __name__ == "__main__":
+    _arguments()  # before logs and signals are set up: what is wrong is told in plain words
     lifecycle.run(_main, service="migrations")

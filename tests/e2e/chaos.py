@@ -1,4 +1,4 @@
-"""Kill every kind of process at random under load, then count what was lost, doubled or orphaned.
+"""Kill every kind of process at random under load, then count what was lost, doubled, orphaned or miscounted.
 
 `make chaos` runs the long form; `test_chaos.py` a short one. The seed draws who is struck, in which order, how, and
 after which pause; the load is the same for every seed.
@@ -148,6 +148,7 @@ class Outcome:
             ("lost", len(self.faults.lost)),
             ("doubled", len(self.faults.doubled)),
             ("orphans", len(self.faults.orphans)),
+            ("miscounted", len(self.faults.miscounted)),
             ("seconds", round(self.seconds)),
             ("seed", self.seed),
         ]

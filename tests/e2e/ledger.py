@@ -96,23 +96,26 @@ class Faults:
         doubled: Made twice, completed twice, or two that share an object.
         orphans: Tasks and attempts without an end, stories that contradict themselves, objects and deliveries that
             belong to nothing.
+        miscounted: Statistics that differ from what is listed.
         attempts: All attempts by their ends, which are no fault.
     """
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
+    miscounted: list[str] = field(default_factory=list)
     attempts: Counter[str] = field(default_factory=Counter)
 
     @property
     def clean(self) -> bool:
         """Whether nothing is amiss."""
-        return not (self.lost or self.doubled or self.orphans)
+        return not (self.lost or self.doubled or self.orphans or self.miscounted)
 
     @property
     def worst(self) -> list[str]:
         """The first of each kind."""
-        return [f"{kind}: {each}" for kind in ("lost", "doubled", "orphans") for each in getattr(self, kind)[:10]]
+        kinds = ("lost", "doubled", "orphans", "miscounted")
+        return [f"{kind}: {each}" for kind in kinds for each in getattr(self, kind)[:10]]
 
 
 _UNSETTLED = """
@@ -159,8 +162,10 @@ def _count_tenant(
 ) -> None:
     listed = until(lambda: mesh.tasks(client), "the tasks are listed")
     promised = list(made.tasks)
+    flows = Counter[str]()
     for ident in made.workflows:
         flow = client.get(f"/api/v1/workflows/{ident}").json()
+        flows[flow["status"]] += 1
         promised += [step["task_id"] or f"a step of workflow {ident}" for step in flow["steps"]]
         if flow["status"] != "COMPLETED":
             faults.lost.append(f"workflow {ident} is {flow['status']}")
@@ -168,6 +173,9 @@ def _count_tenant(
     faults.lost += sorted((Counter(promised) - found).elements())
     # A second task for one create or one step is a task that nobody was promised.
     faults.doubled += sorted((found - Counter(promised)).elements())
+
+    _compare(client, "stats", Counter(task["status"] for task in listed), faults)
+    _compare(client, "workflows/stats", flows, faults)
 
     objects = mesh.objects(tenant)
     results = Counter(task["result_path"] for task in listed if task["status"] == "COMPLETED")
@@ -186,6 +194,14 @@ def _count_tenant(
     faults.lost += [
         f"webhook of {ident}: the last told {state}" for ident, state in told.items() if state != "COMPLETED"
     ]
+
+
+def _compare(client: httpx.Client, page: str, truth: Counter[str], faults: Faults) -> None:
+    """Compare the counts of a tenant's statistics by state with what it has."""
+    told = client.get(f"/api/v1/monitoring/{page}").json()
+    counted = {state: number for state, number in told["by_status"].items() if number}
+    if counted != truth:
+        faults.miscounted.append(f"{page} tells {counted}, there are {dict(truth)}")
 
 
 def _count_task(task: dict[str, Any], attempts: list[dict[str, Any]], faults: Faults) -> None:

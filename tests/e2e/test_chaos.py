@@ -1,4 +1,4 @@
-"""Every kind of process dies at random under load, and nothing is lost, doubled or orphaned."""
+"""Every kind of process dies at random under load, and nothing is lost, doubled, orphaned or miscounted."""
 
 from collections import Counter
 from collections.abc import Callable
