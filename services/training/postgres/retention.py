@@ -32,12 +32,13 @@ WHERE t.tenant = %(tenant)s AND t.created_at < {_CUTOFF} AND (t.created_at, t.id
 ORDER BY t.created_at, t.id LIMIT {BATCH}
 """  # noqa: S608 -- constants
 _OPEN = f"SELECT id, tenant, request FROM trainings WHERE completed_at IS NULL AND id > %s ORDER BY id LIMIT {BATCH}"  # noqa: S608 -- constants
+# Locked first: one that another began to go on from after a statement had begun is seen by the next statement alone.
+_LOCK = "SELECT id FROM trainings WHERE id = ANY(%s::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED"
 # The note is what tells of the files until the sweeper has deleted them. A trainer that has lost its lease may still
 # write for a while after the end: a second note is for what comes after the first sweep.
 _REMOVE = f"""
 WITH gone AS (
-    DELETE FROM trainings WHERE id = ANY(ARRAY(
-        SELECT t.id FROM trainings t WHERE t.id = ANY(%(ids)s::uuid[]) AND {_IS_OLD} FOR UPDATE OF t SKIP LOCKED))
+    DELETE FROM trainings t WHERE id = ANY(%(ids)s::uuid[]) AND {_IS_OLD}
     RETURNING id, tenant, completed_at
 ), noted AS (
     INSERT INTO object_sweeps (training_id, tenant, path, due_at)
@@ -93,7 +94,8 @@ class PostgresOldTrainings:
     async def remove(self, training_ids: Sequence[UUID], days: int) -> int:
         """Delete old trainings and note their files for the sweeper; return how many."""
         async with self._db.transaction() as conn:
-            cursor = await conn.execute(_REMOVE, {"ids": list(training_ids), "days": days, "late": self._late})
+            locked = [row[0] for row in await (await conn.execute(_LOCK, (list(training_ids),))).fetchall()]
+            cursor = await conn.execute(_REMOVE, {"ids": locked, "days": days, "late": self._late})
             [[count]] = await cursor.fetchall()
             return int(count)
 

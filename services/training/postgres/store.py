@@ -19,20 +19,24 @@ width AS (SELECT greatest(1, ceil(count(*) / %(points)s::float8))::integer AS st
 numbered AS (SELECT step, loss, (row_number() OVER (ORDER BY step) - 1) / (SELECT steps FROM width) AS place FROM kept)
 SELECT max(step), avg(loss) FROM numbered GROUP BY place ORDER BY place
 """
-# A training that another goes on from keeps what that one needs until it has ended.
-_AGE_OUT = """
-WITH old AS (
-    SELECT id, tenant FROM trainings t
-    WHERE completed_at < now() - %(age)s * interval '1 second' AND swept_at IS NULL
-        AND NOT EXISTS (SELECT FROM trainings c WHERE c.continues = t.id AND c.completed_at IS NULL)
-    ORDER BY completed_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+# A training that another goes on from keeps what that one needs until it has ended. Rows are locked first: one that
+# another began to go on from after a statement had begun is seen by the next statement alone.
+_NOT_CONTINUED = "NOT EXISTS (SELECT FROM trainings c WHERE c.continues = t.id AND c.completed_at IS NULL)"
+_LOCK_AGED = f"""
+SELECT id FROM trainings t
+WHERE completed_at < now() - %(age)s * interval '1 second' AND swept_at IS NULL AND {_NOT_CONTINUED}
+ORDER BY completed_at LIMIT %(limit)s FOR UPDATE OF t SKIP LOCKED
+"""  # noqa: S608 -- constants
+_AGE_OUT = f"""
+WITH aged AS (
+    UPDATE trainings t SET swept_at = now(), resume_step = NULL, resume_objects = '{{}}', manifest_path = NULL
+    WHERE id = ANY(%s) AND {_NOT_CONTINUED} RETURNING id, tenant
 ), noted AS (
     INSERT INTO object_sweeps (training_id, tenant, path, due_at)
-    SELECT id, tenant, 'trainings/' || id || '/', now() FROM old ON CONFLICT DO NOTHING
+    SELECT id, tenant, 'trainings/' || id || '/', now() FROM aged ON CONFLICT DO NOTHING
 )
-UPDATE trainings SET swept_at = now(), resume_step = NULL, resume_objects = '{}', manifest_path = NULL
-WHERE id IN (SELECT id FROM old) RETURNING id
-"""
+SELECT id FROM aged
+"""  # noqa: S608 -- constants
 
 
 class PostgresTrainingStore:
@@ -200,7 +204,8 @@ class PostgresTrainingStore:
     async def age_out(self, age_seconds: float, limit: int) -> int:
         """Have the folders of trainings swept that ended so long ago and that none goes on from; return how many."""
         async with self._db.transaction() as conn:
-            cursor = await conn.execute(_AGE_OUT, {"age": age_seconds, "limit": limit})
+            cursor = await conn.execute(_LOCK_AGED, {"age": age_seconds, "limit": limit})
+            cursor = await conn.execute(_AGE_OUT, ([row[0] for row in await cursor.fetchall()],))
             ids = [row[0] for row in await cursor.fetchall()]
             for table in writes.KEPT:
                 await conn.execute(f"DELETE FROM {table} WHERE training_id = ANY(%s)", (ids,))  # noqa: S608 -- fixed names

@@ -206,6 +206,42 @@ async def test_a_training_is_continued_while_its_files_are_given_up(mesh: Mesh, 
     assert again.status_code == 200, "from its adapter"
 
 
+# Who is about to lock trainings waits in the midst of the statement, whose view of the rows is fixed by then.
+_PAUSE = """
+ALTER TABLE trainings RENAME TO all_trainings;
+CREATE FUNCTION go_on() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_query() LIKE '%SKIP LOCKED%' THEN PERFORM pg_advisory_xact_lock_shared(7); END IF;
+    RETURN true;
+END $$;
+CREATE VIEW trainings AS SELECT * FROM all_trainings WHERE go_on()
+"""
+
+
+@pytest.mark.parametrize("way", ["given-up", "deleted"])
+async def test_a_training_is_continued_after_the_statement_has_begun_that_would_take_its_files(
+    mesh: Mesh, way: str
+) -> None:
+    done, _ = await mesh.trained()
+    follows = await mesh.http().post(f"{PATH}{done['id']}/continue", json={"steps": 5})
+    await mesh.execute("UPDATE trainings SET continues = NULL, completed_at = NULL WHERE id = %s", follows.json()["id"])
+    await age(mesh, 10_000)
+    async with mesh.training.database.transaction() as conn:
+        await conn.execute(_PAUSE.encode())
+    async with mesh.training.database.transaction() as conn:
+        await conn.execute("SELECT pg_advisory_xact_lock(7)")
+        if way == "given-up":
+            taking: Any = asyncio.create_task(mesh.training.maintenance.age_out())
+        else:
+            taking = asyncio.create_task(mesh.http().delete(f"{PATH}{done['id']}"))
+        await until_one_waits(mesh)
+        await mesh.execute("UPDATE all_trainings SET continues = %s WHERE id = %s", done["id"], follows.json()["id"])
+    taken = await taking
+    if way == "deleted":
+        assert taken.status_code == 409, taken.text
+    assert await mesh.rows("SELECT swept_at FROM all_trainings WHERE id = %s", done["id"]) == [(None,)]
+
+
 async def until_one_waits(mesh: Mesh) -> None:
     """Waits until some transaction waits for a lock."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
