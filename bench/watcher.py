@@ -26,8 +26,10 @@ from atelier_cli.embedded.postgres import PostgresServer
 from atelier_cli.embedded.process import RunningServer, free_ports
 
 MEGABYTE = 10**6
-_LIBRARIES = "grpc.aio, google.protobuf, protovalidate, psycopg, psycopg_pool, pydantic_settings, nats, jwt, structlog"
-_FLOOR = f"import sys, {_LIBRARIES}, orjson, prometheus_client; print(flush=True); sys.stdin.read()"
+_LIBRARIES = "grpc.aio, google.protobuf, protovalidate, psycopg, psycopg_pool, pydantic_settings, nats, jwt"
+_FLOOR = (
+    f"import sys, {_LIBRARIES}, orjson, prometheus_client, meshkit.structlog_alone; print(flush=True); sys.stdin.read()"
+)
 # The smallest file that begins and ends as a JPEG does.
 _JPEG = (b"\xff\xd8\xff\xfe\x00\x06", b"\xff\xd9")
 

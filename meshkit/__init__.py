@@ -5,7 +5,8 @@ uses them. Imports no service and no model code, and loads what is large only wh
 
 - `errors` `status` `validation` `freeform` `steering`: domain errors, their gRPC status, the rules of requests
 - `likeness`: networks that pictures are compared by, as settings name them
-- `config` `logging` `tracing` `metrics` `lifecycle` `loops` `microbatch` `lingers`: a process and its background work
+- `config` `logging` `structlog_alone` `tracing` `metrics` `lifecycle` `loops` `microbatch` `lingers`: a process and its
+  background work
 - `spans` `span_export` `otlp`: what was done under a trace, and its way to a collector
 - `children` `wire` `last_words`: processes below a process, what the two say to each other, and how one ended
 - `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for

@@ -14,9 +14,9 @@ from functools import lru_cache
 from typing import Any, Protocol, cast
 
 import orjson
-import structlog
 
 from meshkit import metrics, tracing
+from meshkit.structlog_alone import structlog
 
 _DROPPED = metrics.counter("log_lines_dropped", "Log lines that could not be written")
 
