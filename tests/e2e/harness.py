@@ -34,11 +34,11 @@ NOOP_ENVIRONMENT = {
     "ATELIER_TRAINER": "off",
     "ATELIER_WORKER_TASK_TYPES": "NOOP",
     "ATELIER_WORKER_SLOTS": "4",
-    "ATELIER_LEASE_TTL_SECONDS": "3",
+    "ATELIER_LEASE_TTL_SECONDS": "8",
     "ATELIER_OBJECT_SWEEP_DELAY_SECONDS": "2",
     "ATELIER_FILE_SWEEP_DELAY_SECONDS": "2",
-    "ATELIER_STEP_DEADLINE_SECONDS": "5",
-    "ATELIER_FIRST_STEP_DEADLINE_SECONDS": "5",
+    "ATELIER_STEP_DEADLINE_SECONDS": "10",
+    "ATELIER_FIRST_STEP_DEADLINE_SECONDS": "10",
     "ATELIER_SHUTDOWN_GRACE_SECONDS": "5",
 }
 
@@ -83,7 +83,7 @@ class MeshView(Protocol):
         ...
 
     def http(
-        self, tenant: str = "default", scopes: Iterable[str] = ("read", "write"), timeout_seconds: float = 30.0
+        self, tenant: str = "default", scopes: Iterable[str] = ("read", "write"), timeout_seconds: float = 60.0
     ) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.token(tenant, scopes)}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=timeout_seconds)
@@ -163,7 +163,7 @@ class RunningMesh(MeshView):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def up(self, *options: str, timeout_seconds: float = 120.0) -> None:
+    def up(self, *options: str, timeout_seconds: float = 240.0) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         enter = self.disks.enter if self.disks else ()
         self._process = spawn(
@@ -224,7 +224,7 @@ class RunningMesh(MeshView):
 
     def wait_restarted(self, role: str, before: int) -> None:
         """Wait until a role's process was started once more than `before`."""
-        until(lambda: self.restarts(role) == before + 1 and self.pid(role), f"{role} runs again", 60)
+        until(lambda: self.restarts(role) == before + 1 and self.pid(role), f"{role} runs again", 120)
 
     def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> int:
         """Send a signal to a role's process; return its id."""

@@ -1,7 +1,8 @@
 """A tenant's flood does not keep another tenant waiting."""
 
+import contextlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
@@ -45,15 +46,31 @@ def _send_one(mesh: RunningMesh, tenant: str) -> dict[str, Any]:
         return until(done, f"the task of {tenant} completes", 60)
 
 
+@contextlib.contextmanager
+def _cordoned(mesh: RunningMesh) -> Iterator[None]:
+    """Have the workers take nothing, so that all of a flood waits, however long it takes to send."""
+    with mesh.http("floods", ("support", "operator")) as operator:
+        pools = until(lambda: operator.get("/api/v1/scaling/workers").json()["pools"], "the worker has a session")
+        names = {pool["worker"] for pool in pools}
+        for name in names:
+            assert operator.post("/api/v1/scaling/cordon", json={"worker": name}).status_code == 200
+        try:
+            yield
+        finally:
+            for name in names:
+                assert operator.post("/api/v1/scaling/uncordon", json={"worker": name}).status_code == 200
+
+
 @pytest.mark.parametrize(("story", "priority"), [("plain", 1), ("urgent", 3)])
 def test_one_task_beside_a_flood_is_among_the_next(mesh: RunningMesh, story: str, priority: int) -> None:
     with mesh.http(f"flood-{story}", timeout_seconds=60) as client:
-        _flood(mesh, client, steps=1, step_ms=100, priority=priority)
+        with _cordoned(mesh):
+            _flood(mesh, client, steps=1, step_ms=100, priority=priority)
         one = _send_one(mesh, f"single-{story}")
-        flood = mesh.tasks(client)
-        assert any(task["status"] == "PENDING" for task in flood), "the flood was over before the one was sent"
+        flood = mesh.wait_ended(client, FLOOD, 120)
+        later = sum(_moment(task["started_at"]) > _moment(one["started_at"]) for task in flood)
+        assert later > _FEW, "the flood was over before the one was sent"
         assert _overtaken_by(flood, one) <= _FEW
-        mesh.wait_ended(client, FLOOD, 120)
 
 
 def test_flood_that_is_cancelled_buys_no_advantage(mesh: RunningMesh) -> None:
@@ -72,18 +89,11 @@ def test_flood_that_is_cancelled_buys_no_advantage(mesh: RunningMesh) -> None:
 def test_weights_share_out_the_mesh(start_mesh: Callable[..., RunningMesh]) -> None:
     mesh = start_mesh(ATELIER_TENANT_WEIGHTS="heavy=3,light=1", ATELIER_WORKER_SLOTS="2", ATELIER_WORKER_PREFETCH="0")
     with mesh.http("heavy", timeout_seconds=60) as heavy, mesh.http("light", timeout_seconds=60) as light:
-        with ThreadPoolExecutor(2) as pool:
+        with _cordoned(mesh), ThreadPoolExecutor(2) as pool:
             waiting = [pool.submit(_flood, mesh, client, steps=1, step_ms=50) for client in (light, heavy)]
             for each in waiting:
                 each.result()
-        # Both still have work: from the moment that the second flood began, each lease is decided by the weights.
-        tasks = {"heavy": mesh.tasks(heavy), "light": mesh.tasks(light)}
-        both_since = max(_moment(task["created_at"]) for each in tasks.values() for task in each)
-        until(lambda: len(mesh.tasks(heavy, status="COMPLETED")) >= FLOOD * 0.8, "most of heavy's completed", 200)
-        tasks = {"heavy": mesh.tasks(heavy), "light": mesh.tasks(light)}
-        started = {
-            name: sum(1 for task in each if task["started_at"] and _moment(task["started_at"]) > both_since)
-            for name, each in tasks.items()
-        }
-        assert any(task["status"] == "PENDING" for task in tasks["heavy"]), "heavy ran out of work"
-        assert started["heavy"] / started["light"] == pytest.approx(3, rel=0.15), started
+        # Until the last of heavy's has begun both have work: each lease is decided by the weights.
+        last = max(_moment(task["started_at"]) for task in mesh.wait_ended(heavy, FLOOD, 200))
+        begun = sum(1 for task in mesh.tasks(light) if task["started_at"] and _moment(task["started_at"]) <= last)
+        assert FLOOD / begun == pytest.approx(3, rel=0.15), begun

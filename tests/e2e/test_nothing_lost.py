@@ -55,7 +55,7 @@ def test_killed_process_loses_nothing(mesh: RunningMesh, victim: str) -> None:
     with mesh.http(tenant) as client, ThreadPoolExecutor(1) as pool:
         creating = pool.submit(_create_all, mesh, client, TASKS)
         _some_have_ended(mesh, client)
-        struck = mesh.create(client, str(uuid.uuid4()), steps=10, step_ms=200, result_bytes=64)
+        struck = mesh.create(client, str(uuid.uuid4()), steps=40, step_ms=200, result_bytes=64)
         path = f"/api/v1/tasks/{struck['id']}"
         # What was leased may still wait in the worker: a child that dies takes with it what has begun.
         until(lambda: client.get(path).json()["progress"] > 0, "one has begun that is struck for sure")

@@ -151,7 +151,8 @@ def test_a_list_comes_in_pages_newest_first(mesh: RunningMesh) -> None:
 
 def test_a_paused_workflow_ends_what_runs_and_begins_nothing_until_it_is_resumed(mesh: RunningMesh) -> None:
     with mesh.http("workflows-pause") as client:
-        steps = [step("a", [], steps=10, step_ms=100), step("b", ["a"])]
+        # The pause comes before the step ends, also on a busy machine.
+        steps = [step("a", [], steps=12, step_ms=500), step("b", ["a"])]
         ident = create(client, {"name": "paused", "origin_instance": "e2e", "steps": steps})
         assert client.post(f"{WORKFLOWS}{ident}/pause").json()["status"] == "PAUSED"
         until(lambda: read(client, ident)["completed_steps"] == 1, "the running step ends")
@@ -170,7 +171,7 @@ def test_a_cancel_stops_what_runs_and_may_be_repeated(mesh: RunningMesh) -> None
         until(lambda: [one["status"] for one in mesh.tasks(client)] == ["EXECUTING"], "the first step is executed")
         assert client.post(f"{WORKFLOWS}{ident}/cleanup").status_code == 409
         assert client.delete(f"{WORKFLOWS}{ident}").json()["status"] == "CANCELLED"
-        [task] = mesh.wait_ended(client, 1, 30)
+        [task] = mesh.wait_ended(client, 1, 60)
         assert task["status"] == "CANCELLED"
         assert [one["status"] for one in read(client, ident)["steps"]] == ["CANCELLED", "CANCELLED"]
         again = client.delete(f"{WORKFLOWS}{ident}")
@@ -277,7 +278,7 @@ def test_items_survive_a_kill_and_make_each_task_once(own_mesh: RunningMesh) -> 
     mesh = own_mesh
     with mesh.http(tenant := "workflows-items-killed") as client:
         names = [str(at) for at in range(12)]
-        steps = [each("all", [], {"items": names, "max_parallel": 3}, step_ms=150), step("end", ["all"])]
+        steps = [each("all", [], {"items": names, "max_parallel": 3}, step_ms=1500), step("end", ["all"])]
         steps[1]["input_mappings"] = []
         ident = create(client, {"name": "items", "origin_instance": "e2e", "steps": steps})
         until(lambda: len(mesh.tasks(client)) >= 5, "some items have been begun")
@@ -323,8 +324,8 @@ def test_the_command_line_runs_watches_moves_and_draws_workflows(mesh: RunningMe
     drawn = mesh.cli("workflow", "graph", ident, *tenant)
     assert drawn.stdout.startswith("<svg")
     assert drawn.stdout.count("NOOP  completed</text>") == 2
-    # Runs for a minute, so that it still does when the next command gets through.
-    file.write_text(json.dumps({"name": "slow", "steps": [step("a", [], steps=600, step_ms=100)]}))
+    # Runs for ten minutes, so that it still does when the next command gets through.
+    file.write_text(json.dumps({"name": "slow", "steps": [step("a", [], steps=6000, step_ms=100)]}))
     waiting = mesh.cli("workflow", "run", str(file), "--no-start", *tenant).stdout.strip()
     assert mesh.cli("workflow", "start", waiting, *tenant).stdout == f"{waiting} RUNNING\n"
     assert mesh.cli("workflow", "pause", waiting, *tenant).stdout == f"{waiting} PAUSED\n"
@@ -343,8 +344,8 @@ def test_whatever_is_killed_every_workflow_completes_and_makes_each_task_once(
     mesh = own_mesh
     with mesh.http(tenant := f"workflows-{role}-{count}") as client:
         with ThreadPoolExecutor(8) as pool:
-            # The four slots of the worker have three seconds of work, however fast all else is.
-            body = diamond(role, step_ms=2000 // count)
+            # The four slots of the worker have six seconds of work, however fast all else is.
+            body = diamond(role, step_ms=4000 // count)
             made = list(pool.map(lambda _: create(client, body), range(count)))
         until(lambda: done(client) >= count // 10, "some have completed")
         before = mesh.restarts(role)

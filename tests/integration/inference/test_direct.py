@@ -30,7 +30,7 @@ async def ready(worker: Worker, tasks: FakeTasksService) -> None:
 
 async def run(worker: Worker, scopes: tuple[str, ...] = ("read", "write"), **noop: Any) -> list[RunResponse]:
     async with worker.channel(scopes) as channel:
-        return [answer async for answer in channel.stub(InferenceServiceStub).Run(request(**noop), timeout=20)]
+        return [answer async for answer in channel.stub(InferenceServiceStub).Run(request(**noop), timeout=120)]
 
 
 async def becomes(worker: Worker, busy: int) -> None:
@@ -45,9 +45,12 @@ async def test_a_run_streams_progress_and_ends_with_result_and_files(
     tasks: FakeTasksService, start_worker: StartWorker
 ) -> None:
     worker = await start_worker()
-    answers = await run(worker, steps=5, step_ms=60, payload="hi", result_bytes=12)
+    answers = await run(worker, steps=5, step_ms=200, payload="hi", result_bytes=12)
     *progress, last = answers
-    assert [answer.step for answer in progress] == [1, 2, 3, 4, 5]
+    # Of what a busy machine has not taken yet the newest is told.
+    steps = [answer.step for answer in progress]
+    assert steps
+    assert steps == sorted(set(steps) & {1, 2, 3, 4, 5})
     assert not any(answer.HasField("result") for answer in progress)
     assert last.result.noop.payload == "hi"
     [file] = last.files
@@ -60,7 +63,7 @@ async def test_a_run_is_refused_while_leased_work_has_every_slot(
     tasks: FakeTasksService, start_worker: StartWorker
 ) -> None:
     worker = await start_worker()
-    job = tasks.add(steps=20, step_ms=50)
+    job = tasks.add(steps=100, step_ms=50)
     await tasks.until(lambda: tasks.progress)
     with pytest.raises(MeshError) as caught:
         await run(worker)
@@ -72,7 +75,7 @@ async def test_a_run_is_refused_while_leased_work_has_every_slot(
 async def test_leased_work_waits_for_a_slot_that_a_run_has(tasks: FakeTasksService, start_worker: StartWorker) -> None:
     worker = await start_worker()
     await ready(worker, tasks)
-    direct = asyncio.create_task(run(worker, steps=20, step_ms=50))
+    direct = asyncio.create_task(run(worker, steps=100, step_ms=50))
     await becomes(worker, 1)
     job = tasks.add()
     await tasks.until(lambda: tasks.active([job]))

@@ -66,7 +66,7 @@ async def scene() -> AsyncIterator[Scene]:
             stack,
             evaluation_providers=("LOCAL", "AI_CORE", "VERTEX"),
             evaluation_ai_model="gpt-4.1",
-            evaluation_answer_seconds=1.0,
+            evaluation_answer_seconds=5.0,
             openai_key=openai.key,
             openai_url=f"{openai.url}/v1",
             gemini_key=gemini.key,

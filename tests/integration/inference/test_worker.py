@@ -66,7 +66,7 @@ async def test_a_child_that_ends_itself_is_replaced(tasks: FakeTasksService, sta
 
 
 async def test_a_hung_child_is_killed_at_its_deadline(tasks: FakeTasksService, start_worker: StartWorker) -> None:
-    await start_worker(step_deadline_seconds=0.6, first_step_deadline_seconds=0.6)
+    await start_worker(step_deadline_seconds=4, first_step_deadline_seconds=4)
     job = tasks.add(fault="hang")
     await tasks.until(lambda: tasks.completions(job))
     assert [each.category for each in tasks.failures(job)] == [ERROR_CATEGORY_TIMEOUT]
@@ -75,8 +75,8 @@ async def test_a_hung_child_is_killed_at_its_deadline(tasks: FakeTasksService, s
 async def test_who_runs_beside_a_hung_task_does_not_pay_for_it(
     tasks: FakeTasksService, start_worker: StartWorker
 ) -> None:
-    await start_worker(worker_slots=2, step_deadline_seconds=1, first_step_deadline_seconds=1)
-    beside, hung = tasks.add(steps=100, step_ms=30), tasks.add(fault="hang")
+    await start_worker(worker_slots=2, step_deadline_seconds=3, first_step_deadline_seconds=3)
+    beside, hung = tasks.add(steps=200, step_ms=30), tasks.add(fault="hang")
     await tasks.until(lambda: tasks.completions(beside) and tasks.completions(hung))
     assert not tasks.failures(beside)
     assert len(tasks.failures(hung)) == 1
@@ -103,7 +103,6 @@ async def test_a_lost_answer_to_a_poll_costs_nothing(tasks: FakeTasksService, st
 async def test_a_cancelled_task_ends_within_a_step_and_is_confirmed(
     tasks: FakeTasksService, start_worker: StartWorker
 ) -> None:
-    tasks.ttl = 1.5
     await start_worker()
     job, after = tasks.add(steps=10_000, step_ms=50), tasks.add()
     await tasks.until(lambda: tasks.progress)
@@ -126,7 +125,8 @@ async def test_an_attempt_past_its_time_limit_fails_by_timeout(
 
 async def test_a_time_limit_counts_from_the_beginning(tasks: FakeTasksService, start_worker: StartWorker) -> None:
     await start_worker()
-    first, second = tasks.add(steps=16, step_ms=50), tasks.add(steps=14, step_ms=50, timeout_seconds=1.2)
+    # Both together take longer than the limit of the second.
+    first, second = tasks.add(steps=80, step_ms=50), tasks.add(steps=14, step_ms=50, timeout_seconds=4.5)
     await tasks.until(lambda: tasks.completions(first) and tasks.completions(second))
     assert not tasks.failed
 
@@ -134,7 +134,7 @@ async def test_a_time_limit_counts_from_the_beginning(tasks: FakeTasksService, s
 async def test_every_attempt_has_a_time_limit_of_its_own(tasks: FakeTasksService, start_worker: StartWorker) -> None:
     tasks.requeue = False
     await start_worker(worker_slots=3)
-    long, short, middle = (tasks.add(steps=24, step_ms=50, timeout_seconds=limit) for limit in (60, 0.3, 0.7))
+    long, short, middle = (tasks.add(steps=80, step_ms=50, timeout_seconds=limit) for limit in (60, 0.3, 1.5))
     await tasks.until(lambda: tasks.completions(long))
     assert [each.ref.job_id for each in tasks.failed] == [short, middle]
     assert {each.category for each in tasks.failed} == {ERROR_CATEGORY_TIMEOUT}
@@ -170,7 +170,7 @@ async def test_a_late_completion_is_refused_and_the_worker_goes_on(
     tasks: FakeTasksService, start_worker: StartWorker
 ) -> None:
     await start_worker()
-    job = tasks.add(steps=20, step_ms=20)
+    job = tasks.add(steps=75, step_ms=20)
     await tasks.until(lambda: tasks.active([job]))
     tasks.cancelled.add(job)
     await tasks.until(lambda: (job, 1) in tasks.refused or (job, 1) in tasks.released)
@@ -199,9 +199,8 @@ async def test_a_tasks_service_that_is_away_for_a_while_loses_nothing(
 async def test_a_forgotten_session_is_opened_anew_and_its_work_dropped(
     tasks: FakeTasksService, start_worker: StartWorker
 ) -> None:
-    tasks.ttl = 1.5
     worker = await start_worker()
-    job = tasks.add(steps=60, step_ms=50)
+    job = tasks.add(steps=80, step_ms=50)  # heartbeats go every two seconds
     await tasks.until(lambda: tasks.progress)
     tasks.forget_sessions()
     await tasks.until(lambda: tasks.completions(job))

@@ -44,7 +44,7 @@ class Worker:
     async def lease(
         self,
         count: int = 1,
-        wait: float = 2.0,
+        wait: float = 20.0,
         *,
         repeat: bool = False,
         loras: tuple[str, ...] = (),

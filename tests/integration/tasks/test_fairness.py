@@ -102,11 +102,11 @@ async def test_many_tenants_cost_no_more_per_lease_than_few(mesh: Mesh) -> None:
             begun = time.perf_counter()
             assert len(await worker.lease(1)) == 1
             times.append(time.perf_counter() - begun)
-        return sorted(times)[len(times) // 2]
+        return min(times)  # what it takes when nothing else is in its way
 
     few = await seconds_per_lease(10)
     many = await seconds_per_lease(1000)
-    assert many < few * 2 + 0.01
+    assert many < few * 3 + 0.02, "a cost of each tenant would be a hundredfold"
 
 
 async def test_counters_match_the_rows_after_a_busy_life(mesh: Mesh) -> None:

@@ -34,7 +34,10 @@ async def becomes(states: States, **wanted: int) -> dict[str, int]:
 
     async def so() -> bool:
         found.clear()
-        found.update(await states())
+        try:
+            found.update(await states())
+        except MeshError:  # a busy machine may answer later than the gateway waits, once
+            return False
         return all(found.get(name.replace("process", "")) == status for name, status in wanted.items())
 
     await until(so, 60)

@@ -130,7 +130,7 @@ async def test_a_mark_that_comes_late_takes_nobody_out(cluster: Cluster) -> None
     for name in ("a", "b"):
         await mesh.worker(name=name)
         await api.put(name)
-    api.delay = 0.5
+    api.delay = 3.0
     await cluster.cordoned("a", "b")
     await until(lambda: _on_their_way(mesh))
     # While marks are on their way to both, an operator takes one back: it works, and may bear a mark at any time.

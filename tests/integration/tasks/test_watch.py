@@ -7,6 +7,7 @@ from atelier.tasks.v1 import enums_pb2, phase_pb2, tasks_service_pb2, worker_ser
 
 from meshkit.bus import Bus, BusMessage
 from meshkit.errors import ErrorKind, MeshError
+from services.tasks.api import watch
 from tests.conftest import NatsControl
 from tests.integration.tasks.conftest import Mesh, StartMesh, ref, until
 
@@ -60,7 +61,11 @@ async def test_watch_brings_progress_and_previews(mesh: Mesh) -> None:
 
 
 @pytest.mark.parametrize("well", [True, False])
-async def test_an_end_that_this_process_committed_is_told_without_the_relay(start_mesh: StartMesh, well: bool) -> None:
+async def test_an_end_that_this_process_committed_is_told_without_the_relay(
+    start_mesh: StartMesh, monkeypatch: pytest.MonkeyPatch, well: bool
+) -> None:
+    for name in ("SEEING_SECONDS", "BLIND_SECONDS"):  # the row is not looked at again
+        monkeypatch.setattr(watch, name, 3600.0)
     mesh = await start_mesh(max_retries=0)  # no loop runs, so that no event is published
     task = await mesh.create()
     worker = await mesh.worker()
@@ -68,7 +73,7 @@ async def test_an_end_that_this_process_committed_is_told_without_the_relay(star
     follower = Follower(mesh, task.id)
     await until(lambda: follower.reached(enums_pb2.TASK_STATUS_EXECUTING))
     await (worker.complete(lease) if well else worker.fail(lease, retryable=False))
-    async with asyncio.timeout(1):  # the row is looked at every five seconds besides
+    async with asyncio.timeout(60):
         await follower.task
     assert follower.seen[-1].final
 

@@ -226,7 +226,7 @@ async def test_a_name_that_does_not_exist_is_tried_again(hooks: Hooks) -> None:
 async def test_a_receiver_that_does_not_answer_in_time_is_tried_again(
     hooks: Hooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 2.0)
     async with receiving(hangs=True) as receiver:
         ident = await hooks.hand_in(receiver.url)
         await hooks.send()
@@ -363,7 +363,7 @@ async def test_a_tenant_has_first_what_it_has_fewest_of(hooks: Hooks) -> None:
 async def test_a_receiver_that_did_not_answer_is_asked_by_one_request_until_it_does(
     hooks: Hooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 2.0)
     async with receiving(hangs=True) as receiver:
         for _ in range(12):
             await hooks.hand_in(receiver.url)
@@ -381,7 +381,7 @@ async def test_a_receiver_that_did_not_answer_is_asked_by_one_request_until_it_d
 async def test_receivers_that_do_not_answer_take_half_of_their_tenants_share(
     hooks: Hooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 2.0)
     sender = Sender(hooks.store, Fetcher(LOCAL), per_tenant=8)
     async with AsyncExitStack() as stack:
         dead = [await stack.enter_async_context(receiving(hangs=True)) for _ in range(8)]

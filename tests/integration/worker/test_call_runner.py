@@ -233,10 +233,12 @@ async def test_a_call_past_its_tasks_time_limit_is_hung_up_and_fails_the_attempt
     mesh: Mesh, provider: Provider, start_worker: StartWorker
 ) -> None:
     task_id = await generation(mesh, "a dress")
-    await mesh.execute("UPDATE tasks SET timeout_seconds = 0.5, retry_count = 100 WHERE id = %s", task_id)
+    await mesh.execute("UPDATE tasks SET timeout_seconds = 4, retry_count = 100 WHERE id = %s", task_id)
     await start_worker()
+    await calls(provider, 1)
     task = await ended(mesh, task_id)
     assert (task.status, task.error_category) == (FAILED, enums_pb2.ERROR_CATEGORY_TIMEOUT)
+    await calls(provider, 0)
     assert provider.left == 1
 
 
@@ -260,7 +262,7 @@ async def test_a_drain_lets_a_call_end(mesh: Mesh, provider: Provider, start_wor
     host = await start_worker(slots=1)
     running, waiting = await generation(mesh, "a dress"), await generation(mesh, "a coat")
     await calls(provider, 1)
-    draining = asyncio.create_task(host.drain(10))
+    draining = asyncio.create_task(host.drain(60))
     await asyncio.sleep(0.1)
     provider.go.set()
     await draining

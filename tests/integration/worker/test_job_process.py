@@ -86,8 +86,8 @@ async def test_a_run_that_is_cancelled_leaves_no_process(job_id: str) -> None:
 
 async def test_a_child_that_dies_or_is_silent_for_too_long_is_lost_and_not_started_again() -> None:
     causes: list[str] = []
-    limits = ChildLimits(memory_bytes=1 << 30, sample_seconds=0.05, first_step_seconds=0.3, step_seconds=0.3)
-    for job_id, category in (("dies", ERROR_CATEGORY_RESOURCE), ("stuck", ERROR_CATEGORY_TIMEOUT)):
+    for job_id, category, seconds in (("dies", ERROR_CATEGORY_RESOURCE, 60), ("stuck", ERROR_CATEGORY_TIMEOUT, 0.3)):
+        limits = ChildLimits(1 << 30, sample_seconds=0.05, first_step_seconds=seconds, step_seconds=seconds)
         child = JobProcess(COMMAND, limits=limits, on_lost=causes.append, stop_seconds=0.3)
         with pytest.raises(ChildLost) as lost:
             await child.run(ChildJob(job_id=job_id), on_message=Hearer())

@@ -77,11 +77,11 @@ class Worker:
             request = worker_service_pb2.LeaseRequest(session_id=session, sequence=sequence, max_leases=16, wait=wait)
             try:
                 waiting += (await self.stub.Lease(request)).leases
+                refs = [worker_service_pb2.AttemptRef(job_id=one.job_id, attempt=one.attempt) for one in waiting]
+                await self.stub.Heartbeat(worker_service_pb2.HeartbeatRequest(session_id=session, held=refs))
             except MeshError:
                 await asyncio.sleep(0.1)  # the service is being started again
                 continue
-            refs = [worker_service_pb2.AttemptRef(job_id=one.job_id, attempt=one.attempt) for one in waiting]
-            await self.stub.Heartbeat(worker_service_pb2.HeartbeatRequest(session_id=session, held=refs))
             waiting = [lease for lease in waiting if not await self._end(session, lease)]
 
     async def _end(self, session: str, lease: worker_service_pb2.Lease) -> bool:
@@ -237,7 +237,7 @@ async def start_tasks(shared: Settings) -> AsyncIterator[Callable[[str], Awaitab
     async with AsyncExitStack() as stack:
 
         async def begin(nats: str) -> tuple[tasks_composition.TasksRuntime, Worker]:
-            settings = TasksSettings(**shared(nats, enable_noop=True, max_retries=0))
+            settings = TasksSettings(**shared(nats, enable_noop=True, max_retries=0, lease_ttl_seconds=600))
             running = await tasks_composition.start(settings, stack)
             token = TokenIssuer(SECRET).issue("worker", "", ("worker",), 600)
             channel = await stack.enter_async_context(MeshChannel(running.address, lambda: token))

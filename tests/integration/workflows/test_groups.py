@@ -470,7 +470,7 @@ async def test_what_a_group_begins_is_asked_for_together_and_noted_once_its_step
 
 
 async def test_a_database_that_is_away_is_told_of_each_workflow(database: str) -> None:
-    db = Database(database, schema="workflows", acquire_timeout_seconds=0.05)
+    db = Database(database, schema="workflows")
     await db.open()
     store = PostgresWorkflowStore(db)
     idents = [await begun(store) for _ in range(2)]

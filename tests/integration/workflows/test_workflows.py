@@ -250,7 +250,7 @@ async def test_gates_conditions_and_timeouts_work_together(mesh: Mesh) -> None:
     assert paused.steps[2].status == workflow_pb2.STEP_STATUS_SKIPPED
     await stub.ResumeWorkflow(workflows_service_pb2.ResumeWorkflowRequest(workflow_id=made.id))
     late = await mesh.until(made.id, lambda found: found.steps[3].retry_count == 1)
-    assert late.errors == ["slow: The task took longer than 0.5 s"]
+    assert late.errors[0] == "slow: The task took longer than 0.5 s"
     failed = await mesh.ended(made.id)
     assert failed.status == workflow_pb2.WORKFLOW_STATUS_FAILED
     assert mesh.worker.done == ["a", "gated"]

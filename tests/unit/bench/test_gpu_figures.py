@@ -78,7 +78,7 @@ def test_memory_that_is_taken_and_given_back_counts_and_what_was_taken_before_do
         return GIB * (5 if reading is None else reading)
 
     with PeakMemory(taken, sample_seconds=0.001) as memory:
-        assert all_read.wait(10)
+        assert all_read.wait(60)
     assert memory.gib == 4.0
 
 

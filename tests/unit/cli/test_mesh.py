@@ -58,7 +58,7 @@ def given(launch: Launch) -> dict[str, str]:
     launch.log.unlink(missing_ok=True)
     program = "import json, os; print(json.dumps(dict(os.environ)))"
     asked = replace(launch, argv=(sys.executable, "-c", program), cwd=Path("/"), user=None)
-    assert spawn(asked).wait(30) == 0
+    assert spawn(asked).wait(60) == 0
     environment: dict[str, str] = json.loads(launch.log.read_text())
     return environment
 

@@ -34,7 +34,7 @@ def test_a_signal_ends_the_service_in_order(number: Any) -> None:
     with start("await stop.wait()") as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
     assert (out, process.returncode) == ("closed first\nclosed last\n", 0)
 
 
@@ -69,7 +69,7 @@ def test_a_service_that_has_nothing_more_to_do_ends_in_order(body: Any, code: in
         capture_output=True,
         text=True,
         check=False,
-        timeout=20,
+        timeout=60,
     )
     assert (ran.stdout.splitlines(), ran.returncode) == (["127.0.0.1:1", "closed"], code), ran.stderr
 
@@ -77,7 +77,7 @@ def test_a_service_that_has_nothing_more_to_do_ends_in_order(body: Any, code: in
 def test_the_interpreter_collects_nothing_at_the_end() -> None:
     body = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0))"
     with start(body) as process:
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
     assert (out.splitlines()[-1], process.returncode) == ("True", 0)
 
 
@@ -87,7 +87,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
         process.send_signal(signal.SIGTERM)
         assert "stopping" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
 
 
@@ -100,7 +100,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
 )
 def test_a_failure_is_told_and_what_was_opened_is_closed(body: Any, told: Any) -> None:
     with start(body) as process:
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert (out, process.returncode) == ("ready\nclosed first\nclosed last\n", 1)
     assert told in err
 

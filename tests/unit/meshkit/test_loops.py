@@ -169,13 +169,13 @@ async def test_a_loop_that_is_woken_and_stopped_at_once_ends() -> None:
         return
 
     for _ in range(200):
-        running = Loops(Loop("woken", body, 60.0, wake=wake))
+        running = Loops(Loop("woken", body, 3600.0, wake=wake))
         running.start()
         for _ in range(3):
             await asyncio.sleep(0)
         wake.set()
         await asyncio.sleep(0)
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(60):
             await running.stop()
         wake.clear()
 
@@ -313,7 +313,9 @@ async def test_the_pause_before_a_restart_doubles_and_holds_no_other_loop_up(mon
     async def noted(seconds: float) -> None:
         if seconds >= 1:
             pauses.append(seconds)
-            await sleep(0.02)
+            ran = len(runs)
+            while len(runs) == ran:  # the other one runs meanwhile
+                await sleep(0.001)
         else:
             await sleep(seconds)
 
@@ -321,12 +323,9 @@ async def test_the_pause_before_a_restart_doubles_and_holds_no_other_loop_up(mon
     runs: list[int] = []
     running = Loops(Crashing("slow", 6), Loop("other", lambda: collect(runs), 0.001))
     async with running:
-        during = []
         while running.kept[0].state is not LoopState.FAILED:
-            during.append(len(runs))
             await sleep(0.005)
     assert pauses == [1, 2, 4, 8, 16]
-    assert len(set(during)) > 3, "the other one ran meanwhile"
 
 
 async def test_the_count_of_restarts_falls_while_a_loop_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,12 +24,12 @@ def test_the_page_shows_a_metric_and_closes() -> None:
     page = metrics.serve_metrics(0)
     assert page is not None
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=60) as response:
             assert b"atelier_page_shown_total 3.0" in response.read()
     finally:
         page.close()
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=5)
+        urllib.request.urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=60)
 
 
 def test_labels_that_nobody_bounds_are_bounded() -> None:

@@ -107,12 +107,12 @@ def test_what_does_not_fit_or_is_not_taken_is_dropped_and_counted() -> None:
 
     def send(batch: Sequence[Span]) -> bool:
         entered.set()
-        held.wait(10)
+        held.wait(60)
         return False
 
     exporter = SpanExporter(send, queue=5, interval_seconds=0.001)
     exporter.take(_span())
-    assert entered.wait(10)
+    assert entered.wait(60)
     for _ in range(8):
         exporter.take(_span())
     held.set()

@@ -243,7 +243,7 @@ def test_transparency_is_kept_and_hidden_colours_do_not_show() -> None:
 
 
 def test_tiles_are_drawn_at_once_up_to_the_number_of_workers() -> None:
-    together = threading.Barrier(3, timeout=20)
+    together = threading.Barrier(3, timeout=60)
 
     class Waiting:
         def tile(self, tile: PictureTile) -> Draw:

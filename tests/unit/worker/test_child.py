@@ -24,7 +24,7 @@ from meshkit.worker.job_context import JobContext
 
 def test_batches_that_come_together_run_at_once_and_the_rest_after_them() -> None:
     """As many as there are threads: each of the first three waits until all three run."""
-    together = threading.Barrier(3, timeout=10)
+    together = threading.Barrier(3, timeout=60)
 
     def execute(batch: Sequence[JobContext]) -> list[ChildDone]:
         if batch[0].number <= 3:
