@@ -3,11 +3,17 @@
 A part that crashes, hangs or runs out of memory ends its process and nothing else, and the device's memory is free for
 the next one. Processes come from a fork server. On a CPU it has imported torch already, which saves seconds a part.
 With CUDA it imports nothing, because a process that has touched CUDA must not be forked.
+
+A part ends with whoever runs it. The kernel could have it end with the process that forked it alone
+(`meshkit.children.die_with_parent`), and a fork server stays for as long as one of its parts does.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -95,6 +101,7 @@ def run(part: Part, setting: Setting, seconds: float, on_figure: Callable[[Figur
 
 def _work(entry: str, setting: Setting, answers: Connection) -> None:
     """Measure, in the part's process."""
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     error = ""
     try:
         for figure in load(entry)(setting):
@@ -106,3 +113,11 @@ def _work(entry: str, setting: Setting, answers: Connection) -> None:
         error = f"{type(found).__name__}: {found}"
     answers.send(_Ended(" ".join(error.split())[:_LONGEST_ERROR]))
     answers.close()
+
+
+def _end_with_parent() -> None:
+    """Kill this process once the one that started it has ended, in whatever it is."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a part runs in a process of its own"
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)

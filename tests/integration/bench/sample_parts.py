@@ -32,6 +32,11 @@ def hangs(setting: Setting) -> Iterator[Figure]:
     time.sleep(3600)
 
 
+def is_left_alone(setting: Setting) -> Iterator[Figure]:
+    yield Figure("process", os.getpid(), "")
+    time.sleep(3600)
+
+
 def uses_mesh(setting: Setting) -> Iterator[Figure]:
     yield Figure("mesh", len(setting.running_mesh.s3_endpoint), "")
 

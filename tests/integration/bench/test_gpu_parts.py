@@ -1,14 +1,17 @@
 """What becomes of parts that fail, in processes of their own."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench.gpu import check
 from bench.gpu.parts import Part
 from bench.gpu.setting import SCALES, RunningMesh, Setting
-from bench.stacks import Stack
+from bench.stacks import ROOT, Stack
 
 MESH = RunningMesh(Stack("mesh", "", "", {}, "", "", Path(), {}), "s3:1", "", "")
 
@@ -62,6 +65,23 @@ def test_a_part_that_fails_keeps_its_figures_and_leaves_the_others_alone() -> No
         "works": "",
     }
     assert [figures[name] for name in ("finds_a_fault", "raises", "dies")] == [[1.0]] * 3
+
+
+def test_a_part_ends_with_whoever_runs_it() -> None:
+    program = (
+        "from pathlib import Path\n"
+        "from bench.gpu.running import run\n"
+        "from bench.gpu.setting import SCALES, Setting\n"
+        "from tests.integration.bench.test_gpu_parts import part\n"
+        "run(part('is_left_alone', seconds=3600), Setting('cpu', SCALES['tiny'], Path()),"
+        " 3600, lambda figure: print(int(figure.value), flush=True))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        process = psutil.Process(int(running.stdout.readline()))
+        running.kill()
+    _, alive = psutil.wait_procs([process], timeout=60)
+    assert not alive
 
 
 def test_a_part_that_hangs_ends_at_its_bound() -> None:
