@@ -57,13 +57,13 @@ class KedaClient:
         self.news = asyncio.Event()
 
     async def poll(self) -> Poll:
-        specs = await self._stub.GetMetricSpec(self._ref, timeout=3)
+        specs = await self._stub.GetMetricSpec(self._ref, timeout=30)
         metrics: dict[str, tuple[float, float]] = {}
         active = False
         for spec in specs.metricSpecs:
             request = pb.GetMetricsRequest(scaledObjectRef=self._ref, metricName=spec.metricName)
-            [value] = (await self._stub.GetMetrics(request, timeout=3)).metricValues
-            active = (await self._stub.IsActive(self._ref, timeout=3)).result
+            [value] = (await self._stub.GetMetrics(request, timeout=30)).metricValues
+            active = (await self._stub.IsActive(self._ref, timeout=30)).result
             metrics[spec.metricName] = (
                 _wins(spec.targetSizeFloat, spec.targetSize),
                 _wins(value.metricValueFloat, value.metricValue),

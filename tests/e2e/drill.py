@@ -286,7 +286,10 @@ def run(
     seconds["start"] = clock() - began
     began = clock()
     found = compare(fresh, told, load)
-    if httpx.get(f"{fresh.url}/api/v1/tasks/", headers={"authorization": f"Bearer {token}"}).status_code != 200:
+    if (
+        httpx.get(f"{fresh.url}/api/v1/tasks/", headers={"authorization": f"Bearer {token}"}, timeout=60).status_code
+        != 200
+    ):
         found.lost.append("a token that was given out before")
     seconds["until all had ended and was compared"] = clock() - began
     held = 0

@@ -136,7 +136,7 @@ def test_upload_that_is_no_picture_is_refused(client: httpx.Client) -> None:
 )
 def test_no_usable_token_is_401_and_says_why(mesh: RunningMesh, token: str, why: str) -> None:
     headers = {"authorization": token} if token else {}
-    answer = httpx.post(f"{mesh.url}/api/v1/tasks/", json=noop(), headers=headers)
+    answer = httpx.post(f"{mesh.url}/api/v1/tasks/", json=noop(), headers=headers, timeout=60)
     assert answer.status_code == 401, why
     assert answer.json()["detail"]
     assert "www-authenticate" in answer.headers
@@ -144,7 +144,9 @@ def test_no_usable_token_is_401_and_says_why(mesh: RunningMesh, token: str, why:
 
 def test_expired_token_is_401(mesh: RunningMesh) -> None:
     token = issue(mesh.folder, tenant=TENANT, scopes=("read", "write"), ttl_seconds=-60)
-    answer = httpx.post(f"{mesh.url}/api/v1/tasks/", json=noop(), headers={"authorization": f"Bearer {token}"})
+    answer = httpx.post(
+        f"{mesh.url}/api/v1/tasks/", json=noop(), headers={"authorization": f"Bearer {token}"}, timeout=60
+    )
     assert answer.status_code == 401
     assert "expired" in answer.json()["detail"].lower()
 

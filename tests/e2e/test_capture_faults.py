@@ -207,7 +207,7 @@ def second(mesh: RunningMesh, tmp_path: Path) -> Iterator[subprocess.Popen[bytes
         yield process
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def test_two_replicas_do_each_thing_once_although_one_is_killed(

@@ -98,7 +98,10 @@ def test_a_cancel_ends_the_answer_and_frees_the_slot(talking: RunningMesh, clien
     assert ended(client, ask(client, FRANCE))["result_text"], "the slot is free"
     shown = client.get(f"/api/v1/tasks/{task['id']}").json()
     assert (shown["status"], shown["result_text"]) == ("CANCELLED", None)
-    assert [each["outcome"] for each in talking.attempts(client, task["id"])] == ["CANCELLED"]
+    until(
+        lambda: [each["outcome"] for each in talking.attempts(client, task["id"])] == ["CANCELLED"],
+        "its attempt has ended",
+    )
 
 
 def test_an_answer_outlives_its_child_and_there_is_one_result(talking: RunningMesh, client: httpx.Client) -> None:

@@ -47,7 +47,7 @@ def _pages(mesh: RunningMesh, **headers: str) -> dict[str, str]:
     ports = {role: port for role, port in mesh.record.ports.items() if role.startswith("metrics_")}
     running = {each.role for each in mesh.record.processes}
     return {
-        role.removeprefix("metrics_"): httpx.get(f"http://127.0.0.1:{port}/metrics", headers=headers).text
+        role.removeprefix("metrics_"): httpx.get(f"http://127.0.0.1:{port}/metrics", headers=headers, timeout=60).text
         for role, port in ports.items()
         if role.removeprefix("metrics_") in running
     }
@@ -138,14 +138,14 @@ def test_a_real_prometheus_answers_every_panel(mesh: RunningMesh, tmp_path: Path
         def scraped() -> bool:
             return len(_results(prometheus, "up == 1")) >= 5
 
-        until(scraped, "every process is scraped", 60)
+        until(scraped, "every process is scraped", 120)
 
         def measured() -> bool:
             # Rates need a change between two scrapes of the same process.
             ended_task(client, mesh.create(client, str(uuid.uuid4()))["id"])
             return bool(_results(prometheus, "atelier:queue_wait_seconds:p95_5m > 0"))
 
-        until(measured, "the rules have run", 60, pause_seconds=1.0)
+        until(measured, "the rules have run", 120, pause_seconds=1.0)
 
         def shown() -> bool:
             found = [
@@ -154,7 +154,7 @@ def test_a_real_prometheus_answers_every_panel(mesh: RunningMesh, tmp_path: Path
             ]
             return {title for title, results in found if all(results)} >= _AFTER_ONE_TASK
 
-        until(shown, "the panels show what has happened", 30, pause_seconds=1)
+        until(shown, "the panels show what has happened", 120, pause_seconds=1)
         rules = prometheus.get("/rules").json()["data"]["groups"]
         assert [rule for group in rules for rule in group["rules"] if rule["health"] == "err"] == []
         online = _results(prometheus, "flower_worker_online")

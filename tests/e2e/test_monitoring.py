@@ -109,7 +109,7 @@ def _shows_pictures(mesh: RunningMesh, client: httpx.Client) -> None:
     for one in media["inputs"] + media["outputs"]:
         _has_members(one, "MediaItem")
         assert one["media_type"] == "image"
-        shown = httpx.get(httpx.URL(mesh.url).join(one["url"]))
+        shown = httpx.get(httpx.URL(mesh.url).join(one["url"]), timeout=60)
         assert shown.status_code == 200
         assert shown.headers["content-type"].startswith("image/")
     assert client.get(f"/api/v1/tasks/{made['id']}").json()["result_image_path"] == media["outputs"][0]["path"]
@@ -131,4 +131,4 @@ def test_a_client_of_celery_statistics_reads_them(mesh: RunningMesh) -> None:
 
 def test_celery_statistics_want_support(mesh: RunningMesh, client: httpx.Client) -> None:
     assert client.get("/api/celery-stats/").status_code == 403
-    assert httpx.get(f"{mesh.url}/api/celery-stats/").status_code == 401
+    assert httpx.get(f"{mesh.url}/api/celery-stats/", timeout=60).status_code == 401

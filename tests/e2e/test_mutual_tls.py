@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.certificates import Authority
 from tests.e2e.conftest import StartMesh
-from tests.e2e.harness import RunningMesh, ended_task, noop
+from tests.e2e.harness import RunningMesh, ended_task, noop, until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -36,7 +36,7 @@ def certified(start_mesh: StartMesh, authority: Authority) -> RunningMesh:
 
 
 def _healthy(channel: grpc.Channel) -> bool:
-    answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
@@ -45,8 +45,7 @@ def test_a_task_is_made_and_every_service_is_seen_to_work(certified: RunningMesh
         answer = client.post("/api/v1/tasks/", json=noop())
         assert answer.status_code == 200, answer.text
         assert ended_task(client, answer.json()["id"])["status"] == "COMPLETED"
-        health = client.get("/health").json()
-        assert health["status"] == "healthy", health
+        until(lambda: client.get("/health").json()["status"] == "healthy", "every service is seen to work")
 
 
 def test_plain_text_no_certificate_and_one_of_another_authority_are_refused(

@@ -71,7 +71,7 @@ def test_a_service_that_dies_is_shown_as_down_until_it_is_back(read_mesh: Runnin
     shown = json.loads(read_mesh.cli("status", "--json").stdout)
     assert shown["prometheus"] == read_mesh.record.prometheus_url
     assert {one["name"]: one["health"] for one in shown["processes"]}["prometheus"] == "healthy"
-    rules = httpx.get(f"{shown['prometheus']}/api/v1/rules").json()["data"]["groups"]
+    rules = httpx.get(f"{shown['prometheus']}/api/v1/rules", timeout=60).json()["data"]["groups"]
     assert {Path(group["file"]).name for group in rules} == {"recording.yml", "alerts.yml"}
     process = psutil.Process(read_mesh.pid("prometheus"))
     read_mesh.down()

@@ -107,7 +107,7 @@ def lora(mesh: RunningMesh) -> str:
 
 
 def _routes(mesh: RunningMesh) -> list[tuple[str, str]]:
-    document = httpx.get(f"{mesh.url}/openapi.json").json()
+    document = httpx.get(f"{mesh.url}/openapi.json", timeout=60).json()
     return [
         (method.upper(), path)
         for path, item in document["paths"].items()

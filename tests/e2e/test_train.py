@@ -73,11 +73,11 @@ def test_a_folder_becomes_an_adapter(device_mesh: RunningMesh, shop: Path) -> No
         assert (image["width"], image["height"]) == (64, 64)
         assert image["caption"].startswith("ohwx, a red")
         assert image["mask_path"]
-        small = httpx.get(image["thumbnail_url"])  # signed: no token is needed
+        small = httpx.get(image["thumbnail_url"], timeout=60)  # signed: no token is needed
         assert (small.status_code, small.headers["content-type"]) == (200, "image/webp")
         with Image.open(io.BytesIO(small.content)) as picture:
             assert max(picture.size) <= 256
-        assert httpx.get(image["url"]).status_code == 200
+        assert httpx.get(image["url"], timeout=60).status_code == 200
 
     shown = cli("training", "dataset", training_id, "--tenant", TENANT, "-o", str(shop.with_name("small")))
     assert shown.returncode == 0, shown.stderr

@@ -155,7 +155,7 @@ def test_cancelled_trainings_leave_no_lease_no_file_and_a_free_slot(mesh: Runnin
         second = create(client, steps=100_000)  # it waits for the one slot
         assert client.post(f"/api/v1/training/{first}/cancel").json()["status"] == "CANCELLED"
         stepped(client, second)
-        [child] = trainer_children(mesh)
+        [child] = until(lambda: found if len(found := trainer_children(mesh)) == 1 else None, "one child trains")
         assert client.post(f"/api/v1/training/{second}/cancel").json()["status"] == "CANCELLED"
         until(lambda: not psutil.pid_exists(child), "the child has ended", 60)
         until(lambda: not attempt_folders(mesh), "nothing is left on the disk", 60)

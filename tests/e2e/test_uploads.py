@@ -46,8 +46,8 @@ def test_a_result_is_fetched_by_its_address_without_a_token(mesh: RunningMesh) -
     with mesh.http("media") as client:
         task = mesh.create(client, secrets.token_hex(8), result_bytes=1000)
         assert task["media_url"] is None
-        [done] = mesh.wait_ended(client, 1, 30)
-        answer = httpx.get(done["media_url"])
+        [done] = mesh.wait_ended(client, 1, 60)
+        answer = httpx.get(done["media_url"], timeout=60)
         assert (answer.status_code, len(answer.content)) == (200, 1000)
         stored = client.get(f"/api/v1/storage/images/{done['result_path']}")
         assert stored.content == answer.content

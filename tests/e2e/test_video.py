@@ -79,7 +79,7 @@ def test_a_clip_is_made_decoded_and_read_in_parts(device_mesh: RunningMesh) -> N
         with Image.open(io.BytesIO(poster.content)) as image:
             assert image.size == (128, 128)
 
-        public = httpx.get(done["media_url"], headers={"range": "bytes=100-299"})
+        public = httpx.get(done["media_url"], headers={"range": "bytes=100-299"}, timeout=60)
         assert (public.status_code, public.headers["content-type"]) == (206, "video/mp4")
         assert public.headers["content-range"] == f"bytes 100-299/{len(whole.content)}"
         assert public.content == whole.content[100:300]

@@ -175,7 +175,7 @@ class ProviderServer(ABC):
         stop = asyncio.Event()
         thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
         thread.start()
-        ready.wait(10)
+        ready.wait(60)
         try:
             yield self
         finally:

@@ -170,7 +170,7 @@ class Mesh:
 
     def client(self, tenant: str = "acme", scopes: tuple[str, ...] = ("read", "write")) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {self.token(tenant, scopes)}"}
-        client = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=20)
+        client = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60)
         self.clients.append(client)
         return client
 

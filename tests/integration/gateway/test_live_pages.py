@@ -100,7 +100,9 @@ async def test_the_health_of_live_events_follows_nats(live: Mesh, mesh: Mesh) ->
     found = (await live.client().get("/api/system/health/websocket")).json()
     assert set(found) == {"event_broadcaster", "system_broadcaster", "timestamp"}
     works = {"state": "closed", "failure_count": 0, "is_degraded": False, "message": None}
-    assert found["event_broadcaster"] == works
+    async with asyncio.timeout(60):  # a gateway starts without NATS where that takes long
+        while found["event_broadcaster"] != works:
+            found = (await live.client().get("/api/system/health/websocket")).json()
     without = (await mesh.client().get("/api/system/health/websocket")).json()["event_broadcaster"]
     assert (without["state"], without["is_degraded"]) == ("half_open", True)
     assert "NATS" in without["message"]
@@ -110,7 +112,8 @@ async def test_operators_are_told_how_the_mesh_is_and_what_becomes_of_it(live: M
     async with listening(live, "/ws/system", tenant="ops", scopes=("operator",)) as client:
         first = await heard(client)
         assert first["type"] == "system.status"
-        assert first["data"]["services"] == {"tasks": "healthy"}
+        while first["data"]["services"] != {"tasks": "healthy"}:  # asked in bounded time, which a busy machine exceeds
+            first = (await heard_until(client, "system.status"))[-1]
         assert first["data"]["clients"] == 1
         await live.server.stop(0)
         told = await heard_until(client, "system.health_changed")
@@ -152,8 +155,10 @@ async def test_operators_are_told_what_monitoring_judges_while_they_listen(start
     mesh: Mesh = await start_mesh(live_status_seconds=0.2, addresses={"monitoring": f"127.0.0.1:{port}"})
     try:
         async with listening(mesh, "/ws/system", tenant="ops", scopes=("operator", "read")) as client:
-            [*_, told] = await heard_until(client, "system.status")
-            assert told["data"]["degradation"] == told["data"]["status"] == "degraded"
+            told = (await heard_until(client, "system.status"))[-1]
+            while (told["data"]["degradation"], told["data"]["services"]["tasks"]) != ("degraded", "healthy"):
+                told = (await heard_until(client, "system.status"))[-1]  # asked in bounded time, as above
+            assert told["data"]["status"] == "degraded"
             services = told["data"]["services"]
             assert (services["tasks"], services["editing_workers"]) == ("healthy", "unhealthy")
             assert "editing_workers: none" in told["data"]["problems"]

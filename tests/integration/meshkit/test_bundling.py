@@ -325,7 +325,10 @@ async def test_calls_in_bundles_count_as_calls() -> None:
     mesh.servicer.behave = behave
     async with mesh.channel("write") as channel:
         jobs = [asyncio.ensure_future(_create(channel, f"n{number}")) for number in range(12)]
-        _, waiting = await asyncio.wait(jobs, timeout=1.0)
+        async with asyncio.timeout(60):
+            while sum(job.done() for job in jobs) < 8:  # noqa: ASYNC110 -- each of them is one that ends
+                await asyncio.sleep(0.01)
+        _, waiting = await asyncio.wait(jobs, timeout=0.3)
         assert len(waiting) == 4
         gate.set()
         outcomes = await asyncio.gather(*jobs, return_exceptions=True)

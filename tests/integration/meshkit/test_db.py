@@ -48,7 +48,7 @@ async def test_rows_are_dicts_where_asked_for(db: Database) -> None:
 
 
 async def test_a_statement_that_takes_too_long_is_ended(fresh_postgres_dsn: str) -> None:
-    database = Database(fresh_postgres_dsn, schema="public", statement_timeout_seconds=0.05)
+    database = Database(fresh_postgres_dsn, schema="public", statement_timeout_seconds=1)
     await database.open()
     with pytest.raises(pg_errors.QueryCanceled):
         async with database.connection() as conn:

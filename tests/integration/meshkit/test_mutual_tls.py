@@ -98,7 +98,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def ask(channel: MeshChannel) -> str:
-    answer = await channel.stub(TasksServiceStub).GetTask(tasks.GetTaskRequest(task_id=_TASK), timeout=10)
+    answer = await channel.stub(TasksServiceStub).GetTask(tasks.GetTaskRequest(task_id=_TASK), timeout=60)
     return str(answer.task.id)
 
 
@@ -116,7 +116,7 @@ async def test_plain_text_and_strangers_are_refused(
     bare = grpc.ssl_channel_credentials(ours.file.read_bytes())
     async with grpc.aio.secure_channel(mesh.server.address, bare) as uncertified:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await health_pb2_grpc.HealthStub(uncertified).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            await health_pb2_grpc.HealthStub(uncertified).Check(health_pb2.HealthCheckRequest(), timeout=60)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert mesh.servicer.calls == []
     assert await ask(channels(**places[1].settings)) == _TASK
@@ -239,10 +239,10 @@ async def test_probes_ask_a_port_that_answers_in_plain_text_and_serves_nothing_e
     async with grpc.aio.insecure_channel(f"127.0.0.1:{mesh.server.probed_port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for name in (PROCESS, REPLICA):
-            answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=60)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await TasksServiceStub(channel).GetTask(tasks.GetTaskRequest(task_id=_TASK), timeout=10)
+            await TasksServiceStub(channel).GetTask(tasks.GetTaskRequest(task_id=_TASK), timeout=60)
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

@@ -307,7 +307,7 @@ async def test_a_store_that_is_silent_is_asked_once() -> None:
     async with await asyncio.start_server(be_silent, "127.0.0.1", 0) as server:
         host, port = server.sockets[0].getsockname()
         clients = S3Clients(
-            f"{host}:{port}", "key", "secret", secure=False, region="us-east-1", threads=1, read_seconds=0.2
+            f"{host}:{port}", "key", "secret", secure=False, region="us-east-1", threads=1, read_seconds=1
         )
         with pytest.raises(Exception) as caught:  # noqa: PT011 -- the client's own, which only its module knows
             await asyncio.to_thread(clients.usual().put_object, "bucket", "object", io.BytesIO(b"content"), 7)

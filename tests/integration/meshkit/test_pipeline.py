@@ -311,18 +311,19 @@ async def test_a_plan_made_under_settings_is_not_used_without_them(piped: Databa
 
 
 async def test_connections_are_bounded_and_waited_for(fresh_postgres_dsn: str) -> None:
+    patient = Database(fresh_postgres_dsn, schema="public", max_size=4)
     database = Database(fresh_postgres_dsn, schema="public", max_size=4, acquire_timeout_seconds=3)
     await database.open()
     used: list[int] = []
     free = asyncio.Event()
     free.set()
 
-    async def use() -> None:
-        async with database.pipeline() as conn:
+    async def use(of: Database = database) -> None:
+        async with of.pipeline() as conn:
             used.append(await backend(conn))
             await free.wait()
 
-    await asyncio.gather(*(use() for _ in range(20)))
+    await asyncio.gather(*(use(patient) for _ in range(20)))
     assert len(used) == 20
     assert len(set(used)) == 2
     free.clear()
@@ -335,6 +336,7 @@ async def test_connections_are_bounded_and_waited_for(fresh_postgres_dsn: str) -
     free.set()
     await asyncio.gather(*holders)
     await use()
+    await patient.close()
     await database.close()
 
 

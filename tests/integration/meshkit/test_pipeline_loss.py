@@ -96,7 +96,7 @@ async def test_a_server_that_leaves_without_a_word_is_said_to_be_unavailable(fre
 
         async def wait() -> None:
             async with database.pipeline() as conn:
-                await (await conn.execute("SELECT pg_sleep(30)")).fetchall()
+                await (await conn.execute("SELECT pg_sleep(300)")).fetchall()
 
         waiting = [asyncio.create_task(wait()) for _ in range(3)]
         async with asyncio.timeout(60):
@@ -133,7 +133,7 @@ def test_a_reset_that_comes_with_the_last_answer_is_heard(fresh_postgres_dsn: st
 
         async def wait() -> None:
             async with database.pipeline() as conn:
-                await conn.execute("SELECT pg_sleep(30)")  # all is sent, and the answer to the commit awaited
+                await conn.execute("SELECT pg_sleep(300)")  # all is sent, and the answer to the commit awaited
 
         waiting = asyncio.create_task(wait())
         async with asyncio.timeout(60):
@@ -141,7 +141,7 @@ def test_a_reset_that_comes_with_the_last_answer_is_heard(fresh_postgres_dsn: st
                 await asyncio.sleep(0.05)
             # This loop stands meanwhile, so that it sees the message and the reset at once.
             last = proxy.reset(b"E" + struct.pack("!I", len(told) + 4) + told)
-            asyncio.run_coroutine_threadsafe(last, elsewhere).result(20)
+            asyncio.run_coroutine_threadsafe(last, elsewhere).result(60)
             with pytest.raises(DatabaseUnavailableError):
                 await waiting
             async with database.pipeline() as conn:
@@ -149,10 +149,10 @@ def test_a_reset_that_comes_with_the_last_answer_is_heard(fresh_postgres_dsn: st
         await database.close()
 
     with loop_of_its_own() as elsewhere:
-        proxy = asyncio.run_coroutine_threadsafe(Proxy(fresh_postgres_dsn).__aenter__(), elsewhere).result(20)
+        proxy = asyncio.run_coroutine_threadsafe(Proxy(fresh_postgres_dsn).__aenter__(), elsewhere).result(60)
         # The services' event loop, which calls a reader but once when its connection is reset.
         uvloop.run(story(proxy, elsewhere))
-        asyncio.run_coroutine_threadsafe(proxy.__aexit__(), elsewhere).result(20)
+        asyncio.run_coroutine_threadsafe(proxy.__aexit__(), elsewhere).result(60)
 
 
 async def test_a_connection_that_takes_the_number_of_one_that_died_hears_the_server(fresh_postgres_dsn: str) -> None:

@@ -202,7 +202,7 @@ def test_needs_that_fit_the_budget_alone_and_not_together_are_refused_together(t
 def test_two_batches_that_need_more_than_the_budget_together_take_turns(tiny: Path, journal: list[str]) -> None:
     """Each holds one model that the other waits for, if models were pinned one by one."""
     models = serve(tiny, 5 * MIB)
-    begin = threading.Barrier(2, timeout=30)
+    begin = threading.Barrier(2, timeout=60)
     failures: list[BaseException] = []
 
     def work(*needs: Need) -> None:
@@ -216,7 +216,7 @@ def test_two_batches_that_need_more_than_the_budget_together_take_turns(tiny: Pa
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=needs) for needs in ((ONE, FOUR), (FOUR, ONE), (TWO, ONE))]
-    begin = threading.Barrier(len(threads), timeout=30)
+    begin = threading.Barrier(len(threads), timeout=60)
     for thread in threads:
         thread.start()
     for thread in threads:

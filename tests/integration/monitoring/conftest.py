@@ -40,7 +40,7 @@ class Mesh:
     def http(self, *scopes: str) -> httpx.AsyncClient:
         token = self.issuer.issue("somebody", "acme", scopes or ("read", "operator"), 600)
         client = httpx.AsyncClient(
-            base_url=f"{self.gateway}/api/system", headers={"authorization": f"Bearer {token}"}, timeout=30
+            base_url=f"{self.gateway}/api/system", headers={"authorization": f"Bearer {token}"}, timeout=60
         )
         self.stack.push_async_callback(client.aclose)
         return client
@@ -137,6 +137,7 @@ async def whole(
                 served_providers=("LOCAL", "FAL_STANDARD"),
                 provider_limits={"FAL_STANDARD/app": {"failure_threshold": 7}},
                 shutdown_grace_seconds=0.2,
+                lease_ttl_seconds=600,
             ),
             stack,
         )

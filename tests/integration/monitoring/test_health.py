@@ -1,19 +1,36 @@
 """Health of the whole, degradation, and breakers, with the tasks service behind."""
 
+import asyncio
 import time
 
+import httpx
 import pytest
 
 from services.monitoring.health import watch as degradation_module
 from tests.integration.monitoring.conftest import StartMesh, Whole
 
+_ASKED = ("tasks", "postgres", "redis")
+
+
+async def well(http: httpx.AsyncClient, status: int) -> httpx.Response:
+    """Ask until those that are well are told to be: each is asked in bounded time, which a busy machine may exceed."""
+    async with asyncio.timeout(120):
+        while True:
+            answer = await http.get("/health/full")
+            body = answer.json()
+            told = {one["name"]: one["status"] for one in body["ai_services"]}
+            told |= {name: body[name]["status"] for name in ("postgres", "redis")}
+            known = {one["name"] for one in body["workers"]} >= {"tasks_expiry", "monitoring_record"}
+            if known and answer.status_code == status and {told[name] for name in _ASKED} == {"healthy"}:
+                return answer
+
 
 async def test_the_whole_is_unhealthy_with_the_same_body_until_a_worker_is_there(whole: Whole) -> None:
     http = whole.mesh.http("read")
     begun = time.monotonic()
-    answer = await http.get("/health/full")
-    assert time.monotonic() - begun < 8, "the service that hangs does not hold the answer up"
-    assert answer.status_code == 503
+    await http.get("/health/full")
+    assert time.monotonic() - begun < 25, "the service that hangs does not hold the answer up, as a call of 30 s would"
+    answer = await well(http, 503)
     body = answer.json()
     assert (body["status"], body["ready"]) == ("unhealthy", False)
     assert "inference_workers" in body["message"]
@@ -40,9 +57,7 @@ async def test_the_whole_is_unhealthy_with_the_same_body_until_a_worker_is_there
     assert {one["name"] for one in body["workers"] if one["critical"]} == {"tasks_expiry"}
 
     await whole.worker()
-    answer = await http.get("/health/full")
-    assert answer.status_code == 200
-    later = answer.json()
+    later = (await well(http, 200)).json()
     assert later.keys() == body.keys(), "the body is the same"
     assert (later["status"], later["ready"]) == ("degraded", True)
     assert "workflows" in later["message"]
@@ -85,7 +100,7 @@ async def test_breakers_are_the_rows_of_tasks_and_can_be_reset_by_their_names(wh
     breaker = body["circuit_breakers"]["FAL_STANDARD-app"]
     assert (breaker["state"], breaker["failure_count"]) == ("open", 5)
     assert breaker["config"]["failure_threshold"] == 7
-    assert 5 < time.monotonic() - breaker["opened_at"] < 60, "a monotonic time, not one since 1970"
+    assert 5 < time.monotonic() - breaker["opened_at"] < 600, "a monotonic time, not one since 1970"
     full = (await http.get("/health/full")).json()
     assert full["circuit_breakers"] == {
         "total": 2,
@@ -115,7 +130,7 @@ async def test_breakers_are_the_rows_of_tasks_and_can_be_reset_by_their_names(wh
 async def test_degradation_takes_three_failures_and_two_successes(
     whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(degradation_module, "LIMIT_SECONDS", 0.5)
+    monkeypatch.setattr(degradation_module, "LIMIT_SECONDS", 2.0)
     http, watch = whole.mesh.http(), whole.mesh.monitoring.watch
     stopped = await http.post("/supervisor/workers/monitoring_degradation/stop")
     assert stopped.json()["success"], "nobody else asks meanwhile"

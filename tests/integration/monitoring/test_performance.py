@@ -44,7 +44,8 @@ async def told(stub: Any, session: str, completed: int) -> None:
     )
 
 
-async def test_what_the_mesh_bears_has_the_documented_shape(whole: Whole) -> None:
+async def test_what_the_mesh_bears_has_the_documented_shape(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(performance_watch, "LIMIT_SECONDS", 60.0)  # nobody hangs here, but a busy machine is slow
     http, watch = whole.mesh.http(), whole.mesh.monitoring.performance
     assert (await http.post("/supervisor/workers/monitoring_performance/stop")).json()["success"]
     stub, session = await whole.worker()
@@ -132,7 +133,7 @@ async def leave_tasks(whole: Whole) -> None:
 async def test_history_is_told_oldest_first_and_as_far_back_as_asked(
     start_mesh: StartMesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(performance_watch, "LIMIT_SECONDS", 0.3)
+    monkeypatch.setattr(performance_watch, "LIMIT_SECONDS", 1.5)
     away = "127.0.0.1:1"
     mesh = await start_mesh(tasks_address=away, workflows_address=away, training_address=away)
     http = mesh.http("read")

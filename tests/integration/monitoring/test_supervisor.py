@@ -41,6 +41,18 @@ async def worker(mesh: Mesh, name: str) -> dict[str, Any] | None:
     return next((one for one in answer.json()["workers"] if one["name"] == name), None)
 
 
+async def history(mesh: Mesh, total: int, **params: str | int) -> dict[str, Any]:
+    """A page of restarts, once so many are noted: that comes after the report that shows them."""
+    page: dict[str, Any] = {}
+
+    async def noted() -> bool:
+        page.update((await mesh.http().get("/supervisor/restart-history", params=params)).json())
+        return bool(page["pagination"]["total"] >= total)
+
+    await until(noted)
+    return page
+
+
 async def shows(mesh: Mesh, name: str, status: str) -> None:
     async def does() -> bool:
         found = await worker(mesh, name)
@@ -101,12 +113,11 @@ async def test_a_loop_that_crashes_comes_back_and_one_that_goes_on_crashing_is_g
         None,
     )
     http = mesh.http()
-    page = (await http.get("/supervisor/restart-history", params={"worker_name": "three_times", "limit": 2})).json()
+    page = await history(mesh, 6, worker_name="three_times", limit=2)
     assert [(one["status"], one["attempt"]) for one in page["items"]] == [("success", 3), ("crashed", 2)]
     assert page["items"][0].keys() == {"worker_name", "timestamp", "attempt", "status", "error"}
     assert page["pagination"] == {"total": 6, "limit": 2, "offset": 0, "items_count": 2, "has_more": True}
-    params: dict[str, str | int] = {"worker_name": "six_times", "limit": 50, "offset": 11}
-    page = (await http.get("/supervisor/restart-history", params=params)).json()
+    page = await history(mesh, 12, worker_name="six_times", limit=50, offset=11)
     assert [one["status"] for one in page["items"]] == ["crashed"]
     assert page["pagination"] == {"total": 12, "limit": 50, "offset": 11, "items_count": 1, "has_more": False}
 
@@ -120,7 +131,7 @@ async def test_a_loop_that_crashes_comes_back_and_one_that_goes_on_crashing_is_g
     answer = await http.post("/supervisor/workers/six_times/restart")
     assert answer.json()["message"] == "Worker 'six_times' restarted successfully"
     await shows(mesh, "six_times", "running")
-    page = (await http.get("/supervisor/restart-history", params={"worker_name": "six_times", "limit": 1})).json()
+    page = await history(mesh, 13, worker_name="six_times", limit=1)
     assert (page["items"][0]["status"], page["items"][0]["attempt"]) == ("manual", 0)
 
 
@@ -134,8 +145,8 @@ async def test_wishes_and_history_outlive_the_service(start_mesh: StartMesh, mon
     # A second replica, which knows what the first was told, and answers for it too.
     second = await start_mesh()
     await shows(second, "once", "stopped")
-    history = (await second.http().get("/supervisor/restart-history")).json()["items"]
-    assert [one["status"] for one in history] == ["success", "crashed"]
+    page = await history(second, 2)
+    assert [one["status"] for one in page["items"]] == ["success", "crashed"]
     assert (await second.http().post("/supervisor/workers/once/start")).json()["success"]
     await shows(first, "once", "running")
 

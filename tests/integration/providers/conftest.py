@@ -40,9 +40,9 @@ async def fal_kit(fal: FalServer, checks: ImageChecks) -> AsyncIterator[Provider
             fal_rest_url=fal.url,
             fetch_allow_private=(fal.host,),
             provider_poll_seconds=0.02,
-            provider_request_seconds=1.0,
-            provider_result_seconds=2.0,
-            provider_wait_seconds=5.0,
+            provider_request_seconds=5.0,
+            provider_result_seconds=20.0,
+            provider_wait_seconds=15.0,
         )
         yield ProviderKit.from_settings(settings, checks, stack)
 

@@ -80,7 +80,7 @@ def _handler(
         fashn_url=server.url,
         fashn_key=server.key,
         fetch_allow_private=(server.host,),
-        provider_request_seconds=1.0,
+        provider_request_seconds=5.0,
         **settings,
     )
     kit = ProviderKit.from_settings(given, checks, stack)

@@ -41,7 +41,7 @@ async def server() -> AsyncIterator[PlainServer]:
 
 @pytest.fixture
 async def http(server: PlainServer) -> AsyncIterator[ProviderHttp]:
-    limits = ExchangeLimits(connect_seconds=2.0, seconds=0.5, max_bytes=10_000)
+    limits = ExchangeLimits(connect_seconds=2.0, seconds=3.0, max_bytes=10_000)
     made = ProviderHttp("fal", server.url, {"authorization": KEY}, limits)
     yield made
     await made.close()

@@ -23,7 +23,7 @@ async def server() -> AsyncIterator[PlainServer]:
 @pytest.fixture
 async def results(server: PlainServer) -> AsyncIterator[ProviderResults]:
     checks = ImageChecks()
-    yield ProviderResults(Fetcher([server.host]), checks, max_bytes=100_000, seconds=2.0)
+    yield ProviderResults(Fetcher([server.host]), checks, max_bytes=100_000, seconds=20.0)
     await checks.close()
 
 

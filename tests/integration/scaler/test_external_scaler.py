@@ -71,7 +71,7 @@ async def serve(scheduler: Scheduler, clock: Clock) -> AsyncIterator[Serve]:
     servers = []
 
     async def begin(listen: str = "127.0.0.1:0", certificate: MeshCertificate | None = None) -> ScalerServer:
-        desk = ScalerDesk(scheduler.read, clock=clock, read_seconds=0.2, watch_seconds=0.02)
+        desk = ScalerDesk(scheduler.read, clock=clock, read_seconds=1.0, watch_seconds=0.02)
         server = ScalerServer(desk, listen, certificate=certificate, grace_seconds=0.2)
         await server.start()
         servers.append(server)

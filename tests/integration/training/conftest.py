@@ -66,7 +66,7 @@ class Trainer:
     session: str
     sequence: int = 0
 
-    async def lease(self, wait: float = 5.0) -> worker_service_pb2.Lease:
+    async def lease(self, wait: float = 20.0) -> worker_service_pb2.Lease:
         self.sequence += 1
         duration = Duration()
         duration.FromMilliseconds(int(wait * 1000))
@@ -160,7 +160,7 @@ class Mesh:
 
     def http(self, tenant: str = "acme", scopes: tuple[str, ...] = ("read", "write")) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {self.token(tenant, scopes)}"}
-        client = httpx.AsyncClient(base_url=self.gateway, headers=headers, timeout=30)
+        client = httpx.AsyncClient(base_url=self.gateway, headers=headers, timeout=60)
         self.stack.push_async_callback(client.aclose)
         return client
 
@@ -267,7 +267,7 @@ async def start_mesh(mesh_dsn: str, nats_url: str, s3: S3Store) -> AsyncIterator
                 "run_loops": False,
             }
             stack = await outer.enter_async_context(AsyncExitStack())
-            behind = await tasks.start(TasksSettings(**shared, retry_base_seconds=0.0), stack)
+            behind = await tasks.start(TasksSettings(**shared, retry_base_seconds=0.0, lease_ttl_seconds=600), stack)
             running = await training.start(
                 TrainingSettings(**(shared | {"tasks_address": behind.address} | settings)), stack
             )

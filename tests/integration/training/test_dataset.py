@@ -74,7 +74,7 @@ class Maker:
         self.checks = ImageChecks()
         objects = cast("ObjectStore", self.store)
         loras = LoraCache(objects, folder / "loras", max_bytes=1000, max_file_bytes=1000)
-        self.inputs = Inputs(objects, Fetcher(), loras, self.checks, max_bytes=1 << 20, timeout_seconds=1)
+        self.inputs = Inputs(objects, Fetcher(), loras, self.checks, max_bytes=1 << 20, timeout_seconds=30)
         self.made = 0
         self.validating = asyncio.Event()
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from meshkit.errors import ErrorKind, MeshError
 from services.training.library.conversion.converter import ConversionLimits, PickleConverter
 
-LIMITS = ConversionLimits(seconds=30)
+LIMITS = ConversionLimits(seconds=120)
 ON_LINUX = sys.platform == "linux"
 
 
@@ -174,7 +174,7 @@ def test_a_child_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 def test_a_child_that_writes_more_than_it_may_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "large.pt"
     torch.save({"a": torch.ones(1 << 18)}, source)
-    limits = ConversionLimits(file_bytes=1 << 16, seconds=30)
+    limits = ConversionLimits(file_bytes=1 << 16, seconds=120)
     assert "The file cannot be taken" in refusal(source, tmp_path / "out.safetensors", limits)
 
 

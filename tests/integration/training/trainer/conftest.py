@@ -159,7 +159,7 @@ class TrainerRig:
         self.objects = objects
         self.checks = ImageChecks()
         loras = LoraCache(objects, folder / "loras", max_bytes=1000, max_file_bytes=1000)
-        self.inputs = Inputs(objects, Fetcher(), loras, self.checks, max_bytes=1 << 20, timeout_seconds=1)
+        self.inputs = Inputs(objects, Fetcher(), loras, self.checks, max_bytes=1 << 20, timeout_seconds=30)
         self.settings = TrainerSettings(torch_threads=1, trainer_state_seconds=0.01, trainer_preservation="none")
         self.processes: list[JobProcess] = []
         self.attempts = 0
