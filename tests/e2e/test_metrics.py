@@ -3,21 +3,17 @@
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from atelier_cli.embedded.process import RunningServer, free_ports
-from atelier_cli.embedded.prometheus import RULES, MetricsPage, PrometheusServer, chosen_prometheus
 from scripts.dashboard_tables import panels, runnable
 from scripts.metrics_page import declared
 from tests.e2e.harness import RunningMesh, ended_task, until
+from tests.e2e.scraping import scraping
 from tests.unit.repository.rules import expressions, names_in
 
 pytestmark = pytest.mark.timeout(600)
@@ -104,26 +100,6 @@ def test_events_are_measured_on_their_way(mesh: RunningMesh) -> None:
     until(measured, "the relay has published")
 
 
-@contextmanager
-def _prometheus(mesh: RunningMesh, folder: Path) -> Iterator[httpx.Client]:
-    """A real Prometheus that scrapes the mesh every second, with the rules of `ops/prometheus`."""
-    pages = [MetricsPage(each.name, urlsplit(each.metrics).netloc) for each in mesh.record.processes if each.metrics]
-    rules = [folder / path.name for path in RULES]
-    for source, written in zip(RULES, rules, strict=True):
-        # Every second, and not as seldom as an installation needs.
-        text = source.read_text(encoding="utf-8")
-        written.write_text(text.replace("interval: 30s", "interval: 1s"), encoding="utf-8")
-    program, log = chosen_prometheus(None, asked=True), folder / "prometheus.log"
-    server = PrometheusServer(folder, free_ports(1)[0], program, pages, log, rules=rules, seconds=1)
-    running = RunningServer(server)
-    try:
-        running.start()
-        with httpx.Client(base_url=f"{server.url}/api/v1", timeout=30) as client:
-            yield client
-    finally:
-        running.stop()
-
-
 def _results(client: httpx.Client, query: str) -> list[dict[str, Any]]:
     answer = client.get("/query", params={"query": query})
     assert answer.status_code == 200, (query, answer.text)
@@ -133,7 +109,7 @@ def _results(client: httpx.Client, query: str) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)")
 def test_a_real_prometheus_answers_every_panel(mesh: RunningMesh, tmp_path: Path) -> None:
-    with _prometheus(mesh, tmp_path) as prometheus, mesh.http("measured") as client:
+    with scraping(mesh, tmp_path) as prometheus, mesh.http("measured") as client:
 
         def scraped() -> bool:
             return len(_results(prometheus, "up == 1")) >= 5

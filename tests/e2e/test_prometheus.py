@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.e2e.harness import NOOP_ENVIRONMENT, RunningMesh, until
+from tests.e2e.scraping import scraping
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -22,9 +23,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def read_mesh(servers_folder: Path) -> Iterator[RunningMesh]:
-    """A mesh with a Prometheus."""
+    """A mesh with a Prometheus; the last test stops it."""
     folder = Path(tempfile.mkdtemp(dir=servers_folder, prefix="mesh-"))
     folder.chmod(0o711)
     mesh = RunningMesh(folder, NOOP_ENVIRONMENT)
@@ -33,6 +34,47 @@ def read_mesh(servers_folder: Path) -> Iterator[RunningMesh]:
         yield mesh
     finally:
         mesh.down()
+
+
+@pytest.fixture
+def alerting(read_mesh: RunningMesh, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A second Prometheus that reads the same services, and waits seconds before it tells."""
+    with scraping(read_mesh, tmp_path, {"for: 2m": "for: 5s"}) as client:
+        yield client
+
+
+def test_the_alert_of_a_service_that_dies_waits_fires_and_goes(read_mesh: RunningMesh, alerting: httpx.Client) -> None:
+    def alert() -> str | None:
+        for one in alerting.get("/alerts").json()["data"]["alerts"]:
+            if (one["labels"]["alertname"], one["labels"]["job"]) == ("AtelierProcessDown", "evaluation"):
+                return str(one["state"])
+        return None
+
+    def looked() -> bool:
+        """Whether it has looked at evaluation, and that answered."""
+        result = alerting.get("/query", params={"query": 'up{job="evaluation"}'}).json()["data"]["result"]
+        return [one["value"][1] for one in result] == ["1"]
+
+    until(looked, "it has been read", 60)
+    assert alert() is None
+    states = []
+
+    def fires() -> bool:
+        kill(read_mesh, "evaluation")
+        states.append(alert())
+        return states[-1] == "firing"
+
+    until(fires, "the alert fires", 120)
+    assert "pending" in states, "it waits before it fires"
+    until(lambda: looked() and alert() is None, "the alert goes once the service is back", 120)
+
+
+def kill(mesh: RunningMesh, name: str) -> None:
+    """Kill a service if it runs."""
+    for each in mesh.record.processes:
+        if each.name == name and each.pid is not None:
+            with contextlib.suppress(ProcessLookupError):  # it is dead, and that not yet noted
+                os.kill(each.pid, signal.SIGKILL)
 
 
 def test_a_service_that_dies_is_shown_as_down_until_it_is_back(read_mesh: RunningMesh) -> None:
@@ -52,10 +94,7 @@ def test_a_service_that_dies_is_shown_as_down_until_it_is_back(read_mesh: Runnin
 
         def killed() -> bool:
             """Kill it whenever it runs, until a look of Prometheus has met that."""
-            for each in read_mesh.record.processes:
-                if each.name == "evaluation" and each.pid is not None:
-                    with contextlib.suppress(ProcessLookupError):  # it is dead, and that not yet noted
-                        os.kill(each.pid, signal.SIGKILL)
+            kill(read_mesh, "evaluation")
             return down() == ["evaluation"]
 
         until(lambda: down() == [], "every service is up", 60)
