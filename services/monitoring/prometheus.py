@@ -16,7 +16,12 @@ from meshkit.errors import MeshError, unavailable
 from meshkit.moments import assign
 
 _SECONDS = 5.0
-_EXPORTERS = ("redis-exporter", "json-exporter", "blackbox-exporter")
+# Exporters that are tracked, with the addresses that they have where nobody says otherwise.
+_EXPORTERS = {
+    "redis-exporter": "redis-exporter:9121",
+    "json-exporter": "json-exporter:7979",
+    "blackbox-exporter": "blackbox-exporter:9115",
+}
 _HEALTH = {"up": pb.TARGET_HEALTH_UP, "down": pb.TARGET_HEALTH_DOWN}
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
@@ -73,13 +78,8 @@ class PrometheusStack:
             own = [one for one in targets if one.job == job]
             counts = [_count(own, state) for state in (*_HEALTH.values(), pb.TARGET_HEALTH_UNKNOWN)]
             health.targets_summary.add(job=job, total=len(own), up=counts[0], down=counts[1], unknown=counts[2])
+        health.exporters.extend(_exporters(targets))
         for one in targets:
-            if one.job in _EXPORTERS:
-                exporter = health.exporters.add(name=one.job, status=one.health, endpoint=one.instance)
-                if one.HasField("last_scrape"):
-                    exporter.last_scrape.CopyFrom(one.last_scrape)
-                if one.HasField("last_error"):
-                    exporter.error = one.last_error
             if one.health == pb.TARGET_HEALTH_DOWN:
                 health.issues.append(f"Target {one.instance} of job {one.job} is down: {one.last_error}")
         return health
@@ -103,6 +103,23 @@ class PrometheusStack:
             return answer.json()["data"]
         except (httpx.HTTPError, ValueError, KeyError):
             raise unavailable("Prometheus does not answer", reason="PROMETHEUS_UNAVAILABLE") from None
+
+
+def _exporters(targets: Sequence[pb.ScrapeTarget]) -> list[pb.ExporterStatus]:
+    """Return the tracked exporters; of one that Prometheus does not scrape nothing is known."""
+    exporters = []
+    for name, endpoint in _EXPORTERS.items():
+        scraped = [one for one in targets if one.job == name]
+        if not scraped:
+            exporters.append(pb.ExporterStatus(name=name, status=pb.TARGET_HEALTH_UNKNOWN, endpoint=endpoint))
+        for one in scraped:
+            exporter = pb.ExporterStatus(name=name, status=one.health, endpoint=one.instance)
+            if one.HasField("last_scrape"):
+                exporter.last_scrape.CopyFrom(one.last_scrape)
+            if one.HasField("last_error"):
+                exporter.error = one.last_error
+            exporters.append(exporter)
+    return exporters
 
 
 def _count(targets: Sequence[pb.ScrapeTarget], health: pb.TargetHealth.ValueType) -> int:

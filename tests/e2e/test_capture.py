@@ -14,6 +14,7 @@ from standardwebhooks import Webhook
 from websockets.sync.client import ClientConnection, connect
 
 from examples.capture.shoot import SHOTS, shoot
+from tests.documented import documented
 from tests.e2e.harness import RunningMesh, until
 
 pytestmark = pytest.mark.timeout(600)
@@ -205,6 +206,7 @@ def test_the_system_shows_it_true(studio: RunningMesh, cameras: Path, heard: lis
             return found if found["file_watcher"]["running"] and found["batch_aggregator"] else None
 
         pipeline = until(watched, "capture answers in the time that monitoring gives it")
+        documented("GET", "/api/system/pipeline").holds(pipeline)
         assert pipeline["file_watcher"]["camera_root"] == str(cameras)
         assert pipeline["file_watcher"]["pending_tasks"] == 0
         aggregator = pipeline["batch_aggregator"]
@@ -226,3 +228,4 @@ def test_the_system_shows_it_true(studio: RunningMesh, cameras: Path, heard: lis
         health = until(well, "all is well")
         watcher = next(one for one in health["workers"] if one["name"] == "file_watcher")
     assert (watcher["running"], watcher["critical"]) == (True, True)
+    documented("GET", "/api/system/health/full").holds(health)

@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.documented import documented
 from tests.e2e.harness import NOOP_ENVIRONMENT, RunningMesh, until
 from tests.e2e.scraping import scraping
 
@@ -21,6 +22,8 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)"),
 ]
+
+_EXPORTERS = ("redis-exporter", "json-exporter", "blackbox-exporter")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,12 @@ def test_a_service_that_dies_is_shown_as_down_until_it_is_back(read_mesh: Runnin
         until(lambda: down() == [], "every service is up", 60)
         listed = {one["job"]: f"http://{one['instance']}/metrics" for one in ask("targets")["targets"]}
         assert listed == services
+        shapes = {path: documented("GET", f"/api/system/monitoring/{path}") for path in ("health", "targets")}
+        for path, shape in shapes.items():
+            shape.holds(ask(path))
+            assert shape.empty_lists(ask(path)) == []
         health = ask("health")
+        assert {one["name"]: one["status"] for one in health["exporters"]} == dict.fromkeys(_EXPORTERS, "unknown")
         assert (health["healthy"], health["prometheus_reachable"], health["issues"]) == (True, True, [])
         assert health["prometheus_url"] == read_mesh.record.prometheus_url
         until(killed, "the service is down", 60)

@@ -12,6 +12,7 @@ from PIL import Image
 from models.garments.catalogue import GarmentFacts
 from models.garments.draw import draw
 from models.motions.ruler import motion_of
+from tests.documented import documented
 from tests.e2e.bodies import data_url
 from tests.e2e.harness import ENDED, RunningMesh, until
 
@@ -58,6 +59,8 @@ def test_a_clip_is_made_decoded_and_read_in_parts(device_mesh: RunningMesh) -> N
         seed = task["config"]["seed"]
         assert 0 <= seed < 2**53
         assert task["config"]["mine"] == "kept"
+        waiting = client.get(f"/api/v1/monitoring/tasks/{task['id']}/media").json()
+        assert (waiting["outputs"], [one["media_type"] for one in waiting["inputs"]]) == ([], ["image"])
         assert (task["duration_seconds"], task["cfg_scale"], task["result_video_path"]) == (1, 1.0, None)
         done = ended(client, task)
         assert (done["status"], done["errors"], done["progress"]) == ("COMPLETED", None, 100)
@@ -83,6 +86,15 @@ def test_a_clip_is_made_decoded_and_read_in_parts(device_mesh: RunningMesh) -> N
         assert (public.status_code, public.headers["content-type"]) == (206, "video/mp4")
         assert public.headers["content-range"] == f"bytes 100-299/{len(whole.content)}"
         assert public.content == whole.content[100:300]
+        # A page shows the film and what it was made of in tags, which send no token.
+        media = client.get(f"/api/v1/monitoring/tasks/{task['id']}/media").json()
+        documented("GET", "/api/v1/monitoring/tasks/{task_id}/media").holds(media)
+        assert [one["media_type"] for one in media["inputs"]] == ["image"]
+        assert ("video", path) in [(one["media_type"], one["path"]) for one in media["outputs"]]
+        film = next(one for one in media["outputs"] if one["media_type"] == "video")
+        part = httpx.get(httpx.URL(device_mesh.url).join(film["url"]), headers={"range": "bytes=100-299"})
+        assert (part.status_code, part.headers["content-type"]) == (206, "video/mp4")
+        assert part.content == whole.content[100:300]
         beyond = client.get(f"/api/v1/storage/images/{path}", headers={"range": f"bytes={len(whole.content)}-"})
         assert beyond.status_code == 416
 

@@ -9,6 +9,10 @@ from typing import Any
 import httpx
 import pytest
 from atelier.tasks.v1 import enums_pb2, worker_service_pb2
+from atelier.tasks.v1.generation_pb2 import CreateGenerationTask
+from atelier.tasks.v1.task_pb2 import CreateTask
+from atelier.tasks.v1.tasks_service_pb2 import CreateTaskRequest
+from atelier.tasks.v1.tasks_service_pb2_grpc import TasksServiceStub
 from atelier.tasks.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 from meshkit.auth import TokenIssuer
@@ -95,6 +99,14 @@ class Whole:
                 "VALUES ('FAL_STANDARD', %s, 'open', 5, now() - interval '10 s', now() - interval '10 s')",
                 (key,),
             )
+
+    async def create_task(self) -> None:
+        """Create a task."""
+        token = self.mesh.issuer.issue("somebody", "acme", ("write",), 600)
+        channel = MeshChannel(self.tasks.address, lambda: token)
+        self.mesh.stack.push_async_callback(channel.close)
+        task = CreateTask(origin_instance="tests", generation=CreateGenerationTask(prompt="a dune"))
+        await channel.stub(TasksServiceStub).CreateTask(CreateTaskRequest(task=task))
 
     async def worker(self) -> tuple[Any, str]:
         """Open a worker's session; returns a stub and the session."""

@@ -2,12 +2,16 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
 
 from services.monitoring.health import watch as degradation_module
-from tests.integration.monitoring.conftest import StartMesh, Whole
+from tests.conftest import NatsControl
+from tests.documented import documented
+from tests.integration.monitoring.conftest import Mesh, StartMesh, Whole
 
 _ASKED = ("tasks", "postgres", "redis")
 
@@ -32,6 +36,7 @@ async def test_the_whole_is_unhealthy_with_the_same_body_until_a_worker_is_there
     assert time.monotonic() - begun < 25, "the service that hangs does not hold the answer up, as a call of 30 s would"
     answer = await well(http, 503)
     body = answer.json()
+    documented("GET", "/api/system/health/full").holds(body)
     assert (body["status"], body["ready"]) == ("unhealthy", False)
     assert "inference_workers" in body["message"]
     assert body["postgres"] == {
@@ -125,6 +130,47 @@ async def test_breakers_are_the_rows_of_tasks_and_can_be_reset_by_their_names(wh
     answer = await http.post("/circuit-breakers/nobody/reset")
     assert answer.status_code == 404
     assert "FAL_STANDARD" in answer.json()["detail"], "the valid names are listed"
+
+
+async def told(mesh: Mesh, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Have all parts asked until the pipeline is told as it should be; return it."""
+    http = mesh.http("read")
+    async with asyncio.timeout(90):
+        while True:
+            await mesh.monitoring.watch.check()
+            pipeline: dict[str, Any] = (await http.get("/pipeline")).json()
+            if holds(pipeline["degradation"]):
+                return pipeline
+
+
+async def test_tasks_that_wait_where_no_worker_is_are_told_by_queue(
+    whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(degradation_module, "LIMIT_SECONDS", 2.0)
+    for _ in range(2):
+        await whole.create_task()
+    pipeline = await told(whole.mesh, lambda found: found["fallback_queues"] == {"inference": 2})
+    documented("GET", "/api/system/pipeline").holds(pipeline)
+    await whole.worker()
+    await told(whole.mesh, lambda found: found["fallback_queues"] == {} and bool(found["available_features"]))
+
+
+async def test_redis_is_not_healthy_while_nats_is_away(start_mesh: StartMesh, nats_server: NatsControl) -> None:
+    away = "127.0.0.1:1"
+    mesh = await start_mesh(
+        nats_url=nats_server.url, tasks_address=away, workflows_address=away, training_address=away
+    )
+    await told(mesh, lambda found: bool(found["redis_healthy"] and found["services"]))
+    nats_server.kill()
+    pipeline = await told(mesh, lambda found: not found["redis_healthy"])
+    documented("GET", "/api/system/pipeline").holds(pipeline)
+    redis = next(one for one in pipeline["degradation"]["services"] if one["name"] == "redis")
+    assert (redis["status"], bool(redis["error_message"])) == ("unhealthy", True)
+    answer = await mesh.http("read").get("/health/full")
+    assert (answer.status_code, answer.json()["redis"]["status"]) == (503, "unhealthy")
+    documented("GET", "/api/system/health/full").holds(answer.json())
+    nats_server.start()
+    await told(mesh, lambda found: bool(found["redis_healthy"]))
 
 
 async def test_degradation_takes_three_failures_and_two_successes(

@@ -5,12 +5,7 @@ from typing import Any
 
 import pytest
 from atelier.tasks.v1 import worker_service_pb2
-from atelier.tasks.v1.generation_pb2 import CreateGenerationTask
-from atelier.tasks.v1.task_pb2 import CreateTask
-from atelier.tasks.v1.tasks_service_pb2 import CreateTaskRequest
-from atelier.tasks.v1.tasks_service_pb2_grpc import TasksServiceStub
 
-from meshkit.channel import MeshChannel
 from services.monitoring.performance import watch as performance_watch
 from tests.integration.monitoring.conftest import StartMesh, Whole
 
@@ -117,11 +112,7 @@ async def test_what_the_mesh_bears_has_the_documented_shape(whole: Whole, monkey
 
 async def leave_tasks(whole: Whole) -> None:
     """Have one task wait, and a hundred that took 1 s to 100 s completed."""
-    token = whole.mesh.issuer.issue("somebody", "acme", ("write",), 600)
-    channel = MeshChannel(whole.tasks.address, lambda: token)
-    whole.mesh.stack.push_async_callback(channel.close)
-    task = CreateTask(origin_instance="tests", generation=CreateGenerationTask(prompt="a dune"))
-    await channel.stub(TasksServiceStub).CreateTask(CreateTaskRequest(task=task))
+    await whole.create_task()
     async with whole.tasks.database.transaction() as conn:
         await conn.execute(
             "INSERT INTO tasks SELECT r.* FROM tasks t, generate_series(1, 100) n, LATERAL jsonb_populate_record(t, "
