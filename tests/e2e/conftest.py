@@ -47,7 +47,7 @@ def start_session_mesh(servers_folder: Path) -> Iterator[StartMesh]:
 
 @pytest.fixture(scope="session")
 def collector() -> Iterator[Collector]:
-    """Takes the spans of `mesh`."""
+    """Takes the spans of `mesh` and `device_mesh`."""
     with collecting() as running:
         yield running
 
@@ -79,6 +79,10 @@ def called() -> Iterator[CalledProviders]:
 
 
 @pytest.fixture(scope="session")
-def device_mesh(start_session_mesh: StartMesh, called: CalledProviders) -> RunningMesh:
-    """A mesh that executes every type on its device, one batch at a time, and calls providers. Keep tenants apart."""
-    return start_session_mesh(**DEVICE_ENVIRONMENT, **called.environment)
+def device_mesh(start_session_mesh: StartMesh, called: CalledProviders, collector: Collector) -> RunningMesh:
+    """A mesh that executes every type on its device, one batch at a time, and calls providers. Keep tenants apart.
+
+    It records traces as `mesh` does.
+    """
+    traces = {"ATELIER_OTLP_ENDPOINT": collector.url, "ATELIER_TRACE_RATIO": "0"}
+    return start_session_mesh(**DEVICE_ENVIRONMENT, **called.environment, **traces)

@@ -5,7 +5,9 @@ import os
 import stat
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 
 from atelier_cli.embedded.process import free_ports
-from tests.e2e.harness import ATELIER, parse_status, until
+from tests.e2e.harness import ATELIER, RunningMesh, ended_task, parse_status, until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -169,6 +171,33 @@ def test_generate_says_what_was_wrong_and_saves_nothing(shell: Shell, tmp_path: 
     said = shell.run("generate", "x", "--lora", "styles/none.safetensors", "-o", str(target), code=1).stderr
     assert "style_model_path" in said
     assert not target.exists()
+
+
+def test_top_shows_what_runs_what_has_failed_and_who_works(mesh: RunningMesh) -> None:
+    tenant = f"top{uuid.uuid4().hex[:8]}"
+    with mesh.http(tenant) as client:
+        failed = ended_task(client, mesh.create(client, str(uuid.uuid4()), failures=100)["id"])
+        assert failed["status"] == "FAILED"
+        running = mesh.create(client, str(uuid.uuid4()), steps=600, step_ms=200)["id"]
+        path = f"/api/v1/monitoring/tasks/{running}"
+        until(lambda: client.get(path).json()["progress"] > 0, "it runs")
+        shown = mesh.cli("top", "--once", "--tenant", tenant)
+        everyone = mesh.cli("top", "--once", "--all")
+        workers = client.get("/api/v1/monitoring/workers").json()["workers"]
+        assert client.post(f"/api/v1/tasks/{running}/cancel").status_code == 200
+    assert (shown.returncode, everyone.returncode) == (0, 0), shown.stderr + everyone.stderr
+    lines = [line.split() for line in shown.stdout.splitlines() if line.strip()]
+    head = " ".join(lines[0])
+    assert "0 waiting, 1 running, 1 failed; 1 workers, " in head
+    datetime.fromisoformat(head[:19])
+    [queue] = [line for line in lines if line[0] == "inference"]
+    assert queue[1:3] == ["0", "1"]
+    assert [line[0] for line in lines if line[0] == workers[0]["name"]], "the worker has a line"
+    [run] = [line for line in lines if line[0] == running]
+    assert (run[1], run[3], run[-1]) == ("NOOP", tenant, "%")
+    [fail] = [line for line in lines if line[0] == failed["id"]]
+    assert (fail[1], fail[3]) == ("NOOP", tenant)
+    assert running in everyone.stdout
 
 
 def test_tasks_are_listed_shown_and_watched(shell: Shell, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from tests.e2e.bodies import data_url, photo
 from tests.e2e.harness import RunningMesh, ended_task, post_until_answered, until
 
 pytestmark = pytest.mark.timeout(600)
@@ -105,6 +106,66 @@ def test_a_workflow_is_a_job(client: httpx.Client) -> None:
     assert {one["job_type"] for one in both} == {"WORKFLOW", "NOOP"}
     assert client.post(f"/api/jobs/{made['id']}/cancel").status_code == 409
     assert client.delete(f"/api/jobs/{made['id']}").json() == {"deleted": True, "job_id": made["id"]}
+
+
+def test_a_training_is_a_job(mesh: RunningMesh, client: httpx.Client, tenant: str) -> None:
+    # This mesh has no trainer: trainings wait.
+    made = [
+        post_until_answered(client, "/api/v1/training/", training(f"tok{number}"), str(uuid.uuid4()))["id"]
+        for number in range(3)
+    ]
+    first, second, third = made
+    job = _get(client, f"/{first}")
+    assert set(job) == _MEMBERS
+    assert (job["job_id"], job["job_type"], job["status"], job["error"]) == (first, "TRAINING", "pending", None)
+    detail = _get(client, f"/{first}/detail")
+    assert (detail["kind"], detail["detail"]["id"], detail["detail"]["trigger_word"]) == ("training", first, "tok0")
+    page = _get(client, job_type="TRAINING", limit=2)
+    assert [one["job_id"] for one in page["items"]] == [third, second]
+    assert page["pagination"] == {"total": 3, "limit": 2, "offset": 0, "items_count": 2, "has_more": True}
+    assert [one["job_id"] for one in _get(client, limit=2, offset=2)["items"]] == [first]
+    [found] = _get(client, "/search", q=first.upper())["items"]
+    assert found == job
+    assert [one["status"] for one in _get(client, f"/{first}/history")["history"]] == ["pending"]
+
+    assert client.post(f"/api/jobs/{first}/abort").status_code == 409, "it does not run"
+    cancelled = client.post(f"/api/jobs/{first}/cancel")
+    assert cancelled.status_code == 200, cancelled.text
+    assert (cancelled.json()["status"], cancelled.json()["error"]) == ("failed", "cancelled")
+    assert cancelled.json()["completed_at"] is not None
+    again = client.post(f"/api/jobs/{first}/cancel")
+    assert (again.status_code, again.json()) == (200, cancelled.json()), "a second one answers with the same"
+    unknown = str(uuid.uuid4())
+    bulk = client.post("/api/jobs/bulk-cancel", json={"job_ids": [second, unknown]}).json()
+    assert bulk["cancelled"] == [second]
+    assert [(one["job_id"], one["status"]) for one in bulk["failed"]] == [(unknown, 404)]
+    history = _get(client, f"/{first}/history")
+    assert (history["job_id"], history["job_type"]) == (first, "TRAINING")
+    assert [one["status"] for one in history["history"]] == ["pending", "failed"]
+    assert history["history"][-1]["message"] == "cancelled"
+    logs = _get(client, f"/{first}/logs")
+    assert (logs["total"], [one["level"] for one in logs["logs"]]) == (2, ["INFO", "ERROR"])
+    failed = _get(client, job_type="TRAINING", status="failed")
+    assert {one["job_id"] for one in failed["items"]} == {first, second}
+    assert {one["error"] for one in failed["items"]} == {"cancelled"}
+    assert [one["job_id"] for one in _get(client, status="pending")["items"]] == [third]
+    stats = _get(client, "/stats")
+    assert stats["by_status"] == {"pending": 1, "running": 0, "completed": 0, "failed": 2}
+    assert (stats["total"], stats["by_type"]) == (3, {"TRAINING": 3})
+    with mesh.http(f"{tenant}x") as stranger:
+        for path in ("", "/detail", "/history", "/logs"):
+            assert stranger.get(f"/api/jobs/{first}{path}").status_code == 404
+        assert stranger.post(f"/api/jobs/{third}/cancel").status_code == 404
+    deleted = client.delete(f"/api/jobs/{first}")
+    assert (deleted.status_code, deleted.json()) == (200, {"deleted": True, "job_id": first})
+    assert client.get(f"/api/jobs/{first}").status_code == 404
+    assert client.post(f"/api/jobs/{third}/cancel").status_code == 200
+
+
+def training(word: str) -> dict[str, Any]:
+    """The body of a training on four pictures."""
+    pictures = [data_url(photo()) for _ in range(4)]
+    return {"trigger_word": word, "base_model_path": "garments", "source_images": pictures}
 
 
 def test_bad_requests_name_their_member(client: httpx.Client) -> None:

@@ -5,11 +5,14 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 
 from tests.collector import Collector, ReceivedSpan
 from tests.e2e.harness import RunningMesh, ended_task, noop, until
+from tests.providers.called import CalledProviders
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -39,7 +42,7 @@ def _taking(port: int) -> Iterator[str]:
     server.server_close()
 
 
-def _create(mesh: RunningMesh, trace_id: str, *, sampled: bool, **fields: object) -> str:
+def _create(mesh: RunningMesh, trace_id: str, *, sampled: bool, **fields: Any) -> str:
     with mesh.http("traced") as client:
         client.headers["traceparent"] = f"00-{trace_id}-{_CALLER}-{'01' if sampled else '00'}"
         answer = client.post("/api/v1/tasks/", json=noop(**fields))
@@ -79,6 +82,41 @@ def test_a_request_its_call_its_attempt_and_its_webhook_are_one_tree(
     assert (webhook.service, webhook.parent, webhook.links) == ("tasks", rpc.id, [rpc.id])
     assert webhook.attributes["http.response.status_code"] == 204
     assert {one.span.status.code for one in spans.values()} == {0}
+
+
+def test_the_request_to_a_provider_hangs_under_the_attempt_that_sent_it(
+    device_mesh: RunningMesh, called: CalledProviders, collector: Collector
+) -> None:
+    trace_id = uuid.uuid4().hex
+    before = set(called.fal.requests)
+    task_id = _create(
+        device_mesh,
+        trace_id,
+        sampled=True,
+        task_type="GENERATION",
+        prompt="a hat",
+        width=64,
+        height=48,
+        provider_type="FAL_STANDARD",
+        fal_app_id="fal-ai/flux/dev",
+    )
+    assert len(set(called.fal.requests) - before) == 1
+    wanted = {"TasksService/CreateTask", "attempt GENERATION", "provider FAL_STANDARD"}
+
+    def arrived() -> list[ReceivedSpan] | None:
+        found = collector.of(trace_id)
+        return found if wanted <= {one.span.name for one in found} else None
+
+    found = until(arrived, "the provider's span has arrived")
+    [rpc], [attempt], [provider] = ([one for one in found if one.span.name == name] for name in sorted(wanted))
+    assert (attempt.parent, attempt.links) == (rpc.id, [rpc.id])
+    assert (attempt.attributes["messaging.message.id"], attempt.attributes["atelier.attempt"]) == (task_id, 1)
+    assert (provider.service, provider.parent) == (attempt.service, attempt.id)
+    assert provider.attributes["atelier.provider"] == "FAL_STANDARD"
+    assert provider.span.kind == OtlpSpan.SPAN_KIND_CLIENT
+    assert provider.span.status.code == 0
+    assert attempt.span.start_time_unix_nano <= provider.span.start_time_unix_nano
+    assert provider.span.start_time_unix_nano < provider.span.end_time_unix_nano <= attempt.span.end_time_unix_nano
 
 
 def test_a_trace_that_its_caller_does_not_record_is_not_recorded(mesh: RunningMesh, collector: Collector) -> None:

@@ -17,7 +17,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
+from meshkit.auth import LEEWAY_SECONDS
 from meshkit.bus import Bus
+from services.gateway.server import MOST_SAID_BYTES
 from tests.conftest import NatsControl
 from tests.integration.gateway.conftest import Mesh, StartMesh, until
 from tests.integration.gateway.live import (
@@ -320,6 +322,32 @@ async def test_a_token_that_is_revoked_ends_the_connection(
         assert await heard(client) == {"type": "pong"}
         revoked.write_text(f"{jti}\n")
         assert await close_of(client) == (1008, "The token is revoked")
+
+
+async def test_a_token_that_expires_ends_the_connection(
+    start_mesh: StartMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gateway.live.session._WATCH_SECONDS", 0.1)
+    mesh: Mesh = await start_mesh()
+    # Clocks may differ by so much: the token holds for ten seconds.
+    lasting, ending = mesh.token(ttl=3600), mesh.token(ttl=10 - LEEWAY_SECONDS)
+    async with connect(address(mesh, token=lasting)) as other, connect(address(mesh, token=ending)) as client:
+        await say(client, type="ping")
+        assert await heard(client) == {"type": "pong"}
+        assert await close_of(client) == (1008, "The token has expired")
+        await say(other, type="ping")
+        assert await heard(other) == {"type": "pong"}
+
+
+async def test_a_message_that_is_too_big_ends_the_connection_alone(mesh: Mesh) -> None:
+    async with listening(mesh) as other, listening(mesh) as client:
+        # As much as is taken is read, and only its content is refused.
+        await client.send("x" * MOST_SAID_BYTES)
+        assert (await heard(client))["error"] == "invalid_json"
+        await client.send("x" * (MOST_SAID_BYTES + 1))
+        assert (await close_of(client))[0] == 1009
+        await say(other, type="ping")
+        assert await heard(other) == {"type": "pong"}
 
 
 def _claims(token: str) -> bytes:
