@@ -10,9 +10,10 @@ from atelier.events.v1 import events_pb2
 from atelier.tasks.v1 import enums_pb2
 from websockets.asyncio.client import ClientConnection, connect
 
-from meshkit.bus import Bus, Outgoing
+from meshkit.bus import Bus
 from meshkit.live.log import MOST_KEPT
 from meshkit.outbox import event_headers
+from meshkit.publishing import Outgoing
 from tests.e2e.harness import RunningMesh
 
 pytestmark = pytest.mark.timeout(400)

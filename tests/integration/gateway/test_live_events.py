@@ -324,9 +324,7 @@ async def test_a_token_that_is_revoked_ends_the_connection(
         assert await close_of(client) == (1008, "The token is revoked")
 
 
-async def test_a_token_that_expires_ends_the_connection(
-    start_mesh: StartMesh, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_token_that_expires_ends_the_connection(start_mesh: StartMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.gateway.live.session._WATCH_SECONDS", 0.1)
     mesh: Mesh = await start_mesh()
     # Clocks may differ by so much: the token holds for ten seconds.

@@ -157,9 +157,7 @@ async def test_tasks_that_wait_where_no_worker_is_are_told_by_queue(
 
 async def test_redis_is_not_healthy_while_nats_is_away(start_mesh: StartMesh, nats_server: NatsControl) -> None:
     away = "127.0.0.1:1"
-    mesh = await start_mesh(
-        nats_url=nats_server.url, tasks_address=away, workflows_address=away, training_address=away
-    )
+    mesh = await start_mesh(nats_url=nats_server.url, tasks_address=away, workflows_address=away, training_address=away)
     await told(mesh, lambda found: bool(found["redis_healthy"] and found["services"]))
     nats_server.kill()
     pipeline = await told(mesh, lambda found: not found["redis_healthy"])

@@ -1,15 +1,7 @@
-"""What is told of workers has the shapes that a real Celery worker's `inspect` answers."""
+"""Workers as Celery's clients are told of them; a real worker is compared with in the integration tests."""
 
-import os
-import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID, uuid4
-
-import pytest
-from celery import Celery
-from celery.contrib.testing.worker import start_worker
 
 from services.tasks.domain import WorkerLoad
 from services.tasks.monitoring.celery import DelayedTask, HeldTask, Roster, RosterWorker, stats_of
@@ -24,79 +16,6 @@ def worker(name: str = "pod/0", session: UUID | None = None, load: WorkerLoad | 
 
 def held(session: UUID, *, running: bool, attempt: int = 1) -> HeldTask:
     return HeldTask(session, uuid4(), "GENERATION", "inference", 3, attempt, NOW - timedelta(seconds=5), running)
-
-
-def shape(value: Any) -> Any:
-    """Members and kinds of a value: one entry of a list stands for all."""
-    if isinstance(value, dict):
-        return {name: shape(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [shape(one) for one in value[:1]]
-    return type(value).__name__ if value is not None else "null"
-
-
-@pytest.fixture(scope="module")
-def inspected() -> Iterator[dict[str, Any]]:
-    """What a Celery worker answers while it runs one task, holds another and waits with a third."""
-    app = Celery("peer", broker="memory://", backend="cache+memory://")
-    app.conf.worker_prefetch_multiplier = 4
-    running, ending = threading.Event(), threading.Event()
-
-    def work() -> None:
-        running.set()
-        ending.wait(30)
-
-    task = app.task(work, name="peer.work")
-    with start_worker(app, pool="threads", concurrency=1, perform_ping_check=False, shutdown_timeout=30) as started:
-        try:
-            task.delay()
-            assert running.wait(30)
-            task.delay()
-            task.apply_async(countdown=600)
-            control = app.control.inspect(timeout=2)
-            answers: dict[str, Any] = {}
-            for _ in range(50):
-                answers = {
-                    name: getattr(control, name)() for name in ("active", "scheduled", "reserved", "revoked", "stats")
-                }
-                if all(answers.values()) and all(answers[name][started.hostname] for name in ("active", "scheduled")):
-                    break
-            yield {name: answer[started.hostname] for name, answer in answers.items()}
-        finally:
-            ending.set()
-
-
-def test_entries_have_the_members_and_kinds_of_celery(inspected: dict[str, Any]) -> None:
-    one = worker(load=WorkerLoad(pid=41, child_pids=[42]))
-    roster = Roster(
-        NOW,
-        [one],
-        [held(one.session, running=True), held(one.session, running=False)],
-        [DelayedTask(uuid4(), "REFINE", "inference", 0, 2, "pod/0", NOW)],
-    )
-    stats = stats_of(roster, BROKER)
-    [active] = stats.active["celery@pod/0"]
-    assert shape(active) == shape(inspected["active"][0])
-    [scheduled] = stats.scheduled["celery@pod/0"]
-    theirs = inspected["scheduled"][0]
-    assert set(scheduled) == set(theirs)
-    assert set(scheduled["request"]) == set(theirs["request"])
-    [reserved] = stats.reserved["celery@pod/0"]
-    assert (reserved["time_start"], reserved["worker_pid"], reserved["acknowledged"]) == (None, None, False)
-    assert set(reserved) == set(active)
-
-
-def test_statistics_have_the_members_of_celery(inspected: dict[str, Any]) -> None:
-    one = worker(load=WorkerLoad(pid=os.getpid(), completed={"GENERATION": 3}, started=NOW.timestamp() - 90))
-    ours, theirs = stats_of(Roster(NOW, [one]), BROKER).stats["celery@pod/0"], inspected["stats"]
-    assert set(ours) == set(theirs)
-    for part in ("broker", "rusage"):
-        assert set(ours[part]) == set(theirs[part]), part
-    # The pool of threads tells less than that of processes, whose members are documented.
-    assert set(ours["pool"]) >= set(theirs["pool"]) - {"threads"}
-    assert isinstance(ours["clock"], str)
-    assert isinstance(theirs["clock"], str)
-    assert (ours["uptime"], ours["total"], ours["pool"]["max-concurrency"]) == (90, {"atelier.generation": 3}, 2)
 
 
 def test_no_credential_of_the_bus_is_shown() -> None:
