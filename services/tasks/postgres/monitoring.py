@@ -73,10 +73,10 @@ created AS (
         CASE WHEN status IS NULL THEN -tasks ELSE tasks END FROM task_changes
     WHERE created_minute >= (SELECT minute FROM edge) AND (status IS NULL) <> (status_before IS NULL)
 )
-SELECT coalesce((SELECT sum(tasks) FROM created WHERE {where}), 0)::bigint + (
-    SELECT count(*) FROM tasks WHERE {listed} AND {rows}
-        AND created_at >= now() - %(span)s * interval '1 hour' AND created_at < (SELECT minute FROM edge))
+SELECT coalesce((SELECT sum(tasks) FROM created WHERE {where}), 0)::bigint + (SELECT count(*) FROM {rows})
 """)
+
+_AT_EDGE = sql.SQL("created_at >= now() - %(span)s * interval '1 hour' AND created_at < (SELECT minute FROM edge)")
 
 _FLOW = """
 WITH flow AS (
@@ -138,7 +138,8 @@ SELECT avg(t.ms)::float8, percentile_cont(0.95) WITHIN GROUP (ORDER BY t.ms),
     percentile_cont(0.99) WITHIN GROUP (ORDER BY t.ms)
 FROM (
     SELECT extract(epoch FROM n.completed_at - n.created_at)::float8 * 1000 AS ms FROM (
-        SELECT created_at, completed_at, status, kind FROM tasks ORDER BY created_at DESC, id DESC LIMIT {TIMED_TASKS}
+        SELECT created_at, completed_at, status, kind FROM tasks WHERE completed_at IS NOT NULL
+        ORDER BY created_at DESC, id DESC LIMIT {TIMED_TASKS}
     ) n
     WHERE n.status = 'COMPLETED' AND n.kind = 'TASK' AND n.completed_at > now() - interval '{TIMED_MINUTES} minutes'
 ) t
@@ -225,7 +226,8 @@ class PostgresMonitoring:
         which = TaskQuery(tenant=tenant, origin_instance=origin_instance, origin_zone=origin_zone)
         where, values = _counters(which)
         rows, row_values = _rows(which)
-        created = _CREATED.format(where=where, listed=_LISTED, rows=rows)
+        at_edge = _source(which, sql.SQL("{} AND {}").format(rows, _AT_EDGE))
+        created = _CREATED.format(where=where, rows=at_edge)
         by_status, by_provider, by_type = Counter[str](), Counter[str](), Counter[str]()
         async with self._snapshot() as conn:
             cursor = await conn.execute(_COUNTED.format(figures=_BY_DIMENSION, where=where) + _DIMENSIONS, values)
@@ -381,9 +383,10 @@ def _equalities(query: TaskQuery, zone: str) -> tuple[list[sql.Composable], dict
 def _source(query: TaskQuery, where: sql.Composable, total: int | None = None) -> sql.Composable:
     """Return where to look for tasks, of which there are so many in all; where that is unknown, they are counted."""
     is_filtered = any(getattr(query, name) is not None for name in listing.FILTERS)
-    is_rare = query.tenant is None and query.is_counted and total is not None and total <= _FEW
+    is_of_all = query.tenant is None and query.ids is None  # identifiers are found by their own index
+    is_rare = is_of_all and is_filtered and query.is_counted and total is not None and total <= _FEW
     order = _order(query) if query.sort_by == "created_at" and total is not None else None
-    return listing.source(where, order, is_filtered=is_filtered, status=query.status, is_rare=is_rare)
+    return listing.source(where, order, is_parted=is_filtered or is_of_all, status=query.status, is_rare=is_rare)
 
 
 def _order(query: TaskQuery) -> sql.Composable:

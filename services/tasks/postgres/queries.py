@@ -110,13 +110,15 @@ async def list_tasks(conn: Connection, which: TaskFilter, skip: int, limit: int,
     if not which.include_deleted:  # no index by filter has those that are
         conditions.append(sql.SQL("NOT is_deleted"))
     is_filtered = not which.include_deleted and not values.keys().isdisjoint(listing.FILTERS)
+    is_of_all = which.tenant is None and which.workflow_id is None
     query = sql.SQL(_PAGE).format(
         columns=sql.SQL(columns.SELECT),
         source=listing.source(
             sql.SQL(" AND ").join(conditions),
             sql.SQL("created_at DESC, id DESC"),
-            is_filtered=is_filtered,
+            is_parted=is_filtered or is_of_all,
             status=status,
+            with_hidden=which.include_deleted,
         ),
         skip=sql.Literal(skip),
         limit=sql.Literal(limit),

@@ -86,6 +86,32 @@ async def test_a_list_by_a_filter_holds_tasks_in_every_state_once(mesh: Mesh, an
             assert [one.id for one in plain.tasks] == expected, value
 
 
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_a_list_of_all_tenants_holds_every_task_once(mesh: Mesh, analyzed: bool) -> None:
+    for tenant in ("acme", "zeta"):
+        await fill(mesh, tenant)
+    if analyzed:
+        await mesh.execute("ANALYZE tasks")
+    every = "SELECT id::text FROM tasks WHERE {} ORDER BY created_at DESC, id DESC"
+    shown = [ident for (ident,) in await mesh.rows(every.format("NOT is_deleted"))]
+    with_hidden = [ident for (ident,) in await mesh.rows(every.format("true"))]
+    unended = [ident for (ident,) in await mesh.rows(every.format("status = 'PENDING'"))]
+    assert (len(shown), len(with_hidden), len(unended)) == (24, 48, 12)
+
+    page = await listed(monitor(mesh, scopes=("read", "support")), page_size=100)
+    assert ([one.id for one in page.items], page.total) == (shown, len(shown))
+    rows = await monitor(mesh, scopes=("read", "support")).ListTaskRows(pb.ListTaskRowsRequest())
+    assert [one.id for one in rows.items] == shown
+    tasks = mesh.tasks("acme", scopes=("read", "support"))
+    for asked, expected in (
+        ({}, shown),
+        ({"include_deleted": True}, with_hidden),
+        ({"include_deleted": True, "status": enums_pb2.TASK_STATUS_PENDING}, unended),
+    ):
+        request = tasks_service_pb2.ListTasksRequest(limit=100, **asked)
+        assert [one.id for one in (await tasks.ListTasks(request)).tasks] == expected, asked
+
+
 async def test_only_the_order_of_an_index_is_asked_of_the_parts_of_a_list(
     mesh: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
