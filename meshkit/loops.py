@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Self
 from uuid import UUID, uuid4
 
@@ -28,6 +29,8 @@ _RUNS = metrics.counter("loop_runs", "Runs of a background loop by outcome", ("l
 _SECONDS = metrics.histogram("loop_run_seconds", "Duration of a loop's run", ("loop",))
 _RESTARTS = metrics.counter("loop_restarts", "Starts of a loop that had ended by itself", ("loop",))
 _LAST = metrics.gauge("loop_last_success_timestamp_seconds", "When a loop's body last ended well", ("loop",))
+# Each combination of labels is looked up once: the look-up costs more than the counting.
+_runs, _seconds, _last = cache(_RUNS.labels), cache(_SECONDS.labels), cache(_LAST.labels)
 
 _CANCEL_AGAIN_SECONDS = 1.0
 _MAX_BACKOFF_SECONDS = 60.0
@@ -117,16 +120,16 @@ class Loop:
             if isinstance(error, asyncio.CancelledError) and _asked_to_end():
                 raise
             self.failures += 1
-            _RUNS.labels(self.name, "failed").inc()
+            _runs(self.name, "failed").inc()
             _log.exception("loop_failed", loop=self.name, failures=self.failures)
             return False
         finally:
             self._begun = None
-            _SECONDS.labels(self.name).observe(time.perf_counter() - begun)
+            _seconds(self.name).observe(time.perf_counter() - begun)
         self.failures = 0
         self.last_success = time.time()
-        _LAST.labels(self.name).set(self.last_success)
-        _RUNS.labels(self.name, "done").inc()
+        _last(self.name).set(self.last_success)
+        _runs(self.name, "done").inc()
         return more
 
     def _pause_seconds(self) -> float:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.metrics import MetricWrapperBase
 
-from meshkit.tracing import Trace
+from meshkit.tracing import Trace, parse
 
 # Seconds: from a lookup in memory to a call that waits for a long poll.
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -58,6 +58,15 @@ def exemplar(trace: Trace | None) -> dict[str, str] | None:
         trace: Trace of the work that is observed.
     """
     return {"trace_id": trace.trace_id} if trace is not None and trace.sampled else None
+
+
+def stored_exemplar(traceparent: str) -> dict[str, str] | None:
+    """Return the same for work whose trace is stored, without reading that where it is not recorded, as most are not.
+
+    Args:
+        traceparent: What `Trace.traceparent` gave; empty for none.
+    """
+    return exemplar(parse(traceparent)) if traceparent.endswith("1") else None
 
 
 class BoundedLabel:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 import orjson
@@ -44,6 +45,8 @@ _LAG = metrics.histogram(
     ("schema",),
     metrics.WAIT_BUCKETS,
 )
+# Each combination of labels is looked up once: the look-up costs more than the counting.
+_published, _waiting, _lag = cache(_PUBLISHED.labels), cache(_WAITING.labels), cache(_LAG.labels)
 
 VERSION_HEADER = stream.VERSION_HEADER
 TENANT_HEADER = stream.TENANT_HEADER
@@ -223,9 +226,9 @@ class Relay:
         async with conn.transaction():
             rows: list[_Row] = await (await conn.execute(_CLAIM, (self._batch,), binary=True)).fetchall()
         if not rows:
-            _WAITING.labels(self._db.schema).set(0)
+            _waiting(self._db.schema).set(0)
             return False
-        _WAITING.labels(self._db.schema).set(max(0.0, rows[0][5]))
+        _waiting(self._db.schema).set(max(0.0, rows[0][5]))
         if not self._leadership.valid:  # this process stood still: another has published them, or does
             return False
         read = time.monotonic()
@@ -233,13 +236,13 @@ class Relay:
         if published:
             self._measure(rows, frozenset(published), time.monotonic() - read)
             await self._forget(conn, published)
-            _PUBLISHED.labels(self._db.schema).inc(len(published))
+            _published(self._db.schema).inc(len(published))
         # What failed waits for the next turn: NATS is in trouble, and haste would not help it.
         return len(rows) == self._batch and len(published) == len(rows)
 
     def _measure(self, rows: Sequence[_Row], published: Collection[int], seconds: float) -> None:
         oldest = max(row[5] for row in rows if row[0] in published)
-        _LAG.labels(self._db.schema).observe(max(0.0, oldest) + seconds)
+        _lag(self._db.schema).observe(max(0.0, oldest) + seconds)
 
     async def _forget(self, conn: Pipeline, ids: Sequence[int]) -> None:
         # A deletion that a crash of PostgreSQL undoes has its event published again, under the same id.

@@ -6,8 +6,8 @@ One `Endpoint` a route, built at start. Nothing here knows which service or reso
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -100,7 +100,8 @@ class Endpoint:
         bodies = self._context.bodies
         try:
             caller = await self._context.guard.admit(header(scope, b"authorization"), self._scope)
-            with self._counted(caller.principal.tenant):
+            counted = self._count_call(caller.principal.tenant)
+            try:
                 if not self._decoder.has_body:
                     await self._answer(scope, receive, send, self._decode(scope, values, b""), caller)
                 elif bodies.is_free(scope):
@@ -112,6 +113,9 @@ class Endpoint:
                         read = self._decode(scope, values, content)
                         del content  # the answer may take its time, and needs it no more
                         await self._answer(scope, receive, send, read, caller)
+            finally:
+                for share in counted:
+                    share.leave(caller.principal.tenant)
         except RefusedRequestError as error:
             await send_error(scope, send, refused(error.violations))
         except SlowRequestError as error:
@@ -119,18 +123,23 @@ class Endpoint:
         except MeshError as error:
             await send_error(scope, send, self._render(error))
 
-    @contextmanager
-    def _counted(self, tenant: str) -> Iterator[None]:
-        """Count a request of a tenant while it is answered."""
+    def _count_call(self, tenant: str) -> Sequence[TenantShare]:
+        """Count a request of a tenant; the caller leaves what is returned once it is answered.
+
+        Every request comes here, and context managers would cost each of them more than the counting.
+        """
         if not tenant:
-            yield
-            return
-        shares = [self._context.calls, self._context.streams] if self._shape is not None else [self._context.calls]
-        with ExitStack() as held:
-            for share in shares:
-                share.enter(tenant)
-                held.callback(share.leave, tenant)
-            yield
+            return ()
+        calls, streams = self._context.calls, self._context.streams
+        calls.enter(tenant)
+        if self._shape is None:
+            return (calls,)
+        try:
+            streams.enter(tenant)
+        except MeshError:
+            calls.leave(tenant)
+            raise
+        return (streams, calls)
 
     async def _count(self, content: bytes) -> None:
         """Refuse content of so many elements that others would wait while it is parsed."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 
-from meshkit import metrics, tracing
+from meshkit import metrics
 from meshkit.db import DatabaseUnavailableError
 from meshkit.errors import MeshError, unavailable
 from meshkit.logging import get_logger
@@ -38,10 +38,11 @@ _DISPATCH_SECONDS = metrics.histogram(
     metrics.WAIT_BUCKETS,
 )
 _LEASES = metrics.counter("tasks_leases", "Leases given", ("queue", "task_type"))
+_ROUNDS = metrics.counter("tasks_dispatch_rounds", "Dispatch rounds by whether they found work", ("queue", "found"))
 # Each combination of labels is looked up once: the look-up costs more than the counting.
 _dispatch_seconds = cache(_DISPATCH_SECONDS.labels)
 _leases = cache(_LEASES.labels)
-_ROUNDS = metrics.counter("tasks_dispatch_rounds", "Dispatch rounds by whether they found work", ("queue", "found"))
+_rounds = cache(_ROUNDS.labels)
 _REFUSALS = metrics.counter(
     "tasks_provider_refusals", "Rounds that passed waiting work over, by the gate", ("provider", "gate")
 )
@@ -255,7 +256,7 @@ class Scheduler:
                 poll.missed.clear()
 
     def _deliver(self, queue: str, work: DispatchRound) -> None:
-        _ROUNDS.labels(queue, str(bool(work.granted))).inc()
+        _rounds(queue, str(bool(work.granted))).inc()
         for poll in work.refused:
             if not poll.answer.done():
                 poll.answer.set_exception(session_not_found(poll.session.id))
@@ -307,5 +308,5 @@ def _count(queue: str, granted: Sequence[TaskRecord]) -> None:
         _leases(queue, record.task_type).inc()
         if record.attempt == 1 and record.leased_at is not None:
             waited = (record.leased_at - record.created_at).total_seconds()
-            trace = metrics.exemplar(tracing.parse(record.traceparent))
+            trace = metrics.stored_exemplar(record.traceparent)
             _dispatch_seconds(queue, record.task_type).observe(max(0.0, waited), trace)

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from atelier.tasks.v1 import worker_service_pb2
 
-from meshkit import metrics, tracing
+from meshkit import metrics
 from meshkit.auth import Principal
 from meshkit.errors import MeshError, forbidden, invalid, unavailable
 from meshkit.lingers import COMMIT_LINGER
@@ -346,7 +346,7 @@ class WorkerSessions:
             return None if ended.repeated else lease_lost()
         _ended(record.task_type, record.status).inc()
         if record.started_at is not None and record.completed_at is not None:
-            trace = metrics.exemplar(tracing.parse(record.traceparent))
+            trace = metrics.stored_exemplar(record.traceparent)
             _run_seconds(record.task_type).observe((record.completed_at - record.started_at).total_seconds(), trace)
         return None
 

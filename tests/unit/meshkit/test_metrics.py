@@ -47,3 +47,6 @@ def test_only_a_trace_that_is_recorded_becomes_an_exemplar() -> None:
     assert metrics.exemplar(tracing.begin(f"00-{'a' * 32}-{'b' * 16}-01")) == {"trace_id": "a" * 32}
     assert metrics.exemplar(tracing.begin(f"00-{'a' * 32}-{'b' * 16}-00")) is None
     assert metrics.exemplar(None) is None
+    assert metrics.stored_exemplar(f"00-{'a' * 32}-{'b' * 16}-01") == {"trace_id": "a" * 32}
+    assert metrics.stored_exemplar(f"00-{'a' * 32}-{'b' * 16}-00") is None
+    assert metrics.stored_exemplar("") is None
