@@ -103,11 +103,12 @@ async def test_a_list_of_all_tenants_holds_every_task_once(mesh: Mesh, analyzed:
     rows = await monitor(mesh, scopes=("read", "support")).ListTaskRows(pb.ListTaskRowsRequest())
     assert [one.id for one in rows.items] == shown
     tasks = mesh.tasks("acme", scopes=("read", "support"))
-    for asked, expected in (
+    asks: list[tuple[dict[str, Any], list[str]]] = [
         ({}, shown),
         ({"include_deleted": True}, with_hidden),
         ({"include_deleted": True, "status": enums_pb2.TASK_STATUS_PENDING}, unended),
-    ):
+    ]
+    for asked, expected in asks:
         request = tasks_service_pb2.ListTasksRequest(limit=100, **asked)
         assert [one.id for one in (await tasks.ListTasks(request)).tasks] == expected, asked
 
