@@ -12,6 +12,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `auth` `jwks` `scopes` `access`: who calls, what they may do, which tenant they act for
 - `topology`: the one table of services; `quotas` `stored_bytes`: what a tenant may take of what all share
 - `catalog` `spelling` `revisions` `moments` `paths`: what the contract declares, and names, versions, times and paths
+- `identifiers`: as people type them
 - `provider_settings`: what callers may not say in settings of providers; `accounts`: what opens accounts at them
 - `cutouts`: names of the networks that remove backgrounds; `fashn`: FASHN's models, and what each takes
 - `server` `interceptors` `recalling` `decoding` `channel` `client` `repeating` `bundling` `unbundling`: gRPC on both
@@ -20,6 +21,7 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `health`: whether a service and what it stands on work
 - `estimates` `answers`: answers whose total is an estimate, or whose HTTP status is not 200
 - `db` `pipeline` `pipeline_pool` `migration` `outbox` `leadership` `idempotency`: PostgreSQL, which holds all state
+- `counting`: counters that notes of changes are folded into, and totals of what no counter has
 - `retention` `retention_calls` `task_files`: what has ended is deleted at an age, unless something names its files
 - `bus` `holding` `stream` `publishing` `following` `event_lag` `eventjson`: NATS, which only notifies
 - `supervision`: loops, reported and told over NATS; `live`: what happens in the mesh, for whoever listens

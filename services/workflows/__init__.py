@@ -2,7 +2,7 @@
 
 Owns:
     Schema `workflows` in PostgreSQL: `workflows`, `steps`, `file_sweeps`, `outbox`, `leaders`,
-    `idempotency_keys`.
+    `idempotency_keys`, and the counters `workflow_counts`, `workflow_creations` and `workflow_changes`.
     Objects below `workflows/`: files that came inside of definitions.
     Subjects `atelier.workflows.v1.workflow.{pending,running,paused,completed,failed,cancelled}` on JetStream.
 Serves:

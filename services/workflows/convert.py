@@ -13,8 +13,8 @@ from google.protobuf.struct_pb2 import Struct
 from meshkit.moments import assign
 from meshkit.spelling import value_names, value_numbers
 from services.workflows import graph
-from services.workflows.domain import StepRecord, StepState
-from services.workflows.store import WorkflowSnapshot
+from services.workflows.domain import StepRecord, StepState, WorkflowRecord, progress
+from services.workflows.store import ListedWorkflow, WorkflowSnapshot
 
 STATUS = value_numbers(workflow_pb2.WorkflowStatus.DESCRIPTOR)
 STATUS_NAME = value_names(workflow_pb2.WorkflowStatus.DESCRIPTOR)
@@ -35,7 +35,7 @@ def to_workflow(whole: WorkflowSnapshot) -> workflow_pb2.WorkflowPublic:
         version=record.version,
         steps=[to_step(step, items) for step, items in _with_items(whole)],
     )
-    _fill_workflow(message, whole)
+    _fill_whole(message, record)
     final = next(step for step in whole.steps if step.step_id == record.final_step_id)
     if final.result is not None:
         message.final_step_result.ParseFromString(final.result)
@@ -64,18 +64,18 @@ def to_step(step: StepRecord, items: Sequence[StepRecord] = ()) -> workflow_pb2.
     return message
 
 
-def to_item(whole: WorkflowSnapshot) -> monitoring.WorkflowListItem:
+def to_item(listed: ListedWorkflow) -> monitoring.WorkflowListItem:
     """Return a workflow among others."""
-    message = monitoring.WorkflowListItem(has_error=bool(whole.workflow.errors))
-    _fill_workflow(message, whole)
-    _duration(message, whole.workflow.started_at, whole.workflow.completed_at)
+    message = monitoring.WorkflowListItem(has_error=listed.has_error)
+    _fill_workflow(message, listed)
+    _duration(message, listed.started_at, listed.completed_at)
     return message
 
 
 def to_detail(whole: WorkflowSnapshot) -> monitoring.GetMonitoredWorkflowResponse:
     """Return a workflow as operators see it, its steps in topological order."""
     message = monitoring.GetMonitoredWorkflowResponse()
-    _fill_workflow(message, whole)
+    _fill_whole(message, whole.workflow)
     _duration(message, whole.workflow.started_at, whole.workflow.completed_at)
     by_name = {step.step_id: (step, items) for step, items in _with_items(whole)}
     for name in graph.topological_order({name: step.depends_on for name, (step, _) in by_name.items()}):
@@ -100,25 +100,27 @@ def _with_items(whole: WorkflowSnapshot) -> list[tuple[StepRecord, list[StepReco
     ]
 
 
-def _fill_workflow(message: Any, whole: WorkflowSnapshot) -> None:
+def _fill_whole(message: Any, record: WorkflowRecord) -> None:
+    """Fill the members of every view of a workflow that is not one among others."""
+    _fill_workflow(message, record)
+    if record.started_at is not None:
+        message.canvas_task_id = str(record.id)
+    message.config.CopyFrom(Struct.FromString(record.config))
+    message.errors.extend(record.errors)
+
+
+def _fill_workflow(message: Any, record: WorkflowRecord | ListedWorkflow) -> None:
     """Fill the members that every view of a workflow has, as far as this one has them."""
-    record = whole.workflow
     has = message.DESCRIPTOR.fields_by_name
     message.id = str(record.id)
     message.name = record.name
     message.status = STATUS[record.status]
     message.total_steps = record.total_steps
     message.completed_steps = record.completed_steps
-    message.progress = record.progress
+    message.progress = progress(record.completed_steps, record.total_steps)
     message.final_step_id = record.final_step_id
     message.origin_instance = record.origin_instance
     message.origin_tenant_id = record.tenant
-    if "canvas_task_id" in has and record.started_at is not None:
-        message.canvas_task_id = str(record.id)
-    if "config" in has:
-        message.config.CopyFrom(Struct.FromString(record.config))
-    if "errors" in has:
-        message.errors.extend(record.errors)
     for name in _TEXTS:
         if name in has and getattr(record, name) is not None:
             setattr(message, name, getattr(record, name))

@@ -148,7 +148,7 @@ class WorkflowRecord:
     @property
     def progress(self) -> float:
         """Percent done."""
-        return 100.0 * self.completed_steps / self.total_steps if self.total_steps else 0.0
+        return progress(self.completed_steps, self.total_steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +209,11 @@ class StepRecord:
     parent: str | None = None
     item: bytes | None = None
     item_index: int | None = None
+
+
+def progress(completed_steps: int, total_steps: int) -> float:
+    """Return how much of so many steps is done, in percent."""
+    return 100.0 * completed_steps / total_steps if total_steps else 0.0
 
 
 def may(current: WorkflowStatus, following: WorkflowStatus) -> bool:

@@ -1,4 +1,4 @@
-"""Run what no caller asks for: steps without notices, tasks of ended workflows, webhooks, deletion of old rows."""
+"""Run what no caller asks for: steps without notices, tasks of ended workflows, webhooks, counters, old rows."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class WorkflowMaintenance:
             Loop("workflows-reconcile", self.reconcile, interval, jitter=0.2),
             Loop("workflows-webhooks", self._executor.tell_ends, min(1.0, interval)),
             Loop("workflows-files", self.sweep_files, max(1.0, min(30.0, self._settings.file_sweep_delay_seconds / 4))),
+            Loop("workflows-counters", self._store.fold, 5.0),
             Loop("workflows-maintenance", self._store.purge, 600.0),
         ]
 

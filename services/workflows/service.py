@@ -36,6 +36,7 @@ from services.workflows.fields import TRAINING, kind_of_step
 from services.workflows.files import StepFiles, holds_files, refuse_files
 from services.workflows.signals import Cancel, Event, Pause, Resume, Start
 from services.workflows.store import (
+    ListedWorkflow,
     Page,
     WorkflowCounts,
     WorkflowFilter,
@@ -209,8 +210,18 @@ class WorkflowsService:
         confined = _confined(which, caller)
         return ([], 0) if confined is None else await self._store.list_workflows(confined, page)
 
+    async def list_items(
+        self, which: WorkflowFilter, caller: Caller, page: Page
+    ) -> tuple[list[ListedWorkflow], int, bool]:
+        """Workflows without their steps, how many there are in all, and whether that number is exact.
+
+        Raises:
+            MeshError: `FORBIDDEN` where the caller may not see the tenant that it names.
+        """
+        return await self._store.list_items(replace(which, tenant=caller.listed_tenant(which.tenant)), page)
+
     async def stats(self, which: WorkflowFilter, caller: Caller) -> WorkflowCounts:
-        """Count of what `list_workflows` would list."""
+        """Count of what `list_items` would list."""
         confined = _confined(which, caller)
         assert confined is not None, "statistics name no tenant"
         return await self._store.stats(confined)

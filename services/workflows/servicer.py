@@ -14,6 +14,7 @@ from atelier.workflows.v1.monitoring_service_pb2_grpc import WorkflowMonitoringS
 from atelier.workflows.v1.workflows_service_pb2_grpc import WorkflowsServiceServicer
 
 from meshkit.access import Caller
+from meshkit.estimates import ESTIMATED
 from meshkit.idempotency import REPLAYED, IdempotencyKey
 from meshkit.retention import Pruning
 from meshkit.retention_calls import to_lines
@@ -120,14 +121,11 @@ class WorkflowMonitoringServicer(WorkflowMonitoringServiceServicer):
     async def ListMonitoredWorkflows(
         self, request: monitoring.ListMonitoredWorkflowsRequest, context: Context
     ) -> monitoring.ListMonitoredWorkflowsResponse:
-        del context
-
         def moment(name: str) -> Any:
             return getattr(request, name).ToDatetime(tzinfo=UTC) if request.HasField(name) else None  # type: ignore[arg-type]  # names of the message
 
-        caller = Caller.of_call()
         which = WorkflowFilter(
-            tenant=caller.listed_tenant(_text(request, "origin_tenant_id")),
+            tenant=_text(request, "origin_tenant_id"),
             status=_status(request),
             origin_instance=_text(request, "origin_instance"),
             origin_zone=_text(request, "origin_zone"),
@@ -137,9 +135,11 @@ class WorkflowMonitoringServicer(WorkflowMonitoringServiceServicer):
         )
         size = request.page_size
         page = Page((request.page - 1) * size, size, request.sort_by, descending=request.sort_order == "desc")
-        found, total = await self._workflows.list_workflows(which, caller, page)
+        found, total, exact = await self._workflows.list_items(which, Caller.of_call(), page)
+        if not exact:
+            context.set_trailing_metadata(ESTIMATED)
         return monitoring.ListMonitoredWorkflowsResponse(
-            items=[to_item(whole) for whole in found],
+            items=[to_item(one) for one in found],
             total=total,
             page=request.page,
             page_size=size,
@@ -156,7 +156,7 @@ class WorkflowMonitoringServicer(WorkflowMonitoringServiceServicer):
         stats = await self._workflows.stats(which, Caller.of_call())
         return monitoring.GetWorkflowStatsResponse(
             total_workflows=sum(stats.by_status.values()),
-            by_status=stats.by_status,
+            by_status={status.value: stats.by_status.get(status.value, 0) for status in WorkflowStatus},
             workflows_last_hour=stats.last_hour,
             workflows_last_24h=stats.last_day,
             avg_steps_per_workflow=stats.average_steps,

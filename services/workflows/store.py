@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from meshkit.idempotency import IdempotencyKey
@@ -29,6 +29,11 @@ class WorkflowFilter:
     created_before: datetime | None = None
     search: str | None = None
     include_deleted: bool = False
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the counters tell how many there are."""
+        return self.created_after is None and self.created_before is None and not self.search
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +63,38 @@ class WorkflowSnapshot:
         return self.workflow.tenant
 
 
+class ListedWorkflow(NamedTuple):
+    """A workflow among others. The order of the fields is the order of the columns in the query."""
+
+    id: UUID
+    name: str
+    description: str | None
+    status: WorkflowStatus
+    total_steps: int
+    completed_steps: int
+    current_step: str | None
+    final_step_id: str
+    origin_instance: str
+    origin_zone: str | None
+    tenant: str
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    has_error: bool
+
+
 @dataclass(frozen=True, slots=True)
 class WorkflowCounts:
-    """How many workflows there are."""
+    """How many workflows there are.
 
-    by_status: dict[str, int]
+    Attributes:
+        by_status: By state; states without workflows are absent.
+        last_hour: Those created in the last hour.
+        last_day: Those created in the last 24 hours.
+        average_steps: Steps of one on average.
+    """
+
+    by_status: Mapping[str, int]
     last_hour: int
     last_day: int
     average_steps: float
@@ -130,11 +162,19 @@ class WorkflowStore(Protocol):
         ...
 
     async def list_workflows(self, which: WorkflowFilter, page: Page) -> tuple[list[WorkflowSnapshot], int]:
-        """Workflows with their steps, and how many there are in all."""
+        """Workflows with their steps, and how many there are in all; fewer where they are large."""
+        ...
+
+    async def list_items(self, which: WorkflowFilter, page: Page) -> tuple[list[ListedWorkflow], int, bool]:
+        """Workflows without their steps, how many there are in all, and whether that number is exact."""
         ...
 
     async def stats(self, which: WorkflowFilter) -> WorkflowCounts:
-        """Count."""
+        """Count workflows by their labels; what no counter has is not told apart."""
+        ...
+
+    async def fold(self) -> None:
+        """Add what was noted of changes to the counters."""
         ...
 
     async def advance(self, workflow_id: UUID, body: Decide, *, durable: bool = True) -> Decision | None:

@@ -16,6 +16,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from meshkit.catalog import MediaKind, type_of_detail
 from meshkit.freeform import MAX_WHOLE
+from meshkit.identifiers import ids_beginning_with
 from meshkit.media_urls import MediaLinks
 from meshkit.moments import assign
 from meshkit.spelling import enum_names
@@ -42,7 +43,6 @@ from services.tasks.monitoring.domain import (
     TaskQuery,
     WorkerFigures,
     WorkFigures,
-    ids_beginning_with,
 )
 from services.tasks.monitoring.requeues import RequeueReport
 from services.tasks.service_requests import ServiceRequestNote

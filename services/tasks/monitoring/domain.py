@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,7 +11,6 @@ from uuid import UUID
 from meshkit.errors import invalid
 from services.tasks.domain import WorkerLoad
 
-_HEX = re.compile(r"[0-9a-f]{0,32}")
 _EPOCH = datetime.fromtimestamp(0, UTC)
 # A worker's rate is the mean over so many minutes.
 RATE_MINUTES = 5
@@ -102,18 +100,6 @@ class TaskQuery:
     def is_counted(self) -> bool:
         """Whether the counters tell how many there are."""
         return self.created_after is None and self.created_before is None and self.ids is None
-
-
-def ids_beginning_with(text: str) -> tuple[UUID, UUID] | None:
-    """Return the first and the last id that begins with these digits; None where no id does.
-
-    Args:
-        text: Hexadecimal digits in any case, with or without hyphens.
-    """
-    digits = text.strip().lower().replace("-", "")
-    if _HEX.fullmatch(digits) is None:
-        return None
-    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
 
 
 @dataclass(frozen=True, slots=True)

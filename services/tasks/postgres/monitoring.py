@@ -6,7 +6,6 @@ in the same statement, so that its figures are of one moment.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from typing import Any
 
 from psycopg import sql
 
+from meshkit import counting
 from meshkit.db import Connection, Database
 from services.tasks.devices import GpuReading, WarmModel
 from services.tasks.domain import WorkerLoad
@@ -35,9 +35,6 @@ from services.tasks.monitoring.domain import (
     WorkFigures,
 )
 from services.tasks.postgres import listing
-
-# Totals of what no counter has are exact up to here, and the planner's estimate beyond.
-EXACT_TOTAL = 10_000
 
 _DURATION = "completed_at - started_at"
 _NULLABLE = frozenset({"duration_ms", "started_at", "completed_at"})
@@ -309,13 +306,7 @@ class PostgresMonitoring:
 
     async def fold(self) -> None:
         """Add what was noted of changes to the counters; another replica that is at it does it for this one."""
-        async with self._db.transaction() as conn:
-            cursor = await conn.execute("SELECT pg_try_advisory_xact_lock(%s)", (_FOLD_LOCK,))
-            if not (await cursor.fetchone() or (False,))[0]:
-                return
-            await conn.execute(_FOLD)
-            for statement in _FORGET:
-                await conn.execute(statement)
+        await counting.fold(self._db, _FOLD_LOCK, _FOLD, *_FORGET)
 
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[Connection]:
@@ -330,19 +321,8 @@ class PostgresMonitoring:
             row = await (await conn.execute(_COUNTED.format(figures=_TOTAL, where=where), values)).fetchone()
             return (row[0] if row is not None else 0), True
         where, values = _rows(query)
-        counted = sql.SQL("SELECT count(*) FROM (SELECT FROM {} LIMIT {}) found").format(
-            _source(query, where), sql.Literal(EXACT_TOTAL + 1)
-        )
-        row = await (await conn.execute(counted, values)).fetchone()
-        total = row[0] if row is not None else 0
-        if total <= EXACT_TOTAL:
-            return total, True
-        plan = await (
-            await conn.execute(sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM tasks WHERE {}").format(where), values)
-        ).fetchone()
-        assert plan is not None
-        told: Any = json.loads(plan[0]) if isinstance(plan[0], str) else plan[0]
-        return max(total, int(told[0]["Plan"]["Plan Rows"])), False
+        plain = sql.SQL("tasks WHERE {}").format(where)
+        return await counting.total_of(conn, _source(query, where), values, plain)
 
 
 async def _now(conn: Connection) -> datetime:

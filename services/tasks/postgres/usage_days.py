@@ -9,6 +9,7 @@ from uuid import UUID
 
 from psycopg import sql
 
+from meshkit import counting
 from meshkit.db import Connection, Database
 from services.tasks.usage.domain import CPU, StoredFigures, UsageFigures, UsageQuery, total_of
 
@@ -103,10 +104,7 @@ class PostgresUsage:
 
     async def fold(self) -> None:
         """Add what was noted of changes to the days; another replica that is at it does it for this one."""
-        async with self._db.transaction() as conn:
-            cursor = await conn.execute("SELECT pg_try_advisory_xact_lock(%s)", (_FOLD_LOCK,))
-            if (await cursor.fetchone() or (False,))[0]:
-                await conn.execute(_FOLD)
+        await counting.fold(self._db, _FOLD_LOCK, _FOLD)
 
     async def claim(self, tenant: str, age_seconds: float) -> bool:
         """Whether this replica is to measure a tenant's storage: nobody has within a time, or on this day."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from meshkit import idempotency
-from meshkit.db import Database, DatabaseUnavailableError
+from meshkit.db import Connection, Database, DatabaseUnavailableError
 from meshkit.idempotency import IdempotencyKey
 from meshkit.logging import get_logger
 from meshkit.pipeline import Pipeline
 from services.workflows.domain import StepRecord, StepState, WorkflowRecord
 from services.workflows.engine import Decision
-from services.workflows.postgres import columns, queries, writes
+from services.workflows.postgres import columns, counts, lists, queries, writes
 from services.workflows.postgres.snapshot_cache import SnapshotCache
 from services.workflows.store import (
     Advanced,
@@ -23,6 +24,7 @@ from services.workflows.store import (
     DispatchNote,
     Edit,
     FileSweep,
+    ListedWorkflow,
     Page,
     WorkflowCounts,
     WorkflowFilter,
@@ -122,15 +124,23 @@ class PostgresWorkflowStore:
             return await queries.find(conn, workflow_id)
 
     async def list_workflows(self, which: WorkflowFilter, page: Page) -> tuple[list[WorkflowSnapshot], int]:
-        """Workflows with their steps, and how many there are in all."""
-        async with self._db.transaction() as conn:
-            await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            return await queries.list_workflows(conn, which, page, self._page_bytes)
+        """Workflows with their steps, and how many there are in all; fewer where they are large."""
+        async with self._snapshot() as conn:
+            return await lists.list_workflows(conn, which, page, self._page_bytes)
+
+    async def list_items(self, which: WorkflowFilter, page: Page) -> tuple[list[ListedWorkflow], int, bool]:
+        """Workflows without their steps, how many there are in all, and whether that number is exact."""
+        async with self._snapshot() as conn:
+            return await lists.list_items(conn, which, page)
 
     async def stats(self, which: WorkflowFilter) -> WorkflowCounts:
-        """Count."""
-        async with self._db.connection() as conn:
-            return await queries.stats(conn, which)
+        """Count workflows by their labels."""
+        async with self._snapshot() as conn:
+            return await counts.stats(conn, which)
+
+    async def fold(self) -> None:
+        """Add what was noted of changes to the counters."""
+        await counts.fold(self._db)
 
     async def advance(self, workflow_id: UUID, body: Decide, *, durable: bool = True) -> Decision | None:
         """Decide upon a workflow under its lock and write what was decided; see `WorkflowStore`."""
@@ -290,6 +300,13 @@ class PostgresWorkflowStore:
     async def purge(self) -> None:
         """Delete old idempotency keys."""
         await idempotency.purge(self._db)
+
+    @asynccontextmanager
+    async def _snapshot(self) -> AsyncIterator[Connection]:
+        """Return a connection whose statements see the rows of one moment."""
+        async with self._db.transaction() as conn:
+            await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield conn
 
     async def _due(self, note: str, state: str, wanted: str, age_seconds: float, limit: int) -> list[Any]:
         async with self._db.transaction() as conn:

@@ -8,6 +8,7 @@ from google.protobuf import field_mask_pb2
 
 from meshkit.channel import call_metadata
 from meshkit.errors import ErrorKind, MeshError
+from services.workflows.domain import WorkflowStatus
 from services.workflows.postgres.store import PostgresWorkflowStore
 from tests.integration.workflows.conftest import Mesh, create, noop
 
@@ -229,7 +230,7 @@ async def test_monitoring_lists_searches_counts_and_orders(mesh: Mesh) -> None:
     by_name = monitoring_service_pb2.ListMonitoredWorkflowsRequest(sort_by="name", sort_order="asc")
     assert [one.name for one in (await monitor.ListMonitoredWorkflows(by_name)).items] == ["Autumn lookbook", "Spring"]
     stats = await monitor.GetWorkflowStats(monitoring_service_pb2.GetWorkflowStatsRequest())
-    assert dict(stats.by_status) == {"COMPLETED": 1, "PENDING": 1}
+    assert dict(stats.by_status) == {status: int(status in ("COMPLETED", "PENDING")) for status in WorkflowStatus}
     assert (stats.total_workflows, stats.workflows_last_hour, stats.avg_steps_per_workflow) == (2, 2, 1.5)
     detail = await monitor.GetMonitoredWorkflow(monitoring_service_pb2.GetMonitoredWorkflowRequest(workflow_id=made.id))
     assert [step.step_id for step in detail.steps] == ["first", "last"]
