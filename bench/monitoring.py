@@ -80,7 +80,7 @@ FROM generate_series(1, %(workflows)s) n CROSS JOIN LATERAL (
 """
 
 
-class Taken(NamedTuple):
+class AnswerTime(NamedTuple):
     """What a question took, in milliseconds: from its asking to its answer, and of processors."""
 
     wall: float
@@ -107,7 +107,7 @@ def main() -> int:
         running = RunningServer(server)
         running.start()
         try:
-            rows: dict[str, list[Taken]] = {}
+            rows: dict[str, list[AnswerTime]] = {}
             for measured, count in ((measure_tasks, given.tasks), (measure_workflows, given.workflows)):
                 if count:
                     rows |= asyncio.run(measured(server.dsn("postgres"), count, given.waiting))
@@ -134,7 +134,7 @@ def _fan_out(clients: int, events: int) -> int:
     return int(found.p99 > fanout.BOUND_MS)
 
 
-async def measure_tasks(dsn: str, tasks: int, waiting: int) -> dict[str, list[Taken]]:
+async def measure_tasks(dsn: str, tasks: int, waiting: int) -> dict[str, list[AnswerTime]]:
     """Return by question what each of its repetitions took."""
     async with _filled(dsn, TASKS, _FILL, {"tasks": tasks, "waiting": waiting}) as database:
         monitoring = PostgresMonitoring(database)
@@ -143,7 +143,7 @@ async def measure_tasks(dsn: str, tasks: int, waiting: int) -> dict[str, list[Ta
         return await _timed_all(dsn, questions(monitoring))
 
 
-async def measure_workflows(dsn: str, workflows: int, running: int) -> dict[str, list[Taken]]:
+async def measure_workflows(dsn: str, workflows: int, running: int) -> dict[str, list[AnswerTime]]:
     """Return by question about workflows what each of its repetitions took."""
     async with _filled(dsn, WORKFLOWS, _FILL_WORKFLOWS, {"workflows": workflows, "running": running}) as database:
         store = PostgresWorkflowStore(database)
@@ -247,14 +247,14 @@ def _asker(method: Callable[..., Awaitable[Any]], *arguments: Any) -> Callable[[
     return ask
 
 
-async def _timed_all(dsn: str, asked: dict[str, Callable[[], Awaitable[Any]]]) -> dict[str, list[Taken]]:
+async def _timed_all(dsn: str, asked: dict[str, Callable[[], Awaitable[Any]]]) -> dict[str, list[AnswerTime]]:
     async with await psycopg.AsyncConnection.connect(dsn) as conn:
         server = psutil.Process(conn.info.backend_pid).parent()
     assert server is not None
     return {name: await timed(ask, server) for name, ask in asked.items()}
 
 
-async def timed(ask: Callable[[], Awaitable[Any]], server: psutil.Process) -> list[Taken]:
+async def timed(ask: Callable[[], Awaitable[Any]], server: psutil.Process) -> list[AnswerTime]:
     """Ask once to warm up, then so often as is measured."""
     await ask()
     accounts = [Path(f"/proc/{child.pid}/schedstat") for child in server.children()]
@@ -262,7 +262,7 @@ async def timed(ask: Callable[[], Awaitable[Any]], server: psutil.Process) -> li
     for _ in range(REPEATS):
         worked, begun = _processor_ms(accounts), time.perf_counter()
         await ask()
-        taken.append(Taken((time.perf_counter() - begun) * 1e3, _processor_ms(accounts) - worked))
+        taken.append(AnswerTime((time.perf_counter() - begun) * 1e3, _processor_ms(accounts) - worked))
     return taken
 
 
