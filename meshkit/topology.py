@@ -156,7 +156,7 @@ MONITORING = ServiceSpec(
     port=9104,
     schema="monitoring",
     scopes=(MESH,),
-    calls=("tasks", "workflows", "training"),
+    calls=("tasks", "workflows", "training", "evaluation"),
     # Capture is asked where a mesh has it.
     joins=NATS | TOKENS | {"ATELIER_PROMETHEUS_URL", "ATELIER_CAPTURE_ADDRESS"},
     routed=True,

@@ -3,7 +3,7 @@
 It owns the public surface: routes, JSON, the OpenAPI document, the first check of tokens, stored images, signed URLs
 and live events. It calls whatever services the contracts bind to HTTP, owns no table and no subject, and knows no
 business rule: what a request means is decided by the service that answers it. It reads the stream of events for those
-who listen.
+who listen, and tells the monitoring service of its loop.
 
 Rooms:
     A request passes `server`, `connections` and `http_protocol` (HTTP and its bounds; `refusals` logs what ends there),

@@ -23,11 +23,13 @@ from meshkit.health import HealthPart, PartStates, is_part
 from meshkit.images.checks import ImageChecks
 from meshkit.live.feed import LiveFeed
 from meshkit.logging import get_logger
+from meshkit.loops import Loops
 from meshkit.media_urls import MediaSigner
 from meshkit.metrics import serve_metrics
 from meshkit.objects import ObjectStore, open_configured
 from meshkit.quotas import CALLS, STREAMS, TenantRates, TenantShare
 from meshkit.stored_bytes import StoredBytes
+from meshkit.supervision import supervise
 from meshkit.transcoding.openapi import build_document
 from meshkit.transcoding.routes import Route, RouteTable, compile_services
 from services.gateway import lora_openapi, openapi, server
@@ -77,10 +79,12 @@ async def start(settings: GatewaySettings, stack: AsyncExitStack) -> GatewayRunt
         ValueError: The settings name no key to verify tokens with.
     """
     stopping = asyncio.Event()
-    feed = new_feed(settings)
+    bus, loops = _bus(settings), Loops()
+    feed = _feed(settings, bus)
     stack.push_async_callback(feed.close)
-    app = build_app(settings, stack, stopping, feed)
+    app = build_app(settings, stack, stopping, feed, loops)
     await feed.start()
+    await supervise(stack, loops, bus, topology.GATEWAY.role)
     metrics = serve_metrics(settings.metrics_port, settings.metrics_host)
     if metrics is not None:
         stack.callback(metrics.close)
@@ -91,7 +95,11 @@ async def start(settings: GatewaySettings, stack: AsyncExitStack) -> GatewayRunt
 
 
 def build_app(
-    settings: GatewaySettings, stack: AsyncExitStack, stopping: asyncio.Event, feed: LiveFeed | None = None
+    settings: GatewaySettings,
+    stack: AsyncExitStack,
+    stopping: asyncio.Event,
+    feed: LiveFeed | None = None,
+    loops: Loops | None = None,
 ) -> ASGIApp:
     """Build the application and everything it stands on; what needs closing goes on the stack.
 
@@ -100,6 +108,7 @@ def build_app(
         stack: Closed in reverse order at the end.
         stopping: Set when the process begins to end.
         feed: Live events, started and closed by the caller; None for events that are never started.
+        loops: Takes the background work, which the caller runs.
 
     Raises:
         ContractError: The contracts cannot be served as they stand.
@@ -153,10 +162,11 @@ def build_app(
     transcoder = Transcoder(table, call_of, context)
     health = Health(probes, _parts(objects, stack), release, [one.role for one in topology.OPTIONAL])
     jobs = JobPages(guard, transcoder)
-    live = build_live(feed or new_feed(settings), context, health, jobs, transcoder, image=image, version=release)
-    if feed is not None:
-        live.loops.start()
-        stack.push_async_callback(live.loops.stop)
+    live = build_live(
+        feed or _feed(settings, _bus(settings)), context, health, jobs, transcoder, image=image, version=release
+    )
+    if loops is not None:
+        loops.add(live.loop)
     parts = GatewayParts(
         transcoder=transcoder,
         health=health,
@@ -170,9 +180,11 @@ def build_app(
     return create_app(parts, settings)
 
 
-def new_feed(settings: GatewaySettings) -> LiveFeed:
-    """Return live events, not yet started."""
-    bus = Bus(settings.nats_url.get_secret_value(), name="atelier-gateway", replicas=settings.nats_replicas)
+def _bus(settings: GatewaySettings) -> Bus:
+    return Bus(settings.nats_url.get_secret_value(), name="atelier-gateway", replicas=settings.nats_replicas)
+
+
+def _feed(settings: GatewaySettings, bus: Bus) -> LiveFeed:
     return LiveFeed(bus, heartbeat_seconds=settings.live_heartbeat_seconds)
 
 

@@ -8,8 +8,8 @@ Serves:
     ExternalScaler` to KEDA.
 Calls:
     The tasks service (`TaskMonitoringService.GetQueueStats`, `GetWorkFigures`, `TasksService.ListProviders`,
-    `ResetProviderBreaker`, and what it tells KEDA), and the health checks of tasks, workflows and training; capture
-    (`CameraService.GetCaptureState`) where a mesh has cameras.
+    `ResetProviderBreaker`, and what it tells KEDA), and the health checks of tasks, workflows and training; where a
+    mesh has them, those of evaluation and of capture, and `CameraService.GetCaptureState` of capture.
 Consumes:
     `atelier.loops.report.<role>` on core NATS: what every process tells of its loops (`meshkit/supervision.py`).
 

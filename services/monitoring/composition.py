@@ -101,9 +101,7 @@ async def start(settings: MonitoringSettings, stack: AsyncExitStack) -> Monitori
         [HealthPart("postgresql", database.ping, every_call=True), HealthPart("nats", bus.ping, essential=False)],
         lambda: [f"loops/{name}" for name in loops.ailing],
     )
-    capture = None
-    if settings.capture_address:
-        capture = CaptureFigures(_channel(settings, stack, tokens, settings.capture_address))
+    capture = CaptureFigures(channels["capture"]) if "capture" in channels else None
     servicer = SystemServicer(
         supervisor,
         probes,
@@ -154,6 +152,9 @@ def _addresses(settings: MonitoringSettings) -> dict[str, str]:
         "tasks": settings.tasks_address,
         "workflows": settings.workflows_address,
         "training": settings.training_address,
+        # What a mesh may do without is asked where it is there.
+        **({"evaluation": settings.evaluation_address} if settings.evaluation_address else {}),
+        **({"capture": settings.capture_address} if settings.capture_address else {}),
     }
 
 

@@ -29,6 +29,7 @@ class MonitoringSettings(MeshSettings):
     tasks_address: str = Field(default=TASKS.address, description="Address of the tasks service.")
     workflows_address: str = Field(default=WORKFLOWS.address, description="Address of the workflows service.")
     training_address: str = Field(default=TRAINING.address, description="Address of the training service.")
+    evaluation_address: str = Field(default="", description="Address of evaluation; a mesh without it has none.")
     capture_address: str = Field(default="", description="Address of capture; a mesh without cameras has none.")
     critical_queues: CommaSeparated = Field(
         default=("inference",),

@@ -8,7 +8,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from meshkit.live.document import document_of
 from meshkit.live.feed import LiveFeed
-from meshkit.loops import Loops
+from meshkit.loops import Loop
 from services.gateway.endpoints import EndpointContext, Transcoder
 from services.gateway.health import Health
 from services.gateway.jobs.pages import JobPages
@@ -27,13 +27,13 @@ class LiveParts:
         sockets: WebSocket connections.
         stream: Server-sent events.
         pages: What is told of both.
-        loops: Background work, not yet started.
+        loop: Tells operators how the mesh is; not yet started.
     """
 
     sockets: EventSockets
     stream: LiveStream
     pages: LivePages
-    loops: Loops
+    loop: Loop
 
 
 def build_live(
@@ -81,4 +81,4 @@ def build_live(
         interval_seconds=settings.live_status_seconds,
     )
     pages = LivePages(context.guard, feed, teller, document_of(image))
-    return LiveParts(sockets, stream, pages, Loops(teller.loop))
+    return LiveParts(sockets, stream, pages, teller.loop)

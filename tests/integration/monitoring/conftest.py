@@ -74,8 +74,10 @@ async def start_mesh(fresh_postgres_dsn: str, nats_url: str) -> AsyncIterator[St
             stack = await outer.enter_async_context(AsyncExitStack())
             stores = {"database_url": fresh_postgres_dsn, "nats_url": nats_url}
             running = await monitoring.start(MonitoringSettings(**(shared | stores | settings)), stack)
-            front = await gateway.start(GatewaySettings(**shared, addresses={"monitoring": running.address}), stack)
-            return Mesh(running, f"http://{front.address}", stack, settings.get("nats_url", nats_url))
+            addresses = {"monitoring": running.address, "tasks": settings.get("tasks_address", "")}
+            bus = settings.get("nats_url", nats_url)
+            front = await gateway.start(GatewaySettings(**shared, addresses=addresses, nats_url=bus), stack)
+            return Mesh(running, f"http://{front.address}", stack, bus)
 
         yield begin
 
@@ -83,6 +85,32 @@ async def start_mesh(fresh_postgres_dsn: str, nats_url: str) -> AsyncIterator[St
 @pytest.fixture
 async def mesh(start_mesh: StartMesh) -> Mesh:
     return await start_mesh()
+
+
+async def start_tasks(stack: AsyncExitStack, s3: S3Store, **settings: Any) -> tasks.TasksRuntime:
+    """Start a tasks service that serves what this machine and fal make."""
+    shared: dict[str, Any] = {
+        "listen": "127.0.0.1:0",
+        "s3_endpoint": s3.endpoint,
+        "s3_access_key": s3.access_key,
+        "s3_secret_key": s3.secret_key,
+        "s3_bucket": s3.bucket(),
+        "auth_secret": SECRET,
+        "public_url": "http://gateway.test",
+        "served_providers": ("LOCAL", "FAL_STANDARD"),
+        "shutdown_grace_seconds": 0.2,
+    }
+    return await tasks.start(TasksSettings(**(shared | settings)), stack)
+
+
+async def open_breaker(runtime: tasks.TasksRuntime, key: str) -> None:
+    """Open the breaker of an application of fal."""
+    async with runtime.database.transaction() as conn:
+        await conn.execute(
+            "INSERT INTO provider_gates (provider, key, state, failure_count, opened_at, last_failure_at) "
+            "VALUES ('FAL_STANDARD', %s, 'open', 5, now() - interval '10 s', now() - interval '10 s')",
+            (key,),
+        )
 
 
 @dataclass
@@ -93,12 +121,7 @@ class Whole:
     tasks: tasks.TasksRuntime
 
     async def open_breaker(self, key: str) -> None:
-        async with self.tasks.database.transaction() as conn:
-            await conn.execute(
-                "INSERT INTO provider_gates (provider, key, state, failure_count, opened_at, last_failure_at) "
-                "VALUES ('FAL_STANDARD', %s, 'open', 5, now() - interval '10 s', now() - interval '10 s')",
-                (key,),
-            )
+        await open_breaker(self.tasks, key)
 
     async def create_task(self) -> None:
         """Create a task."""
@@ -135,23 +158,13 @@ async def whole(
     start_mesh: StartMesh, fresh_postgres_dsn: str, nats_url: str, s3: S3Store, silent: str
 ) -> AsyncIterator[Whole]:
     async with AsyncExitStack() as stack:
-        behind = await tasks.start(
-            TasksSettings(
-                listen="127.0.0.1:0",
-                database_url=fresh_postgres_dsn,
-                nats_url=nats_url,
-                s3_endpoint=s3.endpoint,
-                s3_access_key=s3.access_key,
-                s3_secret_key=s3.secret_key,
-                s3_bucket=s3.bucket(),
-                auth_secret=SECRET,
-                public_url="http://gateway.test",
-                served_providers=("LOCAL", "FAL_STANDARD"),
-                provider_limits={"FAL_STANDARD/app": {"failure_threshold": 7}},
-                shutdown_grace_seconds=0.2,
-                lease_ttl_seconds=600,
-            ),
+        behind = await start_tasks(
             stack,
+            s3,
+            database_url=fresh_postgres_dsn,
+            nats_url=nats_url,
+            provider_limits={"FAL_STANDARD/app": {"failure_threshold": 7}},
+            lease_ttl_seconds=600,
         )
         mesh = await start_mesh(tasks_address=behind.address, workflows_address=silent, training_address="127.0.0.1:1")
         yield Whole(mesh, behind)

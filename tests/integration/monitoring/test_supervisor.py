@@ -180,6 +180,15 @@ async def test_the_service_supervises_its_own_loops_and_both_routes_answer_alike
     assert bodies[0] == bodies[1]
 
 
+async def test_a_gateway_obeys_for_its_loop_and_goes_on_answering(mesh: Mesh) -> None:
+    await shows(mesh, "live_status", "running")
+    http = mesh.http()
+    for order, status in (("stop", "stopped"), ("start", "running")):
+        answer = await http.post(f"/supervisor/workers/live_status/{order}")
+        assert answer.json()["success"] is True
+        await shows(mesh, "live_status", status)
+
+
 async def test_without_nats_there_is_no_supervisor(start_mesh: StartMesh) -> None:
     mesh = await start_mesh(nats_url="nats://127.0.0.1:1")
     body = (await mesh.http().get("/supervisor")).json()

@@ -34,6 +34,7 @@ KNOWN_TO: Mapping[str, set[str]] = {
     "ATELIER_WORKFLOWS_ADDRESS": {"monitoring", "gateway"},
     "ATELIER_TRAINING_ADDRESS": {"workflows", "monitoring", "trainer", "gateway"},
     "ATELIER_MONITORING_ADDRESS": {"gateway"},
+    "ATELIER_EVALUATION_ADDRESS": {"monitoring", "gateway"},
 }
 SERVERS = {"nats", "postgres", "s3"}
 # A service that is not among them is held to its entry in the table.
