@@ -22,7 +22,10 @@ _NOT_PLAIN: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _PATTERN: Final = frozenset("*?[")
 # What a folder is searched for; a file that is named may have any name.
 _PICTURES: Final = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".mpo", ".jp2", ".ppm", ".tga", ".ico"}
+    {
+        *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif", ".hif"),
+        *(".mpo", ".jp2", ".ppm", ".tga", ".ico"),
+    }
 )
 
 

@@ -147,6 +147,11 @@ class MeshSettings(BaseSettings):
         ge=128 * 1024 * 1024,
         description="Memory that the decoding of large images may take together; one that needs more is refused.",
     )
+    max_image_bytes: int = Field(
+        default=256 * 1024 * 1024,
+        ge=1024,
+        description="Largest image file that is decoded; the same for every service and worker of a mesh.",
+    )
     image_seconds: float = Field(default=30.0, gt=0, description="How long one image may take to decode.")
     image_wait_seconds: float = Field(default=30.0, gt=0, description="How long an image waits for its turn.")
 

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from meshkit.auth import valid_tenant
 from meshkit.chunks import ChunkReader
@@ -223,6 +223,36 @@ class ObjectStore:
                 response.release_conn()
 
         return await self._run(get, path)
+
+    async def copy_into(self, tenant: str, path: str, file: BinaryIO, max_bytes: int | None = None) -> None:
+        """Read an object into an open file, and with that next to nothing into memory.
+
+        Args:
+            tenant: Tenant it belongs to.
+            path: Its path.
+            file: Takes it, in place of what it holds.
+            max_bytes: What is larger is not read.
+
+        Raises:
+            MeshError: As for `get`.
+        """
+        path = normalise_path(path)
+        key = key_of(tenant, path)
+
+        def copy(client: Any) -> None:
+            response = client.get_object(self._bucket, key)
+            try:
+                size = int(response.headers["content-length"])
+                if max_bytes is not None and size > max_bytes:
+                    raise too_large(f"{path} has {size} bytes, at most {max_bytes} are allowed")
+                file.seek(0)
+                file.truncate()
+                file.writelines(response.stream(_CHUNK_BYTES))
+            finally:
+                response.close()
+                response.release_conn()
+
+        await self._run(copy, path)
 
     async def download(self, tenant: str, path: str, dest: Path) -> ObjectInfo:
         """Read an object into a local file, which appears only once it is whole.

@@ -50,9 +50,9 @@ _READ_BYTES = 64 * 1024
 # A child that fails ends its side first, and then says why.
 _EXIT_SECONDS = 3.0
 
-ImageSource = bytes | BinaryIO | Callable[[], Awaitable[bytes]]
+ImageSource = bytes | BinaryIO | Callable[[], Awaitable[bytes | BinaryIO]]
 """An image: its bytes, an open file that stays open at an undefined position, or what loads it when its turn has come,
-so that images that wait take no memory; it may be called twice."""
+so that images that wait take no memory; it may be called more than once, and a file that it returns is closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,11 +213,19 @@ class ImageChecks:
         memory_bytes: Memory that the decoding of large images may take together.
         seconds: How long one image may take.
         wait_seconds: How long an image waits for its turn.
+        limits: What is allowed where a caller says nothing else.
     """
 
     def __init__(
-        self, *, places: int = 2, memory_bytes: int = 2560 * _MIB, seconds: float = 30.0, wait_seconds: float = 30.0
+        self,
+        *,
+        places: int = 2,
+        memory_bytes: int = 2560 * _MIB,
+        seconds: float = 30.0,
+        wait_seconds: float = 30.0,
+        limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
+        self.limits = limits
         self._memory = memory_bytes
         self._seconds = seconds
         self._wait = wait_seconds
@@ -232,6 +240,7 @@ class ImageChecks:
             memory_bytes=settings.image_memory_bytes,
             seconds=settings.image_seconds,
             wait_seconds=settings.image_wait_seconds,
+            limits=ImageLimits(max_bytes=settings.max_image_bytes),
         )
 
     @property
@@ -240,24 +249,24 @@ class ImageChecks:
         return [child.pid for child in self._children.values() if child.alive]
 
     async def check(
-        self, tenant: str, source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS, *, path: str = MEMBER
+        self, tenant: str, source: ImageSource, limits: ImageLimits | None = None, *, path: str = MEMBER
     ) -> ImageInfo:
         """Check an image: format, size, frames, and that all of it decodes.
 
         Args:
             tenant: Whose image it is; tenants take turns.
             source: The image.
-            limits: What is allowed.
+            limits: What is allowed; what always is if None.
             path: Path of the request's member, for the error.
 
         Raises:
             MeshError: `INVALID` with what is wrong with it, `TOO_LARGE` for too many bytes, `UNAVAILABLE` where its
                 turn does not come in time, or where images cannot be decoded here.
         """
-        return (await self._judged(Judgement(tenant, source, limits, path))).info
+        return (await self._judged(Judgement(tenant, source, limits or self.limits, path))).info
 
     async def make_for_work(
-        self, tenant: str, source: ImageSource, into: Path, limits: ImageLimits = DEFAULT_LIMITS, *, path: str = MEMBER
+        self, tenant: str, source: ImageSource, into: Path, limits: ImageLimits | None = None, *, path: str = MEMBER
     ) -> WorkImage:
         """Check an image, and write its first frame as a plain sRGB PNG unless it is fit for work as it stands.
 
@@ -265,7 +274,7 @@ class ImageChecks:
             tenant: Whose image it is.
             source: The image.
             into: Where the PNG is written; nothing is left there unless it is made.
-            limits: What is allowed.
+            limits: What is allowed; what always is if None.
             path: Path of the request's member, for the error.
 
         Raises:
@@ -273,14 +282,14 @@ class ImageChecks:
         """
         work: WorkImage | None = None
         try:
-            work = await self._judged(Judgement(tenant, source, limits, path, into))
+            work = await self._judged(Judgement(tenant, source, limits or self.limits, path, into))
             return work
         finally:
             if work is None or not work.made:
                 await asyncio.to_thread(into.unlink, missing_ok=True)
 
     async def make_thumbnail(
-        self, tenant: str, source: ImageSource, width: int, limits: ImageLimits = DEFAULT_LIMITS, *, path: str = MEMBER
+        self, tenant: str, source: ImageSource, width: int, limits: ImageLimits | None = None, *, path: str = MEMBER
     ) -> bytes:
         """Check an image, and return its first frame as a WebP of a width; one that is smaller is not enlarged.
 
@@ -289,7 +298,7 @@ class ImageChecks:
         """
         with tempfile.TemporaryDirectory(prefix="atelier-thumbnail-") as folder:
             into = Path(folder) / "thumbnail.webp"
-            await self._judged(Judgement(tenant, source, limits, path, into, width))
+            await self._judged(Judgement(tenant, source, limits or self.limits, path, into, width))
             return await asyncio.to_thread(into.read_bytes)
 
     async def close(self) -> None:
@@ -431,6 +440,8 @@ async def _opened(source: ImageSource, limits: ImageLimits, path: str, stack: co
     """
     if callable(source):
         source = await source()
+        if not isinstance(source, bytes):
+            stack.callback(source.close)
     if isinstance(source, bytes):
         if len(source) > limits.max_bytes:
             raise too_large(f"{path} has {len(source)} bytes, at most {limits.max_bytes} are allowed")

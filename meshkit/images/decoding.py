@@ -5,6 +5,7 @@ The header decides on size before a single pixel is decoded; then the whole file
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from pathlib import Path
@@ -13,12 +14,16 @@ from typing import BinaryIO, ClassVar, Protocol
 from PIL import AvifImagePlugin, Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from meshkit.errors import MeshError, invalid, too_large
+from meshkit.images import heif
 from meshkit.images.limits import DEFAULT_LIMITS, EVERYTHING, MAX_PIXELS, MEMBER, ImageGrant, ImageInfo, ImageLimits
 
 # Memory that decoding takes for each pixel of a frame: Pillow's own four bytes, and what the decoder of the format
-# holds besides: canvases of animations, coefficients of progressive JPEGs, strips of TIFFs, planes of AVIFs.
-_BYTES_PER_PIXEL = {"PNG": 12, "JPEG": 12, "WEBP": 20, "GIF": 16, "BMP": 8, "TIFF": 16, "AVIF": 24}
+# holds besides: canvases of animations, coefficients of progressive JPEGs, strips of TIFFs, planes of AVIFs and
+# HEIFs.
+_BYTES_PER_PIXEL = {"PNG": 12, "JPEG": 12, "WEBP": 20, "GIF": 16, "BMP": 8, "TIFF": 16, "AVIF": 24, "HEIF": 24}
 _UNKNOWN_BYTES_PER_PIXEL = 24
+# libheif has the whole file in memory, once or twice.
+_HEIF_COPIES = 2
 # Copies while an image is made for work: turned, with an alpha channel, in sRGB.
 _WORK_BYTES_PER_PIXEL = 16
 # Chunks of a PNG that change no pixel: a damaged one is left aside, as browsers do.
@@ -118,9 +123,10 @@ def inspect(
         MeshError: `INVALID` with what is wrong, `TOO_LARGE` for too many bytes.
         MoreNeededError: it needs more than is granted.
     """
-    with _opened(data, limits, path) as image:
+    with _opened(data, limits, path, grant) as image:
         kind, (width, height) = format_of(image), image.size
-        frames = _decode(image, limits, path, grant, on_first)
+        beside = _HEIF_COPIES * _size(data) if kind == heif.FORMAT else 0
+        frames = _decode(image, limits, path, grant, on_first, beside)
         return ImageInfo(kind, width, height, frames)
 
 
@@ -144,20 +150,29 @@ def format_of(image: Image.Image) -> str:
     return "JPEG" if image.format == "MPO" else str(image.format)
 
 
-def _opened(data: bytes | Path | BinaryIO, limits: ImageLimits, path: str) -> Image.Image:
+def _opened(
+    data: bytes | Path | BinaryIO, limits: ImageLimits, path: str, grant: ImageGrant = EVERYTHING
+) -> Image.Image:
     size = _size(data)
     if size > limits.max_bytes:
         raise too_large(f"{path} has {size} bytes, at most {limits.max_bytes} are allowed")
     source = io.BytesIO(data) if isinstance(data, bytes) else data
     _PngStream.left_aside = False
+    is_heif = heif.is_heif(_head(source, heif.HEAD_BYTES))
+    if is_heif:
+        _prepare_heif(source, size, limits, path, grant)
+    # Whose first bytes say HEIF is nothing else: the reader of AVIF would take some of them, and fail.
+    formats = [one for one in limits.formats if (one == heif.FORMAT) == is_heif]
     try:
-        with warnings.catch_warnings():
+        with heif.held_to(_HEIF_COPIES * size) if is_heif else contextlib.nullcontext(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(source, formats=limits.formats)
+            image = Image.open(source, formats=formats)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _too_many_pixels(limits, path) from None
     except UnidentifiedImageError:
+        if is_heif and formats:
+            raise _broken(path) from None  # Pillow tells one that libheif cannot read like what is no image
         if _begins_as_tiff(source):
             text = (
                 "is a TIFF of samples that are not read, such as 32-bit float RGB; save it with 8 or 16 bits a channel"
@@ -171,13 +186,36 @@ def _opened(data: bytes | Path | BinaryIO, limits: ImageLimits, path: str) -> Im
     return image
 
 
+def _prepare_heif(source: BinaryIO | Path, size: int, limits: ImageLimits, path: str, grant: ImageGrant) -> None:
+    """Have Pillow open a HEIF picture, where that is allowed, there is what decodes it, and it is whole."""
+    if heif.FORMAT not in limits.formats:
+        return
+    try:
+        heif.register()
+    except ImportError:
+        text = "is a HEIC or HEIF picture, and the package pillow-heif, which decodes these, is not installed here"
+        raise invalid(path, text, "image_format") from None
+    with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as file:
+        if heif.ends_early(file, size):
+            raise _broken(path)
+        file.seek(0)
+    if (needed := _HEIF_COPIES * size) > grant.bytes:
+        raise MoreNeededError(needed)
+
+
 def _begins_as_tiff(source: BinaryIO | Path) -> bool:
     """Whether Pillow would take a file for a TIFF; it tells one that it cannot read like what is no image."""
+    return _head(source, 4) in TiffImagePlugin.PREFIXES
+
+
+def _head(source: BinaryIO | Path, count: int) -> bytes:
     if isinstance(source, Path):
         with source.open("rb") as file:
-            return _begins_as_tiff(file)
+            return file.read(count)
     source.seek(0)
-    return source.read(4) in TiffImagePlugin.PREFIXES
+    head = source.read(count)
+    source.seek(0)
+    return head
 
 
 def _size(data: bytes | Path | BinaryIO) -> int:
@@ -199,14 +237,15 @@ def _check_size(image: Image.Image, limits: ImageLimits, path: str) -> None:
         raise _too_many_pixels(limits, path)
 
 
-def _decode(
+def _decode(  # noqa: PLR0917 -- what `inspect` is given, and what it knows of the file
     image: Image.Image,
     limits: ImageLimits,
     path: str,
     grant: ImageGrant,
     on_first: FirstFrame | None,
+    beside: int,
 ) -> int:
-    """Decode all frames and count them.
+    """Decode all frames and count them; `beside` is the memory that the file takes as it is.
 
     Asking Pillow for the number of frames would walk through a file of a million of them first, unless its header says
     it.
@@ -223,16 +262,17 @@ def _decode(
             extra = _WORK_BYTES_PER_PIXEL if on_first is not None and on_first.wants(image) else 0
             while True:
                 _check_frames(frames, pixels, limits, path)
-                needed = image.width * image.height * (_bytes_per_pixel(image) + extra)
+                needed = image.width * image.height * (_bytes_per_pixel(image) + extra) + beside
                 if needed > grant.bytes or pixels > grant.pixels:
                     raise MoreNeededError(needed)
                 samples = _samples(image)
-                image.load()
+                with heif.held_to(needed) if image.format == heif.FORMAT else contextlib.nullcontext():
+                    image.load()
                 if on_first is not None and frames == 1:
                     on_first.take(image, samples)
                     extra = 0
-                # What follows in an MPO are other pictures, such as the same scene for the other eye.
-                if image.format == "MPO" or not _next_frame(image, frames):
+                # What follows in an MPO or HEIF are other pictures, such as the same scene for the other eye.
+                if image.format in ("MPO", heif.FORMAT) or not _next_frame(image, frames):
                     return frames
                 frames += 1
                 # A page of a TIFF may be larger than the first one.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 # Those of the largest result that a task may have: what one step makes, the next one takes.
 MAX_PIXELS = 8192 * 8192
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 MEMBER = "image"
 """What errors call the image where no member of a request is named."""
 

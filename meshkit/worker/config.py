@@ -52,7 +52,9 @@ class WorkerSettings(MeshSettings):
     data: Path = Field(default=Path(tempfile.gettempdir()) / "atelier", description="Folder for attempts and caches.")
     lora_cache_bytes: int = Field(default=4 << 30, ge=0, description="Local disk for LoRA files.")
     shared_tenant: str = Field(default="shared", description="Tenant whose LoRAs every tenant may use.")
-    max_input_bytes: int = Field(default=64 << 20, ge=1024, description="Largest input image.")
+    max_input_bytes: int = Field(
+        default=64 << 20, ge=1024, description="Largest input image that comes as data or from an address."
+    )
     max_lora_bytes: int = Field(default=2 << 30, ge=1024, description="Largest LoRA file.")
     input_timeout_seconds: float = Field(default=60.0, gt=0, description="How long a remote input may take.")
 

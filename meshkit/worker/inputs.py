@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from meshkit.errors import ErrorKind, MeshError, invalid, too_large
 from meshkit.fetcher import Fetcher
 from meshkit.images.checks import ImageChecks
 from meshkit.images.data import decode_data
-from meshkit.images.limits import ImageLimits
 from meshkit.objects import ObjectStore
 from meshkit.paths import normalise_path
 from meshkit.worker.handlers import InputRef
@@ -31,7 +31,7 @@ class Inputs:
         fetcher: Fetches remote addresses, and refuses private ones.
         loras: Local copies of LoRA files.
         checks: Judges images and makes them for work.
-        max_bytes: Largest image.
+        max_bytes: Largest image that comes as data or from an address; of what is stored, `checks` says it.
         timeout_seconds: How long a remote image may take.
     """
 
@@ -49,7 +49,7 @@ class Inputs:
         self._fetcher = fetcher
         self._loras = loras
         self._checks = checks
-        self._limits = ImageLimits(max_bytes=max_bytes)
+        self._max_bytes = max_bytes
         self._timeout = timeout_seconds
 
     @asynccontextmanager
@@ -73,7 +73,7 @@ class Inputs:
             for ref in refs:
                 if ref.kind == "lora":
                     files[ref.name] = await stack.enter_async_context(self._loras.lend(tenant, ref.source))
-            # A few at a time: each has its bytes in memory, and what is wrong with the first stops the rest.
+            # A few at a time: some have their bytes in memory, and what is wrong with the first stops the rest.
             for begin in range(0, len(images), _AT_A_TIME):
                 some = images[begin : begin + _AT_A_TIME]
                 async with asyncio.TaskGroup() as group:
@@ -96,38 +96,45 @@ class Inputs:
             return error
 
     async def _image(self, tenant: str, ref: InputRef, folder: Path) -> Path:
-        data = await self._bytes(tenant, ref)
+        given = folder / f"input-{ref.name}-given"
         made = folder / f"input-{ref.name}-made.png"
-        work = await self._checks.make_for_work(tenant, data, made, self._limits, path=ref.name)
+        with await asyncio.to_thread(given.open, "w+b") as file:
+            await self._write(tenant, ref, file)
+            work = await self._checks.make_for_work(tenant, file, made, path=ref.name)
         if work.made:
+            await asyncio.to_thread(given.unlink)
             return made
-        file = folder / f"input-{ref.name}.{work.info.format.lower()}"
-        await asyncio.to_thread(file.write_bytes, data)
-        return file
+        return await asyncio.to_thread(given.rename, folder / f"input-{ref.name}.{work.info.format.lower()}")
 
-    async def _bytes(self, tenant: str, ref: InputRef) -> bytes:
-        source = ref.source
-        if source[:5].lower() == "data:":
-            return decode_data(source, path=ref.name, max_bytes=self._limits.max_bytes)
-        if is_remote(ref):
-            return await self._fetcher.fetch(
-                source,
-                self._limits.max_bytes,
-                self._timeout,
-                content_types=("image/",),
-                path=ref.name,
-                tenant=tenant,
-            )
-        if (path := _storage_path(source)) is not None:
+    async def _write(self, tenant: str, ref: InputRef, file: BinaryIO) -> None:
+        """Write an input into a file; what is stored goes there straight, for photos are large."""
+        path = None if is_remote(ref) or ref.source[:5].lower() == "data:" else _storage_path(ref.source)
+        if path is not None:
             try:
-                return await self._objects.get(tenant, path, self._limits.max_bytes)
+                await self._objects.copy_into(tenant, path, file, self._checks.limits.max_bytes)
+                return
             except MeshError as error:
                 if error.kind is ErrorKind.TOO_LARGE:
                     raise too_large(f"{ref.name}: {error.message}") from None
                 if error.reason != "OBJECT_NOT_FOUND":
                     raise
+        await asyncio.to_thread(file.write, await self._bytes(tenant, ref))
+
+    async def _bytes(self, tenant: str, ref: InputRef) -> bytes:
+        source = ref.source
+        if source[:5].lower() == "data:":
+            return decode_data(source, path=ref.name, max_bytes=self._max_bytes)
+        if is_remote(ref):
+            return await self._fetcher.fetch(
+                source,
+                self._max_bytes,
+                self._timeout,
+                content_types=("image/",),
+                path=ref.name,
+                tenant=tenant,
+            )
         try:
-            return decode_data(source, path=ref.name, max_bytes=self._limits.max_bytes)
+            return decode_data(source, path=ref.name, max_bytes=self._max_bytes)
         except MeshError:
             raise invalid(ref.name, "There is no such image in storage.", "not_found") from None
 

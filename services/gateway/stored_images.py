@@ -67,6 +67,7 @@ SHOWN = frozenset(
         "image/bmp",
         "image/tiff",
         "image/avif",
+        "image/heif",
         "video/mp4",
         "video/webm",
     }

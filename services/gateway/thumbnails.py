@@ -6,14 +6,15 @@ has it is answered without anything being read.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from typing import Protocol
+from tempfile import TemporaryFile
+from typing import BinaryIO, Protocol, cast
 
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.images.checks import ImageChecks
-from meshkit.images.limits import DEFAULT_LIMITS
 from meshkit.objects import ObjectInfo
 from meshkit.transcoding.decoding import Violation
 from meshkit.transcoding.errors import RefusedRequestError
@@ -85,11 +86,19 @@ class Thumbnails:
     async def _made(self, tenant: str, info: ObjectInfo, width: int) -> bytes:
         if info.content_type.startswith("video/"):
             raise _refusal("Only images have thumbnails, and this is a film", "image_format")
-        if info.size > DEFAULT_LIMITS.max_bytes:
-            raise _refusal(f"Images of more than {DEFAULT_LIMITS.max_bytes} bytes have no thumbnails", "image_size")
+        most = self._checks.limits.max_bytes
+        if info.size > most:
+            raise _refusal(f"Images of more than {most} bytes have no thumbnails", "image_size")
 
-        async def load() -> bytes:
-            return b"".join([chunk async for chunk in self._objects.stream(tenant, info.path)])
+        async def load() -> BinaryIO:
+            file = cast("BinaryIO", TemporaryFile())  # noqa: SIM115 -- closed by who asks for it
+            try:
+                async for chunk in self._objects.stream(tenant, info.path):
+                    await asyncio.to_thread(file.write, chunk)
+            except BaseException:
+                file.close()
+                raise
+            return file
 
         try:
             return await self._checks.make_thumbnail(tenant, load, width)

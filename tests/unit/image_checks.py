@@ -17,6 +17,9 @@ class InProcessChecks(ImageChecks):
 
     async def _answer(self, image: Judgement, grant: ImageGrant, *, large: bool) -> ImageAnswer:
         data = await image.source() if callable(image.source) else image.source
-        file = io.BytesIO(data) if isinstance(data, bytes) else data
-        with contextlib.nullcontext() if image.into is None else image.into.open("wb") as out:
+        async with contextlib.AsyncExitStack() as stack:
+            file = io.BytesIO(data) if isinstance(data, bytes) else data
+            if callable(image.source):
+                stack.callback(file.close)
+            out = None if image.into is None else stack.enter_context(image.into.open("wb"))
             return answer_to(image.request(EVERYTHING), file, out)

@@ -226,7 +226,7 @@ def _limits(settings: CaptureSettings) -> WatchLimits:
         quiet_seconds=settings.capture_quiet_seconds,
         scan_seconds=settings.capture_scan_seconds,
         poll_seconds=settings.capture_poll_seconds,
-        max_bytes=settings.capture_max_photo_bytes,
+        max_bytes=settings.photo_bytes,
         offline_seconds=settings.camera_offline_seconds,
     )
 
@@ -306,7 +306,7 @@ def _detection(  # noqa: PLR0917 -- what it is put together of
         tasks,
         settings.camera_root.resolve(),
         at_once=settings.capture_detections_at_once,
-        most_bytes=settings.capture_max_photo_bytes,
+        most_bytes=settings.photo_bytes,
         on_detected=hot_folder.loop.wake if hot_folder is not None else lambda: None,
         on_missed=on_missed,
     )

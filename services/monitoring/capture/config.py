@@ -42,8 +42,11 @@ class CaptureSettings(MeshSettings):
     capture_quiet_seconds: float = Field(
         default=10.0, gt=0, description="The same for a file that does not: nobody writes it any more."
     )
-    capture_max_photo_bytes: int = Field(
-        default=256 * 1024 * 1024, ge=1024, description="Largest file that is read; a larger one is told of and left."
+    capture_max_photo_bytes: int | None = Field(
+        default=None,
+        ge=1024,
+        description="Largest file that is read; a larger one is told of and left. `ATELIER_MAX_IMAGE_BYTES` if unset, "
+        "and never more: nothing would decode it.",
     )
     capture_detections_at_once: int = Field(
         default=8, ge=1, le=256, description="How many photos tasks look at at the same time."
@@ -102,6 +105,12 @@ class CaptureSettings(MeshSettings):
         default=600.0, gt=0, description="How often it is looked for what is to be forgotten."
     )
     run_loops: bool = Field(default=True, description="Run the loops in this replica.")
+
+    @property
+    def photo_bytes(self) -> int:
+        """Bytes of the largest file that is read."""
+        most = self.capture_max_photo_bytes
+        return self.max_image_bytes if most is None else min(most, self.max_image_bytes)
 
     @field_validator("capture_tenant")
     @classmethod

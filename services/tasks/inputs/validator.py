@@ -10,11 +10,12 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, TypeVar, cast
 from uuid import UUID
 
 from meshkit.catalog import Form, InputSpec, SourceSpec, TaskTypeSpec
-from meshkit.errors import ErrorKind, MeshError, invalid
+from meshkit.errors import ErrorKind, MeshError, invalid, too_large
 from meshkit.fetcher import Fetcher
 from meshkit.images.checks import ImageChecks
 from meshkit.images.data import decode_data
@@ -190,10 +191,24 @@ class InputValidator:
 
     async def _accept_staged(self, value: str, tenant: str, path: str) -> tuple[str, str, str]:
         staged = at(path, lambda: normalise_path(value.removeprefix(STAGING_SCHEME)))
-        if not is_staged(staged) or await self._objects.stat(tenant, staged) is None:
+        upload = await self._objects.stat(tenant, staged) if is_staged(staged) else None
+        if upload is None:
             raise invalid(path, "The upload does not exist any more", "unknown_upload")
-        # Loaded when its turn has come: those that wait take no memory.
-        info = await self._checks.check(tenant, partial(self._objects.get, tenant, staged), path=path)
+        most = self._checks.limits.max_bytes
+        if upload.size > most:
+            raise too_large(f"{path} has {upload.size} bytes, at most {most} are allowed")
+
+        async def load() -> BinaryIO:
+            file = cast("BinaryIO", TemporaryFile())  # noqa: SIM115 -- closed by who asks for it
+            try:
+                await self._objects.copy_into(tenant, staged, file, most)
+            except BaseException:
+                file.close()
+                raise
+            return file
+
+        # Loaded when its turn has come, and to disk: photos are large.
+        info = await self._checks.check(tenant, load, path=path)
         return staged, info.content_type, info.format.lower()
 
     async def _stored(self, value: str, tenant: str, path: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import hashlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from PIL import Image
 from services.monitoring.capture.watching import domain, files, service
 from services.monitoring.capture.watching.domain import FileStamp
 from services.monitoring.capture.watching.files import hash_file
+from tests.heif import heic
 from tests.integration.capture.conftest import StartStudio, Studio, until
 
 # Quick, so that tests need not wait for what takes seconds in production.
@@ -68,17 +70,20 @@ async def test_photos_of_every_format_are_taken_and_nothing_else(start_studio: S
     studio = await begin(start_studio, observer)
     left = studio.root / "left"
     left.mkdir()
-    for name, kind in (("a.JPG", "JPEG"), ("b.png", "PNG"), ("c.webp", "WEBP"), ("d.tiff", "TIFF")):
+    for name, kind in (("a.JPG", "JPEG"), ("b.png", "PNG"), ("c.webp", "WEBP"), ("d.tiff", "TIFF"), ("f.avif", "AVIF")):
         (left / name).write_bytes(picture(kind=kind))
-    for name in ("notes.txt", "raw.cr3", ".hidden.jpg", "phone.heic", "a.jpg.part"):
+    (left / "IMG_1.HEIC").write_bytes(heic())
+    for name in ("notes.txt", "raw.cr3", ".hidden.jpg", "IMG_1.MOV", "a.jpg.part"):
         (left / name).write_bytes(picture())
     (studio.root / "loose.jpg").write_bytes(picture())
     (left / "day 1" / "set").mkdir(parents=True)
     (left / "day 1" / "set" / "e.jpg").write_bytes(picture("blue"))
-    found = await taken(studio, 5)
-    assert {path for path, _, _ in found} == {f"left/{name}" for name in ("a.JPG", "b.png", "c.webp", "d.tiff")} | {
-        "left/day 1/set/e.jpg"
+    found = await taken(studio, 7)
+    assert {path for path, _, _ in found} == {
+        f"left/{name}" for name in ("a.JPG", "b.png", "c.webp", "d.tiff", "f.avif", "IMG_1.HEIC", "day 1/set/e.jpg")
     }
+    [(sha256,)] = await studio.rows("SELECT sha256 FROM photos WHERE path = 'left/IMG_1.HEIC'")
+    assert sha256 == hashlib.sha256(heic()).hexdigest()
     assert {state for _, state, _ in found} == {"WAITING"}
     assert studio.capture.watcher.observer_type == observer
 
@@ -113,7 +118,7 @@ async def test_a_file_that_stays_unfinished_is_taken_as_it_is_after_a_while(
     found = {path: (state, error) for path, state, error in await taken(studio, 3)}
     assert found == {
         "left/half.jpg": ("WAITING", None),
-        "left/text.jpg": ("FAILED", "Its content is none of JPEG, PNG, WebP and TIFF"),
+        "left/text.jpg": ("FAILED", "Its content is none of JPEG, PNG, WebP, TIFF, HEIC and AVIF"),
         "left/empty.jpg": ("FAILED", "Its file is empty"),
     }
 
@@ -200,6 +205,25 @@ async def test_a_huge_file_is_told_of_and_not_read(start_studio: StartStudio) ->
     assert (path, state) == ("left/huge.jpg", "FAILED")
     assert error == "Its file has 2147483648 bytes; 268435456 are the most that are read"
     assert await studio.rows("SELECT sha256 FROM photos") == [("",)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"capture_max_photo_bytes": 2000},
+        {"max_image_bytes": 2000},
+        {"capture_max_photo_bytes": 3000, "max_image_bytes": 2000},
+    ],
+)
+async def test_no_photo_is_read_that_nothing_would_decode(start_studio: StartStudio, settings: dict[str, Any]) -> None:
+    studio = await begin(start_studio, **settings)
+    (studio.root / "left").mkdir()
+    (studio.root / "left" / "just.tif").write_bytes(picture(kind="TIFF", size=16).ljust(2000, b"\0"))
+    (studio.root / "left" / "above.tif").write_bytes(picture(kind="TIFF", size=16).ljust(2001, b"\0"))
+    assert {path: error for path, _, error in await taken(studio, 2)} == {
+        "left/just.tif": None,
+        "left/above.tif": "Its file has 2001 bytes; 2000 are the most that are read",
+    }
 
 
 @BOTH

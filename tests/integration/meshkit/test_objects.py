@@ -59,6 +59,19 @@ async def test_what_is_larger_than_the_reader_takes_is_not_read(store: ObjectSto
     assert await store.get("acme", "a") == b"x" * 1000
 
 
+async def test_an_object_is_copied_into_a_file_in_place_of_what_it_held(store: ObjectStore, tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    await store.put("acme", "a", content)
+    with (tmp_path / "file").open("w+b") as file:
+        file.write(b"before" * 1_000_000)
+        await store.copy_into("acme", "a", file, len(content))
+        assert (file.seek(0), file.read()) == (0, content)
+        assert await kind_of(store.copy_into("acme", "a", file, len(content) - 1)) is ErrorKind.TOO_LARGE
+        assert await kind_of(store.copy_into("acme", "gone", file)) is ErrorKind.NOT_FOUND
+        assert (file.seek(0), file.read()) == (0, content)
+    assert await store.get("acme", "a") == content
+
+
 async def test_what_is_missing_is_not_found(store: ObjectStore, tmp_path: Path) -> None:
     assert await store.stat("acme", "gone") is None
     assert await kind_of(store.get("acme", "gone")) is ErrorKind.NOT_FOUND

@@ -37,7 +37,7 @@ from services.monitoring.capture.watching.files import (
 from services.monitoring.capture.watching.observer import is_remote
 from services.monitoring.capture.watching.service import FileWatcher, WatchLimits
 
-KINDS = ("JPEG", "PNG", "WEBP", "TIFF")
+KINDS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
 
 
 def picture(kind: str) -> bytes:
@@ -64,11 +64,11 @@ def test_a_file_that_cannot_be_read_waits_longer_each_time_up_to_five_minutes() 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_picture_is_told_from_every_part_of_it(kind: str) -> None:
     content = picture(kind)
-    whole = Wholeness.OPEN if kind == "TIFF" else Wholeness.WHOLE
+    whole = Wholeness.OPEN if kind in ("TIFF", "AVIF") else Wholeness.WHOLE
     assert judged(content) is whole
     assert judged(content + b"\0" * 512) is (Wholeness.PART if kind == "PNG" else whole)
     parts = {judged(content[:size]) for size in range(HEAD_BYTES, len(content))}
-    assert parts == ({Wholeness.OPEN} if kind == "TIFF" else {Wholeness.PART})
+    assert parts == ({Wholeness.OPEN} if kind in ("TIFF", "AVIF") else {Wholeness.PART})
     assert judged(content[:2]) is Wholeness.FOREIGN
 
 
@@ -80,9 +80,11 @@ def test_what_is_no_picture_is_told_by_its_first_bytes(content: bytes) -> None:
 def test_photos_are_known_by_their_names_and_can_be_decoded() -> None:
     for name in (b"a.jpg", b"A.JPEG", b"a b.Png", b"\xff.webp", b"a.tif", b"a.TIFF"):
         assert is_photo_name(name)
-    for name in (b".a.jpg", b"a.jpg.part", b"a.heic", b"a.cr3", b"jpg", b"a.gif"):
+    for name in (b"IMG_1.HEIC", b"a.heif", b"a.HIF", b"a.avif"):
+        assert is_photo_name(name)
+    for name in (b".a.jpg", b"a.jpg.part", b"a.mov", b"a.cr3", b"jpg", b"a.gif"):
         assert not is_photo_name(name)
-    assert len(SUFFIXES) == 6
+    assert len(SUFFIXES) == 10
     assert set(KINDS) < set(FORMATS)
 
 

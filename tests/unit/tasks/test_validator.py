@@ -2,7 +2,7 @@
 
 import base64
 import io
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import UUID, uuid4
 
 import pytest
@@ -12,6 +12,7 @@ from PIL import Image
 from meshkit.catalog import TASK_TYPES
 from meshkit.errors import ErrorKind, MeshError, not_found
 from meshkit.fetcher import Fetcher
+from meshkit.images.limits import ImageLimits
 from meshkit.objects import ObjectInfo
 from services.tasks.api.creation import keep_paths, show_paths
 from services.tasks.inputs.validator import AcceptedInput, InputValidator
@@ -40,6 +41,11 @@ class Objects:
         if (tenant, path) not in self.objects:
             raise not_found("Object", path)
         return self.objects[tenant, path]
+
+    async def copy_into(self, tenant: str, path: str, file: BinaryIO, max_bytes: int) -> None:
+        data = await self.get(tenant, path)
+        assert len(data) <= max_bytes
+        file.write(data)
 
     async def put(self, tenant: str, path: str, data: bytes, content_type: str = "") -> None:
         assert content_type.startswith("image/")
@@ -159,6 +165,18 @@ async def test_item_that_does_not_hold_is_named_by_its_index(item: str, kind: st
     assert path == "task.editing.reference_images[2]"
     assert kind is None or found == kind
     assert case.objects.paths() == [], "judging writes nothing"
+
+
+async def test_an_upload_above_the_bound_of_the_door_is_refused_unread() -> None:
+    objects = Objects(**{"staging/up": png() + bytes(5000)})
+    case = Case("PHOTO_DETECTION", objects, input_image="staging:staging/up")
+    assert [item.staged for item in await case.accepted()] == ["staging/up"]
+    size = len(objects.objects[TENANT, "staging/up"])
+    checks = InProcessChecks(limits=ImageLimits(max_bytes=size - 1))
+    case.validator = InputValidator(case.objects, Fetcher(), checks, "shared")  # type: ignore[arg-type]  # as above
+    with pytest.raises(MeshError, match=rf"^task.photo_detection.input_image has {size} bytes, at most") as caught:
+        await case.accepted()
+    assert caught.value.kind is ErrorKind.TOO_LARGE
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import pytest
 from PIL import Image
 
 from meshkit.errors import ErrorKind, MeshError, not_found, too_large, unavailable
 from meshkit.fetcher import Fetcher
+from meshkit.images.limits import ImageLimits
 from meshkit.objects import ObjectStore
 from meshkit.worker.handlers import InputRef
 from meshkit.worker.inputs import Inputs
@@ -32,7 +33,7 @@ class Store:
         self.asked: list[str] = []
         self.together: asyncio.Barrier | None = None
 
-    async def get(self, tenant: str, path: str, max_bytes: int) -> bytes:
+    async def copy_into(self, tenant: str, path: str, file: BinaryIO, max_bytes: int) -> None:
         self.asked.append(path)
         if self.together is not None:
             async with asyncio.timeout(60):
@@ -43,7 +44,7 @@ class Store:
             raise not_found("Object", path)
         if len(self.objects[tenant, path]) > max_bytes:
             raise too_large(f"{path} is too large")
-        return self.objects[tenant, path]
+        file.write(self.objects[tenant, path])
 
 
 @pytest.fixture
@@ -124,14 +125,21 @@ async def test_two_images_are_fetched_at_a_time_and_the_first_error_stops_the_re
         async with inputs.fetched("acme", refs, tmp_path):
             pass
     assert caught.value.violations[0].path == "c"
-    assert store.asked == ["a.png", "b.png", "c.png", "d.png"]
+    assert [sorted(store.asked[:2]), sorted(store.asked[2:])] == [["a.png", "b.png"], ["c.png", "d.png"]]
 
 
-async def test_an_image_above_the_limit_is_not_fetched(store: Store, inputs: Inputs, tmp_path: Path) -> None:
+async def test_an_image_above_the_limit_is_not_fetched(store: Store, tmp_path: Path) -> None:
+    checks = InProcessChecks(limits=ImageLimits(max_bytes=15_000))
+    objects, loras = cast("ObjectStore", store), cast("LoraCache", None)
+    inputs = Inputs(objects, Fetcher(), loras, checks, max_bytes=10_000, timeout_seconds=1)
     store.objects["acme", "a.png"] = bytes(20_000)
-    with pytest.raises(MeshError) as caught:
-        await fetched(inputs, tmp_path, "a.png")
-    assert caught.value.kind is ErrorKind.TOO_LARGE
+    for source in ("a.png", "data:;base64," + base64.b64encode(bytes(11_000)).decode()):
+        with pytest.raises(MeshError) as caught:
+            await fetched(inputs, tmp_path, source)
+        assert caught.value.kind is ErrorKind.TOO_LARGE
+    photo = png() + bytes(12_000)
+    store.objects["acme", "b.png"] = photo
+    assert await fetched(inputs, tmp_path, "b.png") == photo, "what is stored may be larger than what is sent"
 
 
 @asynccontextmanager

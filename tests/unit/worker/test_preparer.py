@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import pytest
 from atelier.tasks.v1.background_removal_pb2 import CreateBackgroundRemovalTask
@@ -51,10 +51,11 @@ class Store:
         self.stored = dict(stored or {})
         self.etags = {("acme", path): "1" for path in self.stored}
 
-    async def get(self, tenant: str, path: str, max_bytes: int) -> bytes:
+    async def copy_into(self, tenant: str, path: str, file: BinaryIO, max_bytes: int) -> None:
         if (tenant, path) not in self.etags:
             raise not_found("Object", path)
-        return self.stored[path]
+        assert len(self.stored[path]) <= max_bytes
+        file.write(self.stored[path])
 
     async def stat(self, tenant: str, path: str) -> ObjectInfo | None:
         etag = self.etags.get((tenant, path))

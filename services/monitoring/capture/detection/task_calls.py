@@ -12,6 +12,8 @@ from meshkit.objects import ObjectStore
 from meshkit.staging import STAGING_FOLDER, STAGING_SCHEME
 
 _SECONDS = 15.0
+# A large photo waits for its turn to be decoded, and is decoded, before its task is made; both may take 30 s.
+_CREATE_SECONDS = 90.0
 
 
 class DetectionTasks:
@@ -54,7 +56,7 @@ class DetectionTasks:
         )
         request = tasks_service_pb2.CreateTaskRequest(task=task, task_id=str(photo_id))
         answer = await self._stub.CreateTask(
-            request, metadata=call_metadata(tenant=self._tenant, idempotency_key=str(photo_id)), timeout=_SECONDS
+            request, metadata=call_metadata(tenant=self._tenant, idempotency_key=str(photo_id)), timeout=_CREATE_SECONDS
         )
         return answer.task
 

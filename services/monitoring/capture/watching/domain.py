@@ -6,8 +6,9 @@ import enum
 import struct
 from dataclasses import dataclass
 
-# What the project's guarded door decodes, by how cameras name it. HEIC is not among it.
-SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".tif", b".tiff")
+# What the project's guarded door decodes and cameras write, by how they name it; `.hif` is the HEIF of Canon, Fujifilm
+# and Sony.
+SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".tif", b".tiff", b".heic", b".heif", b".hif", b".avif")
 HEAD_BYTES = 16
 TAIL_BYTES = 4096
 _MOST_CAMERA_CHARS = 128
@@ -16,6 +17,7 @@ _STAMP = struct.Struct("<3q")
 
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_BOXES = b"ftyp"
 _TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -106,7 +108,8 @@ def wholeness(head: bytes, tail: bytes, size: int) -> Wholeness:
         return _whole(tail.endswith(_PNG_END))
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return _whole(size >= int.from_bytes(head[4:8], "little") + 8)
-    return Wholeness.OPEN if head.startswith(_TIFFS) else Wholeness.FOREIGN
+    # Where HEIF and AVIF end is told in the midst of the file.
+    return Wholeness.OPEN if head.startswith(_TIFFS) or head[4:8] == _BOXES else Wholeness.FOREIGN
 
 
 def _whole(ends: bool) -> Wholeness:  # noqa: FBT001 -- the one thing that it turns into a word
