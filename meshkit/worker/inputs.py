@@ -98,7 +98,8 @@ class Inputs:
     async def _image(self, tenant: str, ref: InputRef, folder: Path) -> Path:
         given = folder / f"input-{ref.name}-given"
         made = folder / f"input-{ref.name}-made.png"
-        with await asyncio.to_thread(given.open, "w+b") as file:
+        # Not in a thread: one that is cancelled meanwhile would leave the file open.
+        with given.open("w+b") as file:
             await self._write(tenant, ref, file)
             work = await self._checks.make_for_work(tenant, file, made, path=ref.name)
         if work.made:
