@@ -1,73 +1,23 @@
 """What the dashboards of `ops/grafana/` show; `make dashboards` writes them.
 
-Queries name metrics of `docs/metrics.md` and the figures of `ops/prometheus/recording.yml`; tests hold them to that.
-Every alert names one of these dashboards.
+Queries name metrics of `docs/metrics.md` and the figures of `ops/prometheus/recording.yml`; tests hold them to that,
+and have every metric stand on a panel or in a rule. Every alert names one of these dashboards.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-_WIDE, _HALF, _THIRD, _SIXTH = 24, 12, 8, 4
-
-
-@dataclass(frozen=True, slots=True)
-class PanelSpec:
-    """A panel.
-
-    Attributes:
-        title: What it shows.
-        queries: PromQL and the legend of its series.
-        unit: Grafana's name of the unit.
-        width: Of 24.
-        bad_above: A single figure is red above it; None draws a graph.
-        about: What to read from it.
-    """
-
-    title: str
-    queries: tuple[tuple[str, str], ...]
-    unit: str = "short"
-    width: int = _HALF
-    bad_above: float | None = None
-    about: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class DashboardSpec:
-    """A dashboard.
-
-    Attributes:
-        uid: Its fixed identifier, and the name of its file.
-        title: Its title.
-        rows: Titles of rows, each with its panels.
-    """
-
-    uid: str
-    title: str
-    rows: tuple[tuple[str, tuple[PanelSpec, ...]], ...]
-
-
-def _rate(metric: str, by: str = "", where: str = "") -> str:
-    inner = f"rate({metric}{where}[$__rate_interval])"
-    return f"sum by ({by}) ({inner})" if by else f"sum({inner})"
-
-
-def _quantile(metric: str, by: str = "", quantile: float = 0.95) -> str:
-    labels = f"{by}, le" if by else "le"
-    return f"histogram_quantile({quantile}, sum by ({labels}) (rate({metric}_bucket[$__rate_interval])))"
-
-
-def _mean(metric: str, by: str) -> str:
-    return f"{_rate(f'{metric}_sum', by)} / {_rate(f'{metric}_count', by)}"
-
-
-def _graph(title: str, query: str, legend: str, unit: str = "short", about: str = "") -> PanelSpec:
-    return PanelSpec(title, ((query, legend),), unit, about=about)
-
-
-def _figure(title: str, query: str, unit: str, bad_above: float, about: str = "") -> PanelSpec:
-    return PanelSpec(title, ((query, ""),), unit, _SIXTH, bad_above, about)
-
+from scripts.dashboard_parts import (
+    THIRD,
+    WIDE,
+    DashboardSpec,
+    PanelSpec,
+    figure,
+    graph,
+    mean,
+    quantile,
+    rate,
+)
+from scripts.dashboard_roles import ROLES
 
 DASHBOARDS: tuple[DashboardSpec, ...] = (
     DashboardSpec(
@@ -77,12 +27,12 @@ DASHBOARDS: tuple[DashboardSpec, ...] = (
             (
                 "Now",
                 (
-                    _figure("Requests that fail", "atelier:http_faults:ratio_rate5m", "percentunit", 0.001),
-                    _figure("Tasks that begin late", "atelier:late_starts:ratio_rate5m", "percentunit", 0.05),
-                    _figure("Tasks that fail", "max(atelier:task_failures:ratio_rate15m)", "percentunit", 0.1),
-                    _figure("Processes down", "count(up == 0) or vector(0)", "short", 0),
-                    _figure("Waiting tasks", "sum(atelier:queue_depth:max)", "short", 10000),
-                    _figure(
+                    figure("Requests that fail", "atelier:http_faults:ratio_rate5m", "percentunit", 0.001),
+                    figure("Tasks that begin late", "atelier:late_starts:ratio_rate5m", "percentunit", 0.05),
+                    figure("Tasks that fail", "max(atelier:task_failures:ratio_rate15m)", "percentunit", 0.1),
+                    figure("Processes down", "count(up == 0) or vector(0)", "short", 0),
+                    figure("Waiting tasks", "sum(atelier:queue_depth:max)", "short", 10000),
+                    figure(
                         "Slots in use", "sum(atelier_worker_slots_busy) / sum(atelier_worker_slots)", "percentunit", 1
                     ),
                 ),
@@ -90,54 +40,61 @@ DASHBOARDS: tuple[DashboardSpec, ...] = (
             (
                 "Requests",
                 (
-                    _graph("Requests by status", _rate("atelier_http_requests_total", "status"), "{{status}}", "reqps"),
+                    graph("Requests by status", rate("atelier_http_requests_total", "status"), "{{status}}", "reqps"),
                     PanelSpec(
                         "Time of requests",
                         (
-                            (_quantile("atelier_http_request_seconds", quantile=0.5), "median"),
-                            (_quantile("atelier_http_request_seconds"), "95 %"),
-                            (_quantile("atelier_http_request_seconds", quantile=0.99), "99 %"),
+                            (quantile("atelier_http_request_seconds", share=0.5), "median"),
+                            (quantile("atelier_http_request_seconds"), "95 %"),
+                            (quantile("atelier_http_request_seconds", share=0.99), "99 %"),
                         ),
                         "s",
                         about="Exemplars lead to traces, where traces are exported.",
                     ),
-                    _graph(
+                    graph(
                         "Slowest routes, 95 %",
-                        f"topk(10, {_quantile('atelier_http_request_seconds', 'route')})",
+                        f"topk(10, {quantile('atelier_http_request_seconds', 'route')})",
                         "{{route}}",
                         "s",
                     ),
-                    _graph("Open connections", "atelier_http_connections", "{{instance}}"),
+                    graph("Open connections", "atelier_http_connections", "{{instance}}"),
                 ),
             ),
             (
                 "Tasks",
                 (
-                    _graph(
-                        "Accepted, by type", _rate("atelier_tasks_created_total", "task_type"), "{{task_type}}", "ops"
+                    graph(
+                        "Accepted, by type", rate("atelier_tasks_created_total", "task_type"), "{{task_type}}", "ops"
                     ),
-                    _graph("Ended, by outcome", _rate("atelier_tasks_ended_total", "outcome"), "{{outcome}}", "ops"),
-                    _graph("Queue wait, 95 %", "atelier:queue_wait_seconds:p95_5m", "{{queue}}", "s"),
-                    _graph("Run, 95 %", "atelier:run_seconds:p95_5m", "{{task_type}}", "s"),
+                    graph("Ended, by outcome", rate("atelier_tasks_ended_total", "outcome"), "{{outcome}}", "ops"),
+                    graph("Queue wait, 95 %", "atelier:queue_wait_seconds:p95_5m", "{{queue}}", "s"),
+                    graph("Run, 95 %", "atelier:run_seconds:p95_5m", "{{task_type}}", "s"),
                 ),
             ),
             (
                 "Services",
                 (
-                    _graph(
+                    graph(
                         "gRPC calls, 95 %",
-                        f"topk(10, {_quantile('atelier_rpc_server_seconds', 'method')})",
+                        f"topk(10, {quantile('atelier_rpc_server_seconds', 'method')})",
                         "{{method}}",
                         "s",
                     ),
-                    _graph(
+                    graph(
                         "gRPC calls that fail",
-                        _rate("atelier_rpc_server_seconds_count", "code", '{code!="OK"}'),
+                        rate("atelier_rpc_server_seconds_count", "code", '{code!="OK"}'),
                         "{{code}}",
                         "reqps",
                     ),
-                    _graph("Calls in flight", "atelier_rpc_server_in_flight", "{{instance}}"),
-                    _graph("Memory", "process_resident_memory_bytes", "{{job}} {{instance}}", "bytes"),
+                    graph("Calls in flight", "atelier_rpc_server_in_flight", "{{instance}}"),
+                    graph("Creates in one message", mean("atelier_rpc_bundle_calls", "job"), "{{job}}"),
+                    graph(
+                        "Parts that work",
+                        "max by (part) (atelier_mesh_part_healthy)",
+                        "{{part}}",
+                        about="1: it works, 0: it does not, as monitoring judges over time.",
+                    ),
+                    graph("Memory", "process_resident_memory_bytes", "{{job}} {{instance}}", "bytes"),
                 ),
             ),
         ),
@@ -149,16 +106,16 @@ DASHBOARDS: tuple[DashboardSpec, ...] = (
             (
                 "Work and slots",
                 (
-                    _graph("Waiting tasks, by queue", "atelier:queue_depth:max", "{{queue}}"),
-                    _graph("Slots of workers, by queue", "atelier:queue_slots:max", "{{queue}}"),
-                    _graph(
+                    graph("Waiting tasks, by queue", "atelier:queue_depth:max", "{{queue}}"),
+                    graph("Slots of workers, by queue", "atelier:queue_slots:max", "{{queue}}"),
+                    graph(
                         "Waiting tasks, by lane",
                         "max by (queue, lane) (atelier_tasks_queue_depth)",
                         "{{queue}} {{lane}}",
                     ),
-                    _graph(
+                    graph(
                         "Queue wait, by type, 95 %",
-                        _quantile("atelier_tasks_dispatch_seconds", "task_type"),
+                        quantile("atelier_tasks_dispatch_seconds", "task_type"),
                         "{{task_type}}",
                         "s",
                     ),
@@ -167,23 +124,23 @@ DASHBOARDS: tuple[DashboardSpec, ...] = (
             (
                 "Rounds",
                 (
-                    _graph("Leases", _rate("atelier_tasks_leases_total", "queue"), "{{queue}}", "ops"),
-                    _graph(
+                    graph("Leases", rate("atelier_tasks_leases_total", "queue"), "{{queue}}", "ops"),
+                    graph(
                         "Rounds, by whether they found work",
-                        _rate("atelier_tasks_dispatch_rounds_total", "found"),
+                        rate("atelier_tasks_dispatch_rounds_total", "found"),
                         "found: {{found}}",
                         "ops",
                     ),
-                    _graph(
+                    graph(
                         "Attempts without a result",
-                        _rate("atelier_tasks_attempts_lost_total", "task_type, status"),
+                        rate("atelier_tasks_attempts_lost_total", "task_type, status"),
                         "{{task_type}} {{status}}",
                         "ops",
                         about="PENDING: the task waits for its next attempt.",
                     ),
-                    _graph(
+                    graph(
                         "Requests that share a transaction",
-                        _mean("atelier_tasks_group_commit_members", "kind"),
+                        mean("atelier_tasks_group_commit_members", "kind"),
                         "{{kind}}",
                     ),
                 ),
@@ -201,7 +158,7 @@ DASHBOARDS: tuple[DashboardSpec, ...] = (
                         "Slots in use",
                         (("atelier_worker_slots_busy", "{{instance}}"), ("atelier_worker_slots", "{{instance}} of")),
                     ),
-                    _graph(
+                    graph(
                         "Device use",
                         "atelier:device_use:ratio_rate5m",
                         "{{instance}}",
@@ -215,42 +172,42 @@ DASHBOARDS: tuple[DashboardSpec, ...] = (
                             ("atelier_worker_fetching", "{{instance}} fetching"),
                         ),
                     ),
-                    _graph("Open sessions", "atelier_worker_session_open", "{{instance}}"),
+                    graph("Open sessions", "atelier_worker_session_open", "{{instance}}"),
                 ),
             ),
             (
                 "Attempts",
                 (
-                    _graph(
+                    graph(
                         "Time of an attempt, by type and model",
                         "atelier:attempt_seconds:mean_15m",
                         "{{task_type}} {{provider}} {{model}}",
                         "s",
                     ),
-                    _graph(
-                        "Attempts, by outcome", _rate("atelier_worker_attempts_total", "outcome"), "{{outcome}}", "ops"
+                    graph(
+                        "Attempts, by outcome", rate("atelier_worker_attempts_total", "outcome"), "{{outcome}}", "ops"
                     ),
-                    _graph(
+                    graph(
                         "Wait for a slot, 95 %",
-                        _quantile("atelier_worker_slot_wait_seconds", "task_type"),
+                        quantile("atelier_worker_slot_wait_seconds", "task_type"),
                         "{{task_type}}",
                         "s",
                     ),
-                    _graph("Batch size", "atelier:batch_members:mean_15m", "{{task_type}}"),
+                    graph("Batch size", "atelier:batch_members:mean_15m", "{{task_type}}"),
                 ),
             ),
             (
                 "Models and children",
                 (
-                    _graph("Memory of models", "atelier_worker_model_bytes", "{{instance}}", "bytes"),
-                    _graph("Models found in memory", "atelier:models_in_memory:ratio_rate15m", "found", "percentunit"),
-                    _graph(
+                    graph("Memory of models", "atelier_worker_model_bytes", "{{instance}}", "bytes"),
+                    graph("Models found in memory", "atelier:models_in_memory:ratio_rate15m", "found", "percentunit"),
+                    graph(
                         "Models loaded",
-                        _rate("atelier_worker_model_loans_total", "model", '{resident="false"}'),
+                        rate("atelier_worker_model_loans_total", "model", '{resident="false"}'),
                         "{{model}}",
                         "ops",
                     ),
-                    _graph(
+                    graph(
                         "Children lost",
                         "sum by (instance, cause) (increase(atelier_worker_child_losses_total[1h]))",
                         "{{instance}} {{cause}}",
@@ -266,35 +223,33 @@ DASHBOARDS: tuple[DashboardSpec, ...] = (
             (
                 "Providers",
                 (
-                    _graph(
+                    graph(
                         "Requests, by provider",
-                        _rate("atelier_provider_request_seconds_count", "provider"),
+                        rate("atelier_provider_request_seconds_count", "provider"),
                         "{{provider}}",
                         "reqps",
                     ),
-                    _graph(
+                    graph(
                         "Time of requests, 95 %",
-                        _quantile("atelier_provider_request_seconds", "provider"),
+                        quantile("atelier_provider_request_seconds", "provider"),
                         "{{provider}}",
                         "s",
                     ),
-                    _graph(
-                        "Requests that fail", "atelier:provider_faults:ratio_rate15m", "{{provider}}", "percentunit"
-                    ),
-                    _graph(
+                    graph("Requests that fail", "atelier:provider_faults:ratio_rate15m", "{{provider}}", "percentunit"),
+                    graph(
                         "How they fail",
-                        _rate("atelier_provider_request_seconds_count", "provider, outcome", '{outcome!="done"}'),
+                        rate("atelier_provider_request_seconds_count", "provider, outcome", '{outcome!="done"}'),
                         "{{provider}} {{outcome}}",
                         "reqps",
                     ),
-                    _graph(
+                    graph(
                         "Breakers that are not closed",
                         'max by (provider, state) (atelier_tasks_provider_breakers{state!="closed"})',
                         "{{provider}} {{state}}",
                     ),
-                    _graph(
+                    graph(
                         "Rounds that passed waiting work over",
-                        _rate("atelier_tasks_provider_refusals_total", "provider, gate"),
+                        rate("atelier_tasks_provider_refusals_total", "provider, gate"),
                         "{{provider}} {{gate}}",
                         "ops",
                         about="limit: a rate that the installation sets; breaker: the provider answers with errors.",
@@ -310,8 +265,8 @@ DASHBOARDS: tuple[DashboardSpec, ...] = (
             (
                 "Trainings",
                 (
-                    _graph("Accepted", "sum(increase(atelier_trainings_created_total[1h]))", "within an hour"),
-                    _graph(
+                    graph("Accepted", "sum(increase(atelier_trainings_created_total[1h]))", "within an hour"),
+                    graph(
                         "Ended, by outcome",
                         "sum by (outcome) (increase(atelier_trainings_ended_total[1h]))",
                         "{{outcome}}",
@@ -323,8 +278,8 @@ DASHBOARDS: tuple[DashboardSpec, ...] = (
                             ('atelier:queue_slots:max{queue="training"}', "slots"),
                         ),
                     ),
-                    _graph("Queue wait, 95 %", 'atelier:queue_wait_seconds:p95_5m{queue="training"}', "wait", "s"),
-                    _graph("Objects swept", _rate("atelier_trainings_objects_swept_total"), "objects", "ops"),
+                    graph("Queue wait, 95 %", 'atelier:queue_wait_seconds:p95_5m{queue="training"}', "wait", "s"),
+                    graph("Objects swept", rate("atelier_trainings_objects_swept_total"), "objects", "ops"),
                 ),
             ),
         ),
@@ -336,48 +291,48 @@ DASHBOARDS: tuple[DashboardSpec, ...] = (
             (
                 "Events",
                 (
-                    _graph(
+                    graph(
                         "Oldest event that waits",
                         "max by (schema) (atelier_outbox_oldest_unpublished_seconds)",
                         "{{schema}}",
                         "s",
                     ),
-                    _graph(
+                    graph(
                         "From the change to NATS, 95 %",
-                        _quantile("atelier_outbox_lag_seconds", "schema"),
+                        quantile("atelier_outbox_lag_seconds", "schema"),
                         "{{schema}}",
                         "s",
                     ),
-                    _graph(
+                    graph(
                         "From NATS to the consumer, 95 %",
-                        _quantile("atelier_event_lag_seconds", "consumer"),
+                        quantile("atelier_event_lag_seconds", "consumer"),
                         "{{consumer}}",
                         "s",
                     ),
-                    _graph("Events published", _rate("atelier_outbox_published_total", "schema"), "{{schema}}", "ops"),
+                    graph("Events published", rate("atelier_outbox_published_total", "schema"), "{{schema}}", "ops"),
                 ),
             ),
             (
                 "Webhooks and workflows",
                 (
-                    _graph(
+                    graph(
                         "Requests to receivers",
-                        _rate("atelier_tasks_webhook_attempts_total", "outcome"),
+                        rate("atelier_tasks_webhook_attempts_total", "outcome"),
                         "{{outcome}}",
                         "reqps",
                     ),
-                    _graph(
+                    graph(
                         "Webhooks that ended",
-                        _rate("atelier_tasks_webhooks_ended_total", "outcome"),
+                        rate("atelier_tasks_webhooks_ended_total", "outcome"),
                         "{{outcome}}",
                         "ops",
                     ),
-                    _graph(
-                        "Workflows that ended", _rate("atelier_workflows_ended_total", "status"), "{{status}}", "ops"
-                    ),
-                    _graph(
+                    graph("Workflows accepted", rate("atelier_workflows_created_total"), "workflows", "ops"),
+                    graph("Workflows in one transaction", mean("atelier_workflow_group_members", "job"), "{{job}}"),
+                    graph("Workflows that ended", rate("atelier_workflows_ended_total", "status"), "{{status}}", "ops"),
+                    graph(
                         "Steps asked for",
-                        _rate("atelier_workflow_steps_dispatched_total", "outcome"),
+                        rate("atelier_workflow_steps_dispatched_total", "outcome"),
                         "{{outcome}}",
                         "ops",
                     ),
@@ -386,46 +341,60 @@ DASHBOARDS: tuple[DashboardSpec, ...] = (
             (
                 "Loops",
                 (
-                    _graph(
+                    graph(
                         "Since the last success",
                         "topk(10, time() - atelier_loop_last_success_timestamp_seconds > 0)",
                         "{{loop}} {{instance}}",
                         "s",
                     ),
-                    _graph(
+                    graph(
                         "Runs that failed",
-                        _rate("atelier_loop_runs_total", "loop", '{outcome="failed"}'),
+                        rate("atelier_loop_runs_total", "loop", '{outcome="failed"}'),
                         "{{loop}}",
                         "ops",
                     ),
-                    _graph(
+                    graph("Restarts", rate("atelier_loop_restarts_total", "loop"), "{{loop}}", "ops"),
+                    graph(
                         "Time of a run, 95 %",
-                        f"topk(10, {_quantile('atelier_loop_run_seconds', 'loop')})",
+                        f"topk(10, {quantile('atelier_loop_run_seconds', 'loop')})",
                         "{{loop}}",
                         "s",
                     ),
                 ),
             ),
             (
+                "Live events",
+                (
+                    graph("Clients that listen", "sum by (route) (atelier_live_clients)", "{{route}}"),
+                    graph(
+                        "Conversations that ended",
+                        rate("atelier_live_clients_ended_total", "cause"),
+                        "{{cause}}",
+                        "ops",
+                    ),
+                ),
+            ),
+            (
                 "Traces and logs",
                 (
+                    graph("Spans that wait", "atelier_trace_spans_waiting", "{{job}} {{instance}}"),
                     PanelSpec(
                         "Spans exported",
-                        ((_rate("atelier_trace_spans_exported_total", "job"), "{{job}}"),),
+                        ((rate("atelier_trace_spans_exported_total", "job"), "{{job}}"),),
                         "ops",
-                        _THIRD,
+                        THIRD,
                     ),
                     PanelSpec(
                         "Spans dropped",
-                        ((_rate("atelier_trace_spans_dropped_total", "job, cause"), "{{job}} {{cause}}"),),
+                        ((rate("atelier_trace_spans_dropped_total", "job, cause"), "{{job}} {{cause}}"),),
                         "ops",
-                        _THIRD,
+                        THIRD,
                     ),
                     PanelSpec(
                         "Log lines dropped",
-                        ((_rate("atelier_log_lines_dropped_total", "job"), "{{job}}"),),
+                        ((rate("atelier_log_lines_dropped_total", "job"), "{{job}}"),),
                         "ops",
-                        _THIRD,
+                        THIRD,
                     ),
                 ),
             ),
@@ -440,28 +409,39 @@ DASHBOARDS: tuple[DashboardSpec, ...] = (
                 (
                     PanelSpec(
                         "Device seconds a second, by tenant",
-                        ((f"topk(15, {_rate('atelier_worker_tenant_device_seconds_total', 'tenant')})", "{{tenant}}"),),
+                        ((f"topk(15, {rate('atelier_worker_tenant_device_seconds_total', 'tenant')})", "{{tenant}}"),),
                         "percentunit",
-                        _WIDE,
+                        WIDE,
                         about="The first hundred tenants of each worker; exact sums by day are rows of the usage.",
                     ),
-                    _graph(
+                    graph(
                         "Device seconds a second, by type",
-                        _rate("atelier_worker_device_seconds_total", "task_type"),
+                        rate("atelier_worker_device_seconds_total", "task_type"),
                         "{{task_type}}",
                         "percentunit",
                     ),
-                    _graph(
+                    graph(
                         "Requests refused by a limit",
-                        _rate("atelier_quota_refusals_total", "limit"),
+                        rate("atelier_quota_refusals_total", "limit"),
                         "{{limit}}",
                         "reqps",
                     ),
-                    _graph(
+                    graph(
                         "Connections closed",
-                        _rate("atelier_http_connections_closed_total", "cause"),
+                        rate("atelier_http_connections_closed_total", "cause"),
                         "{{cause}}",
                         "ops",
+                    ),
+                ),
+            ),
+            (
+                "What is deleted",
+                (
+                    graph(
+                        "Rows, because of their age", rate("atelier_retention_pruned_total", "kind"), "{{kind}}", "ops"
+                    ),
+                    graph(
+                        "Files of tasks that nothing names", rate("atelier_tasks_objects_swept_total"), "files", "ops"
                     ),
                 ),
             ),
@@ -470,21 +450,22 @@ DASHBOARDS: tuple[DashboardSpec, ...] = (
                 (
                     PanelSpec(
                         "Judged",
-                        ((_rate("atelier_image_checks_total", "size, outcome"), "{{size}} {{outcome}}"),),
+                        ((rate("atelier_image_checks_total", "size, outcome"), "{{size}} {{outcome}}"),),
                         "ops",
-                        _THIRD,
+                        THIRD,
                     ),
-                    PanelSpec("Waiting", (("atelier_image_checks_waiting", "{{job}} {{instance}}"),), width=_THIRD),
+                    PanelSpec("Waiting", (("atelier_image_checks_waiting", "{{job}} {{instance}}"),), width=THIRD),
                     PanelSpec(
                         "Children lost to them",
-                        ((_rate("atelier_image_child_losses_total", "cause"), "{{cause}}"),),
+                        ((rate("atelier_image_child_losses_total", "cause"), "{{cause}}"),),
                         "ops",
-                        _THIRD,
+                        THIRD,
                     ),
                 ),
             ),
         ),
     ),
+    *ROLES,
 )
 
 

@@ -19,7 +19,8 @@ from grafana_foundation_sdk.models.common import BigValueColorMode, LegendDispla
 from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DashboardLinkType, DataSourceRef, Threshold
 from grafana_foundation_sdk.models.dashboard import ThresholdsMode as Mode
 
-from scripts.dashboard_tables import DASHBOARDS, DashboardSpec, PanelSpec
+from scripts.dashboard_parts import DashboardSpec, PanelSpec
+from scripts.dashboard_tables import DASHBOARDS
 
 FOLDER = Path(__file__).resolve().parents[1] / "ops" / "grafana"
 # Name the data source of an installation so, or replace this on import.

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from prometheus_client import REGISTRY
 
 from services.monitoring.capture.watching import domain, files, service
 from services.monitoring.capture.watching.domain import FileStamp
@@ -301,6 +302,11 @@ async def test_a_camera_goes_offline(start_studio: StartStudio) -> None:
         return found[0] if found and found[0]["status"] == "offline" else None
 
     camera = await until(offline)
+
+    async def counted() -> bool:
+        return REGISTRY.get_sample_value("atelier_capture_cameras", {"status": "offline"}) == 1
+
+    assert await until(counted)
     assert camera["message"] == "No photo for 0.5 s"
 
 

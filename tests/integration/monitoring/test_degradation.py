@@ -10,6 +10,7 @@ import httpx
 import pytest
 from atelier.tasks.v1 import enums_pb2, worker_service_pb2
 from atelier.tasks.v1.worker_service_pb2_grpc import WorkerServiceStub
+from prometheus_client import REGISTRY
 
 from meshkit.channel import MeshChannel
 from services.inference.evaluation import composition as evaluation
@@ -178,6 +179,8 @@ async def test_evaluation_that_dies_degrades_the_mesh_until_it_is_back(watched: 
     parts = {one["name"]: one["status"] for one in told["services"]}
     assert (told["mode"], parts["evaluation"], parts["tasks"]) == ("degraded", "unhealthy", "healthy")
     assert "evaluation" not in told["available_features"]
+    shown = {part: REGISTRY.get_sample_value("atelier_mesh_part_healthy", {"part": part}) for part in parts}
+    assert {part for part, value in shown.items() if value != 1} == {"evaluation"}
     answer = await watched.system.get("/health/full")
     whole = answer.json()
     assert (answer.status_code, whole["status"], whole["ready"]) == (200, "degraded", True), "the mesh can do without"

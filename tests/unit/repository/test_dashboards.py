@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped] # ships no types
 
-from scripts.dashboard_tables import DASHBOARDS, PanelSpec, panels, runnable
+from scripts.dashboard_parts import PanelSpec
+from scripts.dashboard_tables import DASHBOARDS, panels, runnable
 from scripts.dashboards import FOLDER
 from scripts.metrics_page import declared, series_names
-from tests.unit.repository.rules import names_in, recorded, rules
+from tests.unit.repository.rules import expressions, names_in, recorded, rules
 from tests.unit.repository.sources import ROOT
 
 # What Prometheus itself and its client add to every target.
@@ -50,6 +51,14 @@ def test_panels_ask_for_metrics_that_exist() -> None:
     known = series_names() | recorded()
     wrong = {panel.title: names_in(query) - known for panel in panels() for query, _ in panel.queries}
     assert {title: names for title, names in wrong.items() if names} == {}
+
+
+def test_every_metric_is_on_a_panel_or_in_a_rule() -> None:
+    queries = [query for panel in panels() for query, _ in panel.queries]
+    queries += [*expressions("recording.yml"), *expressions("alerts.yml")]
+    asked = {name for query in queries for name in names_in(query)}
+    asked |= {_PARTS.sub("", name) for name in asked}
+    assert {metric.name for metric in declared()} - asked == set()
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel.title)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from services.monitoring.capture.cameras.domain import CameraRecord
+from services.monitoring.capture.cameras.domain import CameraRecord, CameraStatus
 from services.monitoring.capture.pages import PageFound, PageWanted
 
 
@@ -53,6 +53,10 @@ class CameraStore(Protocol):
         Returns:
             How many have changed.
         """
+        ...
+
+    async def count_states(self) -> Mapping[CameraStatus, int]:
+        """Return how many of those whose photos are taken are in each state."""
         ...
 
     async def judge_no_more(self) -> None:

@@ -28,6 +28,7 @@ ON CONFLICT (id) DO UPDATE SET removed_at = NULL WHERE cameras.removed_at IS NOT
 _JUDGED = f"SELECT {_COLUMNS}, now() FROM cameras WHERE removed_at IS NULL ORDER BY id FOR UPDATE"  # noqa: S608 -- fixed names
 _FIND = f"SELECT {_COLUMNS} FROM cameras WHERE id = %s AND removed_at IS NULL"  # noqa: S608 -- fixed names
 _REMOVE = "UPDATE cameras SET removed_at = now() WHERE id = %s AND removed_at IS NULL RETURNING id"
+_STATES = "SELECT status, count(*) FROM cameras WHERE removed_at IS NULL AND enabled GROUP BY status"
 _TURN = "UPDATE cameras SET previous_status = status, status = %s, message = %s WHERE id = %s"
 _SAY = "UPDATE cameras SET message = %s WHERE id = %s"
 
@@ -141,6 +142,12 @@ class PostgresCameraStore:
             return changed
 
         return await self._changes.db.retrying(body)
+
+    async def count_states(self) -> Mapping[CameraStatus, int]:
+        """Return how many of those whose photos are taken are in each state."""
+        async with self._changes.db.connection() as conn:
+            found = dict(await (await conn.execute(_STATES)).fetchall())
+        return {status: found.get(status.value, 0) for status in CameraStatus}
 
     async def judge_no_more(self) -> None:
         """Let another replica judge at once."""

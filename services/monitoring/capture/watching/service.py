@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from meshkit import metrics
 from meshkit.errors import MeshError
 from meshkit.logging import get_logger
 from meshkit.loops import Loop
@@ -24,6 +25,8 @@ from services.monitoring.capture.watching.files import FoldersFound
 from services.monitoring.capture.watching.observer import NATIVE, POLLING, NativeObserver, choose_observer
 
 _log = get_logger(__name__)
+
+_CAMERAS = metrics.gauge("capture_cameras", "Cameras whose photos are taken, by state", ("status",))
 
 _JUDGE_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
@@ -398,6 +401,8 @@ class FileWatcher:
         if self._clock() - self._judged_at < _JUDGE_SECONDS:
             return
         changed = await self._cameras.judge_all(self._troubles, self.limits.offline_seconds, self._notes())
+        for status, count in (await self._cameras.count_states()).items():
+            _CAMERAS.labels(status.value).set(count)
         self._judged_at = self._clock()
         if changed:
             _log.info("cameras_changed", count=changed, troubles=len(self._troubles))
