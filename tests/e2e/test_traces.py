@@ -1,10 +1,6 @@
 """One trace from a request to its webhook, through every process that worked for it."""
 
-import http.server
-import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,34 +8,12 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 
 from tests.collector import Collector, ReceivedSpan
 from tests.e2e.harness import RunningMesh, ended_task, noop, until
+from tests.e2e.hooks import taking
 from tests.providers.called import CalledProviders
 
 pytestmark = pytest.mark.timeout(600)
 
 _CALLER = "1" * 16
-
-
-class _Taker(http.server.BaseHTTPRequestHandler):
-    """Takes webhooks."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def _taking(port: int) -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _Taker)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{port}/hook"
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def _create(mesh: RunningMesh, trace_id: str, *, sampled: bool, **fields: Any) -> str:
@@ -55,7 +29,7 @@ def test_a_request_its_call_its_attempt_and_its_webhook_are_one_tree(
     mesh: RunningMesh, collector: Collector, hook_port: int
 ) -> None:
     trace_id = uuid.uuid4().hex
-    with _taking(hook_port) as url:
+    with taking(hook_port) as url:
         task_id = _create(mesh, trace_id, sampled=True, webhook_url=url)
 
         def arrived() -> dict[str, ReceivedSpan] | None:
