@@ -25,7 +25,8 @@ uses them. Imports no service and no model code, and loads what is large only wh
 - `retention` `retention_calls` `task_files`: what has ended is deleted at an age, unless something names its files
 - `bus` `holding` `stream` `publishing` `following` `event_lag` `eventjson`: NATS, which only notifies
 - `supervision`: loops, reported and told over NATS; `live`: what happens in the mesh, for whoever listens
-- `objects` `s3client` `chunks` `staging` `media_urls`: files; `loras`: where LoRAs lie, and how callers name them
+- `objects` `s3client` `chunks` `copies` `staging` `media_urls`: files
+- `loras`: where LoRAs lie, and how callers name them
 - `images`: untrusted images, decoded in child processes under one budget
 - `fetcher` `pinned` `lookups`: addresses that callers name; `retry_after`: how long others ask to be left alone
 - `places`: shares of what tenants hold for a while

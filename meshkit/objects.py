@@ -9,7 +9,7 @@ import asyncio
 import io
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -212,15 +212,8 @@ class ObjectStore:
         key = key_of(tenant, path)
 
         def get(client: Any) -> bytes:
-            response = client.get_object(self._bucket, key)
-            try:
-                size = int(response.headers["content-length"])
-                if max_bytes is not None and size > max_bytes:
-                    raise too_large(f"{path} has {size} bytes, at most {max_bytes} are allowed")
+            with self._answer(client, key, path, max_bytes) as response:
                 return bytes(response.read())
-            finally:
-                response.close()
-                response.release_conn()
 
         return await self._run(get, path)
 
@@ -240,19 +233,25 @@ class ObjectStore:
         key = key_of(tenant, path)
 
         def copy(client: Any) -> None:
-            response = client.get_object(self._bucket, key)
-            try:
-                size = int(response.headers["content-length"])
-                if max_bytes is not None and size > max_bytes:
-                    raise too_large(f"{path} has {size} bytes, at most {max_bytes} are allowed")
+            with self._answer(client, key, path, max_bytes) as response:
                 file.seek(0)
                 file.truncate()
                 file.writelines(response.stream(_CHUNK_BYTES))
-            finally:
-                response.close()
-                response.release_conn()
 
         await self._run(copy, path)
+
+    @contextmanager
+    def _answer(self, client: Any, key: str, path: str, max_bytes: int | None) -> Iterator[Any]:
+        """Yield what the store answers for an object, not yet read; blocks."""
+        response = client.get_object(self._bucket, key)
+        try:
+            size = int(response.headers["content-length"])
+            if max_bytes is not None and size > max_bytes:
+                raise too_large(f"{path} has {size} bytes, at most {max_bytes} are allowed")
+            yield response
+        finally:
+            response.close()
+            response.release_conn()
 
     async def download(self, tenant: str, path: str, dest: Path) -> ObjectInfo:
         """Read an object into a local file, which appears only once it is whole.

@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from meshkit import auth
+from meshkit.copies import CopiedObjects
 from meshkit.errors import ErrorKind, MeshError, not_found, unavailable
 from meshkit.images.checks import ImageChecks
 from meshkit.media_urls import MEDIA_ROUTE, MediaLinks, MediaSigner
@@ -75,7 +76,7 @@ SHOWN = frozenset(
 _OPAQUE = "application/octet-stream"
 
 
-class Objects(Protocol):
+class Objects(CopiedObjects, Protocol):
     """What is asked of the object store."""
 
     async def put_stream(

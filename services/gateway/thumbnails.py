@@ -6,13 +6,11 @@ has it is answered without anything being read.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from tempfile import TemporaryFile
-from typing import BinaryIO, Protocol, cast
+from functools import partial
 
+from meshkit.copies import CopiedObjects, open_copy
 from meshkit.errors import ErrorKind, MeshError
 from meshkit.images.checks import ImageChecks
 from meshkit.objects import ObjectInfo
@@ -22,14 +20,6 @@ from services.gateway.conditions import PathTurns
 
 WIDTHS = (256, 512)
 WEBP = "image/webp"
-
-
-class StreamedObjects(Protocol):
-    """What is asked of the object store."""
-
-    def stream(self, tenant: str, path: str, offset: int = ..., length: int = ...) -> AsyncIterator[bytes]:
-        """Read an object in chunks."""
-        ...
 
 
 def width_of(text: str) -> int:
@@ -57,7 +47,7 @@ class Thumbnails:
         most_bytes: Bytes of thumbnails that are kept; the least recently asked for go first.
     """
 
-    def __init__(self, objects: StreamedObjects, checks: ImageChecks, most_bytes: int) -> None:
+    def __init__(self, objects: CopiedObjects, checks: ImageChecks, most_bytes: int) -> None:
         self._objects = objects
         self._checks = checks
         self._most = most_bytes
@@ -89,19 +79,10 @@ class Thumbnails:
         most = self._checks.limits.max_bytes
         if info.size > most:
             raise _refusal(f"Images of more than {most} bytes have no thumbnails", "image_size")
-
-        async def load() -> BinaryIO:
-            file = cast("BinaryIO", TemporaryFile())  # noqa: SIM115 -- closed by who asks for it
-            try:
-                async for chunk in self._objects.stream(tenant, info.path):
-                    await asyncio.to_thread(file.write, chunk)
-            except BaseException:
-                file.close()
-                raise
-            return file
-
         try:
-            return await self._checks.make_thumbnail(tenant, load, width)
+            return await self._checks.make_thumbnail(
+                tenant, partial(open_copy, self._objects, tenant, info.path, most), width
+            )
         except MeshError as error:
             if error.kind is not ErrorKind.INVALID:
                 raise

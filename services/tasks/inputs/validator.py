@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from tempfile import TemporaryFile
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar
 from uuid import UUID
 
 from meshkit.catalog import Form, InputSpec, SourceSpec, TaskTypeSpec
+from meshkit.copies import open_copy
 from meshkit.errors import ErrorKind, MeshError, invalid, too_large
 from meshkit.fetcher import Fetcher
 from meshkit.images.checks import ImageChecks
@@ -197,17 +197,8 @@ class InputValidator:
         most = self._checks.limits.max_bytes
         if upload.size > most:
             raise too_large(f"{path} has {upload.size} bytes, at most {most} are allowed")
-
-        async def load() -> BinaryIO:
-            file = cast("BinaryIO", TemporaryFile())  # noqa: SIM115 -- closed by who asks for it
-            try:
-                await self._objects.copy_into(tenant, staged, file, most)
-            except BaseException:
-                file.close()
-                raise
-            return file
-
         # Loaded when its turn has come, and to disk: photos are large.
+        load = partial(open_copy, self._objects, tenant, staged, most)
         info = await self._checks.check(tenant, load, path=path)
         return staged, info.content_type, info.format.lower()
 

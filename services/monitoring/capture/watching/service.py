@@ -34,7 +34,6 @@ _MOST_FOUND = 5000
 _ASKED_AT_ONCE = 500
 _TAKEN_AT_ONCE = 64
 _MOST_REFUSED_TOLD = 1000
-# A file that the drive does not give is read again after 1 s, 2 s, 4 s and so on.
 _NO_PICTURE = "Its content is none of JPEG, PNG, WebP, TIFF, HEIC and AVIF"
 
 
