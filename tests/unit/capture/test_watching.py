@@ -13,6 +13,7 @@ from PIL import Image
 
 from meshkit.errors import MeshError, unavailable
 from meshkit.images.limits import FORMATS
+from services.monitoring.capture.cameras.domain import CameraStatus
 from services.monitoring.capture.watching import files
 from services.monitoring.capture.watching.domain import (
     HEAD_BYTES,
@@ -205,6 +206,9 @@ class Rows:
 
     async def judge_all(self, troubles: Mapping[str, str], offline_seconds: float, notes: Mapping[str, str]) -> int:
         return 0
+
+    async def count_states(self) -> Mapping[CameraStatus, int]:
+        return {}
 
     async def known_files(self, files: Collection[bytes]) -> Mapping[bytes, tuple[int, int]]:
         return {}
