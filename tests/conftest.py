@@ -1,5 +1,6 @@
 """Real servers for the tests: started at the first use, on ports the system picks, gone when pytest is."""
 
+import asyncio
 import gc
 import os
 import re
@@ -21,6 +22,8 @@ from atelier_cli.embedded.nats import NatsServer
 from atelier_cli.embedded.postgres import PostgresServer
 from atelier_cli.embedded.process import RunningServer, free_ports
 from atelier_cli.embedded.s3 import S3Ports, S3Server
+from meshkit import topology
+from meshkit.migrations import migrate_all
 
 # Servers are started by fork and exec from a process that speaks gRPC: its handlers around a fork crash the child.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -87,13 +90,14 @@ def postgres_server(servers_folder: Path) -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
-def make_database(postgres_server: PostgresServer) -> Callable[[str], str]:
-    """Makes an empty database and gives its DSN."""
+def make_database(postgres_server: PostgresServer) -> Callable[..., str]:
+    """Makes a database, empty or as a copy of `template`, and gives its DSN."""
 
-    def make(label: str) -> str:
+    def make(label: str, template: str = "template1") -> str:
         name = f"t_{re.sub('[^a-z0-9]+', '_', label.lower())[-30:]}_{secrets.token_hex(4)}"
+        query = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
         with psycopg.connect(postgres_server.dsn("postgres"), autocommit=True) as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            connection.execute(query)
         return postgres_server.dsn(name)
 
     return make
@@ -107,7 +111,7 @@ def drop_database(postgres_server: PostgresServer, dsn: str) -> None:
 
 @pytest.fixture(scope="module")
 def postgres_dsn(
-    request: pytest.FixtureRequest, make_database: Callable[[str], str], postgres_server: PostgresServer
+    request: pytest.FixtureRequest, make_database: Callable[..., str], postgres_server: PostgresServer
 ) -> Iterator[str]:
     """An empty database for the test's module, dropped after it."""
     dsn = make_database(str(request.node.name))
@@ -117,10 +121,31 @@ def postgres_dsn(
 
 @pytest.fixture
 def fresh_postgres_dsn(
-    request: pytest.FixtureRequest, make_database: Callable[[str], str], postgres_server: PostgresServer
+    request: pytest.FixtureRequest, make_database: Callable[..., str], postgres_server: PostgresServer
 ) -> Iterator[str]:
     """An empty database for one test, dropped after it."""
     dsn = make_database(str(request.node.name))
+    yield dsn
+    drop_database(postgres_server, dsn)
+
+
+@pytest.fixture(scope="session")
+def migrated(make_database: Callable[..., str]) -> str:
+    """The name of a database with the schemas of all services, to be copied: to migrate takes seconds each time."""
+    dsn = make_database("migrated")
+    asyncio.run(migrate_all(dsn, [spec.role for spec in topology.OPTIONAL]))
+    return dsn.rpartition("/")[2]
+
+
+@pytest.fixture
+def mesh_dsn(
+    request: pytest.FixtureRequest,
+    migrated: str,
+    make_database: Callable[..., str],
+    postgres_server: PostgresServer,
+) -> Iterator[str]:
+    """A database of the test's own with the schemas of all services, dropped after it."""
+    dsn = make_database(str(request.node.name), migrated)
     yield dsn
     drop_database(postgres_server, dsn)
 

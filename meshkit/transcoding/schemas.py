@@ -63,8 +63,9 @@ class Comments:
     def __init__(self, image: FileDescriptorSet) -> None:
         self._texts: dict[str, str] = {}
         for file in image.file:
-            paths = {tuple(one.path): _text(one) for one in file.source_code_info.location}
-            self._read(file, {path: text for path, text in paths.items() if text})
+            # Most places have none.
+            places = (one for one in file.source_code_info.location if one.leading_comments)
+            self._read(file, {tuple(one.path): _text(one) for one in places})
 
     def of(self, full_name: str) -> str:
         """Return the comment, empty where there is none."""

@@ -49,6 +49,8 @@ DEVICE_ENVIRONMENT = {
     "ATELIER_WORKER_SLOTS": "1",
     "ATELIER_DEVICE": "cpu",
     "ATELIER_TORCH_THREADS": "1",
+    # What a model draws before it is trained costs more than short trainings do.
+    "ATELIER_TRAINER_PRESERVATION": "none",
     "ATELIER_LEASE_TTL_SECONDS": "10",
     "ATELIER_STEP_DEADLINE_SECONDS": "120",
     "ATELIER_FIRST_STEP_DEADLINE_SECONDS": "300",

@@ -81,6 +81,7 @@ def test_a_photo_of_a_phone_is_looked_at_and_runs_its_workflow(start_mesh: Start
     mesh.down()
 
 
+@pytest.mark.long
 def test_a_large_tiff_is_looked_at_and_one_above_the_bound_is_told_by_name(
     start_mesh: StartMesh, tmp_path: Path
 ) -> None:

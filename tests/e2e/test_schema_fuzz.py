@@ -37,7 +37,7 @@ def target(mesh: RunningMesh) -> Iterator[hostile.Target]:
 @pytest.mark.parametrize(
     "examples",
     [
-        pytest.param(8, marks=pytest.mark.timeout(600)),
+        pytest.param(5, marks=pytest.mark.timeout(600)),
         pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(7200)]),
     ],
 )

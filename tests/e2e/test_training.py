@@ -16,7 +16,8 @@ from models.garments.novel import STYLE_TRIGGER, TRIGGER, grey, held_out, produc
 from models.garments.prompts import evaluation_prompt
 from models.garments.ruler import Ruler
 from tests.e2e.bodies import data_url, stored_picture
-from tests.e2e.harness import ENDED, RunningMesh, ended_task, post_until_answered, until
+from tests.e2e.conftest import StartMesh
+from tests.e2e.harness import DEVICE_ENVIRONMENT, ENDED, RunningMesh, ended_task, post_until_answered, until
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -93,7 +94,8 @@ def test_a_trained_adapter_is_in_the_library_and_brings_the_next_pictures_closer
 
 
 @pytest.mark.long
-def test_a_product_and_a_style_are_learnt_and_nothing_else_changes(device_mesh: RunningMesh) -> None:
+def test_a_product_and_a_style_are_learnt_and_nothing_else_changes(start_mesh: StartMesh) -> None:
+    mesh = start_mesh(**{**DEVICE_ENVIRONMENT, "ATELIER_TRAINER_PRESERVATION": "auto"})
     alone, both = [f"a photo of {TRIGGER}"] * 16, [f"a photo of {TRIGGER}, {STYLE_TRIGGER}"] * 16
     facts = [GarmentFacts(*SEEN_PAIRS[k * 2]) for k in range(40)]
     others = [evaluation_prompt(each, number) for number, each in enumerate(facts)]
@@ -104,7 +106,7 @@ def test_a_product_and_a_style_are_learnt_and_nothing_else_changes(device_mesh: 
         colours = [found.colour == each.colour for found, each in read]
         return float(np.mean(colours)), float(np.mean([found.garment == each.garment for found, each in read]))
 
-    with device_mesh.http("proves", timeout_seconds=60.0) as client:
+    with mesh.http("proves", timeout_seconds=60.0) as client:
         plain, known = drawn(client, alone), drawn(client, others, 5000)
         product: dict[str, Any] = {"product_model_path": library(trained(client, TRIGGER, "PRODUCT", product_drawing))}
         style: dict[str, Any] = {"style_model_path": library(trained(client, STYLE_TRIGGER, "STYLE", style_drawing))}

@@ -4,7 +4,7 @@ import base64
 import io
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,10 @@ def states(mesh: RunningMesh, training: str) -> set[str]:
     return {path.removeprefix(prefix).split("/")[0] for path in mesh.objects() if path.startswith(prefix)}
 
 
+def adapters(mesh: RunningMesh) -> set[str]:
+    return {path for path in mesh.objects() if path.startswith("loras/") and path.endswith(".safetensors")}
+
+
 def trainer_children(mesh: RunningMesh) -> list[int]:
     return [pid for pid in children(mesh.pid("trainer")) if "trainer.child" in " ".join(psutil.Process(pid).cmdline())]
 
@@ -97,41 +101,71 @@ def attempt_folders(mesh: RunningMesh) -> list[Path]:
     return list((mesh.path / "trainer" / "attempts").glob("*/*"))
 
 
-def test_a_training_outlives_its_child_its_trainer_a_lost_lease_and_a_drain(mesh: RunningMesh) -> None:
+def kill_child(mesh: RunningMesh, training: str) -> None:
+    [child] = trainer_children(mesh)
+    os.kill(child, signal.SIGKILL)
+
+
+def kill_trainer(mesh: RunningMesh, training: str) -> None:
+    before = mesh.restarts("trainer")
+    mesh.kill("trainer")
+    mesh.wait_restarted("trainer", before)
+
+
+def lose_lease(mesh: RunningMesh, training: str) -> None:
+    attempts = len(outcomes(mesh, training))
+    stopped = mesh.kill("trainer", signal.SIGSTOP)
+    until(lambda: len(outcomes(mesh, training)) == attempts + 1, "the lease is lost", 60)
+    os.kill(stopped, signal.SIGCONT)
+
+
+def drain(mesh: RunningMesh, training: str) -> None:
+    before, attempts = mesh.restarts("trainer"), len(outcomes(mesh, training))
+    mesh.kill("trainer", signal.SIGTERM)
+    mesh.wait_restarted("trainer", before)
+    until(lambda: len(outcomes(mesh, training)) == attempts + 1, "the lease is handed back", 60)
+
+
+# What befalls a training, and how its attempt ends.
+BLOWS: dict[Callable[[RunningMesh, str], None], str] = {
+    kill_child: "FAILED",
+    kill_trainer: "EXPIRED",
+    lose_lease: "EXPIRED",
+    drain: "RELEASED",
+}
+
+
+# Each attempt starts a child anew, which takes ten seconds and more: the short form has two of them struck.
+@pytest.mark.parametrize(
+    "blows",
+    [
+        pytest.param((kill_trainer, drain), id="trainer"),
+        pytest.param(tuple(BLOWS), id="all", marks=pytest.mark.long),
+    ],
+)
+def test_a_training_outlives_its_child_its_trainer_a_lost_lease_and_a_drain(
+    mesh: RunningMesh, blows: Sequence[Callable[[RunningMesh, str], None]]
+) -> None:
+    older = adapters(mesh)
     with mesh.http() as client:
         training = create(client)
         stepped(client, training)
         until(lambda: states(mesh, training), "a state is stored")
-
-        [child] = trainer_children(mesh)
-        os.kill(child, signal.SIGKILL)
-        resumed(client, training, 1)
-
-        before = mesh.restarts("trainer")
-        mesh.kill("trainer")
-        mesh.wait_restarted("trainer", before)
-        resumed(client, training, 2)
-
-        stopped = mesh.kill("trainer", signal.SIGSTOP)
-        until(lambda: len(outcomes(mesh, training)) == 3, "the lease is lost", 60)
-        os.kill(stopped, signal.SIGCONT)
-        resumed(client, training, 3)
-
-        mesh.kill("trainer", signal.SIGTERM)
-        mesh.wait_restarted("trainer", before + 1)
-        until(lambda: len(outcomes(mesh, training)) == 4, "the lease is handed back", 60)
+        for number, strike in enumerate(blows, 1):
+            strike(mesh, training)
+            if number < len(blows):
+                resumed(client, training, number)
 
         ended = ended_training(client, training)
         assert ended["status"] == "COMPLETED", (ended["error_message"], outcomes(mesh, training), ended["logs"])
         assert (ended["current_step"], ended["progress"]) == (STEPS, 100.0)
-        assert outcomes(mesh, training) == ["FAILED", "EXPIRED", "EXPIRED", "RELEASED", "COMPLETED"]
-        assert ended["logs"].count("Resumed after step") == 4, ended["logs"]
+        assert outcomes(mesh, training) == [*(BLOWS[blow] for blow in blows), "COMPLETED"]
+        assert ended["logs"].count("Resumed after step") == len(blows), ended["logs"]
         losses = client.get(f"/api/v1/training/{training}/loss").json()["losses"]
         assert losses[-1]["step"] == STEPS
         assert len(losses) == STEPS, "each step is told once"
-        adapters = [path for path in mesh.objects() if path.startswith("loras/") and path.endswith(".safetensors")]
-        assert len(adapters) == 1
-        assert ended["local_model_path"].endswith(adapters[0].removeprefix("loras/"))
+        [adapter] = adapters(mesh) - older
+        assert ended["local_model_path"].endswith(adapter.removeprefix("loras/"))
         until(lambda: not attempt_folders(mesh), "nothing is left on the disk")
 
 

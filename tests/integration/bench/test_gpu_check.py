@@ -24,25 +24,35 @@ def gpu_check(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_part_runs_at_the_tiny_scale(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
-    done = gpu_check("--device", "cpu", "--scale", "tiny", "--json", file)
+def measured(*arguments: str, into: Path) -> tuple[dict[str, dict[str, float]], str]:
+    """Run the check at the tiny scale; return the figures of each part, and what was printed."""
+    done = gpu_check("--device", "cpu", "--scale", "tiny", "--json", into, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    parts = {part["name"]: part for part in json.loads(file.read_text())["parts"]}
-    assert list(parts) == [part.name for part in PARTS]
-    figures = {name: {figure["name"]: figure["value"] for figure in part["figures"]} for name, part in parts.items()}
+    parts = json.loads(into.read_text())["parts"]
+    return {part["name"]: {one["name"]: one["value"] for one in part["figures"]} for part in parts}, done.stdout
+
+
+def test_bare_and_worker_are_measured_alike(tmp_path: Path) -> None:
+    parts = ("build", "bare", "worker")
+    figures, printed = measured(*(f"--only={part}" for part in parts), into=tmp_path / "figures.json")
+    assert tuple(figures) == parts
+    compared = {"a step", "peak memory", "LoRA swapped for a loaded one", "a step with a LoRA"}
+    assert compared <= set(figures["bare"]) & set(figures["worker"])
+    assert "| worker | a step |" in printed
+    assert "its figures mean nothing" in printed
+
+
+@pytest.mark.long
+def test_every_part_runs_at_the_tiny_scale(tmp_path: Path) -> None:
+    figures, _ = measured(into=tmp_path / "figures.json")
+    assert list(figures) == [part.name for part in PARTS]
     assert all(figures.values()), "every part measures something"
     assert figures["shipped"]["picture against the CPU's in float32, PSNR"] >= 40
     assert all(figures["shipped"][f"batches of {size}"] > 0 for size in SCALES["tiny"].batches)
-    # Bare and worker are measured alike, so that they can be compared.
-    compared = {"a step", "peak memory", "LoRA swapped for a loaded one", "a step with a LoRA"}
-    assert compared <= set(figures["bare"]) & set(figures["worker"])
     assert {"a step, torch.compile off", "a step, torch.compile on"} <= set(figures["compile"])
     trained = {f"a step of {side}x{side} {how}" for side in (32, 64) for how in ("eager", "compiled")}
     assert trained <= set(figures["training"])
     assert "blocks that did not compile" not in figures["training"]
-    assert "| worker | a step |" in done.stdout
-    assert "its figures mean nothing" in done.stdout
 
 
 def test_without_cuda_it_says_so_and_ends_with_2() -> None:

@@ -71,7 +71,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def start_studio(fresh_postgres_dsn: str, nats_url: str, root: Path) -> AsyncIterator[StartStudio]:
+async def start_studio(mesh_dsn: str, nats_url: str, root: Path) -> AsyncIterator[StartStudio]:
     tenant = f"studio-{secrets.token_hex(6)}"
     async with AsyncExitStack() as outer:
 
@@ -82,7 +82,7 @@ async def start_studio(fresh_postgres_dsn: str, nats_url: str, root: Path) -> As
                 "shutdown_grace_seconds": 0.2,
                 "nats_url": nats_url,
             }
-            own = {"database_url": fresh_postgres_dsn, "camera_root": root, "capture_tenant": tenant}
+            own = {"database_url": mesh_dsn, "camera_root": root, "capture_tenant": tenant}
             stack = await outer.enter_async_context(AsyncExitStack())
             running = await capture.start(CaptureSettings(**(shared | own | settings)), stack)
             front = await gateway.start(GatewaySettings(**shared, addresses={"capture": running.address}), stack)

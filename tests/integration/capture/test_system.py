@@ -38,7 +38,7 @@ class System:
 
 
 @pytest.fixture
-async def system(studio: Studio, fresh_postgres_dsn: str, nats_url: str) -> AsyncIterator[System]:
+async def system(studio: Studio, mesh_dsn: str, nats_url: str) -> AsyncIterator[System]:
     shared: dict[str, Any] = {
         "listen": "127.0.0.1:0",
         "auth_secret": SECRET,
@@ -47,7 +47,7 @@ async def system(studio: Studio, fresh_postgres_dsn: str, nats_url: str) -> Asyn
     }
     async with AsyncExitStack() as stack:
         settings = MonitoringSettings(
-            **shared, database_url=fresh_postgres_dsn, capture_address=studio.capture.address, critical_queues=()
+            **shared, database_url=mesh_dsn, capture_address=studio.capture.address, critical_queues=()
         )
         running = await monitoring.start(settings, stack)
         addresses = {"monitoring": running.address, "capture": studio.capture.address}

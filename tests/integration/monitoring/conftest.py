@@ -62,7 +62,7 @@ StartMesh = Callable[..., Awaitable[Mesh]]
 
 
 @pytest.fixture
-async def start_mesh(fresh_postgres_dsn: str, nats_url: str) -> AsyncIterator[StartMesh]:
+async def start_mesh(mesh_dsn: str, nats_url: str) -> AsyncIterator[StartMesh]:
     async with AsyncExitStack() as outer:
 
         async def begin(**settings: Any) -> Mesh:
@@ -72,7 +72,7 @@ async def start_mesh(fresh_postgres_dsn: str, nats_url: str) -> AsyncIterator[St
                 "shutdown_grace_seconds": 0.2,
             }
             stack = await outer.enter_async_context(AsyncExitStack())
-            stores = {"database_url": fresh_postgres_dsn, "nats_url": nats_url}
+            stores = {"database_url": mesh_dsn, "nats_url": nats_url}
             running = await monitoring.start(MonitoringSettings(**(shared | stores | settings)), stack)
             addresses = {"monitoring": running.address, "tasks": settings.get("tasks_address", "")}
             bus = settings.get("nats_url", nats_url)
@@ -154,14 +154,12 @@ def silent() -> Iterator[str]:
 
 
 @pytest.fixture
-async def whole(
-    start_mesh: StartMesh, fresh_postgres_dsn: str, nats_url: str, s3: S3Store, silent: str
-) -> AsyncIterator[Whole]:
+async def whole(start_mesh: StartMesh, mesh_dsn: str, nats_url: str, s3: S3Store, silent: str) -> AsyncIterator[Whole]:
     async with AsyncExitStack() as stack:
         behind = await start_tasks(
             stack,
             s3,
-            database_url=fresh_postgres_dsn,
+            database_url=mesh_dsn,
             nats_url=nats_url,
             provider_limits={"FAL_STANDARD/app": {"failure_threshold": 7}},
             lease_ttl_seconds=600,

@@ -83,13 +83,13 @@ async def _evaluation(stack: AsyncExitStack, listen: str) -> str:
 
 @pytest.fixture
 async def watched(
-    start_mesh: StartMesh, fresh_postgres_dsn: str, nats_server: NatsControl, s3: S3Store
+    start_mesh: StartMesh, mesh_dsn: str, nats_server: NatsControl, s3: S3Store
 ) -> AsyncIterator[Watched]:
     async with AsyncExitStack() as stack:
         behind = await start_tasks(
             stack,
             s3,
-            database_url=fresh_postgres_dsn,
+            database_url=mesh_dsn,
             nats_url=nats_server.url,
             enable_noop=True,
             served_task_types=("NOOP", "EXPERIMENTAL_FAL"),

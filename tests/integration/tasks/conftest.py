@@ -1,28 +1,22 @@
 """The tasks service as production composes it, on real PostgreSQL, NATS and object store, spoken to over gRPC."""
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import psycopg
 import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2, tasks_service_pb2, worker_service_pb2
 from atelier.tasks.v1.tasks_service_pb2_grpc import TasksServiceStub
 from atelier.tasks.v1.worker_service_pb2_grpc import WorkerServiceStub
 from google.protobuf.duration_pb2 import Duration
-from psycopg import sql
 
-from atelier_cli.embedded.postgres import PostgresServer
 from meshkit.auth import TokenIssuer
 from meshkit.channel import MeshChannel
-from meshkit.db import migrate
-from meshkit.topology import TASKS
 from services.tasks.composition import TasksRuntime, start
 from services.tasks.config import TasksSettings
-from tests.conftest import S3Store, drop_database
+from tests.conftest import S3Store
 
 SECRET = "tests-only-tests-only-tests-only-tests-only"
 NOOP = enums_pb2.TASK_TYPE_NOOP
@@ -218,41 +212,20 @@ class Mesh:
 StartMesh = Callable[..., Awaitable[Mesh]]
 
 
-@pytest.fixture(scope="session")
-def template(make_database: Callable[[str], str]) -> str:
-    """A migrated database; each test gets a copy."""
-    dsn = make_database("tasks_template")
-    asyncio.run(migrate(dsn, TASKS.schema, TASKS.migrations))
-    return dsn
-
-
-@pytest.fixture
-def tasks_dsn(template: str, postgres_server: PostgresServer) -> Iterator[str]:
-    """A migrated database of the test's own."""
-    name, source = f"tasks_{secrets.token_hex(6)}", template.rpartition("/")[2]
-    with psycopg.connect(postgres_server.dsn("postgres"), autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(source))
-        )
-    dsn = postgres_server.dsn(name)
-    yield dsn
-    drop_database(postgres_server, dsn)
-
-
 @pytest.fixture(scope="module")
 def bucket(s3: S3Store) -> str:
     return s3.bucket()
 
 
 @pytest.fixture
-async def start_mesh(tasks_dsn: str, nats_url: str, s3: S3Store, bucket: str) -> AsyncIterator[StartMesh]:
+async def start_mesh(mesh_dsn: str, nats_url: str, s3: S3Store, bucket: str) -> AsyncIterator[StartMesh]:
     """Starts replicas of the service on one database; loops run only where asked for."""
     async with AsyncExitStack() as outer:
 
         async def begin(**settings: Any) -> Mesh:
             values: dict[str, Any] = {
                 "listen": "127.0.0.1:0",
-                "database_url": tasks_dsn,
+                "database_url": mesh_dsn,
                 "nats_url": nats_url,
                 "s3_endpoint": s3.endpoint,
                 "s3_access_key": s3.access_key,

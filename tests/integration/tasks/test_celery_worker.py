@@ -55,6 +55,10 @@ def held_by(session: UUID, *, running: bool) -> HeldTask:
     return HeldTask(session, uuid4(), "GENERATION", "inference", 3, 1, NOW - timedelta(seconds=5), running)
 
 
+# A pool of processes is what Celery has by default.
+POOLS = ("processes", pytest.param("threads", marks=pytest.mark.long))
+
+
 def shape(value: Any) -> Any:
     """Members and kinds of a value: one entry of a list stands for all."""
     if isinstance(value, dict):
@@ -64,13 +68,13 @@ def shape(value: Any) -> Any:
     return type(value).__name__ if value is not None else "null"
 
 
-@pytest.mark.parametrize("pool", ["processes", "threads"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_what_runs_has_the_shape_of_celery(request: pytest.FixtureRequest, pool: str, ours: CeleryStats) -> None:
     theirs = request.getfixturevalue(pool)["active"]
     assert shape(ours.active[NAME]) == shape(theirs)
 
 
-@pytest.mark.parametrize("pool", ["processes", "threads"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_what_waits_for_a_time_has_the_shape_of_celery(
     request: pytest.FixtureRequest, pool: str, ours: CeleryStats
 ) -> None:

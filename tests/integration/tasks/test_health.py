@@ -99,9 +99,9 @@ async def test_a_worker_that_is_lost_is_named_until_it_is_back(mesh: Mesh) -> No
 
 
 async def test_calls_outlast_a_database_that_is_slow_and_end_where_it_is_lost(
-    start_mesh: StartMesh, tasks_dsn: str
+    start_mesh: StartMesh, mesh_dsn: str
 ) -> None:
-    dsn = urlsplit(tasks_dsn)
+    dsn = urlsplit(mesh_dsn)
     with wired(str(dsn.hostname), int(dsn.port or 0)) as wire:
         netloc = f"{dsn.username}:{dsn.password}@{wire.address}"
         mesh = await start_mesh(database_url=urlunsplit(dsn._replace(netloc=netloc)))

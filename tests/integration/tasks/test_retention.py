@@ -361,7 +361,7 @@ async def test_identifiers_of_deleted_tasks_are_forgotten_after_a_year(mesh: Mes
 
 
 async def test_a_service_that_is_killed_while_it_prunes_leaves_nothing_behind(
-    mesh: Mesh, tasks_dsn: str, nats_url: str, s3: S3Store, bucket: str, tmp_path: Path
+    mesh: Mesh, mesh_dsn: str, nats_url: str, s3: S3Store, bucket: str, tmp_path: Path
 ) -> None:
     await completed(mesh)
     await mesh.execute(
@@ -379,7 +379,7 @@ async def test_a_service_that_is_killed_while_it_prunes_leaves_nothing_behind(
     await keep(mesh, TASKS, 7)
     environment = {
         **os.environ,
-        "ATELIER_DATABASE_URL": tasks_dsn,
+        "ATELIER_DATABASE_URL": mesh_dsn,
         "ATELIER_NATS_URL": nats_url,
         "ATELIER_S3_ENDPOINT": s3.endpoint,
         "ATELIER_S3_ACCESS_KEY": s3.access_key,

@@ -38,11 +38,11 @@ class Process:
 
 
 @pytest.fixture
-async def start(tasks_dsn: str, nats_url: str, s3: S3Store, bucket: str, tmp_path: Path) -> AsyncIterator[Start]:
+async def start(mesh_dsn: str, nats_url: str, s3: S3Store, bucket: str, tmp_path: Path) -> AsyncIterator[Start]:
     """Starts services as processes; all are killed at the end."""
     environment = {
         **os.environ,
-        "ATELIER_DATABASE_URL": tasks_dsn,
+        "ATELIER_DATABASE_URL": mesh_dsn,
         "ATELIER_NATS_URL": nats_url,
         "ATELIER_S3_ENDPOINT": s3.endpoint,
         "ATELIER_S3_ACCESS_KEY": s3.access_key,
@@ -123,11 +123,11 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, seconds: fl
         pytest.fail(f"{what}: not within {seconds:g} s")
 
 
-async def test_replica_that_stands_still_in_a_round_and_leads_holds_up_nobody(start: Start, tasks_dsn: str) -> None:
+async def test_replica_that_stands_still_in_a_round_and_leads_holds_up_nobody(start: Start, mesh_dsn: str) -> None:
     still = await start("services.tasks")
 
     async def one_leads() -> bool:
-        return bool(await rows(tasks_dsn, "SELECT work FROM leaders"))
+        return bool(await rows(mesh_dsn, "SELECT work FROM leaders"))
 
     await until(one_leads, "the first replica leads")
     other = await start("services.tasks")
@@ -139,7 +139,7 @@ async def test_replica_that_stands_still_in_a_round_and_leads_holds_up_nobody(st
             stack.push_async_callback(caller.channel.close)
         loads = [asyncio.create_task(caller.keep_creating()) for caller in callers]
         stack.callback(lambda: [load.cancel() for load in loads])
-        await asyncio.to_thread(stand_still, still.running.pid, tasks_dsn, IN_A_ROUND)
+        await asyncio.to_thread(stand_still, still.running.pid, mesh_dsn, IN_A_ROUND)
         loads[0].cancel()
 
         # While it stands still, the other goes on with what comes after.
@@ -148,7 +148,7 @@ async def test_replica_that_stands_still_in_a_round_and_leads_holds_up_nobody(st
         async def later_ones_end() -> bool:
             later = callers[1].accepted[before : before + 20]
             [[ended]] = await rows(
-                tasks_dsn, "SELECT count(*) FROM tasks WHERE id = ANY(%s::uuid[]) AND status = 'COMPLETED'", later
+                mesh_dsn, "SELECT count(*) FROM tasks WHERE id = ANY(%s::uuid[]) AND status = 'COMPLETED'", later
             )
             told = {body["task_id"] for body in receiver.bodies if body["status"] == "COMPLETED"}
             return int(ended) == 20 and told.issuperset(later)
@@ -156,7 +156,7 @@ async def test_replica_that_stands_still_in_a_round_and_leads_holds_up_nobody(st
         await until(later_ones_end, "tasks of the other replica end, and their receiver is told")
 
         async def events_leave() -> bool:
-            [[oldest]] = await rows(tasks_dsn, "SELECT extract(epoch FROM now() - min(created_at)) FROM outbox")
+            [[oldest]] = await rows(mesh_dsn, "SELECT extract(epoch FROM now() - min(created_at)) FROM outbox")
             return oldest is None or oldest < 5
 
         await until(events_leave, "the other replica publishes the events of both")
@@ -169,14 +169,14 @@ async def test_replica_that_stands_still_in_a_round_and_leads_holds_up_nobody(st
         accepted = [task for caller in callers for task in caller.accepted]
 
         async def all_end() -> bool:
-            ended = await rows(tasks_dsn, "SELECT id::text FROM tasks WHERE status = 'COMPLETED'")
+            ended = await rows(mesh_dsn, "SELECT id::text FROM tasks WHERE status = 'COMPLETED'")
             told = {body["task_id"] for body in receiver.bodies if body["status"] == "COMPLETED"}
-            [[waiting]] = await rows(tasks_dsn, "SELECT count(*) FROM outbox")
+            [[waiting]] = await rows(mesh_dsn, "SELECT count(*) FROM outbox")
             return {row[0] for row in ended}.issuperset(accepted) and told.issuperset(accepted) and not waiting
 
         await until(all_end, "all accepted tasks end, and everyone is told", 90)
         assert not await rows(
-            tasks_dsn,
+            mesh_dsn,
             "SELECT task_id FROM attempts WHERE outcome = 'COMPLETED' GROUP BY task_id HAVING count(*) > 1",
         ), "an attempt was completed twice"
         told: dict[str, set[str]] = {}

@@ -87,8 +87,8 @@ class Hooks:
 
 
 @pytest.fixture
-async def hooks(tasks_dsn: str) -> AsyncIterator[Hooks]:
-    database = Database(tasks_dsn, schema=TASKS.schema, max_size=6)
+async def hooks(mesh_dsn: str) -> AsyncIterator[Hooks]:
+    database = Database(mesh_dsn, schema=TASKS.schema, max_size=6)
     await database.open()
     made = Hooks(database)
     yield made

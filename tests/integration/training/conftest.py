@@ -1,17 +1,14 @@
 """The training service with the tasks service behind it and the gateway before it, as production composes them."""
 
-import asyncio
 import base64
 import io
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
 import httpx
-import psycopg
 import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2, worker_service_pb2
 from atelier.tasks.v1.worker_service_pb2_grpc import WorkerServiceStub
@@ -20,13 +17,9 @@ from atelier.training.v1.trainer_service_pb2_grpc import TrainerServiceStub
 from atelier.training.v1.training_service_pb2_grpc import TrainingServiceStub
 from google.protobuf.duration_pb2 import Duration
 from PIL import Image
-from psycopg import sql
 
-from atelier_cli.embedded.postgres import PostgresServer
 from meshkit.auth import TokenIssuer
 from meshkit.channel import MeshChannel
-from meshkit.db import migrate
-from meshkit.topology import TASKS, TRAINING, WORKFLOWS
 from services.gateway import composition as gateway
 from services.gateway.config import GatewaySettings
 from services.tasks import composition as tasks
@@ -36,7 +29,7 @@ from services.training.composition import TrainingRuntime
 from services.training.config import TrainingSettings
 from services.workflows import composition as graphs
 from services.workflows.config import WorkflowsSettings
-from tests.conftest import S3Store, drop_database
+from tests.conftest import S3Store
 from tests.loras.layouts import write
 
 SECRET = "tests-only-tests-only-tests-only-tests-only"
@@ -219,29 +212,6 @@ class Mesh:
 
 
 StartMesh = Callable[..., Awaitable[Mesh]]
-
-
-@pytest.fixture(scope="session")
-def template(make_database: Callable[[str], str]) -> str:
-    """A database with both schemas; each test gets a copy."""
-    dsn = make_database("training_template")
-    asyncio.run(migrate(dsn, TASKS.schema, TASKS.migrations))
-    asyncio.run(migrate(dsn, TRAINING.schema, TRAINING.migrations))
-    asyncio.run(migrate(dsn, WORKFLOWS.schema, WORKFLOWS.migrations))
-    return dsn
-
-
-@pytest.fixture
-def mesh_dsn(template: str, postgres_server: PostgresServer) -> Iterator[str]:
-    """A migrated database of the test's own."""
-    name, source = f"training_{secrets.token_hex(6)}", template.rpartition("/")[2]
-    with psycopg.connect(postgres_server.dsn("postgres"), autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(source))
-        )
-    dsn = postgres_server.dsn(name)
-    yield dsn
-    drop_database(postgres_server, dsn)
 
 
 @pytest.fixture

@@ -2,16 +2,14 @@
 
 import asyncio
 import os
-import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from atelier.tasks.v1 import enums_pb2, task_pb2, worker_service_pb2
 from atelier.tasks.v1.worker_service_pb2_grpc import WorkerServiceStub
@@ -20,19 +18,15 @@ from atelier.workflows.v1.monitoring_service_pb2_grpc import WorkflowMonitoringS
 from atelier.workflows.v1.workflows_service_pb2_grpc import WorkflowsServiceStub
 from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
-from psycopg import sql
 
-from atelier_cli.embedded.postgres import PostgresServer
 from meshkit.auth import TokenIssuer
 from meshkit.channel import MeshChannel
-from meshkit.db import migrate
 from meshkit.errors import ErrorKind, MeshError
-from meshkit.topology import TASKS, WORKFLOWS
 from services.tasks import composition as tasks_composition
 from services.tasks.config import TasksSettings
 from services.workflows import composition as workflows_composition
 from services.workflows.config import WorkflowsSettings
-from tests.conftest import S3Store, drop_database
+from tests.conftest import S3Store
 
 SECRET = "tests-only-tests-only-tests-only-tests-only"
 ENDED = {
@@ -188,36 +182,14 @@ Settings = Callable[..., dict[str, Any]]
 StartMesh = Callable[..., Awaitable[Mesh]]
 
 
-@pytest.fixture(scope="session")
-def migrated(make_database: Callable[[str], str]) -> str:
-    """A database with both services' schemas; each test gets a copy."""
-    dsn = make_database("workflows_template")
-    for one in (TASKS, WORKFLOWS):
-        asyncio.run(migrate(dsn, one.schema, one.migrations))
-    return dsn
-
-
 @pytest.fixture
-def database(migrated: str, postgres_server: PostgresServer) -> Iterator[str]:
-    """A migrated database of the test's own."""
-    name, source = f"workflows_{secrets.token_hex(6)}", migrated.rpartition("/")[2]
-    with psycopg.connect(postgres_server.dsn("postgres"), autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(source))
-        )
-    dsn = postgres_server.dsn(name)
-    yield dsn
-    drop_database(postgres_server, dsn)
-
-
-@pytest.fixture
-def shared(database: str, s3: S3Store) -> Settings:
+def shared(mesh_dsn: str, s3: S3Store) -> Settings:
     bucket = s3.bucket()
 
     def values(nats: str, **more: Any) -> dict[str, Any]:
         return {
             "listen": "127.0.0.1:0",
-            "database_url": database,
+            "database_url": mesh_dsn,
             "nats_url": nats,
             "s3_endpoint": s3.endpoint,
             "s3_access_key": s3.access_key,

@@ -49,8 +49,8 @@ SELECT tenant, origin_instance, origin_zone, status, is_deleted, sum(workflows):
 
 
 @pytest.fixture
-async def db(database: str) -> AsyncIterator[Database]:
-    db = Database(database, schema="workflows", max_size=16)
+async def db(mesh_dsn: str) -> AsyncIterator[Database]:
+    db = Database(mesh_dsn, schema="workflows", max_size=16)
     await db.open()
     yield db
     await db.close()

@@ -38,8 +38,8 @@ CHAIN: dict[str, list[str]] = {"a": [], "b": ["a"], "c": ["b"]}
 
 
 @pytest.fixture
-async def db(database: str) -> AsyncIterator[Database]:
-    db = Database(database, schema="workflows")
+async def db(mesh_dsn: str) -> AsyncIterator[Database]:
+    db = Database(mesh_dsn, schema="workflows")
     await db.open()
     yield db
     await db.close()
@@ -116,9 +116,9 @@ async def values(db: Database, query: str, *arguments: Any) -> list[Any]:
 
 
 @asynccontextmanager
-async def holding(database: str, statement: str, *arguments: Any) -> AsyncIterator[None]:
+async def holding(mesh_dsn: str, statement: str, *arguments: Any) -> AsyncIterator[None]:
     """Locks that somebody else has meanwhile."""
-    async with await psycopg.AsyncConnection.connect(database, options="-c search_path=workflows") as conn:
+    async with await psycopg.AsyncConnection.connect(mesh_dsn, options="-c search_path=workflows") as conn:
         await conn.execute(statement, arguments)
         yield
 
@@ -237,11 +237,11 @@ async def test_the_disk_is_waited_for_where_one_of_the_workflows_needs_it(
 
 
 async def test_a_note_passes_over_steps_that_others_hold_and_says_so(
-    store: PostgresWorkflowStore, database: str
+    store: PostgresWorkflowStore, mesh_dsn: str
 ) -> None:
     held, free = await begun(store), await begun(store)
     tasks = {one: (await end_of(store, one)).task_id for one in (held, free)}
-    async with holding(database, "SELECT FROM steps WHERE task_id = %s FOR UPDATE", tasks[held]):
+    async with holding(mesh_dsn, "SELECT FROM steps WHERE task_id = %s FOR UPDATE", tasks[held]):
         assert await store.accept(list(tasks.values())) == DispatchNote([], frozenset({tasks[held]}))
     assert (await states(store, held))["a"] == "DISPATCHING"
     assert (await states(store, free))["a"] == "RUNNING"
@@ -350,12 +350,12 @@ async def test_notes_and_the_reconciler_do_not_make_a_kept_workflow_wrong(
 
 
 async def test_a_group_locks_its_workflows_in_the_order_of_their_identifiers(
-    store: PostgresWorkflowStore, db: Database, database: str
+    store: PostgresWorkflowStore, db: Database, mesh_dsn: str
 ) -> None:
     low, middle, high = idents = sorted([await begun(store) for _ in range(3)])
     bodies = {one: told(await end_of(store, one)) for one in reversed(idents)}
     free = "SELECT id FROM workflows WHERE id = %s FOR UPDATE SKIP LOCKED"
-    async with holding(database, "SELECT FROM workflows WHERE id = %s FOR UPDATE", middle):
+    async with holding(mesh_dsn, "SELECT FROM workflows WHERE id = %s FOR UPDATE", middle):
         moving = asyncio.create_task(store.advance_many(bodies))
         async with asyncio.timeout(60):
             while await values(db, free, low):  # noqa: ASYNC110 -- another connection takes it
@@ -399,7 +399,7 @@ class Crowd:
 
 
 async def test_groups_notes_edits_and_the_reconciler_do_not_deadlock(
-    store: PostgresWorkflowStore, db: Database, database: str
+    store: PostgresWorkflowStore, db: Database, mesh_dsn: str
 ) -> None:
     # Two chains in each, so that a group writes several steps of a workflow.
     shape = {f"{chain}{at}": [f"{chain}{at - 1}"] if at else [] for chain in "xy" for at in range(12)}
@@ -415,7 +415,7 @@ async def test_groups_notes_edits_and_the_reconciler_do_not_deadlock(
         assert {one.state for one in whole.steps} == {StepState.COMPLETED}
         assert {one.attempt for one in whole.steps} == {1}
     await db.close()  # what its connections counted is known at their end
-    async with await psycopg.AsyncConnection.connect(database) as conn:
+    async with await psycopg.AsyncConnection.connect(mesh_dsn) as conn:
         cursor = await conn.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
         assert await cursor.fetchone() == (0,)
 
@@ -450,7 +450,7 @@ def ended(ident: UUID, end: TaskEnded) -> task_pb2.Task:
 
 
 async def test_what_a_group_begins_is_asked_for_together_and_noted_once_its_steps_are_free(
-    store: PostgresWorkflowStore, database: str
+    store: PostgresWorkflowStore, mesh_dsn: str
 ) -> None:
     idents = [await begun(store) for _ in range(3)]
     moves = executor(store, Tasks(3))
@@ -460,7 +460,7 @@ async def test_what_a_group_begins_is_asked_for_together_and_noted_once_its_step
     async with asyncio.timeout(60):
         while len(moves._made) < 3:  # noqa: ASYNC110 -- filled by tasks of its own
             await asyncio.sleep(0.01)
-    async with holding(database, "SELECT FROM steps WHERE workflow_id = %s FOR UPDATE", idents[0]):
+    async with holding(mesh_dsn, "SELECT FROM steps WHERE workflow_id = %s FOR UPDATE", idents[0]):
         await moves.note_made()
     assert [(await states(store, one))["b"] for one in idents] == ["DISPATCHING", "RUNNING", "RUNNING"]
     await moves.note_made()
@@ -469,8 +469,8 @@ async def test_what_a_group_begins_is_asked_for_together_and_noted_once_its_step
     await moves.close()
 
 
-async def test_a_database_that_is_away_is_told_of_each_workflow(database: str) -> None:
-    db = Database(database, schema="workflows")
+async def test_a_database_that_is_away_is_told_of_each_workflow(mesh_dsn: str) -> None:
+    db = Database(mesh_dsn, schema="workflows")
     await db.open()
     store = PostgresWorkflowStore(db)
     idents = [await begun(store) for _ in range(2)]

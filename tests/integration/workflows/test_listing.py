@@ -58,8 +58,8 @@ FILTERS: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-async def db(database: str) -> AsyncIterator[Database]:
-    db = Database(database, schema="workflows")
+async def db(mesh_dsn: str) -> AsyncIterator[Database]:
+    db = Database(mesh_dsn, schema="workflows")
     await db.open()
     async with db.transaction() as conn:
         await conn.execute(_FILL, {"states": [status.value for status in WorkflowStatus], "noon": NOON})

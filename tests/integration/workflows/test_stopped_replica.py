@@ -37,7 +37,7 @@ async def until(dsn: str, query: str, what: str, seconds: float = 60.0) -> None:
 
 
 async def test_replica_that_stands_still_in_a_transaction_and_leads_holds_up_no_workflow(
-    shared: Settings, start_tasks: Any, nats_url: str, database: str, tmp_path: Path
+    shared: Settings, start_tasks: Any, nats_url: str, mesh_dsn: str, tmp_path: Path
 ) -> None:
     tasks, worker = await start_tasks(nats_url)
     settings = shared(nats_url, tasks_address=tasks.address, **_SETTINGS)
@@ -64,12 +64,12 @@ async def test_replica_that_stands_still_in_a_transaction_and_leads_holds_up_no_
                 await asyncio.sleep(0.05)
 
         still, door = await replica("still")
-        await until(database, "SELECT count(*) > 0 FROM leaders", "the first replica leads")
-        [[leader]] = await rows(database, "SELECT holder FROM leaders")
+        await until(mesh_dsn, "SELECT count(*) > 0 FROM leaders", "the first replica leads")
+        [[leader]] = await rows(mesh_dsn, "SELECT holder FROM leaders")
         _, other = await replica("other")
         load = asyncio.create_task(keep_creating(door.workflows()))
         assert still.process is not None
-        await asyncio.to_thread(stand_still, still.process.pid, database, IN_A_CHANGE)
+        await asyncio.to_thread(stand_still, still.process.pid, mesh_dsn, IN_A_CHANGE)
         load.cancel()
         with pytest.raises((asyncio.CancelledError, MeshError)):
             await load
@@ -78,17 +78,17 @@ async def test_replica_that_stands_still_in_a_transaction_and_leads_holds_up_no_
             await create_one(stub)
 
         ended = "SELECT count(*) = 0 FROM workflows WHERE status NOT IN ('COMPLETED', 'FAILED', 'CANCELLED')"
-        await until(database, ended, "the workflows of both end")
+        await until(mesh_dsn, ended, "the workflows of both end")
         passed = f"SELECT count(*) > 0 FROM leaders WHERE holder <> '{leader}' AND expires_at > now()"
-        await until(database, passed, "the other replica leads")
-        await until(database, "SELECT count(*) = 0 FROM outbox", "the events of both are published")
+        await until(mesh_dsn, passed, "the other replica leads")
+        await until(mesh_dsn, "SELECT count(*) = 0 FROM outbox", "the events of both are published")
         assert psutil.Process(still.process.pid).status() == psutil.STATUS_STOPPED
 
         # It comes back and believes to lead, to be in a transaction, to move workflows.
         still.process.send_signal(signal.SIGCONT)
         await create_one(stub)
-        await until(database, ended, "the last workflow ends")
-        outcomes = dict(await rows(database, "SELECT status::text, count(*) FROM workflows GROUP BY status"))
+        await until(mesh_dsn, ended, "the last workflow ends")
+        outcomes = dict(await rows(mesh_dsn, "SELECT status::text, count(*) FROM workflows GROUP BY status"))
         assert set(outcomes) == {"COMPLETED"}
         assert outcomes["COMPLETED"] >= 11
         assert await other.task_count() == outcomes["COMPLETED"] * len(_SHAPE)

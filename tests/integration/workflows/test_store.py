@@ -17,8 +17,8 @@ from tests.unit.workflows.rows import ID, NOW, step, workflow
 
 
 @pytest.fixture
-async def store(database: str) -> AsyncIterator[PostgresWorkflowStore]:
-    db = Database(database, schema="workflows")
+async def store(mesh_dsn: str) -> AsyncIterator[PostgresWorkflowStore]:
+    db = Database(mesh_dsn, schema="workflows")
     await db.open()
     yield PostgresWorkflowStore(db)
     await db.close()

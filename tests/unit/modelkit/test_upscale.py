@@ -68,7 +68,7 @@ def test_the_worse_a_jpeg_the_stronger_it_is_cleaned() -> None:
 
 
 def test_drawn_garments_become_sharp_true_and_keep_their_colours(upscaler: Upscaler) -> None:
-    drawn, _ = draw_many(5, 4, 256)
+    drawn, _ = draw_many(5, 2, 256)
     figures = []
     for pixels in drawn:
         truth = Image.fromarray(pixels)
