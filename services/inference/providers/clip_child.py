@@ -28,7 +28,7 @@ def main(source: Path, target: Path, seconds: float) -> int:
             source.replace(target)
         else:
             _encode(source, target, seconds)
-    except (FFmpegError, ValueError, OverflowError):
+    except (FFmpegError, ValueError, OverflowError, MemoryError):
         return NO_CLIP
     return 0
 

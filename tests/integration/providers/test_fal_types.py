@@ -25,7 +25,8 @@ from atelier.tasks.v1.task_pb2 import CreateTask, Task
 from av.video.stream import VideoStream
 
 from meshkit.worker.handlers import CallHandler, Output, TaskFailed
-from services.inference.providers import fal_garment_fixer, fal_shootify_refiner, fal_standard
+from services.inference.providers import clip_child, fal_garment_fixer, fal_shootify_refiner, fal_standard
+from services.inference.providers.clips import write_clip
 from services.inference.providers.kit import ProviderKit
 from tests.providers.attempt import FakeAttempt
 from tests.providers.base import (
@@ -249,6 +250,16 @@ async def test_a_clip_that_is_none_is_an_empty_answer(fal: FalServer, fal_handle
         await fal_handlers[TASK_TYPE_VIDEO_GENERATION].run(attempt)
     assert failed.value.category == ErrorCategory.ERROR_CATEGORY_PROVIDER
     assert not (await asyncio.to_thread((tmp_path / "video.mp4").exists))
+
+
+async def test_a_clip_that_cannot_be_judged_here_is_not_the_providers_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clip_child, "__name__", "services.inference.providers.away")
+    with pytest.raises(TaskFailed) as failed:
+        await write_clip("fal", b"x" * 99, tmp_path / "video.mp4", 4.0)
+    assert (failed.value.category, failed.value.retryable) == (ErrorCategory.ERROR_CATEGORY_RESOURCE, True)
+    assert await asyncio.to_thread(lambda: list(tmp_path.iterdir())) == []
 
 
 async def test_a_clip_longer_than_any_is_refused_before_it_is_paid(

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from meshkit.errors import ErrorKind, MeshError
+from services.training.library.conversion import converter
 from services.training.library.conversion.converter import ConversionLimits, PickleConverter
 
 LIMITS = ConversionLimits(seconds=120)
@@ -169,6 +170,16 @@ def test_a_child_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     _zip(source, ("a/data.pkl", b"\x80\x02" + b"N0" * 900_000 + b"}."))
     limits = ConversionLimits(seconds=0.05)
     assert "takes more than 0.05 s" in refusal(source, tmp_path / "out.safetensors", limits)
+
+
+def test_a_child_that_does_not_start_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, into = tmp_path / "a.pt", tmp_path / "out.safetensors"
+    torch.save(tensors(), source)
+    monkeypatch.setattr(converter, "_CHILD", "services.training.library.conversion.away")
+    with pytest.raises(MeshError) as caught:
+        convert(source, into)
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    assert not into.exists()
 
 
 def test_a_child_that_writes_more_than_it_may_is_refused(tmp_path: Path) -> None:

@@ -40,8 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cpu_seconds=options.cpu_seconds,
             keep=(_STDOUT, options.source, options.into),
         )
-        answer = _converted(cast("BinaryIO", source), cast("BinaryIO", into), size)
-        _tell({**answer, "measures": measures})
+        # Whatever ends this process from here on is the file's doing.
+        _tell({"measures": measures})
+        _tell(_converted(cast("BinaryIO", source), cast("BinaryIO", into), size))
     return 0
 
 

@@ -19,6 +19,7 @@ _log = get_logger(__name__)
 
 MEMBER: Final = "file"
 _MAX_ANSWER_BYTES: Final = 64 * 1024
+_UNAVAILABLE: Final = "Files of this kind cannot be converted right now"
 _CHILD: Final = "services.training.library.conversion.child"
 
 
@@ -60,22 +61,23 @@ class PickleConverter:
             What held the child beside its limits.
 
         Raises:
-            MeshError: `INVALID` with what is wrong with the file.
+            MeshError: `INVALID` with what is wrong with the file, `UNAVAILABLE` where the child ends before it reads
+                it.
         """
         async with self._turns:
             done = False
             try:
-                answer = await self._ask(source, into)
+                measures, answer = await self._ask(source, into)
                 done = "tensors" in answer
             finally:
                 if not done:
                     await asyncio.to_thread(into.unlink, missing_ok=True)
         if not done:
             raise refused(str(answer.get("refusal", "it is damaged")))
-        _log.info("lora_converted", tensors=answer["tensors"], measures=answer["measures"])
-        return list(answer["measures"])
+        _log.info("lora_converted", tensors=answer["tensors"], measures=measures)
+        return measures
 
-    async def _ask(self, source: Path, into: Path) -> dict[str, Any]:
+    async def _ask(self, source: Path, into: Path) -> tuple[list[str], dict[str, Any]]:
         limits = self._limits
         with contextlib.ExitStack() as stack:
             reading = stack.enter_context(source.open("rb"))
@@ -93,25 +95,35 @@ class PickleConverter:
                     env={},
                     cwd="/",
                     start_new_session=True,
+                    limit=_MAX_ANSWER_BYTES,
                 )
             except OSError:
                 _log.exception("lora_child_not_started")
-                raise unavailable("Files of this kind cannot be converted right now") from None
+                raise unavailable(_UNAVAILABLE) from None
         assert child.stdout is not None
         try:
             async with asyncio.timeout(limits.seconds):
-                text = await child.stdout.read(_MAX_ANSWER_BYTES)
+                held, answer = await _line(child.stdout), await _line(child.stdout)
                 await child.wait()
         except TimeoutError:
             raise refused(f"it takes more than {limits.seconds:g} s to read") from None
         finally:
             await asyncio.shield(_end(child))
-        try:
-            answer = json.loads(text)
-        except ValueError:
+        if not held:
+            _log.error("lora_child_not_ready", status=child.returncode)
+            raise unavailable(_UNAVAILABLE)
+        if not answer:
             _log.warning("lora_child_lost", status=child.returncode)
-            return {}
-        return answer if isinstance(answer, dict) else {}
+        return list(held["measures"]), answer
+
+
+async def _line(stream: asyncio.StreamReader) -> dict[str, Any]:
+    """Read what the child says next; empty where it says nothing that can be understood."""
+    try:
+        told = json.loads(await stream.readline())
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def refused(reason: str) -> MeshError:
