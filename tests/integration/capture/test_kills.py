@@ -74,7 +74,7 @@ def until(check: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 def rest() -> None:
-    """Let every camera be idle: the next photo of each is of another batch."""
+    """Let every camera be idle: the next photo of each is of another batch than those that were seen."""
     time.sleep(1.5 * IDLE)
 
 
@@ -114,6 +114,11 @@ def test_every_photo_is_one_row_in_one_right_batch_whatever_is_killed(
     process: CaptureProcess, postgres: tuple[RunningServer, str], nats_server: NatsControl
 ) -> None:
     server, dsn = postgres
+
+    def rows(query: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(dsn, options="-c search_path=capture") as conn:
+            return conn.execute(query).fetchall()
+
     process.start()
     trouble: dict[int, tuple[Callable[[], object], ...]] = {
         12: (process.kill,),
@@ -122,7 +127,7 @@ def test_every_photo_is_one_row_in_one_right_batch_whatever_is_killed(
         36: (server.stop,),
         44: (server.start, nats_server.start),
         50: (process.kill, process.start),
-        55: (rest,),
+        55: (lambda: until(lambda: rows("SELECT count(*) FROM photos") == [(55,)]), rest),
     }
     written = []
     for number in range(60):
@@ -135,10 +140,6 @@ def test_every_photo_is_one_row_in_one_right_batch_whatever_is_killed(
         place.write_bytes(out.getvalue())
         written.append(str(place.relative_to(process.root)))
         time.sleep(0.05)
-
-    def rows(query: str) -> list[tuple[Any, ...]]:
-        with psycopg.connect(dsn, options="-c search_path=capture") as conn:
-            return conn.execute(query).fetchall()
 
     def settled() -> bool:
         found = rows("SELECT count(*), count(batch_id) FROM photos")
