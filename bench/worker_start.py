@@ -76,16 +76,24 @@ def _start(mesh: stacks.Stack) -> WorkerStart:
     """Kill the worker, and measure the one that the mesh starts in its place."""
     before = _worker(mesh)
     os.kill(before, signal.SIGKILL)
+    began = psutil.Process(_worker(mesh, other_than=before)).create_time()
     task = _made(mesh)
-    began = psutil.Process(_worker(mesh)).create_time()
-    return WorkerStart(*(_seconds(task[name]) - began for name in ("started_at", "completed_at")))
+    # The session of the one that was killed may have been given it before.
+    url = f"{mesh.url}{task['id']}/attempts"
+    attempt = _asked(urllib.request.Request(url, headers=mesh.headers))["attempts"][-1]  # noqa: S310 -- loopback
+    return WorkerStart(_seconds(attempt["started_at"]) - began, _seconds(task["completed_at"]) - began)
 
 
-def _worker(mesh: stacks.Stack) -> int:
-    status = subprocess.run(
-        [stacks.ATELIER, "status", "--data", mesh.folder, "--json"], check=True, capture_output=True, text=True
-    )
-    return next(int(one["pid"]) for one in json.loads(status.stdout)["processes"] if one["role"] == "worker")
+def _worker(mesh: stacks.Stack, other_than: int = 0) -> int:
+    """Return the worker's process, once it is another than one that was killed."""
+    while True:
+        # It ends with an error while a process is away.
+        status = subprocess.run(
+            [stacks.ATELIER, "status", "--data", mesh.folder, "--json"], check=False, capture_output=True, text=True
+        )
+        [pid] = [one["pid"] for one in json.loads(status.stdout)["processes"] if one["role"] == "worker"]
+        if pid and pid != other_than:
+            return int(pid)
 
 
 def _made(mesh: stacks.Stack) -> dict[str, Any]:
