@@ -271,16 +271,26 @@ def test_doctor_finds_nothing_missing(shell: Shell) -> None:
     assert "Nothing is missing." in shell.run("doctor").stdout
 
 
-def test_two_meshes_run_side_by_side(shells: list[Shell]) -> None:
+def listed(shell: Shell) -> list[tuple[Any, ...]]:
+    """The tasks, without the addresses of their files: these are signed anew every quarter of an hour."""
+    tasks = json.loads(shell.run("task", "list", "--json").stdout)
+    return [(task["id"], task["status"], task.get("result_image_path")) for task in tasks]
+
+
+def test_two_meshes_run_side_by_side_and_a_restart_keeps_everything(shells: list[Shell]) -> None:
     one, two = shells
     two.up()
     two.healthy()
     assert {each["pid"] for each in one.status().values()}.isdisjoint(each["pid"] for each in two.status().values())
     headers = {"authorization": f"Bearer {one.token()}"}
     assert httpx.get(f"http://127.0.0.1:{two.port}/api/v1/tasks/", headers=headers, timeout=60).status_code == 401
+    before = listed(one)
+    one.run("down")
+    assert json.loads(one.run("status", "--json", code=3).stdout) == {"processes": []}
+    two.healthy()
+    one.run("up", "--detach")  # on the port it had
+    assert listed(one) == before
     two.run("down")
-    assert json.loads(two.run("status", "--json", code=3).stdout) == {"processes": []}
-    one.healthy()
 
 
 def test_commands_without_a_mesh_say_so(tmp_path: Path) -> None:
@@ -292,11 +302,7 @@ def test_commands_without_a_mesh_say_so(tmp_path: Path) -> None:
 
 
 def test_killed_supervisor_takes_its_processes_along_and_up_goes_on_with_everything(shell: Shell) -> None:
-    def listed() -> list[tuple[Any, ...]]:
-        tasks = json.loads(shell.run("task", "list", "--json").stdout)
-        return [(task["id"], task["status"], task.get("result_image_path")) for task in tasks]
-
-    before, tasks = shell.status(), listed()
+    before, tasks = shell.status(), listed(shell)
     path = tasks[0][2]
     headers = {"authorization": f"Bearer {shell.token()}"}
     supervisor = json.loads((shell.path / "mesh.json").read_text())["pid"]
@@ -308,7 +314,7 @@ def test_killed_supervisor_takes_its_processes_along_and_up_goes_on_with_everyth
     )
     shell.run("up", "--detach")  # on the port it had
     shell.healthy()
-    assert listed() == tasks
+    assert listed(shell) == tasks
     picture = httpx.get(
         f"http://127.0.0.1:{shell.port}/api/v1/storage/images/{path}",
         headers=headers,
