@@ -42,10 +42,10 @@ class FoldersFound:
     Attributes:
         cameras: The cameras.
         troubles: What keeps a camera's folder, or one in it, from being read.
-        files: Files that are not known.
+        files: Files that are new.
         refused: Links, and folders that can be no camera.
         complete: Whether all folders were looked through.
-        met: How many files are known.
+        met: How many files are not new.
     """
 
     cameras: set[str] = field(default_factory=set)
@@ -58,7 +58,7 @@ class FoldersFound:
 
 def look_through(
     root: Path,
-    known: Mapping[bytes, bytes],
+    is_new: Callable[[bytes, FileStamp], bool],
     watch: Callable[[bytes], None],
     most: int,
     skipped: Collection[str] = frozenset(),
@@ -67,9 +67,9 @@ def look_through(
 
     Args:
         root: Their root.
-        known: What files are known by, packed.
+        is_new: Tells whether a file is neither known as it is nor waited for.
         watch: Called with each folder before it is read, so that nothing that comes to it meanwhile is missed.
-        most: After so many files that are not known the rest is left for the next time.
+        most: After so many new files the rest is left for the next time.
         skipped: Cameras that are not looked into: their files never become known, and would keep others from being.
 
     Raises:
@@ -86,15 +86,15 @@ def look_through(
                 found.refused.append(name)
             continue
         found.cameras.add(camera)
-        if camera not in skipped:
-            look_into(root, name, known, watch, most, found)
+        if camera not in skipped and found.complete:
+            look_into(root, name, is_new, watch, most, found)
     return found
 
 
 def look_into(  # noqa: PLR0917 -- what looking through folders goes on with
     root: Path,
     folder: bytes,
-    known: Mapping[bytes, bytes],
+    is_new: Callable[[bytes, FileStamp], bool],
     watch: Callable[[bytes], None],
     most: int,
     found: FoldersFound,
@@ -103,20 +103,21 @@ def look_into(  # noqa: PLR0917 -- what looking through folders goes on with
     waiting = [folder]
     base = os.fsencode(root)
     while waiting:
-        if len(found.files) >= most:
-            found.complete = False
-            return
         place = waiting.pop()
         try:
             watch(os.path.join(base, place))  # noqa: PTH118 -- bytes, which no Path takes
-            waiting += _read_folder(base, place, known, found)
+            waiting += _read_folder(base, place, is_new, most, found)
         except OSError as error:
             camera = camera_of(folder.partition(b"/")[0])
             if camera is not None and not (isinstance(error, FileNotFoundError) and place != folder):
                 found.troubles.setdefault(camera, trouble_of(error))
+        if not found.complete:
+            return
 
 
-def _read_folder(base: bytes, place: bytes, known: Mapping[bytes, bytes], found: FoldersFound) -> list[bytes]:
+def _read_folder(
+    base: bytes, place: bytes, is_new: Callable[[bytes, FileStamp], bool], most: int, found: FoldersFound
+) -> list[bytes]:
     """Add what is in a folder to what was found; return the folders in it."""
     folders = []
     for name, is_link, is_folder, stamp in _entries(base, place):
@@ -126,9 +127,12 @@ def _read_folder(base: bytes, place: bytes, known: Mapping[bytes, bytes], found:
         elif is_folder:
             if file.count(b"/") < _MOST_DEPTH:
                 folders.append(file)
-        elif stamp is not None and known.get(file) == stamp.packed():
+        elif stamp is not None and not is_new(file, stamp):
             found.met += 1
         elif stamp is not None:
+            if len(found.files) >= most:
+                found.complete = False
+                break
             found.files.append((file, stamp))
     return folders
 

@@ -30,7 +30,8 @@ _CAMERAS = metrics.gauge("capture_cameras", "Cameras whose photos are taken, by 
 
 _JUDGE_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
-_MOST_FOUND = 5000
+# So many new files are found at once; the next are looked for once no more than half of that wait.
+_MOST_FOUND = 1000
 _ASKED_AT_ONCE = 500
 _TAKEN_AT_ONCE = 64
 _MOST_REFUSED_TOLD = 1000
@@ -169,9 +170,10 @@ class FileWatcher:
         every = self.limits.poll_seconds if self._observer is None else self.limits.scan_seconds
         more = False
         try:
-            if self._look_at_all or self._clock() - self._looked_at >= every:
+            enough = sum(not one.unread for one in self._candidates.values()) > _MOST_FOUND // 2
+            if not enough and (self._look_at_all or self._clock() - self._looked_at >= every):
                 more = await self._look_through(every)
-            elif self._folders:
+            elif not enough and self._folders:
                 await self._look_into()
         except MeshError:
             self._look_at_all = True  # what was met could not be written down
@@ -193,7 +195,7 @@ class FileWatcher:
         self._disabled = await self._cameras.disabled()
         try:
             found = await asyncio.to_thread(
-                files.look_through, self.root, self._known, self._watch, _MOST_FOUND, self._disabled
+                files.look_through, self.root, self._is_new, self._watch, _MOST_FOUND, self._disabled
             )
         except OSError as error:
             trouble = files.trouble_of(error)
@@ -232,10 +234,16 @@ class FileWatcher:
             self._troubles.pop(camera, None)
             if camera in self._disabled:
                 continue
-            await asyncio.to_thread(files.look_into, self.root, folder, self._known, self._watch, _MOST_FOUND, found)
+            await asyncio.to_thread(files.look_into, self.root, folder, self._is_new, self._watch, _MOST_FOUND, found)
         self._troubles.update(found.troubles)
         self._look_at_all |= not found.complete
         await self._add(found)
+
+    def _is_new(self, file: bytes, stamp: FileStamp) -> bool:
+        if self._known.get(file) == stamp.packed():
+            return False
+        waiting = self._candidates.get(file)
+        return waiting is None or (bool(waiting.unread) and waiting.stamp != stamp)
 
     def _watch(self, folder: bytes) -> None:
         observer = self._observer
@@ -258,8 +266,7 @@ class FileWatcher:
             for file, stamp in part:
                 if rows.get(file) == (stamp.size, stamp.modified_ns) and file not in self._known:
                     self._known[file] = stamp.packed()
-                elif (one := self._candidates.get(file)) is None or (one.unread and one.stamp != stamp):
-                    # New, or changed since it could not be read.
+                elif self._is_new(file, stamp):
                     self._candidates[file] = PhotoCandidate(self._clock(), closed=False)
         for place in found.refused:
             if place not in self._refused and len(self._refused) < _MOST_REFUSED_TOLD:
