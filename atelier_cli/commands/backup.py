@@ -3,14 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import psycopg
 import typer
-import urllib3
-from minio.error import MinioException
 
-from atelier_cli.backup import SETTINGS, Stores
 from atelier_cli.commands.mesh import Data
 from atelier_cli.embedded.nats import NatsServer
 from atelier_cli.embedded.postgres import programs
@@ -20,6 +16,9 @@ from atelier_cli.errors import CliError, ExitCode
 from atelier_cli.folder import DataFolder
 from atelier_cli.mesh import MeshPlan, ServiceProcess, choose_ports, plan
 from atelier_cli.terminal import err
+
+if TYPE_CHECKING:
+    from atelier_cli.backup import Stores
 
 Copy = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the copy.")]
 
@@ -50,6 +49,10 @@ def restore(copy: Copy, data: Data = None) -> None:
 
 @contextlib.contextmanager
 def _failures_told() -> Iterator[None]:
+    import psycopg  # noqa: PLC0415 -- other commands need not load it
+    import urllib3  # noqa: PLC0415 -- as above
+    from minio.error import MinioException  # noqa: PLC0415 -- as above
+
     try:
         yield
     except psycopg.Error as error:
@@ -58,7 +61,9 @@ def _failures_told() -> Iterator[None]:
         raise CliError(f"The object store failed: {error}") from error
 
 
-def _stores(mesh: MeshPlan) -> Stores:
+def _stores(mesh: MeshPlan) -> "Stores":
+    from atelier_cli.backup import SETTINGS, Stores  # noqa: PLC0415 -- as above
+
     tasks = mesh.servers["tasks"]
     if not isinstance(tasks, ServiceProcess):
         raise TypeError(tasks)

@@ -16,9 +16,6 @@ import stat
 import subprocess
 from pathlib import Path
 
-import psycopg
-from psycopg import sql
-
 from atelier_cli.embedded.process import Launch, StartError, accepts, nothing_of_the_mesh
 
 _SYSTEM_FOLDER = Path("/var/lib/atelier")
@@ -122,6 +119,9 @@ class PostgresServer:
 
     def ready(self) -> bool:
         """Whether the database accepts our password; create the database if it is missing."""
+        import psycopg  # noqa: PLC0415 -- commands that start no server need not load it
+        from psycopg import sql  # noqa: PLC0415 -- as above
+
         if not accepts("127.0.0.1", self.port):
             return False
         try:

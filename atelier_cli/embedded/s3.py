@@ -10,14 +10,15 @@ import json
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import urllib3
-from minio import Minio
-from minio.error import MinioException
 
 from atelier_cli.embedded.mutual_tls import Identity
 from atelier_cli.embedded.process import Launch, accepts, nothing_of_the_mesh
+
+if TYPE_CHECKING:
+    from minio import Minio
 
 # Sections of security.toml: who listens by gRPC and calls the others by it, and who listens by HTTP.
 _GRPC_PARTS: Final = ("master", "volume", "filer", "s3", "admin", "worker", "client")
@@ -63,8 +64,10 @@ class S3Server:
         """host:port of the S3 API."""
         return f"127.0.0.1:{self._ports.s3}"
 
-    def client(self) -> Minio:
+    def client(self) -> "Minio":
         """Return a client that does not retry: the caller polls."""
+        from minio import Minio  # noqa: PLC0415 -- commands that start no server need not load it
+
         return Minio(
             self.endpoint,
             access_key=self.access_key,
@@ -121,6 +124,8 @@ class S3Server:
 
     def ready(self) -> bool:
         """Whether it accepts our keys; create the bucket if it is missing."""
+        from minio.error import MinioException  # noqa: PLC0415 -- as above
+
         if not accepts("127.0.0.1", self._ports.s3):
             return False
         client = self.client()

@@ -6,8 +6,6 @@ from typing import Any
 
 import httpx
 import pytest
-from waldur_api_client.api.celery_stats import celery_stats_retrieve
-from waldur_api_client.client import AuthenticatedClient
 
 from tests.documented import documented
 from tests.e2e.bodies import body, data_url, photo
@@ -97,6 +95,10 @@ def _shows_pictures(mesh: RunningMesh, client: httpx.Client) -> None:
 
 
 def test_a_client_of_celery_statistics_reads_them(mesh: RunningMesh) -> None:
+    # A large package, which a run of other tests need not load.
+    from waldur_api_client.api.celery_stats import celery_stats_retrieve  # noqa: PLC0415 -- as above
+    from waldur_api_client.client import AuthenticatedClient  # noqa: PLC0415 -- as above
+
     token = mesh.token("monitored", ("read", "support"))
     with AuthenticatedClient(base_url=mesh.url, token=token) as client:  # it sends `Token`, not `Bearer`
         found = celery_stats_retrieve.sync(client=client)

@@ -32,6 +32,14 @@ def measured(*arguments: str, into: Path) -> tuple[dict[str, dict[str, float]], 
     return {part["name"]: {one["name"]: one["value"] for one in part["figures"]} for part in parts}, done.stdout
 
 
+def test_one_part_alone_is_measured_and_told(tmp_path: Path) -> None:
+    figures, printed = measured("--only=build", "--only=bare", into=tmp_path / "figures.json")
+    assert tuple(figures) == ("build", "bare")
+    assert "| bare | a step |" in printed
+    assert "its figures mean nothing" in printed
+
+
+@pytest.mark.long
 def test_bare_and_worker_are_measured_alike(tmp_path: Path) -> None:
     parts = ("build", "bare", "worker")
     figures, printed = measured(*(f"--only={part}" for part in parts), into=tmp_path / "figures.json")
@@ -39,7 +47,6 @@ def test_bare_and_worker_are_measured_alike(tmp_path: Path) -> None:
     compared = {"a step", "peak memory", "LoRA swapped for a loaded one", "a step with a LoRA"}
     assert compared <= set(figures["bare"]) & set(figures["worker"])
     assert "| worker | a step |" in printed
-    assert "its figures mean nothing" in printed
 
 
 @pytest.mark.long

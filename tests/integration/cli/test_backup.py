@@ -1,6 +1,5 @@
 """Backup and restore on servers that the environment names."""
 
-import asyncio
 import io
 import os
 import subprocess
@@ -15,21 +14,16 @@ import pytest
 from atelier_cli.backup import Stores
 from atelier_cli.embedded.postgres import programs
 from atelier_cli.errors import CliError
-from meshkit.db import migrate
-from meshkit.topology import SERVICES
 from tests.conftest import S3Store
 
 
 @pytest.fixture
-def named(fresh_postgres_dsn: str, s3: S3Store) -> dict[str, str]:
-    """The environment of a mesh on servers of somebody else, with both schemas and one tenant's image."""
-    for spec in SERVICES:
-        if spec.schema:
-            asyncio.run(migrate(fresh_postgres_dsn, spec.schema, spec.migrations))
+def named(mesh_dsn: str, s3: S3Store) -> dict[str, str]:
+    """The environment of a mesh on servers of somebody else, with all schemas and one tenant's image."""
     bucket = s3.bucket()
     s3.server.client().put_object(bucket, "tenants/acme/a.png", io.BytesIO(b"an image"), 8)
     return {
-        "ATELIER_DATABASE_URL": fresh_postgres_dsn,
+        "ATELIER_DATABASE_URL": mesh_dsn,
         "ATELIER_NATS_URL": "nats://127.0.0.1:9",
         "ATELIER_S3_ENDPOINT": s3.endpoint,
         "ATELIER_S3_ACCESS_KEY": s3.access_key,
