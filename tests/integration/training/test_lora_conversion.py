@@ -182,6 +182,18 @@ def test_a_child_that_does_not_start_is_not_the_files_fault(tmp_path: Path, monk
     assert not into.exists()
 
 
+def test_a_child_that_has_not_started_in_time_is_not_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, into = tmp_path / "a.pt", tmp_path / "out.safetensors"
+    torch.save(tensors(), source)
+    monkeypatch.setattr(converter, "_START_SECONDS", 0.001)
+    with pytest.raises(MeshError) as caught:
+        convert(source, into)
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    assert not into.exists()
+
+
 def test_a_child_that_writes_more_than_it_may_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "large.pt"
     torch.save({"a": torch.ones(1 << 18)}, source)

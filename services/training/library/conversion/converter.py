@@ -21,6 +21,7 @@ MEMBER: Final = "file"
 _MAX_ANSWER_BYTES: Final = 64 * 1024
 _UNAVAILABLE: Final = "Files of this kind cannot be converted right now"
 _CHILD: Final = "services.training.library.conversion.child"
+_START_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class ConversionLimits:
     Attributes:
         memory_bytes: Address space of the child.
         file_bytes: Largest file that it may write.
-        seconds: Time that it has; computing time and time of day.
+        seconds: Time that it has to read the file; computing time and time of day.
     """
 
     memory_bytes: int = 512 << 20
@@ -102,9 +103,11 @@ class PickleConverter:
                 raise unavailable(_UNAVAILABLE) from None
         assert child.stdout is not None
         try:
-            async with asyncio.timeout(limits.seconds):
-                held, answer = await _line(child.stdout), await _line(child.stdout)
-                await child.wait()
+            held, answer = await _started(child.stdout), dict[str, Any]()
+            if held:
+                async with asyncio.timeout(limits.seconds):
+                    answer = await _line(child.stdout)
+                    await child.wait()
         except TimeoutError:
             raise refused(f"it takes more than {limits.seconds:g} s to read") from None
         finally:
@@ -115,6 +118,15 @@ class PickleConverter:
         if not answer:
             _log.warning("lora_child_lost", status=child.returncode)
         return list(held["measures"]), answer
+
+
+async def _started(stream: asyncio.StreamReader) -> dict[str, Any]:
+    """Read what the child says when it begins to read the file; empty where it does not get there."""
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            return await _line(stream)
+    except TimeoutError:
+        return {}
 
 
 async def _line(stream: asyncio.StreamReader) -> dict[str, Any]:
