@@ -265,7 +265,7 @@ def send_head(draw: Draw, target: Target) -> str | None:
         b"Expect: 100-continue",
     ]
     lines += draw.sample(parts, draw.randrange(5))
-    with socket.create_connection(("127.0.0.1", target.mesh.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", target.mesh.port), timeout=60) as connection:
         try:
             connection.sendall(b"\r\n".join(lines) + b"\r\nConnection: close\r\n\r\n")
             connection.shutdown(socket.SHUT_WR)
@@ -288,7 +288,7 @@ def send_message(draw: Draw, target: Target) -> str | None:
     token = draw.choice([f"Bearer {target.token}", f"Bearer {target.token}", "Bearer x", ""])
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = target.channels[service].unary_unary(method)
     try:
-        call(content, timeout=20, metadata=(("authorization", token),) if token else ())
+        call(content, timeout=60, metadata=(("authorization", token),) if token else ())
     except grpc.RpcError as error:
         code = error.code()
         target.answers[code.name] += 1
