@@ -12,6 +12,7 @@ import pytest
 from atelier_cli.embedded.postgres import PostgresServer
 from atelier_cli.embedded.process import RunningServer, free_ports
 from atelier_cli.folder import DataFolder
+from meshkit import topology
 from meshkit.migrations import migrate_all
 from tests.collector import Collector, collecting
 from tests.e2e.harness import DEVICE_ENVIRONMENT, NOOP_ENVIRONMENT, RunningMesh
@@ -29,7 +30,7 @@ def begun(servers_folder: Path) -> DataFolder:
     server = PostgresServer(folder / "postgres", free_ports(1)[0], password, folder.log("postgres"))
     running = RunningServer(server)
     running.start()
-    asyncio.run(migrate_all(server.dsn()))
+    asyncio.run(migrate_all(server.dsn(), [spec.role for spec in topology.OPTIONAL]))
     running.stop()
     return folder
 
