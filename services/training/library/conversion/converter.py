@@ -102,8 +102,9 @@ class PickleConverter:
                 _log.exception("lora_child_not_started")
                 raise unavailable(_UNAVAILABLE) from None
         assert child.stdout is not None
+        answer: dict[str, Any] = {}
         try:
-            held, answer = await _started(child.stdout), dict[str, Any]()
+            held = await _started(child.stdout)
             if held:
                 async with asyncio.timeout(limits.seconds):
                     answer = await _line(child.stdout)
