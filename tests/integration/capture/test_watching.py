@@ -354,7 +354,7 @@ async def test_a_full_camera_that_is_disabled_keeps_no_other_from_being_looked_i
 
 
 @BOTH
-async def test_files_that_cannot_be_read_keep_no_others_of_their_folder_from_being_taken(
+async def test_files_that_cannot_be_read_keep_no_others_from_being_taken(
     start_studio: StartStudio, root: Path, observer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "_MOST_FOUND", 2)
@@ -365,14 +365,15 @@ async def test_files_that_cannot_be_read_keep_no_others_of_their_folder_from_bei
         return hash_file(base, file, stamp)
 
     monkeypatch.setattr(files, "hash_file", stumbling)
-    (root / "left").mkdir()
+    for camera in ("left", "right"):
+        (root / camera).mkdir()
     for number in range(6):
         (root / "left" / f"bad-{number}.jpg").write_bytes(picture(size=32 + number))
-        (root / "left" / f"{number}.jpg").write_bytes(picture(size=48 + number))
+        (root / "right" / f"{number}.jpg").write_bytes(picture(size=48 + number))
     studio = await begin(start_studio, observer)
 
     async def all_good() -> bool:
-        return {path for path, _, _ in await photos(studio)} == {f"left/{number}.jpg" for number in range(6)}
+        return {path for path, _, _ in await photos(studio)} == {f"right/{number}.jpg" for number in range(6)}
 
     await until(all_good)
     assert studio.capture.watcher.pending == 6
